@@ -1,0 +1,427 @@
+//! The physical map: which byte of physical memory is whose.
+
+use alloc::vec::Vec;
+use core::fmt;
+use core::ops::{Index, IndexMut};
+
+use crate::range::{FRAME_SIZE, PhysRange};
+use crate::range_map::RangeMap;
+
+/// What a boot loader says a stretch of physical memory is: the kinds of the Limine boot protocol's
+/// memory map.
+///
+/// Declared from the least to the most restrictive; where entries overlap, the greater wins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// Free memory.
+    Usable,
+    /// The loader's: its answers, stacks and tables. Free once nothing uses them any more.
+    BootloaderReclaimable,
+    /// The kernel's image and the modules loaded with it.
+    ExecutableAndModules,
+    /// ACPI tables; free once they have been read.
+    AcpiReclaimable,
+    /// A linear framebuffer.
+    Framebuffer,
+    /// The firmware's; must be kept across sleep states.
+    AcpiNvs,
+    /// Reserved, but the protocol's newer revisions map it.
+    ReservedMapped,
+    /// Not to be touched.
+    Reserved,
+    /// Memory with defects.
+    Bad,
+}
+
+impl Kind {
+    /// All kinds, from the least to the most restrictive.
+    pub const ALL: [Self; 9] = [
+        Self::Usable,
+        Self::BootloaderReclaimable,
+        Self::ExecutableAndModules,
+        Self::AcpiReclaimable,
+        Self::Framebuffer,
+        Self::AcpiNvs,
+        Self::ReservedMapped,
+        Self::Reserved,
+        Self::Bad,
+    ];
+
+    /// Whether memory of this kind is handed out in frames, at once or once it is reclaimed. The
+    /// protocol guarantees that such entries are frame-aligned and overlap nothing.
+    const fn is_allocatable(self) -> bool {
+        matches!(self, Self::Usable | Self::BootloaderReclaimable)
+    }
+
+    /// Whose such memory is when the kernel starts.
+    const fn owner(self) -> Owner {
+        match self {
+            Self::Usable => Owner::Free,
+            Self::BootloaderReclaimable => Owner::Loader,
+            Self::ExecutableAndModules => Owner::Kernel,
+            Self::AcpiReclaimable => Owner::AcpiReclaimable,
+            Self::Framebuffer => Owner::Framebuffer,
+            Self::AcpiNvs => Owner::AcpiNvs,
+            Self::ReservedMapped | Self::Reserved => Owner::Reserved,
+            Self::Bad => Owner::Bad,
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Usable => "usable",
+            Self::BootloaderReclaimable => "bootloader reclaimable",
+            Self::ExecutableAndModules => "executable and modules",
+            Self::AcpiReclaimable => "ACPI reclaimable",
+            Self::Framebuffer => "framebuffer",
+            Self::AcpiNvs => "ACPI NVS",
+            Self::ReservedMapped => "reserved, mapped",
+            Self::Reserved => "reserved",
+            Self::Bad => "bad",
+        })
+    }
+}
+
+/// One entry of a boot loader's memory map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryEntry {
+    /// The bytes it speaks of.
+    pub range: PhysRange,
+    /// What it says they are.
+    pub kind: Kind,
+}
+
+impl fmt::Display for MemoryEntry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.range, self.kind)
+    }
+}
+
+/// Whose a stretch of physical memory is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum Owner {
+    /// Nobody's: free to be handed out.
+    Free = 0,
+    /// The boot loader's, until it is reclaimed.
+    Loader,
+    /// The kernel's image.
+    Kernel,
+    /// The frame allocator's record of every frame.
+    FrameTable,
+    /// Page tables.
+    PageTables,
+    /// The heap's.
+    Heap,
+    /// The CPUs' stacks.
+    Stacks,
+    /// The CPUs' own blocks.
+    PerCpu,
+    /// ACPI tables.
+    AcpiReclaimable,
+    /// The firmware's, kept across sleep states.
+    AcpiNvs,
+    /// A framebuffer.
+    Framebuffer,
+    /// Reserved by the firmware or the loader.
+    Reserved,
+    /// Memory with defects.
+    Bad,
+    /// Frame 0, which is never handed out.
+    NullFrame,
+}
+
+impl Owner {
+    /// All owners, in the order of their values.
+    pub const ALL: [Self; 14] = [
+        Self::Free,
+        Self::Loader,
+        Self::Kernel,
+        Self::FrameTable,
+        Self::PageTables,
+        Self::Heap,
+        Self::Stacks,
+        Self::PerCpu,
+        Self::AcpiReclaimable,
+        Self::AcpiNvs,
+        Self::Framebuffer,
+        Self::Reserved,
+        Self::Bad,
+        Self::NullFrame,
+    ];
+
+    /// The owner with this value.
+    pub(crate) fn from_value(value: u8) -> Option<Self> {
+        Self::ALL.get(usize::from(value)).copied()
+    }
+}
+
+// `from_value` and `Totals` take an owner's value as its place in `ALL`.
+const _: () = {
+    let mut place = 0;
+    while place < Owner::ALL.len() {
+        assert!(Owner::ALL[place] as usize == place);
+        place += 1;
+    }
+};
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Free => "free",
+            Self::Loader => "loader",
+            Self::Kernel => "kernel image",
+            Self::FrameTable => "frame table",
+            Self::PageTables => "page tables",
+            Self::Heap => "heap",
+            Self::Stacks => "stacks",
+            Self::PerCpu => "per-CPU blocks",
+            Self::AcpiReclaimable => "ACPI tables",
+            Self::AcpiNvs => "ACPI NVS",
+            Self::Framebuffer => "framebuffer",
+            Self::Reserved => "reserved",
+            Self::Bad => "bad",
+            Self::NullFrame => "null frame",
+        })
+    }
+}
+
+/// Bytes per owner.
+///
+/// ```
+/// use muster_memory::{Owner, Totals};
+///
+/// let mut totals = Totals::default();
+/// totals[Owner::Heap] += 4096;
+/// assert_eq!(totals[Owner::Heap], 4096);
+/// assert_eq!(totals.sum(), 4096);
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals([u64; Owner::ALL.len()]);
+
+impl Totals {
+    /// The bytes of all owners together.
+    pub fn sum(&self) -> u64 {
+        self.0.iter().sum()
+    }
+
+    /// Each owner with its bytes, in the order of [`Owner::ALL`].
+    pub fn iter(&self) -> impl Iterator<Item = (Owner, u64)> {
+        Owner::ALL.into_iter().zip(self.0)
+    }
+}
+
+impl Index<Owner> for Totals {
+    type Output = u64;
+
+    fn index(&self, owner: Owner) -> &u64 {
+        &self.0[owner as usize]
+    }
+}
+
+impl IndexMut<Owner> for Totals {
+    fn index_mut(&mut self, owner: Owner) -> &mut u64 {
+        &mut self.0[owner as usize]
+    }
+}
+
+/// Two entries of a memory map overlap that must not: both speak of memory that is or will be
+/// handed out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MapError {
+    /// The entry that starts first.
+    pub first: MemoryEntry,
+    /// The entry that starts inside it.
+    pub second: MemoryEntry,
+}
+
+impl fmt::Display for MapError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "the loader's memory map contradicts itself: {} overlaps {}; use another loader or \
+             report it to the loader's authors",
+            self.first, self.second
+        )
+    }
+}
+
+impl core::error::Error for MapError {}
+
+/// A range could not change hands because not all of it was the giver's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AssignError {
+    /// The range that was to change hands.
+    pub range: PhysRange,
+    /// Who was to give it.
+    pub from: Owner,
+    /// Who was to get it.
+    pub to: Owner,
+    /// The first address that is not the giver's.
+    pub at: u64,
+    /// Whose that address is; `None` if the map does not know it.
+    pub found: Option<Owner>,
+}
+
+impl fmt::Display for AssignError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            range,
+            from,
+            to,
+            at,
+            found,
+        } = self;
+        write!(
+            f,
+            "cannot give {range} from {from} to {to}: {at:#x} belongs to "
+        )?;
+        match found {
+            Some(owner) => owner.fmt(f),
+            None => f.write_str("nobody the memory map knows"),
+        }
+    }
+}
+
+impl core::error::Error for AssignError {}
+
+/// Who owns which byte of physical memory.
+///
+/// Every byte of every entry of the loader's map has exactly one owner, and no other byte has any.
+/// Free and loader memory consists of whole frames and never contains frame 0. The map records; it
+/// does not stop anybody from using what is not theirs.
+///
+/// ```
+/// use muster_memory::{Kind, MemoryEntry, Owner, PhysRange, PhysicalMap};
+///
+/// let entry = |start, end, kind| MemoryEntry {
+///     range: PhysRange::from_bounds(start, end).unwrap(),
+///     kind,
+/// };
+/// let mut map = PhysicalMap::from_entries(&[
+///     entry(0x0, 0x9f000, Kind::Usable),
+///     entry(0x9f000, 0xa0000, Kind::Reserved),
+///     entry(0x100000, 0x200000, Kind::Usable),
+/// ])?;
+/// assert_eq!(map.owner_of(0), Some(Owner::NullFrame));
+/// assert_eq!(map.owner_of(0xa0000), None);
+///
+/// let tables = PhysRange::from_bounds(0x100000, 0x110000).unwrap();
+/// map.assign(tables, Owner::Free, Owner::PageTables)?;
+/// assert_eq!(map.totals()[Owner::PageTables], 0x10000);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct PhysicalMap {
+    owners: RangeMap<Owner>,
+}
+
+impl PhysicalMap {
+    /// The map as a loader describes it, in any order.
+    ///
+    /// Where entries overlap, the more restrictive kind wins, to the byte. What is left of free and
+    /// loader memory is shrunk to whole frames; the rest of those frames becomes reserved, and
+    /// frame 0 becomes [`Owner::NullFrame`].
+    ///
+    /// # Errors
+    ///
+    /// If two usable or bootloader-reclaimable entries overlap: no rule could tell whose the memory
+    /// is, and handing it out twice corrupts it.
+    pub fn from_entries(entries: &[MemoryEntry]) -> Result<Self, MapError> {
+        check_allocatable(entries)?;
+
+        let mut bytes = RangeMap::new();
+        for kind in Kind::ALL {
+            for entry in entries.iter().filter(|entry| entry.kind == kind) {
+                bytes.put(entry.range, kind.owner());
+            }
+        }
+
+        let mut owners = bytes.clone();
+        for (range, owner) in bytes.iter() {
+            if !matches!(owner, Owner::Free | Owner::Loader) {
+                continue;
+            }
+            owners.put(range, Owner::Reserved);
+            if let Some(frames) = range.whole_frames() {
+                owners.put(frames, owner);
+                if let Some(null) = PhysRange::new(0, FRAME_SIZE)
+                    && frames.overlaps(null)
+                {
+                    owners.put(null, Owner::NullFrame);
+                }
+            }
+        }
+        Ok(Self { owners })
+    }
+
+    /// Whose the byte at `addr` is; `None` if no entry of the loader's map speaks of it.
+    pub fn owner_of(&self, addr: u64) -> Option<Owner> {
+        self.owners.get(addr)
+    }
+
+    /// Gives the whole of `range` from one owner to another.
+    ///
+    /// # Errors
+    ///
+    /// If any byte of `range` is not `from`'s. Nothing has changed then.
+    pub fn assign(&mut self, range: PhysRange, from: Owner, to: Owner) -> Result<(), AssignError> {
+        let mut at = range.start();
+        for (part, owner) in self.owners.overlapping(range) {
+            if part.start() != at || owner != from {
+                break;
+            }
+            at = part.end();
+        }
+        if at != range.end() {
+            return Err(AssignError {
+                range,
+                from,
+                to,
+                at,
+                found: self.owner_of(at),
+            });
+        }
+        self.owners.put(range, to);
+        Ok(())
+    }
+
+    /// The ranges of one owner, lowest first; no two of them touch.
+    pub fn ranges(&self, owner: Owner) -> impl DoubleEndedIterator<Item = PhysRange> {
+        self.iter()
+            .filter_map(move |(range, whose)| (whose == owner).then_some(range))
+    }
+
+    /// All ranges with their owners, lowest first.
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = (PhysRange, Owner)> {
+        self.owners.iter()
+    }
+
+    /// How many bytes each owner has.
+    pub fn totals(&self) -> Totals {
+        let mut totals = Totals::default();
+        for (range, owner) in self.iter() {
+            totals[owner] += range.len();
+        }
+        totals
+    }
+}
+
+/// Checks that no two allocatable entries overlap.
+fn check_allocatable(entries: &[MemoryEntry]) -> Result<(), MapError> {
+    let mut allocatable: Vec<_> = entries
+        .iter()
+        .copied()
+        .filter(|entry| entry.kind.is_allocatable())
+        .collect();
+    allocatable.sort_unstable_by_key(|entry| entry.range);
+    // Sorted by start, the first overlap there is is one between neighbours.
+    for (&first, &second) in allocatable.iter().zip(allocatable.iter().skip(1)) {
+        if first.range.overlaps(second.range) {
+            return Err(MapError { first, second });
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,62 @@
+//! A map from physical ranges to values, in which neighbours with equal values are one.
+
+use nodit::{Interval, NoditMap, interval::ii};
+
+use crate::PhysRange;
+
+/// Values of physical ranges; what has none is absent. Two touching ranges never have equal values:
+/// they are merged when the second is put in.
+#[derive(Clone, Debug)]
+pub(crate) struct RangeMap<V>(NoditMap<u64, Interval<u64>, V>);
+
+impl<V: Copy + Eq> RangeMap<V> {
+    pub(crate) fn new() -> Self {
+        Self(NoditMap::new())
+    }
+
+    /// Gives the whole of `range` this value, whatever it had.
+    pub(crate) fn put(&mut self, range: PhysRange, value: V) {
+        self.remove(range);
+        let inserted = self
+            .0
+            .insert_merge_touching_if_values_equal(interval(range), value);
+        debug_assert!(inserted.is_ok(), "{range} overlaps what was just removed");
+    }
+
+    /// Takes the whole of `range` out.
+    pub(crate) fn remove(&mut self, range: PhysRange) {
+        drop(self.0.cut(&interval(range)));
+    }
+
+    pub(crate) fn get(&self, addr: u64) -> Option<V> {
+        self.0.get_at_point(&addr).copied()
+    }
+
+    pub(crate) fn iter(&self) -> impl DoubleEndedIterator<Item = (PhysRange, V)> {
+        self.0.iter().filter_map(entry)
+    }
+
+    /// The parts of the map that lie in `window`, trimmed to it.
+    pub(crate) fn overlapping(
+        &self,
+        window: PhysRange,
+    ) -> impl DoubleEndedIterator<Item = (PhysRange, V)> {
+        self.0
+            .overlapping(&interval(window))
+            .filter_map(entry)
+            .filter_map(move |(range, value)| Some((range.intersection(window)?, value)))
+    }
+}
+
+/// The map's own intervals include their end.
+fn interval(range: PhysRange) -> Interval<u64> {
+    ii(range.start(), range.end() - 1)
+}
+
+/// Never `None`: every interval in the map was made from a range, or cut or merged from such.
+fn entry<V: Copy>((interval, value): (&Interval<u64>, &V)) -> Option<(PhysRange, V)> {
+    Some((
+        PhysRange::from_bounds(*interval.start(), interval.end() + 1)?,
+        *value,
+    ))
+}

@@ -1,0 +1,939 @@
+//! Page tables: building them, walking them, and checking them against the plan.
+
+use core::fmt;
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use x86_64::structures::paging::PageTableFlags as Flags;
+
+use crate::plan::{Access, Cache, Levels, PageSize, Plan, PlanError, Region, pat_index};
+use crate::range::Frame;
+
+/// Entries in a table of any level.
+const ENTRIES: usize = 512;
+
+/// Bits 12–51 of an entry: the physical address of a table or 4 KiB page (Intel SDM vol. 3, 5.5.4).
+const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+
+/// An entry that points to a table allows everything: the leaf decides. Accessed is preset so that
+/// the CPU need not write to the tables.
+const TABLE: u64 = Flags::PRESENT.bits() | Flags::WRITABLE.bits() | Flags::ACCESSED.bits();
+
+/// The bits by which an entry that points to a table could deny something, or change how the table
+/// itself is cached.
+const TABLE_CHECKED: u64 = Flags::PRESENT.bits()
+    | Flags::WRITABLE.bits()
+    | Flags::USER_ACCESSIBLE.bits()
+    | Flags::WRITE_THROUGH.bits()
+    | Flags::NO_CACHE.bits()
+    | Flags::HUGE_PAGE.bits()
+    | Flags::NO_EXECUTE.bits();
+
+/// How to reach physical memory: the direct map in a kernel, a buffer in a test.
+///
+/// # Safety
+///
+/// For every frame for which [`Self::pointer`] answers `Some`, as long as the value lives:
+///
+/// 1. the pointer is valid for reads and writes of 4096 bytes and aligned to 4096;
+/// 2. it always reaches the memory of that frame, and no other frame's;
+/// 3. if the frame is a page table, its memory is accessed only by atomic operations of 8 bytes,
+///    and by the CPU that walks it.
+pub unsafe trait PhysicalMemory {
+    /// Where the frame that starts at `phys` can be accessed; `None` if it cannot.
+    fn pointer(&self, phys: u64) -> Option<NonNull<u8>>;
+}
+
+// SAFETY: the same pointers as the referent's, which lives as long as the reference.
+unsafe impl<M: PhysicalMemory> PhysicalMemory for &M {
+    fn pointer(&self, phys: u64) -> Option<NonNull<u8>> {
+        (**self).pointer(phys)
+    }
+}
+
+/// What the CPU can do that tables may use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Features {
+    /// It has 1 GiB pages (CPUID 8000_0001h, EDX bit 26).
+    pub gigabyte_pages: bool,
+}
+
+/// Why something could not be mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TableError {
+    /// There was no frame for another table.
+    OutOfFrames,
+    /// The region cannot be mapped, whatever the tables hold.
+    Region(PlanError),
+    /// Something is mapped there already.
+    AlreadyMapped {
+        /// The virtual address.
+        virt: u64,
+    },
+    /// A table lies where the given memory cannot be reached.
+    Unreachable {
+        /// The table's physical address.
+        phys: u64,
+    },
+}
+
+impl fmt::Display for TableError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::OutOfFrames => f.write_str("no frame is left for a page table: add memory"),
+            Self::Region(error) => error.fmt(f),
+            Self::AlreadyMapped { virt } => write!(f, "{virt:#x} is mapped already"),
+            Self::Unreachable { phys } => {
+                write!(f, "the page table at physical {phys:#x} cannot be reached")
+            }
+        }
+    }
+}
+
+impl core::error::Error for TableError {}
+
+impl From<PlanError> for TableError {
+    fn from(error: PlanError) -> Self {
+        Self::Region(error)
+    }
+}
+
+/// What the CPU grants to a page: its leaf entry's rights, as far as all entries above it agree
+/// (Intel SDM vol. 3, 5.6 "Access Rights").
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Rights {
+    /// Writes are allowed.
+    pub writable: bool,
+    /// Instruction fetches are allowed.
+    pub executable: bool,
+    /// All of it is allowed to user mode, too.
+    pub user: bool,
+}
+
+impl Rights {
+    const ALL: Self = Self {
+        writable: true,
+        executable: true,
+        user: true,
+    };
+
+    /// What is left of the rights below an entry.
+    const fn below(self, entry: u64) -> Self {
+        Self {
+            writable: self.writable && entry & Flags::WRITABLE.bits() != 0,
+            executable: self.executable && entry & Flags::NO_EXECUTE.bits() == 0,
+            user: self.user && entry & Flags::USER_ACCESSIBLE.bits() != 0,
+        }
+    }
+
+    /// The same as an [`Access`], or `None` if none says it: because it is the user's, or writable
+    /// and executable.
+    pub const fn access(self) -> Option<Access> {
+        match self {
+            Self {
+                writable: false,
+                executable: false,
+                user: false,
+            } => Some(Access::ReadOnly),
+            Self {
+                writable: true,
+                executable: false,
+                user: false,
+            } => Some(Access::ReadWrite),
+            Self {
+                writable: false,
+                executable: true,
+                user: false,
+            } => Some(Access::ReadExecute),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Rights {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let letter = |granted, letter| if granted { letter } else { '-' };
+        write!(
+            f,
+            "r{}{}",
+            letter(self.writable, 'w'),
+            letter(self.executable, 'x')
+        )?;
+        if self.user {
+            f.write_str(" user")
+        } else {
+            Ok(())
+        }
+    }
+}
+
+/// A page that tables map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leaf {
+    /// Its first virtual address.
+    pub virt: u64,
+    /// Its first physical address.
+    pub phys: u64,
+    /// Its size.
+    pub size: PageSize,
+    /// What may be done with it.
+    pub rights: Rights,
+    /// The entry of the PAT that says how it is cached.
+    pub pat_index: u8,
+}
+
+impl Leaf {
+    /// Its last virtual address.
+    pub const fn last(&self) -> u64 {
+        self.virt | (self.size.bytes() - 1)
+    }
+
+    /// What may be done with it; see [`Rights::access`].
+    pub const fn access(&self) -> Option<Access> {
+        self.rights.access()
+    }
+
+    /// How it is cached; see [`Cache::from_pat_index`].
+    pub const fn cache(&self) -> Option<Cache> {
+        Cache::from_pat_index(self.pat_index)
+    }
+}
+
+impl fmt::Display for Leaf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            virt,
+            phys,
+            size,
+            rights,
+            pat_index,
+        } = self;
+        write!(f, "{size} page {virt:#x} -> {phys:#x}, {rights} ")?;
+        match self.cache() {
+            Some(cache) => cache.fmt(f),
+            None => write!(f, "PAT {pat_index}"),
+        }
+    }
+}
+
+/// What a virtual address is translated to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Translation {
+    /// The physical address.
+    pub phys: u64,
+    /// The page it lies in.
+    pub leaf: Leaf,
+}
+
+/// What finished tables hold.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Census {
+    /// Pages of 4 KiB.
+    pub pages_4kib: usize,
+    /// Pages of 2 MiB.
+    pub pages_2mib: usize,
+    /// Pages of 1 GiB.
+    pub pages_1gib: usize,
+    /// Tables of all levels, the root included.
+    pub tables: usize,
+    /// Bytes mapped.
+    pub bytes: u64,
+}
+
+impl Census {
+    fn count(&mut self, leaf: &Leaf) {
+        match leaf.size {
+            PageSize::Size4KiB => self.pages_4kib += 1,
+            PageSize::Size2MiB => self.pages_2mib += 1,
+            PageSize::Size1GiB => self.pages_1gib += 1,
+        }
+        self.bytes += leaf.size.bytes();
+    }
+}
+
+impl fmt::Display for Census {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            pages_4kib,
+            pages_2mib,
+            pages_1gib,
+            tables,
+            bytes,
+        } = self;
+        write!(
+            f,
+            "{bytes:#x} bytes in {pages_1gib} pages of 1 GiB, {pages_2mib} of 2 MiB, {pages_4kib} \
+             of 4 KiB, by {tables} tables"
+        )
+    }
+}
+
+/// How tables differ from what they should be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mismatch {
+    /// The plan is for another number of levels.
+    Levels {
+        /// The plan's.
+        expected: Levels,
+        /// The tables'.
+        found: Levels,
+    },
+    /// The tables are not a tree of as many tables as were built.
+    Tables {
+        /// Tables built.
+        expected: usize,
+        /// Tables found, at least.
+        found: usize,
+    },
+    /// An entry points to a table that cannot be reached.
+    Unreachable {
+        /// The first virtual address that the entry is for.
+        virt: u64,
+        /// The table's physical address.
+        phys: u64,
+    },
+    /// An entry has bits that the CPU rejects (Intel SDM vol. 3, 5.5.4: reserved bits).
+    Malformed {
+        /// The first virtual address that the entry is for.
+        virt: u64,
+        /// The level of its table: 1 for a table of 4 KiB pages.
+        level: u8,
+        /// The entry.
+        entry: u64,
+    },
+    /// An entry that points to a table denies something, is the user's, or has the table cached
+    /// otherwise than write-back.
+    TableEntry {
+        /// The first virtual address that the entry is for.
+        virt: u64,
+        /// The level of its table: 2 for a table of pointers to tables of 4 KiB pages.
+        level: u8,
+        /// The entry.
+        entry: u64,
+    },
+    /// A page is mapped that is in no region.
+    Stray {
+        /// The page.
+        leaf: Leaf,
+    },
+    /// A part of a region is not mapped.
+    Missing {
+        /// The region.
+        region: Region,
+        /// The first virtual address that is not mapped.
+        virt: u64,
+    },
+    /// A page reaches beyond the region it begins in, or is larger than the region allows or the CPU
+    /// has.
+    TooLarge {
+        /// The region.
+        region: Region,
+        /// The page.
+        leaf: Leaf,
+    },
+    /// A page shows other memory than the region says.
+    Address {
+        /// The region.
+        region: Region,
+        /// The page.
+        leaf: Leaf,
+        /// The physical address it should show.
+        expected: u64,
+    },
+    /// A page has other rights than the region says.
+    Access {
+        /// The region.
+        region: Region,
+        /// The page.
+        leaf: Leaf,
+    },
+    /// A page is cached otherwise than the region says.
+    Cache {
+        /// The region.
+        region: Region,
+        /// The page.
+        leaf: Leaf,
+    },
+}
+
+impl fmt::Display for Mismatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the page tables are wrong: ")?;
+        match self {
+            Self::Levels { expected, found } => {
+                write!(
+                    f,
+                    "{} levels instead of {}",
+                    found.count(),
+                    expected.count()
+                )
+            }
+            Self::Tables { expected, found } => {
+                write!(f, "{expected} tables were built, but {found} are reached")
+            }
+            Self::Unreachable { virt, phys } => {
+                write!(
+                    f,
+                    "the table for {virt:#x} at physical {phys:#x} cannot be reached"
+                )
+            }
+            Self::Malformed { virt, level, entry } => write!(
+                f,
+                "the level {level} entry for {virt:#x} is {entry:#x}, which the CPU rejects"
+            ),
+            Self::TableEntry { virt, level, entry } => write!(
+                f,
+                "the level {level} entry for {virt:#x} is {entry:#x}, which does not leave all \
+                 rights to the leaves"
+            ),
+            Self::Stray { leaf } => write!(f, "{leaf} is in no region"),
+            Self::Missing { region, virt } => write!(f, "{virt:#x} is not mapped ({region})"),
+            Self::TooLarge { region, leaf } => write!(f, "{leaf} is too large for {region}"),
+            Self::Address {
+                region,
+                leaf,
+                expected,
+            } => {
+                write!(f, "{leaf} should show {expected:#x} ({region})")
+            }
+            Self::Access { region, leaf } | Self::Cache { region, leaf } => {
+                write!(f, "{leaf} is not as in {region}")
+            }
+        }
+    }
+}
+
+impl core::error::Error for Mismatch {}
+
+/// Page tables, built or walked through some [`PhysicalMemory`].
+///
+/// Mappings are only ever added: an entry once present never changes, so no CPU has anything to
+/// flush. Adding one is safe, as it changes what no valid reference points to; what is unsafe is to
+/// use the new addresses.
+///
+/// What it proves: a page is mapped only inside its region, with its rights, its cache type and the
+/// largest size that fits; nothing present is overwritten. [`Self::verify`] proves, by walking the
+/// tables as the CPU does, that they hold a plan and nothing else. What neither proves: that the
+/// plan is right, and that the CPU's registers (CR3, CR4, EFER, PAT) are set as the tables assume.
+pub struct Tables<M> {
+    memory: M,
+    levels: Levels,
+    features: Features,
+    root: Frame,
+    /// How many tables were built; `None` if that was done elsewhere.
+    built: Option<usize>,
+}
+
+/// What a walk meets.
+trait Visitor {
+    /// An entry that points to a table.
+    fn table(&mut self, virt: u64, level: u8, entry: u64) -> Result<(), Mismatch>;
+    /// A page.
+    fn leaf(&mut self, leaf: Leaf) -> Result<(), Mismatch>;
+}
+
+/// An entry, as the CPU understands it at its level.
+enum Entry {
+    Absent,
+    Table(Option<Frame>),
+    Leaf { phys: u64, size: PageSize },
+    Malformed,
+}
+
+impl Entry {
+    fn decode(entry: u64, level: u8) -> Self {
+        if entry & Flags::PRESENT.bits() == 0 {
+            return Self::Absent;
+        }
+        let large = entry & Flags::HUGE_PAGE.bits() != 0;
+        let size = match level {
+            1 => PageSize::Size4KiB,
+            2 if large => PageSize::Size2MiB,
+            3 if large => PageSize::Size1GiB,
+            // Bit 7 is reserved where there are no large pages.
+            _ if large => return Self::Malformed,
+            _ => return Self::Table(Frame::from_start(entry & ADDRESS)),
+        };
+        let phys = entry & ADDRESS & !(size.bytes() - 1);
+        // Between the PAT bit of a large page and its address, all bits are reserved.
+        let reserved = entry & ADDRESS & !phys & !Cache::WriteCombining.bits(size);
+        if reserved == 0 {
+            Self::Leaf { phys, size }
+        } else {
+            Self::Malformed
+        }
+    }
+}
+
+impl<M: PhysicalMemory> Tables<M> {
+    /// Empty tables.
+    ///
+    /// # Errors
+    ///
+    /// [`TableError::OutOfFrames`] or [`TableError::Unreachable`].
+    ///
+    /// # Safety
+    ///
+    /// Every frame that `frames`, or the source given to a later [`Self::map`] or
+    /// [`Self::map_page`], answers must be memory that nobody else uses as long as the tables are
+    /// in use.
+    pub unsafe fn new(
+        memory: M,
+        levels: Levels,
+        features: Features,
+        frames: &mut impl FnMut() -> Option<Frame>,
+    ) -> Result<Self, TableError> {
+        let root = empty_table(&memory, frames)?;
+        Ok(Self {
+            memory,
+            levels,
+            features,
+            root,
+            built: Some(1),
+        })
+    }
+
+    /// Tables that exist, such as those that CR3 points to.
+    ///
+    /// # Safety
+    ///
+    /// `root` must be the root of page tables, that is, of such memory as [`PhysicalMemory`] asks
+    /// of a table; entries in them may be any garbage as long as they point to no other frames that
+    /// `memory` reaches. For later calls of [`Self::map`] and [`Self::map_page`], the same as for
+    /// [`Self::new`] holds, and no other value may add to the tables at the same time.
+    pub const unsafe fn from_root(
+        memory: M,
+        levels: Levels,
+        features: Features,
+        root: Frame,
+    ) -> Self {
+        Self {
+            memory,
+            levels,
+            features,
+            root,
+            built: None,
+        }
+    }
+
+    /// The root's frame: what CR3 points to.
+    pub const fn root(&self) -> Frame {
+        self.root
+    }
+
+    /// How many levels the tables have.
+    pub const fn levels(&self) -> Levels {
+        self.levels
+    }
+
+    /// How many tables were built, the root included; 0 for tables that existed before.
+    pub fn table_count(&self) -> usize {
+        self.built.unwrap_or(0)
+    }
+
+    /// Maps a region with the largest pages that fit inside it.
+    ///
+    /// # Errors
+    ///
+    /// See [`TableError`]. The part of the region below the failure stays mapped.
+    pub fn map(
+        &mut self,
+        region: &Region,
+        frames: &mut impl FnMut() -> Option<Frame>,
+    ) -> Result<(), TableError> {
+        region.check(self.levels)?;
+        let mut offset = 0;
+        while offset < region.length {
+            let virt = region.virt + offset;
+            let phys = region.phys + offset;
+            let size = self.largest_page(virt | phys, region.length - offset, region.largest);
+            self.set_leaf(virt, phys, size, region.access, region.cache, frames)?;
+            offset += size.bytes();
+        }
+        Ok(())
+    }
+
+    /// Maps one 4 KiB page, as when a window grows at run time. Takes at most one frame per level
+    /// for tables, and allocates nothing else.
+    ///
+    /// # Errors
+    ///
+    /// See [`TableError`]. Nothing has been mapped then.
+    pub fn map_page(
+        &mut self,
+        virt: u64,
+        frame: Frame,
+        access: Access,
+        cache: Cache,
+        frames: &mut impl FnMut() -> Option<Frame>,
+    ) -> Result<(), TableError> {
+        let size = PageSize::Size4KiB;
+        let page = Region {
+            name: "page",
+            virt,
+            phys: frame.start(),
+            length: size.bytes(),
+            access,
+            cache,
+            largest: size,
+        };
+        self.map(&page, frames)
+    }
+
+    /// What the virtual address is translated to; `None` if it is not mapped, not canonical, or if
+    /// the tables on the way are malformed.
+    pub fn translate(&self, virt: u64) -> Option<Translation> {
+        if !self.levels.is_canonical(virt) {
+            return None;
+        }
+        let mut table = self.root;
+        let mut rights = Rights::ALL;
+        for level in (1..=self.levels.count()).rev() {
+            let entry = load(&self.memory, table, index(virt, level))?;
+            rights = rights.below(entry);
+            match Entry::decode(entry, level) {
+                Entry::Absent | Entry::Malformed => return None,
+                Entry::Table(frame) => table = frame?,
+                Entry::Leaf { phys, size } => {
+                    let offset = virt & (size.bytes() - 1);
+                    let leaf = leaf(virt - offset, phys, size, rights, entry);
+                    return Some(Translation {
+                        phys: phys + offset,
+                        leaf,
+                    });
+                }
+            }
+        }
+        None
+    }
+
+    /// Calls `visit` with every page, lowest virtual address first, and answers how many tables
+    /// there are. It needs no memory and goes no deeper than the tables have levels, whatever they
+    /// hold.
+    ///
+    /// # Errors
+    ///
+    /// [`Mismatch::Unreachable`] or [`Mismatch::Malformed`], and `visit` sees no more pages.
+    pub fn walk(&self, visit: &mut impl FnMut(Leaf)) -> Result<usize, Mismatch> {
+        struct Leaves<'a, F> {
+            visit: &'a mut F,
+            tables: usize,
+        }
+
+        impl<F: FnMut(Leaf)> Visitor for Leaves<'_, F> {
+            fn table(&mut self, _: u64, _: u8, _: u64) -> Result<(), Mismatch> {
+                self.tables += 1;
+                Ok(())
+            }
+
+            fn leaf(&mut self, leaf: Leaf) -> Result<(), Mismatch> {
+                (self.visit)(leaf);
+                Ok(())
+            }
+        }
+
+        let mut leaves = Leaves { visit, tables: 1 };
+        self.descend(self.root, self.levels.count(), 0, Rights::ALL, &mut leaves)?;
+        Ok(leaves.tables)
+    }
+
+    /// Checks, by walking them, that the tables hold the plan and nothing else: every page lies in
+    /// one region and is no larger than it allows, with exactly its rights, its cache type and its
+    /// physical addresses; every region is mapped to the byte; entries that point to tables leave
+    /// all rights to the leaves.
+    ///
+    /// # Errors
+    ///
+    /// The first [`Mismatch`], by virtual address.
+    pub fn verify(&self, plan: &Plan) -> Result<Census, Mismatch> {
+        if plan.levels() != self.levels {
+            return Err(Mismatch::Levels {
+                expected: plan.levels(),
+                found: self.levels,
+            });
+        }
+        let mut audit = Audit {
+            features: self.features,
+            built: self.built,
+            regions: plan.regions(),
+            mapped: 0,
+            census: Census {
+                tables: 1,
+                ..Census::default()
+            },
+        };
+        self.descend(self.root, self.levels.count(), 0, Rights::ALL, &mut audit)?;
+        audit.finish()
+    }
+
+    /// The largest page that can begin at the addresses whose bits are `address` and fits into
+    /// `length` bytes.
+    fn largest_page(&self, address: u64, length: u64, largest: PageSize) -> PageSize {
+        PageSize::ALL
+            .into_iter()
+            .rev()
+            .filter(|&size| size <= largest && self.has(size))
+            .find(|size| size.bytes() <= length && address.is_multiple_of(size.bytes()))
+            .unwrap_or(PageSize::Size4KiB)
+    }
+
+    fn has(&self, size: PageSize) -> bool {
+        self.features.has(size)
+    }
+
+    fn set_leaf(
+        &mut self,
+        virt: u64,
+        phys: u64,
+        size: PageSize,
+        access: Access,
+        cache: Cache,
+        frames: &mut impl FnMut() -> Option<Frame>,
+    ) -> Result<(), TableError> {
+        let leaf_level = level_of(size);
+        let mut table = self.root;
+        for level in (leaf_level + 1..=self.levels.count()).rev() {
+            let slot =
+                slot(&self.memory, table, index(virt, level)).ok_or(TableError::Unreachable {
+                    phys: table.start(),
+                })?;
+            table = match Entry::decode(slot.load(Ordering::Relaxed), level) {
+                Entry::Absent => {
+                    let frame = empty_table(&self.memory, frames)?;
+                    // Release: whoever sees the entry sees an empty table.
+                    slot.store(frame.start() | TABLE, Ordering::Release);
+                    self.built = self.built.map(|built| built + 1);
+                    frame
+                }
+                Entry::Table(Some(frame)) => frame,
+                Entry::Table(None) => return Err(TableError::Unreachable { phys: 0 }),
+                Entry::Leaf { .. } | Entry::Malformed => {
+                    return Err(TableError::AlreadyMapped { virt });
+                }
+            };
+        }
+        let slot =
+            slot(&self.memory, table, index(virt, leaf_level)).ok_or(TableError::Unreachable {
+                phys: table.start(),
+            })?;
+        if slot.load(Ordering::Relaxed) & Flags::PRESENT.bits() != 0 {
+            return Err(TableError::AlreadyMapped { virt });
+        }
+        slot.store(phys | leaf_bits(size, access, cache), Ordering::Release);
+        Ok(())
+    }
+
+    /// Visits all that a table holds. `virt` is the first address that it is for.
+    fn descend(
+        &self,
+        table: Frame,
+        level: u8,
+        virt: u64,
+        rights: Rights,
+        visitor: &mut impl Visitor,
+    ) -> Result<(), Mismatch> {
+        for index in 0..ENTRIES {
+            let virt = self.levels.canonical(virt | (index as u64) << shift(level));
+            let Some(entry) = load(&self.memory, table, index) else {
+                return Err(Mismatch::Unreachable {
+                    virt,
+                    phys: table.start(),
+                });
+            };
+            let rights = rights.below(entry);
+            match Entry::decode(entry, level) {
+                Entry::Absent => {}
+                Entry::Malformed => return Err(Mismatch::Malformed { virt, level, entry }),
+                Entry::Table(None) => return Err(Mismatch::Unreachable { virt, phys: 0 }),
+                Entry::Table(Some(below)) => {
+                    visitor.table(virt, level, entry)?;
+                    self.descend(below, level - 1, virt, rights, visitor)?;
+                }
+                Entry::Leaf { phys, size } => {
+                    visitor.leaf(leaf(virt, phys, size, rights, entry))?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<M> fmt::Debug for Tables<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tables")
+            .field("root", &self.root)
+            .field("levels", &self.levels)
+            .field("features", &self.features)
+            .field("built", &self.built)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Features {
+    const fn has(self, size: PageSize) -> bool {
+        self.gigabyte_pages || !matches!(size, PageSize::Size1GiB)
+    }
+}
+
+/// Compares what a walk meets with the regions of a plan, both in the order of their addresses.
+struct Audit<'a> {
+    features: Features,
+    built: Option<usize>,
+    /// The regions not yet mapped to their ends.
+    regions: &'a [Region],
+    /// Bytes of the first of them that are mapped.
+    mapped: u64,
+    census: Census,
+}
+
+impl Audit<'_> {
+    fn finish(self) -> Result<Census, Mismatch> {
+        if let Some(&region) = self.regions.first() {
+            return Err(Mismatch::Missing {
+                region,
+                virt: region.virt + self.mapped,
+            });
+        }
+        match self.built {
+            Some(expected) if expected != self.census.tables => Err(Mismatch::Tables {
+                expected,
+                found: self.census.tables,
+            }),
+            _ => Ok(self.census),
+        }
+    }
+}
+
+impl Visitor for Audit<'_> {
+    fn table(&mut self, virt: u64, level: u8, entry: u64) -> Result<(), Mismatch> {
+        self.census.tables += 1;
+        // Tables that are reached twice could otherwise keep the walk busy without end.
+        if let Some(expected) = self.built.filter(|&built| built < self.census.tables) {
+            return Err(Mismatch::Tables {
+                expected,
+                found: self.census.tables,
+            });
+        }
+        if entry & TABLE_CHECKED != TABLE & TABLE_CHECKED {
+            return Err(Mismatch::TableEntry { virt, level, entry });
+        }
+        Ok(())
+    }
+
+    fn leaf(&mut self, leaf: Leaf) -> Result<(), Mismatch> {
+        let Some((&region, later)) = self.regions.split_first() else {
+            return Err(Mismatch::Stray { leaf });
+        };
+        let virt = region.virt + self.mapped;
+        if leaf.virt < virt {
+            return Err(Mismatch::Stray { leaf });
+        }
+        if leaf.virt > virt {
+            return Err(Mismatch::Missing { region, virt });
+        }
+        let size = leaf.size;
+        let left = region.length - self.mapped;
+        if size.bytes() > left || size > region.largest || !self.features.has(size) {
+            return Err(Mismatch::TooLarge { region, leaf });
+        }
+        let expected = region.phys + self.mapped;
+        if leaf.phys != expected {
+            return Err(Mismatch::Address {
+                region,
+                leaf,
+                expected,
+            });
+        }
+        if leaf.access() != Some(region.access) {
+            return Err(Mismatch::Access { region, leaf });
+        }
+        if leaf.cache() != Some(region.cache) {
+            return Err(Mismatch::Cache { region, leaf });
+        }
+        self.census.count(&leaf);
+        self.mapped += size.bytes();
+        if size.bytes() == left {
+            self.regions = later;
+            self.mapped = 0;
+        }
+        Ok(())
+    }
+}
+
+/// The lowest bit of a virtual address that tables of this level translate.
+const fn shift(level: u8) -> u32 {
+    12 + 9 * (level as u32 - 1)
+}
+
+/// The place in its table of this level's entry for a virtual address; below [`ENTRIES`].
+const fn index(virt: u64, level: u8) -> usize {
+    (virt >> shift(level)) as usize % ENTRIES
+}
+
+/// The level of the tables whose entries map pages of this size.
+const fn level_of(size: PageSize) -> u8 {
+    match size {
+        PageSize::Size4KiB => 1,
+        PageSize::Size2MiB => 2,
+        PageSize::Size1GiB => 3,
+    }
+}
+
+/// All but the address of a leaf entry. Accessed and dirty are preset so that the CPU need not
+/// write to the tables; dirty only where writes are allowed, as a dirty read-only page is a shadow
+/// stack (Intel SDM vol. 3, 5.6.1 "Determination of Access Rights").
+const fn leaf_bits(size: PageSize, access: Access, cache: Cache) -> u64 {
+    let mut bits =
+        Flags::PRESENT.bits() | Flags::ACCESSED.bits() | access.bits() | cache.bits(size);
+    if matches!(access, Access::ReadWrite) {
+        bits |= Flags::DIRTY.bits();
+    }
+    if !matches!(size, PageSize::Size4KiB) {
+        bits |= Flags::HUGE_PAGE.bits();
+    }
+    bits
+}
+
+const fn leaf(virt: u64, phys: u64, size: PageSize, rights: Rights, entry: u64) -> Leaf {
+    Leaf {
+        virt,
+        phys,
+        size,
+        rights,
+        pat_index: pat_index(entry, size),
+    }
+}
+
+/// A frame made a table with nothing in it.
+fn empty_table<M: PhysicalMemory>(
+    memory: &M,
+    frames: &mut impl FnMut() -> Option<Frame>,
+) -> Result<Frame, TableError> {
+    let frame = frames().ok_or(TableError::OutOfFrames)?;
+    for index in 0..ENTRIES {
+        let slot = slot(memory, frame, index).ok_or(TableError::Unreachable {
+            phys: frame.start(),
+        })?;
+        slot.store(0, Ordering::Relaxed);
+    }
+    Ok(frame)
+}
+
+fn load<M: PhysicalMemory>(memory: &M, table: Frame, index: usize) -> Option<u64> {
+    slot(memory, table, index).map(|slot| slot.load(Ordering::Relaxed))
+}
+
+/// An entry of a table. Atomic because the CPUs read and write it, too; the `x86_64` crate's entry
+/// type is not used as it is not, and takes the PAT bit of a large page for a part of its address.
+fn slot<M: PhysicalMemory>(memory: &M, table: Frame, index: usize) -> Option<&AtomicU64> {
+    let pointer = memory.pointer(table.start())?.cast::<AtomicU64>();
+    if index >= ENTRIES {
+        return None;
+    }
+    // SAFETY: `PhysicalMemory` promises 4096 aligned bytes (1), so the entry, one of 512 of 8 bytes
+    // each, is in bounds and aligned. `table` is a page table or about to be one: the callers of
+    // `Tables::new` and `Tables::from_root` promised so, and that nobody uses it as anything else,
+    // so that all accesses are atomic (3). The pointer is valid as long as `memory` lives (1), and
+    // the reference does not outlive the borrow of it. Any 8 bytes are a valid `AtomicU64`.
+    Some(unsafe { pointer.add(index).as_ref() })
+}
