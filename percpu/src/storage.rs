@@ -1,0 +1,197 @@
+//! The way from "this CPU" to its block, and the guard that keeps it there.
+
+use core::fmt;
+use core::marker::PhantomData;
+
+use crate::{Block, Header, UNREGISTERED};
+
+/// The place in which a CPU keeps the address of its own block: GS base on x86-64, `TPIDR_EL1` on
+/// AArch64, a thread-local in a test on the host.
+///
+/// The types of the two parts belong to the register, so that one register can't be read as two
+/// different kinds of block.
+///
+/// # Safety
+///
+/// 1. `load` returns null until `store` has been called on this CPU with a block's header, and also
+///    after it was called with [`UNREGISTERED`]; otherwise it returns the pointer last stored on
+///    this CPU. A register that is a segment base gets this for free by reading the pointer at
+///    offset 0 of what it points to, provided it never points anywhere else: see
+///    [`Storage::reset`].
+/// 2. No other implementation, and nothing else in the kernel, uses the same place.
+/// 3. While a `Pin` is alive, the code that holds it stays on this CPU.
+/// 4. Whatever can interrupt that code on this CPU and reach this storage (a handler) either is
+///    kept out by `Pin`, or finds in `Local` nothing that it could see half done or change under
+///    the feet of the code it interrupted: values of one machine word in a
+///    [`Cell`](core::cell::Cell) or relaxed atomics are fine, a `Cell<Vec<_>>` is not. NMIs can't
+///    be kept out, so this holds for an NMI handler in any case.
+pub unsafe trait Register {
+    /// The part of a block that only its own CPU reaches.
+    type Local: Send + 'static;
+    /// The part of a block that all CPUs may read.
+    type Shared: Sync + 'static;
+    /// Keeps the running code on this CPU while alive: `()` in a kernel without preemption.
+    type Pin;
+
+    /// Keeps the running code on this CPU until the result is dropped.
+    fn pin() -> Self::Pin;
+
+    /// This CPU's block, or null if it has none.
+    fn load() -> *const Header;
+
+    /// Makes `header` this CPU's block.
+    ///
+    /// # Safety
+    ///
+    /// `header` is [`UNREGISTERED`], or the header of a `'static`
+    /// `Block<Self::Local, Self::Shared>` that this CPU, and no other, has claimed.
+    unsafe fn store(header: *const Header);
+}
+
+/// This CPU's storage, reached through the register `R`.
+///
+/// There is nothing to instantiate: `type Cpu = Storage<GsBase>;` and then `Cpu::with(…)`.
+pub struct Storage<R>(PhantomData<R>);
+
+impl<R: Register> Storage<R> {
+    /// Leaves this CPU without a block, so that [`with`](Self::with) fails loudly instead of
+    /// reading address 0.
+    ///
+    /// Where the register is a segment base (x86-64: GS base, which a loader leaves at 0), this is
+    /// the very first thing every CPU does. A block that this CPU had registered stays claimed.
+    pub fn reset() {
+        let _pin = R::pin();
+        // SAFETY: `UNREGISTERED` is always allowed.
+        unsafe { R::store(&raw const UNREGISTERED) };
+    }
+
+    /// Makes `block` this CPU's own, for good.
+    ///
+    /// # Errors
+    ///
+    /// [`RegisterError`] if this CPU has a block already, or if another CPU has claimed this one.
+    /// Nothing has changed then.
+    pub fn register(block: &'static Block<R::Local, R::Shared>) -> Result<(), RegisterError> {
+        let _pin = R::pin();
+        if let Some(here) = Self::here() {
+            return Err(RegisterError::AlreadyRegistered { here: here.index() });
+        }
+        let header =
+            block.claim().ok_or(RegisterError::AlreadyClaimed { block: block.index() })?;
+        // SAFETY: `claim` succeeds once in the lifetime of a block, and it did so here, on this
+        // CPU (pinned above); the block is 'static and of the register's own types.
+        unsafe { R::store(header) };
+        Ok(())
+    }
+
+    /// Runs `f` with this CPU's block.
+    ///
+    /// The code stays on this CPU until `f` returns, and neither the block's local part nor the
+    /// guard can leave `f`.
+    ///
+    /// # Panics
+    ///
+    /// If this CPU has not registered a block. Code that must not panic (log, panic and NMI paths)
+    /// uses [`try_with`](Self::try_with).
+    #[track_caller]
+    pub fn with<T>(f: impl for<'here> FnOnce(&Here<'here, R::Local, R::Shared>) -> T) -> T {
+        match Self::try_with(f) {
+            Some(result) => result,
+            None => panic!("per-CPU storage used on a CPU that has not registered its block"),
+        }
+    }
+
+    /// Runs `f` with this CPU's block, or returns `None` if the CPU has not registered one.
+    pub fn try_with<T>(
+        f: impl for<'here> FnOnce(&Here<'here, R::Local, R::Shared>) -> T,
+    ) -> Option<T> {
+        let _pin = R::pin();
+        Self::here().map(|here| f(&here))
+    }
+
+    /// The caller holds a pin for as long as it uses the result.
+    fn here<'here>() -> Option<Here<'here, R::Local, R::Shared>> {
+        let block = R::load().cast::<Block<R::Local, R::Shared>>();
+        // SAFETY: (1) not null, so by the contract of `Register` it is the pointer that `register`
+        // stored on this CPU: `reset` is the only other caller of `store`, and what it stores loads
+        // as null. (2) `register` stored the address of a 'static block of exactly these types.
+        unsafe { block.as_ref() }.map(|block| Here { block, _on_this_cpu: PhantomData })
+    }
+}
+
+/// This CPU's block, for as long as the code can't leave the CPU.
+///
+/// Exists only inside [`Storage::with`] and [`Storage::try_with`]; can be neither kept nor sent:
+///
+/// ```compile_fail,E0521
+/// # muster_percpu::thread_register!(struct Threads { local: u32, shared: u32 });
+/// # type Cpu = muster_percpu::Storage<Threads>;
+/// let mut kept = None;
+/// Cpu::with(|here| kept = Some(here));
+/// ```
+///
+/// ```compile_fail
+/// # muster_percpu::thread_register!(struct Threads { local: u32, shared: u32 });
+/// # type Cpu = muster_percpu::Storage<Threads>;
+/// let local: &u32 = Cpu::with(|here| here.local());
+/// ```
+///
+/// ```compile_fail,E0277
+/// # muster_percpu::thread_register!(struct Threads { local: u32, shared: u32 });
+/// # type Cpu = muster_percpu::Storage<Threads>;
+/// Cpu::with(|here| std::thread::scope(|scope| {
+///     scope.spawn(|| here.index());
+/// }));
+/// ```
+pub struct Here<'here, L, S> {
+    block: &'here Block<L, S>,
+    // A raw pointer is neither `Send` nor `Sync`, and so is this.
+    _on_this_cpu: PhantomData<*const ()>,
+}
+
+impl<L, S> Here<'_, L, S> {
+    /// This CPU's index.
+    pub fn index(&self) -> u32 {
+        self.block.index()
+    }
+
+    /// The part that only this CPU reaches.
+    pub fn local(&self) -> &L {
+        self.block.local()
+    }
+
+    /// The part of this CPU's block that other CPUs may read.
+    pub fn shared(&self) -> &S {
+        self.block.shared()
+    }
+}
+
+/// Why a block could not be registered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RegisterError {
+    /// The block belongs to another CPU (or to this one, before it was reset).
+    AlreadyClaimed {
+        /// The index of the block that was asked for.
+        block: u32,
+    },
+    /// This CPU has a block already.
+    AlreadyRegistered {
+        /// The index of the block that this CPU has.
+        here: u32,
+    },
+}
+
+impl fmt::Display for RegisterError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AlreadyClaimed { block } => {
+                write!(f, "block {block} is already claimed: give each CPU a block of its own")
+            }
+            Self::AlreadyRegistered { here } => {
+                write!(f, "this CPU already has block {here}: register once per CPU")
+            }
+        }
+    }
+}
+
+impl core::error::Error for RegisterError {}
