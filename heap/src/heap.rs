@@ -1,0 +1,229 @@
+//! The heap: locks, growth, and the face Rust's allocator interface sees.
+
+use core::alloc::{GlobalAlloc, Layout};
+use core::fmt;
+use core::mem::MaybeUninit;
+use core::ptr::{self, NonNull};
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use crate::lock::Lock;
+use crate::regions::{Regions, room_for};
+use crate::{Platform, Statistics};
+
+/// A heap for a whole kernel: `#[global_allocator]` material.
+///
+/// | from | allocations come from |
+/// |---|---|
+/// | [`new`](Self::new) | nowhere: null |
+/// | [`start_boot`](Self::start_boot) | the boot arena: null when it is full |
+/// | [`open`](Self::open) | memory that [`Platform::grow`] gives: null when it gives no more |
+///
+/// A block may be freed at any time, by any CPU; its address tells where it belongs.
+///
+/// # Never a deadlock
+///
+/// Every operation keeps interrupts out on its CPU, so an interrupt handler may allocate and free
+/// at any instruction. What can still reach the heap while its own CPU is inside is a non-maskable
+/// interrupt, a panic, or [`Platform::grow`] itself. It gets null for an allocation, and its free
+/// leaves the block live; both are counted as [refusals](Statistics::refusals). (`grow` holds no
+/// lock that freeing needs, and may free.) This takes a CPU number: a CPU for which
+/// [`Platform::cpu`] is `None` waits for the free lists like any other, so it must not use the heap
+/// from an NMI; and it does not wait for growth, but gets null if one is under way.
+pub struct Heap<P> {
+    platform: P,
+    /// Taken before the platform's locks, and these before `regions`.
+    growth: Lock<()>,
+    regions: Lock<Regions>,
+    /// Outside the lock: a refusal is what happens when the lock can't be had.
+    refusals: AtomicU64,
+}
+
+impl<P: Platform> Heap<P> {
+    /// A heap without memory.
+    pub const fn new(platform: P) -> Self {
+        Self {
+            platform,
+            growth: Lock::new(()),
+            regions: Lock::new(Regions::new()),
+            refusals: AtomicU64::new(0),
+        }
+    }
+
+    /// Gives the heap the memory it lives on before it may grow.
+    ///
+    /// Needs nothing to be set up: neither per-CPU state nor page tables of the kernel's own.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError`] if the heap has an arena already or this one is too small. The arena is lost
+    /// then.
+    pub fn start_boot(&self, arena: &'static mut [MaybeUninit<u8>]) -> Result<(), StartError> {
+        let _interrupts = self.platform.keep_interrupts_out();
+        match self.regions.lock(self.platform.cpu()) {
+            Some(mut regions) => regions.start_boot(arena),
+            None => Err(StartError::AlreadyStarted),
+        }
+    }
+
+    /// From now on, allocates from memory that [`Platform::grow`] gives.
+    ///
+    /// Called once the platform can grow. What lives in the boot arena stays there until freed.
+    pub fn open(&self) {
+        let _interrupts = self.platform.keep_interrupts_out();
+        if let Some(mut regions) = self.regions.lock(self.platform.cpu()) {
+            regions.open();
+        }
+    }
+
+    /// What the heap holds at this instant, exactly.
+    ///
+    /// # Panics
+    ///
+    /// If this CPU is inside the heap, that is, in an NMI or panic handler. These use
+    /// [`try_statistics`](Self::try_statistics).
+    #[track_caller]
+    pub fn statistics(&self) -> Statistics {
+        let _interrupts = self.platform.keep_interrupts_out();
+        match self.regions.lock(self.platform.cpu()) {
+            Some(regions) => self.with_refusals(regions.accounts()),
+            None => panic!("heap statistics asked for from inside the heap: use try_statistics"),
+        }
+    }
+
+    /// What the heap holds, or `None` if any CPU is inside it: never waits, so it is safe in an NMI
+    /// and after a panic.
+    pub fn try_statistics(&self) -> Option<Statistics> {
+        let _interrupts = self.platform.keep_interrupts_out();
+        let accounts = self.regions.try_lock(self.platform.cpu())?.accounts();
+        Some(self.with_refusals(accounts))
+    }
+
+    /// Whether this CPU is inside the heap: in an NMI or panic handler, a sign that the heap was
+    /// interrupted or is itself at fault.
+    pub fn is_held_here(&self) -> bool {
+        let cpu = self.platform.cpu();
+        self.regions.is_held_by(cpu) || self.growth.is_held_by(cpu)
+    }
+
+    /// The platform this heap stands on.
+    pub const fn platform(&self) -> &P {
+        &self.platform
+    }
+
+    fn with_refusals(&self, accounts: Statistics) -> Statistics {
+        Statistics {
+            refusals: self.refusals.load(Ordering::Relaxed),
+            ..accounts
+        }
+    }
+
+    fn refuse(&self) {
+        self.refusals.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Interrupts are kept out by the caller.
+    fn allocate(&self, layout: Layout) -> Option<NonNull<u8>> {
+        let cpu = self.platform.cpu();
+        // Refused even where a free block would do: code that allocates while growing must fail
+        // every time, not only when memory is short.
+        if self.growth.is_held_by(cpu) {
+            return None;
+        }
+        {
+            let mut regions = self.regions.lock(cpu)?;
+            let block = regions.allocate(layout);
+            if block.is_some() || !regions.is_open() {
+                return block;
+            }
+        }
+
+        let _growth = match cpu {
+            Some(_) => self.growth.lock(cpu)?,
+            None => self.growth.try_lock(cpu)?,
+        };
+        {
+            let mut regions = self.regions.lock(cpu)?;
+            // Another CPU may have grown the heap while this one waited.
+            let block = regions.allocate(layout);
+            if block.is_some() || regions.is_full() {
+                return block;
+            }
+        }
+        let piece = self.platform.grow(room_for(layout)?)?;
+        let mut regions = self.regions.lock(cpu)?;
+        // SAFETY: the contract of `Platform::grow`.
+        unsafe { regions.add(piece) };
+        regions.allocate(layout)
+    }
+}
+
+// SAFETY: (1) blocks come from free lists over memory that belongs to the heap alone (the contracts
+// of `start_boot` and `Platform::grow`), with the size and alignment asked for, and stay until
+// released. (2) Nothing unwinds except over a free that breaks this trait's contract.
+unsafe impl<P: Platform> GlobalAlloc for Heap<P> {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let _interrupts = self.platform.keep_interrupts_out();
+        match self.allocate(layout) {
+            Some(block) => block.as_ptr(),
+            None => {
+                self.refuse();
+                ptr::null_mut()
+            }
+        }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        let released = {
+            let _interrupts = self.platform.keep_interrupts_out();
+            match (self.regions.lock(self.platform.cpu()), NonNull::new(block)) {
+                // SAFETY: `block` came from `alloc` with this layout and is live: the contract of
+                // `GlobalAlloc::dealloc`.
+                (Some(mut regions), Some(block)) => unsafe { regions.release(block, layout) },
+                (Some(_), None) => false,
+                (None, _) => {
+                    self.refuse();
+                    true
+                }
+            }
+        };
+        assert!(released, "{block:p} freed, but it does not lie in the heap");
+    }
+}
+
+impl<P: Platform> fmt::Debug for Heap<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Heap")
+            .field("statistics", &self.try_statistics())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why a boot arena was not accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StartError {
+    /// The heap has a boot arena already.
+    AlreadyStarted,
+    /// The arena has no room for even one free block.
+    ArenaTooSmall {
+        /// The arena's size in bytes.
+        bytes: usize,
+        /// The least size in bytes.
+        least: usize,
+    },
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AlreadyStarted => f.write_str("the heap already has a boot arena"),
+            Self::ArenaTooSmall { bytes, least } => {
+                write!(
+                    f,
+                    "a boot arena of {bytes} bytes is too small: give it at least {least}"
+                )
+            }
+        }
+    }
+}
+
+impl core::error::Error for StartError {}

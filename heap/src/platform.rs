@@ -1,0 +1,48 @@
+//! What the heap asks of the kernel around it.
+
+use core::ptr::NonNull;
+
+/// The kernel (or the operating system) below a heap.
+///
+/// # Lock order
+///
+/// The heap calls [`grow`](Self::grow) while it holds its growth lock, but not the lock of its
+/// free lists: *growth → whatever the platform locks → free lists*. So the platform's locks lie
+/// below the heap's growth lock, and code that holds one of them must not allocate: growth would
+/// need that lock. Freeing is always allowed.
+///
+/// # Safety
+///
+/// 1. [`cpu`](Self::cpu) gives two CPUs that run at the same time different numbers.
+/// 2. While an [`InterruptGuard`](Self::InterruptGuard) is alive, no interrupt handler that may
+///    allocate or free runs on this CPU, and the code stays on this CPU. (A non-maskable interrupt
+///    can't be kept out; the heap answers it with null, see [`Heap`](crate::Heap).)
+/// 3. The memory [`grow`](Self::grow) returns is mapped, readable and writable on all CPUs, used by
+///    nothing else, and stays so for good.
+pub unsafe trait Platform: Sync {
+    /// Keeps interrupts out while alive, and afterwards restores what was before: guards nest.
+    type InterruptGuard;
+
+    /// Keeps interrupts out on this CPU until the result is dropped.
+    fn keep_interrupts_out(&self) -> Self::InterruptGuard;
+
+    /// The number of the CPU this runs on, or `None` before the CPU's own state exists.
+    ///
+    /// Called with interrupts kept out, and also from an NMI. By the number the heap tells a CPU
+    /// that waits for itself from one that waits for another.
+    fn cpu(&self) -> Option<usize>;
+
+    /// More memory: at least `at_least` bytes in one piece, or `None` if the machine has no more.
+    ///
+    /// The memory need not be zeroed. A piece that starts where the previous one ended extends it;
+    /// any other becomes a region of its own, of which the heap keeps at most
+    /// [`MAX_REGIONS`](crate::MAX_REGIONS): a platform that can't grow contiguously should give
+    /// large pieces. `at_least` is rarely a multiple of the page size; round up, and add what makes
+    /// growth rare.
+    ///
+    /// Called with interrupts kept out and by one CPU at a time. Other CPUs may be waiting for it
+    /// with interrupts kept out, so it must not wait for an answer from them (a TLB shootdown; a
+    /// fresh mapping needs none). It must not allocate from the heap either: an allocation inside
+    /// `grow` gets null.
+    fn grow(&self, at_least: usize) -> Option<NonNull<[u8]>>;
+}
