@@ -33,7 +33,11 @@ pub static UNREGISTERED: Header = Header::new(u32::MAX);
 
 impl Header {
     const fn new(index: u32) -> Self {
-        Self { this: AtomicPtr::new(ptr::null_mut()), index, claimed: AtomicBool::new(false) }
+        Self {
+            this: AtomicPtr::new(ptr::null_mut()),
+            index,
+            claimed: AtomicBool::new(false),
+        }
     }
 
     /// The address stored at offset 0: this header's own once a CPU has claimed the block, null
@@ -85,7 +89,11 @@ impl<L, S> Block<L, S> {
     /// The index is the kernel's own, counted from 0 without gaps (not a LAPIC id).
     pub const fn new(index: u32, local: L, shared: S) -> Self {
         let () = Self::LAYOUT;
-        Self { header: Header::new(index), local, shared: CachePadded::new(shared) }
+        Self {
+            header: Header::new(index),
+            local,
+            shared: CachePadded::new(shared),
+        }
     }
 
     /// The index of the CPU this block was made for.

@@ -18,7 +18,9 @@ pub struct Directory<L: 'static, S: 'static> {
 impl<L: Send, S: Sync> Directory<L, S> {
     /// A directory without blocks.
     pub const fn new() -> Self {
-        Self { blocks: OnceCell::uninit() }
+        Self {
+            blocks: OnceCell::uninit(),
+        }
     }
 
     /// Makes the blocks known to all CPUs: the one with index 0 first, and so on without gaps.
@@ -27,16 +29,18 @@ impl<L: Send, S: Sync> Directory<L, S> {
     ///
     /// [`PublishError`] if a block stands at a place that is not its index, or if the directory has
     /// been published before. Nothing has changed then.
-    pub fn publish(
-        &self,
-        blocks: &'static [&'static Block<L, S>],
-    ) -> Result<(), PublishError> {
+    pub fn publish(&self, blocks: &'static [&'static Block<L, S>]) -> Result<(), PublishError> {
         for (place, block) in (0..).zip(blocks) {
             if block.index() != place {
-                return Err(PublishError::OutOfPlace { place, index: block.index() });
+                return Err(PublishError::OutOfPlace {
+                    place,
+                    index: block.index(),
+                });
             }
         }
-        self.blocks.try_init_once(|| blocks).map_err(|_| PublishError::AlreadyPublished)
+        self.blocks
+            .try_init_once(|| blocks)
+            .map_err(|_| PublishError::AlreadyPublished)
     }
 
     /// The shared part of the CPU with this index; `None` if there is no such CPU, or before
@@ -48,7 +52,12 @@ impl<L: Send, S: Sync> Directory<L, S> {
 
     /// Every CPU's index and shared part, in order.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (u32, &'static S)> + use<L, S> {
-        self.blocks().iter().map(|block| (block.index(), block.shared()))
+        // The place is the index, by `publish`; asking the block would touch a line that its own
+        // CPU writes.
+        self.blocks()
+            .iter()
+            .enumerate()
+            .map(|(place, block)| (place as u32, block.shared()))
     }
 
     /// How many CPUs there are; 0 before [`publish`](Self::publish).
@@ -61,7 +70,9 @@ impl<L: Send, S: Sync> Directory<L, S> {
         self.blocks().is_empty()
     }
 
-    fn blocks(&self) -> &'static [&'static Block<L, S>] {
+    /// The blocks themselves, for a CPU to register the one that is its own; none before
+    /// [`publish`](Self::publish).
+    pub fn blocks(&self) -> &'static [&'static Block<L, S>] {
         // `try_get`, because `get` would wait for a publisher that an NMI has interrupted.
         self.blocks.try_get().copied().unwrap_or_default()
     }

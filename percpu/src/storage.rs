@@ -76,8 +76,9 @@ impl<R: Register> Storage<R> {
         if let Some(here) = Self::here() {
             return Err(RegisterError::AlreadyRegistered { here: here.index() });
         }
-        let header =
-            block.claim().ok_or(RegisterError::AlreadyClaimed { block: block.index() })?;
+        let header = block.claim().ok_or(RegisterError::AlreadyClaimed {
+            block: block.index(),
+        })?;
         // SAFETY: `claim` succeeds once in the lifetime of a block, and it did so here, on this
         // CPU (pinned above); the block is 'static and of the register's own types.
         unsafe { R::store(header) };
@@ -115,7 +116,10 @@ impl<R: Register> Storage<R> {
         // SAFETY: (1) not null, so by the contract of `Register` it is the pointer that `register`
         // stored on this CPU: `reset` is the only other caller of `store`, and what it stores loads
         // as null. (2) `register` stored the address of a 'static block of exactly these types.
-        unsafe { block.as_ref() }.map(|block| Here { block, _on_this_cpu: PhantomData })
+        unsafe { block.as_ref() }.map(|block| Here {
+            block,
+            _on_this_cpu: PhantomData,
+        })
     }
 }
 
@@ -185,10 +189,16 @@ impl fmt::Display for RegisterError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::AlreadyClaimed { block } => {
-                write!(f, "block {block} is already claimed: give each CPU a block of its own")
+                write!(
+                    f,
+                    "block {block} is already claimed: give each CPU a block of its own"
+                )
             }
             Self::AlreadyRegistered { here } => {
-                write!(f, "this CPU already has block {here}: register once per CPU")
+                write!(
+                    f,
+                    "this CPU already has block {here}: register once per CPU"
+                )
             }
         }
     }

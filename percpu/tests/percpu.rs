@@ -1,0 +1,327 @@
+//! Threads standing for CPUs.
+#![allow(clippy::unwrap_used, reason = "helpers of tests, not only tests")]
+
+use std::cell::{Cell, RefCell};
+use std::ptr;
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+
+use muster_percpu::{
+    Block, Directory, PublishError, Register, RegisterError, Storage, UNREGISTERED,
+};
+
+struct Local {
+    count: Cell<u64>,
+    names: RefCell<Vec<String>>,
+}
+
+type Shared = AtomicU64;
+
+muster_percpu::thread_register!(
+    /// Each test thread is a CPU.
+    struct Threads {
+        local: Local,
+        shared: Shared,
+    }
+);
+
+type Cpu = Storage<Threads>;
+
+fn block(index: u32) -> &'static Block<Local, Shared> {
+    let local = Local {
+        count: Cell::new(0),
+        names: RefCell::new(Vec::new()),
+    };
+    Box::leak(Box::new(Block::new(index, local, AtomicU64::new(0))))
+}
+
+fn directory(cpus: u32) -> Directory<Local, Shared> {
+    let directory = Directory::new();
+    let blocks: Vec<_> = (0..cpus).map(block).collect();
+    directory.publish(blocks.leak()).unwrap();
+    directory
+}
+
+#[test]
+fn each_cpu_sees_its_own_and_what_the_others_share() {
+    const CPUS: u32 = 8;
+    let directory = &directory(CPUS);
+    let all_done = &Barrier::new(CPUS as usize);
+    thread::scope(|scope| {
+        // Backwards: the order of registration means nothing.
+        for &block in directory.blocks().iter().rev() {
+            scope.spawn(move || {
+                Cpu::register(block).unwrap();
+                let index = Cpu::with(|here| here.index());
+                assert_eq!(index, block.index());
+                for step in 0..1000 {
+                    Cpu::with(|here| {
+                        here.local().count.set(here.local().count.get() + 1);
+                        here.shared().fetch_add(u64::from(index), Ordering::Relaxed);
+                        if step % 100 == 0 {
+                            here.local()
+                                .names
+                                .borrow_mut()
+                                .push(format!("{index}.{step}"));
+                        }
+                    });
+                }
+                all_done.wait();
+                Cpu::with(|here| {
+                    assert_eq!(here.local().count.get(), 1000);
+                    assert!(here.local().names.borrow()[9].starts_with(&index.to_string()));
+                });
+                for (other, shared) in directory.iter() {
+                    assert_eq!(shared.load(Ordering::Relaxed), 1000 * u64::from(other));
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn one_block_goes_to_one_of_many_cpus() {
+    const CPUS: usize = 8;
+    for _ in 0..50 {
+        let block = block(0);
+        let start = &Barrier::new(CPUS);
+        let outcomes: Vec<_> = thread::scope(|scope| {
+            let cpus: Vec<_> = (0..CPUS)
+                .map(|_| {
+                    scope.spawn(|| {
+                        start.wait();
+                        let outcome = Cpu::register(block);
+                        assert_eq!(outcome.is_ok(), Cpu::try_with(|_| ()).is_some());
+                        outcome
+                    })
+                })
+                .collect();
+            cpus.into_iter().map(|cpu| cpu.join().unwrap()).collect()
+        });
+        assert!(block.is_claimed());
+        assert_eq!(outcomes.iter().filter(|outcome| outcome.is_ok()).count(), 1);
+        for outcome in outcomes {
+            if let Err(error) = outcome {
+                assert_eq!(error, RegisterError::AlreadyClaimed { block: 0 });
+            }
+        }
+    }
+}
+
+#[test]
+fn one_cpu_takes_one_block() {
+    let (first, second) = (block(4), block(5));
+    Cpu::register(first).unwrap();
+    let again = Err(RegisterError::AlreadyRegistered { here: 4 });
+    assert_eq!(Cpu::register(second), again);
+    assert_eq!(Cpu::register(first), again);
+    // The refusal has not cost the second block its freedom.
+    assert!(!second.is_claimed());
+    assert_eq!(Cpu::with(|here| here.index()), 4);
+}
+
+#[test]
+#[should_panic(expected = "has not registered its block")]
+fn use_before_registration_is_loud() {
+    Cpu::with(|here| here.local().count.get());
+}
+
+#[test]
+fn use_before_registration_can_be_asked_about() {
+    assert!(Cpu::try_with(|_| ()).is_none());
+    assert!(Threads::load().is_null());
+    assert!(UNREGISTERED.this().is_null());
+    let block = block(0);
+    Cpu::register(block).unwrap();
+    assert!(Cpu::try_with(|_| ()).is_some());
+    assert!(ptr::addr_eq(Threads::load(), block));
+}
+
+#[test]
+fn reset_leaves_the_cpu_without_a_block_and_the_block_claimed() {
+    let (old, new) = (block(1), block(2));
+    Cpu::register(old).unwrap();
+    Cpu::reset();
+    assert!(Cpu::try_with(|_| ()).is_none());
+    assert_eq!(
+        Cpu::register(old),
+        Err(RegisterError::AlreadyClaimed { block: 1 })
+    );
+    Cpu::register(new).unwrap();
+    assert_eq!(Cpu::with(|here| here.index()), 2);
+}
+
+#[test]
+fn guards_nest() {
+    Cpu::register(block(3)).unwrap();
+    let sum = Cpu::with(|outer| {
+        outer.local().count.set(1);
+        Cpu::with(|inner| {
+            inner.local().count.set(inner.local().count.get() + 1);
+            inner.index() + outer.index()
+        })
+    });
+    assert_eq!(sum, 6);
+    assert_eq!(Cpu::with(|here| here.local().count.get()), 2);
+}
+
+#[test]
+fn pin_lasts_exactly_as_long_as_the_closure() {
+    static PINNED: AtomicBool = AtomicBool::new(false);
+
+    struct Pin;
+    impl Drop for Pin {
+        fn drop(&mut self) {
+            assert!(PINNED.swap(false, Ordering::Relaxed));
+        }
+    }
+
+    struct Pinning;
+    muster_percpu::thread_register!(
+        struct Inner {
+            local: u32,
+            shared: u32,
+        }
+    );
+    // SAFETY: all but the pin, which does no less than `Inner`'s, is `Inner`'s; and nothing else
+    // uses `Inner`.
+    unsafe impl Register for Pinning {
+        type Local = u32;
+        type Shared = u32;
+        type Pin = Pin;
+
+        fn pin() -> Pin {
+            assert!(!PINNED.swap(true, Ordering::Relaxed));
+            Pin
+        }
+
+        fn load() -> *const muster_percpu::Header {
+            assert!(PINNED.load(Ordering::Relaxed));
+            Inner::load()
+        }
+
+        unsafe fn store(header: *const muster_percpu::Header) {
+            assert!(PINNED.load(Ordering::Relaxed));
+            // SAFETY: the caller's promise is the one that `Inner` asks for.
+            unsafe { Inner::store(header) }
+        }
+    }
+
+    static BLOCK: Block<u32, u32> = Block::new(0, 1, 2);
+    Storage::<Pinning>::register(&BLOCK).unwrap();
+    assert!(!PINNED.load(Ordering::Relaxed));
+    let sum = Storage::<Pinning>::with(|here| {
+        assert!(PINNED.load(Ordering::Relaxed));
+        here.local() + here.shared()
+    });
+    assert_eq!(sum, 3);
+    assert!(!PINNED.load(Ordering::Relaxed));
+}
+
+#[test]
+fn two_registers_do_not_know_of_one_another() {
+    muster_percpu::thread_register!(
+        struct Other {
+            local: String,
+            shared: (),
+        }
+    );
+    Cpu::register(block(0)).unwrap();
+    assert!(Storage::<Other>::try_with(|_| ()).is_none());
+    let other = Box::leak(Box::new(Block::new(9, String::from("other"), ())));
+    Storage::<Other>::register(other).unwrap();
+    assert_eq!(Storage::<Other>::with(|here| here.local().len()), 5);
+    assert_eq!(Cpu::with(|here| here.index()), 0);
+}
+
+#[test]
+fn nothing_of_two_blocks_or_two_parts_shares_a_pair_of_lines() {
+    fn pairs<T>(value: &T) -> std::ops::RangeInclusive<usize> {
+        let start = ptr::from_ref(value).addr();
+        start / 128..=(start + size_of::<T>() - 1) / 128
+    }
+
+    // Side by side, as close as the compiler packs them.
+    static BLOCKS: [Block<u8, u8>; 3] = [
+        Block::new(0, 0, 0),
+        Block::new(1, 0, 0),
+        Block::new(2, 0, 0),
+    ];
+    let mut parts = Vec::new();
+    for block in &BLOCKS {
+        let local = thread::spawn(move || {
+            muster_percpu::thread_register!(
+                struct Bytes {
+                    local: u8,
+                    shared: u8,
+                }
+            );
+            Storage::<Bytes>::register(block).unwrap();
+            Storage::<Bytes>::with(|here| pairs(here.local()))
+        });
+        parts.push(local.join().unwrap());
+        parts.push(pairs(block.shared()));
+    }
+    for (place, part) in parts.iter().enumerate() {
+        for other in &parts[place + 1..] {
+            assert!(part.end() < other.start() || other.end() < part.start());
+        }
+    }
+}
+
+#[test]
+fn directory_is_empty_until_published_and_published_once() {
+    let directory = Directory::new();
+    assert!(directory.is_empty());
+    assert_eq!(directory.len(), 0);
+    assert!(directory.get(0).is_none());
+    assert_eq!(directory.iter().len(), 0);
+
+    let blocks: &'static [_] = vec![block(0), block(1), block(2)].leak();
+    directory.publish(blocks).unwrap();
+    assert_eq!(directory.len(), 3);
+    assert!(ptr::eq(directory.get(2).unwrap(), blocks[2].shared()));
+    assert!(directory.get(3).is_none());
+    assert!(directory.get(u32::MAX).is_none());
+    assert_eq!(
+        directory.iter().map(|(index, _)| index).collect::<Vec<_>>(),
+        [0, 1, 2]
+    );
+    assert_eq!(directory.publish(&[]), Err(PublishError::AlreadyPublished));
+    assert_eq!(directory.len(), 3);
+}
+
+#[test]
+fn directory_rejects_blocks_out_of_place() {
+    let directory = Directory::new();
+    let swapped = vec![block(0), block(2), block(1)].leak();
+    assert_eq!(
+        directory.publish(swapped),
+        Err(PublishError::OutOfPlace { place: 1, index: 2 })
+    );
+    assert!(directory.is_empty());
+}
+
+#[test]
+fn what_a_block_holds_is_dropped_with_a_block_no_cpu_took() {
+    struct Flag<'a>(&'a Cell<u32>);
+    impl Drop for Flag<'_> {
+        fn drop(&mut self) {
+            self.0.set(self.0.get() + 1);
+        }
+    }
+    let drops = Cell::new(0);
+    drop(Block::new(0, Flag(&drops), Flag(&drops)));
+    assert_eq!(drops.get(), 2);
+}
+
+#[test]
+fn errors_say_what_to_do() {
+    let text = RegisterError::AlreadyClaimed { block: 3 }.to_string();
+    assert!(text.contains("block 3") && text.contains("of its own"));
+    let text = RegisterError::AlreadyRegistered { here: 3 }.to_string();
+    assert!(text.contains("block 3") && text.contains("once"));
+    let text = PublishError::OutOfPlace { place: 1, index: 2 }.to_string();
+    assert!(text.contains("CPU 2") && text.contains("place 1"));
+}
