@@ -9,10 +9,14 @@ use linked_list_allocator::Heap as FreeList;
 
 use crate::{MAX_REGIONS, StartError, Statistics};
 
+/// Blocks are placed in multiples of this. Sizes in single words would leave, before
+/// every other block of the usual alignment, a hole too small for anyone, and each
+/// allocation walks past all of them.
+const GRAIN: usize = 16;
 /// A free list describes each hole in the hole itself, by size and successor, aligned like them.
 const HOLE: usize = 2 * size_of::<usize>();
-/// The least memory that surely has room for an aligned hole.
-const LEAST: usize = HOLE + size_of::<usize>();
+/// The least memory that surely has room for a grain, wherever it starts.
+const LEAST: usize = 2 * GRAIN - 1;
 
 /// Everything under the heap's lock.
 pub(crate) struct Regions {
@@ -45,6 +49,10 @@ impl Regions {
                 least: LEAST,
             });
         }
+        let skipped = arena.as_ptr().align_offset(GRAIN);
+        let grains = (arena.len() - skipped) / GRAIN;
+        let (_, rest) = arena.split_at_mut(skipped);
+        let (arena, _) = rest.split_at_mut(grains * GRAIN);
         self.accounts.capacity_bytes += arena.len() as u64;
         self.boot.init_from_slice(arena);
         Ok(())
@@ -97,8 +105,12 @@ impl Regions {
         } else {
             return false;
         };
-        // SAFETY: `block` lies in this list's memory, and is live with this layout (the caller).
-        unsafe { list.deallocate(block, layout) };
+        let Some(placed) = placed(layout) else {
+            return false;
+        };
+        // SAFETY: `block` lies in this list's memory, and is live with this layout (the caller),
+        // which `first_fit` placed as it is released here.
+        unsafe { list.deallocate(block, placed) };
         self.accounts.live_blocks -= 1;
         self.accounts.live_bytes -= layout.size() as u64;
         true
@@ -112,13 +124,15 @@ impl Regions {
     /// The piece is readable and writable, used by nothing else, and stays so for good.
     pub(crate) unsafe fn add(&mut self, piece: NonNull<[u8]>) {
         let start = piece.cast::<u8>().as_ptr();
+        let skipped = start.align_offset(GRAIN);
         if let Some(list) = self.grown.iter_mut().find(|list| list.top() == start) {
             // SAFETY: the piece begins where the list's memory ends and is ours for good (the
             // caller).
             unsafe { list.extend(piece.len()) };
         } else if piece.len() >= LEAST {
-            // SAFETY: the piece is ours for good (the caller), and has room for a hole.
-            let list = unsafe { FreeList::new(start, piece.len()) };
+            // SAFETY: the piece is ours for good (the caller), and has room for a hole after what is
+            // skipped: less than a grain of at least `LEAST` bytes.
+            let list = unsafe { FreeList::new(start.add(skipped), piece.len() - skipped) };
             if self.grown.push(list).is_err() {
                 return;
             }
@@ -137,17 +151,22 @@ impl Regions {
 /// How much new memory a free list needs to be sure to have room for `layout`: the block, what
 /// alignment may skip, and a hole before and after. `None`: more than there can be.
 pub(crate) fn room_for(layout: Layout) -> Option<usize> {
-    let block = layout
+    let placed = placed(layout)?;
+    let room = placed
         .size()
-        .max(HOLE)
-        .checked_next_multiple_of(size_of::<usize>())?;
-    let room = block
-        .checked_add(layout.align())?
+        .checked_add(placed.align())?
         .checked_add(2 * HOLE + LEAST)?;
     isize::try_from(room).is_ok().then_some(room)
 }
 
+/// The layout in whole grains. `None`: more than there can be.
+fn placed(layout: Layout) -> Option<Layout> {
+    let size = layout.size().checked_next_multiple_of(GRAIN)?;
+    Layout::from_size_align(size, layout.align().max(GRAIN)).ok()
+}
+
 fn first_fit(list: &mut FreeList, layout: Layout) -> Option<NonNull<u8>> {
+    let layout = placed(layout)?;
     // The list rounds addresses up with wrapping arithmetic: an alignment so large that the next
     // multiple lies beyond the end of the address space would come out at 0, and seem to fit.
     list.top().addr().checked_add(room_for(layout)?)?;
