@@ -1,7 +1,185 @@
-//! Stub.
+//! Muster: an SMP-first x86-64 kernel with per-CPU memory state, booted by the
+//! Limine protocol.
+//!
+//! It brings all CPUs of a machine into one shared memory system, gives each its
+//! own memory state, proves that it holds under concurrent allocation, and shows
+//! every step. This file is that story, in the order in which it happens; each
+//! step has a module of its own.
+//!
+//! What holds throughout:
+//!
+//! - The shared state is written once, before the first AP is released, and
+//!   published with Release; every reader Acquires ([`shared`]).
+//! - No CPU touches per-CPU state before its block is registered; doing so panics
+//!   ([`cpu`]).
+//! - Nobody waits without a bound, except an AP that is out of work ([`crew`]).
+//! - Nothing is both writable and executable, and no page maps more than its
+//!   region: the tables are walked to see it ([`shared`]).
+//! - Every fault ends in words and a non-zero exit status ([`panic`], [`exit`]).
+
 #![no_std]
 #![no_main]
-#[panic_handler]
-fn panic(_: &core::panic::PanicInfo) -> ! {
-    loop {}
+
+extern crate alloc;
+
+mod ap;
+mod arguments;
+mod audit;
+mod boot;
+mod clock;
+mod control;
+mod cpu;
+mod crew;
+mod descriptors;
+mod exceptions;
+mod exit;
+mod fault;
+mod heap;
+mod image;
+mod journal;
+mod lapic;
+mod madt;
+mod panic;
+mod roll;
+mod serial;
+mod shared;
+mod stack;
+mod stop;
+mod stress;
+mod window;
+
+use alloc::vec::Vec;
+use core::fmt;
+
+use conquer_once::spin::OnceCell;
+
+use crate::arguments::Arguments;
+use crate::boot::Boot;
+use crate::control::Features;
+use crate::cpu::{Block, Cpu};
+use crate::exit::Outcome;
+use crate::roll::{Phase, RollCall};
+use crate::shared::Shared;
+use crate::stack::Slot;
+
+/// What the BSP carries over from the loader's stack to its own.
+struct Plan {
+    boot: Boot,
+    arguments: Arguments,
+    blocks: &'static [&'static Block],
+}
+
+static PLAN: OnceCell<Plan> = OnceCell::uninit();
+
+/// Where the loader enters, on the BSP: on the loader's stack, tables and GDT,
+/// with interrupts off and no IDT.
+#[unsafe(no_mangle)]
+extern "C" fn entry() -> ! {
+    clock::start();
+    Cpu::reset();
+    exceptions::load_early();
+    journal::start();
+    heap::start();
+    let (hz, source) = clock::calibrate();
+
+    let boot = Boot::check().unwrap_or_else(|error| refuse(&error));
+    log::info!("Muster {} on {}", env!("CARGO_PKG_VERSION"), boot.loader);
+    log::info!(
+        "entered {} ms after reset; TSC at {} MHz, {source}",
+        clock::micros_before_entry() / 1000,
+        hz / 1_000_000
+    );
+    let arguments = Arguments::parse(&boot.command_line).unwrap_or_else(|error| refuse(&error));
+    journal::set_serial_level(arguments.log);
+    boot.tell();
+
+    let features = Features::detect();
+    let (shared, blocks) =
+        Shared::build(&boot, features, arguments.cpus).unwrap_or_else(|error| refuse(&error));
+    control::set(&features);
+    let control_at = clock::ticks();
+    shared.load_tables();
+    let tables_at = clock::ticks();
+    match shared.verify() {
+        Ok(census) => shared.tell(&census),
+        Err(error) => refuse(&error),
+    }
+    shared::publish(shared);
+    heap::open();
+
+    let blocks = register_bsp(blocks, control_at, tables_at);
+    PLAN.init_once(|| Plan {
+        boot,
+        arguments,
+        blocks,
+    });
+    stack::run_on(Slot::of(0).main(), muster)
+}
+
+/// The BSP on its own stack, with everything in place for the others.
+extern "C" fn muster() -> ! {
+    let Some(Plan {
+        boot,
+        arguments,
+        blocks,
+    }) = PLAN.get()
+    else {
+        panic!("the BSP left the loader's stack without a plan");
+    };
+    cpu::with(|here| {
+        let report = &here.shared().report;
+        report.reach(Phase::Stack);
+        here.local().load_descriptors();
+        here.shared().home.record();
+        report.reach(Phase::Descriptors);
+        report.join();
+        report.reach(Phase::Online);
+    });
+
+    let roll = RollCall::hold(boot, arguments, blocks);
+    roll.print();
+    if let Some(fault) = arguments.fault {
+        fault.happen();
+    }
+
+    let before = audit::Reading::take();
+    let stress = stress::run(arguments);
+    let audit = before.compare();
+    shared::get().tell_owners();
+
+    if let Err(reason) = roll.verdict().and(stress).and(audit) {
+        exit::conclude(Outcome::Failed, format_args!("{reason}"));
+    }
+    exit::conclude(Outcome::Passed, format_args!(""))
+}
+
+/// Gives the BSP its block, with the times of what it did before it had one, and
+/// makes all blocks known.
+fn register_bsp(
+    blocks: Vec<&'static Block>,
+    control_at: u64,
+    tables_at: u64,
+) -> &'static [&'static Block] {
+    let blocks: &'static [&'static Block] = blocks.leak();
+    let published = cpu::DIRECTORY.publish(blocks);
+    let registered = blocks.first().map(|block| Cpu::register(block));
+    assert!(
+        published.is_ok() && registered == Some(Ok(())),
+        "the blocks are not in order: {published:?}, {registered:?}"
+    );
+    cpu::with(|here| {
+        let shared = here.shared();
+        journal::adopt_early(&mut shared.journal.lock());
+        shared.report.reach_at(Phase::Entered, clock::origin());
+        shared.report.reach_at(Phase::Control, control_at);
+        shared.report.reach_at(Phase::Tables, tables_at);
+        shared.report.reach(Phase::Block);
+    });
+    blocks
+}
+
+/// Ends the run before it began, with one line that says what to change.
+fn refuse(error: &dyn fmt::Display) -> ! {
+    log::error!("can't start: {error}");
+    exit::conclude(Outcome::Refused, format_args!("{error}"))
 }

@@ -1,0 +1,72 @@
+//! The way of an application processor from the loader's parking place to work.
+
+use core::sync::atomic::Ordering;
+
+use limine::mp;
+
+use crate::cpu::{Block, Cpu};
+use crate::roll::Phase;
+use crate::stack::{self, Slot};
+use crate::{control, cpu, crew, exceptions, exit, shared, stop};
+
+/// Where the loader sends an AP: on the loader's stack, tables and GDT, with the
+/// address of its block in `extra`.
+///
+/// The order counts. Faults end in words first, since the loader leaves no IDT.
+/// Then the control registers, because the kernel's tables fault on a CPU that
+/// has no NX yet; then the tables, because the stack lies only in them; then the
+/// block, before anything asks who this CPU is.
+pub unsafe extern "C" fn entry(parked: &mp::Cpu) -> ! {
+    Cpu::reset();
+    exceptions::load_early();
+    let address = parked.extra.load(Ordering::Acquire);
+    let block: *const Block = core::ptr::with_exposed_provenance(address as usize);
+    // SAFETY: the BSP stored the address of this CPU's block, made for good, before
+    // it released the CPU (Release there, Acquire here); it lies in the HHDM, which
+    // the loader's tables map like the kernel's.
+    let block: &'static Block = unsafe { &*block };
+    let report = &block.shared().report;
+    report.reach(Phase::Entered);
+
+    let shared = shared::get();
+    control::set(&shared.features());
+    report.reach(Phase::Control);
+
+    shared.load_tables();
+    report.reach(Phase::Tables);
+
+    if let Err(error) = Cpu::register(block) {
+        panic!("an AP can't register its block: {error}");
+    }
+    report.reach(Phase::Block);
+
+    stack::run_on(Slot::of(block.index()).main(), run)
+}
+
+/// An AP on its own stack.
+extern "C" fn run() -> ! {
+    let (index, joined) = cpu::with(|here| {
+        let report = &here.shared().report;
+        report.reach(Phase::Stack);
+        here.local().load_descriptors();
+        here.shared().home.record();
+        report.reach(Phase::Descriptors);
+        // A shootdown goes only to CPUs that are online, so whatever changed in
+        // the tables before that moment must not linger here.
+        x86_64::instructions::tlb::flush_all();
+        let joined = report.join();
+        if joined {
+            report.reach(Phase::Online);
+        }
+        (here.index(), joined)
+    });
+    if stop::is_requested() {
+        stop::stop_here(run as *const () as u64);
+    }
+    if !joined {
+        log::warn!("CPU {index} came after the roll call's deadline and stays out");
+        exit::halt();
+    }
+    log::debug!("CPU {index} is at work");
+    crew::serve(index)
+}

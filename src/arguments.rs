@@ -1,0 +1,128 @@
+//! The kernel's command line: `key=value` words.
+
+use core::fmt;
+
+use log::LevelFilter;
+
+use crate::fault::Fault;
+use crate::stress::{Workload, Workloads};
+
+/// What a run is asked to do.
+#[derive(Debug, Clone)]
+pub struct Arguments {
+    /// The workloads of the stress.
+    pub stress: Workloads,
+    /// How long the stress lasts, all workloads together, in milliseconds.
+    pub stress_millis: u64,
+    /// The seed of everything random.
+    pub seed: u64,
+    /// How many CPUs may come online; the loader's list counts if it is shorter.
+    pub cpus: usize,
+    /// How long the roll call waits for the APs, in milliseconds.
+    pub deadline_millis: u64,
+    /// What the serial port shows.
+    pub log: LevelFilter,
+    /// A fault to bring about, to see it reported.
+    pub fault: Option<Fault>,
+}
+
+impl Default for Arguments {
+    fn default() -> Self {
+        Self {
+            stress: Workloads::all(),
+            stress_millis: 10_000,
+            seed: 1,
+            cpus: usize::MAX,
+            deadline_millis: 2_000,
+            log: LevelFilter::Info,
+            fault: None,
+        }
+    }
+}
+
+/// The words the kernel knows, for people.
+const HELP: &str = "\
+stress=all|none|churn,mixed,handover,growth,exhaustion  seconds=N  seed=N  cpus=N  \
+deadline=MILLISECONDS  log=error|warn|info|debug|trace  \
+fault=panic-bsp|panic-ap|panic-two|stack-overflow|null-read|write-text|execute-heap";
+
+/// A word that the kernel does not understand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ArgumentError<'a> {
+    /// The key is not known, or the word has no `=`.
+    Unknown(&'a str),
+    /// The key is known, the value is not of its form.
+    Value {
+        /// The key.
+        key: &'a str,
+        /// The value as given.
+        value: &'a str,
+    },
+}
+
+impl fmt::Display for ArgumentError<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unknown(word) => write!(f, "unknown word `{word}`")?,
+            Self::Value { key, value } => write!(f, "`{value}` is no value for `{key}`")?,
+        }
+        write!(f, "; the words are: {HELP}")
+    }
+}
+
+impl Arguments {
+    /// Reads a command line. Of a key given twice the last one counts.
+    ///
+    /// # Errors
+    ///
+    /// The first word that is not understood.
+    pub fn parse(line: &str) -> Result<Self, ArgumentError<'_>> {
+        let mut arguments = Self::default();
+        for word in line.split_ascii_whitespace() {
+            let (key, value) = word.split_once('=').ok_or(ArgumentError::Unknown(word))?;
+            let bad = || ArgumentError::Value { key, value };
+            match key {
+                "stress" => arguments.stress = workloads(value).ok_or_else(bad)?,
+                "seconds" => arguments.stress_millis = millis(value).ok_or_else(bad)?,
+                "seed" => arguments.seed = value.parse().map_err(|_| bad())?,
+                "cpus" => {
+                    let cpus = value.parse().map_err(|_| bad())?;
+                    arguments.cpus = Some(cpus).filter(|&cpus| cpus > 0).ok_or_else(bad)?;
+                }
+                "deadline" => arguments.deadline_millis = value.parse().map_err(|_| bad())?,
+                "log" => arguments.log = value.parse().map_err(|_| bad())?,
+                "fault" => arguments.fault = Some(Fault::parse(value).ok_or_else(bad)?),
+                _ => return Err(ArgumentError::Unknown(word)),
+            }
+        }
+        Ok(arguments)
+    }
+}
+
+fn workloads(list: &str) -> Option<Workloads> {
+    match list {
+        "all" => Some(Workloads::all()),
+        "none" => Some(Workloads::none()),
+        _ => list
+            .split(',')
+            .try_fold(Workloads::none(), |workloads, name| {
+                Some(workloads.with(Workload::parse(name)?))
+            }),
+    }
+}
+
+/// Seconds with up to three decimals, in milliseconds: the kernel has no
+/// floating point.
+fn millis(seconds: &str) -> Option<u64> {
+    let (whole, decimals) = seconds.split_once('.').unwrap_or((seconds, ""));
+    if decimals.len() > 3 || !decimals.bytes().all(|digit| digit.is_ascii_digit()) {
+        return None;
+    }
+    let whole: u64 = whole.parse().ok()?;
+    let thousandths = decimals
+        .bytes()
+        .chain(*b"000")
+        .take(3)
+        .fold(0, |sum, digit| sum * 10 + u64::from(digit - b'0'));
+    whole.checked_mul(1000)?.checked_add(thousandths)
+}

@@ -1,0 +1,81 @@
+//! The audit: nothing that was taken may stay behind.
+
+use alloc::format;
+use alloc::string::String;
+
+use muster_memory::Owner;
+
+use crate::{heap, shared};
+
+/// What was held at one moment.
+pub struct Reading {
+    live_bytes: u64,
+    live_blocks: u64,
+}
+
+impl Reading {
+    /// Reads what is held now.
+    pub fn take() -> Self {
+        let statistics = heap::statistics();
+        Self {
+            live_bytes: statistics.live_bytes,
+            live_blocks: statistics.live_blocks,
+        }
+    }
+
+    /// Holds what is held now against this reading and the machine's memory.
+    ///
+    /// # Errors
+    ///
+    /// What does not add up, in words.
+    pub fn compare(&self) -> Result<(), String> {
+        let statistics = heap::statistics();
+        let totals = shared::get().totals();
+        let (accounted, machine) = (totals.sum(), shared::get().total_bytes());
+        log::info!(
+            "heap: {} live bytes before, {} after, {} at most, {} grown {} times",
+            self.live_bytes,
+            statistics.live_bytes,
+            statistics.peak_live_bytes,
+            Bytes(totals[Owner::Heap]),
+            statistics.growths
+        );
+        if (statistics.live_bytes, statistics.live_blocks) != (self.live_bytes, self.live_blocks) {
+            return Err(format!(
+                "{} bytes in {} blocks are live after the stress, {} in {} were before",
+                statistics.live_bytes, statistics.live_blocks, self.live_bytes, self.live_blocks
+            ));
+        }
+        if accounted != machine {
+            return Err(format!(
+                "{accounted} bytes have an owner, but the machine has {machine}"
+            ));
+        }
+        log::info!(
+            "audit: clean; every frame of {} has its owner",
+            Bytes(machine)
+        );
+        Ok(())
+    }
+}
+
+/// A number of bytes, for people.
+pub struct Bytes(pub u64);
+
+impl core::fmt::Display for Bytes {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+        let mut unit = 0;
+        let mut tenths = u128::from(self.0) * 10;
+        while tenths >= 10 * 1024 && unit + 1 < UNITS.len() {
+            tenths /= 1024;
+            unit += 1;
+        }
+        let text = if unit == 0 {
+            format!("{} {}", tenths / 10, UNITS[unit])
+        } else {
+            format!("{}.{} {}", tenths / 10, tenths % 10, UNITS[unit])
+        };
+        f.pad(&text)
+    }
+}

@@ -1,0 +1,125 @@
+//! Control registers: every bit is set on purpose, on every CPU.
+//!
+//! At base revision 3 the protocol leaves most bits of CR0, CR4 and EFER open,
+//! and a firmware may hand its APs over in another state than its BSP.
+
+use muster_memory::{Levels, PAT};
+use raw_cpuid::CpuId;
+use x86_64::registers::control::{Cr0, Cr0Flags, Cr3, Cr4, Cr4Flags};
+use x86_64::registers::model_specific::{Efer, EferFlags, Msr};
+use x86_64::structures::paging::PhysFrame;
+use x86_64::{PhysAddr, instructions::tlb};
+
+/// IA32_PAT (Intel SDM vol. 4, table 2-2).
+const IA32_PAT: u32 = 0x277;
+
+/// What this kernel uses of what a CPU can do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Features {
+    /// Pages can be marked as not executable. Muster does not run without it.
+    pub no_execute: bool,
+    /// 1 GiB pages.
+    pub gigabyte_pages: bool,
+    /// Ring 0 can be kept from executing user pages.
+    pub smep: bool,
+    /// Ring 0 can be kept from touching user pages.
+    pub smap: bool,
+    /// User code can be kept from reading descriptor-table addresses.
+    pub umip: bool,
+    /// Width of a physical address, in bits.
+    pub physical_bits: u8,
+}
+
+impl Features {
+    /// Asks the CPU this runs on.
+    pub fn detect() -> Self {
+        let cpuid = CpuId::new();
+        let extended = cpuid.get_extended_processor_and_feature_identifiers();
+        let structured = cpuid.get_extended_feature_info();
+        Self {
+            no_execute: extended
+                .as_ref()
+                .is_some_and(|leaf| leaf.has_execute_disable()),
+            gigabyte_pages: extended.as_ref().is_some_and(|leaf| leaf.has_1gib_pages()),
+            smep: structured.as_ref().is_some_and(|leaf| leaf.has_smep()),
+            smap: structured.as_ref().is_some_and(|leaf| leaf.has_smap()),
+            umip: structured.as_ref().is_some_and(|leaf| leaf.has_umip()),
+            // 36 bits where the CPU does not tell (Intel SDM vol. 3A, 4.1.4).
+            physical_bits: cpuid
+                .get_processor_capacity_feature_info()
+                .map_or(36, |leaf| leaf.physical_address_bits()),
+        }
+    }
+}
+
+/// The number of page-table levels in use. It can't change in long mode.
+pub fn levels() -> Levels {
+    if Cr4::read().contains(Cr4Flags::L5_PAGING) {
+        Levels::Five
+    } else {
+        Levels::Four
+    }
+}
+
+/// Sets CR0, CR4, EFER and the PAT of this CPU to the kernel's values.
+///
+/// The loader's tables stay in use; its mappings use the same PAT and so keep
+/// their meaning.
+pub fn set(features: &Features) {
+    let mut cr4 = Cr4Flags::PHYSICAL_ADDRESS_EXTENSION | Cr4Flags::MACHINE_CHECK_EXCEPTION;
+    cr4.set(
+        Cr4Flags::SUPERVISOR_MODE_EXECUTION_PROTECTION,
+        features.smep,
+    );
+    cr4.set(Cr4Flags::SUPERVISOR_MODE_ACCESS_PREVENTION, features.smap);
+    cr4.set(Cr4Flags::USER_MODE_INSTRUCTION_PREVENTION, features.umip);
+    cr4.set(Cr4Flags::L5_PAGING, levels() == Levels::Five);
+    let cr0 = Cr0Flags::PROTECTED_MODE_ENABLE
+        | Cr0Flags::MONITOR_COPROCESSOR
+        | Cr0Flags::EXTENSION_TYPE
+        | Cr0Flags::NUMERIC_ERROR
+        | Cr0Flags::WRITE_PROTECT
+        | Cr0Flags::PAGING;
+    let mut efer = EferFlags::LONG_MODE_ENABLE | EferFlags::LONG_MODE_ACTIVE;
+    efer.set(EferFlags::NO_EXECUTE_ENABLE, features.no_execute);
+    // SAFETY: (1) this is ring 0 in long mode, so PE, PG, PAE, LME and LMA are set
+    // already and stay set, and the number of levels stays as it is; (2) the
+    // optional CR4 bits are set only where CPUID has them; (3) there are no user
+    // pages, so SMEP and SMAP forbid nothing that is done; (4) no code here uses
+    // the FPU or an alignment check; (5) clearing PGE flushes the loader's global
+    // entries, which is wanted; (6) the PAT gives every index that is in use the
+    // type the protocol gave it; were it another one before, the caches would
+    // have to go first, so it is only written if it differs, with the flushes of
+    // Intel SDM vol. 3A, 12.12.4.
+    unsafe {
+        Efer::write_raw(efer.bits());
+        Cr0::write_raw(cr0.bits());
+        Cr4::write_raw(cr4.bits());
+        let mut pat = Msr::new(IA32_PAT);
+        if pat.read() != PAT {
+            core::arch::asm!("wbinvd", options(nostack, preserves_flags));
+            pat.write(PAT);
+            core::arch::asm!("wbinvd", options(nostack, preserves_flags));
+            tlb::flush_all();
+        }
+    }
+}
+
+/// Loads the tables at physical address `root`, which flushes the TLB.
+///
+/// # Safety
+///
+/// `root` is the page-aligned root of tables with as many levels as are in use,
+/// and they map what runs and is touched from here on (code, stack, data, GDT,
+/// IDT) where the tables in use now map it.
+pub unsafe fn load_tables(root: u64) {
+    let frame = PhysFrame::containing_address(PhysAddr::new_truncate(root));
+    // SAFETY: as the caller promises. Flags 0: PCID is off, the tables themselves
+    // are write-back memory.
+    unsafe { Cr3::write_raw(frame, 0) };
+}
+
+/// The root of the tables this CPU has loaded.
+pub fn loaded_tables() -> u64 {
+    Cr3::read_raw().0.start_address().as_u64()
+}

@@ -1,0 +1,238 @@
+//! What each CPU has of its own, and what of it the others may see.
+
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use muster_memory::FRAME_SIZE;
+use muster_percpu::{Directory, Header, Here, Register, Storage};
+use spin::Mutex;
+use x86_64::VirtAddr;
+use x86_64::registers::model_specific::GsBase;
+
+use crate::descriptors::Descriptors;
+use crate::journal::{Journal, Line};
+use crate::roll::Report;
+use crate::stack::Slot;
+use crate::{control, exceptions};
+
+/// The part of a block that only its own CPU touches.
+pub struct Local {
+    descriptors: &'static Descriptors,
+}
+
+impl Local {
+    /// Loads this CPU's GDT and TSS, and the IDT that uses the TSS's stacks.
+    pub fn load_descriptors(&self) {
+        self.descriptors.load(Gs::load().addr() as u64);
+        exceptions::load();
+    }
+}
+
+/// What one CPU's state takes of memory: whole frames of its own.
+#[repr(C)]
+struct Memory {
+    block: Block,
+    descriptors: Descriptors,
+}
+
+/// Bytes of memory per CPU, a multiple of a frame.
+pub const BYTES: u64 = (size_of::<Memory>() as u64).next_multiple_of(FRAME_SIZE);
+
+/// Makes the block of CPU `index` in `memory`.
+///
+/// # Safety
+///
+/// `memory` is [`BYTES`] of frame-aligned, writable memory, mapped for good in
+/// the tables of the loader and of the kernel, and used by nothing else.
+pub unsafe fn create(index: u32, lapic_id: u32, memory: NonNull<u8>) -> &'static Block {
+    let memory = memory.cast::<Memory>().as_ptr();
+    // SAFETY: (1) the memory is large and aligned enough and no one else's, as the
+    // caller promises; (2) each field is written once, before a reference to it
+    // exists; (3) the descriptors are linked where they stay.
+    unsafe {
+        let descriptors = &raw mut (*memory).descriptors;
+        descriptors.write(Descriptors::new(Slot::of(index).interrupt_tops()));
+        (*descriptors).link();
+        let block = &raw mut (*memory).block;
+        block.write(Block::new(
+            index,
+            Local {
+                descriptors: &*descriptors,
+            },
+            Shared::new(lapic_id),
+        ));
+        &*block
+    }
+}
+
+/// The part of a block that every CPU may read.
+pub struct Shared {
+    /// The CPU's local APIC id.
+    pub lapic_id: u32,
+    /// How far its bring-up has come.
+    pub report: Report,
+    /// Its own log lines.
+    pub journal: Mutex<Journal>,
+    /// What it runs with.
+    pub home: Home,
+    /// Why it was stopped, if it was.
+    pub end: End,
+    /// Orders it has carried out; see [`crate::crew`].
+    pub orders_done: AtomicU64,
+}
+
+impl Shared {
+    /// The shared part of a CPU that the loader has parked.
+    pub const fn new(lapic_id: u32) -> Self {
+        Self {
+            lapic_id,
+            report: Report::new(),
+            journal: Mutex::new(Journal::new()),
+            home: Home {
+                block: AtomicU64::new(0),
+                cr3: AtomicU64::new(0),
+            },
+            end: End {
+                begun: AtomicBool::new(false),
+                stopped_at: AtomicU64::new(0),
+                last_words: Mutex::new(None),
+            },
+            orders_done: AtomicU64::new(0),
+        }
+    }
+}
+
+/// What a CPU runs with, as read from its own registers.
+pub struct Home {
+    block: AtomicU64,
+    cr3: AtomicU64,
+}
+
+impl Home {
+    /// Reads this CPU's registers. Called by the CPU itself, before it reports
+    /// that it is online, which publishes this.
+    pub fn record(&self) {
+        self.block
+            .store(Gs::load().addr() as u64, Ordering::Relaxed);
+        self.cr3.store(control::loaded_tables(), Ordering::Relaxed);
+    }
+
+    /// The address of its block, from GS base.
+    pub fn block(&self) -> u64 {
+        self.block.load(Ordering::Relaxed)
+    }
+
+    /// The physical address of its root table, from CR3.
+    pub fn cr3(&self) -> u64 {
+        self.cr3.load(Ordering::Relaxed)
+    }
+}
+
+/// What a CPU leaves behind when another one's fault ends the run.
+pub struct End {
+    begun: AtomicBool,
+    stopped_at: AtomicU64,
+    last_words: Mutex<Option<Line>>,
+}
+
+impl End {
+    /// Says that the CPU is at its end by a fault of its own, and whether this is
+    /// the first time it says so.
+    pub fn begin(&self) -> bool {
+        !self.begun.swap(true, Ordering::AcqRel)
+    }
+
+    /// Whether the CPU is at its end by a fault of its own, and will stop by itself.
+    pub fn has_begun(&self) -> bool {
+        self.begun.load(Ordering::Acquire)
+    }
+
+    /// Records that the CPU stops for good, at `address` of its code.
+    pub fn stop_at(&self, address: u64) {
+        self.stopped_at.store(address, Ordering::Release);
+    }
+
+    /// Where it stopped, if it did.
+    pub fn stopped_at(&self) -> Option<u64> {
+        Some(self.stopped_at.load(Ordering::Acquire)).filter(|&address| address != 0)
+    }
+
+    /// Leaves words for the CPU that reports.
+    pub fn leave_words(&self, words: Line) {
+        if let Some(mut slot) = self.last_words.try_lock() {
+            *slot = Some(words);
+        }
+    }
+
+    /// The words left, if any.
+    pub fn words(&self) -> Option<Line> {
+        self.last_words.try_lock()?.take()
+    }
+}
+
+/// One CPU's block.
+pub type Block = muster_percpu::Block<Local, Shared>;
+
+/// The register that tells a CPU its block: GS base.
+pub struct Gs;
+
+// SAFETY: (1) GS base is a register of each CPU of its own; (2) nothing but
+// `store` writes it after `reset`, save the loading of a GDT, which puts it back;
+// (3) `store` is always given a header whose first word is its own address, or
+// the unregistered sentinel, whose first word is null, so the word at gs:0 is
+// the block that runs here or null; (4) Muster has no threads that could move
+// from one CPU to another, so there is nothing to pin.
+unsafe impl Register for Gs {
+    type Local = Local;
+    type Shared = Shared;
+    type Pin = ();
+
+    fn pin() -> Self::Pin {}
+
+    fn load() -> *const Header {
+        let header: *const Header;
+        // SAFETY: GS base points to a `Header` since the first instruction of this
+        // CPU in the kernel (`reset`); the read touches nothing else.
+        unsafe {
+            core::arch::asm!(
+                "mov {}, gs:[0]",
+                out(reg) header,
+                options(nostack, preserves_flags, readonly, pure)
+            );
+        }
+        header
+    }
+
+    unsafe fn store(header: *const Header) {
+        // SAFETY: the address of a live object is canonical for the number of levels
+        // in use; `VirtAddr::new` knows only four.
+        GsBase::write(unsafe { VirtAddr::new_unsafe(header.addr() as u64) });
+    }
+}
+
+/// Access to the block of the CPU this runs on.
+pub type Cpu = Storage<Gs>;
+
+/// Every CPU's block, by CPU index.
+pub static DIRECTORY: Directory<Local, Shared> = Directory::new();
+
+/// Runs `f` with this CPU's block, or gives `None` if it has none yet: for code
+/// that also runs before registration, in faults and in NMIs.
+pub fn try_with<T>(f: impl for<'here> FnOnce(&Here<'here, Local, Shared>) -> T) -> Option<T> {
+    Cpu::try_with(f)
+}
+
+/// Runs `f` with this CPU's block.
+///
+/// # Panics
+///
+/// If this CPU has not registered its block.
+#[track_caller]
+pub fn with<T>(f: impl for<'here> FnOnce(&Here<'here, Local, Shared>) -> T) -> T {
+    Cpu::with(f)
+}
+
+/// The shared part of every CPU's block, with its index. Empty until the blocks exist.
+pub fn all() -> impl ExactSizeIterator<Item = (u32, &'static Shared)> {
+    DIRECTORY.iter()
+}

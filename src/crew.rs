@@ -1,0 +1,95 @@
+//! Orders for all CPUs: one closure, run once on each, the BSP included.
+
+use core::cell::UnsafeCell;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use crossbeam_utils::CachePadded;
+
+use crate::clock::Deadline;
+use crate::roll::Admission;
+use crate::{cpu, stop};
+
+/// An order: called with the number of the CPU among those at work, 0 first.
+type Order<'a> = dyn Fn(usize) + Sync + 'a;
+
+/// The order of the day. Written by the BSP while no AP looks at it.
+struct Board {
+    /// Orders given so far. An AP whose own count is behind has one to carry out.
+    given: CachePadded<AtomicU64>,
+    order: UnsafeCell<Option<&'static Order<'static>>>,
+}
+
+// SAFETY: `order` is written by the BSP only while every AP of the crew has done
+// all orders given (`all` waits for that), and read by an AP only after it saw a
+// new count: the write happens before the Release of the count, the reads after
+// its Acquire, and the next write after the Acquire of every AP's done count.
+unsafe impl Sync for Board {}
+
+static BOARD: Board = Board {
+    given: CachePadded::new(AtomicU64::new(0)),
+    order: UnsafeCell::new(None),
+};
+
+/// The CPUs at work: the BSP and every AP that the roll call admitted.
+pub fn members() -> impl Iterator<Item = (u32, &'static cpu::Shared)> {
+    cpu::all().filter(|(_, shared)| shared.report.admission() == Admission::Admitted)
+}
+
+/// How many CPUs are at work.
+pub fn size() -> usize {
+    members().count()
+}
+
+/// Runs `order` on every CPU at work, side by side, and waits until all are done.
+///
+/// Called on the BSP only, and not from within an order.
+///
+/// # Panics
+///
+/// If a CPU is not done within `patience_millis` of the BSP's own part: `order`
+/// may not go out of scope while a CPU still runs it, so there is no way back.
+pub fn all(patience_millis: u64, order: &(dyn Fn(usize) + Sync)) {
+    // SAFETY: only the lifetime changes. This function does not return, nor unwind
+    // (panics end the run), before every CPU has finished with the reference.
+    let order: &'static Order<'static> =
+        unsafe { core::mem::transmute::<&Order<'_>, &'static Order<'static>>(order) };
+    let number = BOARD.given.load(Ordering::Relaxed) + 1;
+    // SAFETY: every AP has done order `number - 1`: this function waited for that
+    // the last time, or there was none. So no one reads the cell now.
+    unsafe { *BOARD.order.get() = Some(order) };
+    BOARD.given.store(number, Ordering::Release);
+    order(0);
+    let deadline = Deadline::after_millis(patience_millis);
+    for (index, shared) in members().skip(1) {
+        while shared.orders_done.load(Ordering::Acquire) < number {
+            assert!(
+                !deadline.passed(),
+                "CPU {index} did not finish its part within {patience_millis} ms of the BSP's"
+            );
+            core::hint::spin_loop();
+        }
+    }
+}
+
+/// The life of AP `index` after it came online: carries out orders as they are given.
+pub fn serve(index: u32) -> ! {
+    let mut done = 0;
+    loop {
+        while BOARD.given.load(Ordering::Acquire) == done {
+            if stop::is_requested() {
+                stop::stop_here(serve as *const () as u64);
+            }
+            core::hint::spin_loop();
+        }
+        // SAFETY: the count was read with Acquire and is ahead of this CPU's, so the
+        // order was written before, and is not written again until this CPU is done.
+        let order = unsafe { *BOARD.order.get() };
+        // The roll call is over before the first order, so the places stand.
+        let place = members().position(|(member, _)| member == index);
+        if let (Some(order), Some(place)) = (order, place) {
+            order(place);
+        }
+        done += 1;
+        cpu::with(|here| here.shared().orders_done.store(done, Ordering::Release));
+    }
+}

@@ -1,0 +1,104 @@
+//! GDT and TSS of one CPU.
+//!
+//! Segments have no say in long mode, but the selectors must exist, and the TSS
+//! holds the stacks on which the faults that can't trust the current one run.
+
+use x86_64::VirtAddr;
+use x86_64::instructions::tables::{lgdt, load_tss};
+use x86_64::registers::segmentation::{CS, DS, ES, FS, GS, SS, Segment};
+use x86_64::structures::DescriptorTablePointer;
+use x86_64::structures::gdt::{Descriptor, GlobalDescriptorTable, SegmentSelector};
+use x86_64::structures::tss::TaskStateSegment;
+use x86_64::{PrivilegeLevel, registers::model_specific::GsBase};
+
+/// GDT entries: null, four that only keep the numbering, code, data, and a TSS of
+/// two.
+const ENTRIES: usize = 9;
+
+/// The selectors the protocol enters with. The kernel's own GDT keeps them, so
+/// that one IDT is right before and after a CPU loads it.
+pub const CODE: SegmentSelector = SegmentSelector::new(5, PrivilegeLevel::Ring0);
+const DATA: SegmentSelector = SegmentSelector::new(6, PrivilegeLevel::Ring0);
+const TSS: SegmentSelector = SegmentSelector::new(7, PrivilegeLevel::Ring0);
+
+/// The interrupt stacks of the TSS, by what runs on them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u16)]
+pub enum InterruptStack {
+    /// Double fault: the stack in use may be the fault.
+    DoubleFault = 0,
+    /// NMI: it comes at any instruction.
+    Nmi = 1,
+    /// Machine check: likewise.
+    MachineCheck = 2,
+}
+
+impl InterruptStack {
+    /// How many there are.
+    pub const COUNT: usize = 3;
+}
+
+/// One CPU's tables. They stay where they are for as long as the CPU runs.
+pub struct Descriptors {
+    tss: TaskStateSegment,
+    gdt: GlobalDescriptorTable<ENTRIES>,
+}
+
+impl Descriptors {
+    /// Tables with the given tops of the interrupt stacks, in the order of
+    /// [`InterruptStack`]. They still have to be told where they lie: [`Self::load`].
+    pub fn new(tops: [u64; InterruptStack::COUNT]) -> Self {
+        let mut tss = TaskStateSegment::new();
+        let mut table = tss.interrupt_stack_table;
+        for (slot, top) in table.iter_mut().zip(tops) {
+            *slot = VirtAddr::new_truncate(top);
+        }
+        // The struct is packed: its fields are written whole.
+        tss.interrupt_stack_table = table;
+        Self {
+            tss,
+            gdt: GlobalDescriptorTable::empty(),
+        }
+    }
+
+    /// Fills the GDT in. Called where the tables are going to stay.
+    pub fn link(&mut self) {
+        let mut gdt = GlobalDescriptorTable::empty();
+        for _ in 1..CODE.index() {
+            gdt.append(Descriptor::UserSegment(0));
+        }
+        gdt.append(Descriptor::kernel_code_segment());
+        gdt.append(Descriptor::kernel_data_segment());
+        // SAFETY: the pointer is only stored as an address here. What reads it is
+        // the CPU, from `load` on, which asks for `'static`.
+        gdt.append(unsafe { Descriptor::tss_segment_unchecked(&raw const self.tss) });
+        self.gdt = gdt;
+    }
+
+    /// Loads the tables on this CPU, and keeps GS base, which a load of the GS
+    /// selector would reset.
+    pub fn load(&'static self, gs_base: u64) {
+        let pointer = DescriptorTablePointer {
+            limit: self.gdt.limit(),
+            // SAFETY: the address of a live object is canonical for the number of
+            // levels in use; `VirtAddr::new` knows only four.
+            base: unsafe { VirtAddr::new_unsafe(self.gdt.entries().as_ptr().addr() as u64) },
+        };
+        // SAFETY: (1) the GDT is `'static` and linked, its code and data entries are
+        // ring 0's 64-bit ones; (2) the TSS descriptor points to the TSS beside
+        // it, `'static` as well, whose interrupt stacks are mapped; (3) interrupts
+        // are off, and an NMI in between finds selectors that are equal in both
+        // tables; (4) GS base is put back before anything reads it.
+        unsafe {
+            lgdt(&pointer);
+            CS::set_reg(CODE);
+            SS::set_reg(DATA);
+            DS::set_reg(DATA);
+            ES::set_reg(DATA);
+            FS::set_reg(DATA);
+            GS::set_reg(DATA);
+            GsBase::write(VirtAddr::new_unsafe(gs_base));
+            load_tss(TSS);
+        }
+    }
+}

@@ -1,0 +1,58 @@
+//! How a run ends: a verdict in words, an exit status for QEMU, and a halt.
+
+use core::fmt;
+
+use qemu_exit::{QEMUExit, X86};
+
+/// I/O port of QEMU's `isa-debug-exit` device as the runner configures it
+/// (`-device isa-debug-exit,iobase=0xf4,iosize=4`).
+const DEBUG_EXIT_PORT: u16 = 0xf4;
+
+/// The outcomes a run can have. The discriminants are QEMU's exit statuses:
+/// odd, because `isa-debug-exit` turns a written `v` into `v << 1 | 1`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Outcome {
+    /// Every CPU that the loader listed came up, every workload and the audit passed.
+    Passed = 33,
+    /// The kernel ran, and something it checks was not as it should be.
+    Failed = 35,
+    /// The loader or the command line gave something the kernel can't start from.
+    Refused = 37,
+    /// A panic or a CPU exception.
+    Fault = 39,
+}
+
+/// Prints the verdict as the last line of the log and ends the run.
+pub fn conclude(outcome: Outcome, reason: fmt::Arguments<'_>) -> ! {
+    match outcome {
+        Outcome::Passed => log::info!(target: "verdict", "verdict: passed"),
+        _ => log::error!(target: "verdict", "verdict: failed: {reason}"),
+    }
+    crate::journal::dump();
+    quit(outcome)
+}
+
+/// Ends the run without a word: tells QEMU the outcome and, where there is no
+/// QEMU to tell, halts this CPU for good.
+pub fn quit(outcome: Outcome) -> ! {
+    if raw_cpuid::CpuId::new()
+        .get_feature_info()
+        .is_some_and(|features| features.has_hypervisor())
+    {
+        // SAFETY: the port is the one the runner gives to `isa-debug-exit`. Only a
+        // machine that says it is virtual gets here; without the device the
+        // write goes to an unclaimed port, which has no effect on memory.
+        let device = unsafe { X86::new(DEBUG_EXIT_PORT, Outcome::Passed as u32) };
+        device.exit(outcome as u32 >> 1);
+    }
+    halt()
+}
+
+/// Stops this CPU for good. An NMI wakes it, and it halts again.
+pub fn halt() -> ! {
+    loop {
+        x86_64::instructions::interrupts::disable();
+        x86_64::instructions::hlt();
+    }
+}

@@ -1,0 +1,102 @@
+//! Faults on demand, so that their reports can be seen and tested.
+
+use alloc::boxed::Box;
+use core::hint::black_box;
+use core::ptr;
+
+use spin::Barrier;
+
+use crate::{crew, image};
+
+/// How long the others wait for a fault that does not come, in milliseconds.
+const PATIENCE: u64 = 10_000;
+
+/// A fault to bring about once all CPUs are at work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// The BSP panics.
+    PanicBsp,
+    /// The last AP panics.
+    PanicAp,
+    /// The last two CPUs panic at once.
+    PanicTwo,
+    /// The last CPU runs off its stack into the guard page.
+    StackOverflow,
+    /// The last CPU reads through a null pointer.
+    NullRead,
+    /// The last CPU writes to the kernel's code.
+    WriteText,
+    /// The last CPU jumps into the heap.
+    ExecuteHeap,
+}
+
+impl Fault {
+    /// The fault of that name on the command line.
+    pub fn parse(name: &str) -> Option<Self> {
+        Some(match name {
+            "panic-bsp" => Self::PanicBsp,
+            "panic-ap" => Self::PanicAp,
+            "panic-two" => Self::PanicTwo,
+            "stack-overflow" => Self::StackOverflow,
+            "null-read" => Self::NullRead,
+            "write-text" => Self::WriteText,
+            "execute-heap" => Self::ExecuteHeap,
+            _ => return None,
+        })
+    }
+
+    /// Brings the fault about. On a single CPU, that CPU is the last one too.
+    pub fn happen(self) {
+        let size = crew::size();
+        let culprits = match self {
+            Self::PanicBsp => 0..1,
+            Self::PanicTwo => size.saturating_sub(2)..size,
+            _ => size - 1..size,
+        };
+        log::info!("bringing about {self:?}, as fault= asks");
+        let line = Barrier::new(culprits.len());
+        crew::all(PATIENCE, &|place| {
+            if culprits.contains(&place) {
+                line.wait();
+                self.strike();
+            }
+        });
+    }
+
+    fn strike(self) {
+        match self {
+            Self::PanicBsp | Self::PanicAp | Self::PanicTwo => panic!("asked for by fault="),
+            Self::StackOverflow => overflow(0),
+            Self::NullRead => {
+                // SAFETY: none needed for memory: the page is not mapped, so the read
+                // faults, and the fault ends the run. Volatile, so that it happens.
+                unsafe { ptr::null::<u64>().read_volatile() };
+            }
+            Self::WriteText => {
+                let text =
+                    ptr::with_exposed_provenance_mut::<u8>(image::sections()[0].start as usize);
+                // SAFETY: as above: the page is read-only, so the write faults.
+                unsafe { text.write_volatile(0) };
+            }
+            Self::ExecuteHeap => {
+                const RETURN: u8 = 0xc3;
+                let code = Box::new([RETURN; 16]);
+                // SAFETY: as above: the page is not executable, so the call faults. Were
+                // it executable, the code would return at once.
+                unsafe {
+                    let code: extern "C" fn() = core::mem::transmute(code.as_ptr());
+                    code();
+                }
+            }
+        }
+    }
+}
+
+/// Recurses until the stack is used up.
+fn overflow(depth: u64) {
+    let here = black_box([depth; 64]);
+    if black_box(true) {
+        overflow(depth + 1);
+    }
+    black_box(here);
+}

@@ -1,0 +1,72 @@
+//! The kernel image as it lies in memory, from the symbols of `linker.ld`.
+
+use muster_memory::Access;
+
+/// One section group of the image: whole pages with one set of rights.
+#[derive(Debug, Clone, Copy)]
+pub struct Section {
+    /// What the pages hold, as it is called in the plan and in reports.
+    pub name: &'static str,
+    /// First virtual address.
+    pub start: u64,
+    /// First virtual address after it.
+    pub end: u64,
+    /// The rights the image asks for.
+    pub access: Access,
+}
+
+impl Section {
+    /// Length in bytes, a multiple of 4 KiB.
+    pub fn length(&self) -> u64 {
+        self.end - self.start
+    }
+
+    /// Whether `address` lies in this section.
+    pub fn contains(&self, address: u64) -> bool {
+        (self.start..self.end).contains(&address)
+    }
+}
+
+unsafe extern "C" {
+    static text_start: u8;
+    static text_end: u8;
+    static rodata_start: u8;
+    static rodata_end: u8;
+    static data_start: u8;
+    static data_end: u8;
+}
+
+/// The sections in the order in which they lie.
+pub fn sections() -> [Section; 3] {
+    let section = |name, start: *const u8, end: *const u8, access| Section {
+        name,
+        start: start.addr() as u64,
+        end: end.addr() as u64,
+        access,
+    };
+    [
+        section(
+            "kernel text",
+            &raw const text_start,
+            &raw const text_end,
+            Access::ReadExecute,
+        ),
+        section(
+            "kernel rodata",
+            &raw const rodata_start,
+            &raw const rodata_end,
+            Access::ReadOnly,
+        ),
+        section(
+            "kernel data",
+            &raw const data_start,
+            &raw const data_end,
+            Access::ReadWrite,
+        ),
+    ]
+}
+
+/// Whether `address` lies in the image's code.
+pub fn is_text(address: u64) -> bool {
+    sections()[0].contains(address)
+}

@@ -1,0 +1,229 @@
+//! The end in words: one CPU reports a panic or an exception, all others stop.
+
+use core::fmt::{self, Write};
+use core::panic::PanicInfo;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use muster_memory::FRAME_SIZE;
+use x86_64::registers::control::Cr2;
+
+use crate::exceptions::{self, Frame};
+use crate::exit::{self, Outcome};
+use crate::journal::Line;
+use crate::stack::Place;
+use crate::{control, cpu, image, lapic, serial, shared, stop};
+
+/// Page-fault vector, and the bits of its error code (Intel SDM vol. 3A, 4.7).
+const PAGE_FAULT: u64 = 14;
+const PROTECTION: u64 = 1 << 0;
+const WRITE: u64 = 1 << 1;
+const RESERVED_BIT: u64 = 1 << 3;
+const FETCH: u64 = 1 << 4;
+
+/// Double-fault vector.
+const DOUBLE_FAULT: u64 = 8;
+
+/// Return addresses printed at most.
+const DEPTH: usize = 32;
+
+/// LAPIC ids have 32 bits, so no CPU has this one.
+const NOBODY: u64 = u64::MAX;
+
+/// The LAPIC id of the CPU that reports. LAPIC ids tell CPUs apart at any time,
+/// before registration too.
+static REPORTER: AtomicU64 = AtomicU64::new(NOBODY);
+
+#[panic_handler]
+fn panicked(info: &PanicInfo<'_>) -> ! {
+    let frame_pointer: u64;
+    // SAFETY: reads one register.
+    unsafe { core::arch::asm!("mov {}, rbp", out(reg) frame_pointer, options(nomem, nostack)) };
+    report(format_args!("{}", Panicked(info)), |cpu| {
+        log::error!(target: "panic", "CPU {cpu} panicked");
+        if let Some(location) = info.location() {
+            log::error!(target: "panic", "at {location}");
+        }
+        log::error!(target: "panic", "{}", info.message());
+        backtrace(None, frame_pointer);
+    })
+}
+
+/// Ends the run because of a CPU exception.
+pub fn exception(frame: &Frame) -> ! {
+    let address = Cr2::read_raw();
+    let name = exceptions::name(frame.vector);
+    report(format_args!("{name} at {:#x}", frame.rip), |cpu| {
+        log::error!(target: "panic", "CPU {cpu}: {name}, error code {:#x}", frame.error);
+        if frame.vector == PAGE_FAULT {
+            let fault = PageFault {
+                address,
+                error: frame.error,
+            };
+            log::error!(target: "panic", "tried to {} {address:#x}:", fault.deed());
+            log::error!(target: "panic", "{fault}");
+        }
+        // A stack that ran into its guard can't take the page fault's frame either.
+        if frame.vector == DOUBLE_FAULT
+            && let Some(place) = Place::of(address)
+        {
+            log::error!(target: "panic", "touched {address:#x}:");
+            log::error!(target: "panic", "{place}");
+        }
+        registers(frame, address);
+        backtrace(Some(frame.rip), frame.rbp);
+    })
+}
+
+/// Lets exactly one CPU report. The others leave word of what happened to them
+/// and stop; a CPU that faults within its own report stops reporting.
+fn report(what: fmt::Arguments<'_>, say: impl FnOnce(u32)) -> ! {
+    // From here on an NMI from the reporter lets this CPU finish what it has to say.
+    let first_fault = cpu::try_with(|here| here.shared().end.begin()).unwrap_or(true);
+    let own = u64::from(lapic::own_id());
+    match REPORTER.compare_exchange(NOBODY, own, Ordering::AcqRel, Ordering::Acquire) {
+        Ok(_) => {}
+        Err(first) if first == own => {
+            serial::seize();
+            serial::write(b"\na fault within the fault report; stopping here\n");
+            exit::quit(Outcome::Fault);
+        }
+        Err(_) => give_way(what, first_fault),
+    }
+    stop::others();
+    if serial::seize() {
+        serial::write(b"\n");
+    }
+    let index = cpu::try_with(|here| here.index()).unwrap_or(0);
+    say(index);
+    for (other, shared) in cpu::all().filter(|(other, _)| *other != index) {
+        if let Some(words) = shared.end.words() {
+            log::error!(target: "panic", "CPU {other} too: {words}");
+        } else if let Some(address) = shared.end.stopped_at() {
+            log::error!(target: "panic", "CPU {other} stopped at {address:#018x}");
+        } else {
+            let phase = shared.report.phase().name();
+            log::error!(target: "panic", "CPU {other} did not stop; last phase: {phase}");
+        }
+    }
+    exit::conclude(Outcome::Fault, format_args!("CPU {index}: {what}"))
+}
+
+/// A second CPU with a fault of its own: leaves word of it for the reporter.
+fn give_way(what: fmt::Arguments<'_>, first_fault: bool) -> ! {
+    // A fault within this very function stops without another word.
+    if first_fault {
+        let mut words = Line::new();
+        // Too long for a line: its beginning will do.
+        let _ = write!(words, "{what}");
+        cpu::try_with(|here| here.shared().end.leave_words(words));
+    }
+    stop::stop_here(give_way as *const () as u64)
+}
+
+fn registers(frame: &Frame, cr2: u64) {
+    let pairs = [
+        [("rip", frame.rip), ("flags", frame.rflags)],
+        [("rsp", frame.rsp), ("rbp", frame.rbp)],
+        [("rax", frame.rax), ("rbx", frame.rbx)],
+        [("rcx", frame.rcx), ("rdx", frame.rdx)],
+        [("rsi", frame.rsi), ("rdi", frame.rdi)],
+        [("r8", frame.r8), ("r9", frame.r9)],
+        [("r10", frame.r10), ("r11", frame.r11)],
+        [("r12", frame.r12), ("r13", frame.r13)],
+        [("r14", frame.r14), ("r15", frame.r15)],
+        [("cs", frame.cs), ("ss", frame.ss)],
+        [("cr2", cr2), ("cr3", control::loaded_tables())],
+    ];
+    for [(a, x), (b, y)] in pairs {
+        log::error!(target: "panic", "{a:<3} {x:016x}  {b:<5} {y:016x}");
+    }
+}
+
+/// Prints the return addresses up the chain of frame pointers.
+///
+/// Every word is read through a walk of the tables in use, and the chain must
+/// climb: a broken one ends the trace, not the report.
+fn backtrace(first: Option<u64>, frame_pointer: u64) {
+    log::error!(target: "panic", "return addresses:");
+    let mut frames = first
+        .into_iter()
+        .chain(callers(frame_pointer))
+        .take(DEPTH)
+        .peekable();
+    let mut number = 0;
+    while let Some(address) = frames.next() {
+        log::error!(target: "panic", "  #{number} {address:#018x}");
+        number += 1;
+        let mut repeated = 0;
+        while frames.next_if_eq(&address).is_some() {
+            repeated += 1;
+        }
+        if repeated > 0 {
+            log::error!(target: "panic", "  the same {repeated} times more");
+            number += repeated;
+        }
+    }
+    if number == DEPTH {
+        log::error!(target: "panic", "  and so on");
+    }
+}
+
+/// The return addresses in the frames from `frame_pointer` up.
+fn callers(mut frame_pointer: u64) -> impl Iterator<Item = u64> {
+    core::iter::from_fn(move || {
+        let return_address = shared::peek(frame_pointer.checked_add(8)?)?;
+        let next = shared::peek(frame_pointer).filter(|&next| next > frame_pointer);
+        // Nothing is mapped at the last address, so the chain ends after this.
+        frame_pointer = next.unwrap_or(u64::MAX - 7);
+        image::is_text(return_address).then_some(return_address)
+    })
+}
+
+/// A panic in one line.
+struct Panicked<'a>(&'a PanicInfo<'a>);
+
+impl fmt::Display for Panicked<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "panic: {}", self.0.message())?;
+        self.0
+            .location()
+            .map_or(Ok(()), |location| write!(f, " ({location})"))
+    }
+}
+
+/// What a page fault was about, in words.
+struct PageFault {
+    address: u64,
+    error: u64,
+}
+
+impl PageFault {
+    fn deed(&self) -> &'static str {
+        match self.error {
+            error if error & FETCH != 0 => "execute",
+            error if error & WRITE != 0 => "write",
+            _ => "read",
+        }
+    }
+}
+
+impl fmt::Display for PageFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.error {
+            error if error & RESERVED_BIT != 0 => {
+                write!(f, "a table entry has a reserved bit set")?
+            }
+            error if error & PROTECTION != 0 => write!(f, "its page does not allow that")?,
+            _ => write!(f, "nothing is mapped there")?,
+        }
+        if self.address < FRAME_SIZE {
+            write!(f, " (null pointer)")
+        } else if let Some(place) = Place::of(self.address) {
+            write!(f, " ({place})")
+        } else if let Some(name) = shared::name_of(self.address) {
+            write!(f, " ({name})")
+        } else {
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,298 @@
+//! The roll call: how far each CPU has come, when, and who is missing.
+
+use alloc::format;
+use alloc::vec::Vec;
+use core::fmt::Write;
+use core::ptr;
+use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+
+use heapless::String;
+
+use crate::arguments::Arguments;
+use crate::boot::Boot;
+use crate::clock::{self, Deadline};
+use crate::cpu::{self, Block, Shared};
+use crate::stack::Slot;
+use crate::{ap, crew, madt};
+
+/// The steps of a CPU's bring-up, in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Phase {
+    /// Parked by the loader, not yet released.
+    Parked,
+    /// Released: told where to go, not yet seen.
+    Released,
+    /// In the kernel's entry, on the loader's stack and tables.
+    Entered,
+    /// Control registers and PAT are the kernel's.
+    Control,
+    /// The kernel's tables are loaded.
+    Tables,
+    /// The per-CPU block is registered.
+    Block,
+    /// On its own stack.
+    Stack,
+    /// GDT, TSS and IDT are its own.
+    Descriptors,
+    /// At the BSP's disposal.
+    Online,
+}
+
+impl Phase {
+    /// How many there are.
+    pub const COUNT: usize = Self::ALL.len();
+
+    /// All of them, in order.
+    pub const ALL: [Self; 9] = [
+        Self::Parked,
+        Self::Released,
+        Self::Entered,
+        Self::Control,
+        Self::Tables,
+        Self::Block,
+        Self::Stack,
+        Self::Descriptors,
+        Self::Online,
+    ];
+
+    /// What a CPU has done that reached this phase.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Parked => "parked",
+            Self::Released => "released",
+            Self::Entered => "entered",
+            Self::Control => "control",
+            Self::Tables => "tables",
+            Self::Block => "block",
+            Self::Stack => "stack",
+            Self::Descriptors => "descr",
+            Self::Online => "online",
+        }
+    }
+}
+
+/// Whether the roll call has taken a CPU in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Admission {
+    /// The roll call is still on.
+    Pending,
+    /// The CPU reported in time and is part of the crew.
+    Admitted,
+    /// The deadline passed first: the CPU, should it still come, stays out.
+    GivenUp,
+}
+
+/// What one CPU reports of its bring-up. Written by that CPU, read by all.
+///
+/// # Ordering
+///
+/// A phase is published with Release after its stamp, and read with Acquire: who
+/// sees a phase sees its stamp, and everything the CPU did before.
+#[derive(Debug)]
+pub struct Report {
+    phase: AtomicU8,
+    admission: AtomicU8,
+    stamps: [AtomicU64; Phase::COUNT],
+}
+
+impl Report {
+    /// A CPU that the loader has parked.
+    pub const fn new() -> Self {
+        Self {
+            phase: AtomicU8::new(Phase::Parked as u8),
+            admission: AtomicU8::new(Admission::Pending as u8),
+            stamps: [const { AtomicU64::new(0) }; Phase::COUNT],
+        }
+    }
+
+    /// Reports that this CPU has reached `phase`.
+    pub fn reach(&self, phase: Phase) {
+        self.reach_at(phase, clock::ticks());
+    }
+
+    /// Reports that this CPU reached `phase` at the stamp `at`.
+    pub fn reach_at(&self, phase: Phase, at: u64) {
+        self.stamps[phase as usize].store(at, Ordering::Relaxed);
+        self.phase.store(phase as u8, Ordering::Release);
+    }
+
+    /// The last phase reached.
+    pub fn phase(&self) -> Phase {
+        Phase::ALL[usize::from(self.phase.load(Ordering::Acquire)).min(Phase::COUNT - 1)]
+    }
+
+    /// When `phase` was reached, as a stamp of the TSC.
+    pub fn stamp(&self, phase: Phase) -> Option<u64> {
+        Some(self.stamps[phase as usize].load(Ordering::Relaxed)).filter(|&stamp| stamp != 0)
+    }
+
+    /// The CPU's last step: asks to be part of the crew. `false` if the roll
+    /// call has given it up.
+    pub fn join(&self) -> bool {
+        self.decide(Admission::Admitted)
+    }
+
+    /// The roll call's last step for a silent CPU. `false` if the CPU has
+    /// joined in this very moment.
+    pub fn give_up(&self) -> bool {
+        self.decide(Admission::GivenUp)
+    }
+
+    /// How the roll call ended for this CPU.
+    pub fn admission(&self) -> Admission {
+        match self.admission.load(Ordering::Acquire) {
+            0 => Admission::Pending,
+            1 => Admission::Admitted,
+            _ => Admission::GivenUp,
+        }
+    }
+
+    /// Exactly one of the two sides gets to decide; both see the same outcome.
+    fn decide(&self, outcome: Admission) -> bool {
+        self.admission
+            .compare_exchange(
+                Admission::Pending as u8,
+                outcome as u8,
+                Ordering::AcqRel,
+                Ordering::Acquire,
+            )
+            .is_ok()
+    }
+}
+
+/// The roll call and how it ended.
+pub struct RollCall {
+    /// LAPIC ids that the machine's MADT names and the loader does not list.
+    unlisted: Vec<u32>,
+    released_at: u64,
+    deadline_millis: u64,
+}
+
+impl RollCall {
+    /// Releases every AP that has a block, all at once, and waits until each has
+    /// answered or the deadline is over.
+    pub fn hold(boot: &Boot, arguments: &Arguments, blocks: &[&'static Block]) -> Self {
+        let released_at = clock::ticks();
+        for (cpu, block) in boot.cpus.iter().zip(blocks).skip(1) {
+            block.shared().report.reach(Phase::Released);
+            cpu.release(ap::entry, ptr::from_ref(*block).expose_provenance() as u64);
+        }
+        let deadline = Deadline::after_millis(arguments.deadline_millis);
+        let answered = |shared: &Shared| shared.report.phase() == Phase::Online;
+        while !cpu::all().all(|(_, shared)| answered(shared)) && !deadline.passed() {
+            core::hint::spin_loop();
+        }
+        for (_, shared) in cpu::all() {
+            shared.report.give_up();
+        }
+        Self {
+            unlisted: unlisted(boot),
+            released_at,
+            deadline_millis: arguments.deadline_millis,
+        }
+    }
+
+    /// Prints who came, when, and with what; and who did not.
+    pub fn print(&self) {
+        let online = crew::size();
+        log::info!(
+            "roll: {online} of {} CPUs online, {} us after the release",
+            cpu::all().len() + self.unlisted.len(),
+            clock::to_micros(self.last_online().saturating_sub(self.released_at)),
+        );
+        log::info!("microseconds from the release to each phase:");
+        log::info!("cpu lapic entered control tables block stack descr online");
+        for (index, shared) in cpu::all() {
+            let report = &shared.report;
+            let mut row = String::<64>::new();
+            let mut field = |width: usize, phase| {
+                // A row of seven such fields fits; a stamp too long for its field is
+                // a second or more, and then only the order counts.
+                let _ = match self.micros_to(report, phase) {
+                    Some(micros) => write!(row, " {micros:>width$}"),
+                    None => write!(row, " {:>width$}", "-"),
+                };
+            };
+            for phase in Phase::ALL
+                .into_iter()
+                .filter(|&phase| phase >= Phase::Entered)
+            {
+                field(phase.name().len(), phase);
+            }
+            log::info!("{index:>3} {:>5}{row}", shared.lapic_id);
+        }
+        log::info!("what each CPU runs with:");
+        log::info!("cpu stack top        block            cr3");
+        for (index, shared) in crew::members() {
+            let top = Slot::of(index).main().top;
+            let (block, cr3) = (shared.home.block(), shared.home.cr3());
+            log::info!("{index:>3} {top:016x} {block:016x} {cr3:x}");
+        }
+        for (index, shared) in self.absent() {
+            log::error!(
+                "CPU {index} (LAPIC {}) did not answer within {} ms; last phase: {}",
+                shared.lapic_id,
+                self.deadline_millis,
+                shared.report.phase().name()
+            );
+        }
+        for lapic_id in &self.unlisted {
+            log::error!("the machine has a CPU with LAPIC id {lapic_id}; the loader lost it");
+        }
+    }
+
+    /// Whether everybody is here.
+    ///
+    /// # Errors
+    ///
+    /// Who is not, in words.
+    pub fn verdict(&self) -> Result<(), alloc::string::String> {
+        let absent = self.absent().map(|(_, shared)| shared.lapic_id);
+        let missing: Vec<u32> = absent.chain(self.unlisted.iter().copied()).collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        Err(format!(
+            "{} CPUs are missing, with LAPIC ids {missing:?}",
+            missing.len()
+        ))
+    }
+
+    fn absent(&self) -> impl Iterator<Item = (u32, &'static Shared)> {
+        cpu::all().filter(|(_, shared)| shared.report.admission() != Admission::Admitted)
+    }
+
+    /// Microseconds from the release to `phase`; the BSP went through most of its
+    /// own before it released anyone, and counts as there at 0.
+    fn micros_to(&self, report: &Report, phase: Phase) -> Option<u64> {
+        let stamp = report.stamp(phase)?;
+        Some(clock::to_micros(stamp.saturating_sub(self.released_at)))
+    }
+
+    fn last_online(&self) -> u64 {
+        crew::members()
+            .filter_map(|(_, shared)| shared.report.stamp(Phase::Online))
+            .max()
+            .unwrap_or(self.released_at)
+    }
+}
+
+/// The LAPIC ids that the MADT calls ready for use and the loader did not list.
+fn unlisted(boot: &Boot) -> Vec<u32> {
+    let Some(rsdp) = boot.rsdp else {
+        log::warn!("the loader gave no RSDP: CPUs that it lost can't be told");
+        return Vec::new();
+    };
+    match madt::lapic_ids(crate::shared::get(), rsdp) {
+        Ok(ids) => {
+            let listed = |id: &u32| boot.cpus.iter().any(|cpu| cpu.lapic_id == *id);
+            ids.into_iter().filter(|id| !listed(id)).collect()
+        }
+        Err(error) => {
+            log::warn!("{error}: CPUs that the loader lost can't be told");
+            Vec::new()
+        }
+    }
+}

@@ -1,0 +1,560 @@
+//! The shared memory state: one set of page tables, one frame allocator, one
+//! heap. The BSP builds it, loads it, checks it and publishes it once; after that
+//! every CPU only reads it, and what still changes lies behind locks.
+//!
+//! Lock order: the heap's growth lock, then [`Growing`], then the frames.
+
+use alloc::vec::Vec;
+use core::fmt;
+use core::mem::MaybeUninit;
+use core::ptr::{self, NonNull};
+
+use conquer_once::spin::OnceCell;
+use muster_memory::{
+    Access, AssignError, Cache, Census, FRAME_SIZE, Frame, FrameAllocator, FrameInfo, FramesError,
+    Levels, MapError, Mismatch, Owner, PageSize, PhysRange, PhysicalMap, PhysicalMemory, Plan,
+    PlanError, Region, TableError, Tables, Totals,
+};
+use spin::Mutex;
+
+use crate::audit::Bytes;
+use crate::boot::Boot;
+use crate::control::{self, Features};
+use crate::cpu::{self, Block};
+use crate::madt::Firmware;
+use crate::stack::Slot;
+use crate::window::{self, FIRMWARE, HEAP};
+use crate::{image, lapic};
+
+/// By how much the heap grows at least, in bytes: one large page.
+const HEAP_STEP: u64 = 2 * 1024 * 1024;
+
+/// Frames in a large page.
+const LARGE: usize = (HEAP_STEP / FRAME_SIZE) as usize;
+
+static SHARED: OnceCell<Shared> = OnceCell::uninit();
+
+/// Everything the CPUs share of memory.
+pub struct Shared {
+    hhdm: Hhdm,
+    features: Features,
+    plan: Plan,
+    root: Frame,
+    map: PhysicalMap,
+    frames: Mutex<FrameAllocator>,
+    growing: Mutex<Growing>,
+}
+
+/// The part of the tables that still changes: entries are added, never taken away,
+/// so no CPU needs to be told.
+struct Growing {
+    tables: Tables<Hhdm>,
+    /// The heap window is mapped up to here,
+    heap_mapped: u64,
+    /// and given to the heap up to here.
+    heap_given: u64,
+}
+
+/// The higher-half direct map: which physical memory it shows, and where.
+#[derive(Debug, Clone, Copy)]
+struct Hhdm {
+    offset: u64,
+    /// Sorted, apart from one another.
+    ranges: &'static [PhysRange],
+}
+
+// SAFETY: the ranges are memory (usable, the loader's or the image's) that the
+// loader's tables and the kernel's map writable at this offset for good; the
+// kernel's make only the image's text and rodata read-only, and no page table
+// ever lies in these.
+unsafe impl PhysicalMemory for Hhdm {
+    fn pointer(&self, phys: u64) -> Option<NonNull<u8>> {
+        let after = self.ranges.partition_point(|range| range.start() <= phys);
+        let range = self.ranges.get(after.checked_sub(1)?)?;
+        if !range.contains(phys) {
+            return None;
+        }
+        NonNull::new(ptr::with_exposed_provenance_mut(
+            (self.offset + phys) as usize,
+        ))
+    }
+}
+
+/// Why the shared memory state can't be built.
+#[derive(Debug)]
+pub enum BuildError {
+    /// The CPU can't mark pages as not executable.
+    NoExecuteMissing,
+    /// The loader's memory map contradicts itself.
+    Map(MapError),
+    /// The image lies in memory that the memory map calls something else.
+    Image(AssignError),
+    /// The mapping plan contradicts itself.
+    Plan(PlanError),
+    /// The frame allocator can't be set up.
+    Frames(FramesError),
+    /// The tables can't be built.
+    Tables(TableError),
+    /// The finished tables are not as planned.
+    Mismatch(Mismatch),
+    /// There is not enough memory, and for what.
+    OutOfMemory(&'static str),
+}
+
+impl fmt::Display for BuildError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoExecuteMissing => {
+                write!(
+                    f,
+                    "this CPU has no NX bit, without which Muster does not map memory"
+                )
+            }
+            Self::Map(error) => write!(f, "the loader's memory map is wrong: {error}"),
+            Self::Image(error) => {
+                write!(
+                    f,
+                    "the loader's memory map does not show the kernel image: {error}"
+                )
+            }
+            Self::Plan(error) => write!(f, "memory can't be mapped as planned: {error}"),
+            Self::Frames(error) => write!(f, "the frame allocator can't start: {error}"),
+            Self::Tables(error) => write!(f, "the page tables can't be built: {error}"),
+            Self::Mismatch(error) => error.fmt(f),
+            Self::OutOfMemory(what) => {
+                write!(
+                    f,
+                    "the machine has too little memory for {what}; give it more"
+                )
+            }
+        }
+    }
+}
+
+impl From<PlanError> for BuildError {
+    fn from(error: PlanError) -> Self {
+        Self::Plan(error)
+    }
+}
+
+impl From<TableError> for BuildError {
+    fn from(error: TableError) -> Self {
+        Self::Tables(error)
+    }
+}
+
+/// The published state.
+///
+/// # Panics
+///
+/// Before [`publish`]: no CPU that could come here runs before it.
+#[track_caller]
+pub fn get() -> &'static Shared {
+    match SHARED.try_get() {
+        Ok(shared) => shared,
+        Err(_) => panic!("the shared memory state is used before it is published"),
+    }
+}
+
+/// Publishes the state, for good (Release; [`get`] is the Acquire).
+pub fn publish(shared: Shared) {
+    SHARED.init_once(|| shared);
+}
+
+impl Shared {
+    /// Plans the machine's memory, builds the tables, and makes a block for each of
+    /// the first `cpus` CPUs of the loader's list. Loads nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`BuildError`], whatever the loader or the size of the machine makes impossible.
+    pub fn build(
+        boot: &Boot,
+        features: Features,
+        cpus: usize,
+    ) -> Result<(Self, Vec<&'static Block>), BuildError> {
+        if !features.no_execute {
+            return Err(BuildError::NoExecuteMissing);
+        }
+        let levels = control::levels();
+        let mut map = PhysicalMap::from_entries(&boot.memory).map_err(BuildError::Map)?;
+        // Changes nothing, and fails unless every byte of the image is the kernel's.
+        map.assign(boot.image.range, Owner::Kernel, Owner::Kernel)
+            .map_err(BuildError::Image)?;
+
+        let mut plan = Plan::new(levels, u32::from(features.physical_bits));
+        let largest = if features.gigabyte_pages {
+            PageSize::Size1GiB
+        } else {
+            PageSize::Size2MiB
+        };
+        let read_only = image::sections()
+            .into_iter()
+            .filter(|section| section.access != Access::ReadWrite)
+            .filter_map(|section| {
+                PhysRange::new(boot.image.physical_of(section.start), section.length())
+            })
+            .collect::<Vec<_>>();
+        let aliases = muster_memory::hhdm(&boot.memory, boot.hhdm, largest, &read_only)?;
+        let hhdm = Hhdm {
+            offset: boot.hhdm,
+            ranges: aliases
+                .iter()
+                .filter(|region| region.cache == Cache::WriteBack)
+                .filter_map(Region::physical)
+                .collect::<Vec<_>>()
+                .leak(),
+        };
+        for region in aliases {
+            plan.add(region)?;
+        }
+        for section in image::sections() {
+            plan.add(Region {
+                name: section.name,
+                virt: section.start,
+                phys: boot.image.physical_of(section.start),
+                length: section.length(),
+                access: section.access,
+                cache: Cache::WriteBack,
+                largest: PageSize::Size2MiB,
+            })?;
+        }
+        if let Some(phys) = lapic::physical_base() {
+            plan.add(Region {
+                name: "local APIC",
+                virt: window::DEVICES.start,
+                phys,
+                length: FRAME_SIZE,
+                access: Access::ReadWrite,
+                cache: Cache::Uncached,
+                largest: PageSize::Size4KiB,
+            })?;
+        }
+
+        let mut frames = frame_allocator(&mut map, hhdm)?;
+        let blocks = boot
+            .cpus
+            .iter()
+            .take(cpus)
+            .zip(0..)
+            .map(|(cpu, index)| {
+                add_stacks(&mut plan, &mut frames, index)?;
+                make_block(&mut frames, hhdm, index, cpu.lapic_id)
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+
+        let mut table_frames = || frames.allocate(Owner::PageTables);
+        // SAFETY: the frames come from the allocator, so they are free memory that
+        // nothing else uses, and `hhdm` reaches all of it.
+        let mut tables = unsafe {
+            Tables::new(
+                hhdm,
+                levels,
+                muster_memory::Features {
+                    gigabyte_pages: features.gigabyte_pages,
+                },
+                &mut table_frames,
+            )?
+        };
+        for region in plan.regions() {
+            tables.map(region, &mut table_frames)?;
+        }
+        let shared = Self {
+            hhdm,
+            features,
+            root: tables.root(),
+            plan,
+            map,
+            frames: Mutex::new(frames),
+            growing: Mutex::new(Growing {
+                tables,
+                heap_mapped: HEAP.start,
+                heap_given: HEAP.start,
+            }),
+        };
+        Ok((shared, blocks))
+    }
+
+    /// Loads the tables on this CPU.
+    pub fn load_tables(&self) {
+        // SAFETY: the tables are built from the plan, which maps the image, all memory
+        // the loader's HHDM shows (this stack, the loader's GDT) at the same
+        // addresses, and the kernel's stacks, at as many levels as are in use. They
+        // are never freed, and entries are only added.
+        unsafe { control::load_tables(self.root.start()) };
+        if lapic::physical_base().is_some() {
+            lapic::mapped_at(window::DEVICES.start);
+        }
+    }
+
+    /// Walks the tables this CPU has loaded and holds every entry against the plan.
+    /// To be called before the heap grows or firmware tables are read.
+    ///
+    /// # Errors
+    ///
+    /// The first deviation.
+    pub fn verify(&self) -> Result<Census, BuildError> {
+        self.growing
+            .lock()
+            .tables
+            .verify(&self.plan)
+            .map_err(BuildError::Mismatch)
+    }
+
+    /// Logs how memory is mapped.
+    pub fn tell(&self, census: &Census) {
+        log::info!(
+            "{} regions mapped as planned, {} levels, HHDM at {:#x}:",
+            self.plan.regions().len(),
+            self.levels().count(),
+            self.hhdm.offset
+        );
+        log::info!("{census}");
+        for region in self.plan.regions() {
+            log::debug!("{region}");
+        }
+    }
+
+    /// Logs who owns how much of the machine's memory.
+    pub fn tell_owners(&self) {
+        log::info!(
+            "who owns what of the memory map's {}:",
+            Bytes(self.total_bytes())
+        );
+        for (owner, bytes) in self.totals().iter().filter(|(_, bytes)| *bytes > 0) {
+            log::info!("{:>12}  {bytes:>14} bytes  {owner}", Bytes(bytes));
+        }
+    }
+
+    /// What the CPUs are expected to be able to do: what the BSP can.
+    pub fn features(&self) -> Features {
+        self.features
+    }
+
+    /// The number of table levels.
+    pub fn levels(&self) -> Levels {
+        self.plan.levels()
+    }
+
+    /// How many bytes each owner holds now, to the byte: the physical map, with the
+    /// part that the frame allocator manages as that accounts for it.
+    pub fn totals(&self) -> Totals {
+        let managed = self.frames.lock().totals();
+        let mut totals = self.map.totals();
+        // These two the allocator accounts for: frames it gives out, and the loader's
+        // that it may take over.
+        totals[Owner::Free] = 0;
+        totals[Owner::Loader] = 0;
+        for (owner, bytes) in managed.iter() {
+            totals[owner] += bytes;
+        }
+        totals
+    }
+
+    /// The bytes of the loader's memory map, each counted once.
+    pub fn total_bytes(&self) -> u64 {
+        self.map.totals().sum()
+    }
+
+    /// Bytes in frames that nobody owns.
+    pub fn free_bytes(&self) -> u64 {
+        self.frames.lock().free_frames() as u64 * FRAME_SIZE
+    }
+
+    /// Gives the heap the next piece of its window, at least `at_least` bytes, or
+    /// `None` if the machine has no more frames. What was mapped in vain then waits
+    /// for a more modest wish.
+    pub fn grow_heap(&self, at_least: usize) -> Option<NonNull<[u8]>> {
+        let at_least = (at_least as u64).checked_next_multiple_of(FRAME_SIZE)?;
+        let mut growing = self.growing.lock();
+        let wanted = growing
+            .heap_given
+            .checked_add(at_least.max(HEAP_STEP))?
+            .min(HEAP.end);
+        while growing.heap_mapped < wanted && self.map_heap_page(&mut growing).is_some() {}
+        let start = growing.heap_given;
+        let length = growing.heap_mapped.min(wanted) - start;
+        if length < at_least {
+            return None;
+        }
+        growing.heap_given += length;
+        let pointer = NonNull::new(ptr::with_exposed_provenance_mut(start as usize))?;
+        Some(NonNull::slice_from_raw_parts(pointer, length as usize))
+    }
+
+    /// Maps the next page of the heap window, a large one if it can be had.
+    fn map_heap_page(&self, growing: &mut Growing) -> Option<()> {
+        let virt = growing.heap_mapped;
+        let mut frames = self.frames.lock();
+        let run = if virt.is_multiple_of(HEAP_STEP) {
+            frames.allocate_run(LARGE, LARGE, Owner::Heap)
+        } else {
+            None
+        };
+        let run = match run {
+            Some(run) => run,
+            None => frames.allocate_run(1, 1, Owner::Heap)?,
+        };
+        let region = Region {
+            name: "heap",
+            virt,
+            phys: run.start(),
+            length: run.range().len(),
+            access: Access::ReadWrite,
+            cache: Cache::WriteBack,
+            largest: PageSize::Size2MiB,
+        };
+        let mapped = growing
+            .tables
+            .map(&region, &mut || frames.allocate(Owner::PageTables));
+        if mapped.is_err() {
+            // Only for want of a frame for a table. The run was just taken, so it can
+            // be given back; the tables hold no leaf of it, for tables come first.
+            let freed = frames.free_run(run, Owner::Heap);
+            debug_assert!(freed.is_ok());
+            return None;
+        }
+        growing.heap_mapped += region.length;
+        Some(())
+    }
+}
+
+impl Firmware for Shared {
+    /// Firmware tables lie in memory that the HHDM does not show, so their pages are
+    /// mapped on demand, read-only, at a fixed distance from their physical address.
+    fn bytes(&self, start: u64, length: usize) -> Option<&[u8]> {
+        let range = PhysRange::new(start, length as u64)?;
+        let pages = range.covering_frames();
+        if pages.end() > FIRMWARE.end - FIRMWARE.start {
+            return None;
+        }
+        let mut growing = self.growing.lock();
+        for frame in pages.frames() {
+            let is_firmware = match self.map.owner_of(frame.start()) {
+                Some(owner) => matches!(
+                    owner,
+                    Owner::Reserved | Owner::AcpiReclaimable | Owner::AcpiNvs | Owner::Loader
+                ),
+                None => true,
+            };
+            if !is_firmware {
+                return None;
+            }
+            match growing.tables.map_page(
+                FIRMWARE.start + frame.start(),
+                frame,
+                Access::ReadOnly,
+                Cache::WriteBack,
+                &mut || self.frames.lock().allocate(Owner::PageTables),
+            ) {
+                Ok(()) | Err(TableError::AlreadyMapped { .. }) => {}
+                Err(_) => return None,
+            }
+        }
+        let bytes = ptr::with_exposed_provenance((FIRMWARE.start + start) as usize);
+        // SAFETY: (1) every page of the range is mapped, above, and never unmapped;
+        // (2) it is memory that neither the allocator nor the kernel writes to: the
+        // firmware's, or the loader's, who is done; (3) bytes take any value.
+        Some(unsafe { core::slice::from_raw_parts(bytes, length) })
+    }
+}
+
+/// Reads a word of the stack through the tables in use, for a fault report: `None`
+/// if the address is not mapped, is not memory, or the tables are not yet there.
+pub fn peek(address: u64) -> Option<u64> {
+    let shared = SHARED.try_get().ok()?;
+    if !address.is_multiple_of(8) {
+        return None;
+    }
+    let gigabyte_pages = shared.features.gigabyte_pages;
+    // SAFETY: the published tables are never freed, and `hhdm` reaches every table.
+    // They may be growing while this walks (their lock's holder may be the one
+    // that faulted); an entry is one aligned word, read at once.
+    let tables = unsafe {
+        Tables::from_root(
+            shared.hhdm,
+            shared.levels(),
+            muster_memory::Features { gigabyte_pages },
+            shared.root,
+        )
+    };
+    let word = shared
+        .hhdm
+        .pointer(tables.translate(address)?.phys)?
+        .cast::<u64>();
+    // SAFETY: the HHDM maps the word, which is aligned and lies in one page; other
+    // CPUs are stopped, and a torn or stale value does no harm in a report.
+    Some(unsafe { word.read_volatile() })
+}
+
+/// What lies at an address, in a word, if the kernel knows.
+pub fn name_of(address: u64) -> Option<&'static str> {
+    let shared = SHARED.try_get().ok()?;
+    if HEAP.contains(address) {
+        return Some("the heap");
+    }
+    shared.plan.region_at(address).map(|region| region.name)
+}
+
+/// Sets the frame allocator up over everything free, with its records in the first
+/// free range that holds them.
+fn frame_allocator(map: &mut PhysicalMap, hhdm: Hhdm) -> Result<FrameAllocator, BuildError> {
+    let out_of_memory = BuildError::OutOfMemory("the records of its frames");
+    let count =
+        FrameAllocator::storage_needed(map.ranges(Owner::Free).chain(map.ranges(Owner::Loader)));
+    let bytes = (count * size_of::<FrameInfo>()) as u64;
+    let place = map
+        .ranges(Owner::Free)
+        .find(|range| range.len() >= bytes)
+        .and_then(|range| PhysRange::new(range.start(), bytes))
+        .map(PhysRange::covering_frames)
+        .ok_or(out_of_memory)?;
+    map.assign(place, Owner::Free, Owner::FrameTable)
+        .map_err(|_| BuildError::OutOfMemory("the records of its frames"))?;
+    let storage = hhdm
+        .pointer(place.start())
+        .ok_or(BuildError::OutOfMemory("the records of its frames"))?
+        .cast::<MaybeUninit<FrameInfo>>();
+    // SAFETY: (1) the range is `count` records long, page-aligned, memory, and in the
+    // HHDM of both tables for good; (2) the map now gives it to the frame table, so
+    // nobody else gets it; (3) uninitialised is a valid state of the element type.
+    let storage = unsafe { core::slice::from_raw_parts_mut(storage.as_ptr(), count) };
+    FrameAllocator::new(map.ranges(Owner::Free), map.ranges(Owner::Loader), storage)
+        .map_err(BuildError::Frames)
+}
+
+/// Plans the stacks of CPU `index` and takes their frames.
+fn add_stacks(plan: &mut Plan, frames: &mut FrameAllocator, index: u32) -> Result<(), BuildError> {
+    for stack in Slot::of(index).stacks() {
+        let count = (stack.length() / FRAME_SIZE) as usize;
+        let run = frames
+            .allocate_run(count, 1, Owner::Stacks)
+            .ok_or(BuildError::OutOfMemory("the stacks of its CPUs"))?;
+        plan.add(Region {
+            name: stack.name,
+            virt: stack.bottom,
+            phys: run.start(),
+            length: stack.length(),
+            access: Access::ReadWrite,
+            cache: Cache::WriteBack,
+            largest: PageSize::Size4KiB,
+        })?;
+    }
+    Ok(())
+}
+
+/// Makes the block of CPU `index` in frames of its own.
+fn make_block(
+    frames: &mut FrameAllocator,
+    hhdm: Hhdm,
+    index: u32,
+    lapic_id: u32,
+) -> Result<&'static Block, BuildError> {
+    let memory = frames
+        .allocate_run((cpu::BYTES / FRAME_SIZE) as usize, 1, Owner::PerCpu)
+        .and_then(|run| hhdm.pointer(run.start()))
+        .ok_or(BuildError::OutOfMemory("the blocks of its CPUs"))?;
+    // SAFETY: the run was just allocated and is never freed; the HHDM shows it,
+    // writable, in the loader's tables and in the kernel's.
+    Ok(unsafe { cpu::create(index, lapic_id, memory) })
+}

@@ -1,0 +1,158 @@
+//! Where each CPU's stacks lie: a window of equal slots, guard pages between.
+//!
+//! A slot, from its lowest address: guard, double-fault stack, guard, NMI stack,
+//! guard, machine-check stack, guard, main stack, guard up to the slot's end.
+//! A stack that grows too far runs into a page that is not mapped.
+
+use core::fmt;
+
+use muster_memory::FRAME_SIZE;
+
+use crate::descriptors::InterruptStack;
+use crate::window::STACKS;
+
+/// The main stack of each CPU, in bytes.
+const MAIN: u64 = 64 * 1024;
+
+/// Each interrupt stack, in bytes: the fault report runs on it.
+const INTERRUPT: u64 = 16 * 1024;
+
+/// The guard below each stack, in bytes.
+const GUARD: u64 = FRAME_SIZE;
+
+/// What one CPU takes of the window, in bytes.
+const SLOT: u64 = 256 * 1024;
+
+/// Stacks per slot.
+const COUNT: usize = InterruptStack::COUNT + 1;
+
+const _: () = assert!(COUNT as u64 * GUARD + 3 * INTERRUPT + MAIN + GUARD <= SLOT);
+
+/// The stacks of one CPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Slot(u32);
+
+/// One stack: `bottom` is its lowest address, `top` the first above it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stack {
+    /// What it is for, as it is called in the plan and in reports.
+    pub name: &'static str,
+    /// Its lowest address.
+    pub bottom: u64,
+    /// The first address above it, where the stack pointer starts.
+    pub top: u64,
+}
+
+impl Stack {
+    /// Its size in bytes.
+    pub fn length(&self) -> u64 {
+        self.top - self.bottom
+    }
+
+    /// Whether `address` lies in it.
+    pub fn contains(&self, address: u64) -> bool {
+        (self.bottom..self.top).contains(&address)
+    }
+}
+
+impl Slot {
+    /// The slot of CPU `index`.
+    pub fn of(index: u32) -> Self {
+        Self(index)
+    }
+
+    /// All stacks of the slot: the interrupt stacks in their order, then the main one.
+    pub fn stacks(self) -> [Stack; COUNT] {
+        let mut bottom = STACKS.start + u64::from(self.0) * SLOT;
+        [
+            ("double-fault stack", INTERRUPT),
+            ("NMI stack", INTERRUPT),
+            ("machine-check stack", INTERRUPT),
+            ("stack", MAIN),
+        ]
+        .map(|(name, length)| {
+            let stack = Stack {
+                name,
+                bottom: bottom + GUARD,
+                top: bottom + GUARD + length,
+            };
+            bottom = stack.top;
+            stack
+        })
+    }
+
+    /// The stack the CPU runs on.
+    pub fn main(self) -> Stack {
+        self.stacks()[COUNT - 1]
+    }
+
+    /// The tops of the interrupt stacks, for the TSS.
+    pub fn interrupt_tops(self) -> [u64; InterruptStack::COUNT] {
+        let [double_fault, nmi, machine_check, _] = self.stacks();
+        [double_fault.top, nmi.top, machine_check.top]
+    }
+}
+
+/// What lies at an address of the stack window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// In a stack.
+    In(u32, &'static str),
+    /// In the guard below a stack: that stack overflowed.
+    GuardBelow(u32, &'static str),
+}
+
+impl Place {
+    /// What lies at `address`, if it is in the window.
+    pub fn of(address: u64) -> Option<Self> {
+        if !STACKS.contains(address) {
+            return None;
+        }
+        let cpu = u32::try_from((address - STACKS.start) / SLOT).ok()?;
+        let stacks = Slot::of(cpu).stacks();
+        stacks
+            .iter()
+            .find(|stack| address < stack.top)
+            .map(|stack| {
+                if stack.contains(address) {
+                    Self::In(cpu, stack.name)
+                } else {
+                    Self::GuardBelow(cpu, stack.name)
+                }
+            })
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::In(cpu, name) => write!(f, "the {name} of CPU {cpu}"),
+            Self::GuardBelow(cpu, name) => {
+                write!(
+                    f,
+                    "the guard page below the {name} of CPU {cpu}: stack overflow"
+                )
+            }
+        }
+    }
+}
+
+/// Leaves the current stack for good and goes on with `next` on `stack`.
+pub fn run_on(stack: Stack, next: extern "C" fn() -> !) -> ! {
+    // SAFETY: (1) the stack is one of this CPU's slot: mapped, writable, and used
+    // by no one else; (2) its top is 16-byte aligned, and `call` pushes 8, as the
+    // ABI wants it at a function's entry; (3) the frame pointer 0 ends every
+    // backtrace here; (4) `next` does not return, so nothing on the old stack is
+    // used again by this flow of control.
+    unsafe {
+        core::arch::asm!(
+            "mov rsp, {top}",
+            "xor ebp, ebp",
+            "call {next}",
+            "ud2",
+            top = in(reg) stack.top,
+            next = in(reg) next,
+            options(noreturn)
+        );
+    }
+}

@@ -1,0 +1,45 @@
+//! Stopping all other CPUs, for the one that reports a fault.
+
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use crate::clock::Deadline;
+use crate::roll::Phase;
+use crate::{cpu, exit, lapic};
+
+/// How long the reporter waits for the others, in milliseconds. An NMI is served
+/// within microseconds, unless a virtual CPU is off its host core.
+const PATIENCE: u64 = 200;
+
+static REQUESTED: AtomicBool = AtomicBool::new(false);
+
+/// Whether this run is over and every CPU but one shall stop.
+pub fn is_requested() -> bool {
+    REQUESTED.load(Ordering::Acquire)
+}
+
+/// Stops every other CPU and waits, within bounds, until they have.
+///
+/// A CPU gets an NMI only if it has an IDT to take it with: one that is still
+/// in the loader's hands, or that never answered, would reset the machine.
+pub fn others() {
+    REQUESTED.store(true, Ordering::Release);
+    let own = lapic::own_id();
+    let reachable = || {
+        cpu::all().filter(move |(_, shared)| {
+            shared.lapic_id != own && shared.report.phase() >= Phase::Entered
+        })
+    };
+    for (_, shared) in reachable() {
+        lapic::send_nmi(shared.lapic_id);
+    }
+    let deadline = Deadline::after_millis(PATIENCE);
+    while !deadline.passed() && reachable().any(|(_, shared)| shared.end.stopped_at().is_none()) {
+        core::hint::spin_loop();
+    }
+}
+
+/// Stops this CPU for good, leaving word where it was.
+pub fn stop_here(address: u64) -> ! {
+    cpu::try_with(|here| here.shared().end.stop_at(address));
+    exit::halt()
+}

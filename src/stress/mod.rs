@@ -1,0 +1,353 @@
+//! The stress: every CPU allocates and frees at once, and every byte is checked.
+//!
+//! A workload is a loop that each CPU runs on state of its own until its time is
+//! up. Each block is filled with a pattern that only its owner could have written,
+//! and checked when it is freed: two owners of one byte are found out.
+
+mod block;
+mod churn;
+mod exhaustion;
+mod growth;
+mod handover;
+mod mixed;
+mod random;
+
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use crossbeam_utils::CachePadded;
+use spin::{Barrier, Mutex};
+
+use self::random::Random;
+use crate::arguments::Arguments;
+use crate::audit::Bytes;
+use crate::clock::{self, Deadline};
+use crate::{crew, heap, shared};
+
+/// How long a CPU may take beyond a workload's time before it counts as hung, in
+/// milliseconds: freeing what is left takes a while with many CPUs and few cores.
+const PATIENCE: u64 = 60_000;
+
+/// Operations between two looks at the clock.
+const STRIDE: u64 = 32;
+
+/// The kinds of stress.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Workload {
+    /// Blocks of one size, first in, first out.
+    Churn,
+    /// Blocks of 16 B to 64 KiB with random lifetimes.
+    Mixed,
+    /// Blocks that one CPU allocates and the next one frees.
+    Handover,
+    /// Vectors and strings that grow, and blocks that are resized.
+    Growth,
+    /// All CPUs allocate until the machine is out, then free everything.
+    Exhaustion,
+}
+
+impl Workload {
+    const ALL: [Self; 5] = [
+        Self::Churn,
+        Self::Mixed,
+        Self::Handover,
+        Self::Growth,
+        Self::Exhaustion,
+    ];
+
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Churn => "churn",
+            Self::Mixed => "mixed",
+            Self::Handover => "handover",
+            Self::Growth => "growth",
+            Self::Exhaustion => "exhaustion",
+        }
+    }
+
+    /// The workload of that name.
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|workload| workload.name() == name)
+    }
+}
+
+/// A set of workloads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Workloads(u8);
+
+impl Workloads {
+    /// Every one.
+    pub fn all() -> Self {
+        Workload::ALL.into_iter().fold(Self::none(), Self::with)
+    }
+
+    /// None at all.
+    pub fn none() -> Self {
+        Self(0)
+    }
+
+    /// This set and `workload`.
+    pub fn with(self, workload: Workload) -> Self {
+        Self(self.0 | 1 << workload as u8)
+    }
+
+    fn iter(self) -> impl Iterator<Item = Workload> {
+        Workload::ALL
+            .into_iter()
+            .filter(move |&workload| self.0 & 1 << workload as u8 != 0)
+    }
+}
+
+/// What one CPU did in one workload.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Tally {
+    /// Allocations, frees and resizes.
+    operations: u64,
+    /// Bytes asked for and given.
+    bytes: u64,
+    /// Allocations answered with null.
+    refused: u64,
+    /// Blocks whose contents were not their owner's, or that were misaligned.
+    corrupt: u64,
+    /// The slowest operation, in TSC ticks.
+    slowest: u64,
+}
+
+impl Tally {
+    fn add(&mut self, other: &Self) {
+        self.operations += other.operations;
+        self.bytes += other.bytes;
+        self.refused += other.refused;
+        self.corrupt += other.corrupt;
+        self.slowest = self.slowest.max(other.slowest);
+    }
+}
+
+/// What a workload's loop on one CPU works with.
+struct Shift<'a> {
+    /// The CPU's number among those at work, and how many they are.
+    place: usize,
+    cpus: usize,
+    /// Bytes this CPU may hold at once, apart from exhaustion.
+    budget: usize,
+    /// The largest piece exhaustion takes, in bytes.
+    largest_piece: usize,
+    random: Random,
+    tally: Tally,
+    until: Deadline,
+    meeting: &'a Meeting,
+    progress: &'a Progress,
+}
+
+impl Shift<'_> {
+    /// Whether the workload goes on. Looks at the clock only now and then, and on
+    /// the BSP shows that the kernel is alive.
+    fn goes_on(&mut self) -> bool {
+        if !self.tally.operations.is_multiple_of(STRIDE) {
+            return true;
+        }
+        if self.place == 0 {
+            self.progress.show();
+        }
+        !self.until.passed()
+    }
+
+    /// Waits until every CPU is here.
+    fn meet(&self) {
+        self.meeting.line.wait();
+    }
+
+    /// Whether the workload goes on, with the same answer on every CPU.
+    fn all_go_on(&self) -> bool {
+        if self.place == 0 {
+            self.progress.show();
+            self.meeting
+                .goes_on
+                .store(!self.until.passed(), Ordering::Relaxed);
+        }
+        // The barrier orders the BSP's store before everyone's load, and the next one
+        // keeps the BSP from storing again before all have loaded.
+        self.meet();
+        let goes_on = self.meeting.goes_on.load(Ordering::Relaxed);
+        self.meet();
+        goes_on
+    }
+
+    /// Runs one operation and counts it.
+    fn timed<T>(&mut self, operation: impl FnOnce() -> T) -> T {
+        let before = clock::ticks();
+        let result = operation();
+        let ticks = clock::ticks().saturating_sub(before);
+        self.tally.operations += 1;
+        self.tally.slowest = self.tally.slowest.max(ticks);
+        result
+    }
+}
+
+/// Where the CPUs of a workload wait for one another.
+struct Meeting {
+    line: Barrier,
+    goes_on: AtomicBool,
+}
+
+/// A line every second, so that a long run is seen to be alive.
+struct Progress {
+    workload: Workload,
+    next: Mutex<Deadline>,
+    started: u64,
+}
+
+impl Progress {
+    const EVERY_MILLIS: u64 = 1000;
+
+    fn new(workload: Workload) -> Self {
+        Self {
+            workload,
+            next: Mutex::new(Deadline::after_millis(Self::EVERY_MILLIS)),
+            started: clock::ticks(),
+        }
+    }
+
+    fn show(&self) {
+        let Some(mut next) = self.next.try_lock().filter(|next| next.passed()) else {
+            return;
+        };
+        *next = Deadline::after_millis(Self::EVERY_MILLIS);
+        let seconds = clock::to_micros(clock::ticks().saturating_sub(self.started)) / 1_000_000;
+        let free = shared::get().free_bytes();
+        log::info!(
+            "{}: {seconds} s, {} free",
+            self.workload.name(),
+            Bytes(free)
+        );
+    }
+}
+
+/// Runs the workloads that are asked for on all CPUs, one after another.
+///
+/// # Errors
+///
+/// If any block was corrupt, or a workload did nothing at all.
+pub fn run(arguments: &Arguments) -> Result<(), String> {
+    let workloads: Vec<Workload> = arguments.stress.iter().collect();
+    let Some(millis) = arguments.stress_millis.checked_div(workloads.len() as u64) else {
+        log::info!("no stress asked for");
+        return Ok(());
+    };
+    let cpus = crew::size();
+    log::info!(
+        "{} workloads on {cpus} CPUs, {millis} ms each, seed {}",
+        workloads.len(),
+        arguments.seed
+    );
+    let slots = || {
+        (0..cpus)
+            .map(|_| CachePadded::new(Mutex::new(Tally::default())))
+            .collect()
+    };
+    let mut per_cpu: Vec<Tally> = (0..cpus).map(|_| Tally::default()).collect();
+    let mut failures = Vec::new();
+    for workload in workloads {
+        let tallies: Vec<CachePadded<Mutex<Tally>>> = slots();
+        let micros = run_one(workload, arguments.seed, millis, &tallies);
+        let mut all = Tally::default();
+        for (sum, tally) in per_cpu.iter_mut().zip(&tallies) {
+            sum.add(&tally.lock());
+            all.add(&tally.lock());
+        }
+        tell(workload, &all, micros);
+        if all.corrupt > 0 {
+            failures.push(format!(
+                "{}: {} corrupt blocks",
+                workload.name(),
+                all.corrupt
+            ));
+        }
+        if workload == Workload::Exhaustion && all.refused == 0 {
+            failures.push(String::from("exhaustion: memory never ran out"));
+        }
+        if all.operations == 0 {
+            failures.push(format!("{}: not one operation", workload.name()));
+        }
+    }
+    log::info!("what each CPU did:");
+    log::info!("cpu  operations     bytes  refused corrupt slowest/us");
+    for (cpu, tally) in per_cpu.iter().enumerate() {
+        log::info!(
+            "{cpu:>3} {:>11} {:>9} {:>8} {:>7} {:>10}",
+            tally.operations,
+            Bytes(tally.bytes),
+            tally.refused,
+            tally.corrupt,
+            clock::to_micros(tally.slowest)
+        );
+    }
+    if failures.is_empty() {
+        Ok(())
+    } else {
+        Err(failures.join(", "))
+    }
+}
+
+/// Runs one workload on all CPUs; gives the microseconds it took.
+fn run_one(
+    workload: Workload,
+    seed: u64,
+    millis: u64,
+    tallies: &[CachePadded<Mutex<Tally>>],
+) -> u64 {
+    let cpus = tallies.len();
+    let available = shared::get().free_bytes() + heap::unused_bytes();
+    // Half of it, so that no workload but exhaustion meets the end.
+    let budget = (available / 2) as usize / cpus;
+    let largest_piece = exhaustion::largest_piece(available);
+    let meeting = Meeting {
+        line: Barrier::new(cpus),
+        goes_on: AtomicBool::new(true),
+    };
+    let progress = Progress::new(workload);
+    let mailboxes = handover::mailboxes(cpus);
+    let started = clock::ticks();
+    crew::all(millis + PATIENCE, &|place| {
+        meeting.line.wait();
+        let mut shift = Shift {
+            place,
+            cpus,
+            budget,
+            largest_piece,
+            random: Random::new(seed, workload as u64, place as u64),
+            tally: Tally::default(),
+            until: Deadline::after_millis(millis),
+            meeting: &meeting,
+            progress: &progress,
+        };
+        match workload {
+            Workload::Churn => churn::run(&mut shift),
+            Workload::Mixed => mixed::run(&mut shift),
+            Workload::Handover => handover::run(&mut shift, &mailboxes),
+            Workload::Growth => growth::run(&mut shift),
+            Workload::Exhaustion => exhaustion::run(&mut shift),
+        }
+        if let Some(tally) = tallies.get(place) {
+            *tally.lock() = shift.tally;
+        }
+    });
+    clock::to_micros(clock::ticks().saturating_sub(started))
+}
+
+fn tell(workload: Workload, all: &Tally, micros: u64) {
+    let per_second = all.operations * 1_000_000 / micros.max(1);
+    log::info!(
+        "{}: {} operations, {per_second}/s, {}, {} corrupt",
+        workload.name(),
+        all.operations,
+        Bytes(all.bytes),
+        all.corrupt
+    );
+}
