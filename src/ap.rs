@@ -7,7 +7,7 @@ use limine::mp;
 use crate::cpu::{Block, Cpu};
 use crate::roll::Phase;
 use crate::stack::{self, Slot};
-use crate::{control, cpu, crew, exceptions, exit, shared, stop};
+use crate::{control, cpu, crew, exceptions, exit, lapic, shared, stop};
 
 /// Where the loader sends an AP: on the loader's stack, tables and GDT, with the
 /// address of its block in `extra`.
@@ -49,6 +49,7 @@ extern "C" fn run() -> ! {
         let report = &here.shared().report;
         report.reach(Phase::Stack);
         here.local().load_descriptors();
+        lapic::enable();
         here.shared().home.record();
         report.reach(Phase::Descriptors);
         // A shootdown goes only to CPUs that are online, so whatever changed in

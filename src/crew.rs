@@ -4,10 +4,11 @@ use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use crossbeam_utils::CachePadded;
+use x86_64::instructions::interrupts;
 
 use crate::clock::Deadline;
 use crate::roll::Admission;
-use crate::{cpu, stop};
+use crate::{cpu, lapic};
 
 /// An order: called with the number of the CPU among those at work, 0 first.
 type Order<'a> = dyn Fn(usize) + Sync + 'a;
@@ -58,6 +59,9 @@ pub fn all(patience_millis: u64, order: &(dyn Fn(usize) + Sync)) {
     // the last time, or there was none. So no one reads the cell now.
     unsafe { *BOARD.order.get() = Some(order) };
     BOARD.given.store(number, Ordering::Release);
+    for (_, shared) in members().skip(1) {
+        lapic::wake(shared.lapic_id);
+    }
     order(0);
     let deadline = Deadline::after_millis(patience_millis);
     for (index, shared) in members().skip(1) {
@@ -71,15 +75,16 @@ pub fn all(patience_millis: u64, order: &(dyn Fn(usize) + Sync)) {
     }
 }
 
-/// The life of AP `index` after it came online: carries out orders as they are given.
+/// The life of AP `index` after it came online: carries out orders as they are given,
+/// and halts while there are none.
 pub fn serve(index: u32) -> ! {
     let mut done = 0;
     loop {
+        // Interrupts come on only together with the halt, after the look at the board:
+        // a wake-up sent since then waits for exactly this, so none is lost.
         while BOARD.given.load(Ordering::Acquire) == done {
-            if stop::is_requested() {
-                stop::stop_here(serve as *const () as u64);
-            }
-            core::hint::spin_loop();
+            interrupts::enable_and_hlt();
+            interrupts::disable();
         }
         // SAFETY: the count was read with Acquire and is ahead of this CPU's, so the
         // order was written before, and is not written again until this CPU is done.

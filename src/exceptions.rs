@@ -1,8 +1,10 @@
-//! The IDT and the entry stubs of the CPU's own exceptions.
+//! The IDT and the entry stubs.
 //!
-//! Muster runs with interrupts off, so the 32 exception vectors are all there
-//! are. None is expected but the NMI that stops a CPU; every other one ends the
-//! run in words.
+//! Of the CPU's own exceptions none is expected but the NMI that stops a CPU; every
+//! other one ends the run in words. Interrupts are off but for a CPU that is halted
+//! with nothing to do: the only ones it can get are another CPU's wake-up and the
+//! spurious one. A vector without a gate is a general protection fault with the
+//! vector in its error code.
 
 use core::arch::naked_asm;
 
@@ -12,13 +14,19 @@ use x86_64::instructions::tables::lidt;
 use x86_64::structures::DescriptorTablePointer;
 
 use crate::descriptors::{CODE, InterruptStack};
+use crate::lapic::{self, SPURIOUS_VECTOR, WAKE_VECTOR};
 use crate::{cpu, panic, stop};
 
 /// Exception vectors (Intel SDM vol. 3A, table 6-1).
-const VECTORS: usize = 32;
+const EXCEPTIONS: usize = 32;
+
+/// All vectors.
+const VECTORS: usize = 256;
 const NMI: u64 = 2;
 const DOUBLE_FAULT: usize = 8;
 const MACHINE_CHECK: usize = 18;
+const WAKE: usize = WAKE_VECTOR as usize;
+const SPURIOUS: usize = SPURIOUS_VECTOR as usize;
 
 /// The vectors that push an error code: 8, 10 to 14, 17, 21, 29 and 30
 /// (Intel SDM vol. 3A, table 6-1; AMD APM vol. 2, 8.2).
@@ -109,7 +117,7 @@ extern "C" fn common() {
 #[unsafe(naked)]
 extern "C" fn stub<const VECTOR: usize>() {
     naked_asm!(
-        ".if ({with_error} >> {vector}) & 1 == 0",
+        ".if {vector} > 31 || ({with_error} >> {vector}) & 1 == 0",
         "push 0",
         ".endif",
         "push {vector}",
@@ -124,11 +132,18 @@ macro_rules! stubs {
     ($($vector:literal)*) => { [$(stub::<$vector>),*] };
 }
 
-static STUBS: [extern "C" fn(); VECTORS] = stubs!(
+static STUBS: [extern "C" fn(); EXCEPTIONS] = stubs!(
     0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31
 );
 
 extern "C" fn dispatch(frame: &Frame) {
+    if frame.vector == WAKE as u64 {
+        return lapic::end_of_interrupt();
+    }
+    // A spurious interrupt is not in service, so there is nothing to end.
+    if frame.vector == SPURIOUS as u64 {
+        return;
+    }
     if frame.vector == NMI && stop::is_requested() {
         // A CPU with a fault of its own is about to leave word of it, and then stops.
         if cpu::try_with(|here| here.shared().end.has_begun()).unwrap_or(false) {
@@ -164,9 +179,10 @@ struct Table([Gate; VECTORS]);
 impl Table {
     fn new(stack_of: impl Fn(usize) -> Option<InterruptStack>) -> Self {
         let mut gates = [Gate::default(); VECTORS];
-        for (vector, (gate, stub)) in gates.iter_mut().zip(STUBS).enumerate() {
+        let wake = [(WAKE, stub::<WAKE> as _), (SPURIOUS, stub::<SPURIOUS> as _)];
+        for (vector, stub) in STUBS.into_iter().enumerate().chain(wake) {
             let offset = stub as *const () as u64;
-            *gate = Gate {
+            gates[vector] = Gate {
                 offset_low: offset as u16,
                 selector: CODE.0,
                 // The TSS counts its interrupt stacks from 1; 0 is "the one in use".
