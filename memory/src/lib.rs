@@ -1,4 +1,97 @@
-//! Physical memory and page tables of an x86-64 kernel.
+//! The memory of an x86-64 kernel, as far as it is logic and not hardware: ranges of physical
+//! memory and their owners, frame allocation, and page tables that are built to a plan and then
+//! checked against it.
+//!
+//! Nothing here touches a register or an address that it was not given, so all of it runs, and is
+//! tested, on the host. It needs `alloc`; what runs after start-up allocates nothing (see
+//! [`FrameAllocator`] and [`Tables::map_page`]), so a heap may grow by it.
+//!
+//! # What is here
+//!
+//! In the order in which a kernel needs it:
+//!
+//! | type | what it is | what it proves |
+//! |---|---|---|
+//! | [`PhysRange`], [`Frame`] | a range of physical bytes; a frame | never empty or inverted, never beyond what can exist; never frame 0 |
+//! | [`PhysicalMap`] | who owns which byte | each byte of the loader's map has one owner; memory changes hands only from its owner |
+//! | [`FrameAllocator`] | hands out frames | no frame twice, none outside free memory, none lost |
+//! | [`Plan`], [`hhdm`] | what shall be mapped, and how | no address twice; nothing writable and executable, not even by two addresses; no memory cached in two ways |
+//! | [`Tables`] | page tables | no page reaches beyond its region; after [`Tables::verify`]: the tables hold the plan and nothing else |
+//!
+//! What it does not prove: that the loader's memory map is true, that a frame's holder keeps to it,
+//! and that CR3, CR4, EFER and the PAT of every CPU are set as the tables assume: EFER.NXE, CR0.WP,
+//! CR4.LA57 as [`Levels`] says, and [`PAT`].
+//!
+//! # In a kernel of your own
+//!
+//! It takes any memory map in the kinds of the Limine boot protocol, and any way to reach physical
+//! memory ([`PhysicalMemory`]). Here a map of two entries becomes an HHDM; in a kernel, the tables'
+//! memory is reached through the loader's direct map rather than a list of boxes.
+//!
+//! ```
+//! use core::ptr::NonNull;
+//! use muster_memory::*;
+//!
+//! struct DirectMap {
+//!     offset: u64,
+//! }
+//!
+//! // SAFETY: the loader maps all usable memory at `offset`, and it stays so; frames that become
+//! // page tables are taken from the frame allocator, and used for nothing else.
+//! unsafe impl PhysicalMemory for DirectMap {
+//!     fn pointer(&self, phys: u64) -> Option<NonNull<u8>> {
+//!         NonNull::new(self.offset.checked_add(phys)? as *mut u8)
+//!     }
+//! }
+//!
+//! # // Stands for the usable memory, so that the example can run.
+//! # #[repr(align(4096))]
+//! # #[derive(Clone)]
+//! # struct Page(#[expect(dead_code)] [u8; 4096]);
+//! # let memory = vec![Page([0; 4096]); 64].leak();
+//! # let direct_map = DirectMap { offset: memory.as_ptr() as u64 - 0x10_0000 };
+//! let entry = |start, end, kind| MemoryEntry {
+//!     range: PhysRange::from_bounds(start, end).unwrap(),
+//!     kind,
+//! };
+//! let entries = [
+//!     entry(0x0f_fc00, 0x10_0000, Kind::Reserved),
+//!     entry(0x10_0000, 0x14_0000, Kind::Usable),
+//! ];
+//!
+//! // Who owns what.
+//! let map = PhysicalMap::from_entries(&entries)?;
+//! let free: Vec<_> = map.ranges(Owner::Free).collect();
+//!
+//! // The records of the frames; a kernel places them in free memory, by `PhysicalMap::assign`.
+//! let records = FrameAllocator::storage_needed(free.iter().copied());
+//! let records = Box::leak(Box::new_uninit_slice(records));
+//! let mut frames = FrameAllocator::new(free.into_iter(), [].into_iter(), records)?;
+//!
+//! // What shall be mapped.
+//! let mut plan = Plan::new(Levels::Four, 40);
+//! for region in hhdm(&entries, 0xffff_8000_0000_0000, PageSize::Size1GiB, &[])? {
+//!     plan.add(region)?;
+//! }
+//!
+//! // The tables, and the proof that they are right.
+//! let mut source = || frames.allocate(Owner::PageTables);
+//! let features = Features { gigabyte_pages: false };
+//! // SAFETY: the frame allocator hands each frame out once, and these are never freed.
+//! let mut tables = unsafe { Tables::new(direct_map, Levels::Four, features, &mut source)? };
+//! for region in plan.regions() {
+//!     tables.map(region, &mut source)?;
+//! }
+//! let census = tables.verify(&plan)?;
+//! assert_eq!((census.pages_4kib, census.bytes), (64, 0x4_0000));
+//! assert_eq!(frames.totals()[Owner::PageTables], 4 * FRAME_SIZE);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # Sources
+//!
+//! Section numbers of the Intel SDM are those of the editions in which paging is chapter 5 of volume
+//! 3 and memory cache control chapter 13; in editions before 2024 these were chapters 4 and 12.
 #![no_std]
 
 extern crate alloc;

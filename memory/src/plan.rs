@@ -418,8 +418,8 @@ pub enum PlanError {
         /// The region that is already there.
         with: &'static str,
     },
-    /// The two show the same physical memory with different cache types, which leaves its content
-    /// undefined (Intel SDM vol. 3, 13.12.4 "Programming the PAT").
+    /// The two show the same physical memory with different cache types, which leads to undefined
+    /// operations (Intel SDM vol. 3, 13.12.4 "Programming the PAT").
     CacheAlias {
         /// The region.
         name: &'static str,

@@ -7,7 +7,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use x86_64::structures::paging::PageTableFlags as Flags;
 
 use crate::plan::{Access, Cache, Levels, PageSize, Plan, PlanError, Region, pat_index};
-use crate::range::Frame;
+use crate::range::{FRAME_SIZE, Frame};
 
 /// Entries in a table of any level.
 const ENTRIES: usize = 512;
@@ -586,14 +586,14 @@ impl<M: PhysicalMemory> Tables<M> {
         if !self.levels.is_canonical(virt) {
             return None;
         }
-        let mut table = self.root;
+        let mut frame = self.root;
         let mut rights = Rights::ALL;
         for level in (1..=self.levels.count()).rev() {
-            let entry = load(&self.memory, table, index(virt, level))?;
+            let entry = table(&self.memory, frame)?[index(virt, level)].load(Ordering::Relaxed);
             rights = rights.below(entry);
             match Entry::decode(entry, level) {
                 Entry::Absent | Entry::Malformed => return None,
-                Entry::Table(frame) => table = frame?,
+                Entry::Table(below) => frame = below?,
                 Entry::Leaf { phys, size } => {
                     let offset = virt & (size.bytes() - 1);
                     let leaf = leaf(virt - offset, phys, size, rights, entry);
@@ -672,13 +672,9 @@ impl<M: PhysicalMemory> Tables<M> {
         PageSize::ALL
             .into_iter()
             .rev()
-            .filter(|&size| size <= largest && self.has(size))
+            .filter(|&size| size <= largest && self.features.has(size))
             .find(|size| size.bytes() <= length && address.is_multiple_of(size.bytes()))
             .unwrap_or(PageSize::Size4KiB)
-    }
-
-    fn has(&self, size: PageSize) -> bool {
-        self.features.has(size)
     }
 
     fn set_leaf(
@@ -691,31 +687,25 @@ impl<M: PhysicalMemory> Tables<M> {
         frames: &mut impl FnMut() -> Option<Frame>,
     ) -> Result<(), TableError> {
         let leaf_level = level_of(size);
-        let mut table = self.root;
+        let mut frame = self.root;
         for level in (leaf_level + 1..=self.levels.count()).rev() {
-            let slot =
-                slot(&self.memory, table, index(virt, level)).ok_or(TableError::Unreachable {
-                    phys: table.start(),
-                })?;
-            table = match Entry::decode(slot.load(Ordering::Relaxed), level) {
+            let slot = &self.table(frame)?[index(virt, level)];
+            frame = match Entry::decode(slot.load(Ordering::Relaxed), level) {
                 Entry::Absent => {
-                    let frame = empty_table(&self.memory, frames)?;
+                    let below = empty_table(&self.memory, frames)?;
                     // Release: whoever sees the entry sees an empty table.
-                    slot.store(frame.start() | TABLE, Ordering::Release);
+                    slot.store(below.start() | TABLE, Ordering::Release);
                     self.built = self.built.map(|built| built + 1);
-                    frame
+                    below
                 }
-                Entry::Table(Some(frame)) => frame,
+                Entry::Table(Some(below)) => below,
                 Entry::Table(None) => return Err(TableError::Unreachable { phys: 0 }),
                 Entry::Leaf { .. } | Entry::Malformed => {
                     return Err(TableError::AlreadyMapped { virt });
                 }
             };
         }
-        let slot =
-            slot(&self.memory, table, index(virt, leaf_level)).ok_or(TableError::Unreachable {
-                phys: table.start(),
-            })?;
+        let slot = &self.table(frame)?[index(virt, leaf_level)];
         if slot.load(Ordering::Relaxed) & Flags::PRESENT.bits() != 0 {
             return Err(TableError::AlreadyMapped { virt });
         }
@@ -723,23 +713,28 @@ impl<M: PhysicalMemory> Tables<M> {
         Ok(())
     }
 
+    fn table(&self, frame: Frame) -> Result<&[AtomicU64; ENTRIES], TableError> {
+        table(&self.memory, frame).ok_or(TableError::Unreachable {
+            phys: frame.start(),
+        })
+    }
+
     /// Visits all that a table holds. `virt` is the first address that it is for.
     fn descend(
         &self,
-        table: Frame,
+        frame: Frame,
         level: u8,
         virt: u64,
         rights: Rights,
         visitor: &mut impl Visitor,
     ) -> Result<(), Mismatch> {
-        for index in 0..ENTRIES {
-            let virt = self.levels.canonical(virt | (index as u64) << shift(level));
-            let Some(entry) = load(&self.memory, table, index) else {
-                return Err(Mismatch::Unreachable {
-                    virt,
-                    phys: table.start(),
-                });
-            };
+        let table = table(&self.memory, frame).ok_or(Mismatch::Unreachable {
+            virt,
+            phys: frame.start(),
+        })?;
+        for (index, entry) in (0..).zip(table) {
+            let virt = self.levels.canonical(virt | index << shift(level));
+            let entry = entry.load(Ordering::Relaxed);
             let rights = rights.below(entry);
             match Entry::decode(entry, level) {
                 Entry::Absent => {}
@@ -910,30 +905,26 @@ fn empty_table<M: PhysicalMemory>(
     frames: &mut impl FnMut() -> Option<Frame>,
 ) -> Result<Frame, TableError> {
     let frame = frames().ok_or(TableError::OutOfFrames)?;
-    for index in 0..ENTRIES {
-        let slot = slot(memory, frame, index).ok_or(TableError::Unreachable {
-            phys: frame.start(),
-        })?;
-        slot.store(0, Ordering::Relaxed);
+    let table = table(memory, frame).ok_or(TableError::Unreachable {
+        phys: frame.start(),
+    })?;
+    for entry in table {
+        entry.store(0, Ordering::Relaxed);
     }
     Ok(frame)
 }
 
-fn load<M: PhysicalMemory>(memory: &M, table: Frame, index: usize) -> Option<u64> {
-    slot(memory, table, index).map(|slot| slot.load(Ordering::Relaxed))
+/// A table's entries. Atomic because the CPUs read and write them, too; the `x86_64` crate's entry
+/// type is not, and takes the PAT bit of a large page for a part of its address.
+fn table<M: PhysicalMemory>(memory: &M, frame: Frame) -> Option<&[AtomicU64; ENTRIES]> {
+    let pointer = memory
+        .pointer(frame.start())?
+        .cast::<[AtomicU64; ENTRIES]>();
+    // SAFETY: `PhysicalMemory` promises 4096 bytes, aligned and valid as long as `memory` lives
+    // (1); the reference does not outlive the borrow of it. The frame is a page table or about to
+    // be one: the callers of `Tables::new` and `Tables::from_root` promised that nobody uses it as
+    // anything else, so that all accesses are atomic (3). Any bytes are valid `AtomicU64`s.
+    Some(unsafe { pointer.as_ref() })
 }
 
-/// An entry of a table. Atomic because the CPUs read and write it, too; the `x86_64` crate's entry
-/// type is not used as it is not, and takes the PAT bit of a large page for a part of its address.
-fn slot<M: PhysicalMemory>(memory: &M, table: Frame, index: usize) -> Option<&AtomicU64> {
-    let pointer = memory.pointer(table.start())?.cast::<AtomicU64>();
-    if index >= ENTRIES {
-        return None;
-    }
-    // SAFETY: `PhysicalMemory` promises 4096 aligned bytes (1), so the entry, one of 512 of 8 bytes
-    // each, is in bounds and aligned. `table` is a page table or about to be one: the callers of
-    // `Tables::new` and `Tables::from_root` promised so, and that nobody uses it as anything else,
-    // so that all accesses are atomic (3). The pointer is valid as long as `memory` lives (1), and
-    // the reference does not outlive the borrow of it. Any 8 bytes are a valid `AtomicU64`.
-    Some(unsafe { pointer.add(index).as_ref() })
-}
+const _: () = assert!(size_of::<[AtomicU64; ENTRIES]>() == FRAME_SIZE as usize);

@@ -1,0 +1,395 @@
+//! The frame allocator against a naive model, under random sequences of calls.
+
+use std::collections::BTreeMap;
+use std::mem::MaybeUninit;
+
+use muster_memory::{
+    AdoptError, FRAME_SIZE, Frame, FrameAllocator, FrameInfo, FrameRun, FramesError, FreeError,
+    Owner, PhysRange,
+};
+use proptest::prelude::*;
+use proptest::sample::Index;
+
+const OWNERS: [Owner; 3] = [Owner::Heap, Owner::Stacks, Owner::Loader];
+
+fn storage(ranges: &[PhysRange]) -> &'static mut [MaybeUninit<FrameInfo>] {
+    let needed = FrameAllocator::storage_needed(ranges.iter().copied());
+    Box::leak(Box::new_uninit_slice(needed))
+}
+
+fn allocator(free: &[PhysRange], later: &[PhysRange]) -> FrameAllocator {
+    let storage = storage(&[free, later].concat());
+    FrameAllocator::new(free.iter().copied(), later.iter().copied(), storage).unwrap()
+}
+
+fn bounds(start: u64, end: u64) -> PhysRange {
+    PhysRange::from_bounds(start, end).unwrap()
+}
+
+/// Every frame that may ever be handed out, by its number.
+struct Model {
+    /// Each zone's frames, and whether it is open.
+    zones: Vec<(PhysRange, Vec<u64>, bool)>,
+    owners: BTreeMap<u64, Owner>,
+}
+
+impl Model {
+    fn new(free: &[PhysRange], later: &[PhysRange]) -> Self {
+        let zone = |open| {
+            move |range: &PhysRange| {
+                let inside = |number: u64| {
+                    range.start() <= number * FRAME_SIZE && (number + 1) * FRAME_SIZE <= range.end()
+                };
+                let numbers = (range.start() / FRAME_SIZE)..=(range.end() / FRAME_SIZE);
+                (
+                    *range,
+                    numbers.filter(|&n| n != 0 && inside(n)).collect(),
+                    open,
+                )
+            }
+        };
+        let zones: Vec<_> = free
+            .iter()
+            .map(zone(true))
+            .chain(later.iter().map(zone(false)))
+            .collect();
+        let owners = zones
+            .iter()
+            .flat_map(|(_, numbers, open): &(_, Vec<u64>, _)| {
+                let owner = if *open { Owner::Free } else { Owner::Loader };
+                numbers.iter().map(move |&number| (number, owner))
+            })
+            .collect();
+        Self { zones, owners }
+    }
+
+    fn is_open(&self, number: u64) -> bool {
+        self.zones
+            .iter()
+            .any(|(_, numbers, open)| *open && numbers.contains(&number))
+    }
+
+    fn free(&self, number: u64, owner: Owner) -> Result<(), FreeError> {
+        let frame = Frame::from_number(number).unwrap();
+        match self.owners.get(&number) {
+            Some(_) if !self.is_open(number) => Err(FreeError::Foreign { frame }),
+            None => Err(FreeError::Foreign { frame }),
+            Some(Owner::Free) => Err(FreeError::AlreadyFree { frame }),
+            Some(&recorded) if recorded != owner => Err(FreeError::WrongOwner {
+                frame,
+                claimed: owner,
+                recorded,
+            }),
+            Some(_) => Ok(()),
+        }
+    }
+
+    fn has_run(&self, count: usize, align: usize) -> bool {
+        count != 0
+            && align != 0
+            && self.zones.iter().any(|(_, numbers, _)| {
+                numbers.windows(count).any(|run| {
+                    run[0].is_multiple_of(align as u64)
+                        && run.iter().all(|number| self.owners[number] == Owner::Free)
+                })
+            })
+    }
+
+    fn check(&self, frames: &FrameAllocator) -> Result<(), TestCaseError> {
+        let totals = frames.totals();
+        for owner in Owner::ALL {
+            let count = self
+                .owners
+                .values()
+                .filter(|whose| **whose == owner)
+                .count() as u64;
+            prop_assert_eq!(totals[owner], count * FRAME_SIZE, "{}", owner);
+        }
+        prop_assert_eq!(frames.capacity(), self.owners.len());
+        prop_assert_eq!(
+            frames.free_frames() as u64 * FRAME_SIZE,
+            totals[Owner::Free]
+        );
+        for number in 1..160 {
+            let frame = Frame::from_number(number).unwrap();
+            prop_assert_eq!(frames.owner_of(frame), self.owners.get(&number).copied());
+        }
+        Ok(())
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Call {
+    Allocate(Owner),
+    AllocateRun(usize, usize, Owner),
+    /// Frees one of the frames that are handed out, as this owner.
+    Free(Index, Owner),
+    /// Frees any frame, as this owner.
+    FreeAny(u64, Owner),
+    /// Frees a run from one of the frames that are handed out on.
+    FreeRun(Index, u64, Owner),
+    Adopt(Index),
+}
+
+fn call() -> impl Strategy<Value = Call> {
+    let owner = || prop::sample::select(&OWNERS[..]);
+    let align = prop::sample::select(&[0usize, 1, 1, 2, 3, 4, 8, 16][..]);
+    prop_oneof![
+        6 => owner().prop_map(Call::Allocate),
+        3 => (0..20usize, align, owner()).prop_map(|(n, a, o)| Call::AllocateRun(n, a, o)),
+        6 => (any::<Index>(), owner()).prop_map(|(i, o)| Call::Free(i, o)),
+        1 => (1..160u64, owner()).prop_map(|(n, o)| Call::FreeAny(n, o)),
+        2 => (any::<Index>(), 1..10u64, owner()).prop_map(|(i, n, o)| Call::FreeRun(i, n, o)),
+        1 => any::<Index>().prop_map(Call::Adopt),
+    ]
+}
+
+/// Disjoint ranges with gaps of 0 to 2 frames, unaligned borders, and whether each is free at once.
+fn ranges() -> impl Strategy<Value = (Vec<PhysRange>, Vec<PhysRange>)> {
+    let range = (0..16u64, 1..160u64, any::<bool>());
+    prop::collection::vec(range, 1..7).prop_map(|ranges| {
+        let (mut free, mut later, mut at) = (Vec::new(), Vec::new(), 0);
+        for (gap, length, is_free) in ranges {
+            let start = at + gap * 512;
+            at = start + length * 512;
+            if is_free { &mut free } else { &mut later }.push(bounds(start, at));
+        }
+        (free, later)
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    #[test]
+    fn behaves_as_the_model_under_any_calls(
+        (free, later) in ranges(),
+        calls in prop::collection::vec(call(), 0..120),
+    ) {
+        let mut frames = allocator(&free, &later);
+        let mut model = Model::new(&free, &later);
+        model.check(&frames)?;
+        for call in calls {
+            let held: Vec<u64> = model
+                .owners
+                .iter()
+                .filter(|&(&number, owner)| *owner != Owner::Free && model.is_open(number))
+                .map(|(&number, _)| number)
+                .collect();
+            match call {
+                Call::Allocate(owner) => match frames.allocate(owner) {
+                    Some(frame) => {
+                        let before = model.owners.insert(frame.number(), owner);
+                        prop_assert_eq!(before, Some(Owner::Free), "{}", frame);
+                    }
+                    None => prop_assert!(model.owners.values().all(|o| *o != Owner::Free)),
+                },
+                Call::AllocateRun(count, align, owner) => {
+                    let possible = model.has_run(count, align);
+                    match frames.allocate_run(count, align, owner) {
+                        Some(run) => {
+                            prop_assert!(possible);
+                            prop_assert_eq!(run.count(), count);
+                            prop_assert!(run.first().number().is_multiple_of(align as u64));
+                            for frame in run.frames() {
+                                let before = model.owners.insert(frame.number(), owner);
+                                prop_assert_eq!(before, Some(Owner::Free), "{}", frame);
+                            }
+                        }
+                        None => prop_assert!(!possible, "no run of {} found", count),
+                    }
+                }
+                Call::Free(index, owner) if !held.is_empty() => {
+                    let number = *index.get(&held);
+                    let expected = model.free(number, owner);
+                    let frame = Frame::from_number(number).unwrap();
+                    prop_assert_eq!(frames.free(frame, owner), expected);
+                    if expected.is_ok() {
+                        model.owners.insert(number, Owner::Free);
+                    }
+                }
+                Call::FreeAny(number, owner) => {
+                    let expected = model.free(number, owner);
+                    let frame = Frame::from_number(number).unwrap();
+                    prop_assert_eq!(frames.free(frame, owner), expected);
+                    if expected.is_ok() {
+                        model.owners.insert(number, Owner::Free);
+                    }
+                }
+                Call::FreeRun(index, count, owner) if !held.is_empty() => {
+                    let first = *index.get(&held);
+                    let numbers = first..first + count;
+                    let expected =
+                        numbers.clone().try_for_each(|number| model.free(number, owner));
+                    let range = bounds(first * FRAME_SIZE, (first + count) * FRAME_SIZE);
+                    let run = FrameRun::from_range(range).unwrap();
+                    prop_assert_eq!(frames.free_run(run, owner), expected);
+                    if expected.is_ok() {
+                        numbers.for_each(|number| {
+                            model.owners.insert(number, Owner::Free);
+                        });
+                    }
+                }
+                Call::Adopt(index) => {
+                    let (range, numbers, open) = &mut *index.get_mut(&mut model.zones);
+                    if *open || numbers.is_empty() {
+                        prop_assert_eq!(frames.adopt(*range), Err(AdoptError { range: *range }));
+                    } else {
+                        prop_assert_eq!(frames.adopt(*range), Ok(numbers.len()));
+                        *open = true;
+                        for number in numbers {
+                            model.owners.insert(*number, Owner::Free);
+                        }
+                    }
+                }
+                Call::Free(..) | Call::FreeRun(..) => {}
+            }
+            model.check(&frames)?;
+        }
+
+        // Whatever happened, exactly the free frames can still be had, each once.
+        while let Some(frame) = frames.allocate(Owner::PerCpu) {
+            prop_assert_eq!(model.owners.insert(frame.number(), Owner::PerCpu), Some(Owner::Free));
+        }
+        model.check(&frames)?;
+    }
+}
+
+#[test]
+fn frames_come_lowest_first_and_the_last_freed_is_next() {
+    let mut frames = allocator(&[bounds(0x8000, 0xa000), bounds(0, 0x2fff)], &[]);
+    let starts: Vec<u64> = std::iter::from_fn(|| frames.allocate(Owner::Heap))
+        .map(Frame::start)
+        .collect();
+    assert_eq!(starts, [0x1000, 0x8000, 0x9000]);
+    for start in [0x9000, 0x1000] {
+        frames
+            .free(Frame::from_start(start).unwrap(), Owner::Heap)
+            .unwrap();
+    }
+    assert_eq!(frames.allocate(Owner::Heap), Frame::from_start(0x1000));
+    assert_eq!(frames.allocate(Owner::Heap), Frame::from_start(0x9000));
+    assert_eq!(frames.allocate(Owner::Heap), None);
+}
+
+#[test]
+fn frames_passed_over_by_an_aligned_run_are_not_lost() {
+    let mut frames = allocator(&[bounds(0x1000, 0x40_0000)], &[]);
+    let run = frames.allocate_run(512, 512, Owner::Heap).unwrap();
+    assert_eq!(run.start(), 0x20_0000);
+    assert_eq!(frames.free_frames(), 511);
+    let low = frames.allocate_run(511, 1, Owner::Stacks).unwrap();
+    assert_eq!(low.start(), 0x1000);
+    assert_eq!(frames.allocate(Owner::Heap), None);
+    frames.free_run(low, Owner::Stacks).unwrap();
+    assert_eq!(frames.allocate(Owner::Heap), Frame::from_start(0x1000));
+}
+
+#[test]
+fn a_run_may_begin_with_freed_frames_and_end_with_fresh_ones() {
+    let mut frames = allocator(&[bounds(0x1000, 0x9000)], &[]);
+    let low = frames.allocate_run(5, 1, Owner::Heap).unwrap();
+    let kept = frames.allocate(Owner::Stacks).unwrap();
+    frames.free_run(low, Owner::Heap).unwrap();
+    frames.free(kept, Owner::Stacks).unwrap();
+    let run = frames.allocate_run(5, 4, Owner::PerCpu).unwrap();
+    assert_eq!(run.range(), bounds(0x4000, 0x9000));
+    assert_eq!(frames.free_frames(), 3);
+    let starts: Vec<u64> = std::iter::from_fn(|| frames.allocate(Owner::Heap))
+        .map(Frame::start)
+        .collect();
+    assert_eq!(starts, [0x1000, 0x2000, 0x3000]);
+    assert_eq!(frames.totals()[Owner::PerCpu], 0x5000);
+}
+
+#[test]
+fn sparse_memory_costs_no_time_up_front() {
+    // 20 GiB in two pieces: 40 MiB of records, of which only those of the frames handed out and
+    // passed over are ever written.
+    let ranges = [
+        bounds(0x10_0000, 0xc000_0000),
+        bounds(0x1_0000_0000, 0x5_4000_0000),
+    ];
+    let mut frames = allocator(&ranges, &[]);
+    assert_eq!(
+        frames.capacity() as u64,
+        ranges.iter().map(|r| r.len()).sum::<u64>() / FRAME_SIZE
+    );
+    assert_eq!(frames.allocate(Owner::Heap), Frame::from_start(0x10_0000));
+    let run = frames.allocate_run(1 << 18, 1 << 18, Owner::Heap).unwrap();
+    assert_eq!(run.start(), 0x4000_0000);
+}
+
+#[test]
+fn bad_ranges_and_storage_are_refused() {
+    let (low, high) = (bounds(0x1000, 0x4000), bounds(0x3000, 0x8000));
+    let error = FrameAllocator::new([high].into_iter(), [low].into_iter(), storage(&[low, high]));
+    assert_eq!(
+        error.unwrap_err(),
+        FramesError::Overlap {
+            first: low,
+            second: high
+        }
+    );
+
+    let error = FrameAllocator::new([high].into_iter(), [].into_iter(), storage(&[low]));
+    let error = error.unwrap_err();
+    assert_eq!(
+        error,
+        FramesError::StorageTooSmall {
+            needed: 5,
+            given: 3
+        }
+    );
+    assert!(error.to_string().contains("room for 5"));
+    assert!(
+        FramesError::Overlap {
+            first: low,
+            second: high
+        }
+        .to_string()
+        .contains("0x3000")
+    );
+
+    let many = (0..65_536).map(|n| bounds(n * 16, n * 16 + 8));
+    let error = FrameAllocator::new(many, [].into_iter(), &mut []).unwrap_err();
+    assert_eq!(error, FramesError::TooManyRanges { limit: 65_535 });
+    assert!(error.to_string().contains("65535"));
+}
+
+#[test]
+fn messages_name_the_frame() {
+    let mut frames = allocator(&[bounds(0x1000, 0x3000)], &[bounds(0x8000, 0x9000)]);
+    let frame = frames.allocate(Owner::Heap).unwrap();
+    let error = frames.free(frame, Owner::Stacks).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "frame 0x1000 was freed by stacks but belongs to heap"
+    );
+    frames.free(frame, Owner::Heap).unwrap();
+    let error = frames.free(frame, Owner::Heap).unwrap_err();
+    assert_eq!(error.to_string(), "frame 0x1000 was freed twice");
+    let error = frames
+        .free(Frame::from_start(0x8000).unwrap(), Owner::Loader)
+        .unwrap_err();
+    assert!(error.to_string().contains("never came from"));
+    let error = frames.adopt(bounds(0x8000, 0xa000)).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .starts_with("0x8000..0xa000 cannot be adopted")
+    );
+    assert!(format!("{frames:?}").contains("zones: 2"));
+}
+
+#[test]
+#[should_panic(expected = "to nobody")]
+fn a_frame_for_nobody_is_a_mistake() {
+    allocator(&[bounds(0x1000, 0x3000)], &[]).allocate(Owner::Free);
+}
+
+#[test]
+#[should_panic(expected = "to nobody")]
+fn a_run_for_nobody_is_a_mistake() {
+    allocator(&[bounds(0x1000, 0x3000)], &[]).allocate_run(1, 1, Owner::Free);
+}

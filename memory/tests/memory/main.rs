@@ -1,0 +1,14 @@
+//! Each module against a naive model of it, and corrupted tables against their check.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that finds nothing to unwrap shall fail"
+)]
+
+mod frames;
+mod map;
+mod maps;
+mod plan;
+mod ram;
+mod range;
+mod tables;

@@ -1,0 +1,697 @@
+//! Page tables, built over memory that exists only where tables are, checked and then corrupted.
+
+use std::collections::BTreeSet;
+
+use muster_memory::{
+    Access, Cache, Census, FRAME_SIZE, Features, Frame, Kind, Leaf, Levels, MemoryEntry, Mismatch,
+    PageSize, PhysRange, Plan, PlanError, Region, TableError, Tables, hhdm,
+};
+use proptest::prelude::*;
+use proptest::sample::Index;
+
+use crate::maps::{HALF_4, HALF_5, Shown, memory_map, shown};
+use crate::ram::Ram;
+
+/// Far above all memory in the random maps, so that a stray pointer to a table cannot pass for one
+/// to memory.
+const TABLES_FROM: u64 = 1 << 36;
+
+const GIB: Features = Features {
+    gigabyte_pages: true,
+};
+const NO_GIB: Features = Features {
+    gigabyte_pages: false,
+};
+
+const REGION: Region = Region {
+    name: "region",
+    virt: HALF_4,
+    phys: 0x4000_0000,
+    length: 0x4000,
+    access: Access::ReadWrite,
+    cache: Cache::WriteBack,
+    largest: PageSize::Size1GiB,
+};
+
+fn new_tables(ram: &Ram, levels: Levels, features: Features) -> Tables<&Ram> {
+    // SAFETY: the frames of `ram` are used by these tables alone.
+    unsafe { Tables::new(ram, levels, features, &mut || ram.frame()) }.unwrap()
+}
+
+fn build<'a>(ram: &'a Ram, plan: &Plan, features: Features) -> Tables<&'a Ram> {
+    let mut tables = new_tables(ram, plan.levels(), features);
+    for region in plan.regions() {
+        tables.map(region, &mut || ram.frame()).unwrap();
+    }
+    tables
+}
+
+fn plan_of(regions: &[Region]) -> Plan {
+    let mut plan = Plan::new(Levels::Four, 52);
+    for region in regions {
+        plan.add(*region).unwrap();
+    }
+    plan
+}
+
+/// A machine: its map, where its HHDM is, and what its CPU can do.
+#[derive(Clone, Debug)]
+struct Machine {
+    entries: Vec<MemoryEntry>,
+    levels: Levels,
+    offset: u64,
+    features: Features,
+    largest: PageSize,
+}
+
+fn machine(count: std::ops::Range<usize>) -> impl Strategy<Value = Machine> {
+    let setting = (
+        any::<bool>(),
+        any::<bool>(),
+        prop::sample::select(&PageSize::ALL[1..]),
+    );
+    let slide = prop_oneof![
+        8 => (0..64u64).prop_map(|n| n * PageSize::Size1GiB.bytes()),
+        1 => (0..64u64).prop_map(|n| n * PageSize::Size2MiB.bytes()),
+    ];
+    (setting, slide).prop_flat_map(move |((five, gigabyte_pages, largest), slide)| {
+        let (levels, half) = if five {
+            (Levels::Five, HALF_5)
+        } else {
+            (Levels::Four, HALF_4)
+        };
+        memory_map(count.clone(), largest).prop_map(move |entries| Machine {
+            entries,
+            levels,
+            offset: half + slide,
+            features: Features { gigabyte_pages },
+            largest,
+        })
+    })
+}
+
+/// The physical memory of a kernel image: the machine's first executable, or a part of it.
+fn image(machine: &Machine) -> Option<PhysRange> {
+    let mut entries = machine.entries.iter();
+    let entry = entries.find(|entry| entry.kind == Kind::ExecutableAndModules)?;
+    let range = entry.range.covering_frames();
+    PhysRange::new(range.start(), range.len().min(4 << 20))
+}
+
+fn plan(machine: &Machine) -> Plan {
+    let mut plan = Plan::new(machine.levels, 52);
+    let image = image(machine);
+    if let Some(text) = image {
+        plan.add(Region {
+            name: "text",
+            virt: 0xffff_ffff_8000_0000,
+            phys: text.start(),
+            length: text.len(),
+            access: Access::ReadExecute,
+            cache: Cache::WriteBack,
+            largest: PageSize::Size2MiB,
+        })
+        .unwrap();
+    }
+    for region in hhdm(
+        &machine.entries,
+        machine.offset,
+        machine.largest,
+        image.as_slice(),
+    )
+    .unwrap()
+    {
+        plan.add(region).unwrap();
+    }
+    plan
+}
+
+fn leaves(tables: &Tables<&Ram>) -> Vec<Leaf> {
+    let mut leaves = Vec::new();
+    tables.walk(&mut |leaf| leaves.push(leaf)).unwrap();
+    leaves
+}
+
+fn check(machine: &Machine) -> Result<(), TestCaseError> {
+    let plan = plan(machine);
+    let ram = Ram::new(TABLES_FROM);
+    let tables = build(&ram, &plan, machine.features);
+
+    let census = tables.verify(&plan).unwrap();
+    let bytes: u64 = plan.regions().iter().map(|region| region.length).sum();
+    prop_assert_eq!(census.bytes, bytes);
+    prop_assert_eq!(census.tables, ram.frames().len());
+    prop_assert_eq!(tables.table_count(), census.tables);
+    prop_assert!(machine.features.gigabyte_pages || census.pages_1gib == 0);
+
+    let leaves = leaves(&tables);
+    prop_assert!(leaves.is_sorted_by_key(|leaf| leaf.virt));
+    for leaf in &leaves {
+        // The page could not have been larger.
+        let region = plan.region_at(leaf.virt).unwrap();
+        for size in PageSize::ALL {
+            if size <= leaf.size || size > region.largest {
+                continue;
+            }
+            if size == PageSize::Size1GiB && !machine.features.gigabyte_pages {
+                continue;
+            }
+            let start = leaf.virt / size.bytes() * size.bytes();
+            let fits = start >= region.virt
+                && start - region.virt + size.bytes() <= region.length
+                && region.phys % size.bytes() == region.virt % size.bytes();
+            prop_assert!(!fits, "{} could have been {}", leaf, size);
+        }
+    }
+
+    // Nothing executable is writable anywhere. (Only the HHDM is writable, so no two writable
+    // pages show the same memory.)
+    let mut writable: Vec<_> = leaves.iter().filter(|leaf| leaf.rights.writable).collect();
+    writable.sort_by_key(|leaf| leaf.phys);
+    for executable in leaves.iter().filter(|leaf| leaf.rights.executable) {
+        let end = executable.phys + executable.size.bytes();
+        let below = writable[..writable.partition_point(|leaf| leaf.phys < end)].last();
+        let apart = below.is_none_or(|leaf| leaf.phys + leaf.size.bytes() <= executable.phys);
+        prop_assert!(apart, "{} is writable by {:?}", executable, below);
+    }
+
+    // At every border of the map, the HHDM shows what the map alone says.
+    let image = image(machine);
+    for entry in &machine.entries {
+        for border in [entry.range.start(), entry.range.end()] {
+            for phys in [
+                border.saturating_sub(FRAME_SIZE),
+                border.saturating_sub(1),
+                border,
+            ] {
+                let found = tables.translate(machine.offset + phys);
+                let expected = match shown(
+                    &machine.entries,
+                    image.as_slice(),
+                    phys / FRAME_SIZE * FRAME_SIZE,
+                ) {
+                    Shown::Not => None,
+                    Shown::Memory => Some((Access::ReadWrite, Cache::WriteBack)),
+                    Shown::Protected => Some((Access::ReadOnly, Cache::WriteBack)),
+                    Shown::Framebuffer => Some((Access::ReadWrite, Cache::WriteCombining)),
+                };
+                prop_assert_eq!(
+                    found.map(|found| (found.phys, found.leaf.access(), found.leaf.cache())),
+                    expected.map(|(access, cache)| (phys, Some(access), Some(cache))),
+                    "at {:#x}",
+                    phys
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+
+    #[test]
+    fn tables_hold_the_plan_in_the_largest_pages_that_fit(machine in machine(1..16)) {
+        check(&machine)?;
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(4))]
+
+    #[test]
+    fn hundreds_of_entries_are_held_as_well(machine in machine(200..400)) {
+        check(&machine)?;
+    }
+}
+
+/// The bits of a present entry whose every change is a fault: present, writable, PWT, PCD, PAT or
+/// page size, the address, and no-execute. (A leaf's user bit alone grants the user nothing.)
+fn meaningful_bits() -> impl Strategy<Value = u32> {
+    let flag = prop::sample::select(&[0u32, 1, 3, 4, 7, 63][..]);
+    prop_oneof![2 => flag, 1 => 12..52u32]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn no_corruption_goes_unnoticed(
+        machine in machine(1..8),
+        flips in prop::collection::vec((any::<Index>(), meaningful_bits()), 12),
+        strays in prop::collection::vec((any::<Index>(), any::<bool>(), any::<bool>()), 6),
+    ) {
+        let plan = plan(&machine);
+        prop_assume!(!plan.regions().is_empty());
+        let ram = Ram::new(TABLES_FROM);
+        let tables = build(&ram, &plan, machine.features);
+        // SAFETY: the same tables, and nothing is added to them.
+        let found =
+            unsafe { Tables::from_root(&ram, machine.levels, machine.features, tables.root()) };
+        let census = tables.verify(&plan);
+        prop_assert!(census.is_ok());
+        prop_assert_eq!(&found.verify(&plan), &census);
+
+        let slots = ram.frames().into_iter().flat_map(|frame| (0..512).map(move |i| (frame, i)));
+        let (present, absent): (Vec<_>, Vec<_>) =
+            slots.partition(|&(frame, index)| ram.entry(frame, index) & 1 != 0);
+
+        for (place, bit) in flips {
+            let &(frame, index) = place.get(&present);
+            let entry = ram.entry(frame, index);
+            ram.set_entry(frame, index, entry ^ 1 << bit);
+            let message = format!("bit {bit} of {entry:#x}");
+            prop_assert!(tables.verify(&plan).is_err(), "{}", message);
+            prop_assert!(found.verify(&plan).is_err(), "{}", message);
+            ram.set_entry(frame, index, entry);
+        }
+        for (place, large, writable) in strays {
+            let &(frame, index) = place.get(&absent);
+            let large = if large { 1 << 7 } else { 0 };
+            let flags = 1 | u64::from(writable) << 1 | large | 1 << 63;
+            ram.set_entry(frame, index, 0x8000_0000 | flags);
+            prop_assert!(tables.verify(&plan).is_err());
+            prop_assert!(found.verify(&plan).is_err());
+            ram.set_entry(frame, index, 0);
+        }
+        prop_assert_eq!(tables.verify(&plan), census);
+    }
+
+    #[test]
+    fn garbage_neither_faults_nor_loops(
+        entries in prop::collection::vec((0..512usize, any::<u64>()), 0..64),
+        five: bool,
+        virt: u64,
+    ) {
+        let ram = Ram::new(TABLES_FROM);
+        let levels = if five { Levels::Five } else { Levels::Four };
+        let tables = new_tables(&ram, levels, GIB);
+        for (index, entry) in entries {
+            ram.set_entry(tables.root().start(), index, entry);
+        }
+        let mut count = 0;
+        let walked = tables.walk(&mut |_| count += 1);
+        prop_assert!(walked.is_err() || count == 0);
+        prop_assert!(tables.verify(&Plan::new(levels, 52)).is_err() || walked == Ok(1));
+        prop_assert_eq!(tables.translate(levels.canonical(virt)), None);
+    }
+}
+
+#[test]
+fn a_window_grows_page_by_page() {
+    let ram = Ram::new(TABLES_FROM);
+    let mut tables = new_tables(&ram, Levels::Four, NO_GIB);
+    let window = 0xffff_ff40_0000_0000;
+    let mut map = |page: u64, number| {
+        tables.map_page(
+            window + page * FRAME_SIZE,
+            Frame::from_number(number).unwrap(),
+            Access::ReadWrite,
+            Cache::WriteBack,
+            &mut || ram.frame(),
+        )
+    };
+    for page in 0..600 {
+        map(page, 1000 - page).unwrap();
+    }
+    let virt = window + 5 * FRAME_SIZE;
+    assert_eq!(map(5, 7), Err(TableError::AlreadyMapped { virt }));
+    // Root, levels 3 and 2, and two of level 1.
+    assert_eq!(tables.table_count(), 5);
+    let translation = tables.translate(virt + 0x123).unwrap();
+    assert_eq!(translation.phys, 995 * FRAME_SIZE + 0x123);
+    assert_eq!(translation.leaf.virt, virt);
+    assert_eq!(translation.leaf.last(), virt + 0xfff);
+    assert_eq!(tables.translate(window + 600 * FRAME_SIZE), None);
+    assert_eq!(tables.translate(0x8000_0000_0000), None);
+    assert_eq!(leaves(&tables).len(), 600);
+    assert_eq!(tables.levels(), Levels::Four);
+    assert!(format!("{tables:?}").contains("built: Some(5)"));
+
+    let misaligned = tables.map_page(
+        window + 8,
+        Frame::from_number(1).unwrap(),
+        Access::ReadOnly,
+        Cache::WriteBack,
+        &mut || ram.frame(),
+    );
+    assert!(matches!(
+        misaligned,
+        Err(TableError::Region(PlanError::Misaligned { .. }))
+    ));
+}
+
+#[test]
+fn nothing_present_is_overwritten() {
+    let ram = Ram::new(TABLES_FROM);
+    let mut tables = new_tables(&ram, Levels::Four, GIB);
+    let large = PageSize::Size1GiB.bytes();
+    let region = Region {
+        length: large,
+        ..REGION
+    };
+    tables.map(&region, &mut || ram.frame()).unwrap();
+    let before = leaves(&tables);
+    assert_eq!(before.len(), 1);
+
+    // Below a large page, at it, and a large page over a table.
+    let small = Region {
+        virt: HALF_4 + 0x5000,
+        length: 0x1000,
+        ..REGION
+    };
+    let error = tables.map(&small, &mut || ram.frame()).unwrap_err();
+    assert_eq!(
+        error,
+        TableError::AlreadyMapped {
+            virt: HALF_4 + 0x5000
+        }
+    );
+    assert!(tables.map(&region, &mut || ram.frame()).is_err());
+    let beside = Region {
+        virt: HALF_4 + large,
+        length: 0x1000,
+        ..REGION
+    };
+    tables.map(&beside, &mut || ram.frame()).unwrap();
+    let over = Region {
+        length: large,
+        ..beside
+    };
+    let error = tables.map(&over, &mut || ram.frame()).unwrap_err();
+    assert_eq!(error.to_string(), "0xffff800040000000 is mapped already");
+    assert_eq!(leaves(&tables)[0], before[0]);
+    assert_eq!(leaves(&tables).len(), 2);
+}
+
+#[test]
+fn running_out_of_frames_is_an_answer() {
+    let ram = Ram::new(TABLES_FROM);
+    ram.left.set(0);
+    // SAFETY: no frame is handed out at all.
+    let none = unsafe { Tables::new(&ram, Levels::Five, GIB, &mut || ram.frame()) };
+    assert_eq!(none.unwrap_err(), TableError::OutOfFrames);
+    ram.left.set(3);
+    let mut tables = new_tables(&ram, Levels::Five, GIB);
+    let error = tables.map(&REGION, &mut || ram.frame()).unwrap_err();
+    assert!(error.to_string().contains("no frame is left"));
+    assert_eq!(tables.translate(REGION.virt), None);
+    ram.left.set(2);
+    // What was built is used, so two more tables are enough.
+    tables.map(&REGION, &mut || ram.frame()).unwrap();
+    assert_eq!(tables.table_count(), 5);
+}
+
+#[test]
+fn a_table_that_cannot_be_reached_is_an_error() {
+    let ram = Ram::new(TABLES_FROM);
+    let elsewhere = Frame::from_number(77);
+    // SAFETY: the frame is not memory that anybody can reach.
+    let error = unsafe { Tables::new(&ram, Levels::Four, GIB, &mut || elsewhere) }.unwrap_err();
+    assert_eq!(
+        error,
+        TableError::Unreachable {
+            phys: 77 * FRAME_SIZE
+        }
+    );
+    assert!(error.to_string().contains("0x4d000 cannot be reached"));
+
+    let mut tables = new_tables(&ram, Levels::Four, GIB);
+    let root = tables.root().start();
+    for (entry, phys) in [((77 * FRAME_SIZE) | 3, 77 * FRAME_SIZE), (3, 0)] {
+        ram.set_entry(root, 256, entry);
+        let error = tables.map(&REGION, &mut || ram.frame()).unwrap_err();
+        assert_eq!(error, TableError::Unreachable { phys });
+        assert_eq!(tables.translate(REGION.virt), None);
+        let error = tables.walk(&mut |_| ()).unwrap_err();
+        assert_eq!(error, Mismatch::Unreachable { virt: HALF_4, phys });
+        assert!(error.to_string().contains("cannot be reached"));
+    }
+}
+
+#[test]
+fn a_table_too_many_is_noticed() {
+    let region = Region {
+        length: 0x1000,
+        ..REGION
+    };
+    let plan = plan_of(&[region]);
+    let ram = Ram::new(TABLES_FROM);
+    let tables = build(&ram, &plan, GIB);
+    // An empty table maps nothing, but nobody built it into these.
+    let empty = new_tables(&ram, Levels::Four, GIB).root().start();
+    ram.set_entry(tables.root().start(), 511, empty | 3);
+    let error = tables.verify(&plan).unwrap_err();
+    assert_eq!(
+        error,
+        Mismatch::Tables {
+            expected: 4,
+            found: 5
+        }
+    );
+    assert!(error.to_string().contains("4 tables were built, but 5"));
+
+    // A table that is lost is one too few.
+    let nothing = plan_of(&[]);
+    ram.set_entry(tables.root().start(), 511, 0);
+    ram.set_entry(tables.root().start(), 256, 0);
+    assert_eq!(
+        tables.verify(&nothing),
+        Err(Mismatch::Tables {
+            expected: 4,
+            found: 1
+        })
+    );
+}
+
+#[test]
+fn a_mismatch_says_what_and_where() {
+    let text = Region {
+        access: Access::ReadExecute,
+        largest: PageSize::Size4KiB,
+        ..REGION
+    };
+    let data = Region {
+        virt: HALF_4 + 0x4000,
+        phys: 0x5000_0000,
+        length: 0x1000,
+        ..REGION
+    };
+    let plan = plan_of(&[text, data]);
+    let other = |regions: &[Region], words: &str| {
+        let ram = Ram::new(TABLES_FROM);
+        let error = build(&ram, &plan_of(regions), GIB)
+            .verify(&plan)
+            .unwrap_err();
+        let message = error.to_string();
+        assert!(
+            message.starts_with("the page tables are wrong: "),
+            "{message}"
+        );
+        assert!(message.contains(words), "{message}");
+        error
+    };
+    let error = other(&[text], "0xffff800000004000 is not mapped");
+    assert_eq!(
+        error,
+        Mismatch::Missing {
+            region: data,
+            virt: data.virt
+        }
+    );
+    let error = other(&[data], "0xffff800000000000 is not mapped");
+    assert_eq!(
+        error,
+        Mismatch::Missing {
+            region: text,
+            virt: text.virt
+        }
+    );
+    let stray = Region {
+        virt: 0x1000,
+        length: 0x1000,
+        ..REGION
+    };
+    assert!(matches!(
+        other(&[stray], "is in no region"),
+        Mismatch::Stray { .. }
+    ));
+    let stray = Region {
+        virt: HALF_4 + 0x9000,
+        phys: 0,
+        ..REGION
+    };
+    assert!(matches!(
+        other(&[text, data, stray], "is in no region"),
+        Mismatch::Stray { .. }
+    ));
+    let elsewhere = Region {
+        phys: 0x6000_0000,
+        ..data
+    };
+    let error = other(&[text, elsewhere], "should show 0x50000000");
+    assert!(matches!(
+        error,
+        Mismatch::Address {
+            expected: 0x5000_0000,
+            ..
+        }
+    ));
+    let readable = Region {
+        access: Access::ReadOnly,
+        ..data
+    };
+    let error = other(&[text, readable], "r-- WB is not as in region");
+    assert!(matches!(error, Mismatch::Access { .. }));
+    let device = Region {
+        cache: Cache::Uncached,
+        ..data
+    };
+    let error = other(&[text, device], "rw- UC is not as in region");
+    assert!(matches!(error, Mismatch::Cache { .. }));
+    let large = Region {
+        length: 0x20_0000,
+        ..REGION
+    };
+    assert!(matches!(
+        other(&[large], "2 MiB page"),
+        Mismatch::TooLarge { .. }
+    ));
+
+    let ram = Ram::new(TABLES_FROM);
+    let tables = new_tables(&ram, Levels::Five, GIB);
+    let error = tables.verify(&plan).unwrap_err();
+    assert_eq!(
+        error,
+        Mismatch::Levels {
+            expected: Levels::Four,
+            found: Levels::Five
+        }
+    );
+    assert!(error.to_string().ends_with("5 levels instead of 4"));
+}
+
+#[test]
+fn entries_the_cpu_rejects_are_malformed() {
+    let large = Region {
+        length: PageSize::Size1GiB.bytes(),
+        ..REGION
+    };
+    let plan = plan_of(&[large]);
+    let ram = Ram::new(TABLES_FROM);
+    let mut tables = build(&ram, &plan, GIB);
+    let level_3 = ram.frames()[1];
+    let entry = ram.entry(level_3, 0);
+    assert_eq!(tables.translate(HALF_4 + 0x123).unwrap().phys, 0x4000_0123);
+
+    // A reserved address bit of a 1 GiB page; then a large page in the root.
+    ram.set_entry(level_3, 0, entry | 1 << 20);
+    let error = tables.verify(&plan).unwrap_err();
+    assert!(matches!(
+        error,
+        Mismatch::Malformed {
+            virt: HALF_4,
+            level: 3,
+            ..
+        }
+    ));
+    assert!(error.to_string().contains("which the CPU rejects"));
+    assert_eq!(tables.translate(HALF_4), None);
+    assert!(tables.map(&REGION, &mut || ram.frame()).is_err());
+    ram.set_entry(level_3, 0, entry);
+
+    let root = tables.root().start();
+    let pointer = ram.entry(root, 256);
+    ram.set_entry(root, 256, pointer | 1 << 7);
+    let error = tables.verify(&plan).unwrap_err();
+    assert!(matches!(
+        error,
+        Mismatch::Malformed {
+            virt: HALF_4,
+            level: 4,
+            ..
+        }
+    ));
+
+    // A pointer that denies writes, though all rights belong to the leaf.
+    ram.set_entry(root, 256, pointer & !2);
+    let error = tables.verify(&plan).unwrap_err();
+    assert!(matches!(
+        error,
+        Mismatch::TableEntry {
+            virt: HALF_4,
+            level: 4,
+            ..
+        }
+    ));
+    assert!(error.to_string().contains("level 4 entry"));
+    let leaf = tables.translate(HALF_4).unwrap().leaf;
+    assert_eq!(leaf.access(), Some(Access::ReadOnly));
+}
+
+#[test]
+fn rights_are_what_every_level_grants() {
+    let ram = Ram::new(TABLES_FROM);
+    let region = Region {
+        length: 0x1000,
+        access: Access::ReadExecute,
+        ..REGION
+    };
+    let tables = build(&ram, &plan_of(&[region]), GIB);
+    let leaf = tables.translate(HALF_4).unwrap().leaf;
+    assert_eq!(
+        leaf.to_string(),
+        "4 KiB page 0xffff800000000000 -> 0x40000000, r-x WB"
+    );
+
+    // As a loader might map it: writable, executable, write-through, and the user's.
+    let frames = ram.frames();
+    for (&frame, index) in frames[..3].iter().zip([256, 0, 0]) {
+        ram.set_entry(frame, index, ram.entry(frame, index) | 4);
+        let refused = tables.verify(&plan_of(&[region])).unwrap_err();
+        assert!(matches!(refused, Mismatch::TableEntry { .. }));
+    }
+    ram.set_entry(frames[3], 0, ram.entry(frames[3], 0) | 2 | 4 | 8);
+    let leaf = tables.translate(HALF_4).unwrap().leaf;
+    assert_eq!(
+        leaf.to_string(),
+        "4 KiB page 0xffff800000000000 -> 0x40000000, rwx user PAT 1"
+    );
+    assert_eq!((leaf.access(), leaf.cache()), (None, None));
+}
+
+#[test]
+fn a_census_reads_well() {
+    let census = Census {
+        pages_4kib: 3,
+        pages_2mib: 2,
+        pages_1gib: 1,
+        tables: 9,
+        bytes: 0x4040_3000,
+    };
+    assert_eq!(
+        census.to_string(),
+        "0x40403000 bytes in 1 pages of 1 GiB, 2 of 2 MiB, 3 of 4 KiB, by 9 tables"
+    );
+}
+
+#[test]
+fn no_two_tables_share_a_frame() {
+    let regions = [0u64, 1 << 30, 1 << 39, 1 << 40].map(|distance| Region {
+        virt: HALF_4 + distance,
+        length: 0x3000,
+        ..REGION
+    });
+    let ram = Ram::new(TABLES_FROM);
+    let tables = build(&ram, &plan_of(&regions), GIB);
+    let mut pointers = BTreeSet::new();
+    for frame in ram.frames() {
+        for index in 0..512 {
+            let entry = ram.entry(frame, index);
+            if entry & 1 != 0 && entry >> 12 & 0xff_ffff_ffff >= TABLES_FROM {
+                assert!(pointers.insert(entry >> 12 & 0xff_ffff_ffff));
+            }
+        }
+    }
+    assert_eq!(pointers.len() + 1, tables.table_count());
+}
