@@ -33,10 +33,13 @@ impl Reading {
         let totals = shared::get().totals();
         let (accounted, machine) = (totals.sum(), shared::get().total_bytes());
         log::info!(
-            "heap: {} live bytes before, {} after, {} at most, {} grown {} times",
+            "heap: {} B live before, {} after, {} at most",
             self.live_bytes,
             statistics.live_bytes,
-            statistics.peak_live_bytes,
+            Bytes(statistics.peak_live_bytes)
+        );
+        log::info!(
+            "heap: {} of frames, grown {} times",
             Bytes(totals[Owner::Heap]),
             statistics.growths
         );

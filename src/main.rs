@@ -85,10 +85,10 @@ extern "C" fn entry() -> ! {
     let boot = Boot::check().unwrap_or_else(|error| refuse(&error));
     log::info!("Muster {} on {}", env!("CARGO_PKG_VERSION"), boot.loader);
     log::info!(
-        "entered {} ms after reset; TSC at {} MHz, {source}",
-        clock::micros_before_entry() / 1000,
-        hz / 1_000_000
+        "entered {} ms after reset",
+        clock::micros_before_entry() / 1000
     );
+    log::info!("TSC at {} MHz, {source}", hz / 1_000_000);
     let arguments = Arguments::parse(&boot.command_line).unwrap_or_else(|error| refuse(&error));
     journal::set_serial_level(arguments.log);
     boot.tell();

@@ -66,8 +66,23 @@ impl Phase {
             Self::Tables => "tables",
             Self::Block => "block",
             Self::Stack => "stack",
-            Self::Descriptors => "descr",
+            Self::Descriptors => "descriptors",
             Self::Online => "online",
+        }
+    }
+
+    /// Its column in the roll-call table, five characters at most.
+    fn heading(self) -> &'static str {
+        match self {
+            Self::Parked => "park",
+            Self::Released => "go",
+            Self::Entered => "entry",
+            Self::Control => "ctrl",
+            Self::Tables => "cr3",
+            Self::Block => "block",
+            Self::Stack => "stack",
+            Self::Descriptors => "gdt",
+            Self::Online => "up",
         }
     }
 }
@@ -202,24 +217,26 @@ impl RollCall {
             cpu::all().len() + self.unlisted.len(),
             clock::to_micros(self.last_online().saturating_sub(self.released_at)),
         );
-        log::info!("microseconds from the release to each phase:");
-        log::info!("cpu lapic entered control tables block stack descr online");
-        for (index, shared) in cpu::all() {
-            let report = &shared.report;
-            let mut row = String::<64>::new();
-            let mut field = |width: usize, phase| {
-                // A row of seven such fields fits; a stamp too long for its field is
-                // a second or more, and then only the order counts.
-                let _ = match self.micros_to(report, phase) {
-                    Some(micros) => write!(row, " {micros:>width$}"),
-                    None => write!(row, " {:>width$}", "-"),
-                };
-            };
-            for phase in Phase::ALL
+        log::info!("microseconds (m: milliseconds) from the release to");
+        let phases = || {
+            Phase::ALL
                 .into_iter()
                 .filter(|&phase| phase >= Phase::Entered)
-            {
-                field(phase.name().len(), phase);
+        };
+        let mut heading = String::<64>::new();
+        for phase in phases() {
+            // Seven columns of six: they fit.
+            let _ = write!(heading, "{:>6}", phase.heading());
+        }
+        log::info!("cpu lapic{heading}");
+        for (index, shared) in cpu::all() {
+            let mut row = String::<64>::new();
+            for phase in phases() {
+                let _ = match self.micros_to(&shared.report, phase) {
+                    Some(micros @ 0..100_000) => write!(row, "{micros:>6}"),
+                    Some(micros) => write!(row, "{:>5}m", (micros / 1000).min(99_999)),
+                    None => write!(row, "{:>6}", "-"),
+                };
             }
             log::info!("{index:>3} {:>5}{row}", shared.lapic_id);
         }

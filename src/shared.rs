@@ -303,13 +303,25 @@ impl Shared {
 
     /// Logs how memory is mapped.
     pub fn tell(&self, census: &Census) {
+        let Census {
+            pages_4kib,
+            pages_2mib,
+            pages_1gib,
+            tables,
+            bytes,
+        } = census;
         log::info!(
-            "{} regions mapped as planned, {} levels, HHDM at {:#x}:",
-            self.plan.regions().len(),
-            self.levels().count(),
-            self.hhdm.offset
+            "HHDM at {:#x}, {}-level tables",
+            self.hhdm.offset,
+            self.levels().count()
         );
-        log::info!("{census}");
+        log::info!(
+            "mapped as planned: {} regions, {}",
+            self.plan.regions().len(),
+            Bytes(*bytes)
+        );
+        log::info!("pages: {pages_1gib} of 1 GiB, {pages_2mib} of 2 MiB, {pages_4kib} of 4 KiB");
+        log::info!("page tables: {tables}");
         for region in self.plan.regions() {
             log::debug!("{region}");
         }

@@ -253,6 +253,7 @@ pub fn run(arguments: &Arguments) -> Result<(), String> {
     };
     let mut per_cpu: Vec<Tally> = (0..cpus).map(|_| Tally::default()).collect();
     let mut failures = Vec::new();
+    log::info!("workload   operations per second     bytes corrupt");
     for workload in workloads {
         let tallies: Vec<CachePadded<Mutex<Tally>>> = slots();
         let micros = run_one(workload, arguments.seed, millis, &tallies);
@@ -277,10 +278,10 @@ pub fn run(arguments: &Arguments) -> Result<(), String> {
         }
     }
     log::info!("what each CPU did:");
-    log::info!("cpu  operations     bytes  refused corrupt slowest/us");
+    log::info!("cpu operations     bytes refused corrupt slowest/us");
     for (cpu, tally) in per_cpu.iter().enumerate() {
         log::info!(
-            "{cpu:>3} {:>11} {:>9} {:>8} {:>7} {:>10}",
+            "{cpu:>3} {:>10} {:>9} {:>7} {:>7} {:>10}",
             tally.operations,
             Bytes(tally.bytes),
             tally.refused,
@@ -342,11 +343,11 @@ fn run_one(
 }
 
 fn tell(workload: Workload, all: &Tally, micros: u64) {
-    let per_second = all.operations * 1_000_000 / micros.max(1);
     log::info!(
-        "{}: {} operations, {per_second}/s, {}, {} corrupt",
+        "{:<10} {:>10} {:>10} {:>9} {:>7}",
         workload.name(),
         all.operations,
+        all.operations * 1_000_000 / micros.max(1),
         Bytes(all.bytes),
         all.corrupt
     );
