@@ -1,0 +1,253 @@
+//! The CPUs: how they are started side by side, where they wait for the
+//! kernel, and how they go to it.
+
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use raw_cpuid::CpuId;
+use x86_64::VirtAddr;
+use x86_64::instructions::{hlt, interrupts, nop, tables};
+use x86_64::registers::model_specific::{FsBase, GsBase, KernelGsBase, Msr};
+use x86_64::structures::DescriptorTablePointer;
+use x86_64::structures::idt::InterruptDescriptorTable;
+
+use super::clock::Clock;
+use super::entry;
+use super::lapic::{Lapic, TIMER_VECTOR};
+
+/// IA32_PAT, and the value that the protocol fixes: WB, WT, UC-, UC, WP, WC.
+const PAT: Msr = Msr::new(0x277);
+const PAT_VALUE: u64 = 0x0000_0105_0007_0406;
+
+/// A CPU that has not answered for so long is left out, in milliseconds.
+const PATIENCE: u64 = 1000;
+
+/// How often a parked CPU looks, in ticks of the APIC's clock for each CPU
+/// that there is: QEMU's clock runs at 1 GHz, so together they look 4000 times
+/// a second, however many they are. Spinning would be simpler, but where the
+/// CPUs are threads that share a few real ones, it takes the time away from
+/// the one that has work to do.
+const TICKS_PER_CPU: u32 = 250_000;
+
+/// What every CPU needs on its way in. Written once, before the first CPU is
+/// started; a CPU that starts sees it all.
+#[repr(C)]
+pub struct Door {
+    /// Root of the door tables: the kernel's, plus the loader's image and the
+    /// local APIC at their physical addresses.
+    pub root: AtomicU32,
+    /// CR4 to enter 64-bit mode with.
+    pub cr4: AtomicU32,
+    /// Address of the slots in the direct map.
+    pub slots: AtomicU64,
+    /// Number of slots.
+    pub count: AtomicU64,
+    /// Root of the kernel's tables.
+    pub kernel_root: AtomicU64,
+    /// Base of the direct map.
+    pub hhdm: AtomicU64,
+    /// Address of the parked CPUs' IDT in the direct map.
+    pub idt: AtomicU64,
+    /// Whether the kernel wants x2APIC mode.
+    pub x2apic: AtomicBool,
+}
+
+/// The one door.
+pub static DOOR: Door = Door {
+    root: AtomicU32::new(0),
+    cr4: AtomicU32::new(0),
+    slots: AtomicU64::new(0),
+    count: AtomicU64::new(0),
+    kernel_root: AtomicU64::new(0),
+    hhdm: AtomicU64::new(0),
+    idt: AtomicU64::new(0),
+    x2apic: AtomicBool::new(false),
+};
+
+/// One CPU's place, found by its APIC id.
+#[repr(C)]
+pub struct Slot {
+    /// Local APIC id.
+    pub apic_id: u32,
+    state: AtomicU32,
+    /// Top of its stack, in the direct map.
+    pub stack: u64,
+    /// What the kernel gets in RDI.
+    pub info: u64,
+    goto_address: u64,
+}
+
+/// Not heard of yet.
+const WAITING: u32 = 0;
+/// In the loader, on its own stack.
+const ANSWERED: u32 = 1;
+/// Given up.
+const DROPPED: u32 = 2;
+
+impl Slot {
+    /// A place for a CPU that goes where `goto_address` tells it, as soon as
+    /// that is not 0.
+    ///
+    /// # Safety
+    /// 1. `stack` is the top of memory that is this CPU's alone, in the direct
+    ///    map and 16-byte aligned.
+    /// 2. The door tables map an [`AtomicU64`] at `goto_address`, and it stays.
+    /// 3. What is stored there is 0 or an address where the kernel can be
+    ///    entered with `info` in RDI.
+    pub const unsafe fn new(apic_id: u32, stack: u64, info: u64, goto_address: u64) -> Self {
+        Self {
+            apic_id,
+            state: AtomicU32::new(WAITING),
+            stack,
+            info,
+            goto_address,
+        }
+    }
+
+    /// Whether the CPU has come to the loader.
+    pub fn has_answered(&self) -> bool {
+        self.state.load(Ordering::Acquire) == ANSWERED
+    }
+
+    fn change(&self, to: u32) -> bool {
+        self.state
+            .compare_exchange(WAITING, to, Ordering::AcqRel, Ordering::Acquire)
+            .is_ok()
+    }
+}
+
+/// The APIC id of the CPU that this runs on. `entry.s` does the same.
+pub fn own_apic_id() -> u32 {
+    let cpuid = CpuId::new();
+    let extended = cpuid
+        .get_extended_topology_info()
+        .and_then(|mut levels| levels.next());
+    extended.map(|level| level.x2apic_id()).unwrap_or_else(|| {
+        cpuid
+            .get_feature_info()
+            .map_or(0, |info| info.initial_local_apic_id().into())
+    })
+}
+
+/// Starts the CPUs of all `slots` at once. Those that don't answer within a
+/// second are dropped: they are put back to wait for a start that never comes.
+pub fn start(slots: &[Slot], lapic: Lapic, trampoline: u64) {
+    let silent = || slots.iter().filter(|slot| !slot.has_answered());
+    if slots.is_empty() {
+        return;
+    }
+    for slot in slots {
+        lapic.send_init(slot.apic_id);
+    }
+    let clock = Clock::calibrate();
+    // A startup interrupt that comes before the INIT is dealt with is lost, on
+    // a busy host long after it was sent. One that comes too often does no
+    // harm, as a CPU that has started ignores it.
+    let mut next = 0;
+    while clock.milliseconds() < PATIENCE && silent().next().is_some() {
+        if clock.milliseconds() >= next {
+            silent().for_each(|slot| lapic.send_startup(slot.apic_id, trampoline));
+            next = next * 2 + 1;
+        }
+        core::hint::spin_loop();
+    }
+    for slot in slots {
+        if slot.change(DROPPED) {
+            lapic.send_init(slot.apic_id);
+        }
+    }
+}
+
+/// Where all CPUs come, each on its own stack, on the door tables.
+pub extern "C" fn arrive(slot: &'static Slot) -> ! {
+    set_protocol_state();
+    let entry = if slot.change(ANSWERED) {
+        park(slot)
+    } else {
+        stop()
+    };
+    let hhdm = DOOR.hhdm.load(Ordering::Relaxed);
+    let root = DOOR.kernel_root.load(Ordering::Relaxed);
+    // SAFETY: the door tables are the kernel's and more, and both have the
+    // whole direct map, in which the loader's image and the stack lie; the
+    // entry is the kernel's word (see `Slot::new`); interrupts are off.
+    unsafe { entry::leave(hhdm, root, slot.stack, entry, slot.info) }
+}
+
+fn set_protocol_state() {
+    let mut pat = PAT;
+    // SAFETY: every 64-bit CPU has the PAT. The types of the entries that the
+    // door tables use, 0 and 3, are the same as before.
+    unsafe { pat.write(PAT_VALUE) };
+    FsBase::write(VirtAddr::zero());
+    GsBase::write(VirtAddr::zero());
+    KernelGsBase::write(VirtAddr::zero());
+}
+
+/// The interrupts a parked CPU can have: its timer wakes it; a non-maskable one
+/// or an exception stops it.
+pub fn parked_idt() -> InterruptDescriptorTable {
+    let mut idt = InterruptDescriptorTable::new();
+    // SAFETY: the handlers return, or don't, as their vectors need, and lie in
+    // the loader's image, which the door tables map at its own address.
+    unsafe {
+        idt.non_maskable_interrupt
+            .set_handler_addr(entry::stop_handler());
+        idt.machine_check.set_handler_addr(entry::stop_handler());
+        idt.general_protection_fault
+            .set_handler_addr(entry::stop_handler());
+        idt.page_fault.set_handler_addr(entry::stop_handler());
+        idt[TIMER_VECTOR].set_handler_addr(entry::wake_handler());
+    }
+    idt
+}
+
+fn load_idt() {
+    let base = VirtAddr::new(DOOR.idt.load(Ordering::Relaxed));
+    let limit = size_of::<InterruptDescriptorTable>() as u16 - 1;
+    // SAFETY: the address is that of a table made by `parked_idt`, which is
+    // never written again and which the door tables map.
+    unsafe { tables::lidt(&DescriptorTablePointer { limit, base }) };
+}
+
+/// Waits until the kernel says where to go.
+fn park(slot: &Slot) -> u64 {
+    let goto_address = core::ptr::with_exposed_provenance::<AtomicU64>(slot.goto_address as usize);
+    // SAFETY: the door tables, which are loaded, map it (see `Slot::new`).
+    let target = || unsafe { &*goto_address }.load(Ordering::Acquire);
+    // SAFETY: whether the CPU has x2APIC mode was checked before the door was
+    // set; the door tables map the registers; the kernel leaves the local APIC
+    // of a CPU that it does not run on alone.
+    let lapic = unsafe { Lapic::current(DOOR.x2apic.load(Ordering::Relaxed)) };
+    let released = target();
+    if released != 0 {
+        return released;
+    }
+    let Some(lapic) = lapic else { stop() };
+    load_idt();
+    let count = DOOR.count.load(Ordering::Relaxed) as u32;
+    let spurious = lapic.start_timer(count.saturating_mul(TICKS_PER_CPU));
+    let released = loop {
+        match target() {
+            0 => {
+                interrupts::enable_and_hlt();
+                interrupts::disable();
+                lapic.end_of_interrupt();
+            }
+            released => break released,
+        }
+    };
+    lapic.stop_timer();
+    // One interrupt may have come since; the kernel must not find it.
+    interrupts::enable();
+    nop();
+    interrupts::disable();
+    lapic.end_of_interrupt();
+    lapic.restore(spurious);
+    released
+}
+
+fn stop() -> ! {
+    loop {
+        hlt();
+    }
+}
