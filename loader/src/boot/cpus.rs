@@ -202,11 +202,15 @@ pub fn parked_idt() -> InterruptDescriptorTable {
 }
 
 fn load_idt() {
-    let base = VirtAddr::new(DOOR.idt.load(Ordering::Relaxed));
+    let address = DOOR.idt.load(Ordering::Relaxed);
     let limit = size_of::<InterruptDescriptorTable>() as u16 - 1;
     // SAFETY: the address is that of a table made by `parked_idt`, which is
-    // never written again and which the door tables map.
-    unsafe { tables::lidt(&DescriptorTablePointer { limit, base }) };
+    // never written again and which the door tables map; it is canonical for
+    // them (`VirtAddr::new` knows 4 levels only).
+    unsafe {
+        let base = VirtAddr::new_unsafe(address);
+        tables::lidt(&DescriptorTablePointer { limit, base });
+    }
 }
 
 /// Waits until the kernel says where to go.

@@ -82,13 +82,16 @@ pub fn stop_handler() -> VirtAddr {
 pub unsafe fn leave(hhdm: u64, root: u64, stack: u64, entry: u64, info: u64) -> ! {
     let table = (&raw const gdt).addr() as u64;
     let limit = (&raw const gdt_end).addr() as u64 - table - 1;
-    let pointer = DescriptorTablePointer {
-        limit: limit as u16,
-        base: VirtAddr::new(hhdm + table),
-    };
     // SAFETY: the same table that is in use, at its second address, which
-    // both the present and the kernel's tables map (1).
-    unsafe { lgdt(&pointer) };
+    // both the present and the kernel's tables map (1), and which is canonical
+    // for them (`VirtAddr::new` knows 4 levels only).
+    unsafe {
+        let base = VirtAddr::new_unsafe(hhdm + table);
+        lgdt(&DescriptorTablePointer {
+            limit: limit as u16,
+            base,
+        });
+    }
     let target = hhdm + (enter_kernel as *const ()).addr() as u64;
     // SAFETY: the target is `enter_kernel` at its address in the direct map,
     // executable in both tables (1); the registers hold what it asks for, and

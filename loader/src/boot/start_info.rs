@@ -7,10 +7,13 @@ use muster_loader::memory_map::{Entry, Kind};
 
 use super::physical;
 
+// The structures are packed because firmware aligns them as it likes: qboot puts
+// the modules' list on a multiple of 4.
+
 /// `HVM_START_MAGIC_VALUE`.
 const MAGIC: u32 = 0x336e_c578;
 
-#[repr(C)]
+#[repr(C, packed)]
 struct Raw {
     magic: u32,
     version: u32,
@@ -25,7 +28,7 @@ struct Raw {
 }
 const _: () = assert!(size_of::<Raw>() == 56);
 
-#[repr(C)]
+#[repr(C, packed)]
 struct RawModule {
     address: u64,
     size: u64,
@@ -34,7 +37,7 @@ struct RawModule {
 }
 const _: () = assert!(size_of::<RawModule>() == 32);
 
-#[repr(C)]
+#[repr(C, packed)]
 struct RawRange {
     address: u64,
     size: u64,
