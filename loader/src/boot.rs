@@ -34,6 +34,7 @@ use muster_loader::madt::{Processor, processors};
 use muster_loader::memory_map::{CAPACITY, Kind, MapError, MemoryMap, PAGE};
 use raw_cpuid::CpuId;
 use x86_64::instructions::port::Port;
+use x86_64::structures::idt::InterruptDescriptorTable;
 
 use cpus::{DOOR, Slot};
 use firmware::FirmwareError;
@@ -65,6 +66,9 @@ const HHDM_RANDOM_GIB: u64 = 32 * 1024;
 
 /// The most CPUs that are started.
 const MOST_CPUS: usize = 1024;
+
+/// Bytes of command line that are kept; longer ones are refused.
+const LINE: usize = 4096;
 
 /// Why the kernel does not start.
 enum Failure<'line> {
@@ -135,9 +139,6 @@ failure_from! {
     OutOfTables => |_| Self::Sizing("page tables"),
     OutOfArena => |_| Self::Sizing("responses"),
 }
-
-/// Bytes of command line that are kept.
-const LINE: usize = 4096;
 
 /// The bootstrap CPU comes here from `entry.s`, with the physical address of
 /// the start info.
@@ -218,23 +219,34 @@ fn boot(start_info: StartInfo, line: &str) -> Result<Infallible, Failure<'_>> {
     };
 
     // All the memory that it takes, the tables last: they map the rest.
-    let cpu_count = processors.len() as u64;
+    let trampoline = map.allocate(PAGE, PAGE, REAL_MODE_LIMIT, Kind::Loader)?;
+    let arena_size = ARENA + ARENA_PER_CPU * processors.len() as u64;
+    let arena = map.allocate(arena_size, PAGE, physical::LIMIT, Kind::Loader)?;
+    // SAFETY: the range was just allocated for it.
+    let mut arena = unsafe { Arena::new(arena..arena + arena_size, hhdm) };
     let stack_size = requests
         .field(Request::StackSize, 0)
         .unwrap_or(0)
         .max(SMALLEST_STACK);
-    let mut stacks = Vec::<u64, MOST_CPUS>::new();
-    for _ in &processors {
+    let mut slots = Vec::<Slot, MOST_CPUS>::new();
+    for Processor { id, apic_id } in processors {
         let stack = map.allocate(stack_size, PAGE, physical::LIMIT, Kind::Loader)?;
-        stacks
-            .push(stack + stack_size)
-            .map_err(|_| Failure::TooManyCpus)?;
+        let info = arena.place(MpInfo::new(id, apic_id))?.address;
+        let goto_address = match apic_id {
+            id if id == bsp => address_of(&KERNEL_ENTRY),
+            id if arguments.silent.contains(&id) => address_of(&NEVER),
+            _ => info + MpInfo::GOTO_ADDRESS,
+        };
+        // SAFETY: the stack was allocated for this CPU, and its size is a
+        // multiple of 16; the goto address lies in the arena or in the
+        // loader's image, both of which the door tables map; what comes to
+        // stand there is the kernel's entry, or by the kernel's promise
+        // another.
+        let slot = unsafe { Slot::new(apic_id, hhdm + stack + stack_size, info, goto_address) };
+        slots.push(slot).map_err(|_| Failure::TooManyCpus)?;
     }
-    let trampoline = map.allocate(PAGE, PAGE, REAL_MODE_LIMIT, Kind::Loader)?;
-    let arena_size = ARENA + cpu_count * ARENA_PER_CPU + line.len() as u64;
-    let arena = map.allocate(arena_size, PAGE, physical::LIMIT, Kind::Loader)?;
-    // SAFETY: the range was just allocated for it.
-    let mut arena = unsafe { Arena::new(arena..arena + arena_size, hhdm) };
+    let slots = arena.place_all(slots)?;
+    let idt = arena.place(cpus::parked_idt())?.address;
     let pool_size = PAGE * tables_needed(shape, &map, &image);
     let pool = map.allocate(pool_size, PAGE, physical::LIMIT, Kind::Loader)?;
     // SAFETY: the range was just allocated for it; the boot tables are loaded.
@@ -245,37 +257,12 @@ fn boot(start_info: StartInfo, line: &str) -> Result<Infallible, Failure<'_>> {
     map_kernel(&mut tables, &map, hhdm, &image, base)?;
     let kernel_root = tables.root();
     map_door(&mut tables, lapic)?;
-
-    // A place for each CPU, this one's at the end.
-    let (mut slots, mut infos) = (Vec::<Slot, MOST_CPUS>::new(), Vec::<_, MOST_CPUS>::new());
-    let mut own = None;
-    for (processor, stack) in processors.iter().zip(&stacks) {
-        let apic_id = processor.apic_id;
-        let info = arena.place(MpInfo::new(processor.id, apic_id))?.address;
-        let goto_address = match apic_id {
-            id if id == bsp => address_of(&KERNEL_ENTRY),
-            id if arguments.silent.contains(&id) => address_of(&NEVER),
-            _ => info + MpInfo::GOTO_ADDRESS,
-        };
-        // SAFETY: each stack was allocated on its own, and is whole pages; the
-        // goto address lies in the arena or in the loader's image, both of
-        // which the door tables map; what comes to stand there is the kernel's
-        // entry, or by the kernel's promise another.
-        let slot = unsafe { Slot::new(apic_id, hhdm + stack, info, goto_address) };
-        match apic_id {
-            id if id == bsp => own = Some(slot),
-            _ => drop(slots.push(slot)),
-        }
-        // Never full: there are as many as processors.
-        let _ = infos.push((apic_id, info));
-    }
     KERNEL_ENTRY.store(kernel_entry, Ordering::Relaxed);
-    let slots = arena.place_all(slots.into_iter().chain(own))?;
-    let idt = arena.place(cpus::parked_idt())?.address;
     DOOR.root.store(tables.root() as u32, Ordering::Relaxed);
     DOOR.cr4.store(shape.cr4(), Ordering::Relaxed);
     DOOR.slots.store(slots.address, Ordering::Relaxed);
-    DOOR.count.store(cpu_count, Ordering::Relaxed);
+    DOOR.count
+        .store(slots.value.len() as u64, Ordering::Relaxed);
     DOOR.kernel_root.store(kernel_root, Ordering::Relaxed);
     DOOR.hhdm.store(hhdm, Ordering::Relaxed);
     DOOR.idt.store(idt, Ordering::Relaxed);
@@ -283,16 +270,11 @@ fn boot(start_info: StartInfo, line: &str) -> Result<Infallible, Failure<'_>> {
 
     // The other CPUs.
     load_trampoline(trampoline);
-    let others = slots
+    cpus::start(slots.value, bsp, lapic, trampoline);
+    let here = slots
         .value
-        .split_last()
-        .map_or(&[][..], |(_, others)| others);
-    cpus::start(others, lapic, trampoline);
-    let answered = |id| id == bsp || others.iter().any(|o| o.apic_id == id && o.has_answered());
-    let answered = infos
         .iter()
-        .filter(|(id, _)| answered(*id))
-        .map(|&(_, info)| info);
+        .filter(|slot| slot.apic_id == bsp || slot.has_answered());
 
     // The answers.
     let flags = if matches!(lapic, Lapic::X2Apic) {
@@ -300,7 +282,7 @@ fn boot(start_info: StartInfo, line: &str) -> Result<Infallible, Failure<'_>> {
     } else {
         0
     };
-    let cpus = arena.place_all(answered)?;
+    let cpus = arena.place_all(here.map(|slot| slot.info))?;
     let count = cpus.value.len() as u64;
     let mp = Mp {
         revision: 0,
@@ -362,9 +344,10 @@ fn boot(start_info: StartInfo, line: &str) -> Result<Infallible, Failure<'_>> {
 
     if arguments.verbose {
         exit::say(format_args!(
-            "kernel at {base:#x}, direct map at {hhdm:#x}, {} levels, {count} of {cpu_count} CPUs, \
+            "kernel at {base:#x}, direct map at {hhdm:#x}, {} levels, {count} of {} CPUs, \
              {} memory map entries",
             shape.levels,
+            slots.value.len(),
             map.entries().len()
         ));
     }
@@ -376,8 +359,9 @@ fn boot(start_info: StartInfo, line: &str) -> Result<Infallible, Failure<'_>> {
 const MP_X2APIC: u64 = 1;
 
 /// Bytes for responses: the memory map's entries and their pointers at worst,
-/// and as much again for all the rest.
+/// and as much again for the strings, the IDT and all the rest.
 const ARENA: u64 = 2 * CAPACITY as u64 * 32;
+const _: () = assert!(CAPACITY * 32 > 2 * LINE + size_of::<InterruptDescriptorTable>() + 1024);
 
 /// Bytes for each CPU: slot, info, pointer.
 const ARENA_PER_CPU: u64 = 128;

@@ -196,3 +196,110 @@ impl<'file> Image<'file> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{Image, ImageError, LOWEST_ADDRESS};
+
+    /// Type, flags, address, bytes in the file, bytes in memory.
+    type Header = (u32, u32, u64, u64, u64);
+
+    const TEXT: Header = (1, 5, LOWEST_ADDRESS, 0x20, 0x20);
+    const DATA: Header = (1, 6, LOWEST_ADDRESS + 0x1ff0, 0x10, 0x4000);
+
+    /// A minimal ELF64 executable whose segments' data all begin at offset 0.
+    fn file(kind: u16, machine: u16, entry: u64, headers: &[Header]) -> Vec<u8> {
+        let mut file = b"\x7fELF\x02\x01\x01".to_vec();
+        file.resize(16, 0);
+        file.extend([kind, machine].map(u16::to_le_bytes).concat());
+        file.extend(1_u32.to_le_bytes());
+        file.extend([entry, 64, 0].map(u64::to_le_bytes).concat());
+        file.extend(0_u32.to_le_bytes());
+        file.extend(
+            [64, 56, headers.len() as u16, 64, 0, 0]
+                .map(u16::to_le_bytes)
+                .concat(),
+        );
+        for &(kind, flags, address, file_size, size) in headers {
+            file.extend([kind, flags].map(u32::to_le_bytes).concat());
+            let words = [0, address, address, file_size, size, 0x1000];
+            file.extend(words.map(u64::to_le_bytes).concat());
+        }
+        file
+    }
+
+    fn error(headers: &[Header]) -> ImageError {
+        Image::parse(&file(2, 62, LOWEST_ADDRESS, headers)).unwrap_err()
+    }
+
+    #[test]
+    fn a_good_file_becomes_a_plan() {
+        let note = (4, 4, 0, 0, 0);
+        let bytes = file(2, 62, LOWEST_ADDRESS + 4, &[note, TEXT, DATA]);
+        let image = Image::parse(&bytes).unwrap();
+        let [text, data] = image.segments() else {
+            panic!("{image:?}")
+        };
+        assert!(text.executable && !text.writable && data.writable && !data.executable);
+        assert_eq!(
+            (data.start(), data.end()),
+            (LOWEST_ADDRESS + 0x1000, LOWEST_ADDRESS + 0x6000)
+        );
+        assert_eq!(data.data.len(), 0x10);
+        assert_eq!((image.start(), image.size()), (LOWEST_ADDRESS, 0x6000));
+        assert!(image.is_executable(image.entry) && !image.is_executable(data.address));
+    }
+
+    #[test]
+    fn bad_files_are_told_apart() {
+        assert_eq!(Image::parse(b"").unwrap_err(), ImageError::NotElf);
+        assert_eq!(
+            Image::parse(b"#!/bin/sh\n").unwrap_err(),
+            ImageError::NotElf
+        );
+        let headers = [TEXT];
+        let cut_off = file(2, 62, LOWEST_ADDRESS, &headers);
+        assert_eq!(
+            Image::parse(&cut_off[..100]).unwrap_err(),
+            ImageError::NotElf
+        );
+        let arm = file(2, 183, LOWEST_ADDRESS, &headers);
+        assert_eq!(Image::parse(&arm).unwrap_err(), ImageError::NotX86_64);
+        let pie = file(3, 62, LOWEST_ADDRESS, &headers);
+        assert_eq!(Image::parse(&pie).unwrap_err(), ImageError::NotStatic);
+        let lost = file(2, 62, LOWEST_ADDRESS + 0x1000, &headers);
+        assert_eq!(
+            Image::parse(&lost).unwrap_err(),
+            ImageError::BadEntry(LOWEST_ADDRESS + 0x1000)
+        );
+    }
+
+    #[test]
+    fn bad_segments_are_told_apart() {
+        assert_eq!(error(&[]), ImageError::NoSegments);
+        let low = 0x10_0000;
+        assert_eq!(error(&[(1, 5, low, 0, 1)]), ImageError::NotHigherHalf(low));
+        assert_eq!(
+            error(&[(1, 5, !0xfff, 0, 1)]),
+            ImageError::NotHigherHalf(!0xfff)
+        );
+        assert_eq!(
+            error(&[(1, 5, LOWEST_ADDRESS, 0, !0)]),
+            ImageError::NotHigherHalf(LOWEST_ADDRESS)
+        );
+        let shared = (1, 6, LOWEST_ADDRESS + 0x20, 0, 1);
+        assert_eq!(
+            error(&[TEXT, shared]),
+            ImageError::SharedPage(LOWEST_ADDRESS + 0x20)
+        );
+        assert_eq!(error(&[DATA, TEXT]), ImageError::SharedPage(LOWEST_ADDRESS));
+        assert_eq!(
+            error(&[(1, 5, LOWEST_ADDRESS, 0x10, 0x8)]),
+            ImageError::NotElf
+        );
+        let many: Vec<_> = (0..17)
+            .map(|index| (1, 5, LOWEST_ADDRESS + index * 0x1000, 0, 1))
+            .collect();
+        assert_eq!(error(&many), ImageError::TooManySegments);
+    }
+}

@@ -320,3 +320,265 @@ const fn round_down(address: u64, align: u64) -> u64 {
 const fn round_up(address: u64, align: u64) -> u64 {
     round_down(address.saturating_add(align - 1), align)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{Entry, Kind, MapError, MemoryMap, PAGE};
+    use proptest::prelude::*;
+
+    /// Physical memory in the tests ends here.
+    const PAGES: u64 = 64;
+
+    fn entry(base: u64, end: u64, kind: Kind) -> Entry {
+        Entry {
+            base,
+            length: end - base,
+            kind,
+        }
+    }
+
+    /// What a PC reports: unaligned ends, a hole, reserved memory on top.
+    fn pc() -> MemoryMap {
+        let reported = [
+            entry(0, 0x9_fc00, Kind::Usable),
+            entry(0x9_fc00, 0xa_0000, Kind::Reserved),
+            entry(0xf_0000, 0x10_0000, Kind::Reserved),
+            entry(0x10_0000, 0x7fe_0000, Kind::Usable),
+            entry(0x7fe_0000, 0x800_0000, Kind::AcpiReclaimable),
+        ];
+        MemoryMap::from_firmware(reported.into_iter()).unwrap()
+    }
+
+    /// Checks what the protocol promises, and that a page is never in two
+    /// entries if it is usable or the loader's.
+    fn check(map: &MemoryMap) {
+        for pair in map.entries().windows(2) {
+            assert!(pair[0].base <= pair[1].base, "unsorted: {pair:x?}");
+        }
+        for (index, entry) in map.entries().iter().enumerate() {
+            assert!(entry.length > 0);
+            if !matches!(entry.kind, Kind::Usable | Kind::Loader) {
+                continue;
+            }
+            assert!(
+                entry.base % PAGE == 0 && entry.length % PAGE == 0,
+                "unaligned: {entry:x?}"
+            );
+            for (other_index, other) in map.entries().iter().enumerate() {
+                let apart = other.end() <= entry.base || entry.end() <= other.base;
+                assert!(
+                    index == other_index || apart,
+                    "{entry:x?} overlaps {other:x?}"
+                );
+            }
+        }
+    }
+
+    fn pages_of(map: &MemoryMap, kind: Kind) -> u64 {
+        map.entries()
+            .iter()
+            .filter(|e| e.kind == kind)
+            .map(|e| e.length / PAGE)
+            .sum()
+    }
+
+    /// Whether a page of memory is in an entry of the kind.
+    fn holds(map: &MemoryMap, page: u64, kind: Kind) -> bool {
+        let range = page * PAGE..(page + 1) * PAGE;
+        map.entries()
+            .iter()
+            .any(|entry| entry.kind == kind && entry.overlaps(&range))
+    }
+
+    fn kinds() -> impl Strategy<Value = Kind> {
+        prop_oneof![
+            4 => Just(Kind::Usable),
+            1 => Just(Kind::Reserved),
+            1 => Just(Kind::AcpiReclaimable),
+            1 => Just(Kind::AcpiNvs),
+            1 => Just(Kind::Bad),
+        ]
+    }
+
+    fn firmware() -> impl Strategy<Value = Vec<Entry>> {
+        let entry = (0..PAGES * PAGE, 0..PAGES * PAGE / 4, kinds(), any::<bool>());
+        let entry = entry.prop_map(|(base, length, kind, aligned)| match aligned {
+            true => Entry {
+                base: base & !(PAGE - 1),
+                length: length & !(PAGE - 1),
+                kind,
+            },
+            false => Entry { base, length, kind },
+        });
+        prop::collection::vec(entry, 0..12)
+    }
+
+    proptest! {
+        #[test]
+        fn usable_pages_are_those_that_one_range_holds_and_nothing_else_touches(
+            reported in firmware(),
+        ) {
+            let map = MemoryMap::from_firmware(reported.iter().copied()).unwrap();
+            check(&map);
+            for page in 0..2 * PAGES {
+                let (start, end) = (page * PAGE, (page + 1) * PAGE);
+                let held = reported.iter().any(|entry| {
+                    entry.kind == Kind::Usable && entry.base <= start && end <= entry.end()
+                });
+                let touched = reported.iter().any(|entry| {
+                    entry.kind != Kind::Usable
+                        && entry.length > 0
+                        && entry.overlaps(&(start..end))
+                });
+                prop_assert_eq!(holds(&map, page, Kind::Usable), held && !touched, "{}", page);
+            }
+            for entry in reported.iter().filter(|e| e.kind != Kind::Usable && e.length > 0) {
+                prop_assert!(map.entries().contains(entry), "lost {:x?}", entry);
+            }
+        }
+
+        #[test]
+        fn memory_changes_hands_page_by_page(
+            reported in firmware(),
+            requests in prop::collection::vec((1..9 * PAGE, 0_u32..4, 1..PAGES), 0..20),
+        ) {
+            let mut map = MemoryMap::from_firmware(reported.into_iter()).unwrap();
+            let mut taken = 0;
+            for (bytes, align, below) in requests {
+                let before = map.clone();
+                let (align, below) = (PAGE << align, below * PAGE);
+                match map.allocate(bytes, align, below, Kind::Loader) {
+                    Ok(base) => {
+                        prop_assert!(base % align == 0 && base > 0);
+                        prop_assert!(base + bytes.next_multiple_of(PAGE) <= below);
+                        for page in base / PAGE..(base + bytes).div_ceil(PAGE) {
+                            prop_assert!(holds(&before, page, Kind::Usable));
+                            prop_assert!(holds(&map, page, Kind::Loader));
+                        }
+                        taken += bytes.div_ceil(PAGE);
+                    }
+                    Err(error) => {
+                        let expected = MapError::OutOfMemory { bytes: bytes.next_multiple_of(PAGE), below };
+                        prop_assert_eq!(error, expected);
+                        prop_assert_eq!(map.entries(), before.entries());
+                    }
+                }
+                check(&map);
+                prop_assert_eq!(pages_of(&map, Kind::Loader), taken);
+                let usable = pages_of(&before, Kind::Usable) + pages_of(&before, Kind::Loader);
+                prop_assert_eq!(pages_of(&map, Kind::Usable) + taken, usable);
+            }
+        }
+    }
+
+    #[test]
+    fn pages_that_are_only_half_usable_are_not() {
+        let map = pc();
+        check(&map);
+        assert_eq!(map.entries()[0], entry(0, 0x9_f000, Kind::Usable));
+        assert_eq!(map.entries()[1], entry(0x9_fc00, 0xa_0000, Kind::Reserved));
+    }
+
+    #[test]
+    fn claims_outside_usable_memory_change_nothing() {
+        let mut map = pc();
+        let before = map.clone();
+        for range in [
+            0x9_e000..0xa_0000,
+            0xf_0000..0xf_0001,
+            0x7fd_f000..0x7fe_0001,
+        ] {
+            let error = map.claim(range, Kind::Loader).unwrap_err();
+            assert!(matches!(error, MapError::NotUsable { .. }), "{error}");
+        }
+        assert_eq!(map.entries(), before.entries());
+        map.claim(0x7fd_f001..0x7fe_0000, Kind::Executable).unwrap();
+        assert!(
+            map.entries()
+                .contains(&entry(0x7fd_f000, 0x7fe_0000, Kind::Executable))
+        );
+    }
+
+    #[test]
+    fn page_0_is_never_allocated() {
+        let mut map =
+            MemoryMap::from_firmware([entry(0, 2 * PAGE, Kind::Usable)].into_iter()).unwrap();
+        assert_eq!(map.allocate(1, PAGE, u64::MAX, Kind::Loader), Ok(PAGE));
+        assert!(map.allocate(1, PAGE, u64::MAX, Kind::Loader).is_err());
+    }
+
+    #[test]
+    fn ranges_that_wrap_or_reach_the_end_do_no_harm() {
+        let reported = [
+            Entry {
+                base: u64::MAX - 5000,
+                length: u64::MAX,
+                kind: Kind::Usable,
+            },
+            Entry {
+                base: u64::MAX - 3,
+                length: 3,
+                kind: Kind::Reserved,
+            },
+            Entry {
+                base: PAGE,
+                length: PAGE,
+                kind: Kind::Usable,
+            },
+        ];
+        let mut map = MemoryMap::from_firmware(reported.into_iter()).unwrap();
+        check(&map);
+        assert!(
+            map.allocate(u64::MAX, PAGE, u64::MAX, Kind::Loader)
+                .is_err()
+        );
+        assert!(map.claim(PAGE..u64::MAX, Kind::Loader).is_err());
+        assert_eq!(
+            map.allocate(1, 1 << 40, u64::MAX, Kind::Loader),
+            Err(MapError::OutOfMemory {
+                bytes: PAGE,
+                below: u64::MAX,
+            })
+        );
+    }
+
+    #[test]
+    fn too_many_ranges_are_an_error() {
+        let reported =
+            (0..600).map(|index| entry(index * 2 * PAGE, index * 2 * PAGE + 1, Kind::Bad));
+        assert_eq!(
+            MemoryMap::from_firmware(reported).unwrap_err(),
+            MapError::Full
+        );
+    }
+
+    #[test]
+    fn the_awkward_map_is_awkward_and_still_lawful() {
+        let mut map = pc();
+        let before = pages_of(&map, Kind::Usable);
+        map.make_awkward().unwrap();
+        check(&map);
+        assert_eq!(map.entries()[0], entry(0, PAGE, Kind::Usable));
+        let count = |test: &dyn Fn(&Entry, &Entry) -> bool| {
+            map.entries()
+                .windows(2)
+                .filter(|pair| test(&pair[0], &pair[1]))
+                .count()
+        };
+        let usable = |entry: &Entry| entry.kind == Kind::Usable;
+        assert!(
+            count(&|a, b| usable(a) && usable(b) && a.end() == b.base) >= 4,
+            "touching"
+        );
+        assert!(
+            count(&|a, b| !usable(a) && !usable(b) && a.end() > b.base) >= 4,
+            "overlapping"
+        );
+        assert!(
+            count(&|a, _| !usable(a) && a.base % PAGE != 0) >= 4,
+            "unaligned"
+        );
+        let lost = before - pages_of(&map, Kind::Usable);
+        assert!((1..16).contains(&lost), "{lost} pages lost");
+    }
+}

@@ -128,14 +128,16 @@ pub fn own_apic_id() -> u32 {
     })
 }
 
-/// Starts the CPUs of all `slots` at once. Those that don't answer within a
-/// second are dropped: they are put back to wait for a start that never comes.
-pub fn start(slots: &[Slot], lapic: Lapic, trampoline: u64) {
-    let silent = || slots.iter().filter(|slot| !slot.has_answered());
-    if slots.is_empty() {
+/// Starts the CPUs of all `slots` at once, but for the bootstrap CPU. Those
+/// that don't answer within a second are dropped: they are put back to wait for
+/// a start that never comes.
+pub fn start(slots: &[Slot], bsp: u32, lapic: Lapic, trampoline: u64) {
+    let others = || slots.iter().filter(|slot| slot.apic_id != bsp);
+    let silent = || others().filter(|slot| !slot.has_answered());
+    if others().next().is_none() {
         return;
     }
-    for slot in slots {
+    for slot in others() {
         lapic.send_init(slot.apic_id);
     }
     let clock = Clock::calibrate();
@@ -150,7 +152,7 @@ pub fn start(slots: &[Slot], lapic: Lapic, trampoline: u64) {
         }
         core::hint::spin_loop();
     }
-    for slot in slots {
+    for slot in others() {
         if slot.change(DROPPED) {
             lapic.send_init(slot.apic_id);
         }
