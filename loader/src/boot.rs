@@ -83,6 +83,7 @@ enum Failure<'line> {
     NoLapic,
     NoFiveLevels,
     TooManyCpus,
+    NoSuchCpu(u32),
     BadEntry(u64),
     Sizing(&'static str),
 }
@@ -108,6 +109,11 @@ impl fmt::Display for Failure<'_> {
                 "the kernel insists on 5-level paging, but this CPU has none; use -cpu max",
             ),
             Self::TooManyCpus => write!(f, "the MADT lists more than {MOST_CPUS} CPUs"),
+            Self::NoSuchCpu(id) => write!(
+                f,
+                "loader.unstarted or loader.silent names APIC id {id}, which the MADT does not \
+                 list as a CPU other than the bootstrap CPU"
+            ),
             Self::BadEntry(entry) => {
                 write!(
                     f,
@@ -152,14 +158,13 @@ pub extern "C" fn load(start_info: u64) -> ! {
     };
     // What the loader allocates may lie where QEMU put the line.
     let line = str::from_utf8(start_info.command_line).ok();
-    let result = match line.and_then(|line| String::<LINE>::try_from(line).ok()) {
-        Some(line) => match boot(start_info, &line) {
-            Ok(never) => match never {},
-            Err(failure) => exit::refuse(format_args!("{failure}")),
-        },
-        None => Failure::CommandLine,
+    let Some(line) = line.and_then(|line| String::<LINE>::try_from(line).ok()) else {
+        exit::refuse(format_args!("{}", Failure::CommandLine))
     };
-    exit::refuse(format_args!("{result}"))
+    match boot(start_info, &line) {
+        Ok(never) => match never {},
+        Err(failure) => exit::refuse(format_args!("{failure}")),
+    }
 }
 
 fn boot(start_info: StartInfo, line: &str) -> Result<Infallible, Failure<'_>> {
@@ -209,9 +214,7 @@ fn boot(start_info: StartInfo, line: &str) -> Result<Infallible, Failure<'_>> {
     let lapic = unsafe { Lapic::current(x2apic) }.ok_or(Failure::NoLapic)?;
     let bsp = cpus::own_apic_id();
     let processors = match requests.has(Request::Mp) {
-        true => listed_processors(rsdp, bsp, |id| {
-            lapic.reaches(id) && !arguments.unstarted.contains(&id)
-        })?,
+        true => listed_processors(rsdp, bsp, lapic, &arguments)?,
         false => Vec::from([Processor {
             id: 0,
             apic_id: bsp,
@@ -452,17 +455,25 @@ fn hhdm(shape: Shape, random: bool) -> u64 {
     base + (gib << 30)
 }
 
-/// The CPUs in the MADT that `can_start` lets through, and the bootstrap CPU.
-fn listed_processors(
+/// The bootstrap CPU, and those in the MADT that the loader is to start.
+fn listed_processors<'line>(
     rsdp: Option<u64>,
     bsp: u32,
-    can_start: impl Fn(u32) -> bool,
-) -> Result<Vec<Processor, MOST_CPUS>, Failure<'static>> {
+    lapic: Lapic,
+    arguments: &Arguments,
+) -> Result<Vec<Processor, MOST_CPUS>, Failure<'line>> {
     // SAFETY: nothing has written to the firmware's memory.
     let madt = unsafe { firmware::madt(rsdp) }?;
+    let is_other = |id| id != bsp && processors(madt).any(|listed| listed.apic_id == id);
+    for &id in arguments.unstarted.iter().chain(&arguments.silent) {
+        if !is_other(id) {
+            return Err(Failure::NoSuchCpu(id));
+        }
+    }
     let mut listed = Vec::new();
     for processor in processors(madt) {
-        if processor.apic_id == bsp || can_start(processor.apic_id) {
+        let id = processor.apic_id;
+        if id == bsp || lapic.reaches(id) && !arguments.unstarted.contains(&id) {
             listed.push(processor).map_err(|_| Failure::TooManyCpus)?;
         }
     }
@@ -628,5 +639,9 @@ fn respond_file(
 
 #[panic_handler]
 fn panic(info: &PanicInfo<'_>) -> ! {
-    exit::refuse(format_args!("{info}"))
+    let message = info.message();
+    match info.location() {
+        Some(location) => exit::refuse(format_args!("internal error: {message} ({location})")),
+        None => exit::refuse(format_args!("internal error: {message}")),
+    }
 }

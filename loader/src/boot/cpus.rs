@@ -25,7 +25,8 @@ const PATIENCE: u64 = 1000;
 /// that there is: QEMU's clock runs at 1 GHz, so together they look 4000 times
 /// a second, however many they are. Spinning would be simpler, but where the
 /// CPUs are threads that share a few real ones, it takes the time away from
-/// the one that has work to do.
+/// the one that has work to do: with 64 CPUs on 2, the kernel then comes three
+/// times later and is four times slower.
 const TICKS_PER_CPU: u32 = 250_000;
 
 /// What every CPU needs on its way in. Written once, before the first CPU is

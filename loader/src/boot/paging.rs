@@ -108,9 +108,9 @@ impl Tables {
         self.root
     }
 
-    /// A second root: all that is mapped so far, by the same tables, and what
-    /// is mapped from here on. The first root sees nothing of the latter
-    /// outside the root entries that it already has.
+    /// Goes on with a second root that shares all tables of the first, so that
+    /// what is mapped from here on in parts of the address space that were
+    /// empty is not seen by the first.
     ///
     /// # Errors
     /// [`OutOfTables`].

@@ -28,16 +28,27 @@ const BASE_REVISION: [u64; 2] = [0xf956_2b2d_5c95_a6c8, 0x6a7b_3849_4453_6bdc];
 /// The requests that the loader knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Request {
+    /// Who loads.
     BootloaderInfo,
+    /// How large stacks are to be.
     StackSize,
+    /// Where the direct map begins.
     Hhdm,
+    /// How many levels the page tables are to have.
     PagingMode,
+    /// The other CPUs, started.
     Mp,
+    /// What physical memory there is.
     MemoryMap,
+    /// Where to enter, if not at the ELF file's entry point.
     EntryPoint,
+    /// The kernel's file.
     ExecutableFile,
+    /// The ACPI root pointer.
     Rsdp,
+    /// Where the kernel lies.
     ExecutableAddress,
+    /// The kernel's words on the command line.
     CommandLine,
 }
 
