@@ -1,2 +1,134 @@
-//! Stub.
-fn main() {}
+//! Builds Muster, boots it in QEMU, watches it, and tells the truth about how
+//! it ended. `just` calls this; it works alone as well.
+//!
+//! The kernel speaks to the runner in three ways: by its log on the serial
+//! line (`line`), by QEMU's exit status (`session`), and by each CPU's own log
+//! on QEMU's debug console (`boot_log`).
+
+mod arguments;
+mod boot_log;
+mod cases;
+mod check;
+mod debugger;
+mod images;
+mod limine;
+mod line;
+mod machine;
+mod run;
+mod screen;
+mod session;
+mod suite;
+mod symbols;
+mod toolchain;
+mod workspace;
+
+use std::env;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, anyhow};
+
+use crate::arguments::ArgumentError;
+use crate::limine::{Limine, NotInstalled};
+use crate::screen::Screen;
+use crate::session::Interrupt;
+use crate::toolchain::NoToolchain;
+
+/// The exit status for arguments that make no sense, and for things to install.
+const USAGE: u8 = 2;
+
+const COMMANDS: &str = "\
+commands:
+  build                      build the kernel and the loader
+  run [CPUS] [key=value…]    boot the kernel in QEMU, and watch it to its end
+  test [FILTER…]             the whole-kernel tests whose name contains a FILTER
+  iso [PATH] [key=value…]    write a disc image for a real machine, with the
+                             kernel's words (target/muster.iso)
+  boot-log CPU|all           the last run's log of one CPU, or all of it
+  debug [CPUS] [key=value…]  boot the kernel under GDB
+  check                      clippy, warnings denied, for kernel and host crates
+";
+
+fn main() -> ExitCode {
+    let mut arguments = Vec::new();
+    for argument in env::args_os().skip(1) {
+        match argument.into_string() {
+            Ok(argument) => arguments.push(argument),
+            Err(argument) => {
+                eprintln!("muster: {} is not UTF-8", argument.display());
+                return ExitCode::from(USAGE);
+            }
+        }
+    }
+    match dispatch(&arguments) {
+        Ok(code) => code,
+        Err(error) => {
+            let is_usage = error.is::<ArgumentError>()
+                || error.is::<NotInstalled>()
+                || error.is::<NoToolchain>();
+            eprintln!("muster: {}", format!("{error:#}").trim_end());
+            if is_usage {
+                ExitCode::from(USAGE)
+            } else {
+                ExitCode::FAILURE
+            }
+        }
+    }
+}
+
+fn dispatch(arguments: &[String]) -> Result<ExitCode> {
+    let (command, rest) = match arguments.split_first() {
+        Some((command, rest)) => (command.as_str(), rest),
+        None => ("help", arguments),
+    };
+    match command {
+        "build" => {
+            let images = images::build()?;
+            for image in [images.kernel, images.loader] {
+                println!("{}", workspace::shown(&image));
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        "run" => run::command(&arguments::parse(rest)?, &Interrupt::watch()?),
+        "test" => suite::command(rest, &Interrupt::watch()?),
+        "iso" => iso(rest),
+        "boot-log" => {
+            let which = rest.first().map_or("all", String::as_str);
+            let screen = Screen::new();
+            for text in boot_log::read(&workspace::boot_log(), which)?.lines() {
+                screen.line(text)?;
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        "debug" => debugger::command(&arguments::parse(rest)?, &Interrupt::watch()?),
+        "check" => check::command(),
+        "help" | "--help" | "-h" => {
+            println!("{COMMANDS}{}", arguments::help());
+            Ok(ExitCode::SUCCESS)
+        }
+        _ => {
+            eprint!("muster: no such command: {command}\n\n{COMMANDS}");
+            Ok(ExitCode::from(USAGE))
+        }
+    }
+}
+
+/// Writes a disc image.
+fn iso(arguments: &[String]) -> Result<ExitCode> {
+    let (paths, keys): (Vec<_>, Vec<_>) = arguments.iter().partition(|word| !word.contains('='));
+    let image = match paths.as_slice() {
+        [] => workspace::target().join("muster.iso"),
+        [path] => PathBuf::from(path),
+        _ => return Err(anyhow!("iso writes one image, at one path")),
+    };
+    let limine = Limine::find()?;
+    let boot = ["boot=limine".to_owned()];
+    let words: Vec<_> = boot.iter().chain(keys).collect();
+    let run = arguments::parse(&words)?;
+    let images = images::build()?;
+    let good_for = limine
+        .write_disc(&images.bootable, &run.words, &image)
+        .with_context(|| format!("cannot make {}", image.display()))?;
+    println!("{}: {good_for}", workspace::shown(&image));
+    Ok(ExitCode::SUCCESS)
+}

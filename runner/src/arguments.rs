@@ -1,0 +1,665 @@
+//! The arguments of a run, `[CPUS] [key=value…]`: one table holds every key with
+//! its form, and reads, checks and explains it.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::machine::{Acceleration, Machine};
+
+/// The CPUs of a run that names none.
+const DEFAULT_CPUS: u32 = 8;
+
+/// The most CPUs that a QEMU machine takes (q35 and microvm; pc has 255).
+const MOST_CPUS: u32 = 288;
+
+/// A run without `timeout=` may take this long beyond the stress itself.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long the kernel's stress takes when no `seconds=` says so, at most.
+const DEFAULT_STRESS: Duration = Duration::from_secs(20);
+
+/// What puts the kernel into memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Boot {
+    /// Muster's own loader, by QEMU's `-kernel`.
+    Embedded,
+    /// The Limine bootloader, from a disc image.
+    Limine,
+}
+
+/// The firmware of a run from disc.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Firmware {
+    /// QEMU's SeaBIOS.
+    Bios,
+    /// OVMF.
+    Uefi,
+}
+
+/// One run of the kernel, as asked for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Run {
+    /// QEMU's `-smp`: a number of CPUs, or a topology.
+    pub smp: String,
+    /// QEMU's `-m`.
+    pub memory: String,
+    /// The machine type.
+    pub machine: Machine,
+    /// QEMU's `-cpu`.
+    pub cpu: String,
+    /// What executes the guest's instructions.
+    pub acceleration: Acceleration,
+    /// What puts the kernel into memory.
+    pub boot: Boot,
+    /// The firmware of a run from disc.
+    pub firmware: Firmware,
+    /// The run is a hang if it takes longer.
+    pub time_limit: Duration,
+    /// QEMU itself.
+    pub qemu: PathBuf,
+    /// Further arguments for QEMU.
+    pub qemu_arguments: Vec<String>,
+    /// The kernel's command line, the loader's words included.
+    pub words: Vec<String>,
+}
+
+impl Default for Run {
+    fn default() -> Self {
+        Self {
+            smp: DEFAULT_CPUS.to_string(),
+            memory: "512M".into(),
+            machine: Machine::Q35,
+            cpu: "max".into(),
+            acceleration: Acceleration::Auto,
+            boot: Boot::Embedded,
+            firmware: Firmware::Bios,
+            time_limit: DEFAULT_STRESS + PATIENCE,
+            qemu: "qemu-system-x86_64".into(),
+            qemu_arguments: Vec::new(),
+            words: Vec::new(),
+        }
+    }
+}
+
+/// Arguments that make no sense. Shown with the list of those that do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ArgumentError {
+    /// No such key.
+    UnknownKey(String),
+    /// A key with a value that is not of its form.
+    BadValue {
+        /// The argument as given.
+        argument: String,
+        /// What the value must look like.
+        form: String,
+    },
+    /// A number of CPUs that no machine has.
+    BadCpus(String),
+    /// Neither a number nor `key=value`.
+    NotUnderstood(String),
+    /// The same key, or the number of CPUs, more than once.
+    Repeated(String),
+    /// Two arguments that exclude each other.
+    Contradiction(&'static str),
+}
+
+impl fmt::Display for ArgumentError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::UnknownKey(argument) => write!(f, "no such key: {argument}")?,
+            Self::BadValue { argument, form } => write!(f, "{argument}: must be {form}")?,
+            Self::BadCpus(cpus) => write!(f, "{cpus} CPUs: must be 1 to {MOST_CPUS}")?,
+            Self::NotUnderstood(argument) => {
+                write!(f, "{argument}: neither a number of CPUs nor key=value")?;
+            }
+            Self::Repeated(what) => write!(f, "{what} is given twice")?,
+            Self::Contradiction(why) => f.write_str(why)?,
+        }
+        writeln!(f, "\n")?;
+        f.write_str(&help())
+    }
+}
+
+impl std::error::Error for ArgumentError {}
+
+/// Who reads a key, and how the runner takes the ones that are its own.
+#[derive(Clone, Copy)]
+enum Reader {
+    /// The runner; gives `None` for a bad value.
+    Runner(fn(&mut Run, &str) -> Option<()>),
+    /// The kernel: passed on as it is.
+    Kernel,
+    /// The loader: passed on as it is.
+    Loader,
+}
+
+/// What a value looks like.
+#[derive(Clone, Copy)]
+enum Form {
+    /// One of these words.
+    OneOf(&'static [&'static str]),
+    /// One or several of these words, or of numbers if there are none.
+    ListOf(&'static [&'static str]),
+    /// A whole number, in decimal or after `0x`.
+    Number,
+    /// Seconds, with decimals if wanted; not 0.
+    Seconds,
+    /// A number and a unit.
+    Size,
+    /// Any text, described.
+    Text(&'static str),
+}
+
+/// One key of the table.
+struct Key {
+    name: &'static str,
+    form: Form,
+    meaning: &'static str,
+    reader: Reader,
+}
+
+impl Key {
+    /// Adds its name and meaning, and below them its form.
+    fn explain(&self, text: &mut String) {
+        *text += &format!("  {:<18} {}\n", format!("{}=", self.name), self.meaning);
+        let mut line = String::new();
+        for word in self.form.to_string().split_inclusive([' ', '|']) {
+            if FORM_COLUMN + line.len() + word.trim_end().len() > 80 {
+                *text += &format!("{:FORM_COLUMN$}{}\n", "", line.trim_end());
+                line.clear();
+            }
+            line += word;
+        }
+        *text += &format!("{:FORM_COLUMN$}{}\n", "", line.trim_end());
+    }
+}
+
+/// Where a key's meaning and form begin in the help.
+const FORM_COLUMN: usize = 21;
+
+const FEATURES: &[&str] = &[
+    "hhdm",
+    "memory-map",
+    "mp",
+    "rsdp",
+    "cmdline",
+    "executable-address",
+    "stack-size",
+    "bootloader-info",
+    "paging-mode",
+    "base-revision",
+    "framebuffer",
+];
+
+const KEYS: &[Key] = &[
+    runner(
+        "mem",
+        Form::Size,
+        "memory of the machine (512M)",
+        |run, value| {
+            run.memory = value.into();
+            Some(())
+        },
+    ),
+    runner(
+        "machine",
+        Form::OneOf(&["pc", "q35", "microvm"]),
+        "machine type (q35)",
+        |run, value| {
+            run.machine = Machine::named(value)?;
+            Some(())
+        },
+    ),
+    runner(
+        "cpu",
+        Form::Text("a QEMU CPU model, such as max,-pdpe1gb"),
+        "CPU (max)",
+        |run, value| {
+            run.cpu = value.into();
+            Some(())
+        },
+    ),
+    runner(
+        "smp",
+        Form::Text("QEMU's -smp, such as 8,sockets=2"),
+        "topology, for CPUS",
+        |run, value| {
+            run.smp = value.into();
+            Some(())
+        },
+    ),
+    runner(
+        "accel",
+        Form::OneOf(&["auto", "tcg", "kvm"]),
+        "acceleration (auto)",
+        |run, value| {
+            run.acceleration = Acceleration::named(value)?;
+            Some(())
+        },
+    ),
+    runner(
+        "boot",
+        Form::OneOf(&["embedded", "limine"]),
+        "boot path (embedded)",
+        |run, value| {
+            run.boot = match value {
+                "embedded" => Boot::Embedded,
+                "limine" => Boot::Limine,
+                _ => return None,
+            };
+            Some(())
+        },
+    ),
+    runner(
+        "firmware",
+        Form::OneOf(&["bios", "uefi"]),
+        "for boot=limine (bios)",
+        |run, value| {
+            run.firmware = match value {
+                "bios" => Firmware::Bios,
+                "uefi" => Firmware::Uefi,
+                _ => return None,
+            };
+            Some(())
+        },
+    ),
+    runner(
+        "timeout",
+        Form::Seconds,
+        "a longer run is a hang (60 + seconds=)",
+        |run, value| {
+            run.time_limit = duration(value)?;
+            Some(())
+        },
+    ),
+    runner(
+        "qemu",
+        Form::Text("a path"),
+        "QEMU (qemu-system-x86_64)",
+        |run, value| {
+            run.qemu = value.into();
+            Some(())
+        },
+    ),
+    runner(
+        "qemu-args",
+        Form::Text("arguments, quoted as in a shell"),
+        "more for QEMU",
+        |run, value| {
+            run.qemu_arguments = shlex::split(value)?;
+            Some(())
+        },
+    ),
+    kernel(
+        "stress",
+        Form::ListOf(&[
+            "all",
+            "none",
+            "churn",
+            "mixed",
+            "handover",
+            "growth",
+            "exhaustion",
+        ]),
+        "workloads (all)",
+    ),
+    kernel("seconds", Form::Seconds, "length of the whole stress"),
+    kernel("seed", Form::Number, "seed of the random numbers"),
+    kernel("cpus", Form::Number, "use at most so many CPUs"),
+    kernel(
+        "deadline",
+        Form::Number,
+        "milliseconds that a CPU has to report",
+    ),
+    kernel(
+        "log",
+        Form::OneOf(&["error", "warn", "info", "debug", "trace"]),
+        "log level (info)",
+    ),
+    kernel(
+        "fault",
+        Form::OneOf(&[
+            "panic-bsp",
+            "panic-ap",
+            "panic-two",
+            "stack-overflow",
+            "null-read",
+            "write-text",
+            "execute-heap",
+        ]),
+        "what to do wrong, to see it reported",
+    ),
+    loader(
+        "loader.unstarted",
+        Form::ListOf(&[]),
+        "APIC ids of CPUs never started",
+    ),
+    loader(
+        "loader.silent",
+        Form::ListOf(&[]),
+        "APIC ids of CPUs that never leave the loader",
+    ),
+    loader(
+        "loader.deny",
+        Form::ListOf(FEATURES),
+        "features left unanswered",
+    ),
+    loader(
+        "loader.revision",
+        Form::Number,
+        "newest base revision supported",
+    ),
+    loader(
+        "loader.memory-map",
+        Form::OneOf(&["awkward"]),
+        "a memory map in odd pieces",
+    ),
+    loader(
+        "loader.hhdm",
+        Form::OneOf(&["random"]),
+        "the HHDM at a random base",
+    ),
+];
+
+const fn runner(
+    name: &'static str,
+    form: Form,
+    meaning: &'static str,
+    take: fn(&mut Run, &str) -> Option<()>,
+) -> Key {
+    Key {
+        name,
+        form,
+        meaning,
+        reader: Reader::Runner(take),
+    }
+}
+
+const fn kernel(name: &'static str, form: Form, meaning: &'static str) -> Key {
+    Key {
+        name,
+        form,
+        meaning,
+        reader: Reader::Kernel,
+    }
+}
+
+const fn loader(name: &'static str, form: Form, meaning: &'static str) -> Key {
+    Key {
+        name,
+        form,
+        meaning,
+        reader: Reader::Loader,
+    }
+}
+
+impl Form {
+    fn admits(self, value: &str) -> bool {
+        match self {
+            Self::OneOf(words) => words.contains(&value),
+            Self::ListOf([]) => value.split(',').all(is_number),
+            Self::ListOf(words) => value.split(',').all(|word| words.contains(&word)),
+            Self::Number => is_number(value),
+            Self::Seconds => duration(value).is_some_and(|duration| !duration.is_zero()),
+            Self::Size => {
+                let number = value.strip_suffix(['K', 'M', 'G', 'T']).unwrap_or(value);
+                number.parse::<u64>().is_ok_and(|number| number > 0)
+            }
+            Self::Text(_) => !value.is_empty(),
+        }
+    }
+}
+
+impl fmt::Display for Form {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::OneOf(words) => f.write_str(&words.join("|")),
+            Self::ListOf([]) => f.write_str("N[,N…]"),
+            Self::ListOf(words) => write!(f, "one or more, by commas, of {}", words.join("|")),
+            Self::Number => f.write_str("a whole number, such as 42 or 0x2a"),
+            Self::Seconds => f.write_str("seconds above 0, such as 30 or 0.5"),
+            Self::Size => f.write_str("a size with its unit, such as 64M or 6G"),
+            Self::Text(what) => f.write_str(what),
+        }
+    }
+}
+
+fn is_number(text: &str) -> bool {
+    match text.strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16).is_ok(),
+        None => text.parse::<u64>().is_ok(),
+    }
+}
+
+fn duration(seconds: &str) -> Option<Duration> {
+    Duration::try_from_secs_f64(seconds.parse().ok()?).ok()
+}
+
+/// Every argument, with its form and meaning, in lines of at most 80 columns.
+pub fn help() -> String {
+    let mut text =
+        format!("arguments: [CPUS] [key=value…]\n  CPUS: 1 to {MOST_CPUS} ({DEFAULT_CPUS})\n");
+    let runners = KEYS
+        .iter()
+        .filter(|key| matches!(key.reader, Reader::Runner(_)));
+    let kernels = KEYS
+        .iter()
+        .filter(|key| matches!(key.reader, Reader::Kernel));
+    let loaders = KEYS
+        .iter()
+        .filter(|key| matches!(key.reader, Reader::Loader));
+    text += "of the machine and its run:\n";
+    runners.for_each(|key| key.explain(&mut text));
+    text += "of the kernel:\n";
+    kernels.for_each(|key| key.explain(&mut text));
+    text += "of the loader, to play a bad one:\n";
+    loaders.for_each(|key| key.explain(&mut text));
+    text
+}
+
+/// Reads the arguments of a run.
+///
+/// # Errors
+/// [`ArgumentError`] for the first argument that makes no sense.
+pub fn parse<A: AsRef<str>>(arguments: &[A]) -> Result<Run, ArgumentError> {
+    let mut run = Run::default();
+    let mut seen: Vec<&str> = Vec::new();
+    let mut time_limit_given = false;
+    let mut stress = DEFAULT_STRESS;
+    for argument in arguments {
+        let argument = argument.as_ref();
+        let Some((name, value)) = argument.split_once('=') else {
+            take_cpus(&mut run, argument)?;
+            note(&mut seen, "CPUS")?;
+            continue;
+        };
+        let Some(key) = KEYS.iter().find(|key| key.name == name) else {
+            return Err(ArgumentError::UnknownKey(argument.into()));
+        };
+        note(&mut seen, key.name)?;
+        let bad = || ArgumentError::BadValue {
+            argument: argument.into(),
+            form: key.form.to_string(),
+        };
+        let admitted = key.form.admits(value);
+        match key.reader {
+            _ if !admitted => return Err(bad()),
+            Reader::Runner(take) => take(&mut run, value).ok_or_else(bad)?,
+            Reader::Kernel | Reader::Loader => run.words.push(argument.into()),
+        }
+        match key.name {
+            "timeout" => time_limit_given = true,
+            "seconds" => stress = duration(value).ok_or_else(bad)?,
+            _ => {}
+        }
+    }
+    if !time_limit_given {
+        run.time_limit = stress + PATIENCE;
+    }
+    let contradiction = if seen.contains(&"CPUS") && seen.contains(&"smp") {
+        "CPUS and smp= exclude each other"
+    } else if run.boot == Boot::Embedded && run.firmware == Firmware::Uefi {
+        "firmware=uefi needs boot=limine"
+    } else if run.boot == Boot::Limine && run.machine == Machine::Microvm {
+        "boot=limine needs a disc, which machine=microvm does not have"
+    } else if run.boot == Boot::Limine && seen.iter().any(|name| name.starts_with("loader.")) {
+        "loader.* words need boot=embedded"
+    } else {
+        return Ok(run);
+    };
+    Err(ArgumentError::Contradiction(contradiction))
+}
+
+fn take_cpus(run: &mut Run, argument: &str) -> Result<(), ArgumentError> {
+    if argument.is_empty() || !argument.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(ArgumentError::NotUnderstood(argument.into()));
+    }
+    match argument.parse() {
+        Ok(cpus) if (1..=MOST_CPUS).contains(&cpus) => run.smp = cpus.to_string(),
+        _ => return Err(ArgumentError::BadCpus(argument.into())),
+    }
+    Ok(())
+}
+
+fn note(seen: &mut Vec<&'static str>, name: &'static str) -> Result<(), ArgumentError> {
+    if seen.contains(&name) {
+        return Err(ArgumentError::Repeated(name.into()));
+    }
+    seen.push(name);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_given_is_the_default() {
+        assert_eq!(parse::<&str>(&[]), Ok(Run::default()));
+        assert_eq!(Run::default().time_limit, Duration::from_secs(80));
+    }
+
+    #[test]
+    fn the_issue_s_example_is_read() {
+        let run = parse(&["8", "stress=mixed", "seconds=30", "mem=2G"]).unwrap();
+        assert_eq!((run.smp.as_str(), run.memory.as_str()), ("8", "2G"));
+        assert_eq!(run.words, ["stress=mixed", "seconds=30"]);
+        assert_eq!(run.time_limit, Duration::from_secs(90));
+    }
+
+    #[test]
+    fn every_runner_key_is_taken() {
+        let run = parse(&[
+            "machine=microvm",
+            "cpu=max,-pdpe1gb",
+            "smp=4,sockets=2",
+            "accel=tcg",
+            "boot=embedded",
+            "firmware=bios",
+            "timeout=1.5",
+            "qemu=/bin/true",
+            "qemu-args=-d int -D 'a b'",
+            "seconds=100",
+        ])
+        .unwrap();
+        assert_eq!(run.machine, Machine::Microvm);
+        assert_eq!(run.cpu, "max,-pdpe1gb");
+        assert_eq!(run.smp, "4,sockets=2");
+        assert_eq!(run.acceleration, Acceleration::Tcg);
+        assert_eq!(run.time_limit, Duration::from_millis(1500));
+        assert_eq!(run.qemu, PathBuf::from("/bin/true"));
+        assert_eq!(run.qemu_arguments, ["-d", "int", "-D", "a b"]);
+        let run = parse(&["boot=limine", "firmware=uefi", "log=debug"]).unwrap();
+        assert_eq!((run.boot, run.firmware), (Boot::Limine, Firmware::Uefi));
+    }
+
+    #[test]
+    fn kernel_and_loader_words_are_passed_on_in_order() {
+        let words = [
+            "loader.deny=hhdm,mp",
+            "seed=0x2a",
+            "loader.silent=3,5",
+            "stress=churn,exhaustion",
+            "loader.memory-map=awkward",
+        ];
+        assert_eq!(parse(&words).unwrap().words, words);
+    }
+
+    #[test]
+    fn wrong_arguments_are_told_apart() {
+        let error = |arguments: &[&str]| parse(arguments).unwrap_err();
+        assert_eq!(
+            error(&["sterss=all"]),
+            ArgumentError::UnknownKey("sterss=all".into())
+        );
+        assert_eq!(error(&["0"]), ArgumentError::BadCpus("0".into()));
+        assert_eq!(
+            error(&["99999999999"]),
+            ArgumentError::BadCpus("99999999999".into())
+        );
+        assert_eq!(
+            error(&["fast"]),
+            ArgumentError::NotUnderstood("fast".into())
+        );
+        assert_eq!(error(&["-8"]), ArgumentError::NotUnderstood("-8".into()));
+        assert_eq!(error(&["8", "4"]), ArgumentError::Repeated("CPUS".into()));
+        assert_eq!(
+            error(&["mem=1G", "mem=2G"]),
+            ArgumentError::Repeated("mem".into())
+        );
+        for argument in [
+            "mem=much",
+            "mem=0",
+            "machine=isapc",
+            "accel=hvf",
+            "seconds=-1",
+            "seconds=0",
+            "seconds=inf",
+            "timeout=NaN",
+            "stress=chrun",
+            "stress=",
+            "fault=panic",
+            "log=verbose",
+            "seed=0xg",
+            "loader.deny=hhdm,everything",
+            "loader.silent=a",
+            "loader.hhdm=0",
+            "qemu-args='unclosed",
+            "cpu=",
+        ] {
+            assert!(
+                matches!(error(&[argument]), ArgumentError::BadValue { .. }),
+                "{argument}"
+            );
+        }
+        for arguments in [
+            &["8", "smp=8,sockets=2"][..],
+            &["firmware=uefi"],
+            &["boot=limine", "machine=microvm"],
+            &["boot=limine", "loader.hhdm=random"],
+        ] {
+            assert!(
+                matches!(error(arguments), ArgumentError::Contradiction(_)),
+                "{arguments:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_help_lists_every_key_in_80_columns() {
+        let help = help();
+        for key in KEYS {
+            assert!(help.contains(&format!("  {}=", key.name)), "{}", key.name);
+        }
+        for line in help.lines() {
+            assert!(line.chars().count() <= 80, "{line}");
+        }
+        assert!(
+            parse(&["nonsense=1"])
+                .unwrap_err()
+                .to_string()
+                .contains("stress=")
+        );
+    }
+}

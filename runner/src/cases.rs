@@ -1,0 +1,342 @@
+//! The whole-kernel tests: what is booted, how it must end, and what it must
+//! have said.
+
+use crate::session::Verdict;
+
+/// One boot of the kernel and what is expected of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Case {
+    /// Its name, for filters.
+    pub name: &'static str,
+    /// The arguments of `just run-smp` that repeat it.
+    pub arguments: &'static [&'static str],
+    /// How it ends.
+    pub ends: Verdict,
+    /// Regular expressions that the log matches, each somewhere.
+    pub says: &'static [&'static str],
+    /// Regular expressions that it matches nowhere.
+    pub never: &'static [&'static str],
+}
+
+/// What no run that passes says.
+const BAD: &[&str] = &[" ERROR ", "(?i)panicked"];
+
+const fn passes(
+    name: &'static str,
+    arguments: &'static [&'static str],
+    says: &'static [&'static str],
+) -> Case {
+    Case {
+        name,
+        arguments,
+        ends: Verdict::Passed,
+        says,
+        never: BAD,
+    }
+}
+
+const fn fails(
+    name: &'static str,
+    arguments: &'static [&'static str],
+    says: &'static [&'static str],
+) -> Case {
+    Case {
+        name,
+        arguments,
+        ends: Verdict::Failed,
+        says,
+        never: &["(?i)panicked"],
+    }
+}
+
+const fn refuses(
+    name: &'static str,
+    arguments: &'static [&'static str],
+    says: &'static [&'static str],
+) -> Case {
+    Case {
+        name,
+        arguments,
+        ends: Verdict::Refused,
+        says,
+        never: &["(?i)panicked", "roll: "],
+    }
+}
+
+const fn panics(
+    name: &'static str,
+    arguments: &'static [&'static str],
+    says: &'static [&'static str],
+) -> Case {
+    Case {
+        name,
+        arguments,
+        ends: Verdict::Panicked,
+        says,
+        never: &["verdict: passed"],
+    }
+}
+
+/// A return address that became a function and a line of the kernel's source.
+const BACKTRACE: &str = r"#0 0x[0-9a-f]{16} in .+ \(.+:\d+\)";
+
+/// All of them. The stress is short: what is tested is that each machine comes
+/// up, not how long it lasts.
+pub const CASES: &[Case] = &[
+    passes(
+        "cpus-1",
+        &["1", "seconds=0.5"],
+        &["roll: 1 of 1 CPUs online"],
+    ),
+    passes(
+        "cpus-2",
+        &["2", "seconds=0.5"],
+        &["roll: 2 of 2 CPUs online"],
+    ),
+    passes(
+        "cpus-8",
+        &["8", "seconds=2"],
+        &["roll: 8 of 8 CPUs online", "exhaustion"],
+    ),
+    passes(
+        "cpus-32",
+        &["32", "seconds=1"],
+        &["roll: 32 of 32 CPUs online"],
+    ),
+    passes(
+        "memory-64m",
+        &["4", "mem=64M", "seconds=1"],
+        &["roll: 4 of 4 CPUs online"],
+    ),
+    passes(
+        "memory-512m",
+        &["4", "mem=512M", "seconds=1"],
+        &["roll: 4 of 4 CPUs online"],
+    ),
+    passes(
+        "memory-6g",
+        &["4", "mem=6G", "seconds=1"],
+        &["roll: 4 of 4 CPUs online"],
+    ),
+    passes(
+        "machine-pc",
+        &["4", "machine=pc", "seconds=0.5"],
+        &["roll: 4 of 4 CPUs online"],
+    ),
+    passes(
+        "machine-q35",
+        &["4", "machine=q35", "seconds=0.5"],
+        &["roll: 4 of 4 CPUs online"],
+    ),
+    passes(
+        "machine-microvm",
+        &["4", "machine=microvm", "seconds=0.5"],
+        &["roll: 4 of 4 CPUs online"],
+    ),
+    passes(
+        "cpu-without-1g-pages",
+        &["4", "cpu=max,-pdpe1gb", "mem=2G", "seconds=0.5"],
+        &["roll: 4 of 4 CPUs online"],
+    ),
+    passes(
+        "cpu-qemu64",
+        &["4", "cpu=qemu64", "seconds=0.5"],
+        &["roll: 4 of 4 CPUs online"],
+    ),
+    passes(
+        "paging-4-level",
+        &["4", "cpu=max,-la57", "seconds=0.5"],
+        &["4-level"],
+    ),
+    passes(
+        "paging-5-level",
+        &["4", "cpu=max,+la57", "seconds=0.5"],
+        &["5-level"],
+    ),
+    fails(
+        "loader-unstarted",
+        &["4", "loader.unstarted=2", "seconds=0.5"],
+        &["roll: 3 of 4 CPUs online", "(?i)lapic 2"],
+    ),
+    fails(
+        "loader-silent",
+        &["4", "loader.silent=3", "seconds=0.5"],
+        &["roll: 3 of 4 CPUs online", "(?i)lapic 3"],
+    ),
+    fails(
+        "loader-unstarted-and-silent",
+        &[
+            "8",
+            "loader.unstarted=1,5",
+            "loader.silent=7",
+            "seconds=0.5",
+        ],
+        &[
+            "roll: 5 of 8 CPUs online",
+            "(?i)lapic 1",
+            "(?i)lapic 5",
+            "(?i)lapic 7",
+        ],
+    ),
+    refuses(
+        "deny-hhdm",
+        &["2", "loader.deny=hhdm"],
+        &["(?i)ERROR .*hhdm"],
+    ),
+    refuses(
+        "deny-memory-map",
+        &["2", "loader.deny=memory-map"],
+        &["(?i)ERROR .*memory map"],
+    ),
+    refuses("deny-mp", &["2", "loader.deny=mp"], &["(?i)ERROR .*mp"]),
+    refuses(
+        "deny-executable-address",
+        &["2", "loader.deny=executable-address"],
+        &["(?i)ERROR .*executable address"],
+    ),
+    refuses(
+        "deny-base-revision",
+        &["2", "loader.deny=base-revision"],
+        &["(?i)ERROR .*base revision"],
+    ),
+    passes(
+        "deny-rsdp",
+        &["2", "loader.deny=rsdp", "seconds=0.5"],
+        &["2 of 2 CPUs online"],
+    ),
+    passes(
+        "deny-cmdline",
+        &["2", "loader.deny=cmdline"],
+        &["2 of 2 CPUs online"],
+    ),
+    passes(
+        "deny-stack-size",
+        &["2", "loader.deny=stack-size", "seconds=0.5"],
+        &["2 of 2 CPUs online"],
+    ),
+    passes(
+        "deny-bootloader-info",
+        &["2", "loader.deny=bootloader-info", "seconds=0.5"],
+        &["2 of 2 CPUs online"],
+    ),
+    passes(
+        "deny-paging-mode",
+        &["2", "loader.deny=paging-mode", "seconds=0.5"],
+        &["2 of 2 CPUs online"],
+    ),
+    passes(
+        "deny-framebuffer",
+        &["2", "loader.deny=framebuffer", "seconds=0.5"],
+        &["2 of 2 CPUs online"],
+    ),
+    refuses(
+        "revision-2",
+        &["2", "loader.revision=2"],
+        &["(?i)ERROR .*revision"],
+    ),
+    refuses(
+        "revision-0",
+        &["2", "loader.revision=0"],
+        &["(?i)ERROR .*revision"],
+    ),
+    passes(
+        "memory-map-awkward",
+        &["4", "loader.memory-map=awkward", "seconds=1"],
+        &["roll: 4 of 4 CPUs online"],
+    ),
+    passes(
+        "hhdm-random",
+        &["4", "loader.hhdm=random", "seconds=0.5"],
+        &["roll: 4 of 4 CPUs online"],
+    ),
+    panics(
+        "panic-bsp",
+        &["4", "fault=panic-bsp"],
+        &["(?i)CPU 0.*panic", BACKTRACE],
+    ),
+    panics(
+        "panic-ap",
+        &["4", "fault=panic-ap"],
+        &["(?i)CPU [1-3].*panic", BACKTRACE],
+    ),
+    panics(
+        "panic-two",
+        &["4", "fault=panic-two"],
+        &["(?i)CPU \\d.*panic", BACKTRACE],
+    ),
+    panics(
+        "stack-overflow",
+        &["4", "fault=stack-overflow"],
+        &["(?i)guard page", BACKTRACE],
+    ),
+    panics(
+        "null-read",
+        &["4", "fault=null-read"],
+        &["(?i)page fault", BACKTRACE],
+    ),
+    panics(
+        "write-text",
+        &["4", "fault=write-text"],
+        &["(?i)page fault", "(?i)write", BACKTRACE],
+    ),
+    panics(
+        "execute-heap",
+        &["4", "fault=execute-heap"],
+        &["(?i)page fault", "(?i)instruction|execute", BACKTRACE],
+    ),
+    // The runner would not pass these on: QEMU's last -append counts.
+    refuses(
+        "word-kernel",
+        &["2", "qemu-args=-append sterss=all"],
+        &["ERROR .*sterss", "stress="],
+    ),
+    refuses(
+        "word-kernel-value",
+        &["2", "qemu-args=-append stress=al1"],
+        &["ERROR .*al1", "exhaustion"],
+    ),
+    refuses(
+        "word-loader",
+        &["2", "qemu-args=-append loader.dney=mp"],
+        &["loader.dney", "loader.deny"],
+    ),
+    passes(
+        "limine-bios",
+        &["8", "boot=limine", "seconds=1"],
+        &["roll: 8 of 8 CPUs online"],
+    ),
+    passes(
+        "limine-bios-pc",
+        &["2", "boot=limine", "machine=pc", "seconds=0.5"],
+        &["roll: 2 of 2 CPUs online"],
+    ),
+    passes(
+        "limine-uefi",
+        &["8", "boot=limine", "firmware=uefi", "seconds=1"],
+        &["roll: 8 of 8 CPUs online"],
+    ),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arguments;
+    use regex_lite::Regex;
+    use std::collections::HashSet;
+
+    #[test]
+    fn every_case_can_be_run() {
+        for case in CASES {
+            arguments::parse(case.arguments).unwrap();
+            for pattern in case.says.iter().chain(case.never) {
+                Regex::new(pattern).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn names_are_unique() {
+        let names: HashSet<_> = CASES.iter().map(|case| case.name).collect();
+        assert_eq!(names.len(), CASES.len());
+    }
+}

@@ -1,0 +1,49 @@
+//! `check`: clippy with the workspace's lints, warnings denied.
+
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, Result};
+
+use crate::toolchain::{self, Toolchain};
+
+/// Checks the two images for the bare target, and the host's crates with their
+/// tests.
+///
+/// # Errors
+/// If no toolchain serves, or Cargo does not start.
+pub fn command() -> Result<ExitCode> {
+    let mut images = Toolchain::choose()?.bare_metal("clippy");
+    images.args(["--package", "muster", "--package", "muster-loader"]);
+    let mut host = toolchain::host_cargo();
+    host.args([
+        "clippy",
+        "--package",
+        "muster-percpu",
+        "--package",
+        "muster-memory",
+    ]);
+    host.args([
+        "--package",
+        "muster-heap",
+        "--package",
+        "muster-runner",
+        "--all-targets",
+    ]);
+    let mut loader = toolchain::host_cargo();
+    loader.args(["clippy", "--package", "muster-loader", "--lib", "--tests"]);
+    for clippy in [images, host, loader] {
+        if !passes(clippy)? {
+            return Ok(ExitCode::FAILURE);
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn passes(mut clippy: Command) -> Result<bool> {
+    clippy.args(["--", "--deny", "warnings"]);
+    let program = clippy.get_program().to_owned();
+    let status = clippy
+        .status()
+        .with_context(|| format!("cannot start {}", program.display()))?;
+    Ok(status.success())
+}

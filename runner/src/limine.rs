@@ -1,0 +1,343 @@
+//! A disc image that boots the kernel by the Limine bootloader, on BIOS and on
+//! UEFI, from a disc and from a USB stick.
+
+use std::env;
+use std::ffi::OsString;
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+use crate::machine::prefixed;
+use crate::workspace::{self, shown};
+
+/// Where distributions and `make install` put Limine's files.
+const FOLDERS: &[&str] = &[
+    "/usr/share/limine",
+    "/usr/local/share/limine",
+    "/usr/lib/limine",
+    "/usr/local/lib/limine",
+    "/run/current-system/sw/share/limine",
+];
+
+/// Each file of Limine's that the disc needs, and its place on it.
+const FILES: &[(&str, &str)] = &[
+    ("limine-bios.sys", "boot/limine"),
+    ("limine-bios-cd.bin", "boot/limine"),
+    ("limine-uefi-cd.bin", "boot/limine"),
+    ("BOOTX64.EFI", "EFI/BOOT"),
+];
+
+/// OVMF as distributions ship it: the code, and the variables that go with it.
+const OVMF: &[(&str, &str)] = &[
+    (
+        "/usr/share/OVMF/OVMF_CODE_4M.fd",
+        "/usr/share/OVMF/OVMF_VARS_4M.fd",
+    ),
+    (
+        "/usr/share/OVMF/OVMF_CODE.fd",
+        "/usr/share/OVMF/OVMF_VARS.fd",
+    ),
+    (
+        "/usr/share/edk2/ovmf/OVMF_CODE.fd",
+        "/usr/share/edk2/ovmf/OVMF_VARS.fd",
+    ),
+    (
+        "/usr/share/edk2/x64/OVMF_CODE.4m.fd",
+        "/usr/share/edk2/x64/OVMF_VARS.4m.fd",
+    ),
+    (
+        "/usr/share/edk2-ovmf/x64/OVMF_CODE.fd",
+        "/usr/share/edk2-ovmf/x64/OVMF_VARS.fd",
+    ),
+    (
+        "/usr/share/qemu/edk2-x86_64-code.fd",
+        "/usr/share/qemu/edk2-i386-vars.fd",
+    ),
+];
+
+/// OVMF in one file, code and variables.
+const OVMF_WHOLE: &[&str] = &["/usr/share/ovmf/OVMF.fd", "/usr/share/qemu/OVMF.fd"];
+
+/// Something that a boot from disc needs is not installed.
+#[derive(Debug, PartialEq, Eq)]
+pub enum NotInstalled {
+    /// Limine's files; in the folder of `LIMINE_DIR`, if that is set.
+    Limine(Option<PathBuf>),
+    /// UEFI firmware.
+    Ovmf,
+}
+
+impl fmt::Display for NotInstalled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Limine(folder) => {
+                let files = FILES
+                    .iter()
+                    .map(|(file, _)| *file)
+                    .collect::<Vec<_>>()
+                    .join(", ");
+                match folder {
+                    Some(folder) => {
+                        writeln!(f, "LIMINE_DIR={} lacks some of {files}", folder.display())?;
+                    }
+                    None => writeln!(
+                        f,
+                        "the Limine bootloader's files are not installed ({files})"
+                    )?,
+                }
+                f.write_str(
+                    "Get them, version 9 or newer, from\n  \
+                     https://github.com/limine-bootloader/limine (the binary release branches), or\n  \
+                     your distribution's package `limine` (Arch, Alpine, Nix),\n\
+                     and name their folder: LIMINE_DIR=FOLDER just run-smp boot=limine",
+                )
+            }
+            Self::Ovmf => f.write_str(
+                "no UEFI firmware for QEMU is installed: get the package ovmf (Debian, Ubuntu) or \
+                 edk2-ovmf (Fedora, Arch)",
+            ),
+        }
+    }
+}
+
+impl std::error::Error for NotInstalled {}
+
+/// Limine's files on this machine.
+#[derive(Debug)]
+pub struct Limine {
+    folder: PathBuf,
+}
+
+impl Limine {
+    /// Finds them in the folder of `LIMINE_DIR`, or where packages put them.
+    ///
+    /// # Errors
+    /// [`NotInstalled::Limine`] if a file is missing.
+    pub fn find() -> Result<Self, NotInstalled> {
+        match env::var_os("LIMINE_DIR").filter(|folder| !folder.is_empty()) {
+            Some(folder) => {
+                let folder = PathBuf::from(folder);
+                match is_complete(&folder) {
+                    true => Ok(Self { folder }),
+                    false => Err(NotInstalled::Limine(Some(folder))),
+                }
+            }
+            None => FOLDERS
+                .iter()
+                .map(PathBuf::from)
+                .find(|folder| is_complete(folder))
+                .map(|folder| Self { folder })
+                .ok_or(NotInstalled::Limine(None)),
+        }
+    }
+
+    /// Writes a disc image with the kernel and its command line, and says what
+    /// the image is good for.
+    ///
+    /// # Errors
+    /// If xorriso is missing or fails, or a file cannot be written.
+    pub fn write_disc(
+        &self,
+        kernel: &Path,
+        words: &[String],
+        image: &Path,
+    ) -> Result<BootableFrom> {
+        let tree = workspace::target().join("disc");
+        let context = || format!("cannot write {}", shown(&tree));
+        if tree.exists() {
+            fs::remove_dir_all(&tree).with_context(context)?;
+        }
+        for (file, place) in FILES {
+            copy(&self.folder.join(file), &tree.join(place))?;
+        }
+        fs::copy(kernel, tree.join("boot/muster")).with_context(context)?;
+        let template = fs::read_to_string(workspace::root().join("limine.conf"))
+            .context("cannot read limine.conf")?;
+        fs::write(
+            tree.join("boot/limine/limine.conf"),
+            configuration(&template, words)?,
+        )
+        .with_context(context)?;
+
+        // As Limine's USAGE.md says for an image that boots from CD and USB on
+        // BIOS and UEFI.
+        let mut xorriso = Command::new("xorriso");
+        xorriso.args(["-as", "mkisofs", "-quiet", "-R", "-r", "-J"]);
+        xorriso.args(["-b", "boot/limine/limine-bios-cd.bin", "-no-emul-boot"]);
+        xorriso.args(["-boot-load-size", "4", "-boot-info-table", "-hfsplus"]);
+        xorriso.args([
+            "-apm-block-size",
+            "2048",
+            "--efi-boot",
+            "boot/limine/limine-uefi-cd.bin",
+        ]);
+        xorriso.args([
+            "-efi-boot-part",
+            "--efi-boot-image",
+            "--protective-msdos-label",
+        ]);
+        xorriso.arg(&tree).arg("-o").arg(image);
+        let output = xorriso
+            .output()
+            .context("cannot start xorriso: ./bootstrap installs it")?;
+        if !output.status.success() {
+            bail!(
+                "xorriso failed:\n{}",
+                String::from_utf8_lossy(&output.stderr).trim_end()
+            );
+        }
+        Ok(self.install_for_bios(image))
+    }
+
+    /// Puts Limine's BIOS stages into the image's boot sector, which only a
+    /// boot from USB by BIOS needs.
+    fn install_for_bios(&self, image: &Path) -> BootableFrom {
+        let tool = self.folder.join("limine");
+        let tools = [tool.as_path(), Path::new("limine")];
+        let installed = tools.iter().any(|tool| {
+            let mut limine = Command::new(tool);
+            limine
+                .arg("bios-install")
+                .arg(image)
+                .stdout(Stdio::null())
+                .stderr(Stdio::null());
+            limine.status().is_ok_and(|status| status.success())
+        });
+        match installed {
+            true => BootableFrom::Everything,
+            false => BootableFrom::AllButUsbByBios,
+        }
+    }
+}
+
+/// What a disc image boots from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BootableFrom {
+    /// CD and USB, by BIOS and UEFI.
+    Everything,
+    /// Not from USB by BIOS: Limine's host tool is not installed.
+    AllButUsbByBios,
+}
+
+impl fmt::Display for BootableFrom {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Everything => "boots from CD and USB, by BIOS and UEFI",
+            Self::AllButUsbByBios => {
+                "boots from CD by BIOS and UEFI and from USB by UEFI; for USB by BIOS run \
+                 `limine bios-install` on it (the limine tool is not installed here)"
+            }
+        })
+    }
+}
+
+fn is_complete(folder: &Path) -> bool {
+    FILES.iter().all(|(file, _)| folder.join(file).is_file())
+}
+
+fn copy(file: &Path, folder: &Path) -> Result<()> {
+    fs::create_dir_all(folder).with_context(|| format!("cannot write {}", shown(folder)))?;
+    let name = file.file_name().unwrap_or_default();
+    fs::copy(file, folder.join(name)).with_context(|| format!("cannot copy {}", file.display()))?;
+    Ok(())
+}
+
+/// The configuration with the kernel's command line put in; as it is if there
+/// are no words.
+fn configuration(template: &str, words: &[String]) -> Result<String> {
+    if words.is_empty() {
+        return Ok(template.into());
+    }
+    let mut found = false;
+    let mut text = String::new();
+    for line in template.lines() {
+        let unindented = line.trim_start();
+        if unindented.starts_with("cmdline:") {
+            found = true;
+            let indentation = line.len() - unindented.len();
+            text += &format!("{}cmdline: {}\n", &line[..indentation], words.join(" "));
+        } else {
+            text += &format!("{line}\n");
+        }
+    }
+    if !found {
+        bail!("limine.conf has no `cmdline:` line to put the kernel's words into");
+    }
+    Ok(text)
+}
+
+/// QEMU's arguments for UEFI firmware. Its variables are a fresh copy in
+/// `folder`, so that no run depends on the one before.
+///
+/// # Errors
+/// [`NotInstalled::Ovmf`], or if the copy cannot be written.
+pub fn uefi(folder: &Path) -> Result<Vec<OsString>> {
+    let exists = |path: &str| Path::new(path).is_file();
+    if let Some((code, variables)) = OVMF
+        .iter()
+        .find(|(code, vars)| exists(code) && exists(vars))
+    {
+        let copy = folder.join("uefi-variables.fd");
+        fs::copy(variables, &copy).with_context(|| format!("cannot write {}", shown(&copy)))?;
+        let code = prefixed(
+            "if=pflash,unit=0,format=raw,readonly=on,file=",
+            Path::new(code),
+        );
+        let variables = prefixed("if=pflash,unit=1,format=raw,file=", &copy);
+        return Ok(vec!["-drive".into(), code, "-drive".into(), variables]);
+    }
+    let whole = OVMF_WHOLE
+        .iter()
+        .find(|path| exists(path))
+        .ok_or(NotInstalled::Ovmf)?;
+    Ok(vec!["-bios".into(), whole.into()])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn template() -> String {
+        fs::read_to_string(workspace::root().join("limine.conf")).unwrap()
+    }
+
+    #[test]
+    fn the_words_become_the_command_line() {
+        let words = ["stress=none".into(), "seed=1".into()];
+        let text = configuration(&template(), &words).unwrap();
+        let lines: Vec<_> = text
+            .lines()
+            .filter(|line| line.contains("cmdline:"))
+            .collect();
+        assert_eq!(lines, ["    cmdline: stress=none seed=1"]);
+        assert_eq!(text.lines().count(), template().lines().count());
+    }
+
+    #[test]
+    fn without_words_the_configuration_stays() {
+        assert_eq!(configuration(&template(), &[]).unwrap(), template());
+    }
+
+    #[test]
+    fn a_configuration_without_command_line_is_refused() {
+        assert!(configuration("timeout: 0\n", &["seed=1".into()]).is_err());
+    }
+
+    #[test]
+    fn the_configuration_names_the_kernel_on_the_disc() {
+        assert!(template().contains("    path: boot():/boot/muster\n"));
+    }
+
+    #[test]
+    fn an_incomplete_folder_is_not_limine() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(!is_complete(folder.path()));
+        for (file, _) in FILES {
+            fs::write(folder.path().join(file), "").unwrap();
+        }
+        assert!(is_complete(folder.path()));
+    }
+}

@@ -1,0 +1,217 @@
+//! QEMU's command line.
+
+use std::ffi::OsString;
+use std::fs::{self, OpenOptions};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::arguments::Run;
+
+/// A QEMU machine type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Machine {
+    /// The i440FX of 1996.
+    Pc,
+    /// The Q35 of 2009, with PCI Express.
+    Q35,
+    /// QEMU's own, without PCI.
+    Microvm,
+}
+
+impl Machine {
+    /// The machine of a name on the command line.
+    pub fn named(name: &str) -> Option<Self> {
+        Some(match name {
+            "pc" => Self::Pc,
+            "q35" => Self::Q35,
+            "microvm" => Self::Microvm,
+            _ => return None,
+        })
+    }
+
+    fn qemu_name(self) -> &'static str {
+        match self {
+            Self::Pc => "pc",
+            Self::Q35 => "q35",
+            Self::Microvm => "microvm",
+        }
+    }
+}
+
+/// What executes the guest's instructions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Acceleration {
+    /// KVM if this host has it, else TCG.
+    Auto,
+    /// QEMU's translator, one host thread for each CPU.
+    Tcg,
+    /// The host's CPU.
+    Kvm,
+}
+
+impl Acceleration {
+    /// The acceleration of a name on the command line.
+    pub fn named(name: &str) -> Option<Self> {
+        Some(match name {
+            "auto" => Self::Auto,
+            "tcg" => Self::Tcg,
+            "kvm" => Self::Kvm,
+            _ => return None,
+        })
+    }
+
+    fn qemu_name(self) -> &'static str {
+        let kvm = match self {
+            Self::Auto => host_has_kvm(),
+            Self::Tcg => false,
+            Self::Kvm => true,
+        };
+        if kvm { "kvm" } else { "tcg,thread=multi" }
+    }
+}
+
+/// Whether KVM would really accelerate. In some virtual machines /dev/kvm
+/// opens although the CPU has no virtualisation left to give: there QEMU would
+/// fail, or KVM be emulated in turn.
+fn host_has_kvm() -> bool {
+    let flags = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    has_virtualisation(&flags)
+        && OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open("/dev/kvm")
+            .is_ok()
+}
+
+fn has_virtualisation(cpuinfo: &str) -> bool {
+    let flags = cpuinfo.lines().filter(|line| line.starts_with("flags"));
+    flags
+        .flat_map(str::split_whitespace)
+        .any(|flag| flag == "vmx" || flag == "svm")
+}
+
+/// What the machine boots from.
+#[derive(Debug)]
+pub enum Medium {
+    /// The loader as QEMU's kernel, the kernel as its initial RAM disk.
+    Embedded {
+        /// The loader's image.
+        loader: PathBuf,
+        /// The kernel's image.
+        kernel: PathBuf,
+    },
+    /// A disc image.
+    Disc {
+        /// The image.
+        image: PathBuf,
+        /// Arguments that put the firmware in place; none for SeaBIOS.
+        firmware: Vec<OsString>,
+    },
+}
+
+/// QEMU's command for a run. The serial line is QEMU's standard output; the
+/// CPUs' own logs are written to `debug_console`.
+pub fn command(run: &Run, medium: &Medium, debug_console: &Path) -> Command {
+    let mut qemu = Command::new(&run.qemu);
+    // No default devices: firmware would look for something to boot on them.
+    qemu.args([
+        "-nodefaults",
+        "-no-user-config",
+        "-display",
+        "none",
+        "-monitor",
+        "none",
+    ]);
+    qemu.args([
+        "-M",
+        run.machine.qemu_name(),
+        "-accel",
+        run.acceleration.qemu_name(),
+    ]);
+    qemu.args(["-cpu", &run.cpu, "-smp", &run.smp, "-m", &run.memory]);
+    // A reset (a triple fault) ends QEMU rather than booting again.
+    qemu.args(["-no-reboot", "-serial", "stdio"]);
+    qemu.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"]);
+    qemu.arg("-debugcon").arg(prefixed("file:", debug_console));
+    match medium {
+        Medium::Embedded { loader, kernel } => {
+            qemu.arg("-kernel").arg(loader).arg("-initrd").arg(kernel);
+            qemu.arg("-append").arg(run.words.join(" "));
+        }
+        Medium::Disc { image, firmware } => {
+            qemu.args(["-vga", "std", "-boot", "d", "-cdrom"])
+                .arg(image)
+                .args(firmware);
+        }
+    }
+    qemu.args(&run.qemu_arguments);
+    qemu
+}
+
+/// An option value that ends in a path. QEMU takes a comma in it as the next
+/// option unless it is doubled.
+pub fn prefixed(prefix: &str, path: &Path) -> OsString {
+    let mut value = OsString::from(prefix);
+    match path.to_str() {
+        Some(path) => value.push(path.replace(',', ",,")),
+        None => value.push(path),
+    }
+    value
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(run: &Run) -> String {
+        let medium = Medium::Embedded {
+            loader: "/l".into(),
+            kernel: "/k".into(),
+        };
+        let command = command(run, &medium, Path::new("/tmp/a,b"));
+        command
+            .get_args()
+            .map(|word| word.to_string_lossy())
+            .collect::<Vec<_>>()
+            .join(" ")
+    }
+
+    #[test]
+    fn the_run_reaches_qemu() {
+        let words = [
+            "16",
+            "mem=2G",
+            "machine=pc",
+            "accel=tcg",
+            "stress=none",
+            "seed=1",
+        ];
+        let line = line(&crate::arguments::parse(&words).unwrap());
+        for part in [
+            "-M pc ",
+            "-smp 16 ",
+            "-m 2G ",
+            "-accel tcg,thread=multi ",
+            "-kernel /l -initrd /k -append stress=none seed=1",
+            "-debugcon file:/tmp/a,,b ",
+        ] {
+            assert!(line.contains(part), "{part} in {line}");
+        }
+    }
+
+    #[test]
+    fn own_arguments_come_last() {
+        let run = crate::arguments::parse(&["qemu-args=-append 'a b'"]).unwrap();
+        assert!(line(&run).ends_with("-append a b"));
+    }
+
+    #[test]
+    fn virtualisation_is_a_whole_flag() {
+        assert!(has_virtualisation("model name : x\nflags\t\t: fpu vmx de"));
+        assert!(has_virtualisation("flags : svm"));
+        assert!(!has_virtualisation(
+            "flags : fpu svm_lock\nvmx flags : vnmi"
+        ));
+        assert!(!has_virtualisation(""));
+    }
+}

@@ -1,0 +1,127 @@
+//! `run`: one boot of the kernel, shown live and summed up.
+
+use std::io;
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+use crate::arguments::{Boot, Firmware, Run};
+use crate::boot_log::{self, BootLog};
+use crate::images::{self, Images};
+use crate::limine::{self, Limine};
+use crate::machine::{self, Medium};
+use crate::screen::Screen;
+use crate::session::{self, Interrupt, Outcome, Verdict};
+use crate::symbols::Symbols;
+use crate::workspace::{self, shown};
+
+/// The exit status after Ctrl-C, as shells have it (128 + SIGINT).
+const INTERRUPTED: u8 = 130;
+
+/// Builds, boots and watches. Success only if the kernel passed.
+///
+/// # Errors
+/// If there is nothing to boot, or QEMU does not start.
+pub fn command(run: &Run, interrupt: &Interrupt) -> Result<ExitCode> {
+    let screen = Screen::new();
+    let images = images::build()?;
+    let folder = workspace::boot_log();
+    let (outcome, cpus) = boot(run, &images, &folder, interrupt, &mut |text| {
+        screen.line(text)
+    })?;
+
+    let (verdict, reason) = outcome.verdict();
+    if verdict == Verdict::Hung {
+        screen.news(false, "muster: QEMU was killed; the last line of each CPU:")?;
+        for text in outcome.last_lines() {
+            screen.line(text)?;
+        }
+    }
+    screen.news(
+        verdict == Verdict::Passed,
+        &format!("muster: {verdict}{}", dashed(&reason)),
+    )?;
+    println!("{}", summary(&outcome, &folder, &cpus));
+    Ok(match verdict {
+        Verdict::Passed => ExitCode::SUCCESS,
+        Verdict::Interrupted => ExitCode::from(INTERRUPTED),
+        _ => ExitCode::FAILURE,
+    })
+}
+
+fn dashed(reason: &str) -> String {
+    if reason.is_empty() {
+        String::new()
+    } else {
+        format!(" - {reason}")
+    }
+}
+
+/// Times, status and logs, in a line or two.
+fn summary(outcome: &Outcome, folder: &Path, cpus: &[u32]) -> String {
+    let roll = match outcome.roll() {
+        Some((roll, time)) => format!("{roll} {:.2} s after QEMU's start", time.as_secs_f64()),
+        None => "no roll call".into(),
+    };
+    let status = outcome
+        .status()
+        .map_or("killed".into(), |status| format!("status {status}"));
+    let cpus = match cpus {
+        [] => String::new(),
+        cpus => format!(", CPU {}", boot_log::ranges(cpus)),
+    };
+    let end = outcome.elapsed.as_secs_f64();
+    format!(
+        "        {roll}; end after {end:.2} s, {status}\n        logs: {}/all.log{cpus}",
+        shown(folder)
+    )
+}
+
+/// Boots the images as the run asks, with the log in `folder`. Gives how it
+/// ended, and the CPUs that left a log.
+///
+/// # Errors
+/// If Limine or UEFI firmware is asked for and missing, or QEMU does not start.
+pub fn boot(
+    run: &Run,
+    images: &Images,
+    folder: &Path,
+    interrupt: &Interrupt,
+    show: &mut dyn FnMut(&str) -> io::Result<()>,
+) -> Result<(Outcome, Vec<u32>)> {
+    let mut log = BootLog::create(folder)?;
+    let medium = medium(run, images, folder)?;
+    let qemu = machine::command(run, &medium, &log.debug_console());
+    let symbols = Symbols::of(&images.kernel);
+    let outcome = session::run(
+        qemu,
+        Some(run.time_limit),
+        interrupt,
+        &symbols,
+        &mut log,
+        show,
+    )?;
+    let cpus = log.split(&symbols)?;
+    Ok((outcome, cpus))
+}
+
+/// What the machine boots from; a disc is written into `folder`.
+///
+/// # Errors
+/// If Limine or UEFI firmware is asked for and missing.
+pub fn medium(run: &Run, images: &Images, folder: &Path) -> Result<Medium> {
+    if run.boot == Boot::Embedded {
+        return Ok(Medium::Embedded {
+            loader: images.loader.clone(),
+            kernel: images.bootable.clone(),
+        });
+    }
+    let image = folder.join("disc.iso");
+    Limine::find()?.write_disc(&images.bootable, &run.words, &image)?;
+    let firmware = match run.firmware {
+        Firmware::Bios => Vec::new(),
+        Firmware::Uefi => limine::uefi(folder)?,
+    };
+    Ok(Medium::Disc { image, firmware })
+}

@@ -1,0 +1,492 @@
+//! One run of QEMU, watched from its start to its end, and how it ended.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+use std::io::{self, BufRead, BufReader, Read};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
+use crate::boot_log::BootLog;
+use crate::line::{self, Level, Line};
+use crate::symbols::Symbols;
+
+/// How often the watch looks up from an empty serial line, to see an interrupt.
+const TICK: Duration = Duration::from_millis(50);
+
+/// How many of the last lines a failure shows.
+const TAIL: usize = 30;
+
+/// QEMU's exit status for a value written to its `isa-debug-exit` device is
+/// `value << 1 | 1` (QEMU, `hw/misc/debugexit.c`); these are the kernel's.
+const PASSED: i32 = 33;
+const FAILED: i32 = 35;
+const REFUSED: i32 = 37;
+const PANICKED: i32 = 39;
+
+/// Whether the user, or the system, wants the run to end now.
+#[derive(Clone, Debug, Default)]
+pub struct Interrupt(Arc<AtomicBool>);
+
+impl Interrupt {
+    /// Takes note of Ctrl-C, a closed terminal and a polite kill from here on,
+    /// instead of dying and leaving QEMU behind.
+    ///
+    /// # Errors
+    /// If the system refuses to deliver signals.
+    pub fn watch() -> Result<Self> {
+        let interrupt = Self::default();
+        for signal in [SIGINT, SIGTERM, SIGHUP] {
+            signal_hook::flag::register(signal, interrupt.0.clone())
+                .context("cannot watch for Ctrl-C")?;
+        }
+        Ok(interrupt)
+    }
+
+    /// Whether it has come.
+    pub fn came(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// What became of the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// All it did was right, and it said so in words and by its status.
+    Passed,
+    /// It found a discrepancy.
+    Failed,
+    /// It did not start: a loader's answer or a word of the command line is
+    /// not what it needs.
+    Refused,
+    /// A panic or a CPU exception.
+    Panicked,
+    /// The machine reset: a triple fault.
+    Reset,
+    /// It did not end in time.
+    Hung,
+    /// The user ended the run.
+    Interrupted,
+    /// QEMU itself failed, or ended in a way that the kernel did not ask for.
+    Broken,
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Passed => "passed",
+            Self::Failed => "FAILED",
+            Self::Refused => "REFUSED to start",
+            Self::Panicked => "PANICKED",
+            Self::Reset => "RESET",
+            Self::Hung => "HUNG",
+            Self::Interrupted => "interrupted",
+            Self::Broken => "QEMU FAILED",
+        })
+    }
+}
+
+/// How QEMU ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ending {
+    Exited(ExitStatus),
+    TimedOut(Duration),
+    Interrupted,
+}
+
+/// What the serial line said, as far as the end of the run needs it.
+#[derive(Debug, Default)]
+struct Record {
+    last_of_cpu: BTreeMap<u32, String>,
+    first_error: Option<String>,
+    verdict: Option<String>,
+    roll: Option<(String, Duration)>,
+    complaints: Vec<String>,
+    tail: VecDeque<String>,
+}
+
+impl Record {
+    fn take(&mut self, text: &str, since_start: Duration) {
+        if self.tail.len() == TAIL {
+            self.tail.pop_front();
+        }
+        self.tail.push_back(text.into());
+        let Some(line) = Line::parse(text) else {
+            return;
+        };
+        self.last_of_cpu.insert(line.cpu, text.into());
+        if let Some(verdict) = line.message.strip_prefix("verdict: ") {
+            self.verdict = Some(verdict.into());
+        } else if line.level == Level::Error && self.first_error.is_none() {
+            self.first_error = Some(line.message.trim().into());
+        }
+        if let Some(roll) = line.message.strip_prefix("roll: ")
+            && self.roll.is_none()
+        {
+            self.roll = Some((roll.into(), since_start));
+        }
+    }
+}
+
+/// A run that is over.
+#[derive(Debug)]
+pub struct Outcome {
+    ending: Ending,
+    record: Record,
+    /// From QEMU's start to its end.
+    pub elapsed: Duration,
+}
+
+impl Outcome {
+    /// What became of the kernel, and why, in words.
+    pub fn verdict(&self) -> (Verdict, String) {
+        let said = self.record.verdict.as_deref();
+        let error = || self.record.first_error.clone();
+        match self.ending {
+            Ending::Interrupted => (Verdict::Interrupted, "by a signal".into()),
+            Ending::TimedOut(limit) => (
+                Verdict::Hung,
+                format!("no end within {} s", limit.as_secs_f64()),
+            ),
+            Ending::Exited(status) => match (status.code(), said) {
+                (Some(PASSED), Some("passed")) => (Verdict::Passed, String::new()),
+                (Some(PASSED), Some(said)) => (
+                    Verdict::Failed,
+                    format!("QEMU's status says passed, the log says {said}"),
+                ),
+                (Some(PASSED), None) => (
+                    Verdict::Failed,
+                    "QEMU's status says passed, but the log has no verdict".into(),
+                ),
+                (Some(FAILED), Some(said)) => (
+                    Verdict::Failed,
+                    said.strip_prefix("failed: ").unwrap_or(said).into(),
+                ),
+                (Some(FAILED), None) => (
+                    Verdict::Failed,
+                    error().unwrap_or_else(|| "the log has no verdict".into()),
+                ),
+                (Some(REFUSED), _) => (
+                    Verdict::Refused,
+                    error().unwrap_or_else(|| "the log has no reason".into()),
+                ),
+                (Some(PANICKED), _) => (
+                    Verdict::Panicked,
+                    error().unwrap_or_else(|| "the log has no report".into()),
+                ),
+                (Some(0), _) => (
+                    Verdict::Reset,
+                    "the machine reset or switched itself off (a triple fault?)".into(),
+                ),
+                (Some(status), _) => {
+                    let complaints = self.record.complaints.join("\n  ");
+                    (
+                        Verdict::Broken,
+                        format!("status {status}\n  {complaints}").trim_end().into(),
+                    )
+                }
+                (None, _) => {
+                    let signal = status.signal().unwrap_or_default();
+                    (Verdict::Broken, format!("ended by signal {signal}"))
+                }
+            },
+        }
+    }
+
+    /// QEMU's exit status, unless it was killed.
+    pub fn status(&self) -> Option<i32> {
+        match self.ending {
+            Ending::Exited(status) => status.code(),
+            _ => None,
+        }
+    }
+
+    /// The roll call's answer, and when it came after QEMU's start.
+    pub fn roll(&self) -> Option<(&str, Duration)> {
+        self.record
+            .roll
+            .as_ref()
+            .map(|(text, time)| (text.as_str(), *time))
+    }
+
+    /// The last line of each CPU.
+    pub fn last_lines(&self) -> impl Iterator<Item = &str> {
+        self.record.last_of_cpu.values().map(String::as_str)
+    }
+
+    /// The last lines of the log.
+    pub fn tail(&self) -> impl Iterator<Item = &str> {
+        self.record.tail.iter().map(String::as_str)
+    }
+}
+
+/// QEMU, killed when the runner lets go of it for whatever reason.
+pub struct Guest(Child);
+
+impl Guest {
+    /// Starts QEMU in a process group of its own: Ctrl-C is for the runner
+    /// (or for a debugger), which ends QEMU when it is done with it.
+    ///
+    /// # Errors
+    /// If there is no such program.
+    pub fn start(command: &mut Command) -> Result<Self> {
+        command.process_group(0);
+        let child = command.spawn().with_context(|| {
+            format!(
+                "cannot start {}: ./bootstrap installs QEMU",
+                command.get_program().display()
+            )
+        })?;
+        Ok(Self(child))
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        // Both fail only if QEMU has ended already, and then all is well.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// What reaches the watch from QEMU.
+enum Event {
+    Serial(String),
+    Complaint(String),
+}
+
+/// Runs QEMU to its end, or for at most `limit`. Each line of the log goes,
+/// with its symbols, to `log` and to `show`.
+///
+/// # Errors
+/// If QEMU does not start, or the log cannot be written or shown; QEMU does
+/// not outlive that either.
+pub fn run(
+    mut command: Command,
+    limit: Option<Duration>,
+    interrupt: &Interrupt,
+    symbols: &Symbols,
+    log: &mut BootLog,
+    show: &mut dyn FnMut(&str) -> io::Result<()>,
+) -> Result<Outcome> {
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let start = Instant::now();
+    let mut guest = Guest::start(&mut command)?;
+    let (sender, events) = mpsc::channel();
+    if let Some(serial) = guest.0.stdout.take() {
+        read_lines(serial, sender.clone(), Event::Serial);
+    }
+    if let Some(complaints) = guest.0.stderr.take() {
+        read_lines(complaints, sender, Event::Complaint);
+    }
+
+    let mut record = Record::default();
+    let mut killed = None;
+    loop {
+        match events.recv_timeout(TICK) {
+            Ok(Event::Serial(text)) => {
+                let time = start.elapsed();
+                let text = symbols.annotate(&text);
+                record.take(&text, time);
+                for text in text.lines() {
+                    log.write(text)?;
+                    show(text)?;
+                }
+            }
+            Ok(Event::Complaint(text)) => {
+                show(&format!("qemu: {text}"))?;
+                record.complaints.push(text);
+            }
+            Err(RecvTimeoutError::Timeout) if killed.is_some() => break,
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => break,
+        }
+        if killed.is_none() {
+            killed = match limit {
+                _ if interrupt.came() => Some(Ending::Interrupted),
+                Some(limit) if start.elapsed() >= limit => Some(Ending::TimedOut(limit)),
+                _ => None,
+            };
+            if killed.is_some() {
+                // The loop goes on for the last words on their way.
+                guest.0.kill().context("cannot end QEMU")?;
+            }
+        }
+    }
+    let ending = match killed {
+        Some(ending) => ending,
+        None => Ending::Exited(guest.0.wait().context("cannot wait for QEMU")?),
+    };
+    Ok(Outcome {
+        ending,
+        record,
+        elapsed: start.elapsed(),
+    })
+}
+
+/// Sends each line of a pipe, until it closes.
+fn read_lines(pipe: impl Read + Send + 'static, to: Sender<Event>, event: fn(String) -> Event) {
+    thread::spawn(move || {
+        let mut pipe = BufReader::new(pipe);
+        let mut raw = Vec::new();
+        while pipe
+            .read_until(b'\n', &mut raw)
+            .is_ok_and(|length| length > 0)
+        {
+            if to.send(event(line::plain(&raw))).is_err() {
+                break;
+            }
+            raw.clear();
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    /// A shell script in QEMU's place.
+    fn fake(script: &str, limit: Duration, interrupt: &Interrupt) -> (Outcome, String) {
+        let folder = tempfile::tempdir().unwrap();
+        let mut log = BootLog::create(folder.path()).unwrap();
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        let symbols = Symbols::of(Path::new("/nonexistent"));
+        let mut shown = String::new();
+        let mut show = |text: &str| {
+            shown += &format!("{text}\n");
+            Ok(())
+        };
+        let outcome = run(
+            command,
+            Some(limit),
+            interrupt,
+            &symbols,
+            &mut log,
+            &mut show,
+        )
+        .unwrap();
+        (outcome, shown)
+    }
+
+    fn verdict(script: &str) -> (Verdict, String) {
+        fake(script, Duration::from_secs(20), &Interrupt::default())
+            .0
+            .verdict()
+    }
+
+    const ROLL: &str = "echo '   0.100000   0 INFO  roll     roll: 8 of 8 CPUs online';";
+    const PASS: &str = "echo '   1.000000   0 INFO  verdict  verdict: passed';";
+    const FAIL: &str = "echo '   1.000000   0 ERROR verdict  verdict: failed: 3 live bytes';";
+    const PANIC: &str = "echo '   1.000000   3 ERROR panic    CPU 3 panicked: oh';";
+
+    #[test]
+    fn words_and_status_together_pass() {
+        let script = format!("{ROLL}{PASS} exit 33");
+        let (outcome, shown) = fake(&script, Duration::from_secs(20), &Interrupt::default());
+        assert_eq!(outcome.verdict(), (Verdict::Passed, String::new()));
+        assert_eq!(outcome.status(), Some(33));
+        let (roll, time) = outcome.roll().unwrap();
+        assert_eq!(roll, "8 of 8 CPUs online");
+        assert!(time <= outcome.elapsed);
+        assert_eq!(shown.lines().count(), 2);
+    }
+
+    #[test]
+    fn a_status_without_the_words_fails() {
+        assert_eq!(verdict("exit 33").0, Verdict::Failed);
+        assert_eq!(verdict(&format!("{FAIL} exit 33")).0, Verdict::Failed);
+        assert_eq!(verdict(&format!("{PASS} exit 35")).0, Verdict::Failed);
+    }
+
+    #[test]
+    fn each_status_has_its_meaning_and_reason() {
+        let reason = |script: &str| verdict(script);
+        assert_eq!(
+            reason(&format!("{FAIL} exit 35")),
+            (Verdict::Failed, "3 live bytes".into())
+        );
+        let refused = "echo '   0.000001   0 ERROR boot     no HHDM'; exit 37";
+        assert_eq!(reason(refused), (Verdict::Refused, "no HHDM".into()));
+        let panicked = format!("{PANIC} exit 39");
+        assert_eq!(
+            reason(&panicked),
+            (Verdict::Panicked, "CPU 3 panicked: oh".into())
+        );
+        assert_eq!(reason(&format!("{PASS} exit 0")).0, Verdict::Reset);
+        let (verdict, why) = reason("echo 'no such machine' >&2; exit 1");
+        assert_eq!(verdict, Verdict::Broken);
+        assert!(
+            why.contains("status 1") && why.contains("no such machine"),
+            "{why}"
+        );
+        assert_eq!(
+            reason("kill -9 $$"),
+            (Verdict::Broken, "ended by signal 9".into())
+        );
+    }
+
+    #[test]
+    fn a_hang_is_ended_with_the_last_line_of_each_cpu() {
+        let script = "echo '   0.1 0 INFO  a        one'; echo '   0.2 1 INFO  a        two';
+            echo '   0.3 0 INFO  a        three'; exec sleep 1000";
+        let (outcome, _) = fake(script, Duration::from_millis(300), &Interrupt::default());
+        assert_eq!(
+            outcome.verdict(),
+            (Verdict::Hung, "no end within 0.3 s".into())
+        );
+        assert_eq!(outcome.status(), None);
+        assert!(outcome.elapsed < Duration::from_secs(10));
+        let last: Vec<_> = outcome.last_lines().collect();
+        assert!(
+            last[0].ends_with("three") && last[1].ends_with("two"),
+            "{last:?}"
+        );
+    }
+
+    #[test]
+    fn a_chatty_guest_that_never_ends_is_ended_too() {
+        let script = "exec yes '   0.1 0 INFO  a        again'";
+        let (outcome, _) = fake(script, Duration::from_millis(300), &Interrupt::default());
+        assert_eq!(outcome.verdict().0, Verdict::Hung);
+        assert_eq!(outcome.tail().count(), TAIL);
+    }
+
+    #[test]
+    fn an_interrupt_ends_the_guest() {
+        let interrupt = Interrupt::default();
+        interrupt.0.store(true, Ordering::Relaxed);
+        let (outcome, _) = fake("exec sleep 1000", Duration::from_secs(100), &interrupt);
+        assert_eq!(outcome.verdict().0, Verdict::Interrupted);
+    }
+
+    #[test]
+    fn a_line_without_its_end_is_kept() {
+        let (outcome, shown) = fake(
+            "printf 'half a line'; exit 39",
+            Duration::from_secs(20),
+            &Interrupt::default(),
+        );
+        assert_eq!(shown, "half a line\n");
+        assert_eq!(outcome.verdict().0, Verdict::Panicked);
+    }
+
+    #[test]
+    fn a_missing_program_says_how_to_get_it() {
+        let error = Guest::start(&mut Command::new("/nonexistent/qemu"))
+            .err()
+            .unwrap();
+        assert!(error.to_string().contains("./bootstrap"));
+    }
+}

@@ -1,0 +1,250 @@
+//! `test`: boots every case, and compares its end and its words with what is
+//! expected.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use regex_lite::Regex;
+
+use crate::arguments;
+use crate::cases::{CASES, Case};
+use crate::images::{self, Images};
+use crate::limine::NotInstalled;
+use crate::run;
+use crate::screen::Screen;
+use crate::session::{Interrupt, Verdict};
+use crate::workspace::{self, shown};
+
+/// A machine of the tests has more CPUs than most hosts. Two at a time is what
+/// hosts bear whose own CPUs are more than two.
+const SIDE_BY_SIDE: usize = 2;
+
+/// What came of a case.
+enum Report {
+    Ok(Duration),
+    Skipped(String),
+    Failed {
+        why: String,
+        log: PathBuf,
+        tail: Vec<String>,
+    },
+}
+
+/// Runs the cases whose name contains one of `filters`, or all. Success if
+/// there was one and none failed.
+///
+/// # Errors
+/// If the images do not build, or nobody reads the output.
+pub fn command(filters: &[String], interrupt: &Interrupt) -> Result<ExitCode> {
+    let chosen: Vec<&Case> = CASES
+        .iter()
+        .filter(|case| {
+            filters.is_empty() || filters.iter().any(|filter| case.name.contains(filter))
+        })
+        .collect();
+    if chosen.is_empty() {
+        println!("no test has such a name; there are:");
+        for case in CASES {
+            println!("  {}", case.name);
+        }
+    }
+    let images = images::build()?;
+    let workers = match thread::available_parallelism() {
+        Ok(cpus) if cpus.get() > SIDE_BY_SIDE => SIDE_BY_SIDE,
+        _ => 1,
+    };
+    let next = AtomicUsize::new(0);
+    let counts = Mutex::new(Counts::default());
+    let screen = Screen::new();
+    thread::scope(|scope| {
+        let work = || -> Result<()> {
+            while let Some(case) = chosen.get(next.fetch_add(1, Ordering::Relaxed)) {
+                if interrupt.came() {
+                    break;
+                }
+                let report = examine(case, &images, interrupt);
+                if let Ok(mut counts) = counts.lock() {
+                    counts.add(case, &report, screen)?;
+                }
+            }
+            Ok(())
+        };
+        let workers: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
+        workers
+            .into_iter()
+            .filter_map(|worker| worker.join().ok())
+            .collect::<Result<()>>()
+    })?;
+    let counts = counts.into_inner().unwrap_or_default();
+    println!("\n{}", counts.line());
+    Ok(
+        match counts.failed == 0 && counts.passed > 0 && !interrupt.came() {
+            true => ExitCode::SUCCESS,
+            false => ExitCode::FAILURE,
+        },
+    )
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    passed: usize,
+    failed: usize,
+    skipped: usize,
+}
+
+impl Counts {
+    fn add(&mut self, case: &Case, report: &Report, screen: Screen) -> Result<()> {
+        match report {
+            Report::Ok(time) => {
+                self.passed += 1;
+                println!("ok      {:<28} {:>6.2} s", case.name, time.as_secs_f64());
+            }
+            Report::Skipped(why) => {
+                self.skipped += 1;
+                println!("skipped {:<28} {why}", case.name);
+            }
+            Report::Failed { why, log, tail } => {
+                self.failed += 1;
+                screen.news(false, &format!("FAILED  {:<28} {why}", case.name))?;
+                for text in tail {
+                    screen.line(text)?;
+                }
+                let arguments = shlex::try_join(case.arguments.iter().copied())?;
+                println!("        the whole log: {}", shown(log));
+                println!("        once more: just run-smp {arguments}");
+            }
+        }
+        Ok(())
+    }
+
+    /// The closing line.
+    fn line(&self) -> String {
+        let line = format!("{} passed, {} failed", self.passed, self.failed);
+        match self.skipped {
+            0 => line,
+            skipped => format!("{line}, {skipped} skipped"),
+        }
+    }
+}
+
+/// Boots a case and compares.
+fn examine(case: &Case, images: &Images, interrupt: &Interrupt) -> Report {
+    let folder = workspace::target().join("test-log").join(case.name);
+    match attempt(case, images, &folder, interrupt) {
+        Ok(report) => report,
+        Err(error) => match error.downcast_ref::<NotInstalled>() {
+            Some(NotInstalled::Limine(_)) => Report::Skipped("no Limine files (LIMINE_DIR)".into()),
+            Some(NotInstalled::Ovmf) => Report::Skipped("no UEFI firmware (ovmf)".into()),
+            None => Report::Failed {
+                why: format!("{error:#}"),
+                log: folder,
+                tail: Vec::new(),
+            },
+        },
+    }
+}
+
+fn attempt(case: &Case, images: &Images, folder: &Path, interrupt: &Interrupt) -> Result<Report> {
+    let run = arguments::parse(case.arguments)?;
+    let (outcome, _) = run::boot(&run, images, folder, interrupt, &mut |_| Ok(()))?;
+    let log = folder.join("all.log");
+    let text = fs::read_to_string(&log).context("cannot read the log")?;
+    let (verdict, reason) = outcome.verdict();
+    Ok(match mismatch(case, verdict, &reason, &text)? {
+        None => Report::Ok(outcome.elapsed),
+        Some(why) => {
+            let hung = verdict == Verdict::Hung;
+            let last = outcome.last_lines().filter(|_| hung).map(str::to_owned);
+            Report::Failed {
+                why,
+                log,
+                tail: outcome.tail().map(str::to_owned).chain(last).collect(),
+            }
+        }
+    })
+}
+
+/// The first way in which a run was not as expected.
+fn mismatch(case: &Case, verdict: Verdict, reason: &str, log: &str) -> Result<Option<String>> {
+    if verdict != case.ends {
+        return Ok(Some(format!(
+            "{verdict} instead of {}: {reason}",
+            case.ends
+        )));
+    }
+    for pattern in case.says {
+        if !Regex::new(pattern)?.is_match(log) {
+            return Ok(Some(format!("the log does not say {pattern}")));
+        }
+    }
+    for pattern in case.never {
+        if let Some(found) = Regex::new(pattern)?.find(log) {
+            let line = log
+                .get(..found.start())
+                .map_or(0, |before| before.lines().count());
+            return Ok(Some(format!(
+                "the log says {pattern} (line {})",
+                line.max(1)
+            )));
+        }
+    }
+    Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CASE: Case = Case {
+        name: "example",
+        arguments: &["2"],
+        ends: Verdict::Passed,
+        says: &["2 of 2", "verdict: passed$"],
+        never: &["ERROR"],
+    };
+
+    fn compared(verdict: Verdict, log: &str) -> Option<String> {
+        mismatch(&CASE, verdict, "why", log).unwrap()
+    }
+
+    #[test]
+    fn end_and_words_must_both_be_right() {
+        assert_eq!(compared(Verdict::Passed, "2 of 2\nverdict: passed"), None);
+        assert!(
+            compared(Verdict::Hung, "2 of 2\nverdict: passed")
+                .unwrap()
+                .contains("HUNG")
+        );
+        assert!(
+            compared(Verdict::Passed, "verdict: passed")
+                .unwrap()
+                .contains("2 of 2")
+        );
+        let said = compared(Verdict::Passed, "2 of 2\n ERROR\nverdict: passed").unwrap();
+        assert!(said.contains("ERROR (line 2)"), "{said}");
+    }
+
+    #[test]
+    fn the_closing_line_counts() {
+        let counts = Counts {
+            passed: 3,
+            failed: 1,
+            skipped: 0,
+        };
+        assert_eq!(counts.line(), "3 passed, 1 failed");
+        assert_eq!(
+            Counts {
+                skipped: 2,
+                ..counts
+            }
+            .line(),
+            "3 passed, 1 failed, 2 skipped"
+        );
+    }
+}
