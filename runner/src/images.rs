@@ -27,7 +27,7 @@ pub struct Images {
 /// # Errors
 /// If no toolchain serves, or the build fails.
 pub fn build() -> Result<Images> {
-    let folder = workspace::target().join(TARGET).join("release");
+    let folder = workspace::bare_metal().join(TARGET).join("release");
     let images = Images {
         kernel: folder.join("muster"),
         bootable: folder.join("muster-bootable"),

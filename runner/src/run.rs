@@ -32,7 +32,7 @@ pub fn command(run: &Run, interrupt: &Interrupt) -> Result<ExitCode> {
     })?;
 
     let (verdict, reason) = outcome.verdict();
-    if verdict == Verdict::Hung {
+    if verdict == Verdict::Hung && outcome.last_lines().next().is_some() {
         screen.news(false, "muster: QEMU was killed; the last line of each CPU:")?;
         for text in outcome.last_lines() {
             screen.line(text)?;

@@ -81,7 +81,8 @@ impl Toolchain {
     pub fn bare_metal(&self, subcommand: &str) -> Command {
         let mut command = clean(&self.cargo);
         command.current_dir(workspace::root());
-        command.args([subcommand, "--release", "--target", TARGET]);
+        command.args([subcommand, "--release", "--target", TARGET, "--target-dir"]);
+        command.arg(workspace::bare_metal());
         if self.cargo.is_absolute() {
             command.env("RUSTC", &self.rustc);
             // Cargo looks for `cargo-clippy` in PATH, and rustup's would check
@@ -112,8 +113,12 @@ pub fn host_cargo() -> Command {
     command
 }
 
-/// The folder of a compiler's libraries, if the compiler runs.
+/// The folder of a compiler's libraries, if the compiler runs. A
+/// distribution's lie beside it, and it need not be asked.
 fn sysroot(rustc: &Path) -> Option<PathBuf> {
+    if rustc.is_absolute() {
+        return rustc.parent()?.parent().map(Path::to_path_buf);
+    }
     Some(answer(rustc, &["--print", "sysroot"])?.trim_end().into())
 }
 

@@ -13,6 +13,13 @@ pub fn target() -> PathBuf {
     root().join("target")
 }
 
+/// Cargo's folder for the bare-metal images. It is not the host's: Cargo keeps
+/// what it knows of a compiler there, and two compilers in turn would make it
+/// ask again at every start.
+pub fn bare_metal() -> PathBuf {
+    target().join("bare-metal")
+}
+
 /// The logs of the last run.
 pub fn boot_log() -> PathBuf {
     target().join("boot-log")

@@ -1,0 +1,72 @@
+# Muster's recipes. `./bootstrap` installs what they need.
+
+set positional-arguments
+
+runner := "cargo run --quiet --package muster-runner --"
+
+# List the recipes
+[private]
+default:
+    @just --list --unsorted
+
+# Boot the kernel in QEMU: just run-smp [CPUS] [key=value…], 8 CPUs by default
+[group('run')]
+run-smp *ARGS:
+    @{{ runner }} run "$@"
+
+# Show the last run's log of one CPU (just boot-log 3), or all of it
+[group('run')]
+boot-log CPU="all":
+    @{{ runner }} boot-log "$1"
+
+# Boot the kernel under GDB, stopped before its first instruction
+[group('run')]
+debug *ARGS:
+    @{{ runner }} debug "$@"
+
+# List every argument of run-smp and debug
+[group('run')]
+arguments:
+    @{{ runner }} help
+
+# Build the kernel and the loader
+[group('build')]
+build:
+    @{{ runner }} build
+
+# Write target/muster.iso for a real machine: just iso [PATH] [key=value…]
+[group('build')]
+iso *ARGS:
+    @{{ runner }} iso "$@"
+
+# Remove everything built
+[group('build')]
+clean:
+    cargo clean
+
+# Everything that CI tests
+[group('test')]
+test: check test-host test-kernel
+
+# Check the formatting, and clippy with warnings denied
+[group('test')]
+check:
+    cargo fmt --all --check
+    {{ runner }} check
+
+# Format the source
+[group('test')]
+fmt:
+    cargo fmt --all
+
+# Test the libraries and the runner on this host, doc tests included
+[group('test')]
+test-host:
+    cargo test --package muster-percpu --package muster-memory --package muster-heap
+    cargo test --package muster-loader --lib
+    cargo test --package muster-runner
+
+# Boot the kernel in every way it must survive: just test-kernel [FILTER…]
+[group('test')]
+test-kernel *FILTER:
+    @{{ runner }} test "$@"
