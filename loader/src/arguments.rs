@@ -73,6 +73,9 @@ pub struct Arguments {
     pub awkward_memory_map: bool,
     /// Move the direct map's base.
     pub random_hhdm: bool,
+    /// Page-table levels to choose before the kernel's own wish, 4 or 5, within the
+    /// limits it sets.
+    pub levels: Option<u64>,
     /// Say on the serial line what is going on.
     pub verbose: bool,
     denied: Vec<Feature, { Feature::NAMES.len() }>,
@@ -104,7 +107,7 @@ impl fmt::Display for ArgumentError<'_> {
         f.write_str(
             "; the loader's words are loader.unstarted=APICID[,..] loader.silent=APICID[,..] \
              loader.deny=FEATURE[,..] loader.revision=N loader.memory-map=awkward \
-             loader.hhdm=random loader.verbose; FEATURE is one of",
+             loader.hhdm=random loader.levels=4|5 loader.verbose; FEATURE is one of",
         )?;
         Feature::NAMES
             .iter()
@@ -151,7 +154,9 @@ impl Arguments {
             "loader.revision" => self.revision = Some(value.parse().map_err(|_| bad_value)?),
             "loader.memory-map" if value == "awkward" => self.awkward_memory_map = true,
             "loader.hhdm" if value == "random" => self.random_hhdm = true,
-            "loader.memory-map" | "loader.hhdm" => return Err(bad_value),
+            "loader.levels" if value == "4" => self.levels = Some(4),
+            "loader.levels" if value == "5" => self.levels = Some(5),
+            "loader.memory-map" | "loader.hhdm" | "loader.levels" => return Err(bad_value),
             "loader.verbose" if word == name => self.verbose = true,
             _ => return Err(ArgumentError::Unknown(word)),
         }
@@ -194,6 +199,9 @@ mod tests {
         assert_eq!(arguments.silent, [3, 4]);
         assert!(arguments.random_hhdm);
         assert!(!arguments.verbose && !arguments.awkward_memory_map);
+        assert_eq!(arguments.levels, None);
+        let arguments = Arguments::parse("loader.levels=5").unwrap();
+        assert_eq!(arguments.levels, Some(5));
     }
 
     #[test]

@@ -199,7 +199,7 @@ fn boot(start_info: StartInfo, line: &str) -> Result<Infallible, Failure<'_>> {
     };
 
     // The machine.
-    let shape = shape(&requests)?;
+    let shape = shape(&requests, arguments.levels)?;
     let hhdm = hhdm(shape, arguments.random_hhdm);
     // SAFETY: nothing has written to the firmware's memory.
     let rsdp = unsafe { firmware::rsdp(start_info.rsdp) };
@@ -409,8 +409,9 @@ fn load_trampoline(page: u64) {
     place.unwrap_or_default().copy_from_slice(code);
 }
 
-/// The paging mode that suits both the kernel's wish and the CPU.
-fn shape(requests: &Requests) -> Result<Shape, Failure<'static>> {
+/// The paging mode that suits the kernel's limits and the CPU: the one chosen for
+/// this boot, as Limine's `paging_mode` option does, or else the kernel's wish.
+fn shape(requests: &Requests, chosen: Option<u64>) -> Result<Shape, Failure<'static>> {
     let cpuid = CpuId::new();
     let has_la57 = cpuid
         .get_extended_feature_info()
@@ -430,6 +431,7 @@ fn shape(requests: &Requests) -> Result<Shape, Failure<'static>> {
     if min > u64::from(has_la57) {
         return Err(Failure::NoFiveLevels);
     }
+    let wish = chosen.map_or(wish, |levels| levels - 4);
     let five = has_la57 && wish.clamp(min, max.max(min)) >= 1;
     Ok(Shape {
         levels: if five { 5 } else { 4 },

@@ -360,6 +360,11 @@ const KEYS: &[Key] = &[
         Form::OneOf(&["random"]),
         "the HHDM at a random base",
     ),
+    loader(
+        "loader.levels",
+        Form::OneOf(&["4", "5"]),
+        "levels of page tables, where the CPU has them",
+    ),
 ];
 
 const fn runner(

@@ -145,12 +145,12 @@ pub const CASES: &[Case] = &[
     ),
     passes(
         "paging-4-level",
-        &["4", "cpu=max,-la57", "seconds=0.5"],
+        &["4", "cpu=max,-la57", "loader.levels=5", "seconds=0.5"],
         &["4-level"],
     ),
     passes(
         "paging-5-level",
-        &["4", "cpu=max,+la57", "seconds=0.5"],
+        &["4", "cpu=max,+la57", "loader.levels=5", "seconds=0.5"],
         &["5-level"],
     ),
     fails(

@@ -1,11 +1,11 @@
 //! One line of the kernel's log, taken apart:
 //!
 //! ```text
-//!    0.123456   3 INFO  smp      CPU 3 is online
+//!   0.123456  3 INFO  roll    CPU 3 is online
 //! ```
 //!
 //! Seconds since the kernel's entry, CPU, level, target and message, as
-//! `{:>11.6} {:>3} {:<5} {:<8} {}` writes them.
+//! `{:>10.6} {:>2} {:<5} {:<7} {}` writes them.
 
 /// How much a line matters; the kernel's `log` levels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,7 +52,7 @@ impl<'a> Line<'a> {
             "TRACE" => Level::Trace,
             _ => return None,
         };
-        let (target, message) = column(rest, 8)?;
+        let (target, message) = column(rest, 7)?;
         Some(Self {
             cpu,
             level,
@@ -70,11 +70,19 @@ fn column(text: &str, width: usize) -> Option<(&str, &str)> {
     Some((word, rest.strip_prefix(' ').unwrap_or(rest)))
 }
 
-/// The return address in a line of a backtrace (`  #2 0xffffffff80012345`).
-pub fn return_address(message: &str) -> Option<u64> {
+/// The address of an instruction that belongs to what a line of a panic is about:
+/// for a return address (`  #2 0xffffffff80012345`) somewhere in the call before
+/// it, for a CPU's place (`CPU 1 stopped at 0xffffffff80012345`) that place.
+pub fn code_address(message: &str) -> Option<u64> {
+    let hexadecimal = |text: &str| u64::from_str_radix(text.trim().strip_prefix("0x")?, 16).ok();
+    if let Some((_, address)) = message.split_once(" stopped at ") {
+        return hexadecimal(address);
+    }
     let (number, address) = message.trim_start().strip_prefix('#')?.split_once(' ')?;
     number.parse::<u32>().ok()?;
-    u64::from_str_radix(address.trim().strip_prefix("0x")?, 16).ok()
+    // What follows a call may already be another line, or another function after one
+    // that never returns.
+    hexadecimal(address)?.checked_sub(1)
 }
 
 /// A line from the serial port without line ending, terminal control sequences
@@ -107,7 +115,7 @@ mod tests {
     #[test]
     fn a_line_is_taken_apart() {
         let text = format!(
-            "{:>11.6} {:>3} {:<5} {:<8} {}",
+            "{:>10.6} {:>2} {:<5} {:<7} {}",
             0.1, 3, "INFO", "smp", "CPU 3 online"
         );
         let line = Line {
@@ -129,12 +137,9 @@ mod tests {
 
     #[test]
     fn an_empty_message_is_a_line() {
+        assert_eq!(Line::parse("  0.000001  0 WARN  log").unwrap().message, "");
         assert_eq!(
-            Line::parse("   0.000001   0 WARN  log").unwrap().message,
-            ""
-        );
-        assert_eq!(
-            Line::parse("   0.000001   0 WARN  log      ")
+            Line::parse("  0.000001  0 WARN  log      ")
                 .unwrap()
                 .message,
             ""
@@ -155,25 +160,31 @@ mod tests {
 
     #[test]
     fn multibyte_text_in_a_column_does_not_panic() {
-        assert!(Line::parse("   0.000001   0 WARN  ééééé hi").is_some());
+        assert!(Line::parse("  0.000001  0 WARN  ééééé hi").is_some());
         assert_eq!(Line::parse("   0.000001   0 ééé hi"), None);
     }
 
     #[test]
-    fn return_addresses_are_found() {
+    fn code_addresses_are_found() {
         assert_eq!(
-            return_address("  #12 0xffffffff80012345"),
+            code_address("  #12 0xffffffff80012345"),
+            Some(0xffff_ffff_8001_2344)
+        );
+        assert_eq!(code_address("#0 0x10"), Some(0xf));
+        assert_eq!(
+            code_address("CPU 12 stopped at 0xffffffff80012345"),
             Some(0xffff_ffff_8001_2345)
         );
-        assert_eq!(return_address("#0 0x10"), Some(0x10));
         for message in [
             "rip 0xffffffff80012345",
             "#x 0x10",
             "#1 10",
             "#1 0xzz",
             "#1",
+            "#1 0x0",
+            "CPU 1 stopped at home",
         ] {
-            assert_eq!(return_address(message), None, "{message}");
+            assert_eq!(code_address(message), None, "{message}");
         }
     }
 

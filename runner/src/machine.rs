@@ -38,6 +38,9 @@ impl Machine {
     }
 }
 
+/// The minimal firmware that QEMU brings with it; microvm has its own build of it.
+const QBOOT: &str = "/usr/share/qemu/qboot.rom";
+
 /// What executes the guest's instructions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Acceleration {
@@ -135,6 +138,11 @@ pub fn command(run: &Run, medium: &Medium, debug_console: &Path) -> Command {
     qemu.arg("-debugcon").arg(prefixed("file:", debug_console));
     match medium {
         Medium::Embedded { loader, kernel } => {
+            // The kernel enters through the firmware's PVH support alone, and SeaBIOS
+            // takes several times as long to get there, more so with many CPUs.
+            if run.machine != Machine::Microvm && Path::new(QBOOT).exists() {
+                qemu.args(["-bios", QBOOT]);
+            }
             qemu.arg("-kernel").arg(loader).arg("-initrd").arg(kernel);
             qemu.arg("-append").arg(run.words.join(" "));
         }

@@ -77,13 +77,13 @@ mod tests {
 
     #[test]
     fn colour_is_by_level_and_only_if_wanted() {
-        let text = "   0.000001   0 ERROR panic    oh";
+        let text = "  0.000001  0 ERROR panic   oh";
         assert_eq!(Screen { colour: false }.painted(text), text);
         let screen = Screen { colour: true };
         assert_eq!(screen.painted(text), format!("{RED}{text}{RESET}"));
-        let info = "   0.000001   0 INFO  smp      hi";
+        let info = "  0.000001  0 INFO  roll    hi";
         assert_eq!(screen.painted(info), info);
-        let passed = "   0.000001   0 INFO  verdict  verdict: passed";
+        let passed = "  0.000001  0 INFO  verdict verdict: passed";
         assert!(screen.painted(passed).starts_with(GREEN));
         assert!(screen.painted("SeaBIOS").starts_with(DIM));
     }

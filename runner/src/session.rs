@@ -417,7 +417,7 @@ mod tests {
             reason(&format!("{FAIL} exit 35")),
             (Verdict::Failed, "3 live bytes".into())
         );
-        let refused = "echo '   0.000001   0 ERROR boot     no HHDM'; exit 37";
+        let refused = "echo '  0.000001  0 ERROR boot    no HHDM'; exit 37";
         assert_eq!(reason(refused), (Verdict::Refused, "no HHDM".into()));
         let panicked = format!("{PANIC} exit 39");
         assert_eq!(

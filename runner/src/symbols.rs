@@ -28,7 +28,7 @@ impl Symbols {
     /// inlined there. Other lines come back as they are.
     pub fn annotate(&self, text: &str) -> String {
         let message = line::Line::parse(text).map(|line| line.message);
-        let Some(address) = message.and_then(line::return_address) else {
+        let Some(address) = message.and_then(line::code_address) else {
             return text.into();
         };
         let places = self.places(address);
@@ -42,17 +42,14 @@ impl Symbols {
         annotated
     }
 
-    /// The functions at a return address, the innermost first.
-    fn places(&self, return_address: u64) -> Vec<String> {
+    /// The functions around an instruction, the innermost first.
+    fn places(&self, address: u64) -> Vec<String> {
         let loader = self.loader.get_or_init(|| Loader::new(&self.elf).ok());
         let Some(loader) = loader else {
             return Vec::new();
         };
-        // The call lies before the address it returns to, which may already be
-        // another line, or another function after one that never returns.
-        let call = return_address.saturating_sub(1);
         let mut places = Vec::new();
-        if let Ok(mut frames) = loader.find_frames(call) {
+        if let Ok(mut frames) = loader.find_frames(address) {
             while let Ok(Some(frame)) = frames.next() {
                 let Some(function) = frame.function else {
                     continue;
@@ -74,7 +71,7 @@ impl Symbols {
             }
         }
         if places.is_empty()
-            && let Some(name) = loader.find_symbol(call)
+            && let Some(name) = loader.find_symbol(address)
         {
             let name = addr2line::demangle_auto(name.into(), None);
             places.push(without_hash(&name).into());
@@ -118,7 +115,7 @@ mod tests {
     #[test]
     fn lines_without_a_return_address_stay() {
         let symbols = Symbols::of(Path::new("/nonexistent"));
-        for text in ["", "hello #1 0x10", "   0.000001   0 INFO  roll     #x"] {
+        for text in ["", "hello #1 0x10", "  0.000001  0 INFO  roll    #x"] {
             assert_eq!(symbols.annotate(text), text);
         }
     }
@@ -126,7 +123,7 @@ mod tests {
     #[test]
     fn without_debug_information_the_address_stays() {
         let symbols = Symbols::of(Path::new("/nonexistent"));
-        let text = "   0.000001   0 ERROR panic      #1 0xffffffff80000010";
+        let text = "  0.000001  0 ERROR panic     #1 0xffffffff80000010";
         assert_eq!(symbols.annotate(text), text);
     }
 
@@ -138,7 +135,7 @@ mod tests {
         let symbols = Symbols::of(&own);
         let wanted = symbols_of_this_module(&own);
         assert!(loader.find_symbol(wanted).is_some());
-        let text = format!("   0.000001   0 ERROR panic      #1 {:#018x}", wanted + 1);
+        let text = format!("  0.000001  0 ERROR panic     #1 {:#018x}", wanted + 1);
         let annotated = symbols.annotate(&text);
         assert!(
             annotated.contains("landmark (runner/src/symbols.rs:"),
