@@ -1,7 +1,7 @@
 //! Orders for all CPUs: one closure, run once on each, the BSP included.
 
 use core::cell::UnsafeCell;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use crossbeam_utils::CachePadded;
 use x86_64::instructions::interrupts;
@@ -39,6 +39,57 @@ pub fn members() -> impl Iterator<Item = (u32, &'static cpu::Shared)> {
 /// How many CPUs are at work.
 pub fn size() -> usize {
     members().count()
+}
+
+/// How long a CPU waits for the others at a start line, in milliseconds: far longer
+/// than any of them is away, even with many virtual CPUs on few cores.
+const LINE_PATIENCE: u64 = 60_000;
+
+/// A line that CPUs wait at until all are there, and then leave together.
+///
+/// # Ordering
+///
+/// Everything a CPU did before it came to the line is visible to all after it.
+pub struct StartLine {
+    cpus: usize,
+    waiting: AtomicUsize,
+    round: AtomicUsize,
+}
+
+impl StartLine {
+    /// A line for `cpus` CPUs.
+    pub const fn new(cpus: usize) -> Self {
+        Self {
+            cpus,
+            waiting: AtomicUsize::new(0),
+            round: AtomicUsize::new(0),
+        }
+    }
+
+    /// Waits until every CPU is at the line.
+    ///
+    /// # Panics
+    ///
+    /// If one of them does not come within a minute.
+    pub fn wait(&self) {
+        let round = self.round.load(Ordering::Acquire);
+        if self.waiting.fetch_add(1, Ordering::AcqRel) + 1 == self.cpus {
+            // Nobody comes again before it has seen the new round.
+            self.waiting.store(0, Ordering::Relaxed);
+            self.round.store(round.wrapping_add(1), Ordering::Release);
+            return;
+        }
+        let deadline = Deadline::after_millis(LINE_PATIENCE);
+        while self.round.load(Ordering::Acquire) == round {
+            assert!(
+                !deadline.passed(),
+                "only {} of {} CPUs came to the line within {LINE_PATIENCE} ms",
+                self.waiting.load(Ordering::Relaxed),
+                self.cpus
+            );
+            core::hint::spin_loop();
+        }
+    }
 }
 
 /// Runs `order` on every CPU at work, side by side, and waits until all are done.

@@ -4,9 +4,8 @@ use alloc::boxed::Box;
 use core::hint::black_box;
 use core::ptr;
 
-use spin::Barrier;
-
-use crate::{crew, image};
+use crate::crew::{self, StartLine};
+use crate::image;
 
 /// How long the others wait for a fault that does not come, in milliseconds.
 const PATIENCE: u64 = 10_000;
@@ -54,7 +53,7 @@ impl Fault {
             _ => size - 1..size,
         };
         log::info!("bringing about {self:?}, as fault= asks");
-        let line = Barrier::new(culprits.len());
+        let line = StartLine::new(culprits.len());
         crew::all(PATIENCE, &|place| {
             if culprits.contains(&place) {
                 line.wait();

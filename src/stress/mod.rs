@@ -18,20 +18,21 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use crossbeam_utils::CachePadded;
-use spin::{Barrier, Mutex};
+use spin::Mutex;
 
 use self::random::Random;
 use crate::arguments::Arguments;
 use crate::audit::Bytes;
 use crate::clock::{self, Deadline};
-use crate::{crew, heap, shared};
+use crate::crew::{self, StartLine};
+use crate::{heap, shared};
 
 /// How long a CPU may take beyond a workload's time before it counts as hung, in
 /// milliseconds: freeing what is left takes a while with many CPUs and few cores.
 const PATIENCE: u64 = 60_000;
 
-/// Operations between two looks at the clock.
-const STRIDE: u64 = 32;
+/// Rounds of a workload's loop between two looks at the clock.
+const STRIDE: u32 = 32;
 
 /// The kinds of stress.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -140,6 +141,7 @@ struct Shift<'a> {
     largest_piece: usize,
     random: Random,
     tally: Tally,
+    rounds: u32,
     until: Deadline,
     meeting: &'a Meeting,
     progress: &'a Progress,
@@ -149,7 +151,8 @@ impl Shift<'_> {
     /// Whether the workload goes on. Looks at the clock only now and then, and on
     /// the BSP shows that the kernel is alive.
     fn goes_on(&mut self) -> bool {
-        if !self.tally.operations.is_multiple_of(STRIDE) {
+        self.rounds = self.rounds.wrapping_add(1);
+        if !self.rounds.is_multiple_of(STRIDE) {
             return true;
         }
         if self.place == 0 {
@@ -192,7 +195,7 @@ impl Shift<'_> {
 
 /// Where the CPUs of a workload wait for one another.
 struct Meeting {
-    line: Barrier,
+    line: StartLine,
     goes_on: AtomicBool,
 }
 
@@ -309,7 +312,7 @@ fn run_one(
     let budget = (available / 2) as usize / cpus;
     let largest_piece = exhaustion::largest_piece(available);
     let meeting = Meeting {
-        line: Barrier::new(cpus),
+        line: StartLine::new(cpus),
         goes_on: AtomicBool::new(true),
     };
     let progress = Progress::new(workload);
@@ -324,6 +327,7 @@ fn run_one(
             largest_piece,
             random: Random::new(seed, workload as u64, place as u64),
             tally: Tally::default(),
+            rounds: 0,
             until: Deadline::after_millis(millis),
             meeting: &meeting,
             progress: &progress,
