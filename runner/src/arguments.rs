@@ -16,8 +16,8 @@ const MOST_CPUS: u32 = 288;
 /// A run without `timeout=` may take this long beyond the stress itself.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How long the kernel's stress takes when no `seconds=` says so, at most.
-const DEFAULT_STRESS: Duration = Duration::from_secs(20);
+/// How long the kernel's stress lasts when no `seconds=` says so.
+const DEFAULT_STRESS: Duration = Duration::from_secs(10);
 
 /// What puts the kernel into memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,9 +141,13 @@ enum Form {
     OneOf(&'static [&'static str]),
     /// One or several of these words, or of numbers if there are none.
     ListOf(&'static [&'static str]),
-    /// A whole number, in decimal or after `0x`.
+    /// A word without a value.
+    Flag,
+    /// `all`, `none`, or one or several of these words.
+    AllNoneOr(&'static [&'static str]),
+    /// A whole number.
     Number,
-    /// Seconds, with decimals if wanted; not 0.
+    /// Seconds, with at most three decimals; not 0.
     Seconds,
     /// A number and a unit.
     Size,
@@ -160,9 +164,17 @@ struct Key {
 }
 
 impl Key {
+    /// Its name as it is written on the command line.
+    fn written(&self) -> String {
+        match self.form {
+            Form::Flag => self.name.into(),
+            _ => format!("{}=", self.name),
+        }
+    }
+
     /// Adds its name and meaning, and below them its form.
     fn explain(&self, text: &mut String) {
-        *text += &format!("  {:<18} {}\n", format!("{}=", self.name), self.meaning);
+        *text += &format!("  {:<18} {}\n", self.written(), self.meaning);
         let mut line = String::new();
         for word in self.form.to_string().split_inclusive([' ', '|']) {
             if FORM_COLUMN + line.len() + word.trim_end().len() > 80 {
@@ -293,24 +305,20 @@ const KEYS: &[Key] = &[
     ),
     kernel(
         "stress",
-        Form::ListOf(&[
-            "all",
-            "none",
-            "churn",
-            "mixed",
-            "handover",
-            "growth",
-            "exhaustion",
-        ]),
+        Form::AllNoneOr(&["churn", "mixed", "handover", "growth", "exhaustion"]),
         "workloads (all)",
     ),
-    kernel("seconds", Form::Seconds, "length of the whole stress"),
-    kernel("seed", Form::Number, "seed of the random numbers"),
+    kernel(
+        "seconds",
+        Form::Seconds,
+        "length of all workloads together (10)",
+    ),
+    kernel("seed", Form::Number, "seed of everything random (1)"),
     kernel("cpus", Form::Number, "use at most so many CPUs"),
     kernel(
         "deadline",
         Form::Number,
-        "milliseconds that a CPU has to report",
+        "milliseconds for all CPUs to report (2000)",
     ),
     kernel(
         "log",
@@ -365,6 +373,11 @@ const KEYS: &[Key] = &[
         Form::OneOf(&["4", "5"]),
         "levels of page tables, where the CPU has them",
     ),
+    loader(
+        "loader.verbose",
+        Form::Flag,
+        "every step of the loader's in the log",
+    ),
 ];
 
 const fn runner(
@@ -405,6 +418,10 @@ impl Form {
             Self::OneOf(words) => words.contains(&value),
             Self::ListOf([]) => value.split(',').all(is_number),
             Self::ListOf(words) => value.split(',').all(|word| words.contains(&word)),
+            Self::AllNoneOr(words) => {
+                ["all", "none"].contains(&value) || Self::ListOf(words).admits(value)
+            }
+            Self::Flag => value.is_empty(),
             Self::Number => is_number(value),
             Self::Seconds => duration(value).is_some_and(|duration| !duration.is_zero()),
             Self::Size => {
@@ -422,8 +439,10 @@ impl fmt::Display for Form {
             Self::OneOf(words) => f.write_str(&words.join("|")),
             Self::ListOf([]) => f.write_str("N[,N…]"),
             Self::ListOf(words) => write!(f, "one or more, by commas, of {}", words.join("|")),
-            Self::Number => f.write_str("a whole number, such as 42 or 0x2a"),
-            Self::Seconds => f.write_str("seconds above 0, such as 30 or 0.5"),
+            Self::AllNoneOr(words) => write!(f, "all|none|{}, several by commas", words.join("|")),
+            Self::Flag => f.write_str("alone, without a value"),
+            Self::Number => f.write_str("a whole number"),
+            Self::Seconds => f.write_str("seconds above 0, such as 30 or 0.125"),
             Self::Size => f.write_str("a size with its unit, such as 64M or 6G"),
             Self::Text(what) => f.write_str(what),
         }
@@ -431,14 +450,18 @@ impl fmt::Display for Form {
 }
 
 fn is_number(text: &str) -> bool {
-    match text.strip_prefix("0x") {
-        Some(digits) => u64::from_str_radix(digits, 16).is_ok(),
-        None => text.parse::<u64>().is_ok(),
-    }
+    is_digits(text) && text.parse::<u64>().is_ok()
 }
 
+fn is_digits(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+/// Seconds as the kernel reads them too.
 fn duration(seconds: &str) -> Option<Duration> {
-    Duration::try_from_secs_f64(seconds.parse().ok()?).ok()
+    let (whole, decimals) = seconds.split_once('.').unwrap_or((seconds, "0"));
+    let formed = is_digits(whole) && is_digits(decimals) && decimals.len() <= 3;
+    Duration::try_from_secs_f64(seconds.parse().ok().filter(|_| formed)?).ok()
 }
 
 /// Every argument, with its form and meaning, in lines of at most 80 columns.
@@ -474,13 +497,17 @@ pub fn parse<A: AsRef<str>>(arguments: &[A]) -> Result<Run, ArgumentError> {
     let mut stress = DEFAULT_STRESS;
     for argument in arguments {
         let argument = argument.as_ref();
-        let Some((name, value)) = argument.split_once('=') else {
+        if argument.starts_with(|first: char| first.is_ascii_digit()) {
             take_cpus(&mut run, argument)?;
             note(&mut seen, "CPUS")?;
             continue;
-        };
+        }
+        let (name, value) = argument.split_once('=').unwrap_or((argument, ""));
         let Some(key) = KEYS.iter().find(|key| key.name == name) else {
-            return Err(ArgumentError::UnknownKey(argument.into()));
+            return Err(match argument.contains('=') {
+                true => ArgumentError::UnknownKey(argument.into()),
+                false => ArgumentError::NotUnderstood(argument.into()),
+            });
         };
         note(&mut seen, key.name)?;
         let bad = || ArgumentError::BadValue {
@@ -517,7 +544,7 @@ pub fn parse<A: AsRef<str>>(arguments: &[A]) -> Result<Run, ArgumentError> {
 }
 
 fn take_cpus(run: &mut Run, argument: &str) -> Result<(), ArgumentError> {
-    if argument.is_empty() || !argument.bytes().all(|byte| byte.is_ascii_digit()) {
+    if !is_digits(argument) {
         return Err(ArgumentError::NotUnderstood(argument.into()));
     }
     match argument.parse() {
@@ -542,7 +569,7 @@ mod tests {
     #[test]
     fn nothing_given_is_the_default() {
         assert_eq!(parse::<&str>(&[]), Ok(Run::default()));
-        assert_eq!(Run::default().time_limit, Duration::from_secs(80));
+        assert_eq!(Run::default().time_limit, Duration::from_secs(70));
     }
 
     #[test]
@@ -583,10 +610,11 @@ mod tests {
     fn kernel_and_loader_words_are_passed_on_in_order() {
         let words = [
             "loader.deny=hhdm,mp",
-            "seed=0x2a",
+            "seed=42",
             "loader.silent=3,5",
             "stress=churn,exhaustion",
             "loader.memory-map=awkward",
+            "loader.verbose",
         ];
         assert_eq!(parse(&words).unwrap().words, words);
     }
@@ -626,7 +654,12 @@ mod tests {
             "stress=",
             "fault=panic",
             "log=verbose",
-            "seed=0xg",
+            "seed=0x2a",
+            "seconds=1e3",
+            "seconds=0.0001",
+            "seconds=.5",
+            "stress=all,churn",
+            "loader.verbose=1",
             "loader.deny=hhdm,everything",
             "loader.silent=a",
             "loader.hhdm=0",
@@ -655,7 +688,11 @@ mod tests {
     fn the_help_lists_every_key_in_80_columns() {
         let help = help();
         for key in KEYS {
-            assert!(help.contains(&format!("  {}=", key.name)), "{}", key.name);
+            assert!(
+                help.contains(&format!("  {} ", key.written())),
+                "{}",
+                key.name
+            );
         }
         for line in help.lines() {
             assert!(line.chars().count() <= 80, "{line}");

@@ -1,11 +1,11 @@
 //! One line of the kernel's log, taken apart:
 //!
 //! ```text
-//!   0.123456  3 INFO  roll    CPU 3 is online
+//!   0.123456  3 INFO  smp     CPU 3 is online
 //! ```
 //!
-//! Seconds since the kernel's entry, CPU, level, target and message, as
-//! `{:>10.6} {:>2} {:<5} {:<7} {}` writes them.
+//! Seconds since the kernel's entry, CPU, level, target and message, in columns
+//! that grow where they must.
 
 /// How much a line matters; the kernel's `log` levels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,7 +31,7 @@ pub struct Line<'a> {
     pub level: Level,
     /// The part of the kernel that speaks.
     pub target: &'a str,
-    /// What it says; leading spaces belong to it.
+    /// What it says, without the spaces that indent it.
     pub message: &'a str,
 }
 
@@ -39,11 +39,11 @@ impl<'a> Line<'a> {
     /// Takes a line apart, or gives `None` if it is not one of the kernel's:
     /// firmware and loaders write on the same serial line.
     pub fn parse(text: &'a str) -> Option<Self> {
-        let (seconds, rest) = text.trim_start().split_once(' ')?;
+        let (seconds, rest) = word(text)?;
         seconds.parse::<f64>().ok()?;
-        let (cpu, rest) = rest.trim_start().split_once(' ')?;
+        let (cpu, rest) = word(rest)?;
         let cpu = cpu.parse().ok()?;
-        let (level, rest) = column(rest, 5)?;
+        let (level, rest) = word(rest)?;
         let level = match level {
             "ERROR" => Level::Error,
             "WARN" => Level::Warn,
@@ -52,7 +52,8 @@ impl<'a> Line<'a> {
             "TRACE" => Level::Trace,
             _ => return None,
         };
-        let (target, message) = column(rest, 7)?;
+        let (target, rest) = word(rest)?;
+        let message = rest.trim();
         Some(Self {
             cpu,
             level,
@@ -62,27 +63,38 @@ impl<'a> Line<'a> {
     }
 }
 
-/// Splits off a left-aligned column of at least `width` characters and the one
-/// space after it. The last column of an empty message may have been trimmed.
-fn column(text: &str, width: usize) -> Option<(&str, &str)> {
-    let word = text.split(' ').next().filter(|word| !word.is_empty())?;
-    let rest = text.get(word.len().max(width)..).unwrap_or("");
-    Some((word, rest.strip_prefix(' ').unwrap_or(rest)))
+/// Splits off the first word.
+fn word(text: &str) -> Option<(&str, &str)> {
+    let text = text.trim_start();
+    let end = text.find(' ').unwrap_or(text.len());
+    let (word, rest) = text.split_at_checked(end)?;
+    (!word.is_empty()).then_some((word, rest))
 }
 
-/// The address of an instruction that belongs to what a line of a panic is about:
-/// for a return address (`  #2 0xffffffff80012345`) somewhere in the call before
-/// it, for a CPU's place (`CPU 1 stopped at 0xffffffff80012345`) that place.
-pub fn code_address(message: &str) -> Option<u64> {
-    let hexadecimal = |text: &str| u64::from_str_radix(text.trim().strip_prefix("0x")?, 16).ok();
-    if let Some((_, address)) = message.split_once(" stopped at ") {
-        return hexadecimal(address);
+/// An address in the kernel's code that a line is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CodeAddress {
+    /// Where a call returns to: an entry of a backtrace, `#2 0xffffffff80012345`.
+    Return(u64),
+    /// The instruction itself: `CPU 1 stopped at 0xffffffff80012345`.
+    Instruction(u64),
+}
+
+/// The code address at the end of a message.
+pub fn code_address(message: &str) -> Option<CodeAddress> {
+    let (before, address) = message.rsplit_once(" 0x")?;
+    let address = u64::from_str_radix(address, 16).ok()?;
+    if before.ends_with("stopped at") {
+        return Some(CodeAddress::Instruction(address));
     }
-    let (number, address) = message.trim_start().strip_prefix('#')?.split_once(' ')?;
-    number.parse::<u32>().ok()?;
-    // What follows a call may already be another line, or another function after one
-    // that never returns.
-    hexadecimal(address)?.checked_sub(1)
+    before.strip_prefix('#')?.parse::<u32>().ok()?;
+    Some(CodeAddress::Return(address))
+}
+
+/// The instruction pointer in an exception's registers, `rip ffffffff80012345`.
+pub fn instruction_pointer(message: &str) -> Option<u64> {
+    let value = message.strip_prefix("rip ")?.split(' ').next()?;
+    u64::from_str_radix(value, 16).ok()
 }
 
 /// A line from the serial port without line ending, terminal control sequences
@@ -115,7 +127,7 @@ mod tests {
     #[test]
     fn a_line_is_taken_apart() {
         let text = format!(
-            "{:>10.6} {:>2} {:<5} {:<7} {}",
+            "{:>11.6} {:>3} {:<5} {:<8} {}",
             0.1, 3, "INFO", "smp", "CPU 3 online"
         );
         let line = Line {
@@ -128,18 +140,21 @@ mod tests {
     }
 
     #[test]
-    fn long_columns_and_leading_spaces_survive() {
+    fn columns_may_grow_and_messages_may_be_indented() {
         let text = "1234567.123456 255 ERROR allocator   #0 0xffffffff80000000";
         let line = Line::parse(text).unwrap();
         assert_eq!((line.cpu, line.target), (255, "allocator"));
-        assert_eq!(line.message, "  #0 0xffffffff80000000");
+        assert_eq!(line.message, "#0 0xffffffff80000000");
     }
 
     #[test]
     fn an_empty_message_is_a_line() {
-        assert_eq!(Line::parse("  0.000001  0 WARN  log").unwrap().message, "");
         assert_eq!(
-            Line::parse("  0.000001  0 WARN  log      ")
+            Line::parse("   0.000001   0 WARN  log").unwrap().message,
+            ""
+        );
+        assert_eq!(
+            Line::parse("   0.000001   0 WARN  log      ")
                 .unwrap()
                 .message,
             ""
@@ -156,36 +171,33 @@ mod tests {
         ] {
             assert_eq!(Line::parse(text), None, "{text}");
         }
-    }
-
-    #[test]
-    fn multibyte_text_in_a_column_does_not_panic() {
-        assert!(Line::parse("  0.000001  0 WARN  ééééé hi").is_some());
-        assert_eq!(Line::parse("   0.000001   0 ééé hi"), None);
+        assert_eq!(Line::parse("0.1 3 éééé"), None);
     }
 
     #[test]
     fn code_addresses_are_found() {
+        let address = 0xffff_ffff_8001_2345;
+        let found = |message| code_address(message);
         assert_eq!(
-            code_address("  #12 0xffffffff80012345"),
-            Some(0xffff_ffff_8001_2344)
+            found("#12 0xffffffff80012345"),
+            Some(CodeAddress::Return(address))
         );
-        assert_eq!(code_address("#0 0x10"), Some(0xf));
-        assert_eq!(
-            code_address("CPU 12 stopped at 0xffffffff80012345"),
-            Some(0xffff_ffff_8001_2345)
-        );
+        assert_eq!(found("#0 0x10"), Some(CodeAddress::Return(0x10)));
+        let stopped = "CPU 1 stopped at 0xffffffff80012345";
+        assert_eq!(found(stopped), Some(CodeAddress::Instruction(address)));
         for message in [
-            "rip 0xffffffff80012345",
+            "HHDM at 0xffff800000000000",
             "#x 0x10",
             "#1 10",
             "#1 0xzz",
             "#1",
-            "#1 0x0",
-            "CPU 1 stopped at home",
+            "#1 0x",
         ] {
-            assert_eq!(code_address(message), None, "{message}");
+            assert_eq!(found(message), None, "{message}");
         }
+        let registers = "rip ffffffff80012345  flags 0000000000000082";
+        assert_eq!(instruction_pointer(registers), Some(address));
+        assert_eq!(instruction_pointer("rsp ffffffff80012345"), None);
     }
 
     #[test]

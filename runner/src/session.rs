@@ -130,6 +130,8 @@ impl Record {
         if let Some(roll) = line.message.strip_prefix("roll: ")
             && self.roll.is_none()
         {
+            // What follows a comma is the kernel's own measure.
+            let roll = roll.split(',').next().unwrap_or(roll);
             self.roll = Some((roll.into(), since_start));
         }
     }
@@ -148,6 +150,7 @@ impl Outcome {
     /// What became of the kernel, and why, in words.
     pub fn verdict(&self) -> (Verdict, String) {
         let said = self.record.verdict.as_deref();
+        let why = || said.map(|said| said.strip_prefix("failed: ").unwrap_or(said).to_owned());
         let error = || self.record.first_error.clone();
         match self.ending {
             Ending::Interrupted => (Verdict::Interrupted, "by a signal".into()),
@@ -165,22 +168,18 @@ impl Outcome {
                     Verdict::Failed,
                     "QEMU's status says passed, but the log has no verdict".into(),
                 ),
-                (Some(FAILED), Some(said)) => (
-                    Verdict::Failed,
-                    said.strip_prefix("failed: ").unwrap_or(said).into(),
-                ),
-                (Some(FAILED), None) => (
-                    Verdict::Failed,
-                    error().unwrap_or_else(|| "the log has no verdict".into()),
-                ),
-                (Some(REFUSED), _) => (
-                    Verdict::Refused,
-                    error().unwrap_or_else(|| "the log has no reason".into()),
-                ),
-                (Some(PANICKED), _) => (
-                    Verdict::Panicked,
-                    error().unwrap_or_else(|| "the log has no report".into()),
-                ),
+                (Some(code @ (FAILED | REFUSED | PANICKED)), _) => {
+                    let verdict = match code {
+                        FAILED => Verdict::Failed,
+                        REFUSED => Verdict::Refused,
+                        _ => Verdict::Panicked,
+                    };
+                    let reason = why().or_else(error);
+                    (
+                        verdict,
+                        reason.unwrap_or_else(|| "the log does not say why".into()),
+                    )
+                }
                 (Some(0), _) => (
                     Verdict::Reset,
                     "the machine reset or switched itself off (a triple fault?)".into(),
@@ -386,7 +385,8 @@ mod tests {
             .verdict()
     }
 
-    const ROLL: &str = "echo '   0.100000   0 INFO  roll     roll: 8 of 8 CPUs online';";
+    const ROLL: &str =
+        "echo '   0.100000   0 INFO  roll     roll: 8 of 8 CPUs online, 9 us after the release';";
     const PASS: &str = "echo '   1.000000   0 INFO  verdict  verdict: passed';";
     const FAIL: &str = "echo '   1.000000   0 ERROR verdict  verdict: failed: 3 live bytes';";
     const PANIC: &str = "echo '   1.000000   3 ERROR panic    CPU 3 panicked: oh';";

@@ -1,17 +1,20 @@
 //! Function names and source lines for the kernel's return addresses.
 
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell};
 use std::path::{Path, PathBuf};
 
 use addr2line::Loader;
 
-use crate::line;
+use crate::line::{self, CodeAddress, Line};
 use crate::workspace;
 
 /// The kernel's debug information, read when the first address needs it.
 pub struct Symbols {
     elf: PathBuf,
     loader: OnceCell<Option<Loader>>,
+    /// Where the last reported exception happened: its backtrace begins there,
+    /// and that is no return address.
+    exception: Cell<Option<u64>>,
 }
 
 impl Symbols {
@@ -20,18 +23,29 @@ impl Symbols {
         Self {
             elf: elf.into(),
             loader: OnceCell::new(),
+            exception: Cell::new(None),
         }
     }
 
-    /// A line of the log with ` in function (file:line)` after a backtrace's
-    /// return address, and one more line for each function that had been
+    /// A line of the log with ` in function (file:line)` after an address in
+    /// the kernel's code, and one more line for each function that had been
     /// inlined there. Other lines come back as they are.
     pub fn annotate(&self, text: &str) -> String {
-        let message = line::Line::parse(text).map(|line| line.message);
-        let Some(address) = message.and_then(line::code_address) else {
+        let Some(message) = Line::parse(text).map(|line| line.message) else {
             return text.into();
         };
-        let places = self.places(address);
+        if let Some(instruction) = line::instruction_pointer(message) {
+            self.exception.set(Some(instruction));
+        }
+        let instruction = match line::code_address(message) {
+            Some(CodeAddress::Return(address)) if self.exception.get() == Some(address) => address,
+            // The call lies before the address it returns to, which may already
+            // be another line, or another function after one that never returns.
+            Some(CodeAddress::Return(address)) => address.saturating_sub(1),
+            Some(CodeAddress::Instruction(address)) => address,
+            None => return text.into(),
+        };
+        let places = self.places(instruction);
         let mut annotated = text.trim_end().to_owned();
         for (depth, place) in places.iter().enumerate() {
             if depth > 0 {
@@ -42,14 +56,14 @@ impl Symbols {
         annotated
     }
 
-    /// The functions around an instruction, the innermost first.
-    fn places(&self, address: u64) -> Vec<String> {
+    /// The functions at an instruction, the innermost first.
+    fn places(&self, instruction: u64) -> Vec<String> {
         let loader = self.loader.get_or_init(|| Loader::new(&self.elf).ok());
         let Some(loader) = loader else {
             return Vec::new();
         };
         let mut places = Vec::new();
-        if let Ok(mut frames) = loader.find_frames(address) {
+        if let Ok(mut frames) = loader.find_frames(instruction) {
             while let Ok(Some(frame)) = frames.next() {
                 let Some(function) = frame.function else {
                     continue;
@@ -71,7 +85,7 @@ impl Symbols {
             }
         }
         if places.is_empty()
-            && let Some(name) = loader.find_symbol(address)
+            && let Some(name) = loader.find_symbol(instruction)
         {
             let name = addr2line::demangle_auto(name.into(), None);
             places.push(without_hash(&name).into());
@@ -115,7 +129,7 @@ mod tests {
     #[test]
     fn lines_without_a_return_address_stay() {
         let symbols = Symbols::of(Path::new("/nonexistent"));
-        for text in ["", "hello #1 0x10", "  0.000001  0 INFO  roll    #x"] {
+        for text in ["", "hello #1 0x10", "   0.000001   0 INFO  roll     #x"] {
             assert_eq!(symbols.annotate(text), text);
         }
     }
@@ -123,7 +137,7 @@ mod tests {
     #[test]
     fn without_debug_information_the_address_stays() {
         let symbols = Symbols::of(Path::new("/nonexistent"));
-        let text = "  0.000001  0 ERROR panic     #1 0xffffffff80000010";
+        let text = "   0.000001   0 ERROR panic      #1 0xffffffff80000010";
         assert_eq!(symbols.annotate(text), text);
     }
 
@@ -135,12 +149,21 @@ mod tests {
         let symbols = Symbols::of(&own);
         let wanted = symbols_of_this_module(&own);
         assert!(loader.find_symbol(wanted).is_some());
-        let text = format!("  0.000001  0 ERROR panic     #1 {:#018x}", wanted + 1);
-        let annotated = symbols.annotate(&text);
-        assert!(
-            annotated.contains("landmark (runner/src/symbols.rs:"),
-            "{annotated}"
-        );
+        let landmark = |message: String| {
+            let text = format!("   0.000001   0 ERROR panic    {message}");
+            symbols
+                .annotate(&text)
+                .contains("landmark (runner/src/symbols.rs:")
+        };
+        assert!(landmark(format!("  #1 {:#018x}", wanted + 1)));
+        assert!(landmark(format!("CPU 1 stopped at {wanted:#018x}")));
+        // What happened at the first instruction of a function is not in the
+        // function before it.
+        assert!(!landmark(format!("  #0 {wanted:#018x}")));
+        assert!(!landmark(format!(
+            "rip {wanted:016x}  flags 0000000000000082"
+        )));
+        assert!(landmark(format!("  #0 {wanted:#018x}")));
     }
 
     #[unsafe(no_mangle)]
