@@ -78,7 +78,7 @@ const fn panics(
 }
 
 /// A return address that became a function and a line of the kernel's source.
-const BACKTRACE: &str = r"#0 0x[0-9a-f]{16} in .+ \(.+:\d+\)";
+const BACKTRACE: &str = r"#\d+ 0x[0-9a-f]{16} in .+ \(.+:\d+\)";
 
 /// All of them. The stress is short: what is tested is that each machine comes
 /// up, not how long it lasts.
@@ -100,7 +100,7 @@ pub const CASES: &[Case] = &[
     ),
     passes(
         "cpus-32",
-        &["32", "seconds=1"],
+        &["32", "stress=churn,mixed,handover,growth", "seconds=1"],
         &["roll: 32 of 32 CPUs online"],
     ),
     passes(
@@ -110,12 +110,22 @@ pub const CASES: &[Case] = &[
     ),
     passes(
         "memory-512m",
-        &["4", "mem=512M", "seconds=1"],
+        &[
+            "4",
+            "mem=512M",
+            "stress=churn,mixed,handover,growth",
+            "seconds=1",
+        ],
         &["roll: 4 of 4 CPUs online"],
     ),
     passes(
         "memory-6g",
-        &["4", "mem=6G", "seconds=1"],
+        &[
+            "4",
+            "mem=6G",
+            "stress=churn,mixed,handover,growth",
+            "seconds=1",
+        ],
         &["roll: 4 of 4 CPUs online"],
     ),
     passes(
@@ -135,7 +145,13 @@ pub const CASES: &[Case] = &[
     ),
     passes(
         "cpu-without-1g-pages",
-        &["4", "cpu=max,-pdpe1gb", "mem=2G", "seconds=0.5"],
+        &[
+            "4",
+            "cpu=max,-pdpe1gb",
+            "mem=2G",
+            "stress=churn,mixed,handover,growth",
+            "seconds=0.5",
+        ],
         &["roll: 4 of 4 CPUs online"],
     ),
     passes(

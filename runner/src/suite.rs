@@ -115,7 +115,8 @@ impl Counts {
                 for text in tail {
                     screen.line(text)?;
                 }
-                let arguments = shlex::try_join(case.arguments.iter().copied())?;
+                let arguments: Vec<_> = case.arguments.iter().map(|word| quoted(word)).collect();
+                let arguments = arguments.join(" ");
                 println!("        the whole log: {}", shown(log));
                 println!("        once more: just run-smp {arguments}");
             }
@@ -130,6 +131,14 @@ impl Counts {
             0 => line,
             skipped => format!("{line}, {skipped} skipped"),
         }
+    }
+}
+
+/// A word as a person would type it in a shell.
+fn quoted(word: &str) -> String {
+    match word.contains(char::is_whitespace) {
+        true => format!("'{word}'"),
+        false => word.into(),
     }
 }
 
@@ -228,6 +237,13 @@ mod tests {
         );
         let said = compared(Verdict::Passed, "2 of 2\n ERROR\nverdict: passed").unwrap();
         assert!(said.contains("ERROR (line 2)"), "{said}");
+    }
+
+    #[test]
+    fn cases_can_be_typed_again() {
+        for word in CASES.iter().flat_map(|case| case.arguments) {
+            assert_eq!(shlex::split(&quoted(word)), Some(vec![(*word).into()]));
+        }
     }
 
     #[test]
