@@ -41,10 +41,16 @@ impl Default for Arguments {
 }
 
 /// The words the kernel knows, for people.
-const HELP: &str = "\
-stress=all|none|churn,mixed,handover,growth,exhaustion  seconds=N  seed=N  cpus=N  \
-deadline=MILLISECONDS  log=error|warn|info|debug|trace  \
-fault=panic-bsp|panic-ap|panic-two|stack-overflow|null-read|write-text|execute-heap";
+pub const HELP: [&str; 8] = [
+    "the words are:",
+    "stress=all, none, or some of",
+    "  churn,mixed,handover,growth,exhaustion",
+    "seconds=N, of all workloads together; seed=N",
+    "cpus=N, at most; deadline=MILLISECONDS, for the APs",
+    "log=error, warn, info, debug or trace",
+    "fault=panic-bsp, panic-ap, panic-two, null-read,",
+    "  stack-overflow, write-text or execute-heap",
+];
 
 /// A word that the kernel does not understand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,10 +69,9 @@ pub enum ArgumentError<'a> {
 impl fmt::Display for ArgumentError<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Unknown(word) => write!(f, "unknown word `{word}`")?,
-            Self::Value { key, value } => write!(f, "`{value}` is no value for `{key}`")?,
+            Self::Unknown(word) => write!(f, "unknown word `{word}` on the command line"),
+            Self::Value { key, value } => write!(f, "`{value}` is no value for `{key}`"),
         }
-        write!(f, "; the words are: {HELP}")
     }
 }
 

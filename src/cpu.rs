@@ -1,5 +1,6 @@
 //! What each CPU has of its own, and what of it the others may see.
 
+use core::fmt::{self, Write};
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -94,6 +95,7 @@ impl Shared {
             },
             end: End {
                 begun: AtomicBool::new(false),
+                speaking: AtomicBool::new(false),
                 stopped_at: AtomicU64::new(0),
                 last_words: Mutex::new(None),
             },
@@ -131,15 +133,15 @@ impl Home {
 /// What a CPU leaves behind when another one's fault ends the run.
 pub struct End {
     begun: AtomicBool,
+    speaking: AtomicBool,
     stopped_at: AtomicU64,
     last_words: Mutex<Option<Line>>,
 }
 
 impl End {
-    /// Says that the CPU is at its end by a fault of its own, and whether this is
-    /// the first time it says so.
-    pub fn begin(&self) -> bool {
-        !self.begun.swap(true, Ordering::AcqRel)
+    /// Says that the CPU is at its end by a fault of its own.
+    pub fn begin(&self) {
+        self.begun.store(true, Ordering::Release);
     }
 
     /// Whether the CPU is at its end by a fault of its own, and will stop by itself.
@@ -157,10 +159,14 @@ impl End {
         Some(self.stopped_at.load(Ordering::Acquire)).filter(|&address| address != 0)
     }
 
-    /// Leaves words for the CPU that reports.
-    pub fn leave_words(&self, words: Line) {
-        if let Some(mut slot) = self.last_words.try_lock() {
-            *slot = Some(words);
+    /// Leaves words for the CPU that reports, the first time. A fault while they are
+    /// put down leaves none.
+    pub fn leave_words(&self, words: fmt::Arguments<'_>) {
+        if !self.speaking.swap(true, Ordering::AcqRel)
+            && let Some(mut slot) = self.last_words.try_lock()
+        {
+            // Too long for a line: its beginning will do.
+            let _ = slot.insert(Line::new()).write_fmt(words);
         }
     }
 

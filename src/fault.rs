@@ -4,8 +4,9 @@ use alloc::boxed::Box;
 use core::hint::black_box;
 use core::ptr;
 
+use crate::clock::Deadline;
 use crate::crew::{self, StartLine};
-use crate::image;
+use crate::{cpu, image, stop};
 
 /// How long the others wait for a fault that does not come, in milliseconds.
 const PATIENCE: u64 = 10_000;
@@ -56,7 +57,16 @@ impl Fault {
         let line = StartLine::new(culprits.len());
         crew::all(PATIENCE, &|place| {
             if culprits.contains(&place) {
+                let is_second = culprits.len() == 2 && place == culprits.start;
+                if is_second {
+                    // Or the first one's NMI would stop this CPU before it can panic.
+                    cpu::with(|here| here.shared().end.begin());
+                }
                 line.wait();
+                let deadline = Deadline::after_millis(PATIENCE);
+                while is_second && !stop::is_requested() && !deadline.passed() {
+                    core::hint::spin_loop();
+                }
                 self.strike();
             }
         });

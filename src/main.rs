@@ -89,7 +89,12 @@ extern "C" fn entry() -> ! {
         clock::micros_before_entry() / 1000
     );
     log::info!("TSC at {} MHz, {source}", hz / 1_000_000);
-    let arguments = Arguments::parse(&boot.command_line).unwrap_or_else(|error| refuse(&error));
+    let arguments = Arguments::parse(&boot.command_line).unwrap_or_else(|error| {
+        for line in arguments::HELP {
+            log::error!("{line}");
+        }
+        refuse(&error)
+    });
     journal::set_serial_level(arguments.log);
     boot.tell();
 

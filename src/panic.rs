@@ -1,6 +1,6 @@
 //! The end in words: one CPU reports a panic or an exception, all others stop.
 
-use core::fmt::{self, Write};
+use core::fmt;
 use core::panic::PanicInfo;
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -9,7 +9,6 @@ use x86_64::registers::control::Cr2;
 
 use crate::exceptions::{self, Frame};
 use crate::exit::{self, Outcome};
-use crate::journal::Line;
 use crate::stack::Place;
 use crate::{control, cpu, image, lapic, serial, shared, stop};
 
@@ -78,7 +77,7 @@ pub fn exception(frame: &Frame) -> ! {
 /// and stop; a CPU that faults within its own report stops reporting.
 fn report(what: fmt::Arguments<'_>, say: impl FnOnce(u32)) -> ! {
     // From here on an NMI from the reporter lets this CPU finish what it has to say.
-    let first_fault = cpu::try_with(|here| here.shared().end.begin()).unwrap_or(true);
+    cpu::try_with(|here| here.shared().end.begin());
     let own = u64::from(lapic::own_id());
     match REPORTER.compare_exchange(NOBODY, own, Ordering::AcqRel, Ordering::Acquire) {
         Ok(_) => {}
@@ -87,7 +86,7 @@ fn report(what: fmt::Arguments<'_>, say: impl FnOnce(u32)) -> ! {
             serial::write(b"\na fault within the fault report; stopping here\n");
             exit::quit(Outcome::Fault);
         }
-        Err(_) => give_way(what, first_fault),
+        Err(_) => give_way(what),
     }
     stop::others();
     if serial::seize() {
@@ -109,14 +108,8 @@ fn report(what: fmt::Arguments<'_>, say: impl FnOnce(u32)) -> ! {
 }
 
 /// A second CPU with a fault of its own: leaves word of it for the reporter.
-fn give_way(what: fmt::Arguments<'_>, first_fault: bool) -> ! {
-    // A fault within this very function stops without another word.
-    if first_fault {
-        let mut words = Line::new();
-        // Too long for a line: its beginning will do.
-        let _ = write!(words, "{what}");
-        cpu::try_with(|here| here.shared().end.leave_words(words));
-    }
+fn give_way(what: fmt::Arguments<'_>) -> ! {
+    cpu::try_with(|here| here.shared().end.leave_words(what));
     stop::stop_here(give_way as *const () as u64)
 }
 

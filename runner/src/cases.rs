@@ -278,7 +278,7 @@ pub const CASES: &[Case] = &[
     panics(
         "panic-two",
         &["4", "fault=panic-two"],
-        &[r"CPU \d panicked", r"CPU \d too: panic", BACKTRACE],
+        &[r"CPU 3 panicked", r"CPU 2 too: panic", BACKTRACE],
     ),
     panics(
         "stack-overflow",

@@ -61,7 +61,7 @@ fn dashed(reason: &str) -> String {
 /// Times, status and logs, in a line or two.
 fn summary(outcome: &Outcome, folder: &Path, cpus: &[u32]) -> String {
     let roll = match outcome.roll() {
-        Some((roll, time)) => format!("{roll} {:.2} s after QEMU's start", time.as_secs_f64()),
+        Some((_, time)) => format!("roll call {:.2} s after QEMU's start", time.as_secs_f64()),
         None => "no roll call".into(),
     };
     let status = outcome
