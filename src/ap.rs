@@ -68,6 +68,6 @@ extern "C" fn run() -> ! {
         log::warn!("CPU {index} came after the roll call's deadline and stays out");
         exit::halt();
     }
-    log::debug!("CPU {index} is at work");
+    cpu::with(|here| here.shared().report.tell(index, &here.shared().home));
     crew::serve(index)
 }

@@ -30,7 +30,7 @@ impl Default for Arguments {
     fn default() -> Self {
         Self {
             stress: Workloads::all(),
-            stress_millis: 10_000,
+            stress_millis: 8_000,
             seed: 1,
             cpus: usize::MAX,
             deadline_millis: 2_000,

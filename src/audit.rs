@@ -54,8 +54,17 @@ impl Reading {
                 "{accounted} bytes have an owner, but the machine has {machine}"
             ));
         }
+        let mapped = shared::get()
+            .mapped_heap_bytes()
+            .map_err(|error| format!("{error}"))?;
+        if mapped != totals[Owner::Heap] {
+            return Err(format!(
+                "the heap owns {} bytes of frames, but {mapped} bytes are mapped in its window",
+                totals[Owner::Heap]
+            ));
+        }
         log::info!(
-            "audit: clean; every frame of {} has its owner",
+            "audit: clean, each byte of {} has one owner",
             Bytes(machine)
         );
         Ok(())

@@ -139,6 +139,7 @@ extern "C" fn muster() -> ! {
         report.reach(Phase::Descriptors);
         report.join();
         report.reach(Phase::Online);
+        report.tell(here.index(), &here.shared().home);
     });
 
     let roll = RollCall::hold(boot, arguments, blocks);

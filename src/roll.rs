@@ -11,7 +11,7 @@ use heapless::String;
 use crate::arguments::Arguments;
 use crate::boot::Boot;
 use crate::clock::{self, Deadline};
-use crate::cpu::{self, Block, Shared};
+use crate::cpu::{self, Block, Home, Shared};
 use crate::stack::Slot;
 use crate::{ap, crew, madt};
 
@@ -141,6 +141,21 @@ impl Report {
     /// When `phase` was reached, as a stamp of the TSC.
     pub fn stamp(&self, phase: Phase) -> Option<u64> {
         Some(self.stamps[phase as usize].load(Ordering::Relaxed)).filter(|&stamp| stamp != 0)
+    }
+
+    /// Writes the CPU's own story to its journal, once it is there to be told.
+    pub fn tell(&self, index: u32, home: &Home) {
+        for phase in Phase::ALL {
+            if let Some(stamp) = self.stamp(phase) {
+                let micros = clock::micros_since_entry(stamp);
+                let (seconds, micros) = (micros / 1_000_000, micros % 1_000_000);
+                log::debug!("{} at {seconds}.{micros:06}", phase.name());
+            }
+        }
+        for stack in Slot::of(index).stacks() {
+            log::debug!("{}: {:#x} to {:#x}", stack.name, stack.bottom, stack.top);
+        }
+        log::debug!("block at {:#x}, tables at {:#x}", home.block(), home.cr3());
     }
 
     /// The CPU's last step: asks to be part of the crew. `false` if the roll

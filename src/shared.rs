@@ -338,6 +338,21 @@ impl Shared {
         }
     }
 
+    /// Bytes mapped in the heap's window, by a walk of the tables.
+    ///
+    /// # Errors
+    ///
+    /// If the tables can't be walked to their end.
+    pub fn mapped_heap_bytes(&self) -> Result<u64, Mismatch> {
+        let mut bytes = 0;
+        self.growing.lock().tables.walk(&mut |leaf| {
+            if HEAP.contains(leaf.virt) {
+                bytes += leaf.size.bytes();
+            }
+        })?;
+        Ok(bytes)
+    }
+
     /// What the CPUs are expected to be able to do: what the BSP can.
     pub fn features(&self) -> Features {
         self.features

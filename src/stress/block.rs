@@ -50,6 +50,12 @@ impl Block {
         self.layout.size()
     }
 
+    /// Its first address, and the first after it.
+    pub fn bounds(&self) -> (usize, usize) {
+        let start = self.start.as_ptr().addr();
+        (start, start + self.size())
+    }
+
     /// Checks the block and gives it back.
     pub fn free(self, shift: &mut Shift<'_>) {
         self.check(&mut shift.tally, self.size());

@@ -2,6 +2,10 @@
 
 use alloc::vec::Vec;
 
+use nodit::interval::ie;
+use nodit::{Interval, NoditSet};
+use spin::Mutex;
+
 use super::Shift;
 use super::block::Block;
 
@@ -13,7 +17,7 @@ const LOW: u32 = 4;
 const HIGH: u32 = 16;
 
 /// Runs the workload on this CPU.
-pub fn run(shift: &mut Shift<'_>) {
+pub fn run(shift: &mut Shift<'_>, ledger: &Ledger) {
     let mut slots: Vec<Option<Block>> = (0..SLOTS).map(|_| None).collect();
     let mut held = 0;
     while shift.goes_on() {
@@ -36,7 +40,31 @@ pub fn run(shift: &mut Shift<'_>) {
             block.free(shift);
         }
     }
+    // While all CPUs hold what they hold: no two blocks may share a byte.
+    for block in slots.iter().flatten() {
+        ledger.enter(shift, block);
+    }
+    shift.meet();
     for block in slots.into_iter().flatten() {
         block.free(shift);
+    }
+}
+
+/// Every block that is alive on any CPU, by its addresses.
+pub struct Ledger(Mutex<NoditSet<usize, Interval<usize>>>);
+
+impl Ledger {
+    /// A ledger of nothing.
+    pub fn new() -> Self {
+        Self(Mutex::new(NoditSet::new()))
+    }
+
+    /// Enters a block, or counts it as corrupt if another one lies there already.
+    fn enter(&self, shift: &mut Shift<'_>, block: &Block) {
+        let (start, end) = block.bounds();
+        if self.0.lock().insert_strict(ie(start, end)).is_err() {
+            shift.tally.corrupt += 1;
+            log::error!("the block from {start:#x} to {end:#x} overlaps another CPU's");
+        }
     }
 }

@@ -121,6 +121,19 @@ pub struct Tally {
 }
 
 impl Tally {
+    /// Writes what this CPU did to its journal.
+    fn tell(&self, workload: Workload) {
+        log::debug!(
+            "{}: {} operations, {}, {} refused, {} corrupt, slowest {} us",
+            workload.name(),
+            self.operations,
+            Bytes(self.bytes),
+            self.refused,
+            self.corrupt,
+            clock::to_micros(self.slowest)
+        );
+    }
+
     fn add(&mut self, other: &Self) {
         self.operations += other.operations;
         self.bytes += other.bytes;
@@ -317,6 +330,7 @@ fn run_one(
     };
     let progress = Progress::new(workload);
     let mailboxes = handover::mailboxes(cpus);
+    let ledger = mixed::Ledger::new();
     let started = clock::ticks();
     crew::all(millis + PATIENCE, &|place| {
         meeting.line.wait();
@@ -334,11 +348,12 @@ fn run_one(
         };
         match workload {
             Workload::Churn => churn::run(&mut shift),
-            Workload::Mixed => mixed::run(&mut shift),
+            Workload::Mixed => mixed::run(&mut shift, &ledger),
             Workload::Handover => handover::run(&mut shift, &mailboxes),
             Workload::Growth => growth::run(&mut shift),
             Workload::Exhaustion => exhaustion::run(&mut shift),
         }
+        shift.tally.tell(workload);
         if let Some(tally) = tallies.get(place) {
             *tally.lock() = shift.tally;
         }
