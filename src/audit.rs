@@ -33,15 +33,14 @@ impl Reading {
         let totals = shared::get().totals();
         let (accounted, machine) = (totals.sum(), shared::get().total_bytes());
         log::info!(
-            "heap: {} B live before, {} after, {} at most",
+            "heap: {} B live before, {} B after",
             self.live_bytes,
-            statistics.live_bytes,
-            Bytes(statistics.peak_live_bytes)
+            statistics.live_bytes
         );
         log::info!(
-            "heap: {} of frames, grown {} times",
-            Bytes(totals[Owner::Heap]),
-            statistics.growths
+            "heap: {} at most, in {} of frames",
+            Bytes(statistics.peak_live_bytes),
+            Bytes(totals[Owner::Heap])
         );
         if (statistics.live_bytes, statistics.live_blocks) != (self.live_bytes, self.live_blocks) {
             return Err(format!(

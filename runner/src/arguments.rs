@@ -17,7 +17,7 @@ const MOST_CPUS: u32 = 288;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How long the kernel's stress lasts when no `seconds=` says so.
-const DEFAULT_STRESS: Duration = Duration::from_secs(10);
+const DEFAULT_STRESS: Duration = Duration::from_secs(8);
 
 /// What puts the kernel into memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -311,7 +311,7 @@ const KEYS: &[Key] = &[
     kernel(
         "seconds",
         Form::Seconds,
-        "length of all workloads together (10)",
+        "length of all workloads together (8)",
     ),
     kernel("seed", Form::Number, "seed of everything random (1)"),
     kernel("cpus", Form::Number, "use at most so many CPUs"),
@@ -569,7 +569,7 @@ mod tests {
     #[test]
     fn nothing_given_is_the_default() {
         assert_eq!(parse::<&str>(&[]), Ok(Run::default()));
-        assert_eq!(Run::default().time_limit, Duration::from_secs(70));
+        assert_eq!(Run::default().time_limit, Duration::from_secs(68));
     }
 
     #[test]

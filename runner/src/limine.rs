@@ -90,7 +90,7 @@ impl fmt::Display for NotInstalled {
                 }
                 f.write_str(
                     "Get them, version 9 or newer, from\n  \
-                     https://github.com/limine-bootloader/limine (the binary release branches), or\n  \
+                     https://limine-bootloader.org (the binary releases), or\n  \
                      your distribution's package `limine` (Arch, Alpine, Nix),\n\
                      and name their folder: LIMINE_DIR=FOLDER just run-smp boot=limine",
                 )
