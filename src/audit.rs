@@ -2,6 +2,7 @@
 
 use alloc::format;
 use alloc::string::String;
+use core::fmt::Write;
 
 use muster_memory::Owner;
 
@@ -82,11 +83,13 @@ impl core::fmt::Display for Bytes {
             tenths /= 1024;
             unit += 1;
         }
-        let text = if unit == 0 {
-            format!("{} {}", tenths / 10, UNITS[unit])
+        // Not on the heap: it may be what has just run out.
+        let mut text = heapless::String::<24>::new();
+        if unit == 0 {
+            write!(text, "{} {}", tenths / 10, UNITS[unit])?;
         } else {
-            format!("{}.{} {}", tenths / 10, tenths % 10, UNITS[unit])
-        };
+            write!(text, "{}.{} {}", tenths / 10, tenths % 10, UNITS[unit])?;
+        }
         f.pad(&text)
     }
 }

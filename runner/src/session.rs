@@ -119,6 +119,10 @@ impl Record {
         }
         self.tail.push_back(text.into());
         let Some(line) = Line::parse(text) else {
+            // Our loader says nothing but, in one line, why it does not start the kernel.
+            if text.starts_with("loader: ") {
+                self.first_error.get_or_insert_with(|| text.into());
+            }
             return;
         };
         self.last_of_cpu.insert(line.cpu, text.into());

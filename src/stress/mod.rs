@@ -31,6 +31,10 @@ use crate::{heap, shared};
 /// milliseconds: freeing what is left takes a while with many CPUs and few cores.
 const PATIENCE: u64 = 60_000;
 
+/// Free memory that the stress needs for each CPU, in bytes: with less its own books
+/// would be what runs out.
+const LEAST_PER_CPU: u64 = 256 * 1024;
+
 /// Rounds of a workload's loop between two looks at the clock.
 const STRIDE: u32 = 32;
 
@@ -257,6 +261,14 @@ pub fn run(arguments: &Arguments) -> Result<(), String> {
         return Ok(());
     };
     let cpus = crew::size();
+    let (available, least) = (available(), LEAST_PER_CPU * cpus as u64);
+    if available < least {
+        return Err(format!(
+            "too little memory for the stress: {} free, {} needed",
+            Bytes(available),
+            Bytes(least)
+        ));
+    }
     log::info!(
         "{} workloads on {cpus} CPUs, {millis} ms each, seed {}",
         workloads.len(),
@@ -312,6 +324,11 @@ pub fn run(arguments: &Arguments) -> Result<(), String> {
     }
 }
 
+/// Bytes that can be allocated, in the heap and in free frames.
+fn available() -> u64 {
+    shared::get().free_bytes() + heap::unused_bytes()
+}
+
 /// Runs one workload on all CPUs; gives the microseconds it took.
 fn run_one(
     workload: Workload,
@@ -320,7 +337,7 @@ fn run_one(
     tallies: &[CachePadded<Mutex<Tally>>],
 ) -> u64 {
     let cpus = tallies.len();
-    let available = shared::get().free_bytes() + heap::unused_bytes();
+    let available = available();
     // Half of it, so that no workload but exhaustion meets the end.
     let budget = (available / 2) as usize / cpus;
     let largest_piece = exhaustion::largest_piece(available);
