@@ -103,6 +103,11 @@ pub const CASES: &[Case] = &[
         &["32", "stress=churn,mixed,handover,growth", "seconds=1"],
         &["roll: 32 of 32 CPUs online"],
     ),
+    refuses(
+        "memory-4m",
+        &["8", "mem=4M"],
+        &["out of memory|too little memory"],
+    ),
     passes(
         "memory-64m",
         &["4", "mem=64M", "seconds=1"],
