@@ -12,10 +12,15 @@ use crate::{control, cpu, crew, exceptions, exit, lapic, shared, stop};
 /// Where the loader sends an AP: on the loader's stack, tables and GDT, with the
 /// address of its block in `extra`.
 ///
-/// The order counts. Faults end in words first, since the loader leaves no IDT.
-/// Then the control registers, because the kernel's tables fault on a CPU that
-/// has no NX yet; then the tables, because the stack lies only in them; then the
-/// block, before anything asks who this CPU is.
+/// The order counts. Faults end in words first, since the loader leaves no IDT, and
+/// the block tells whose words they are. Then the control registers, because the
+/// kernel's tables fault on a CPU that has no NX yet; then the tables, because the
+/// stack lies only in them.
+///
+/// # Safety
+///
+/// Entered by an AP of the loader's, once, with the address of a block that
+/// [`cpu::create`] made for it.
 pub unsafe extern "C" fn entry(parked: &mp::Cpu) -> ! {
     Cpu::reset();
     exceptions::load_early();
@@ -27,6 +32,10 @@ pub unsafe extern "C" fn entry(parked: &mp::Cpu) -> ! {
     let block: &'static Block = unsafe { &*block };
     let report = &block.shared().report;
     report.reach(Phase::Entered);
+    if let Err(error) = Cpu::register(block) {
+        panic!("an AP can't register its block: {error}");
+    }
+    report.reach(Phase::Block);
 
     let shared = shared::get();
     control::set(&shared.features());
@@ -35,12 +44,9 @@ pub unsafe extern "C" fn entry(parked: &mp::Cpu) -> ! {
     shared.load_tables();
     report.reach(Phase::Tables);
 
-    if let Err(error) = Cpu::register(block) {
-        panic!("an AP can't register its block: {error}");
-    }
-    report.reach(Phase::Block);
-
-    stack::run_on(Slot::of(block.index()).main(), run)
+    // SAFETY: the slot is this CPU's own, mapped in the tables just loaded, and not yet
+    // in use; what is on the loader's stack is done with.
+    unsafe { stack::run_on(Slot::of(block.index()).main().top, run) }
 }
 
 /// An AP on its own stack.

@@ -41,15 +41,16 @@ impl Default for Arguments {
 }
 
 /// The words the kernel knows, for people.
-pub const HELP: [&str; 8] = [
+pub const HELP: [&str; 9] = [
     "the words are:",
     "stress=all, none, or some of",
     "  churn,mixed,handover,growth,exhaustion",
     "seconds=N, of all workloads together; seed=N",
     "cpus=N, at most; deadline=MILLISECONDS, for the APs",
     "log=error, warn, info, debug or trace",
-    "fault=panic-bsp, panic-ap, panic-two, null-read,",
-    "  stack-overflow, write-text or execute-heap",
+    "fault=panic-bsp, panic-ap, panic-two, panic-all,",
+    "  null-read, stack-overflow, write-text or",
+    "  execute-heap",
 ];
 
 /// A word that the kernel does not understand.
@@ -94,8 +95,18 @@ impl Arguments {
                     let cpus = value.parse().map_err(|_| bad())?;
                     arguments.cpus = Some(cpus).filter(|&cpus| cpus > 0).ok_or_else(bad)?;
                 }
-                "deadline" => arguments.deadline_millis = value.parse().map_err(|_| bad())?,
-                "log" => arguments.log = value.parse().map_err(|_| bad())?,
+                "deadline" => {
+                    let millis = value.parse().map_err(|_| bad())?;
+                    arguments.deadline_millis = Some(millis)
+                        .filter(|&millis| millis <= LONGEST)
+                        .ok_or_else(bad)?;
+                }
+                "log" => {
+                    let level: LevelFilter = value.parse().map_err(|_| bad())?;
+                    arguments.log = Some(level)
+                        .filter(|&level| level != LevelFilter::Off)
+                        .ok_or_else(bad)?;
+                }
                 "fault" => arguments.fault = Some(Fault::parse(value).ok_or_else(bad)?),
                 _ => return Err(ArgumentError::Unknown(word)),
             }
@@ -116,6 +127,9 @@ fn workloads(list: &str) -> Option<Workloads> {
     }
 }
 
+/// The longest stress, in seconds: a year.
+const LONGEST: u64 = 365 * 24 * 60 * 60;
+
 /// Seconds with up to three decimals, in milliseconds: the kernel has no
 /// floating point.
 fn millis(seconds: &str) -> Option<u64> {
@@ -123,11 +137,11 @@ fn millis(seconds: &str) -> Option<u64> {
     if decimals.len() > 3 || !decimals.bytes().all(|digit| digit.is_ascii_digit()) {
         return None;
     }
-    let whole: u64 = whole.parse().ok()?;
+    let whole = whole.parse().ok().filter(|&whole: &u64| whole <= LONGEST)?;
     let thousandths = decimals
         .bytes()
         .chain(*b"000")
         .take(3)
         .fold(0, |sum, digit| sum * 10 + u64::from(digit - b'0'));
-    whole.checked_mul(1000)?.checked_add(thousandths)
+    Some(whole * 1000 + thousandths)
 }

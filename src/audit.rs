@@ -4,9 +4,7 @@ use alloc::format;
 use alloc::string::String;
 use core::fmt::Write;
 
-use muster_memory::Owner;
-
-use crate::{heap, shared};
+use crate::{crew, heap, shared};
 
 /// What was held at one moment.
 pub struct Reading {
@@ -24,15 +22,15 @@ impl Reading {
         }
     }
 
-    /// Holds what is held now against this reading and the machine's memory.
+    /// Holds what is held now against this reading, and the books on the machine's
+    /// memory against the memory itself.
     ///
     /// # Errors
     ///
     /// What does not add up, in words.
     pub fn compare(&self) -> Result<(), String> {
         let statistics = heap::statistics();
-        let totals = shared::get().totals();
-        let (accounted, machine) = (totals.sum(), shared::get().total_bytes());
+        let owned = shared::get().owned_heap_bytes();
         log::info!(
             "heap: {} B live before, {} B after",
             self.live_bytes,
@@ -41,7 +39,7 @@ impl Reading {
         log::info!(
             "heap: {} at most, in {} of frames",
             Bytes(statistics.peak_live_bytes),
-            Bytes(totals[Owner::Heap])
+            Bytes(owned)
         );
         if (statistics.live_bytes, statistics.live_blocks) != (self.live_bytes, self.live_blocks) {
             return Err(format!(
@@ -49,23 +47,19 @@ impl Reading {
                 statistics.live_bytes, statistics.live_blocks, self.live_bytes, self.live_blocks
             ));
         }
-        if accounted != machine {
+        let root = shared::get().root();
+        if let Some((index, shared)) = crew::members().find(|(_, cpu)| cpu.home.cr3() != root) {
             return Err(format!(
-                "{accounted} bytes have an owner, but the machine has {machine}"
+                "CPU {index} runs on the tables at {:#x} instead of {root:#x}",
+                shared.home.cr3()
             ));
         }
-        let mapped = shared::get()
-            .mapped_heap_bytes()
+        let memory = shared::get()
+            .recount()
             .map_err(|error| format!("{error}"))?;
-        if mapped != totals[Owner::Heap] {
-            return Err(format!(
-                "the heap owns {} bytes of frames, but {mapped} bytes are mapped in its window",
-                totals[Owner::Heap]
-            ));
-        }
         log::info!(
-            "audit: clean, each byte of {} has one owner",
-            Bytes(machine)
+            "audit: clean, each frame of {} has one owner",
+            Bytes(memory)
         );
         Ok(())
     }

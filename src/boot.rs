@@ -14,17 +14,13 @@ use limine::paging::Mode;
 use limine::request::{
     BootloaderInfoRequest, ExecutableAddressRequest, ExecutableCmdlineRequest, HhdmRequest,
     MemoryMapRequest, MpRequest, PagingModeRequest, RequestsEndMarker, RequestsStartMarker,
-    RsdpRequest, StackSizeRequest,
+    RsdpRequest,
 };
-use limine::response::BootloaderInfoResponse;
+use limine::response::{BootloaderInfoResponse, ExecutableCmdlineResponse};
 use muster_memory::{FRAME_SIZE, Kind, MemoryEntry, PhysRange};
 
 use crate::audit::Bytes;
 use crate::image;
-
-/// The stack each CPU enters on, in bytes. The protocol's minimum is 64 KiB;
-/// the BSP plans the machine's memory on its one, in an unoptimised build too.
-const ENTRY_STACK: u64 = 256 * 1024;
 
 /// The base revision this kernel is written for.
 const REVISION: u64 = 3;
@@ -42,9 +38,6 @@ static BASE_REVISION: BaseRevision = BaseRevision::with_revision(REVISION);
 #[used]
 #[unsafe(link_section = ".requests")]
 static LOADER_INFO: BootloaderInfoRequest = BootloaderInfoRequest::new();
-#[used]
-#[unsafe(link_section = ".requests")]
-static STACK_SIZE: StackSizeRequest = StackSizeRequest::new().with_size(ENTRY_STACK);
 #[used]
 #[unsafe(link_section = ".requests")]
 static HHDM: HhdmRequest = HhdmRequest::new();
@@ -115,7 +108,11 @@ pub struct ListedCpu {
 impl ListedCpu {
     /// Sends a parked AP to `entry`, with `argument` for it to pick up.
     /// Everything written before is visible to the AP. Does nothing on the BSP.
-    pub fn release(&self, entry: unsafe extern "C" fn(&mp::Cpu) -> !, argument: u64) {
+    ///
+    /// # Safety
+    ///
+    /// `argument` is what `entry` asks for.
+    pub unsafe fn release(&self, entry: unsafe extern "C" fn(&mp::Cpu) -> !, argument: u64) {
         if let Some(slot) = self.slot {
             slot.extra.store(argument, Ordering::Release);
             slot.goto_address.write(entry);
@@ -231,15 +228,7 @@ impl Boot {
                 .get_response()
                 .map(|response| response.address() as u64)
                 .filter(|&at| at != 0),
-            command_line: match COMMAND_LINE.get_response() {
-                Some(response) => String::from(
-                    response
-                        .cmdline()
-                        .to_str()
-                        .map_err(|_| BootError::CommandLine)?,
-                ),
-                None => String::new(),
-            },
+            command_line: command_line()?,
         })
     }
 }
@@ -301,7 +290,7 @@ fn memory_map() -> Result<(Vec<MemoryEntry>, usize), BootError> {
     let response = MEMORY_MAP
         .get_response()
         .ok_or(BootError::Missing("memory map"))?;
-    let mut entries = Vec::with_capacity(response.entries().len());
+    let mut entries = Vec::new();
     let mut unreachable = 0;
     for entry in response.entries() {
         let kind = match entry.entry_type {
@@ -337,7 +326,7 @@ fn cpus() -> Result<(Vec<ListedCpu>, Vec<u32>), BootError> {
     if !listed.iter().any(|cpu| cpu.lapic_id == bsp) {
         return Err(BootError::NoBsp(bsp));
     }
-    let mut cpus = Vec::with_capacity(listed.len());
+    let mut cpus = Vec::new();
     let mut repeated = Vec::new();
     cpus.push(ListedCpu {
         lapic_id: bsp,
@@ -359,26 +348,54 @@ fn cpus() -> Result<(Vec<ListedCpu>, Vec<u32>), BootError> {
     Ok((cpus, repeated))
 }
 
-/// The loader's name and version, with what is not UTF-8 replaced.
-fn loader_name() -> String {
-    /// The response's layout in the protocol. The crate's own accessors panic
-    /// on a name that is not UTF-8, and a name is no reason not to boot.
-    #[repr(C)]
-    struct Raw {
-        revision: u64,
-        name: *const c_char,
-        version: *const c_char,
-    }
-    const _: () = assert!(size_of::<Raw>() == size_of::<BootloaderInfoResponse>());
+/// The layouts of two responses in the protocol. The crate's own accessors take the
+/// pointers for sound, and panic on a name that is not UTF-8; a name is no reason
+/// not to boot.
+#[repr(C)]
+struct LoaderInfo {
+    revision: u64,
+    name: *const c_char,
+    version: *const c_char,
+}
 
+#[repr(C)]
+struct CommandLine {
+    revision: u64,
+    line: *const c_char,
+}
+
+const _: () = assert!(size_of::<LoaderInfo>() == size_of::<BootloaderInfoResponse>());
+const _: () = assert!(size_of::<CommandLine>() == size_of::<ExecutableCmdlineResponse>());
+
+fn loader_name() -> String {
     let Some(response) = LOADER_INFO.get_response() else {
         return String::from("an unnamed loader");
     };
-    let raw: *const Raw = (&raw const *response).cast();
-    // SAFETY: (1) both structs are `repr(C)` with the fields the protocol lays
-    // down; (2) the response is the loader's answer and lives, with its two
-    // NUL-terminated strings, in reclaimable memory, which is mapped and not
-    // reclaimed while the boot goes on.
-    let (name, version) = unsafe { (CStr::from_ptr((*raw).name), CStr::from_ptr((*raw).version)) };
-    alloc::format!("{} {}", name.to_string_lossy(), version.to_string_lossy())
+    // SAFETY: both structs are `repr(C)` with the fields the protocol lays down.
+    let info = unsafe { &*(&raw const *response).cast::<LoaderInfo>() };
+    let text = |pointer| text(pointer).map_or_else(Default::default, CStr::to_string_lossy);
+    alloc::format!("{} {}", text(info.name), text(info.version))
+}
+
+fn command_line() -> Result<String, BootError> {
+    let Some(response) = COMMAND_LINE.get_response() else {
+        return Ok(String::new());
+    };
+    // SAFETY: as in `loader_name`.
+    let response = unsafe { &*(&raw const *response).cast::<CommandLine>() };
+    let line = text(response.line).unwrap_or_default();
+    line.to_str()
+        .map(String::from)
+        .map_err(|_| BootError::CommandLine)
+}
+
+/// A string of the loader's, or `None` if it left the pointer null.
+fn text(pointer: *const c_char) -> Option<&'static CStr> {
+    if pointer.is_null() {
+        return None;
+    }
+    // SAFETY: by the protocol a pointer in a response is null or leads to a string that
+    // ends in NUL, in reclaimable memory, which is mapped, and nobody writes to it or
+    // takes it back.
+    Some(unsafe { CStr::from_ptr(pointer) })
 }

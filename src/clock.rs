@@ -21,8 +21,9 @@ const PIT_WINDOWS: usize = 3;
 /// reads of about a microsecond, so this is well over a window.
 const PIT_POLLS: u32 = 50_000;
 
-/// The rate assumed when nothing tells it, in Hz: times are then only an order.
-const ASSUMED_HZ: u64 = 1_000_000_000;
+/// The rate assumed when nothing tells it, in Hz: faster than any CPU, so that every
+/// deadline is rather too late than too early, and times are only an order.
+const ASSUMED_HZ: u64 = 8_000_000_000;
 
 impl fmt::Display for RateSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -62,11 +63,6 @@ pub fn ticks() -> u64 {
 /// Sets the origin of all times to now. Called once, first thing on the BSP.
 pub fn start() {
     ORIGIN.store(ticks(), Ordering::Relaxed);
-}
-
-/// The stamp of the kernel's entry.
-pub fn origin() -> u64 {
-    ORIGIN.load(Ordering::Relaxed)
 }
 
 /// Finds the counter's rate. Called once on the BSP, before any AP runs.
@@ -148,6 +144,8 @@ fn pit_rate() -> Option<u64> {
         Port::<u8>::new(0x40).write(0x00);
         Port::<u8>::new(0x40).write(0x00);
     }
+    // The counter may not have taken its new period yet: the first window is for that.
+    pit_window()?;
     let mut lowest = None;
     for _ in 0..PIT_WINDOWS {
         let hz = pit_window()?;

@@ -24,7 +24,7 @@ pub struct Local {
 impl Local {
     /// Loads this CPU's GDT and TSS, and the IDT that uses the TSS's stacks.
     pub fn load_descriptors(&self) {
-        self.descriptors.load(Gs::load().addr() as u64);
+        self.descriptors.load();
         exceptions::load();
     }
 }
@@ -49,17 +49,14 @@ pub unsafe fn create(index: u32, lapic_id: u32, memory: NonNull<u8>) -> &'static
     let memory = memory.cast::<Memory>().as_ptr();
     // SAFETY: (1) the memory is large and aligned enough and no one else's, as the
     // caller promises; (2) each field is written once, before a reference to it
-    // exists; (3) the descriptors are linked where they stay.
+    // exists.
     unsafe {
-        let descriptors = &raw mut (*memory).descriptors;
-        descriptors.write(Descriptors::new(Slot::of(index).interrupt_tops()));
-        (*descriptors).link();
+        let tops = Slot::of(index).interrupt_tops();
+        let descriptors = Descriptors::create(&raw mut (*memory).descriptors, tops);
         let block = &raw mut (*memory).block;
         block.write(Block::new(
             index,
-            Local {
-                descriptors: &*descriptors,
-            },
+            Local { descriptors },
             Shared::new(lapic_id),
         ));
         &*block
@@ -183,7 +180,7 @@ pub type Block = muster_percpu::Block<Local, Shared>;
 pub struct Gs;
 
 // SAFETY: (1) GS base is a register of each CPU of its own; (2) nothing but
-// `store` writes it after `reset`, save the loading of a GDT, which puts it back;
+// `store` writes it after `reset`, and no one loads the GS selector;
 // (3) `store` is always given a header whose first word is its own address, or
 // the unregistered sentinel, whose first word is null, so the word at gs:0 is
 // the block that runs here or null; (4) Muster has no threads that could move

@@ -1,7 +1,7 @@
 //! Orders for all CPUs: one closure, run once on each, the BSP included.
 
 use core::cell::UnsafeCell;
-use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use crossbeam_utils::CachePadded;
 use x86_64::instructions::interrupts;
@@ -18,9 +18,10 @@ struct Board {
     /// Orders given so far. An AP whose own count is behind has one to carry out.
     given: CachePadded<AtomicU64>,
     order: UnsafeCell<Option<&'static Order<'static>>>,
+    in_use: AtomicBool,
 }
 
-// SAFETY: `order` is written by the BSP only while every AP of the crew has done
+// SAFETY: `order` is written by the BSP only, by one `all` at a time, while every AP of the crew has done
 // all orders given (`all` waits for that), and read by an AP only after it saw a
 // new count: the write happens before the Release of the count, the reads after
 // its Acquire, and the next write after the Acquire of every AP's done count.
@@ -29,6 +30,7 @@ unsafe impl Sync for Board {}
 static BOARD: Board = Board {
     given: CachePadded::new(AtomicU64::new(0)),
     order: UnsafeCell::new(None),
+    in_use: AtomicBool::new(false),
 };
 
 /// The CPUs at work: the BSP and every AP that the roll call admitted.
@@ -41,10 +43,6 @@ pub fn size() -> usize {
     members().count()
 }
 
-/// How long a CPU waits for the others at a start line, in milliseconds: far longer
-/// than any of them is away, even with many virtual CPUs on few cores.
-const LINE_PATIENCE: u64 = 60_000;
-
 /// A line that CPUs wait at until all are there, and then leave together.
 ///
 /// # Ordering
@@ -52,15 +50,18 @@ const LINE_PATIENCE: u64 = 60_000;
 /// Everything a CPU did before it came to the line is visible to all after it.
 pub struct StartLine {
     cpus: usize,
+    patience_millis: u64,
     waiting: AtomicUsize,
     round: AtomicUsize,
 }
 
 impl StartLine {
-    /// A line for `cpus` CPUs.
-    pub const fn new(cpus: usize) -> Self {
+    /// A line for `cpus` CPUs, each of which waits at most `patience_millis` for the
+    /// others.
+    pub const fn new(cpus: usize, patience_millis: u64) -> Self {
         Self {
             cpus,
+            patience_millis,
             waiting: AtomicUsize::new(0),
             round: AtomicUsize::new(0),
         }
@@ -70,7 +71,7 @@ impl StartLine {
     ///
     /// # Panics
     ///
-    /// If one of them does not come within a minute.
+    /// If one of them does not come in time.
     pub fn wait(&self) {
         let round = self.round.load(Ordering::Acquire);
         if self.waiting.fetch_add(1, Ordering::AcqRel) + 1 == self.cpus {
@@ -79,13 +80,14 @@ impl StartLine {
             self.round.store(round.wrapping_add(1), Ordering::Release);
             return;
         }
-        let deadline = Deadline::after_millis(LINE_PATIENCE);
+        let deadline = Deadline::after_millis(self.patience_millis);
         while self.round.load(Ordering::Acquire) == round {
             assert!(
                 !deadline.passed(),
-                "only {} of {} CPUs came to the line within {LINE_PATIENCE} ms",
+                "only {} of {} CPUs came to the line within {} ms",
                 self.waiting.load(Ordering::Relaxed),
-                self.cpus
+                self.cpus,
+                self.patience_millis
             );
             core::hint::spin_loop();
         }
@@ -94,13 +96,16 @@ impl StartLine {
 
 /// Runs `order` on every CPU at work, side by side, and waits until all are done.
 ///
-/// Called on the BSP only, and not from within an order.
-///
 /// # Panics
 ///
-/// If a CPU is not done within `patience_millis` of the BSP's own part: `order`
+/// If called anywhere but on the BSP, or from within an order. If a CPU is not done within `patience_millis` of the BSP's own part: `order`
 /// may not go out of scope while a CPU still runs it, so there is no way back.
 pub fn all(patience_millis: u64, order: &(dyn Fn(usize) + Sync)) {
+    let is_bsp = cpu::with(|here| here.index() == 0);
+    assert!(
+        is_bsp && !BOARD.in_use.swap(true, Ordering::AcqRel),
+        "an order within an order"
+    );
     // SAFETY: only the lifetime changes. This function does not return, nor unwind
     // (panics end the run), before every CPU has finished with the reference.
     let order: &'static Order<'static> =
@@ -110,8 +115,12 @@ pub fn all(patience_millis: u64, order: &(dyn Fn(usize) + Sync)) {
     // the last time, or there was none. So no one reads the cell now.
     unsafe { *BOARD.order.get() = Some(order) };
     BOARD.given.store(number, Ordering::Release);
-    for (_, shared) in members().skip(1) {
-        lapic::wake(shared.lapic_id);
+    for (index, shared) in members().skip(1) {
+        assert!(
+            lapic::wake(shared.lapic_id),
+            "CPU {index} can't be woken: no interrupt reaches LAPIC id {}",
+            shared.lapic_id
+        );
     }
     order(0);
     let deadline = Deadline::after_millis(patience_millis);
@@ -124,6 +133,7 @@ pub fn all(patience_millis: u64, order: &(dyn Fn(usize) + Sync)) {
             core::hint::spin_loop();
         }
     }
+    BOARD.in_use.store(false, Ordering::Release);
 }
 
 /// The life of AP `index` after it came online: carries out orders as they are given,

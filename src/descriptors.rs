@@ -3,13 +3,12 @@
 //! Segments have no say in long mode, but the selectors must exist, and the TSS
 //! holds the stacks on which the faults that can't trust the current one run.
 
-use x86_64::VirtAddr;
 use x86_64::instructions::tables::{lgdt, load_tss};
-use x86_64::registers::segmentation::{CS, DS, ES, FS, GS, SS, Segment};
+use x86_64::registers::segmentation::{CS, DS, ES, SS, Segment};
 use x86_64::structures::DescriptorTablePointer;
 use x86_64::structures::gdt::{Descriptor, GlobalDescriptorTable, SegmentSelector};
 use x86_64::structures::tss::TaskStateSegment;
-use x86_64::{PrivilegeLevel, registers::model_specific::GsBase};
+use x86_64::{PrivilegeLevel, VirtAddr};
 
 /// GDT entries: null, four that only keep the numbering, code, data, and a TSS of
 /// two.
@@ -45,9 +44,13 @@ pub struct Descriptors {
 }
 
 impl Descriptors {
-    /// Tables with the given tops of the interrupt stacks, in the order of
-    /// [`InterruptStack`]. They still have to be told where they lie: [`Self::load`].
-    pub fn new(tops: [u64; InterruptStack::COUNT]) -> Self {
+    /// Makes tables at `place` with the given tops of the interrupt stacks, in the
+    /// order of [`InterruptStack`]. The GDT points to the TSS, so they can't move.
+    ///
+    /// # Safety
+    ///
+    /// `place` is aligned, writable, used by nothing else, and stays for good.
+    pub unsafe fn create(place: *mut Self, tops: [u64; InterruptStack::COUNT]) -> &'static Self {
         let mut tss = TaskStateSegment::new();
         let mut table = tss.interrupt_stack_table;
         for (slot, top) in table.iter_mut().zip(tops) {
@@ -55,49 +58,45 @@ impl Descriptors {
         }
         // The struct is packed: its fields are written whole.
         tss.interrupt_stack_table = table;
-        Self {
-            tss,
-            gdt: GlobalDescriptorTable::empty(),
-        }
-    }
 
-    /// Fills the GDT in. Called where the tables are going to stay.
-    pub fn link(&mut self) {
         let mut gdt = GlobalDescriptorTable::empty();
         for _ in 1..CODE.index() {
             gdt.append(Descriptor::UserSegment(0));
         }
         gdt.append(Descriptor::kernel_code_segment());
         gdt.append(Descriptor::kernel_data_segment());
-        // SAFETY: the pointer is only stored as an address here. What reads it is
-        // the CPU, from `load` on, which asks for `'static`.
-        gdt.append(unsafe { Descriptor::tss_segment_unchecked(&raw const self.tss) });
-        self.gdt = gdt;
+        // SAFETY: (1) the address is only stored here; what reads the TSS is the CPU,
+        // from `load` on, when it stands there; (2) the place is the caller's promise;
+        // (3) the reference is made once both fields are written.
+        unsafe {
+            gdt.append(Descriptor::tss_segment_unchecked(&raw const (*place).tss));
+            place.write(Self { tss, gdt });
+            &*place
+        }
     }
 
-    /// Loads the tables on this CPU, and keeps GS base, which a load of the GS
-    /// selector would reset.
-    pub fn load(&'static self, gs_base: u64) {
+    /// Loads the tables on this CPU.
+    ///
+    /// FS and GS keep the selectors the protocol enters with, which the new GDT
+    /// knows as well: to load GS would clear its base, by which an NMI finds the
+    /// CPU's block.
+    pub fn load(&'static self) {
         let pointer = DescriptorTablePointer {
             limit: self.gdt.limit(),
             // SAFETY: the address of a live object is canonical for the number of
             // levels in use; `VirtAddr::new` knows only four.
             base: unsafe { VirtAddr::new_unsafe(self.gdt.entries().as_ptr().addr() as u64) },
         };
-        // SAFETY: (1) the GDT is `'static` and linked, its code and data entries are
-        // ring 0's 64-bit ones; (2) the TSS descriptor points to the TSS beside
-        // it, `'static` as well, whose interrupt stacks are mapped; (3) interrupts
-        // are off, and an NMI in between finds selectors that are equal in both
-        // tables; (4) GS base is put back before anything reads it.
+        // SAFETY: (1) the GDT is `'static`, its code and data entries are ring 0's 64-bit
+        // ones; (2) the TSS descriptor points to the TSS beside it, `'static` as well,
+        // whose interrupt stacks are mapped; (3) interrupts are off, and an NMI in
+        // between finds selectors that mean the same in both GDTs.
         unsafe {
             lgdt(&pointer);
             CS::set_reg(CODE);
             SS::set_reg(DATA);
             DS::set_reg(DATA);
             ES::set_reg(DATA);
-            FS::set_reg(DATA);
-            GS::set_reg(DATA);
-            GsBase::write(VirtAddr::new_unsafe(gs_base));
             load_tss(TSS);
         }
     }

@@ -25,6 +25,8 @@ pub enum Outcome {
 
 /// Prints the verdict as the last line of the log and ends the run.
 pub fn conclude(outcome: Outcome, reason: fmt::Arguments<'_>) -> ! {
+    // Whatever `log=` hides, the verdict is said.
+    crate::journal::set_serial_level(log::LevelFilter::Info);
     match outcome {
         Outcome::Passed => log::info!(target: "verdict", "verdict: passed"),
         _ => log::error!(target: "verdict", "verdict: failed: {reason}"),

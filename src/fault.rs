@@ -18,8 +18,10 @@ pub enum Fault {
     PanicBsp,
     /// The last AP panics.
     PanicAp,
-    /// The last two CPUs panic at once.
+    /// The last two CPUs panic, the second while the first is reporting.
     PanicTwo,
+    /// All CPUs panic at once: one reports, and no one knows which.
+    PanicAll,
     /// The last CPU runs off its stack into the guard page.
     StackOverflow,
     /// The last CPU reads through a null pointer.
@@ -37,6 +39,7 @@ impl Fault {
             "panic-bsp" => Self::PanicBsp,
             "panic-ap" => Self::PanicAp,
             "panic-two" => Self::PanicTwo,
+            "panic-all" => Self::PanicAll,
             "stack-overflow" => Self::StackOverflow,
             "null-read" => Self::NullRead,
             "write-text" => Self::WriteText,
@@ -51,13 +54,14 @@ impl Fault {
         let culprits = match self {
             Self::PanicBsp => 0..1,
             Self::PanicTwo => size.saturating_sub(2)..size,
+            Self::PanicAll => 0..size,
             _ => size - 1..size,
         };
         log::info!("bringing about {self:?}, as fault= asks");
-        let line = StartLine::new(culprits.len());
+        let line = StartLine::new(culprits.len(), PATIENCE);
         crew::all(PATIENCE, &|place| {
             if culprits.contains(&place) {
-                let is_second = culprits.len() == 2 && place == culprits.start;
+                let is_second = self == Self::PanicTwo && place + 1 < size;
                 if is_second {
                     // Or the first one's NMI would stop this CPU before it can panic.
                     cpu::with(|here| here.shared().end.begin());
@@ -70,16 +74,19 @@ impl Fault {
                 self.strike();
             }
         });
+        panic!("{self:?} did not end the run");
     }
 
     fn strike(self) {
         match self {
-            Self::PanicBsp | Self::PanicAp | Self::PanicTwo => panic!("asked for by fault="),
+            Self::PanicBsp | Self::PanicAp | Self::PanicTwo | Self::PanicAll => {
+                panic!("asked for by fault=")
+            }
             Self::StackOverflow => overflow(0),
             Self::NullRead => {
-                // SAFETY: none needed for memory: the page is not mapped, so the read
-                // faults, and the fault ends the run. Volatile, so that it happens.
-                unsafe { ptr::null::<u64>().read_volatile() };
+                // SAFETY: the page is not mapped, so the read faults, and the fault ends the
+                // run. In assembly, because no Rust pointer may be null.
+                unsafe { core::arch::asm!("mov {0}, [{0}]", inout(reg) 0u64 => _) };
             }
             Self::WriteText => {
                 let text =

@@ -19,7 +19,7 @@ const LINE: usize = 256;
 /// What one CPU's journal holds, in bytes: about 200 lines.
 pub const CAPACITY: usize = 16 * 1024;
 
-/// How much the longest message of a panicking CPU may say to the reporter.
+/// One line of the log, as it is printed and kept.
 pub type Line = String<LINE>;
 
 /// The last lines of one CPU, oldest first.
@@ -151,6 +151,12 @@ impl Clipped {
 impl Write for Clipped {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         for character in text.chars() {
+            // A line is one line, whatever someone else's text has in it.
+            let character = if character.is_control() {
+                ' '
+            } else {
+                character
+            };
             if self.0.push(character).is_err() {
                 // Full to the last byte, so that `finish` marks the cut.
                 while self.0.push('.').is_ok() {}

@@ -6,6 +6,7 @@ use raw_cpuid::CpuId;
 use x86_64::registers::model_specific::{ApicBase, Msr};
 
 use crate::clock::Deadline;
+use crate::shared;
 
 /// IA32_APIC_BASE: x2APIC mode is on (Intel SDM vol. 3A, 11.12.1).
 const ENABLED_X2APIC: u64 = 1 << 10;
@@ -26,6 +27,9 @@ const SOFTWARE_ENABLE: u32 = 1 << 8;
 /// ICR: fixed delivery or NMI, level assert (Intel SDM vol. 3A, 11.6.1).
 const FIXED: u32 = 1 << 14;
 const NMI: u32 = 0b100 << 8 | 1 << 14;
+
+/// The xAPIC id that means every CPU (Intel SDM vol. 3A, 11.6.2.1).
+const XAPIC_BROADCAST: u32 = 0xff;
 
 /// ICR: delivery status, set while the last interrupt is still on its way.
 const PENDING: u32 = 1 << 12;
@@ -48,7 +52,12 @@ pub fn physical_base() -> Option<u64> {
 }
 
 /// Tells where the xAPIC's page is mapped, once it is.
-pub fn mapped_at(virtual_: u64) {
+///
+/// # Safety
+///
+/// The page is mapped there, uncached, in the tables of every CPU that uses this
+/// module from now on.
+pub unsafe fn mapped_at(virtual_: u64) {
     REGISTERS.store(virtual_, Ordering::Release);
 }
 
@@ -98,22 +107,32 @@ fn send(lapic_id: u32, command: u32) -> bool {
             let command = u64::from(lapic_id) << 32 | u64::from(command);
             // SAFETY: the MSR exists in x2APIC mode. The interrupt is an NMI or the wake
             // vector, and every CPU that is ever named here has handlers for both
-            // (`stop` and `crew` see to it).
-            unsafe { Msr::new(X2APIC_BASE + (ICR_LOW as u32 >> 4)).write(command) };
+            // (`stop` and `crew` see to it). The fences: this write, unlike one to the
+            // xAPIC's page, does not wait for earlier stores (Intel SDM vol. 3A,
+            // 11.12.3), and the other CPU is to see what it is woken for.
+            unsafe {
+                core::arch::asm!("mfence", "lfence", options(nostack, preserves_flags));
+                Msr::new(X2APIC_BASE + (ICR_LOW as u32 >> 4)).write(command)
+            };
             true
         }
-        Some(registers) if lapic_id <= 0xff => {
+        Some(registers) if lapic_id < XAPIC_BROADCAST => {
             // Interrupts are off wherever this is called, so no one writes the high
             // half in between.
-            registers.write(ICR_HIGH, lapic_id << 24);
-            registers.write(ICR_LOW, command);
-            let deadline = Deadline::after_millis(1);
-            while registers.read(ICR_LOW) & PENDING != 0 {
-                if deadline.passed() {
-                    return false;
+            let sent = || {
+                let deadline = Deadline::after_millis(1);
+                while registers.read(ICR_LOW) & PENDING != 0 {
+                    if deadline.passed() {
+                        return false;
+                    }
                 }
+                true
+            };
+            sent() && {
+                registers.write(ICR_HIGH, lapic_id << 24);
+                registers.write(ICR_LOW, command);
+                sent()
             }
-            true
         }
         _ => false,
     }
@@ -129,13 +148,14 @@ enum Registers {
 }
 
 impl Registers {
-    /// `None` before the page is mapped.
+    /// `None` where the page is not mapped: before it is at all, and on an AP that
+    /// still runs on the loader's tables.
     fn get() -> Option<Self> {
         if ApicBase::read_raw().1 & ENABLED_X2APIC != 0 {
             return Some(Self::X2Apic);
         }
         Some(REGISTERS.load(Ordering::Acquire))
-            .filter(|&base| base != 0)
+            .filter(|&base| base != 0 && shared::is_loaded())
             .map(|base| Self::XApic(base as usize))
     }
 

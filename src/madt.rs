@@ -18,6 +18,10 @@ const RSDP_SIGNATURE: [u8; 8] = *b"RSD PTR ";
 /// The part of the root pointer that its first checksum covers (ibid.).
 const RSDP_V1_LENGTH: usize = 20;
 
+/// Where in it the revision and the RSDT's address stand (ibid.).
+const RSDP_REVISION: usize = 15;
+const RSDP_RSDT: usize = 16;
+
 /// Entry types (ACPI 6.5, table 5.21).
 const LOCAL_APIC: u8 = 0;
 const LOCAL_X2APIC: u8 = 9;
@@ -31,8 +35,8 @@ const LONGEST_TABLE: usize = 1024 * 1024;
 /// Gives the bytes at a physical address, or `None` where there is no firmware
 /// memory to read.
 pub trait Firmware {
-    /// `length` bytes from physical address `start`.
-    fn bytes(&self, start: u64, length: usize) -> Option<&[u8]>;
+    /// A copy of `length` bytes from physical address `start`.
+    fn bytes(&self, start: u64, length: usize) -> Option<Vec<u8>>;
 }
 
 /// Why there is no list of CPUs.
@@ -87,61 +91,57 @@ pub fn lapic_ids(firmware: &impl Firmware, rsdp: u64) -> Result<Vec<u32>, MadtEr
             }
             _ => None,
         };
-        ids.extend(
-            cpu.filter(|(_, flags)| flags & ENABLED != 0)
-                .map(|(id, _)| id),
-        );
+        // A CPU may stand there twice, as a local APIC and as an x2APIC.
+        if let Some((id, flags)) = cpu
+            && flags & ENABLED != 0
+            && !ids.contains(&id)
+        {
+            ids.push(id);
+        }
         rest = after;
     }
     Ok(ids)
 }
 
-fn find_madt(firmware: &impl Firmware, rsdp: u64) -> Result<&[u8], MadtError> {
+fn find_madt(firmware: &impl Firmware, rsdp: u64) -> Result<Vec<u8>, MadtError> {
     let bytes = firmware
         .bytes(rsdp, RSDP_V1_LENGTH)
         .ok_or(MadtError::Rsdp(rsdp))?;
-    if !bytes.starts_with(&RSDP_SIGNATURE) || !sums_to_zero(bytes) {
+    if !bytes.starts_with(&RSDP_SIGNATURE) || !sums_to_zero(&bytes) {
         return Err(MadtError::Rsdp(rsdp));
     }
-    // Revision 0 (ACPI 1.0) ends with the RSDT's address; all others have an XSDT.
-    let revision = bytes[15];
-    let (root, width) = if revision == 0 {
-        (u64::from(number(&bytes[16..20]) as u32), 4)
-    } else {
-        let bytes = firmware
-            .bytes(rsdp, size_of::<Rsdp>())
-            .ok_or(MadtError::Rsdp(rsdp))?;
-        (
-            view::<Rsdp>(bytes)
-                .ok_or(MadtError::Rsdp(rsdp))?
-                .xsdt_address(),
-            8,
-        )
+    // Revision 0 (ACPI 1.0) ends with the RSDT's address; all others have an XSDT as
+    // well, which some firmware leaves null.
+    let revision = bytes.get(RSDP_REVISION).copied().unwrap_or(0);
+    let rsdt = number(bytes.get(RSDP_RSDT..).unwrap_or_default());
+    let xsdt = match firmware.bytes(rsdp, size_of::<Rsdp>()) {
+        Some(bytes) if revision > 0 => view::<Rsdp>(&bytes).map_or(0, Rsdp::xsdt_address),
+        _ => 0,
     };
-    let pointers = table(firmware, root)?
-        .get(size_of::<SdtHeader>()..)
-        .unwrap_or_default();
-    for pointer in pointers.chunks_exact(width) {
-        let at = number(pointer);
-        let header = header(firmware, at)?;
-        if header.signature == Madt::SIGNATURE {
-            return table(firmware, at);
-        }
-    }
-    Err(MadtError::Missing)
+    let (root, width) = if xsdt != 0 { (xsdt, 8) } else { (rsdt, 4) };
+    let root = table(firmware, root)?;
+    let pointers = root.get(size_of::<SdtHeader>()..).unwrap_or_default();
+    // A broken pointer on the way is passed over: the MADT may be sound all the same.
+    pointers
+        .chunks_exact(width)
+        .map(number)
+        .filter(|&at| header(firmware, at).is_ok_and(|header| header.signature == Madt::SIGNATURE))
+        .map(|at| table(firmware, at))
+        .next()
+        .unwrap_or(Err(MadtError::Missing))
 }
 
 fn header(firmware: &impl Firmware, at: u64) -> Result<SdtHeader, MadtError> {
     let bytes = firmware
         .bytes(at, size_of::<SdtHeader>())
         .ok_or(MadtError::Table(at))?;
-    view::<SdtHeader>(bytes)
+    view::<SdtHeader>(&bytes)
         .copied()
         .ok_or(MadtError::Table(at))
 }
 
 /// A whole table, with its length and checksum looked at.
-fn table(firmware: &impl Firmware, at: u64) -> Result<&[u8], MadtError> {
+fn table(firmware: &impl Firmware, at: u64) -> Result<Vec<u8>, MadtError> {
     let length = header(firmware, at)?.length as usize;
     if !(size_of::<SdtHeader>()..=LONGEST_TABLE).contains(&length) {
         return Err(MadtError::Table(at));

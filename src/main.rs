@@ -12,7 +12,8 @@
 //!   published with Release; every reader Acquires ([`shared`]).
 //! - No CPU touches per-CPU state before its block is registered; doing so panics
 //!   ([`cpu`]).
-//! - Nobody waits without a bound, except an AP that is out of work ([`crew`]).
+//! - Nobody waits for another CPU or a device without a bound, except for a lock, and
+//!   except an AP that is out of work ([`crew`]).
 //! - Nothing is both writable and executable, and no page maps more than its
 //!   region: the tables are walked to see it ([`shared`]).
 //! - Every fault ends in words and a non-zero exit status ([`panic`], [`exit`]).
@@ -62,7 +63,7 @@ use crate::roll::{Phase, RollCall};
 use crate::shared::Shared;
 use crate::stack::Slot;
 
-/// What the BSP carries over from the loader's stack to its own.
+/// What the BSP carries over from the boot stack to its own.
 struct Plan {
     boot: Boot,
     arguments: Arguments,
@@ -71,13 +72,20 @@ struct Plan {
 
 static PLAN: OnceCell<Plan> = OnceCell::uninit();
 
-/// Where the loader enters, on the BSP: on the loader's stack, tables and GDT,
-/// with interrupts off and no IDT.
+/// Where the loader enters, on the BSP: on the loader's stack, tables and GDT, with
+/// interrupts off and no IDT.
 #[unsafe(no_mangle)]
 extern "C" fn entry() -> ! {
     clock::start();
     Cpu::reset();
     exceptions::load_early();
+    // SAFETY: nobody uses the boot stack yet, it is part of the image, and nothing that
+    // is on the loader's stack is needed any more.
+    unsafe { stack::run_on(stack::boot_top(), build) }
+}
+
+/// The BSP on the boot stack: builds everything that the others will share.
+extern "C" fn build() -> ! {
     journal::start();
     heap::start();
     let (hz, source) = clock::calibrate();
@@ -101,10 +109,13 @@ extern "C" fn entry() -> ! {
     let features = Features::detect();
     let (shared, blocks) =
         Shared::build(&boot, features, arguments.cpus).unwrap_or_else(|error| refuse(&error));
+    let blocks = register_bsp(blocks);
+    let reach = |phase| cpu::with(|here| here.shared().report.reach(phase));
+    reach(Phase::Block);
     control::set(&features);
-    let control_at = clock::ticks();
+    reach(Phase::Control);
     shared.load_tables();
-    let tables_at = clock::ticks();
+    reach(Phase::Tables);
     match shared.verify() {
         Ok(census) => shared.tell(&census),
         Err(error) => refuse(&error),
@@ -112,13 +123,14 @@ extern "C" fn entry() -> ! {
     shared::publish(shared);
     heap::open();
 
-    let blocks = register_bsp(blocks, control_at, tables_at);
     PLAN.init_once(|| Plan {
         boot,
         arguments,
         blocks,
     });
-    stack::run_on(Slot::of(0).main(), muster)
+    // SAFETY: the slot is the BSP's own, mapped in the tables it has loaded, and not yet
+    // in use; what is still needed has moved to `PLAN` and `SHARED`.
+    unsafe { stack::run_on(Slot::of(0).main().top, muster) }
 }
 
 /// The BSP on its own stack, with everything in place for the others.
@@ -129,7 +141,7 @@ extern "C" fn muster() -> ! {
         blocks,
     }) = PLAN.get()
     else {
-        panic!("the BSP left the loader's stack without a plan");
+        panic!("the BSP left the boot stack without a plan");
     };
     cpu::with(|here| {
         let report = &here.shared().report;
@@ -159,13 +171,8 @@ extern "C" fn muster() -> ! {
     exit::conclude(Outcome::Passed, format_args!(""))
 }
 
-/// Gives the BSP its block, with the times of what it did before it had one, and
-/// makes all blocks known.
-fn register_bsp(
-    blocks: Vec<&'static Block>,
-    control_at: u64,
-    tables_at: u64,
-) -> &'static [&'static Block] {
+/// Gives the BSP its block, and makes all blocks known.
+fn register_bsp(blocks: Vec<&'static Block>) -> &'static [&'static Block] {
     let blocks: &'static [&'static Block] = blocks.leak();
     let published = cpu::DIRECTORY.publish(blocks);
     let registered = blocks.first().map(|block| Cpu::register(block));
@@ -174,12 +181,8 @@ fn register_bsp(
         "the blocks are not in order: {published:?}, {registered:?}"
     );
     cpu::with(|here| {
-        let shared = here.shared();
-        journal::adopt_early(&mut shared.journal.lock());
-        shared.report.reach_at(Phase::Entered, clock::origin());
-        shared.report.reach_at(Phase::Control, control_at);
-        shared.report.reach_at(Phase::Tables, tables_at);
-        shared.report.reach(Phase::Block);
+        journal::adopt_early(&mut here.shared().journal.lock());
+        here.shared().report.reach(Phase::Entered);
     });
     blocks
 }

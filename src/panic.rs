@@ -82,14 +82,14 @@ fn report(what: fmt::Arguments<'_>, say: impl FnOnce(u32)) -> ! {
     match REPORTER.compare_exchange(NOBODY, own, Ordering::AcqRel, Ordering::Acquire) {
         Ok(_) => {}
         Err(first) if first == own => {
-            serial::seize();
-            serial::write(b"\na fault within the fault report; stopping here\n");
+            log::error!(target: "panic", "a fault within the fault report: {what}");
             exit::quit(Outcome::Fault);
         }
         Err(_) => give_way(what),
     }
+    let broken_off = serial::seize();
     stop::others();
-    if serial::seize() {
+    if broken_off {
         serial::write(b"\n");
     }
     let index = cpu::try_with(|here| here.index()).unwrap_or(0);

@@ -25,12 +25,12 @@ pub enum Phase {
     Released,
     /// In the kernel's entry, on the loader's stack and tables.
     Entered,
+    /// The per-CPU block is registered.
+    Block,
     /// Control registers and PAT are the kernel's.
     Control,
     /// The kernel's tables are loaded.
     Tables,
-    /// The per-CPU block is registered.
-    Block,
     /// On its own stack.
     Stack,
     /// GDT, TSS and IDT are its own.
@@ -48,9 +48,9 @@ impl Phase {
         Self::Parked,
         Self::Released,
         Self::Entered,
+        Self::Block,
         Self::Control,
         Self::Tables,
-        Self::Block,
         Self::Stack,
         Self::Descriptors,
         Self::Online,
@@ -70,22 +70,18 @@ impl Phase {
             Self::Online => "online",
         }
     }
-
-    /// Its column in the roll-call table, five characters at most.
-    fn heading(self) -> &'static str {
-        match self {
-            Self::Parked => "park",
-            Self::Released => "go",
-            Self::Entered => "entry",
-            Self::Control => "ctrl",
-            Self::Tables => "cr3",
-            Self::Block => "block",
-            Self::Stack => "stack",
-            Self::Descriptors => "gdt",
-            Self::Online => "up",
-        }
-    }
 }
+
+/// The columns of the roll-call table.
+const COLUMNS: [(Phase, &str); 7] = [
+    (Phase::Entered, "entry"),
+    (Phase::Block, "block"),
+    (Phase::Control, "ctrl"),
+    (Phase::Tables, "cr3"),
+    (Phase::Stack, "stack"),
+    (Phase::Descriptors, "gdt"),
+    (Phase::Online, "up"),
+];
 
 /// Whether the roll call has taken a CPU in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,7 +95,8 @@ pub enum Admission {
     GivenUp,
 }
 
-/// What one CPU reports of its bring-up. Written by that CPU, read by all.
+/// What one CPU reports of its bring-up. Written by that CPU, but for the release and
+/// the end of the roll call, which are the BSP's; read by all.
 ///
 /// # Ordering
 ///
@@ -124,12 +121,7 @@ impl Report {
 
     /// Reports that this CPU has reached `phase`.
     pub fn reach(&self, phase: Phase) {
-        self.reach_at(phase, clock::ticks());
-    }
-
-    /// Reports that this CPU reached `phase` at the stamp `at`.
-    pub fn reach_at(&self, phase: Phase, at: u64) {
-        self.stamps[phase as usize].store(at, Ordering::Relaxed);
+        self.stamps[phase as usize].store(clock::ticks(), Ordering::Relaxed);
         self.phase.store(phase as u8, Ordering::Release);
     }
 
@@ -196,6 +188,8 @@ impl Report {
 pub struct RollCall {
     /// LAPIC ids that the machine's MADT names and the loader does not list.
     unlisted: Vec<u32>,
+    /// CPUs that `cpus=` leaves with the loader.
+    left_out: usize,
     released_at: u64,
     deadline_millis: u64,
 }
@@ -207,7 +201,9 @@ impl RollCall {
         let released_at = clock::ticks();
         for (cpu, block) in boot.cpus.iter().zip(blocks).skip(1) {
             block.shared().report.reach(Phase::Released);
-            cpu.release(ap::entry, ptr::from_ref(*block).expose_provenance() as u64);
+            let argument = ptr::from_ref(*block).expose_provenance() as u64;
+            // SAFETY: the entry is the AP's, and the block is the one made for it.
+            unsafe { cpu.release(ap::entry, argument) };
         }
         let deadline = Deadline::after_millis(arguments.deadline_millis);
         let answered = |shared: &Shared| shared.report.phase() == Phase::Online;
@@ -219,6 +215,7 @@ impl RollCall {
         }
         Self {
             unlisted: unlisted(boot),
+            left_out: boot.cpus.len() - blocks.len(),
             released_at,
             deadline_millis: arguments.deadline_millis,
         }
@@ -233,20 +230,15 @@ impl RollCall {
             clock::to_micros(self.last_online().saturating_sub(self.released_at)),
         );
         log::info!("microseconds (m: milliseconds) from the release to");
-        let phases = || {
-            Phase::ALL
-                .into_iter()
-                .filter(|&phase| phase >= Phase::Entered)
-        };
-        let mut heading = String::<64>::new();
-        for phase in phases() {
-            // Seven columns of six: they fit.
-            let _ = write!(heading, "{:>6}", phase.heading());
+        let mut headings = String::<64>::new();
+        for (_, heading) in COLUMNS {
+            // Seven columns of six characters fit.
+            let _ = write!(headings, "{heading:>6}");
         }
-        log::info!("cpu lapic{heading}");
+        log::info!("cpu lapic{headings}");
         for (index, shared) in cpu::all() {
             let mut row = String::<64>::new();
-            for phase in phases() {
+            for (phase, _) in COLUMNS {
                 let _ = match self.micros_to(&shared.report, phase) {
                     Some(micros @ 0..100_000) => write!(row, "{micros:>6}"),
                     Some(micros) => write!(row, "{:>5}m", (micros / 1000).min(99_999)),
@@ -261,6 +253,9 @@ impl RollCall {
             let top = Slot::of(index).main().top;
             let (block, cr3) = (shared.home.block(), shared.home.cr3());
             log::info!("{index:>3} {top:016x} {block:016x} {cr3:x}");
+        }
+        if self.left_out > 0 {
+            log::info!("{} CPUs stay with the loader, as cpus= asks", self.left_out);
         }
         for (index, shared) in self.absent() {
             log::error!(

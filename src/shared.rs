@@ -2,7 +2,8 @@
 //! heap. The BSP builds it, loads it, checks it and publishes it once; after that
 //! every CPU only reads it, and what still changes lies behind locks.
 //!
-//! Lock order: the heap's growth lock, then [`Growing`], then the frames.
+//! Lock order: the heap's growth lock, then [`Growing`], then the frames. Growth takes
+//! both, so nobody who holds one of them may allocate.
 
 use alloc::vec::Vec;
 use core::fmt;
@@ -15,6 +16,8 @@ use muster_memory::{
     Levels, MapError, Mismatch, Owner, PageSize, PhysRange, PhysicalMap, PhysicalMemory, Plan,
     PlanError, Region, TableError, Tables, Totals,
 };
+use nodit::interval::ie;
+use nodit::{Interval, NoditSet};
 use spin::Mutex;
 
 use crate::audit::Bytes;
@@ -22,12 +25,15 @@ use crate::boot::Boot;
 use crate::control::{self, Features};
 use crate::cpu::{self, Block};
 use crate::madt::Firmware;
-use crate::stack::Slot;
+use crate::stack::{self, Slot};
 use crate::window::{self, FIRMWARE, HEAP};
 use crate::{image, lapic};
 
 /// By how much the heap grows at least, in bytes: one large page.
 const HEAP_STEP: u64 = 2 * 1024 * 1024;
+
+/// The first megabyte, where BIOS leaves its tables.
+const LEGACY_END: u64 = 1024 * 1024;
 
 /// Frames in a large page.
 const LARGE: usize = (HEAP_STEP / FRAME_SIZE) as usize;
@@ -63,10 +69,8 @@ struct Hhdm {
     ranges: &'static [PhysRange],
 }
 
-// SAFETY: the ranges are memory (usable, the loader's or the image's) that the
-// loader's tables and the kernel's map writable at this offset for good; the
-// kernel's make only the image's text and rodata read-only, and no page table
-// ever lies in these.
+// SAFETY: the ranges are memory that the loader's tables and the kernel's map
+// writable at this offset for good.
 unsafe impl PhysicalMemory for Hhdm {
     fn pointer(&self, phys: u64) -> Option<NonNull<u8>> {
         let after = self.ranges.partition_point(|range| range.start() <= phys);
@@ -89,6 +93,8 @@ pub enum BuildError {
     Map(MapError),
     /// The image lies in memory that the memory map calls something else.
     Image(AssignError),
+    /// The loader's HHDM, at this address, reaches into the kernel's windows.
+    HhdmInTheWay(u64),
     /// The mapping plan contradicts itself.
     Plan(PlanError),
     /// The frame allocator can't be set up.
@@ -117,6 +123,12 @@ impl fmt::Display for BuildError {
                     "the loader's memory map does not show the kernel image: {error}"
                 )
             }
+            Self::HhdmInTheWay(offset) => {
+                write!(
+                    f,
+                    "the loader's HHDM at {offset:#x} lies where the kernel keeps its stacks"
+                )
+            }
             Self::Plan(error) => write!(f, "memory can't be mapped as planned: {error}"),
             Self::Frames(error) => write!(f, "the frame allocator can't start: {error}"),
             Self::Tables(error) => write!(f, "the page tables can't be built: {error}"),
@@ -127,6 +139,45 @@ impl fmt::Display for BuildError {
                     "the machine has too little memory for {what}; give it more"
                 )
             }
+        }
+    }
+}
+
+/// What a recount of the machine's memory found.
+#[derive(Debug)]
+pub enum RecountError {
+    /// The tables can't be walked to their end.
+    Tables(Mismatch),
+    /// The memory at this physical address is in the heap's window twice.
+    ShownTwice(u64),
+    /// The allocator knows nothing of a frame that it was given.
+    Unowned(Frame),
+    /// A frame is the heap's and not mapped in its window, or the other way round.
+    Heap(Frame),
+    /// An owner has so many bytes by the books, and others by the count.
+    Books(Owner, u64, Totals),
+}
+
+impl fmt::Display for RecountError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tables(error) => error.fmt(f),
+            Self::ShownTwice(phys) => {
+                write!(f, "the heap's window shows the memory at {phys:#x} twice")
+            }
+            Self::Unowned(frame) => write!(f, "the frame at {:#x} has no owner", frame.start()),
+            Self::Heap(frame) => {
+                write!(
+                    f,
+                    "the heap's frames and its window differ at {:#x}",
+                    frame.start()
+                )
+            }
+            Self::Books(owner, books, counted) => write!(
+                f,
+                "{owner} should have {books} bytes, but has {} by the count",
+                counted[*owner]
+            ),
         }
     }
 }
@@ -154,6 +205,13 @@ pub fn get() -> &'static Shared {
         Ok(shared) => shared,
         Err(_) => panic!("the shared memory state is used before it is published"),
     }
+}
+
+/// Whether this CPU runs on the published tables.
+pub fn is_loaded() -> bool {
+    SHARED
+        .try_get()
+        .is_ok_and(|shared| control::loaded_tables() == shared.root.start())
 }
 
 /// Publishes the state, for good (Release; [`get`] is the Acquire).
@@ -200,12 +258,18 @@ impl Shared {
             offset: boot.hhdm,
             ranges: aliases
                 .iter()
-                .filter(|region| region.cache == Cache::WriteBack)
+                .filter(|region| {
+                    region.cache == Cache::WriteBack && region.access == Access::ReadWrite
+                })
                 .filter_map(Region::physical)
                 .collect::<Vec<_>>()
                 .leak(),
         };
         for region in aliases {
+            let end = region.virt + (region.length - 1);
+            if end >= window::ALL.start && region.virt < window::ALL.end {
+                return Err(BuildError::HhdmInTheWay(boot.hhdm));
+            }
             plan.add(region)?;
         }
         for section in image::sections() {
@@ -283,12 +347,14 @@ impl Shared {
         // are never freed, and entries are only added.
         unsafe { control::load_tables(self.root.start()) };
         if lapic::physical_base().is_some() {
-            lapic::mapped_at(window::DEVICES.start);
+            // SAFETY: the plan maps the page there, uncached, in these tables, which every
+            // CPU loads before it sends or takes an interrupt.
+            unsafe { lapic::mapped_at(window::DEVICES.start) };
         }
     }
 
-    /// Walks the tables this CPU has loaded and holds every entry against the plan.
-    /// To be called before the heap grows or firmware tables are read.
+    /// Walks the tables and holds every entry against the plan. To be called before the
+    /// heap grows or firmware tables are read, which adds to them.
     ///
     /// # Errors
     ///
@@ -329,28 +395,84 @@ impl Shared {
 
     /// Logs who owns how much of the machine's memory.
     pub fn tell_owners(&self) {
-        log::info!(
-            "who owns what of the memory map's {}:",
-            Bytes(self.total_bytes())
-        );
-        for (owner, bytes) in self.totals().iter().filter(|(_, bytes)| *bytes > 0) {
+        let totals = self.totals();
+        let memory = totals.sum() - totals[Owner::Reserved];
+        log::info!("who owns what of {}, and what is reserved:", Bytes(memory));
+        for (owner, bytes) in totals.iter().filter(|(_, bytes)| *bytes > 0) {
             log::info!("{:>12}  {bytes:>14} bytes  {owner}", Bytes(bytes));
         }
     }
 
-    /// Bytes mapped in the heap's window, by a walk of the tables.
+    /// The tables, to be read without their lock: in a fault report its holder may be
+    /// the one that faulted.
+    fn published_tables(&self) -> Tables<Hhdm> {
+        let gigabyte_pages = self.features.gigabyte_pages;
+        let features = muster_memory::Features { gigabyte_pages };
+        // SAFETY: the published tables are never freed, and `hhdm` reaches every one.
+        // Entries are only added, each by one store of an aligned word, so whoever
+        // reads meanwhile sees it or not. Nothing is ever mapped through this value.
+        unsafe { Tables::from_root(self.hhdm, self.levels(), features, self.root) }
+    }
+
+    /// Bytes in frames that the heap owns.
+    pub fn owned_heap_bytes(&self) -> u64 {
+        self.frames.lock().totals()[Owner::Heap]
+    }
+
+    /// The physical address of the root table.
+    pub fn root(&self) -> u64 {
+        self.root.start()
+    }
+
+    /// Counts everything again, from the records of each frame and by a walk of the
+    /// tables, and holds it against the books. Gives the bytes of memory there are,
+    /// without what is reserved.
     ///
     /// # Errors
     ///
-    /// If the tables can't be walked to their end.
-    pub fn mapped_heap_bytes(&self) -> Result<u64, Mismatch> {
-        let mut bytes = 0;
-        self.growing.lock().tables.walk(&mut |leaf| {
-            if HEAP.contains(leaf.virt) {
-                bytes += leaf.size.bytes();
+    /// The first thing that does not add up.
+    pub fn recount(&self) -> Result<u64, RecountError> {
+        // No lock is held while the set takes memory, which the heap may have to grow for.
+        let mut heap = NoditSet::<u64, Interval<u64>>::new();
+        let mut shown_twice = None;
+        let tables = self
+            .published_tables()
+            .walk(&mut |leaf| {
+                let range = ie(leaf.phys, leaf.phys + leaf.size.bytes());
+                if HEAP.contains(leaf.virt) && heap.insert_merge_touching(range).is_err() {
+                    shown_twice.get_or_insert(leaf.phys);
+                }
+            })
+            .map_err(RecountError::Tables)?;
+        if let Some(phys) = shown_twice {
+            return Err(RecountError::ShownTwice(phys));
+        }
+
+        let frames = self.frames.lock();
+        let mut counted = Totals::default();
+        let managed = self
+            .map
+            .ranges(Owner::Free)
+            .chain(self.map.ranges(Owner::Loader));
+        for frame in managed.flat_map(PhysRange::frames) {
+            let owner = frames.owner_of(frame).ok_or(RecountError::Unowned(frame))?;
+            counted[owner] += FRAME_SIZE;
+            if (owner == Owner::Heap) != heap.contains_point(&frame.start()) {
+                return Err(RecountError::Heap(frame));
             }
-        })?;
-        Ok(bytes)
+        }
+        let table_bytes = tables as u64 * FRAME_SIZE;
+        if counted[Owner::PageTables] != table_bytes {
+            return Err(RecountError::Books(Owner::PageTables, table_bytes, counted));
+        }
+        let books = frames.totals();
+        match Owner::ALL
+            .into_iter()
+            .find(|&owner| books[owner] != counted[owner])
+        {
+            Some(owner) => Err(RecountError::Books(owner, books[owner], counted)),
+            None => Ok(self.map.totals().sum() - self.map.totals()[Owner::Reserved]),
+        }
     }
 
     /// What the CPUs are expected to be able to do: what the BSP can.
@@ -376,11 +498,6 @@ impl Shared {
             totals[owner] += bytes;
         }
         totals
-    }
-
-    /// The bytes of the loader's memory map, each counted once.
-    pub fn total_bytes(&self) -> u64 {
-        self.map.totals().sum()
     }
 
     /// Bytes in frames that nobody owns.
@@ -449,22 +566,32 @@ impl Shared {
 impl Firmware for Shared {
     /// Firmware tables lie in memory that the HHDM does not show, so their pages are
     /// mapped on demand, read-only, at a fixed distance from their physical address.
-    fn bytes(&self, start: u64, length: usize) -> Option<&[u8]> {
+    fn bytes(&self, start: u64, length: usize) -> Option<Vec<u8>> {
         let range = PhysRange::new(start, length as u64)?;
         let pages = range.covering_frames();
-        if pages.end() > FIRMWARE.end - FIRMWARE.start {
+        // A null pointer is none, and the window has an end.
+        if pages.start() == 0 || pages.end() > FIRMWARE.end - FIRMWARE.start {
             return None;
         }
+        self.map_firmware(pages)?;
+        let bytes = ptr::with_exposed_provenance::<u8>((FIRMWARE.start + start) as usize);
+        // SAFETY: every page of the range is mapped, above, and never unmapped. Someone
+        // else may write there (firmware does), so each byte is read once, as a
+        // volatile, and only the copy is looked at.
+        Some(
+            (0..length)
+                .map(|at| unsafe { bytes.add(at).read_volatile() })
+                .collect(),
+        )
+    }
+}
+
+impl Shared {
+    /// Maps firmware pages in their window. Allocates nothing: growth takes these locks.
+    fn map_firmware(&self, pages: PhysRange) -> Option<()> {
         let mut growing = self.growing.lock();
         for frame in pages.frames() {
-            let is_firmware = match self.map.owner_of(frame.start()) {
-                Some(owner) => matches!(
-                    owner,
-                    Owner::Reserved | Owner::AcpiReclaimable | Owner::AcpiNvs | Owner::Loader
-                ),
-                None => true,
-            };
-            if !is_firmware {
+            if !self.may_be_firmware(frame) {
                 return None;
             }
             match growing.tables.map_page(
@@ -478,39 +605,46 @@ impl Firmware for Shared {
                 Err(_) => return None,
             }
         }
-        let bytes = ptr::with_exposed_provenance((FIRMWARE.start + start) as usize);
-        // SAFETY: (1) every page of the range is mapped, above, and never unmapped;
-        // (2) it is memory that neither the allocator nor the kernel writes to: the
-        // firmware's, or the loader's, who is done; (3) bytes take any value.
-        Some(unsafe { core::slice::from_raw_parts(bytes, length) })
+        Some(())
+    }
+
+    /// Whether a frame may hold a firmware table: memory that the map leaves to the
+    /// firmware, or the first megabyte, of which maps often say nothing; and nothing
+    /// that the plan maps as a device, under another cache type.
+    fn may_be_firmware(&self, frame: Frame) -> bool {
+        let is_left_to_firmware = match self.map.owner_of(frame.start()) {
+            Some(owner) => {
+                matches!(
+                    owner,
+                    Owner::Reserved | Owner::AcpiReclaimable | Owner::AcpiNvs
+                )
+            }
+            None => frame.start() < LEGACY_END,
+        };
+        let is_device = self.plan.regions().iter().any(|region| {
+            region.cache != Cache::WriteBack
+                && region
+                    .physical()
+                    .is_some_and(|range| range.contains(frame.start()))
+        });
+        is_left_to_firmware && !is_device
     }
 }
 
 /// Reads a word of the stack through the tables in use, for a fault report: `None`
-/// if the address is not mapped, is not memory, or the tables are not yet there.
+/// if the address is not mapped or is no memory. Before the kernel has tables of its
+/// own, only the boot stack can be read.
 pub fn peek(address: u64) -> Option<u64> {
-    let shared = SHARED.try_get().ok()?;
     if !address.is_multiple_of(8) {
         return None;
     }
-    let gigabyte_pages = shared.features.gigabyte_pages;
-    // SAFETY: the published tables are never freed, and `hhdm` reaches every table.
-    // They may be growing while this walks (their lock's holder may be the one
-    // that faulted); an entry is one aligned word, read at once.
-    let tables = unsafe {
-        Tables::from_root(
-            shared.hhdm,
-            shared.levels(),
-            muster_memory::Features { gigabyte_pages },
-            shared.root,
-        )
+    let Ok(shared) = SHARED.try_get() else {
+        return stack::peek_boot(address);
     };
-    let word = shared
-        .hhdm
-        .pointer(tables.translate(address)?.phys)?
-        .cast::<u64>();
-    // SAFETY: the HHDM maps the word, which is aligned and lies in one page; other
-    // CPUs are stopped, and a torn or stale value does no harm in a report.
+    let phys = shared.published_tables().translate(address)?.phys;
+    let word = shared.hhdm.pointer(phys)?.cast::<u64>();
+    // SAFETY: the HHDM maps the word, which is aligned and lies in one page. Whoever
+    // may be writing it, a stale value does no harm in a report.
     Some(unsafe { word.read_volatile() })
 }
 

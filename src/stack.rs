@@ -4,6 +4,7 @@
 //! guard, machine-check stack, guard, main stack, guard up to the slot's end.
 //! A stack that grows too far runs into a page that is not mapped.
 
+use core::cell::UnsafeCell;
 use core::fmt;
 
 use muster_memory::FRAME_SIZE;
@@ -137,22 +138,54 @@ impl fmt::Display for Place {
     }
 }
 
-/// Leaves the current stack for good and goes on with `next` on `stack`.
-pub fn run_on(stack: Stack, next: extern "C" fn() -> !) -> ! {
-    // SAFETY: (1) the stack is one of this CPU's slot: mapped, writable, and used
-    // by no one else; (2) its top is 16-byte aligned, and `call` pushes 8, as the
-    // ABI wants it at a function's entry; (3) the frame pointer 0 ends every
-    // backtrace here; (4) `next` does not return, so nothing on the old stack is
-    // used again by this flow of control.
+/// Leaves the current stack for good and goes on with `next` on the one that ends at
+/// `top`.
+///
+/// # Safety
+///
+/// The stack is mapped, writable, large enough, and used by no one; `top` is a
+/// multiple of 16. Nothing on the current stack is used again.
+pub unsafe fn run_on(top: u64, next: extern "C" fn() -> !) -> ! {
+    // SAFETY: the stack is as the caller promises, and `call` pushes 8 bytes, so that
+    // `next` finds it aligned as the ABI has it. The frame pointer 0 ends every
+    // backtrace here.
     unsafe {
         core::arch::asm!(
             "mov rsp, {top}",
             "xor ebp, ebp",
             "call {next}",
             "ud2",
-            top = in(reg) stack.top,
+            top = in(reg) top,
             next = in(reg) next,
             options(noreturn)
         );
     }
+}
+
+/// The stack on which the BSP plans and builds what all others stand on, in bytes.
+const BOOT: usize = 256 * 1024;
+
+/// Its memory, in the image: the loader's own stack need only be 64 KiB.
+#[repr(C, align(4096))]
+struct BootStack(UnsafeCell<[u8; BOOT]>);
+
+// SAFETY: only the BSP runs on it, and others look at it only as `peek_boot` does.
+unsafe impl Sync for BootStack {}
+
+static BOOT_STACK: BootStack = BootStack(UnsafeCell::new([0; BOOT]));
+
+/// The first address above the boot stack.
+pub fn boot_top() -> u64 {
+    (BOOT_STACK.0.get().addr() + BOOT) as u64
+}
+
+/// Reads a word of the boot stack, for a fault report before there are other stacks.
+pub fn peek_boot(address: u64) -> Option<u64> {
+    let bottom = BOOT_STACK.0.get().addr() as u64;
+    if !address.is_multiple_of(8) || !(bottom..boot_top() - 7).contains(&address) {
+        return None;
+    }
+    let word = core::ptr::with_exposed_provenance::<u64>(address as usize);
+    // SAFETY: an aligned word of the static; whoever writes it is this CPU.
+    Some(unsafe { word.read_volatile() })
 }

@@ -1,7 +1,7 @@
 //! The parts of the address space that the kernel gives away itself.
 //!
 //! All lie in the second highest 512 GiB, which is in the higher half with four
-//! levels of tables as with five, above every HHDM and below the kernel image.
+//! levels of tables as with five. A loader whose HHDM reaches into them is refused.
 
 /// A part of the address space.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,6 +18,12 @@ impl Window {
         (self.start..self.end).contains(&address)
     }
 }
+
+/// All of the windows.
+pub const ALL: Window = Window {
+    start: STACKS.start,
+    end: DEVICES.end,
+};
 
 /// Every CPU's stacks.
 pub const STACKS: Window = Window {

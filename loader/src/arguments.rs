@@ -33,12 +33,10 @@ pub enum Feature {
     PagingMode,
     /// The base revision tag.
     BaseRevision,
-    /// A framebuffer. Never served, so denying it changes nothing.
-    Framebuffer,
 }
 
 impl Feature {
-    const NAMES: [(&str, Self); 11] = [
+    const NAMES: [(&str, Self); 10] = [
         ("hhdm", Self::Hhdm),
         ("memory-map", Self::MemoryMap),
         ("mp", Self::Mp),
@@ -49,7 +47,6 @@ impl Feature {
         ("bootloader-info", Self::BootloaderInfo),
         ("paging-mode", Self::PagingMode),
         ("base-revision", Self::BaseRevision),
-        ("framebuffer", Self::Framebuffer),
     ];
 
     fn from_name(name: &str) -> Option<Self> {

@@ -230,7 +230,9 @@ fn boot(start_info: StartInfo, line: &str) -> Result<Infallible, Failure<'_>> {
     let stack_size = requests
         .field(Request::StackSize, 0)
         .unwrap_or(0)
-        .max(SMALLEST_STACK);
+        .max(SMALLEST_STACK)
+        .checked_next_multiple_of(PAGE)
+        .unwrap_or(u64::MAX);
     let mut slots = Vec::<Slot, MOST_CPUS>::new();
     for Processor { id, apic_id } in processors {
         let stack = map.allocate(stack_size, PAGE, physical::LIMIT, Kind::Loader)?;
@@ -240,8 +242,8 @@ fn boot(start_info: StartInfo, line: &str) -> Result<Infallible, Failure<'_>> {
             id if arguments.silent.contains(&id) => address_of(&NEVER),
             _ => info + MpInfo::GOTO_ADDRESS,
         };
-        // SAFETY: the stack was allocated for this CPU, and its size is a
-        // multiple of 16; the goto address lies in the arena or in the
+        // SAFETY: the stack was allocated for this CPU, and its size is in whole
+        // pages; the goto address lies in the arena or in the
         // loader's image, both of which the door tables map; what comes to
         // stand there is the kernel's entry, or by the kernel's promise
         // another.

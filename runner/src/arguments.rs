@@ -201,7 +201,6 @@ const FEATURES: &[&str] = &[
     "bootloader-info",
     "paging-mode",
     "base-revision",
-    "framebuffer",
 ];
 
 const KEYS: &[Key] = &[
@@ -331,6 +330,7 @@ const KEYS: &[Key] = &[
             "panic-bsp",
             "panic-ap",
             "panic-two",
+            "panic-all",
             "stack-overflow",
             "null-read",
             "write-text",

@@ -133,6 +133,14 @@ pub const CASES: &[Case] = &[
         ],
         &["roll: 4 of 4 CPUs online"],
     ),
+    Case {
+        never: &["INFO  stress"],
+        ..passes(
+            "log-error",
+            &["2", "log=error", "seconds=0.5"],
+            &["verdict: passed"],
+        )
+    },
     passes(
         "machine-pc",
         &["4", "machine=pc", "seconds=0.5"],
@@ -245,11 +253,6 @@ pub const CASES: &[Case] = &[
         &["2", "loader.deny=paging-mode", "seconds=0.5"],
         &["2 of 2 CPUs online"],
     ),
-    passes(
-        "deny-framebuffer",
-        &["2", "loader.deny=framebuffer", "seconds=0.5"],
-        &["2 of 2 CPUs online"],
-    ),
     refuses(
         "revision-2",
         &["2", "loader.revision=2"],
@@ -284,6 +287,11 @@ pub const CASES: &[Case] = &[
         "panic-two",
         &["4", "fault=panic-two"],
         &[r"CPU 3 panicked", r"CPU 2 too: panic", BACKTRACE],
+    ),
+    panics(
+        "panic-all",
+        &["8", "fault=panic-all"],
+        &[r"CPU \d panicked", BACKTRACE],
     ),
     panics(
         "stack-overflow",

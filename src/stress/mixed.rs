@@ -29,7 +29,7 @@ pub fn run(shift: &mut Shift<'_>, ledger: &Ledger) {
             block.free(shift);
             continue;
         }
-        let size = shift.random.size(LOW, HIGH).min(1 << HIGH);
+        let size = shift.random.size(LOW, HIGH);
         let align = 1 << shift.random.below(7);
         if held + size <= shift.budget {
             *place = Block::allocate(shift, size, align);

@@ -31,6 +31,9 @@ use crate::{heap, shared};
 /// milliseconds: freeing what is left takes a while with many CPUs and few cores.
 const PATIENCE: u64 = 60_000;
 
+/// And for each MiB that exhaustion has to fill and check.
+const PATIENCE_PER_MIB: u64 = 20;
+
 /// Free memory that the stress needs for each CPU, in bytes: with less its own books
 /// would be what runs out.
 const LEAST_PER_CPU: u64 = 256 * 1024;
@@ -338,18 +341,19 @@ fn run_one(
 ) -> u64 {
     let cpus = tallies.len();
     let available = available();
+    let patience = PATIENCE + (available >> 20) * PATIENCE_PER_MIB;
     // Half of it, so that no workload but exhaustion meets the end.
     let budget = (available / 2) as usize / cpus;
     let largest_piece = exhaustion::largest_piece(available);
     let meeting = Meeting {
-        line: StartLine::new(cpus),
+        line: StartLine::new(cpus, patience),
         goes_on: AtomicBool::new(true),
     };
     let progress = Progress::new(workload);
     let mailboxes = handover::mailboxes(cpus);
     let ledger = mixed::Ledger::new();
     let started = clock::ticks();
-    crew::all(millis + PATIENCE, &|place| {
+    crew::all(millis + patience, &|place| {
         meeting.line.wait();
         let mut shift = Shift {
             place,

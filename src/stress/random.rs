@@ -28,11 +28,12 @@ impl Random {
         (self.next() % bound as u64) as usize
     }
 
-    /// A size from 2^`low` to 2^`high`, each doubling as likely as the next.
+    /// A size from 2^`low` to 2^`high`, both included, each doubling as likely as the
+    /// next.
     pub fn size(&mut self, low: u32, high: u32) -> usize {
         let doubling = low + self.below((high - low) as usize) as u32;
         let base = 1 << doubling;
-        base + self.below(base) + 1
+        base + self.below(base + 1)
     }
 }
 

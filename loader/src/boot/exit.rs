@@ -3,7 +3,7 @@
 use core::fmt::{self, Write};
 
 use qemu_exit::QEMUExit;
-use uart_16550::{Config, Uart16550Tty};
+use uart_16550::{BaudRate, Config, Uart16550Tty};
 
 /// I/O port of the first serial port.
 pub const COM1: u16 = 0x3f8;
@@ -17,9 +17,13 @@ pub const REFUSED: u32 = 18;
 
 /// Prints one line, prefixed `loader: `. Without a serial port it goes nowhere.
 pub fn say(message: fmt::Arguments<'_>) {
+    let config = Config {
+        baud_rate: BaudRate::Baud115200,
+        ..Config::default()
+    };
     // SAFETY: COM1 is a serial port or nothing at all, and the loader is the
     // only one to use it: the other CPUs never print.
-    if let Ok(mut console) = unsafe { Uart16550Tty::new_port(COM1, Config::default()) } {
+    if let Ok(mut console) = unsafe { Uart16550Tty::new_port(COM1, config) } {
         // A serial port that fails leaves nobody to tell.
         let _ = writeln!(console, "loader: {message}");
     }
