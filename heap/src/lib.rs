@@ -144,11 +144,16 @@ mod heap;
 #[cfg(feature = "hosted")]
 pub mod hosted;
 mod lock;
+mod magazines;
 mod platform;
 mod regions;
 mod statistics;
 
 pub use heap::{Heap, StartError};
+pub use magazines::{
+    CLASSES, Class, ClassStatistics, CpuCache, FRAME, FramePlatform, LARGEST, MagazineHeap,
+    MagazineStatistics, NO_CACHE, SPAN, Totals,
+};
 pub use platform::Platform;
 pub use statistics::Statistics;
 

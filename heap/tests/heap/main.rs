@@ -18,6 +18,8 @@ use std::thread;
 use muster_heap::hosted::{Growth, Hosted};
 use muster_heap::{Heap, MAX_REGIONS, Platform, StartError};
 
+mod interrupts;
+mod magazines;
 mod properties;
 mod shadow;
 use shadow::{Random, Shadow};

@@ -2,8 +2,8 @@
 
 use core::alloc::Layout;
 
-use muster_heap::Heap;
-use muster_heap::hosted::{Growth, Hosted};
+use muster_heap::hosted::{Growth, Hosted, HostedFrames};
+use muster_heap::{FRAME, Heap, MagazineHeap};
 use proptest::prelude::*;
 
 use crate::shadow::{Random, Shadow};
@@ -78,5 +78,49 @@ proptest! {
         shadow.free_all();
         prop_assert_eq!(heap.statistics().live_bytes, 0);
         prop_assert_eq!(heap.statistics().live_blocks, 0);
+    }
+
+    #[test]
+    fn magazine_heap_agrees_with_its_shadow(
+        steps in steps(),
+        machine in 1_usize..256,
+        seed in any::<u64>(),
+    ) {
+        let heap = MagazineHeap::new(HostedFrames::new(machine));
+        let frames = heap.platform().frames_left();
+        let mut random = Random::new(seed);
+        let mut shadow = Shadow::new(&heap);
+        let mut refusals = 0;
+        for (number, step) in steps.into_iter().enumerate() {
+            let served = match step {
+                Step::Alloc(layout) => shadow.alloc(layout),
+                Step::Free => {
+                    shadow.free_any(&mut random);
+                    true
+                }
+                Step::Realloc(size) => shadow.realloc_any(&mut random, size),
+                Step::FreeAll => {
+                    shadow.free_all();
+                    prop_assert!(heap.drain());
+                    true
+                }
+            };
+            refusals += u64::from(!served);
+            // In a debug build, the totals of 64 CPUs take their time.
+            if number % 8 != 0 {
+                continue;
+            }
+            let totals = heap.totals();
+            prop_assert_eq!(totals.live_blocks, shadow.len());
+            prop_assert_eq!(totals.live_bytes, shadow.bytes());
+            prop_assert_eq!(totals.refusals, refusals);
+            prop_assert_eq!(totals.frames() + heap.platform().frames_left(), frames);
+            prop_assert!(totals.live_bytes as usize <= totals.frames() * FRAME);
+        }
+        shadow.free_all();
+        prop_assert!(heap.drain());
+        heap.trim();
+        prop_assert_eq!(heap.totals().frames(), 0);
+        prop_assert_eq!(heap.platform().frames_left(), frames);
     }
 }

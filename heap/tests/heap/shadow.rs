@@ -6,8 +6,6 @@ use core::slice;
 use core::sync::atomic::{AtomicU64, Ordering};
 use std::collections::BTreeMap;
 
-use muster_heap::{Heap, Platform};
-
 /// Every block gets another pattern, whichever thread it is of.
 static NEXT_SEED: AtomicU64 = AtomicU64::new(0);
 
@@ -58,14 +56,14 @@ impl Block {
 }
 
 /// The live blocks of one thread, by address.
-pub struct Shadow<'a, P> {
-    heap: &'a Heap<P>,
+pub struct Shadow<'a, H> {
+    heap: &'a H,
     live: BTreeMap<usize, Block>,
     bytes: u64,
 }
 
-impl<'a, P: Platform> Shadow<'a, P> {
-    pub fn new(heap: &'a Heap<P>) -> Self {
+impl<'a, H: GlobalAlloc> Shadow<'a, H> {
+    pub fn new(heap: &'a H) -> Self {
         Self {
             heap,
             live: BTreeMap::new(),

@@ -10,6 +10,10 @@ use std::thread_local;
 
 use crate::Platform;
 
+mod frames;
+
+pub use frames::HostedFrames;
+
 /// A page of the machine that [`Hosted`] stands for, in bytes.
 pub const PAGE: usize = 4096;
 
@@ -59,7 +63,7 @@ impl Hosted {
 
     fn memory(&self) -> Option<&Memory> {
         self.memory
-            .get_or_init(|| Memory::new(self.bytes / PAGE * PAGE))
+            .get_or_init(|| Memory::new(self.bytes / PAGE * PAGE, PAGE))
             .as_ref()
     }
 }
@@ -104,8 +108,8 @@ unsafe impl Platform for Hosted {
 }
 
 impl Memory {
-    fn new(bytes: usize) -> Option<Self> {
-        let layout = Layout::from_size_align(bytes, PAGE)
+    fn new(bytes: usize, align: usize) -> Option<Self> {
+        let layout = Layout::from_size_align(bytes, align)
             .ok()
             .filter(|layout| layout.size() > 0)?;
         // SAFETY: the size is not zero.

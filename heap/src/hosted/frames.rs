@@ -1,0 +1,231 @@
+//! Threads standing for CPUs and the host's memory for the machine's frames.
+
+use core::cell::Cell;
+use core::fmt;
+use core::ptr::NonNull;
+use core::slice;
+use core::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::thread_local;
+
+use super::Memory;
+use crate::{CpuCache, FRAME, FramePlatform, NO_CACHE};
+
+/// How many threads at a time have a cache.
+const CPUS: usize = 64;
+const BITS: usize = u64::BITS as usize;
+
+/// A machine with a fixed number of frames, on which each thread is a CPU.
+///
+/// The first 64 threads have caches. A thread that starts when another has ended may get the other's
+/// number, and with it what it left in its cache.
+///
+/// The memory comes from the host's own allocator in one piece, when the first frame is asked for,
+/// and goes back when this is dropped; no block of the heap may be used after that.
+pub struct HostedFrames {
+    count: usize,
+    memory: OnceLock<Option<Memory>>,
+    free: Mutex<Option<FreeFrames>>,
+    caches: [CpuCache; CPUS],
+}
+
+/// Which frames are free: a bit for each, in the first frames of the memory.
+struct FreeFrames {
+    bits: &'static mut [u64],
+    /// No bit is set in the words before this.
+    lowest: usize,
+    free: usize,
+}
+
+impl HostedFrames {
+    /// A machine with this many frames, less what it takes to keep account of them.
+    pub const fn new(count: usize) -> Self {
+        Self {
+            count,
+            memory: OnceLock::new(),
+            free: Mutex::new(None),
+            caches: [const { CpuCache::new() }; CPUS],
+        }
+    }
+
+    /// How many frames are free.
+    pub fn frames_left(&self) -> usize {
+        self.with_free(|_, frames| frames.free).unwrap_or(0)
+    }
+
+    fn with_free<T>(&self, f: impl FnOnce(&Memory, &mut FreeFrames) -> T) -> Option<T> {
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let memory = (self.memory)
+            .get_or_init(|| Memory::new(self.count * FRAME, HUGE))
+            .as_ref()?;
+        let free = free.get_or_insert_with(|| FreeFrames::new(memory, self.count));
+        Some(f(memory, free))
+    }
+}
+
+/// What the memory is aligned to: the largest alignment that frames can have.
+const HUGE: usize = 2 << 20;
+
+// SAFETY: (1) Nothing interrupts a thread but a signal handler, which must not allocate in any Rust
+// program. (2), (3) No two threads that run at the same time have one number. (4) There are no
+// interrupts. (5) A frame has one owner, `FreeFrames` or whoever it gave it to, and the memory lives
+// as long as this does.
+unsafe impl FramePlatform for HostedFrames {
+    type Pin = ();
+    type InterruptGuard = ();
+
+    fn pin(&self) {}
+
+    fn keep_interrupts_out(&self) {}
+
+    fn cpu(&self) -> Option<usize> {
+        thread_number()
+    }
+
+    fn cache(&self) -> &CpuCache {
+        thread_number()
+            .and_then(|number| self.caches.get(number))
+            .unwrap_or(&NO_CACHE)
+    }
+
+    fn each_cache(&self, visit: &mut dyn FnMut(&CpuCache)) {
+        self.caches.iter().for_each(visit);
+    }
+
+    fn allocate_frames(&self, count: usize, align: usize) -> Option<NonNull<u8>> {
+        self.with_free(|memory, free| {
+            let first = free.allocate(count, align)?;
+            // SAFETY: the frame's number is less than the memory has frames.
+            Some(unsafe { memory.start.add(first * FRAME) })
+        })?
+    }
+
+    unsafe fn free_frames(&self, start: NonNull<u8>, count: usize) {
+        self.with_free(|memory, free| {
+            let offset = start.addr().get() - memory.start.addr().get();
+            free.free(offset / FRAME, count);
+        });
+    }
+}
+
+impl fmt::Debug for HostedFrames {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HostedFrames")
+            .field("count", &self.count)
+            .field("free", &self.frames_left())
+            .finish_non_exhaustive()
+    }
+}
+
+impl FreeFrames {
+    fn new(memory: &Memory, count: usize) -> Self {
+        let words = count.div_ceil(BITS);
+        let own = (words * size_of::<u64>()).div_ceil(FRAME).min(count);
+        // SAFETY: the memory's first frames, which are never handed out; the machine that owns the
+        // memory owns this, too.
+        let bits = unsafe {
+            memory.start.write_bytes(0, own * FRAME);
+            slice::from_raw_parts_mut(memory.start.cast().as_ptr(), words)
+        };
+        let mut frames = Self {
+            bits,
+            lowest: 0,
+            free: 0,
+        };
+        frames.free(own, count - own);
+        frames
+    }
+
+    /// The first fit. Linear in the memory's size: a test's frames aren't asked for often.
+    fn allocate(&mut self, count: usize, align: usize) -> Option<usize> {
+        if count > self.free || align > HUGE / FRAME {
+            return None;
+        }
+        while self.bits.get(self.lowest) == Some(&0) {
+            self.lowest += 1;
+        }
+        let end = self.bits.len() * BITS;
+        let mut first = (self.lowest * BITS).next_multiple_of(align);
+        while first + count <= end {
+            match (first..first + count).rev().find(|&bit| !self.is_free(bit)) {
+                None => {
+                    for bit in first..first + count {
+                        self.bits[bit / BITS] &= !(1 << (bit % BITS));
+                    }
+                    self.free -= count;
+                    return Some(first);
+                }
+                Some(taken) if self.bits[taken / BITS] == 0 => {
+                    first = ((taken / BITS + 1) * BITS).next_multiple_of(align);
+                }
+                Some(taken) => first = (taken + 1).next_multiple_of(align),
+            }
+        }
+        None
+    }
+
+    fn free(&mut self, first: usize, count: usize) {
+        for bit in first..first + count {
+            assert!(!self.is_free(bit), "frame {bit} freed twice");
+            self.bits[bit / BITS] |= 1 << (bit % BITS);
+        }
+        self.free += count;
+        self.lowest = self.lowest.min(first / BITS);
+    }
+
+    fn is_free(&self, bit: usize) -> bool {
+        self.bits[bit / BITS] & (1 << (bit % BITS)) != 0
+    }
+}
+
+/// The threads' numbers that are taken.
+static TAKEN: AtomicU64 = AtomicU64::new(0);
+
+/// A number that a thread has until it ends.
+struct Number(usize);
+
+impl Drop for Number {
+    fn drop(&mut self) {
+        CURRENT.set(None);
+        ASKED.set(true);
+        // Release: the next thread of this number finds what this one left in its caches.
+        TAKEN.fetch_and(!(1 << self.0), Ordering::Release);
+    }
+}
+
+thread_local! {
+    static CURRENT: Cell<Option<usize>> = const { Cell::new(None) };
+    /// Whether the thread has had its chance of a number.
+    static ASKED: Cell<bool> = const { Cell::new(false) };
+    static NUMBER: Cell<Option<Number>> = const { Cell::new(None) };
+}
+
+#[inline]
+fn thread_number() -> Option<usize> {
+    let number = CURRENT.get();
+    if number.is_none() && !ASKED.get() {
+        return take_number();
+    }
+    number
+}
+
+#[cold]
+fn take_number() -> Option<usize> {
+    ASKED.set(true);
+    let mut taken = TAKEN.load(Ordering::Relaxed);
+    while let number @ 0..CPUS = taken.trailing_ones() as usize {
+        let with = taken | 1 << number;
+        match TAKEN.compare_exchange_weak(taken, with, Ordering::Acquire, Ordering::Relaxed) {
+            Ok(_) => {
+                let number = Number(number);
+                let current = number.0;
+                // Where the thread is ending already, it does without, and drops the number.
+                let kept = NUMBER.try_with(move |kept| kept.set(Some(number)));
+                CURRENT.set(kept.ok().map(|()| current));
+                return CURRENT.get();
+            }
+            Err(now) => taken = now,
+        }
+    }
+    None
+}

@@ -1,0 +1,225 @@
+//! Size classes: which sizes there are, and what is right for each.
+
+use core::alloc::Layout;
+use core::ops::Index;
+
+/// A page frame, in bytes (Intel SDM, volume 3, section 5.5: the smallest page).
+pub const FRAME: usize = 4096;
+
+/// How many size classes there are.
+pub const CLASSES: usize = EVEN + PER_DOUBLING * DOUBLINGS;
+
+/// The largest block that magazines hold, in bytes. What is larger comes from frames directly.
+pub const LARGEST: usize = (EVEN * UNIT) << DOUBLINGS;
+
+/// All sizes are multiples of this, which is also the least alignment: that of `max_align_t` on
+/// x86-64 (System V ABI, section 3.1.2).
+pub(super) const UNIT: usize = 16;
+/// Classes in steps of one unit.
+const EVEN: usize = 8;
+/// From there on, a class wastes at most a fifth of a block.
+const PER_DOUBLING: usize = 4;
+const DOUBLINGS: usize = 6;
+
+/// What a magazine holds, in bytes. Half as much costs a few per cent of speed, twice as much gains
+/// nothing.
+const MAGAZINE: usize = 16 << 10;
+/// The fewest blocks a magazine holds: with less, the slow path halves the throughput.
+const LEAST_DEPTH: usize = 8;
+const MOST_DEPTH: usize = 128;
+
+/// The most blocks of a slab: one bit each in a [`Slab`](super::slab::Slab).
+pub(super) const MOST_BLOCKS: usize = 256;
+/// The largest slab, in frames.
+pub(super) const MOST_FRAMES: usize = 8;
+
+/// A size class: all blocks of a class are of one size.
+///
+/// The value is less than [`CLASSES`]: nothing outside this file makes one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Class(u8);
+
+impl Class {
+    /// The class that serves a layout, or `None` if it is larger than any.
+    ///
+    /// The size of the class is a multiple of the layout's alignment, and slabs are aligned to
+    /// their size, so each block is aligned as it must be: with an alignment above 16, the size is
+    /// first rounded up to a multiple of it. If such a multiple isn't itself the size of a class, it
+    /// lies between two of which both are multiples of the alignment, as classes are 2ᵏ apart from
+    /// 4·2ᵏ to 8·2ᵏ: an alignment above 2ᵏ has no multiples there but sizes of classes.
+    #[inline(always)]
+    pub const fn of(layout: Layout) -> Option<Self> {
+        let size = if layout.align() > UNIT {
+            layout.pad_to_align().size()
+        } else {
+            layout.size()
+        };
+        // Two instructions, as a layout's size is at most `isize::MAX`, which `div_ceil` doesn't know.
+        let units = (size + UNIT - 1) >> UNIT.ilog2();
+        if units < OF_UNITS.len() {
+            Some(Self(OF_UNITS[units]))
+        } else {
+            None
+        }
+    }
+
+    /// All classes, from the smallest.
+    pub fn all() -> impl ExactSizeIterator<Item = Self> + Clone {
+        // The cast is exact: there are fewer classes than 256.
+        (0..CLASSES as u8).map(Self)
+    }
+
+    pub(super) const fn from_index(index: u8) -> Option<Self> {
+        if (index as usize) < CLASSES {
+            Some(Self(index))
+        } else {
+            None
+        }
+    }
+
+    /// The class's number, counted from 0.
+    #[inline(always)]
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+
+    /// The size of a block in bytes.
+    #[inline]
+    pub const fn size(self) -> usize {
+        size_of_class(self.index())
+    }
+
+    /// How many blocks move between a CPU, the depot and the slabs at once. A CPU caches twice as
+    /// many: Bonwick's loaded and previous magazine.
+    pub const fn depth(self) -> usize {
+        let depth = MAGAZINE / self.size();
+        if depth < LEAST_DEPTH {
+            LEAST_DEPTH
+        } else if depth > MOST_DEPTH {
+            MOST_DEPTH
+        } else {
+            depth
+        }
+    }
+
+    /// How many frames a slab has: a power of two, the least that loses at most an eighth to the
+    /// end of the slab and holds 16 blocks; or else the most there may be.
+    pub const fn slab_frames(self) -> usize {
+        let mut frames = 1;
+        while frames < MOST_FRAMES {
+            let bytes = frames * FRAME;
+            if bytes % self.size() * 8 <= bytes && bytes / self.size() >= 16 {
+                break;
+            }
+            frames *= 2;
+        }
+        frames
+    }
+
+    /// The number of the block at an offset in a slab, or `None` if no block starts there.
+    #[inline]
+    pub(super) fn block_at(self, offset: usize) -> Option<usize> {
+        // Division by multiplication, as the size isn't known to the compiler: exact for offsets
+        // up to the largest slab's size, which a test goes through one by one.
+        let index = ((offset as u64 * INVERSE[self]) >> 32) as usize;
+        (index * self.size() == offset).then_some(index)
+    }
+}
+
+impl<T> Index<Class> for [T; CLASSES] {
+    type Output = T;
+
+    #[inline(always)]
+    fn index(&self, class: Class) -> &T {
+        // SAFETY: a class's number is less than `CLASSES`, see the type.
+        unsafe { self.get_unchecked(class.index()) }
+    }
+}
+
+static INVERSE: [u64; CLASSES] = {
+    let mut table = [0; CLASSES];
+    let mut class = 0;
+    while class < CLASSES {
+        table[class] = (1 << 32) / size_of_class(class) as u64 + 1;
+        class += 1;
+    }
+    table
+};
+
+/// The class of a size in units, rounded up. Zero bytes count as one.
+static OF_UNITS: [u8; LARGEST / UNIT + 1] = {
+    let mut table = [0; LARGEST / UNIT + 1];
+    let mut class = 0;
+    let mut units = 0;
+    while units < table.len() {
+        if units * UNIT > size_of_class(class) {
+            class += 1;
+        }
+        table[units] = class as u8;
+        units += 1;
+    }
+    table
+};
+
+const fn size_of_class(class: usize) -> usize {
+    if class < EVEN {
+        return (class + 1) * UNIT;
+    }
+    let doubling = (class - EVEN) / PER_DOUBLING;
+    let step = (class - EVEN) % PER_DOUBLING + 1;
+    let whole = (EVEN * UNIT) << doubling;
+    whole + step * whole / PER_DOUBLING
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::vec::Vec;
+
+    #[test]
+    fn sizes_are_even_steps_and_then_quarters_of_doublings() {
+        let sizes: Vec<_> = Class::all().map(Class::size).collect();
+        assert_eq!(sizes[..9], [16, 32, 48, 64, 80, 96, 112, 128, 160]);
+        assert_eq!(sizes[sizes.len() - 5..], [4096, 5120, 6144, 7168, 8192]);
+        assert_eq!(sizes.last(), Some(&LARGEST));
+        assert!(sizes.is_sorted());
+    }
+
+    #[test]
+    fn every_layout_gets_the_least_class_that_fits_and_is_aligned() {
+        for shift in 0..=14 {
+            for size in 1..=LARGEST + 1 {
+                let layout = Layout::from_size_align(size, 1 << shift).unwrap();
+                let fits = |class: &Class| {
+                    class.size() >= size && class.size().is_multiple_of(layout.align())
+                };
+                // Blocks are aligned to a unit in any case.
+                let least = Class::all().find(fits);
+                assert_eq!(Class::of(layout), least, "{layout:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn slabs_waste_little_and_fit_their_bitmap() {
+        for class in Class::all() {
+            let frames = class.slab_frames();
+            assert!(frames.is_power_of_two() && frames <= MOST_FRAMES);
+            let bytes = frames * FRAME;
+            assert!(bytes % class.size() * 8 <= bytes, "{class:?}");
+            assert!(bytes / class.size() <= MOST_BLOCKS, "{class:?}");
+        }
+    }
+
+    #[test]
+    fn block_at_divides_exactly() {
+        for class in Class::all() {
+            for offset in 0..MOST_FRAMES * FRAME {
+                let expected = offset
+                    .is_multiple_of(class.size())
+                    .then_some(offset / class.size());
+                assert_eq!(class.block_at(offset), expected, "{class:?} {offset}");
+            }
+        }
+    }
+}

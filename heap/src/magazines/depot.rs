@@ -1,0 +1,188 @@
+//! The depot of one class: where full magazines change hands without a look at the slabs.
+
+use core::mem::MaybeUninit;
+use core::ptr::{self, NonNull};
+use core::slice;
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use super::FramePlatform;
+use super::cache::Block;
+use super::class::{Class, FRAME};
+use super::frames::{Frames, Use};
+use crate::lock::{Guard, Lock};
+
+/// How many magazines a depot holds.
+const MAGAZINES: usize = 8;
+
+/// A stack of free blocks that moves a magazine's worth at a time.
+///
+/// The addresses are copied, in and out of a frame of the depot's own. To exchange magazines whole
+/// would move as many cache lines from CPU to CPU, only later, one miss at a time.
+#[repr(align(128))]
+pub(super) struct Depot {
+    stack: Lock<Stack>,
+    contended: AtomicU64,
+    /// The stack's length, for all to read.
+    length: AtomicUsize,
+}
+
+/// `base` is null while the depot has no memory; then `length` is zero.
+struct Stack {
+    base: *mut Block,
+    length: usize,
+}
+
+// SAFETY: the stack owns the memory at `base`, which any CPU may use.
+unsafe impl Send for Stack {}
+
+/// What a depot held, and in which memory.
+pub(super) struct Contents {
+    base: NonNull<Block>,
+    length: usize,
+    frames: usize,
+}
+
+impl Depot {
+    pub(super) const fn new() -> Self {
+        Self {
+            stack: Lock::new(Stack {
+                base: ptr::null_mut(),
+                length: 0,
+            }),
+            contended: AtomicU64::new(0),
+            length: AtomicUsize::new(0),
+        }
+    }
+
+    /// Blocks in the depot.
+    pub(super) fn length(&self) -> usize {
+        self.length.load(Ordering::Relaxed)
+    }
+
+    /// How many times a CPU found another one at the depot.
+    pub(super) fn contended(&self) -> u64 {
+        self.contended.load(Ordering::Relaxed)
+    }
+
+    fn lock(&self, cpu: Option<usize>) -> Option<Guard<'_, Stack>> {
+        self.stack.try_lock(cpu).or_else(|| {
+            self.contended.fetch_add(1, Ordering::Relaxed);
+            self.stack.lock(cpu)
+        })
+    }
+
+    /// Takes as many blocks as there are and there is room for, and returns how many.
+    pub(super) fn take(&self, cpu: Option<usize>, into: &mut [MaybeUninit<Block>]) -> usize {
+        // An empty depot is not worth the lock; a block that arrives just now is for another time.
+        if self.length() == 0 {
+            return 0;
+        }
+        let Some(mut stack) = self.lock(cpu) else {
+            return 0;
+        };
+        let count = stack.length.min(into.len());
+        stack.length -= count;
+        if count > 0 {
+            // SAFETY: `count` blocks lie from here up, in the stack's memory, which isn't `into`'s.
+            unsafe {
+                let from = stack.base.add(stack.length);
+                ptr::copy_nonoverlapping(from.cast(), into.as_mut_ptr(), count);
+            }
+        }
+        self.length.store(stack.length, Ordering::Relaxed);
+        count
+    }
+
+    /// Takes the blocks in. `false`: they don't fit, or there is no frame to keep them in.
+    pub(super) fn put<P: FramePlatform>(
+        &self,
+        cpu: Option<usize>,
+        frames: &Frames<P>,
+        class: Class,
+        blocks: &[Block],
+    ) -> bool {
+        // As in `take`.
+        if self.length() + blocks.len() > capacity(class) {
+            return false;
+        }
+        loop {
+            let Some(mut stack) = self.lock(cpu) else {
+                return false;
+            };
+            if stack.length + blocks.len() > capacity(class) {
+                return false;
+            }
+            if !stack.base.is_null() {
+                // SAFETY: there is room for so many from here up, in the stack's memory, which is
+                // not that of `blocks`.
+                unsafe {
+                    let to = stack.base.add(stack.length);
+                    ptr::copy_nonoverlapping(blocks.as_ptr(), to, blocks.len());
+                }
+                stack.length += blocks.len();
+                self.length.store(stack.length, Ordering::Relaxed);
+                return true;
+            }
+            drop(stack);
+            if !self.furnish(cpu, frames, class) {
+                return false;
+            }
+        }
+    }
+
+    /// Gets the depot its memory.
+    fn furnish<P: FramePlatform>(
+        &self,
+        cpu: Option<usize>,
+        frames: &Frames<P>,
+        class: Class,
+    ) -> bool {
+        let count = frames_of(class);
+        let Some(memory) = frames.allocate(count, 1, Use::Own) else {
+            return false;
+        };
+        if let Some(mut stack) = self.lock(cpu)
+            && stack.base.is_null()
+        {
+            stack.base = memory.cast().as_ptr();
+            return true;
+        }
+        // SAFETY: just allocated; another CPU was faster, so they aren't used.
+        unsafe { frames.free(memory, count, Use::Own) };
+        true
+    }
+
+    /// Takes everything out, the memory included, which the caller must [free](Contents::free).
+    pub(super) fn empty(&self, cpu: Option<usize>, class: Class) -> Option<Contents> {
+        let mut stack = self.lock(cpu)?;
+        let contents = Contents {
+            base: NonNull::new(stack.base)?,
+            length: stack.length,
+            frames: frames_of(class),
+        };
+        stack.base = ptr::null_mut();
+        stack.length = 0;
+        self.length.store(0, Ordering::Relaxed);
+        Some(contents)
+    }
+}
+
+impl Contents {
+    pub(super) fn blocks(&self) -> &[Block] {
+        // SAFETY: the depot had so many blocks there, and the memory is ours now.
+        unsafe { slice::from_raw_parts(self.base.as_ptr(), self.length) }
+    }
+
+    pub(super) fn free<P: FramePlatform>(self, frames: &Frames<P>) {
+        // SAFETY: allocated so by `furnish`, and no depot's any more.
+        unsafe { frames.free(self.base.cast(), self.frames, Use::Own) };
+    }
+}
+
+const fn capacity(class: Class) -> usize {
+    MAGAZINES * class.depth()
+}
+
+const fn frames_of(class: Class) -> usize {
+    (capacity(class) * size_of::<Block>()).div_ceil(FRAME)
+}

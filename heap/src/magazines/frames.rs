@@ -1,0 +1,74 @@
+//! The platform's frames, counted.
+
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicUsize, Ordering};
+
+use super::FramePlatform;
+
+/// What frames are taken for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Use {
+    /// Blocks of a size class.
+    Slab,
+    /// A block larger than any class.
+    Large,
+    /// The heap's own: magazines, depots, the slab map.
+    Own,
+}
+
+const USES: usize = 3;
+
+/// A platform, and how many of its frames the heap has.
+pub(super) struct Frames<P> {
+    platform: P,
+    held: [AtomicUsize; USES],
+    total: AtomicUsize,
+    peak: AtomicUsize,
+}
+
+impl<P: FramePlatform> Frames<P> {
+    pub(super) const fn new(platform: P) -> Self {
+        Self {
+            platform,
+            held: [const { AtomicUsize::new(0) }; USES],
+            total: AtomicUsize::new(0),
+            peak: AtomicUsize::new(0),
+        }
+    }
+
+    pub(super) const fn platform(&self) -> &P {
+        &self.platform
+    }
+
+    /// As [`FramePlatform::allocate_frames`].
+    pub(super) fn allocate(&self, count: usize, align: usize, to: Use) -> Option<NonNull<u8>> {
+        let start = self.platform.allocate_frames(count, align)?;
+        self.held[to as usize].fetch_add(count, Ordering::Relaxed);
+        let total = self.total.fetch_add(count, Ordering::Relaxed) + count;
+        // A read first: the peak is rarely a new one, and its line is everybody's.
+        if self.peak.load(Ordering::Relaxed) < total {
+            self.peak.fetch_max(total, Ordering::Relaxed);
+        }
+        Some(start)
+    }
+
+    /// As [`FramePlatform::free_frames`].
+    ///
+    /// # Safety
+    ///
+    /// [`allocate`](Self::allocate) gave `start` for this `count` and use, and nothing uses it now.
+    pub(super) unsafe fn free(&self, start: NonNull<u8>, count: usize, from: Use) {
+        // SAFETY: the caller's promise is the platform's condition.
+        unsafe { self.platform.free_frames(start, count) };
+        self.held[from as usize].fetch_sub(count, Ordering::Relaxed);
+        self.total.fetch_sub(count, Ordering::Relaxed);
+    }
+
+    pub(super) fn held(&self, by: Use) -> usize {
+        self.held[by as usize].load(Ordering::Relaxed)
+    }
+
+    pub(super) fn peak(&self) -> usize {
+        self.peak.load(Ordering::Relaxed)
+    }
+}

@@ -1,0 +1,621 @@
+//! The magazine heap: the order in which caches, depots, slabs and frames are asked.
+
+use core::alloc::{GlobalAlloc, Layout};
+use core::fmt;
+use core::mem::MaybeUninit;
+use core::ptr::{self, NonNull};
+use core::sync::atomic::{AtomicI64, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+
+use super::cache::{Block, Entry, Owner, STORAGE_FRAMES};
+use super::class::{CLASSES, Class, FRAME};
+use super::depot::Depot;
+use super::frames::{Frames, Use};
+use super::slab::Wrong;
+use super::slab_map::SlabMap;
+use super::slabs::{Ground, Slabs};
+use super::{ClassStatistics, FramePlatform, Totals};
+
+/// A heap that scales with the number of CPUs: `#[global_allocator]` material.
+///
+/// Each CPU serves itself from its own [`CpuCache`](super::CpuCache), without locks and without
+/// atomic operations. When that is empty or full, a magazine's worth of blocks moves from or to the
+/// *depot* of the size class, which all CPUs share; and when that can't help, from or to *slabs*,
+/// which are frames cut into blocks. What is larger than [`LARGEST`](super::LARGEST) is frames.
+///
+/// It needs no start: it works as soon as the platform has frames, at first without caches and
+/// therefore slowly.
+///
+/// # At any instruction
+///
+/// Interrupts are kept out on slow paths only. Whoever comes upon its own CPU inside the heap is
+/// served from what it may touch there:
+///
+/// | interrupted | allocation | free |
+/// |---|---|---|
+/// | fast path | from a slab, new frames included | to the slab |
+/// | slow path (NMI, panic, the platform itself) | from a slab with a free block, if nobody has its lock; else null | noted in the block itself, done later |
+///
+/// # Out of memory
+///
+/// Before it answers null, the heap drains this CPU's cache, empties the depots, returns empty
+/// slabs, asks the platform to [drain the other CPUs](FramePlatform::drain_others), and tries again.
+///
+/// # Panics
+///
+/// [`dealloc`](GlobalAlloc::dealloc) panics if it finds that a block was freed twice, or isn't the
+/// heap's, or not of its size. It finds it when the block gets back to its slab, so the free at
+/// fault may be an earlier one, on this CPU or another.
+pub struct MagazineHeap<P> {
+    frames: Frames<P>,
+    depots: [Depot; CLASSES],
+    slabs: [Slabs; CLASSES],
+    map: SlabMap,
+    shared: Shared,
+}
+
+/// What doesn't fit in any CPU's counters: large blocks, and operations past a cache.
+#[repr(align(128))]
+struct Shared {
+    live_bytes: AtomicI64,
+    large_blocks: AtomicUsize,
+    refusals: AtomicU64,
+    reentries: AtomicU64,
+    /// Blocks freed where nothing could be done about it.
+    deferred: AtomicPtr<Deferred>,
+}
+
+/// A dead block on the list of those that are yet to be freed.
+struct Deferred {
+    next: *mut Deferred,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Small(Class),
+    Large { frames: u32 },
+}
+
+// Every block is a unit or more.
+const _: () = assert!(size_of::<Deferred>() <= super::class::UNIT);
+
+/// Why there is no block.
+enum Refused {
+    /// Memory is short, and this code may do something about it.
+    Short,
+    /// This code came upon its own CPU inside the heap.
+    Nested,
+}
+
+/// A block that wasn't what it was freed as.
+#[derive(Clone, Copy)]
+struct Misuse {
+    block: Block,
+    class: Class,
+    wrong: Wrong,
+}
+
+impl Misuse {
+    #[cold]
+    #[track_caller]
+    fn report(self) -> ! {
+        let Self {
+            block,
+            class,
+            wrong,
+        } = self;
+        let size = class.size();
+        match wrong {
+            Wrong::Foreign => panic!(
+                "{block:p} was freed as a block of up to {size} bytes, but no such block is there"
+            ),
+            Wrong::Free => panic!("{block:p}, a block of up to {size} bytes, was freed twice"),
+        }
+    }
+}
+
+impl<P: FramePlatform> MagazineHeap<P> {
+    /// A heap that holds nothing.
+    pub const fn new(platform: P) -> Self {
+        Self {
+            frames: Frames::new(platform),
+            depots: [const { Depot::new() }; CLASSES],
+            slabs: [const { Slabs::new() }; CLASSES],
+            map: SlabMap::new(),
+            shared: Shared {
+                live_bytes: AtomicI64::new(0),
+                large_blocks: AtomicUsize::new(0),
+                refusals: AtomicU64::new(0),
+                reentries: AtomicU64::new(0),
+                deferred: AtomicPtr::new(ptr::null_mut()),
+            },
+        }
+    }
+
+    /// The platform this heap stands on.
+    pub const fn platform(&self) -> &P {
+        self.frames.platform()
+    }
+
+    /// Gives all that this CPU caches back to the slabs, and returns the frames that become free.
+    ///
+    /// For a CPU that is asked to by another one's [`FramePlatform::drain_others`], and for one that
+    /// goes idle. `false`: this code interrupted the CPU inside the heap. The CPU drains when it
+    /// next takes a slow path.
+    ///
+    /// # Panics
+    ///
+    /// As for the [heap](Self).
+    pub fn drain(&self) -> bool {
+        let _pin = self.platform().pin();
+        let drained = {
+            let _interrupts = self.platform().keep_interrupts_out();
+            let cache = self.platform().cache();
+            match cache.enter() {
+                Entry::Owner(mut owner) => Ok(self.drain_inside(&mut owner)),
+                Entry::Guest(_) | Entry::Nested => Err(cache),
+            }
+        };
+        match drained {
+            Ok(freed) => {
+                settle(freed);
+                true
+            }
+            Err(cache) if cache.exists() => {
+                cache.want_drain();
+                false
+            }
+            Err(_) => true,
+        }
+    }
+
+    /// Returns the frames of what no CPU keeps for itself: depots and empty slabs.
+    ///
+    /// After everything is freed and each CPU has [drained](Self::drain), that is every frame.
+    ///
+    /// # Panics
+    ///
+    /// As for the [heap](Self).
+    pub fn trim(&self) {
+        let _pin = self.platform().pin();
+        let freed = {
+            let _interrupts = self.platform().keep_interrupts_out();
+            match self.platform().cache().enter() {
+                Entry::Owner(_) | Entry::Guest(_) => self.trim_inside(),
+                Entry::Nested => Ok(()),
+            }
+        };
+        settle(freed);
+    }
+
+    /// What the heap holds. Exact while no CPU uses it.
+    pub fn totals(&self) -> Totals {
+        let mut live_bytes = self.shared.live_bytes.load(Ordering::Relaxed);
+        let mut cached_blocks = 0;
+        let mut cached_bytes = 0;
+        self.platform().each_cache(&mut |cache| {
+            live_bytes += cache.live_bytes();
+            for class in Class::all() {
+                let blocks = cache.statistics(class).cached_blocks;
+                cached_blocks += blocks;
+                cached_bytes += blocks * class.size();
+            }
+        });
+        let mut used = self.shared.large_blocks.load(Ordering::Relaxed);
+        for class in Class::all() {
+            let depot = self.depots[class].length();
+            cached_blocks += depot;
+            cached_bytes += depot * class.size();
+            used += self.slabs[class].used();
+        }
+        Totals {
+            live_bytes: live_bytes.try_into().unwrap_or(0),
+            live_blocks: used.saturating_sub(cached_blocks),
+            cached_bytes,
+            slab_frames: self.frames.held(Use::Slab),
+            large_frames: self.frames.held(Use::Large),
+            own_frames: self.frames.held(Use::Own),
+            peak_frames: self.frames.peak(),
+            refusals: self.shared.refusals.load(Ordering::Relaxed),
+            reentries: self.shared.reentries.load(Ordering::Relaxed),
+        }
+    }
+
+    /// What all CPUs share of a class. A CPU's own part is
+    /// [`CpuCache::statistics`](super::CpuCache::statistics).
+    pub fn class_statistics(&self, class: Class) -> ClassStatistics {
+        let slabs = &self.slabs[class];
+        let depot = &self.depots[class];
+        ClassStatistics {
+            slab_frames: slabs.frames(),
+            used_blocks: slabs.used(),
+            depot_blocks: depot.length(),
+            depot_contended: depot.contended(),
+        }
+    }
+
+    fn ground(&self) -> Ground<'_, P> {
+        Ground {
+            map: &self.map,
+            frames: &self.frames,
+            cpu: self.platform().cpu(),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn allocate_slowly(&self, class: Class, size: usize) -> Option<Block> {
+        self.until_short(|is_first| self.attempt(class, size, is_first))
+    }
+
+    /// Tries, and tries again after each thing that can be done about a shortage.
+    fn until_short(&self, attempt: impl Fn(bool) -> Result<Block, Refused>) -> Option<Block> {
+        let reliefs: [&dyn Fn(); 2] = [
+            &|| {
+                self.drain();
+                self.trim();
+            },
+            &|| {
+                self.platform().drain_others();
+                self.trim();
+            },
+        ];
+        for (round, relieve) in reliefs.into_iter().enumerate() {
+            match attempt(round == 0) {
+                Ok(block) => return Some(block),
+                Err(Refused::Short) => relieve(),
+                Err(Refused::Nested) => return self.refuse(),
+            }
+        }
+        attempt(false).ok().or_else(|| self.refuse())
+    }
+
+    fn refuse(&self) -> Option<Block> {
+        self.shared.refusals.fetch_add(1, Ordering::Relaxed);
+        None
+    }
+
+    /// Only the first attempt may fill the cache: once memory is short, it is for blocks.
+    fn attempt(&self, class: Class, size: usize, fills: bool) -> Result<Block, Refused> {
+        let (block, freed) = {
+            let _interrupts = self.platform().keep_interrupts_out();
+            match self.platform().cache().enter() {
+                Entry::Owner(mut owner) => {
+                    let freed = self.catch_up(&mut owner);
+                    if fills {
+                        self.furnish(&mut owner);
+                        owner.refill(class, |room| self.gather(class, room));
+                    }
+                    let block = owner.pop(class, size).ok_or(Refused::Short);
+                    (block.or_else(|_| self.allocate_one(class, size)), freed)
+                }
+                Entry::Guest(_) => {
+                    self.shared.reentries.fetch_add(1, Ordering::Relaxed);
+                    (self.allocate_one(class, size), Ok(()))
+                }
+                Entry::Nested => {
+                    self.shared.reentries.fetch_add(1, Ordering::Relaxed);
+                    let block = self.slabs[class].try_allocate(self.platform().cpu(), class);
+                    if block.is_some() {
+                        self.account(size as i64);
+                    }
+                    (block.ok_or(Refused::Nested), Ok(()))
+                }
+            }
+        };
+        settle(freed);
+        block
+    }
+
+    /// A magazine's worth of blocks, from the depot or else from slabs.
+    fn gather(&self, class: Class, room: &mut [MaybeUninit<Block>]) -> usize {
+        match self.depots[class].take(self.platform().cpu(), room) {
+            0 => self.slabs[class].allocate(&self.ground(), class, room),
+            count => count,
+        }
+    }
+
+    /// A block past the cache.
+    fn allocate_one(&self, class: Class, size: usize) -> Result<Block, Refused> {
+        let mut room = [MaybeUninit::uninit()];
+        if self.gather(class, &mut room) == 0 {
+            return Err(Refused::Short);
+        }
+        self.account(size as i64);
+        // SAFETY: `gather` has filled it.
+        Ok(unsafe { room[0].assume_init() })
+    }
+
+    #[cold]
+    #[inline(never)]
+    #[track_caller]
+    fn free_slowly(&self, class: Class, block: Block, size: usize) {
+        let freed = {
+            let _interrupts = self.platform().keep_interrupts_out();
+            match self.platform().cache().enter() {
+                Entry::Owner(mut owner) => self.free_inside(&mut owner, class, block, size),
+                Entry::Guest(_) => {
+                    self.shared.reentries.fetch_add(1, Ordering::Relaxed);
+                    self.account(-(size as i64));
+                    self.free_to_slabs(class, &[block])
+                }
+                Entry::Nested => {
+                    self.shared.reentries.fetch_add(1, Ordering::Relaxed);
+                    self.account(-(size as i64));
+                    self.defer(block, Kind::Small(class));
+                    Ok(())
+                }
+            }
+        };
+        settle(freed);
+    }
+
+    fn free_inside(
+        &self,
+        owner: &mut Owner<'_>,
+        class: Class,
+        block: Block,
+        size: usize,
+    ) -> Result<(), Misuse> {
+        let mut freed = self.catch_up(owner);
+        self.furnish(owner);
+        if owner.push(class, block, size) {
+            return freed;
+        }
+        owner.flush(class, |blocks| {
+            let cpu = self.platform().cpu();
+            if !self.depots[class].put(cpu, &self.frames, class, blocks) {
+                freed = freed.and(self.free_to_slabs(class, blocks));
+            }
+        });
+        if !owner.push(class, block, size) {
+            // There is no memory for magazines.
+            self.account(-(size as i64));
+            freed = freed.and(self.free_to_slabs(class, &[block]));
+        }
+        freed
+    }
+
+    fn free_to_slabs(&self, class: Class, blocks: &[Block]) -> Result<(), Misuse> {
+        (self.slabs[class].free(&self.ground(), class, blocks)).map_err(|(block, wrong)| Misuse {
+            block,
+            class,
+            wrong,
+        })
+    }
+
+    /// Does what had to wait for a slow path.
+    fn catch_up(&self, owner: &mut Owner<'_>) -> Result<(), Misuse> {
+        let freed = self.free_deferred();
+        if owner.is_drain_wanted() {
+            return freed.and(self.drain_inside(owner));
+        }
+        freed
+    }
+
+    /// Gives the magazines of this CPU their memory, if there is any.
+    fn furnish(&self, owner: &mut Owner<'_>) {
+        if owner.has_storage() {
+            return;
+        }
+        if let Some(storage) = self.frames.allocate(STORAGE_FRAMES, 1, Use::Own) {
+            // SAFETY: frames for this purpose, of which `drain_inside` returns the owner's only.
+            unsafe { owner.attach(storage.cast()) };
+        }
+    }
+
+    fn drain_inside(&self, owner: &mut Owner<'_>) -> Result<(), Misuse> {
+        let mut freed = self.free_deferred();
+        for class in Class::all() {
+            owner.flush_all(class, |blocks| {
+                if !blocks.is_empty() {
+                    freed = freed.and(self.free_to_slabs(class, blocks));
+                }
+            });
+        }
+        if let Some(storage) = owner.detach() {
+            // SAFETY: `furnish` allocated it so, and the magazines don't refer to it any more.
+            unsafe { self.frames.free(storage.cast(), STORAGE_FRAMES, Use::Own) };
+        }
+        owner.drained();
+        freed
+    }
+
+    fn trim_inside(&self) -> Result<(), Misuse> {
+        let ground = self.ground();
+        let mut freed = self.free_deferred();
+        for class in Class::all() {
+            if let Some(contents) = self.depots[class].empty(ground.cpu, class) {
+                freed = freed.and(self.free_to_slabs(class, contents.blocks()));
+                contents.free(&self.frames);
+            }
+            self.slabs[class].trim(&ground);
+        }
+        self.map.trim(ground.cpu, &self.frames);
+        freed
+    }
+
+    /// Notes that a block is to be freed.
+    fn defer(&self, block: Block, kind: Kind) {
+        let deferred = block.cast::<Deferred>().as_ptr();
+        let mut next = self.shared.deferred.load(Ordering::Relaxed);
+        loop {
+            // SAFETY: the block is dead, aligned to a unit, and at least as large as this.
+            unsafe { deferred.write(Deferred { next, kind }) };
+            match (self.shared.deferred).compare_exchange_weak(
+                next,
+                deferred,
+                Ordering::Release,
+                Ordering::Relaxed,
+            ) {
+                Ok(_) => return,
+                Err(now) => next = now,
+            }
+        }
+    }
+
+    fn free_deferred(&self) -> Result<(), Misuse> {
+        let mut freed = Ok(());
+        if self.shared.deferred.load(Ordering::Relaxed).is_null() {
+            return freed;
+        }
+        // All at once, so that none can leave the list and come back while somebody looks at it.
+        let mut list = (self.shared.deferred).swap(ptr::null_mut(), Ordering::Acquire);
+        while let Some(block) = NonNull::new(list) {
+            // SAFETY: written by `defer`, and this list is ours.
+            let Deferred { next, kind } = unsafe { block.read() };
+            list = next;
+            match kind {
+                Kind::Small(class) => {
+                    freed = freed.and(self.free_to_slabs(class, &[block.cast()]));
+                }
+                Kind::Large { frames } => {
+                    // SAFETY: a large block that was freed, of so many frames.
+                    unsafe { self.free_frames(block.cast(), frames as usize) };
+                }
+            }
+        }
+        freed
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn allocate_large(&self, layout: Layout) -> Option<Block> {
+        let count = frames_of(layout)?;
+        let align = layout.align().div_ceil(FRAME);
+        self.until_short(|_| {
+            let _interrupts = self.platform().keep_interrupts_out();
+            let entry = self.platform().cache().enter();
+            if matches!(entry, Entry::Nested) {
+                self.shared.reentries.fetch_add(1, Ordering::Relaxed);
+                return Err(Refused::Nested);
+            }
+            let block = self.frames.allocate(count as usize, align, Use::Large);
+            let block = block.ok_or(Refused::Short)?;
+            self.account(layout.size() as i64);
+            self.shared.large_blocks.fetch_add(1, Ordering::Relaxed);
+            Ok(block)
+        })
+    }
+
+    /// # Safety
+    ///
+    /// `block` is live, and was allocated with this layout, which no class serves.
+    #[cold]
+    #[inline(never)]
+    unsafe fn free_large(&self, block: Block, layout: Layout) {
+        // It was allocated, so it isn't too large.
+        let Some(frames) = frames_of(layout) else {
+            return;
+        };
+        let _interrupts = self.platform().keep_interrupts_out();
+        self.account(-(layout.size() as i64));
+        let entry = self.platform().cache().enter();
+        if matches!(entry, Entry::Nested) {
+            self.shared.reentries.fetch_add(1, Ordering::Relaxed);
+            self.defer(block, Kind::Large { frames });
+        } else {
+            // SAFETY: allocated so, and dead now.
+            unsafe { self.free_frames(block, frames as usize) };
+        }
+    }
+
+    /// # Safety
+    ///
+    /// `block` is a large one of so many frames, which nobody uses.
+    unsafe fn free_frames(&self, block: Block, count: usize) {
+        // SAFETY: `allocate_large` allocated it so.
+        unsafe { self.frames.free(block, count, Use::Large) };
+        self.shared.large_blocks.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    fn account(&self, bytes: i64) {
+        self.shared.live_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+/// How many frames a large block takes. `None`: more than there can be.
+fn frames_of(layout: Layout) -> Option<u32> {
+    layout.size().div_ceil(FRAME).try_into().ok()
+}
+
+/// Ends an operation that may have found a misuse. Outside of all locks: what runs after a panic may
+/// use the heap.
+#[inline]
+#[track_caller]
+fn settle(freed: Result<(), Misuse>) {
+    if let Err(misuse) = freed {
+        misuse.report();
+    }
+}
+
+// SAFETY: (1) blocks come from frames that belong to the heap alone (the contract of
+// `FramePlatform`), of a class that has the size and alignment asked for, and each is in one place
+// only: live, in one magazine, in one depot, on the deferred list or free in its slab. (2) Nothing
+// unwinds except over a free that breaks this trait's contract.
+unsafe impl<P: FramePlatform> GlobalAlloc for MagazineHeap<P> {
+    #[inline]
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let block = match Class::of(layout) {
+            Some(class) => {
+                let _pin = self.platform().pin();
+                match self.platform().cache().pop(class, layout.size()) {
+                    Some(block) => return block.as_ptr(),
+                    None => self.allocate_slowly(class, layout.size()),
+                }
+            }
+            None => self.allocate_large(layout),
+        };
+        block.map_or(ptr::null_mut(), NonNull::as_ptr)
+    }
+
+    #[inline]
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: a live block isn't null.
+        let block = unsafe { NonNull::new_unchecked(block) };
+        match Class::of(layout) {
+            Some(class) => {
+                let _pin = self.platform().pin();
+                if !(self.platform().cache()).push(class, block, layout.size()) {
+                    self.free_slowly(class, block, layout.size());
+                }
+            }
+            // SAFETY: live, and of this layout: the contract of `GlobalAlloc::dealloc`.
+            None => unsafe { self.free_large(block, layout) },
+        }
+    }
+
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        // SAFETY: the contract of `GlobalAlloc::realloc`.
+        let new = unsafe { Layout::from_size_align_unchecked(new_size, layout.align()) };
+        let stays = match (Class::of(layout), Class::of(new)) {
+            (None, None) => frames_of(layout) == frames_of(new),
+            (old, new) => old == new,
+        };
+        if stays {
+            let grown = new_size as i64 - layout.size() as i64;
+            let _pin = self.platform().pin();
+            if !self.platform().cache().correct(grown) {
+                self.account(grown);
+            }
+            return block;
+        }
+        // SAFETY: the contract of `GlobalAlloc::realloc`: the new size isn't zero.
+        let moved = unsafe { self.alloc(new) };
+        if !moved.is_null() {
+            // SAFETY: both blocks are that long, and a new one overlaps no live one.
+            unsafe { ptr::copy_nonoverlapping(block, moved, layout.size().min(new_size)) };
+            // SAFETY: live, and of this layout.
+            unsafe { self.dealloc(block, layout) };
+        }
+        moved
+    }
+}
+
+impl<P: FramePlatform> fmt::Debug for MagazineHeap<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MagazineHeap")
+            .field("totals", &self.totals())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,81 @@
+//! What the magazine heap asks of the kernel around it.
+
+use core::ptr::NonNull;
+
+use super::CpuCache;
+
+/// The kernel (or the operating system) below a [`MagazineHeap`](super::MagazineHeap).
+///
+/// # Lock order
+///
+/// The heap calls [`allocate_frames`](Self::allocate_frames) and [`free_frames`](Self::free_frames)
+/// with interrupts kept out, and possibly while it holds a lock of its own, which other CPUs may be
+/// waiting for. So what the platform locks there lies below the heap's locks: code that holds it
+/// must not allocate or free. If a non-maskable interrupt may use the heap, it must not find the
+/// platform waiting for a lock that the interrupted code holds: let the platform answer `None`
+/// then.
+///
+/// # Safety
+///
+/// 1. While a [`Pin`](Self::Pin) is alive, the code stays on its CPU, and nothing runs in between
+///    there that uses the heap but what runs to its end first, as interrupt handlers do: another
+///    task does not.
+/// 2. [`cache`](Self::cache) gives each CPU a cache that it has for itself, and always the same one
+///    since it first had one; before that, [`NO_CACHE`](super::NO_CACHE). A cache serves one heap only.
+/// 3. [`cpu`](Self::cpu) gives two CPUs that run at the same time different numbers, and a CPU that
+///    has a cache has a number.
+/// 4. While an [`InterruptGuard`](Self::InterruptGuard) is alive, no maskable interrupt is taken on
+///    this CPU.
+/// 5. [`allocate_frames`](Self::allocate_frames) gives memory that is mapped, readable and writable
+///    on all CPUs, aligned and contiguous as asked, and used by nothing else until it is freed.
+pub unsafe trait FramePlatform: Sync {
+    /// Keeps the code on its CPU while alive. `()` in a kernel whose code isn't preempted.
+    type Pin;
+
+    /// Keeps interrupts out while alive, and afterwards restores what was before: guards nest.
+    type InterruptGuard;
+
+    /// Keeps this code on its CPU until the result is dropped.
+    fn pin(&self) -> Self::Pin;
+
+    /// Keeps interrupts out on this CPU until the result is dropped. On slow paths only.
+    fn keep_interrupts_out(&self) -> Self::InterruptGuard;
+
+    /// The number of the CPU this runs on, or `None` before the CPU's own state exists.
+    ///
+    /// By the number the heap tells a CPU that waits for itself from one that waits for another; a
+    /// CPU that has none must not use the heap in a non-maskable interrupt.
+    fn cpu(&self) -> Option<usize>;
+
+    /// The cache of the CPU this runs on, or [`NO_CACHE`](super::NO_CACHE) before the CPU's own state exists.
+    ///
+    /// Part of every allocation and free: make it one load.
+    fn cache(&self) -> &CpuCache;
+
+    /// Shows the visitor each CPU's cache once, for statistics.
+    fn each_cache(&self, visit: &mut dyn FnMut(&CpuCache));
+
+    /// `count` contiguous frames of [`FRAME`](super::FRAME) bytes, the first one's address a
+    /// multiple of `align` frames; or `None` if there are none.
+    ///
+    /// `count` is not zero, and `align` is a power of two. For slabs, which is all that is frequent,
+    /// both are 1, 2, 4 or 8. Frames need not be zeroed. All frames there ever are must lie within
+    /// [`SPAN`](super::SPAN) bytes of address space.
+    fn allocate_frames(&self, count: usize, align: usize) -> Option<NonNull<u8>>;
+
+    /// Takes frames back.
+    ///
+    /// # Safety
+    ///
+    /// [`allocate_frames`](Self::allocate_frames) gave `start` for this `count`, and nothing uses
+    /// the frames any more.
+    unsafe fn free_frames(&self, start: NonNull<u8>, count: usize);
+
+    /// Makes the other CPUs call [`MagazineHeap::drain`](super::MagazineHeap::drain), and returns
+    /// when they have, or when waiting for them is of no use.
+    ///
+    /// Called when memory has run out, with no lock held and interrupts as the caller of the heap
+    /// has them; several CPUs may call it at the same time, and a CPU that waits here must still
+    /// drain when asked. To do nothing is allowed: what others cache is then out of reach.
+    fn drain_others(&self) {}
+}

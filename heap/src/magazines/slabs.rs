@@ -1,0 +1,251 @@
+//! The slabs of one class.
+
+use core::mem::MaybeUninit;
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicUsize, Ordering};
+
+use super::FramePlatform;
+use super::cache::Block;
+use super::class::Class;
+use super::frames::{Frames, Use};
+use super::slab::{Fill, List, Slab, Wrong};
+use super::slab_map::SlabMap;
+use crate::lock::{Guard, Lock};
+
+/// How many empty slabs a class keeps for the next time.
+const KEPT: usize = 1;
+
+/// All slabs of a class, by how full they are.
+#[repr(align(128))]
+pub(super) struct Slabs {
+    lists: Lock<Lists>,
+    /// Written under the lock, read by anyone.
+    frames: AtomicUsize,
+    used: AtomicUsize,
+}
+
+/// Full slabs are in no list: they are found when a block comes back.
+struct Lists {
+    empty: List,
+    empties: usize,
+    quarters: [List; 4],
+}
+
+/// What the slab layer needs of the heap around it.
+pub(super) struct Ground<'a, P> {
+    pub(super) map: &'a SlabMap,
+    pub(super) frames: &'a Frames<P>,
+    pub(super) cpu: Option<usize>,
+}
+
+impl Slabs {
+    pub(super) const fn new() -> Self {
+        Self {
+            lists: Lock::new(Lists {
+                empty: List::new(),
+                empties: 0,
+                quarters: [const { List::new() }; 4],
+            }),
+            frames: AtomicUsize::new(0),
+            used: AtomicUsize::new(0),
+        }
+    }
+
+    /// Frames in slabs of the class.
+    pub(super) fn frames(&self) -> usize {
+        self.frames.load(Ordering::Relaxed)
+    }
+
+    /// Blocks that aren't free in their slab: live, or cached.
+    pub(super) fn used(&self) -> usize {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    /// Takes up to as many blocks as there is room for, and returns how many: zero if there is
+    /// neither a free block nor a frame.
+    pub(super) fn allocate<P: FramePlatform>(
+        &self,
+        ground: &Ground<'_, P>,
+        class: Class,
+        into: &mut [MaybeUninit<Block>],
+    ) -> usize {
+        loop {
+            let Some(mut lists) = self.lists.lock(ground.cpu) else {
+                return 0;
+            };
+            let taken = self.take(&mut lists, class, into);
+            drop(lists);
+            if taken > 0 || !self.grow(ground, class) {
+                return taken;
+            }
+        }
+    }
+
+    /// Takes a block if that needs neither waiting nor frames.
+    pub(super) fn try_allocate(&self, cpu: Option<usize>, class: Class) -> Option<Block> {
+        let mut lists = self.lists.try_lock(cpu)?;
+        let mut block = [MaybeUninit::uninit()];
+        // SAFETY: `take` says how many it has written.
+        (self.take(&mut lists, class, &mut block) == 1).then(|| unsafe { block[0].assume_init() })
+    }
+
+    /// From the fullest slabs first, so that the others have a chance to become empty.
+    fn take(&self, lists: &mut Lists, class: Class, into: &mut [MaybeUninit<Block>]) -> usize {
+        let mut taken = 0;
+        while taken < into.len() {
+            let Some(slab) = lists.fullest() else { break };
+            let before = slab.fill();
+            taken += slab.take(class, &mut into[taken..]);
+            lists.moved(slab, before);
+        }
+        self.used.add(taken);
+        taken
+    }
+
+    /// Adds a slab. `false`: there is no frame for it.
+    fn grow<P: FramePlatform>(&self, ground: &Ground<'_, P>, class: Class) -> bool {
+        // A smaller slab wastes more, but is better than none when memory is in pieces.
+        let mut count = class.slab_frames();
+        let start = loop {
+            if let Some(start) = ground.frames.allocate(count, count, Use::Slab) {
+                break start;
+            }
+            count /= 2;
+            if count * super::FRAME < class.size() {
+                return false;
+            }
+        };
+        let slab = (ground.map).insert(ground.cpu, ground.frames, start, count as u8, class);
+        if let Some(slab) = slab
+            && let Some(mut lists) = self.lists.lock(ground.cpu)
+        {
+            lists.empty.push(slab);
+            lists.empties += 1;
+            self.frames.add(count);
+            return true;
+        }
+        match slab {
+            Some(slab) => ground.map.remove(ground.cpu, ground.frames, slab),
+            // SAFETY: the frames have just been allocated, and no slab has been made of them.
+            None => unsafe { ground.frames.free(start, count, Use::Slab) },
+        }
+        false
+    }
+
+    /// Takes blocks back. On an error, the blocks before the wrong one are free, and those after it
+    /// are lost.
+    pub(super) fn free<P: FramePlatform>(
+        &self,
+        ground: &Ground<'_, P>,
+        class: Class,
+        blocks: &[Block],
+    ) -> Result<(), (Block, Wrong)> {
+        let mut surplus = List::new();
+        let Some(mut lists) = self.lists.lock(ground.cpu) else {
+            return Ok(());
+        };
+        let mut result = Ok(());
+        let mut freed = 0;
+        for &block in blocks {
+            if let Err(wrong) = lists.put(ground.map, class, block) {
+                result = Err((block, wrong));
+                break;
+            }
+            freed += 1;
+        }
+        self.used.subtract(freed);
+        self.cut_empties(&mut lists, KEPT, &mut surplus);
+        drop(lists);
+        retire(ground, surplus);
+        result
+    }
+
+    /// Returns the frames of all empty slabs.
+    pub(super) fn trim<P: FramePlatform>(&self, ground: &Ground<'_, P>) {
+        let mut surplus = List::new();
+        if let Some(mut lists) = self.lists.lock(ground.cpu) {
+            self.cut_empties(&mut lists, 0, &mut surplus);
+        }
+        retire(ground, surplus);
+    }
+
+    fn cut_empties(&self, lists: &mut Guard<'_, Lists>, kept: usize, surplus: &mut List) {
+        while lists.empties > kept
+            && let Some(slab) = lists.empty.pop()
+        {
+            lists.empties -= 1;
+            // SAFETY: the description stays until `retire`.
+            let slab = unsafe { slab.as_ref() };
+            self.frames.subtract(slab.frames());
+            surplus.push(slab);
+        }
+    }
+}
+
+/// Returns the frames of slabs that are in no list of their class any more.
+fn retire<P: FramePlatform>(ground: &Ground<'_, P>, mut surplus: List) {
+    while let Some(slab) = surplus.pop() {
+        // SAFETY: the description stays until `remove` is done with it.
+        ground
+            .map
+            .remove(ground.cpu, ground.frames, unsafe { slab.as_ref() });
+    }
+}
+
+impl Lists {
+    fn fullest<'a>(&self) -> Option<&'a Slab> {
+        let lists = self.quarters.iter().rev().chain([&self.empty]);
+        let slab = NonNull::from(lists.into_iter().find_map(List::first)?);
+        // SAFETY: a slab in a list stays, and becomes neither empty nor retired before the caller
+        // gives up the lock that `self` is under.
+        Some(unsafe { slab.as_ref() })
+    }
+
+    fn put(&mut self, map: &SlabMap, class: Class, block: Block) -> Result<(), Wrong> {
+        let slab = map.find(block.addr().get()).ok_or(Wrong::Foreign)?;
+        let before = slab.fill();
+        slab.put(class, block)?;
+        self.moved(slab, before);
+        Ok(())
+    }
+
+    /// Puts a slab where it belongs now.
+    fn moved(&mut self, slab: &Slab, before: Fill) {
+        let now = slab.fill();
+        if now == before {
+            return;
+        }
+        if let Some(list) = self.list(before) {
+            list.remove(slab);
+        }
+        if let Some(list) = self.list(now) {
+            list.push(slab);
+        }
+        self.empties += usize::from(now == Fill::Empty);
+        self.empties -= usize::from(before == Fill::Empty);
+    }
+
+    fn list(&mut self, fill: Fill) -> Option<&mut List> {
+        match fill {
+            Fill::Empty => Some(&mut self.empty),
+            Fill::Partial(quarter) => self.quarters.get_mut(quarter),
+            Fill::Full => None,
+        }
+    }
+}
+
+/// Counters that are written under a lock and read without it.
+trait UnderLock {
+    fn add(&self, value: usize);
+    fn subtract(&self, value: usize);
+}
+
+impl UnderLock for AtomicUsize {
+    fn add(&self, value: usize) {
+        self.store(self.load(Ordering::Relaxed) + value, Ordering::Relaxed);
+    }
+
+    fn subtract(&self, value: usize) {
+        self.store(self.load(Ordering::Relaxed) - value, Ordering::Relaxed);
+    }
+}

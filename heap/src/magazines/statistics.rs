@@ -1,0 +1,45 @@
+//! What a magazine heap holds.
+
+/// A magazine heap's accounts. Exact while no CPU uses the heap.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Bytes allocated and not freed, as asked for ([`Layout::size`](core::alloc::Layout::size)): two
+    /// equal readings around some work prove that the work freed all it allocated.
+    pub live_bytes: u64,
+    /// Blocks allocated and not freed.
+    pub live_blocks: usize,
+    /// Bytes in free blocks that CPUs and depots keep.
+    pub cached_bytes: usize,
+    /// Frames in slabs.
+    pub slab_frames: usize,
+    /// Frames in blocks larger than any size class.
+    pub large_frames: usize,
+    /// Frames for the heap itself: magazines, depots, descriptions of slabs.
+    pub own_frames: usize,
+    /// The highest value that [`frames`](Self::frames) has had.
+    pub peak_frames: usize,
+    /// Allocations answered with null.
+    pub refusals: u64,
+    /// Operations that came upon their own CPU inside the heap, or had no cache.
+    pub reentries: u64,
+}
+
+impl Totals {
+    /// All frames that the heap has.
+    pub const fn frames(&self) -> usize {
+        self.slab_frames + self.large_frames + self.own_frames
+    }
+}
+
+/// What all CPUs share of one size class. Exact while no CPU uses the heap.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ClassStatistics {
+    /// Frames in slabs of the class.
+    pub slab_frames: usize,
+    /// Blocks that aren't free in their slab: live or cached.
+    pub used_blocks: usize,
+    /// Blocks in the depot.
+    pub depot_blocks: usize,
+    /// Times a CPU found another one at the depot.
+    pub depot_contended: u64,
+}

@@ -1,0 +1,469 @@
+//! What the magazine heap promises.
+
+use core::alloc::{GlobalAlloc, Layout};
+use core::ptr::NonNull;
+use std::cell::Cell;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Barrier, mpsc};
+use std::thread;
+
+use muster_heap::hosted::HostedFrames;
+use muster_heap::{Class, CpuCache, FRAME, FramePlatform, LARGEST, MagazineHeap, NO_CACHE};
+
+use crate::layout;
+use crate::shadow::{Random, Shadow};
+
+fn alloc<P: FramePlatform>(heap: &MagazineHeap<P>, layout: Layout) -> Option<NonNull<u8>> {
+    assert!(layout.size() > 0);
+    // SAFETY: the size is not zero.
+    NonNull::new(unsafe { heap.alloc(layout) })
+}
+
+fn free<P: FramePlatform>(heap: &MagazineHeap<P>, block: NonNull<u8>, layout: Layout) {
+    // SAFETY: tests free what they allocated, once, with the same layout; those that do otherwise do
+    // it to see the heap's answer.
+    unsafe { heap.dealloc(block.as_ptr(), layout) }
+}
+
+/// Drains this CPU, and expects all frames back.
+fn assert_all_back(heap: &MagazineHeap<HostedFrames>, frames: usize) {
+    assert!(heap.drain());
+    heap.trim();
+    let totals = heap.totals();
+    assert_eq!((totals.live_bytes, totals.live_blocks), (0, 0));
+    assert_eq!(totals.cached_bytes, 0);
+    assert_eq!(totals.frames(), 0, "{totals:?}");
+    assert_eq!(heap.platform().frames_left(), frames);
+}
+
+#[test]
+fn every_class_is_served_from_the_cpu_once_it_is_warm() {
+    let heap = MagazineHeap::new(HostedFrames::new(1024));
+    let frames = heap.platform().frames_left();
+    for class in Class::all() {
+        let layout = layout(class.size(), 16);
+        let block = alloc(&heap, layout).unwrap();
+        free(&heap, block, layout);
+        let before = heap.platform().cache().statistics(class);
+        for _ in 0..100 {
+            // What was freed last is in the caches of the CPU: it is the first to be used again.
+            assert_eq!(alloc(&heap, layout), Some(block));
+            free(&heap, block, layout);
+        }
+        let after = heap.platform().cache().statistics(class);
+        assert_eq!(after.allocations, before.allocations + 100);
+        assert_eq!(after.refills, before.refills);
+        assert_eq!(after.flushes, before.flushes);
+    }
+    assert_all_back(&heap, frames);
+}
+
+#[test]
+fn impossible_layouts_get_null() {
+    let heap = MagazineHeap::new(HostedFrames::new(256));
+    let frames = heap.platform().frames_left();
+    for shift in 0..63 {
+        let align = 1_usize << shift;
+        let largest = isize::MAX as usize + 1 - align;
+        for size in [largest, largest / 2 + 1, largest.saturating_sub(align) | 1] {
+            if let Ok(layout) = Layout::from_size_align(size, align)
+                && layout.size() > 2 << 20
+            {
+                assert_eq!(alloc(&heap, layout), None, "{layout:?}");
+            }
+        }
+        if align > 4 << 20 {
+            assert_eq!(alloc(&heap, layout(1, align)), None);
+        }
+    }
+    assert_all_back(&heap, frames);
+}
+
+#[test]
+fn all_alignments_are_kept() {
+    let heap = MagazineHeap::new(HostedFrames::new(4096));
+    let frames = heap.platform().frames_left();
+    for shift in 0..=20 {
+        for size in [1, 24, 100, 3000, LARGEST, 100_000] {
+            let layout = layout(size, 1 << shift);
+            let blocks = [alloc(&heap, layout).unwrap(), alloc(&heap, layout).unwrap()];
+            for block in blocks {
+                assert_eq!(block.addr().get() % layout.align(), 0);
+                free(&heap, block, layout);
+            }
+        }
+    }
+    assert_all_back(&heap, frames);
+}
+
+#[test]
+fn realloc_moves_only_between_classes() {
+    let heap = MagazineHeap::new(HostedFrames::new(256));
+    let frames = heap.platform().frames_left();
+    let mut size = 1;
+    let mut block = alloc(&heap, layout(size, 1)).unwrap();
+    // SAFETY: the block has one byte.
+    unsafe { block.write(0xa5) };
+    for next in [16, 17, 100, 5000, 70_000, 70_100, 300, 290, 1] {
+        // SAFETY: live with this layout; the new size is not zero.
+        let moved = unsafe { heap.realloc(block.as_ptr(), layout(size, 1), next) };
+        let moved = NonNull::new(moved).unwrap();
+        let stays = match (Class::of(layout(size, 1)), Class::of(layout(next, 1))) {
+            (None, None) => size.div_ceil(FRAME) == next.div_ceil(FRAME),
+            (old, new) => old == new,
+        };
+        assert_eq!(moved == block, stays, "{size} to {next}");
+        (block, size) = (moved, next);
+        // SAFETY: the first byte was written, and realloc carries it over.
+        assert_eq!(unsafe { block.read() }, 0xa5);
+        let totals = heap.totals();
+        assert_eq!((totals.live_bytes, totals.live_blocks), (next as u64, 1));
+    }
+    // SAFETY: as above. More than the machine has.
+    let refused = unsafe { heap.realloc(block.as_ptr(), layout(size, 1), 2 << 20) };
+    assert!(refused.is_null());
+    // SAFETY: a failed realloc leaves the block alone.
+    assert_eq!(unsafe { block.read() }, 0xa5);
+    free(&heap, block, layout(size, 1));
+    assert_all_back(&heap, frames);
+}
+
+#[test]
+fn exhaustion_is_null_and_uses_the_last_frame() {
+    for size in [16, 100, 1000, 4096, 5000, 8192] {
+        let heap = MagazineHeap::new(HostedFrames::new(if size < 1000 { 60 } else { 300 }));
+        let frames = heap.platform().frames_left();
+        let mut held = Vec::new();
+        for _ in 0..3 {
+            let mut shadow = Shadow::new(&heap);
+            while shadow.alloc(layout(size, 16)) {}
+            held.push(shadow.bytes());
+            shadow.free_all();
+        }
+        let possible = (frames * FRAME) as u64;
+        // Descriptions take up to a 64th, slabs lose up to an eighth, and what a CPU caches, too, is
+        // asked for before the answer is null.
+        assert!(held[0] * 100 > possible * 80, "{size} {held:?}");
+        assert!(held[2] * 100 > possible * 80, "{size} {held:?}");
+        assert_all_back(&heap, frames);
+    }
+}
+
+#[test]
+fn all_cpus_run_out_at_once_and_everything_comes_back() {
+    const THREADS: usize = 4;
+    for size in [64, 3000, 20_000] {
+        let heap = &MagazineHeap::new(HostedFrames::new(1024));
+        let frames = heap.platform().frames_left();
+        let barrier = &Barrier::new(THREADS);
+        thread::scope(|scope| {
+            for seed in 0..THREADS {
+                scope.spawn(move || {
+                    let mut random = Random::new(seed as u64);
+                    for _ in 0..3 {
+                        barrier.wait();
+                        let mut shadow = Shadow::new(heap);
+                        while shadow.alloc(layout(1 + random.below(size) as usize, 8)) {}
+                        barrier.wait();
+                        shadow.free_all();
+                        barrier.wait();
+                        assert!(heap.drain());
+                    }
+                });
+            }
+        });
+        assert!(heap.totals().refusals >= 3 * THREADS as u64);
+        assert_all_back(heap, frames);
+    }
+}
+
+#[test]
+fn threads_share_one_magazine_heap() {
+    const THREADS: u64 = 8;
+    const STEPS: usize = 4000;
+    for machine in [700, 20_000] {
+        let heap = &MagazineHeap::new(HostedFrames::new(machine));
+        let frames = heap.platform().frames_left();
+        let start = &Barrier::new(THREADS as usize);
+        thread::scope(|scope| {
+            let (senders, receivers): (Vec<_>, Vec<_>) =
+                (0..THREADS).map(|_| mpsc::sync_channel(32)).unzip();
+            for (seed, inbox) in receivers.into_iter().enumerate() {
+                let next = senders[(seed + 1) % senders.len()].clone();
+                scope.spawn(move || {
+                    let mut random = Random::new(seed as u64);
+                    let mut shadow = Shadow::new(heap);
+                    start.wait();
+                    for step in 0..STEPS {
+                        match random.below(8) {
+                            0..4 => {
+                                shadow.alloc(random.layout());
+                            }
+                            4 => {
+                                if let Some(block) = shadow.take_any(&mut random)
+                                    && let Err(error) = next.try_send(block)
+                                {
+                                    let (mpsc::TrySendError::Full(block)
+                                    | mpsc::TrySendError::Disconnected(block)) = error;
+                                    shadow.adopt(block);
+                                }
+                            }
+                            _ => shadow.free_any(&mut random),
+                        }
+                        while let Ok(block) = inbox.try_recv() {
+                            shadow.adopt(block);
+                        }
+                        match step % 1000 {
+                            500 => assert!(heap.drain()),
+                            750 => heap.trim(),
+                            _ => {}
+                        }
+                    }
+                    shadow.free_all();
+                    drop(next);
+                    for block in inbox {
+                        shadow.adopt(block);
+                    }
+                    shadow.free_all();
+                    assert!(heap.drain());
+                });
+            }
+            drop(senders);
+        });
+        assert_all_back(heap, frames);
+    }
+}
+
+#[test]
+fn blocks_freed_elsewhere_return_through_the_depot() {
+    const ROUNDS: usize = 50;
+    const BLOCKS: usize = 1000;
+    let heap = &MagazineHeap::new(HostedFrames::new(1024));
+    let frames = heap.platform().frames_left();
+    let layout = layout(64, 8);
+    let class = Class::of(layout).unwrap();
+    thread::scope(|scope| {
+        let (sender, receiver) = mpsc::sync_channel(1);
+        scope.spawn(move || {
+            for _ in 0..ROUNDS {
+                let blocks = (0..BLOCKS).map(|_| alloc(heap, layout).unwrap().expose_provenance());
+                sender.send(blocks.collect::<Vec<_>>()).unwrap();
+            }
+            assert!(heap.drain());
+        });
+        scope.spawn(move || {
+            for blocks in receiver {
+                for block in blocks {
+                    free(heap, NonNull::with_exposed_provenance(block), layout);
+                }
+            }
+            // At most three batches are under way, so most blocks were used many times.
+            let shared = heap.class_statistics(class);
+            assert!(shared.slab_frames * FRAME / 64 < 8 * BLOCKS, "{shared:?}");
+            assert!(heap.drain());
+        });
+    });
+    assert_all_back(heap, frames);
+}
+
+#[test]
+#[should_panic(expected = "was freed twice")]
+fn double_free_is_found_when_the_block_comes_to_its_slab() {
+    let heap = MagazineHeap::new(HostedFrames::new(64));
+    let layout = layout(64, 8);
+    let block = alloc(&heap, layout).unwrap();
+    free(&heap, block, layout);
+    free(&heap, block, layout);
+    heap.drain();
+}
+
+#[test]
+#[should_panic(expected = "no such block is there")]
+fn foreign_block_is_found() {
+    let heap = MagazineHeap::new(HostedFrames::new(64));
+    free(&heap, NonNull::from(&heap).cast(), layout(64, 8));
+    heap.drain();
+}
+
+#[test]
+#[should_panic(expected = "no such block is there")]
+fn free_with_another_size_is_found() {
+    let heap = MagazineHeap::new(HostedFrames::new(64));
+    let block = alloc(&heap, layout(64, 8)).unwrap();
+    free(&heap, block, layout(100, 8));
+    heap.drain();
+}
+
+thread_local! {
+    static HAS_CACHE: Cell<bool> = const { Cell::new(true) };
+    static IN_HOOK: Cell<bool> = const { Cell::new(false) };
+}
+
+/// A machine that does what the test wants when the heap asks for frames or drains.
+struct Scripted<F, D> {
+    machine: HostedFrames,
+    on_frames: F,
+    on_drain: D,
+}
+
+// SAFETY: everything is `HostedFrames`', except that a CPU may say that it has no cache, which it
+// has or hasn't for as long as it uses the heap.
+unsafe impl<F: Fn() + Sync, D: Fn() + Sync> FramePlatform for Scripted<F, D> {
+    type Pin = ();
+    type InterruptGuard = ();
+
+    fn pin(&self) {}
+
+    fn keep_interrupts_out(&self) {}
+
+    fn cpu(&self) -> Option<usize> {
+        self.machine.cpu()
+    }
+
+    fn cache(&self) -> &CpuCache {
+        if HAS_CACHE.get() {
+            self.machine.cache()
+        } else {
+            &NO_CACHE
+        }
+    }
+
+    fn each_cache(&self, visit: &mut dyn FnMut(&CpuCache)) {
+        self.machine.each_cache(visit);
+    }
+
+    fn allocate_frames(&self, count: usize, align: usize) -> Option<NonNull<u8>> {
+        (self.on_frames)();
+        self.machine.allocate_frames(count, align)
+    }
+
+    unsafe fn free_frames(&self, start: NonNull<u8>, count: usize) {
+        (self.on_frames)();
+        // SAFETY: the caller's promise.
+        unsafe { self.machine.free_frames(start, count) };
+    }
+
+    fn drain_others(&self) {
+        (self.on_drain)();
+    }
+}
+
+#[test]
+fn cpus_without_a_cache_go_to_the_slabs() {
+    HAS_CACHE.set(false);
+    let heap = MagazineHeap::new(Scripted {
+        machine: HostedFrames::new(256),
+        on_frames: || {},
+        on_drain: || {},
+    });
+    let frames = heap.platform().machine.frames_left();
+    let mut random = Random::new(1);
+    let mut shadow = Shadow::new(&heap);
+    for _ in 0..2000 {
+        if random.below(2) == 0 {
+            shadow.alloc(random.layout());
+        } else {
+            shadow.free_any(&mut random);
+        }
+        assert_eq!(heap.totals().live_bytes, shadow.bytes());
+    }
+    shadow.free_all();
+    assert_eq!(heap.totals().cached_bytes, 0);
+    heap.trim();
+    assert_eq!(heap.platform().machine.frames_left(), frames);
+}
+
+type Hook = fn();
+static REENTERED: MagazineHeap<Scripted<Hook, Hook>> = MagazineHeap::new(Scripted {
+    machine: HostedFrames::new(2048),
+    on_frames: use_the_heap,
+    on_drain: || {},
+});
+static NESTED: AtomicUsize = AtomicUsize::new(0);
+thread_local! {
+    /// What the hook frees next.
+    static TO_FREE: Cell<Option<(NonNull<u8>, Layout)>> = const { Cell::new(None) };
+}
+
+/// Allocates and frees in the middle of a slow path, as an NMI may.
+fn use_the_heap() {
+    if IN_HOOK.replace(true) {
+        return;
+    }
+    for size in [40, 64, 3000, 50_000] {
+        let layout = layout(size, 8);
+        if let Some(block) = alloc(&REENTERED, layout) {
+            NESTED.fetch_add(1, Ordering::Relaxed);
+            // SAFETY: the block has so many bytes.
+            unsafe { block.write_bytes(0xee, size) };
+            if let Some((block, layout)) = TO_FREE.replace(Some((block, layout))) {
+                free(&REENTERED, block, layout);
+            }
+        }
+    }
+    assert!(!REENTERED.drain());
+    REENTERED.trim();
+    IN_HOOK.set(false);
+}
+
+#[test]
+fn platform_that_uses_the_heap_is_served_or_refused_but_never_stuck() {
+    let heap = &REENTERED;
+    let frames = heap.platform().machine.frames_left();
+    let mut random = Random::new(7);
+    let mut shadow = Shadow::new(heap);
+    for _ in 0..5000 {
+        if random.below(9) < 5 {
+            shadow.alloc(random.layout());
+        } else {
+            shadow.free_any(&mut random);
+        }
+    }
+    shadow.free_all();
+    // From here on, nothing new comes in.
+    IN_HOOK.set(true);
+    if let Some((block, layout)) = TO_FREE.take() {
+        free(heap, block, layout);
+    }
+    assert!(NESTED.load(Ordering::Relaxed) > 0);
+    assert!(heap.totals().reentries > 0);
+    assert!(heap.drain());
+    heap.trim();
+    assert_eq!(heap.totals().frames(), 0, "{heap:?}");
+    assert_eq!(heap.platform().machine.frames_left(), frames);
+}
+
+#[test]
+fn what_others_cache_is_asked_for_before_the_answer_is_null() {
+    let (ask, asked) = mpsc::channel::<()>();
+    let (answer, answered) = mpsc::channel::<()>();
+    let answered = std::sync::Mutex::new(answered);
+    let (warm, warmed) = mpsc::channel::<()>();
+    let heap = &MagazineHeap::new(Scripted {
+        machine: HostedFrames::new(100),
+        on_frames: || {},
+        on_drain: || {
+            if ask.send(()).is_ok() {
+                answered.lock().unwrap().recv().unwrap();
+            }
+        },
+    });
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            let block = alloc(heap, layout(8192, 8)).unwrap();
+            free(heap, block, layout(8192, 8));
+            warm.send(()).unwrap();
+            asked.recv().unwrap();
+            assert!(heap.platform().cache().cached_bytes() > 0);
+            assert!(heap.drain());
+            drop(asked);
+            answer.send(()).unwrap();
+        });
+        warmed.recv().unwrap();
+        let mut shadow = Shadow::new(heap);
+        while shadow.alloc(layout(FRAME, 8)) {}
+        // All but the descriptions, and the frames that keep this machine's own accounts.
+        assert!(shadow.bytes() >= 94 * FRAME as u64, "{heap:?}");
+        shadow.free_all();
+    });
+}
