@@ -1,12 +1,13 @@
 //! What one CPU caches, and the fast paths.
 
+use core::cell::Cell;
 use core::mem::MaybeUninit;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicBool, AtomicI64, AtomicPtr, AtomicU8, AtomicU64, Ordering};
 use core::sync::atomic::{compiler_fence, fence};
 use core::{fmt, slice};
 
-use super::class::{CLASSES, Class, FRAME};
+use super::class::{CLASSES, Class, FRAME, STRIDE};
 
 /// A block that nobody uses.
 pub(super) type Block = NonNull<u8>;
@@ -20,16 +21,20 @@ const SLOW: u8 = 2;
 /// There is no cache.
 const ABSENT: u8 = 3;
 
-/// The memory that the magazines of one CPU take, in frames.
-pub(super) const STORAGE_FRAMES: usize = {
-    let mut blocks = 0;
-    let mut class = 0;
+/// Where in the storage each class's magazine starts, in bytes.
+static OFFSETS: [usize; CLASSES] = {
+    let mut offsets = [0; CLASSES];
+    let mut class = 1;
     while class < CLASSES {
-        blocks += capacity(class);
+        offsets[class] = offsets[class - 1] + capacity(class - 1) * size_of::<Block>();
         class += 1;
     }
-    (blocks * size_of::<Block>()).div_ceil(FRAME)
+    offsets
 };
+
+/// The memory that the magazines of one CPU take, in frames.
+pub(super) const STORAGE_FRAMES: usize =
+    (OFFSETS[CLASSES - 1] + capacity(CLASSES - 1) * size_of::<Block>()).div_ceil(FRAME);
 
 /// For CPUs that have no cache yet: whoever uses it goes to the slabs.
 pub static NO_CACHE: CpuCache = CpuCache::in_state(ABSENT);
@@ -70,12 +75,24 @@ pub struct CpuCache {
 
 /// The free blocks of one class, as addresses from `base` up to `top`: the blocks themselves are
 /// not touched. All null, so both empty and full, while there is no storage.
+///
+/// Other CPUs read what is atomic. The rest the compiler may read as it likes best.
+#[repr(C)]
 struct Magazine {
     top: AtomicPtr<Block>,
-    base: AtomicPtr<Block>,
-    end: AtomicPtr<Block>,
+    base: Cell<*mut Block>,
+    end: Cell<*mut Block>,
     allocations: AtomicU64,
 }
+
+const _: () = assert!(size_of::<Magazine>() == STRIDE);
+
+// SAFETY: the cells are used by the cache's own CPU only, and there only by whoever may write to the
+// cache: see "Why an interrupt can't break it".
+unsafe impl Sync for CpuCache {}
+
+// SAFETY: nothing here is bound to a thread. A cache goes to another only while nobody uses it.
+unsafe impl Send for CpuCache {}
 
 /// Counts the slow path's work.
 struct Tally {
@@ -122,8 +139,8 @@ impl CpuCache {
     pub fn statistics(&self, class: Class) -> MagazineStatistics {
         let magazine = &self.magazines[class];
         let tally = &self.tallies[class];
-        let bytes = (magazine.top.load(Ordering::Relaxed).addr())
-            .saturating_sub(magazine.base.load(Ordering::Relaxed).addr());
+        let base = self.storage.load(Ordering::Relaxed).addr() + OFFSETS[class];
+        let bytes = (magazine.top.load(Ordering::Relaxed).addr()).saturating_sub(base);
         MagazineStatistics {
             allocations: magazine.allocations.load(Ordering::Relaxed),
             refills: tally.refills.load(Ordering::Relaxed),
@@ -199,10 +216,16 @@ impl CpuCache {
     }
 
     #[inline(always)]
+    fn magazine(&self, class: Class) -> &Magazine {
+        // SAFETY: a class's offset is its number times the size of a magazine.
+        unsafe { &*(&raw const self.magazines).byte_add(class.offset()).cast() }
+    }
+
+    #[inline(always)]
     fn pop_inside(&self, class: Class, size: usize) -> Option<Block> {
-        let magazine = &self.magazines[class];
+        let magazine = self.magazine(class);
         let top = magazine.top.load(Ordering::Relaxed);
-        if top == magazine.base.load(Ordering::Relaxed) {
+        if top == magazine.base.get() {
             return None;
         }
         // SAFETY: `top` lies above `base`, so the magazine's memory goes on below it.
@@ -222,9 +245,9 @@ impl CpuCache {
 
     #[inline(always)]
     fn push_inside(&self, class: Class, block: Block, size: usize) -> bool {
-        let magazine = &self.magazines[class];
+        let magazine = self.magazine(class);
         let top = magazine.top.load(Ordering::Relaxed);
-        if top == magazine.end.load(Ordering::Relaxed) {
+        if top == magazine.end.get() {
             return false;
         }
         // SAFETY: `top` lies below `end`, so there is room for a block, and only this CPU, once at a
@@ -290,8 +313,8 @@ impl Magazine {
     const fn new() -> Self {
         Self {
             top: AtomicPtr::new(ptr::null_mut()),
-            base: AtomicPtr::new(ptr::null_mut()),
-            end: AtomicPtr::new(ptr::null_mut()),
+            base: Cell::new(ptr::null_mut()),
+            end: Cell::new(ptr::null_mut()),
             allocations: AtomicU64::new(0),
         }
     }
@@ -341,15 +364,15 @@ impl Owner<'_> {
     /// The memory is [`STORAGE_FRAMES`] long, aligned for pointers, and the cache's alone until
     /// [`detach`](Self::detach) returns it.
     pub(super) unsafe fn attach(&mut self, storage: NonNull<Block>) {
-        let mut base = storage.as_ptr();
         for class in Class::all() {
-            // SAFETY: all capacities together fit in the storage.
+            // SAFETY: all magazines together fit in the storage.
+            let base = unsafe { storage.as_ptr().byte_add(OFFSETS[class]) };
+            // SAFETY: as above.
             let end = unsafe { base.add(capacity(class.index())) };
             let magazine = &self.cache().magazines[class];
-            magazine.base.store(base, Ordering::Relaxed);
+            magazine.base.set(base);
             magazine.top.store(base, Ordering::Relaxed);
-            magazine.end.store(end, Ordering::Relaxed);
-            base = end;
+            magazine.end.set(end);
         }
         self.cache()
             .storage
@@ -359,9 +382,9 @@ impl Owner<'_> {
     /// Takes the memory back, if there is any. The magazines must be empty; what they hold is lost.
     pub(super) fn detach(&mut self) -> Option<NonNull<Block>> {
         for magazine in &self.cache().magazines {
-            for pointer in [&magazine.top, &magazine.base, &magazine.end] {
-                pointer.store(ptr::null_mut(), Ordering::Relaxed);
-            }
+            magazine.top.store(ptr::null_mut(), Ordering::Relaxed);
+            magazine.base.set(ptr::null_mut());
+            magazine.end.set(ptr::null_mut());
         }
         // `Inside` says that nobody else writes here, so no exchange is needed.
         let storage = self.cache().storage.load(Ordering::Relaxed);
@@ -388,7 +411,7 @@ impl Owner<'_> {
         fill: impl FnOnce(&mut [MaybeUninit<Block>]) -> usize,
     ) {
         let magazine = &self.cache().magazines[class];
-        let base = magazine.base.load(Ordering::Relaxed);
+        let base = magazine.base.get();
         if base.is_null() || magazine.top.load(Ordering::Relaxed) != base {
             return;
         }
@@ -416,7 +439,7 @@ impl Owner<'_> {
 
     fn take_oldest(&mut self, class: Class, most: usize, empty: impl FnOnce(&[Block])) {
         let magazine = &self.cache().magazines[class];
-        let base = magazine.base.load(Ordering::Relaxed);
+        let base = magazine.base.get();
         if base.is_null() {
             return;
         }
@@ -449,7 +472,7 @@ impl Owner<'_> {
 
 /// How many blocks of a class a CPU caches at most.
 const fn capacity(class: usize) -> usize {
-    match Class::from_index(class as u8) {
+    match Class::from_index(class) {
         Some(class) => 2 * class.depth(),
         None => 0,
     }

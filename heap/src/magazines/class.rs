@@ -1,6 +1,7 @@
 //! Size classes: which sizes there are, and what is right for each.
 
 use core::alloc::Layout;
+use core::fmt;
 use core::ops::Index;
 
 /// A page frame, in bytes (Intel SDM, volume 3, section 5.5: the smallest page).
@@ -35,9 +36,14 @@ pub(super) const MOST_FRAMES: usize = 8;
 
 /// A size class: all blocks of a class are of one size.
 ///
-/// The value is less than [`CLASSES`]: nothing outside this file makes one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Class(u8);
+/// The value is the class's number times [`STRIDE`], and the number is less than [`CLASSES`]:
+/// nothing outside this file makes one.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Class(u16);
+
+/// The distance, in bytes, of what belongs to two neighbouring classes on the fast path, which so
+/// need not multiply.
+pub(super) const STRIDE: usize = 32;
 
 impl Class {
     /// The class that serves a layout, or `None` if it is larger than any.
@@ -47,13 +53,27 @@ impl Class {
     /// first rounded up to a multiple of it. If such a multiple isn't itself the size of a class, it
     /// lies between two of which both are multiples of the alignment, as classes are 2ᵏ apart from
     /// 4·2ᵏ to 8·2ᵏ: an alignment above 2ᵏ has no multiples there but sizes of classes.
-    #[inline(always)]
     pub const fn of(layout: Layout) -> Option<Self> {
-        let size = if layout.align() > UNIT {
-            layout.pad_to_align().size()
+        if layout.align() > UNIT {
+            Self::of_size(layout.pad_to_align().size())
         } else {
-            layout.size()
-        };
+            Self::of_size(layout.size())
+        }
+    }
+
+    /// As [`of`](Self::of), but only for the alignments that every block has: a fast path has no
+    /// instruction to spare for others.
+    #[inline(always)]
+    pub(super) const fn of_usual(layout: Layout) -> Option<Self> {
+        if layout.align() > UNIT {
+            None
+        } else {
+            Self::of_size(layout.size())
+        }
+    }
+
+    #[inline(always)]
+    const fn of_size(size: usize) -> Option<Self> {
         // Two instructions, as a layout's size is at most `isize::MAX`, which `div_ceil` doesn't know.
         let units = (size + UNIT - 1) >> UNIT.ilog2();
         if units < OF_UNITS.len() {
@@ -65,22 +85,28 @@ impl Class {
 
     /// All classes, from the smallest.
     pub fn all() -> impl ExactSizeIterator<Item = Self> + Clone {
-        // The cast is exact: there are fewer classes than 256.
-        (0..CLASSES as u8).map(Self)
+        // The cast is exact, as there are few classes.
+        (0..CLASSES).map(|index| Self((index * STRIDE) as u16))
     }
 
-    pub(super) const fn from_index(index: u8) -> Option<Self> {
-        if (index as usize) < CLASSES {
-            Some(Self(index))
+    pub(super) const fn from_index(index: usize) -> Option<Self> {
+        if index < CLASSES {
+            Some(Self((index * STRIDE) as u16))
         } else {
             None
         }
     }
 
+    /// The class's number times [`STRIDE`].
+    #[inline(always)]
+    pub(super) const fn offset(self) -> usize {
+        self.0 as usize
+    }
+
     /// The class's number, counted from 0.
     #[inline(always)]
     pub const fn index(self) -> usize {
-        self.0 as usize
+        self.0 as usize / STRIDE
     }
 
     /// The size of a block in bytes.
@@ -126,6 +152,12 @@ impl Class {
     }
 }
 
+impl fmt::Debug for Class {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Class({} bytes)", self.size())
+    }
+}
+
 impl<T> Index<Class> for [T; CLASSES] {
     type Output = T;
 
@@ -147,7 +179,7 @@ static INVERSE: [u64; CLASSES] = {
 };
 
 /// The class of a size in units, rounded up. Zero bytes count as one.
-static OF_UNITS: [u8; LARGEST / UNIT + 1] = {
+static OF_UNITS: [u16; LARGEST / UNIT + 1] = {
     let mut table = [0; LARGEST / UNIT + 1];
     let mut class = 0;
     let mut units = 0;
@@ -155,7 +187,7 @@ static OF_UNITS: [u8; LARGEST / UNIT + 1] = {
         if units * UNIT > size_of_class(class) {
             class += 1;
         }
-        table[units] = class as u8;
+        table[units] = (class * STRIDE) as u16;
         units += 1;
     }
     table

@@ -242,10 +242,30 @@ impl<P: FramePlatform> MagazineHeap<P> {
         }
     }
 
+    /// An allocation that the fast path leaves. It takes what the fast path has in its registers, and
+    /// returns what that would, so that the fast path just jumps here.
     #[cold]
     #[inline(never)]
-    fn allocate_slowly(&self, class: Class, size: usize) -> Option<Block> {
-        self.until_short(|is_first| self.attempt(class, size, is_first))
+    fn allocate_slowly(&self, layout: Layout) -> *mut u8 {
+        let block = match Class::of(layout) {
+            Some(class) => self.pop(class, layout.size()).or_else(|| {
+                self.until_short(|is_first| self.attempt(class, layout.size(), is_first))
+            }),
+            None => self.allocate_large(layout),
+        };
+        block.map_or(ptr::null_mut(), NonNull::as_ptr)
+    }
+
+    #[inline(always)]
+    fn pop(&self, class: Class, size: usize) -> Option<Block> {
+        let _pin = self.platform().pin();
+        self.platform().cache().pop(class, size)
+    }
+
+    #[inline(always)]
+    fn push(&self, class: Class, block: Block, size: usize) -> bool {
+        let _pin = self.platform().pin();
+        self.platform().cache().push(class, block, size)
     }
 
     /// Tries, and tries again after each thing that can be done about a shortage.
@@ -277,6 +297,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
 
     /// Only the first attempt may fill the cache: once memory is short, it is for blocks.
     fn attempt(&self, class: Class, size: usize, fills: bool) -> Result<Block, Refused> {
+        let _pin = self.platform().pin();
         let (block, freed) = {
             let _interrupts = self.platform().keep_interrupts_out();
             match self.platform().cache().enter() {
@@ -326,10 +347,27 @@ impl<P: FramePlatform> MagazineHeap<P> {
         Ok(unsafe { room[0].assume_init() })
     }
 
+    /// A free that the fast path leaves.
+    ///
+    /// # Safety
+    ///
+    /// `block` is live, with this layout.
     #[cold]
     #[inline(never)]
-    #[track_caller]
-    fn free_slowly(&self, class: Class, block: Block, size: usize) {
+    unsafe fn free_slowly(&self, block: Block, layout: Layout) {
+        match Class::of(layout) {
+            Some(class) => {
+                if !self.push(class, block, layout.size()) {
+                    self.free_small(class, block, layout.size());
+                }
+            }
+            // SAFETY: the caller's promise.
+            None => unsafe { self.free_large(block, layout) },
+        }
+    }
+
+    fn free_small(&self, class: Class, block: Block, size: usize) {
+        let _pin = self.platform().pin();
         let freed = {
             let _interrupts = self.platform().keep_interrupts_out();
             match self.platform().cache().enter() {
@@ -478,12 +516,11 @@ impl<P: FramePlatform> MagazineHeap<P> {
         freed
     }
 
-    #[cold]
-    #[inline(never)]
     fn allocate_large(&self, layout: Layout) -> Option<Block> {
         let count = frames_of(layout)?;
         let align = layout.align().div_ceil(FRAME);
         self.until_short(|_| {
+            let _pin = self.platform().pin();
             let _interrupts = self.platform().keep_interrupts_out();
             let entry = self.platform().cache().enter();
             if matches!(entry, Entry::Nested) {
@@ -501,13 +538,12 @@ impl<P: FramePlatform> MagazineHeap<P> {
     /// # Safety
     ///
     /// `block` is live, and was allocated with this layout, which no class serves.
-    #[cold]
-    #[inline(never)]
     unsafe fn free_large(&self, block: Block, layout: Layout) {
         // It was allocated, so it isn't too large.
         let Some(frames) = frames_of(layout) else {
             return;
         };
+        let _pin = self.platform().pin();
         let _interrupts = self.platform().keep_interrupts_out();
         self.account(-(layout.size() as i64));
         let entry = self.platform().cache().enter();
@@ -556,33 +592,25 @@ fn settle(freed: Result<(), Misuse>) {
 unsafe impl<P: FramePlatform> GlobalAlloc for MagazineHeap<P> {
     #[inline]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let block = match Class::of(layout) {
-            Some(class) => {
-                let _pin = self.platform().pin();
-                match self.platform().cache().pop(class, layout.size()) {
-                    Some(block) => return block.as_ptr(),
-                    None => self.allocate_slowly(class, layout.size()),
-                }
-            }
-            None => self.allocate_large(layout),
-        };
-        block.map_or(ptr::null_mut(), NonNull::as_ptr)
+        if let Some(class) = Class::of_usual(layout)
+            && let Some(block) = self.pop(class, layout.size())
+        {
+            return block.as_ptr();
+        }
+        self.allocate_slowly(layout)
     }
 
     #[inline]
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         // SAFETY: a live block isn't null.
         let block = unsafe { NonNull::new_unchecked(block) };
-        match Class::of(layout) {
-            Some(class) => {
-                let _pin = self.platform().pin();
-                if !(self.platform().cache()).push(class, block, layout.size()) {
-                    self.free_slowly(class, block, layout.size());
-                }
-            }
-            // SAFETY: live, and of this layout: the contract of `GlobalAlloc::dealloc`.
-            None => unsafe { self.free_large(block, layout) },
+        if let Some(class) = Class::of_usual(layout)
+            && self.push(class, block, layout.size())
+        {
+            return;
         }
+        // SAFETY: live, and of this layout: the contract of `GlobalAlloc::dealloc`.
+        unsafe { self.free_slowly(block, layout) };
     }
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {

@@ -95,7 +95,7 @@ impl Slab {
     }
 
     pub(super) fn class(&self) -> Option<Class> {
-        Class::from_index(self.class.load(Ordering::Relaxed))
+        Class::from_index(self.class.load(Ordering::Relaxed).into())
     }
 
     pub(super) fn fill(&self) -> Fill {
