@@ -27,7 +27,19 @@ const DOUBLINGS: usize = 6;
 const MAGAZINE: usize = 16 << 10;
 /// The fewest blocks a magazine holds: with less, the slow path halves the throughput.
 const LEAST_DEPTH: usize = 8;
+/// The most: what moves at once must not keep a CPU for long, and 16 KiB of the smallest blocks would.
 const MOST_DEPTH: usize = 128;
+
+/// The most bytes that one CPU keeps to itself, when all its magazines are full: less than 1.3 MiB.
+pub const MOST_CACHED: usize = {
+    let mut bytes = 0;
+    let mut class = 0;
+    while let Some(this) = Class::from_index(class) {
+        bytes += 2 * this.depth() * this.size();
+        class += 1;
+    }
+    bytes
+};
 
 /// The most blocks of a slab: one bit each in a [`Slab`](super::slab::Slab).
 pub(super) const MOST_BLOCKS: usize = 256;
@@ -36,7 +48,7 @@ pub(super) const MOST_FRAMES: usize = 8;
 
 /// A size class: all blocks of a class are of one size.
 ///
-/// The value is the class's number times [`STRIDE`], and the number is less than [`CLASSES`]:
+/// The value is the class's number times `STRIDE`, and the number is less than [`CLASSES`]:
 /// nothing outside this file makes one.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Class(u16);
@@ -129,12 +141,12 @@ impl Class {
     }
 
     /// How many frames a slab has: a power of two, the least that loses at most an eighth to the
-    /// end of the slab and holds 16 blocks; or else the most there may be.
+    /// end of the slab and holds 8 blocks; or else the most there may be.
     pub const fn slab_frames(self) -> usize {
         let mut frames = 1;
         while frames < MOST_FRAMES {
             let bytes = frames * FRAME;
-            if bytes % self.size() * 8 <= bytes && bytes / self.size() >= 16 {
+            if bytes % self.size() * 8 <= bytes && bytes / self.size() >= 8 {
                 break;
             }
             frames *= 2;
@@ -241,6 +253,13 @@ mod tests {
             assert!(bytes % class.size() * 8 <= bytes, "{class:?}");
             assert!(bytes / class.size() <= MOST_BLOCKS, "{class:?}");
         }
+    }
+
+    #[test]
+    fn a_cpu_caches_what_the_documentation_says() {
+        const { assert!(MOST_CACHED * 10 <= 13 << 20) };
+        let doubled: usize = Class::all().map(|class| class.depth() * class.size()).sum();
+        assert_eq!(MOST_CACHED, 2 * doubled);
     }
 
     #[test]

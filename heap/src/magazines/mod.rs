@@ -12,7 +12,7 @@ mod slabs;
 mod statistics;
 
 pub use cache::{CpuCache, MagazineStatistics, NO_CACHE};
-pub use class::{CLASSES, Class, FRAME, LARGEST};
+pub use class::{CLASSES, Class, FRAME, LARGEST, MOST_CACHED};
 pub use heap::MagazineHeap;
 pub use platform::FramePlatform;
 pub use slab_map::SPAN;

@@ -11,7 +11,7 @@ use super::CpuCache;
 /// The heap calls [`allocate_frames`](Self::allocate_frames) and [`free_frames`](Self::free_frames)
 /// with interrupts kept out, and possibly while it holds a lock of its own, which other CPUs may be
 /// waiting for. So what the platform locks there lies below the heap's locks: code that holds it
-/// must not allocate or free. If a non-maskable interrupt may use the heap, it must not find the
+/// must not allocate or free, nor may an interrupt handler run meanwhile that does. If a non-maskable interrupt may use the heap, it must not find the
 /// platform waiting for a lock that the interrupted code holds: let the platform answer `None`
 /// then.
 ///

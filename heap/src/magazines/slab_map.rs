@@ -18,9 +18,8 @@ const LEAF: usize = FRAME / size_of::<Slab>();
 const NODE: usize = FRAME / size_of::<usize>();
 const ROOT: usize = 1024;
 
-/// The addresses of all frames must lie within so many bytes: 64 TiB, which is all the physical
-/// memory that 4-level paging can map with the half of the address space that is the kernel's, and a
-/// half of that left over.
+/// The addresses of all frames must lie within so many bytes: 64 TiB, half of what a kernel has for
+/// itself under 4-level paging (Intel SDM, volume 1, section 3.3.7.1: canonical addressing).
 pub const SPAN: usize = ROOT * NODE * NODE * LEAF * FRAME;
 
 /// The descriptions of all slabs: a tree of frames over frame numbers, with two levels of tables

@@ -141,6 +141,8 @@ impl Slabs {
         blocks: &[Block],
     ) -> Result<(), (Block, Wrong)> {
         let mut surplus = List::new();
+        // None only in an NMI on a CPU that has no cache, where using the heap is against the
+        // platform's contract: the blocks are lost then.
         let Some(mut lists) = self.lists.lock(ground.cpu) else {
             return Ok(());
         };
