@@ -24,7 +24,7 @@ pub struct Contender {
 }
 
 pub fn all() -> Vec<Contender> {
-    let no_std = |name, allocator| Contender {
+    let no_std = |(name, allocator)| Contender {
         name,
         is_no_std: true,
         allocator,
@@ -34,19 +34,16 @@ pub fn all() -> Vec<Contender> {
         is_no_std: false,
         allocator,
     };
-    vec![
-        no_std("linked_list", linked_list()),
-        no_std("talc", talc()),
-        no_std("rlsf", rlsf()),
-        no_std("buddy_system", buddy_system()),
-        no_std("good_memory", good_memory()),
+    let on_arenas = ON_ARENAS.map(|(name, new)| no_std((name, new(arena()))));
+    let others = [
         hosted("glibc", &System),
         hosted("mimalloc", &mimalloc::MiMalloc),
         hosted("jemalloc", &tikv_jemallocator::Jemalloc),
         #[cfg(feature = "snmalloc-rs")]
         hosted("snmalloc", &snmalloc_rs::SnMalloc),
-        no_std("muster", &MUSTER),
-    ]
+        no_std(("muster", &MUSTER)),
+    ];
+    on_arenas.into_iter().chain(others).collect()
 }
 
 /// Makes the calling thread a CPU of the magazine heap's.
@@ -60,15 +57,29 @@ pub fn leave_cpu() {
     MUSTER.drain();
 }
 
-pub static MUSTER: MagazineHeap<Threads> = MagazineHeap::new(Threads {
-    frames: HostedFrames::new(ARENA / FRAME),
-    caches: [const { CpuCache::new() }; CPUS],
-});
+pub static MUSTER: MagazineHeap<Threads> = MagazineHeap::new(Threads::new(ARENA / FRAME));
+
+/// A magazine heap with so many frames, of which the calling thread is the only CPU.
+pub fn muster_for_this_thread(frames: usize) -> &'static MagazineHeap<Threads> {
+    let heap = Box::leak(Box::new(MagazineHeap::new(Threads::new(frames))));
+    CACHE.set(&heap.platform().caches[0]);
+    NUMBER.set(0);
+    heap
+}
 
 /// Numbered threads, whose cache is one load away, as it is in a kernel.
 pub struct Threads {
     frames: HostedFrames,
     caches: [CpuCache; CPUS],
+}
+
+impl Threads {
+    const fn new(frames: usize) -> Self {
+        Self {
+            frames: HostedFrames::new(frames),
+            caches: [const { CpuCache::new() }; CPUS],
+        }
+    }
 }
 
 thread_local! {
@@ -107,7 +118,10 @@ unsafe impl FramePlatform for Threads {
     }
 }
 
-fn arena() -> &'static mut [MaybeUninit<u8>] {
+/// What an allocator lives on, for good.
+pub type Arena = &'static mut [MaybeUninit<u8>];
+
+fn arena() -> Arena {
     let layout = Layout::from_size_align(ARENA, 2 << 20).expect("a valid layout");
     // SAFETY: the size isn't zero, and the memory is never freed.
     unsafe {
@@ -116,6 +130,18 @@ fn arena() -> &'static mut [MaybeUninit<u8>] {
         std::slice::from_raw_parts_mut(start.cast(), ARENA)
     }
 }
+
+/// Makes an allocator that lives on an arena.
+pub type OnArena = fn(Arena) -> Allocator;
+
+/// The allocators that live on an arena.
+pub const ON_ARENAS: [(&str, OnArena); 5] = [
+    ("linked_list", linked_list),
+    ("talc", talc),
+    ("rlsf", rlsf),
+    ("buddy_system", buddy_system),
+    ("good_memory", good_memory),
+];
 
 /// An allocator behind a spin lock.
 struct Locked<T>(Mutex<T>);
@@ -158,9 +184,9 @@ impl Single for linked_list_allocator::Heap {
     }
 }
 
-fn linked_list() -> Allocator {
+fn linked_list(arena: Arena) -> Allocator {
     let mut heap = linked_list_allocator::Heap::empty();
-    heap.init_from_slice(arena());
+    heap.init_from_slice(arena);
     locked(heap)
 }
 
@@ -177,9 +203,9 @@ impl Single for Rlsf {
     }
 }
 
-fn rlsf() -> Allocator {
+fn rlsf(arena: Arena) -> Allocator {
     let mut heap = Rlsf::new();
-    heap.insert_free_block(arena());
+    heap.insert_free_block(arena);
     locked(heap)
 }
 
@@ -195,16 +221,14 @@ impl Single for Buddy {
     }
 }
 
-fn buddy_system() -> Allocator {
-    let arena = arena();
+fn buddy_system(arena: Arena) -> Allocator {
     let mut heap = Buddy::empty();
     // SAFETY: the arena is used for nothing else.
     unsafe { heap.init(arena.as_mut_ptr().expose_provenance(), arena.len()) };
     locked(heap)
 }
 
-fn talc() -> Allocator {
-    let arena = arena();
+fn talc(arena: Arena) -> Allocator {
     let heap = talc::TalcLock::<Mutex<()>, _>::new(talc::source::Manual);
     // SAFETY: the arena is used for nothing else.
     let claimed = unsafe { heap.lock().claim(arena.as_mut_ptr().cast(), arena.len()) };
@@ -231,8 +255,7 @@ impl Single for GoodMemory {
     }
 }
 
-fn good_memory() -> Allocator {
-    let arena = arena();
+fn good_memory(arena: Arena) -> Allocator {
     let mut heap = GoodMemory::empty();
     // SAFETY: the arena is used for nothing else.
     unsafe { heap.init(arena.as_mut_ptr().expose_provenance(), arena.len()) };

@@ -4,12 +4,16 @@
 //!
 //! `muster-heap-bench [rounds=N] [time=MS] [threads=N,…] [only=NAME,…]`, or, to count instructions
 //! from outside (`valgrind --tool=callgrind --toggle-collect='*workloads::churn*'`),
-//! `muster-heap-bench instructions NAME PAIRS`.
+//! `muster-heap-bench instructions NAME PAIRS`. `muster-heap-bench memory` tells how much memory it
+//! takes to hold a set of blocks, and `muster-heap-bench latency` how long the slowest operations
+//! take.
 
 use std::io::Write;
 use std::time::Duration;
 
 mod contenders;
+mod latency;
+mod memory;
 mod workloads;
 
 use contenders::Contender;
@@ -28,6 +32,17 @@ fn main() -> Result<(), String> {
         && first == "instructions"
     {
         return count_instructions(name, pairs);
+    }
+    match words.first().map(String::as_str) {
+        Some("memory") => {
+            memory::compare();
+            return Ok(());
+        }
+        Some("latency") => {
+            latency::compare();
+            return Ok(());
+        }
+        _ => {}
     }
     let options = Options::from_words(&words)?;
     let contenders: Vec<_> = contenders::all()
@@ -110,7 +125,8 @@ fn compare(workload: Workload, threads: usize, contenders: &[Contender], options
     }
 }
 
-fn median(figures: impl Iterator<Item = f64>) -> f64 {
+/// The middle one of some figures.
+pub fn median(figures: impl Iterator<Item = f64>) -> f64 {
     let mut figures: Vec<_> = figures.collect();
     figures.sort_by(f64::total_cmp);
     figures.get(figures.len() / 2).copied().unwrap_or(f64::NAN)

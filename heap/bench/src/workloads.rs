@@ -295,14 +295,14 @@ impl Ring {
 }
 
 /// Xorshift (Marsaglia, 2003): cheap beside an allocation.
-struct Random(u64);
+pub struct Random(u64);
 
 impl Random {
-    fn new(seed: usize) -> Self {
+    pub fn new(seed: usize) -> Self {
         Self((seed as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15))
     }
 
-    fn next(&mut self) -> u64 {
+    pub fn next(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -310,7 +310,7 @@ impl Random {
     }
 
     /// Each doubling from 16 bytes to 8 KiB is as likely as any other.
-    fn mixed(&mut self) -> usize {
+    pub fn mixed(&mut self) -> usize {
         let any = self.next();
         let low = 16 << (any % 9);
         low + (any >> 8) as usize % low
