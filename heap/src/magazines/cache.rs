@@ -58,7 +58,8 @@ pub static NO_CACHE: CpuCache = CpuCache::in_state(ABSENT);
 /// 3. *After the store of `IDLE`.* The interrupted code is done with the cache.
 ///
 /// On a slow path the state is `SLOW`, and interrupts are kept out. Only an NMI or a panic can find
-/// it so. It then waits for no lock, because its own CPU may hold it.
+/// it so. It then waits for no lock, because its own CPU may hold it, but has a reserve of one block
+/// of each class. The CPU adds to the reserve where there is nothing, so both can't have the block.
 ///
 /// "Before" and "after" are about the order of instructions on one CPU. Compiler fences keep it, and
 /// a CPU sees its own stores in order. No store here is for other CPUs to act on.
@@ -70,6 +71,8 @@ pub struct CpuCache {
     live_bytes: AtomicI64,
     magazines: [Magazine; CLASSES],
     storage: AtomicPtr<Block>,
+    /// A block of each class for whoever comes upon this CPU on a slow path, or null.
+    reserve: [AtomicPtr<u8>; CLASSES],
     tallies: [Tally; CLASSES],
 }
 
@@ -109,7 +112,7 @@ pub struct MagazineStatistics {
     pub refills: u64,
     /// Times the magazine was full and a part of it went to the depot or to slabs.
     pub flushes: u64,
-    /// Free blocks in the magazine.
+    /// Free blocks in the magazine, and the one in reserve.
     pub cached_blocks: usize,
 }
 
@@ -126,6 +129,7 @@ impl CpuCache {
             live_bytes: AtomicI64::new(0),
             magazines: [const { Magazine::new() }; CLASSES],
             storage: AtomicPtr::new(ptr::null_mut()),
+            reserve: [const { AtomicPtr::new(ptr::null_mut()) }; CLASSES],
             tallies: [const {
                 Tally {
                     refills: AtomicU64::new(0),
@@ -145,7 +149,8 @@ impl CpuCache {
             allocations: magazine.allocations.load(Ordering::Relaxed),
             refills: tally.refills.load(Ordering::Relaxed),
             flushes: tally.flushes.load(Ordering::Relaxed),
-            cached_blocks: (bytes / size_of::<Block>()).min(capacity(class.index())),
+            cached_blocks: (bytes / size_of::<Block>()).min(capacity(class.index()))
+                + usize::from(!self.reserve[class].load(Ordering::Relaxed).is_null()),
         }
     }
 
@@ -288,6 +293,20 @@ impl CpuCache {
         }
     }
 
+    /// Runs what stands for an interrupt handler where a fast path is half done.
+    #[cfg(all(test, feature = "hosted"))]
+    pub(super) fn during_fast_path(&self, handler: impl FnOnce()) {
+        assert!(self.begin());
+        handler();
+        self.end();
+    }
+
+    /// The block in reserve, for code that came upon its own CPU on a slow path.
+    pub(super) fn take_reserve(&self, class: Class) -> Option<Block> {
+        // An exchange, so that not even an NMI on top of a panic gets the block a second time.
+        NonNull::new(self.reserve[class].swap(ptr::null_mut(), Ordering::Relaxed))
+    }
+
     /// Asks the CPU to drain when it next takes a slow path.
     pub(super) fn want_drain(&self) {
         self.drain_wanted.store(true, Ordering::Relaxed);
@@ -404,6 +423,19 @@ impl Owner<'_> {
         self.cache().push_inside(class, block, size)
     }
 
+    /// Sees to it that there is a block in reserve, if the magazine has one.
+    pub(super) fn keep_reserve(&mut self, class: Class) {
+        let reserve = &self.cache().reserve[class];
+        if reserve.load(Ordering::Relaxed).is_null() {
+            // Whoever interrupts this only takes, so the reserve is still empty afterwards.
+            self.take_oldest(class, 1, |blocks| {
+                if let Some(block) = blocks.first() {
+                    reserve.store(block.as_ptr(), Ordering::Relaxed);
+                }
+            });
+        }
+    }
+
     /// Lets `fill` put blocks into the magazine, which must be empty.
     pub(super) fn refill(
         &mut self,
@@ -432,12 +464,15 @@ impl Owner<'_> {
         count(&self.cache().tallies[class].flushes);
     }
 
-    /// Lets `empty` have all blocks of the class.
-    pub(super) fn flush_all(&mut self, class: Class, empty: impl FnOnce(&[Block])) {
+    /// Lets `empty` have all blocks of the class, in one or two parts.
+    pub(super) fn flush_all(&mut self, class: Class, mut empty: impl FnMut(&[Block])) {
+        if let Some(block) = self.cache().take_reserve(class) {
+            empty(&[block]);
+        }
         self.take_oldest(class, usize::MAX, empty);
     }
 
-    fn take_oldest(&mut self, class: Class, most: usize, empty: impl FnOnce(&[Block])) {
+    fn take_oldest(&self, class: Class, most: usize, empty: impl FnOnce(&[Block])) {
         let magazine = &self.cache().magazines[class];
         let base = magazine.base.get();
         if base.is_null() {

@@ -33,7 +33,7 @@ use super::{ClassStatistics, FramePlatform, Totals};
 /// | interrupted | allocation | free |
 /// |---|---|---|
 /// | fast path | from a slab, new frames included | to the slab |
-/// | slow path (NMI, panic, the platform itself) | from a slab with a free block, if nobody has its lock; else null | noted in the block itself, done later |
+/// | slow path (NMI, panic, the platform itself) | the CPU's reserve of one block of each class it uses; then from a slab with a free block, if nobody has its lock; else null | noted in the block itself, done later |
 ///
 /// # Out of memory
 ///
@@ -308,6 +308,9 @@ impl<P: FramePlatform> MagazineHeap<P> {
                         owner.refill(class, |room| self.gather(class, room));
                     }
                     let block = owner.pop(class, size).ok_or(Refused::Short);
+                    if fills {
+                        owner.keep_reserve(class);
+                    }
                     (block.or_else(|_| self.allocate_one(class, size)), freed)
                 }
                 Entry::Guest(_) => {
@@ -316,7 +319,9 @@ impl<P: FramePlatform> MagazineHeap<P> {
                 }
                 Entry::Nested => {
                     self.shared.reentries.fetch_add(1, Ordering::Relaxed);
-                    let block = self.slabs[class].try_allocate(self.platform().cpu(), class);
+                    let platform = self.platform();
+                    let block = (platform.cache().take_reserve(class))
+                        .or_else(|| self.slabs[class].try_allocate(platform.cpu(), class));
                     if block.is_some() {
                         self.account(size as i64);
                     }
@@ -645,5 +650,84 @@ impl<P: FramePlatform> fmt::Debug for MagazineHeap<P> {
         f.debug_struct("MagazineHeap")
             .field("totals", &self.totals())
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(all(test, feature = "hosted"))]
+mod tests {
+    use super::*;
+    use crate::hosted::HostedFrames;
+
+    type Heap = MagazineHeap<HostedFrames>;
+
+    const LAYOUT: Layout = Layout::new::<[u64; 8]>();
+
+    fn alloc(heap: &Heap, layout: Layout) -> *mut u8 {
+        // SAFETY: the size isn't zero.
+        unsafe { heap.alloc(layout) }
+    }
+
+    fn free(heap: &Heap, block: *mut u8, layout: Layout) {
+        // SAFETY: the tests free what they allocated, once.
+        unsafe { heap.dealloc(block, layout) };
+    }
+
+    fn assert_all_back(heap: &Heap) {
+        assert!(heap.drain());
+        heap.trim();
+        assert_eq!(heap.totals().frames(), 0, "{heap:?}");
+        assert_eq!(heap.totals().live_bytes, 0);
+    }
+
+    #[test]
+    fn handler_on_top_of_a_fast_path_leaves_the_cache_alone() {
+        let heap = Heap::new(HostedFrames::new(256));
+        let cache = heap.platform().cache();
+        free(&heap, alloc(&heap, LAYOUT), LAYOUT);
+        let class = Class::of(LAYOUT).unwrap();
+        let large = Layout::new::<[u64; 4096]>();
+        cache.during_fast_path(|| {
+            let before = cache.statistics(class);
+            let blocks = [LAYOUT, large].map(|layout| (alloc(&heap, layout), layout));
+            assert_eq!(cache.statistics(class), before);
+            for (block, layout) in blocks {
+                assert!(!block.is_null());
+                free(&heap, block, layout);
+            }
+            assert_eq!(cache.statistics(class), before);
+            assert!(!heap.drain());
+        });
+        // What the handler asked for is done on the next slow path.
+        assert_ne!(cache.cached_bytes(), 0);
+        let other = Layout::new::<[u64; 100]>();
+        let block = alloc(&heap, other);
+        assert_eq!(cache.statistics(class).cached_blocks, 0);
+        free(&heap, block, other);
+        assert_all_back(&heap);
+    }
+
+    #[test]
+    fn nmi_on_top_of_a_slow_path_gets_what_is_there_and_frees_later() {
+        let heap = Heap::new(HostedFrames::new(256));
+        let large = Layout::new::<[u64; 4096]>();
+        let blocks = [LAYOUT, large].map(|layout| (alloc(&heap, layout), layout));
+        {
+            let entry = heap.platform().cache().enter();
+            assert!(matches!(entry, Entry::Owner(_)));
+            let frames = heap.platform().frames_left();
+            for (block, layout) in blocks {
+                free(&heap, block, layout);
+            }
+            assert_eq!(heap.totals().live_bytes, 0);
+            assert!(alloc(&heap, large).is_null());
+            let block = alloc(&heap, LAYOUT);
+            assert!(!block.is_null());
+            free(&heap, block, LAYOUT);
+            assert_eq!(heap.platform().frames_left(), frames);
+        }
+        // One refusal; two blocks of 64 bytes and a large one wait for the next slow path.
+        assert_eq!(heap.totals().refusals, 1);
+        assert_eq!(heap.totals().large_frames, 8);
+        assert_all_back(&heap);
     }
 }
