@@ -5,6 +5,7 @@ use core::fmt;
 use log::LevelFilter;
 
 use crate::fault::Fault;
+use crate::heap;
 use crate::stress::{Workload, Workloads};
 
 /// What a run is asked to do.
@@ -20,6 +21,8 @@ pub struct Arguments {
     pub cpus: usize,
     /// How long the roll call waits for the APs, in milliseconds.
     pub deadline_millis: u64,
+    /// The heap that serves the kernel.
+    pub heap: heap::Kind,
     /// What the serial port shows.
     pub log: LevelFilter,
     /// A fault to bring about, to see it reported.
@@ -34,6 +37,7 @@ impl Default for Arguments {
             seed: 1,
             cpus: usize::MAX,
             deadline_millis: 2_000,
+            heap: heap::Kind::Magazines,
             log: LevelFilter::Info,
             fault: None,
         }
@@ -41,12 +45,13 @@ impl Default for Arguments {
 }
 
 /// The words the kernel knows, for people.
-pub const HELP: [&str; 9] = [
+pub const HELP: [&str; 10] = [
     "the words are:",
     "stress=all, none, or some of",
     "  churn,mixed,handover,growth,exhaustion",
     "seconds=N, of all workloads together; seed=N",
     "cpus=N, at most; deadline=MILLISECONDS, for the APs",
+    "heap=magazines or linked-list",
     "log=error, warn, info, debug or trace",
     "fault=panic-bsp, panic-ap, panic-two, panic-all,",
     "  null-read, stack-overflow, write-text or",
@@ -107,6 +112,7 @@ impl Arguments {
                         .filter(|&level| level != LevelFilter::Off)
                         .ok_or_else(bad)?;
                 }
+                "heap" => arguments.heap = heap::Kind::parse(value).ok_or_else(bad)?,
                 "fault" => arguments.fault = Some(Fault::parse(value).ok_or_else(bad)?),
                 _ => return Err(ArgumentError::Unknown(word)),
             }

@@ -4,47 +4,48 @@ use alloc::format;
 use alloc::string::String;
 use core::fmt::Write;
 
-use crate::{crew, heap, shared};
+use crate::heap::{self, Reading};
+use crate::{crew, shared};
 
-/// What was held at one moment.
-pub struct Reading {
-    live_bytes: u64,
-    live_blocks: u64,
-}
+/// What the heap held before the work.
+pub struct Books(Reading);
 
-impl Reading {
-    /// Reads what is held now.
-    pub fn take() -> Self {
-        let statistics = heap::statistics();
-        Self {
-            live_bytes: statistics.live_bytes,
-            live_blocks: statistics.live_blocks,
-        }
+impl Books {
+    /// Reads what is held now, with every CPU's cache drained.
+    pub fn read() -> Self {
+        heap::drain();
+        Self(Reading::take())
     }
 
-    /// Holds what is held now against this reading, and the books on the machine's
+    /// Holds what is held now against these books, and all books on the machine's
     /// memory against the memory itself.
     ///
     /// # Errors
     ///
     /// What does not add up, in words.
     pub fn compare(&self) -> Result<(), String> {
-        let statistics = heap::statistics();
-        let owned = shared::get().owned_heap_bytes();
+        heap::drain();
+        let (before, after) = (self.0, Reading::take());
         log::info!(
             "heap: {} B live before, {} B after",
-            self.live_bytes,
-            statistics.live_bytes
+            before.live_bytes,
+            after.live_bytes
         );
         log::info!(
-            "heap: {} at most, in {} of frames",
-            Bytes(statistics.peak_live_bytes),
-            Bytes(owned)
+            "heap: {} of frames drained, {} at most",
+            Bytes(shared::get().owned_heap_bytes()),
+            Bytes(after.peak_bytes)
         );
-        if (statistics.live_bytes, statistics.live_blocks) != (self.live_bytes, self.live_blocks) {
+        if (after.live_bytes, after.live_blocks) != (before.live_bytes, before.live_blocks) {
             return Err(format!(
                 "{} bytes in {} blocks are live after the stress, {} in {} were before",
-                statistics.live_bytes, statistics.live_blocks, self.live_bytes, self.live_blocks
+                after.live_bytes, after.live_blocks, before.live_bytes, before.live_blocks
+            ));
+        }
+        if after.cached_bytes != 0 {
+            return Err(format!(
+                "{} bytes are cached after the drain",
+                after.cached_bytes
             ));
         }
         let root = shared::get().root();

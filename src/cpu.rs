@@ -4,6 +4,7 @@ use core::fmt::{self, Write};
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use muster_heap::CpuCache;
 use muster_memory::FRAME_SIZE;
 use muster_percpu::{Directory, Header, Here, Register, Storage};
 use spin::Mutex;
@@ -19,9 +20,15 @@ use crate::{control, exceptions};
 /// The part of a block that only its own CPU touches.
 pub struct Local {
     descriptors: &'static Descriptors,
+    cache: &'static CpuCache,
 }
 
 impl Local {
+    /// What this CPU keeps of the heap.
+    pub fn cache(&self) -> &'static CpuCache {
+        self.cache
+    }
+
     /// Loads this CPU's GDT and TSS, and the IDT that uses the TSS's stacks.
     pub fn load_descriptors(&self) {
         self.descriptors.load();
@@ -33,6 +40,7 @@ impl Local {
 #[repr(C)]
 struct Memory {
     block: Block,
+    cache: CpuCache,
     descriptors: Descriptors,
 }
 
@@ -53,12 +61,12 @@ pub unsafe fn create(index: u32, lapic_id: u32, memory: NonNull<u8>) -> &'static
     unsafe {
         let tops = Slot::of(index).interrupt_tops();
         let descriptors = Descriptors::create(&raw mut (*memory).descriptors, tops);
+        let cache = &raw mut (*memory).cache;
+        cache.write(CpuCache::new());
+        let cache = &*cache;
+        let local = Local { descriptors, cache };
         let block = &raw mut (*memory).block;
-        block.write(Block::new(
-            index,
-            Local { descriptors },
-            Shared::new(lapic_id),
-        ));
+        block.write(Block::new(index, local, Shared::new(lapic_id, cache)));
         &*block
     }
 }
@@ -71,6 +79,8 @@ pub struct Shared {
     pub report: Report,
     /// Its own log lines.
     pub journal: Mutex<Journal>,
+    /// What it keeps of the heap; others only read its counters.
+    pub cache: &'static CpuCache,
     /// What it runs with.
     pub home: Home,
     /// Why it was stopped, if it was.
@@ -81,9 +91,10 @@ pub struct Shared {
 
 impl Shared {
     /// The shared part of a CPU that the loader has parked.
-    pub const fn new(lapic_id: u32) -> Self {
+    pub const fn new(lapic_id: u32, cache: &'static CpuCache) -> Self {
         Self {
             lapic_id,
+            cache,
             report: Report::new(),
             journal: Mutex::new(Journal::new()),
             home: Home {

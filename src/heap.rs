@@ -1,29 +1,133 @@
-//! The global heap: `muster_heap` on the kernel's frames.
+//! The global heap, in its two stages: a boot arena before per-CPU state exists, and
+//! then whichever heap `heap=` asks for.
+//!
+//! An address tells where a block belongs: the boot arena lies in the image and the
+//! linked list's memory in a window of its own, both above every block of the
+//! magazines, which lie in the HHDM.
 
+use alloc::alloc::{GlobalAlloc, Layout};
 use core::cell::UnsafeCell;
 use core::mem::MaybeUninit;
-use core::ptr::NonNull;
+use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use muster_heap::{Heap, Platform};
+use muster_heap::{CpuCache, FramePlatform, Heap, MagazineHeap, NO_CACHE, Platform};
+use muster_memory::FRAME_SIZE;
 use x86_64::instructions::interrupts;
 
-use crate::{cpu, shared};
+use crate::{cpu, crew, shared, window};
 
 /// What the heap lives on until the kernel's tables are loaded: enough for the
 /// physical map and the mapping plan of a machine with hundreds of memory-map
 /// entries and hundreds of CPUs.
 const BOOT_BYTES: usize = 1024 * 1024;
 
-#[global_allocator]
-static HEAP: Heap<Kernel> = Heap::new(Kernel);
+/// How long a CPU may take to drain its cache, in milliseconds.
+const DRAIN_PATIENCE: u64 = 10_000;
 
-/// What the heap needs of this kernel.
+#[global_allocator]
+static GLOBAL: Global = Global;
+
+static LIST: Heap<Kernel> = Heap::new(Kernel);
+static MAGAZINES: MagazineHeap<Kernel> = MagazineHeap::new(Kernel);
+
+/// Whether new blocks come from the magazines.
+static USE_MAGAZINES: AtomicBool = AtomicBool::new(false);
+
+/// The heap that serves the kernel once its memory is set up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Per-CPU magazines over slabs over frames.
+    Magazines,
+    /// One list of free blocks behind one lock: the baseline.
+    LinkedList,
+}
+
+impl Kind {
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Magazines => "magazines",
+            Self::LinkedList => "linked-list",
+        }
+    }
+
+    /// The heap of that name.
+    pub fn parse(name: &str) -> Option<Self> {
+        [Self::Magazines, Self::LinkedList]
+            .into_iter()
+            .find(|kind| kind.name() == name)
+    }
+}
+
+/// Both heaps as one.
+struct Global;
+
+/// Whether a block lies in the list's memory, the boot arena included.
+fn is_of_list(block: *mut u8) -> bool {
+    block.addr() as u64 >= window::ALL.start
+}
+
+// SAFETY: every block goes back to the heap it came from: the list's memory lies in the
+// kernel's windows or the image, the magazines' in the HHDM, which is kept from
+// reaching into either (`Shared::build`). Both are allocators themselves.
+unsafe impl GlobalAlloc for Global {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller's promise, handed on.
+        unsafe {
+            if USE_MAGAZINES.load(Ordering::Relaxed) {
+                MAGAZINES.alloc(layout)
+            } else {
+                LIST.alloc(layout)
+            }
+        }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promise, handed on to the heap the block is of.
+        unsafe {
+            if is_of_list(block) {
+                LIST.dealloc(block, layout);
+            } else {
+                MAGAZINES.dealloc(block, layout);
+            }
+        }
+    }
+
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        if !is_of_list(block) {
+            // SAFETY: as for `dealloc`.
+            return unsafe { MAGAZINES.realloc(block, layout, new_size) };
+        }
+        // SAFETY: the caller promises that the new size, with the alignment, makes a
+        // layout, and that the block is live with the old one. The two blocks are
+        // apart, and both as long as what is copied.
+        unsafe {
+            let layout_after = Layout::from_size_align_unchecked(new_size, layout.align());
+            let moved = self.alloc(layout_after);
+            if !moved.is_null() {
+                ptr::copy_nonoverlapping(block, moved, layout.size().min(new_size));
+                self.dealloc(block, layout);
+            }
+            moved
+        }
+    }
+}
+
+/// What the heaps need of this kernel.
 pub struct Kernel;
 
 /// Puts the interrupt flag back to what it was.
 pub struct InterruptGuard {
     were_enabled: bool,
+}
+
+impl InterruptGuard {
+    fn new() -> Self {
+        let were_enabled = interrupts::are_enabled();
+        interrupts::disable();
+        Self { were_enabled }
+    }
 }
 
 impl Drop for InterruptGuard {
@@ -43,9 +147,7 @@ unsafe impl Platform for Kernel {
     type InterruptGuard = InterruptGuard;
 
     fn keep_interrupts_out(&self) -> InterruptGuard {
-        let were_enabled = interrupts::are_enabled();
-        interrupts::disable();
-        InterruptGuard { were_enabled }
+        InterruptGuard::new()
     }
 
     fn cpu(&self) -> Option<usize> {
@@ -54,6 +156,43 @@ unsafe impl Platform for Kernel {
 
     fn grow(&self, at_least: usize) -> Option<NonNull<[u8]>> {
         shared::get().grow_heap(at_least)
+    }
+}
+
+// SAFETY: (1) Muster has no tasks: what comes in between on a CPU is an interrupt,
+// which runs to its end; (2) the cache is part of the CPU's own memory, found
+// through its block, which it registers once; only this heap uses it; (3) and (4)
+// as for `Platform`; (5) frames come from the frame allocator, as asked, and are
+// seen through the HHDM, which every CPU's tables map.
+unsafe impl FramePlatform for Kernel {
+    type Pin = ();
+    type InterruptGuard = InterruptGuard;
+
+    fn pin(&self) {}
+
+    fn keep_interrupts_out(&self) -> InterruptGuard {
+        InterruptGuard::new()
+    }
+
+    fn cpu(&self) -> Option<usize> {
+        Platform::cpu(self)
+    }
+
+    fn cache(&self) -> &CpuCache {
+        cpu::try_with(|here| here.local().cache()).unwrap_or(&NO_CACHE)
+    }
+
+    fn each_cache(&self, visit: &mut dyn FnMut(&CpuCache)) {
+        cpu::all().for_each(|(_, shared)| visit(shared.cache));
+    }
+
+    fn allocate_frames(&self, count: usize, align: usize) -> Option<NonNull<u8>> {
+        shared::get().allocate_heap_frames(count, align)
+    }
+
+    unsafe fn free_frames(&self, start: NonNull<u8>, count: usize) {
+        // SAFETY: the caller's promise, handed on.
+        unsafe { shared::get().free_heap_frames(start, count) };
     }
 }
 
@@ -70,26 +209,63 @@ pub fn start() {
         // reference to the arena there ever is.
         let arena = unsafe { &mut *ARENA.0.get() };
         // Fails only for a second arena or one that is too small; this is neither.
-        let started = HEAP.start_boot(arena);
+        let started = LIST.start_boot(arena);
         debug_assert!(started.is_ok());
     }
 }
 
-/// Lets the heap grow from the machine's free frames. Called once the shared
-/// memory state is published.
-pub fn open() {
-    HEAP.open();
+/// Lets the heap have the machine's free frames. Called once the shared memory state
+/// is published and the BSP has its block.
+pub fn open(kind: Kind) {
+    match kind {
+        Kind::LinkedList => LIST.open(),
+        Kind::Magazines => USE_MAGAZINES.store(true, Ordering::Release),
+    }
 }
 
-/// What the heap holds at this instant.
-pub fn statistics() -> muster_heap::Statistics {
-    HEAP.statistics()
+/// Makes every CPU give back what it caches, and the heap every frame it can do
+/// without. Called on the BSP, between orders.
+pub fn drain() {
+    crew::all(DRAIN_PATIENCE, &|_| {
+        // Refused only to code that has interrupted the heap; an order has not.
+        let drained = MAGAZINES.drain();
+        debug_assert!(drained);
+    });
+    MAGAZINES.trim();
+}
+
+/// What the heap holds at one moment. Exact while no CPU uses it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reading {
+    /// Bytes allocated and not freed.
+    pub live_bytes: u64,
+    /// Blocks allocated and not freed.
+    pub live_blocks: u64,
+    /// Bytes in free blocks that CPUs keep for themselves.
+    pub cached_bytes: u64,
+    /// Frames that the magazines hold, for blocks and for their own books.
+    pub magazine_frames: u64,
+    /// The most bytes that both heaps had of memory at once.
+    pub peak_bytes: u64,
+}
+
+impl Reading {
+    /// Reads what both heaps hold now.
+    pub fn take() -> Self {
+        let list = LIST.statistics();
+        let magazines = MAGAZINES.totals();
+        Self {
+            live_bytes: list.live_bytes + magazines.live_bytes,
+            live_blocks: list.live_blocks + magazines.live_blocks as u64,
+            cached_bytes: magazines.cached_bytes as u64,
+            magazine_frames: magazines.frames() as u64,
+            peak_bytes: list.capacity_bytes + magazines.peak_frames as u64 * FRAME_SIZE,
+        }
+    }
 }
 
 /// Bytes that the heap has and nobody uses.
 pub fn unused_bytes() -> u64 {
-    let statistics = HEAP.statistics();
-    statistics
-        .capacity_bytes
-        .saturating_sub(statistics.live_bytes)
+    let list = LIST.statistics();
+    list.capacity_bytes.saturating_sub(list.live_bytes)
 }

@@ -121,7 +121,7 @@ extern "C" fn build() -> ! {
         Err(error) => refuse(&error),
     }
     shared::publish(shared);
-    heap::open();
+    heap::open(arguments.heap);
 
     PLAN.init_once(|| Plan {
         boot,
@@ -160,7 +160,7 @@ extern "C" fn muster() -> ! {
         fault.happen();
     }
 
-    let before = audit::Reading::take();
+    let before = audit::Books::read();
     let stress = stress::run(arguments);
     let audit = before.compare();
     shared::get().tell_owners();

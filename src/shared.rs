@@ -12,9 +12,9 @@ use core::ptr::{self, NonNull};
 
 use conquer_once::spin::OnceCell;
 use muster_memory::{
-    Access, AssignError, Cache, Census, FRAME_SIZE, Frame, FrameAllocator, FrameInfo, FramesError,
-    Levels, MapError, Mismatch, Owner, PageSize, PhysRange, PhysicalMap, PhysicalMemory, Plan,
-    PlanError, Region, TableError, Tables, Totals,
+    Access, AssignError, Cache, Census, FRAME_SIZE, Frame, FrameAllocator, FrameInfo, FrameRun,
+    FramesError, Levels, MapError, Mismatch, Owner, PageSize, PhysRange, PhysicalMap,
+    PhysicalMemory, Plan, PlanError, Region, TableError, Tables, Totals,
 };
 use nodit::interval::ie;
 use nodit::{Interval, NoditSet};
@@ -27,7 +27,7 @@ use crate::cpu::{self, Block};
 use crate::madt::Firmware;
 use crate::stack::{self, Slot};
 use crate::window::{self, FIRMWARE, HEAP};
-use crate::{image, lapic};
+use crate::{heap, image, lapic};
 
 /// By how much the heap grows at least, in bytes: one large page.
 const HEAP_STEP: u64 = 2 * 1024 * 1024;
@@ -152,8 +152,15 @@ pub enum RecountError {
     ShownTwice(u64),
     /// The allocator knows nothing of a frame that it was given.
     Unowned(Frame),
-    /// A frame is the heap's and not mapped in its window, or the other way round.
+    /// A frame is mapped in the heap's window and is not the heap's.
     Heap(Frame),
+    /// The magazines should hold as many frames as are the heap's outside its window.
+    Magazines {
+        /// Frames that are the heap's by their records, and not in its window.
+        counted: u64,
+        /// Frames that the magazines hold by their own books.
+        books: u64,
+    },
     /// An owner has so many bytes by the books, and others by the count.
     Books(Owner, u64, Totals),
 }
@@ -169,8 +176,14 @@ impl fmt::Display for RecountError {
             Self::Heap(frame) => {
                 write!(
                     f,
-                    "the heap's frames and its window differ at {:#x}",
+                    "the heap's window shows {:#x}, which is not its own",
                     frame.start()
+                )
+            }
+            Self::Magazines { counted, books } => {
+                write!(
+                    f,
+                    "the heap's books have {books} frames, its frames are {counted}"
                 )
             }
             Self::Books(owner, books, counted) => write!(
@@ -433,13 +446,13 @@ impl Shared {
     /// The first thing that does not add up.
     pub fn recount(&self) -> Result<u64, RecountError> {
         // No lock is held while the set takes memory, which the heap may have to grow for.
-        let mut heap = NoditSet::<u64, Interval<u64>>::new();
+        let mut window = NoditSet::<u64, Interval<u64>>::new();
         let mut shown_twice = None;
         let tables = self
             .published_tables()
             .walk(&mut |leaf| {
                 let range = ie(leaf.phys, leaf.phys + leaf.size.bytes());
-                if HEAP.contains(leaf.virt) && heap.insert_merge_touching(range).is_err() {
+                if HEAP.contains(leaf.virt) && window.insert_merge_touching(range).is_err() {
                     shown_twice.get_or_insert(leaf.phys);
                 }
             })
@@ -450,6 +463,7 @@ impl Shared {
 
         let frames = self.frames.lock();
         let mut counted = Totals::default();
+        let mut outside_window = 0;
         let managed = self
             .map
             .ranges(Owner::Free)
@@ -457,9 +471,18 @@ impl Shared {
         for frame in managed.flat_map(PhysRange::frames) {
             let owner = frames.owner_of(frame).ok_or(RecountError::Unowned(frame))?;
             counted[owner] += FRAME_SIZE;
-            if (owner == Owner::Heap) != heap.contains_point(&frame.start()) {
-                return Err(RecountError::Heap(frame));
+            match (owner, window.contains_point(&frame.start())) {
+                (Owner::Heap, false) => outside_window += 1,
+                (Owner::Heap, true) | (_, false) => {}
+                (_, true) => return Err(RecountError::Heap(frame)),
             }
+        }
+        let magazines = heap::Reading::take().magazine_frames;
+        if outside_window != magazines {
+            return Err(RecountError::Magazines {
+                counted: outside_window,
+                books: magazines,
+            });
         }
         let table_bytes = tables as u64 * FRAME_SIZE;
         if counted[Owner::PageTables] != table_bytes {
@@ -503,6 +526,33 @@ impl Shared {
     /// Bytes in frames that nobody owns.
     pub fn free_bytes(&self) -> u64 {
         self.frames.lock().free_frames() as u64 * FRAME_SIZE
+    }
+
+    /// Gives the heap `count` contiguous frames, the first a multiple of `align`, as the
+    /// HHDM shows them, or `None` if there are none.
+    pub fn allocate_heap_frames(&self, count: usize, align: usize) -> Option<NonNull<u8>> {
+        let run = self.frames.lock().allocate_run(count, align, Owner::Heap)?;
+        self.hhdm.pointer(run.start())
+    }
+
+    /// Takes heap frames back.
+    ///
+    /// # Safety
+    ///
+    /// [`Self::allocate_heap_frames`] gave `start` for `count` frames, and nothing uses
+    /// them any more.
+    ///
+    /// # Panics
+    ///
+    /// If they are not the heap's to give back.
+    pub unsafe fn free_heap_frames(&self, start: NonNull<u8>, count: usize) {
+        let phys = start.as_ptr().addr() as u64 - self.hhdm.offset;
+        let run = PhysRange::new(phys, count as u64 * FRAME_SIZE).and_then(FrameRun::from_range);
+        let freed = run.map(|run| self.frames.lock().free_run(run, Owner::Heap));
+        assert!(
+            freed == Some(Ok(())),
+            "the heap gives back {count} frames at {phys:#x} that are not its own: {freed:?}"
+        );
     }
 
     /// Gives the heap the next piece of its window, at least `at_least` bytes, or

@@ -325,6 +325,11 @@ const KEYS: &[Key] = &[
         "log level (info)",
     ),
     kernel(
+        "heap",
+        Form::OneOf(&["magazines", "linked-list"]),
+        "the heap under stress (magazines)",
+    ),
+    kernel(
         "fault",
         Form::OneOf(&[
             "panic-bsp",
