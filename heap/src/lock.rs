@@ -2,6 +2,7 @@
 
 use core::cell::UnsafeCell;
 use core::hint;
+use core::marker::PhantomData;
 use core::ops::{Deref, DerefMut};
 use core::sync::atomic::{AtomicUsize, Ordering};
 
@@ -56,7 +57,10 @@ impl<T> Lock<T> {
         self.holder
             .compare_exchange(FREE, tag(cpu), Ordering::Acquire, Ordering::Relaxed)
             .is_ok()
-            .then(|| Guard { lock: self })
+            .then(|| Guard {
+                lock: self,
+                _not_shared: PhantomData,
+            })
     }
 
     /// Whether `cpu` holds the lock. Never for `None`: CPUs without a number can't be told apart.
@@ -73,6 +77,9 @@ fn tag(cpu: Option<usize>) -> usize {
 /// The right to the data, until dropped.
 pub(crate) struct Guard<'a, T> {
     lock: &'a Lock<T>,
+    /// A shared guard lends `&T`, which `Lock`'s own `Sync` says nothing about; so a guard stays
+    /// with whoever took it.
+    _not_shared: PhantomData<*mut T>,
 }
 
 impl<T> Deref for Guard<'_, T> {
