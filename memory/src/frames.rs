@@ -4,9 +4,15 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::fmt;
 use core::mem::{MaybeUninit, take};
+use core::ops::Range;
+use core::sync::atomic::Ordering::{Relaxed, SeqCst};
+use core::sync::atomic::{AtomicI64, AtomicU64};
 
+use crate::chunk::{CHUNK_FRAMES, Fit, FrameInfo};
+use crate::frame_cache::{FrameCache, Slot};
 use crate::map::{Owner, Totals};
 use crate::range::{FRAME_SIZE, Frame, PhysRange};
+use crate::zone::{Among, Zone};
 
 /// Some frames that follow each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -55,113 +61,6 @@ impl fmt::Display for FrameRun {
     }
 }
 
-/// Where a frame's record is: its zone and its place in it.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Place {
-    zone: u16,
-    index: u64,
-}
-
-/// What the allocator records of one frame: whose it is and, while it is free, which free frame
-/// comes after it.
-///
-/// The kernel sets memory for one of these per frame aside and hands it over unwritten.
-#[derive(Clone, Copy)]
-#[repr(transparent)]
-pub struct FrameInfo(u64);
-
-const _: () = assert!(size_of::<FrameInfo>() == 8);
-
-/// Bits 0–39: the next free frame's index (a frame number has no more bits than that).
-const INDEX_BITS: u32 = 40;
-/// Bits 40–55: the next free frame's zone. All ones: there is none.
-const NO_ZONE: u16 = u16::MAX;
-/// Bits 56–63: the owner.
-const OWNER_SHIFT: u32 = 56;
-
-impl FrameInfo {
-    const fn owned(owner: Owner) -> Self {
-        Self((owner as u64) << OWNER_SHIFT | (NO_ZONE as u64) << INDEX_BITS)
-    }
-
-    const fn free(next: Option<Place>) -> Self {
-        match next {
-            Some(Place { zone, index }) => {
-                Self((Owner::Free as u64) << OWNER_SHIFT | (zone as u64) << INDEX_BITS | index)
-            }
-            None => Self::owned(Owner::Free),
-        }
-    }
-
-    fn owner(self) -> Option<Owner> {
-        Owner::from_value((self.0 >> OWNER_SHIFT) as u8)
-    }
-
-    fn next(self) -> Option<Place> {
-        let zone = (self.0 >> INDEX_BITS) as u16;
-        let index = self.0 & ((1 << INDEX_BITS) - 1);
-        (zone != NO_ZONE).then_some(Place { zone, index })
-    }
-}
-
-/// The records of a zone's frames, written from the lowest on. Those not yet written are of frames
-/// that were never handed out, so that starting up costs nothing per frame.
-struct Records {
-    slots: &'static mut [MaybeUninit<FrameInfo>],
-    /// `slots[..written]` are initialised: [`Self::push`] alone raises this, after writing.
-    written: usize,
-}
-
-impl Records {
-    fn get(&self, index: u64) -> Option<FrameInfo> {
-        let slot = self
-            .slots
-            .get(..self.written)?
-            .get(usize::try_from(index).ok()?)?;
-        // SAFETY: the slot is below `written`, so `push` has initialised it, and nothing ever
-        // makes a slot uninitialised again.
-        Some(unsafe { slot.assume_init() })
-    }
-
-    fn set(&mut self, index: u64, info: FrameInfo) {
-        self.slots[..self.written][index as usize].write(info);
-    }
-
-    /// Writes the lowest unwritten record.
-    fn push(&mut self, info: FrameInfo) {
-        self.slots[self.written].write(info);
-        self.written += 1;
-    }
-
-    fn unwritten(&self) -> u64 {
-        (self.slots.len() - self.written) as u64
-    }
-}
-
-/// A run of frames that the allocator manages.
-struct Zone {
-    /// The number of its first frame.
-    first: u64,
-    records: Records,
-    /// Whether its frames may be handed out: not before it is adopted.
-    open: bool,
-}
-
-impl Zone {
-    fn len(&self) -> u64 {
-        self.records.slots.len() as u64
-    }
-
-    /// The number of the lowest frame that was never handed out; frames above it neither.
-    fn frontier(&self) -> u64 {
-        self.first + self.records.written as u64
-    }
-
-    fn end(&self) -> u64 {
-        self.first + self.len()
-    }
-}
-
 /// Why a frame allocator could not be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FramesError {
@@ -179,11 +78,6 @@ pub enum FramesError {
         /// The one that starts inside it.
         second: PhysRange,
     },
-    /// More ranges than the records can tell apart.
-    TooManyRanges {
-        /// How many there may be.
-        limit: usize,
-    },
 }
 
 impl fmt::Display for FramesError {
@@ -191,18 +85,12 @@ impl fmt::Display for FramesError {
         match self {
             Self::StorageTooSmall { needed, given } => write!(
                 f,
-                "the frame table needs room for {needed} frames but was given room for {given}"
+                "the frame table needs room for {needed} records but was given room for {given}"
             ),
             Self::Overlap { first, second } => {
                 write!(
                     f,
                     "the frame allocator was given {first} and {second}, which overlap"
-                )
-            }
-            Self::TooManyRanges { limit } => {
-                write!(
-                    f,
-                    "the frame allocator was given more than {limit} ranges of memory"
                 )
             }
         }
@@ -281,12 +169,53 @@ impl fmt::Display for AdoptError {
 
 impl core::error::Error for AdoptError {}
 
+/// How many frames each owner was given, less those it gave back.
+///
+/// A CPU may give back what another was given, so a single count may be negative.
+#[derive(Default)]
+pub(crate) struct Ledger([AtomicI64; Owner::ALL.len()]);
+
+impl Ledger {
+    /// Counts frames, whoever else counts here.
+    fn add(&self, owner: Owner, frames: i64) {
+        self.0[owner as usize].fetch_add(frames, Relaxed);
+    }
+
+    /// Counts frames in a ledger that nobody else writes: that is cheaper.
+    #[inline]
+    pub(crate) fn add_alone(&self, owner: Owner, frames: i64) {
+        let count = &self.0[owner as usize];
+        count.store(count.load(Relaxed) + frames, Relaxed);
+    }
+
+    fn get(&self, owner: Owner) -> i64 {
+        self.0[owner as usize].load(Relaxed)
+    }
+}
+
+/// A chunk, by its zone's place among the zones and its place in that.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Spot {
+    pub(crate) zone: usize,
+    chunk: usize,
+}
+
+/// How many partly used chunks are searched for a small run before a whole one is broken up. More
+/// would save memory only where they are badly fragmented, and cost a cache line each.
+const PARTIAL_TRIES: usize = 32;
+
 /// The frame allocator.
 ///
 /// It manages the frames of the *free* ranges, and those of the *later* ranges once they are
-/// [adopted](Self::adopt): until then they count as [`Owner::Loader`]'s. Which frame comes next
-/// depends only on the calls made before. Once made, it never allocates memory itself, so the heap
-/// may grow from it.
+/// [adopted](Self::adopt): until then they count as [`Owner::Loader`]'s. Once made, it never
+/// allocates memory itself, so the heap may grow from it.
+///
+/// Any number of CPUs may use it at once, also from interrupt handlers: no call waits for another.
+/// A frame is claimed by an atomic operation on a word that has a bit for each of 64 frames. What
+/// is common goes around even that: a [cache](Self::cache) for each CPU.
+///
+/// Frames are taken where others are in use already, lowest first, so that runs of 2 MiB last as
+/// long as possible; freed frames join with free ones beside them by themselves.
 ///
 /// What it proves: no frame is handed out twice, and none that is not wholly in a range, nor frame
 /// 0; what is freed was handed out to the one who frees it; frames are neither lost nor invented.
@@ -294,15 +223,14 @@ impl core::error::Error for AdoptError {}
 /// within it and lets go of it.
 ///
 /// ```
-/// use core::mem::MaybeUninit;
 /// use muster_memory::{FrameAllocator, FreeError, Owner, PhysRange};
 ///
 /// let free = [PhysRange::from_bounds(0, 0x10_0000).unwrap()];
 /// let later = [PhysRange::from_bounds(0x20_0000, 0x21_0000).unwrap()];
 /// let all = free.into_iter().chain(later);
-/// let storage = vec![MaybeUninit::uninit(); FrameAllocator::storage_needed(all)].leak();
+/// let storage = Box::leak(Box::new_uninit_slice(FrameAllocator::storage_needed(all)));
 ///
-/// let mut frames = FrameAllocator::new(free.into_iter(), later.into_iter(), storage)?;
+/// let frames = FrameAllocator::new(free.into_iter(), later.into_iter(), storage)?;
 /// let frame = frames.allocate(Owner::Heap).unwrap();
 /// assert_eq!(frame.start(), 0x1000);
 /// assert_eq!(frames.owner_of(frame), Some(Owner::Heap));
@@ -317,35 +245,35 @@ impl core::error::Error for AdoptError {}
 pub struct FrameAllocator {
     /// Sorted by their first frame.
     zones: Box<[Zone]>,
-    /// No open zone before this one has a frame that was never handed out.
-    lowest_fresh: usize,
-    /// The free frames that were handed out before, or passed over, as a stack threaded through
-    /// their records.
-    freed: Option<Place>,
-    totals: Totals,
+    /// Frames in all zones.
+    capacity: u64,
+    /// Frames in zones that are not adopted yet.
+    unadopted: AtomicU64,
+    /// What was handed out and taken back here and not in a CPU's cache.
+    ledger: Ledger,
+    slots: Box<[Slot]>,
 }
 
 impl FrameAllocator {
-    /// How many [`FrameInfo`]s of storage [`Self::new`] needs for these ranges: one per frame that
-    /// lies wholly in one of them.
+    /// How many [`FrameInfo`]s of storage [`Self::new`] needs for these ranges: one for every
+    /// naturally aligned 2 MiB that a range has a frame in.
     pub fn storage_needed(ranges: impl Iterator<Item = PhysRange>) -> usize {
         ranges
             .filter_map(frame_numbers)
-            .map(|(first, end)| (end - first) as usize)
+            .map(|(first, end)| Zone::chunks_needed(first, end))
             .sum()
     }
 
     /// An allocator of the frames that lie wholly in one of the ranges, without frame 0.
     ///
-    /// `later` are the ranges that may be adopted later. `storage` keeps the records; it is neither
-    /// read nor written here, but bit by bit as frames are first handed out. No range may include
-    /// it. Apart from a list of the ranges, nothing is allocated, and the time taken does not depend
-    /// on the amount of memory.
+    /// `later` are the ranges that may be adopted later. `storage` keeps the records; no range may
+    /// include it. Apart from a list of the ranges, and 32 bytes for every 128 MiB, nothing is
+    /// allocated. The time taken is that of writing the records: 576 bytes for 2 MiB.
     ///
     /// # Errors
     ///
-    /// If `storage` is smaller than [`Self::storage_needed`] says for all ranges, if any two overlap,
-    /// or if there are more than 65 535.
+    /// If `storage` is smaller than [`Self::storage_needed`] says for all ranges, or if any two
+    /// overlap.
     pub fn new(
         free: impl Iterator<Item = PhysRange>,
         later: impl Iterator<Item = PhysRange>,
@@ -361,111 +289,90 @@ impl FrameAllocator {
                 return Err(FramesError::Overlap { first, second });
             }
         }
-        if ranges.len() > usize::from(NO_ZONE) {
-            return Err(FramesError::TooManyRanges {
-                limit: usize::from(NO_ZONE),
-            });
-        }
         let needed = Self::storage_needed(ranges.iter().map(|&(range, _)| range));
         let given = storage.len();
 
-        let mut totals = Totals::default();
         let mut rest = storage;
         let mut zones = Vec::with_capacity(ranges.len());
+        let (mut capacity, mut unadopted) = (0, 0);
         for (range, open) in ranges {
             let Some((first, end)) = frame_numbers(range) else {
                 continue;
             };
-            let Some((slots, remaining)) =
-                take(&mut rest).split_at_mut_checked((end - first) as usize)
+            let Some((records, remaining)) =
+                take(&mut rest).split_at_mut_checked(Zone::chunks_needed(first, end))
             else {
                 return Err(FramesError::StorageTooSmall { needed, given });
             };
             rest = remaining;
-            totals[if open { Owner::Free } else { Owner::Loader }] += (end - first) * FRAME_SIZE;
-            zones.push(Zone {
-                first,
-                records: Records { slots, written: 0 },
-                open,
-            });
+            capacity += end - first;
+            let zone = Zone::new(first, end, records);
+            if open {
+                zone.open();
+            } else {
+                unadopted += end - first;
+            }
+            zones.push(zone);
         }
         Ok(Self {
             zones: zones.into(),
-            lowest_fresh: 0,
-            freed: None,
-            totals,
+            capacity,
+            unadopted: AtomicU64::new(unadopted),
+            ledger: Ledger::default(),
+            slots: Box::default(),
         })
     }
 
-    /// Hands a frame out, in constant time on average: the one freed last, else the lowest that was
-    /// never handed out. Its content is whatever was there. `None` if there is no free frame.
+    /// Makes it possible for this many CPUs to have a [cache](Self::cache). Allocates 256 bytes for
+    /// each.
+    #[must_use]
+    pub fn with_caches(mut self, cpus: usize) -> Self {
+        self.slots = (0..cpus).map(|_| Slot::default()).collect();
+        self
+    }
+
+    /// A cache of frames for one CPU, or `None` if there are as many as there may be; see
+    /// [`Self::with_caches`].
+    pub fn cache(&self) -> Option<FrameCache<'_>> {
+        self.slots
+            .iter()
+            .find_map(|slot| FrameCache::new(self, slot))
+    }
+
+    /// Hands a frame out: the lowest one of the lowest 2 MiB that are partly in use, else of those
+    /// that are not. Its content is whatever was there. `None` if there is no free frame, or only
+    /// in the CPUs' caches: they can be [drained](FrameCache::drain).
     ///
     /// # Panics
     ///
     /// If `owner` is [`Owner::Free`]: that would lose the frame.
-    pub fn allocate(&mut self, owner: Owner) -> Option<Frame> {
-        assert!(
-            owner != Owner::Free,
-            "a frame cannot be handed out to nobody"
-        );
-        let number = match self.freed {
-            Some(place) => {
-                let zone = &mut self.zones[usize::from(place.zone)];
-                self.freed = zone.records.get(place.index).and_then(FrameInfo::next);
-                zone.records.set(place.index, FrameInfo::owned(owner));
-                zone.first + place.index
-            }
-            None => {
-                let zone = self.fresh_zone()?;
-                let number = zone.frontier();
-                zone.records.push(FrameInfo::owned(owner));
-                number
-            }
-        };
-        self.move_bytes(Owner::Free, owner, 1);
+    pub fn allocate(&self, owner: Owner) -> Option<Frame> {
+        assert_somebody(owner);
+        let number = self.claim(1, 1, None)?;
+        self.hand_out(number..number + 1, owner);
+        self.ledger.add(owner, 1);
         Frame::from_number(number)
     }
 
     /// Hands out `frames` frames that follow each other, the first one's number a multiple of
-    /// `align_frames`. `None` if there is no such run, or if either number is 0.
+    /// `align_frames`. `None` if there is no such run inside a single range, or if either number is
+    /// 0.
     ///
-    /// Frames that were never handed out are taken first, in constant time per zone and frame of the
-    /// run; those passed over to align it become free like any other. If there are not enough, the
-    /// records of all frames are searched for freed ones that follow each other: slow, but it finds
-    /// a run wherever there is one inside a single range.
+    /// Runs of up to 64 frames, and of 512 frames that are aligned to a power of two of them, are
+    /// found by a summary of 64 words for 8 GiB, others by a search of the bits of all frames.
     ///
     /// # Panics
     ///
     /// If `owner` is [`Owner::Free`].
     pub fn allocate_run(
-        &mut self,
+        &self,
         frames: usize,
         align_frames: usize,
         owner: Owner,
     ) -> Option<FrameRun> {
-        assert!(
-            owner != Owner::Free,
-            "frames cannot be handed out to nobody"
-        );
-        let count = frames as u64;
-        let align = align_frames as u64;
-        if count == 0 || align == 0 || count > self.free_frames() as u64 {
-            return None;
-        }
-        let run = match self.fresh_run(count, align) {
-            Some(run) => {
-                self.take_fresh(run, count, owner);
-                run
-            }
-            None => {
-                let run = self.freed_run(count, align)?;
-                self.take_freed(run, count, owner);
-                run
-            }
-        };
-        self.move_bytes(Owner::Free, owner, count);
-        let first = self.zones[usize::from(run.zone)].first + run.index;
-        FrameRun::from_range(PhysRange::new(first * FRAME_SIZE, count * FRAME_SIZE)?)
+        let run = self.take_run(frames, align_frames, owner, None)?;
+        self.ledger.add(owner, run.count() as i64);
+        Some(run)
     }
 
     /// Takes a frame back.
@@ -473,10 +380,9 @@ impl FrameAllocator {
     /// # Errors
     ///
     /// If the frame was not handed out to `owner`; see [`FreeError`]. Nothing has changed then.
-    pub fn free(&mut self, frame: Frame, owner: Owner) -> Result<(), FreeError> {
-        let place = self.check_owned(frame, owner)?;
-        self.push_freed(place);
-        self.move_bytes(owner, Owner::Free, 1);
+    pub fn free(&self, frame: Frame, owner: Owner) -> Result<(), FreeError> {
+        self.take_back(frame.number()..frame.number() + 1, owner)?;
+        self.ledger.add(owner, -1);
         Ok(())
     }
 
@@ -486,17 +392,9 @@ impl FrameAllocator {
     ///
     /// If any of the frames was not handed out to `owner`: the lowest one's error. Nothing has
     /// changed then.
-    pub fn free_run(&mut self, run: FrameRun, owner: Owner) -> Result<(), FreeError> {
-        for frame in run.frames() {
-            self.check_owned(frame, owner)?;
-        }
-        // Highest first, so that single frames are handed out lowest first.
-        for number in (run.first().number()..run.range().end() / FRAME_SIZE).rev() {
-            if let Some(place) = self.place(number) {
-                self.push_freed(place);
-            }
-        }
-        self.move_bytes(owner, Owner::Free, run.count() as u64);
+    pub fn free_run(&self, run: FrameRun, owner: Owner) -> Result<(), FreeError> {
+        self.take_back_run(run, owner)?;
+        self.ledger.add(owner, -(run.count() as i64));
         Ok(())
     }
 
@@ -505,203 +403,291 @@ impl FrameAllocator {
     /// # Errors
     ///
     /// If `range` is none of those, or was adopted before.
-    pub fn adopt(&mut self, range: PhysRange) -> Result<usize, AdoptError> {
+    pub fn adopt(&self, range: PhysRange) -> Result<usize, AdoptError> {
         let (first, end) = frame_numbers(range).ok_or(AdoptError { range })?;
-        let index = self.zones.partition_point(|zone| zone.first < first);
-        let zone = self
-            .zones
-            .get_mut(index)
-            .filter(|zone| !zone.open && (zone.first, zone.end()) == (first, end))
+        self.zone_of(first)
+            .and_then(|index| self.zones.get(index))
+            .filter(|zone| (zone.first(), zone.end()) == (first, end) && zone.open())
             .ok_or(AdoptError { range })?;
-        zone.open = true;
-        self.lowest_fresh = self.lowest_fresh.min(index);
-        self.move_bytes(Owner::Loader, Owner::Free, end - first);
+        self.unadopted.fetch_sub(end - first, SeqCst);
         Ok((end - first) as usize)
     }
 
     /// Whose the frame is; `None` if the allocator does not manage it.
     pub fn owner_of(&self, frame: Frame) -> Option<Owner> {
-        let place = self.place(frame.number())?;
-        let zone = &self.zones[usize::from(place.zone)];
-        if !zone.open {
+        let zone = self.zone(self.zone_of(frame.number())?)?;
+        if !zone.is_open() {
             return Some(Owner::Loader);
         }
-        zone.records
-            .get(place.index)
-            .map_or(Some(Owner::Free), FrameInfo::owner)
+        Owner::from_value(zone.owner(frame.number()).load(Relaxed))
     }
 
-    /// How many bytes of frames each owner has. Their sum never changes.
-    pub const fn totals(&self) -> Totals {
-        self.totals
+    /// How many bytes of frames each owner has; those in the CPUs' caches are free. Their sum never
+    /// changes.
+    ///
+    /// Exact if nobody allocates or frees meanwhile; a frame that changes hands meanwhile counts as
+    /// either's.
+    pub fn totals(&self) -> Totals {
+        let unadopted = self.unadopted.load(SeqCst);
+        let mut totals = Totals::default();
+        let mut free = self.capacity - unadopted;
+        for owner in Owner::ALL {
+            let ledgers = self.slots.iter().map(|slot| &slot.ledger);
+            let frames: i64 = ledgers
+                .chain([&self.ledger])
+                .map(|ledger| ledger.get(owner))
+                .sum();
+            let frames = u64::try_from(frames).unwrap_or(0).min(free);
+            free -= frames;
+            totals[owner] = frames * FRAME_SIZE;
+        }
+        totals[Owner::Loader] += unadopted * FRAME_SIZE;
+        totals[Owner::Free] = free * FRAME_SIZE;
+        totals
     }
 
     /// How many frames there are, free or not.
     pub fn capacity(&self) -> usize {
-        (self.totals.sum() / FRAME_SIZE) as usize
+        self.capacity as usize
     }
 
-    /// How many frames are free.
+    /// How many frames are free, those in the CPUs' caches among them; as exact as
+    /// [`Self::totals`].
     pub fn free_frames(&self) -> usize {
-        (self.totals[Owner::Free] / FRAME_SIZE) as usize
+        (self.totals()[Owner::Free] / FRAME_SIZE) as usize
     }
 
-    fn move_bytes(&mut self, from: Owner, to: Owner, frames: u64) {
-        self.totals[from] -= frames * FRAME_SIZE;
-        self.totals[to] += frames * FRAME_SIZE;
+    /// How many of the free frames are in the CPUs' caches.
+    pub fn cached_frames(&self) -> usize {
+        self.slots.iter().map(|slot| slot.cached()).sum()
     }
 
-    /// The lowest open zone with a frame that was never handed out.
-    fn fresh_zone(&mut self) -> Option<&mut Zone> {
-        while let Some(zone) = self.zones.get(self.lowest_fresh) {
-            if zone.open && zone.records.unwritten() > 0 {
-                break;
+    /// How many naturally aligned runs of 2 MiB are free: `512 * free_runs_2mib()` against
+    /// [`Self::free_frames`] tells how fragmented the free memory is.
+    pub fn free_runs_2mib(&self) -> usize {
+        self.zones.iter().map(Zone::whole_chunks).sum()
+    }
+
+    /// Hands a run out, but leaves counting it to the caller. `home` is for small runs; see
+    /// [`Self::claim_from`].
+    pub(crate) fn take_run(
+        &self,
+        frames: usize,
+        align_frames: usize,
+        owner: Owner,
+        home: Option<&mut Option<Spot>>,
+    ) -> Option<FrameRun> {
+        assert_somebody(owner);
+        let count = frames as u64;
+        let first = self.claim(count, align_frames as u64, home)?;
+        self.hand_out(first..first + count, owner);
+        FrameRun::from_range(PhysRange::new(first * FRAME_SIZE, count * FRAME_SIZE)?)
+    }
+
+    /// Takes a run back, but leaves counting it to the caller.
+    pub(crate) fn take_back_run(&self, run: FrameRun, owner: Owner) -> Result<(), FreeError> {
+        self.take_back(run.first().number()..run.range().end() / FRAME_SIZE, owner)
+    }
+
+    /// Claims a run, and answers its first frame's number.
+    fn claim(&self, count: u64, align: u64, home: Option<&mut Option<Spot>>) -> Option<u64> {
+        if count == 0 || align == 0 {
+            return None;
+        }
+        let quickly = if let Some(fit) = Fit::new(count, align) {
+            let claim = |chunk: &FrameInfo| Some((chunk.claim(fit)?, ()));
+            match home {
+                Some(home) => self.claim_from(home, claim),
+                None => self.claim_among(claim).map(|(_, found)| found),
             }
-            self.lowest_fresh += 1;
-        }
-        self.zones.get_mut(self.lowest_fresh)
-    }
-
-    /// The place of the record of the frame with this number, if it is managed here.
-    fn place(&self, number: u64) -> Option<Place> {
-        let index = self
-            .zones
-            .partition_point(|zone| zone.first <= number)
-            .checked_sub(1)?;
-        let zone = self.zones.get(index).filter(|zone| number < zone.end())?;
-        Some(Place {
-            zone: u16::try_from(index).ok()?,
-            index: number - zone.first,
-        })
-    }
-
-    /// The place of a frame that was handed out to this owner.
-    fn check_owned(&self, frame: Frame, owner: Owner) -> Result<Place, FreeError> {
-        let foreign = FreeError::Foreign { frame };
-        let place = self.place(frame.number()).ok_or(foreign)?;
-        let zone = &self.zones[usize::from(place.zone)];
-        if !zone.open {
-            return Err(foreign);
-        }
-        match zone.records.get(place.index).and_then(FrameInfo::owner) {
-            None | Some(Owner::Free) => Err(FreeError::AlreadyFree { frame }),
-            Some(recorded) if recorded != owner => Err(FreeError::WrongOwner {
-                frame,
-                claimed: owner,
-                recorded,
-            }),
-            Some(_) => Ok(place),
-        }
-    }
-
-    fn push_freed(&mut self, place: Place) {
-        self.set_next(place, self.freed);
-        self.freed = Some(place);
-    }
-
-    /// Says which free frame comes after this one on the stack of freed ones.
-    fn set_next(&mut self, place: Place, next: Option<Place>) {
-        self.zones[usize::from(place.zone)]
-            .records
-            .set(place.index, FrameInfo::free(next));
-    }
-
-    /// The place of a run of frames that were never handed out.
-    fn fresh_run(&self, count: u64, align: u64) -> Option<Place> {
-        self.open_zones().find_map(|(id, zone)| {
-            let first = zone.frontier().checked_next_multiple_of(align)?;
-            (first.checked_add(count)? <= zone.end()).then_some(Place {
-                zone: id,
-                index: first - zone.first,
+            .map(|(number, ())| number)
+        } else if count == CHUNK_FRAMES && CHUNK_FRAMES.is_multiple_of(align) {
+            self.spots(Among::Whole).find_map(|spot| {
+                let zone = self.zone(spot.zone)?;
+                let first = zone.first_of(spot.chunk);
+                zone.claim(first..first + CHUNK_FRAMES).then_some(first)
             })
-        })
-    }
-
-    /// Takes a run of frames that were never handed out; those before it become freed ones.
-    fn take_fresh(&mut self, run: Place, count: u64, owner: Owner) {
-        let records = &mut self.zones[usize::from(run.zone)].records;
-        while (records.written as u64) < run.index {
-            let index = records.written as u64;
-            records.push(FrameInfo::free(self.freed));
-            self.freed = Some(Place {
-                zone: run.zone,
-                index,
-            });
-        }
-        for _ in 0..count {
-            records.push(FrameInfo::owned(owner));
-        }
-    }
-
-    /// The place of a run of free frames, found by looking at every record.
-    fn freed_run(&self, count: u64, align: u64) -> Option<Place> {
-        self.open_zones().find_map(|(id, zone)| {
-            let mut first = zone.first.checked_next_multiple_of(align)?;
-            let mut number = first;
-            while number < zone.end() {
-                let info = zone.records.get(number - zone.first);
-                number += 1;
-                if info.is_some_and(|info| info.owner() != Some(Owner::Free)) {
-                    first = number.checked_next_multiple_of(align)?;
-                    number = first;
-                } else if number - first == count {
-                    return Some(Place {
-                        zone: id,
-                        index: first - zone.first,
-                    });
-                }
-            }
+        } else {
             None
+        };
+        quickly.or_else(|| {
+            self.zones
+                .iter()
+                .find_map(|zone| zone.claim_anywhere(count, align))
         })
     }
 
-    /// Takes a run of free frames of which at least the first was freed; the rest may reach beyond
-    /// the frontier.
-    fn take_freed(&mut self, run: Place, count: u64, owner: Owner) {
-        let taken = run.index..run.index + count;
-        let is_taken = |place: Place| place.zone == run.zone && taken.contains(&place.index);
-
-        // The stack is threaded anew through the frames that stay on it, in the same order.
-        let mut last_kept = None;
-        let mut next = self.freed.take();
-        while let Some(place) = next {
-            next = self.zones[usize::from(place.zone)]
-                .records
-                .get(place.index)
-                .and_then(FrameInfo::next);
-            if is_taken(place) {
-                continue;
-            }
-            match last_kept {
-                None => self.freed = Some(place),
-                Some(last) => self.set_next(last, Some(place)),
-            }
-            last_kept = Some(place);
+    /// Claims what `claim` can find in a CPU's home, or else elsewhere: then that becomes the home,
+    /// unless it is another CPU's. As [`Self::claim_among`] otherwise.
+    pub(crate) fn claim_from<T>(
+        &self,
+        home: &mut Option<Spot>,
+        claim: impl Fn(&FrameInfo) -> Option<(u64, T)>,
+    ) -> Option<(u64, T)> {
+        if let Some(spot) = *home
+            && let Some(found) = self.claim_at(spot, &claim)
+        {
+            return Some(found);
         }
-        if let Some(last) = last_kept {
-            self.set_next(last, None);
+        let (spot, found) = self.claim_among(claim)?;
+        if self.zone(spot.zone)?.enter(spot.chunk)
+            && let Some(left) = home.replace(spot)
+        {
+            self.leave(left);
         }
+        Some(found)
+    }
 
-        let records = &mut self.zones[usize::from(run.zone)].records;
-        for index in taken {
-            if index < records.written as u64 {
-                records.set(index, FrameInfo::owned(owner));
-            } else {
-                records.push(FrameInfo::owned(owner));
+    /// Claims what `claim` can find in a chunk, where it does the least harm: in partly used ones,
+    /// then in whole ones, then in those that other CPUs fill their caches from. Answers the chunk
+    /// and what [`Self::claim_at`] does.
+    fn claim_among<T>(
+        &self,
+        claim: impl Fn(&FrameInfo) -> Option<(u64, T)>,
+    ) -> Option<(Spot, (u64, T))> {
+        [
+            (Among::Partial, PARTIAL_TRIES),
+            (Among::Whole, usize::MAX),
+            (Among::Any, usize::MAX),
+        ]
+        .into_iter()
+        .find_map(|(among, tries)| {
+            self.spots(among)
+                .take(tries)
+                .find_map(|spot| Some((spot, self.claim_at(spot, &claim)?)))
+        })
+    }
+
+    /// Claims what `claim` can find in this chunk. Answers the number of the frame whose place in the
+    /// chunk it names, and what it says beside.
+    fn claim_at<T>(
+        &self,
+        spot: Spot,
+        claim: impl Fn(&FrameInfo) -> Option<(u64, T)>,
+    ) -> Option<(u64, T)> {
+        let zone = self.zone(spot.zone)?;
+        let (index, rest) = claim(zone.chunk(spot.chunk)?)?;
+        zone.settle(spot.chunk);
+        Some((zone.first_of(spot.chunk) + index, rest))
+    }
+
+    fn spots(&self, among: Among) -> impl Iterator<Item = Spot> {
+        self.zones
+            .iter()
+            .enumerate()
+            .flat_map(move |(index, zone)| {
+                zone.candidates(among)
+                    .map(move |chunk| Spot { zone: index, chunk })
+            })
+    }
+
+    /// Ends that a chunk is a CPU's home.
+    pub(crate) fn leave(&self, spot: Spot) {
+        if let Some(zone) = self.zone(spot.zone) {
+            zone.leave(spot.chunk);
+        }
+    }
+
+    pub(crate) fn zone(&self, index: usize) -> Option<&Zone> {
+        self.zones.get(index)
+    }
+
+    /// The place among the zones of the one that has the frame with this number.
+    pub(crate) fn zone_of(&self, number: u64) -> Option<usize> {
+        let after = self.zones.partition_point(|zone| zone.first() <= number);
+        let index = after.checked_sub(1)?;
+        self.zone(index)?.contains(number).then_some(index)
+    }
+
+    /// Records whose claimed frames of one zone are.
+    fn hand_out(&self, numbers: Range<u64>, owner: Owner) {
+        if let Some(zone) = self
+            .zone_of(numbers.start)
+            .and_then(|index| self.zone(index))
+        {
+            for number in numbers {
+                zone.owner(number).store(owner as u8, Relaxed);
             }
         }
     }
 
-    fn open_zones(&self) -> impl Iterator<Item = (u16, &Zone)> {
-        (0..).zip(&self.zones).filter(|(_, zone)| zone.open)
+    /// Takes frames back that were handed out to `owner`, all or none.
+    fn take_back(&self, numbers: Range<u64>, owner: Owner) -> Result<(), FreeError> {
+        for (part, zone) in self.parts(numbers.clone()) {
+            for frame in part.filter_map(Frame::from_number) {
+                check(zone, frame, owner)?;
+            }
+        }
+        let replace = |numbers: Range<u64>, old: Owner, new: Owner| {
+            self.parts(numbers)
+                .filter_map(|(part, zone)| Some((part, zone?)))
+                .flat_map(|(part, zone)| part.map(move |number| (number, zone.owner(number))))
+                .find_map(|(number, record)| {
+                    record
+                        .compare_exchange(old as u8, new as u8, Relaxed, Relaxed)
+                        .is_err()
+                        .then_some(number)
+                })
+        };
+        // Of two who free a frame at once, both may have come this far: whoever changes its record
+        // frees it. Until its bit is set, nobody else gets it.
+        if let Some(number) = replace(numbers.clone(), owner, Owner::Free) {
+            replace(numbers.start..number, Owner::Free, owner);
+            return Frame::from_number(number)
+                .map_or(Ok(()), |frame| Err(FreeError::AlreadyFree { frame }));
+        }
+        for (part, zone) in self.parts(numbers) {
+            if let Some(zone) = zone {
+                zone.release(part);
+            }
+        }
+        Ok(())
     }
+
+    /// Frames by their zones; a frame in none is a part of its own.
+    fn parts(&self, numbers: Range<u64>) -> impl Iterator<Item = (Range<u64>, Option<&Zone>)> {
+        let mut from = numbers.start;
+        core::iter::from_fn(move || {
+            let start = from;
+            if start >= numbers.end {
+                return None;
+            }
+            let zone = self.zone_of(start).and_then(|index| self.zone(index));
+            from = zone.map_or(start + 1, |zone| zone.end().min(numbers.end));
+            Some((start..from, zone))
+        })
+    }
+}
+
+/// Whether a frame was handed out to `owner`, or why not.
+pub(crate) fn check(zone: Option<&Zone>, frame: Frame, owner: Owner) -> Result<(), FreeError> {
+    let Some(zone) = zone.filter(|zone| zone.is_open()) else {
+        return Err(FreeError::Foreign { frame });
+    };
+    match Owner::from_value(zone.owner(frame.number()).load(Relaxed)) {
+        None | Some(Owner::Free) => Err(FreeError::AlreadyFree { frame }),
+        Some(recorded) if recorded != owner => Err(FreeError::WrongOwner {
+            frame,
+            claimed: owner,
+            recorded,
+        }),
+        Some(_) => Ok(()),
+    }
+}
+
+#[inline]
+pub(crate) fn assert_somebody(owner: Owner) {
+    assert!(
+        owner != Owner::Free,
+        "frames cannot be handed out to nobody"
+    );
 }
 
 impl fmt::Debug for FrameAllocator {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("FrameAllocator")
             .field("zones", &self.zones.len())
-            .field("totals", &self.totals)
+            .field("totals", &self.totals())
             .finish_non_exhaustive()
     }
 }

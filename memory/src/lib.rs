@@ -14,7 +14,8 @@
 //! |---|---|---|
 //! | [`PhysRange`], [`Frame`] | a range of physical bytes; a frame | never empty or inverted, never beyond what can exist; never frame 0 |
 //! | [`PhysicalMap`] | who owns which byte | each byte of the loader's map has one owner; memory changes hands only from its owner |
-//! | [`FrameAllocator`] | hands out frames | no frame twice, none outside free memory, none lost |
+//! | [`FrameAllocator`] | hands out frames, to any number of CPUs at once | no frame twice, none outside free memory, none lost |
+//! | [`FrameCache`] | frames that one CPU has at hand | the same, and all of them can be had back |
 //! | [`Plan`], [`hhdm`] | what shall be mapped, and how | no address twice; nothing writable and executable, not even by two addresses; no memory cached in two ways |
 //! | [`Tables`] | page tables | no page reaches beyond its region; after [`Tables::verify`]: the tables hold the plan and nothing else |
 //!
@@ -66,7 +67,7 @@
 //! // The records of the frames; a kernel places them in free memory, by `PhysicalMap::assign`.
 //! let records = FrameAllocator::storage_needed(free.iter().copied());
 //! let records = Box::leak(Box::new_uninit_slice(records));
-//! let mut frames = FrameAllocator::new(free.into_iter(), [].into_iter(), records)?;
+//! let frames = FrameAllocator::new(free.into_iter(), [].into_iter(), records)?;
 //!
 //! // What shall be mapped.
 //! let mut plan = Plan::new(Levels::Four, 40);
@@ -96,14 +97,19 @@
 
 extern crate alloc;
 
+mod chunk;
+mod frame_cache;
 mod frames;
 mod map;
 mod plan;
 mod range;
 mod range_map;
 mod tables;
+mod zone;
 
-pub use frames::{AdoptError, FrameAllocator, FrameInfo, FrameRun, FramesError, FreeError};
+pub use chunk::FrameInfo;
+pub use frame_cache::FrameCache;
+pub use frames::{AdoptError, FrameAllocator, FrameRun, FramesError, FreeError};
 pub use map::{AssignError, Kind, MapError, MemoryEntry, Owner, PhysicalMap, Totals};
 pub use plan::{Access, Cache, Levels, PAT, PageSize, Plan, PlanError, Region, hhdm};
 pub use range::{Cut, FRAME_SIZE, Frame, PHYSICAL_LIMIT, PhysRange};

@@ -17,12 +17,12 @@ fn storage(ranges: &[PhysRange]) -> &'static mut [MaybeUninit<FrameInfo>] {
     Box::leak(Box::new_uninit_slice(needed))
 }
 
-fn allocator(free: &[PhysRange], later: &[PhysRange]) -> FrameAllocator {
+pub fn allocator(free: &[PhysRange], later: &[PhysRange]) -> FrameAllocator {
     let storage = storage(&[free, later].concat());
     FrameAllocator::new(free.iter().copied(), later.iter().copied(), storage).unwrap()
 }
 
-fn bounds(start: u64, end: u64) -> PhysRange {
+pub fn bounds(start: u64, end: u64) -> PhysRange {
     PhysRange::from_bounds(start, end).unwrap()
 }
 
@@ -166,7 +166,7 @@ proptest! {
         (free, later) in ranges(),
         calls in prop::collection::vec(call(), 0..120),
     ) {
-        let mut frames = allocator(&free, &later);
+        let frames = allocator(&free, &later);
         let mut model = Model::new(&free, &later);
         model.check(&frames)?;
         for call in calls {
@@ -256,8 +256,8 @@ proptest! {
 }
 
 #[test]
-fn frames_come_lowest_first_and_the_last_freed_is_next() {
-    let mut frames = allocator(&[bounds(0x8000, 0xa000), bounds(0, 0x2fff)], &[]);
+fn frames_come_lowest_first() {
+    let frames = allocator(&[bounds(0x8000, 0xa000), bounds(0, 0x2fff)], &[]);
     let starts: Vec<u64> = std::iter::from_fn(|| frames.allocate(Owner::Heap))
         .map(Frame::start)
         .collect();
@@ -274,7 +274,7 @@ fn frames_come_lowest_first_and_the_last_freed_is_next() {
 
 #[test]
 fn frames_passed_over_by_an_aligned_run_are_not_lost() {
-    let mut frames = allocator(&[bounds(0x1000, 0x40_0000)], &[]);
+    let frames = allocator(&[bounds(0x1000, 0x40_0000)], &[]);
     let run = frames.allocate_run(512, 512, Owner::Heap).unwrap();
     assert_eq!(run.start(), 0x20_0000);
     assert_eq!(frames.free_frames(), 511);
@@ -287,7 +287,7 @@ fn frames_passed_over_by_an_aligned_run_are_not_lost() {
 
 #[test]
 fn a_run_may_begin_with_freed_frames_and_end_with_fresh_ones() {
-    let mut frames = allocator(&[bounds(0x1000, 0x9000)], &[]);
+    let frames = allocator(&[bounds(0x1000, 0x9000)], &[]);
     let low = frames.allocate_run(5, 1, Owner::Heap).unwrap();
     let kept = frames.allocate(Owner::Stacks).unwrap();
     frames.free_run(low, Owner::Heap).unwrap();
@@ -303,14 +303,13 @@ fn a_run_may_begin_with_freed_frames_and_end_with_fresh_ones() {
 }
 
 #[test]
-fn sparse_memory_costs_no_time_up_front() {
-    // 20 GiB in two pieces: 40 MiB of records, of which only those of the frames handed out and
-    // passed over are ever written.
+fn a_large_machine_costs_little_up_front() {
+    // 20 GiB in two pieces: 6 MiB of records.
     let ranges = [
         bounds(0x10_0000, 0xc000_0000),
         bounds(0x1_0000_0000, 0x5_4000_0000),
     ];
-    let mut frames = allocator(&ranges, &[]);
+    let frames = allocator(&ranges, &[]);
     assert_eq!(
         frames.capacity() as u64,
         ranges.iter().map(|r| r.len()).sum::<u64>() / FRAME_SIZE
@@ -332,16 +331,18 @@ fn bad_ranges_and_storage_are_refused() {
         }
     );
 
-    let error = FrameAllocator::new([high].into_iter(), [].into_iter(), storage(&[low]));
+    // Part of a chunk, a whole one, and part of a third.
+    let large = bounds(0x3f_f000, 0x60_1000);
+    let error = FrameAllocator::new([large].into_iter(), [].into_iter(), storage(&[low]));
     let error = error.unwrap_err();
     assert_eq!(
         error,
         FramesError::StorageTooSmall {
-            needed: 5,
-            given: 3
+            needed: 3,
+            given: 1
         }
     );
-    assert!(error.to_string().contains("room for 5"));
+    assert!(error.to_string().contains("room for 3"));
     assert!(
         FramesError::Overlap {
             first: low,
@@ -350,16 +351,11 @@ fn bad_ranges_and_storage_are_refused() {
         .to_string()
         .contains("0x3000")
     );
-
-    let many = (0..65_536).map(|n| bounds(n * 16, n * 16 + 8));
-    let error = FrameAllocator::new(many, [].into_iter(), &mut []).unwrap_err();
-    assert_eq!(error, FramesError::TooManyRanges { limit: 65_535 });
-    assert!(error.to_string().contains("65535"));
 }
 
 #[test]
 fn messages_name_the_frame() {
-    let mut frames = allocator(&[bounds(0x1000, 0x3000)], &[bounds(0x8000, 0x9000)]);
+    let frames = allocator(&[bounds(0x1000, 0x3000)], &[bounds(0x8000, 0x9000)]);
     let frame = frames.allocate(Owner::Heap).unwrap();
     let error = frames.free(frame, Owner::Stacks).unwrap_err();
     assert_eq!(

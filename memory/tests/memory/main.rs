@@ -5,6 +5,7 @@
     reason = "a test that finds nothing to unwrap shall fail"
 )]
 
+mod frame_cache;
 mod frames;
 mod map;
 mod maps;

@@ -1,0 +1,317 @@
+//! Frames that one CPU has at hand.
+
+use core::fmt;
+use core::ptr;
+use core::sync::atomic::Ordering::{AcqRel, Relaxed, Release};
+use core::sync::atomic::{AtomicBool, AtomicUsize};
+
+use crate::chunk::{FrameInfo, ROW_FRAMES};
+use crate::frames::{FrameAllocator, FrameRun, FreeError, Ledger, Spot, assert_somebody, check};
+use crate::map::Owner;
+use crate::range::Frame;
+use crate::zone::Zone;
+
+/// Frames that go back at once when a cache is full.
+const BATCH: usize = ROW_FRAMES as usize;
+
+/// A cache is filled until it has at least this many frames, if there are. A row may bring in a
+/// single one, and the next would cost as much.
+const ENOUGH: usize = BATCH / 2;
+
+/// Frames that a cache may have: after a batch came in, and after one went out, the next 32 calls
+/// at least find what they need.
+const CAPACITY: usize = 2 * BATCH;
+
+// A row is taken as a whole while there are fewer than `ENOUGH`.
+const _: () = assert!(ENOUGH - 1 + ROW_FRAMES as usize <= CAPACITY);
+
+/// What everybody may know of a CPU's cache. Nobody but its owner writes it; it is as large as the
+/// two cache lines that the processor fetches together, so that nobody else's writes slow that down.
+#[derive(Default)]
+#[repr(align(128))]
+pub(crate) struct Slot {
+    taken: AtomicBool,
+    cached: AtomicUsize,
+    pub(crate) ledger: Ledger,
+}
+
+impl Slot {
+    /// How many frames are in the cache.
+    #[inline]
+    pub(crate) fn cached(&self) -> usize {
+        self.cached.load(Relaxed)
+    }
+}
+
+/// Frames that one CPU has at hand: up to 128, from the [`FrameAllocator`] and still free.
+///
+/// Most calls need neither a lock nor an atomic read-modify-write, and touch what no other CPU
+/// writes, but for a byte of record per frame. Frames come in by rows of up to 64, which one atomic
+/// operation claims, and go back by up to 64. Every CPU may free what any other was handed out.
+///
+/// Every call needs the cache for itself (`&mut`): on a CPU that handles interrupts which allocate
+/// frames, make sure that none comes in between, say by [disabling
+/// them](https://docs.rs/x86_64/latest/x86_64/instructions/interrupts/fn.without_interrupts.html).
+///
+/// If a cache is dropped, its frames go back.
+///
+/// ```
+/// use muster_memory::{FrameAllocator, Owner, PhysRange};
+///
+/// let free = [PhysRange::from_bounds(0x20_0000, 0x40_0000).unwrap()];
+/// let storage = FrameAllocator::storage_needed(free.into_iter());
+/// let storage = Box::leak(Box::new_uninit_slice(storage));
+/// let frames = FrameAllocator::new(free.into_iter(), [].into_iter(), storage)?.with_caches(2);
+///
+/// std::thread::scope(|scope| {
+///     for _cpu in 0..2 {
+///         scope.spawn(|| {
+///             let mut cache = frames.cache().unwrap();
+///             let frame = cache.allocate(Owner::PageTables).unwrap();
+///             cache.free(frame, Owner::PageTables).unwrap();
+///         });
+///     }
+/// });
+/// assert_eq!((frames.free_frames(), frames.cached_frames()), (512, 0));
+/// assert_eq!(frames.free_runs_2mib(), 1);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct FrameCache<'a> {
+    frames: &'a FrameAllocator,
+    slot: &'a Slot,
+    /// The zone that the last frame was in: most machines have one large one.
+    zone: &'a Zone,
+    /// The chunk that the cache is filled from, and other CPUs' are not if that can be helped.
+    home: Option<Spot>,
+    /// Those below `slot.cached` are in the cache.
+    stack: [Option<Frame>; CAPACITY],
+}
+
+impl<'a> FrameCache<'a> {
+    /// The cache that this slot is for, unless there is one already.
+    pub(crate) fn new(frames: &'a FrameAllocator, slot: &'a Slot) -> Option<Self> {
+        let zone = frames.zone(0)?;
+        // Not made unless the slot is free: dropping it would free the slot.
+        (!slot.taken.swap(true, AcqRel)).then(|| Self {
+            frames,
+            slot,
+            zone,
+            home: None,
+            stack: [None; CAPACITY],
+        })
+    }
+
+    /// Hands a frame out: the one freed last, if there is one in the cache. Its content is whatever
+    /// was there. `None` if there is no free frame but in other CPUs' caches.
+    ///
+    /// # Panics
+    ///
+    /// If `owner` is [`Owner::Free`].
+    #[inline]
+    pub fn allocate(&mut self, owner: Owner) -> Option<Frame> {
+        assert_somebody(owner);
+        let mut cached = self.slot.cached();
+        if cached == 0 {
+            cached = self.fill();
+        }
+        let left = cached.checked_sub(1)?;
+        let frame = (*self.stack.get(left)?)?;
+        self.zone_of(frame)?
+            .owner(frame.number())
+            .store(owner as u8, Relaxed);
+        self.slot.cached.store(left, Relaxed);
+        self.slot.ledger.add_alone(owner, 1);
+        Some(frame)
+    }
+
+    /// Takes a frame back.
+    ///
+    /// # Errors
+    ///
+    /// If the frame was not handed out to `owner`; see [`FreeError`]. Nothing has changed then. Of
+    /// two CPUs that free a frame at the very same time, both may succeed: to tell that would take
+    /// an atomic read-modify-write for each frame. Other double frees are caught.
+    #[inline]
+    pub fn free(&mut self, frame: Frame, owner: Owner) -> Result<(), FreeError> {
+        let record = match self.zone_of(frame) {
+            Some(zone) if owner != Owner::Free => zone.owner(frame.number()),
+            _ => return Err(self.refusal(frame, owner)),
+        };
+        if record.load(Relaxed) != owner as u8 {
+            return Err(self.refusal(frame, owner));
+        }
+        record.store(Owner::Free as u8, Relaxed);
+        let mut cached = self.slot.cached();
+        if cached == CAPACITY {
+            cached = self.give_back(BATCH);
+        }
+        self.push(cached, frame);
+        self.slot.ledger.add_alone(owner, -1);
+        Ok(())
+    }
+
+    /// Hands out a run, as [`FrameAllocator::allocate_run`] does; from the same 2 MiB as the cache's
+    /// other frames if it fits there. If there is none, the cache's frames are given back, for they
+    /// may be what is missing.
+    ///
+    /// # Panics
+    ///
+    /// If `owner` is [`Owner::Free`].
+    pub fn allocate_run(
+        &mut self,
+        frames: usize,
+        align_frames: usize,
+        owner: Owner,
+    ) -> Option<FrameRun> {
+        if (frames, align_frames) == (1, 1) {
+            return FrameRun::from_range(self.allocate(owner)?.range());
+        }
+        let mut run = self
+            .frames
+            .take_run(frames, align_frames, owner, Some(&mut self.home));
+        if run.is_none() && self.drain() > 0 {
+            run = self
+                .frames
+                .take_run(frames, align_frames, owner, Some(&mut self.home));
+        }
+        let run = run?;
+        self.slot.ledger.add_alone(owner, run.count() as i64);
+        Some(run)
+    }
+
+    /// Takes a run back, as [`FrameAllocator::free_run`] does.
+    ///
+    /// # Errors
+    ///
+    /// If any of the frames was not handed out to `owner`: the lowest one's error. Nothing has
+    /// changed then.
+    pub fn free_run(&mut self, run: FrameRun, owner: Owner) -> Result<(), FreeError> {
+        if run.count() == 1 {
+            return self.free(run.first(), owner);
+        }
+        self.frames.take_back_run(run, owner)?;
+        self.slot.ledger.add_alone(owner, -(run.count() as i64));
+        Ok(())
+    }
+
+    /// How many frames are in the cache.
+    pub fn len(&self) -> usize {
+        self.slot.cached()
+    }
+
+    /// Whether no frame is in the cache.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Gives all frames back, for other CPUs and for longer runs, and answers how many. To be
+    /// called on every CPU when memory runs out.
+    pub fn drain(&mut self) -> usize {
+        let count = self.len();
+        self.give_back(count);
+        self.leave();
+        count
+    }
+
+    /// The zone of the frame, if it has one.
+    #[inline]
+    fn zone_of(&mut self, frame: Frame) -> Option<&'a Zone> {
+        if !self.zone.contains(frame.number()) {
+            self.change_zone(frame)?;
+        }
+        Some(self.zone)
+    }
+
+    #[cold]
+    fn change_zone(&mut self, frame: Frame) -> Option<()> {
+        self.zone = self.frames.zone(self.frames.zone_of(frame.number())?)?;
+        Some(())
+    }
+
+    /// Why the frame, which is not recorded as this owner's, can't be freed.
+    #[cold]
+    fn refusal(&mut self, frame: Frame, owner: Owner) -> FreeError {
+        check(self.zone_of(frame), frame, owner)
+            .err()
+            // Handed out in this very moment, so it was free when it was freed.
+            .unwrap_or(FreeError::AlreadyFree { frame })
+    }
+
+    /// Adds a frame to the `cached` ones that there are.
+    #[inline]
+    fn push(&mut self, cached: usize, frame: Frame) {
+        if let Some(place) = self.stack.get_mut(cached) {
+            *place = Some(frame);
+            self.slot.cached.store(cached + 1, Relaxed);
+        }
+    }
+
+    /// Claims rows until there are enough frames, or no more. Answers how many there are.
+    #[cold]
+    fn fill(&mut self) -> usize {
+        while self.len() < ENOUGH
+            && let Some((first, row)) = self.frames.claim_from(&mut self.home, FrameInfo::claim_row)
+        {
+            // The lowest comes out first.
+            for bit in (0..ROW_FRAMES).rev().filter(|bit| row & 1 << bit != 0) {
+                if let Some(frame) = Frame::from_number(first + bit) {
+                    self.push(self.len(), frame);
+                }
+            }
+        }
+        self.len()
+    }
+
+    /// Gives frames back, those first that have been in the cache the longest. Answers how many are
+    /// left.
+    #[cold]
+    fn give_back(&mut self, count: usize) -> usize {
+        let cached = self.len();
+        let mut pending: Option<(&Zone, u64, u64)> = None;
+        for index in 0..count {
+            let Some(frame) = self.stack[index] else {
+                continue;
+            };
+            let Some(zone) = self.zone_of(frame) else {
+                continue;
+            };
+            let start = frame.number() / ROW_FRAMES * ROW_FRAMES;
+            let bit = 1 << (frame.number() % ROW_FRAMES);
+            match &mut pending {
+                Some((of, row, mask)) if ptr::eq(*of, zone) && *row == start => *mask |= bit,
+                _ => {
+                    if let Some((zone, start, mask)) = pending.replace((zone, start, bit)) {
+                        zone.release_row(start, mask);
+                    }
+                }
+            }
+        }
+        if let Some((zone, start, mask)) = pending {
+            zone.release_row(start, mask);
+        }
+        self.stack.copy_within(count..cached, 0);
+        self.slot.cached.store(cached - count, Relaxed);
+        cached - count
+    }
+
+    fn leave(&mut self) {
+        if let Some(home) = self.home.take() {
+            self.frames.leave(home);
+        }
+    }
+}
+
+impl Drop for FrameCache<'_> {
+    fn drop(&mut self) {
+        self.drain();
+        self.slot.taken.store(false, Release);
+    }
+}
+
+impl fmt::Debug for FrameCache<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FrameCache")
+            .field("len", &self.len())
+            .finish_non_exhaustive()
+    }
+}

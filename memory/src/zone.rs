@@ -1,0 +1,312 @@
+//! A run of frames that the frame allocator manages, with the records of them.
+
+use alloc::boxed::Box;
+use core::mem::MaybeUninit;
+use core::ops::Range;
+use core::slice;
+use core::sync::atomic::Ordering::SeqCst;
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64};
+
+use crate::chunk::{CHUNK_FRAMES, FrameInfo, ROW_FRAMES, ROWS};
+
+/// A summary of 64 chunks, a bit for each. It only says where to look: what is free, the rows say.
+#[derive(Default)]
+#[repr(align(32))]
+struct Group {
+    /// Chunks with a free frame.
+    any: AtomicU64,
+    /// Chunks with nothing but free frames.
+    whole: AtomicU64,
+    /// Chunks from which some CPU fills its cache. Others stay out of them while they can.
+    homes: AtomicU64,
+}
+
+/// Chunks in a group.
+const GROUP_CHUNKS: usize = u64::BITS as usize;
+
+/// Which chunks to look in.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Among {
+    /// Those partly used, but for the CPUs' homes.
+    Partial,
+    /// Those wholly free.
+    Whole,
+    /// All that have a free frame.
+    Any,
+}
+
+/// A run of frames that the allocator manages.
+pub(crate) struct Zone {
+    /// The number of its first frame.
+    first: u64,
+    /// One past the number of its last.
+    end: u64,
+    /// The number of the first frame of the first chunk.
+    base: u64,
+    chunks: &'static [FrameInfo],
+    groups: Box<[Group]>,
+    /// Whether its frames may be handed out: not before it is adopted.
+    open: AtomicBool,
+}
+
+impl Zone {
+    /// How many chunks the frames of these numbers lie in.
+    pub(crate) const fn chunks_needed(first: u64, end: u64) -> usize {
+        (end.div_ceil(CHUNK_FRAMES) - first / CHUNK_FRAMES) as usize
+    }
+
+    /// A zone of these frames, not open. `storage` has a place for every chunk.
+    pub(crate) fn new(
+        first: u64,
+        end: u64,
+        storage: &'static mut [MaybeUninit<FrameInfo>],
+    ) -> Self {
+        for slot in &mut *storage {
+            slot.write(FrameInfo::new());
+        }
+        // SAFETY: the elements are `storage`'s, which is not used again, and all were written above.
+        let chunks = unsafe { slice::from_raw_parts(storage.as_ptr().cast(), storage.len()) };
+        Self {
+            first,
+            end,
+            base: first / CHUNK_FRAMES * CHUNK_FRAMES,
+            chunks,
+            groups: (0..chunks.len().div_ceil(GROUP_CHUNKS))
+                .map(|_| Group::default())
+                .collect(),
+            open: AtomicBool::new(false),
+        }
+    }
+
+    pub(crate) const fn first(&self) -> u64 {
+        self.first
+    }
+
+    pub(crate) const fn end(&self) -> u64 {
+        self.end
+    }
+
+    #[inline]
+    pub(crate) const fn contains(&self, number: u64) -> bool {
+        self.first <= number && number < self.end
+    }
+
+    pub(crate) fn is_open(&self) -> bool {
+        self.open.load(SeqCst)
+    }
+
+    /// Frees all its frames; `false` if that was done before.
+    pub(crate) fn open(&self) -> bool {
+        let opened = !self.open.swap(true, SeqCst);
+        if opened {
+            self.release(self.first..self.end);
+        }
+        opened
+    }
+
+    pub(crate) fn chunk(&self, index: usize) -> Option<&FrameInfo> {
+        self.chunks.get(index)
+    }
+
+    /// The chunk of the frame with this number, which is one of the zone's.
+    #[inline]
+    pub(crate) const fn chunk_of(&self, number: u64) -> usize {
+        ((number - self.base) / CHUNK_FRAMES) as usize
+    }
+
+    /// The number of the first frame of a chunk.
+    pub(crate) const fn first_of(&self, chunk: usize) -> u64 {
+        self.base + chunk as u64 * CHUNK_FRAMES
+    }
+
+    /// The records of whose the frames are, for frames of the zone.
+    #[inline]
+    pub(crate) fn owner(&self, number: u64) -> &AtomicU8 {
+        self.chunks[self.chunk_of(number)].owner(number)
+    }
+
+    /// How many chunks have only free frames.
+    pub(crate) fn whole_chunks(&self) -> usize {
+        self.groups
+            .iter()
+            .map(|group| group.whole.load(SeqCst).count_ones() as usize)
+            .sum()
+    }
+
+    /// The chunks to look in, lowest first.
+    pub(crate) fn candidates(&self, among: Among) -> impl Iterator<Item = usize> {
+        self.groups
+            .iter()
+            .enumerate()
+            .flat_map(move |(index, group)| {
+                let mut left = match among {
+                    Among::Partial => {
+                        group.any.load(SeqCst)
+                            & !group.whole.load(SeqCst)
+                            & !group.homes.load(SeqCst)
+                    }
+                    Among::Whole => group.whole.load(SeqCst),
+                    Among::Any => group.any.load(SeqCst),
+                };
+                core::iter::from_fn(move || {
+                    let bit = left.trailing_zeros() as usize;
+                    left &= left.wrapping_sub(1);
+                    (bit < GROUP_CHUNKS).then_some(index * GROUP_CHUNKS + bit)
+                })
+            })
+    }
+
+    /// Makes a chunk some CPU's home; `false` if it is one already.
+    pub(crate) fn enter(&self, chunk: usize) -> bool {
+        let (group, bit) = self.summary(chunk);
+        group.homes.fetch_or(bit, SeqCst) & bit == 0
+    }
+
+    /// Ends that a chunk is a CPU's home.
+    pub(crate) fn leave(&self, chunk: usize) {
+        let (group, bit) = self.summary(chunk);
+        group.homes.fetch_and(!bit, SeqCst);
+    }
+
+    fn summary(&self, chunk: usize) -> (&Group, u64) {
+        (
+            &self.groups[chunk / GROUP_CHUNKS],
+            1 << (chunk % GROUP_CHUNKS),
+        )
+    }
+
+    /// Brings the summary up to date after frames of a chunk were claimed or released.
+    ///
+    /// Whoever changes a row settles afterwards, and whoever changes the summary looks at the rows
+    /// again, so the last of them leaves it right. All of it is sequentially consistent: of two CPUs
+    /// that change a row and then look at the summary, at least one sees what the other did.
+    pub(crate) fn settle(&self, chunk: usize) {
+        let set = |word: &AtomicU64, bit: u64, wanted: bool| {
+            if (word.load(SeqCst) & bit != 0) == wanted {
+                return false;
+            }
+            if wanted {
+                word.fetch_or(bit, SeqCst);
+            } else {
+                word.fetch_and(!bit, SeqCst);
+            }
+            true
+        };
+        let (group, bit) = self.summary(chunk);
+        loop {
+            let fill = self.chunks[chunk].fill();
+            let any_changed = set(&group.any, bit, fill.any);
+            let whole_changed = set(&group.whole, bit, fill.whole);
+            if !any_changed && !whole_changed {
+                return;
+            }
+        }
+    }
+
+    /// Claims exactly these frames of the zone, if all are free.
+    pub(crate) fn claim(&self, numbers: Range<u64>) -> bool {
+        for (row, mask) in self.rows(&numbers) {
+            let claimed = self
+                .row(row)
+                .fetch_update(SeqCst, SeqCst, |free| {
+                    (free & mask == mask).then_some(free & !mask)
+                })
+                .is_ok();
+            if !claimed {
+                let start = self.base + row as u64 * ROW_FRAMES;
+                self.release(numbers.start..start.max(numbers.start));
+                return false;
+            }
+        }
+        self.settle_all(&numbers);
+        true
+    }
+
+    /// Frees frames of the zone that the caller has claimed.
+    pub(crate) fn release(&self, numbers: Range<u64>) {
+        for (row, mask) in self.rows(&numbers) {
+            self.row(row).fetch_or(mask, SeqCst);
+        }
+        self.settle_all(&numbers);
+    }
+
+    /// Frees claimed frames of one row of the zone: those at the set bits, from a multiple of
+    /// [`ROW_FRAMES`] on.
+    pub(crate) fn release_row(&self, start: u64, mask: u64) {
+        let row = ((start - self.base) / ROW_FRAMES) as usize;
+        self.row(row).fetch_or(mask, SeqCst);
+        self.settle(row / ROWS);
+    }
+
+    /// Claims the lowest run of this length and alignment that is free from start to end, wherever
+    /// it is. Looks at each row at most a few times.
+    pub(crate) fn claim_anywhere(&self, count: u64, align: u64) -> Option<u64> {
+        let mut from = self.first;
+        loop {
+            let first = self.next_free(from)?.checked_next_multiple_of(align)?;
+            let end = first.checked_add(count).filter(|end| *end <= self.end)?;
+            match self.last_used(first..end) {
+                Some(used) => from = used + 1,
+                None if self.claim(first..end) => return Some(first),
+                // Another CPU was faster: see what is left here.
+                None => from = first,
+            }
+        }
+    }
+
+    /// The lowest free frame from this one on.
+    fn next_free(&self, from: u64) -> Option<u64> {
+        let mut from = from;
+        while from < self.end {
+            let chunk = self.chunk_of(from);
+            let (group, bit) = self.summary(chunk);
+            let chunk_end = self.first_of(chunk + 1).min(self.end);
+            if group.any.load(SeqCst) & bit != 0 {
+                let found = self.rows(&(from..chunk_end)).find_map(|(row, mask)| {
+                    let free = self.row(row).load(SeqCst) & mask;
+                    let start = self.base + row as u64 * ROW_FRAMES;
+                    (free != 0).then(|| start + u64::from(free.trailing_zeros()))
+                });
+                if found.is_some() {
+                    return found;
+                }
+            }
+            from = chunk_end;
+        }
+        None
+    }
+
+    /// The highest of these frames that is not free.
+    fn last_used(&self, numbers: Range<u64>) -> Option<u64> {
+        self.rows(&numbers).rev().find_map(|(row, mask)| {
+            let used = !self.row(row).load(SeqCst) & mask;
+            let start = self.base + row as u64 * ROW_FRAMES;
+            (used != 0).then(|| start + u64::from(used.ilog2()))
+        })
+    }
+
+    fn row(&self, row: usize) -> &AtomicU64 {
+        self.chunks[row / ROWS].row(row)
+    }
+
+    /// The rows that frames of the zone lie in, and their bits in them.
+    fn rows(&self, numbers: &Range<u64>) -> impl DoubleEndedIterator<Item = (usize, u64)> + use<> {
+        let (start, end) = (numbers.start - self.base, numbers.end - self.base);
+        (start / ROW_FRAMES..end.div_ceil(ROW_FRAMES)).map(move |row| {
+            let first = row * ROW_FRAMES;
+            let below = start.saturating_sub(first);
+            let above = (first + ROW_FRAMES).saturating_sub(end);
+            let mask = u64::MAX << below & u64::MAX >> above;
+            (row as usize, mask)
+        })
+    }
+
+    fn settle_all(&self, numbers: &Range<u64>) {
+        if numbers.is_empty() {
+            return;
+        }
+        for chunk in self.chunk_of(numbers.start)..=self.chunk_of(numbers.end - 1) {
+            self.settle(chunk);
+        }
+    }
+}

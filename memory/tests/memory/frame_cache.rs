@@ -1,0 +1,430 @@
+//! The frame allocator and its caches as several CPUs use them: one after the other against a naive
+//! model, and at once.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Barrier, Mutex};
+use std::thread;
+
+use muster_memory::{Frame, FrameAllocator, FrameCache, FrameRun, FreeError, Owner, PhysRange};
+use proptest::prelude::*;
+use proptest::sample::Index;
+
+use crate::frames::{allocator, bounds};
+
+const OWNERS: [Owner; 3] = [Owner::Heap, Owner::Stacks, Owner::PageTables];
+const CHUNK: u64 = 512;
+
+/// What a call does; the first number says by which CPU's cache, or by none.
+#[derive(Clone, Debug)]
+enum Call {
+    Allocate(usize, Owner),
+    AllocateRun(usize, usize, usize, Owner),
+    /// Frees one of the runs that are handed out.
+    Free(usize, Index),
+    /// Frees a frame as this owner, whosever it is.
+    FreeAny(usize, u64, Owner),
+    Drain(usize),
+}
+
+fn call() -> impl Strategy<Value = Call> {
+    let owner = || prop::sample::select(&OWNERS[..]);
+    let count = prop_oneof![
+        4 => (0..7u32).prop_map(|order| 1usize << order),
+        2 => (7..11u32).prop_map(|order| 1usize << order),
+        2 => 1..70usize,
+        1 => 1..1100usize,
+    ];
+    let run = (0..3usize, count, any::<bool>(), 0..11u32, owner());
+    prop_oneof![
+        8 => (0..3usize, owner()).prop_map(|(c, o)| Call::Allocate(c, o)),
+        4 => run.prop_map(|(c, count, natural, order, o)| {
+            let align = if natural { count.next_power_of_two() } else { 1 << order };
+            Call::AllocateRun(c, count, align, o)
+        }),
+        9 => (0..3usize, any::<Index>()).prop_map(|(c, i)| Call::Free(c, i)),
+        1 => (0..3usize, 1..2600u64, owner()).prop_map(|(c, n, o)| Call::FreeAny(c, n, o)),
+        1 => (0..3usize).prop_map(Call::Drain),
+    ]
+}
+
+/// Whose each frame is, by its number; `None` if it is none.
+struct Model {
+    owners: Vec<Option<Owner>>,
+    ranges: Vec<PhysRange>,
+}
+
+impl Model {
+    fn new(ranges: &[PhysRange]) -> Self {
+        let mut owners = vec![None; 2700];
+        for frame in ranges.iter().flat_map(|range| range.frames()) {
+            owners[frame.number() as usize] = Some(Owner::Free);
+        }
+        Self {
+            owners,
+            ranges: ranges.to_vec(),
+        }
+    }
+
+    fn count(&self, owner: Owner) -> usize {
+        self.owners.iter().filter(|o| **o == Some(owner)).count()
+    }
+
+    fn change(&mut self, run: FrameRun, from: Owner, to: Owner) -> Result<(), TestCaseError> {
+        for frame in run.frames() {
+            let before = self.owners[frame.number() as usize].replace(to);
+            prop_assert_eq!(before, Some(from), "{}", frame);
+        }
+        Ok(())
+    }
+
+    fn has_run(&self, count: usize, align: usize) -> bool {
+        self.ranges.iter().any(|range| {
+            let numbers: Vec<_> = range.frames().map(Frame::number).collect();
+            let mut length = 0;
+            // From the last on: how many are free from this one to the next used one.
+            numbers.iter().rev().any(|&number| {
+                let free = self.owners[number as usize] == Some(Owner::Free);
+                length = if free { length + 1 } else { 0 };
+                length >= count && number.is_multiple_of(align as u64)
+            })
+        })
+    }
+
+    fn expected(&self, frame: Frame, claimed: Owner) -> Result<(), FreeError> {
+        match self.owners[frame.number() as usize] {
+            None => Err(FreeError::Foreign { frame }),
+            Some(Owner::Free) => Err(FreeError::AlreadyFree { frame }),
+            Some(recorded) if recorded != claimed => Err(FreeError::WrongOwner {
+                frame,
+                claimed,
+                recorded,
+            }),
+            Some(_) => Ok(()),
+        }
+    }
+}
+
+fn single(frame: Frame) -> FrameRun {
+    FrameRun::from_range(frame.range()).unwrap()
+}
+
+/// One to four ranges of a frame to over 2 MiB, some next to each other.
+fn ranges() -> impl Strategy<Value = Vec<PhysRange>> {
+    let range = (prop::sample::select(&[0u64, 0, 1, 100][..]), 1..1200u64);
+    prop::collection::vec(range, 1..4).prop_map(|ranges| {
+        let mut at = 0;
+        let place = |(gap, length): (u64, u64)| {
+            let start = at + gap;
+            at = (start + length).min(2600);
+            PhysRange::from_bounds(start * 4096, at * 4096)
+        };
+        ranges.into_iter().filter_map(place).collect()
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+
+    #[test]
+    fn cpus_in_turn_behave_as_the_model(
+        ranges in ranges(),
+        calls in prop::collection::vec(call(), 0..300),
+    ) {
+        let frames = allocator(&ranges, &[]).with_caches(2);
+        let mut model = Model::new(&ranges);
+        let mut caches: Vec<FrameCache> = std::iter::from_fn(|| frames.cache()).collect();
+        let mut held: Vec<(FrameRun, Owner)> = Vec::new();
+        for call in calls {
+            match call {
+                Call::Allocate(cpu, owner) => {
+                    let frame = match caches.get_mut(cpu) {
+                        Some(cache) => cache.allocate(owner),
+                        None => frames.allocate(owner),
+                    };
+                    match frame {
+                        Some(frame) => {
+                            model.change(single(frame), Owner::Free, owner)?;
+                            held.push((single(frame), owner));
+                        }
+                        None => prop_assert_eq!(frames.free_frames(), frames.cached_frames()),
+                    }
+                }
+                Call::AllocateRun(cpu, count, align, owner) => {
+                    let possible = model.has_run(count, align);
+                    let mut allocate = || match caches.get_mut(cpu) {
+                        Some(cache) => cache.allocate_run(count, align, owner),
+                        None => frames.allocate_run(count, align, owner),
+                    };
+                    let mut run = allocate();
+                    if run.is_none() {
+                        caches.iter_mut().for_each(|cache| { cache.drain(); });
+                        run = match caches.get_mut(cpu) {
+                            Some(cache) => cache.allocate_run(count, align, owner),
+                            None => frames.allocate_run(count, align, owner),
+                        };
+                    }
+                    prop_assert_eq!(run.is_some(), possible, "{} at {}", count, align);
+                    if let Some(run) = run {
+                        prop_assert_eq!(run.count(), count);
+                        prop_assert!(run.first().number().is_multiple_of(align as u64));
+                        model.change(run, Owner::Free, owner)?;
+                        held.push((run, owner));
+                    }
+                }
+                Call::Free(cpu, index) if !held.is_empty() => {
+                    let (run, owner) = held.swap_remove(index.index(held.len()));
+                    let freed = match caches.get_mut(cpu) {
+                        Some(cache) => cache.free_run(run, owner),
+                        None => frames.free_run(run, owner),
+                    };
+                    prop_assert_eq!(freed, Ok(()));
+                    model.change(run, owner, Owner::Free)?;
+                }
+                Call::Free(..) => {}
+                Call::FreeAny(cpu, number, owner) => {
+                    let frame = Frame::from_number(number).unwrap();
+                    let expected = model.expected(frame, owner);
+                    // What would succeed is freed in part only; the model leaves that out.
+                    if expected.is_err() {
+                        let freed = match caches.get_mut(cpu) {
+                            Some(cache) => cache.free(frame, owner),
+                            None => frames.free(frame, owner),
+                        };
+                        prop_assert_eq!(freed, expected);
+                    }
+                    let whose = model.owners[number as usize];
+                    prop_assert_eq!(frames.owner_of(frame), whose);
+                }
+                Call::Drain(cpu) => {
+                    if let Some(cache) = caches.get_mut(cpu) {
+                        let cached = cache.len();
+                        prop_assert_eq!(cache.drain(), cached);
+                        prop_assert!(cache.is_empty());
+                    }
+                }
+            }
+            let totals = frames.totals();
+            for owner in OWNERS {
+                prop_assert_eq!(totals[owner], model.count(owner) as u64 * 4096);
+            }
+            prop_assert_eq!(frames.free_frames(), model.count(Owner::Free));
+            let cached: usize = caches.iter().map(FrameCache::len).sum();
+            prop_assert_eq!(frames.cached_frames(), cached);
+        }
+
+        drop(caches);
+        for (run, owner) in held {
+            prop_assert_eq!(frames.free_run(run, owner), Ok(()));
+        }
+        let whole = |range: &PhysRange| {
+            let (start, end) = (range.start().div_ceil(4096 * CHUNK), range.end() / (4096 * CHUNK));
+            // Frame 0 is never free, so neither is the first chunk.
+            (end.saturating_sub(start.max(1))) as usize
+        };
+        prop_assert_eq!(frames.free_runs_2mib(), ranges.iter().map(whole).sum::<usize>());
+        prop_assert_eq!(std::iter::from_fn(|| frames.allocate(Owner::Heap)).count(), frames.capacity());
+    }
+}
+
+/// Free memory of this many chunks, from the first on that is not at frame 0.
+fn chunks(count: u64) -> FrameAllocator {
+    allocator(&[bounds(CHUNK * 4096, (count + 1) * CHUNK * 4096)], &[])
+}
+
+#[test]
+fn cpus_at_once_never_share_a_frame_and_lose_none() {
+    const CPUS: usize = 4;
+    const CHUNKS: u64 = 8;
+    let frames = chunks(CHUNKS).with_caches(CPUS);
+    let used: Vec<AtomicBool> = (0..(CHUNKS + 1) * CHUNK)
+        .map(|_| AtomicBool::new(false))
+        .collect();
+    let handed_over = Mutex::new(Vec::<FrameRun>::new());
+    let refused = AtomicUsize::new(0);
+    let barrier = Barrier::new(CPUS);
+
+    let mark = |run: FrameRun, used_now: bool| {
+        for frame in run.frames() {
+            let before = used[frame.number() as usize].swap(used_now, Ordering::Relaxed);
+            assert_ne!(before, used_now, "{frame}");
+        }
+    };
+    thread::scope(|scope| {
+        for cpu in 0..CPUS as u64 {
+            let (frames, handed_over, refused) = (&frames, &handed_over, &refused);
+            let (mark, barrier) = (&mark, &barrier);
+            scope.spawn(move || {
+                let mut cache = frames.cache().unwrap();
+                let mut held: Vec<FrameRun> = Vec::new();
+                let mut random = 0x9e37_79b9_7f4a_7c15_u64 ^ (cpu + 1);
+                barrier.wait();
+                for _ in 0..40_000 {
+                    random ^= random << 13;
+                    random ^= random >> 7;
+                    random ^= random << 17;
+                    let pick = (random >> 16) as usize;
+                    let run = match random % 16 {
+                        0..6 => cache.allocate(Owner::Heap).map(single),
+                        6..8 => {
+                            let count = 1 << (pick % 7);
+                            cache.allocate_run(count, count, Owner::Heap)
+                        }
+                        8 => cache.allocate_run(pick % 200 + 1, 1, Owner::Heap),
+                        9 if pick.is_multiple_of(16) => cache.allocate_run(512, 512, Owner::Heap),
+                        10 if pick.is_multiple_of(64) => {
+                            cache.drain();
+                            continue;
+                        }
+                        11 => {
+                            let mut runs = handed_over.lock().unwrap();
+                            runs.extend(held.pop());
+                            let index = pick % runs.len().max(1);
+                            if index < runs.len() {
+                                held.push(runs.swap_remove(index));
+                            }
+                            continue;
+                        }
+                        _ if !held.is_empty() => {
+                            let run = held.swap_remove(pick % held.len());
+                            mark(run, false);
+                            cache.free_run(run, Owner::Heap).unwrap();
+                            continue;
+                        }
+                        _ => continue,
+                    };
+                    match run {
+                        Some(run) => {
+                            mark(run, true);
+                            held.push(run);
+                        }
+                        // Everything goes back, so that memory fills up again and again.
+                        None => {
+                            refused.fetch_add(1, Ordering::Relaxed);
+                            for run in held.drain(..) {
+                                mark(run, false);
+                                cache.free_run(run, Owner::Heap).unwrap();
+                            }
+                        }
+                    }
+                }
+                handed_over.lock().unwrap().append(&mut held);
+            });
+        }
+    });
+
+    assert!(refused.into_inner() > 0, "memory never ran out");
+    let left = handed_over.into_inner().unwrap();
+    let count: usize = left.iter().map(|run| run.count()).sum();
+    assert_eq!(frames.totals()[Owner::Heap], count as u64 * 4096);
+    for run in left {
+        mark(run, false);
+        frames.free_run(run, Owner::Heap).unwrap();
+    }
+    assert_eq!(frames.cached_frames(), 0);
+    assert_eq!(frames.free_frames(), frames.capacity());
+    assert_eq!(frames.free_runs_2mib() as u64, CHUNKS);
+}
+
+#[test]
+fn of_cpus_that_free_a_run_at_once_one_succeeds() {
+    let frames = chunks(1);
+    let (start, end) = (Barrier::new(2), Barrier::new(2));
+    let freed = AtomicUsize::new(0);
+    let run = FrameRun::from_range(bounds(0x20_0000, 0x21_0000)).unwrap();
+    thread::scope(|scope| {
+        for first in [true, false] {
+            let (frames, freed, start, end) = (&frames, &freed, &start, &end);
+            scope.spawn(move || {
+                for round in 1..=2000 {
+                    if first {
+                        assert_eq!(frames.allocate_run(16, 16, Owner::Heap), Some(run));
+                    }
+                    start.wait();
+                    match frames.free_run(run, Owner::Heap) {
+                        Ok(()) => {
+                            freed.fetch_add(1, Ordering::Relaxed);
+                        }
+                        Err(error) => assert!(matches!(error, FreeError::AlreadyFree { .. })),
+                    }
+                    end.wait();
+                    assert_eq!(freed.load(Ordering::Relaxed), round);
+                    assert_eq!(frames.free_frames(), 512);
+                    start.wait();
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn small_runs_stay_together_and_leave_large_ones() {
+    let frames = chunks(16).with_caches(2);
+    let mut caches = [frames.cache().unwrap(), frames.cache().unwrap()];
+    let mut held = Vec::new();
+    for step in 0..600 {
+        let cache = &mut caches[step % 2];
+        let count = [1, 1, 2, 4, 1, 8][step % 6];
+        held.push(cache.allocate_run(count, count, Owner::Heap).unwrap());
+        if step % 3 == 0 {
+            let run = held.swap_remove(step * 7919 % held.len());
+            cache.free_run(run, Owner::Heap).unwrap();
+        }
+    }
+    let used: usize = held.iter().map(|run| run.count()).sum();
+    // What is used would fill this many; each CPU may have begun another.
+    let least = used.div_ceil(512);
+    assert!(frames.free_runs_2mib() >= 16 - least - 2);
+    for run in held {
+        caches[0].free_run(run, Owner::Heap).unwrap();
+    }
+    drop(caches);
+    assert_eq!(frames.free_runs_2mib(), 16);
+}
+
+#[test]
+fn a_cache_takes_what_is_left_and_gives_it_back() {
+    let frames = allocator(&[bounds(0x1000, 0x6000)], &[]).with_caches(2);
+    let mut first = frames.cache().unwrap();
+    let mut second = frames.cache().unwrap();
+    assert!(frames.cache().is_none());
+
+    let frame = first.allocate(Owner::Stacks).unwrap();
+    assert_eq!(frame.start(), 0x1000);
+    assert_eq!((first.len(), frames.cached_frames()), (4, 4));
+    assert_eq!(frames.free_frames(), 4);
+    assert_eq!(
+        frames.owner_of(Frame::from_start(0x2000).unwrap()),
+        Some(Owner::Free)
+    );
+    assert_eq!(second.allocate(Owner::Heap), None);
+
+    // Any CPU may free it.
+    second.free(frame, Owner::Stacks).unwrap();
+    assert_eq!(
+        second.free(frame, Owner::Stacks),
+        Err(FreeError::AlreadyFree { frame })
+    );
+    assert_eq!(
+        first.free(frame, Owner::Free),
+        Err(FreeError::AlreadyFree { frame })
+    );
+    assert_eq!(frames.free_frames(), 5);
+    assert_eq!(frames.allocate_run(5, 1, Owner::Heap), None);
+
+    assert_eq!(first.drain(), 4);
+    // Its own frames are in the way only until it gives them back by itself.
+    let run = second.allocate_run(5, 1, Owner::Heap).unwrap();
+    assert_eq!(run.count(), 5);
+    assert!(format!("{second:?}").contains("len: 0"));
+    second.free_run(run, Owner::Heap).unwrap();
+    drop(second);
+    assert_eq!(frames.cache().unwrap().allocate(Owner::Heap), Some(frame));
+    assert_eq!(frames.totals()[Owner::Heap], 4096);
+}
+
+#[test]
+#[should_panic(expected = "to nobody")]
+fn a_cached_frame_for_nobody_is_a_mistake() {
+    let frames = chunks(1).with_caches(1);
+    frames.cache().unwrap().allocate(Owner::Free);
+}
