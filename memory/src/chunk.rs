@@ -14,7 +14,7 @@ pub(crate) const ROW_FRAMES: u64 = u64::BITS as u64;
 
 pub(crate) const ROWS: usize = (CHUNK_FRAMES / ROW_FRAMES) as usize;
 
-/// What the allocator records of the 512 frames of a naturally aligned 2 MiB: 9 bits each.
+/// What the allocator records of the 512 frames of a naturally aligned 2 MiB: 10 bits each.
 ///
 /// The kernel sets memory for one of these per 2 MiB, or part of it, aside and hands it over
 /// unwritten; see [`FrameAllocator::storage_needed`](crate::FrameAllocator::storage_needed).
@@ -22,12 +22,14 @@ pub(crate) const ROWS: usize = (CHUNK_FRAMES / ROW_FRAMES) as usize;
 pub struct FrameInfo {
     /// A set bit is a free frame, one that whoever clears it owns.
     rows: [AtomicU64; ROWS],
+    /// A set bit is a frame that somebody is taking back; nobody else may meanwhile.
+    returning: [AtomicU64; ROWS],
     /// Whose each frame is. [`Owner::Free`] if it is free, but also while it is on its way out or
     /// in, or in a CPU's cache.
     owners: [AtomicU8; CHUNK_FRAMES as usize],
 }
 
-const _: () = assert!(size_of::<FrameInfo>() == 64 + 512);
+const _: () = assert!(size_of::<FrameInfo>() == 64 + 64 + 512);
 
 /// How much of a chunk is free.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -86,12 +88,17 @@ impl FrameInfo {
     pub(crate) const fn new() -> Self {
         Self {
             rows: [const { AtomicU64::new(0) }; ROWS],
+            returning: [const { AtomicU64::new(0) }; ROWS],
             owners: [const { AtomicU8::new(Owner::Free as u8) }; CHUNK_FRAMES as usize],
         }
     }
 
     pub(crate) fn row(&self, row: usize) -> &AtomicU64 {
         &self.rows[row % ROWS]
+    }
+
+    pub(crate) fn returning(&self, row: usize) -> &AtomicU64 {
+        &self.returning[row % ROWS]
     }
 
     /// The record of whose a frame is.

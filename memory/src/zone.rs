@@ -4,10 +4,11 @@ use alloc::boxed::Box;
 use core::mem::MaybeUninit;
 use core::ops::Range;
 use core::slice;
-use core::sync::atomic::Ordering::SeqCst;
+use core::sync::atomic::Ordering::{AcqRel, Relaxed, Release, SeqCst};
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64};
 
 use crate::chunk::{CHUNK_FRAMES, FrameInfo, ROW_FRAMES, ROWS};
+use crate::map::Owner;
 
 /// A summary of 64 chunks, a bit for each. It only says where to look: what is free, the rows say.
 #[derive(Default)]
@@ -123,6 +124,40 @@ impl Zone {
     #[inline]
     pub(crate) fn owner(&self, number: u64) -> &AtomicU8 {
         self.chunks[self.chunk_of(number)].owner(number)
+    }
+
+    /// Records whose frames of the zone are, for one who has claimed them or is taking them back.
+    pub(crate) fn set_owner(&self, numbers: Range<u64>, owner: Owner) {
+        for number in numbers {
+            self.owner(number).store(owner as u8, Relaxed);
+        }
+    }
+
+    /// Keeps others from taking these frames of the zone back.
+    ///
+    /// # Errors
+    ///
+    /// The number of the lowest one that somebody is taking back already. Nothing has changed then.
+    pub(crate) fn begin_return(&self, numbers: Range<u64>) -> Result<(), u64> {
+        for (row, mask) in self.rows(&numbers) {
+            let before = self.returning(row).fetch_or(mask, AcqRel);
+            let taken = before & mask;
+            if taken != 0 {
+                self.returning(row).fetch_and(!(mask & !before), Release);
+                let start = self.base + row as u64 * ROW_FRAMES;
+                self.end_return(numbers.start..start.max(numbers.start));
+                return Err(start + u64::from(taken.trailing_zeros()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends what [`Self::begin_return`] began. Whoever begins next sees the owners that were
+    /// recorded meanwhile.
+    pub(crate) fn end_return(&self, numbers: Range<u64>) {
+        for (row, mask) in self.rows(&numbers) {
+            self.returning(row).fetch_and(!mask, Release);
+        }
     }
 
     /// How many chunks have only free frames.
@@ -287,6 +322,10 @@ impl Zone {
 
     fn row(&self, row: usize) -> &AtomicU64 {
         self.chunks[row / ROWS].row(row)
+    }
+
+    fn returning(&self, row: usize) -> &AtomicU64 {
+        self.chunks[row / ROWS].returning(row)
     }
 
     /// The rows that frames of the zone lie in, and their bits in them.

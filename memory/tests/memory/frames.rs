@@ -304,7 +304,7 @@ fn a_run_may_begin_with_freed_frames_and_end_with_fresh_ones() {
 
 #[test]
 fn a_large_machine_costs_little_up_front() {
-    // 20 GiB in two pieces: 6 MiB of records.
+    // 20 GiB in two pieces: 6.25 MiB of records.
     let ranges = [
         bounds(0x10_0000, 0xc000_0000),
         bounds(0x1_0000_0000, 0x5_4000_0000),
