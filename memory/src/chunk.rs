@@ -1,5 +1,6 @@
 //! What is recorded of 2 MiB of memory: which of its frames are free, and whose the others are.
 
+use core::ops::Range;
 use core::sync::atomic::Ordering::SeqCst;
 use core::sync::atomic::{AtomicU8, AtomicU64};
 
@@ -105,6 +106,13 @@ impl FrameInfo {
     #[inline]
     pub(crate) fn owner(&self, index: u64) -> &AtomicU8 {
         &self.owners[(index % CHUNK_FRAMES) as usize]
+    }
+
+    /// The records of whose the frames at these places are, as far as there are such places.
+    pub(crate) fn owners(&self, places: Range<u64>) -> &[AtomicU8] {
+        self.owners
+            .get(places.start as usize..places.end as usize)
+            .unwrap_or_default()
     }
 
     pub(crate) fn fill(&self) -> Fill {

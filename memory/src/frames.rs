@@ -6,7 +6,7 @@ use core::fmt;
 use core::mem::{MaybeUninit, take};
 use core::ops::Range;
 use core::sync::atomic::Ordering::{Relaxed, SeqCst};
-use core::sync::atomic::{AtomicI64, AtomicU64};
+use core::sync::atomic::{AtomicI64, AtomicU8, AtomicU64};
 
 use crate::chunk::{CHUNK_FRAMES, Fit, FrameInfo};
 use crate::frame_cache::{FrameCache, Slot};
@@ -620,6 +620,10 @@ impl FrameAllocator {
                         .map_or(Ok(()), |frame| Err(FreeError::AlreadyFree { frame }));
                 }
                 begun = part.end;
+                let is_owners = |record: &AtomicU8| record.load(Relaxed) == owner as u8;
+                if owner != Owner::Free && zone.owners(part.clone()).all(is_owners) {
+                    return Ok(());
+                }
             }
             part.filter_map(Frame::from_number)
                 .try_for_each(|frame| check(zone, frame, owner))

@@ -128,9 +128,18 @@ impl Zone {
 
     /// Records whose frames of the zone are, for one who has claimed them or is taking them back.
     pub(crate) fn set_owner(&self, numbers: Range<u64>, owner: Owner) {
-        for number in numbers {
-            self.owner(number).store(owner as u8, Relaxed);
-        }
+        self.owners(numbers)
+            .for_each(|record| record.store(owner as u8, Relaxed));
+    }
+
+    /// The records of whose frames of the zone are.
+    pub(crate) fn owners(&self, numbers: Range<u64>) -> impl Iterator<Item = &AtomicU8> {
+        let (start, end) = (numbers.start - self.base, numbers.end - self.base);
+        (start / CHUNK_FRAMES..end.div_ceil(CHUNK_FRAMES)).flat_map(move |chunk| {
+            let first = chunk * CHUNK_FRAMES;
+            let places = start.saturating_sub(first)..(end - first).min(CHUNK_FRAMES);
+            self.chunks[chunk as usize].owners(places)
+        })
     }
 
     /// Keeps others from taking these frames of the zone back.
