@@ -2,8 +2,8 @@
 //! heap. The BSP builds it, loads it, checks it and publishes it once; after that
 //! every CPU only reads it, and what still changes lies behind locks.
 //!
-//! Lock order: the heap's growth lock, then [`Growing`], then the frames. Growth takes
-//! both, so nobody who holds one of them may allocate.
+//! Lock order: the heap's growth lock, then [`Growing`], which growth takes: nobody who
+//! holds it may allocate. Frames need no lock.
 
 use alloc::vec::Vec;
 use core::fmt;
@@ -47,7 +47,7 @@ pub struct Shared {
     plan: Plan,
     root: Frame,
     map: PhysicalMap,
-    frames: Mutex<FrameAllocator>,
+    frames: FrameAllocator,
     growing: Mutex<Growing>,
 }
 
@@ -308,15 +308,15 @@ impl Shared {
             })?;
         }
 
-        let mut frames = frame_allocator(&mut map, hhdm)?;
+        let frames = frame_allocator(&mut map, hhdm)?;
         let blocks = boot
             .cpus
             .iter()
             .take(cpus)
             .zip(0..)
             .map(|(cpu, index)| {
-                add_stacks(&mut plan, &mut frames, index)?;
-                make_block(&mut frames, hhdm, index, cpu.lapic_id)
+                add_stacks(&mut plan, &frames, index)?;
+                make_block(&frames, hhdm, index, cpu.lapic_id)
             })
             .collect::<Result<Vec<_>, _>>()?;
 
@@ -342,7 +342,7 @@ impl Shared {
             root: tables.root(),
             plan,
             map,
-            frames: Mutex::new(frames),
+            frames,
             growing: Mutex::new(Growing {
                 tables,
                 heap_mapped: HEAP.start,
@@ -429,7 +429,7 @@ impl Shared {
 
     /// Bytes in frames that the heap owns.
     pub fn owned_heap_bytes(&self) -> u64 {
-        self.frames.lock().totals()[Owner::Heap]
+        self.frames.totals()[Owner::Heap]
     }
 
     /// The physical address of the root table.
@@ -461,7 +461,7 @@ impl Shared {
             return Err(RecountError::ShownTwice(phys));
         }
 
-        let frames = self.frames.lock();
+        let frames = &self.frames;
         let mut counted = Totals::default();
         let mut outside_window = 0;
         let managed = self
@@ -511,7 +511,7 @@ impl Shared {
     /// How many bytes each owner holds now, to the byte: the physical map, with the
     /// part that the frame allocator manages as that accounts for it.
     pub fn totals(&self) -> Totals {
-        let managed = self.frames.lock().totals();
+        let managed = self.frames.totals();
         let mut totals = self.map.totals();
         // These two the allocator accounts for: frames it gives out, and the loader's
         // that it may take over.
@@ -525,13 +525,13 @@ impl Shared {
 
     /// Bytes in frames that nobody owns.
     pub fn free_bytes(&self) -> u64 {
-        self.frames.lock().free_frames() as u64 * FRAME_SIZE
+        self.frames.free_frames() as u64 * FRAME_SIZE
     }
 
     /// Gives the heap `count` contiguous frames, the first a multiple of `align`, as the
     /// HHDM shows them, or `None` if there are none.
     pub fn allocate_heap_frames(&self, count: usize, align: usize) -> Option<NonNull<u8>> {
-        let run = self.frames.lock().allocate_run(count, align, Owner::Heap)?;
+        let run = self.frames.allocate_run(count, align, Owner::Heap)?;
         self.hhdm.pointer(run.start())
     }
 
@@ -548,7 +548,7 @@ impl Shared {
     pub unsafe fn free_heap_frames(&self, start: NonNull<u8>, count: usize) {
         let phys = start.as_ptr().addr() as u64 - self.hhdm.offset;
         let run = PhysRange::new(phys, count as u64 * FRAME_SIZE).and_then(FrameRun::from_range);
-        let freed = run.map(|run| self.frames.lock().free_run(run, Owner::Heap));
+        let freed = run.map(|run| self.frames.free_run(run, Owner::Heap));
         assert!(
             freed == Some(Ok(())),
             "the heap gives back {count} frames at {phys:#x} that are not its own: {freed:?}"
@@ -579,7 +579,7 @@ impl Shared {
     /// Maps the next page of the heap window, a large one if it can be had.
     fn map_heap_page(&self, growing: &mut Growing) -> Option<()> {
         let virt = growing.heap_mapped;
-        let mut frames = self.frames.lock();
+        let frames = &self.frames;
         let run = if virt.is_multiple_of(HEAP_STEP) {
             frames.allocate_run(LARGE, LARGE, Owner::Heap)
         } else {
@@ -649,7 +649,7 @@ impl Shared {
                 frame,
                 Access::ReadOnly,
                 Cache::WriteBack,
-                &mut || self.frames.lock().allocate(Owner::PageTables),
+                &mut || self.frames.allocate(Owner::PageTables),
             ) {
                 Ok(()) | Err(TableError::AlreadyMapped { .. }) => {}
                 Err(_) => return None,
@@ -735,7 +735,7 @@ fn frame_allocator(map: &mut PhysicalMap, hhdm: Hhdm) -> Result<FrameAllocator, 
 }
 
 /// Plans the stacks of CPU `index` and takes their frames.
-fn add_stacks(plan: &mut Plan, frames: &mut FrameAllocator, index: u32) -> Result<(), BuildError> {
+fn add_stacks(plan: &mut Plan, frames: &FrameAllocator, index: u32) -> Result<(), BuildError> {
     for stack in Slot::of(index).stacks() {
         let count = (stack.length() / FRAME_SIZE) as usize;
         let run = frames
@@ -756,7 +756,7 @@ fn add_stacks(plan: &mut Plan, frames: &mut FrameAllocator, index: u32) -> Resul
 
 /// Makes the block of CPU `index` in frames of its own.
 fn make_block(
-    frames: &mut FrameAllocator,
+    frames: &FrameAllocator,
     hhdm: Hhdm,
     index: u32,
     lapic_id: u32,

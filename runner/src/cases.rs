@@ -103,6 +103,11 @@ pub const CASES: &[Case] = &[
         &["32", "stress=churn,mixed,handover,growth", "seconds=1"],
         &["roll: 32 of 32 CPUs online"],
     ),
+    passes(
+        "heap-linked-list",
+        &["8", "heap=linked-list", "seconds=1"],
+        &["exhaustion", "audit: clean"],
+    ),
     refuses(
         "memory-4m",
         &["8", "mem=4M"],
