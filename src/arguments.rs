@@ -22,7 +22,7 @@ pub struct Arguments {
     /// How long the roll call waits for the APs, in milliseconds.
     pub deadline_millis: u64,
     /// The heap that serves the kernel.
-    pub heap: heap::Kind,
+    pub heap: heap::Choice,
     /// What the serial port shows.
     pub log: LevelFilter,
     /// A fault to bring about, to see it reported.
@@ -37,7 +37,7 @@ impl Default for Arguments {
             seed: 1,
             cpus: usize::MAX,
             deadline_millis: 2_000,
-            heap: heap::Kind::Magazines,
+            heap: heap::Choice::Only(heap::Kind::Magazines),
             log: LevelFilter::Info,
             fault: None,
         }
@@ -51,7 +51,7 @@ pub const HELP: [&str; 10] = [
     "  churn,mixed,handover,growth,exhaustion",
     "seconds=N, of all workloads together; seed=N",
     "cpus=N, at most; deadline=MILLISECONDS, for the APs",
-    "heap=magazines or linked-list",
+    "heap=magazines, linked-list or compare",
     "log=error, warn, info, debug or trace",
     "fault=panic-bsp, panic-ap, panic-two, panic-all,",
     "  null-read, stack-overflow, write-text or",
@@ -112,7 +112,7 @@ impl Arguments {
                         .filter(|&level| level != LevelFilter::Off)
                         .ok_or_else(bad)?;
                 }
-                "heap" => arguments.heap = heap::Kind::parse(value).ok_or_else(bad)?,
+                "heap" => arguments.heap = heap::Choice::parse(value).ok_or_else(bad)?,
                 "fault" => arguments.fault = Some(Fault::parse(value).ok_or_else(bad)?),
                 _ => return Err(ArgumentError::Unknown(word)),
             }

@@ -34,7 +34,7 @@ static MAGAZINES: MagazineHeap<Kernel> = MagazineHeap::new(Kernel);
 /// Whether new blocks come from the magazines.
 static USE_MAGAZINES: AtomicBool = AtomicBool::new(false);
 
-/// The heap that serves the kernel once its memory is set up.
+/// A heap that can serve the kernel once its memory is set up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// Per-CPU magazines over slabs over frames.
@@ -51,12 +51,36 @@ impl Kind {
             Self::LinkedList => "linked-list",
         }
     }
+}
 
-    /// The heap of that name.
+/// What `heap=` asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Choice {
+    /// One heap.
+    Only(Kind),
+    /// The stress on both, for comparison.
+    Compare,
+}
+
+impl Choice {
+    /// The choice of that name.
     pub fn parse(name: &str) -> Option<Self> {
-        [Self::Magazines, Self::LinkedList]
-            .into_iter()
-            .find(|kind| kind.name() == name)
+        let kinds = [Kind::Magazines, Kind::LinkedList].into_iter();
+        match name {
+            "compare" => Some(Self::Compare),
+            _ => kinds
+                .map(Self::Only)
+                .find(|choice| choice.kinds()[0].name() == name),
+        }
+    }
+
+    /// The heaps to use, one after the other. The list comes last: it keeps every
+    /// frame that it once had.
+    pub fn kinds(&self) -> &[Kind] {
+        match self {
+            Self::Only(kind) => core::slice::from_ref(kind),
+            Self::Compare => &[Kind::Magazines, Kind::LinkedList],
+        }
     }
 }
 
@@ -214,13 +238,14 @@ pub fn start() {
     }
 }
 
-/// Lets the heap have the machine's free frames. Called once the shared memory state
-/// is published and the BSP has its block.
+/// Lets new blocks come from the machine's free frames, through the heap of this
+/// kind. Called once the shared memory state is published and the BSP has its block,
+/// and again, between orders, to change over.
 pub fn open(kind: Kind) {
-    match kind {
-        Kind::LinkedList => LIST.open(),
-        Kind::Magazines => USE_MAGAZINES.store(true, Ordering::Release),
+    if kind == Kind::LinkedList {
+        LIST.open();
     }
+    USE_MAGAZINES.store(kind == Kind::Magazines, Ordering::Release);
 }
 
 /// Makes every CPU give back what it caches, and the heap every frame it can do

@@ -121,7 +121,7 @@ extern "C" fn build() -> ! {
         Err(error) => refuse(&error),
     }
     shared::publish(shared);
-    heap::open(arguments.heap);
+    heap::open(arguments.heap.kinds()[0]);
 
     PLAN.init_once(|| Plan {
         boot,

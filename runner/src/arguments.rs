@@ -326,7 +326,7 @@ const KEYS: &[Key] = &[
     ),
     kernel(
         "heap",
-        Form::OneOf(&["magazines", "linked-list"]),
+        Form::OneOf(&["magazines", "linked-list", "compare"]),
         "the heap under stress (magazines)",
     ),
     kernel(

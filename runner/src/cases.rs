@@ -100,13 +100,18 @@ pub const CASES: &[Case] = &[
     ),
     passes(
         "cpus-32",
-        &["32", "stress=churn,mixed,handover,growth", "seconds=1"],
+        &["32", "seconds=1"],
         &["roll: 32 of 32 CPUs online"],
     ),
     passes(
         "heap-linked-list",
         &["8", "heap=linked-list", "seconds=1"],
         &["exhaustion", "audit: clean"],
+    ),
+    passes(
+        "heap-compare",
+        &["4", "heap=compare", "seconds=2"],
+        &["magazines  linked-list    ratio", "audit: clean"],
     ),
     refuses(
         "memory-4m",

@@ -252,14 +252,16 @@ impl Progress {
     }
 }
 
-/// Runs the workloads that are asked for on all CPUs, one after another.
+/// Runs the workloads that are asked for on all CPUs, one after another, on the heap
+/// that is asked for, or on one after the other to compare them.
 ///
 /// # Errors
 ///
 /// If any block was corrupt, or a workload did nothing at all.
 pub fn run(arguments: &Arguments) -> Result<(), String> {
     let workloads: Vec<Workload> = arguments.stress.iter().collect();
-    let Some(millis) = arguments.stress_millis.checked_div(workloads.len() as u64) else {
+    let runs = workloads.len() * arguments.heap.kinds().len();
+    let Some(millis) = arguments.stress_millis.checked_div(runs as u64) else {
         log::info!("no stress asked for");
         return Ok(());
     };
@@ -272,28 +274,65 @@ pub fn run(arguments: &Arguments) -> Result<(), String> {
             Bytes(least)
         ));
     }
-    log::info!(
-        "{} workloads on {cpus} CPUs, {millis} ms each, seed {}",
-        workloads.len(),
-        arguments.seed
-    );
-    let slots = || {
-        (0..cpus)
-            .map(|_| CachePadded::new(Mutex::new(Tally::default())))
-            .collect()
-    };
-    let mut per_cpu: Vec<Tally> = (0..cpus).map(|_| Tally::default()).collect();
     let mut failures = Vec::new();
+    let mut rates = Vec::new();
+    for &kind in arguments.heap.kinds() {
+        heap::open(kind);
+        log::info!(
+            "{} workloads on {cpus} CPUs, {millis} ms each, seed {}",
+            workloads.len(),
+            arguments.seed
+        );
+        log::info!("heap: {}", kind.name());
+        rates.push(run_all(
+            &workloads,
+            arguments.seed,
+            millis,
+            cpus,
+            &mut failures,
+        ));
+    }
+    if let [first, second] = &rates[..] {
+        compare(&workloads, arguments.heap.kinds(), first, second);
+    }
+    if failures.is_empty() {
+        Ok(())
+    } else {
+        Err(failures.join(", "))
+    }
+}
+
+/// Runs the workloads on the heap in use. Gives the operations per second of each,
+/// and adds to `failures` what went wrong.
+fn run_all(
+    workloads: &[Workload],
+    seed: u64,
+    millis: u64,
+    cpus: usize,
+    failures: &mut Vec<String>,
+) -> Vec<u64> {
+    let mut per_cpu: Vec<Tally> = (0..cpus).map(|_| Tally::default()).collect();
+    let mut rates = Vec::new();
     log::info!("workload   operations per second     bytes corrupt");
-    for workload in workloads {
-        let tallies: Vec<CachePadded<Mutex<Tally>>> = slots();
-        let micros = run_one(workload, arguments.seed, millis, &tallies);
+    for &workload in workloads {
+        let tallies: Vec<CachePadded<Mutex<Tally>>> = (0..cpus)
+            .map(|_| CachePadded::new(Mutex::new(Tally::default())))
+            .collect();
+        let micros = run_one(workload, seed, millis, &tallies);
         let mut all = Tally::default();
         for (sum, tally) in per_cpu.iter_mut().zip(&tallies) {
             sum.add(&tally.lock());
             all.add(&tally.lock());
         }
-        tell(workload, &all, micros);
+        let rate = all.operations * 1_000_000 / micros.max(1);
+        rates.push(rate);
+        log::info!(
+            "{:<10} {:>10} {rate:>10} {:>9} {:>7}",
+            workload.name(),
+            all.operations,
+            Bytes(all.bytes),
+            all.corrupt
+        );
         if all.corrupt > 0 {
             failures.push(format!(
                 "{}: {} corrupt blocks",
@@ -320,10 +359,32 @@ pub fn run(arguments: &Arguments) -> Result<(), String> {
             clock::to_micros(tally.slowest)
         );
     }
-    if failures.is_empty() {
-        Ok(())
-    } else {
-        Err(failures.join(", "))
+    rates
+}
+
+/// Prints two heaps' figures side by side. What filling and checking the blocks takes
+/// is in both. Not of exhaustion: in a virtual machine it measures how fast the host
+/// finds memory for whoever comes first.
+fn compare(workloads: &[Workload], kinds: &[heap::Kind], first: &[u64], second: &[u64]) {
+    let [a, b] = kinds else { return };
+    log::info!("operations per second, every byte checked:");
+    log::info!(
+        "workload   {:>12} {:>12} {:>8}",
+        a.name(),
+        b.name(),
+        "ratio"
+    );
+    for ((workload, &a), &b) in workloads.iter().zip(first).zip(second) {
+        if *workload == Workload::Exhaustion {
+            continue;
+        }
+        let tenths = a.saturating_mul(10) / b.max(1);
+        log::info!(
+            "{:<10} {a:>12} {b:>12} {:>6}.{}",
+            workload.name(),
+            tenths / 10,
+            tenths % 10
+        );
     }
 }
 
@@ -380,15 +441,4 @@ fn run_one(
         }
     });
     clock::to_micros(clock::ticks().saturating_sub(started))
-}
-
-fn tell(workload: Workload, all: &Tally, micros: u64) {
-    log::info!(
-        "{:<10} {:>10} {:>10} {:>9} {:>7}",
-        workload.name(),
-        all.operations,
-        all.operations * 1_000_000 / micros.max(1),
-        Bytes(all.bytes),
-        all.corrupt
-    );
 }
