@@ -70,3 +70,8 @@ test-host:
 [group('test')]
 test-kernel *FILTER:
     @{{ runner }} test "$@"
+
+# Measure the heap beside other allocators on this host's threads
+[group('test')]
+bench-host *ARGS:
+    cargo run --release --manifest-path heap/bench/Cargo.toml -- "$@"
