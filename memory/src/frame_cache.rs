@@ -3,7 +3,7 @@
 use core::fmt;
 use core::ptr;
 use core::sync::atomic::Ordering::{AcqRel, Relaxed, Release};
-use core::sync::atomic::{AtomicBool, AtomicUsize};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize};
 
 use crate::chunk::{FrameInfo, ROW_FRAMES};
 use crate::frames::{FrameAllocator, FrameRun, FreeError, Ledger, Spot, assert_somebody, check};
@@ -34,6 +34,8 @@ pub(crate) struct Slot {
     cached: AtomicUsize,
     pub(crate) ledger: Ledger,
 }
+
+const _: () = assert!(size_of::<Slot>() == 128);
 
 impl Slot {
     /// How many frames are in the cache.
@@ -83,8 +85,8 @@ pub struct FrameCache<'a> {
     zone: &'a Zone,
     /// The chunk that the cache is filled from, and other CPUs' are not if that can be helped.
     home: Option<Spot>,
-    /// Those below `slot.cached` are in the cache.
-    stack: [Option<Frame>; CAPACITY],
+    /// Those below `slot.cached` are in the cache; with the record of whose each is.
+    stack: [Option<(Frame, &'a AtomicU8)>; CAPACITY],
 }
 
 impl<'a> FrameCache<'a> {
@@ -115,10 +117,8 @@ impl<'a> FrameCache<'a> {
             cached = self.fill();
         }
         let left = cached.checked_sub(1)?;
-        let frame = (*self.stack.get(left)?)?;
-        self.zone_of(frame)?
-            .owner(frame.number())
-            .store(owner as u8, Relaxed);
+        let (frame, record) = (*self.stack.get(left)?)?;
+        record.store(owner as u8, Relaxed);
         self.slot.cached.store(left, Relaxed);
         self.slot.ledger.add_alone(owner, 1);
         Some(frame)
@@ -145,7 +145,7 @@ impl<'a> FrameCache<'a> {
         if cached == CAPACITY {
             cached = self.give_back(BATCH);
         }
-        self.push(cached, frame);
+        self.push(cached, frame, record);
         self.slot.ledger.add_alone(owner, -1);
         Ok(())
     }
@@ -239,9 +239,9 @@ impl<'a> FrameCache<'a> {
 
     /// Adds a frame to the `cached` ones that there are.
     #[inline]
-    fn push(&mut self, cached: usize, frame: Frame) {
+    fn push(&mut self, cached: usize, frame: Frame, record: &'a AtomicU8) {
         if let Some(place) = self.stack.get_mut(cached) {
-            *place = Some(frame);
+            *place = Some((frame, record));
             self.slot.cached.store(cached + 1, Relaxed);
         }
     }
@@ -254,8 +254,10 @@ impl<'a> FrameCache<'a> {
         {
             // The lowest comes out first.
             for bit in (0..ROW_FRAMES).rev().filter(|bit| row & 1 << bit != 0) {
-                if let Some(frame) = Frame::from_number(first + bit) {
-                    self.push(self.len(), frame);
+                if let Some(frame) = Frame::from_number(first + bit)
+                    && let Some(zone) = self.zone_of(frame)
+                {
+                    self.push(self.len(), frame, zone.owner(frame.number()));
                 }
             }
         }
@@ -269,7 +271,7 @@ impl<'a> FrameCache<'a> {
         let cached = self.len();
         let mut pending: Option<(&Zone, u64, u64)> = None;
         for index in 0..count {
-            let Some(frame) = self.stack[index] else {
+            let Some((frame, _)) = self.stack[index] else {
                 continue;
             };
             let Some(zone) = self.zone_of(frame) else {

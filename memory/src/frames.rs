@@ -1,4 +1,9 @@
-//! The frame allocator: hands out frames of physical memory and knows whose each one is.
+//! The frame allocator: hands out frames of physical memory to all CPUs and knows whose each one
+//! is.
+//!
+//! Two levels of bits say what is free: a word for 64 frames ([`FrameInfo`]), which alone counts,
+//! and above them a word for 64 chunks of 2 MiB, which says where to look ([`Zone`]). A frame
+//! belongs to whoever clears its bit.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -323,7 +328,7 @@ impl FrameAllocator {
         })
     }
 
-    /// Makes it possible for this many CPUs to have a [cache](Self::cache). Allocates 256 bytes for
+    /// Makes it possible for this many CPUs to have a [cache](Self::cache). Allocates 128 bytes for
     /// each.
     #[must_use]
     pub fn with_caches(mut self, cpus: usize) -> Self {
@@ -331,8 +336,8 @@ impl FrameAllocator {
         self
     }
 
-    /// A cache of frames for one CPU, or `None` if there are as many as there may be; see
-    /// [`Self::with_caches`].
+    /// A cache of frames for one CPU, or `None` if there are as many as there may be (see
+    /// [`Self::with_caches`]), or no frames at all.
     pub fn cache(&self) -> Option<FrameCache<'_>> {
         self.slots
             .iter()
@@ -359,7 +364,8 @@ impl FrameAllocator {
     /// 0.
     ///
     /// Runs of up to 64 frames, and of 512 frames that are aligned to a power of two of them, are
-    /// found by a summary of 64 words for 8 GiB, others by a search of the bits of all frames.
+    /// found by a summary of a word for 128 MiB, others by a search of the bits of all frames. While
+    /// another CPU tries to claim a long run, its frames may be missed for a moment.
     ///
     /// # Panics
     ///

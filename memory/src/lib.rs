@@ -89,6 +89,19 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
+//! # On many CPUs
+//!
+//! A [`FrameAllocator`] is shared as it is, say in a `static`: nothing in it waits for another CPU.
+//! Where frames come and go all the time, give each CPU a [`FrameCache`], kept where only that CPU
+//! gets at it and no interrupt comes in between:
+//!
+//! 1. Make it for as many CPUs as there are: [`FrameAllocator::with_caches`].
+//! 2. Each CPU calls [`FrameAllocator::cache`] once, and then the cache's methods.
+//! 3. When memory runs out, let each CPU call [`FrameCache::drain`], then try again.
+//!
+//! `cargo run --release -p muster-memory --example frames` tells what it costs, beside another frame
+//! allocator behind a lock.
+//!
 //! # Sources
 //!
 //! Section numbers of the Intel SDM are those of the editions in which paging is chapter 5 of volume
