@@ -142,7 +142,7 @@ impl<'a> FrameCache<'a> {
         }
         record.store(Owner::Free as u8, Relaxed);
         let mut cached = self.slot.cached();
-        if cached == CAPACITY {
+        if cached >= CAPACITY {
             cached = self.give_back(BATCH);
         }
         self.push(cached, frame, record);
