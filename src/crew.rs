@@ -21,10 +21,11 @@ struct Board {
     in_use: AtomicBool,
 }
 
-// SAFETY: `order` is written by the BSP only, by one `all` at a time, while every AP of the crew has done
-// all orders given (`all` waits for that), and read by an AP only after it saw a
-// new count: the write happens before the Release of the count, the reads after
-// its Acquire, and the next write after the Acquire of every AP's done count.
+// SAFETY: `order` is written by the BSP only, by one `all` at a time, while every AP of
+// the crew has done all orders given (`all` waits for that), and read by an AP only
+// after it saw a new count: the write happens before the Release of the count, the
+// reads after its Acquire, and the next write after the Acquire of every AP's done
+// count.
 unsafe impl Sync for Board {}
 
 static BOARD: Board = Board {
