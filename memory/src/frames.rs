@@ -516,11 +516,15 @@ impl FrameAllocator {
         } else {
             None
         };
-        quickly.or_else(|| {
+        let anywhere = |trusting| {
             self.zones
                 .iter()
-                .find_map(|zone| zone.claim_anywhere(count, align))
-        })
+                .find_map(|zone| zone.claim_anywhere(count, align, trusting))
+        };
+        // Nobody is told that memory has run out because of what the summary does not know yet.
+        quickly
+            .or_else(|| anywhere(true))
+            .or_else(|| anywhere(false))
     }
 
     /// Claims what `claim` can find in a CPU's home, or else elsewhere: then that becomes the home,

@@ -284,10 +284,12 @@ impl Zone {
 
     /// Claims the lowest run of this length and alignment that is free from start to end, wherever
     /// it is. Looks at each row at most a few times.
-    pub(crate) fn claim_anywhere(&self, count: u64, align: u64) -> Option<u64> {
+    pub(crate) fn claim_anywhere(&self, count: u64, align: u64, trusting: bool) -> Option<u64> {
         let mut from = self.first;
         loop {
-            let first = self.next_free(from)?.checked_next_multiple_of(align)?;
+            let first = self
+                .next_free(from, trusting)?
+                .checked_next_multiple_of(align)?;
             let end = first.checked_add(count).filter(|end| *end <= self.end)?;
             match self.last_used(first..end) {
                 Some(used) => from = used + 1,
@@ -298,14 +300,15 @@ impl Zone {
         }
     }
 
-    /// The lowest free frame from this one on.
-    fn next_free(&self, from: u64) -> Option<u64> {
+    /// The lowest free frame from this one on: where the summary says so if it is trusted, and else
+    /// wherever one is. The summary lags behind while somebody is about to set it right.
+    fn next_free(&self, from: u64, trusting: bool) -> Option<u64> {
         let mut from = from;
         while from < self.end {
             let chunk = self.chunk_of(from);
             let (group, bit) = self.summary(chunk);
             let chunk_end = self.first_of(chunk + 1).min(self.end);
-            if group.any.load(SeqCst) & bit != 0 {
+            if !trusting || group.any.load(SeqCst) & bit != 0 {
                 let found = self.rows(&(from..chunk_end)).find_map(|(row, mask)| {
                     let free = self.row(row).load(SeqCst) & mask;
                     let start = self.base + row as u64 * ROW_FRAMES;
