@@ -17,7 +17,7 @@ use limine::request::{
     RsdpRequest,
 };
 use limine::response::{BootloaderInfoResponse, ExecutableCmdlineResponse};
-use muster_memory::{FRAME_SIZE, Kind, MemoryEntry, PhysRange};
+use muster_memory::{FRAME_SIZE, Kind, MemoryEntry, PageSize, PhysRange};
 
 use crate::audit::Bytes;
 use crate::image;
@@ -128,7 +128,8 @@ pub enum BootError {
     Revision(Option<u64>),
     /// A feature without which there is no kernel was not answered.
     Missing(&'static str),
-    /// The HHDM does not start on a page in the higher half.
+    /// The HHDM does not start at a multiple of 2 MiB in the higher half: large pages
+    /// would be of no use in it, and blocks of the heap not aligned.
     Hhdm(u64),
     /// The image is not where the loader says it is.
     Image {
@@ -174,7 +175,7 @@ impl fmt::Display for BootError {
             }
             Self::Hhdm(offset) => write!(
                 f,
-                "the loader's HHDM offset {offset:#x} is no page in the higher half"
+                "the loader's HHDM offset {offset:#x} is no multiple of 2 MiB in the higher half"
             ),
             Self::Image {
                 virtual_,
@@ -211,7 +212,7 @@ impl Boot {
             .get_response()
             .ok_or(BootError::Missing("HHDM"))?
             .offset();
-        if hhdm >> 63 == 0 || !hhdm.is_multiple_of(4096) {
+        if hhdm >> 63 == 0 || !hhdm.is_multiple_of(PageSize::Size2MiB.bytes()) {
             return Err(BootError::Hhdm(hhdm));
         }
         let (memory, unreachable_entries) = memory_map()?;

@@ -93,7 +93,7 @@ pub enum BuildError {
     Map(MapError),
     /// The image lies in memory that the memory map calls something else.
     Image(AssignError),
-    /// The loader's HHDM, at this address, reaches into the kernel's windows.
+    /// The loader's HHDM, at this address, does not lie below the kernel's windows.
     HhdmInTheWay(u64),
     /// The mapping plan contradicts itself.
     Plan(PlanError),
@@ -126,7 +126,7 @@ impl fmt::Display for BuildError {
             Self::HhdmInTheWay(offset) => {
                 write!(
                     f,
-                    "the loader's HHDM at {offset:#x} lies where the kernel keeps its stacks"
+                    "the loader's HHDM at {offset:#x} does not lie below the kernel's own windows"
                 )
             }
             Self::Plan(error) => write!(f, "memory can't be mapped as planned: {error}"),
@@ -279,8 +279,7 @@ impl Shared {
                 .leak(),
         };
         for region in aliases {
-            let end = region.virt + (region.length - 1);
-            if end >= window::ALL.start && region.virt < window::ALL.end {
+            if region.virt + (region.length - 1) >= window::ALL.start {
                 return Err(BuildError::HhdmInTheWay(boot.hhdm));
             }
             plan.add(region)?;
@@ -523,15 +522,27 @@ impl Shared {
         totals
     }
 
-    /// Bytes in frames that nobody owns.
+    /// Bytes that the heap can still have: frames that nobody owns, and what of its
+    /// window is mapped and not yet given to it.
     pub fn free_bytes(&self) -> u64 {
+        let growing = self.growing.lock();
+        self.frames_free_bytes() + growing.heap_mapped - growing.heap_given
+    }
+
+    fn frames_free_bytes(&self) -> u64 {
         self.frames.free_frames() as u64 * FRAME_SIZE
     }
 
     /// Gives the heap `count` contiguous frames, the first a multiple of `align`, as the
     /// HHDM shows them, or `None` if there are none.
     pub fn allocate_heap_frames(&self, count: usize, align: usize) -> Option<NonNull<u8>> {
+        // A block's address is the HHDM's plus the frame's: both must be aligned.
+        let bytes = (align as u64).checked_mul(FRAME_SIZE)?;
+        if !self.hhdm.offset.is_multiple_of(bytes) {
+            return None;
+        }
         let run = self.frames.allocate_run(count, align, Owner::Heap)?;
+        // The allocator has only what the HHDM shows.
         self.hhdm.pointer(run.start())
     }
 
@@ -565,6 +576,12 @@ impl Shared {
             .heap_given
             .checked_add(at_least.max(HEAP_STEP))?
             .min(HEAP.end);
+        // A wish that can't come true must not take what others could use.
+        let reserve = growing.heap_mapped - growing.heap_given;
+        if at_least > reserve + self.frames_free_bytes() || at_least > HEAP.end - growing.heap_given
+        {
+            return None;
+        }
         while growing.heap_mapped < wanted && self.map_heap_page(&mut growing).is_some() {}
         let start = growing.heap_given;
         let length = growing.heap_mapped.min(wanted) - start;

@@ -35,8 +35,8 @@ fn round(shift: &mut Shift<'_>) {
         .is_ok();
     shift.meet();
     let mut size = shift.largest_piece;
-    // A refusal means that no piece of this size is left anywhere; smaller ones
-    // may be, until the machine is out to the last of them.
+    // A refusal means that no piece of this size is left but in other CPUs' caches;
+    // smaller ones may be, until the machine is out to the last of them.
     while listed && size >= SMALLEST && held.len() < held.capacity() {
         let piece = size / 2 + shift.random.below(size / 2) + 1;
         match Block::allocate(shift, piece, 16) {
