@@ -195,24 +195,7 @@ fn threads_share_one_magazine_heap() {
                     let mut shadow = Shadow::new(heap);
                     start.wait();
                     for step in 0..STEPS {
-                        match random.below(8) {
-                            0..4 => {
-                                shadow.alloc(random.layout());
-                            }
-                            4 => {
-                                if let Some(block) = shadow.take_any(&mut random)
-                                    && let Err(error) = next.try_send(block)
-                                {
-                                    let (mpsc::TrySendError::Full(block)
-                                    | mpsc::TrySendError::Disconnected(block)) = error;
-                                    shadow.adopt(block);
-                                }
-                            }
-                            _ => shadow.free_any(&mut random),
-                        }
-                        while let Ok(block) = inbox.try_recv() {
-                            shadow.adopt(block);
-                        }
+                        shadow.step(&mut random, &next, &inbox);
                         match step % 1000 {
                             500 => assert!(heap.drain()),
                             750 => heap.trim(),

@@ -5,6 +5,7 @@ use core::ptr::NonNull;
 use core::slice;
 use core::sync::atomic::{AtomicU64, Ordering};
 use std::collections::BTreeMap;
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError};
 
 /// Every block gets another pattern, whichever thread it is of.
 static NEXT_SEED: AtomicU64 = AtomicU64::new(0);
@@ -114,6 +115,28 @@ impl<'a, H: GlobalAlloc> Shadow<'a, H> {
         block.check(block.start, block.layout.size());
         self.bytes -= block.layout.size() as u64;
         Some(block)
+    }
+
+    /// One step of a thread that allocates, frees, and hands blocks on to the next: what it is
+    /// handed it takes over, and what the next has no room for it keeps.
+    pub fn step(&mut self, random: &mut Random, next: &SyncSender<Block>, inbox: &Receiver<Block>) {
+        match random.below(8) {
+            0..4 => {
+                self.alloc(random.layout());
+            }
+            4 => {
+                if let Some(block) = self.take_any(random)
+                    && let Err(error) = next.try_send(block)
+                {
+                    let (TrySendError::Full(block) | TrySendError::Disconnected(block)) = error;
+                    self.adopt(block);
+                }
+            }
+            _ => self.free_any(random),
+        }
+        while let Ok(block) = inbox.try_recv() {
+            self.adopt(block);
+        }
     }
 
     pub fn free_any(&mut self, random: &mut Random) {
