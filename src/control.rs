@@ -50,6 +50,13 @@ impl Features {
                 .map_or(36, |leaf| leaf.physical_address_bits()),
         }
     }
+
+    /// What of it matters to page tables.
+    pub fn of_tables(&self) -> muster_memory::Features {
+        muster_memory::Features {
+            gigabyte_pages: self.gigabyte_pages,
+        }
+    }
 }
 
 /// The number of page-table levels in use. It can't change in long mode.

@@ -322,16 +322,8 @@ impl Shared {
         let mut table_frames = || frames.allocate(Owner::PageTables);
         // SAFETY: the frames come from the allocator, so they are free memory that
         // nothing else uses, and `hhdm` reaches all of it.
-        let mut tables = unsafe {
-            Tables::new(
-                hhdm,
-                levels,
-                muster_memory::Features {
-                    gigabyte_pages: features.gigabyte_pages,
-                },
-                &mut table_frames,
-            )?
-        };
+        let mut tables =
+            unsafe { Tables::new(hhdm, levels, features.of_tables(), &mut table_frames)? };
         for region in plan.regions() {
             tables.map(region, &mut table_frames)?;
         }
@@ -418,8 +410,7 @@ impl Shared {
     /// The tables, to be read without their lock: in a fault report its holder may be
     /// the one that faulted.
     fn published_tables(&self) -> Tables<Hhdm> {
-        let gigabyte_pages = self.features.gigabyte_pages;
-        let features = muster_memory::Features { gigabyte_pages };
+        let features = self.features.of_tables();
         // SAFETY: the published tables are never freed, and `hhdm` reaches every one.
         // Entries are only added, each by one store of an aligned word, so whoever
         // reads meanwhile sees it or not. Nothing is ever mapped through this value.
@@ -460,7 +451,6 @@ impl Shared {
             return Err(RecountError::ShownTwice(phys));
         }
 
-        let frames = &self.frames;
         let mut counted = Totals::default();
         let mut outside_window = 0;
         let managed = self
@@ -468,7 +458,10 @@ impl Shared {
             .ranges(Owner::Free)
             .chain(self.map.ranges(Owner::Loader));
         for frame in managed.flat_map(PhysRange::frames) {
-            let owner = frames.owner_of(frame).ok_or(RecountError::Unowned(frame))?;
+            let owner = self
+                .frames
+                .owner_of(frame)
+                .ok_or(RecountError::Unowned(frame))?;
             counted[owner] += FRAME_SIZE;
             match (owner, window.contains_point(&frame.start())) {
                 (Owner::Heap, false) => outside_window += 1,
@@ -487,7 +480,7 @@ impl Shared {
         if counted[Owner::PageTables] != table_bytes {
             return Err(RecountError::Books(Owner::PageTables, table_bytes, counted));
         }
-        let books = frames.totals();
+        let books = self.frames.totals();
         match Owner::ALL
             .into_iter()
             .find(|&owner| books[owner] != counted[owner])
