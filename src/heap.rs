@@ -263,9 +263,9 @@ pub fn drain() {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Reading {
     /// Bytes allocated and not freed.
-    pub live_bytes: u64,
+    pub live_bytes: i64,
     /// Blocks allocated and not freed.
-    pub live_blocks: u64,
+    pub live_blocks: i64,
     /// Bytes in free blocks that CPUs keep for themselves.
     pub cached_bytes: u64,
     /// Frames that the magazines hold, for blocks and for their own books.
@@ -280,8 +280,9 @@ impl Reading {
         let list = LIST.statistics();
         let magazines = MAGAZINES.totals();
         Self {
-            live_bytes: list.live_bytes + magazines.live_bytes,
-            live_blocks: list.live_blocks + magazines.live_blocks as u64,
+            // Exact: no machine has so much memory.
+            live_bytes: list.live_bytes as i64 + magazines.live_bytes,
+            live_blocks: list.live_blocks as i64 + magazines.live_blocks,
             cached_bytes: magazines.cached_bytes as u64,
             magazine_frames: magazines.frames() as u64,
             peak_bytes: list.capacity_bytes + magazines.peak_frames as u64 * FRAME_SIZE,

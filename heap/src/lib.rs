@@ -291,9 +291,11 @@ mod regions;
 mod statistics;
 
 pub use heap::{Heap, StartError};
+#[cfg(target_arch = "x86_64")]
+pub use magazines::resume;
 pub use magazines::{
-    CLASSES, Class, ClassStatistics, CpuCache, FRAME, FramePlatform, LARGEST, MOST_CACHED,
-    MagazineHeap, MagazineStatistics, NO_CACHE, SPAN, Totals,
+    CLASSES, Class, ClassStatistics, CpuCache, FRAME, FastPath, FramePlatform, LARGEST,
+    MOST_CACHED, MagazineHeap, MagazineStatistics, NO_CACHE, SPAN, Totals,
 };
 pub use platform::Platform;
 pub use statistics::Statistics;

@@ -1,10 +1,11 @@
 //! Threads standing for CPUs and the host's memory for the machine's frames.
 
+use core::alloc::{GlobalAlloc, Layout};
 use core::cell::Cell;
-use core::fmt;
-use core::ptr::NonNull;
-use core::slice;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::ptr::{self, NonNull};
+use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use core::{fmt, slice};
+use std::alloc::System;
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::thread_local;
 
@@ -26,7 +27,8 @@ pub struct HostedFrames {
     count: usize,
     memory: OnceLock<Option<Memory>>,
     free: Mutex<Option<FreeFrames>>,
-    caches: [CpuCache; CPUS],
+    /// A CPU's cache, or null before it has first used the heap.
+    caches: [AtomicPtr<CpuCache>; CPUS],
 }
 
 /// Which frames are free: a bit for each, in the first frames of the memory.
@@ -44,13 +46,22 @@ impl HostedFrames {
             count,
             memory: OnceLock::new(),
             free: Mutex::new(None),
-            caches: [const { CpuCache::new() }; CPUS],
+            caches: [const { AtomicPtr::new(ptr::null_mut()) }; CPUS],
         }
     }
 
     /// How many frames are free.
     pub fn frames_left(&self) -> usize {
         self.with_free(|_, frames| frames.free).unwrap_or(0)
+    }
+
+    #[cold]
+    fn new_cache(&self, place: &AtomicPtr<CpuCache>) -> &CpuCache {
+        // SAFETY: a cache is larger than nothing, and all zeroes when it is new.
+        let cache = unsafe { System.alloc_zeroed(Layout::new::<CpuCache>()) }.cast::<CpuCache>();
+        place.store(cache, Ordering::Release);
+        // SAFETY: just made, unless the host has no memory; kept until `self` is dropped.
+        unsafe { cache.as_ref() }.unwrap_or(&NO_CACHE)
     }
 
     fn with_free<T>(&self, f: impl FnOnce(&Memory, &mut FreeFrames) -> T) -> Option<T> {
@@ -85,11 +96,20 @@ unsafe impl FramePlatform for HostedFrames {
     fn cache(&self) -> &CpuCache {
         thread_number()
             .and_then(|number| self.caches.get(number))
-            .unwrap_or(&NO_CACHE)
+            .map_or(&NO_CACHE, |place| {
+                // SAFETY: made by `new_cache`, and kept until `self` is dropped.
+                unsafe { place.load(Ordering::Relaxed).as_ref() }
+                    .unwrap_or_else(|| self.new_cache(place))
+            })
     }
 
     fn each_cache(&self, visit: &mut dyn FnMut(&CpuCache)) {
-        self.caches.iter().for_each(visit);
+        let caches = self
+            .caches
+            .iter()
+            .map(|place| place.load(Ordering::Acquire));
+        // SAFETY: as in `cache`.
+        (caches.filter_map(|cache| unsafe { cache.as_ref() })).for_each(visit);
     }
 
     fn allocate_frames(&self, count: usize, align: usize) -> Option<NonNull<u8>> {
@@ -105,6 +125,18 @@ unsafe impl FramePlatform for HostedFrames {
             let offset = start.addr().get() - memory.start.addr().get();
             free.free(offset / FRAME, count);
         });
+    }
+}
+
+impl Drop for HostedFrames {
+    fn drop(&mut self) {
+        for place in &mut self.caches {
+            let cache = *place.get_mut();
+            if !cache.is_null() {
+                // SAFETY: `new_cache` allocated it so, and nobody has this machine any more.
+                unsafe { System.dealloc(cache.cast(), Layout::new::<CpuCache>()) };
+            }
+        }
     }
 }
 

@@ -1,65 +1,81 @@
 //! What one CPU caches, and the fast paths.
 
-use core::cell::Cell;
+use core::cell::UnsafeCell;
+use core::marker::PhantomData;
 use core::mem::MaybeUninit;
 use core::ptr::{self, NonNull};
-use core::sync::atomic::{AtomicBool, AtomicI64, AtomicPtr, AtomicU8, AtomicU64, Ordering};
-use core::sync::atomic::{compiler_fence, fence};
+use core::sync::atomic::{AtomicBool, AtomicI64, AtomicPtr, AtomicU8, AtomicU32, AtomicU64};
+use core::sync::atomic::{Ordering, compiler_fence};
 use core::{fmt, slice};
 
-use super::class::{CLASSES, Class, FRAME, STRIDE};
+use super::class::{CLASSES, Class, STRIDE};
 
 /// A block that nobody uses.
 pub(super) type Block = NonNull<u8>;
 
-/// This CPU is outside the heap.
+/// This CPU is outside the heap, or on a fast path that is restarted.
 const IDLE: u8 = 0;
-/// This CPU is on a fast path: its cache may be in between, but it holds no lock.
+/// This CPU is on a flagged fast path: its cache may be in between, but it holds no lock.
 const FAST: u8 = 1;
 /// This CPU is on a slow path: it may hold any lock of the heap.
 const SLOW: u8 = 2;
 /// There is no cache.
 const ABSENT: u8 = 3;
 
-/// Where in the storage each class's magazine starts, in bytes.
-static OFFSETS: [usize; CLASSES] = {
-    let mut offsets = [0; CLASSES];
+/// Which slot each class's magazine begins with. It is always null: the end that a pop runs into.
+static BOTTOMS: [u32; CLASSES] = {
+    let mut bottoms = [0; CLASSES];
     let mut class = 1;
     while class < CLASSES {
-        offsets[class] = offsets[class - 1] + capacity(class - 1) * size_of::<Block>();
+        bottoms[class] = bottoms[class - 1] + 1 + capacity(class - 1);
         class += 1;
     }
-    offsets
+    bottoms
 };
 
-/// The memory that the magazines of one CPU take, in frames.
-pub(super) const STORAGE_FRAMES: usize =
-    (OFFSETS[CLASSES - 1] + capacity(CLASSES - 1) * size_of::<Block>()).div_ceil(FRAME);
+/// The slot that a closed magazine's `top` is: null, so a pop finds nothing there, and not below any
+/// `end`, so a push finds no room.
+const CLOSED: u32 = BOTTOMS[CLASSES - 1] + 1 + capacity(CLASSES - 1);
+
+const SLOTS: usize = CLOSED as usize + 1;
 
 /// For CPUs that have no cache yet: whoever uses it goes to the slabs.
 pub static NO_CACHE: CpuCache = CpuCache::in_state(ABSENT);
 
-/// What one CPU caches: a magazine of free blocks for each size class.
+/// What one CPU caches: a magazine of free blocks for each size class. Some 30 KiB.
 ///
-/// The kernel keeps it wherever it keeps what belongs to a CPU, all zeroes at first. Only the CPU
-/// itself writes to it (the methods here only read); the magazines lie in frames that the heap
-/// gets when the CPU first needs them.
+/// The kernel keeps it wherever it keeps what belongs to a CPU, all zeroes at first, which is also
+/// what [`new`](Self::new) makes. Only the CPU itself writes to it; the methods here only read.
 ///
 /// # Why an interrupt can't break it
 ///
-/// A fast path reads `state`, which must be `IDLE`, stores `FAST`, works, and stores `IDLE`. Let
-/// an interrupt, or an NMI, come at any instruction of it and use the heap:
+/// A pop reads `top`, reads the slot of that number, and counts `top` down; a push reads `top`,
+/// writes the slot above, and counts `top` up. An interrupt, or an NMI, may come at any instruction
+/// and its handler may use the heap. What it finds and leaves behind depends on the platform's
+/// [`FastPath`](super::FastPath).
 ///
-/// 1. *Before the store of `FAST`.* So far the interrupted code has read nothing but `state`. The
-///    handler finds `IDLE`, works, and leaves `IDLE` behind: what was read is still true.
-/// 2. *From there until the store of `IDLE`.* The handler finds `FAST`. It touches neither magazines
+/// **Restarted.** The change of `top` is the last instruction of the sequence and the only one that
+/// counts: the sequence up to there has changed nothing but a slot that is free. So it may be given
+/// up and begun anew, which is what happens if the handler's return comes through
+/// [`resume`](super::resume). The handler itself finds a cache that is whole. All this is true also
+/// if the code goes on on another CPU, as the sequence begins with GS.
+///
+/// **Flagged.** The sequence is enclosed by stores of `FAST` and `IDLE` to `state`, which is `IDLE`
+/// before.
+///
+/// 1. *Before the store of `FAST`*, the interrupted code has read nothing but `state`. The handler
+///    finds `IDLE`, works, and leaves `IDLE` behind: what was read is still true.
+/// 2. *From there until the store of `IDLE`*, the handler finds `FAST`. It touches neither magazines
 ///    nor counters here, but takes from the slabs and gives to them. As the interrupted code holds
 ///    no lock, it may wait for one. Meanwhile it makes the state `SLOW`, for whoever interrupts it.
-/// 3. *After the store of `IDLE`.* The interrupted code is done with the cache.
+/// 3. *After the store of `IDLE`*, the interrupted code is done with the cache.
 ///
-/// On a slow path the state is `SLOW`, and interrupts are kept out. Only an NMI or a panic can find
-/// it so. It then waits for no lock, because its own CPU may hold it, but has a reserve of one block
-/// of each class. The CPU adds to the reserve where there is nothing, so both can't have the block.
+/// **On a slow path** the state is `SLOW`, and interrupts are kept out. Only an NMI or a panic can
+/// find it so. Each magazine that the slow path works on is *closed* first, by one exchange of its
+/// `top`, and opened last, by one store: a restarted fast path on top finds it neither with a block
+/// nor with room, and the others as usable as ever. A slow path on top of a slow path waits for no
+/// lock, because its own CPU may hold it, but has a reserve of one block of each class. The CPU adds
+/// to the reserve where there is nothing, so both can't have the block.
 ///
 /// "Before" and "after" are about the order of instructions on one CPU. Compiler fences keep it, and
 /// a CPU sees its own stores in order. No store here is for other CPUs to act on.
@@ -68,29 +84,29 @@ pub struct CpuCache {
     state: AtomicU8,
     drain_wanted: AtomicBool,
     /// Bytes allocated less bytes freed on this CPU, as asked for.
-    live_bytes: AtomicI64,
-    magazines: [Magazine; CLASSES],
-    storage: AtomicPtr<Block>,
+    pub(super) live_bytes: AtomicI64,
+    pub(super) magazines: [Magazine; CLASSES],
+    pub(super) slots: UnsafeCell<[*mut u8; SLOTS]>,
     /// A block of each class for whoever comes upon this CPU on a slow path, or null.
     reserve: [AtomicPtr<u8>; CLASSES],
     tallies: [Tally; CLASSES],
 }
 
-/// The free blocks of one class, as addresses from `base` up to `top`: the blocks themselves are
-/// not touched. All null, so both empty and full, while there is no storage.
+/// The free blocks of one class: those in the slots above the class's bottom, up to `top`. The
+/// blocks themselves are not touched. All zeroes, so both empty and full, until first used.
 ///
-/// Other CPUs read what is atomic. The rest the compiler may read as it likes best.
+/// `top` and `end` are less than [`SLOTS`].
 #[repr(C)]
-struct Magazine {
-    top: AtomicPtr<Block>,
-    base: Cell<*mut Block>,
-    end: Cell<*mut Block>,
-    allocations: AtomicU64,
+pub(super) struct Magazine {
+    pub(super) top: AtomicU32,
+    /// The highest slot that may be filled.
+    pub(super) end: AtomicU32,
+    pub(super) allocations: AtomicU64,
 }
 
 const _: () = assert!(size_of::<Magazine>() == STRIDE);
 
-// SAFETY: the cells are used by the cache's own CPU only, and there only by whoever may write to the
+// SAFETY: slots are used by the cache's own CPU only, and there only by whoever may write to the
 // cache: see "Why an interrupt can't break it".
 unsafe impl Sync for CpuCache {}
 
@@ -114,10 +130,13 @@ pub struct MagazineStatistics {
     pub flushes: u64,
     /// Free blocks in the magazine, and the one in reserve.
     pub cached_blocks: usize,
+    /// The most blocks that the magazine may have now: it grows with each refill and flush, up to
+    /// twice the class's [`depth`](Class::depth), and starts anew when the CPU drains.
+    pub limit: usize,
 }
 
 impl CpuCache {
-    /// An empty cache.
+    /// An empty cache: all zeroes.
     pub const fn new() -> Self {
         Self::in_state(IDLE)
     }
@@ -127,8 +146,14 @@ impl CpuCache {
             state: AtomicU8::new(state),
             drain_wanted: AtomicBool::new(false),
             live_bytes: AtomicI64::new(0),
-            magazines: [const { Magazine::new() }; CLASSES],
-            storage: AtomicPtr::new(ptr::null_mut()),
+            magazines: [const {
+                Magazine {
+                    top: AtomicU32::new(0),
+                    end: AtomicU32::new(0),
+                    allocations: AtomicU64::new(0),
+                }
+            }; CLASSES],
+            slots: UnsafeCell::new([ptr::null_mut(); SLOTS]),
             reserve: [const { AtomicPtr::new(ptr::null_mut()) }; CLASSES],
             tallies: [const {
                 Tally {
@@ -143,14 +168,17 @@ impl CpuCache {
     pub fn statistics(&self, class: Class) -> MagazineStatistics {
         let magazine = &self.magazines[class];
         let tally = &self.tallies[class];
-        let base = self.storage.load(Ordering::Relaxed).addr() + OFFSETS[class];
-        let bytes = (magazine.top.load(Ordering::Relaxed).addr()).saturating_sub(base);
+        let end = magazine.end.load(Ordering::Relaxed);
+        // A magazine that is closed just now counts as empty.
+        let top = Some(magazine.top.load(Ordering::Relaxed)).filter(|&top| top <= end);
+        let above_bottom = |slot: u32| slot.saturating_sub(BOTTOMS[class]) as usize;
         MagazineStatistics {
             allocations: magazine.allocations.load(Ordering::Relaxed),
             refills: tally.refills.load(Ordering::Relaxed),
             flushes: tally.flushes.load(Ordering::Relaxed),
-            cached_blocks: (bytes / size_of::<Block>()).min(capacity(class.index()))
+            cached_blocks: top.map_or(0, above_bottom)
                 + usize::from(!self.reserve[class].load(Ordering::Relaxed).is_null()),
+            limit: above_bottom(end),
         }
     }
 
@@ -171,36 +199,54 @@ impl CpuCache {
         self.state.load(Ordering::Relaxed) != ABSENT
     }
 
-    /// A cached block, for an allocation of `size` bytes. `None`: see to it on the slow path.
+    /// The flagged fast path of an allocation of `size` bytes. `None`: see to it on the slow path.
     #[inline(always)]
     pub(super) fn pop(&self, class: Class, size: usize) -> Option<Block> {
         if !self.begin() {
             return None;
         }
-        let block = self.pop_inside(class, size);
+        let magazine = self.magazine(class);
+        let top = magazine.top.load(Ordering::Relaxed);
+        // SAFETY: (1) `top` is less than `SLOTS`; (2) only this CPU, once at a time, gets here.
+        let block = unsafe { self.slot(top).read() };
+        let block = NonNull::new(block);
+        if block.is_some() {
+            magazine.top.store(top - 1, Ordering::Relaxed);
+            // Only this CPU writes the counters: an increment needs no bus lock.
+            count(&magazine.allocations);
+            self.account(size as i64);
+        }
         self.end();
         block
     }
 
-    /// Caches a block that was an allocation of `size` bytes. `false`: see to it on the slow path.
+    /// The flagged fast path of a free of `size` bytes. `false`: see to it on the slow path.
     #[inline(always)]
     pub(super) fn push(&self, class: Class, block: Block, size: usize) -> bool {
         if !self.begin() {
             return false;
         }
-        let pushed = self.push_inside(class, block, size);
+        let magazine = self.magazine(class);
+        let top = magazine.top.load(Ordering::Relaxed);
+        let has_room = top < magazine.end.load(Ordering::Relaxed);
+        if has_room {
+            // SAFETY: (1) `top` is below `end`, which is less than `SLOTS`; (2) as in `pop`.
+            unsafe { self.slot(top + 1).write(block.as_ptr()) };
+            magazine.top.store(top + 1, Ordering::Relaxed);
+            self.account(-(size as i64));
+        }
         self.end();
-        pushed
+        has_room
     }
 
     /// Corrects the live bytes. `false`: this CPU is inside the heap or has no cache.
     #[inline]
     pub(super) fn correct(&self, bytes: i64) -> bool {
-        if !self.begin() {
+        if self.state.load(Ordering::Relaxed) != IDLE {
             return false;
         }
-        self.account(bytes);
-        self.end();
+        // Against interrupts, not other CPUs: what the handler adds must not be lost.
+        self.live_bytes.fetch_add(bytes, Ordering::Relaxed);
         true
     }
 
@@ -226,43 +272,13 @@ impl CpuCache {
         unsafe { &*(&raw const self.magazines).byte_add(class.offset()).cast() }
     }
 
+    /// # Safety
+    ///
+    /// `number` is less than [`SLOTS`].
     #[inline(always)]
-    fn pop_inside(&self, class: Class, size: usize) -> Option<Block> {
-        let magazine = self.magazine(class);
-        let top = magazine.top.load(Ordering::Relaxed);
-        if top == magazine.base.get() {
-            return None;
-        }
-        // SAFETY: `top` lies above `base`, so the magazine's memory goes on below it.
-        let top = unsafe { top.sub(1) };
-        // SAFETY: everything from `base` to the old `top` is a block, and only this CPU, once at a
-        // time, gets here.
-        let block = unsafe { top.read() };
-        magazine.top.store(top, Ordering::Relaxed);
-        // Only this CPU writes the counter: an increment needs no bus lock.
-        let allocations = magazine.allocations.load(Ordering::Relaxed);
-        magazine
-            .allocations
-            .store(allocations.wrapping_add(1), Ordering::Relaxed);
-        self.account(size as i64);
-        Some(block)
-    }
-
-    #[inline(always)]
-    fn push_inside(&self, class: Class, block: Block, size: usize) -> bool {
-        let magazine = self.magazine(class);
-        let top = magazine.top.load(Ordering::Relaxed);
-        if top == magazine.end.get() {
-            return false;
-        }
-        // SAFETY: `top` lies below `end`, so there is room for a block, and only this CPU, once at a
-        // time, gets here.
-        unsafe { top.write(block) };
-        // SAFETY: at most `end`, as above.
-        let top = unsafe { top.add(1) };
-        magazine.top.store(top, Ordering::Relaxed);
-        self.account(-(size as i64));
-        true
+    unsafe fn slot(&self, number: u32) -> *mut *mut u8 {
+        // SAFETY: within the array, as the caller promises.
+        unsafe { self.slots.get().cast::<*mut u8>().add(number as usize) }
     }
 
     #[inline(always)]
@@ -293,7 +309,7 @@ impl CpuCache {
         }
     }
 
-    /// Runs what stands for an interrupt handler where a fast path is half done.
+    /// Runs what stands for an interrupt handler where a flagged fast path is half done.
     #[cfg(all(test, feature = "hosted"))]
     pub(super) fn during_fast_path(&self, handler: impl FnOnce()) {
         assert!(self.begin());
@@ -328,22 +344,11 @@ impl fmt::Debug for CpuCache {
     }
 }
 
-impl Magazine {
-    const fn new() -> Self {
-        Self {
-            top: AtomicPtr::new(ptr::null_mut()),
-            base: Cell::new(ptr::null_mut()),
-            end: Cell::new(ptr::null_mut()),
-            allocations: AtomicU64::new(0),
-        }
-    }
-}
-
 /// How a slow path was entered, which says what it may touch.
 pub(super) enum Entry<'a> {
     /// From outside the heap: the cache is this code's alone.
     Owner(Owner<'a>),
-    /// On top of a fast path, or without a cache: locks, but no cache.
+    /// On top of a flagged fast path, or without a cache: locks, but no cache.
     Guest(#[expect(dead_code, reason = "held for its drop")] Inside<'a>),
     /// On top of a slow path: neither.
     Nested,
@@ -372,127 +377,33 @@ impl Owner<'_> {
         self.0.cache
     }
 
-    pub(super) fn has_storage(&self) -> bool {
-        !self.cache().storage.load(Ordering::Relaxed).is_null()
-    }
-
-    /// Gives the magazines their memory.
-    ///
-    /// # Safety
-    ///
-    /// The memory is [`STORAGE_FRAMES`] long, aligned for pointers, and the cache's alone until
-    /// [`detach`](Self::detach) returns it.
-    pub(super) unsafe fn attach(&mut self, storage: NonNull<Block>) {
-        for class in Class::all() {
-            // SAFETY: all magazines together fit in the storage.
-            let base = unsafe { storage.as_ptr().byte_add(OFFSETS[class]) };
-            // SAFETY: as above.
-            let end = unsafe { base.add(capacity(class.index())) };
-            let magazine = &self.cache().magazines[class];
-            magazine.base.set(base);
-            magazine.top.store(base, Ordering::Relaxed);
-            magazine.end.set(end);
-        }
-        self.cache()
-            .storage
-            .store(storage.as_ptr(), Ordering::Relaxed);
-    }
-
-    /// Takes the memory back, if there is any. The magazines must be empty; what they hold is lost.
-    pub(super) fn detach(&mut self) -> Option<NonNull<Block>> {
-        for magazine in &self.cache().magazines {
-            magazine.top.store(ptr::null_mut(), Ordering::Relaxed);
-            magazine.base.set(ptr::null_mut());
-            magazine.end.set(ptr::null_mut());
-        }
-        // `Inside` says that nobody else writes here, so no exchange is needed.
-        let storage = self.cache().storage.load(Ordering::Relaxed);
-        self.cache()
-            .storage
-            .store(ptr::null_mut(), Ordering::Relaxed);
-        // Statistics that other CPUs gather only compare the addresses.
-        fence(Ordering::Release);
-        NonNull::new(storage)
-    }
-
-    pub(super) fn pop(&mut self, class: Class, size: usize) -> Option<Block> {
-        self.cache().pop_inside(class, size)
-    }
-
-    pub(super) fn push(&mut self, class: Class, block: Block, size: usize) -> bool {
-        self.cache().push_inside(class, block, size)
-    }
-
-    /// Sees to it that there is a block in reserve, if the magazine has one.
-    pub(super) fn keep_reserve(&mut self, class: Class) {
-        let reserve = &self.cache().reserve[class];
-        if reserve.load(Ordering::Relaxed).is_null() {
-            // Whoever interrupts this only takes, so the reserve is still empty afterwards.
-            self.take_oldest(class, 1, |blocks| {
-                if let Some(block) = blocks.first() {
-                    reserve.store(block.as_ptr(), Ordering::Relaxed);
-                }
-            });
-        }
-    }
-
-    /// Lets `fill` put blocks into the magazine, which must be empty.
-    pub(super) fn refill(
-        &mut self,
-        class: Class,
-        fill: impl FnOnce(&mut [MaybeUninit<Block>]) -> usize,
-    ) {
-        let magazine = &self.cache().magazines[class];
-        let base = magazine.base.get();
-        if base.is_null() || magazine.top.load(Ordering::Relaxed) != base {
-            return;
-        }
-        // SAFETY: the magazine has memory for at least its class's depth, which is this code's
-        // alone, and holds no block.
-        let room = unsafe { slice::from_raw_parts_mut(base.cast(), class.depth()) };
-        let filled = fill(room).min(class.depth());
-        // SAFETY: within the magazine's memory.
-        let top = unsafe { base.add(filled) };
-        magazine.top.store(top, Ordering::Relaxed);
-        count(&self.cache().tallies[class].refills);
-    }
-
-    /// Lets `empty` have the blocks that have been here longest, as many as move at once.
-    pub(super) fn flush(&mut self, class: Class, empty: impl FnOnce(&[Block])) {
-        let depth = class.depth();
-        self.take_oldest(class, depth, empty);
-        count(&self.cache().tallies[class].flushes);
-    }
-
-    /// Lets `empty` have all blocks of the class, in one or two parts.
-    pub(super) fn flush_all(&mut self, class: Class, mut empty: impl FnMut(&[Block])) {
-        if let Some(block) = self.cache().take_reserve(class) {
-            empty(&[block]);
-        }
-        self.take_oldest(class, usize::MAX, empty);
-    }
-
-    fn take_oldest(&self, class: Class, most: usize, empty: impl FnOnce(&[Block])) {
-        let magazine = &self.cache().magazines[class];
-        let base = magazine.base.get();
-        if base.is_null() {
-            return;
-        }
-        // SAFETY: both point into the magazine's memory, `top` not below `base`.
-        let cached = unsafe {
-            magazine
-                .top
-                .load(Ordering::Relaxed)
-                .offset_from_unsigned(base)
+    /// Closes a class's magazine to all others, for as long as the result lives.
+    pub(super) fn close(&mut self, class: Class) -> Closed<'_> {
+        let cache = self.0.cache;
+        let magazine = &cache.magazines[class];
+        let bottom = BOTTOMS[class];
+        // One exchange: what an NMI does with the magazine until now counts, and from now on it
+        // does nothing.
+        let top = magazine.top.swap(CLOSED, Ordering::Relaxed);
+        compiler_fence(Ordering::SeqCst);
+        let end = magazine.end.load(Ordering::Relaxed);
+        let mut closed = Closed {
+            cache,
+            class,
+            blocks: top.saturating_sub(bottom) as usize,
+            limit: end.saturating_sub(bottom) as usize,
+            _owner: PhantomData,
         };
-        let taken = cached.min(most);
-        // SAFETY: `cached` blocks lie at `base`, and nobody writes there meanwhile.
-        empty(unsafe { slice::from_raw_parts(base, taken) });
-        // SAFETY: the rest of the blocks, moved down within the magazine's memory.
-        unsafe { ptr::copy(base.add(taken), base, cached - taken) };
-        // SAFETY: within the magazine's memory.
-        let top = unsafe { base.add(cached - taken) };
-        magazine.top.store(top, Ordering::Relaxed);
+        if end == 0 {
+            closed.blocks = 0;
+            closed.limit = class.first_limit();
+        }
+        closed
+    }
+
+    /// Takes the block in reserve.
+    pub(super) fn take_reserve(&mut self, class: Class) -> Option<Block> {
+        self.cache().take_reserve(class)
     }
 
     /// Whether the CPU has been asked to drain and has not yet.
@@ -505,15 +416,150 @@ impl Owner<'_> {
     }
 }
 
+/// A magazine that nobody else gets at until this is dropped.
+pub(super) struct Closed<'a> {
+    cache: &'a CpuCache,
+    class: Class,
+    /// How many blocks there are.
+    blocks: usize,
+    /// How many there may be: at most the class's capacity.
+    limit: usize,
+    /// One magazine is closed at a time.
+    _owner: PhantomData<&'a mut ()>,
+}
+
+impl Closed<'_> {
+    /// The memory for the blocks, of which the first `blocks` are there.
+    fn memory(&mut self) -> &mut [MaybeUninit<Block>] {
+        // SAFETY: (1) the class's slots but the lowest are so many, and hold pointers, which a
+        // `MaybeUninit<NonNull>` is as large as; (2) the magazine is closed and the state `SLOW`,
+        // and whoever interrupts this leaves both alone: nobody else reads or writes there while
+        // `self` is borrowed.
+        unsafe {
+            let first = self.cache.slot(BOTTOMS[self.class] + 1);
+            slice::from_raw_parts_mut(first.cast(), capacity(self.class.index()) as usize)
+        }
+    }
+
+    /// Takes the block that was put in last.
+    pub(super) fn pop(&mut self, size: usize) -> Option<Block> {
+        let last = self.blocks.checked_sub(1)?;
+        // SAFETY: the first `blocks` are there.
+        let block = unsafe { self.memory().get(last)?.assume_init() };
+        self.blocks = last;
+        count(&self.cache.magazines[self.class].allocations);
+        self.account(size as i64);
+        Some(block)
+    }
+
+    /// Puts a block in, if there is room.
+    pub(super) fn push(&mut self, block: Block, size: usize) -> bool {
+        let blocks = self.blocks;
+        if blocks >= self.limit {
+            return false;
+        }
+        if let Some(place) = self.memory().get_mut(blocks) {
+            place.write(block);
+            self.blocks += 1;
+            self.account(-(size as i64));
+        }
+        blocks < self.blocks
+    }
+
+    /// An NMI's fast path may add to it at the same time.
+    fn account(&self, bytes: i64) {
+        self.cache.live_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// How many blocks move at once: half of what there may be.
+    fn batch(&self) -> usize {
+        self.limit / 2
+    }
+
+    /// A miss says that the magazine is too small, if it may be larger.
+    fn grow(&mut self) {
+        self.limit = (self.limit * 2).min(capacity(self.class.index()) as usize);
+    }
+
+    /// Sees to it that there is a block in reserve, if the magazine has one.
+    pub(super) fn keep_reserve(&mut self) {
+        let reserve = &self.cache.reserve[self.class];
+        if reserve.load(Ordering::Relaxed).is_null() {
+            // Whoever interrupts this only takes, so the reserve is still empty afterwards.
+            self.take_oldest(1, |blocks| {
+                if let Some(block) = blocks.first() {
+                    reserve.store(block.as_ptr(), Ordering::Relaxed);
+                }
+            });
+        }
+    }
+
+    /// Lets `fill` put blocks into the magazine, if it is empty.
+    pub(super) fn refill(&mut self, fill: impl FnOnce(&mut [MaybeUninit<Block>]) -> usize) {
+        if self.blocks > 0 {
+            return;
+        }
+        let batch = self.batch();
+        if let Some(room) = self.memory().get_mut(..batch) {
+            self.blocks = fill(room).min(batch);
+        }
+        count(&self.cache.tallies[self.class].refills);
+        self.grow();
+    }
+
+    /// Lets `empty` have the blocks that have been here longest, as many as move at once.
+    pub(super) fn flush(&mut self, empty: impl FnOnce(&[Block])) {
+        self.take_oldest(self.batch(), empty);
+        count(&self.cache.tallies[self.class].flushes);
+        self.grow();
+    }
+
+    /// Lets `empty` have all blocks, and makes the magazine as small as at first.
+    pub(super) fn empty(&mut self, empty: impl FnOnce(&[Block])) {
+        self.take_oldest(usize::MAX, empty);
+        self.limit = self.class.first_limit();
+    }
+
+    fn take_oldest(&mut self, most: usize, empty: impl FnOnce(&[Block])) {
+        let blocks = self.blocks;
+        let taken = blocks.min(most);
+        let memory = self.memory();
+        let Some(oldest) = memory.get(..taken) else {
+            return;
+        };
+        // SAFETY: the first `blocks` are there, which is at least as many.
+        empty(unsafe { slice::from_raw_parts(oldest.as_ptr().cast(), taken) });
+        memory.copy_within(taken..blocks, 0);
+        self.blocks = blocks - taken;
+    }
+}
+
+impl Drop for Closed<'_> {
+    fn drop(&mut self) {
+        let magazine = &self.cache.magazines[self.class];
+        let bottom = BOTTOMS[self.class];
+        // Both casts are exact: there are fewer slots than that. The `end` first: a closed
+        // magazine has no room, whatever that is.
+        magazine
+            .end
+            .store(bottom + self.limit as u32, Ordering::Relaxed);
+        compiler_fence(Ordering::SeqCst);
+        magazine
+            .top
+            .store(bottom + self.blocks as u32, Ordering::Relaxed);
+    }
+}
+
 /// How many blocks of a class a CPU caches at most.
-const fn capacity(class: usize) -> usize {
+const fn capacity(class: usize) -> u32 {
     match Class::from_index(class) {
-        Some(class) => 2 * class.depth(),
+        Some(class) => 2 * class.depth() as u32,
         None => 0,
     }
 }
 
 /// Counts up what only this CPU writes.
+#[inline(always)]
 fn count(counter: &AtomicU64) {
     let value = counter.load(Ordering::Relaxed);
     counter.store(value.wrapping_add(1), Ordering::Relaxed);

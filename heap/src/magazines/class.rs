@@ -30,7 +30,8 @@ const LEAST_DEPTH: usize = 8;
 /// The most: what moves at once must not keep a CPU for long, and 16 KiB of the smallest blocks would.
 const MOST_DEPTH: usize = 128;
 
-/// The most bytes that one CPU keeps to itself, when all its magazines and its reserve are full: less than 1.3 MiB.
+/// The budget of one CPU: the most bytes that it keeps to itself, when all its magazines have grown
+/// to their full depth and are full, and so is its reserve. Less than 1.3 MiB.
 pub const MOST_CACHED: usize = {
     let mut bytes = 0;
     let mut class = 0;
@@ -55,7 +56,7 @@ pub struct Class(u16);
 
 /// The distance, in bytes, of what belongs to two neighbouring classes on the fast path, which so
 /// need not multiply.
-pub(super) const STRIDE: usize = 32;
+pub(super) const STRIDE: usize = 16;
 
 impl Class {
     /// The class that serves a layout, or `None` if it is larger than any.
@@ -138,6 +139,11 @@ impl Class {
         } else {
             depth
         }
+    }
+
+    /// How many blocks a magazine may have at first, before misses make it grow.
+    pub(super) const fn first_limit(self) -> usize {
+        self.depth() / 2
     }
 
     /// How many frames a slab has: a power of two, the least that loses at most an eighth to the

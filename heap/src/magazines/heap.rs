@@ -6,14 +6,16 @@ use core::mem::MaybeUninit;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicI64, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 
-use super::cache::{Block, Entry, Owner, STORAGE_FRAMES};
+use super::cache::{Block, Entry, Owner};
 use super::class::{CLASSES, Class, FRAME};
 use super::depot::Depot;
 use super::frames::{Frames, Use};
+#[cfg(target_arch = "x86_64")]
+use super::restart;
 use super::slab::Wrong;
 use super::slab_map::SlabMap;
 use super::slabs::{Ground, Slabs};
-use super::{ClassStatistics, FramePlatform, Totals};
+use super::{ClassStatistics, FastPath, FramePlatform, Totals};
 
 /// A heap that scales with the number of CPUs: `#[global_allocator]` material.
 ///
@@ -209,8 +211,9 @@ impl<P: FramePlatform> MagazineHeap<P> {
             used += self.slabs[class].used();
         }
         Totals {
-            live_bytes: live_bytes.try_into().unwrap_or(0),
-            live_blocks: used.saturating_sub(cached_blocks),
+            live_bytes,
+            // Exact: no machine has so many blocks.
+            live_blocks: used as i64 - cached_blocks as i64,
             cached_bytes,
             slab_frames: self.frames.held(Use::Slab),
             large_frames: self.frames.held(Use::Large),
@@ -258,14 +261,32 @@ impl<P: FramePlatform> MagazineHeap<P> {
 
     #[inline(always)]
     fn pop(&self, class: Class, size: usize) -> Option<Block> {
-        let _pin = self.platform().pin();
-        self.platform().cache().pop(class, size)
+        match P::FAST_PATH {
+            FastPath::Flagged => {
+                let _pin = self.platform().pin();
+                self.platform().cache().pop(class, size)
+            }
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: it is this kind of fast path.
+            FastPath::Restarted { .. } => unsafe { restart::pop::<P>(class, size) },
+            #[cfg(not(target_arch = "x86_64"))]
+            FastPath::Restarted { .. } => const { panic!("there are no such sequences here") },
+        }
     }
 
     #[inline(always)]
     fn push(&self, class: Class, block: Block, size: usize) -> bool {
-        let _pin = self.platform().pin();
-        self.platform().cache().push(class, block, size)
+        match P::FAST_PATH {
+            FastPath::Flagged => {
+                let _pin = self.platform().pin();
+                self.platform().cache().push(class, block, size)
+            }
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: it is this kind of fast path.
+            FastPath::Restarted { .. } => unsafe { restart::push::<P>(class, block, size) },
+            #[cfg(not(target_arch = "x86_64"))]
+            FastPath::Restarted { .. } => const { panic!("there are no such sequences here") },
+        }
     }
 
     /// Tries, and tries again after each thing that can be done about a shortage.
@@ -303,13 +324,13 @@ impl<P: FramePlatform> MagazineHeap<P> {
             match self.platform().cache().enter() {
                 Entry::Owner(mut owner) => {
                     let freed = self.catch_up(&mut owner);
+                    let mut magazine = owner.close(class);
                     if fills {
-                        self.furnish(&mut owner);
-                        owner.refill(class, |room| self.gather(class, room));
+                        magazine.refill(|room| self.gather(class, room));
                     }
-                    let block = owner.pop(class, size).ok_or(Refused::Short);
+                    let block = magazine.pop(size).ok_or(Refused::Short);
                     if fills {
-                        owner.keep_reserve(class);
+                        magazine.keep_reserve();
                     }
                     (block.or_else(|_| self.allocate_one(class, size)), freed)
                 }
@@ -401,20 +422,15 @@ impl<P: FramePlatform> MagazineHeap<P> {
         size: usize,
     ) -> Result<(), Misuse> {
         let mut freed = self.catch_up(owner);
-        self.furnish(owner);
-        if owner.push(class, block, size) {
-            return freed;
-        }
-        owner.flush(class, |blocks| {
-            let cpu = self.platform().cpu();
-            if !self.depots[class].put(cpu, &self.frames, class, blocks) {
-                freed = freed.and(self.free_to_slabs(class, blocks));
-            }
-        });
-        if !owner.push(class, block, size) {
-            // There is no memory for magazines.
-            self.account(-(size as i64));
-            freed = freed.and(self.free_to_slabs(class, &[block]));
+        let mut magazine = owner.close(class);
+        if !magazine.push(block, size) {
+            magazine.flush(|blocks| {
+                let cpu = self.platform().cpu();
+                if !self.depots[class].put(cpu, &self.frames, class, blocks) {
+                    freed = freed.and(self.free_to_slabs(class, blocks));
+                }
+            });
+            magazine.push(block, size);
         }
         freed
     }
@@ -436,29 +452,17 @@ impl<P: FramePlatform> MagazineHeap<P> {
         freed
     }
 
-    /// Gives the magazines of this CPU their memory, if there is any.
-    fn furnish(&self, owner: &mut Owner<'_>) {
-        if owner.has_storage() {
-            return;
-        }
-        if let Some(storage) = self.frames.allocate(STORAGE_FRAMES, 1, Use::Own) {
-            // SAFETY: frames for this purpose, of which `drain_inside` returns the owner's only.
-            unsafe { owner.attach(storage.cast()) };
-        }
-    }
-
     fn drain_inside(&self, owner: &mut Owner<'_>) -> Result<(), Misuse> {
         let mut freed = self.free_deferred();
         for class in Class::all() {
-            owner.flush_all(class, |blocks| {
-                if !blocks.is_empty() {
-                    freed = freed.and(self.free_to_slabs(class, blocks));
+            let reserve = owner.take_reserve(class);
+            owner.close(class).empty(|blocks| {
+                for blocks in [reserve.as_slice(), blocks] {
+                    if !blocks.is_empty() {
+                        freed = freed.and(self.free_to_slabs(class, blocks));
+                    }
                 }
             });
-        }
-        if let Some(storage) = owner.detach() {
-            // SAFETY: `furnish` allocated it so, and the magazines don't refer to it any more.
-            unsafe { self.frames.free(storage.cast(), STORAGE_FRAMES, Use::Own) };
         }
         owner.drained();
         freed

@@ -6,6 +6,8 @@ mod depot;
 mod frames;
 mod heap;
 mod platform;
+#[cfg(target_arch = "x86_64")]
+mod restart;
 mod slab;
 mod slab_map;
 mod slabs;
@@ -14,6 +16,8 @@ mod statistics;
 pub use cache::{CpuCache, MagazineStatistics, NO_CACHE};
 pub use class::{CLASSES, Class, FRAME, LARGEST, MOST_CACHED};
 pub use heap::MagazineHeap;
-pub use platform::FramePlatform;
+pub use platform::{FastPath, FramePlatform};
+#[cfg(target_arch = "x86_64")]
+pub use restart::resume;
 pub use slab_map::SPAN;
 pub use statistics::{ClassStatistics, Totals};

@@ -4,6 +4,22 @@ use core::ptr::NonNull;
 
 use super::CpuCache;
 
+/// What a fast path does about interrupts whose handlers use the heap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FastPath {
+    /// It raises a flag, which a handler finds. Works everywhere, and costs some six instructions for
+    /// an allocation and its free.
+    Flagged,
+    /// It is a sequence that the kernel begins anew if it interrupted it: see
+    #[cfg_attr(target_arch = "x86_64", doc = "[`resume`](super::resume).")]
+    #[cfg_attr(not(target_arch = "x86_64"), doc = "`resume`.")]
+    /// On x86-64 only.
+    Restarted {
+        /// Where the CPU's cache lies from GS base, in bytes: less than 1 GiB.
+        cache_from_gs: usize,
+    },
+}
+
 /// The kernel (or the operating system) below a [`MagazineHeap`](super::MagazineHeap).
 ///
 /// # Lock order
@@ -28,7 +44,16 @@ use super::CpuCache;
 ///    this CPU.
 /// 5. [`allocate_frames`](Self::allocate_frames) gives memory that is mapped, readable and writable
 ///    on all CPUs, aligned and contiguous as asked, and used by nothing else until it is freed.
+/// 6. If [`FAST_PATH`](Self::FAST_PATH) is [`FastPath::Restarted`]: (a) as far from GS base as it
+///    says lies what [`cache`](Self::cache) gives, or, where that is
+///    [`NO_CACHE`](super::NO_CACHE), a [`CpuCache`] that nobody has ever had; (b) whatever
+///    interrupts a CPU and uses the heap there (a handler of an interrupt or exception, an NMI's
+///    included, or another task) goes back to where `resume` says, and not to
+///    where it came from; and so does a task that goes on on another CPU.
 pub unsafe trait FramePlatform: Sync {
+    /// How a fast path keeps clear of what interrupts it.
+    const FAST_PATH: FastPath = FastPath::Flagged;
+
     /// Keeps the code on its CPU while alive. `()` in a kernel whose code isn't preempted.
     type Pin;
 
@@ -49,7 +74,8 @@ pub unsafe trait FramePlatform: Sync {
 
     /// The cache of the CPU this runs on, or [`NO_CACHE`](super::NO_CACHE) before the CPU's own state exists.
     ///
-    /// Part of every allocation and free: make it one load.
+    /// Part of every allocation and free, unless those are [restarted](FastPath::Restarted): make it
+    /// one load.
     fn cache(&self) -> &CpuCache;
 
     /// Shows the visitor each CPU's cache once, for statistics.

@@ -4,10 +4,11 @@
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
     /// Bytes allocated and not freed, as asked for ([`Layout::size`](core::alloc::Layout::size)): two
-    /// equal readings around some work prove that the work freed all it allocated.
-    pub live_bytes: u64,
-    /// Blocks allocated and not freed.
-    pub live_blocks: usize,
+    /// equal readings around some work prove that the work freed all it allocated. Negative if it
+    /// freed more than that.
+    pub live_bytes: i64,
+    /// Blocks allocated and not freed; negative as above.
+    pub live_blocks: i64,
     /// Bytes in free blocks that CPUs and depots keep.
     pub cached_bytes: usize,
     /// Frames in slabs.

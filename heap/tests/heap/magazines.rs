@@ -117,7 +117,7 @@ fn realloc_moves_only_between_classes() {
         // SAFETY: the first byte was written, and realloc carries it over.
         assert_eq!(unsafe { block.read() }, 0xa5);
         let totals = heap.totals();
-        assert_eq!((totals.live_bytes, totals.live_blocks), (next as u64, 1));
+        assert_eq!((totals.live_bytes, totals.live_blocks), (next as i64, 1));
     }
     // SAFETY: as above. More than the machine has.
     let refused = unsafe { heap.realloc(block.as_ptr(), layout(size, 1), 2 << 20) };
@@ -348,7 +348,7 @@ fn cpus_without_a_cache_go_to_the_slabs() {
         } else {
             shadow.free_any(&mut random);
         }
-        assert_eq!(heap.totals().live_bytes, shadow.bytes());
+        assert_eq!(heap.totals().live_bytes, shadow.bytes() as i64);
     }
     shadow.free_all();
     assert_eq!(heap.totals().cached_bytes, 0);

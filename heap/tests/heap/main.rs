@@ -22,6 +22,8 @@ mod interrupts;
 mod magazines;
 mod properties;
 mod shadow;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod steps;
 use shadow::{Random, Shadow};
 
 const GROWTHS: [Growth; 2] = [Growth::Contiguous, Growth::Scattered];

@@ -111,8 +111,8 @@ proptest! {
                 continue;
             }
             let totals = heap.totals();
-            prop_assert_eq!(totals.live_blocks, shadow.len());
-            prop_assert_eq!(totals.live_bytes, shadow.bytes());
+            prop_assert_eq!(totals.live_blocks, shadow.len() as i64);
+            prop_assert_eq!(totals.live_bytes, shadow.bytes() as i64);
             prop_assert_eq!(totals.refusals, refusals);
             prop_assert_eq!(totals.frames() + heap.platform().frames_left(), frames);
             prop_assert!(totals.live_bytes as usize <= totals.frames() * FRAME);

@@ -1,0 +1,352 @@
+//! The exhaustive interrupt test: an operation is single-stepped again and again, and each time
+//! another one of its instructions is interrupted by a handler that uses the heap.
+//!
+//! The trap flag does it (Intel SDM, volume 1, section 3.4.3.3): while it is set, the processor traps
+//! after every instruction, which Linux hands on as SIGTRAP.
+
+use core::alloc::{GlobalAlloc, Layout};
+use core::arch::asm;
+use core::ptr::{self, NonNull};
+use std::cell::Cell;
+
+use muster_heap::hosted::HostedFrames;
+use muster_heap::{CpuCache, FastPath, FramePlatform, MagazineHeap, resume};
+
+use crate::layout;
+
+/// A machine whose fast paths are flagged.
+struct Flagged(HostedFrames);
+
+/// A machine whose fast paths are restarted: GS base is the address of the thread's cache.
+struct Restarted(HostedFrames);
+
+/// The machine of the thread that runs a test.
+trait Machine: FramePlatform + 'static {
+    const NEW: Self;
+
+    fn start_cpu(&self);
+    fn frames_left(&self) -> usize;
+}
+
+macro_rules! machine {
+    ($name:ident, $fast_path:expr) => {
+        // SAFETY: as `HostedFrames`; what interrupts a thread here is `on_trap`, which keeps to (6),
+        // as `start_cpu` does. (4) A trap can't be masked, so this stands for an NMI.
+        unsafe impl FramePlatform for $name {
+            const FAST_PATH: FastPath = $fast_path;
+
+            type Pin = ();
+            type InterruptGuard = ();
+
+            fn pin(&self) {}
+
+            fn keep_interrupts_out(&self) {}
+
+            fn cpu(&self) -> Option<usize> {
+                self.0.cpu()
+            }
+
+            fn cache(&self) -> &CpuCache {
+                self.0.cache()
+            }
+
+            fn each_cache(&self, visit: &mut dyn FnMut(&CpuCache)) {
+                self.0.each_cache(visit);
+            }
+
+            fn allocate_frames(&self, count: usize, align: usize) -> Option<NonNull<u8>> {
+                self.0.allocate_frames(count, align)
+            }
+
+            unsafe fn free_frames(&self, start: NonNull<u8>, count: usize) {
+                // SAFETY: the caller's promise.
+                unsafe { self.0.free_frames(start, count) };
+            }
+        }
+    };
+}
+
+machine!(Flagged, FastPath::Flagged);
+machine!(Restarted, FastPath::Restarted { cache_from_gs: 0 });
+
+impl Machine for Flagged {
+    const NEW: Self = Self(HostedFrames::new(4096));
+
+    fn start_cpu(&self) {}
+
+    fn frames_left(&self) -> usize {
+        self.0.frames_left()
+    }
+}
+
+impl Machine for Restarted {
+    const NEW: Self = Self(HostedFrames::new(4096));
+
+    fn start_cpu(&self) {
+        /// `ARCH_SET_GS` (Linux, `asm/prctl.h`).
+        const SET_GS: i32 = 0x1001;
+        let cache = ptr::from_ref(self.cache());
+        // SAFETY: no Rust program on Linux uses GS base for anything else.
+        let result = unsafe { libc::syscall(libc::SYS_arch_prctl, SET_GS, cache) };
+        assert_eq!(result, 0);
+    }
+
+    fn frames_left(&self) -> usize {
+        self.0.frames_left()
+    }
+}
+
+/// Bit 8 of RFLAGS (Intel SDM, volume 1, section 3.4.3.3).
+const TRAP_FLAG: i64 = 1 << 8;
+
+type Handler<'a> = &'a dyn Fn();
+
+thread_local! {
+    /// Instructions until the handler's turn, and the handler.
+    static COUNTDOWN: Cell<usize> = const { Cell::new(0) };
+    static HANDLER: Cell<Option<Handler<'static>>> = const { Cell::new(None) };
+}
+
+extern "C" fn on_trap(_: libc::c_int, _: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    let Some(countdown) = COUNTDOWN.get().checked_sub(1) else {
+        return;
+    };
+    COUNTDOWN.set(countdown);
+    if countdown == 0
+        && let Some(handler) = HANDLER.get()
+    {
+        handler();
+        // SAFETY: the kernel's, for this signal, and nobody else looks at it.
+        let context = unsafe { &mut *context.cast::<libc::ucontext_t>() };
+        let rip = &mut context.uc_mcontext.gregs[libc::REG_RIP as usize];
+        *rip = resume(*rip as usize) as i64;
+        // The rest is of no interest.
+        context.uc_mcontext.gregs[libc::REG_EFL as usize] &= !TRAP_FLAG;
+    }
+}
+
+/// Runs `work` step by step up to an instruction, counted from 1, and `handler` before that one.
+/// Returns whether there was one of that number.
+fn step(at: usize, handler: Handler<'_>, work: &dyn Fn()) -> bool {
+    COUNTDOWN.set(at);
+    // SAFETY: only the lifetime changes, and the handler is forgotten before this returns.
+    HANDLER.set(Some(unsafe {
+        core::mem::transmute::<Handler<'_>, Handler<'static>>(handler)
+    }));
+    // SAFETY: sets and clears the trap flag, bit 8, by way of the stack, below the red zone.
+    unsafe {
+        asm!(
+            "sub rsp, 128",
+            "pushfq",
+            "or qword ptr [rsp], 0x100",
+            "popfq",
+            "add rsp, 128"
+        );
+        work();
+        asm!(
+            "sub rsp, 128",
+            "pushfq",
+            "and qword ptr [rsp], ~0x100",
+            "popfq",
+            "add rsp, 128"
+        );
+    }
+    HANDLER.set(None);
+    COUNTDOWN.get() == 0
+}
+
+const SIZE: usize = 64;
+const LAYOUT: Layout = Layout::new::<[u8; SIZE]>();
+
+struct Test<M: 'static>(&'static MagazineHeap<M>);
+
+impl<M: Machine> Test<M> {
+    fn alloc(&self) -> Option<NonNull<u8>> {
+        // SAFETY: the size is not zero.
+        let block = NonNull::new(unsafe { self.0.alloc(LAYOUT) });
+        if let Some(block) = block {
+            // SAFETY: the block has so many bytes.
+            unsafe { block.write_bytes(block.addr().get() as u8 | 1, SIZE) };
+        }
+        block
+    }
+
+    fn free(&self, block: NonNull<u8>) {
+        let pattern = block.addr().get() as u8 | 1;
+        for byte in 0..SIZE {
+            // SAFETY: live, and so long.
+            assert_eq!(unsafe { block.add(byte).read() }, pattern);
+        }
+        // SAFETY: the tests free what they allocated, once.
+        unsafe { self.0.dealloc(block.as_ptr(), LAYOUT) };
+    }
+
+    /// Several blocks, or fewer where memory is out of reach.
+    fn alloc_many(&self, blocks: &[Cell<Option<NonNull<u8>>>]) {
+        for block in blocks {
+            block.set(self.alloc());
+        }
+    }
+
+    fn free_many(&self, blocks: &[Cell<Option<NonNull<u8>>>]) {
+        for block in blocks {
+            if let Some(block) = block.take() {
+                self.free(block);
+            }
+        }
+    }
+
+    /// Interrupts `work` at each of its instructions in turn by `handler`, from the state that
+    /// `prepare` makes; and where there are more than `EACH`, which only slow paths have, at ever
+    /// fewer of the rest. Returns how many times.
+    fn exhaust(&self, prepare: &dyn Fn(), handler: Handler<'_>, work: &dyn Fn()) -> usize {
+        const EACH: usize = 64;
+        let mut at = 0_usize;
+        for times in 0.. {
+            at += 1 + at.saturating_sub(EACH) / 3;
+            prepare();
+            if !step(at, handler, work) {
+                return times;
+            }
+        }
+        0
+    }
+}
+
+/// All that may be interrupted, by all that may interrupt it, with a magazine that is new, empty,
+/// full or in between.
+fn run<M: Machine>() {
+    /// More than the magazine of a class holds at most, so that it is refilled and flushed.
+    const MANY: usize = 300;
+
+    let heap: &'static MagazineHeap<M> = Box::leak(Box::new(MagazineHeap::new(M::NEW)));
+    let test = Test(heap);
+    heap.platform().start_cpu();
+    let action = libc::sigaction {
+        sa_sigaction: on_trap as extern "C" fn(_, _, _) as usize,
+        // SAFETY: an integer array, for which all zeroes is the empty set.
+        sa_mask: unsafe { core::mem::zeroed() },
+        sa_flags: libc::SA_SIGINFO,
+        sa_restorer: None,
+    };
+    // SAFETY: the handler uses what it may at any instruction: the heap under test and thread-locals
+    // that need no start.
+    assert_eq!(
+        unsafe { libc::sigaction(libc::SIGTRAP, &action, ptr::null_mut()) },
+        0
+    );
+
+    let mine = [const { Cell::new(None) }; MANY];
+    let theirs = [const { Cell::new(None) }; MANY];
+    let block = Cell::new(None);
+    let frames = heap.platform().frames_left();
+    let give_all_back = || {
+        test.free_many(&mine);
+        test.free_many(&theirs);
+        test.free_many(core::slice::from_ref(&block));
+        assert!(heap.drain());
+        heap.trim();
+        let totals = heap.totals();
+        assert_eq!(
+            (totals.live_bytes, totals.live_blocks, totals.frames()),
+            (0, 0, 0)
+        );
+        assert_eq!(heap.platform().frames_left(), frames);
+    };
+
+    let new = || give_all_back();
+    let some = || {
+        give_all_back();
+        test.alloc_many(&mine[..10]);
+        test.free_many(&mine[..5]);
+        block.set(test.alloc());
+    };
+    let empty = || {
+        give_all_back();
+        block.set(test.alloc());
+        let class = muster_heap::Class::of(LAYOUT).unwrap();
+        let left = heap.platform().cache().statistics(class).cached_blocks - 1;
+        test.alloc_many(&mine[..left]);
+    };
+    let full = || {
+        give_all_back();
+        test.alloc_many(&mine[..100]);
+        block.set(test.alloc());
+        let class = muster_heap::Class::of(LAYOUT).unwrap();
+        let cache = heap.platform().cache();
+        for block in &mine {
+            let statistics = cache.statistics(class);
+            // One of them is the reserve.
+            if statistics.cached_blocks > statistics.limit {
+                break;
+            }
+            test.free_many(core::slice::from_ref(block));
+        }
+    };
+    let states: [&dyn Fn(); 4] = [&new, &some, &empty, &full];
+
+    let swap = || {
+        let block = test.alloc();
+        test.free_many(&theirs[..1]);
+        theirs[0].set(block);
+    };
+    let pair = || {
+        if let Some(block) = test.alloc() {
+            test.free(block);
+        }
+    };
+    let take = || test.alloc_many(&theirs[..1]);
+    let flood = || {
+        test.alloc_many(&theirs);
+        test.free_many(&theirs);
+    };
+    let drain = || {
+        heap.drain();
+    };
+    let handlers: [Handler<'_>; 5] = [&swap, &pair, &take, &flood, &drain];
+
+    let alloc = || {
+        mine[MANY - 1].set(test.alloc());
+    };
+    let free = || {
+        if let Some(block) = block.take() {
+            // SAFETY: live, and of this layout.
+            unsafe { heap.dealloc(block.as_ptr(), LAYOUT) };
+        }
+    };
+    let large = || {
+        let layout = layout(20_000, 4096);
+        // SAFETY: the size is not zero, and the block is freed as it was allocated.
+        unsafe {
+            let block = heap.alloc(layout);
+            if !block.is_null() {
+                heap.dealloc(block, layout);
+            }
+        }
+    };
+
+    let mut times = 0;
+    for prepare in states {
+        for handler in handlers {
+            for work in [&alloc as &dyn Fn(), &free] {
+                times += test.exhaust(prepare, handler, work);
+            }
+        }
+    }
+    for work in [&large as &dyn Fn(), &drain] {
+        times += test.exhaust(&some, &swap, work);
+    }
+    give_all_back();
+    println!("interrupted {times} times");
+    assert!(times > 1000);
+}
+
+#[test]
+fn flagged_paths_are_interrupted_at_each_instruction() {
+    run::<Flagged>();
+}
+
+#[test]
+fn restarted_paths_are_interrupted_at_each_instruction() {
+    run::<Restarted>();
+}
