@@ -48,7 +48,7 @@ impl Default for Arguments {
 pub const HELP: [&str; 10] = [
     "the words are:",
     "stress=all, none, or some of",
-    "  churn,mixed,handover,growth,exhaustion",
+    "  churn,mixed,handover,growth,interrupts,exhaustion",
     "seconds=N, of all workloads together; seed=N",
     "cpus=N, at most; deadline=MILLISECONDS, for the APs",
     "heap=magazines, linked-list or compare",

@@ -1,32 +1,48 @@
 //! What each CPU has of its own, and what of it the others may see.
 
 use core::fmt::{self, Write};
-use core::ptr::NonNull;
+use core::mem::offset_of;
+use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use muster_heap::CpuCache;
 use muster_memory::FRAME_SIZE;
-use muster_percpu::{Directory, Header, Here, Register, Storage};
+use muster_percpu::{Directory, Header, Here, Register, Storage, UNREGISTERED};
 use spin::Mutex;
 use x86_64::VirtAddr;
 use x86_64::registers::model_specific::GsBase;
 
 use crate::descriptors::Descriptors;
+use crate::frames::Frames;
 use crate::journal::{Journal, Line};
+use crate::relief::Served;
 use crate::roll::Report;
 use crate::stack::Slot;
+use crate::step::Stepper;
 use crate::{control, exceptions};
 
 /// The part of a block that only its own CPU touches.
 pub struct Local {
     descriptors: &'static Descriptors,
     cache: &'static CpuCache,
+    frames: Frames,
+    stepper: Stepper,
 }
 
 impl Local {
     /// What this CPU keeps of the heap.
     pub fn cache(&self) -> &'static CpuCache {
         self.cache
+    }
+
+    /// The frames that this CPU has at hand.
+    pub fn frames(&self) -> &Frames {
+        &self.frames
+    }
+
+    /// What this CPU steps through.
+    pub fn stepper(&self) -> &Stepper {
+        &self.stepper
     }
 
     /// Loads this CPU's GDT and TSS, and the IDT that uses the TSS's stacks.
@@ -36,13 +52,36 @@ impl Local {
     }
 }
 
-/// What one CPU's state takes of memory: whole frames of its own.
+/// What one CPU's state takes of memory: whole frames of its own. GS base is its address.
 #[repr(C)]
 struct Memory {
     block: Block,
     cache: CpuCache,
     descriptors: Descriptors,
 }
+
+/// How far from GS base the CPU's part of the heap lies, in bytes.
+pub const CACHE_FROM_GS: usize = offset_of!(Memory, cache);
+
+/// Bytes between the block's address and the cache.
+const REST: usize = CACHE_FROM_GS - size_of::<AtomicU64>();
+
+/// What GS base points to while the CPU has no block: the same layout, with a null for the block's
+/// address and a cache that is empty, full and never used.
+#[repr(C, align(128))]
+struct Nowhere {
+    block: AtomicU64,
+    _rest: [u8; REST],
+    cache: CpuCache,
+}
+
+const _: () = assert!(offset_of!(Nowhere, cache) == CACHE_FROM_GS);
+
+static NOWHERE: Nowhere = Nowhere {
+    block: AtomicU64::new(0),
+    _rest: [0; REST],
+    cache: CpuCache::new(),
+};
 
 /// Bytes of memory per CPU, a multiple of a frame.
 pub const BYTES: u64 = (size_of::<Memory>() as u64).next_multiple_of(FRAME_SIZE);
@@ -64,7 +103,12 @@ pub unsafe fn create(index: u32, lapic_id: u32, memory: NonNull<u8>) -> &'static
         let cache = &raw mut (*memory).cache;
         cache.write(CpuCache::new());
         let cache = &*cache;
-        let local = Local { descriptors, cache };
+        let local = Local {
+            descriptors,
+            cache,
+            frames: Frames::new(),
+            stepper: Stepper::new(),
+        };
         let block = &raw mut (*memory).block;
         block.write(Block::new(index, local, Shared::new(lapic_id, cache)));
         &*block
@@ -87,6 +131,8 @@ pub struct Shared {
     pub end: End,
     /// Orders it has carried out; see [`crate::crew`].
     pub orders_done: AtomicU64,
+    /// How many requests for memory it has served.
+    pub relief: Served,
 }
 
 impl Shared {
@@ -108,6 +154,7 @@ impl Shared {
                 last_words: Mutex::new(None),
             },
             orders_done: AtomicU64::new(0),
+            relief: Served::new(),
         }
     }
 }
@@ -193,8 +240,8 @@ pub struct Gs;
 // SAFETY: (1) GS base is a register of each CPU of its own; (2) nothing but
 // `store` writes it after `reset`, and no one loads the GS selector;
 // (3) `store` is always given a header whose first word is its own address, or
-// the unregistered sentinel, whose first word is null, so the word at gs:0 is
-// the block that runs here or null; (4) Muster has no threads that could move
+// the unregistered sentinel, for which it takes `NOWHERE`, whose first word is null, so the word
+// at gs:0 is the block that runs here or null; (4) Muster has no threads that could move
 // from one CPU to another, so there is nothing to pin.
 unsafe impl Register for Gs {
     type Local = Local;
@@ -218,9 +265,14 @@ unsafe impl Register for Gs {
     }
 
     unsafe fn store(header: *const Header) {
+        let base = if ptr::eq(header, &raw const UNREGISTERED) {
+            (&raw const NOWHERE).cast()
+        } else {
+            header
+        };
         // SAFETY: the address of a live object is canonical for the number of levels
         // in use; `VirtAddr::new` knows only four.
-        GsBase::write(unsafe { VirtAddr::new_unsafe(header.addr() as u64) });
+        GsBase::write(unsafe { VirtAddr::new_unsafe(base.expose_provenance() as u64) });
     }
 }
 

@@ -154,7 +154,9 @@ pub fn serve(index: u32) -> ! {
         // The roll call is over before the first order, so the places stand.
         let place = members().position(|(member, _)| member == index);
         if let (Some(order), Some(place)) = (order, place) {
+            interrupts::enable();
             order(place);
+            interrupts::disable();
         }
         done += 1;
         cpu::with(|here| here.shared().orders_done.store(done, Ordering::Release));

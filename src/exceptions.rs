@@ -1,9 +1,10 @@
 //! The IDT and the entry stubs.
 //!
-//! Of the CPU's own exceptions none is expected but the NMI that stops a CPU; every
-//! other one ends the run in words. Interrupts are off but for a CPU that is halted
-//! with nothing to do: the only ones it can get are another CPU's wake-up and the
-//! spurious one. A vector without a gate is a general protection fault with the
+//! Of the CPU's own exceptions none is expected but the NMI that stops a CPU and the
+//! debug exception of a CPU that steps through its code; every
+//! other one ends the run in words. The only interrupts are another CPU's wake-up and
+//! the spurious one; handlers run with interrupts off, and so nothing but an NMI comes
+//! on top of them. A vector without a gate is a general protection fault with the
 //! vector in its error code.
 
 use core::arch::naked_asm;
@@ -15,13 +16,14 @@ use x86_64::structures::DescriptorTablePointer;
 
 use crate::descriptors::{CODE, InterruptStack};
 use crate::lapic::{self, SPURIOUS_VECTOR, WAKE_VECTOR};
-use crate::{cpu, panic, stop};
+use crate::{cpu, heap, panic, relief, step, stop};
 
 /// Exception vectors (Intel SDM vol. 3A, table 6-1).
 const EXCEPTIONS: usize = 32;
 
 /// All vectors.
 const VECTORS: usize = 256;
+const DEBUG: u64 = 1;
 const NMI: u64 = 2;
 const DOUBLE_FAULT: usize = 8;
 const MACHINE_CHECK: usize = 18;
@@ -136,18 +138,40 @@ static STUBS: [extern "C" fn(); EXCEPTIONS] = stubs!(
     0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31
 );
 
-extern "C" fn dispatch(frame: &Frame) {
+extern "C" fn dispatch(frame: &mut Frame) {
+    if handle(frame) == Heap::MayBeUsed {
+        frame.rip = heap::resume_at(frame.rip);
+    }
+}
+
+/// What a handler did with the heap, on top of what it interrupted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Heap {
+    /// Nothing: what was interrupted goes on where it was.
+    Untouched,
+    /// It may have allocated or freed: a restartable sequence has to begin anew.
+    MayBeUsed,
+}
+
+fn handle(frame: &mut Frame) -> Heap {
+    if frame.vector == DEBUG
+        && let Some(heap) = step::trapped(frame)
+    {
+        return heap;
+    }
     if frame.vector == WAKE as u64 {
-        return lapic::end_of_interrupt();
+        lapic::end_of_interrupt();
+        relief::serve();
+        return Heap::MayBeUsed;
     }
     // A spurious interrupt is not in service, so there is nothing to end.
     if frame.vector == SPURIOUS as u64 {
-        return;
+        return Heap::Untouched;
     }
     if frame.vector == NMI && stop::is_requested() {
         // A CPU with a fault of its own is about to leave word of it, and then stops.
         if cpu::try_with(|here| here.shared().end.has_begun()).unwrap_or(false) {
-            return;
+            return Heap::Untouched;
         }
         stop::stop_here(frame.rip);
     }

@@ -11,11 +11,14 @@ use core::mem::MaybeUninit;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use muster_heap::{CpuCache, FramePlatform, Heap, MagazineHeap, NO_CACHE, Platform};
+use muster_heap::{
+    Class, CpuCache, FastPath, FramePlatform, Heap, MagazineHeap, MagazineStatistics, NO_CACHE,
+    Platform, resume,
+};
 use muster_memory::FRAME_SIZE;
 use x86_64::instructions::interrupts;
 
-use crate::{cpu, crew, shared, window};
+use crate::{cpu, crew, frames, relief, shared, window};
 
 /// What the heap lives on until the kernel's tables are loaded: enough for the
 /// physical map and the mapping plan of a machine with hundreds of memory-map
@@ -187,8 +190,14 @@ unsafe impl Platform for Kernel {
 // which runs to its end; (2) the cache is part of the CPU's own memory, found
 // through its block, which it registers once; only this heap uses it; (3) and (4)
 // as for `Platform`; (5) frames come from the frame allocator, as asked, and are
-// seen through the HHDM, which every CPU's tables map.
+// seen through the HHDM, which every CPU's tables map; (6) GS base is the address of
+// the memory that the cache lies in so far from it, or of `NOWHERE`'s like; and all that
+// interrupts a CPU returns by `exceptions`, which asks `resume`.
 unsafe impl FramePlatform for Kernel {
+    const FAST_PATH: FastPath = FastPath::Restarted {
+        cache_from_gs: cpu::CACHE_FROM_GS,
+    };
+
     type Pin = ();
     type InterruptGuard = InterruptGuard;
 
@@ -218,6 +227,41 @@ unsafe impl FramePlatform for Kernel {
         // SAFETY: the caller's promise, handed on.
         unsafe { shared::get().free_heap_frames(start, count) };
     }
+
+    fn drain_others(&self) {
+        relief::ask_others();
+    }
+}
+
+/// Where code that was interrupted at `instruction` by something that may have used the
+/// heap has to go on.
+pub fn resume_at(instruction: u64) -> u64 {
+    resume(instruction as usize) as u64
+}
+
+/// How many free blocks for a layout this CPU has, the one in reserve included.
+pub fn cached_here(layout: Layout) -> usize {
+    statistics_here(layout).cached_blocks
+}
+
+/// Whether this CPU has no room for one more free block for a layout.
+pub fn is_full_here(layout: Layout) -> bool {
+    let statistics = statistics_here(layout);
+    // One of them is the reserve.
+    statistics.cached_blocks > statistics.limit
+}
+
+fn statistics_here(layout: Layout) -> MagazineStatistics {
+    Class::of(layout)
+        .zip(cpu::try_with(|here| here.local().cache()))
+        .map(|(class, cache)| cache.statistics(class))
+        .unwrap_or_default()
+}
+
+/// Gives back what this CPU caches, of blocks and of frames. `false`: this code has
+/// interrupted their use.
+pub fn drain_here() -> bool {
+    MAGAZINES.drain() && frames::drain()
 }
 
 /// Gives the heap its boot arena. Later calls do nothing.
@@ -253,10 +297,12 @@ pub fn open(kind: Kind) {
 pub fn drain() {
     crew::all(DRAIN_PATIENCE, &|_| {
         // Refused only to code that has interrupted the heap; an order has not.
-        let drained = MAGAZINES.drain();
+        let drained = drain_here();
         debug_assert!(drained);
     });
     MAGAZINES.trim();
+    // Trimming has given frames to this CPU's cache.
+    frames::drain();
 }
 
 /// What the heap holds at one moment. Exact while no CPU uses it.

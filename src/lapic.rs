@@ -3,6 +3,7 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use raw_cpuid::CpuId;
+use x86_64::instructions::interrupts;
 use x86_64::registers::model_specific::{ApicBase, Msr};
 
 use crate::clock::Deadline;
@@ -117,8 +118,6 @@ fn send(lapic_id: u32, command: u32) -> bool {
             true
         }
         Some(registers) if lapic_id < XAPIC_BROADCAST => {
-            // Interrupts are off wherever this is called, so no one writes the high
-            // half in between.
             let sent = || {
                 let deadline = Deadline::after_millis(1);
                 while registers.read(ICR_LOW) & PENDING != 0 {
@@ -128,11 +127,14 @@ fn send(lapic_id: u32, command: u32) -> bool {
                 }
                 true
             };
-            sent() && {
-                registers.write(ICR_HIGH, lapic_id << 24);
-                registers.write(ICR_LOW, command);
-                sent()
-            }
+            // So that no handler writes the high half in between.
+            interrupts::without_interrupts(|| {
+                sent() && {
+                    registers.write(ICR_HIGH, lapic_id << 24);
+                    registers.write(ICR_LOW, command);
+                    sent()
+                }
+            })
         }
         _ => false,
     }

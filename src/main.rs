@@ -35,16 +35,20 @@ mod descriptors;
 mod exceptions;
 mod exit;
 mod fault;
+mod frames;
 mod heap;
 mod image;
 mod journal;
 mod lapic;
 mod madt;
 mod panic;
+mod pic;
+mod relief;
 mod roll;
 mod serial;
 mod shared;
 mod stack;
+mod step;
 mod stop;
 mod stress;
 mod window;
@@ -53,6 +57,7 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use conquer_once::spin::OnceCell;
+use x86_64::instructions::interrupts;
 
 use crate::arguments::Arguments;
 use crate::boot::Boot;
@@ -153,6 +158,9 @@ extern "C" fn muster() -> ! {
         report.reach(Phase::Online);
         report.tell(here.index(), &here.shared().home);
     });
+    pic::mask();
+    lapic::enable();
+    interrupts::enable();
 
     let roll = RollCall::hold(boot, arguments, blocks);
     roll.print();

@@ -5,6 +5,7 @@ use core::panic::PanicInfo;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use muster_memory::FRAME_SIZE;
+use x86_64::instructions::interrupts;
 use x86_64::registers::control::Cr2;
 
 use crate::exceptions::{self, Frame};
@@ -34,6 +35,7 @@ static REPORTER: AtomicU64 = AtomicU64::new(NOBODY);
 
 #[panic_handler]
 fn panicked(info: &PanicInfo<'_>) -> ! {
+    interrupts::disable();
     let frame_pointer: u64;
     // SAFETY: reads one register.
     unsafe { core::arch::asm!("mov {}, rbp", out(reg) frame_pointer, options(nomem, nostack)) };

@@ -12,9 +12,9 @@ use core::ptr::{self, NonNull};
 
 use conquer_once::spin::OnceCell;
 use muster_memory::{
-    Access, AssignError, Cache, Census, FRAME_SIZE, Frame, FrameAllocator, FrameInfo, FrameRun,
-    FramesError, Levels, MapError, Mismatch, Owner, PageSize, PhysRange, PhysicalMap,
-    PhysicalMemory, Plan, PlanError, Region, TableError, Tables, Totals,
+    Access, AssignError, Cache, Census, FRAME_SIZE, Frame, FrameAllocator, FrameCache, FrameInfo,
+    FrameRun, FramesError, FreeError, Levels, MapError, Mismatch, Owner, PageSize, PhysRange,
+    PhysicalMap, PhysicalMemory, Plan, PlanError, Region, TableError, Tables, Totals,
 };
 use nodit::interval::ie;
 use nodit::{Interval, NoditSet};
@@ -27,7 +27,7 @@ use crate::cpu::{self, Block};
 use crate::madt::Firmware;
 use crate::stack::{self, Slot};
 use crate::window::{self, FIRMWARE, HEAP};
-use crate::{heap, image, lapic};
+use crate::{frames, heap, image, lapic};
 
 /// By how much the heap grows at least, in bytes: one large page.
 const HEAP_STEP: u64 = 2 * 1024 * 1024;
@@ -333,7 +333,7 @@ impl Shared {
             root: tables.root(),
             plan,
             map,
-            frames,
+            frames: frames.with_caches(blocks.len()),
             growing: Mutex::new(Growing {
                 tables,
                 heap_mapped: HEAP.start,
@@ -526,6 +526,27 @@ impl Shared {
         self.frames.free_frames() as u64 * FRAME_SIZE
     }
 
+    /// The frame cache of one more CPU.
+    pub fn new_frame_cache(&self) -> Option<FrameCache<'_>> {
+        self.frames.cache()
+    }
+
+    /// Whether a CPU has frames at hand.
+    pub fn has_cached_frames(&self) -> bool {
+        self.frames.cached_frames() > 0
+    }
+
+    /// Takes frames from this CPU's own, if it has any.
+    fn take_run(&self, count: usize, align: usize, owner: Owner) -> Option<FrameRun> {
+        frames::with_cache(|cache| cache.allocate_run(count, align, owner))
+            .unwrap_or_else(|| self.frames.allocate_run(count, align, owner))
+    }
+
+    fn give_run_back(&self, run: FrameRun, owner: Owner) -> Result<(), FreeError> {
+        frames::with_cache(|cache| cache.free_run(run, owner))
+            .unwrap_or_else(|| self.frames.free_run(run, owner))
+    }
+
     /// Gives the heap `count` contiguous frames, the first a multiple of `align`, as the
     /// HHDM shows them, or `None` if there are none.
     pub fn allocate_heap_frames(&self, count: usize, align: usize) -> Option<NonNull<u8>> {
@@ -534,7 +555,7 @@ impl Shared {
         if !self.hhdm.offset.is_multiple_of(bytes) {
             return None;
         }
-        let run = self.frames.allocate_run(count, align, Owner::Heap)?;
+        let run = self.take_run(count, align, Owner::Heap)?;
         // The allocator has only what the HHDM shows.
         self.hhdm.pointer(run.start())
     }
@@ -552,7 +573,7 @@ impl Shared {
     pub unsafe fn free_heap_frames(&self, start: NonNull<u8>, count: usize) {
         let phys = start.as_ptr().addr() as u64 - self.hhdm.offset;
         let run = PhysRange::new(phys, count as u64 * FRAME_SIZE).and_then(FrameRun::from_range);
-        let freed = run.map(|run| self.frames.free_run(run, Owner::Heap));
+        let freed = run.map(|run| self.give_run_back(run, Owner::Heap));
         assert!(
             freed == Some(Ok(())),
             "the heap gives back {count} frames at {phys:#x} that are not its own: {freed:?}"

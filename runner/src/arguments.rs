@@ -304,7 +304,14 @@ const KEYS: &[Key] = &[
     ),
     kernel(
         "stress",
-        Form::AllNoneOr(&["churn", "mixed", "handover", "growth", "exhaustion"]),
+        Form::AllNoneOr(&[
+            "churn",
+            "mixed",
+            "handover",
+            "growth",
+            "interrupts",
+            "exhaustion",
+        ]),
         "workloads (all)",
     ),
     kernel(

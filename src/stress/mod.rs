@@ -9,6 +9,7 @@ mod churn;
 mod exhaustion;
 mod growth;
 mod handover;
+mod interrupts;
 mod mixed;
 mod random;
 
@@ -53,16 +54,19 @@ pub enum Workload {
     Handover,
     /// Vectors and strings that grow, and blocks that are resized.
     Growth,
+    /// Allocations and frees, interrupted at each instruction by a handler that does the same.
+    Interrupts,
     /// All CPUs allocate until the machine is out, then free everything.
     Exhaustion,
 }
 
 impl Workload {
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 6] = [
         Self::Churn,
         Self::Mixed,
         Self::Handover,
         Self::Growth,
+        Self::Interrupts,
         Self::Exhaustion,
     ];
 
@@ -73,6 +77,7 @@ impl Workload {
             Self::Mixed => "mixed",
             Self::Handover => "handover",
             Self::Growth => "growth",
+            Self::Interrupts => "interrupts",
             Self::Exhaustion => "exhaustion",
         }
     }
@@ -181,6 +186,14 @@ impl Shift<'_> {
         !self.until.passed()
     }
 
+    /// Whether the time is up, by a look at the clock: for rounds that take long.
+    fn is_over(&mut self) -> bool {
+        if self.place == 0 {
+            self.progress.show();
+        }
+        self.until.passed()
+    }
+
     /// Waits until every CPU is here.
     fn meet(&self) {
         self.meeting.line.wait();
@@ -278,6 +291,11 @@ pub fn run(arguments: &Arguments) -> Result<(), String> {
     let mut rates = Vec::new();
     for &kind in arguments.heap.kinds() {
         heap::open(kind);
+        let mut workloads = workloads.clone();
+        if kind == heap::Kind::LinkedList {
+            // It answers a handler on top of it with null, and can't free what that frees.
+            workloads.retain(|&workload| workload != Workload::Interrupts);
+        }
         log::info!(
             "{} workloads on {cpus} CPUs, {millis} ms each, seed {}",
             workloads.len(),
@@ -433,6 +451,7 @@ fn run_one(
             Workload::Mixed => mixed::run(&mut shift, &ledger),
             Workload::Handover => handover::run(&mut shift, &mailboxes),
             Workload::Growth => growth::run(&mut shift),
+            Workload::Interrupts => interrupts::run(&mut shift),
             Workload::Exhaustion => exhaustion::run(&mut shift),
         }
         shift.tally.tell(workload);
