@@ -98,7 +98,11 @@ fn is_of_list(block: *mut u8) -> bool {
 // SAFETY: every block goes back to the heap it came from: the list's memory lies in the
 // kernel's windows or the image, the magazines' in the HHDM, which is kept from
 // reaching into either (`Shared::build`). Both are allocators themselves.
+//
+// Never inlined: the sequences would be all over the kernel, and each interrupt has to look
+// through the list of them.
 unsafe impl GlobalAlloc for Global {
+    #[inline(never)]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller's promise, handed on.
         unsafe {
@@ -110,6 +114,7 @@ unsafe impl GlobalAlloc for Global {
         }
     }
 
+    #[inline(never)]
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         // SAFETY: the caller's promise, handed on to the heap the block is of.
         unsafe {

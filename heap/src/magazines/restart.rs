@@ -59,7 +59,7 @@ unsafe extern "C" {
 /// With [`FastPath::Restarted`], a handler that may use the heap passes the address that it is about
 /// to return to through this, after it has used the heap; and so does a kernel that takes up a task
 /// which it had taken off a CPU. It takes a few instructions for each place where the heap was
-/// inlined.
+/// inlined: a kernel that has many had better put its `GlobalAlloc` behind `#[inline(never)]`.
 #[inline]
 pub fn resume(instruction: usize) -> usize {
     let mut line = &raw const TABLE;
