@@ -27,6 +27,9 @@ pub struct Arguments {
     pub log: LevelFilter,
     /// A fault to bring about, to see it reported.
     pub fault: Option<Fault>,
+    /// The benchmarks to run instead of the stress.
+    #[cfg(feature = "bench")]
+    pub bench: Option<muster_bench::Options>,
 }
 
 impl Default for Arguments {
@@ -40,12 +43,14 @@ impl Default for Arguments {
             heap: heap::Choice::Only(heap::Kind::Magazines),
             log: LevelFilter::Info,
             fault: None,
+            #[cfg(feature = "bench")]
+            bench: None,
         }
     }
 }
 
 /// The words the kernel knows, for people.
-pub const HELP: [&str; 10] = [
+const HELP: [&str; 10] = [
     "the words are:",
     "stress=all, none, or some of",
     "  churn,mixed,handover,growth,interrupts,exhaustion",
@@ -57,6 +62,17 @@ pub const HELP: [&str; 10] = [
     "  null-read, stack-overflow, write-text or",
     "  execute-heap",
 ];
+
+/// Those of a kernel with the benchmarks.
+#[cfg(feature = "bench")]
+const BENCH_HELP: [&str; 8] = muster_bench::HELP;
+#[cfg(not(feature = "bench"))]
+const BENCH_HELP: [&str; 0] = [];
+
+/// The words the kernel knows, line by line.
+pub fn help() -> impl Iterator<Item = &'static str> {
+    HELP.into_iter().chain(BENCH_HELP)
+}
 
 /// A word that the kernel does not understand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,6 +86,9 @@ pub enum ArgumentError<'a> {
         /// The value as given.
         value: &'a str,
     },
+    /// A word of the benchmarks', which this kernel is built without.
+    #[cfg(not(feature = "bench"))]
+    NoBench(&'a str),
 }
 
 impl fmt::Display for ArgumentError<'_> {
@@ -77,6 +96,12 @@ impl fmt::Display for ArgumentError<'_> {
         match self {
             Self::Unknown(word) => write!(f, "unknown word `{word}` on the command line"),
             Self::Value { key, value } => write!(f, "`{value}` is no value for `{key}`"),
+            #[cfg(not(feature = "bench"))]
+            Self::NoBench(key) => write!(
+                f,
+                "`{key}` is for a kernel with the benchmarks in it, and this one is without: \
+                 build it with `--features bench`, as `just bench` does"
+            ),
         }
     }
 }
@@ -114,10 +139,43 @@ impl Arguments {
                 }
                 "heap" => arguments.heap = heap::Choice::parse(value).ok_or_else(bad)?,
                 "fault" => arguments.fault = Some(Fault::parse(value).ok_or_else(bad)?),
-                _ => return Err(ArgumentError::Unknown(word)),
+                _ => arguments.take_bench(word, key, value)?,
             }
         }
         Ok(arguments)
+    }
+
+    /// Takes note of a word that can only be the benchmarks'.
+    #[cfg(feature = "bench")]
+    fn take_bench<'a>(
+        &mut self,
+        word: &'a str,
+        key: &'a str,
+        value: &'a str,
+    ) -> Result<(), ArgumentError<'a>> {
+        let mut options = self.bench.take().unwrap_or_default();
+        options.take(key, value).map_err(|error| match error {
+            muster_bench::WordError::Unknown => ArgumentError::Unknown(word),
+            muster_bench::WordError::Value => ArgumentError::Value { key, value },
+        })?;
+        self.bench = Some(options);
+        Ok(())
+    }
+
+    /// Tells a word that could be the benchmarks' from any other.
+    #[cfg(not(feature = "bench"))]
+    fn take_bench<'a>(
+        &self,
+        word: &'a str,
+        key: &'a str,
+        _value: &str,
+    ) -> Result<(), ArgumentError<'a>> {
+        Err(match key {
+            "bench" | "allocators" | "on" | "rounds" | "time" | "measure" | "format" => {
+                ArgumentError::NoBench(key)
+            }
+            _ => ArgumentError::Unknown(word),
+        })
     }
 }
 

@@ -76,6 +76,12 @@ pub fn calibrate() -> (u64, RateSource) {
     (hz, source)
 }
 
+/// The counter's rate in Hz, as far as it is known.
+#[cfg(feature = "bench")]
+pub fn hz() -> u64 {
+    HZ.load(Ordering::Relaxed).max(1)
+}
+
 /// Microseconds from the kernel's entry to the stamp `at`.
 pub fn micros_since_entry(at: u64) -> u64 {
     to_micros(at.saturating_sub(ORIGIN.load(Ordering::Relaxed)))

@@ -297,6 +297,13 @@ pub fn open(kind: Kind) {
     USE_MAGAZINES.store(kind == Kind::Magazines, Ordering::Release);
 }
 
+/// The heap of all CPUs, to be measured.
+#[cfg(feature = "bench")]
+#[inline]
+pub fn magazines() -> &'static MagazineHeap<Kernel> {
+    &MAGAZINES
+}
+
 /// Makes every CPU give back what it caches, and the heap every frame it can do
 /// without. Called on the BSP, between orders.
 pub fn drain() {

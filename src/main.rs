@@ -26,6 +26,8 @@ extern crate alloc;
 mod ap;
 mod arguments;
 mod audit;
+#[cfg(feature = "bench")]
+mod bench;
 mod boot;
 mod clock;
 mod control;
@@ -53,6 +55,7 @@ mod stop;
 mod stress;
 mod window;
 
+use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 
@@ -103,7 +106,7 @@ extern "C" fn build() -> ! {
     );
     log::info!("TSC at {} MHz, {source}", hz / 1_000_000);
     let arguments = Arguments::parse(&boot.command_line).unwrap_or_else(|error| {
-        for line in arguments::HELP {
+        for line in arguments::help() {
             log::error!("{line}");
         }
         refuse(&error)
@@ -169,14 +172,23 @@ extern "C" fn muster() -> ! {
     }
 
     let before = audit::Books::read();
-    let stress = stress::run(arguments);
+    let work = work(arguments);
     let audit = before.compare();
     shared::get().tell_owners();
 
-    if let Err(reason) = roll.verdict().and(stress).and(audit) {
+    if let Err(reason) = roll.verdict().and(work).and(audit) {
         exit::conclude(Outcome::Failed, format_args!("{reason}"));
     }
     exit::conclude(Outcome::Passed, format_args!(""))
+}
+
+/// The benchmarks, if they are asked for, else the stress.
+fn work(arguments: &Arguments) -> Result<(), String> {
+    #[cfg(feature = "bench")]
+    if let Some(options) = &arguments.bench {
+        return bench::run(options);
+    }
+    stress::run(arguments)
 }
 
 /// Gives the BSP its block, and makes all blocks known.

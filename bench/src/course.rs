@@ -1,0 +1,264 @@
+//! One measurement: a workload on some CPUs, and what it needs of memory.
+
+use alloc::boxed::Box;
+use core::ptr;
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
+
+use spin::Mutex;
+
+use crate::histogram::Histogram;
+use crate::machine::{Machine, Place};
+use crate::meter::{Lap, Limit, Meter};
+use crate::random::Random;
+
+/// The most blocks, or frames, that a workload holds on each CPU.
+pub(crate) const HELD: usize = 1024;
+
+/// Blocks in each of larson's baskets.
+pub(crate) const BASKET: usize = 500;
+
+/// Blocks on the shelf that all CPUs take from and put on, if there are not more CPUs.
+pub(crate) const SHELF: usize = 160;
+
+/// A block of an allocator's, or none if it is null.
+#[derive(Clone, Copy)]
+pub(crate) struct Block {
+    pub(crate) start: *mut u8,
+    pub(crate) size: usize,
+}
+
+impl Block {
+    pub(crate) const NONE: Self = Self {
+        start: ptr::null_mut(),
+        size: 0,
+    };
+}
+
+// SAFETY: a block is its holder's alone, and the contenders take it back on any CPU.
+unsafe impl Send for Block {}
+
+/// Two cache lines, which processors fetch together, for one CPU's writes.
+#[repr(align(128))]
+pub(crate) struct Padded<T>(pub(crate) T);
+
+/// All memory that the benchmarks themselves use while they measure. It is allocated once, before.
+pub struct Room {
+    desks: Box<[Padded<Mutex<Desk>>]>,
+    baskets: Box<[Padded<Mutex<Box<[Block]>>>]>,
+    shelf: Box<[AtomicPtr<u8>]>,
+    rings: Box<[Ring]>,
+}
+
+/// What one CPU has for itself.
+struct Desk {
+    histogram: Histogram,
+    blocks: Box<[Block]>,
+    frames: Box<[u64]>,
+    lap: Lap,
+    failures: u64,
+}
+
+impl Room {
+    /// Room for this many CPUs.
+    pub fn new(cpus: usize) -> Self {
+        let desk = |_| {
+            Padded(Mutex::new(Desk {
+                histogram: Histogram::default(),
+                blocks: (0..HELD).map(|_| Block::NONE).collect(),
+                frames: (0..HELD).map(|_| 0).collect(),
+                lap: Lap::default(),
+                failures: 0,
+            }))
+        };
+        let basket = |_| Padded(Mutex::new((0..BASKET).map(|_| Block::NONE).collect()));
+        Self {
+            desks: (0..cpus).map(desk).collect(),
+            baskets: (0..2 * cpus).map(basket).collect(),
+            shelf: (0..SHELF.max(cpus)).map(|_| AtomicPtr::default()).collect(),
+            rings: (0..cpus.div_ceil(2)).map(|_| Ring::new()).collect(),
+        }
+    }
+}
+
+/// What all measurements of a comparison have in common.
+#[derive(Clone, Copy)]
+pub struct Course<'a> {
+    /// What they run on.
+    pub machine: &'a dyn Machine,
+    /// The memory for it.
+    pub room: &'a Room,
+    /// On how many CPUs; at most as many as there is room for.
+    pub cpus: usize,
+    /// When each ends.
+    pub limit: Limit,
+}
+
+/// What came out of one measurement.
+#[derive(Clone, Debug, Default)]
+pub struct Score {
+    /// Steps of all CPUs, each divided by the time it took, in thousandths a second.
+    pub millisteps_per_second: u64,
+    /// Steps of all CPUs.
+    pub steps: u64,
+    /// Ticks from the start to the end of the last CPU.
+    pub ticks: u64,
+    /// What steps took.
+    pub histogram: Histogram,
+    /// Allocations answered with null.
+    pub failures: u64,
+}
+
+/// One CPU's part of a measurement.
+pub(crate) struct Shift<'a> {
+    pub(crate) course: Course<'a>,
+    pub(crate) place: Place<'a>,
+    pub(crate) random: Random,
+    pub(crate) blocks: &'a mut [Block],
+    pub(crate) frames: &'a mut [u64],
+    histogram: &'a mut Histogram,
+}
+
+impl<'a> Shift<'a> {
+    /// Waits for the other CPUs, and starts to measure. Gives the meter beside all that the loop
+    /// may use.
+    pub(crate) fn start(&mut self) -> (Meter<'_>, &mut [Block], &mut [u64], &mut Random) {
+        let course = self.course;
+        let meter = Meter::start(course.machine, course.limit, self.place, self.histogram);
+        (meter, self.blocks, self.frames, &mut self.random)
+    }
+
+    pub(crate) fn baskets(&self) -> &'a [Padded<Mutex<Box<[Block]>>>] {
+        let baskets = &self.course.room.baskets;
+        baskets.get(..2 * self.course.cpus).unwrap_or(baskets)
+    }
+
+    pub(crate) fn shelf(&self) -> &'a [AtomicPtr<u8>] {
+        &self.course.room.shelf
+    }
+
+    /// The ring of this pair of CPUs.
+    pub(crate) fn ring(&self) -> Option<&'a Ring> {
+        self.course.room.rings.get(self.place.cpu / 2)
+    }
+}
+
+impl Course<'_> {
+    /// Does `work` on each CPU, which answers its lap and its failures.
+    pub(crate) fn measure(&self, work: &(dyn Fn(&mut Shift<'_>) -> (Lap, u64) + Sync)) -> Score {
+        self.machine.run(self.cpus, &|place| {
+            let Some(desk) = self.room.desks.get(place.cpu) else {
+                return;
+            };
+            let desk = &mut *desk.0.lock();
+            desk.histogram.clear();
+            let mut shift = Shift {
+                course: *self,
+                place,
+                random: Random::new(place.cpu),
+                blocks: &mut desk.blocks,
+                frames: &mut desk.frames,
+                histogram: &mut desk.histogram,
+            };
+            (desk.lap, desk.failures) = work(&mut shift);
+        });
+        self.sum()
+    }
+
+    fn sum(&self) -> Score {
+        let desks = || {
+            self.room
+                .desks
+                .iter()
+                .take(self.cpus)
+                .map(|desk| desk.0.lock())
+        };
+        let started = desks().map(|desk| desk.lap.started).min().unwrap_or(0);
+        let mut score = Score::default();
+        for desk in desks() {
+            let ticks = desk.lap.ended.saturating_sub(started);
+            let rate =
+                u128::from(desk.lap.steps) * 1000 * u128::from(self.machine.ticks_per_second())
+                    / u128::from(ticks.max(1));
+            score.millisteps_per_second += u64::try_from(rate).unwrap_or(u64::MAX / 1024);
+            score.steps += desk.lap.steps;
+            score.ticks = score.ticks.max(ticks);
+            score.histogram.add(&desk.histogram);
+            score.failures += desk.failures;
+        }
+        score
+    }
+}
+
+/// Blocks on their way from one CPU to another.
+pub(crate) struct Ring {
+    slots: Box<[AtomicPtr<u8>]>,
+    published: Padded<AtomicUsize>,
+    taken: Padded<AtomicUsize>,
+    is_done: AtomicBool,
+}
+
+impl Ring {
+    const SIZE: usize = 4096;
+
+    /// Blocks that become visible to the other CPU at once.
+    pub(crate) const BATCH: usize = 64;
+
+    fn new() -> Self {
+        Self {
+            slots: (0..Self::SIZE).map(|_| AtomicPtr::default()).collect(),
+            published: Padded(AtomicUsize::new(0)),
+            taken: Padded(AtomicUsize::new(0)),
+            is_done: AtomicBool::new(false),
+        }
+    }
+
+    /// Makes the ring as new. Before either CPU uses it.
+    pub(crate) fn reset(&self) {
+        self.published.0.store(0, Ordering::Relaxed);
+        self.taken.0.store(0, Ordering::Relaxed);
+        self.is_done.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether there is room for a batch.
+    pub(crate) fn has_room(&self) -> bool {
+        let taken = self.taken.0.load(Ordering::Acquire);
+        self.published.0.load(Ordering::Relaxed) - taken + Self::BATCH <= Self::SIZE
+    }
+
+    /// Publishes a batch, for which there is room.
+    pub(crate) fn put(&self, mut block: impl FnMut() -> *mut u8) {
+        let published = self.published.0.load(Ordering::Relaxed);
+        let slots = self.slots.iter().skip(published % Self::SIZE);
+        slots
+            .take(Self::BATCH)
+            .for_each(|slot| slot.store(block(), Ordering::Relaxed));
+        (self.published.0).store(published + Self::BATCH, Ordering::Release);
+    }
+
+    /// Takes the oldest batch, if there is one.
+    pub(crate) fn take(&self, mut block: impl FnMut(*mut u8)) -> bool {
+        let taken = self.taken.0.load(Ordering::Relaxed);
+        if self.published.0.load(Ordering::Acquire) == taken {
+            return false;
+        }
+        let slots = self.slots.iter().skip(taken % Self::SIZE);
+        slots
+            .take(Self::BATCH)
+            .for_each(|slot| block(slot.load(Ordering::Relaxed)));
+        self.taken.0.store(taken + Self::BATCH, Ordering::Release);
+        true
+    }
+
+    /// Says that no more batches come.
+    pub(crate) fn finish(&self) {
+        self.is_done.store(true, Ordering::Release);
+    }
+
+    /// Whether no more batches come but those that are there.
+    pub(crate) fn is_done(&self) -> bool {
+        self.is_done.load(Ordering::Acquire)
+    }
+}
+
+// Batches neither overlap nor reach beyond the end.
+const _: () = assert!(Ring::SIZE.is_multiple_of(Ring::BATCH));

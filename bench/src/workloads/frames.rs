@@ -1,0 +1,306 @@
+//! The workloads on frame allocators, and the frame allocators.
+
+use core::hint::black_box;
+
+use muster_memory::{FRAME_SIZE, Frame, FrameAllocator, FrameCache, FrameRun, Owner, PhysRange};
+use spin::Mutex;
+
+use super::Workload;
+use crate::course::{Course, HELD, Score, Shift};
+use crate::meter::Lap;
+use crate::random::Random;
+
+/// Frames that go out, then in, in frame-bulk.
+const BULK: usize = 512;
+
+/// Runs that frame-fragmentation holds on each CPU.
+const RUNS: usize = 512;
+
+/// Sizes of its runs: so many powers of two.
+const ORDERS: usize = 4;
+
+/// No frame has this number, so it says that there was none.
+const NONE: u64 = 0;
+
+/// A frame allocator for many CPUs.
+pub trait FrameSource: Sync {
+    /// A CPU as its user.
+    type User<'a>: FrameUser
+    where
+        Self: 'a;
+
+    /// Makes this CPU, on which no other user lives, a user; `None` if that can't be.
+    fn user(&self) -> Option<Self::User<'_>>;
+}
+
+/// What one CPU can do. Frames are named by their numbers.
+pub trait FrameUser {
+    /// Takes a frame, if there is one.
+    fn take(&mut self) -> Option<u64>;
+
+    /// Gives a frame back; `false`: it was refused.
+    fn give(&mut self, frame: u64) -> bool;
+
+    /// Takes a run of so many frames, a power of two, aligned to that; gives the first.
+    fn take_run(&mut self, frames: usize) -> Option<u64>;
+
+    /// Gives a run back; `false`: it was refused.
+    fn give_run(&mut self, first: u64, frames: usize) -> bool;
+}
+
+/// Muster's frame allocator, with a cache for each CPU.
+pub struct MusterFrames<'a>(pub &'a FrameAllocator);
+
+/// Whose the frames are.
+const OWNER: Owner = Owner::Heap;
+
+impl FrameSource for MusterFrames<'_> {
+    type User<'a>
+        = FrameCache<'a>
+    where
+        Self: 'a;
+
+    fn user(&self) -> Option<FrameCache<'_>> {
+        self.0.cache()
+    }
+}
+
+impl FrameUser for FrameCache<'_> {
+    #[inline(never)]
+    fn take(&mut self) -> Option<u64> {
+        self.allocate(OWNER).map(Frame::number)
+    }
+
+    #[inline(never)]
+    fn give(&mut self, frame: u64) -> bool {
+        Frame::from_number(frame).is_some_and(|frame| self.free(frame, OWNER).is_ok())
+    }
+
+    #[inline(never)]
+    fn take_run(&mut self, frames: usize) -> Option<u64> {
+        let run = self.allocate_run(frames, frames, OWNER)?;
+        Some(run.first().number())
+    }
+
+    #[inline(never)]
+    fn give_run(&mut self, first: u64, frames: usize) -> bool {
+        PhysRange::new(first * FRAME_SIZE, frames as u64 * FRAME_SIZE)
+            .and_then(FrameRun::from_range)
+            .is_some_and(|run| self.free_run(run, OWNER).is_ok())
+    }
+}
+
+/// [`buddy_system_allocator`]'s frame allocator behind a spin lock. Its books are `BTreeSet`s, for
+/// which it uses the global heap.
+pub struct BuddyFrames(Mutex<buddy_system_allocator::FrameAllocator>);
+
+impl BuddyFrames {
+    /// One that has the frames with these numbers.
+    pub fn new(frames: core::ops::Range<usize>) -> Self {
+        let mut buddy = buddy_system_allocator::FrameAllocator::new();
+        buddy.add_frame(frames.start, frames.end);
+        Self(Mutex::new(buddy))
+    }
+}
+
+impl FrameSource for BuddyFrames {
+    type User<'a>
+        = &'a Self
+    where
+        Self: 'a;
+
+    fn user(&self) -> Option<&Self> {
+        Some(self)
+    }
+}
+
+impl FrameUser for &BuddyFrames {
+    #[inline(never)]
+    fn take(&mut self) -> Option<u64> {
+        self.0.lock().alloc(1).map(|frame| frame as u64)
+    }
+
+    #[inline(never)]
+    fn give(&mut self, frame: u64) -> bool {
+        self.0.lock().dealloc(frame as usize, 1);
+        true
+    }
+
+    #[inline(never)]
+    fn take_run(&mut self, frames: usize) -> Option<u64> {
+        self.0.lock().alloc(frames).map(|frame| frame as u64)
+    }
+
+    #[inline(never)]
+    fn give_run(&mut self, first: u64, frames: usize) -> bool {
+        self.0.lock().dealloc(first as usize, frames);
+        true
+    }
+}
+
+/// No frame allocator.
+pub(super) struct Nothing;
+
+impl FrameSource for Nothing {
+    type User<'a> = Self;
+
+    fn user(&self) -> Option<Self> {
+        Some(Self)
+    }
+}
+
+impl FrameUser for Nothing {
+    #[inline(always)]
+    fn take(&mut self) -> Option<u64> {
+        Some(black_box(1))
+    }
+
+    #[inline(always)]
+    fn give(&mut self, _: u64) -> bool {
+        true
+    }
+
+    #[inline(always)]
+    fn take_run(&mut self, _: usize) -> Option<u64> {
+        Some(black_box(1))
+    }
+
+    #[inline(always)]
+    fn give_run(&mut self, _: u64, _: usize) -> bool {
+        true
+    }
+}
+
+/// Does a workload.
+pub(super) fn run<F: FrameSource>(frames: &F, workload: Workload, course: &Course<'_>) -> Score {
+    course.measure(&|shift| {
+        let Some(user) = frames.user() else {
+            // The others wait for this CPU; it has failed once and for all.
+            let (meter, ..) = shift.start();
+            return (meter.end(), 1);
+        };
+        let mut cpu = Cpu { user, failures: 0 };
+        let lap = match workload {
+            Workload::FramePair => pair(&mut cpu, shift),
+            Workload::FrameRandom => random(&mut cpu, shift),
+            Workload::FrameBulk => bulk(&mut cpu, shift),
+            Workload::FrameRepeat => repeat(&mut cpu, shift),
+            Workload::FrameFragmentation => fragmentation(&mut cpu, shift),
+            _ => Lap::default(),
+        };
+        (lap, cpu.failures)
+    })
+}
+
+/// A user, and how often it was refused.
+struct Cpu<U> {
+    user: U,
+    failures: u64,
+}
+
+impl<U: FrameUser> Cpu<U> {
+    #[inline(always)]
+    fn take(&mut self) -> u64 {
+        let frame = self.user.take();
+        self.failures += u64::from(frame.is_none());
+        frame.unwrap_or(NONE)
+    }
+
+    #[inline(always)]
+    fn give(&mut self, frame: u64) {
+        if frame != NONE {
+            self.failures += u64::from(!self.user.give(frame));
+        }
+    }
+
+    fn take_run(&mut self, order: usize) -> u64 {
+        let first = self.user.take_run(1 << order);
+        self.failures += u64::from(first.is_none());
+        // The order fits in beside the number: those of frames are below 2^52.
+        first.map_or(NONE, |first| first << 8 | order as u64)
+    }
+
+    fn give_run(&mut self, run: u64) {
+        if run != NONE {
+            let given = self.user.give_run(run >> 8, 1 << (run & 0xff));
+            self.failures += u64::from(!given);
+        }
+    }
+}
+
+fn pair<U: FrameUser>(cpu: &mut Cpu<U>, shift: &mut Shift<'_>) -> Lap {
+    let (mut meter, ..) = shift.start();
+    while !meter.is_over() {
+        meter.step(|| {
+            let frame = cpu.take();
+            cpu.give(frame);
+        });
+    }
+    meter.end()
+}
+
+fn random<U: FrameUser>(cpu: &mut Cpu<U>, shift: &mut Shift<'_>) -> Lap {
+    shift.frames.fill_with(|| cpu.take());
+    let (mut meter, _, held, random) = shift.start();
+    while !meter.is_over() {
+        meter.step(|| {
+            if let Some(frame) = held.get_mut(random.below(HELD)) {
+                cpu.give(*frame);
+                *frame = cpu.take();
+            }
+        });
+    }
+    let lap = meter.end();
+    held.iter().for_each(|&frame| cpu.give(frame));
+    lap
+}
+
+fn bulk<U: FrameUser>(cpu: &mut Cpu<U>, shift: &mut Shift<'_>) -> Lap {
+    let (mut meter, _, held, _) = shift.start();
+    while !meter.is_over() {
+        for frame in held.iter_mut().take(BULK) {
+            *frame = meter.step(|| cpu.take());
+        }
+        for &mut frame in held.iter_mut().take(BULK) {
+            meter.step(|| cpu.give(frame));
+        }
+    }
+    meter.end()
+}
+
+fn repeat<U: FrameUser>(cpu: &mut Cpu<U>, shift: &mut Shift<'_>) -> Lap {
+    shift.frames.fill_with(|| cpu.take());
+    let (mut meter, _, held, _) = shift.start();
+    if let Some(frame) = held.last_mut() {
+        while !meter.is_over() {
+            meter.step(|| {
+                cpu.give(*frame);
+                *frame = cpu.take();
+            });
+        }
+    }
+    let lap = meter.end();
+    held.iter().for_each(|&frame| cpu.give(frame));
+    lap
+}
+
+fn fragmentation<U: FrameUser>(cpu: &mut Cpu<U>, shift: &mut Shift<'_>) -> Lap {
+    let order = |random: &mut Random| random.below(ORDERS);
+    let random = &mut shift.random;
+    let runs = shift.frames.iter_mut().take(RUNS);
+    runs.for_each(|run| *run = cpu.take_run(order(random)));
+    let (mut meter, _, held, random) = shift.start();
+    while !meter.is_over() {
+        meter.step(|| {
+            if let Some(run) = held.get_mut(random.below(RUNS)) {
+                cpu.give_run(*run);
+                *run = cpu.take_run(order(random));
+            }
+        });
+    }
+    let lap = meter.end();
+    held.iter().take(RUNS).for_each(|&run| cpu.give_run(run));
+    lap
+}
+
+const _: () = assert!(BULK <= HELD && RUNS <= HELD);
