@@ -62,7 +62,7 @@ fmt:
 # Test the libraries and the runner on this host, doc tests included
 [group('test')]
 test-host:
-    cargo test --package muster-percpu --package muster-memory --package muster-heap
+    cargo test --package muster-percpu --package muster-memory --package muster-heap --package muster-bench
     cargo test --package muster-loader --lib
     cargo test --package muster-runner
 
@@ -71,7 +71,7 @@ test-host:
 test-kernel *FILTER:
     @{{ runner }} test "$@"
 
-# Measure the heap beside other allocators on this host's threads
+# Measure Muster's allocators beside others: just bench [host|instructions|memory|latency] [CPUS] [key=value…]
 [group('test')]
-bench-host *ARGS:
-    cargo run --release --manifest-path heap/bench/Cargo.toml -- "$@"
+bench *ARGS:
+    @{{ runner }} bench "$@"

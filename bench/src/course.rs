@@ -41,10 +41,13 @@ unsafe impl Send for Block {}
 #[repr(align(128))]
 pub(crate) struct Padded<T>(pub(crate) T);
 
+/// Blocks that CPUs hand to one another all at once.
+pub(crate) type Basket = Padded<Mutex<Box<[Block]>>>;
+
 /// All memory that the benchmarks themselves use while they measure. It is allocated once, before.
 pub struct Room {
     desks: Box<[Padded<Mutex<Desk>>]>,
-    baskets: Box<[Padded<Mutex<Box<[Block]>>>]>,
+    baskets: Box<[Basket]>,
     shelf: Box<[AtomicPtr<u8>]>,
     rings: Box<[Ring]>,
 }
@@ -127,7 +130,7 @@ impl<'a> Shift<'a> {
         (meter, self.blocks, self.frames, &mut self.random)
     }
 
-    pub(crate) fn baskets(&self) -> &'a [Padded<Mutex<Box<[Block]>>>] {
+    pub(crate) fn baskets(&self) -> &'a [Basket] {
         let baskets = &self.course.room.baskets;
         baskets.get(..2 * self.course.cpus).unwrap_or(baskets)
     }

@@ -10,9 +10,9 @@ impl Random {
         Self((seed as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15))
     }
 
-    /// The next number.
+    /// Any number but 0.
     #[inline]
-    pub fn next(&mut self) -> u64 {
+    pub fn any(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -23,7 +23,7 @@ impl Random {
     #[inline]
     pub fn below(&mut self, end: usize) -> usize {
         // Lemire's reduction: a product instead of a division.
-        ((self.next() >> 32) * end as u64 >> 32) as usize
+        (((self.any() >> 32) * end as u64) >> 32) as usize
     }
 
     /// A size of `octaves` powers of two from `low` on, each as likely as the others.

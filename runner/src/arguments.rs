@@ -19,6 +19,13 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// How long the kernel's stress lasts when no `seconds=` says so.
 const DEFAULT_STRESS: Duration = Duration::from_secs(8);
 
+/// How long benchmarks may take that no `timeout=` limits: with `rounds=` and `time=`
+/// they take what they are given.
+const BENCH_PATIENCE: Duration = Duration::from_secs(3600);
+
+/// The memory of a machine for benchmarks: each allocator has an arena of its own.
+const BENCH_MEMORY: &str = "1G";
+
 /// What puts the kernel into memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Boot {
@@ -35,6 +42,15 @@ pub enum Firmware {
     Bios,
     /// OVMF.
     Uefi,
+}
+
+/// What is in the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Build {
+    /// All that it needs.
+    Plain,
+    /// And the benchmarks.
+    Bench,
 }
 
 /// One run of the kernel, as asked for.
@@ -58,6 +74,8 @@ pub struct Run {
     pub time_limit: Duration,
     /// QEMU itself.
     pub qemu: PathBuf,
+    /// What is in the kernel.
+    pub build: Build,
     /// Further arguments for QEMU.
     pub qemu_arguments: Vec<String>,
     /// The kernel's command line, the loader's words included.
@@ -76,6 +94,7 @@ impl Default for Run {
             firmware: Firmware::Bios,
             time_limit: DEFAULT_STRESS + PATIENCE,
             qemu: "qemu-system-x86_64".into(),
+            build: Build::Plain,
             qemu_arguments: Vec::new(),
             words: Vec::new(),
         }
@@ -130,6 +149,8 @@ enum Reader {
     Runner(fn(&mut Run, &str) -> Option<()>),
     /// The kernel: passed on as it is.
     Kernel,
+    /// The benchmarks: passed on as it is, to a kernel that has them.
+    Bench,
     /// The loader: passed on as it is.
     Loader,
 }
@@ -242,8 +263,8 @@ const KEYS: &[Key] = &[
     ),
     runner(
         "accel",
-        Form::OneOf(&["auto", "tcg", "kvm"]),
-        "acceleration (auto)",
+        Form::OneOf(&["auto", "tcg", "kvm", "icount"]),
+        "acceleration (auto); icount counts instructions",
         |run, value| {
             run.acceleration = Acceleration::named(value)?;
             Some(())
@@ -350,6 +371,60 @@ const KEYS: &[Key] = &[
         ]),
         "what to do wrong, to see it reported",
     ),
+    bench(
+        "bench",
+        Form::ListOf(&[
+            "all",
+            "heaps",
+            "frames",
+            "churn",
+            "mixed",
+            "larson",
+            "xfree",
+            "sh8bench",
+            "mstress",
+            "cache-scratch",
+            "cache-thrash",
+            "realloc",
+            "large",
+            "frame-pair",
+            "frame-random",
+            "frame-bulk",
+            "frame-repeat",
+            "frame-fragmentation",
+        ]),
+        "workloads (all)",
+    ),
+    bench(
+        "allocators",
+        Form::Text("names, by commas"),
+        "allocators to compare (all)",
+    ),
+    bench(
+        "on",
+        Form::ListOf(&[]),
+        "numbers of CPUs to compare on (1,2,4,8)",
+    ),
+    bench(
+        "rounds",
+        Form::Number,
+        "rounds of which medians are taken (5)",
+    ),
+    bench(
+        "time",
+        Form::Number,
+        "milliseconds of each measurement (60)",
+    ),
+    bench(
+        "measure",
+        Form::OneOf(&["time", "instructions"]),
+        "what is measured (time)",
+    ),
+    bench(
+        "format",
+        Form::OneOf(&["table", "json"]),
+        "of the figures (table)",
+    ),
     loader(
         "loader.unstarted",
         Form::ListOf(&[]),
@@ -412,6 +487,15 @@ const fn kernel(name: &'static str, form: Form, meaning: &'static str) -> Key {
         form,
         meaning,
         reader: Reader::Kernel,
+    }
+}
+
+const fn bench(name: &'static str, form: Form, meaning: &'static str) -> Key {
+    Key {
+        name,
+        form,
+        meaning,
+        reader: Reader::Bench,
     }
 }
 
@@ -486,6 +570,9 @@ pub fn help() -> String {
     let kernels = KEYS
         .iter()
         .filter(|key| matches!(key.reader, Reader::Kernel));
+    let benches = KEYS
+        .iter()
+        .filter(|key| matches!(key.reader, Reader::Bench));
     let loaders = KEYS
         .iter()
         .filter(|key| matches!(key.reader, Reader::Loader));
@@ -493,6 +580,8 @@ pub fn help() -> String {
     runners.for_each(|key| key.explain(&mut text));
     text += "of the kernel:\n";
     kernels.for_each(|key| key.explain(&mut text));
+    text += "of the benchmarks:\n";
+    benches.for_each(|key| key.explain(&mut text));
     text += "of the loader, to play a bad one:\n";
     loaders.for_each(|key| key.explain(&mut text));
     text
@@ -531,6 +620,10 @@ pub fn parse<A: AsRef<str>>(arguments: &[A]) -> Result<Run, ArgumentError> {
             _ if !admitted => return Err(bad()),
             Reader::Runner(take) => take(&mut run, value).ok_or_else(bad)?,
             Reader::Kernel | Reader::Loader => run.words.push(argument.into()),
+            Reader::Bench => {
+                run.build = Build::Bench;
+                run.words.push(argument.into());
+            }
         }
         match key.name {
             "timeout" => time_limit_given = true,
@@ -539,7 +632,13 @@ pub fn parse<A: AsRef<str>>(arguments: &[A]) -> Result<Run, ArgumentError> {
         }
     }
     if !time_limit_given {
-        run.time_limit = stress + PATIENCE;
+        run.time_limit = match run.build {
+            Build::Plain => stress + PATIENCE,
+            Build::Bench => BENCH_PATIENCE,
+        };
+    }
+    if run.build == Build::Bench && !seen.contains(&"mem") {
+        run.memory = BENCH_MEMORY.into();
     }
     let contradiction = if seen.contains(&"CPUS") && seen.contains(&"smp") {
         "CPUS and smp= exclude each other"
@@ -632,6 +731,17 @@ mod tests {
     }
 
     #[test]
+    fn a_word_of_the_benchmarks_asks_for_their_kernel() {
+        let run = parse(&["bench=mixed,frame-pair", "on=1,8"]).unwrap();
+        assert_eq!((run.build, run.memory.as_str()), (Build::Bench, "1G"));
+        assert_eq!(run.words, ["bench=mixed,frame-pair", "on=1,8"]);
+        let run = parse(&["rounds=3", "mem=2G", "timeout=5"]).unwrap();
+        assert_eq!((run.build, run.memory.as_str()), (Build::Bench, "2G"));
+        assert_eq!(run.time_limit, Duration::from_secs(5));
+        assert_eq!(parse(&["stress=all"]).unwrap().build, Build::Plain);
+    }
+
+    #[test]
     fn wrong_arguments_are_told_apart() {
         let error = |arguments: &[&str]| parse(arguments).unwrap_err();
         assert_eq!(
@@ -663,6 +773,7 @@ mod tests {
             "seconds=inf",
             "timeout=NaN",
             "stress=chrun",
+            "bench=chrun",
             "stress=",
             "fault=panic",
             "log=verbose",

@@ -16,6 +16,18 @@ pub struct Case {
     pub says: &'static [&'static str],
     /// Regular expressions that it matches nowhere.
     pub never: &'static [&'static str],
+    /// What a pair of an allocation and a free may take.
+    pub limits: &'static [Limit],
+}
+
+/// The most instructions that Muster's allocators may take for a pair in a workload, as
+/// `measure=instructions` counts them.
+#[derive(Clone, Copy, Debug)]
+pub struct Limit {
+    /// The workload.
+    pub bench: &'static str,
+    /// Instructions for a pair.
+    pub most: f64,
 }
 
 /// What no run that passes says.
@@ -32,6 +44,7 @@ const fn passes(
         ends: Verdict::Passed,
         says,
         never: BAD,
+        limits: &[],
     }
 }
 
@@ -46,6 +59,7 @@ const fn fails(
         ends: Verdict::Failed,
         says,
         never: &["(?i)panicked"],
+        limits: &[],
     }
 }
 
@@ -60,6 +74,7 @@ const fn refuses(
         ends: Verdict::Refused,
         says,
         never: &["(?i)panicked", "roll: "],
+        limits: &[],
     }
 }
 
@@ -74,11 +89,37 @@ const fn panics(
         ends: Verdict::Panicked,
         says,
         never: &["verdict: passed"],
+        limits: &[],
     }
 }
 
 /// A return address that became a function and a line of the kernel's source.
 const BACKTRACE: &str = r"#\d+ 0x[0-9a-f]{16} in .+ \(.+:\d+\)";
+
+/// A little above what is counted now, which stands beside each and repeats to the digit;
+/// the compiler may choose other instructions.
+const INSTRUCTIONS: &[Limit] = &[
+    // 74.00
+    Limit {
+        bench: "churn",
+        most: 76.0,
+    },
+    // 87.56
+    Limit {
+        bench: "mixed",
+        most: 90.0,
+    },
+    // 100.38
+    Limit {
+        bench: "frame-pair",
+        most: 103.0,
+    },
+    // 157.92
+    Limit {
+        bench: "frame-bulk",
+        most: 162.0,
+    },
+];
 
 /// All of them. The stress is short: what is tested is that each machine comes
 /// up, not how long it lasts.
@@ -113,6 +154,36 @@ pub const CASES: &[Case] = &[
         &["4", "heap=compare", "seconds=2"],
         &["magazines  linked-list    ratio", "audit: clean"],
     ),
+    passes(
+        "bench",
+        &["4", "bench=all", "on=1,2,4", "rounds=1", "time=2"],
+        &["muster to the best other kernel allocator", "audit: clean"],
+    ),
+    passes(
+        "bench-json",
+        &[
+            "2",
+            "bench=xfree,frame-bulk",
+            "rounds=1",
+            "time=2",
+            "format=json",
+        ],
+        &[r#"\{"bench":"xfree","allocator":"muster","cpus":2,"pairs_per_s":\d+,"#],
+    ),
+    Case {
+        limits: INSTRUCTIONS,
+        ..passes(
+            "instructions",
+            &[
+                "1",
+                "accel=icount",
+                "measure=instructions",
+                "allocators=muster",
+                "bench=churn,mixed,frame-pair,frame-bulk",
+            ],
+            &[],
+        )
+    },
     refuses(
         "memory-4m",
         &["8", "mem=4M"],

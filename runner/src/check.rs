@@ -14,6 +14,8 @@ use crate::toolchain::{self, Toolchain};
 pub fn command() -> Result<ExitCode> {
     let mut images = Toolchain::choose()?.bare_metal("clippy");
     images.args(["--package", "muster", "--package", "muster-loader"]);
+    let mut bench = Toolchain::choose()?.bare_metal("clippy");
+    bench.args(["--package", "muster", "--features", "bench"]);
     let mut host = toolchain::host_cargo();
     host.args([
         "clippy",
@@ -26,12 +28,14 @@ pub fn command() -> Result<ExitCode> {
         "--package",
         "muster-heap",
         "--package",
+        "muster-bench",
+        "--package",
         "muster-runner",
         "--all-targets",
     ]);
     let mut loader = toolchain::host_cargo();
     loader.args(["clippy", "--package", "muster-loader", "--lib", "--tests"]);
-    for clippy in [images, host, loader] {
+    for clippy in [images, bench, host, loader] {
         if !passes(clippy)? {
             return Ok(ExitCode::FAILURE);
         }

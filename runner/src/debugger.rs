@@ -25,7 +25,7 @@ const ADDRESS: &str = "localhost:1234";
 /// # Errors
 /// If there is nothing to boot, or QEMU or GDB does not start.
 pub fn command(run: &Run, interrupt: &Interrupt) -> Result<ExitCode> {
-    let images = images::build()?;
+    let images = images::build(run.build)?;
     let folder = workspace::boot_log();
     let mut log = BootLog::create(&folder)?;
     let medium = run::medium(run, &images, &folder)?;

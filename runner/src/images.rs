@@ -8,6 +8,7 @@ use object::elf::{FileHeader64, SymbolSection};
 use object::read::elf::{FileHeader, ProgramHeader};
 use object::{Endianness, pod};
 
+use crate::arguments::Build;
 use crate::toolchain::{TARGET, Toolchain};
 use crate::workspace;
 
@@ -26,11 +27,17 @@ pub struct Images {
 ///
 /// # Errors
 /// If no toolchain serves, or the build fails.
-pub fn build() -> Result<Images> {
+pub fn build(build: Build) -> Result<Images> {
     let folder = workspace::bare_metal().join(TARGET).join("release");
+    // Where Cargo leaves the kernel, whatever is in it.
+    let built = folder.join("muster");
+    let name = match build {
+        Build::Plain => "muster",
+        Build::Bench => "muster-with-bench",
+    };
     let images = Images {
-        kernel: folder.join("muster"),
-        bootable: folder.join("muster-bootable"),
+        kernel: folder.join(name),
+        bootable: folder.join(format!("{name}-bootable")),
         loader: folder.join("muster-loader"),
     };
     let mut cargo = Toolchain::choose()?.bare_metal("build");
@@ -41,6 +48,9 @@ pub fn build() -> Result<Images> {
         "muster-loader",
         "--bins",
     ]);
+    if build == Build::Bench {
+        cargo.args(["--features", "muster/bench"]);
+    }
     // The first build takes a minute, and Cargo shows how far it is.
     if images.kernel.exists() && images.loader.exists() {
         cargo.arg("--quiet");
@@ -51,8 +61,11 @@ pub fn build() -> Result<Images> {
     if !status.success() {
         bail!("the kernel does not build ({status})");
     }
-    let elf = fs::read(&images.kernel)
-        .with_context(|| format!("cannot read {}", images.kernel.display()))?;
+    let elf = fs::read(&built).with_context(|| format!("cannot read {}", built.display()))?;
+    if images.kernel != built {
+        // Cargo keeps both apart, and puts the other one back when it is asked for.
+        write_if_changed(&images.kernel, &elf)?;
+    }
     let bootable = without_debug_information(&elf)
         .with_context(|| format!("{} is no ELF file", images.kernel.display()))?;
     write_if_changed(&images.bootable, &bootable)?;

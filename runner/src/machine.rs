@@ -50,6 +50,8 @@ pub enum Acceleration {
     Tcg,
     /// The host's CPU.
     Kvm,
+    /// The translator in one host thread, with a clock that counts instructions.
+    Icount,
 }
 
 impl Acceleration {
@@ -59,6 +61,7 @@ impl Acceleration {
             "auto" => Self::Auto,
             "tcg" => Self::Tcg,
             "kvm" => Self::Kvm,
+            "icount" => Self::Icount,
             _ => return None,
         })
     }
@@ -68,6 +71,7 @@ impl Acceleration {
             Self::Auto => host_has_kvm(),
             Self::Tcg => false,
             Self::Kvm => true,
+            Self::Icount => return "tcg,thread=single",
         };
         if kvm { "kvm" } else { "tcg,thread=multi" }
     }
@@ -131,6 +135,10 @@ pub fn command(run: &Run, medium: &Medium, debug_console: &Path) -> Command {
         "-accel",
         run.acceleration.qemu_name(),
     ]);
+    if run.acceleration == Acceleration::Icount {
+        // One nanosecond of the guest's time for each instruction, and none for idling.
+        qemu.args(["-icount", "shift=0,sleep=off"]);
+    }
     qemu.args(["-cpu", &run.cpu, "-smp", &run.smp, "-m", &run.memory]);
     // A reset (a triple fault) ends QEMU rather than booting again.
     qemu.args(["-no-reboot", "-serial", "stdio"]);
@@ -205,6 +213,12 @@ mod tests {
         ] {
             assert!(line.contains(part), "{part} in {line}");
         }
+    }
+
+    #[test]
+    fn instructions_are_counted_in_one_thread() {
+        let line = line(&crate::arguments::parse(&["1", "accel=icount"]).unwrap());
+        assert!(line.contains("-accel tcg,thread=single -icount shift=0,sleep=off "));
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! on QEMU's debug console (`boot_log`).
 
 mod arguments;
+mod bench;
 mod boot_log;
 mod cases;
 mod check;
@@ -28,7 +29,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, anyhow};
 
-use crate::arguments::ArgumentError;
+use crate::arguments::{ArgumentError, Build};
 use crate::limine::{Limine, NotInstalled};
 use crate::screen::Screen;
 use crate::session::Interrupt;
@@ -42,6 +43,10 @@ commands:
   build                      build the kernel and the loader
   run [CPUS] [key=value…]    boot the kernel in QEMU, and watch it to its end
   test [FILTER…]             the whole-kernel tests whose name contains a FILTER
+  bench [WHAT] [CPUS] [key=value…]
+                             the benchmarks in the kernel; WHAT may be
+                             instructions, to count them in the kernel, or
+                             host, memory or latency, on this host's threads
   iso [PATH] [key=value…]    write a disc image for a real machine, with the
                              kernel's words (target/muster.iso)
   boot-log CPU|all           the last run's log of one CPU, or all of it
@@ -83,13 +88,14 @@ fn dispatch(arguments: &[String]) -> Result<ExitCode> {
     };
     match command {
         "build" => {
-            let images = images::build()?;
+            let images = images::build(Build::Plain)?;
             for image in [images.kernel, images.loader] {
                 println!("{}", workspace::shown(&image));
             }
             Ok(ExitCode::SUCCESS)
         }
         "run" => run::command(&arguments::parse(rest)?, &Interrupt::watch()?),
+        "bench" => bench::command(rest, &Interrupt::watch()?),
         "test" => suite::command(rest, &Interrupt::watch()?),
         "iso" => iso(rest),
         "boot-log" => {
@@ -125,7 +131,7 @@ fn iso(arguments: &[String]) -> Result<ExitCode> {
     let boot = ["boot=limine".to_owned()];
     let words: Vec<_> = boot.iter().chain(keys).collect();
     let run = arguments::parse(&words)?;
-    let images = images::build()?;
+    let images = images::build(run.build)?;
     let good_for = limine
         .write_disc(&images.bootable, &run.words, &image)
         .with_context(|| format!("cannot make {}", image.display()))?;

@@ -24,8 +24,8 @@ const INTERRUPTED: u8 = 130;
 /// # Errors
 /// If there is nothing to boot, or QEMU does not start.
 pub fn command(run: &Run, interrupt: &Interrupt) -> Result<ExitCode> {
-    let screen = Screen::new();
-    let images = images::build()?;
+    let screen = Screen::for_run(run);
+    let images = images::build(run.build)?;
     let folder = workspace::boot_log();
     let (outcome, cpus) = boot(run, &images, &folder, interrupt, &mut |text| {
         screen.line(text)
@@ -42,7 +42,7 @@ pub fn command(run: &Run, interrupt: &Interrupt) -> Result<ExitCode> {
         verdict == Verdict::Passed,
         &format!("muster: {verdict}{}", dashed(&reason)),
     )?;
-    println!("{}", summary(&outcome, &folder, &cpus));
+    screen.note(&summary(&outcome, &folder, &cpus))?;
     Ok(match verdict {
         Verdict::Passed => ExitCode::SUCCESS,
         Verdict::Interrupted => ExitCode::from(INTERRUPTED),

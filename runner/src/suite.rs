@@ -12,10 +12,11 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use regex_lite::Regex;
 
-use crate::arguments;
-use crate::cases::{CASES, Case};
+use crate::arguments::{self, Build};
+use crate::cases::{CASES, Case, Limit};
 use crate::images::{self, Images};
 use crate::limine::NotInstalled;
+use crate::line::Line;
 use crate::run;
 use crate::screen::Screen;
 use crate::session::{Interrupt, Verdict};
@@ -27,7 +28,8 @@ const SIDE_BY_SIDE: usize = 2;
 
 /// What came of a case.
 enum Report {
-    Ok(Duration),
+    /// What it took, and figures to tell.
+    Ok(Duration, Vec<String>),
     Skipped(String),
     Failed {
         why: String,
@@ -54,7 +56,7 @@ pub fn command(filters: &[String], interrupt: &Interrupt) -> Result<ExitCode> {
             println!("  {}", case.name);
         }
     }
-    let images = images::build()?;
+    let builds = Builds::of(&chosen)?;
     let workers = match thread::available_parallelism() {
         Ok(cpus) if cpus.get() > SIDE_BY_SIDE => SIDE_BY_SIDE,
         _ => 1,
@@ -68,7 +70,7 @@ pub fn command(filters: &[String], interrupt: &Interrupt) -> Result<ExitCode> {
                 if interrupt.came() {
                     break;
                 }
-                let report = examine(case, &images, interrupt);
+                let report = examine(case, &builds, interrupt);
                 if let Ok(mut counts) = counts.lock() {
                     counts.add(case, &report, screen)?;
                 }
@@ -101,9 +103,12 @@ struct Counts {
 impl Counts {
     fn add(&mut self, case: &Case, report: &Report, screen: Screen) -> Result<()> {
         match report {
-            Report::Ok(time) => {
+            Report::Ok(time, figures) => {
                 self.passed += 1;
                 println!("ok      {:<28} {:>6.2} s", case.name, time.as_secs_f64());
+                for figure in figures {
+                    println!("        {figure}");
+                }
             }
             Report::Skipped(why) => {
                 self.skipped += 1;
@@ -143,9 +148,9 @@ fn quoted(word: &str) -> String {
 }
 
 /// Boots a case and compares.
-fn examine(case: &Case, images: &Images, interrupt: &Interrupt) -> Report {
+fn examine(case: &Case, builds: &Builds, interrupt: &Interrupt) -> Report {
     let folder = workspace::target().join("test-log").join(case.name);
-    match attempt(case, images, &folder, interrupt) {
+    match attempt(case, builds, &folder, interrupt) {
         Ok(report) => report,
         Err(error) => match error.downcast_ref::<NotInstalled>() {
             Some(NotInstalled::Limine(_)) => Report::Skipped("no Limine files (LIMINE_DIR)".into()),
@@ -159,14 +164,17 @@ fn examine(case: &Case, images: &Images, interrupt: &Interrupt) -> Report {
     }
 }
 
-fn attempt(case: &Case, images: &Images, folder: &Path, interrupt: &Interrupt) -> Result<Report> {
+fn attempt(case: &Case, builds: &Builds, folder: &Path, interrupt: &Interrupt) -> Result<Report> {
     let run = arguments::parse(case.arguments)?;
+    let images = builds
+        .images(run.build)
+        .context("its kernel is not built")?;
     let (outcome, _) = run::boot(&run, images, folder, interrupt, &mut |_| Ok(()))?;
     let log = folder.join("all.log");
     let text = fs::read_to_string(&log).context("cannot read the log")?;
     let (verdict, reason) = outcome.verdict();
     Ok(match mismatch(case, verdict, &reason, &text)? {
-        None => Report::Ok(outcome.elapsed),
+        None => Report::Ok(outcome.elapsed, figures(case, &text).collect()),
         Some(why) => {
             let hung = verdict == Verdict::Hung;
             let last = outcome.last_lines().filter(|_| hung).map(str::to_owned);
@@ -176,6 +184,55 @@ fn attempt(case: &Case, images: &Images, folder: &Path, interrupt: &Interrupt) -
                 tail: outcome.tail().map(str::to_owned).chain(last).collect(),
             }
         }
+    })
+}
+
+/// The kernels that the chosen cases boot.
+struct Builds {
+    plain: Option<Images>,
+    bench: Option<Images>,
+}
+
+impl Builds {
+    fn of(cases: &[&Case]) -> Result<Self> {
+        let mut runs = Vec::new();
+        for case in cases {
+            runs.push(arguments::parse(case.arguments)?.build);
+        }
+        let made = |build| match runs.contains(&build) {
+            true => images::build(build).map(Some),
+            false => Ok(None),
+        };
+        Ok(Self {
+            bench: made(Build::Bench)?,
+            plain: made(Build::Plain)?,
+        })
+    }
+
+    fn images(&self, build: Build) -> Option<&Images> {
+        match build {
+            Build::Plain => self.plain.as_ref(),
+            Build::Bench => self.bench.as_ref(),
+        }
+    }
+}
+
+/// How many instructions the log says that Muster takes for a pair.
+fn instructions(bench: &str, log: &str) -> Option<f64> {
+    log.lines().find_map(|text| {
+        let mut words = Line::parse(text)?.message.split_whitespace();
+        (words.next()? == bench && words.next()? == "muster").then_some(())?;
+        words.next()?.parse().ok()
+    })
+}
+
+/// The figures that the case has limits for, in words.
+fn figures<'a>(case: &'a Case, log: &'a str) -> impl Iterator<Item = String> + 'a {
+    case.limits.iter().filter_map(|Limit { bench, most }| {
+        let taken = instructions(bench, log)?;
+        Some(format!(
+            "{bench:<12} {taken:>8.2} instructions a pair, at most {most}"
+        ))
     })
 }
 
@@ -203,6 +260,19 @@ fn mismatch(case: &Case, verdict: Verdict, reason: &str, log: &str) -> Result<Op
             )));
         }
     }
+    for Limit { bench, most } in case.limits {
+        match instructions(bench, log) {
+            Some(taken) if taken <= *most => {}
+            Some(taken) => {
+                return Ok(Some(format!(
+                    "{bench} takes {taken:.2} instructions a pair, more than {most}"
+                )));
+            }
+            None => {
+                return Ok(Some(format!("the log has no instructions for {bench}")));
+            }
+        }
+    }
     Ok(None)
 }
 
@@ -216,6 +286,7 @@ mod tests {
         ends: Verdict::Passed,
         says: &["2 of 2", "verdict: passed$"],
         never: &["ERROR"],
+        limits: &[],
     };
 
     fn compared(verdict: Verdict, log: &str) -> Option<String> {
@@ -237,6 +308,29 @@ mod tests {
         );
         let said = compared(Verdict::Passed, "2 of 2\n ERROR\nverdict: passed").unwrap();
         assert!(said.contains("ERROR (line 2)"), "{said}");
+    }
+
+    #[test]
+    fn instructions_have_a_limit() {
+        let case = Case {
+            says: &[],
+            limits: &[Limit {
+                bench: "mixed",
+                most: 60.0,
+            }],
+            ..CASE
+        };
+        let log = |number| {
+            format!(
+                "  1.0 0 INFO  bench   mixed   talc   12.00\n\
+                 \x20 1.1 0 INFO  bench   mixed   muster   {number}\n"
+            )
+        };
+        let compared = |log: &str| mismatch(&case, Verdict::Passed, "", log).unwrap();
+        assert_eq!(compared(&log("60.00")), None);
+        assert!(compared(&log("60.01")).unwrap().contains("60.01"));
+        assert!(compared(&log("")).unwrap().contains("no instructions"));
+        assert_eq!(figures(&case, &log("59.25")).count(), 1);
     }
 
     #[test]
