@@ -6,7 +6,7 @@
 //!
 //! # How it is measured
 //!
-//! - **Rounds.** In each round each contender does the workload once, one after the other, so that
+//! - **Rounds.** After a short one that only warms up, in each round each contender does the workload once, one after the other, so that
 //!   what else the machine does meets all of them. A figure is the median of the rounds and has a
 //!   range; a ratio is taken within each round, and then the median of those.
 //! - **Pairs.** What is counted is pairs of an allocation and a free, of all CPUs together. Each

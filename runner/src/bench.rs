@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use crate::arguments;
 use crate::run;
 use crate::session::Interrupt;
-use crate::toolchain;
+use crate::{toolchain, workspace};
 
 /// The workloads whose instructions are counted if none are named.
 const COUNTED: &str = "bench=churn,mixed,frame-pair,frame-bulk";
@@ -46,8 +46,9 @@ fn in_kernel(own: &[&str], words: &[String], interrupt: &Interrupt) -> Result<Ex
 fn on_host(what: &str, words: &[String]) -> Result<ExitCode> {
     let mut cargo = toolchain::host_cargo();
     cargo.args(["run", "--quiet", "--release"]);
-    cargo.args(["--manifest-path", "bench/host/Cargo.toml", "--", what]);
-    cargo.args(words);
+    cargo.args(["--manifest-path", "bench/host/Cargo.toml", "--target-dir"]);
+    cargo.arg(workspace::target().join("bench-host"));
+    cargo.arg("--").arg(what).args(words);
     let status = cargo.status().context("cannot start Cargo")?;
     let code = status.code().and_then(|code| u8::try_from(code).ok());
     Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))

@@ -1,0 +1,220 @@
+//! What memory it takes to hold 8000 blocks of 16 bytes to 8 KiB while they are replaced in random
+//! order, three figures for each allocator:
+//!
+//! - the least arena in which 40 000 replacements succeed, by the most bytes that were live;
+//! - the resident memory that a process has more of after that, by the same, where there is plenty;
+//! - after 400 000 in an arena of half more than is live, the largest block that can be had of the
+//!   bytes that nobody uses: how little they are in pieces.
+
+use std::alloc::{GlobalAlloc, Layout};
+use std::fmt;
+use std::fs;
+use std::mem::MaybeUninit;
+use std::process::Command;
+
+use muster_bench::figures::Fixed;
+use muster_bench::{Format, Options, Random};
+use muster_heap::FRAME;
+
+use crate::contenders;
+
+const BLOCKS: usize = 8000;
+const REPLACED: usize = 40_000;
+const REPLACED_FOR_LONG: usize = 400_000;
+
+/// Tells all figures of the allocators that are asked for.
+pub fn compare(options: &Options) {
+    let peak = peak(REPLACED);
+    if options.format == Format::Table {
+        println!(
+            "{BLOCKS} blocks of mixed sizes, at most {} KiB live",
+            peak >> 10
+        );
+        println!("              least/live  resident/live  largest/free");
+    }
+    for (name, _) in contenders::heaps() {
+        if !options.wants(name) {
+            continue;
+        }
+        let least = least(peak, |bytes| {
+            with_arena(name, bytes, |heap| run(heap, REPLACED).is_some())
+        });
+        let share = |part: usize, whole: usize| Fixed::<3>((part * 1000 / whole) as u64);
+        let least = Figure(least.map(|least| share(least, peak)));
+        let resident = Figure(resident_in_child(name).map(|bytes| share(bytes, peak)));
+        let largest = Figure(largest(name));
+        match options.format {
+            Format::Table => {
+                println!("{name:<13} {least:>10} {resident:>14} {largest:>13}");
+            }
+            Format::Json => println!(
+                "{{\"bench\":\"memory\",\"allocator\":\"{name}\",\"least_by_live\":{},\
+                 \"resident_by_live\":{},\"largest_by_free\":{}}}",
+                least.json(),
+                resident.json(),
+                largest.json()
+            ),
+        }
+    }
+}
+
+/// A figure, if there is one.
+struct Figure(Option<Fixed<3>>);
+
+impl Figure {
+    fn json(&self) -> String {
+        self.0.map_or("null".into(), |figure| figure.to_string())
+    }
+}
+
+impl fmt::Display for Figure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(figure) => figure.fmt(f),
+            None => f.pad("-"),
+        }
+    }
+}
+
+/// Uses an allocator with an arena of so many bytes. `None`: it has no arena.
+fn with_arena<T>(name: &str, bytes: usize, work: impl FnOnce(&dyn GlobalAlloc) -> T) -> Option<T> {
+    if name == "muster" {
+        return Some(work(contenders::muster_for_this_thread(bytes)));
+    }
+    let mut arena = vec![MaybeUninit::<u8>::uninit(); bytes];
+    // SAFETY: neither the allocator nor its blocks are used when the arena is gone.
+    let lent = unsafe { &mut *(arena.as_mut_slice() as *mut [MaybeUninit<u8>]) };
+    let heap = contenders::on_arena(name, lent)?;
+    Some(work(&*heap))
+}
+
+/// The least size, to a frame, for which `holds` is true. `None`: there is no such size.
+fn least(live: usize, holds: impl Fn(usize) -> Option<bool>) -> Option<usize> {
+    let (mut short, mut enough) = (live / FRAME, 2 * live / FRAME);
+    if !holds(enough * FRAME)? {
+        return None;
+    }
+    while enough - short > 1 {
+        let middle = short.midpoint(enough);
+        if holds(middle * FRAME)? {
+            enough = middle;
+        } else {
+            short = middle;
+        }
+    }
+    Some(enough * FRAME)
+}
+
+/// The largest block that can be had after a long run, by the bytes that are not live.
+fn largest(name: &str) -> Option<Fixed<3>> {
+    let arena = peak(REPLACED_FOR_LONG) * 3 / 2;
+    with_arena(name, arena, |heap| {
+        let blocks = run(heap, REPLACED_FOR_LONG)?;
+        let live: usize = blocks.iter().map(|(_, layout)| layout.size()).sum();
+        let can_have = |bytes: usize| {
+            let layout = Layout::from_size_align(bytes, 8).expect("a valid layout");
+            // SAFETY: the size isn't zero, and the block is freed with its layout.
+            unsafe {
+                let block = heap.alloc(layout);
+                if !block.is_null() {
+                    heap.dealloc(block, layout);
+                }
+                !block.is_null()
+            }
+        };
+        let (mut most, mut too_much) = (0, arena / FRAME);
+        while too_much - most > 1 {
+            let middle = most.midpoint(too_much);
+            if can_have(middle * FRAME) {
+                most = middle;
+            } else {
+                too_much = middle;
+            }
+        }
+        Some(Fixed((most * FRAME * 1000 / (arena - live)) as u64))
+    })?
+}
+
+/// What [`resident`] gives in a process of its own, where no other allocator was at work.
+fn resident_in_child(name: &str) -> Option<usize> {
+    let program = std::env::current_exe().ok()?;
+    let output = Command::new(program)
+        .args(["resident", name])
+        .output()
+        .ok()?;
+    String::from_utf8(output.stdout).ok()?.trim().parse().ok()
+}
+
+/// How much more resident memory this process has when the allocator holds the blocks.
+pub fn resident(name: &str) -> Option<usize> {
+    let heaps = contenders::heaps();
+    let (_, heap) = heaps.iter().find(|(found, _)| *found == name)?;
+    contenders::enter_cpu(0);
+    // The list of blocks is there before and after.
+    let mut blocks = Vec::with_capacity(BLOCKS);
+    blocks.resize(BLOCKS, (std::ptr::null_mut(), Layout::new::<u64>()));
+    blocks.clear();
+    let before = resident_bytes()?;
+    run_into(&**heap, REPLACED, &mut blocks).then_some(())?;
+    Some(resident_bytes()?.saturating_sub(before))
+}
+
+/// The second field of statm is resident memory in pages (proc_pid_statm(5)).
+fn resident_bytes() -> Option<usize> {
+    let statm = fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: usize = statm.split(' ').nth(1)?.parse().ok()?;
+    Some(pages * FRAME)
+}
+
+/// The most bytes that are live at a time.
+fn peak(replaced: usize) -> usize {
+    let mut random = Random::new(1);
+    let mut sizes = vec![0; BLOCKS];
+    let (mut live, mut peak) = (0, 0);
+    for number in 0..BLOCKS + replaced {
+        let (place, layout) = next(&mut random, number);
+        live = live - sizes[place] + layout.size();
+        sizes[place] = layout.size();
+        peak = peak.max(live);
+    }
+    peak
+}
+
+/// Which block is replaced next, and by what. At first, each is a new one.
+fn next(random: &mut Random, number: usize) -> (usize, Layout) {
+    let layout = Layout::from_size_align(random.mixed(), 8).expect("a valid layout");
+    let any = random.below(BLOCKS);
+    (if number < BLOCKS { number } else { any }, layout)
+}
+
+type Blocks = Vec<(*mut u8, Layout)>;
+
+/// `None`: out of memory.
+fn run(allocator: &dyn GlobalAlloc, replaced: usize) -> Option<Blocks> {
+    let mut blocks = Vec::with_capacity(BLOCKS);
+    run_into(allocator, replaced, &mut blocks).then_some(blocks)
+}
+
+/// `false`: out of memory.
+fn run_into(allocator: &dyn GlobalAlloc, replaced: usize, blocks: &mut Blocks) -> bool {
+    let mut random = Random::new(1);
+    for number in 0..BLOCKS + replaced {
+        let (place, layout) = next(&mut random, number);
+        if let Some(&(block, old)) = blocks.get(place) {
+            // SAFETY: live, with this layout.
+            unsafe { allocator.dealloc(block, old) };
+        }
+        // SAFETY: the size isn't zero.
+        let block = unsafe { allocator.alloc(layout) };
+        if block.is_null() {
+            return false;
+        }
+        // SAFETY: the block is that long. Memory counts when it is used.
+        unsafe { block.write_bytes(1, layout.size()) };
+        match blocks.get_mut(place) {
+            Some(place) => *place = (block, layout),
+            None => blocks.push((block, layout)),
+        }
+    }
+    true
+}
