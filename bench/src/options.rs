@@ -50,7 +50,7 @@ impl Default for Options {
             allocators: Vec::new(),
             cpus: [1, 2, 4, 8].into(),
             rounds: 5,
-            millis: 60,
+            millis: 100,
             measure: Measure::Time,
             format: Format::Table,
         }

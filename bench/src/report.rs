@@ -35,11 +35,11 @@ pub struct Row {
 }
 
 impl Row {
-    /// CPU time for a pair, in hundredths of ns: all CPUs' time by all CPUs' pairs.
-    pub fn hundredth_ns_per_pair(&self) -> u64 {
+    /// CPU time for a pair, in hundredths of ns: all CPUs' time by all CPUs' pairs. `None` if there
+    /// are none.
+    pub fn hundredth_ns_per_pair(&self) -> Option<u64> {
         let time = self.cpus as u64 * 100_000_000_000;
         time.checked_div(self.pairs_per_s.median)
-            .unwrap_or(u64::MAX)
     }
 
     /// The row as a JSON object. `ratio_to_linked_list` is null for frames, where there is no such
@@ -75,7 +75,7 @@ impl fmt::Display for Json {
             row.allocator,
             row.cpus,
             row.pairs_per_s.median,
-            Fixed::<2>(row.hundredth_ns_per_pair()),
+            OrNull(row.hundredth_ns_per_pair().map(Fixed::<2>)),
             OrNull(row.p999_ns),
             OrNull(row.ratio.filter(|_| is_heap).map(Fixed::<3>)),
             row.failures,
@@ -220,7 +220,7 @@ mod tests {
         };
         let json = row.json().to_string();
         assert!(
-            json.contains(r#""p999_ns":null,"ratio_to_linked_list":null,"#),
+            json.contains(r#""ns_per_pair":null,"p999_ns":null,"ratio_to_linked_list":null,"#),
             "{json}"
         );
     }

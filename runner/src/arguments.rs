@@ -413,7 +413,7 @@ const KEYS: &[Key] = &[
     bench(
         "time",
         Form::Number,
-        "milliseconds of each measurement (60)",
+        "milliseconds of each measurement (100)",
     ),
     bench(
         "measure",

@@ -415,6 +415,16 @@ pub const CASES: &[Case] = &[
         &["ERROR .*al1", "exhaustion"],
     ),
     refuses(
+        "word-bench",
+        &["2", "qemu-args=-append bench=all"],
+        &["ERROR .*`bench` is for a kernel with the benchmarks"],
+    ),
+    refuses(
+        "word-bench-value",
+        &["2", "rounds=1", "qemu-args=-append bench=chrun"],
+        &["ERROR .*chrun", "frame-fragmentation"],
+    ),
+    refuses(
         "word-loader",
         &["2", "qemu-args=-append loader.dney=mp"],
         &["loader.dney", "loader.deny"],
