@@ -71,7 +71,7 @@ test-host:
 test-kernel *FILTER:
     @{{ runner }} test "$@"
 
-# Measure Muster's allocators beside others: just bench [host|instructions|memory|latency] [CPUS] [key=value…]
+# Measure Muster's allocators beside others: just bench [host|linux|instructions|memory|latency] [CPUS] [key=value…]
 [group('test')]
 bench *ARGS:
     @{{ runner }} bench "$@"

@@ -6,8 +6,9 @@
  * of CPUs; a figure is the median of its rounds. The figures are JSON, one
  * object a line.
  *
- * The workloads, their sizes, random numbers, ring and hand-over are those of
- * Muster's own benchmark: the two must stay alike.
+ * The workloads, their sizes, random numbers, ring and baskets, and how pairs
+ * a second are reckoned are those of Muster's own benchmark: the two must stay
+ * alike.
  */
 #include <linux/completion.h>
 #include <linux/gfp.h>
@@ -17,10 +18,10 @@
 #include <linux/math64.h>
 #include <linux/mm.h>
 #include <linux/module.h>
+#include <linux/mutex.h>
 #include <linux/sched.h>
 #include <linux/slab.h>
 #include <linux/sort.h>
-#include <linux/spinlock.h>
 #include <asm/msr.h>
 
 #define ALLOCATOR "linux-6.1"
@@ -28,17 +29,23 @@
 #define MOST_CPUS 64
 #define MOST_ROUNDS 99
 
-#define CHURN_BATCH 64
-#define MIXED_BATCH 64
-#define LARSON_BATCH 1000
-#define LIVE 1000
-#define RING_SIZE 4096
-#define RING_BATCH 64
-#define FRAME_BATCH 64
-#define FRAME_BULK 512
+/* Pairs between two looks whether time is up, and blocks that a ring moves. */
+#define BATCH 64
+/* Blocks that mixed has on each CPU. */
+#define MIXED 1000
+/* Blocks in each of larson's baskets, of which there are two for each CPU. */
+#define BASKET 500
+/* Blocks that larson replaces before it goes on to another basket. */
+#define TURN 1000
+#define RING 4096
+/* Frames that go out, then in. */
+#define BULK 512
 
-/* Instructions are counted over so many pairs, so many times. */
-#define COUNTED_PAIRS 4096
+/*
+ * Instructions are counted over at least so many pairs, so many times: few
+ * enough that most samples have no timer interrupt in them.
+ */
+#define COUNTED_PAIRS 2048
 #define COUNTED_SAMPLES 101
 #define WARM_UP_SAMPLES 20
 
@@ -47,9 +54,9 @@ static int cpus_given = 4;
 module_param_array(cpus, uint, &cpus_given, 0);
 MODULE_PARM_DESC(cpus, "numbers of CPUs to measure with (1,2,4,8)");
 
-static unsigned int rounds = 7;
+static unsigned int rounds = 5;
 module_param(rounds, uint, 0);
-MODULE_PARM_DESC(rounds, "rounds that a figure is the median of (7)");
+MODULE_PARM_DESC(rounds, "rounds that a figure is the median of (5)");
 
 static unsigned int time = 60;
 module_param(time, uint, 0);
@@ -60,22 +67,15 @@ module_param(instructions, bool, 0);
 MODULE_PARM_DESC(instructions,
 		 "count TSC ticks per pair on one CPU, which are instructions under QEMU's -icount shift=0");
 
-/* What a worker holds, or leaves for the next one. */
-struct set {
-	void **blocks;
-	unsigned int count;
-};
-
-/* Where a worker finds what another left. */
-struct slot {
-	spinlock_t lock;
-	struct set set;
+/* Blocks that one CPU leaves and another takes over. */
+struct basket {
+	struct mutex lock;
+	void *blocks[BASKET];
 } __aligned(128);
 
 /* Addresses on their way from one CPU to another. */
 struct ring {
-	void **slots;
-	unsigned long tail;
+	void *slots[RING];
 	unsigned long published __aligned(128);
 	unsigned long taken __aligned(128);
 	bool is_done;
@@ -85,38 +85,43 @@ struct worker {
 	const struct workload *workload;
 	struct task_struct *task;
 	unsigned int number;
+	/* The next basket to try. */
+	unsigned int basket;
 	u64 random;
-	struct set live;
-	struct page **frames;
 	u64 pairs;
 	u64 failures;
+	ktime_t end;
 	/* Stands for a block where only the loop around it is counted. */
-	u8 stand_in;
+	unsigned long stand_in;
+	void *blocks[MIXED];
+	struct page *frames[BULK];
 } __aligned(128);
 
 struct workload {
 	const char *name;
 	void (*prepare)(struct worker *worker);
-	/* Both give the number of pairs that they did. */
+	/* Gives the number of pairs that it did. */
 	unsigned int (*batch)(struct worker *worker);
+	/* What must still happen in time; gives pairs too. */
 	unsigned int (*finish)(struct worker *worker);
+	void (*clean_up)(struct worker *worker);
 	/* The batch without its allocations; NULL if it needs two CPUs. */
 	unsigned int (*empty_batch)(struct worker *worker);
 };
 
 static struct worker workers[MOST_CPUS];
-static struct slot slots[MOST_CPUS];
+static struct basket baskets[2 * MOST_CPUS];
 static struct ring rings[MOST_CPUS / 2];
 
 /* One workload at one number of CPUs, once. */
 static struct {
 	unsigned int cpus;
 	atomic_t arrived;
+	atomic_t ended;
 	atomic_t busy;
 	bool has_started;
 	bool is_over;
 	ktime_t start;
-	ktime_t end;
 	struct hrtimer timer;
 	struct completion done;
 } run;
@@ -130,27 +135,32 @@ static __always_inline u64 next_random(struct worker *worker)
 	random ^= random >> 7;
 	random ^= random << 17;
 	worker->random = random;
-	return random >> 8;
+	return random;
 }
 
-/* Each doubling from 16 bytes to 8 KiB is as likely as any other. */
+/* A number below end, which is below 2^32 (Lemire's reduction). */
+static __always_inline size_t random_below(struct worker *worker, size_t end)
+{
+	return (next_random(worker) >> 32) * end >> 32;
+}
+
+/* 16 bytes to 8 KiB, each octave as likely as any other. */
 static __always_inline size_t mixed_size(struct worker *worker)
 {
-	u64 any = next_random(worker);
-	size_t low = 16UL << (any % 9);
+	size_t low = 16UL << random_below(worker, 9);
 
-	return low + (any >> 8) % low;
+	return low + random_below(worker, low);
 }
 
 static __always_inline size_t larson_size(struct worker *worker)
 {
-	return 16 + next_random(worker) % 1009;
+	return 16 + random_below(worker, 1009);
 }
 
 static __always_inline void *take_block(struct worker *worker, size_t size,
 					bool is_real)
 {
-	u8 *block = &worker->stand_in;
+	unsigned long *block = &worker->stand_in;
 
 	/* An allocator behind an interface can't fold a constant size. */
 	OPTIMIZER_HIDE_VAR(size);
@@ -161,7 +171,7 @@ static __always_inline void *take_block(struct worker *worker, size_t size,
 		worker->failures++;
 		return NULL;
 	}
-	WRITE_ONCE(*block, 1);
+	WRITE_ONCE(*block, size);
 	return block;
 }
 
@@ -192,11 +202,29 @@ static __always_inline void give_frame(struct page *frame, bool is_real)
 		__free_page(frame);
 }
 
-static void prepare_nothing(struct worker *worker)
+/* Allocates the block at a place anew. */
+static __always_inline void replace(struct worker *worker, void **place,
+				    size_t size, bool is_real)
+{
+	give_block(*place, is_real);
+	*place = take_block(worker, size, is_real);
+}
+
+static void give_all(void **blocks, unsigned int count)
+{
+	unsigned int i;
+
+	for (i = 0; i < count; i++) {
+		kfree(blocks[i]);
+		blocks[i] = NULL;
+	}
+}
+
+static void nothing(struct worker *worker)
 {
 }
 
-static unsigned int finish_nothing(struct worker *worker)
+static unsigned int no_pairs(struct worker *worker)
 {
 	return 0;
 }
@@ -207,9 +235,9 @@ static __always_inline unsigned int churn(struct worker *worker, bool is_real)
 {
 	unsigned int i;
 
-	for (i = 0; i < CHURN_BATCH; i++)
+	for (i = 0; i < BATCH; i++)
 		give_block(take_block(worker, 64, is_real), is_real);
-	return CHURN_BATCH;
+	return BATCH;
 }
 
 static unsigned int churn_batch(struct worker *worker)
@@ -224,32 +252,24 @@ static unsigned int empty_churn_batch(struct worker *worker)
 
 /* Mixed: 16 bytes to 8 KiB, 1000 live on each CPU, random lifetimes. */
 
-static __always_inline void replace(struct worker *worker,
-				    size_t (*size)(struct worker *worker),
-				    bool is_real)
-{
-	void **place = &worker->live.blocks[next_random(worker) % LIVE];
-
-	give_block(*place, is_real);
-	*place = take_block(worker, size(worker), is_real);
-}
-
 static void prepare_mixed(struct worker *worker)
 {
-	struct set *live = &worker->live;
+	unsigned int i;
 
-	while (live->count < LIVE)
-		live->blocks[live->count++] =
-			take_block(worker, mixed_size(worker), true);
+	for (i = 0; i < MIXED; i++)
+		worker->blocks[i] = take_block(worker, mixed_size(worker), true);
 }
 
 static __always_inline unsigned int mixed(struct worker *worker, bool is_real)
 {
 	unsigned int i;
 
-	for (i = 0; i < MIXED_BATCH; i++)
-		replace(worker, mixed_size, is_real);
-	return MIXED_BATCH;
+	for (i = 0; i < BATCH; i++) {
+		void **place = &worker->blocks[random_below(worker, MIXED)];
+
+		replace(worker, place, mixed_size(worker), is_real);
+	}
+	return BATCH;
 }
 
 static unsigned int mixed_batch(struct worker *worker)
@@ -262,51 +282,47 @@ static unsigned int empty_mixed_batch(struct worker *worker)
 	return mixed(worker, false);
 }
 
-static void give_set(struct set *set)
+static void clean_up_mixed(struct worker *worker)
 {
-	while (set->count)
-		kfree(set->blocks[--set->count]);
-}
-
-static unsigned int finish_live(struct worker *worker)
-{
-	give_set(&worker->live);
-	return 0;
+	give_all(worker->blocks, MIXED);
 }
 
 /*
- * Larson: 16 to 1024 bytes, 1000 live on each CPU, which the next CPU takes
- * over now and then.
+ * Larson: 16 to 1024 bytes, 1000 live on each CPU, in baskets of 500; now and
+ * then the CPU leaves one to the others and goes on to the next that is free.
  */
 
-static void fill_larson(struct worker *worker)
+static void prepare_larson(struct worker *worker)
 {
-	struct set *live = &worker->live;
+	unsigned int i, j;
 
-	while (live->count < LIVE)
-		live->blocks[live->count++] =
-			take_block(worker, larson_size(worker), true);
+	worker->basket = 2 * worker->number;
+	for (i = 0; i < 2; i++) {
+		struct basket *own = &baskets[worker->basket + i];
+
+		for (j = 0; j < BASKET; j++)
+			own->blocks[j] =
+				take_block(worker, larson_size(worker), true);
+	}
 }
 
 static __always_inline unsigned int larson(struct worker *worker, bool is_real)
 {
-	struct slot *next = &slots[(worker->number + 1) % run.cpus];
-	struct slot *own = &slots[worker->number];
+	struct basket *basket;
 	unsigned int i;
 
-	for (i = 0; i < LARSON_BATCH; i++)
-		replace(worker, larson_size, is_real);
+	/* There are twice as many baskets as CPUs, so nobody waits for one. */
+	do {
+		basket = &baskets[worker->basket];
+		worker->basket = (worker->basket + 1) % (2 * run.cpus);
+	} while (!mutex_trylock(&basket->lock));
+	for (i = 0; i < TURN; i++) {
+		void **place = &basket->blocks[random_below(worker, BASKET)];
 
-	/* Leaves its blocks for the next CPU, and takes what it finds. */
-	spin_lock(&next->lock);
-	swap(next->set, worker->live);
-	spin_unlock(&next->lock);
-	spin_lock(&own->lock);
-	if (!worker->live.count)
-		swap(own->set, worker->live);
-	spin_unlock(&own->lock);
-	fill_larson(worker);
-	return LARSON_BATCH;
+		replace(worker, place, larson_size(worker), is_real);
+	}
+	mutex_unlock(&basket->lock);
+	return TURN;
 }
 
 static unsigned int larson_batch(struct worker *worker)
@@ -319,6 +335,18 @@ static unsigned int empty_larson_batch(struct worker *worker)
 	return larson(worker, false);
 }
 
+static void clean_up_larson(struct worker *worker)
+{
+	/* Nobody may be at work on a basket any more. */
+	atomic_inc(&run.ended);
+	while (atomic_read(&run.ended) < run.cpus) {
+		cpu_relax();
+		cond_resched();
+	}
+	give_all(baskets[2 * worker->number].blocks, BASKET);
+	give_all(baskets[2 * worker->number + 1].blocks, BASKET);
+}
+
 /* Xfree: CPUs in pairs, one allocates 64 bytes, the other frees. */
 
 static bool is_producer(const struct worker *worker)
@@ -326,71 +354,78 @@ static bool is_producer(const struct worker *worker)
 	return worker->number % 2 == 0;
 }
 
-static bool is_full(const struct ring *ring)
+static void produce(struct worker *worker, struct ring *ring)
 {
 	unsigned long taken = smp_load_acquire(&ring->taken);
+	unsigned long published = ring->published;
+	unsigned int i;
 
-	return ring->tail - taken + 2 * RING_BATCH > RING_SIZE;
+	if (published - taken + BATCH > RING) {
+		cpu_relax();
+		return;
+	}
+	for (i = 0; i < BATCH; i++)
+		ring->slots[(published + i) % RING] =
+			take_block(worker, 64, true);
+	smp_store_release(&ring->published, published + BATCH);
 }
 
+/* Takes the oldest batch, if there is one. */
 static unsigned int consume(struct ring *ring)
 {
-	unsigned long published = smp_load_acquire(&ring->published);
 	unsigned long taken = ring->taken;
-	unsigned long i;
+	unsigned int i;
 
-	for (i = taken; i != published; i++)
-		give_block(ring->slots[i % RING_SIZE], true);
-	smp_store_release(&ring->taken, published);
-	return published - taken;
+	if (smp_load_acquire(&ring->published) == taken) {
+		cpu_relax();
+		return 0;
+	}
+	for (i = 0; i < BATCH; i++)
+		give_block(ring->slots[(taken + i) % RING], true);
+	smp_store_release(&ring->taken, taken + BATCH);
+	return BATCH;
 }
 
+/* A pair is counted where it is freed. */
 static unsigned int xfree_batch(struct worker *worker)
 {
 	struct ring *ring = &rings[worker->number / 2];
-	unsigned int i, pairs;
 
-	if (!is_producer(worker)) {
-		pairs = consume(ring);
-		if (!pairs)
-			cpu_relax();
-		return pairs;
-	}
-	while (is_full(ring) && !READ_ONCE(run.is_over))
-		cpu_relax();
-	for (i = 0; i < RING_BATCH; i++)
-		ring->slots[ring->tail++ % RING_SIZE] =
-			take_block(worker, 64, true);
-	smp_store_release(&ring->published, ring->tail);
+	if (!is_producer(worker))
+		return consume(ring);
+	produce(worker, ring);
 	return 0;
 }
 
 static unsigned int finish_xfree(struct worker *worker)
 {
 	struct ring *ring = &rings[worker->number / 2];
-	unsigned int pairs = 0;
+	unsigned int pairs = 0, taken;
+	bool is_done;
 
 	if (is_producer(worker)) {
 		smp_store_release(&ring->is_done, true);
 		return 0;
 	}
-	while (!smp_load_acquire(&ring->is_done)) {
-		pairs += consume(ring);
-		cpu_relax();
-	}
-	return pairs + consume(ring);
+	do {
+		/* In this order: what came before the end is seen. */
+		is_done = smp_load_acquire(&ring->is_done);
+		taken = consume(ring);
+		pairs += taken;
+	} while (taken || !is_done);
+	return pairs;
 }
 
-/* Frame pair: one frame, allocated and freed. */
+/* Frame pair: one frame out and in. */
 
 static __always_inline unsigned int frame_pair(struct worker *worker,
 					       bool is_real)
 {
 	unsigned int i;
 
-	for (i = 0; i < FRAME_BATCH; i++)
+	for (i = 0; i < BATCH; i++)
 		give_frame(take_frame(worker, is_real), is_real);
-	return FRAME_BATCH;
+	return BATCH;
 }
 
 static unsigned int frame_pair_batch(struct worker *worker)
@@ -410,11 +445,11 @@ static __always_inline unsigned int frame_bulk(struct worker *worker,
 {
 	unsigned int i;
 
-	for (i = 0; i < FRAME_BULK; i++)
+	for (i = 0; i < BULK; i++)
 		worker->frames[i] = take_frame(worker, is_real);
-	for (i = 0; i < FRAME_BULK; i++)
+	for (i = 0; i < BULK; i++)
 		give_frame(worker->frames[i], is_real);
-	return FRAME_BULK;
+	return BULK;
 }
 
 static unsigned int frame_bulk_batch(struct worker *worker)
@@ -428,16 +463,15 @@ static unsigned int empty_frame_bulk_batch(struct worker *worker)
 }
 
 static const struct workload workloads[] = {
-	{ "churn", prepare_nothing, churn_batch, finish_nothing,
-	  empty_churn_batch },
-	{ "mixed", prepare_mixed, mixed_batch, finish_live,
+	{ "churn", nothing, churn_batch, no_pairs, nothing, empty_churn_batch },
+	{ "mixed", prepare_mixed, mixed_batch, no_pairs, clean_up_mixed,
 	  empty_mixed_batch },
-	{ "larson", fill_larson, larson_batch, finish_live,
+	{ "larson", prepare_larson, larson_batch, no_pairs, clean_up_larson,
 	  empty_larson_batch },
-	{ "xfree", prepare_nothing, xfree_batch, finish_xfree, NULL },
-	{ "frame-pair", prepare_nothing, frame_pair_batch, finish_nothing,
+	{ "xfree", nothing, xfree_batch, finish_xfree, nothing, NULL },
+	{ "frame-pair", nothing, frame_pair_batch, no_pairs, nothing,
 	  empty_frame_pair_batch },
-	{ "frame-bulk", prepare_nothing, frame_bulk_batch, finish_nothing,
+	{ "frame-bulk", nothing, frame_bulk_batch, no_pairs, nothing,
 	  empty_frame_bulk_batch },
 };
 
@@ -462,7 +496,6 @@ static u64 median(u64 *figures, unsigned int count)
 
 static enum hrtimer_restart end_run(struct hrtimer *timer)
 {
-	run.end = ktime_get();
 	WRITE_ONCE(run.is_over, true);
 	return HRTIMER_NORESTART;
 }
@@ -497,6 +530,8 @@ static int work(void *data)
 	while (!READ_ONCE(run.is_over))
 		pairs += workload->batch(worker);
 	worker->pairs = pairs + workload->finish(worker);
+	worker->end = ktime_get();
+	workload->clean_up(worker);
 	if (atomic_dec_and_test(&run.busy))
 		complete(&run.done);
 	return 0;
@@ -528,11 +563,8 @@ static int count_instructions(void *data)
 
 	workload->prepare(worker);
 	whole = count_ticks(worker, workload->batch, &pairs);
-	workload->finish(worker);
-	/* The loop alone replaces stand-ins, which nobody frees. */
-	worker->live.count = LIVE;
+	workload->clean_up(worker);
 	loop = count_ticks(worker, workload->empty_batch, &pairs);
-	worker->live.count = 0;
 	tenths = div64_u64((whole - loop) * 10 + pairs / 2, pairs);
 	pr_notice("{\"bench\":\"%s\",\"allocator\":\"" ALLOCATOR
 		  "\",\"cpus\":1,\"instructions_per_pair\":%llu.%llu,\"failures\":%llu}\n",
@@ -550,6 +582,7 @@ static void reset(const struct workload *workload, unsigned int count)
 
 	run.cpus = count;
 	atomic_set(&run.arrived, 0);
+	atomic_set(&run.ended, 0);
 	atomic_set(&run.busy, count);
 	run.has_started = false;
 	run.is_over = false;
@@ -563,7 +596,6 @@ static void reset(const struct workload *workload, unsigned int count)
 		worker->random = (i + 1ULL) * 0x9e3779b97f4a7c15ULL;
 		worker->pairs = 0;
 		worker->failures = 0;
-		ring->tail = 0;
 		ring->published = 0;
 		ring->taken = 0;
 		ring->is_done = false;
@@ -600,27 +632,27 @@ static int run_workers(const struct workload *workload, unsigned int count,
 		kthread_stop(workers[i].task);
 		put_task_struct(workers[i].task);
 	}
-	for (i = 0; i < count; i++)
-		give_set(&slots[i].set);
 	return error;
 }
 
 static int measure(unsigned int round, unsigned int number, unsigned int column)
 {
 	unsigned int count = cpus[column], i;
-	u64 pairs = 0;
+	u64 rate = 0;
 	int error;
 
 	error = run_workers(&workloads[number], count, work);
 	if (error)
 		return error;
 	for (i = 0; i < count; i++) {
-		pairs += workers[i].pairs;
-		failures[number][column] += workers[i].failures;
+		struct worker *worker = &workers[i];
+		s64 took = ktime_to_ns(ktime_sub(worker->end, run.start));
+
+		rate += div64_u64(worker->pairs * NSEC_PER_SEC,
+				  max_t(s64, took, 1));
+		failures[number][column] += worker->failures;
 	}
-	rates[number][column][round] =
-		div64_u64(pairs * NSEC_PER_SEC,
-			  max_t(s64, ktime_to_ns(ktime_sub(run.end, run.start)), 1));
+	rates[number][column][round] = rate;
 	return 0;
 }
 
@@ -706,54 +738,18 @@ static bool are_parameters_right(void)
 	return true;
 }
 
-static int take_memory(void)
-{
-	unsigned int i;
-
-	for (i = 0; i < MOST_CPUS; i++) {
-		spin_lock_init(&slots[i].lock);
-		slots[i].set.blocks = kvcalloc(LIVE, sizeof(void *), GFP_KERNEL);
-		workers[i].live.blocks = kvcalloc(LIVE, sizeof(void *), GFP_KERNEL);
-		workers[i].frames = kvcalloc(FRAME_BULK, sizeof(void *), GFP_KERNEL);
-		if (!slots[i].set.blocks || !workers[i].live.blocks ||
-		    !workers[i].frames)
-			return -ENOMEM;
-	}
-	for (i = 0; i < MOST_CPUS / 2; i++) {
-		rings[i].slots = kvcalloc(RING_SIZE, sizeof(void *), GFP_KERNEL);
-		if (!rings[i].slots)
-			return -ENOMEM;
-	}
-	return 0;
-}
-
-static void give_memory(void)
-{
-	unsigned int i;
-
-	for (i = 0; i < MOST_CPUS; i++) {
-		kvfree(slots[i].set.blocks);
-		kvfree(workers[i].live.blocks);
-		kvfree(workers[i].frames);
-	}
-	for (i = 0; i < MOST_CPUS / 2; i++)
-		kvfree(rings[i].slots);
-}
-
 static int __init muster_bench_init(void)
 {
-	int error;
+	unsigned int i;
 
 	if (!are_parameters_right())
 		return -EINVAL;
+	for (i = 0; i < ARRAY_SIZE(baskets); i++)
+		mutex_init(&baskets[i].lock);
 	init_completion(&run.done);
 	hrtimer_init(&run.timer, CLOCK_MONOTONIC, HRTIMER_MODE_REL_PINNED);
 	run.timer.function = end_run;
-	error = take_memory();
-	if (!error)
-		error = instructions ? count_all() : measure_all();
-	give_memory();
-	return error;
+	return instructions ? count_all() : measure_all();
 }
 
 module_init(muster_bench_init);

@@ -1,10 +1,11 @@
-//! `bench`: Muster's allocators beside others, in the kernel or on this host.
+//! `bench`: Muster's allocators beside others, in the kernel, on this host or in Linux.
 
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 
 use crate::arguments;
+use crate::linux;
 use crate::run;
 use crate::session::Interrupt;
 use crate::{toolchain, workspace};
@@ -25,6 +26,7 @@ pub fn command(words: &[String], interrupt: &Interrupt) -> Result<ExitCode> {
             let own = ["1", "accel=icount", "measure=instructions", COUNTED];
             in_kernel(&own, rest, interrupt)
         }
+        Some((what, rest)) if what == "linux" => linux::command(rest, interrupt),
         _ => in_kernel(&["bench=all"], words, interrupt),
     }
 }

@@ -103,8 +103,11 @@ fn without_debug_information(elf: &[u8]) -> Result<Vec<u8>> {
 }
 
 /// Writes a file, unless it has this content already: a running QEMU may have
-/// it open.
-fn write_if_changed(path: &Path, content: &[u8]) -> Result<()> {
+/// it open, and make goes by the time of a source.
+///
+/// # Errors
+/// If the file cannot be written.
+pub fn write_if_changed(path: &Path, content: &[u8]) -> Result<()> {
     if fs::read(path).is_ok_and(|old| old == content) {
         return Ok(());
     }

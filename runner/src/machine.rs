@@ -107,6 +107,15 @@ pub enum Medium {
         /// The kernel's image.
         kernel: PathBuf,
     },
+    /// Linux, as QEMU's kernel.
+    Linux {
+        /// Its compressed image.
+        image: PathBuf,
+        /// Its initial file system.
+        initramfs: PathBuf,
+        /// Its command line.
+        words: String,
+    },
     /// A disc image.
     Disc {
         /// The image.
@@ -146,14 +155,13 @@ pub fn command(run: &Run, medium: &Medium, debug_console: &Path) -> Command {
     qemu.arg("-debugcon").arg(prefixed("file:", debug_console));
     match medium {
         Medium::Embedded { loader, kernel } => {
-            // The kernel enters through the firmware's PVH support alone, and SeaBIOS
-            // takes several times as long to get there, more so with many CPUs.
-            if run.machine != Machine::Microvm && Path::new(QBOOT).exists() {
-                qemu.args(["-bios", QBOOT]);
-            }
-            qemu.arg("-kernel").arg(loader).arg("-initrd").arg(kernel);
-            qemu.arg("-append").arg(run.words.join(" "));
+            start_without_disc(&mut qemu, run, loader, kernel, &run.words.join(" "));
         }
+        Medium::Linux {
+            image,
+            initramfs,
+            words,
+        } => start_without_disc(&mut qemu, run, image, initramfs, words),
         Medium::Disc { image, firmware } => {
             qemu.args(["-vga", "std", "-boot", "d", "-cdrom"])
                 .arg(image)
@@ -162,6 +170,17 @@ pub fn command(run: &Run, medium: &Medium, debug_console: &Path) -> Command {
     }
     qemu.args(&run.qemu_arguments);
     qemu
+}
+
+/// Adds a kernel that QEMU itself puts into memory.
+fn start_without_disc(qemu: &mut Command, run: &Run, kernel: &Path, initrd: &Path, words: &str) {
+    // Such a kernel needs no firmware but for its tables, and SeaBIOS takes
+    // several times as long to get there, more so with many CPUs.
+    if run.machine != Machine::Microvm && Path::new(QBOOT).exists() {
+        qemu.args(["-bios", QBOOT]);
+    }
+    qemu.arg("-kernel").arg(kernel).arg("-initrd").arg(initrd);
+    qemu.arg("-append").arg(words);
 }
 
 /// An option value that ends in a path. QEMU takes a comma in it as the next
@@ -184,7 +203,11 @@ mod tests {
             loader: "/l".into(),
             kernel: "/k".into(),
         };
-        let command = command(run, &medium, Path::new("/tmp/a,b"));
+        line_of(run, &medium)
+    }
+
+    fn line_of(run: &Run, medium: &Medium) -> String {
+        let command = command(run, medium, Path::new("/tmp/a,b"));
         command
             .get_args()
             .map(|word| word.to_string_lossy())
@@ -219,6 +242,23 @@ mod tests {
     fn instructions_are_counted_in_one_thread() {
         let line = line(&crate::arguments::parse(&["1", "accel=icount"]).unwrap());
         assert!(line.contains("-accel tcg,thread=single -icount shift=0,sleep=off "));
+    }
+
+    #[test]
+    fn linux_gets_the_same_machine() {
+        let run = crate::arguments::parse(&["4", "mem=1G", "accel=tcg"]).unwrap();
+        let medium = Medium::Linux {
+            image: "/z".into(),
+            initramfs: "/i".into(),
+            words: "quiet -- x=1".into(),
+        };
+        let line = line_of(&run, &medium);
+        for part in [
+            "-accel tcg,thread=multi -cpu max -smp 4 -m 1G ",
+            "-kernel /z -initrd /i -append quiet -- x=1",
+        ] {
+            assert!(line.contains(part), "{part} in {line}");
+        }
     }
 
     #[test]

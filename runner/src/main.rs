@@ -11,9 +11,11 @@ mod boot_log;
 mod cases;
 mod check;
 mod debugger;
+mod figures;
 mod images;
 mod limine;
 mod line;
+mod linux;
 mod machine;
 mod run;
 mod screen;
@@ -31,6 +33,7 @@ use anyhow::{Context, Result, anyhow};
 
 use crate::arguments::{ArgumentError, Build};
 use crate::limine::{Limine, NotInstalled};
+use crate::linux::NoLinux;
 use crate::screen::Screen;
 use crate::session::Interrupt;
 use crate::toolchain::NoToolchain;
@@ -47,6 +50,10 @@ commands:
                              the benchmarks in the kernel; WHAT may be
                              instructions, to count them in the kernel, or
                              host, memory or latency, on this host's threads
+  bench linux [instructions] [CPUS] [key=value…]
+                             Linux 6.1's kmalloc and alloc_page beside Muster's
+                             heap and frames in the same QEMU, with rounds=, time=,
+                             format=, boots=N and linux=bare|default
   iso [PATH] [key=value…]    write a disc image for a real machine, with the
                              kernel's words (target/muster.iso)
   boot-log CPU|all           the last run's log of one CPU, or all of it
@@ -70,6 +77,7 @@ fn main() -> ExitCode {
         Err(error) => {
             let is_usage = error.is::<ArgumentError>()
                 || error.is::<NotInstalled>()
+                || error.is::<NoLinux>()
                 || error.is::<NoToolchain>();
             eprintln!("muster: {}", format!("{error:#}").trim_end());
             if is_usage {

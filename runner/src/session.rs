@@ -26,7 +26,7 @@ const TAIL: usize = 30;
 
 /// QEMU's exit status for a value written to its `isa-debug-exit` device is
 /// `value << 1 | 1` (QEMU, `hw/misc/debugexit.c`); these are the kernel's.
-const PASSED: i32 = 33;
+pub const PASSED: i32 = 33;
 const FAILED: i32 = 35;
 const REFUSED: i32 = 37;
 const PANICKED: i32 = 39;
