@@ -52,12 +52,14 @@ test: check test-host test-kernel
 [group('test')]
 check:
     cargo fmt --all --check
+    cargo fmt --manifest-path bench/host/Cargo.toml --check
     {{ runner }} check
 
 # Format the source
 [group('test')]
 fmt:
     cargo fmt --all
+    cargo fmt --manifest-path bench/host/Cargo.toml
 
 # Test the libraries and the runner on this host, doc tests included
 [group('test')]

@@ -29,7 +29,7 @@ const FRAMES: (u64, u64) = (0x1000_0000, 0x2000_0000);
 
 /// How long a CPU may take beyond a measurement's time, in milliseconds: to allocate before, to
 /// free after, with many CPUs on few cores.
-const PATIENCE: u64 = 300_000;
+const PATIENCE: u64 = 60_000;
 
 /// The CPUs at work.
 struct Crew;
@@ -84,7 +84,10 @@ impl Frames {
         // Aligned to a large page, so that arenas differ in nothing but where they are.
         let start = shared::get().allocate_heap_frames(count, 512);
         let start = start.ok_or_else(|| {
-            format!("too little memory for the benchmarks: no {count} contiguous frames")
+            format!(
+                "too little memory for the benchmarks: no {count} contiguous frames are free; \
+                 give the machine 1 GiB"
+            )
         })?;
         Ok(Self { start, count })
     }

@@ -19,6 +19,9 @@
 //!   the sample is also the look whether time is up. A step is a pair, but where allocations and
 //!   frees are apart (xfree, sh8bench, frame-bulk) it is one or the other. The two readings are part
 //!   of it.
+//! - **Instructions**, where they are measured, are counted over 8192 pairs on one CPU, after as many
+//!   that fill its caches, less what the same loop takes around nothing. The call, its arguments and
+//!   the look whether there is a block are counted as the allocator's.
 //! - **Failures** are allocations answered with null. They count as done.
 //! - Whatever the harness needs is allocated before ([`Room`]).
 #![no_std]
