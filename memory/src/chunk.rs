@@ -1,17 +1,22 @@
-//! What is recorded of 2 MiB of memory: which of its frames are free, and whose the others are.
+//! What is recorded of 2 MiB of memory: which of its frames are free.
 
-use core::ops::Range;
+use core::array;
+use core::mem::MaybeUninit;
+use core::slice;
 use core::sync::atomic::Ordering::SeqCst;
-use core::sync::atomic::{AtomicU8, AtomicU64};
 
 use crate::map::Owner;
+use crate::sync::{AtomicU8, AtomicU64, mutated};
 
 /// Frames in a chunk: 2 MiB, the larger of the page sizes that x86-64 always has (Intel SDM vol. 3,
 /// 5.5 "4-Level Paging and 5-Level Paging").
-pub(crate) const CHUNK_FRAMES: u64 = 512;
+pub(crate) const CHUNK_FRAMES: u64 = if cfg!(loom) { 2 * ROW_FRAMES } else { 512 };
 
-/// Frames in a row: one machine word has a bit for each.
-pub(crate) const ROW_FRAMES: u64 = u64::BITS as u64;
+/// Frames in a row: one machine word has a bit for each. A model has fewer, lest it never ends.
+pub(crate) const ROW_FRAMES: u64 = if cfg!(loom) { 4 } else { u64::BITS as u64 };
+
+/// A row of free frames.
+pub(crate) const FREE_ROW: u64 = u64::MAX >> (u64::BITS as u64 - ROW_FRAMES);
 
 pub(crate) const ROWS: usize = (CHUNK_FRAMES / ROW_FRAMES) as usize;
 
@@ -19,18 +24,24 @@ pub(crate) const ROWS: usize = (CHUNK_FRAMES / ROW_FRAMES) as usize;
 ///
 /// The kernel sets memory for one of these per 2 MiB, or part of it, aside and hands it over
 /// unwritten; see [`FrameAllocator::storage_needed`](crate::FrameAllocator::storage_needed).
-#[repr(C, align(64))]
+// Those of a zone lie apart: all chunks, then all owners.
+#[repr(C)]
 pub struct FrameInfo {
+    chunk: Chunk,
+    owners: [AtomicU8; CHUNK_FRAMES as usize],
+}
+
+#[cfg(not(loom))]
+const _: () = assert!(size_of::<FrameInfo>() == 64 + 64 + 512);
+
+/// Which of the frames of a naturally aligned 2 MiB are free.
+#[repr(C, align(64))]
+pub(crate) struct Chunk {
     /// A set bit is a free frame, one that whoever clears it owns.
     rows: [AtomicU64; ROWS],
     /// A set bit is a frame that somebody is taking back; nobody else may meanwhile.
     returning: [AtomicU64; ROWS],
-    /// Whose each frame is. [`Owner::Free`] if it is free, but also while it is on its way out or
-    /// in, or in a CPU's cache.
-    owners: [AtomicU8; CHUNK_FRAMES as usize],
 }
-
-const _: () = assert!(size_of::<FrameInfo>() == 64 + 64 + 512);
 
 /// How much of a chunk is free.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -85,12 +96,35 @@ impl Fit {
 }
 
 impl FrameInfo {
+    /// Makes the records of as many chunks, none of whose frames is free yet, and of whose each of
+    /// their frames is.
+    pub(crate) fn divide(
+        storage: &'static mut [MaybeUninit<Self>],
+    ) -> (&'static [Chunk], &'static [AtomicU8]) {
+        let chunks: *mut Chunk = storage.as_mut_ptr().cast();
+        let frames = storage.len() * CHUNK_FRAMES as usize;
+        // SAFETY: a `FrameInfo` starts with a `Chunk`, is as aligned, and has room for the records
+        // of `CHUNK_FRAMES` frames beside it. So chunks, and after them, aligned as any atomic in
+        // them, the frames' records fit in the storage, which is not used again; and all that is
+        // lent is written first.
+        unsafe {
+            let owners: *mut AtomicU8 = chunks.add(storage.len()).cast();
+            (0..storage.len()).for_each(|index| chunks.add(index).write(Chunk::new()));
+            (0..frames).for_each(|place| owners.add(place).write(AtomicU8::new(Owner::Free as u8)));
+            (
+                slice::from_raw_parts(chunks, storage.len()),
+                slice::from_raw_parts(owners, frames),
+            )
+        }
+    }
+}
+
+impl Chunk {
     /// A chunk none of whose frames is free yet.
-    pub(crate) const fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
-            rows: [const { AtomicU64::new(0) }; ROWS],
-            returning: [const { AtomicU64::new(0) }; ROWS],
-            owners: [const { AtomicU8::new(Owner::Free as u8) }; CHUNK_FRAMES as usize],
+            rows: array::from_fn(|_| AtomicU64::new(0)),
+            returning: array::from_fn(|_| AtomicU64::new(0)),
         }
     }
 
@@ -102,26 +136,26 @@ impl FrameInfo {
         &self.returning[row % ROWS]
     }
 
-    /// The record of whose a frame is.
-    #[inline]
-    pub(crate) fn owner(&self, index: u64) -> &AtomicU8 {
-        &self.owners[(index % CHUNK_FRAMES) as usize]
-    }
-
-    /// The records of whose the frames at these places are, as far as there are such places.
-    pub(crate) fn owners(&self, places: Range<u64>) -> &[AtomicU8] {
-        self.owners
-            .get(places.start as usize..places.end as usize)
-            .unwrap_or_default()
-    }
-
     pub(crate) fn fill(&self) -> Fill {
         let rows = self.rows.iter().map(|row| row.load(SeqCst));
-        let (any, all) = rows.fold((0, u64::MAX), |(any, all), row| (any | row, all & row));
+        let (any, all) = rows.fold((0, FREE_ROW), |(any, all), row| (any | row, all & row));
         Fill {
             any: any != 0,
-            whole: all == u64::MAX,
+            whole: all == FREE_ROW,
         }
+    }
+
+    /// Claims exactly these frames of a row, if all are free.
+    pub(crate) fn claim_exactly(&self, row: usize, mask: u64) -> bool {
+        let row = self.row(row);
+        let mut free = row.load(SeqCst);
+        while free & mask == mask {
+            match replace(row, free, free & !mask) {
+                Ok(_) => return true,
+                Err(now) => free = now,
+            }
+        }
+        false
     }
 
     /// Claims a run from a row that is partly used, else from one that is not. Answers the place of
@@ -130,10 +164,10 @@ impl FrameInfo {
         [false, true].into_iter().find_map(|whole| {
             (0..).zip(&self.rows).find_map(|(index, row)| {
                 let mut free = row.load(SeqCst);
-                while (free == u64::MAX) == whole {
+                while (free == FREE_ROW) == whole {
                     let first = fit.find(free)?;
                     let left = free & !fit.mask(first);
-                    match row.compare_exchange_weak(free, left, SeqCst, SeqCst) {
+                    match replace(row, free, left) {
                         Ok(_) => return Some(index * ROW_FRAMES + u64::from(first)),
                         Err(now) => free = now,
                     }
@@ -149,13 +183,25 @@ impl FrameInfo {
         [false, true].into_iter().find_map(|whole| {
             (0..).zip(&self.rows).find_map(|(index, row)| {
                 let free = row.load(SeqCst);
-                let claimed = if free != 0 && (free == u64::MAX) == whole {
-                    row.swap(0, SeqCst)
-                } else {
+                let claimed = if free == 0 || (free == FREE_ROW) != whole {
                     0
+                } else if mutated("rows are taken in two steps") {
+                    row.store(0, SeqCst);
+                    free
+                } else {
+                    row.swap(0, SeqCst)
                 };
                 (claimed != 0).then_some((index * ROW_FRAMES, claimed))
             })
         })
     }
+}
+
+/// Replaces what a row was by what shall be left, or answers what it is now.
+fn replace(row: &AtomicU64, free: u64, left: u64) -> Result<u64, u64> {
+    if mutated("frames are claimed in two steps") {
+        row.store(left, SeqCst);
+        return Ok(free);
+    }
+    row.compare_exchange_weak(free, left, SeqCst, SeqCst)
 }

@@ -3,12 +3,13 @@
 use core::fmt;
 use core::ptr;
 use core::sync::atomic::Ordering::{AcqRel, Relaxed, Release};
-use core::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize};
 
-use crate::chunk::{FrameInfo, ROW_FRAMES};
+use crate::chunk::{Chunk, ROW_FRAMES};
 use crate::frames::{FrameAllocator, FrameRun, FreeError, Ledger, Spot, assert_somebody, check};
 use crate::map::Owner;
+use crate::owners::Owners;
 use crate::range::Frame;
+use crate::sync::{AtomicBool, AtomicU8, AtomicUsize};
 use crate::zone::Zone;
 
 /// Frames that go back at once when a cache is full.
@@ -35,6 +36,7 @@ pub(crate) struct Slot {
     pub(crate) ledger: Ledger,
 }
 
+#[cfg(not(loom))]
 const _: () = assert!(size_of::<Slot>() == 128);
 
 impl Slot {
@@ -83,23 +85,31 @@ pub struct FrameCache<'a> {
     slot: &'a Slot,
     /// The zone that the last frame was in: most machines have one large one.
     zone: &'a Zone,
+    owners: Owners<'a>,
     /// The chunk that the cache is filled from, and other CPUs' are not if that can be helped.
     home: Option<Spot>,
-    /// Those below `slot.cached` are in the cache; with the record of whose each is.
-    stack: [Option<(Frame, &'a AtomicU8)>; CAPACITY],
+    /// Those below `slot.cached` are in the cache. What lies above is any frame.
+    stack: [Frame; CAPACITY],
+    /// Where it is recorded whose each of them is. Beside the stack and not in it, as the processor
+    /// scales an index by 8, but not by 16.
+    records: [&'a AtomicU8; CAPACITY],
 }
 
 impl<'a> FrameCache<'a> {
     /// The cache that this slot is for, unless there is one already.
     pub(crate) fn new(frames: &'a FrameAllocator, slot: &'a Slot) -> Option<Self> {
         let zone = frames.zone(0)?;
+        let any = Frame::from_number(zone.first())?;
+        let record = zone.owners().get(any.number())?;
         // Not made unless the slot is free: dropping it would free the slot.
         (!slot.taken.swap(true, AcqRel)).then(|| Self {
             frames,
             slot,
             zone,
             home: None,
-            stack: [None; CAPACITY],
+            owners: zone.owners(),
+            stack: [any; CAPACITY],
+            records: [record; CAPACITY],
         })
     }
 
@@ -112,16 +122,26 @@ impl<'a> FrameCache<'a> {
     #[inline]
     pub fn allocate(&mut self, owner: Owner) -> Option<Frame> {
         assert_somebody(owner);
-        let mut cached = self.slot.cached();
-        if cached == 0 {
-            cached = self.fill();
-        }
-        let left = cached.checked_sub(1)?;
-        let (frame, record) = (*self.stack.get(left)?)?;
+        // One comparison tells an empty cache, too.
+        let left = self.slot.cached().wrapping_sub(1);
+        let (Some(&frame), Some(record)) = (self.stack.get(left), self.records.get(left)) else {
+            return self.allocate_slowly(owner);
+        };
         record.store(owner as u8, Relaxed);
         self.slot.cached.store(left, Relaxed);
         self.slot.ledger.add_alone(owner, 1);
         Some(frame)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn allocate_slowly(&mut self, owner: Owner) -> Option<Frame> {
+        if self.fill() > 0 {
+            return self.allocate(owner);
+        }
+        let run = self.frames.take_run(1, 1, owner, None)?;
+        self.slot.ledger.add_alone(owner, 1);
+        Some(run.first())
     }
 
     /// Takes a frame back.
@@ -133,21 +153,26 @@ impl<'a> FrameCache<'a> {
     /// an atomic read-modify-write for each frame. Other double frees are caught.
     #[inline]
     pub fn free(&mut self, frame: Frame, owner: Owner) -> Result<(), FreeError> {
-        let record = match self.zone_of(frame) {
-            Some(zone) if owner != Owner::Free => zone.owner(frame.number()),
-            _ => return Err(self.refusal(frame, owner)),
-        };
-        if record.load(Relaxed) != owner as u8 {
-            return Err(self.refusal(frame, owner));
+        if owner != Owner::Free
+            && let Some(record) = self.owners.get(frame.number())
+            && record.load(Relaxed) == owner as u8
+            && self.push(frame, record)
+        {
+            record.store(Owner::Free as u8, Relaxed);
+            self.slot.ledger.add_alone(owner, -1);
+            return Ok(());
         }
-        record.store(Owner::Free as u8, Relaxed);
-        let mut cached = self.slot.cached();
-        if cached >= CAPACITY {
-            cached = self.give_back(BATCH);
+        self.free_slowly(frame, owner)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn free_slowly(&mut self, frame: Frame, owner: Owner) -> Result<(), FreeError> {
+        check(self.zone_of(frame), frame, owner)?;
+        if self.len() == CAPACITY {
+            self.give_back(BATCH);
         }
-        self.push(cached, frame, record);
-        self.slot.ledger.add_alone(owner, -1);
-        Ok(())
+        self.free(frame, owner)
     }
 
     /// Hands out a run, as [`FrameAllocator::allocate_run`] does; from the same 2 MiB as the cache's
@@ -214,66 +239,53 @@ impl<'a> FrameCache<'a> {
     }
 
     /// The zone of the frame, if it has one.
-    #[inline]
     fn zone_of(&mut self, frame: Frame) -> Option<&'a Zone> {
         if !self.zone.contains(frame.number()) {
-            self.change_zone(frame)?;
+            self.zone = self.frames.zone(self.frames.zone_of(frame.number())?)?;
+            self.owners = self.zone.owners();
         }
         Some(self.zone)
     }
 
-    #[cold]
-    fn change_zone(&mut self, frame: Frame) -> Option<()> {
-        self.zone = self.frames.zone(self.frames.zone_of(frame.number())?)?;
-        Some(())
-    }
-
-    /// Why the frame, which is not recorded as this owner's, can't be freed.
-    #[cold]
-    fn refusal(&mut self, frame: Frame, owner: Owner) -> FreeError {
-        check(self.zone_of(frame), frame, owner)
-            .err()
-            // Handed out in this very moment, so it was free when it was freed.
-            .unwrap_or(FreeError::AlreadyFree { frame })
-    }
-
-    /// Adds a frame to the `cached` ones that there are.
+    /// Adds a frame; `false` if the cache is full.
     #[inline]
-    fn push(&mut self, cached: usize, frame: Frame, record: &'a AtomicU8) {
-        if let Some(place) = self.stack.get_mut(cached) {
-            *place = Some((frame, record));
-            self.slot.cached.store(cached + 1, Relaxed);
-        }
+    fn push(&mut self, frame: Frame, record: &'a AtomicU8) -> bool {
+        let cached = self.slot.cached();
+        let (Some(place), Some(recorded)) =
+            (self.stack.get_mut(cached), self.records.get_mut(cached))
+        else {
+            return false;
+        };
+        *place = frame;
+        *recorded = record;
+        self.slot.cached.store(cached + 1, Relaxed);
+        true
     }
 
     /// Claims rows until there are enough frames, or no more. Answers how many there are.
-    #[cold]
     fn fill(&mut self) -> usize {
         while self.len() < ENOUGH
-            && let Some((first, row)) = self.frames.claim_from(&mut self.home, FrameInfo::claim_row)
+            && let Some((first, row)) = self.frames.claim_from(&mut self.home, Chunk::claim_row)
         {
             // The lowest comes out first.
             for bit in (0..ROW_FRAMES).rev().filter(|bit| row & 1 << bit != 0) {
                 if let Some(frame) = Frame::from_number(first + bit)
                     && let Some(zone) = self.zone_of(frame)
+                    && let Some(record) = zone.owners().get(frame.number())
                 {
-                    self.push(self.len(), frame, zone.owner(frame.number()));
+                    self.push(frame, record);
                 }
             }
         }
         self.len()
     }
 
-    /// Gives frames back, those first that have been in the cache the longest. Answers how many are
-    /// left.
-    #[cold]
-    fn give_back(&mut self, count: usize) -> usize {
+    /// Gives frames back, those first that have been in the cache the longest.
+    fn give_back(&mut self, count: usize) {
         let cached = self.len();
         let mut pending: Option<(&Zone, u64, u64)> = None;
         for index in 0..count {
-            let Some((frame, _)) = self.stack[index] else {
-                continue;
-            };
+            let frame = self.stack[index];
             let Some(zone) = self.zone_of(frame) else {
                 continue;
             };
@@ -292,8 +304,8 @@ impl<'a> FrameCache<'a> {
             zone.release_row(start, mask);
         }
         self.stack.copy_within(count..cached, 0);
+        self.records.copy_within(count..cached, 0);
         self.slot.cached.store(cached - count, Relaxed);
-        cached - count
     }
 
     fn leave(&mut self) {

@@ -11,12 +11,12 @@ use core::fmt;
 use core::mem::{MaybeUninit, take};
 use core::ops::Range;
 use core::sync::atomic::Ordering::{Relaxed, SeqCst};
-use core::sync::atomic::{AtomicI64, AtomicU8, AtomicU64};
 
-use crate::chunk::{CHUNK_FRAMES, Fit, FrameInfo};
+use crate::chunk::{CHUNK_FRAMES, Chunk, Fit, FrameInfo};
 use crate::frame_cache::{FrameCache, Slot};
 use crate::map::{Owner, Totals};
 use crate::range::{FRAME_SIZE, Frame, PhysRange};
+use crate::sync::{AtomicI64, AtomicU64, mutated, spin_loop};
 use crate::zone::{Among, Zone};
 
 /// Some frames that follow each other.
@@ -209,6 +209,13 @@ pub(crate) struct Spot {
 /// would save memory only where they are badly fragmented, and cost a cache line each.
 const PARTIAL_TRIES: usize = 32;
 
+/// How often somebody who finds no frame searches for one, while frames come back.
+const SEARCHES: usize = 16;
+
+/// How often somebody looks whether other CPUs still hold frames which they may not keep: for longer
+/// than it takes to claim the longest runs, unless the CPU is interrupted.
+const LOOKS: usize = if cfg!(loom) { usize::MAX } else { 1 << 12 };
+
 /// The frame allocator.
 ///
 /// It manages the frames of the *free* ranges, and those of the *later* ranges once they are
@@ -314,6 +321,7 @@ impl FrameAllocator {
             let zone = Zone::new(first, end, records);
             if open {
                 zone.open();
+                zone.release(first..end);
             } else {
                 unadopted += end - first;
             }
@@ -346,7 +354,8 @@ impl FrameAllocator {
 
     /// Hands a frame out: the lowest one of the lowest 2 MiB that are partly in use, else of those
     /// that are not. Its content is whatever was there. `None` if there is no free frame, or only
-    /// in the CPUs' caches: they can be [drained](FrameCache::drain).
+    /// in the CPUs' caches: they can be [drained](FrameCache::drain). Frames that come back while
+    /// somebody searches for the last time are searched for once more, for a bounded time.
     ///
     /// # Panics
     ///
@@ -364,8 +373,7 @@ impl FrameAllocator {
     /// 0.
     ///
     /// Runs of up to 64 frames, and of 512 frames that are aligned to a power of two of them, are
-    /// found by a summary of a word for 128 MiB, others by a search of the bits of all frames. While
-    /// another CPU tries to claim a long run, its frames may be missed for a moment.
+    /// found by a summary of a word for 128 MiB, others by a search of the bits of all frames.
     ///
     /// # Panics
     ///
@@ -394,6 +402,9 @@ impl FrameAllocator {
 
     /// Takes a run back; a part of one, or frames handed out singly, will do as well.
     ///
+    /// Of CPUs that free the same frames at the very same time, one succeeds; a call for frames that
+    /// belong to somebody else is never in the way of one for the owner.
+    ///
     /// # Errors
     ///
     /// If any of the frames was not handed out to `owner`: the lowest one's error. Nothing has
@@ -411,11 +422,19 @@ impl FrameAllocator {
     /// If `range` is none of those, or was adopted before.
     pub fn adopt(&self, range: PhysRange) -> Result<usize, AdoptError> {
         let (first, end) = frame_numbers(range).ok_or(AdoptError { range })?;
-        self.zone_of(first)
+        let zone = self
+            .zone_of(first)
             .and_then(|index| self.zones.get(index))
             .filter(|zone| (zone.first(), zone.end()) == (first, end) && zone.open())
             .ok_or(AdoptError { range })?;
+        // Counted first: a frame that is handed out before it counts would be missing in the totals.
+        if mutated("frames are adopted before they count") {
+            zone.release(first..end);
+        }
         self.unadopted.fetch_sub(end - first, SeqCst);
+        if !mutated("frames are adopted before they count") {
+            zone.release(first..end);
+        }
         Ok((end - first) as usize)
     }
 
@@ -425,7 +444,7 @@ impl FrameAllocator {
         if !zone.is_open() {
             return Some(Owner::Loader);
         }
-        Owner::from_value(zone.owner(frame.number()).load(Relaxed))
+        Owner::from_value(zone.owners().get(frame.number())?.load(Relaxed))
     }
 
     /// How many bytes of frames each owner has; those in the CPUs' caches are free. Their sum never
@@ -501,7 +520,7 @@ impl FrameAllocator {
             return None;
         }
         let quickly = if let Some(fit) = Fit::new(count, align) {
-            let claim = |chunk: &FrameInfo| Some((chunk.claim(fit)?, ()));
+            let claim = |chunk: &Chunk| Some((chunk.claim(fit)?, ()));
             match home {
                 Some(home) => self.claim_from(home, claim),
                 None => self.claim_among(claim).map(|(_, found)| found),
@@ -516,15 +535,47 @@ impl FrameAllocator {
         } else {
             None
         };
-        let anywhere = |trusting| {
+        // What the summary does not know yet is for those who are about to be told that there is
+        // nothing.
+        quickly
+            .or_else(|| self.claim_anywhere(count, align, true))
+            .or_else(|| self.seek(count, align))
+    }
+
+    fn claim_anywhere(&self, count: u64, align: u64, trusting: bool) -> Option<u64> {
+        self.zones
+            .iter()
+            .find_map(|zone| zone.claim_anywhere(count, align, trusting))
+    }
+
+    /// Claims a run wherever it is, for one who has found none so far. Searches until no frame comes
+    /// back meanwhile, and none is held by a CPU that may not keep it: so nobody is told that memory
+    /// has run out who only looked away from it. Both within bounds: what they wait for may have been
+    /// interrupted by this very call, and long runs may be in demand forever.
+    fn seek(&self, count: u64, align: u64) -> Option<u64> {
+        self.zones.iter().for_each(Zone::begin_seeking);
+        let returns = || {
             self.zones
                 .iter()
-                .find_map(|zone| zone.claim_anywhere(count, align, trusting))
+                .map(Zone::returns)
+                .fold(0, u64::wrapping_add)
         };
-        // Nobody is told that memory has run out because of what the summary does not know yet.
-        quickly
-            .or_else(|| anywhere(true))
-            .or_else(|| anywhere(false))
+        let is_undecided = || self.zones.iter().any(Zone::is_undecided);
+        let mut looks = LOOKS;
+        let found = (0..SEARCHES).find_map(|_| {
+            let before = returns();
+            if let Some(first) = self.claim_anywhere(count, align, false) {
+                return Some(Some(first));
+            }
+            while looks > 0 && is_undecided() && returns() == before {
+                looks -= 1;
+                spin_loop();
+            }
+            // In this order: whoever has just undone a claim has said so before.
+            (returns() == before || mutated("nobody searches again")).then_some(None)
+        });
+        self.zones.iter().for_each(Zone::end_seeking);
+        found.flatten()
     }
 
     /// Claims what `claim` can find in a CPU's home, or else elsewhere: then that becomes the home,
@@ -532,7 +583,7 @@ impl FrameAllocator {
     pub(crate) fn claim_from<T>(
         &self,
         home: &mut Option<Spot>,
-        claim: impl Fn(&FrameInfo) -> Option<(u64, T)>,
+        claim: impl Fn(&Chunk) -> Option<(u64, T)>,
     ) -> Option<(u64, T)> {
         if let Some(spot) = *home
             && let Some(found) = self.claim_at(spot, &claim)
@@ -553,7 +604,7 @@ impl FrameAllocator {
     /// and what [`Self::claim_at`] does.
     fn claim_among<T>(
         &self,
-        claim: impl Fn(&FrameInfo) -> Option<(u64, T)>,
+        claim: impl Fn(&Chunk) -> Option<(u64, T)>,
     ) -> Option<(Spot, (u64, T))> {
         [
             (Among::Partial, PARTIAL_TRIES),
@@ -573,7 +624,7 @@ impl FrameAllocator {
     fn claim_at<T>(
         &self,
         spot: Spot,
-        claim: impl Fn(&FrameInfo) -> Option<(u64, T)>,
+        claim: impl Fn(&Chunk) -> Option<(u64, T)>,
     ) -> Option<(u64, T)> {
         let zone = self.zone(spot.zone)?;
         let (index, rest) = claim(zone.chunk(spot.chunk)?)?;
@@ -615,45 +666,56 @@ impl FrameAllocator {
             .zone_of(numbers.start)
             .and_then(|index| self.zone(index))
         {
-            zone.set_owner(numbers, owner);
+            zone.owners().set(numbers, owner);
         }
     }
 
     /// Takes frames back that were handed out to `owner`, all or none.
     fn take_back(&self, numbers: Range<u64>, owner: Owner) -> Result<(), FreeError> {
-        // Between the check of a frame's record and its change, nobody else may do the same.
-        let mut begun = numbers.start;
-        let checked = self.parts(numbers.clone()).try_for_each(|(part, zone)| {
-            if let Some(zone) = zone {
-                if let Err(number) = zone.begin_return(part.clone()) {
-                    return Frame::from_number(number)
-                        .map_or(Ok(()), |frame| Err(FreeError::AlreadyFree { frame }));
-                }
-                begun = part.end;
-                let is_owners = |record: &AtomicU8| record.load(Relaxed) == owner as u8;
-                if owner != Owner::Free && zone.owners(part.clone()).all(is_owners) {
-                    return Ok(());
-                }
-            }
-            part.filter_map(Frame::from_number)
-                .try_for_each(|frame| check(zone, frame, owner))
-        });
-        if checked.is_err() {
-            for (part, zone) in self.parts(numbers.start..begun) {
-                if let Some(zone) = zone {
-                    zone.end_return(part);
-                }
-            }
-            return checked;
+        // Whose they aren't leaves no trace by which the owner could be refused.
+        if !mutated("owners are compared late") {
+            self.check_all(numbers.clone(), owner)?;
         }
-        for (part, zone) in self.parts(numbers) {
-            if let Some(zone) = zone {
-                zone.set_owner(part.clone(), Owner::Free);
-                zone.end_return(part.clone());
+        let zones = || {
+            self.parts(numbers.clone())
+                .filter_map(|(part, zone)| Some((part, zone?)))
+        };
+        // Nobody else may do the same from here on; but somebody may have, just before.
+        let mut begun = numbers.start;
+        let begin = |(part, zone): (Range<u64>, &Zone)| match zone.begin_return(part.clone()) {
+            Ok(()) => {
+                begun = part.end;
+                Ok(())
+            }
+            Err(number) => Frame::from_number(number)
+                .map_or(Ok(()), |frame| Err(FreeError::AlreadyFree { frame })),
+        };
+        let checked = zones()
+            .try_for_each(begin)
+            .and_then(|()| self.check_all(numbers.clone(), owner));
+        for (part, zone) in zones().take_while(|(part, _)| part.start < begun) {
+            if checked.is_ok() {
+                zone.owners().set(part.clone(), Owner::Free);
+            }
+            zone.end_return(part.clone());
+            if checked.is_ok() {
                 zone.release(part);
             }
         }
-        Ok(())
+        checked
+    }
+
+    /// Whether the frames were all handed out to `owner`, or why not.
+    fn check_all(&self, numbers: Range<u64>, owner: Owner) -> Result<(), FreeError> {
+        self.parts(numbers).try_for_each(|(part, zone)| {
+            if owner != Owner::Free
+                && zone.is_some_and(|zone| zone.owners().are_all(part.clone(), owner))
+            {
+                return Ok(());
+            }
+            part.filter_map(Frame::from_number)
+                .try_for_each(|frame| check(zone, frame, owner))
+        })
     }
 
     /// Frames by their zones; a frame in none is a part of its own.
@@ -676,7 +738,11 @@ pub(crate) fn check(zone: Option<&Zone>, frame: Frame, owner: Owner) -> Result<(
     let Some(zone) = zone.filter(|zone| zone.is_open()) else {
         return Err(FreeError::Foreign { frame });
     };
-    match Owner::from_value(zone.owner(frame.number()).load(Relaxed)) {
+    let record = zone
+        .owners()
+        .get(frame.number())
+        .map(|record| record.load(Relaxed));
+    match record.and_then(Owner::from_value) {
         None | Some(Owner::Free) => Err(FreeError::AlreadyFree { frame }),
         Some(recorded) if recorded != owner => Err(FreeError::WrongOwner {
             frame,

@@ -109,14 +109,18 @@
 #![no_std]
 
 extern crate alloc;
+#[cfg(loom)]
+extern crate std;
 
 mod chunk;
 mod frame_cache;
 mod frames;
 mod map;
+mod owners;
 mod plan;
 mod range;
 mod range_map;
+mod sync;
 mod tables;
 mod zone;
 

@@ -3,12 +3,11 @@
 use alloc::boxed::Box;
 use core::mem::MaybeUninit;
 use core::ops::Range;
-use core::slice;
 use core::sync::atomic::Ordering::{AcqRel, Relaxed, Release, SeqCst};
-use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64};
 
-use crate::chunk::{CHUNK_FRAMES, FrameInfo, ROW_FRAMES, ROWS};
-use crate::map::Owner;
+use crate::chunk::{CHUNK_FRAMES, Chunk, FREE_ROW, FrameInfo, ROW_FRAMES, ROWS};
+use crate::owners::Owners;
+use crate::sync::{AtomicBool, AtomicU64, AtomicUsize, mutated};
 
 /// A summary of 64 chunks, a bit for each. It only says where to look: what is free, the rows say.
 #[derive(Default)]
@@ -36,6 +35,18 @@ pub(crate) enum Among {
     Any,
 }
 
+/// What is in between, for those who find no frame. Others only look whether there is such a one.
+#[derive(Default)]
+#[repr(align(64))]
+struct Transit {
+    /// How many CPUs search once more before they say that there is nothing.
+    seekers: AtomicUsize,
+    /// Goes up when frames have come back while somebody is seeking.
+    returns: AtomicU64,
+    /// Claims of several rows that have begun and may have to be undone.
+    undecided: AtomicUsize,
+}
+
 /// A run of frames that the allocator manages.
 pub(crate) struct Zone {
     /// The number of its first frame.
@@ -44,10 +55,12 @@ pub(crate) struct Zone {
     end: u64,
     /// The number of the first frame of the first chunk.
     base: u64,
-    chunks: &'static [FrameInfo],
+    chunks: &'static [Chunk],
+    owners: Owners<'static>,
     groups: Box<[Group]>,
     /// Whether its frames may be handed out: not before it is adopted.
     open: AtomicBool,
+    transit: Transit,
 }
 
 impl Zone {
@@ -62,20 +75,19 @@ impl Zone {
         end: u64,
         storage: &'static mut [MaybeUninit<FrameInfo>],
     ) -> Self {
-        for slot in &mut *storage {
-            slot.write(FrameInfo::new());
-        }
-        // SAFETY: the elements are `storage`'s, which is not used again, and all were written above.
-        let chunks = unsafe { slice::from_raw_parts(storage.as_ptr().cast(), storage.len()) };
+        let base = first / CHUNK_FRAMES * CHUNK_FRAMES;
+        let (chunks, records) = FrameInfo::divide(storage);
         Self {
             first,
             end,
-            base: first / CHUNK_FRAMES * CHUNK_FRAMES,
+            base,
             chunks,
+            owners: Owners::new(base, records),
             groups: (0..chunks.len().div_ceil(GROUP_CHUNKS))
                 .map(|_| Group::default())
                 .collect(),
             open: AtomicBool::new(false),
+            transit: Transit::default(),
         }
     }
 
@@ -96,16 +108,12 @@ impl Zone {
         self.open.load(SeqCst)
     }
 
-    /// Frees all its frames; `false` if that was done before.
+    /// Has the right to free all its frames, which only the first one has who asks.
     pub(crate) fn open(&self) -> bool {
-        let opened = !self.open.swap(true, SeqCst);
-        if opened {
-            self.release(self.first..self.end);
-        }
-        opened
+        !self.open.swap(true, SeqCst)
     }
 
-    pub(crate) fn chunk(&self, index: usize) -> Option<&FrameInfo> {
+    pub(crate) fn chunk(&self, index: usize) -> Option<&Chunk> {
         self.chunks.get(index)
     }
 
@@ -120,26 +128,9 @@ impl Zone {
         self.base + chunk as u64 * CHUNK_FRAMES
     }
 
-    /// The records of whose the frames are, for frames of the zone.
-    #[inline]
-    pub(crate) fn owner(&self, number: u64) -> &AtomicU8 {
-        self.chunks[self.chunk_of(number)].owner(number)
-    }
-
-    /// Records whose frames of the zone are, for one who has claimed them or is taking them back.
-    pub(crate) fn set_owner(&self, numbers: Range<u64>, owner: Owner) {
-        self.owners(numbers)
-            .for_each(|record| record.store(owner as u8, Relaxed));
-    }
-
-    /// The records of whose frames of the zone are.
-    pub(crate) fn owners(&self, numbers: Range<u64>) -> impl Iterator<Item = &AtomicU8> {
-        let (start, end) = (numbers.start - self.base, numbers.end - self.base);
-        (start / CHUNK_FRAMES..end.div_ceil(CHUNK_FRAMES)).flat_map(move |chunk| {
-            let first = chunk * CHUNK_FRAMES;
-            let places = start.saturating_sub(first)..(end - first).min(CHUNK_FRAMES);
-            self.chunks[chunk as usize].owners(places)
-        })
+    /// The records of whose the frames are.
+    pub(crate) const fn owners(&self) -> Owners<'static> {
+        self.owners
     }
 
     /// Keeps others from taking these frames of the zone back.
@@ -149,7 +140,11 @@ impl Zone {
     /// The number of the lowest one that somebody is taking back already. Nothing has changed then.
     pub(crate) fn begin_return(&self, numbers: Range<u64>) -> Result<(), u64> {
         for (row, mask) in self.rows(&numbers) {
-            let before = self.returning(row).fetch_or(mask, AcqRel);
+            let before = if mutated("nobody is kept from taking back, too") {
+                0
+            } else {
+                self.returning(row).fetch_or(mask, AcqRel)
+            };
             let taken = before & mask;
             if taken != 0 {
                 self.returning(row).fetch_and(!(mask & !before), Release);
@@ -164,8 +159,13 @@ impl Zone {
     /// Ends what [`Self::begin_return`] began. Whoever begins next sees the owners that were
     /// recorded meanwhile.
     pub(crate) fn end_return(&self, numbers: Range<u64>) {
+        let order = if mutated("records are not published") {
+            Relaxed
+        } else {
+            Release
+        };
         for (row, mask) in self.rows(&numbers) {
-            self.returning(row).fetch_and(!mask, Release);
+            self.returning(row).fetch_and(!mask, order);
         }
     }
 
@@ -241,7 +241,7 @@ impl Zone {
             let fill = self.chunks[chunk].fill();
             let any_changed = set(&group.any, bit, fill.any);
             let whole_changed = set(&group.whole, bit, fill.whole);
-            if !any_changed && !whole_changed {
+            if !any_changed && !whole_changed || mutated("rows are looked at once") {
                 return;
             }
         }
@@ -249,29 +249,37 @@ impl Zone {
 
     /// Claims exactly these frames of the zone, if all are free.
     pub(crate) fn claim(&self, numbers: Range<u64>) -> bool {
-        for (row, mask) in self.rows(&numbers) {
-            let claimed = self
-                .row(row)
-                .fetch_update(SeqCst, SeqCst, |free| {
-                    (free & mask == mask).then_some(free & !mask)
-                })
-                .is_ok();
-            if !claimed {
+        let is_undecided = self.rows(&numbers).nth(1).is_some();
+        if is_undecided {
+            self.transit.undecided.fetch_add(1, SeqCst);
+        }
+        let failed = self
+            .rows(&numbers)
+            .find(|&(row, mask)| !self.chunks[row / ROWS].claim_exactly(row, mask));
+        match failed {
+            None => self.settle_all(&numbers),
+            Some((row, _)) if !mutated("a claim is not undone") => {
                 let start = self.base + row as u64 * ROW_FRAMES;
                 self.release(numbers.start..start.max(numbers.start));
-                return false;
             }
+            Some(_) => {}
         }
-        self.settle_all(&numbers);
-        true
+        if is_undecided {
+            self.transit.undecided.fetch_sub(1, SeqCst);
+        }
+        failed.is_none()
     }
 
     /// Frees frames of the zone that the caller has claimed.
     pub(crate) fn release(&self, numbers: Range<u64>) {
+        if numbers.is_empty() {
+            return;
+        }
         for (row, mask) in self.rows(&numbers) {
             self.row(row).fetch_or(mask, SeqCst);
         }
         self.settle_all(&numbers);
+        self.tell_seekers();
     }
 
     /// Frees claimed frames of one row of the zone: those at the set bits, from a multiple of
@@ -280,6 +288,35 @@ impl Zone {
         let row = ((start - self.base) / ROW_FRAMES) as usize;
         self.row(row).fetch_or(mask, SeqCst);
         self.settle(row / ROWS);
+        self.tell_seekers();
+    }
+
+    /// Lets those search again who may have looked for frames just before they came back. If this
+    /// sees no seeker, then each that comes will see the frames: both are sequentially consistent.
+    fn tell_seekers(&self) {
+        if self.transit.seekers.load(SeqCst) != 0 {
+            self.transit.returns.fetch_add(1, SeqCst);
+        }
+    }
+
+    /// From now on [`Self::returns`] tells of all frames that come back, until
+    /// [`Self::end_seeking`].
+    pub(crate) fn begin_seeking(&self) {
+        self.transit.seekers.fetch_add(1, SeqCst);
+    }
+
+    pub(crate) fn end_seeking(&self) {
+        self.transit.seekers.fetch_sub(1, SeqCst);
+    }
+
+    /// A number that is another one after frames came back.
+    pub(crate) fn returns(&self) -> u64 {
+        self.transit.returns.load(SeqCst)
+    }
+
+    /// Whether some CPU may have frames of which it doesn't know yet if it can keep them.
+    pub(crate) fn is_undecided(&self) -> bool {
+        self.transit.undecided.load(SeqCst) != 0
     }
 
     /// Claims the lowest run of this length and alignment that is free from start to end, wherever
@@ -347,15 +384,12 @@ impl Zone {
             let first = row * ROW_FRAMES;
             let below = start.saturating_sub(first);
             let above = (first + ROW_FRAMES).saturating_sub(end);
-            let mask = u64::MAX << below & u64::MAX >> above;
+            let mask = FREE_ROW << below & FREE_ROW >> above;
             (row as usize, mask)
         })
     }
 
     fn settle_all(&self, numbers: &Range<u64>) {
-        if numbers.is_empty() {
-            return;
-        }
         for chunk in self.chunk_of(numbers.start)..=self.chunk_of(numbers.end - 1) {
             self.settle(chunk);
         }

@@ -1,0 +1,99 @@
+//! Whose each frame is.
+
+use core::ops::Range;
+use core::sync::atomic::Ordering::Relaxed;
+
+use crate::map::Owner;
+use crate::sync::AtomicU8;
+
+/// Records that are read and written at once.
+const WORD: usize = 8;
+
+/// The records of whose frames are, a byte each.
+///
+/// [`Owner::Free`] if the frame is free, but also while it is on its way out or in, or in a CPU's
+/// cache, and if there is a record for it only because there is for its neighbours.
+#[derive(Clone, Copy)]
+pub(crate) struct Owners<'a> {
+    /// The number of the frame that the first record is of.
+    base: u64,
+    records: &'a [AtomicU8],
+}
+
+impl<'a> Owners<'a> {
+    pub(crate) const fn new(base: u64, records: &'a [AtomicU8]) -> Self {
+        Self { base, records }
+    }
+
+    /// The record of the frame with this number, if there is one.
+    #[inline]
+    pub(crate) fn get(self, number: u64) -> Option<&'a AtomicU8> {
+        self.records.get(number.wrapping_sub(self.base) as usize)
+    }
+
+    /// Records whose frames these are, for one who has claimed them or is taking them back.
+    pub(crate) fn set(self, numbers: Range<u64>, owner: Owner) {
+        let (words, rest) = self.part(numbers).as_chunks();
+        words.iter().for_each(|word| store(word, owner as u8));
+        rest.iter()
+            .for_each(|record| record.store(owner as u8, Relaxed));
+    }
+
+    /// Whether all these frames are recorded as the owner's.
+    pub(crate) fn are_all(self, numbers: Range<u64>, owner: Owner) -> bool {
+        let (words, rest) = self.part(numbers).as_chunks();
+        let owners = u64::from_ne_bytes([owner as u8; WORD]);
+        words.iter().all(|word| load(word) == owners)
+            && rest
+                .iter()
+                .all(|record| record.load(Relaxed) == owner as u8)
+    }
+
+    fn part(self, numbers: Range<u64>) -> &'a [AtomicU8] {
+        let place = |number: u64| number.wrapping_sub(self.base) as usize;
+        self.records
+            .get(place(numbers.start)..place(numbers.end))
+            .unwrap_or_default()
+    }
+}
+
+/// Stores the same in all records of a word, in no order: as so many relaxed stores, which the
+/// compiler leaves as many, and a run of 2 MiB has 512.
+#[inline]
+fn store(word: &[AtomicU8; WORD], value: u8) {
+    #[cfg(all(target_arch = "x86_64", not(any(loom, miri))))]
+    // SAFETY: the bytes are atomics, which may be written while others use them, and `mov` writes
+    // each as one. It does nothing else.
+    unsafe {
+        core::arch::asm!(
+            "mov qword ptr [{word}], {values}",
+            word = in(reg) word.as_ptr(),
+            values = in(reg) u64::from_ne_bytes([value; WORD]),
+            options(nostack, preserves_flags),
+        );
+    }
+    #[cfg(not(all(target_arch = "x86_64", not(any(loom, miri)))))]
+    word.iter().for_each(|record| record.store(value, Relaxed));
+}
+
+/// Reads all records of a word, in no order: as [`store`].
+#[inline]
+fn load(word: &[AtomicU8; WORD]) -> u64 {
+    #[cfg(all(target_arch = "x86_64", not(any(loom, miri))))]
+    {
+        let values: u64;
+        // SAFETY: the bytes are atomics, which may be read while others use them, and `mov` reads
+        // each as one. It does nothing else.
+        unsafe {
+            core::arch::asm!(
+                "mov {values}, qword ptr [{word}]",
+                word = in(reg) word.as_ptr(),
+                values = lateout(reg) values,
+                options(nostack, preserves_flags, readonly),
+            );
+        }
+        values
+    }
+    #[cfg(not(all(target_arch = "x86_64", not(any(loom, miri)))))]
+    u64::from_ne_bytes(core::array::from_fn(|place| word[place].load(Relaxed)))
+}
