@@ -1,10 +1,10 @@
 //! The magazine heap: the order in which caches, depots, slabs and frames are asked.
 
 use core::alloc::{GlobalAlloc, Layout};
-use core::fmt;
 use core::mem::MaybeUninit;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicI64, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use core::{fmt, hint};
 
 use super::cache::{Block, Entry, Owner};
 use super::class::{CLASSES, Class, FRAME};
@@ -62,8 +62,28 @@ struct Shared {
     large_blocks: AtomicUsize,
     refusals: AtomicU64,
     reentries: AtomicU64,
+    /// Drains and trims that are under way, and that there have been.
+    relieving: AtomicUsize,
+    relieved: AtomicUsize,
     /// Blocks freed where nothing could be done about it.
     deferred: AtomicPtr<Deferred>,
+}
+
+/// How often an allocation that finds nothing tries again, while memory comes back.
+const SEARCHES: usize = 16;
+
+/// How often it looks whether memory is still on its way: for longer than a drain takes, unless the
+/// CPU that drains is interrupted.
+const LOOKS: usize = 1 << 20;
+
+/// A drain or a trim.
+struct Relief<'a>(&'a Shared);
+
+impl Drop for Relief<'_> {
+    fn drop(&mut self) {
+        self.0.relieved.fetch_add(1, Ordering::SeqCst);
+        self.0.relieving.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 /// A dead block on the list of those that are yet to be freed.
@@ -129,6 +149,8 @@ impl<P: FramePlatform> MagazineHeap<P> {
                 large_blocks: AtomicUsize::new(0),
                 refusals: AtomicU64::new(0),
                 reentries: AtomicU64::new(0),
+                relieving: AtomicUsize::new(0),
+                relieved: AtomicUsize::new(0),
                 deferred: AtomicPtr::new(ptr::null_mut()),
             },
         }
@@ -308,7 +330,44 @@ impl<P: FramePlatform> MagazineHeap<P> {
                 Err(Refused::Nested) => return self.refuse(),
             }
         }
-        attempt(false).ok().or_else(|| self.refuse())
+        self.seek(|| attempt(false).ok()).or_else(|| self.refuse())
+    }
+
+    /// Tries for the last time, and once more whenever memory has come back meanwhile or is on its
+    /// way, in the hands of a CPU that drains or trims: nobody shall be told that memory has run out
+    /// who only looked when it was between two places. Within bounds: others may do so for ever.
+    fn seek(&self, attempt: impl Fn() -> Option<Block>) -> Option<Block> {
+        let Shared {
+            relieving,
+            relieved,
+            ..
+        } = &self.shared;
+        let mut looks = LOOKS;
+        for _ in 0..SEARCHES {
+            let before = relieved.load(Ordering::SeqCst);
+            if let Some(block) = attempt() {
+                return Some(block);
+            }
+            // In this order: what has ended has said so before.
+            while relieving.load(Ordering::SeqCst) > 0 && relieved.load(Ordering::SeqCst) == before
+            {
+                looks -= 1;
+                if looks == 0 {
+                    return None;
+                }
+                hint::spin_loop();
+            }
+            if relieved.load(Ordering::SeqCst) == before {
+                return None;
+            }
+        }
+        None
+    }
+
+    /// Says that memory is on its way back, until the result is dropped.
+    fn relieve(&self) -> Relief<'_> {
+        self.shared.relieving.fetch_add(1, Ordering::SeqCst);
+        Relief(&self.shared)
     }
 
     fn refuse(&self) -> Option<Block> {
@@ -453,6 +512,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
     }
 
     fn drain_inside(&self, owner: &mut Owner<'_>) -> Result<(), Misuse> {
+        let _relief = self.relieve();
         let mut freed = self.free_deferred();
         for class in Class::all() {
             let reserve = owner.take_reserve(class);
@@ -469,6 +529,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
     }
 
     fn trim_inside(&self) -> Result<(), Misuse> {
+        let _relief = self.relieve();
         let ground = self.ground();
         let mut freed = self.free_deferred();
         for class in Class::all() {
