@@ -340,22 +340,40 @@ impl Zone {
     /// The lowest free frame from this one on: where the summary says so if it is trusted, and else
     /// wherever one is. The summary lags behind while somebody is about to set it right.
     fn next_free(&self, from: u64, trusting: bool) -> Option<u64> {
-        let mut from = from;
-        while from < self.end {
-            let chunk = self.chunk_of(from);
-            let (group, bit) = self.summary(chunk);
-            let chunk_end = self.first_of(chunk + 1).min(self.end);
-            if !trusting || group.any.load(SeqCst) & bit != 0 {
-                let found = self.rows(&(from..chunk_end)).find_map(|(row, mask)| {
-                    let free = self.row(row).load(SeqCst) & mask;
-                    let start = self.base + row as u64 * ROW_FRAMES;
-                    (free != 0).then(|| start + u64::from(free.trailing_zeros()))
-                });
-                if found.is_some() {
-                    return found;
-                }
+        if from >= self.end {
+            return None;
+        }
+        let mut chunk = self.chunk_of(from);
+        loop {
+            chunk = if trusting {
+                self.next_candidate(chunk)?
+            } else {
+                chunk
+            };
+            self.chunk(chunk)?;
+            let start = self.first_of(chunk).max(from);
+            let end = self.first_of(chunk + 1).min(self.end);
+            let found = self.rows(&(start..end)).find_map(|(row, mask)| {
+                let free = self.row(row).load(SeqCst) & mask;
+                let start = self.base + row as u64 * ROW_FRAMES;
+                (free != 0).then(|| start + u64::from(free.trailing_zeros()))
+            });
+            if found.is_some() {
+                return found;
             }
-            from = chunk_end;
+            chunk += 1;
+        }
+    }
+
+    /// The first chunk, from this one on, with a free frame, as the summary has it.
+    fn next_candidate(&self, chunk: usize) -> Option<usize> {
+        let mut above = u64::MAX << (chunk % GROUP_CHUNKS);
+        for (index, group) in self.groups.iter().enumerate().skip(chunk / GROUP_CHUNKS) {
+            let any = group.any.load(SeqCst) & above;
+            if any != 0 {
+                return Some(index * GROUP_CHUNKS + any.trailing_zeros() as usize);
+            }
+            above = u64::MAX;
         }
         None
     }
