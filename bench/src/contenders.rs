@@ -72,7 +72,7 @@ unsafe impl<T: Single> GlobalAlloc for Locked<T> {
     }
 }
 
-/// [`linked_list_allocator`]: first fit in a list sorted by address.
+/// `linked_list_allocator`: first fit in a list sorted by address.
 pub type LinkedList = Locked<linked_list_allocator::Heap>;
 
 impl Single for linked_list_allocator::Heap {
@@ -93,7 +93,7 @@ pub fn linked_list(arena: Arena) -> LinkedList {
     Locked(Mutex::new(heap))
 }
 
-/// [`rlsf`]: two-level segregated fit, with 28 × 32 lists.
+/// `rlsf`: two-level segregated fit, with 28 × 32 lists.
 pub type Rlsf = Locked<Tlsf>;
 
 type Tlsf = rlsf::Tlsf<'static, u32, u32, 28, 32>;
@@ -121,7 +121,7 @@ pub fn rlsf(arena: Arena) -> Rlsf {
     Locked(Mutex::new(heap))
 }
 
-/// [`buddy_system_allocator`], with blocks of up to 4 GiB.
+/// `buddy_system_allocator`, with blocks of up to 4 GiB.
 pub type BuddySystem = Locked<Buddy>;
 
 type Buddy = buddy_system_allocator::Heap<33>;
@@ -144,7 +144,7 @@ pub fn buddy_system(arena: Arena) -> BuddySystem {
     Locked(Mutex::new(heap))
 }
 
-/// [`talc`], behind its own lock type.
+/// `talc`, behind its own lock type.
 pub type Talc = talc::TalcLock<Mutex<()>, talc::source::Manual>;
 
 /// A [`Talc`] on this arena. One too small for it stays unused: the heap is empty then.
@@ -155,7 +155,7 @@ pub fn talc(arena: Arena) -> Talc {
     heap
 }
 
-/// [`good_memory_allocator`], with as many bins as it has by default.
+/// `good_memory_allocator`, with as many bins as it has by default.
 pub type GoodMemory = Locked<Galloc>;
 
 type Galloc = good_memory_allocator::Allocator<

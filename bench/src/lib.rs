@@ -2,7 +2,7 @@
 //!
 //! A [`Machine`] has CPUs and a clock; a [`Contender`] is an allocator, [of blocks](OnHeap) or [of
 //! frames](OnFrames); [`compare()`] does every [`Workload`] with every contender on every number of
-//! CPUs, and tells a [`Console`].
+//! CPUs, and tells a [`Console`](report::Console).
 //!
 //! # How it is measured
 //!

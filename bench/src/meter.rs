@@ -41,7 +41,8 @@ pub struct Meter<'a> {
     left: u32,
     stride: u32,
     is_over: bool,
-    until: u64,
+    /// The time that ends it; without one, the first look does.
+    until: Option<u64>,
     /// Ticks that two looks should be apart.
     apart: u64,
     /// When the last look ended, and the step of the next one began.
@@ -61,8 +62,8 @@ impl<'a> Meter<'a> {
         (place.line)();
         let started = machine.ticks();
         let (stride, until) = match limit {
-            Limit::Ticks(ticks) => (1, started.saturating_add(ticks)),
-            Limit::Steps(steps) => (steps.max(1), started),
+            Limit::Ticks(ticks) => (1, Some(started.saturating_add(ticks))),
+            Limit::Steps(steps) => (steps.max(1), None),
         };
         Self {
             machine,
@@ -106,7 +107,9 @@ impl<'a> Meter<'a> {
 
     /// Looks at the clock outside of a step, for one who waits.
     pub fn wait(&mut self) {
-        self.is_over |= self.machine.ticks() >= self.until;
+        self.is_over |= self
+            .until
+            .is_some_and(|until| self.machine.ticks() >= until);
         core::hint::spin_loop();
     }
 
@@ -132,7 +135,7 @@ impl<'a> Meter<'a> {
         self.histogram.count(now.saturating_sub(self.before));
         self.lap.steps += u64::from(self.stride);
         self.lap.ended = now;
-        self.is_over |= now >= self.until;
+        self.is_over |= self.until.is_none_or(|until| now >= until);
         let took = now.saturating_sub(self.looked);
         if took < self.apart {
             self.stride = (self.stride * 2).min(LONGEST_STRIDE);

@@ -90,7 +90,7 @@ impl FrameUser for FrameCache<'_> {
     }
 }
 
-/// [`buddy_system_allocator`]'s frame allocator behind a spin lock. Its books are `BTreeSet`s, for
+/// `buddy_system_allocator`'s frame allocator behind a spin lock. Its books are `BTreeSet`s, for
 /// which it uses the global heap.
 pub struct BuddyFrames(Mutex<buddy_system_allocator::FrameAllocator>);
 
