@@ -109,7 +109,7 @@ const INSTRUCTIONS: &[Limit] = &[
         bench: "mixed",
         most: 90.0,
     },
-    // 100.38
+    // 101.38
     Limit {
         bench: "frame-pair",
         most: 103.0,
