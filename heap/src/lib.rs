@@ -277,25 +277,35 @@
 //! ```
 
 #![no_std]
+#![cfg_attr(
+    loom,
+    allow(dead_code, reason = "models leave out what CPUs don't share")
+)]
 
-#[cfg(feature = "hosted")]
+#[cfg(any(feature = "hosted", loom))]
 extern crate std;
 
+#[cfg(not(loom))]
 mod heap;
 #[cfg(feature = "hosted")]
 pub mod hosted;
 mod lock;
 mod magazines;
 mod platform;
+#[cfg(not(loom))]
 mod regions;
 mod statistics;
+mod sync;
 
+#[cfg(not(loom))]
 pub use heap::{Heap, StartError};
+#[cfg(not(loom))]
+pub use magazines::MagazineHeap;
 #[cfg(target_arch = "x86_64")]
 pub use magazines::resume;
 pub use magazines::{
     CLASSES, Class, ClassStatistics, CpuCache, FRAME, FastPath, FramePlatform, LARGEST,
-    MOST_CACHED, MagazineHeap, MagazineStatistics, NO_CACHE, SPAN, Totals,
+    MOST_CACHED, MagazineStatistics, NO_CACHE, SPAN, Totals,
 };
 pub use platform::Platform;
 pub use statistics::Statistics;

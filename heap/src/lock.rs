@@ -1,10 +1,9 @@
 //! A spin lock that knows which CPU holds it.
 
-use core::cell::UnsafeCell;
-use core::hint;
-use core::marker::PhantomData;
 use core::ops::{Deref, DerefMut};
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::sync::atomic::Ordering;
+
+use crate::sync::{AtomicUsize, MutPtr, UnsafeCell, const_unless_modelled, mutated, spin_loop};
 
 /// Nobody holds the lock.
 const FREE: usize = 0;
@@ -29,10 +28,12 @@ pub(crate) struct Lock<T> {
 unsafe impl<T: Send> Sync for Lock<T> {}
 
 impl<T> Lock<T> {
-    pub(crate) const fn new(data: T) -> Self {
-        Self {
-            holder: AtomicUsize::new(FREE),
-            data: UnsafeCell::new(data),
+    const_unless_modelled! {
+        pub(crate) const fn new(data: T) -> Self {
+            Self {
+                holder: AtomicUsize::new(FREE),
+                data: UnsafeCell::new(data),
+            }
         }
     }
 
@@ -47,24 +48,32 @@ impl<T> Lock<T> {
             }
             // Wait by reading, which leaves the line shared, until there is something to win.
             while self.holder.load(Ordering::Relaxed) != FREE {
-                hint::spin_loop();
+                spin_loop();
             }
         }
     }
 
     /// Takes the lock if that needs no waiting.
     pub(crate) fn try_lock(&self, cpu: Option<usize>) -> Option<Guard<'_, T>> {
+        let acquire = if mutated("the lock does not acquire") {
+            Ordering::Relaxed
+        } else {
+            Ordering::Acquire
+        };
         self.holder
-            .compare_exchange(FREE, tag(cpu), Ordering::Acquire, Ordering::Relaxed)
+            .compare_exchange(FREE, tag(cpu), acquire, Ordering::Relaxed)
             .is_ok()
             .then(|| Guard {
-                lock: self,
-                _not_shared: PhantomData,
+                data: self.data.get_mut(),
+                _hold: Hold(&self.holder),
             })
     }
 
     /// Whether `cpu` holds the lock. Never for `None`: CPUs without a number can't be told apart.
     pub(crate) fn is_held_by(&self, cpu: Option<usize>) -> bool {
+        if mutated("every CPU is taken for the holder") {
+            return self.holder.load(Ordering::Relaxed) != FREE;
+        }
         // Relaxed: a CPU sees its own stores in order, and no other CPU stores this one's number.
         cpu.is_some() && self.holder.load(Ordering::Relaxed) == tag(cpu)
     }
@@ -76,11 +85,15 @@ fn tag(cpu: Option<usize>) -> usize {
 
 /// The right to the data, until dropped.
 pub(crate) struct Guard<'a, T> {
-    lock: &'a Lock<T>,
     /// A shared guard lends `&T`, which `Lock`'s own `Sync` says nothing about; so a guard stays
-    /// with whoever took it.
-    _not_shared: PhantomData<*mut T>,
+    /// with whoever took it, as a pointer does.
+    data: MutPtr<T>,
+    /// Dropped after the pointer.
+    _hold: Hold<'a>,
 }
+
+/// The lock is held.
+struct Hold<'a>(&'a AtomicUsize);
 
 impl<T> Deref for Guard<'_, T> {
     type Target = T;
@@ -88,24 +101,29 @@ impl<T> Deref for Guard<'_, T> {
     fn deref(&self) -> &T {
         // SAFETY: this guard is the only one, and it lends the data for no longer than it is
         // borrowed itself.
-        unsafe { &*self.lock.data.get() }
+        unsafe { self.data.deref() }
     }
 }
 
 impl<T> DerefMut for Guard<'_, T> {
     fn deref_mut(&mut self) -> &mut T {
         // SAFETY: as for `deref`, and the guard is borrowed exclusively.
-        unsafe { &mut *self.lock.data.get() }
+        unsafe { self.data.deref() }
     }
 }
 
-impl<T> Drop for Guard<'_, T> {
+impl Drop for Hold<'_> {
     fn drop(&mut self) {
-        self.lock.holder.store(FREE, Ordering::Release);
+        let release = if mutated("the lock does not release") {
+            Ordering::Relaxed
+        } else {
+            Ordering::Release
+        };
+        self.0.store(FREE, release);
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 

@@ -3,13 +3,14 @@
 use core::mem::MaybeUninit;
 use core::ptr::{self, NonNull};
 use core::slice;
-use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::Ordering;
 
 use super::FramePlatform;
 use super::cache::Block;
 use super::class::{Class, FRAME};
 use super::frames::{Frames, Use};
 use crate::lock::{Guard, Lock};
+use crate::sync::{AtomicU64, AtomicUsize, const_unless_modelled, mutated};
 
 /// How many magazines a depot holds.
 const MAGAZINES: usize = 8;
@@ -43,14 +44,16 @@ pub(super) struct Contents {
 }
 
 impl Depot {
-    pub(super) const fn new() -> Self {
-        Self {
-            stack: Lock::new(Stack {
-                base: ptr::null_mut(),
-                length: 0,
-            }),
-            contended: AtomicU64::new(0),
-            length: AtomicUsize::new(0),
+    const_unless_modelled! {
+        pub(super) const fn new() -> Self {
+            Self {
+                stack: Lock::new(Stack {
+                    base: ptr::null_mut(),
+                    length: 0,
+                }),
+                contended: AtomicU64::new(0),
+                length: AtomicUsize::new(0),
+            }
         }
     }
 
@@ -81,7 +84,9 @@ impl Depot {
             return 0;
         };
         let count = stack.length.min(into.len());
-        stack.length -= count;
+        if !mutated("blocks that were taken stay in the depot") {
+            stack.length -= count;
+        }
         if count > 0 {
             // SAFETY: `count` blocks lie from here up, in the stack's memory, which isn't `into`'s.
             unsafe {
@@ -142,7 +147,7 @@ impl Depot {
             return false;
         };
         if let Some(mut stack) = self.lock(cpu)
-            && stack.base.is_null()
+            && (stack.base.is_null() || mutated("a depot is furnished twice"))
         {
             stack.base = memory.cast().as_ptr();
             return true;

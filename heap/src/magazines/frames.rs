@@ -1,9 +1,10 @@
 //! The platform's frames, counted.
 
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::sync::atomic::Ordering;
 
 use super::FramePlatform;
+use crate::sync::{AtomicUsize, atomics, const_unless_modelled};
 
 /// What frames are taken for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,12 +28,14 @@ pub(super) struct Frames<P> {
 }
 
 impl<P: FramePlatform> Frames<P> {
-    pub(super) const fn new(platform: P) -> Self {
-        Self {
-            platform,
-            held: [const { AtomicUsize::new(0) }; USES],
-            total: AtomicUsize::new(0),
-            peak: AtomicUsize::new(0),
+    const_unless_modelled! {
+        pub(super) const fn new(platform: P) -> Self {
+            Self {
+                platform,
+                held: atomics![AtomicUsize::new(0); USES],
+                total: AtomicUsize::new(0),
+                peak: AtomicUsize::new(0),
+            }
         }
     }
 

@@ -4,6 +4,7 @@ mod cache;
 mod class;
 mod depot;
 mod frames;
+#[cfg(not(loom))]
 mod heap;
 mod platform;
 #[cfg(target_arch = "x86_64")]
@@ -15,6 +16,7 @@ mod statistics;
 
 pub use cache::{CpuCache, MagazineStatistics, NO_CACHE};
 pub use class::{CLASSES, Class, FRAME, LARGEST, MOST_CACHED};
+#[cfg(not(loom))]
 pub use heap::MagazineHeap;
 pub use platform::{FastPath, FramePlatform};
 #[cfg(target_arch = "x86_64")]

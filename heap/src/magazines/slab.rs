@@ -2,10 +2,11 @@
 
 use core::mem::MaybeUninit;
 use core::ptr::{self, NonNull};
-use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU16, AtomicU64, Ordering};
+use core::sync::atomic::Ordering;
 
 use super::cache::Block;
 use super::class::{Class, FRAME, MOST_BLOCKS};
+use crate::sync::{AtomicPtr, AtomicU8, AtomicU16, AtomicU64};
 
 const WORDS: usize = MOST_BLOCKS / 64;
 
@@ -50,6 +51,22 @@ pub(super) enum Fill {
 }
 
 impl Slab {
+    /// What all zeroes are where atomics are numbers.
+    #[cfg(loom)]
+    pub(super) fn none() -> Self {
+        Self {
+            free: core::array::from_fn(|_| AtomicU64::new(0)),
+            next: AtomicPtr::new(ptr::null_mut()),
+            previous: AtomicPtr::new(ptr::null_mut()),
+            start: AtomicPtr::new(ptr::null_mut()),
+            used: AtomicU16::new(0),
+            capacity: AtomicU16::new(0),
+            class: AtomicU8::new(0),
+            back: AtomicU8::new(0),
+            frames: AtomicU8::new(0),
+        }
+    }
+
     /// Describes frames that become a slab, all of whose blocks are free.
     pub(super) fn describe(&self, start: NonNull<u8>, frames: u8, class: Class) {
         let capacity = usize::from(frames) * FRAME / class.size();

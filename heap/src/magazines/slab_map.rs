@@ -1,22 +1,34 @@
 //! From a block's address to its slab.
 
 use core::ptr::{self, NonNull};
-use core::sync::atomic::{AtomicPtr, Ordering};
+use core::sync::atomic::Ordering;
 
 use super::FramePlatform;
 use super::class::{Class, FRAME};
 use super::frames::{Frames, Use};
 use super::slab::Slab;
 use crate::lock::Lock;
+use crate::sync::{AtomicPtr, atomics, const_unless_modelled, mutated};
 
 /// A table of pointers that fills a frame.
-type Node = [AtomicPtr<u8>; FRAME / size_of::<usize>()];
+type Node = [AtomicPtr<u8>; NODE];
 /// Descriptions that fill a frame.
-type Leaf = [Slab; FRAME / size_of::<Slab>()];
+type Leaf = [Slab; LEAF];
 
-const LEAF: usize = FRAME / size_of::<Slab>();
-const NODE: usize = FRAME / size_of::<usize>();
-const ROOT: usize = 1024;
+// A model has fewer of each, lest it never ends.
+const LEAF: usize = if cfg!(loom) {
+    2
+} else {
+    FRAME / size_of::<Slab>()
+};
+const NODE: usize = if cfg!(loom) {
+    2
+} else {
+    FRAME / size_of::<usize>()
+};
+const ROOT: usize = if cfg!(loom) { 2 } else { 1024 };
+
+const _: () = assert!(size_of::<Node>() <= FRAME && size_of::<Leaf>() <= FRAME);
 
 /// The addresses of all frames must lie within so many bytes: 64 TiB, half of what a kernel has for
 /// itself under 4-level paging (Intel SDM, volume 1, section 3.3.7.1: canonical addressing).
@@ -34,10 +46,12 @@ pub(super) struct SlabMap {
 }
 
 impl SlabMap {
-    pub(super) const fn new() -> Self {
-        Self {
-            changes: Lock::new(()),
-            root: [const { AtomicPtr::new(ptr::null_mut()) }; ROOT],
+    const_unless_modelled! {
+        pub(super) const fn new() -> Self {
+            Self {
+                changes: Lock::new(()),
+                root: atomics![AtomicPtr::new(ptr::null_mut()); ROOT],
+            }
         }
     }
 
@@ -101,8 +115,25 @@ impl SlabMap {
             if table.is_none() {
                 let fresh = frames.allocate(1, 1, Use::Own)?;
                 // SAFETY: a frame, and nobody else has it.
-                unsafe { fresh.write_bytes(0, FRAME) };
-                entry.store(fresh.as_ptr(), Ordering::Release);
+                #[cfg(not(loom))]
+                unsafe {
+                    fresh.write_bytes(0, FRAME);
+                }
+                // SAFETY: as above. A model's atomics aren't numbers.
+                #[cfg(loom)]
+                unsafe {
+                    match unit {
+                        Some(_) => (fresh.cast::<Node>())
+                            .write(atomics![AtomicPtr::new(ptr::null_mut()); NODE]),
+                        None => fresh.cast::<Leaf>().write(atomics![Slab::none(); LEAF]),
+                    }
+                }
+                let publish = if mutated("tables are not published") {
+                    Ordering::Relaxed
+                } else {
+                    Ordering::Release
+                };
+                entry.store(fresh.as_ptr(), publish);
                 table = Some(fresh);
             }
             if let (Some(unit), Some(table)) = (unit, table) {
@@ -156,7 +187,7 @@ fn trim_table<P: FramePlatform>(entry: &AtomicPtr<u8>, levels: usize, frames: &F
     let is_idle = if levels == 0 {
         // SAFETY: a leaf, which is freed only here, under the lock.
         let leaf = unsafe { table.cast::<Leaf>().as_ref() };
-        !leaf.iter().any(Slab::is_in_use)
+        !leaf.iter().any(Slab::is_in_use) || mutated("descriptions in use are freed")
     } else {
         // SAFETY: a table, as above.
         let node = unsafe { table.cast::<Node>().as_ref() };

@@ -2,7 +2,7 @@
 
 use core::mem::MaybeUninit;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::sync::atomic::Ordering;
 
 use super::FramePlatform;
 use super::cache::Block;
@@ -11,6 +11,7 @@ use super::frames::{Frames, Use};
 use super::slab::{Fill, List, Slab, Wrong};
 use super::slab_map::SlabMap;
 use crate::lock::{Guard, Lock};
+use crate::sync::{AtomicUsize, const_unless_modelled, mutated};
 
 /// How many empty slabs a class keeps for the next time.
 const KEPT: usize = 1;
@@ -39,15 +40,17 @@ pub(super) struct Ground<'a, P> {
 }
 
 impl Slabs {
-    pub(super) const fn new() -> Self {
-        Self {
-            lists: Lock::new(Lists {
-                empty: List::new(),
-                empties: 0,
-                quarters: [const { List::new() }; 4],
-            }),
-            frames: AtomicUsize::new(0),
-            used: AtomicUsize::new(0),
+    const_unless_modelled! {
+        pub(super) const fn new() -> Self {
+            Self {
+                lists: Lock::new(Lists {
+                    empty: List::new(),
+                    empties: 0,
+                    quarters: [const { List::new() }; 4],
+                }),
+                frames: AtomicUsize::new(0),
+                used: AtomicUsize::new(0),
+            }
         }
     }
 
@@ -178,6 +181,9 @@ impl Slabs {
             lists.empties -= 1;
             // SAFETY: the description stays until `retire`.
             let slab = unsafe { slab.as_ref() };
+            if mutated("slabs that go stay where they were") {
+                lists.empty.push(slab);
+            }
             self.frames.subtract(slab.frames());
             surplus.push(slab);
         }
@@ -207,7 +213,9 @@ impl Lists {
         let slab = map.find(block.addr().get()).ok_or(Wrong::Foreign)?;
         let before = slab.fill();
         slab.put(class, block)?;
-        self.moved(slab, before);
+        if !mutated("slabs are not moved when blocks return") {
+            self.moved(slab, before);
+        }
         Ok(())
     }
 

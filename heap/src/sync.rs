@@ -1,0 +1,94 @@
+//! What CPUs share: the processor's atomics, or a model's.
+//!
+//! With `--cfg loom` they are [loom](https://docs.rs/loom)'s, which tries every order in which CPUs
+//! can come upon each other, and every value that a CPU may then read; see `magazines/models.rs`.
+
+#[cfg(not(loom))]
+mod real {
+    pub(crate) use core::hint::spin_loop;
+    pub(crate) use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU16, AtomicU64, AtomicUsize};
+
+    /// Whether this mistake is to be made: never, but where a model must show that it finds it.
+    pub(crate) const fn mutated(_mistake: &str) -> bool {
+        false
+    }
+
+    /// As [`core::cell::UnsafeCell`], but with loom's face.
+    pub(crate) struct UnsafeCell<T>(core::cell::UnsafeCell<T>);
+
+    impl<T> UnsafeCell<T> {
+        pub(crate) const fn new(data: T) -> Self {
+            Self(core::cell::UnsafeCell::new(data))
+        }
+
+        #[inline]
+        pub(crate) const fn get_mut(&self) -> MutPtr<T> {
+            MutPtr(self.0.get())
+        }
+    }
+
+    /// A pointer for the time of an access.
+    pub(crate) struct MutPtr<T>(*mut T);
+
+    impl<T> MutPtr<T> {
+        /// # Safety
+        ///
+        /// As for a raw pointer.
+        #[inline]
+        #[expect(clippy::mut_from_ref, reason = "as for a raw pointer")]
+        pub(crate) const unsafe fn deref(&self) -> &mut T {
+            // SAFETY: the caller's promise.
+            unsafe { &mut *self.0 }
+        }
+    }
+
+    /// Functions that make atomics, and are `const` where these are.
+    macro_rules! const_unless_modelled {
+        ($($item:tt)*) => { $($item)* };
+    }
+
+    /// An array of equal atomics.
+    macro_rules! atomics {
+        ($atomic:expr; $count:expr) => {
+            [const { $atomic }; $count]
+        };
+    }
+
+    pub(crate) use {atomics, const_unless_modelled};
+}
+
+#[cfg(loom)]
+mod modelled {
+    use std::string::String;
+    use std::sync::LazyLock;
+
+    pub(crate) use loom::cell::{MutPtr, UnsafeCell};
+    pub(crate) use loom::hint::spin_loop;
+    pub(crate) use loom::sync::atomic::{AtomicPtr, AtomicU8, AtomicU16, AtomicU64, AtomicUsize};
+
+    /// The mistake to make, by the environment.
+    static MISTAKE: LazyLock<Option<String>> = LazyLock::new(|| std::env::var("MISTAKE").ok());
+
+    pub(crate) fn mutated(mistake: &str) -> bool {
+        MISTAKE.as_deref() == Some(mistake)
+    }
+
+    macro_rules! const_unless_modelled {
+        ($(#[$about:meta])* $vis:vis const fn $($rest:tt)*) => {
+            $(#[$about])* $vis fn $($rest)*
+        };
+    }
+
+    macro_rules! atomics {
+        ($atomic:expr; $count:expr) => {
+            core::array::from_fn(|_| $atomic)
+        };
+    }
+
+    pub(crate) use {atomics, const_unless_modelled};
+}
+
+#[cfg(loom)]
+pub(crate) use modelled::*;
+#[cfg(not(loom))]
+pub(crate) use real::*;
