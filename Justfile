@@ -63,10 +63,16 @@ fmt:
 
 # Test the libraries and the runner on this host, doc tests included
 [group('test')]
-test-host:
+test-host: models
     cargo test --package muster-percpu --package muster-memory --package muster-heap --package muster-bench
     cargo test --package muster-loader --lib
     cargo test --package muster-runner
+
+# Try what CPUs can do to one another, in every order, and make mistakes to see that they are found
+[group('test')]
+models:
+    RUSTFLAGS="--cfg loom" cargo test --target-dir target/models --profile models \
+        --package muster-memory --package muster-heap --lib -- --nocapture --test-threads 2
 
 # Boot the kernel in every way it must survive: just test-kernel [FILTER…]
 [group('test')]

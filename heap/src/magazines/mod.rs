@@ -6,6 +6,8 @@ mod depot;
 mod frames;
 #[cfg(not(loom))]
 mod heap;
+#[cfg(all(test, loom))]
+mod models;
 mod platform;
 #[cfg(target_arch = "x86_64")]
 mod restart;

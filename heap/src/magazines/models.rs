@@ -1,0 +1,463 @@
+//! What CPUs share in the heap, under [loom](https://docs.rs/loom): the lock, the depots, the slabs
+//! and their map themselves, only that the map's tables are shorter. Every order in which CPUs can
+//! come upon each other, up to a number of preemptions, and every value that they may then read.
+//! `just models` runs them.
+//!
+//! Each proves something only as far as it finds mistakes: [`MISTAKES`].
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "a model that finds nothing to unwrap shall fail"
+)]
+
+use core::mem::MaybeUninit;
+use core::ptr::{self, NonNull};
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::env;
+use std::format;
+use std::process::Command;
+use std::string::String;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::vec::Vec;
+use std::{eprintln, println};
+
+use loom::model::Builder;
+use loom::thread::{self, JoinHandle};
+
+use super::cache::Block;
+use super::class::Class;
+use super::depot::Depot;
+use super::frames::{Frames, Use};
+use super::slab_map::SlabMap;
+use super::slabs::{Ground, Slabs};
+use super::{CpuCache, FRAME, FramePlatform, NO_CACHE, SPAN};
+use crate::lock::Lock;
+
+/// Which model finds which mistake, made where [`mutated`](crate::sync::mutated) says so.
+const MISTAKES: [(&str, &str); 12] = [
+    ("the lock does not acquire", "lock_against_lock"),
+    ("the lock does not release", "lock_against_lock"),
+    ("the lock does not release", "drain_against_free"),
+    ("the lock does not release", "take_against_put"),
+    ("every CPU is taken for the holder", "lock_against_lock"),
+    (
+        "blocks that were taken stay in the depot",
+        "take_against_put",
+    ),
+    ("a depot is furnished twice", "furnish_against_furnish"),
+    (
+        "slabs that go stay where they were",
+        "allocation_against_trim",
+    ),
+    (
+        "slabs are not moved when blocks return",
+        "drain_against_free",
+    ),
+    ("tables are not published", "find_against_insert"),
+    ("descriptions in use are freed", "find_against_trim"),
+    ("the lock does not acquire", "insert_against_insert"),
+];
+
+/// Frames that are memory, and all that they are in, but for the CPUs' caches.
+struct Machine {
+    frames: Frames<Ram>,
+    depot: Depot,
+    slabs: Slabs,
+    map: SlabMap,
+}
+
+/// As much as the map has room for.
+struct Ram {
+    start: NonNull<u8>,
+    free: Mutex<[bool; FRAMES]>,
+}
+
+const FRAMES: usize = SPAN / FRAME;
+const LAYOUT: Layout = Layout::new::<[u64; 64]>();
+
+// SAFETY: each frame's memory is used by whoever it was given to.
+unsafe impl Send for Ram {}
+// SAFETY: as for `Send`.
+unsafe impl Sync for Ram {}
+
+impl Ram {
+    fn new() -> Self {
+        // SAFETY: the size isn't zero.
+        let start = unsafe { System.alloc(Layout::from_size_align(SPAN, SPAN).unwrap()) };
+        Self {
+            start: NonNull::new(start).unwrap(),
+            free: Mutex::new([true; FRAMES]),
+        }
+    }
+}
+
+impl Drop for Ram {
+    fn drop(&mut self) {
+        // SAFETY: allocated so, and no model keeps a block longer than its machine.
+        unsafe {
+            System.dealloc(
+                self.start.as_ptr(),
+                Layout::from_size_align_unchecked(SPAN, SPAN),
+            );
+        }
+    }
+}
+
+// SAFETY: nothing is preempted or interrupted, no CPU has a cache, and no frame is given twice.
+unsafe impl FramePlatform for Ram {
+    type Pin = ();
+    type InterruptGuard = ();
+
+    fn pin(&self) {}
+
+    fn keep_interrupts_out(&self) {}
+
+    fn cpu(&self) -> Option<usize> {
+        None
+    }
+
+    fn cache(&self) -> &CpuCache {
+        &NO_CACHE
+    }
+
+    fn each_cache(&self, _visit: &mut dyn FnMut(&CpuCache)) {}
+
+    fn allocate_frames(&self, count: usize, _align: usize) -> Option<NonNull<u8>> {
+        assert_eq!(count, 1);
+        let mut free = self.free.lock().unwrap();
+        let first = free.iter().position(|is_free| *is_free)?;
+        free[first] = false;
+        // SAFETY: within the memory.
+        Some(unsafe { self.start.add(first * FRAME) })
+    }
+
+    unsafe fn free_frames(&self, start: NonNull<u8>, count: usize) {
+        // SAFETY: nobody uses the frame, so whoever does after all finds nonsense.
+        unsafe { start.write_bytes(0xa5, count * FRAME) };
+        let frame = (start.addr().get() - self.start.addr().get()) / FRAME;
+        let was_free = core::mem::replace(&mut self.free.lock().unwrap()[frame], true);
+        assert!(!was_free, "a frame was freed twice");
+    }
+}
+
+impl Machine {
+    fn new() -> Arc<Self> {
+        Arc::new(Self {
+            frames: Frames::new(Ram::new()),
+            depot: Depot::new(),
+            slabs: Slabs::new(),
+            map: SlabMap::new(),
+        })
+    }
+
+    fn ground(&self, cpu: usize) -> Ground<'_, Ram> {
+        Ground {
+            map: &self.map,
+            frames: &self.frames,
+            cpu: Some(cpu),
+        }
+    }
+
+    fn allocate(&self, cpu: usize, count: usize) -> Vec<Block> {
+        let ground = self.ground(cpu);
+        filled(count, |room| self.slabs.allocate(&ground, class(), room))
+    }
+
+    fn free(&self, cpu: usize, blocks: &[Block]) {
+        let freed = self.slabs.free(&self.ground(cpu), class(), blocks);
+        assert_eq!(freed, Ok(()));
+    }
+
+    fn trim(&self, cpu: usize) {
+        self.slabs.trim(&self.ground(cpu));
+        self.map.trim(Some(cpu), &self.frames);
+    }
+
+    fn take(&self, cpu: usize, count: usize) -> Vec<Block> {
+        filled(count, |room| self.depot.take(Some(cpu), room))
+    }
+
+    fn put(&self, cpu: usize, blocks: &[Block]) -> bool {
+        self.depot.put(Some(cpu), &self.frames, class(), blocks)
+    }
+
+    /// What is in the depot; it has no memory afterwards.
+    fn empty(&self, cpu: usize) -> Vec<Block> {
+        let Some(contents) = self.depot.empty(Some(cpu), class()) else {
+            return Vec::new();
+        };
+        let blocks = contents.blocks().to_vec();
+        contents.free(&self.frames);
+        blocks
+    }
+
+    /// These are all blocks up to this number, and the depot has given its memory back.
+    #[track_caller]
+    fn assert_complete(&self, mut blocks: Vec<Block>, count: usize) {
+        blocks.sort();
+        let expected: Vec<Block> = (1..=count).map(block).collect();
+        assert_eq!(blocks, expected, "a block was lost or doubled");
+        assert_eq!(self.frames.held(Use::Own), 0);
+    }
+
+    /// Now that all is quiet: these blocks are used, and all memory comes back without them.
+    #[track_caller]
+    fn assert_settled(&self, mut used: Vec<Block>) {
+        assert_eq!(self.slabs.used(), used.len());
+        let room = self.slabs.frames() * FRAME / class().size();
+        used.extend(self.allocate(0, room - used.len()));
+        assert_eq!(used.len(), room);
+        assert_distinct(used.clone());
+        self.free(0, &used);
+        self.trim(0);
+        assert_eq!(self.frames.held(Use::Slab), 0);
+        assert_eq!(self.frames.held(Use::Own), 0);
+    }
+}
+
+fn class() -> Class {
+    Class::of(LAYOUT).unwrap()
+}
+
+fn filled(count: usize, fill: impl FnOnce(&mut [MaybeUninit<Block>]) -> usize) -> Vec<Block> {
+    let mut room = std::vec![MaybeUninit::uninit(); count];
+    let filled = fill(&mut room);
+    // SAFETY: so many were written.
+    room[..filled]
+        .iter()
+        .map(|block| unsafe { block.assume_init() })
+        .collect()
+}
+
+#[track_caller]
+fn assert_distinct(mut blocks: Vec<Block>) {
+    let count = blocks.len();
+    blocks.sort();
+    blocks.dedup();
+    assert_eq!(blocks.len(), count, "a block has two owners");
+}
+
+/// Addresses for which nobody looks what is there.
+fn block(number: usize) -> Block {
+    NonNull::new(ptr::without_provenance_mut(number * 512)).unwrap()
+}
+
+/// Blocks on their way to another CPU.
+#[derive(Clone)]
+struct Blocks(Vec<Block>);
+
+// SAFETY: a block is memory that whoever has it may use.
+unsafe impl Send for Blocks {}
+
+/// Runs a model, with at most so many preemptions where all would take too long, and says how many
+/// interleavings it has.
+fn model(name: &str, preemptions: Option<usize>, run: impl Fn() + Send + Sync + 'static) {
+    let mut builder = Builder::new();
+    // From the environment: `LOOM_MAX_PREEMPTIONS`.
+    builder.preemption_bound = builder.preemption_bound.or(preemptions);
+    builder.max_branches = 20_000;
+    let bound = match builder.preemption_bound {
+        Some(most) => format!("up to {most} preemptions"),
+        None => String::from("any number of preemptions"),
+    };
+    let count = Arc::new(AtomicUsize::new(0));
+    let counted = count.clone();
+    builder.check(move || {
+        counted.fetch_add(1, Ordering::Relaxed);
+        run();
+    });
+    println!("{name}: {count:?} interleavings, {bound}");
+}
+
+fn on_other_cpu<T: 'static>(
+    machine: &Arc<Machine>,
+    work: impl FnOnce(&Machine) -> T + 'static,
+) -> JoinHandle<T> {
+    let machine = machine.clone();
+    thread::spawn(move || work(&machine))
+}
+
+#[test]
+fn lock_against_lock() {
+    model("lock against lock", Some(7), || {
+        let lock = Arc::new(Lock::new(0));
+        let add = |lock: &Lock<usize>, cpu| {
+            let mut guard = lock.lock(Some(cpu)).unwrap();
+            *guard += 1;
+            // What comes upon its own CPU here is refused; it would wait forever.
+            assert!(lock.lock(Some(cpu)).is_none());
+        };
+        let others = lock.clone();
+        let other = thread::spawn(move || add(&others, 1));
+        add(&lock, 0);
+        if let Some(mut guard) = lock.try_lock(None) {
+            *guard += 1;
+        }
+        other.join().unwrap();
+        assert!((2..=3).contains(&*lock.lock(None).unwrap()));
+    });
+}
+
+#[test]
+fn take_against_put() {
+    model("depot: take against put", Some(6), || {
+        let machine = Machine::new();
+        assert!(machine.put(0, &[block(1), block(2)]));
+        let other = on_other_cpu(&machine, |machine| Blocks(machine.take(1, 1)));
+        assert!(machine.put(0, &[block(3)]));
+        let Blocks(mut blocks) = other.join().unwrap();
+        assert_eq!(blocks.len(), 1);
+        blocks.extend(machine.empty(0));
+        machine.assert_complete(blocks, 3);
+    });
+}
+
+#[test]
+fn put_against_empty() {
+    model("depot: put against empty", Some(6), || {
+        let machine = Machine::new();
+        assert!(machine.put(0, &[block(1), block(2)]));
+        let other = on_other_cpu(&machine, |machine| Blocks(machine.empty(1)));
+        assert!(machine.put(0, &[block(3)]));
+        let Blocks(mut blocks) = other.join().unwrap();
+        blocks.extend(machine.empty(0));
+        machine.assert_complete(blocks, 3);
+    });
+}
+
+#[test]
+fn take_against_put_against_empty() {
+    model("depot: take against put against empty", Some(1), || {
+        let machine = Machine::new();
+        assert!(machine.put(0, &[block(1), block(2)]));
+        let second = on_other_cpu(&machine, |machine| Blocks(machine.take(1, 1)));
+        let third = on_other_cpu(&machine, |machine| Blocks(machine.empty(2)));
+        assert!(machine.put(0, &[block(3)]));
+        let mut blocks = [second, third].map(|cpu| cpu.join().unwrap().0).concat();
+        blocks.extend(machine.empty(0));
+        machine.assert_complete(blocks, 3);
+    });
+}
+
+#[test]
+fn furnish_against_furnish() {
+    model("depot: furnish against furnish", Some(3), || {
+        let machine = Machine::new();
+        let other = on_other_cpu(&machine, |machine| machine.put(1, &[block(1)]));
+        assert!(machine.put(0, &[block(2)]));
+        assert!(other.join().unwrap());
+        machine.assert_complete(machine.empty(0), 2);
+    });
+}
+
+#[test]
+fn drain_against_free() {
+    model("slabs: drain against free", Some(6), || {
+        let machine = Machine::new();
+        let blocks = machine.allocate(0, 4);
+        let others = Blocks(blocks[..2].to_vec());
+        let other = on_other_cpu(&machine, move |machine| {
+            let Blocks(blocks) = others;
+            machine.free(1, &blocks);
+            machine.trim(1);
+        });
+        machine.free(0, &blocks[2..3]);
+        other.join().unwrap();
+        machine.assert_settled(blocks[3..].to_vec());
+    });
+}
+
+#[test]
+fn allocation_against_trim() {
+    model("slabs: allocation against trim", Some(4), || {
+        let machine = Machine::new();
+        let blocks = machine.allocate(0, 1);
+        machine.free(0, &blocks);
+        let other = on_other_cpu(&machine, |machine| Blocks(machine.allocate(1, 1)));
+        machine.trim(0);
+        let Blocks(blocks) = other.join().unwrap();
+        assert_eq!(blocks.len(), 1);
+        machine.assert_settled(blocks);
+    });
+}
+
+#[test]
+fn insert_against_insert() {
+    model("slab map: insert against insert", Some(3), || {
+        let machine = Machine::new();
+        let insert = |machine: &Machine, cpu| {
+            let start = machine.frames.allocate(1, 1, Use::Slab).unwrap();
+            let (map, frames) = (&machine.map, &machine.frames);
+            assert!(map.insert(Some(cpu), frames, start, 1, class()).is_some());
+            Blocks(std::vec![start])
+        };
+        let other = on_other_cpu(&machine, move |machine| insert(machine, 1));
+        let starts = [insert(&machine, 0), other.join().unwrap()];
+        for Blocks(start) in starts {
+            let slab = machine.map.find(start[0].addr().get()).unwrap();
+            assert_eq!((slab.start(), slab.frames()), (Some(start[0]), 1));
+            machine.map.remove(Some(0), &machine.frames, slab);
+        }
+        machine.assert_settled(Vec::new());
+    });
+}
+
+#[test]
+fn find_against_insert() {
+    model("slab map: find against insert", None, || {
+        let machine = Machine::new();
+        let start = machine.frames.allocate(1, 1, Use::Slab).unwrap();
+        let address = start.addr().get();
+        // Somebody frees what isn't the heap's, or isn't yet.
+        let other = on_other_cpu(&machine, move |machine| machine.map.find(address).is_some());
+        let (map, frames) = (&machine.map, &machine.frames);
+        let slab = map.insert(Some(0), frames, start, 1, class()).unwrap();
+        let _whatever = other.join().unwrap();
+        map.remove(Some(0), frames, slab);
+        machine.assert_settled(Vec::new());
+    });
+}
+
+#[test]
+fn find_against_trim() {
+    model("slab map: find against remove and trim", None, || {
+        let machine = Machine::new();
+        let starts = [(); 2].map(|()| machine.frames.allocate(1, 1, Use::Slab).unwrap());
+        let (map, frames) = (&machine.map, &machine.frames);
+        for start in starts {
+            map.insert(Some(0), frames, start, 1, class()).unwrap();
+        }
+        let held = starts[0].addr().get();
+        let other = on_other_cpu(&machine, move |machine| {
+            let slab = machine.map.find(held + FRAME - 1).unwrap();
+            assert_eq!(slab.start().unwrap().addr().get(), held);
+        });
+        let goes = map.find(starts[1].addr().get()).unwrap();
+        map.remove(Some(0), frames, goes);
+        map.trim(Some(0), frames);
+        other.join().unwrap();
+        map.remove(Some(0), frames, map.find(held).unwrap());
+        machine.assert_settled(Vec::new());
+    });
+}
+
+#[test]
+fn models_find_mistakes() {
+    if env::var("MISTAKE").is_ok() {
+        return;
+    }
+    for (mistake, model) in MISTAKES {
+        let output = Command::new(env::current_exe().unwrap())
+            .args(["--exact", &format!("magazines::models::{model}")])
+            .env("MISTAKE", mistake)
+            .output()
+            .unwrap();
+        let told = String::from_utf8_lossy(&output.stdout);
+        assert!(
+            !output.status.success() && told.contains("running 1 test"),
+            "{model} does not find that {mistake}: {told}"
+        );
+        eprintln!("{model} finds it if {mistake}");
+    }
+}

@@ -1,0 +1,246 @@
+//! The frame allocator itself under [loom](https://docs.rs/loom), but with rows of 4 frames and
+//! chunks of 2 rows: every order in which CPUs can come upon each other, up to a number of
+//! preemptions, and every value that they may then read. `just models` runs them.
+//!
+//! Each proves something only as far as it finds mistakes: [`MISTAKES`].
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "a model that finds nothing to unwrap shall fail"
+)]
+
+use std::boxed::Box;
+use std::env;
+use std::format;
+use std::process::Command;
+use std::string::String;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::vec::Vec;
+use std::{eprintln, println};
+
+use loom::model::Builder;
+use loom::thread::{self, JoinHandle};
+
+use crate::zone::Among;
+use crate::*;
+
+/// Which model finds which mistake, made where [`mutated`](crate::sync::mutated) says so.
+const MISTAKES: [(&str, &str); 10] = [
+    ("frames are claimed in two steps", "claim_against_claim"),
+    ("rows are looked at once", "claim_against_release"),
+    (
+        "nothing is sequentially consistent",
+        "claim_against_release",
+    ),
+    ("a claim is not undone", "long_claim_against_claims"),
+    ("nobody searches again", "long_claim_against_claims"),
+    ("nobody is kept from taking back, too", "free_against_free"),
+    ("records are not published", "free_against_free"),
+    ("owners are compared late", "free_against_a_wrong_one"),
+    (
+        "frames are adopted before they count",
+        "adoption_against_claim",
+    ),
+    ("rows are taken in two steps", "cache_against_cache"),
+];
+
+/// Frames that are free, and ones to adopt, by their numbers; and caches for two CPUs.
+fn allocator(free: core::ops::Range<u64>, later: core::ops::Range<u64>) -> &'static FrameAllocator {
+    let range = |of: &core::ops::Range<u64>| {
+        PhysRange::from_bounds(of.start * FRAME_SIZE, of.end * FRAME_SIZE)
+    };
+    let (free, later) = (range(&free), range(&later));
+    let storage = FrameAllocator::storage_needed(free.into_iter().chain(later));
+    let storage = Box::leak(Box::new_uninit_slice(storage));
+    let frames = FrameAllocator::new(free.into_iter(), later.into_iter(), storage).unwrap();
+    Box::leak(Box::new(frames.with_caches(2)))
+}
+
+/// Runs a model, with at most so many preemptions where all would take too long, and says how many
+/// interleavings it has.
+fn model(name: &str, preemptions: Option<usize>, run: impl Fn() + Send + Sync + 'static) {
+    let mut builder = Builder::new();
+    // From the environment: `LOOM_MAX_PREEMPTIONS`.
+    builder.preemption_bound = builder.preemption_bound.or(preemptions);
+    builder.max_branches = 20_000;
+    let bound = match builder.preemption_bound {
+        Some(most) => format!("up to {most} preemptions"),
+        None => String::from("any number of preemptions"),
+    };
+    let count = Arc::new(AtomicUsize::new(0));
+    let counted = count.clone();
+    builder.check(move || {
+        counted.fetch_add(1, Ordering::Relaxed);
+        run();
+    });
+    println!("{name}: {count:?} interleavings, {bound}");
+}
+
+fn cpu<T: 'static>(work: impl FnOnce() -> T + 'static) -> JoinHandle<T> {
+    thread::spawn(work)
+}
+
+fn run(numbers: core::ops::Range<u64>) -> FrameRun {
+    let range = PhysRange::from_bounds(numbers.start * FRAME_SIZE, numbers.end * FRAME_SIZE);
+    FrameRun::from_range(range.unwrap()).unwrap()
+}
+
+/// Now that all is quiet: so many frames are handed out, and the summary is right.
+#[track_caller]
+fn assert_settled(frames: &FrameAllocator, used: usize) {
+    assert_eq!(frames.free_frames(), frames.capacity() - used);
+    for zone in (0..).map_while(|index| frames.zone(index)) {
+        let any: Vec<usize> = zone.candidates(Among::Any).collect();
+        let whole: Vec<usize> = zone.candidates(Among::Whole).collect();
+        for (index, chunk) in (0..).map_while(|index| Some((index, zone.chunk(index)?))) {
+            let fill = chunk.fill();
+            assert_eq!(
+                (any.contains(&index), whole.contains(&index)),
+                (fill.any, fill.whole)
+            );
+        }
+    }
+    // And what isn't handed out can be had.
+    let left = core::iter::from_fn(|| frames.allocate(Owner::Kernel)).count();
+    assert_eq!(left, frames.capacity() - used);
+}
+
+#[test]
+fn claim_against_claim() {
+    model("claim against claim", None, || {
+        let frames = allocator(8..10, 0..0);
+        let claim = || frames.allocate(Owner::Heap).map(Frame::number);
+        let other = cpu(claim);
+        let mut numbers = [claim(), other.join().unwrap()];
+        numbers.sort();
+        assert_eq!(numbers, [Some(8), Some(9)]);
+        assert_settled(frames, 2);
+    });
+}
+
+#[test]
+fn claim_against_release() {
+    model("claim against release", None, || {
+        let frames = allocator(8..9, 0..0);
+        let held = frames.allocate(Owner::Heap).unwrap();
+        let other = cpu(|| frames.allocate(Owner::Stacks));
+        frames.free(held, Owner::Heap).unwrap();
+        let claimed = other.join().unwrap();
+        assert_settled(frames, claimed.iter().count());
+    });
+}
+
+#[test]
+fn long_claim_against_claims() {
+    model("long claim against claims", Some(7), || {
+        // One frame in each of two rows.
+        let frames = allocator(11..13, 0..0);
+        let other = cpu(|| frames.allocate_run(2, 1, Owner::Heap));
+        let singles = [(); 2].map(|()| frames.allocate(Owner::Stacks));
+        let count = match other.join().unwrap() {
+            Some(_) => 0,
+            None => 2,
+        };
+        assert_eq!(
+            singles.iter().flatten().count(),
+            count,
+            "memory was not out"
+        );
+        assert_settled(frames, 2);
+    });
+}
+
+#[test]
+fn long_claim_against_long_claim() {
+    model("long claim against long claim", None, || {
+        let frames = allocator(11..13, 0..0);
+        let claim = || frames.allocate_run(2, 1, Owner::Heap);
+        let other = cpu(claim);
+        let runs = [claim(), other.join().unwrap()];
+        assert_eq!(runs.iter().flatten().count(), 1, "{runs:?}");
+        assert_settled(frames, 2);
+    });
+}
+
+#[test]
+fn free_against_free() {
+    model("free against free", None, || {
+        let frames = allocator(11..13, 0..0);
+        let run = frames.allocate_run(2, 1, Owner::Heap).unwrap();
+        let free = move || frames.free_run(run, Owner::Heap);
+        let other = cpu(free);
+        let results = [free(), other.join().unwrap()];
+        let freed = results.iter().filter(|result| result.is_ok()).count();
+        assert_eq!(freed, 1, "{results:?}");
+        assert_settled(frames, 0);
+    });
+}
+
+#[test]
+fn free_against_a_wrong_one() {
+    model("free against a wrong one", None, || {
+        let frames = allocator(11..13, 0..0);
+        let run = frames.allocate_run(2, 1, Owner::Heap).unwrap();
+        let other = cpu(move || frames.free_run(run, Owner::Stacks));
+        assert_eq!(frames.free_run(run, Owner::Heap), Ok(()));
+        assert!(other.join().unwrap().is_err());
+        assert_settled(frames, 0);
+    });
+}
+
+#[test]
+fn adoption_against_claim() {
+    model("adoption against claim", None, || {
+        let frames = allocator(8..9, 16..18);
+        let later = run(16..18).range();
+        let held = frames.allocate(Owner::Kernel);
+        let other = cpu(move || frames.adopt(later));
+        let claimed = frames.allocate(Owner::Heap).iter().count() as u64;
+        assert_eq!(frames.totals()[Owner::Heap], claimed * FRAME_SIZE);
+        assert_eq!(other.join().unwrap(), Ok(2));
+        assert_settled(frames, held.iter().count() + claimed as usize);
+    });
+}
+
+#[test]
+fn cache_against_cache() {
+    model("cache against cache", Some(5), || {
+        let frames = allocator(8..14, 0..0);
+        let work = || {
+            let mut cache = frames.cache().unwrap();
+            let frame = cache.allocate(Owner::Heap)?;
+            // The rest of the row goes back.
+            drop(cache);
+            Some(frame)
+        };
+        let other = cpu(work);
+        let mine = work().unwrap();
+        let others = other.join().unwrap().unwrap();
+        assert_ne!(mine, others);
+        let mut cache = frames.cache().unwrap();
+        cache.free(others, Owner::Heap).unwrap();
+        drop(cache);
+        assert_settled(frames, 1);
+    });
+}
+
+#[test]
+fn models_find_mistakes() {
+    if env::var("MISTAKE").is_ok() {
+        return;
+    }
+    for (mistake, model) in MISTAKES {
+        let output = Command::new(env::current_exe().unwrap())
+            .args(["--exact", &format!("models::{model}")])
+            .env("MISTAKE", mistake)
+            .output()
+            .unwrap();
+        let told = String::from_utf8_lossy(&output.stdout);
+        assert!(
+            !output.status.success() && told.contains("panicked"),
+            "{model} does not find that {mistake}: {told}"
+        );
+        eprintln!("{model} finds it if {mistake}");
+    }
+}
