@@ -209,8 +209,13 @@ pub(crate) struct Spot {
 /// would save memory only where they are badly fragmented, and cost a cache line each.
 const PARTIAL_TRIES: usize = 32;
 
-/// How often somebody who finds no frame searches for one, while frames come back.
+/// How often somebody who finds no frame searches for one, while frames come back: nearly always one
+/// that comes back is found the next time, so others have had more luck as often.
 const SEARCHES: usize = 16;
+
+/// The same for runs, which frames that come back seldom complete, and which take longer to search
+/// for.
+const RUN_SEARCHES: usize = 4;
 
 /// How often somebody looks whether other CPUs still hold frames which they may not keep: for longer
 /// than it takes to claim the longest runs, unless the CPU is interrupted.
@@ -562,7 +567,8 @@ impl FrameAllocator {
         };
         let is_undecided = || self.zones.iter().any(Zone::is_undecided);
         let mut looks = LOOKS;
-        let found = (0..SEARCHES).find_map(|_| {
+        let searches = if count == 1 { SEARCHES } else { RUN_SEARCHES };
+        let found = (0..searches).find_map(|_| {
             let before = returns();
             if let Some(first) = self.claim_anywhere(count, align, false) {
                 return Some(Some(first));
