@@ -1,30 +1,29 @@
 //! The benchmarks: Muster's heap and frame allocator beside others, on this machine's CPUs.
 //!
 //! Each of the others lives on an arena of its own, of frames that nobody else has meanwhile, and
-//! Muster's heap on the machine's free frames, as ever. Frame allocators only deal in numbers, so
-//! the frames they are measured with need not exist.
+//! Muster's heap and frame allocator on the machine's free frames, as ever.
 
 use alloc::alloc::{GlobalAlloc, Layout};
 use alloc::format;
 use alloc::string::String;
 use core::fmt;
-use core::mem::MaybeUninit;
 use core::ptr::NonNull;
 
 use muster_bench::contenders::{self, Arena};
 use muster_bench::report::Console;
 use muster_bench::{
-    BuddyFrames, Contender, Kind, Machine, MusterFrames, OnFrames, OnHeap, Options, Place,
+    BuddyFrames, Contender, FrameSource, FrameUser, Kind, Machine, OnFrames, OnHeap, Options, Place,
 };
-use muster_memory::{FRAME_SIZE, FrameAllocator, FrameInfo, PhysRange};
+use muster_memory::{FRAME_SIZE, Frame, FrameRun, Owner, PhysRange};
 
 use crate::crew::StartLine;
-use crate::{clock, crew, heap, shared};
+use crate::{clock, crew, frames, heap, shared};
 
 /// Frames of an arena: 64 MiB.
 const ARENA: usize = 16 * 1024;
 
-/// The frames that frame allocators are measured with: 256 MiB.
+/// The frames that the other frame allocator is measured with, 256 MiB: it only deals in numbers, so
+/// they need not exist.
 const FRAMES: (u64, u64) = (0x1000_0000, 0x2000_0000);
 
 /// How long a CPU may take beyond a measurement's time, in milliseconds: to allocate before, to
@@ -134,6 +133,43 @@ unsafe impl GlobalAlloc for Magazines {
     }
 }
 
+/// The kernel's frames as a contender: each CPU has its own at hand.
+struct KernelFrames;
+
+/// Whose the frames are meanwhile.
+const OWNER: Owner = Owner::Heap;
+
+impl FrameSource for KernelFrames {
+    type User<'a> = Self;
+
+    fn user(&self) -> Option<Self> {
+        Some(Self)
+    }
+}
+
+impl FrameUser for KernelFrames {
+    #[inline]
+    fn take(&mut self) -> Option<Frame> {
+        frames::allocate(OWNER)
+    }
+
+    #[inline]
+    fn give(&mut self, frame: Frame) -> bool {
+        frames::free(frame, OWNER).is_ok()
+    }
+
+    fn take_run(&mut self, frames: usize) -> Option<u64> {
+        let run = shared::get().take_run(frames, frames, OWNER)?;
+        Some(run.first().number())
+    }
+
+    fn give_run(&mut self, first: u64, frames: usize) -> bool {
+        PhysRange::new(first * FRAME_SIZE, frames as u64 * FRAME_SIZE)
+            .and_then(FrameRun::from_range)
+            .is_some_and(|run| shared::get().give_run_back(run, OWNER).is_ok())
+    }
+}
+
 /// Runs the benchmarks that are asked for.
 ///
 /// # Errors
@@ -152,22 +188,9 @@ pub fn run(options: &Options) -> Result<(), String> {
     let good_memory = OnHeap::new("good_memory", Kind::Kernel, contenders::good_memory(e));
     let muster = OnHeap::new("muster", Kind::Muster, Magazines);
 
-    let range = PhysRange::from_bounds(FRAMES.0, FRAMES.1);
-    let records = FrameAllocator::storage_needed(range.into_iter());
-    let bytes = records * size_of::<FrameInfo>();
-    let storage = Frames::take(bytes.div_ceil(FRAME_SIZE as usize))?;
-    // SAFETY: lent once, to `frames`, which goes first; the frames begin at a page, have that many
-    // bytes, and an uninitialised record is a valid element.
-    let storage = unsafe {
-        let storage = storage.lend().as_mut_ptr().cast::<MaybeUninit<FrameInfo>>();
-        core::slice::from_raw_parts_mut(storage, records)
-    };
-    let frames = FrameAllocator::new(range.into_iter(), core::iter::empty(), storage)
-        .map_err(|error| format!("{error}"))?
-        .with_caches(crew::size());
     let numbers = (FRAMES.0 / FRAME_SIZE) as usize..(FRAMES.1 / FRAME_SIZE) as usize;
     let buddy_frames = OnFrames::new("buddy_system", Kind::Kernel, BuddyFrames::new(numbers));
-    let muster_frames = OnFrames::new("muster", Kind::Muster, MusterFrames(&frames));
+    let muster_frames = OnFrames::new("muster", Kind::Muster, KernelFrames);
 
     let all: [&dyn Contender; 8] = [
         &linked_list,

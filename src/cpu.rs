@@ -36,6 +36,7 @@ impl Local {
     }
 
     /// The frames that this CPU has at hand.
+    #[inline]
     pub fn frames(&self) -> &Frames {
         &self.frames
     }
@@ -250,6 +251,7 @@ unsafe impl Register for Gs {
 
     fn pin() -> Self::Pin {}
 
+    #[inline]
     fn load() -> *const Header {
         let header: *const Header;
         // SAFETY: GS base points to a `Header` since the first instruction of this
@@ -284,6 +286,7 @@ pub static DIRECTORY: Directory<Local, Shared> = Directory::new();
 
 /// Runs `f` with this CPU's block, or gives `None` if it has none yet: for code
 /// that also runs before registration, in faults and in NMIs.
+#[inline]
 pub fn try_with<T>(f: impl for<'here> FnOnce(&Here<'here, Local, Shared>) -> T) -> Option<T> {
     Cpu::try_with(f)
 }
@@ -294,6 +297,7 @@ pub fn try_with<T>(f: impl for<'here> FnOnce(&Here<'here, Local, Shared>) -> T) 
 ///
 /// If this CPU has not registered its block.
 #[track_caller]
+#[inline]
 pub fn with<T>(f: impl for<'here> FnOnce(&Here<'here, Local, Shared>) -> T) -> T {
     Cpu::with(f)
 }

@@ -3,13 +3,20 @@
 use core::cell::{Cell, UnsafeCell};
 use core::sync::atomic::{Ordering, compiler_fence};
 
-use muster_memory::FrameCache;
+use muster_memory::{Frame, FrameCache, FreeError, Owner};
 
 use crate::{cpu, shared};
 
+/// There is no cache yet.
+const ABSENT: u8 = 0;
+/// The cache is there and nobody uses it.
+const READY: u8 = 1;
+/// Somebody on this CPU uses the cache, or is making it.
+const BUSY: u8 = 2;
+
 /// A CPU's own frame cache, which it gets when it first needs one.
 pub struct Frames {
-    is_busy: Cell<bool>,
+    state: Cell<u8>,
     cache: UnsafeCell<Option<FrameCache<'static>>>,
 }
 
@@ -17,38 +24,82 @@ impl Frames {
     /// No frames yet.
     pub const fn new() -> Self {
         Self {
-            is_busy: Cell::new(false),
+            state: Cell::new(ABSENT),
             cache: UnsafeCell::new(None),
         }
     }
 
     /// Lends the cache. `None` to a handler that has interrupted its own CPU just here, and where
     /// the machine has none.
-    #[inline]
+    #[inline(always)]
     fn with<T>(&self, f: impl FnOnce(&mut FrameCache<'static>) -> T) -> Option<T> {
         // A handler that comes between this look and the store is done before the store, and leaves
-        // the flag as it was.
-        if self.is_busy.get() {
+        // the state as it was.
+        if self.state.get() != READY && !self.make() {
             return None;
         }
-        self.is_busy.set(true);
+        self.state.set(BUSY);
         compiler_fence(Ordering::SeqCst);
-        // SAFETY: this CPU alone gets here (`Local` is reached by no other), and while the flag is
-        // set no second time.
-        let cache = unsafe { &mut *self.cache.get() };
-        if cache.is_none() {
-            *cache = shared::get().new_frame_cache();
-        }
-        let result = cache.as_mut().map(f);
+        // SAFETY: this CPU alone gets here (`Local` is reached by no other), and while the state is
+        // `BUSY` no second time; it was `READY`, so there is a cache.
+        let result = f(unsafe { (*self.cache.get()).as_mut().unwrap_unchecked() });
         compiler_fence(Ordering::SeqCst);
-        self.is_busy.set(false);
-        result
+        self.state.set(READY);
+        Some(result)
     }
+
+    /// Gets the cache, if there is none yet. Says whether it is there to be used.
+    #[cold]
+    fn make(&self) -> bool {
+        if self.state.get() == ABSENT {
+            self.state.set(BUSY);
+            compiler_fence(Ordering::SeqCst);
+            let cache = shared::get().new_frame_cache();
+            let is_there = cache.is_some();
+            // SAFETY: as in `with`; nobody has a reference to the cache while it is absent.
+            unsafe { *self.cache.get() = cache };
+            compiler_fence(Ordering::SeqCst);
+            self.state.set(if is_there { READY } else { ABSENT });
+        }
+        self.state.get() == READY
+    }
+}
+
+/// Takes a frame from this CPU's own, if it has a cache.
+#[inline]
+pub fn allocate(owner: Owner) -> Option<Frame> {
+    with_cache(|cache| cache.allocate(owner)).unwrap_or_else(|| allocate_slowly(owner))
+}
+
+#[cold]
+#[inline(never)]
+fn allocate_slowly(owner: Owner) -> Option<Frame> {
+    shared::get().take_frame(owner)
+}
+
+/// Gives a frame back to this CPU's own, if it has a cache.
+///
+/// # Errors
+///
+/// If the frame was not handed out to `owner`.
+#[inline]
+pub fn free(frame: Frame, owner: Owner) -> Result<(), FreeError> {
+    match with_cache(|cache| cache.free_quickly(frame, owner)) {
+        Some(true) => Ok(()),
+        _ => free_slowly(frame, owner),
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn free_slowly(frame: Frame, owner: Owner) -> Result<(), FreeError> {
+    with_cache(|cache| cache.free(frame, owner))
+        .unwrap_or_else(|| shared::get().give_frame_back(frame, owner))
 }
 
 /// Lends this CPU's frame cache. `None` where there is none to be had: before the CPU has its
 /// block, and to a handler that has interrupted the cache's use.
-#[inline]
+#[inline(always)]
 pub fn with_cache<T>(f: impl FnOnce(&mut FrameCache<'static>) -> T) -> Option<T> {
     cpu::try_with(|here| here.local().frames().with(f))?
 }
@@ -57,7 +108,7 @@ pub fn with_cache<T>(f: impl FnOnce(&mut FrameCache<'static>) -> T) -> Option<T>
 pub fn drain() -> bool {
     cpu::try_with(|here| {
         let frames = here.local().frames();
-        frames.with(FrameCache::drain).is_some() || !frames.is_busy.get()
+        frames.with(FrameCache::drain).is_some() || frames.state.get() == ABSENT
     })
     .unwrap_or(true)
 }

@@ -536,13 +536,35 @@ impl Shared {
         self.frames.cached_frames() > 0
     }
 
+    /// Takes a frame past the CPUs' caches.
+    #[cold]
+    pub fn take_frame(&self, owner: Owner) -> Option<Frame> {
+        self.frames.allocate(owner)
+    }
+
+    /// Gives a frame back past the CPUs' caches.
+    ///
+    /// # Errors
+    ///
+    /// If the frame was not handed out to `owner`.
+    #[cold]
+    pub fn give_frame_back(&self, frame: Frame, owner: Owner) -> Result<(), FreeError> {
+        self.frames.free(frame, owner)
+    }
+
     /// Takes frames from this CPU's own, if it has any.
-    fn take_run(&self, count: usize, align: usize, owner: Owner) -> Option<FrameRun> {
+    /// `None` if there is no such run.
+    pub fn take_run(&self, count: usize, align: usize, owner: Owner) -> Option<FrameRun> {
         frames::with_cache(|cache| cache.allocate_run(count, align, owner))
             .unwrap_or_else(|| self.frames.allocate_run(count, align, owner))
     }
 
-    fn give_run_back(&self, run: FrameRun, owner: Owner) -> Result<(), FreeError> {
+    /// Gives frames back to this CPU's own, if it has any.
+    ///
+    /// # Errors
+    ///
+    /// If the frames were not handed out to `owner`.
+    pub fn give_run_back(&self, run: FrameRun, owner: Owner) -> Result<(), FreeError> {
         frames::with_cache(|cache| cache.free_run(run, owner))
             .unwrap_or_else(|| self.frames.free_run(run, owner))
     }
@@ -555,9 +577,12 @@ impl Shared {
         if !self.hhdm.offset.is_multiple_of(bytes) {
             return None;
         }
-        let run = self.take_run(count, align, Owner::Heap)?;
+        let start = match (count, align) {
+            (1, 1) => frames::allocate(Owner::Heap)?.start(),
+            _ => self.take_run(count, align, Owner::Heap)?.start(),
+        };
         // The allocator has only what the HHDM shows.
-        self.hhdm.pointer(run.start())
+        self.hhdm.pointer(start)
     }
 
     /// Takes heap frames back.
@@ -573,7 +598,10 @@ impl Shared {
     pub unsafe fn free_heap_frames(&self, start: NonNull<u8>, count: usize) {
         let phys = start.as_ptr().addr() as u64 - self.hhdm.offset;
         let run = PhysRange::new(phys, count as u64 * FRAME_SIZE).and_then(FrameRun::from_range);
-        let freed = run.map(|run| self.give_run_back(run, Owner::Heap));
+        let freed = run.map(|run| match count {
+            1 => frames::free(run.first(), Owner::Heap),
+            _ => self.give_run_back(run, Owner::Heap),
+        });
         assert!(
             freed == Some(Ok(())),
             "the heap gives back {count} frames at {phys:#x} that are not its own: {freed:?}"

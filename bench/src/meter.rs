@@ -3,6 +3,18 @@
 use crate::histogram::Histogram;
 use crate::machine::{Machine, Place};
 
+/// Does and counts one step. A macro, so that the step is part of the loop: of a closure that the
+/// meter called, the compiler would make a function, and of a small one not.
+macro_rules! step {
+    ($meter:ident, $step:expr) => {{
+        let looks = $meter.begin();
+        let value = $step;
+        $meter.finish(looks);
+        value
+    }};
+}
+pub(crate) use step;
+
 /// How often the meter looks at the clock, in looks a second.
 const LOOKS: u64 = 125_000;
 
@@ -89,20 +101,23 @@ impl<'a> Meter<'a> {
         self.is_over
     }
 
-    /// Does and counts one step.
+    /// Counts a step that begins. Whether it is one to look at.
     #[inline(always)]
-    pub fn step<T>(&mut self, step: impl FnOnce() -> T) -> T {
+    pub fn begin(&mut self) -> bool {
         self.left = self.left.wrapping_sub(1);
         let looks = self.left == 0;
         if looks {
             self.begin_look();
         }
-        // In one place, so that it becomes part of the loop.
-        let value = step();
+        looks
+    }
+
+    /// Ends a step that [`begin`](Self::begin) began.
+    #[inline(always)]
+    pub fn finish(&mut self, looks: bool) {
         if looks {
             self.look();
         }
-        value
     }
 
     /// Looks at the clock outside of a step, for one who waits.
@@ -182,7 +197,7 @@ mod tests {
         };
         let mut meter = Meter::start(&clock, limit, place, &mut histogram);
         while !meter.is_over() {
-            meter.step(|| clock.0.fetch_add(ticks_per_step, Ordering::Relaxed));
+            step!(meter, clock.0.fetch_add(ticks_per_step, Ordering::Relaxed));
         }
         (meter.end(), histogram)
     }
@@ -215,7 +230,7 @@ mod tests {
         };
         let mut meter = Meter::start(&clock, Limit::Steps(100), place, &mut histogram);
         for _ in 0..7 {
-            meter.step(|| clock.0.fetch_add(10, Ordering::Relaxed));
+            step!(meter, clock.0.fetch_add(10, Ordering::Relaxed));
         }
         let lap = meter.end();
         assert_eq!((lap.steps, lap.ended), (7, 70));

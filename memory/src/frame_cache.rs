@@ -153,6 +153,16 @@ impl<'a> FrameCache<'a> {
     /// an atomic read-modify-write for each frame. Other double frees are caught.
     #[inline]
     pub fn free(&mut self, frame: Frame, owner: Owner) -> Result<(), FreeError> {
+        if self.free_quickly(frame, owner) {
+            return Ok(());
+        }
+        self.free_slowly(frame, owner)
+    }
+
+    /// Takes a frame back if there is room in the cache and nothing is wrong, which is nearly always
+    /// so. `false`: nothing has changed; let [`Self::free`] see to it, out of the way of what is fast.
+    #[inline]
+    pub fn free_quickly(&mut self, frame: Frame, owner: Owner) -> bool {
         if owner != Owner::Free
             && let Some(record) = self.owners.get(frame.number())
             && record.load(Relaxed) == owner as u8
@@ -160,9 +170,9 @@ impl<'a> FrameCache<'a> {
         {
             record.store(Owner::Free as u8, Relaxed);
             self.slot.ledger.add_alone(owner, -1);
-            return Ok(());
+            return true;
         }
-        self.free_slowly(frame, owner)
+        false
     }
 
     #[cold]

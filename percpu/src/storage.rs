@@ -95,6 +95,7 @@ impl<R: Register> Storage<R> {
     /// If this CPU has not registered a block. Code that must not panic (log, panic and NMI paths)
     /// uses [`try_with`](Self::try_with).
     #[track_caller]
+    #[inline]
     pub fn with<T>(f: impl for<'here> FnOnce(&Here<'here, R::Local, R::Shared>) -> T) -> T {
         match Self::try_with(f) {
             Some(result) => result,
@@ -103,6 +104,7 @@ impl<R: Register> Storage<R> {
     }
 
     /// Runs `f` with this CPU's block, or returns `None` if the CPU has not registered one.
+    #[inline]
     pub fn try_with<T>(
         f: impl for<'here> FnOnce(&Here<'here, R::Local, R::Shared>) -> T,
     ) -> Option<T> {
@@ -111,6 +113,7 @@ impl<R: Register> Storage<R> {
     }
 
     /// The caller holds a pin for as long as it uses the result.
+    #[inline]
     fn here<'here>() -> Option<Here<'here, R::Local, R::Shared>> {
         let block = R::load().cast::<Block<R::Local, R::Shared>>();
         // SAFETY: (1) not null, so by the contract of `Register` it is the pointer that `register`
@@ -155,16 +158,19 @@ pub struct Here<'here, L, S> {
 
 impl<L, S> Here<'_, L, S> {
     /// This CPU's index.
+    #[inline]
     pub fn index(&self) -> u32 {
         self.block.index()
     }
 
     /// The part that only this CPU reaches.
+    #[inline]
     pub fn local(&self) -> &L {
         self.block.local()
     }
 
     /// The part of this CPU's block that other CPUs may read.
+    #[inline]
     pub fn shared(&self) -> &S {
         self.block.shared()
     }

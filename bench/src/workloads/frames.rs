@@ -7,7 +7,7 @@ use spin::Mutex;
 
 use super::Workload;
 use crate::course::{Course, HELD, Score, Shift};
-use crate::meter::Lap;
+use crate::meter::{Lap, step};
 use crate::random::Random;
 
 /// Frames that go out, then in, in frame-bulk.
@@ -33,13 +33,13 @@ pub trait FrameSource: Sync {
     fn user(&self) -> Option<Self::User<'_>>;
 }
 
-/// What one CPU can do. Frames are named by their numbers.
+/// What one CPU can do. Runs are named by the numbers of their first frames.
 pub trait FrameUser {
     /// Takes a frame, if there is one.
-    fn take(&mut self) -> Option<u64>;
+    fn take(&mut self) -> Option<Frame>;
 
     /// Gives a frame back; `false`: it was refused.
-    fn give(&mut self, frame: u64) -> bool;
+    fn give(&mut self, frame: Frame) -> bool;
 
     /// Takes a run of so many frames, a power of two, aligned to that; gives the first.
     fn take_run(&mut self, frames: usize) -> Option<u64>;
@@ -66,23 +66,21 @@ impl FrameSource for MusterFrames<'_> {
 }
 
 impl FrameUser for FrameCache<'_> {
-    #[inline(never)]
-    fn take(&mut self) -> Option<u64> {
-        self.allocate(OWNER).map(Frame::number)
+    #[inline]
+    fn take(&mut self) -> Option<Frame> {
+        self.allocate(OWNER)
     }
 
-    #[inline(never)]
-    fn give(&mut self, frame: u64) -> bool {
-        Frame::from_number(frame).is_some_and(|frame| self.free(frame, OWNER).is_ok())
+    #[inline]
+    fn give(&mut self, frame: Frame) -> bool {
+        self.free(frame, OWNER).is_ok()
     }
 
-    #[inline(never)]
     fn take_run(&mut self, frames: usize) -> Option<u64> {
         let run = self.allocate_run(frames, frames, OWNER)?;
         Some(run.first().number())
     }
 
-    #[inline(never)]
     fn give_run(&mut self, first: u64, frames: usize) -> bool {
         PhysRange::new(first * FRAME_SIZE, frames as u64 * FRAME_SIZE)
             .and_then(FrameRun::from_range)
@@ -115,23 +113,22 @@ impl FrameSource for BuddyFrames {
 }
 
 impl FrameUser for &BuddyFrames {
-    #[inline(never)]
-    fn take(&mut self) -> Option<u64> {
-        self.0.lock().alloc(1).map(|frame| frame as u64)
+    #[inline]
+    fn take(&mut self) -> Option<Frame> {
+        let frame = self.0.lock().alloc(1)?;
+        Frame::from_number(frame as u64)
     }
 
-    #[inline(never)]
-    fn give(&mut self, frame: u64) -> bool {
-        self.0.lock().dealloc(frame as usize, 1);
+    #[inline]
+    fn give(&mut self, frame: Frame) -> bool {
+        self.0.lock().dealloc(frame.number() as usize, 1);
         true
     }
 
-    #[inline(never)]
     fn take_run(&mut self, frames: usize) -> Option<u64> {
         self.0.lock().alloc(frames).map(|frame| frame as u64)
     }
 
-    #[inline(never)]
     fn give_run(&mut self, first: u64, frames: usize) -> bool {
         self.0.lock().dealloc(first as usize, frames);
         true
@@ -151,12 +148,12 @@ impl FrameSource for Nothing {
 
 impl FrameUser for Nothing {
     #[inline(always)]
-    fn take(&mut self) -> Option<u64> {
-        Some(black_box(1))
+    fn take(&mut self) -> Option<Frame> {
+        Frame::from_number(black_box(1))
     }
 
     #[inline(always)]
-    fn give(&mut self, _: u64) -> bool {
+    fn give(&mut self, _: Frame) -> bool {
         true
     }
 
@@ -201,15 +198,24 @@ struct Cpu<U> {
 impl<U: FrameUser> Cpu<U> {
     #[inline(always)]
     fn take(&mut self) -> u64 {
-        let frame = self.user.take();
-        self.failures += u64::from(frame.is_none());
-        frame.unwrap_or(NONE)
+        match self.user.take() {
+            Some(frame) => frame.number(),
+            None => self.failed(),
+        }
+    }
+
+    #[cold]
+    fn failed(&mut self) -> u64 {
+        self.failures += 1;
+        NONE
     }
 
     #[inline(always)]
     fn give(&mut self, frame: u64) {
-        if frame != NONE {
-            self.failures += u64::from(!self.user.give(frame));
+        if let Some(frame) = Frame::from_number(frame).filter(|_| frame != NONE)
+            && !self.user.give(frame)
+        {
+            self.failed();
         }
     }
 
@@ -231,9 +237,11 @@ impl<U: FrameUser> Cpu<U> {
 fn pair<U: FrameUser>(cpu: &mut Cpu<U>, shift: &mut Shift<'_>) -> Lap {
     let (mut meter, ..) = shift.start();
     while !meter.is_over() {
-        meter.step(|| {
-            let frame = cpu.take();
-            cpu.give(frame);
+        step!(meter, {
+            let given = (cpu.user.take()).is_some_and(|frame| cpu.user.give(black_box(frame)));
+            if !given {
+                cpu.failed();
+            }
         });
     }
     meter.end()
@@ -243,7 +251,7 @@ fn random<U: FrameUser>(cpu: &mut Cpu<U>, shift: &mut Shift<'_>) -> Lap {
     shift.frames.fill_with(|| cpu.take());
     let (mut meter, _, held, random) = shift.start();
     while !meter.is_over() {
-        meter.step(|| {
+        step!(meter, {
             if let Some(frame) = held.get_mut(random.below(HELD)) {
                 cpu.give(*frame);
                 *frame = cpu.take();
@@ -259,10 +267,10 @@ fn bulk<U: FrameUser>(cpu: &mut Cpu<U>, shift: &mut Shift<'_>) -> Lap {
     let (mut meter, _, held, _) = shift.start();
     while !meter.is_over() {
         for frame in held.iter_mut().take(BULK) {
-            *frame = meter.step(|| cpu.take());
+            *frame = step!(meter, cpu.take());
         }
         for &mut frame in held.iter_mut().take(BULK) {
-            meter.step(|| cpu.give(frame));
+            step!(meter, cpu.give(frame));
         }
     }
     meter.end()
@@ -273,7 +281,7 @@ fn repeat<U: FrameUser>(cpu: &mut Cpu<U>, shift: &mut Shift<'_>) -> Lap {
     let (mut meter, _, held, _) = shift.start();
     if let Some(frame) = held.last_mut() {
         while !meter.is_over() {
-            meter.step(|| {
+            step!(meter, {
                 cpu.give(*frame);
                 *frame = cpu.take();
             });
@@ -291,7 +299,7 @@ fn fragmentation<U: FrameUser>(cpu: &mut Cpu<U>, shift: &mut Shift<'_>) -> Lap {
     runs.for_each(|run| *run = cpu.take_run(order(random)));
     let (mut meter, _, held, random) = shift.start();
     while !meter.is_over() {
-        meter.step(|| {
+        step!(meter, {
             if let Some(run) = held.get_mut(random.below(RUNS)) {
                 cpu.give_run(*run);
                 *run = cpu.take_run(order(random));

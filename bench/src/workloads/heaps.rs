@@ -7,7 +7,7 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 
 use super::Workload;
 use crate::course::{BASKET, Block, Course, HELD, SHELF, Score, Shift};
-use crate::meter::Lap;
+use crate::meter::{Lap, step};
 use crate::random::Random;
 
 /// Blocks that mixed has on each CPU.
@@ -33,30 +33,6 @@ const GROWN: usize = 32 * 1024;
 
 /// Blocks that large has on each CPU.
 const LARGE: usize = 8;
-
-/// An allocator whose functions are called, as they are through `alloc`'s functions.
-pub(super) struct Called<A>(pub(super) A);
-
-// SAFETY: all of it is the allocator's own.
-unsafe impl<A: GlobalAlloc> GlobalAlloc for Called<A> {
-    #[inline(never)]
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: the caller's promise.
-        unsafe { self.0.alloc(layout) }
-    }
-
-    #[inline(never)]
-    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise.
-        unsafe { self.0.dealloc(block, layout) }
-    }
-
-    #[inline(never)]
-    unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
-        // SAFETY: the caller's promise.
-        unsafe { self.0.realloc(block, layout, new_size) }
-    }
-}
 
 /// No allocator: all its blocks are the same word, which is all that the workloads write to. For one
 /// CPU.
@@ -170,6 +146,27 @@ impl<A: GlobalAlloc> User<'_, A> {
         *place = self.allocate(size);
     }
 
+    /// Makes a block half as large again, or begins anew with a small one.
+    #[inline(always)]
+    fn grow(&mut self, block: &mut Block) {
+        let size = block.size + block.size / 2;
+        if block.start.is_null() || size > GROWN {
+            self.replace(block, 16);
+            return;
+        }
+        // SAFETY: the block is live, with this layout, and the size is neither zero nor near the
+        // most there can be.
+        let start = unsafe {
+            self.heap
+                .realloc(block.start, self.layout(block.size), size)
+        };
+        if start.is_null() {
+            self.failures += 1;
+        } else {
+            *block = Block { start, size };
+        }
+    }
+
     fn fill(&mut self, blocks: &mut [Block], mut size: impl FnMut() -> usize) {
         for block in blocks {
             *block = self.allocate(size());
@@ -187,8 +184,10 @@ fn churn<A: GlobalAlloc>(user: &mut User<'_, A>, shift: &mut Shift<'_>) -> Lap {
     let size = black_box(64);
     let (mut meter, ..) = shift.start();
     while !meter.is_over() {
-        meter.step(|| {
-            let block = user.allocate(size);
+        step!(meter, {
+            let mut block = user.allocate(size);
+            // What was worked out from it for the allocation shall not be known for the free.
+            block.size = black_box(block.size);
             user.free(block);
         });
     }
@@ -210,7 +209,10 @@ fn random_lifetimes<A: GlobalAlloc, const LIVE: usize>(
         return meter.end();
     };
     while !meter.is_over() {
-        meter.step(|| user.replace(&mut live[random.below(LIVE)], size(random)));
+        step!(
+            meter,
+            user.replace(&mut live[random.below(LIVE)], size(random))
+        );
     }
     let lap = meter.end();
     user.free_all(live);
@@ -245,7 +247,10 @@ fn larson<A: GlobalAlloc>(user: &mut User<'_, A>, shift: &mut Shift<'_>) -> Lap 
             break;
         };
         for _ in 0..TURN {
-            meter.step(|| user.replace(&mut live[random.below(BASKET)], size(random)));
+            step!(
+                meter,
+                user.replace(&mut live[random.below(BASKET)], size(random))
+            );
             if meter.is_over() {
                 break;
             }
@@ -273,7 +278,7 @@ fn xfree<A: GlobalAlloc>(user: &mut User<'_, A>, shift: &mut Shift<'_>) -> Lap {
     if is_producer {
         while !meter.is_over() {
             if ring.has_room() {
-                ring.put(|| meter.step(|| user.allocate(size).start));
+                ring.put(|| step!(meter, user.allocate(size).start));
             } else {
                 meter.wait();
             }
@@ -288,7 +293,7 @@ fn xfree<A: GlobalAlloc>(user: &mut User<'_, A>, shift: &mut Shift<'_>) -> Lap {
     loop {
         // In this order: what came before the end is seen.
         let is_done = ring.is_done();
-        if !ring.take(|start| meter.step(|| user.free(Block { start, size }))) {
+        if !ring.take(|start| step!(meter, user.free(Block { start, size }))) {
             if is_done {
                 return meter.end();
             }
@@ -307,14 +312,14 @@ fn sh8bench<A: GlobalAlloc>(user: &mut User<'_, A>, shift: &mut Shift<'_>) -> La
         for block in blocks.iter_mut().filter(|block| block.start.is_null()) {
             // The square makes small ones the most.
             let part = random.below(992);
-            *block = meter.step(|| user.allocate(16 + part * part / 1024));
+            *block = step!(meter, user.allocate(16 + part * part / 1024));
         }
         stays = (stays + 1) % 3;
         for block in blocks.iter_mut().skip((stays + 1) % 3).step_by(3) {
-            meter.step(|| user.free(core::mem::replace(block, Block::NONE)));
+            step!(meter, user.free(core::mem::replace(block, Block::NONE)));
         }
         for block in blocks.iter_mut().skip((stays + 2) % 3).step_by(3).rev() {
-            meter.step(|| user.free(core::mem::replace(block, Block::NONE)));
+            step!(meter, user.free(core::mem::replace(block, Block::NONE)));
         }
     }
     let lap = meter.end();
@@ -341,16 +346,19 @@ fn mstress<A: GlobalAlloc>(user: &mut User<'_, A>, shift: &mut Shift<'_>) -> Lap
     while !meter.is_over() {
         let size = size(random);
         let place = random.below(MSTRESS + SHELF);
-        meter.step(|| match place.checked_sub(MSTRESS) {
-            None => user.replace(&mut own[place], size),
-            Some(place) => {
-                let block = user.allocate(size);
-                if let Some(place) = shelf.get(place) {
-                    // What one CPU writes into a block, the next reads.
-                    user.free_by_address(place.swap(block.start, Ordering::AcqRel));
+        step!(
+            meter,
+            match place.checked_sub(MSTRESS) {
+                None => user.replace(&mut own[place], size),
+                Some(place) => {
+                    let block = user.allocate(size);
+                    if let Some(place) = shelf.get(place) {
+                        // What one CPU writes into a block, the next reads.
+                        user.free_by_address(place.swap(block.start, Ordering::AcqRel));
+                    }
                 }
             }
-        });
+        );
     }
     let lap = meter.end();
     user.free_all(own);
@@ -380,7 +388,7 @@ fn cache_thrash<A: GlobalAlloc>(user: &mut User<'_, A>, shift: &mut Shift<'_>) -
     let size = black_box(SCRATCH);
     let (mut meter, ..) = shift.start();
     while !meter.is_over() {
-        meter.step(|| {
+        step!(meter, {
             let block = user.allocate(size);
             if !block.start.is_null() {
                 for number in 0..WRITES {
@@ -398,24 +406,7 @@ fn realloc<A: GlobalAlloc>(user: &mut User<'_, A>, shift: &mut Shift<'_>) -> Lap
     let (mut meter, ..) = shift.start();
     let mut block = Block::NONE;
     while !meter.is_over() {
-        meter.step(|| {
-            let size = block.size + block.size / 2;
-            if block.start.is_null() || size > GROWN {
-                user.replace(&mut block, 16);
-                return;
-            }
-            // SAFETY: the block is live, with this layout, and the size is neither zero nor near
-            // the most there can be.
-            let start = unsafe {
-                user.heap
-                    .realloc(block.start, user.layout(block.size), size)
-            };
-            if start.is_null() {
-                user.failures += 1;
-            } else {
-                block = Block { start, size };
-            }
-        });
+        step!(meter, user.grow(&mut block));
     }
     let lap = meter.end();
     user.free(block);

@@ -148,27 +148,23 @@ pub trait Contender: Sync {
     fn run(&self, workload: Workload, course: &Course<'_>) -> Score;
 }
 
-/// A heap in the comparison. Its functions are called, as an allocator's are through `alloc`, and
-/// not made part of the workloads' loops.
+/// A heap in the comparison. The compiler may make its functions part of the workloads' loops, as
+/// it makes those of a `#[global_allocator]` part of what uses them.
 pub struct OnHeap<A> {
     name: &'static str,
     kind: Kind,
-    heap: heaps::Called<A>,
+    heap: A,
 }
 
 impl<A: GlobalAlloc + Sync> OnHeap<A> {
     /// This heap under this name.
     pub const fn new(name: &'static str, kind: Kind, heap: A) -> Self {
-        Self {
-            name,
-            kind,
-            heap: heaps::Called(heap),
-        }
+        Self { name, kind, heap }
     }
 
     /// The heap.
     pub const fn heap(&self) -> &A {
-        &self.heap.0
+        &self.heap
     }
 }
 

@@ -231,10 +231,8 @@ fn run<M: Machine>() {
     };
     // SAFETY: the handler uses what it may at any instruction: the heap under test and thread-locals
     // that need no start.
-    assert_eq!(
-        unsafe { libc::sigaction(libc::SIGTRAP, &action, ptr::null_mut()) },
-        0
-    );
+    let result = unsafe { libc::sigaction(libc::SIGTRAP, &action, ptr::null_mut()) };
+    assert_eq!(result, 0);
 
     let mine = [const { Cell::new(None) }; MANY];
     let theirs = [const { Cell::new(None) }; MANY];
