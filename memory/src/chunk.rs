@@ -52,6 +52,21 @@ pub(crate) struct Fill {
     pub(crate) whole: bool,
 }
 
+/// Frames that were claimed from one row of a chunk.
+pub(crate) struct Claimed<T> {
+    /// The place of the first of them in the chunk, or of the row's.
+    pub(crate) place: u64,
+    pub(crate) what: T,
+    /// Whether the summary may have to change; see [`changes_fill`].
+    pub(crate) changes_fill: bool,
+}
+
+/// Whether what is said of a chunk as a whole may be other after this change of a row: only if one
+/// of the row has no free frame, or nothing but, before or after it and not both times.
+pub(crate) const fn changes_fill(before: u64, after: u64) -> bool {
+    (before == 0) != (after == 0) || (before == FREE_ROW) != (after == FREE_ROW)
+}
+
 /// A run of frames that fits in a row, aligned to a power of two of frames.
 #[derive(Clone, Copy)]
 pub(crate) struct Fit {
@@ -66,13 +81,12 @@ impl Fit {
         if count == 0 || count > ROW_FRAMES || !align.is_power_of_two() || align > ROW_FRAMES {
             return None;
         }
-        // A row starts at a multiple of any such alignment.
-        let begins = (0..ROW_FRAMES)
-            .step_by(align as usize)
-            .fold(0, |begins, bit| begins | 1 << bit);
+        // A row starts at a multiple of any such alignment; ones that far apart are all ones divided
+        // by as many ones.
+        let begins = u64::MAX / (u64::MAX >> (u64::BITS as u64 - align));
         Some(Self {
             count: count as u32,
-            begins,
+            begins: begins & FREE_ROW,
         })
     }
 
@@ -158,9 +172,8 @@ impl Chunk {
         false
     }
 
-    /// Claims a run from a row that is partly used, else from one that is not. Answers the place of
-    /// its first frame.
-    pub(crate) fn claim(&self, fit: Fit) -> Option<u64> {
+    /// Claims a run from a row that is partly used, else from one that is not.
+    pub(crate) fn claim(&self, fit: Fit) -> Option<Claimed<()>> {
         [false, true].into_iter().find_map(|whole| {
             (0..).zip(&self.rows).find_map(|(index, row)| {
                 let mut free = row.load(SeqCst);
@@ -168,7 +181,13 @@ impl Chunk {
                     let first = fit.find(free)?;
                     let left = free & !fit.mask(first);
                     match replace(row, free, left) {
-                        Ok(_) => return Some(index * ROW_FRAMES + u64::from(first)),
+                        Ok(_) => {
+                            return Some(Claimed {
+                                place: index * ROW_FRAMES + u64::from(first),
+                                what: (),
+                                changes_fill: changes_fill(free, left),
+                            });
+                        }
                         Err(now) => free = now,
                     }
                 }
@@ -179,7 +198,7 @@ impl Chunk {
 
     /// Claims all free frames of a row, in one step; of a row that is partly used if there is one.
     /// Answers the place of the row's first frame, and the row.
-    pub(crate) fn claim_row(&self) -> Option<(u64, u64)> {
+    pub(crate) fn claim_row(&self) -> Option<Claimed<u64>> {
         [false, true].into_iter().find_map(|whole| {
             (0..).zip(&self.rows).find_map(|(index, row)| {
                 let free = row.load(SeqCst);
@@ -191,7 +210,11 @@ impl Chunk {
                 } else {
                     row.swap(0, SeqCst)
                 };
-                (claimed != 0).then_some((index * ROW_FRAMES, claimed))
+                (claimed != 0).then_some(Claimed {
+                    place: index * ROW_FRAMES,
+                    what: claimed,
+                    changes_fill: true,
+                })
             })
         })
     }

@@ -12,7 +12,7 @@ use core::mem::{MaybeUninit, take};
 use core::ops::Range;
 use core::sync::atomic::Ordering::{Relaxed, SeqCst};
 
-use crate::chunk::{CHUNK_FRAMES, Chunk, Fit, FrameInfo};
+use crate::chunk::{CHUNK_FRAMES, Chunk, Claimed, Fit, FrameInfo};
 use crate::frame_cache::{FrameCache, Slot};
 use crate::map::{Owner, Totals};
 use crate::range::{FRAME_SIZE, Frame, PhysRange};
@@ -525,7 +525,7 @@ impl FrameAllocator {
             return None;
         }
         let quickly = if let Some(fit) = Fit::new(count, align) {
-            let claim = |chunk: &Chunk| Some((chunk.claim(fit)?, ()));
+            let claim = |chunk: &Chunk| chunk.claim(fit);
             match home {
                 Some(home) => self.claim_from(home, claim),
                 None => self.claim_among(claim).map(|(_, found)| found),
@@ -589,7 +589,7 @@ impl FrameAllocator {
     pub(crate) fn claim_from<T>(
         &self,
         home: &mut Option<Spot>,
-        claim: impl Fn(&Chunk) -> Option<(u64, T)>,
+        claim: impl Fn(&Chunk) -> Option<Claimed<T>>,
     ) -> Option<(u64, T)> {
         if let Some(spot) = *home
             && let Some(found) = self.claim_at(spot, &claim)
@@ -610,7 +610,7 @@ impl FrameAllocator {
     /// and what [`Self::claim_at`] does.
     fn claim_among<T>(
         &self,
-        claim: impl Fn(&Chunk) -> Option<(u64, T)>,
+        claim: impl Fn(&Chunk) -> Option<Claimed<T>>,
     ) -> Option<(Spot, (u64, T))> {
         [
             (Among::Partial, PARTIAL_TRIES),
@@ -630,12 +630,14 @@ impl FrameAllocator {
     fn claim_at<T>(
         &self,
         spot: Spot,
-        claim: impl Fn(&Chunk) -> Option<(u64, T)>,
+        claim: impl Fn(&Chunk) -> Option<Claimed<T>>,
     ) -> Option<(u64, T)> {
         let zone = self.zone(spot.zone)?;
-        let (index, rest) = claim(zone.chunk(spot.chunk)?)?;
-        zone.settle(spot.chunk);
-        Some((zone.first_of(spot.chunk) + index, rest))
+        let claimed = claim(zone.chunk(spot.chunk)?)?;
+        if claimed.changes_fill {
+            zone.settle(spot.chunk);
+        }
+        Some((zone.first_of(spot.chunk) + claimed.place, claimed.what))
     }
 
     fn spots(&self, among: Among) -> impl Iterator<Item = Spot> {
@@ -678,6 +680,20 @@ impl FrameAllocator {
 
     /// Takes frames back that were handed out to `owner`, all or none.
     fn take_back(&self, numbers: Range<u64>, owner: Owner) -> Result<(), FreeError> {
+        if let Some(zone) = self
+            .zone_of(numbers.start)
+            .and_then(|index| self.zone(index))
+            .filter(|zone| numbers.end <= zone.end())
+            && zone.is_open()
+            && owner != Owner::Free
+        {
+            return zone.take_back(numbers.clone(), owner).or_else(|number| {
+                self.check_all(numbers, owner)?;
+                // It was the owner's again just now, but not when this call came to it.
+                Frame::from_number(number)
+                    .map_or(Ok(()), |frame| Err(FreeError::AlreadyFree { frame }))
+            });
+        }
         // Whose they aren't leaves no trace by which the owner could be refused.
         if !mutated("owners are compared late") {
             self.check_all(numbers.clone(), owner)?;

@@ -5,7 +5,8 @@ use core::mem::MaybeUninit;
 use core::ops::Range;
 use core::sync::atomic::Ordering::{AcqRel, Relaxed, Release, SeqCst};
 
-use crate::chunk::{CHUNK_FRAMES, Chunk, FREE_ROW, FrameInfo, ROW_FRAMES, ROWS};
+use crate::chunk::{CHUNK_FRAMES, Chunk, FREE_ROW, FrameInfo, ROW_FRAMES, ROWS, changes_fill};
+use crate::map::Owner;
 use crate::owners::Owners;
 use crate::sync::{AtomicBool, AtomicU64, AtomicUsize, mutated};
 
@@ -131,6 +132,32 @@ impl Zone {
     /// The records of whose the frames are.
     pub(crate) const fn owners(&self) -> Owners<'static> {
         self.owners
+    }
+
+    /// Takes frames of the zone back that were handed out to `owner`, who is somebody, all or none.
+    ///
+    /// # Errors
+    ///
+    /// The number of a frame that is somebody else's, free, or being taken back. Nothing has changed
+    /// then.
+    pub(crate) fn take_back(&self, numbers: Range<u64>, owner: Owner) -> Result<(), u64> {
+        let are_all = || self.owners.are_all(numbers.clone(), owner);
+        // Whose they aren't leaves no trace by which the owner could be refused.
+        if !mutated("owners are compared late") && !are_all() {
+            return Err(numbers.start);
+        }
+        // Nobody else may do the same from here on; but somebody may have, just before.
+        self.begin_return(numbers.clone())?;
+        let is_right = are_all();
+        if is_right {
+            self.owners.set(numbers.clone(), Owner::Free);
+        }
+        self.end_return(numbers.clone());
+        if !is_right {
+            return Err(numbers.start);
+        }
+        self.release(numbers);
+        Ok(())
     }
 
     /// Keeps others from taking these frames of the zone back.
@@ -276,18 +303,23 @@ impl Zone {
             return;
         }
         for (row, mask) in self.rows(&numbers) {
-            self.row(row).fetch_or(mask, SeqCst);
+            self.release_in(row, mask);
         }
-        self.settle_all(&numbers);
         self.tell_seekers();
+    }
+
+    fn release_in(&self, row: usize, mask: u64) {
+        let before = self.row(row).fetch_or(mask, SeqCst);
+        if changes_fill(before, before | mask) {
+            self.settle(row / ROWS);
+        }
     }
 
     /// Frees claimed frames of one row of the zone: those at the set bits, from a multiple of
     /// [`ROW_FRAMES`] on.
     pub(crate) fn release_row(&self, start: u64, mask: u64) {
         let row = ((start - self.base) / ROW_FRAMES) as usize;
-        self.row(row).fetch_or(mask, SeqCst);
-        self.settle(row / ROWS);
+        self.release_in(row, mask);
         self.tell_seekers();
     }
 
