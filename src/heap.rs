@@ -317,6 +317,34 @@ pub fn drain() {
     frames::drain();
 }
 
+/// Logs how the magazines have served so far: allocations from them, how many there were for each
+/// refill and flush, how often two CPUs met at a depot, and blocks that came back to their slab from
+/// another CPU than the one that last got some of it.
+pub fn tell() {
+    let mut sum = MagazineStatistics::default();
+    let (mut contended, mut remote) = (0, 0);
+    for class in Class::all() {
+        for (_, shared) in cpu::all() {
+            let statistics = shared.cache.statistics(class);
+            sum.allocations += statistics.allocations;
+            sum.refills += statistics.refills;
+            sum.flushes += statistics.flushes;
+        }
+        let shared = MAGAZINES.class_statistics(class);
+        contended += shared.depot_contended;
+        remote += shared.remote_blocks;
+    }
+    if sum.allocations > 0 {
+        log::info!("allocations per refill per flush contended   remote");
+        log::info!(
+            "{:>11} {:>10} {:>9} {contended:>9} {remote:>8}",
+            sum.allocations,
+            sum.allocations / sum.refills.max(1),
+            sum.allocations / sum.flushes.max(1)
+        );
+    }
+}
+
 /// What the heap holds at one moment. Exact while no CPU uses it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Reading {

@@ -310,6 +310,7 @@ pub fn run(arguments: &Arguments) -> Result<(), String> {
             &mut failures,
         ));
     }
+    heap::tell();
     if let [first, second] = &rates[..] {
         compare(&workloads, arguments.heap.kinds(), first, second);
     }

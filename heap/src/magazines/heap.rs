@@ -254,6 +254,8 @@ impl<P: FramePlatform> MagazineHeap<P> {
         ClassStatistics {
             slab_frames: slabs.frames(),
             used_blocks: slabs.used(),
+            most_used_blocks: slabs.most_used(),
+            remote_blocks: slabs.remote(),
             depot_blocks: depot.length(),
             depot_contended: depot.contended(),
         }

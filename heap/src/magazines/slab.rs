@@ -30,6 +30,8 @@ pub(super) struct Slab {
     back: AtomicU8,
     /// How many frames the slab has; 0: no slab.
     frames: AtomicU8,
+    /// The lowest byte of the number of the CPU that last got blocks: for statistics.
+    user: AtomicU8,
 }
 
 /// What is wrong with a block that was to be freed.
@@ -158,6 +160,16 @@ impl Slab {
         taken
     }
 
+    /// Notes which CPU gets blocks.
+    pub(super) fn given_to(&self, cpu: Option<usize>) {
+        self.user.store(lowest_byte(cpu), Ordering::Relaxed);
+    }
+
+    /// Whether this CPU, or one whose number ends in the same byte, got blocks last.
+    pub(super) fn was_given_to(&self, cpu: Option<usize>) -> bool {
+        self.user.load(Ordering::Relaxed) == lowest_byte(cpu)
+    }
+
     /// Takes a block back.
     pub(super) fn put(&self, class: Class, block: Block) -> Result<(), Wrong> {
         let start = self.start.load(Ordering::Relaxed).addr();
@@ -180,6 +192,10 @@ impl Slab {
         self.used.store(used.wrapping_sub(1), Ordering::Relaxed);
         Ok(())
     }
+}
+
+fn lowest_byte(cpu: Option<usize>) -> u8 {
+    cpu.unwrap_or_default() as u8
 }
 
 /// A list of slabs, all of which belong to whoever holds the list.

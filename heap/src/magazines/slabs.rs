@@ -23,6 +23,8 @@ pub(super) struct Slabs {
     /// Written under the lock, read by anyone.
     frames: AtomicUsize,
     used: AtomicUsize,
+    most_used: AtomicUsize,
+    remote: AtomicUsize,
 }
 
 /// Full slabs are in no list: they are found when a block comes back.
@@ -50,6 +52,8 @@ impl Slabs {
                 }),
                 frames: AtomicUsize::new(0),
                 used: AtomicUsize::new(0),
+                most_used: AtomicUsize::new(0),
+                remote: AtomicUsize::new(0),
             }
         }
     }
@@ -64,6 +68,16 @@ impl Slabs {
         self.used.load(Ordering::Relaxed)
     }
 
+    /// The most that [`Self::used`] has been.
+    pub(super) fn most_used(&self) -> usize {
+        self.most_used.load(Ordering::Relaxed)
+    }
+
+    /// Blocks that came back from another CPU than the one that their slab last gave blocks to.
+    pub(super) fn remote(&self) -> usize {
+        self.remote.load(Ordering::Relaxed)
+    }
+
     /// Takes up to as many blocks as there is room for, and returns how many: zero if there is
     /// neither a free block nor a frame.
     pub(super) fn allocate<P: FramePlatform>(
@@ -76,7 +90,7 @@ impl Slabs {
             let Some(mut lists) = self.lists.lock(ground.cpu) else {
                 return 0;
             };
-            let taken = self.take(&mut lists, class, into);
+            let taken = self.take(&mut lists, ground.cpu, class, into);
             drop(lists);
             if taken > 0 || !self.grow(ground, class) {
                 return taken;
@@ -89,19 +103,31 @@ impl Slabs {
         let mut lists = self.lists.try_lock(cpu)?;
         let mut block = [MaybeUninit::uninit()];
         // SAFETY: `take` says how many it has written.
-        (self.take(&mut lists, class, &mut block) == 1).then(|| unsafe { block[0].assume_init() })
+        (self.take(&mut lists, cpu, class, &mut block) == 1)
+            .then(|| unsafe { block[0].assume_init() })
     }
 
     /// From the fullest slabs first, so that the others have a chance to become empty.
-    fn take(&self, lists: &mut Lists, class: Class, into: &mut [MaybeUninit<Block>]) -> usize {
+    fn take(
+        &self,
+        lists: &mut Lists,
+        cpu: Option<usize>,
+        class: Class,
+        into: &mut [MaybeUninit<Block>],
+    ) -> usize {
         let mut taken = 0;
         while taken < into.len() {
             let Some(slab) = lists.fullest() else { break };
             let before = slab.fill();
             taken += slab.take(class, &mut into[taken..]);
+            slab.given_to(cpu);
             lists.moved(slab, before);
         }
         self.used.add(taken);
+        let used = self.used();
+        if used > self.most_used() {
+            self.most_used.store(used, Ordering::Relaxed);
+        }
         taken
     }
 
@@ -151,14 +177,19 @@ impl Slabs {
         };
         let mut result = Ok(());
         let mut freed = 0;
+        let mut remote = 0;
         for &block in blocks {
-            if let Err(wrong) = lists.put(ground.map, class, block) {
-                result = Err((block, wrong));
-                break;
+            match lists.put(ground.map, class, block) {
+                Ok(slab) => remote += usize::from(!slab.was_given_to(ground.cpu)),
+                Err(wrong) => {
+                    result = Err((block, wrong));
+                    break;
+                }
             }
             freed += 1;
         }
         self.used.subtract(freed);
+        self.remote.add(remote);
         self.cut_empties(&mut lists, KEPT, &mut surplus);
         drop(lists);
         retire(ground, surplus);
@@ -209,14 +240,14 @@ impl Lists {
         Some(unsafe { slab.as_ref() })
     }
 
-    fn put(&mut self, map: &SlabMap, class: Class, block: Block) -> Result<(), Wrong> {
+    fn put<'a>(&mut self, map: &'a SlabMap, class: Class, block: Block) -> Result<&'a Slab, Wrong> {
         let slab = map.find(block.addr().get()).ok_or(Wrong::Foreign)?;
         let before = slab.fill();
         slab.put(class, block)?;
         if !mutated("slabs are not moved when blocks return") {
             self.moved(slab, before);
         }
-        Ok(())
+        Ok(slab)
     }
 
     /// Puts a slab where it belongs now.

@@ -39,6 +39,11 @@ pub struct ClassStatistics {
     pub slab_frames: usize,
     /// Blocks that aren't free in their slab: live or cached.
     pub used_blocks: usize,
+    /// The highest value that [`used_blocks`](Self::used_blocks) has had.
+    pub most_used_blocks: usize,
+    /// Blocks that came back to their slab from another CPU than the one that last got blocks of the
+    /// slab: how many are freed where they were not allocated, about.
+    pub remote_blocks: usize,
     /// Blocks in the depot.
     pub depot_blocks: usize,
     /// Times a CPU found another one at the depot.

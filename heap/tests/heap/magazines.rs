@@ -246,6 +246,9 @@ fn blocks_freed_elsewhere_return_through_the_depot() {
             assert!(heap.drain());
         });
     });
+    let shared = heap.class_statistics(class);
+    assert!(shared.most_used_blocks >= BLOCKS, "{shared:?}");
+    assert!(shared.remote_blocks > 0, "{shared:?}");
     assert_all_back(heap, frames);
 }
 
