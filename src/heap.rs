@@ -195,7 +195,7 @@ unsafe impl Platform for Kernel {
 // which runs to its end; (2) the cache is part of the CPU's own memory, found
 // through its block, which it registers once; only this heap uses it; (3) and (4)
 // as for `Platform`; (5) frames come from the frame allocator, as asked, and are
-// seen through the HHDM, which every CPU's tables map; (6) GS base is the address of
+// seen through the HHDM, which every CPU's tables map; (7) GS base is the address of
 // the memory that the cache lies in so far from it, or of `NOWHERE`'s like; and all that
 // interrupts a CPU returns by `exceptions`, which asks `resume`.
 unsafe impl FramePlatform for Kernel {

@@ -10,7 +10,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use std::thread_local;
 
 use super::Memory;
-use crate::{CpuCache, FRAME, FramePlatform, NO_CACHE};
+use crate::{CpuCache, FRAME, FastPath, FramePlatform, NO_CACHE};
 
 /// How many threads at a time have a cache.
 const CPUS: usize = 64;
@@ -25,6 +25,8 @@ const BITS: usize = u64::BITS as usize;
 /// and goes back when this is dropped; no block of the heap may be used after that.
 pub struct HostedFrames {
     count: usize,
+    /// Tells this machine from all others there ever are; 0 before it is first used.
+    number: AtomicU64,
     memory: OnceLock<Option<Memory>>,
     free: Mutex<Option<FreeFrames>>,
     /// A CPU's cache, or null before it has first used the heap.
@@ -44,6 +46,7 @@ impl HostedFrames {
     pub const fn new(count: usize) -> Self {
         Self {
             count,
+            number: AtomicU64::new(0),
             memory: OnceLock::new(),
             free: Mutex::new(None),
             caches: [const { AtomicPtr::new(ptr::null_mut()) }; CPUS],
@@ -53,6 +56,28 @@ impl HostedFrames {
     /// How many frames are free.
     pub fn frames_left(&self) -> usize {
         self.with_free(|_, frames| frames.free).unwrap_or(0)
+    }
+
+    #[cold]
+    fn find_cache(&self) -> &CpuCache {
+        static MACHINES: AtomicU64 = AtomicU64::new(0);
+
+        let Some(place) = thread_number().and_then(|number| self.caches.get(number)) else {
+            return &NO_CACHE;
+        };
+        // SAFETY: made by `new_cache`, and kept until `self` is dropped.
+        let cache = unsafe { place.load(Ordering::Relaxed).as_ref() }
+            .unwrap_or_else(|| self.new_cache(place));
+        if self.number.load(Ordering::Relaxed) == 0 {
+            let new = MACHINES.fetch_add(1, Ordering::Relaxed) + 1;
+            // Whoever comes second leaves the first one's number.
+            let _ = (self.number).compare_exchange(0, new, Ordering::Relaxed, Ordering::Relaxed);
+        }
+        HERE.set(Here {
+            machine: self.number.load(Ordering::Relaxed),
+            cache,
+        });
+        cache
     }
 
     #[cold]
@@ -77,11 +102,13 @@ impl HostedFrames {
 /// What the memory is aligned to: the largest alignment that frames can have.
 const HUGE: usize = 2 << 20;
 
-// SAFETY: (1) Nothing interrupts a thread but a signal handler, which must not allocate in any Rust
-// program. (2), (3) No two threads that run at the same time have one number. (4) There are no
+// SAFETY: (1), (6) Nothing interrupts a thread but a signal handler, which must not allocate in any
+// Rust program. (2), (3) No two threads that run at the same time have one number. (4) There are no
 // interrupts. (5) A frame has one owner, `FreeFrames` or whoever it gave it to, and the memory lives
 // as long as this does.
 unsafe impl FramePlatform for HostedFrames {
+    const FAST_PATH: FastPath = FastPath::Uninterrupted;
+
     type Pin = ();
     type InterruptGuard = ();
 
@@ -93,14 +120,15 @@ unsafe impl FramePlatform for HostedFrames {
         thread_number()
     }
 
+    #[inline]
     fn cache(&self) -> &CpuCache {
-        thread_number()
-            .and_then(|number| self.caches.get(number))
-            .map_or(&NO_CACHE, |place| {
-                // SAFETY: made by `new_cache`, and kept until `self` is dropped.
-                unsafe { place.load(Ordering::Relaxed).as_ref() }
-                    .unwrap_or_else(|| self.new_cache(place))
-            })
+        let here = HERE.get();
+        if here.machine == self.number.load(Ordering::Relaxed) && here.machine != 0 {
+            // SAFETY: `find_cache` left it for the machine of this number, which is this one and no
+            // other; it is kept until `self` is dropped.
+            return unsafe { &*here.cache };
+        }
+        self.find_cache()
     }
 
     fn each_cache(&self, visit: &mut dyn FnMut(&CpuCache)) {
@@ -219,6 +247,7 @@ struct Number(usize);
 impl Drop for Number {
     fn drop(&mut self) {
         CURRENT.set(None);
+        HERE.set(Here::NOWHERE);
         ASKED.set(true);
         // Release: the next thread of this number finds what this one left in its caches.
         TAKEN.fetch_and(!(1 << self.0), Ordering::Release);
@@ -230,6 +259,21 @@ thread_local! {
     /// Whether the thread has had its chance of a number.
     static ASKED: Cell<bool> = const { Cell::new(false) };
     static NUMBER: Cell<Option<Number>> = const { Cell::new(None) };
+    static HERE: Cell<Here> = const { Cell::new(Here::NOWHERE) };
+}
+
+/// The cache that the thread used last, and of which machine it is.
+#[derive(Clone, Copy)]
+struct Here {
+    machine: u64,
+    cache: *const CpuCache,
+}
+
+impl Here {
+    const NOWHERE: Self = Self {
+        machine: 0,
+        cache: ptr::null(),
+    };
 }
 
 #[inline]

@@ -70,6 +70,8 @@ pub static NO_CACHE: CpuCache = CpuCache::in_state(ABSENT);
 ///    no lock, it may wait for one. Meanwhile it makes the state `SLOW`, for whoever interrupts it.
 /// 3. *After the store of `IDLE`*, the interrupted code is done with the cache.
 ///
+/// **Uninterrupted.** Nobody is there who could.
+///
 /// **On a slow path** the state is `SLOW`, and interrupts are kept out. Only an NMI or a panic can
 /// find it so. Each magazine that the slow path works on is *closed* first, by one exchange of its
 /// `top`, and opened last, by one store: a restarted fast path on top finds it neither with a block
@@ -199,10 +201,11 @@ impl CpuCache {
         self.state.load(Ordering::Relaxed) != ABSENT
     }
 
-    /// The flagged fast path of an allocation of `size` bytes. `None`: see to it on the slow path.
+    /// The fast path of an allocation of `size` bytes, flagged or uninterrupted. `None`: see to it on
+    /// the slow path.
     #[inline(always)]
-    pub(super) fn pop(&self, class: Class, size: usize) -> Option<Block> {
-        if !self.begin() {
+    pub(super) fn pop<const FLAGGED: bool>(&self, class: Class, size: usize) -> Option<Block> {
+        if FLAGGED && !self.begin() {
             return None;
         }
         let magazine = self.magazine(class);
@@ -216,14 +219,22 @@ impl CpuCache {
             count(&magazine.allocations);
             self.account(size as i64);
         }
-        self.end();
+        if FLAGGED {
+            self.end();
+        }
         block
     }
 
-    /// The flagged fast path of a free of `size` bytes. `false`: see to it on the slow path.
+    /// The fast path of a free of `size` bytes, flagged or uninterrupted. `false`: see to it on the
+    /// slow path.
     #[inline(always)]
-    pub(super) fn push(&self, class: Class, block: Block, size: usize) -> bool {
-        if !self.begin() {
+    pub(super) fn push<const FLAGGED: bool>(
+        &self,
+        class: Class,
+        block: Block,
+        size: usize,
+    ) -> bool {
+        if FLAGGED && !self.begin() {
             return false;
         }
         let magazine = self.magazine(class);
@@ -235,7 +246,9 @@ impl CpuCache {
             magazine.top.store(top + 1, Ordering::Relaxed);
             self.account(-(size as i64));
         }
-        self.end();
+        if FLAGGED {
+            self.end();
+        }
         has_room
     }
 
@@ -307,14 +320,6 @@ impl CpuCache {
         } else {
             Entry::Guest(inside)
         }
-    }
-
-    /// Runs what stands for an interrupt handler where a flagged fast path is half done.
-    #[cfg(all(test, feature = "hosted"))]
-    pub(super) fn during_fast_path(&self, handler: impl FnOnce()) {
-        assert!(self.begin());
-        handler();
-        self.end();
     }
 
     /// The block in reserve, for code that came upon its own CPU on a slow path.

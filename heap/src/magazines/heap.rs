@@ -286,9 +286,13 @@ impl<P: FramePlatform> MagazineHeap<P> {
     #[inline(always)]
     fn pop(&self, class: Class, size: usize) -> Option<Block> {
         match P::FAST_PATH {
+            FastPath::Uninterrupted => {
+                let _pin = self.platform().pin();
+                self.platform().cache().pop::<false>(class, size)
+            }
             FastPath::Flagged => {
                 let _pin = self.platform().pin();
-                self.platform().cache().pop(class, size)
+                self.platform().cache().pop::<true>(class, size)
             }
             #[cfg(target_arch = "x86_64")]
             // SAFETY: it is this kind of fast path.
@@ -301,9 +305,13 @@ impl<P: FramePlatform> MagazineHeap<P> {
     #[inline(always)]
     fn push(&self, class: Class, block: Block, size: usize) -> bool {
         match P::FAST_PATH {
+            FastPath::Uninterrupted => {
+                let _pin = self.platform().pin();
+                self.platform().cache().push::<false>(class, block, size)
+            }
             FastPath::Flagged => {
                 let _pin = self.platform().pin();
-                self.platform().cache().push(class, block, size)
+                self.platform().cache().push::<true>(class, block, size)
             }
             #[cfg(target_arch = "x86_64")]
             // SAFETY: it is this kind of fast path.
@@ -744,33 +752,6 @@ mod tests {
         heap.trim();
         assert_eq!(heap.totals().frames(), 0, "{heap:?}");
         assert_eq!(heap.totals().live_bytes, 0);
-    }
-
-    #[test]
-    fn handler_on_top_of_a_fast_path_leaves_the_cache_alone() {
-        let heap = Heap::new(HostedFrames::new(256));
-        let cache = heap.platform().cache();
-        free(&heap, alloc(&heap, LAYOUT), LAYOUT);
-        let class = Class::of(LAYOUT).unwrap();
-        let large = Layout::new::<[u64; 4096]>();
-        cache.during_fast_path(|| {
-            let before = cache.statistics(class);
-            let blocks = [LAYOUT, large].map(|layout| (alloc(&heap, layout), layout));
-            assert_eq!(cache.statistics(class), before);
-            for (block, layout) in blocks {
-                assert!(!block.is_null());
-                free(&heap, block, layout);
-            }
-            assert_eq!(cache.statistics(class), before);
-            assert!(!heap.drain());
-        });
-        // What the handler asked for is done on the next slow path.
-        assert_ne!(cache.cached_bytes(), 0);
-        let other = Layout::new::<[u64; 100]>();
-        let block = alloc(&heap, other);
-        assert_eq!(cache.statistics(class).cached_blocks, 0);
-        free(&heap, block, other);
-        assert_all_back(&heap);
     }
 
     #[test]

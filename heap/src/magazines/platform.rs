@@ -7,6 +7,8 @@ use super::CpuCache;
 /// What a fast path does about interrupts whose handlers use the heap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FastPath {
+    /// It does nothing: no handler uses the heap, not even an NMI's.
+    Uninterrupted,
     /// It raises a flag, which a handler finds. Works everywhere, and costs some six instructions for
     /// an allocation and its free.
     Flagged,
@@ -44,7 +46,9 @@ pub enum FastPath {
 ///    this CPU.
 /// 5. [`allocate_frames`](Self::allocate_frames) gives memory that is mapped, readable and writable
 ///    on all CPUs, aligned and contiguous as asked, and used by nothing else until it is freed.
-/// 6. If [`FAST_PATH`](Self::FAST_PATH) is [`FastPath::Restarted`]: (a) as far from GS base as it
+/// 6. If [`FAST_PATH`](Self::FAST_PATH) is [`FastPath::Uninterrupted`], nothing that interrupts a CPU
+///    uses the heap there.
+/// 7. If it is [`FastPath::Restarted`]: (a) as far from GS base as it
 ///    says lies what [`cache`](Self::cache) gives, or, where that is
 ///    [`NO_CACHE`](super::NO_CACHE), a [`CpuCache`] that nobody has ever had; (b) whatever
 ///    interrupts a CPU and uses the heap there (a handler of an interrupt or exception, an NMI's

@@ -82,7 +82,7 @@ pub fn resume(instruction: usize) -> usize {
 const fn cache<P: FramePlatform>() -> usize {
     match P::FAST_PATH {
         FastPath::Restarted { cache_from_gs } => cache_from_gs,
-        FastPath::Flagged => 0,
+        FastPath::Uninterrupted | FastPath::Flagged => 0,
     }
 }
 

@@ -30,7 +30,7 @@ trait Machine: FramePlatform + 'static {
 
 macro_rules! machine {
     ($name:ident, $fast_path:expr) => {
-        // SAFETY: as `HostedFrames`; what interrupts a thread here is `on_trap`, which keeps to (6),
+        // SAFETY: as `HostedFrames`; what interrupts a thread here is `on_trap`, which keeps to (7),
         // as `start_cpu` does. (4) A trap can't be masked, so this stands for an NMI.
         unsafe impl FramePlatform for $name {
             const FAST_PATH: FastPath = $fast_path;
