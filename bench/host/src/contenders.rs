@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 
 use muster_bench::contenders::{self, Arena};
 use muster_bench::{BuddyFrames, Contender, Kind, MusterFrames, OnFrames, OnHeap};
-use muster_heap::{CpuCache, FRAME, FramePlatform, MagazineHeap, NO_CACHE};
+use muster_heap::{CpuCache, FRAME, FastPath, FramePlatform, MagazineHeap, NO_CACHE};
 use muster_memory::{FRAME_SIZE, FrameAllocator, FrameRun, Owner, PhysRange};
 
 /// What each allocator that doesn't ask the system for memory has, in bytes.
@@ -160,10 +160,12 @@ thread_local! {
     static NUMBER: Cell<usize> = const { Cell::new(usize::MAX - 1) };
 }
 
-// SAFETY: (1) nothing interrupts a thread but a signal handler, and there is none here. (2), (3)
+// SAFETY: (1), (6) nothing interrupts a thread but a signal handler, and there is none here. (2), (3)
 // `enter_cpu` gets each number from one thread at a time. (4) There are no interrupts. (5) The frame
 // allocator gives each frame of the arena, which is never freed, to one owner.
 unsafe impl FramePlatform for Threads {
+    const FAST_PATH: FastPath = FastPath::Uninterrupted;
+
     type Pin = ();
     type InterruptGuard = ();
 
