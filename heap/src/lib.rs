@@ -226,6 +226,51 @@
 //! # fn main() {}
 //! ```
 //!
+//! # Without the flag
+//!
+//! So that an interrupt can come at any instruction, that kernel's fast paths raise a flag. On x86-64
+//! they can do without, in 28 instructions for an allocation and its free: as
+//! [sequences that start anew](FastPath::Restarted) if something that used the heap came in between.
+//! The cache then lies in what GS base points to, also before the CPU has one,
+//!
+#![cfg_attr(target_arch = "x86_64", doc = "```")]
+#![cfg_attr(not(target_arch = "x86_64"), doc = "```ignore")]
+//! use core::mem::offset_of;
+//! use muster_heap::{CpuCache, FastPath};
+//!
+//! #[repr(C)]
+//! struct Cpu {
+//!     number: Option<usize>,
+//!     cache: CpuCache,
+//! }
+//!
+//! /// GS base points here first. Nobody ever has this cache.
+//! static NOBODY: Cpu = Cpu { number: None, cache: CpuCache::new() };
+//!
+//! /// `FramePlatform::FAST_PATH`.
+//! const FAST_PATH: FastPath = FastPath::Restarted { cache_from_gs: offset_of!(Cpu, cache) };
+//! ```
+//!
+//! and whatever interrupts a CPU goes back by way of [`resume`]:
+//!
+#![cfg_attr(target_arch = "x86_64", doc = "```")]
+#![cfg_attr(not(target_arch = "x86_64"), doc = "```ignore")]
+//! /// What the processor pushed, of which `iretq` takes the address to go on at.
+//! struct Frame {
+//!     rip: usize,
+//! }
+//!
+//! /// Called by the entry stubs, with all registers saved.
+//! extern "C" fn handler(frame: &mut Frame) {
+//!     // May allocate and free.
+//!     frame.rip = muster_heap::resume(frame.rip);
+//! }
+//! ```
+//!
+//! An address that no sequence has is given back as it is. The sequences are listed in a section that
+//! the linker keeps by itself; a linker script that names every section must have
+//! `muster_heap_restart : { KEEP(*(muster_heap_restart)) }` among the read-only ones.
+//!
 //! # On a host
 //!
 //! With the feature `hosted` there is a platform on which threads stand for CPUs, with as much
