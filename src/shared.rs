@@ -319,13 +319,13 @@ impl Shared {
             })
             .collect::<Result<Vec<_>, _>>()?;
 
-        let mut table_frames = || frames.allocate(Owner::PageTables);
         // SAFETY: the frames come from the allocator, so they are free memory that
         // nothing else uses, and `hhdm` reaches all of it.
-        let mut tables =
-            unsafe { Tables::new(hhdm, levels, features.of_tables(), &mut table_frames)? };
+        let mut tables = unsafe { Tables::new(hhdm, levels, features.of_tables(), &frames)? };
         for region in plan.regions() {
-            tables.map(region, &mut table_frames)?;
+            tables
+                .map(region, &frames)
+                .map_err(|failure| failure.error)?;
         }
         let shared = Self {
             hhdm,
@@ -657,9 +657,7 @@ impl Shared {
             cache: Cache::WriteBack,
             largest: PageSize::Size2MiB,
         };
-        let mapped = growing
-            .tables
-            .map(&region, &mut || frames.allocate(Owner::PageTables));
+        let mapped = growing.tables.map(&region, frames);
         if mapped.is_err() {
             // Only for want of a frame for a table. The run was just taken, so it can
             // be given back; the tables hold no leaf of it, for tables come first.
@@ -708,7 +706,7 @@ impl Shared {
                 frame,
                 Access::ReadOnly,
                 Cache::WriteBack,
-                &mut || self.frames.allocate(Owner::PageTables),
+                &self.frames,
             ) {
                 Ok(()) | Err(TableError::AlreadyMapped { .. }) => {}
                 Err(_) => return None,

@@ -18,6 +18,8 @@
 //! | [`FrameCache`] | frames that one CPU has at hand | the same, and all of them can be had back |
 //! | [`Plan`], [`hhdm`] | what shall be mapped, and how | no address twice; nothing writable and executable, not even by two addresses; no memory cached in two ways |
 //! | [`Tables`] | page tables | no page reaches beyond its region; after [`Tables::verify`]: the tables hold the plan and nothing else |
+//! | [`Unmapping`], [`Flush`] | what the CPUs have to forget, all of them | nothing that a CPU may still reach by its caches is used again |
+//! | [`AddressAllocator`] | addresses for what comes and goes | no address twice; a page that is never mapped on both sides |
 //!
 //! The frame allocator, which CPUs use at once without a lock, is model-checked under loom, on rows of
 //! 4 frames.
@@ -79,12 +81,11 @@
 //! }
 //!
 //! // The tables, and the proof that they are right.
-//! let mut source = || frames.allocate(Owner::PageTables);
 //! let features = Features { gigabyte_pages: false };
-//! // SAFETY: the frame allocator hands each frame out once, and these are never freed.
-//! let mut tables = unsafe { Tables::new(direct_map, Levels::Four, features, &mut source)? };
+//! // SAFETY: the frame allocator hands each frame out once.
+//! let mut tables = unsafe { Tables::new(direct_map, Levels::Four, features, &frames)? };
 //! for region in plan.regions() {
-//!     tables.map(region, &mut source)?;
+//!     tables.map(region, &frames)?;
 //! }
 //! let census = tables.verify(&plan)?;
 //! assert_eq!((census.pages_4kib, census.bytes), (64, 0x4_0000));
@@ -115,6 +116,7 @@ extern crate alloc;
 #[cfg(loom)]
 extern crate std;
 
+mod address_allocator;
 mod chunk;
 mod frame_cache;
 mod frames;
@@ -127,8 +129,10 @@ mod range;
 mod range_map;
 mod sync;
 mod tables;
+mod virt_range;
 mod zone;
 
+pub use address_allocator::{AddressAllocator, AddressError, NotAllocated};
 pub use chunk::FrameInfo;
 pub use frame_cache::FrameCache;
 pub use frames::{AdoptError, FrameAllocator, FrameRun, FramesError, FreeError};
@@ -136,5 +140,8 @@ pub use map::{AssignError, Kind, MapError, MemoryEntry, Owner, PhysicalMap, Tota
 pub use plan::{Access, Cache, Levels, PAT, PageSize, Plan, PlanError, Region, hhdm};
 pub use range::{Cut, FRAME_SIZE, Frame, PHYSICAL_LIMIT, PhysRange};
 pub use tables::{
-    Census, Features, Leaf, Mismatch, PhysicalMemory, Rights, TableError, Tables, Translation,
+    Census, ChangeError, FLUSH_LIMIT, Features, Flush, FlushSet, FrameSource, FreedPage, Leaf,
+    Mismatch, PartlyMapped, PhysicalMemory, Rights, Shootdown, TableError, Tables, Translation,
+    Unmapped, Unmapping, Vacant,
 };
+pub use virt_range::VirtRange;

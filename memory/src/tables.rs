@@ -1,5 +1,9 @@
 //! Page tables: building them, walking them, and checking them against the plan.
 
+mod change;
+mod flush;
+mod frame_source;
+
 use core::fmt;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -8,6 +12,10 @@ use x86_64::structures::paging::PageTableFlags as Flags;
 
 use crate::plan::{Access, Cache, Levels, PageSize, Plan, PlanError, Region, pat_index};
 use crate::range::{FRAME_SIZE, Frame};
+
+pub use change::{ChangeError, FreedPage};
+pub use flush::{FLUSH_LIMIT, Flush, FlushSet, Shootdown, Unmapped, Unmapping, Vacant};
+pub use frame_source::FrameSource;
 
 /// Entries in a table of any level.
 const ENTRIES: usize = 512;
@@ -28,6 +36,13 @@ const TABLE_CHECKED: u64 = Flags::PRESENT.bits()
     | Flags::NO_CACHE.bits()
     | Flags::HUGE_PAGE.bits()
     | Flags::NO_EXECUTE.bits();
+
+/// An entry that is not present, but keeps what it had until all CPUs have flushed it. Of an entry
+/// that is not present, the CPU ignores all other bits (Intel SDM vol. 3, 5.5.4).
+const WITHDRAWN: u64 = Flags::BIT_9.bits();
+
+/// Tables below the root, at most.
+const MOST_LEVELS_BELOW: usize = 4;
 
 /// How to reach physical memory: the direct map in a kernel, a buffer in a test.
 ///
@@ -70,6 +85,11 @@ pub enum TableError {
         /// The virtual address.
         virt: u64,
     },
+    /// The CPUs have not yet flushed what was mapped there before.
+    Unflushed {
+        /// The virtual address.
+        virt: u64,
+    },
     /// A table lies where the given memory cannot be reached.
     Unreachable {
         /// The table's physical address.
@@ -83,6 +103,9 @@ impl fmt::Display for TableError {
             Self::OutOfFrames => f.write_str("no frame is left for a page table: add memory"),
             Self::Region(error) => error.fmt(f),
             Self::AlreadyMapped { virt } => write!(f, "{virt:#x} is mapped already"),
+            Self::Unflushed { virt } => {
+                write!(f, "{virt:#x} was unmapped, and not yet flushed on all CPUs")
+            }
             Self::Unreachable { phys } => {
                 write!(f, "the page table at physical {phys:#x} cannot be reached")
             }
@@ -97,6 +120,23 @@ impl From<PlanError> for TableError {
         Self::Region(error)
     }
 }
+
+/// A region could be mapped only in part, or not at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PartlyMapped {
+    /// Why it went no further.
+    pub error: TableError,
+    /// How many bytes of it are mapped now, from its start on.
+    pub bytes: u64,
+}
+
+impl fmt::Display for PartlyMapped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.error.fmt(f)
+    }
+}
+
+impl core::error::Error for PartlyMapped {}
 
 /// What the CPU grants to a page: its leaf entry's rights, as far as all entries above it agree
 /// (Intel SDM vol. 3, 5.6 "Access Rights").
@@ -407,14 +447,26 @@ impl core::error::Error for Mismatch {}
 
 /// Page tables, built or walked through some [`PhysicalMemory`].
 ///
-/// Mappings are only ever added: an entry once present never changes, so no CPU has anything to
-/// flush. Adding one is safe, as it changes what no valid reference points to; what is unsafe is to
-/// use the new addresses.
+/// Adding a mapping is safe, as it changes what no valid reference points to; what is unsafe is to
+/// use the new addresses. No CPU has anything to flush then, since CPUs do not cache that a page is
+/// absent (Intel SDM vol. 3, 5.10.2.3 "Details of TLB Use"). What is taken away, has to be flushed
+/// on all CPUs: [`Self::unmap`] and [`Self::protect`] answer with a value that stands for it, and
+/// the frames come back, by [`Self::complete`], only for the proof that it was done:
+///
+/// 1. [`Self::unmap`], under the lock that guards the tables: entries are no longer present.
+/// 2. [`Unmapping::flush`], without the lock: all CPUs flush, in one round.
+/// 3. [`Self::complete`], under the lock: the frames are free.
+/// 4. [`Self::vacant`]: the addresses may be used again.
 ///
 /// What it proves: a page is mapped only inside its region, with its rights, its cache type and the
-/// largest size that fits; nothing present is overwritten. [`Self::verify`] proves, by walking the
+/// largest size that fits; nothing present is overwritten; no frame is given back that a CPU may
+/// still reach by these tables. [`Self::verify`] proves, by walking the
 /// tables as the CPU does, that they hold a plan and nothing else. What neither proves: that the
 /// plan is right, and that the CPU's registers (CR3, CR4, EFER, PAT) are set as the tables assume.
+///
+/// Tables other than the root come and go, so no other root may point to one of them; and who walks
+/// them without the lock under which they change ([`Self::from_root`]) must keep a flush from being
+/// completed meanwhile, as by keeping interrupts off on a CPU that is asked for it by one.
 pub struct Tables<M> {
     memory: M,
     levels: Levels,
@@ -463,6 +515,16 @@ impl Entry {
             Self::Malformed
         }
     }
+
+    /// What the entry is, or was before it was withdrawn; and whether it was.
+    fn decode_any(entry: u64, level: u8) -> (Self, bool) {
+        let present = Flags::PRESENT.bits();
+        if entry & (present | WITHDRAWN) == WITHDRAWN {
+            (Self::decode(entry | present, level), true)
+        } else {
+            (Self::decode(entry, level), false)
+        }
+    }
 }
 
 impl<M: PhysicalMemory> Tables<M> {
@@ -475,13 +537,13 @@ impl<M: PhysicalMemory> Tables<M> {
     /// # Safety
     ///
     /// Every frame that `frames`, or the source given to a later [`Self::map`] or
-    /// [`Self::map_page`], answers must be memory that nobody else uses as long as the tables are
-    /// in use.
+    /// [`Self::map_page`], answers must be memory that nobody else uses until it is given back, or
+    /// as long as the tables are in use.
     pub unsafe fn new(
         memory: M,
         levels: Levels,
         features: Features,
-        frames: &mut impl FnMut() -> Option<Frame>,
+        frames: &impl FrameSource,
     ) -> Result<Self, TableError> {
         let root = empty_table(&memory, frames)?;
         Ok(Self {
@@ -500,7 +562,7 @@ impl<M: PhysicalMemory> Tables<M> {
     /// `root` must be the root of page tables, that is, of such memory as [`PhysicalMemory`] asks
     /// of a table; entries in them may be any garbage as long as they point to no other frames that
     /// `memory` reaches. For later calls of [`Self::map`] and [`Self::map_page`], the same as for
-    /// [`Self::new`] holds, and no other value may add to the tables at the same time.
+    /// [`Self::new`] holds, and no other value may change the tables at the same time.
     pub const unsafe fn from_root(
         memory: M,
         levels: Levels,
@@ -536,18 +598,18 @@ impl<M: PhysicalMemory> Tables<M> {
     /// # Errors
     ///
     /// See [`TableError`]. The part of the region below the failure stays mapped.
-    pub fn map(
-        &mut self,
-        region: &Region,
-        frames: &mut impl FnMut() -> Option<Frame>,
-    ) -> Result<(), TableError> {
-        region.check(self.levels)?;
+    pub fn map(&mut self, region: &Region, frames: &impl FrameSource) -> Result<(), PartlyMapped> {
+        let partly = |error, bytes| PartlyMapped { error, bytes };
+        region
+            .check(self.levels)
+            .map_err(|error| partly(error.into(), 0))?;
         let mut offset = 0;
         while offset < region.length {
             let virt = region.virt + offset;
             let phys = region.phys + offset;
             let size = self.largest_page(virt | phys, region.length - offset, region.largest);
-            self.set_leaf(virt, phys, size, region.access, region.cache, frames)?;
+            self.set_leaf(virt, phys, size, region.access, region.cache, frames)
+                .map_err(|error| partly(error, offset))?;
             offset += size.bytes();
         }
         Ok(())
@@ -565,7 +627,7 @@ impl<M: PhysicalMemory> Tables<M> {
         frame: Frame,
         access: Access,
         cache: Cache,
-        frames: &mut impl FnMut() -> Option<Frame>,
+        frames: &impl FrameSource,
     ) -> Result<(), TableError> {
         let size = PageSize::Size4KiB;
         let page = Region {
@@ -577,7 +639,7 @@ impl<M: PhysicalMemory> Tables<M> {
             cache,
             largest: size,
         };
-        self.map(&page, frames)
+        self.map(&page, frames).map_err(|failure| failure.error)
     }
 
     /// What the virtual address is translated to; `None` if it is not mapped, not canonical, or if
@@ -684,33 +746,77 @@ impl<M: PhysicalMemory> Tables<M> {
         size: PageSize,
         access: Access,
         cache: Cache,
-        frames: &mut impl FnMut() -> Option<Frame>,
+        frames: &impl FrameSource,
     ) -> Result<(), TableError> {
         let leaf_level = level_of(size);
+        let entry = phys | leaf_bits(size, access, cache);
+        // Tables on the way in which pages were withdrawn, none of them this one.
+        let mut withdrawn = [None; MOST_LEVELS_BELOW];
         let mut frame = self.root;
-        for level in (leaf_level + 1..=self.levels.count()).rev() {
+        let mut level = self.levels.count();
+        let slot = loop {
             let slot = &self.table(frame)?[index(virt, level)];
-            frame = match Entry::decode(slot.load(Ordering::Relaxed), level) {
-                Entry::Absent => {
-                    let below = empty_table(&self.memory, frames)?;
-                    // Release: whoever sees the entry sees an empty table.
-                    slot.store(below.start() | TABLE, Ordering::Release);
-                    self.built = self.built.map(|built| built + 1);
-                    below
+            let (decoded, is_withdrawn) = Entry::decode_any(slot.load(Ordering::Relaxed), level);
+            match decoded {
+                Entry::Absent => break slot,
+                Entry::Table(Some(below)) if level > leaf_level => {
+                    if is_withdrawn {
+                        withdrawn[usize::from(level) - 2] = Some(slot);
+                    }
+                    frame = below;
+                    level -= 1;
                 }
-                Entry::Table(Some(below)) => below,
                 Entry::Table(None) => return Err(TableError::Unreachable { phys: 0 }),
-                Entry::Leaf { .. } | Entry::Malformed => {
-                    return Err(TableError::AlreadyMapped { virt });
-                }
-            };
+                _ if is_withdrawn => return Err(TableError::Unflushed { virt }),
+                _ => return Err(TableError::AlreadyMapped { virt }),
+            }
+        };
+        let top = self.new_tables(virt, level, leaf_level, entry, frames)?;
+        // Release: whoever sees the entry sees what is in the new tables.
+        slot.store(top, Ordering::Release);
+        for slot in withdrawn.into_iter().flatten() {
+            let entry = slot.load(Ordering::Relaxed);
+            slot.store(
+                entry & !WITHDRAWN | Flags::PRESENT.bits(),
+                Ordering::Release,
+            );
         }
-        let slot = &self.table(frame)?[index(virt, leaf_level)];
-        if slot.load(Ordering::Relaxed) & Flags::PRESENT.bits() != 0 {
-            return Err(TableError::AlreadyMapped { virt });
-        }
-        slot.store(phys | leaf_bits(size, access, cache), Ordering::Release);
+        self.built = self
+            .built
+            .map(|built| built + usize::from(level - leaf_level));
         Ok(())
+    }
+
+    /// Makes the tables for one page below a slot of this level, and answers what is to be put in the
+    /// slot: the page itself, if none are needed.
+    fn new_tables(
+        &self,
+        virt: u64,
+        level: u8,
+        leaf_level: u8,
+        leaf: u64,
+        frames: &impl FrameSource,
+    ) -> Result<u64, TableError> {
+        let mut made = [None; MOST_LEVELS_BELOW];
+        let mut entry = leaf;
+        for (below, place) in (leaf_level..level).zip(&mut made) {
+            let table = empty_table(&self.memory, frames).and_then(|frame| {
+                *place = Some(frame);
+                self.table(frame)?[index(virt, below)].store(entry, Ordering::Relaxed);
+                Ok(frame)
+            });
+            match table {
+                Ok(frame) => entry = frame.start() | TABLE,
+                Err(error) => {
+                    // No CPU has seen them.
+                    made.into_iter()
+                        .flatten()
+                        .for_each(|frame| frames.give_back(frame));
+                    return Err(error);
+                }
+            }
+        }
+        Ok(entry)
     }
 
     fn table(&self, frame: Frame) -> Result<&[AtomicU64; ENTRIES], TableError> {
@@ -874,15 +980,21 @@ const fn level_of(size: PageSize) -> u8 {
     }
 }
 
-/// All but the address of a leaf entry. Accessed and dirty are preset so that the CPU need not
-/// write to the tables; dirty only where writes are allowed, as a dirty read-only page is a shadow
+/// The bits of a leaf entry that say what may be done. Dirty is preset so that the CPU need not
+/// write to the tables, but only where writes are allowed, as a dirty read-only page is a shadow
 /// stack (Intel SDM vol. 3, 5.6.1 "Determination of Access Rights").
+const fn rights_bits(access: Access) -> u64 {
+    let dirty = match access {
+        Access::ReadWrite => Flags::DIRTY.bits(),
+        Access::ReadOnly | Access::ReadExecute => 0,
+    };
+    access.bits() | dirty
+}
+
+/// All but the address of a leaf entry. Accessed is preset, as dirty is.
 const fn leaf_bits(size: PageSize, access: Access, cache: Cache) -> u64 {
     let mut bits =
-        Flags::PRESENT.bits() | Flags::ACCESSED.bits() | access.bits() | cache.bits(size);
-    if matches!(access, Access::ReadWrite) {
-        bits |= Flags::DIRTY.bits();
-    }
+        Flags::PRESENT.bits() | Flags::ACCESSED.bits() | rights_bits(access) | cache.bits(size);
     if !matches!(size, PageSize::Size4KiB) {
         bits |= Flags::HUGE_PAGE.bits();
     }
@@ -902,12 +1014,15 @@ const fn leaf(virt: u64, phys: u64, size: PageSize, rights: Rights, entry: u64) 
 /// A frame made a table with nothing in it.
 fn empty_table<M: PhysicalMemory>(
     memory: &M,
-    frames: &mut impl FnMut() -> Option<Frame>,
+    frames: &impl FrameSource,
 ) -> Result<Frame, TableError> {
-    let frame = frames().ok_or(TableError::OutOfFrames)?;
-    let table = table(memory, frame).ok_or(TableError::Unreachable {
-        phys: frame.start(),
-    })?;
+    let frame = frames.take().ok_or(TableError::OutOfFrames)?;
+    let Some(table) = table(memory, frame) else {
+        frames.give_back(frame);
+        return Err(TableError::Unreachable {
+            phys: frame.start(),
+        });
+    };
     for entry in table {
         entry.store(0, Ordering::Relaxed);
     }

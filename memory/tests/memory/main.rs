@@ -5,6 +5,8 @@
     reason = "a test that finds nothing to unwrap shall fail"
 )]
 
+mod address_allocator;
+mod changes;
 mod frame_cache;
 mod frames;
 mod map;

@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell, UnsafeCell};
 use std::collections::BTreeMap;
 use std::ptr::NonNull;
 
-use muster_memory::{Frame, PhysicalMemory};
+use muster_memory::{Frame, FrameSource, PhysicalMemory};
 
 #[repr(C, align(4096))]
 struct Page(UnsafeCell<[u64; 512]>);
@@ -18,7 +18,7 @@ pub struct Ram {
 }
 
 // SAFETY: each page is a live allocation of 4096 bytes aligned to 4096, of its own (1, 2), that is
-// freed only on drop; it is otherwise accessed only through `Ram::entry` and `Ram::set_entry`,
+// freed only on drop, or when it is given back; it is otherwise accessed only through `Ram::entry` and `Ram::set_entry`,
 // between the calls of the tables' methods, on one thread (3).
 unsafe impl PhysicalMemory for Ram {
     fn pointer(&self, phys: u64) -> Option<NonNull<u8>> {
@@ -36,17 +36,7 @@ impl Ram {
         }
     }
 
-    pub fn frame(&self) -> Option<Frame> {
-        self.left.set(self.left.get().checked_sub(1)?);
-        let frame = Frame::from_number(self.next.replace(self.next.get() + 1))?;
-        let page = Box::new(Page(UnsafeCell::new([0xaaaa_aaaa_aaaa_aaab; 512])));
-        self.pages
-            .borrow_mut()
-            .insert(frame.start(), NonNull::from(Box::leak(page)));
-        Some(frame)
-    }
-
-    /// All frames that were handed out.
+    /// All frames that are handed out.
     pub fn frames(&self) -> Vec<u64> {
         self.pages.borrow().keys().copied().collect()
     }
@@ -68,10 +58,30 @@ impl Ram {
     }
 }
 
+impl FrameSource for Ram {
+    fn take(&self) -> Option<Frame> {
+        self.left.set(self.left.get().checked_sub(1)?);
+        let frame = Frame::from_number(self.next.replace(self.next.get() + 1))?;
+        let page = Box::new(Page(UnsafeCell::new([0xaaaa_aaaa_aaaa_aaab; 512])));
+        self.pages
+            .borrow_mut()
+            .insert(frame.start(), NonNull::from(Box::leak(page)));
+        Some(frame)
+    }
+
+    /// From now on the frame can't be reached: a table that is still pointed to would be noticed.
+    fn give_back(&self, frame: Frame) {
+        self.left.set(self.left.get().saturating_add(1));
+        let page = self.pages.borrow_mut().remove(&frame.start()).unwrap();
+        // SAFETY: leaked from a box when it was handed out; it is in the map no more.
+        drop(unsafe { Box::from_raw(page.as_ptr()) });
+    }
+}
+
 impl Drop for Ram {
     fn drop(&mut self) {
         for page in self.pages.get_mut().values() {
-            // SAFETY: leaked from a box when it was handed out, and freed only here.
+            // SAFETY: leaked from a box when it was handed out, and not given back.
             drop(unsafe { Box::from_raw(page.as_ptr()) });
         }
     }

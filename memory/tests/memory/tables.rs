@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use muster_memory::{
-    Access, Cache, Census, FRAME_SIZE, Features, Frame, Kind, Leaf, Levels, MemoryEntry, Mismatch,
-    PageSize, PhysRange, Plan, PlanError, Region, TableError, Tables, hhdm,
+    Access, Cache, Census, FRAME_SIZE, Features, Frame, FrameSource, Kind, Leaf, Levels,
+    MemoryEntry, Mismatch, PageSize, PhysRange, Plan, PlanError, Region, TableError, Tables, hhdm,
 };
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -35,13 +35,13 @@ const REGION: Region = Region {
 
 fn new_tables(ram: &Ram, levels: Levels, features: Features) -> Tables<&Ram> {
     // SAFETY: the frames of `ram` are used by these tables alone.
-    unsafe { Tables::new(ram, levels, features, &mut || ram.frame()) }.unwrap()
+    unsafe { Tables::new(ram, levels, features, ram) }.unwrap()
 }
 
 fn build<'a>(ram: &'a Ram, plan: &Plan, features: Features) -> Tables<&'a Ram> {
     let mut tables = new_tables(ram, plan.levels(), features);
     for region in plan.regions() {
-        tables.map(region, &mut || ram.frame()).unwrap();
+        tables.map(region, ram).unwrap();
     }
     tables
 }
@@ -308,7 +308,7 @@ fn a_window_grows_page_by_page() {
             Frame::from_number(number).unwrap(),
             Access::ReadWrite,
             Cache::WriteBack,
-            &mut || ram.frame(),
+            &ram,
         )
     };
     for page in 0..600 {
@@ -333,7 +333,7 @@ fn a_window_grows_page_by_page() {
         Frame::from_number(1).unwrap(),
         Access::ReadOnly,
         Cache::WriteBack,
-        &mut || ram.frame(),
+        &ram,
     );
     assert!(matches!(
         misaligned,
@@ -350,7 +350,7 @@ fn nothing_present_is_overwritten() {
         length: large,
         ..REGION
     };
-    tables.map(&region, &mut || ram.frame()).unwrap();
+    tables.map(&region, &ram).unwrap();
     let before = leaves(&tables);
     assert_eq!(before.len(), 1);
 
@@ -360,25 +360,25 @@ fn nothing_present_is_overwritten() {
         length: 0x1000,
         ..REGION
     };
-    let error = tables.map(&small, &mut || ram.frame()).unwrap_err();
+    let error = tables.map(&small, &ram).unwrap_err().error;
     assert_eq!(
         error,
         TableError::AlreadyMapped {
             virt: HALF_4 + 0x5000
         }
     );
-    assert!(tables.map(&region, &mut || ram.frame()).is_err());
+    assert!(tables.map(&region, &ram).is_err());
     let beside = Region {
         virt: HALF_4 + large,
         length: 0x1000,
         ..REGION
     };
-    tables.map(&beside, &mut || ram.frame()).unwrap();
+    tables.map(&beside, &ram).unwrap();
     let over = Region {
         length: large,
         ..beside
     };
-    let error = tables.map(&over, &mut || ram.frame()).unwrap_err();
+    let error = tables.map(&over, &ram).unwrap_err().error;
     assert_eq!(error.to_string(), "0xffff800040000000 is mapped already");
     assert_eq!(leaves(&tables)[0], before[0]);
     assert_eq!(leaves(&tables).len(), 2);
@@ -389,25 +389,37 @@ fn running_out_of_frames_is_an_answer() {
     let ram = Ram::new(TABLES_FROM);
     ram.left.set(0);
     // SAFETY: no frame is handed out at all.
-    let none = unsafe { Tables::new(&ram, Levels::Five, GIB, &mut || ram.frame()) };
+    let none = unsafe { Tables::new(&ram, Levels::Five, GIB, &ram) };
     assert_eq!(none.unwrap_err(), TableError::OutOfFrames);
     ram.left.set(3);
     let mut tables = new_tables(&ram, Levels::Five, GIB);
-    let error = tables.map(&REGION, &mut || ram.frame()).unwrap_err();
+    let error = tables.map(&REGION, &ram).unwrap_err().error;
     assert!(error.to_string().contains("no frame is left"));
     assert_eq!(tables.translate(REGION.virt), None);
-    ram.left.set(2);
-    // What was built is used, so two more tables are enough.
-    tables.map(&REGION, &mut || ram.frame()).unwrap();
+    // What could be had is not kept: two were free, and four are needed.
+    assert_eq!((ram.left.get(), tables.table_count()), (2, 1));
+    ram.left.set(4);
+    tables.map(&REGION, &ram).unwrap();
     assert_eq!(tables.table_count(), 5);
 }
 
 #[test]
 fn a_table_that_cannot_be_reached_is_an_error() {
     let ram = Ram::new(TABLES_FROM);
-    let elsewhere = Frame::from_number(77);
+    struct Elsewhere;
+
+    impl FrameSource for Elsewhere {
+        fn take(&self) -> Option<Frame> {
+            Frame::from_number(77)
+        }
+
+        fn give_back(&self, frame: Frame) {
+            assert_eq!(frame.number(), 77);
+        }
+    }
+
     // SAFETY: the frame is not memory that anybody can reach.
-    let error = unsafe { Tables::new(&ram, Levels::Four, GIB, &mut || elsewhere) }.unwrap_err();
+    let error = unsafe { Tables::new(&ram, Levels::Four, GIB, &Elsewhere) }.unwrap_err();
     assert_eq!(
         error,
         TableError::Unreachable {
@@ -420,7 +432,7 @@ fn a_table_that_cannot_be_reached_is_an_error() {
     let root = tables.root().start();
     for (entry, phys) in [((77 * FRAME_SIZE) | 3, 77 * FRAME_SIZE), (3, 0)] {
         ram.set_entry(root, 256, entry);
-        let error = tables.map(&REGION, &mut || ram.frame()).unwrap_err();
+        let error = tables.map(&REGION, &ram).unwrap_err().error;
         assert_eq!(error, TableError::Unreachable { phys });
         assert_eq!(tables.translate(REGION.virt), None);
         let error = tables.walk(&mut |_| ()).unwrap_err();
@@ -597,7 +609,7 @@ fn entries_the_cpu_rejects_are_malformed() {
     ));
     assert!(error.to_string().contains("which the CPU rejects"));
     assert_eq!(tables.translate(HALF_4), None);
-    assert!(tables.map(&REGION, &mut || ram.frame()).is_err());
+    assert!(tables.map(&REGION, &ram).is_err());
     ram.set_entry(level_3, 0, entry);
 
     let root = tables.root().start();
@@ -645,13 +657,15 @@ fn rights_are_what_every_level_grants() {
     );
 
     // As a loader might map it: writable, executable, write-through, and the user's.
-    let frames = ram.frames();
-    for (&frame, index) in frames[..3].iter().zip([256, 0, 0]) {
+    let [root, level_1, level_2, level_3] = ram.frames()[..] else {
+        panic!("a page is mapped by four tables");
+    };
+    for (frame, index) in [(root, 256), (level_3, 0), (level_2, 0)] {
         ram.set_entry(frame, index, ram.entry(frame, index) | 4);
         let refused = tables.verify(&plan_of(&[region])).unwrap_err();
         assert!(matches!(refused, Mismatch::TableEntry { .. }));
     }
-    ram.set_entry(frames[3], 0, ram.entry(frames[3], 0) | 2 | 4 | 8);
+    ram.set_entry(level_1, 0, ram.entry(level_1, 0) | 2 | 4 | 8);
     let leaf = tables.translate(HALF_4).unwrap().leaf;
     assert_eq!(
         leaf.to_string(),

@@ -1,0 +1,420 @@
+//! Taking pages away, and their rights.
+//!
+//! # How an entry goes
+//!
+//! Frames of pages taken away, and of tables that become empty by it, can't be used again before all
+//! CPUs have flushed, nor put in a list: neither may anybody allocate while the tables are locked,
+//! nor may a list run through memory to which a CPU may still write. So they stay where they are
+//! known already, in their entries. [`Tables::unmap`] makes an entry *withdrawn*: not present, with
+//! everything else kept. A table with no present entry left becomes withdrawn itself. After the
+//! flush, [`Tables::complete`] goes over the same range, gives the frames of its withdrawn pages
+//! away, and those of the withdrawn tables in which nothing is left. A range has no holes, and nothing
+//! can be mapped over what is withdrawn, so that all that is withdrawn in it is its own.
+//!
+//! Between the two, others may map and unmap pages beside these, in the same tables: to map a page in
+//! a withdrawn table makes that present again. No table is given away too early:
+//!
+//! - A table has a present entry whenever it is present. So it becomes withdrawn only by an
+//!   [`Tables::unmap`] that has just withdrawn a page below it.
+//! - That page's entry stays until the one who withdrew it completes, after a flush that began after
+//!   the table was withdrawn for the last time.
+//! - A table is given away when it is withdrawn and has no entry left: so all who withdrew pages in it
+//!   have completed, the last one to withdraw the table among them.
+//!
+//! # Other CPUs
+//!
+//! Each entry changes by one store of an aligned word, so whoever walks sees it as it was or as it
+//! is. Nobody sees a half of a page's change; of a range, CPUs may see any part changed until they
+//! have flushed. Accessed and dirty are preset wherever they could be set, so no CPU ever writes to
+//! an entry, and no store loses what a CPU wrote.
+
+use core::fmt;
+use core::sync::atomic::Ordering;
+
+use x86_64::structures::paging::PageTableFlags as Flags;
+
+use super::flush::{Flush, Unmapped, Unmapping, Vacant};
+use super::frame_source::FrameSource;
+use super::{
+    ENTRIES, Entry, Leaf, PhysicalMemory, Rights, Tables, WITHDRAWN, index, leaf, rights_bits,
+    shift, table,
+};
+use crate::plan::{Access, PageSize};
+use crate::range::Frame;
+use crate::virt_range::VirtRange;
+
+/// Why pages could not be taken away, or given other rights. Nothing has changed then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChangeError {
+    /// Some of the addresses do not exist.
+    NotCanonical {
+        /// The range.
+        range: VirtRange,
+    },
+    /// A large page lies in the range only in part.
+    ///
+    /// It is not split: that would need a frame where one is to be given back, so that a page could
+    /// not be unmapped for want of memory. Who wants to change parts of a region maps it with smaller
+    /// pages ([`Region::largest`](crate::Region::largest)).
+    Partly {
+        /// The page.
+        leaf: Leaf,
+    },
+    /// The CPUs have not yet flushed what was mapped there before.
+    Unflushed {
+        /// The first such address.
+        virt: u64,
+    },
+    /// Nothing is mapped there.
+    NotMapped {
+        /// The first such address.
+        virt: u64,
+    },
+    /// The tables on the way there cannot be reached or have bits that the CPU rejects.
+    Malformed {
+        /// The first such address.
+        virt: u64,
+    },
+}
+
+impl fmt::Display for ChangeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotCanonical { range } => {
+                write!(
+                    f,
+                    "{range} reaches beyond the addresses that the CPU accepts"
+                )
+            }
+            Self::Partly { leaf } => {
+                write!(
+                    f,
+                    "{leaf} can only change as a whole: map it with smaller pages"
+                )
+            }
+            Self::Unflushed { virt } => {
+                write!(f, "{virt:#x} was unmapped, and not yet flushed on all CPUs")
+            }
+            Self::NotMapped { virt } => write!(f, "{virt:#x} is not mapped"),
+            Self::Malformed { virt } => write!(f, "the page tables for {virt:#x} are broken"),
+        }
+    }
+}
+
+impl core::error::Error for ChangeError {}
+
+/// A page that was unmapped, and that no CPU can reach any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FreedPage {
+    /// Where it was mapped.
+    pub virt: u64,
+    /// Its first physical address.
+    pub phys: u64,
+    /// Its size.
+    pub size: PageSize,
+}
+
+impl<M: PhysicalMemory> Tables<M> {
+    /// Takes all pages in the range out of the tables.
+    ///
+    /// # Errors
+    ///
+    /// See [`ChangeError`]. Nothing has changed then.
+    ///
+    /// # Safety
+    ///
+    /// Nothing uses the addresses any more, from now on: no code that runs on any CPU, no reference,
+    /// no stack pointer.
+    pub unsafe fn unmap(&mut self, range: VirtRange) -> Result<Unmapping, ChangeError> {
+        self.check(range)?;
+        let mut flush = Flush::new();
+        self.withdraw(
+            self.root,
+            self.levels.count(),
+            range.start(),
+            range.last(),
+            &mut flush,
+        );
+        Ok(Unmapping {
+            root: self.root,
+            range,
+            flush,
+        })
+    }
+
+    /// Lets go of pages that no CPU can reach any more: calls `freed` with each, lowest address
+    /// first, and gives tables that have become empty back to `frames`.
+    ///
+    /// # Panics
+    ///
+    /// If the pages were unmapped in other tables.
+    pub fn complete(
+        &mut self,
+        unmapped: Unmapped,
+        frames: &impl FrameSource,
+        freed: &mut impl FnMut(FreedPage),
+    ) {
+        let Unmapped { root, range } = unmapped;
+        assert!(root == self.root, "{range} was unmapped in other tables");
+        let mut tables = 0;
+        let mut give_back = |frame| {
+            tables += 1;
+            frames.give_back(frame);
+        };
+        self.clear(
+            root,
+            self.levels.count(),
+            range.start(),
+            range.last(),
+            freed,
+            &mut give_back,
+        );
+        self.built = self.built.map(|built| built - tables);
+    }
+
+    /// The proof that nothing is mapped in the range, and that no CPU has anything cached that was
+    /// mapped there by these tables; `None` if it is not so.
+    pub fn vacant(&self, range: VirtRange) -> Option<Vacant> {
+        let (first, last) = (range.start(), range.last());
+        self.is_vacant(self.root, self.levels.count(), first, last)
+            .then_some(Vacant::new(range))
+    }
+
+    /// Gives all pages in the range other rights. What CPUs have cached of the old ones, they may go
+    /// by until they have flushed. That is so even where they gain rights: a CPU may then fault by
+    /// what it has cached (Intel SDM vol. 3, 5.10.4.3 "Optional Invalidation"), which nobody here
+    /// would understand.
+    ///
+    /// # Errors
+    ///
+    /// See [`ChangeError`]. Nothing has changed then.
+    ///
+    /// # Safety
+    ///
+    /// From now on nothing uses the addresses in a way that the new rights do not allow; and what they
+    /// allow anew is sound: memory that becomes executable is writable by no other address, and
+    /// memory that becomes writable is executable by none, and has no references that rely on it not
+    /// to change.
+    pub unsafe fn protect(
+        &mut self,
+        range: VirtRange,
+        access: Access,
+    ) -> Result<Flush, ChangeError> {
+        self.check(range)?;
+        let mut flush = Flush::new();
+        self.set_rights(
+            self.root,
+            self.levels.count(),
+            range.start(),
+            range.last(),
+            access,
+            &mut flush,
+        );
+        Ok(flush)
+    }
+
+    /// Whether all of the range can change.
+    fn check(&self, range: VirtRange) -> Result<(), ChangeError> {
+        let (start, last) = (range.start(), range.last());
+        let is_canonical = |virt| self.levels.is_canonical(virt);
+        // The top bit tells the halves apart; between them is nothing.
+        if !is_canonical(start) || !is_canonical(last) || start >> 63 != last >> 63 {
+            return Err(ChangeError::NotCanonical { range });
+        }
+        self.check_part(self.root, self.levels.count(), start, last)
+    }
+
+    fn check_part(
+        &self,
+        frame: Frame,
+        level: u8,
+        first: u64,
+        last: u64,
+    ) -> Result<(), ChangeError> {
+        let table = table(&self.memory, frame).ok_or(ChangeError::Malformed { virt: first })?;
+        for piece in pieces(first, last, level) {
+            let Piece { first, last, .. } = piece;
+            let entry = table[piece.index].load(Ordering::Relaxed);
+            let (decoded, is_withdrawn) = Entry::decode_any(entry, level);
+            match decoded {
+                Entry::Absent => return Err(ChangeError::NotMapped { virt: first }),
+                Entry::Malformed | Entry::Table(None) => {
+                    return Err(ChangeError::Malformed { virt: first });
+                }
+                Entry::Table(Some(below)) => {
+                    self.check_part(below, level - 1, first, last)?;
+                }
+                Entry::Leaf { .. } if is_withdrawn => {
+                    return Err(ChangeError::Unflushed { virt: first });
+                }
+                Entry::Leaf { phys, size } => {
+                    if last - first != size.bytes() - 1 {
+                        let virt = first & !(size.bytes() - 1);
+                        let rights = Rights::ALL.below(entry);
+                        let leaf = leaf(virt, phys, size, rights, entry);
+                        return Err(ChangeError::Partly { leaf });
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Withdraws all pages in a part of what a table is for, and answers whether it has any present
+    /// entry left.
+    fn withdraw(&self, frame: Frame, level: u8, first: u64, last: u64, flush: &mut Flush) -> bool {
+        let Some(table) = table(&self.memory, frame) else {
+            return true;
+        };
+        for piece in pieces(first, last, level) {
+            let slot = &table[piece.index];
+            let entry = slot.load(Ordering::Relaxed);
+            let withdraw = || slot.store(withdrawn(entry), Ordering::Release);
+            match Entry::decode(entry, level) {
+                Entry::Leaf { .. } => {
+                    withdraw();
+                    flush.add(piece.first);
+                }
+                Entry::Table(Some(below)) => {
+                    if !self.withdraw(below, level - 1, piece.first, piece.last, flush) {
+                        withdraw();
+                    }
+                }
+                Entry::Absent | Entry::Table(None) | Entry::Malformed => {}
+            }
+        }
+        table
+            .iter()
+            .any(|entry| entry.load(Ordering::Relaxed) & Flags::PRESENT.bits() != 0)
+    }
+
+    /// Empties the withdrawn entries of a part of what a table is for.
+    fn clear(
+        &self,
+        frame: Frame,
+        level: u8,
+        first: u64,
+        last: u64,
+        freed: &mut impl FnMut(FreedPage),
+        give_back: &mut impl FnMut(Frame),
+    ) {
+        let Some(tables) = table(&self.memory, frame) else {
+            return;
+        };
+        for piece in pieces(first, last, level) {
+            let slot = &tables[piece.index];
+            let entry = slot.load(Ordering::Relaxed);
+            match Entry::decode_any(entry, level) {
+                (Entry::Leaf { phys, size }, true) => {
+                    slot.store(0, Ordering::Relaxed);
+                    freed(FreedPage {
+                        virt: piece.first,
+                        phys,
+                        size,
+                    });
+                }
+                (Entry::Table(Some(below)), is_withdrawn) => {
+                    self.clear(below, level - 1, piece.first, piece.last, freed, give_back);
+                    if is_withdrawn && self.is_empty(below) {
+                        slot.store(0, Ordering::Relaxed);
+                        give_back(below);
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn is_vacant(&self, frame: Frame, level: u8, first: u64, last: u64) -> bool {
+        let Some(table) = table(&self.memory, frame) else {
+            return false;
+        };
+        pieces(first, last, level).all(|piece| {
+            let entry = table[piece.index].load(Ordering::Relaxed);
+            match Entry::decode_any(entry, level) {
+                (Entry::Absent, _) => true,
+                (Entry::Table(Some(below)), _) => {
+                    self.is_vacant(below, level - 1, piece.first, piece.last)
+                }
+                _ => false,
+            }
+        })
+    }
+
+    /// Whether a table has nothing in it, not even what is withdrawn.
+    fn is_empty(&self, frame: Frame) -> bool {
+        let used = Flags::PRESENT.bits() | WITHDRAWN;
+        table(&self.memory, frame).is_some_and(|table| {
+            table
+                .iter()
+                .all(|entry| entry.load(Ordering::Relaxed) & used == 0)
+        })
+    }
+
+    fn set_rights(
+        &self,
+        frame: Frame,
+        level: u8,
+        first: u64,
+        last: u64,
+        access: Access,
+        flush: &mut Flush,
+    ) {
+        let Some(table) = table(&self.memory, frame) else {
+            return;
+        };
+        for piece in pieces(first, last, level) {
+            let slot = &table[piece.index];
+            let entry = slot.load(Ordering::Relaxed);
+            match Entry::decode(entry, level) {
+                Entry::Leaf { .. } => {
+                    let changed = entry & !RIGHTS | rights_bits(access);
+                    if changed != entry {
+                        slot.store(changed, Ordering::Release);
+                        flush.add(piece.first);
+                    }
+                }
+                Entry::Table(Some(below)) => {
+                    self.set_rights(below, level - 1, piece.first, piece.last, access, flush);
+                }
+                Entry::Absent | Entry::Table(None) | Entry::Malformed => {}
+            }
+        }
+    }
+}
+
+/// The bits of a leaf entry that [`rights_bits`] chooses.
+const RIGHTS: u64 = Flags::WRITABLE.bits()
+    | Flags::NO_EXECUTE.bits()
+    | Flags::DIRTY.bits()
+    | Flags::USER_ACCESSIBLE.bits();
+
+/// The part of a range that one entry is for.
+struct Piece {
+    /// The entry's place in its table.
+    index: usize,
+    first: u64,
+    last: u64,
+}
+
+/// The parts of a range, one for each entry of the table of this level that it lies in.
+fn pieces(first: u64, last: u64, level: u8) -> impl Iterator<Item = Piece> {
+    let mut next = Some(first);
+    core::iter::from_fn(move || {
+        let first = next?;
+        let end = first | ((1 << shift(level)) - 1);
+        let piece = Piece {
+            index: index(first, level),
+            first,
+            last: end.min(last),
+        };
+        next = end.checked_add(1).filter(|&next| next <= last);
+        Some(piece)
+    })
+    // A range lies in one table, whatever a caller says.
+    .take(ENTRIES)
+}
+
+const fn withdrawn(entry: u64) -> u64 {
+    entry & !Flags::PRESENT.bits() | WITHDRAWN
+}
