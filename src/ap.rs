@@ -58,10 +58,11 @@ extern "C" fn run() -> ! {
         lapic::enable();
         here.shared().home.record();
         report.reach(Phase::Descriptors);
-        // A shootdown goes only to CPUs that are online, so whatever changed in
-        // the tables before that moment must not linger here.
-        x86_64::instructions::tlb::flush_all();
         let joined = report.join();
+        // A shootdown goes only to CPUs that have joined, so whatever changed in the
+        // tables before that moment must not linger here. Were it the other way round,
+        // what changes in between would.
+        x86_64::instructions::tlb::flush_all();
         if joined {
             report.reach(Phase::Online);
         }

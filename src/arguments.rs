@@ -6,6 +6,7 @@ use log::LevelFilter;
 
 use crate::fault::Fault;
 use crate::heap;
+use crate::reclaim;
 use crate::stress::{Workload, Workloads};
 
 /// What a run is asked to do.
@@ -23,6 +24,8 @@ pub struct Arguments {
     pub deadline_millis: u64,
     /// The heap that serves the kernel.
     pub heap: heap::Choice,
+    /// What becomes of the loader's memory.
+    pub reclaim: reclaim::Choice,
     /// What the serial port shows.
     pub log: LevelFilter,
     /// A fault to bring about, to see it reported.
@@ -41,6 +44,7 @@ impl Default for Arguments {
             cpus: usize::MAX,
             deadline_millis: 2_000,
             heap: heap::Choice::Only(heap::Kind::Magazines),
+            reclaim: reclaim::Choice::Yes,
             log: LevelFilter::Info,
             fault: None,
             #[cfg(feature = "bench")]
@@ -50,17 +54,19 @@ impl Default for Arguments {
 }
 
 /// The words the kernel knows, for people.
-const HELP: [&str; 10] = [
+const HELP: [&str; 12] = [
     "the words are:",
     "stress=all, none, or some of",
     "  churn,mixed,handover,growth,interrupts,exhaustion",
     "seconds=N, of all workloads together; seed=N",
     "cpus=N, at most; deadline=MILLISECONDS, for the APs",
     "heap=magazines, linked-list or compare",
+    "reclaim=yes, no or poison, the loader's memory",
     "log=error, warn, info, debug or trace",
     "fault=panic-bsp, panic-ap, panic-two, panic-all,",
-    "  null-read, stack-overflow, write-text or",
-    "  execute-heap",
+    "  null-read, stack-overflow, write-text,",
+    "  execute-heap, unmapped-read, protected-write,",
+    "  or mapping-overflow",
 ];
 
 /// Those of a kernel with the benchmarks.
@@ -138,6 +144,9 @@ impl Arguments {
                         .ok_or_else(bad)?;
                 }
                 "heap" => arguments.heap = heap::Choice::parse(value).ok_or_else(bad)?,
+                "reclaim" => {
+                    arguments.reclaim = reclaim::Choice::parse(value).ok_or_else(bad)?;
+                }
                 "fault" => arguments.fault = Some(Fault::parse(value).ok_or_else(bad)?),
                 _ => arguments.take_bench(word, key, value)?,
             }

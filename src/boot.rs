@@ -1,11 +1,13 @@
 //! What the loader told: Limine's answers, checked once and turned into one
-//! plain value. Nothing else in the kernel touches a request or a response.
+//! plain value. Nothing else in the kernel touches a request or a response, all of
+//! which lie in memory that is no longer the loader's in the end ([`crate::reclaim`]).
 
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::ffi::{CStr, c_char};
 use core::fmt;
-use core::sync::atomic::Ordering;
+use core::ptr;
+use core::sync::atomic::{AtomicPtr, Ordering};
 
 use limine::BaseRevision;
 use limine::memory_map::EntryType;
@@ -102,18 +104,24 @@ impl Placement {
 pub struct ListedCpu {
     /// Its local APIC id.
     pub lapic_id: u32,
-    slot: Option<&'static mp::Cpu>,
+    /// Its parking place in the loader's memory; null for the BSP, and once it is released:
+    /// then the memory may go.
+    slot: AtomicPtr<mp::Cpu>,
 }
 
 impl ListedCpu {
     /// Sends a parked AP to `entry`, with `argument` for it to pick up.
-    /// Everything written before is visible to the AP. Does nothing on the BSP.
+    /// Everything written before is visible to the AP. Does nothing on the BSP, nor a
+    /// second time.
     ///
     /// # Safety
     ///
     /// `argument` is what `entry` asks for.
     pub unsafe fn release(&self, entry: unsafe extern "C" fn(&mp::Cpu) -> !, argument: u64) {
-        if let Some(slot) = self.slot {
+        let slot = self.slot.swap(ptr::null_mut(), Ordering::Relaxed);
+        // SAFETY: null or the loader's, which shared it with the AP by atomics alone. It
+        // stays where it is until every AP is released and has come.
+        if let Some(slot) = unsafe { slot.as_ref() } {
             slot.extra.store(argument, Ordering::Release);
             slot.goto_address.write(entry);
         }
@@ -331,7 +339,7 @@ fn cpus() -> Result<(Vec<ListedCpu>, Vec<u32>), BootError> {
     let mut repeated = Vec::new();
     cpus.push(ListedCpu {
         lapic_id: bsp,
-        slot: None,
+        slot: AtomicPtr::new(ptr::null_mut()),
     });
     let mut bsp_seen = false;
     for &cpu in listed {
@@ -342,7 +350,7 @@ fn cpus() -> Result<(Vec<ListedCpu>, Vec<u32>), BootError> {
         } else {
             cpus.push(ListedCpu {
                 lapic_id: cpu.lapic_id,
-                slot: Some(cpu),
+                slot: AtomicPtr::new(ptr::from_ref(cpu).cast_mut()),
             });
         }
     }
@@ -397,6 +405,6 @@ fn text(pointer: *const c_char) -> Option<&'static CStr> {
     }
     // SAFETY: by the protocol a pointer in a response is null or leads to a string that
     // ends in NUL, in reclaimable memory, which is mapped, and nobody writes to it or
-    // takes it back.
+    // takes it back before every CPU has left it. Callers copy it at once.
     Some(unsafe { CStr::from_ptr(pointer) })
 }

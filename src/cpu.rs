@@ -10,6 +10,7 @@ use muster_memory::FRAME_SIZE;
 use muster_percpu::{Directory, Header, Here, Register, Storage, UNREGISTERED};
 use spin::Mutex;
 use x86_64::VirtAddr;
+use x86_64::instructions::tables::{sgdt, sidt};
 use x86_64::registers::model_specific::GsBase;
 
 use crate::descriptors::Descriptors;
@@ -147,6 +148,9 @@ impl Shared {
             home: Home {
                 block: AtomicU64::new(0),
                 cr3: AtomicU64::new(0),
+                gdt: AtomicU64::new(0),
+                idt: AtomicU64::new(0),
+                stack: AtomicU64::new(0),
             },
             end: End {
                 begun: AtomicBool::new(false),
@@ -164,6 +168,9 @@ impl Shared {
 pub struct Home {
     block: AtomicU64,
     cr3: AtomicU64,
+    gdt: AtomicU64,
+    idt: AtomicU64,
+    stack: AtomicU64,
 }
 
 impl Home {
@@ -173,11 +180,27 @@ impl Home {
         self.block
             .store(Gs::load().addr() as u64, Ordering::Relaxed);
         self.cr3.store(control::loaded_tables(), Ordering::Relaxed);
+        self.gdt.store(sgdt().base.as_u64(), Ordering::Relaxed);
+        self.idt.store(sidt().base.as_u64(), Ordering::Relaxed);
+        let here = 0u8;
+        self.stack
+            .store((&raw const here).addr() as u64, Ordering::Relaxed);
     }
 
     /// The address of its block, from GS base.
     pub fn block(&self) -> u64 {
         self.block.load(Ordering::Relaxed)
+    }
+
+    /// What the CPU itself uses without being told, and the address of each.
+    pub fn places(&self) -> [(&'static str, u64); 4] {
+        [
+            ("block", &self.block),
+            ("GDT", &self.gdt),
+            ("IDT", &self.idt),
+            ("stack", &self.stack),
+        ]
+        .map(|(what, address)| (what, address.load(Ordering::Relaxed)))
     }
 
     /// The physical address of its root table, from CR3.

@@ -3,9 +3,14 @@
 use alloc::boxed::Box;
 use core::hint::black_box;
 use core::ptr;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use muster_memory::{Access, FRAME_SIZE};
+
+use crate::audit::Bytes;
 use crate::clock::Deadline;
 use crate::crew::{self, StartLine};
+use crate::mapping::Mapping;
 use crate::{cpu, image, stop};
 
 /// How long the others wait for a fault that does not come, in milliseconds.
@@ -30,7 +35,20 @@ pub enum Fault {
     WriteText,
     /// The last CPU jumps into the heap.
     ExecuteHeap,
+    /// The last CPU reads what was unmapped, after all CPUs had used it.
+    UnmappedRead,
+    /// The last CPU writes to what was made read-only, after all CPUs had written there.
+    ProtectedWrite,
+    /// The last CPU runs off the end of a mapping.
+    MappingOverflow,
 }
+
+/// Bytes of a mapping to be misused: so many large pages and small ones that all of the TLB is
+/// flushed.
+const LARGE_MAPPING: u64 = 2 * 1024 * 1024 + 100 * FRAME_SIZE;
+
+/// And so few that the pages are flushed one by one.
+const SMALL_MAPPING: u64 = 3 * FRAME_SIZE;
 
 impl Fault {
     /// The fault of that name on the command line.
@@ -44,6 +62,9 @@ impl Fault {
             "null-read" => Self::NullRead,
             "write-text" => Self::WriteText,
             "execute-heap" => Self::ExecuteHeap,
+            "unmapped-read" => Self::UnmappedRead,
+            "protected-write" => Self::ProtectedWrite,
+            "mapping-overflow" => Self::MappingOverflow,
             _ => return None,
         })
     }
@@ -58,6 +79,7 @@ impl Fault {
             _ => size - 1..size,
         };
         log::info!("bringing about {self:?}, as fault= asks");
+        let victim = self.prepare();
         let line = StartLine::new(culprits.len(), PATIENCE);
         crew::all(PATIENCE, &|place| {
             if culprits.contains(&place) {
@@ -71,14 +93,72 @@ impl Fault {
                 while is_second && !stop::is_requested() && !deadline.passed() {
                     core::hint::spin_loop();
                 }
-                self.strike();
+                self.strike(victim);
             }
         });
         panic!("{self:?} did not end the run");
     }
 
-    fn strike(self) {
+    /// Maps memory, has every CPU use it, and takes away what is to be missed. Gives the address
+    /// that the fault is at, for those that are about a mapping.
+    fn prepare(self) -> Option<u64> {
+        let (bytes, offset) = match self {
+            Self::UnmappedRead => (LARGE_MAPPING, LARGE_MAPPING - 1),
+            Self::ProtectedWrite => (SMALL_MAPPING, FRAME_SIZE),
+            Self::MappingOverflow => (SMALL_MAPPING, SMALL_MAPPING),
+            _ => return None,
+        };
+        let mut mapping = map(bytes);
+        let start = mapping.start().expose_provenance();
+        let is_kept = AtomicBool::new(true);
+        crew::all(PATIENCE, &|place| {
+            let pages = (0..bytes).step_by(FRAME_SIZE as usize);
+            for page in pages.map(|offset| start as u64 + offset) {
+                // A word of this CPU's own in each page.
+                let word = ptr::with_exposed_provenance::<AtomicU64>(page as usize);
+                // SAFETY: the mapping is writable memory of so many bytes, which all CPUs use by
+                // atomics, and lives until the order is done.
+                let word = unsafe { &*word.add(place % (FRAME_SIZE as usize / 8)) };
+                word.store(page, Ordering::Relaxed);
+                is_kept.fetch_and(word.load(Ordering::Relaxed) == page, Ordering::Relaxed);
+            }
+        });
+        assert!(
+            is_kept.into_inner(),
+            "a mapping does not keep what is written to it"
+        );
+        log::info!("every CPU used {} of a mapping", Bytes(mapping.length()));
         match self {
+            Self::UnmappedRead => {
+                drop(mapping);
+                // What comes back is whole: the same again is as good.
+                drop(map(bytes));
+            }
+            Self::ProtectedWrite => {
+                // SAFETY: no reference to it is left; who writes to it from now on, faults.
+                if let Err(error) = unsafe { mapping.protect(Access::ReadOnly) } {
+                    panic!("a mapping can't be made read-only: {error}");
+                }
+                core::mem::forget(mapping);
+            }
+            _ => core::mem::forget(mapping),
+        }
+        Some(start as u64 + offset)
+    }
+
+    fn strike(self, victim: Option<u64>) {
+        let victim = victim.unwrap_or_default();
+        match self {
+            Self::UnmappedRead => {
+                let byte = ptr::with_exposed_provenance::<u8>(victim as usize);
+                // SAFETY: the page is not mapped, so the read faults, and the fault ends the run.
+                black_box(unsafe { byte.read_volatile() });
+            }
+            Self::ProtectedWrite | Self::MappingOverflow => {
+                let byte = ptr::with_exposed_provenance_mut::<u8>(victim as usize);
+                // SAFETY: as above: the page is read-only, or the guard, so the write faults.
+                unsafe { byte.write_volatile(0) };
+            }
             Self::PanicBsp | Self::PanicAp | Self::PanicTwo | Self::PanicAll => {
                 panic!("asked for by fault=")
             }
@@ -106,6 +186,10 @@ impl Fault {
             }
         }
     }
+}
+
+fn map(bytes: u64) -> Mapping {
+    Mapping::memory(bytes).unwrap_or_else(|error| panic!("no mapping to misuse: {error}"))
 }
 
 /// Recurses until the stack is used up.

@@ -16,6 +16,9 @@
 //!   except an AP that is out of work ([`crew`]).
 //! - Nothing is both writable and executable, and no page maps more than its
 //!   region: the tables are walked to see it ([`shared`]).
+//! - Loader memory is taken over only when every CPU of the machine has left it
+//!   ([`reclaim`]).
+//! - What is unmapped is free only when all CPUs have flushed it ([`mapping`]).
 //! - Every fault ends in words and a non-zero exit status ([`panic`], [`exit`]).
 
 #![no_std]
@@ -37,14 +40,17 @@ mod descriptors;
 mod exceptions;
 mod exit;
 mod fault;
+mod firmware;
 mod frames;
 mod heap;
 mod image;
 mod journal;
 mod lapic;
 mod madt;
+mod mapping;
 mod panic;
 mod pic;
+mod reclaim;
 mod relief;
 mod roll;
 mod serial;
@@ -167,6 +173,7 @@ extern "C" fn muster() -> ! {
 
     let roll = RollCall::hold(boot, arguments, blocks);
     roll.print();
+    let reclaimed = reclaim::reclaim(&roll, arguments.reclaim);
     if let Some(fault) = arguments.fault {
         fault.happen();
     }
@@ -176,7 +183,7 @@ extern "C" fn muster() -> ! {
     let audit = before.compare();
     shared::get().tell_owners();
 
-    if let Err(reason) = roll.verdict().and(work).and(audit) {
+    if let Err(reason) = roll.verdict().and(reclaimed).and(work).and(audit) {
         exit::conclude(Outcome::Failed, format_args!("{reason}"));
     }
     exit::conclude(Outcome::Passed, format_args!(""))

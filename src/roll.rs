@@ -12,6 +12,7 @@ use crate::arguments::Arguments;
 use crate::boot::Boot;
 use crate::clock::{self, Deadline};
 use crate::cpu::{self, Block, Home, Shared};
+use crate::firmware::FirmwareTables;
 use crate::stack::Slot;
 use crate::{ap, crew, madt};
 
@@ -186,8 +187,9 @@ impl Report {
 
 /// The roll call and how it ended.
 pub struct RollCall {
-    /// LAPIC ids that the machine's MADT names and the loader does not list.
-    unlisted: Vec<u32>,
+    /// LAPIC ids that the machine's MADT names and the loader does not list; `None` if
+    /// there is no MADT to be read.
+    unlisted: Option<Vec<u32>>,
     /// CPUs that `cpus=` leaves with the loader.
     left_out: usize,
     released_at: u64,
@@ -226,7 +228,7 @@ impl RollCall {
         let online = crew::size();
         log::info!(
             "roll: {online} of {} CPUs online, {} us after the release",
-            cpu::all().len() + self.unlisted.len(),
+            cpu::all().len() + self.unlisted().len(),
             clock::to_micros(self.last_online().saturating_sub(self.released_at)),
         );
         log::info!("microseconds (m: milliseconds) from the release to");
@@ -265,7 +267,7 @@ impl RollCall {
                 shared.report.phase().name()
             );
         }
-        for lapic_id in &self.unlisted {
+        for lapic_id in self.unlisted() {
             log::error!("the machine has a CPU with LAPIC id {lapic_id}; the loader lost it");
         }
     }
@@ -276,8 +278,7 @@ impl RollCall {
     ///
     /// Who is not, in words.
     pub fn verdict(&self) -> Result<(), alloc::string::String> {
-        let absent = self.absent().map(|(_, shared)| shared.lapic_id);
-        let missing: Vec<u32> = absent.chain(self.unlisted.iter().copied()).collect();
+        let missing = self.missing();
         if missing.is_empty() {
             return Ok(());
         }
@@ -285,6 +286,32 @@ impl RollCall {
             "{} CPUs are missing, with LAPIC ids {missing:?}",
             missing.len()
         ))
+    }
+
+    /// Why a CPU may still be in the loader's memory, in words; `None` if none can be.
+    pub fn who_may_be_in_the_loader(&self) -> Option<alloc::string::String> {
+        let missing = self.missing();
+        if !missing.is_empty() {
+            Some(format!(
+                "CPUs with LAPIC ids {missing:?} are missing, and may be in it"
+            ))
+        } else if self.left_out > 0 {
+            Some(format!("{} CPUs wait in it, as cpus= asks", self.left_out))
+        } else if self.unlisted.is_none() {
+            Some("without a MADT, nobody can tell whether a CPU was lost in it".into())
+        } else {
+            None
+        }
+    }
+
+    /// The LAPIC ids of the CPUs that should be here.
+    fn missing(&self) -> Vec<u32> {
+        let absent = self.absent().map(|(_, shared)| shared.lapic_id);
+        absent.chain(self.unlisted().iter().copied()).collect()
+    }
+
+    fn unlisted(&self) -> &[u32] {
+        self.unlisted.as_deref().unwrap_or_default()
     }
 
     fn absent(&self) -> impl Iterator<Item = (u32, &'static Shared)> {
@@ -306,20 +333,21 @@ impl RollCall {
     }
 }
 
-/// The LAPIC ids that the MADT calls ready for use and the loader did not list.
-fn unlisted(boot: &Boot) -> Vec<u32> {
+/// The LAPIC ids that the MADT calls ready for use and the loader did not list; `None` if it
+/// can't be read.
+fn unlisted(boot: &Boot) -> Option<Vec<u32>> {
     let Some(rsdp) = boot.rsdp else {
         log::warn!("the loader gave no RSDP: CPUs that it lost can't be told");
-        return Vec::new();
+        return None;
     };
-    match madt::lapic_ids(crate::shared::get(), rsdp) {
+    match madt::lapic_ids(&FirmwareTables::new(), rsdp) {
         Ok(ids) => {
             let listed = |id: &u32| boot.cpus.iter().any(|cpu| cpu.lapic_id == *id);
-            ids.into_iter().filter(|id| !listed(id)).collect()
+            Some(ids.into_iter().filter(|id| !listed(id)).collect())
         }
         Err(error) => {
             log::warn!("{error}: CPUs that the loader lost can't be told");
-            Vec::new()
+            None
         }
     }
 }

@@ -2,8 +2,9 @@
 //! heap. The BSP builds it, loads it, checks it and publishes it once; after that
 //! every CPU only reads it, and what still changes lies behind locks.
 //!
-//! Lock order: the heap's growth lock, then [`Growing`], which growth takes: nobody who
-//! holds it may allocate. Frames need no lock.
+//! Lock order: the lock on a mapping's addresses ([`crate::mapping`]), the heap's growth
+//! lock, then [`Growing`], which growth takes: nobody who holds it may allocate, nor wait
+//! for another CPU. Frames need no lock.
 
 use alloc::vec::Vec;
 use core::fmt;
@@ -12,21 +13,21 @@ use core::ptr::{self, NonNull};
 
 use conquer_once::spin::OnceCell;
 use muster_memory::{
-    Access, AssignError, Cache, Census, FRAME_SIZE, Frame, FrameAllocator, FrameCache, FrameInfo,
-    FrameRun, FramesError, FreeError, Levels, MapError, Mismatch, Owner, PageSize, PhysRange,
-    PhysicalMap, PhysicalMemory, Plan, PlanError, Region, TableError, Tables, Totals,
+    Access, AdoptError, AssignError, Cache, Census, FRAME_SIZE, Frame, FrameAllocator, FrameCache,
+    FrameInfo, FrameRun, FramesError, FreeError, Levels, MapError, Mismatch, Owner, PageSize,
+    PhysRange, PhysicalMap, PhysicalMemory, Plan, PlanError, Region, TableError, Tables, Totals,
 };
 use nodit::interval::ie;
 use nodit::{Interval, NoditSet};
 use spin::Mutex;
+use x86_64::instructions::interrupts;
 
 use crate::audit::Bytes;
 use crate::boot::Boot;
 use crate::control::{self, Features};
 use crate::cpu::{self, Block};
-use crate::madt::Firmware;
 use crate::stack::{self, Slot};
-use crate::window::{self, FIRMWARE, HEAP};
+use crate::window::{self, HEAP, MAPPINGS};
 use crate::{frames, heap, image, lapic};
 
 /// By how much the heap grows at least, in bytes: one large page.
@@ -34,6 +35,10 @@ const HEAP_STEP: u64 = 2 * 1024 * 1024;
 
 /// The first megabyte, where BIOS leaves its tables.
 const LEGACY_END: u64 = 1024 * 1024;
+
+/// What loader memory is overwritten with: as an address or an instruction it faults
+/// (`int3`, and 0xcccc… is not canonical), as a table entry it is not present.
+const POISON: u8 = 0xcc;
 
 /// Frames in a large page.
 const LARGE: usize = (HEAP_STEP / FRAME_SIZE) as usize;
@@ -51,8 +56,7 @@ pub struct Shared {
     growing: Mutex<Growing>,
 }
 
-/// The part of the tables that still changes: entries are added, never taken away,
-/// so no CPU needs to be told.
+/// The tables, and what of the heap's window is in them.
 struct Growing {
     tables: Tables<Hhdm>,
     /// The heap window is mapped up to here,
@@ -63,7 +67,7 @@ struct Growing {
 
 /// The higher-half direct map: which physical memory it shows, and where.
 #[derive(Debug, Clone, Copy)]
-struct Hhdm {
+pub struct Hhdm {
     offset: u64,
     /// Sorted, apart from one another.
     ranges: &'static [PhysRange],
@@ -161,8 +165,15 @@ pub enum RecountError {
         /// Frames that the magazines hold by their own books.
         books: u64,
     },
-    /// An owner has so many bytes by the books, and others by the count.
-    Books(Owner, u64, Totals),
+    /// The mappings' window should show as many bytes of frames as are the mappings'.
+    Mappings {
+        /// Bytes of frames that are the mappings' by their records.
+        counted: u64,
+        /// Bytes of such frames that the window shows.
+        shown: u64,
+    },
+    /// An owner has so many bytes by the books, and so many by the count.
+    Books(Owner, u64, u64),
 }
 
 impl fmt::Display for RecountError {
@@ -186,10 +197,15 @@ impl fmt::Display for RecountError {
                     "the heap's books have {books} frames, its frames are {counted}"
                 )
             }
+            Self::Mappings { counted, shown } => {
+                write!(
+                    f,
+                    "the mappings show {shown} bytes of their frames, which are {counted}"
+                )
+            }
             Self::Books(owner, books, counted) => write!(
                 f,
-                "{owner} should have {books} bytes, but has {} by the count",
-                counted[*owner]
+                "{owner} should have {books} bytes, but has {counted} by the count"
             ),
         }
     }
@@ -348,7 +364,7 @@ impl Shared {
         // SAFETY: the tables are built from the plan, which maps the image, all memory
         // the loader's HHDM shows (this stack, the loader's GDT) at the same
         // addresses, and the kernel's stacks, at as many levels as are in use. They
-        // are never freed, and entries are only added.
+        // are never freed: what is unmapped later lies in windows of its own.
         unsafe { control::load_tables(self.root.start()) };
         if lapic::physical_base().is_some() {
             // SAFETY: the plan maps the page there, uncached, in these tables, which every
@@ -407,13 +423,20 @@ impl Shared {
         }
     }
 
+    /// Changes the tables, which nobody else changes meanwhile, and no handler of this CPU.
+    /// `f` may neither allocate nor wait for another CPU.
+    pub fn with_tables<T>(&self, f: impl FnOnce(&mut Tables<Hhdm>, &FrameAllocator) -> T) -> T {
+        interrupts::without_interrupts(|| f(&mut self.growing.lock().tables, &self.frames))
+    }
+
     /// The tables, to be read without their lock: in a fault report its holder may be
-    /// the one that faulted.
+    /// the one that faulted. A table that is freed meanwhile is read as what it becomes, so
+    /// this is for fault reports, after which nothing is freed, and for when nobody unmaps.
     fn published_tables(&self) -> Tables<Hhdm> {
         let features = self.features.of_tables();
-        // SAFETY: the published tables are never freed, and `hhdm` reaches every one.
-        // Entries are only added, each by one store of an aligned word, so whoever
-        // reads meanwhile sees it or not. Nothing is ever mapped through this value.
+        // SAFETY: `hhdm` reaches every table, and each entry changes by one store of an
+        // aligned word, so whoever reads meanwhile sees it as it was or as it is. Nothing
+        // is ever changed through this value.
         unsafe { Tables::from_root(self.hhdm, self.levels(), features, self.root) }
     }
 
@@ -438,10 +461,15 @@ impl Shared {
         // No lock is held while the set takes memory, which the heap may have to grow for.
         let mut window = NoditSet::<u64, Interval<u64>>::new();
         let mut shown_twice = None;
+        let mut mapped = 0;
         let tables = self
             .published_tables()
             .walk(&mut |leaf| {
                 let range = ie(leaf.phys, leaf.phys + leaf.size.bytes());
+                let owner = || self.frames.owner_of(Frame::from_start(leaf.phys)?);
+                if MAPPINGS.contains(leaf.virt) && owner() == Some(Owner::Mappings) {
+                    mapped += leaf.size.bytes();
+                }
                 if HEAP.contains(leaf.virt) && window.insert_merge_touching(range).is_err() {
                     shown_twice.get_or_insert(leaf.phys);
                 }
@@ -476,8 +504,15 @@ impl Shared {
                 books: magazines,
             });
         }
+        if counted[Owner::Mappings] != mapped {
+            return Err(RecountError::Mappings {
+                counted: counted[Owner::Mappings],
+                shown: mapped,
+            });
+        }
         let table_bytes = tables as u64 * FRAME_SIZE;
         if counted[Owner::PageTables] != table_bytes {
+            let counted = counted[Owner::PageTables];
             return Err(RecountError::Books(Owner::PageTables, table_bytes, counted));
         }
         let books = self.frames.totals();
@@ -485,7 +520,7 @@ impl Shared {
             .into_iter()
             .find(|&owner| books[owner] != counted[owner])
         {
-            Some(owner) => Err(RecountError::Books(owner, books[owner], counted)),
+            Some(owner) => Err(RecountError::Books(owner, books[owner], counted[owner])),
             None => Ok(self.map.totals().sum() - self.map.totals()[Owner::Reserved]),
         }
     }
@@ -670,55 +705,11 @@ impl Shared {
     }
 }
 
-impl Firmware for Shared {
-    /// Firmware tables lie in memory that the HHDM does not show, so their pages are
-    /// mapped on demand, read-only, at a fixed distance from their physical address.
-    fn bytes(&self, start: u64, length: usize) -> Option<Vec<u8>> {
-        let range = PhysRange::new(start, length as u64)?;
-        let pages = range.covering_frames();
-        // A null pointer is none, and the window has an end.
-        if pages.start() == 0 || pages.end() > FIRMWARE.end - FIRMWARE.start {
-            return None;
-        }
-        self.map_firmware(pages)?;
-        let bytes = ptr::with_exposed_provenance::<u8>((FIRMWARE.start + start) as usize);
-        // SAFETY: every page of the range is mapped, above, and never unmapped. Someone
-        // else may write there (firmware does), so each byte is read once, as a
-        // volatile, and only the copy is looked at.
-        Some(
-            (0..length)
-                .map(|at| unsafe { bytes.add(at).read_volatile() })
-                .collect(),
-        )
-    }
-}
-
 impl Shared {
-    /// Maps firmware pages in their window. Allocates nothing: growth takes these locks.
-    fn map_firmware(&self, pages: PhysRange) -> Option<()> {
-        let mut growing = self.growing.lock();
-        for frame in pages.frames() {
-            if !self.may_be_firmware(frame) {
-                return None;
-            }
-            match growing.tables.map_page(
-                FIRMWARE.start + frame.start(),
-                frame,
-                Access::ReadOnly,
-                Cache::WriteBack,
-                &self.frames,
-            ) {
-                Ok(()) | Err(TableError::AlreadyMapped { .. }) => {}
-                Err(_) => return None,
-            }
-        }
-        Some(())
-    }
-
     /// Whether a frame may hold a firmware table: memory that the map leaves to the
     /// firmware, or the first megabyte, of which maps often say nothing; and nothing
     /// that the plan maps as a device, under another cache type.
-    fn may_be_firmware(&self, frame: Frame) -> bool {
+    pub fn may_be_firmware(&self, frame: Frame) -> bool {
         let is_left_to_firmware = match self.map.owner_of(frame.start()) {
             Some(owner) => {
                 matches!(
@@ -735,6 +726,43 @@ impl Shared {
                     .is_some_and(|range| range.contains(frame.start()))
         });
         is_left_to_firmware && !is_device
+    }
+
+    /// Bytes that the loader still has.
+    pub fn loader_bytes(&self) -> u64 {
+        self.frames.totals()[Owner::Loader]
+    }
+
+    /// Whether what lies at a virtual address was the loader's when the kernel started.
+    pub fn is_loader_memory(&self, address: u64) -> bool {
+        self.published_tables()
+            .translate(address)
+            .is_some_and(|found| self.map.owner_of(found.phys) == Some(Owner::Loader))
+    }
+
+    /// Makes the loader's memory free, overwritten before if it shall be, and gives how many
+    /// bytes it is.
+    ///
+    /// # Errors
+    ///
+    /// If it was done before.
+    ///
+    /// # Safety
+    ///
+    /// Nobody uses the memory any more: no CPU that runs or may come to run in the loader, and
+    /// no one who has a reference to what the loader left there.
+    pub unsafe fn adopt_loader_memory(&self, poison: bool) -> Result<u64, AdoptError> {
+        let mut frames = 0;
+        for range in self.map.ranges(Owner::Loader) {
+            let start = self.hhdm.pointer(range.start()).filter(|_| poison);
+            if let Some(start) = start {
+                // SAFETY: nobody uses the memory, as the caller promises, all of which the HHDM
+                // shows, writable: the loader's memory is in `hhdm` range by range.
+                unsafe { start.write_bytes(POISON, range.len() as usize) };
+            }
+            frames += self.frames.adopt(range)?;
+        }
+        Ok(frames as u64 * FRAME_SIZE)
     }
 }
 
@@ -760,6 +788,9 @@ pub fn name_of(address: u64) -> Option<&'static str> {
     let shared = SHARED.try_get().ok()?;
     if HEAP.contains(address) {
         return Some("the heap");
+    }
+    if MAPPINGS.contains(address) {
+        return Some("a mapping, its guard, or one that is gone");
     }
     shared.plan.region_at(address).map(|region| region.name)
 }

@@ -31,9 +31,9 @@ pub const STACKS: Window = Window {
     end: 0xffff_ff10_0000_0000,
 };
 
-/// The firmware's tables, each at its physical address from the window's start.
-pub const FIRMWARE: Window = Window {
-    start: 0xffff_ff20_0000_0000,
+/// What is mapped at run time; see [`crate::mapping`].
+pub const MAPPINGS: Window = Window {
+    start: 0xffff_ff10_0000_0000,
     end: 0xffff_ff40_0000_0000,
 };
 

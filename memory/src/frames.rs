@@ -176,9 +176,10 @@ impl core::error::Error for AdoptError {}
 
 /// How many frames each owner was given, less those it gave back.
 ///
-/// A CPU may give back what another was given, so a single count may be negative.
+/// A CPU may give back what another was given, so a single count may be negative. There is none for
+/// frame 0, the last of the owners, which is never handed out.
 #[derive(Default)]
-pub(crate) struct Ledger([AtomicI64; Owner::ALL.len()]);
+pub(crate) struct Ledger([AtomicI64; Owner::NullFrame as usize]);
 
 impl Ledger {
     /// Counts frames, whoever else counts here.
@@ -194,7 +195,9 @@ impl Ledger {
     }
 
     fn get(&self, owner: Owner) -> i64 {
-        self.0[owner as usize].load(Relaxed)
+        self.0
+            .get(owner as usize)
+            .map_or(0, |count| count.load(Relaxed))
     }
 }
 
@@ -364,7 +367,7 @@ impl FrameAllocator {
     ///
     /// # Panics
     ///
-    /// If `owner` is [`Owner::Free`]: that would lose the frame.
+    /// If `owner` is [`Owner::Free`] or [`Owner::NullFrame`]: that would lose the frame.
     pub fn allocate(&self, owner: Owner) -> Option<Frame> {
         assert_somebody(owner);
         let number = self.claim(1, 1, None)?;
@@ -382,7 +385,7 @@ impl FrameAllocator {
     ///
     /// # Panics
     ///
-    /// If `owner` is [`Owner::Free`].
+    /// If `owner` is [`Owner::Free`] or [`Owner::NullFrame`].
     pub fn allocate_run(
         &self,
         frames: usize,
@@ -778,7 +781,7 @@ pub(crate) fn check(zone: Option<&Zone>, frame: Frame, owner: Owner) -> Result<(
 #[inline]
 pub(crate) fn assert_somebody(owner: Owner) {
     assert!(
-        owner != Owner::Free,
+        !matches!(owner, Owner::Free | Owner::NullFrame),
         "frames cannot be handed out to nobody"
     );
 }

@@ -119,6 +119,8 @@ pub enum Owner {
     Stacks,
     /// The CPUs' own blocks.
     PerCpu,
+    /// Memory that is mapped at run time, for as long as it is.
+    Mappings,
     /// ACPI tables.
     AcpiReclaimable,
     /// The firmware's, kept across sleep states.
@@ -135,7 +137,7 @@ pub enum Owner {
 
 impl Owner {
     /// All owners, in the order of their values.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Free,
         Self::Loader,
         Self::Kernel,
@@ -144,6 +146,7 @@ impl Owner {
         Self::Heap,
         Self::Stacks,
         Self::PerCpu,
+        Self::Mappings,
         Self::AcpiReclaimable,
         Self::AcpiNvs,
         Self::Framebuffer,
@@ -178,6 +181,7 @@ impl fmt::Display for Owner {
             Self::Heap => "heap",
             Self::Stacks => "stacks",
             Self::PerCpu => "per-CPU blocks",
+            Self::Mappings => "mappings",
             Self::AcpiReclaimable => "ACPI tables",
             Self::AcpiNvs => "ACPI NVS",
             Self::Framebuffer => "framebuffer",

@@ -358,6 +358,11 @@ const KEYS: &[Key] = &[
         "the heap under stress (magazines)",
     ),
     kernel(
+        "reclaim",
+        Form::OneOf(&["yes", "no", "poison"]),
+        "whether loader memory is reclaimed (yes)",
+    ),
+    kernel(
         "fault",
         Form::OneOf(&[
             "panic-bsp",
@@ -368,6 +373,9 @@ const KEYS: &[Key] = &[
             "null-read",
             "write-text",
             "execute-heap",
+            "unmapped-read",
+            "protected-write",
+            "mapping-overflow",
         ]),
         "what to do wrong, to see it reported",
     ),

@@ -288,6 +288,48 @@ pub const CASES: &[Case] = &[
             r"(?i)LAPIC (id )?7\b",
         ],
     ),
+    passes(
+        "reclaim-cpus-1",
+        &["1", "reclaim=poison", "seconds=0.5"],
+        &["reclaimed .* from the loader, and poisoned", "audit: clean"],
+    ),
+    passes(
+        "reclaim-cpus-8",
+        &["8", "reclaim=poison", "seconds=1"],
+        &["reclaimed .* from the loader, and poisoned", "audit: clean"],
+    ),
+    passes(
+        "reclaim-limine-bios",
+        &["4", "reclaim=poison", "boot=limine", "seconds=0.5"],
+        &["reclaimed .* from the loader, and poisoned", "audit: clean"],
+    ),
+    passes(
+        "reclaim-limine-uefi",
+        &[
+            "4",
+            "reclaim=poison",
+            "boot=limine",
+            "firmware=uefi",
+            "seconds=0.5",
+        ],
+        &["reclaimed .* from the loader, and poisoned", "audit: clean"],
+    ),
+    Case {
+        never: &["reclaimed", "(?i)panicked"],
+        ..fails(
+            "reclaim-loader-silent",
+            &["4", "loader.silent=3", "reclaim=poison", "seconds=0.5"],
+            &[r"the loader keeps its .*: CPUs with LAPIC ids \[3\] are missing"],
+        )
+    },
+    Case {
+        never: &["reclaimed", " ERROR ", "(?i)panicked"],
+        ..passes(
+            "reclaim-left-out",
+            &["4", "cpus=2", "reclaim=poison", "seconds=0.5"],
+            &["the loader keeps its .*: 2 CPUs wait in it"],
+        )
+    },
     refuses(
         "deny-hhdm",
         &["2", "loader.deny=hhdm"],
@@ -312,7 +354,10 @@ pub const CASES: &[Case] = &[
     passes(
         "deny-rsdp",
         &["2", "loader.deny=rsdp", "seconds=0.5"],
-        &["2 of 2 CPUs online"],
+        &[
+            "2 of 2 CPUs online",
+            "the loader keeps its .*: without a MADT",
+        ],
     ),
     passes(
         "deny-cmdline",
@@ -402,6 +447,38 @@ pub const CASES: &[Case] = &[
         "execute-heap",
         &["4", "fault=execute-heap"],
         &["page fault", "tried to execute", BACKTRACE],
+    ),
+    panics(
+        "unmapped-read",
+        &["4", "fault=unmapped-read"],
+        &[
+            "every CPU used 2.3 MiB of a mapping",
+            "CPU 3: page fault",
+            "tried to read 0xffffff10",
+            "nothing is mapped there .*a mapping",
+            BACKTRACE,
+        ],
+    ),
+    panics(
+        "protected-write",
+        &["4", "fault=protected-write"],
+        &[
+            "every CPU used 12.0 KiB of a mapping",
+            "CPU 3: page fault",
+            "tried to write 0xffffff10",
+            "its page does not allow that .*a mapping",
+            BACKTRACE,
+        ],
+    ),
+    panics(
+        "mapping-overflow",
+        &["1", "fault=mapping-overflow"],
+        &[
+            "page fault",
+            "tried to write 0xffffff10",
+            "nothing is mapped there .*a mapping",
+            BACKTRACE,
+        ],
     ),
     // The runner would not pass these on: QEMU's last -append counts.
     refuses(

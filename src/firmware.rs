@@ -1,0 +1,55 @@
+//! The firmware's tables, as far as they are read: mapped when they are, and not for longer.
+
+use alloc::vec::Vec;
+use core::cell::RefCell;
+
+use muster_memory::{Access, Cache, PhysRange};
+
+use crate::madt::Firmware;
+use crate::mapping::Mapping;
+use crate::shared;
+
+/// What has been read of the firmware's tables. They are unmapped when it is dropped.
+pub struct FirmwareTables {
+    /// Whole pages, each with where it is mapped.
+    mapped: RefCell<Vec<(PhysRange, Mapping)>>,
+}
+
+impl FirmwareTables {
+    /// Nothing yet.
+    pub fn new() -> Self {
+        Self {
+            mapped: RefCell::new(Vec::new()),
+        }
+    }
+}
+
+impl Firmware for FirmwareTables {
+    /// Firmware tables lie in memory that the HHDM does not show.
+    fn bytes(&self, start: u64, length: usize) -> Option<Vec<u8>> {
+        let range = PhysRange::new(start, length as u64)?;
+        let pages = range.covering_frames();
+        let mut mapped = self.mapped.borrow_mut();
+        if !mapped.iter().any(|(known, _)| known.encloses(pages)) {
+            // A null pointer is none.
+            if pages.start() == 0 || !pages.frames().all(|at| shared::get().may_be_firmware(at)) {
+                return None;
+            }
+            // SAFETY: the plan maps none of it as a device (`may_be_firmware`), and whatever shows
+            // it besides is write-back memory, too.
+            let mapping =
+                unsafe { Mapping::physical(pages, Access::ReadOnly, Cache::WriteBack) }.ok()?;
+            mapped.push((pages, mapping));
+        }
+        let (known, mapping) = mapped.iter().find(|(known, _)| known.encloses(pages))?;
+        let offset = (start - known.start()) as usize;
+        // SAFETY: every page of the range is mapped, and stays so while `mapped` is borrowed.
+        // Someone else may write there (firmware does), so each byte is read once, as a volatile,
+        // and only the copy is looked at.
+        Some(
+            (offset..offset + length)
+                .map(|at| unsafe { mapping.start().add(at).read_volatile() })
+                .collect(),
+        )
+    }
+}

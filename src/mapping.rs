@@ -1,0 +1,296 @@
+//! Mappings that come and go: large memory out of scattered frames, and physical memory
+//! such as device registers, each with a page on both sides that is never mapped.
+
+use core::fmt;
+use core::ptr;
+
+use conquer_once::spin::OnceCell;
+use muster_memory::{
+    Access, AddressAllocator, AddressError, Cache, ChangeError, FRAME_SIZE, FlushSet, FrameRun,
+    Owner, PageSize, PhysRange, Region, Shootdown, TableError, VirtRange,
+};
+use spin::Mutex;
+use x86_64::VirtAddr;
+use x86_64::instructions::tlb;
+
+use crate::window::MAPPINGS;
+use crate::{crew, shared};
+
+/// Bytes in a large page.
+const LARGE: u64 = PageSize::Size2MiB.bytes();
+
+/// How long a CPU may take to flush, in milliseconds.
+const PATIENCE: u64 = 10_000;
+
+const WINDOW: VirtRange = match VirtRange::new(MAPPINGS.start, MAPPINGS.end - MAPPINGS.start) {
+    Some(window) => window,
+    None => panic!("the window is in whole pages"),
+};
+
+/// The addresses of the window. A lock of its own, taken before that of the heap's growth and of
+/// the tables: its books are on the heap.
+fn addresses() -> &'static Mutex<AddressAllocator> {
+    static ADDRESSES: OnceCell<Mutex<AddressAllocator>> = OnceCell::uninit();
+    ADDRESSES.get_or_init(|| Mutex::new(AddressAllocator::new(WINDOW)))
+}
+
+/// Why something can't be mapped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MappingError {
+    /// There are no such addresses.
+    Addresses(AddressError),
+    /// There are too few frames.
+    OutOfMemory,
+    /// The tables can't take it.
+    Tables(TableError),
+}
+
+impl fmt::Display for MappingError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Addresses(error) => error.fmt(f),
+            Self::OutOfMemory => write!(f, "too few frames are free for the mapping"),
+            Self::Tables(error) => error.fmt(f),
+        }
+    }
+}
+
+/// Whose the frames of a mapping are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Frames {
+    /// The mapping's: they are free when it is gone.
+    Own,
+    /// Somebody else's.
+    Foreign,
+}
+
+/// Some memory at addresses of its own, for as long as this lives.
+///
+/// It can be made on any CPU. Until CPUs can be asked to flush from everywhere, it may only be
+/// dropped or protected on the BSP, and not from within an order; see [`flush_on_all_cpus`]. Never in
+/// an interrupt handler: the one that is interrupted may hold the same locks.
+#[derive(Debug)]
+pub struct Mapping {
+    range: VirtRange,
+    /// How much of it is mapped; all, once it is made.
+    mapped: u64,
+    frames: Frames,
+    /// Where in the first page the memory begins.
+    offset: u64,
+}
+
+impl Mapping {
+    /// Writable memory of at least so many bytes, in frames that need not follow each other, the
+    /// largest that are to be had. What is in it is whatever was there.
+    ///
+    /// # Errors
+    ///
+    /// [`MappingError`]; nothing is mapped then.
+    pub fn memory(bytes: u64) -> Result<Self, MappingError> {
+        let length = bytes
+            .checked_next_multiple_of(FRAME_SIZE)
+            .ok_or(MappingError::OutOfMemory)?;
+        let align = if length < LARGE { FRAME_SIZE } else { LARGE };
+        let mut mapping = Self::reserve(length, align, Frames::Own)?;
+        while mapping.mapped < length {
+            mapping.extend()?;
+        }
+        Ok(mapping)
+    }
+
+    /// Physical memory that is somebody else's: a device's registers, uncached, or what the firmware
+    /// left.
+    ///
+    /// # Errors
+    ///
+    /// [`MappingError`]; nothing is mapped then.
+    ///
+    /// # Safety
+    ///
+    /// No other page shows the memory with another cache type.
+    pub unsafe fn physical(
+        range: PhysRange,
+        access: Access,
+        cache: Cache,
+    ) -> Result<Self, MappingError> {
+        let pages = range.covering_frames();
+        let mut mapping = Self::reserve(pages.len(), FRAME_SIZE, Frames::Foreign)?;
+        mapping.offset = range.start() - pages.start();
+        let region = Region {
+            name: "mapping",
+            virt: mapping.range.start(),
+            phys: pages.start(),
+            length: pages.len(),
+            access,
+            cache,
+            largest: PageSize::Size4KiB,
+        };
+        let mapped = shared::get().with_tables(|tables, frames| tables.map(&region, frames));
+        match mapped {
+            Ok(()) => {
+                mapping.mapped = region.length;
+                Ok(mapping)
+            }
+            Err(failure) => {
+                mapping.mapped = failure.bytes;
+                Err(MappingError::Tables(failure.error))
+            }
+        }
+    }
+
+    /// Addresses at which nothing is mapped yet.
+    fn reserve(length: u64, align: u64, frames: Frames) -> Result<Self, MappingError> {
+        let range = addresses()
+            .lock()
+            .allocate(length, align)
+            .map_err(MappingError::Addresses)?;
+        Ok(Self {
+            range,
+            mapped: 0,
+            frames,
+            offset: 0,
+        })
+    }
+
+    /// Maps the next page, a large one if it can be had.
+    fn extend(&mut self) -> Result<(), MappingError> {
+        let shared = shared::get();
+        let virt = self.range.start() + self.mapped;
+        let left = self.range.len() - self.mapped;
+        let take = |bytes: u64| {
+            let count = (bytes / FRAME_SIZE) as usize;
+            shared.take_run(count, count, Owner::Mappings)
+        };
+        let large = if virt.is_multiple_of(LARGE) && left >= LARGE {
+            take(LARGE)
+        } else {
+            None
+        };
+        let run = large
+            .or_else(|| take(FRAME_SIZE))
+            .ok_or(MappingError::OutOfMemory)?;
+        let region = Region {
+            name: "mapping",
+            virt,
+            phys: run.start(),
+            length: run.range().len(),
+            access: Access::ReadWrite,
+            cache: Cache::WriteBack,
+            largest: PageSize::Size2MiB,
+        };
+        if let Err(failure) = shared.with_tables(|tables, frames| tables.map(&region, frames)) {
+            give_back(run);
+            return Err(MappingError::Tables(failure.error));
+        }
+        self.mapped += region.length;
+        Ok(())
+    }
+
+    /// Where the memory begins.
+    pub fn start(&self) -> *mut u8 {
+        ptr::with_exposed_provenance_mut((self.range.start() + self.offset) as usize)
+    }
+
+    /// How many bytes of addresses it takes, in whole pages.
+    pub fn length(&self) -> u64 {
+        self.range.len()
+    }
+
+    /// Changes what may be done with all of it.
+    ///
+    /// # Errors
+    ///
+    /// [`ChangeError`]; nothing has changed then.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Tables::protect`](muster_memory::Tables::protect).
+    pub unsafe fn protect(&mut self, access: Access) -> Result<(), ChangeError> {
+        let range = self.range;
+        let flush = shared::get().with_tables(|tables, _| {
+            // SAFETY: the caller's promise.
+            unsafe { tables.protect(range, access) }
+        })?;
+        flush.carry_out(&AllCpus);
+        Ok(())
+    }
+
+    fn unmap(&self, mapped: VirtRange) -> Result<(), ChangeError> {
+        let shared = shared::get();
+        let unmapping = shared.with_tables(|tables, _| {
+            // SAFETY: the addresses are this mapping's alone, which nobody can name any more: who
+            // still uses a pointer into it, broke the promise by which it was made a reference.
+            unsafe { tables.unmap(mapped) }
+        })?;
+        // Without the tables' lock: a CPU may be waiting for it.
+        let unmapped = unmapping.flush(&AllCpus);
+        shared.with_tables(|tables, frames| {
+            tables.complete(unmapped, frames, &mut |page| {
+                let run = PhysRange::new(page.phys, page.size.bytes());
+                if let (Frames::Own, Some(run)) = (self.frames, run.and_then(FrameRun::from_range))
+                {
+                    give_back(run);
+                }
+            });
+        });
+        Ok(())
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        if let Some(mapped) = VirtRange::new(self.range.start(), self.mapped)
+            && let Err(error) = self.unmap(mapped)
+        {
+            panic!("a mapping is not as it was made: {error}");
+        }
+        let vacant = shared::get().with_tables(|tables, _| tables.vacant(self.range));
+        let freed = vacant.map(|vacant| addresses().lock().free(vacant));
+        assert!(
+            freed == Some(Ok(())),
+            "the addresses {} don't come back: {freed:?}",
+            self.range
+        );
+    }
+}
+
+fn give_back(run: FrameRun) {
+    let freed = shared::get().give_run_back(run, Owner::Mappings);
+    assert!(freed.is_ok(), "a mapping has {run} and does not own it");
+}
+
+/// Every CPU that uses the shared tables.
+struct AllCpus;
+
+// SAFETY: (1) every CPU at work carries the order out; (2) an AP that joins later flushes after it
+// has joined (`ap`); one that came too late uses nothing of the window and halts; (3) the others
+// are stopped or never came.
+unsafe impl Shootdown for AllCpus {
+    fn flush_on_all_cpus(&self, pages: &FlushSet) {
+        flush_on_all_cpus(pages);
+    }
+}
+
+/// Makes all CPUs at work flush, and returns when they have. **This is the one place where that is
+/// done**, for now by an order to the crew, which only the BSP can give, outside of any other.
+///
+/// # Panics
+///
+/// Where no order can be given, and if a CPU does not answer.
+fn flush_on_all_cpus(pages: &FlushSet) {
+    crew::all(PATIENCE, &|_| flush_here(pages));
+}
+
+/// Flushes on this CPU. Muster sets neither CR4.PGE nor CR4.PCIDE ([`crate::control`]), so a load
+/// of CR3 flushes everything.
+fn flush_here(pages: &FlushSet) {
+    match pages.pages() {
+        Some(pages) => {
+            for &page in pages {
+                // The window lies where four and five levels have the same addresses.
+                tlb::flush(VirtAddr::new_truncate(page));
+            }
+        }
+        None => tlb::flush_all(),
+    }
+}

@@ -1,0 +1,76 @@
+//! The loader's memory, taken over once no CPU can reach it any more.
+//!
+//! In it lie the loader's tables, GDT and stacks, the responses, and the code in which parked APs
+//! wait. The kernel copies what it wants to keep of the responses ([`crate::boot`]), lets go of each
+//! AP's parking place when it releases the AP, and reads firmware tables elsewhere. What is left are
+//! the CPUs themselves: as long as it is not certain of every one that it has left, nothing is taken.
+
+use alloc::format;
+use alloc::string::String;
+
+use crate::audit::Bytes;
+use crate::roll::RollCall;
+use crate::{crew, shared};
+
+/// What becomes of the loader's memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Choice {
+    /// It is used like any other.
+    Yes,
+    /// It stays the loader's.
+    No,
+    /// It is overwritten, and then used: whoever still reads it will show.
+    Poison,
+}
+
+impl Choice {
+    /// The choice of that name on the command line.
+    pub fn parse(name: &str) -> Option<Self> {
+        Some(match name {
+            "yes" => Self::Yes,
+            "no" => Self::No,
+            "poison" => Self::Poison,
+            _ => return None,
+        })
+    }
+}
+
+/// Takes the loader's memory over, unless a CPU may still be in it: the log says which, then.
+///
+/// # Errors
+///
+/// In words, if a CPU that is at work runs with something that lies in the loader's memory.
+pub fn reclaim(roll: &RollCall, choice: Choice) -> Result<(), String> {
+    let shared = shared::get();
+    let keep = |why: &str| {
+        let kept = Bytes(shared.loader_bytes());
+        log::warn!("the loader keeps its {kept}: {why}");
+    };
+    if choice == Choice::No {
+        keep("reclaim=no asks for it");
+        return Ok(());
+    }
+    if let Some(why) = roll.who_may_be_in_the_loader() {
+        keep(&why);
+        return Ok(());
+    }
+    for (index, cpu) in crew::members() {
+        for (what, address) in cpu.home.places() {
+            if shared.is_loader_memory(address) {
+                return Err(format!(
+                    "CPU {index} has its {what} in the loader's memory, at {address:#x}"
+                ));
+            }
+        }
+    }
+    // SAFETY: every CPU the machine has came from the loader to its own tables, stack and
+    // descriptors, none of which lie there (above), and nobody else knows the memory.
+    let bytes = unsafe { shared.adopt_loader_memory(choice == Choice::Poison) }
+        .map_err(|error| format!("{error}"))?;
+    let how = match choice {
+        Choice::Poison => ", and poisoned",
+        Choice::Yes | Choice::No => "",
+    };
+    log::info!("reclaimed {} from the loader{how}", Bytes(bytes));
+    Ok(())
+}
