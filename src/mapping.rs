@@ -14,7 +14,7 @@ use x86_64::VirtAddr;
 use x86_64::instructions::tlb;
 
 use crate::window::MAPPINGS;
-use crate::{crew, shared};
+use crate::{crew, relief, shared};
 
 /// Bytes in a large page.
 const LARGE: u64 = PageSize::Size2MiB.bytes();
@@ -168,6 +168,10 @@ impl Mapping {
         };
         let run = large
             .or_else(|| take(FRAME_SIZE))
+            .or_else(|| {
+                relief::ask_others();
+                take(FRAME_SIZE)
+            })
             .ok_or(MappingError::OutOfMemory)?;
         let region = Region {
             name: "mapping",

@@ -192,6 +192,8 @@ pub struct RollCall {
     unlisted: Option<Vec<u32>>,
     /// CPUs that `cpus=` leaves with the loader.
     left_out: usize,
+    /// LAPIC ids that the loader lists twice: a second CPU may be parked under one.
+    repeated: Vec<u32>,
     released_at: u64,
     deadline_millis: u64,
 }
@@ -218,6 +220,7 @@ impl RollCall {
         Self {
             unlisted: unlisted(boot),
             left_out: boot.cpus.len() - blocks.len(),
+            repeated: boot.repeated_lapic_ids.clone(),
             released_at,
             deadline_millis: arguments.deadline_millis,
         }
@@ -297,6 +300,11 @@ impl RollCall {
             ))
         } else if self.left_out > 0 {
             Some(format!("{} CPUs wait in it, as cpus= asks", self.left_out))
+        } else if !self.repeated.is_empty() {
+            Some(format!(
+                "CPUs may wait in it that it lists under the same LAPIC ids as others: {:?}",
+                self.repeated
+            ))
         } else if self.unlisted.is_none() {
             Some("without a MADT, nobody can tell whether a CPU was lost in it".into())
         } else {

@@ -553,8 +553,12 @@ impl Shared {
     /// Bytes that the heap can still have: frames that nobody owns, and what of its
     /// window is mapped and not yet given to it.
     pub fn free_bytes(&self) -> u64 {
-        let growing = self.growing.lock();
-        self.frames_free_bytes() + growing.heap_mapped - growing.heap_given
+        // No handler of this CPU may want the lock meanwhile.
+        let reserve = interrupts::without_interrupts(|| {
+            let growing = self.growing.lock();
+            growing.heap_mapped - growing.heap_given
+        });
+        self.frames_free_bytes() + reserve
     }
 
     fn frames_free_bytes(&self) -> u64 {

@@ -90,6 +90,34 @@
 //! let census = tables.verify(&plan)?;
 //! assert_eq!((census.pages_4kib, census.bytes), (64, 0x4_0000));
 //! assert_eq!(frames.totals()[Owner::PageTables], 4 * FRAME_SIZE);
+//!
+//! // A page that comes and goes, at addresses of its own.
+//! struct AllCpus;
+//!
+//! // SAFETY: in a kernel, each CPU that has the tables loaded executes INVLPG for these pages, or
+//! // flushes everything, and has said so when this returns.
+//! unsafe impl Shootdown for AllCpus {
+//!     fn flush_on_all_cpus(&self, pages: &FlushSet) {
+//! #       let _ = pages;
+//!         // …
+//!     }
+//! }
+//!
+//! let window = VirtRange::new(0xffff_ff10_0000_0000, 0x10_0000).unwrap();
+//! let mut addresses = AddressAllocator::new(window);
+//! let range = addresses.allocate(FRAME_SIZE, FRAME_SIZE)?;
+//! let frame = frames.allocate(Owner::Mappings).unwrap();
+//! tables.map_page(range.start(), frame, Access::ReadWrite, Cache::WriteBack, &frames)?;
+//!
+//! // SAFETY: nobody uses the page any more.
+//! let unmapping = unsafe { tables.unmap(range)? };
+//! let unmapped = unmapping.flush(&AllCpus);
+//! tables.complete(unmapped, &frames, &mut |page| {
+//!     assert_eq!(page.phys, frame.start());
+//!     assert_eq!(frames.free(frame, Owner::Mappings), Ok(()));
+//! });
+//! addresses.free(tables.vacant(range).unwrap())?;
+//! assert_eq!(frames.totals()[Owner::PageTables], 4 * FRAME_SIZE);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
