@@ -50,10 +50,11 @@ impl Default for Arguments {
 }
 
 /// The words the kernel knows, for people.
-const HELP: [&str; 10] = [
+const HELP: [&str; 11] = [
     "the words are:",
     "stress=all, none, or some of",
-    "  churn,mixed,handover,growth,interrupts,exhaustion",
+    "  churn,mixed,handover,growth,interrupts,timer,",
+    "  exhaustion",
     "seconds=N, of all workloads together; seed=N",
     "cpus=N, at most; deadline=MILLISECONDS, for the APs",
     "heap=magazines, linked-list or compare",

@@ -5,6 +5,7 @@ use core::mem::offset_of;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use crossbeam_utils::CachePadded;
 use muster_heap::CpuCache;
 use muster_memory::FRAME_SIZE;
 use muster_percpu::{Directory, Header, Here, Register, Storage, UNREGISTERED};
@@ -14,11 +15,13 @@ use x86_64::registers::model_specific::GsBase;
 
 use crate::descriptors::Descriptors;
 use crate::frames::Frames;
+use crate::interrupts::Counters;
 use crate::journal::{Journal, Line};
 use crate::relief::Served;
 use crate::roll::Report;
 use crate::stack::Slot;
 use crate::step::Stepper;
+use crate::timer::Timer;
 use crate::{control, exceptions};
 
 /// The part of a block that only its own CPU touches.
@@ -27,6 +30,7 @@ pub struct Local {
     cache: &'static CpuCache,
     frames: Frames,
     stepper: Stepper,
+    timer: Timer,
 }
 
 impl Local {
@@ -44,6 +48,11 @@ impl Local {
     /// What this CPU steps through.
     pub fn stepper(&self) -> &Stepper {
         &self.stepper
+    }
+
+    /// What this CPU's timer is used for.
+    pub fn timer(&self) -> &Timer {
+        &self.timer
     }
 
     /// Loads this CPU's GDT and TSS, and the IDT that uses the TSS's stacks.
@@ -109,6 +118,7 @@ pub unsafe fn create(index: u32, lapic_id: u32, memory: NonNull<u8>) -> &'static
             cache,
             frames: Frames::new(),
             stepper: Stepper::new(),
+            timer: Timer::new(),
         };
         let block = &raw mut (*memory).block;
         block.write(Block::new(index, local, Shared::new(lapic_id, cache)));
@@ -134,6 +144,8 @@ pub struct Shared {
     pub orders_done: AtomicU64,
     /// How many requests for memory it has served.
     pub relief: Served,
+    /// The interrupts it has taken, on a line that no one else writes.
+    pub interrupts: CachePadded<Counters>,
 }
 
 impl Shared {
@@ -156,6 +168,7 @@ impl Shared {
             },
             orders_done: AtomicU64::new(0),
             relief: Served::new(),
+            interrupts: CachePadded::new(Counters::new()),
         }
     }
 }

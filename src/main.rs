@@ -40,6 +40,7 @@ mod fault;
 mod frames;
 mod heap;
 mod image;
+mod interrupts;
 mod journal;
 mod lapic;
 mod madt;
@@ -53,6 +54,7 @@ mod stack;
 mod step;
 mod stop;
 mod stress;
+mod timer;
 mod window;
 
 use alloc::string::String;
@@ -60,7 +62,6 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use conquer_once::spin::OnceCell;
-use x86_64::instructions::interrupts;
 
 use crate::arguments::Arguments;
 use crate::boot::Boot;
@@ -163,7 +164,11 @@ extern "C" fn muster() -> ! {
     });
     pic::mask();
     lapic::enable();
-    interrupts::enable();
+    match timer::calibrate() {
+        Some(source) => log::info!("timers {source}"),
+        None => log::warn!("no timer: the local APIC's does not count"),
+    }
+    x86_64::instructions::interrupts::enable();
 
     let roll = RollCall::hold(boot, arguments, blocks);
     roll.print();
@@ -175,6 +180,7 @@ extern "C" fn muster() -> ! {
     let work = work(arguments);
     let audit = before.compare();
     shared::get().tell_owners();
+    interrupts::tell();
 
     if let Err(reason) = roll.verdict().and(work).and(audit) {
         exit::conclude(Outcome::Failed, format_args!("{reason}"));

@@ -331,6 +331,7 @@ const KEYS: &[Key] = &[
             "handover",
             "growth",
             "interrupts",
+            "timer",
             "exhaustion",
         ]),
         "workloads (all)",

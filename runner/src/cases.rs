@@ -145,6 +145,22 @@ pub const CASES: &[Case] = &[
         &["roll: 32 of 32 CPUs online"],
     ),
     passes(
+        "timer-1",
+        &["1", "stress=timer", "seconds=0.5"],
+        // On a CPU of the host's own.
+        &[r"\d{3,} interrupts a second on each CPU"],
+    ),
+    passes(
+        "timer-8",
+        &["8", "stress=timer", "seconds=1"],
+        &[r"\d interrupts a second on each CPU", "audit: clean"],
+    ),
+    passes(
+        "timer-32",
+        &["32", "stress=timer", "seconds=0.5"],
+        &[r"\d interrupts a second on each CPU", "audit: clean"],
+    ),
+    passes(
         "heap-linked-list",
         &["8", "heap=linked-list", "seconds=1"],
         &["exhaustion", "audit: clean"],

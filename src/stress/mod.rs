@@ -10,8 +10,10 @@ mod exhaustion;
 mod growth;
 mod handover;
 mod interrupts;
+mod marked;
 mod mixed;
 mod random;
+mod timer;
 
 use alloc::format;
 use alloc::string::String;
@@ -56,17 +58,20 @@ pub enum Workload {
     Growth,
     /// Allocations and frees, interrupted at each instruction by a handler that does the same.
     Interrupts,
+    /// Allocations and frees on top of which the CPU's timer does the same.
+    Timer,
     /// All CPUs allocate until the machine is out, then free everything.
     Exhaustion,
 }
 
 impl Workload {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 7] = [
         Self::Churn,
         Self::Mixed,
         Self::Handover,
         Self::Growth,
         Self::Interrupts,
+        Self::Timer,
         Self::Exhaustion,
     ];
 
@@ -78,6 +83,7 @@ impl Workload {
             Self::Handover => "handover",
             Self::Growth => "growth",
             Self::Interrupts => "interrupts",
+            Self::Timer => "timer",
             Self::Exhaustion => "exhaustion",
         }
     }
@@ -130,6 +136,8 @@ pub struct Tally {
     corrupt: u64,
     /// The slowest operation, in TSC ticks.
     slowest: u64,
+    /// Interrupts by its own timer.
+    interrupts: u64,
 }
 
 impl Tally {
@@ -152,6 +160,7 @@ impl Tally {
         self.refused += other.refused;
         self.corrupt += other.corrupt;
         self.slowest = self.slowest.max(other.slowest);
+        self.interrupts += other.interrupts;
     }
 }
 
@@ -272,7 +281,11 @@ impl Progress {
 ///
 /// If any block was corrupt, or a workload did nothing at all.
 pub fn run(arguments: &Arguments) -> Result<(), String> {
-    let workloads: Vec<Workload> = arguments.stress.iter().collect();
+    let mut workloads: Vec<Workload> = arguments.stress.iter().collect();
+    if !crate::timer::is_there() {
+        log::warn!("no CPU has a timer: the workload of that name is left out");
+        workloads.retain(|&workload| workload != Workload::Timer);
+    }
     let runs = workloads.len() * arguments.heap.kinds().len();
     let Some(millis) = arguments.stress_millis.checked_div(runs as u64) else {
         log::info!("no stress asked for");
@@ -294,7 +307,8 @@ pub fn run(arguments: &Arguments) -> Result<(), String> {
         let mut workloads = workloads.clone();
         if kind == heap::Kind::LinkedList {
             // It answers a handler on top of it with null, and can't free what that frees.
-            workloads.retain(|&workload| workload != Workload::Interrupts);
+            workloads
+                .retain(|workload| !matches!(workload, Workload::Interrupts | Workload::Timer));
         }
         log::info!(
             "{} workloads on {cpus} CPUs, {millis} ms each, seed {}",
@@ -352,6 +366,9 @@ fn run_all(
             Bytes(all.bytes),
             all.corrupt
         );
+        if workload == Workload::Timer {
+            tell_interrupts(&tallies, micros);
+        }
         if all.corrupt > 0 {
             failures.push(format!(
                 "{}: {} corrupt blocks",
@@ -379,6 +396,21 @@ fn run_all(
         );
     }
     rates
+}
+
+/// Prints how often the CPUs were interrupted by their timers.
+fn tell_interrupts(tallies: &[CachePadded<Mutex<Tally>>], micros: u64) {
+    let rates = || {
+        tallies
+            .iter()
+            .map(|tally| tally.lock().interrupts * 1_000_000 / micros.max(1))
+    };
+    log::info!(
+        "{} interrupts a second on each CPU, {} to {}",
+        rates().sum::<u64>() / tallies.len().max(1) as u64,
+        rates().min().unwrap_or(0),
+        rates().max().unwrap_or(0)
+    );
 }
 
 /// Prints two heaps' figures side by side. What filling and checking the blocks takes
@@ -453,6 +485,7 @@ fn run_one(
             Workload::Handover => handover::run(&mut shift, &mailboxes),
             Workload::Growth => growth::run(&mut shift),
             Workload::Interrupts => interrupts::run(&mut shift),
+            Workload::Timer => timer::run(&mut shift),
             Workload::Exhaustion => exhaustion::run(&mut shift),
         }
         shift.tally.tell(workload);
