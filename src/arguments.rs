@@ -54,14 +54,14 @@ const HELP: [&str; 11] = [
     "the words are:",
     "stress=all, none, or some of",
     "  churn,mixed,handover,growth,interrupts,timer,",
-    "  exhaustion",
+    "  calls,exhaustion",
     "seconds=N, of all workloads together; seed=N",
     "cpus=N, at most; deadline=MILLISECONDS, for the APs",
     "heap=magazines, linked-list or compare",
     "log=error, warn, info, debug or trace",
     "fault=panic-bsp, panic-ap, panic-two, panic-all,",
-    "  null-read, stack-overflow, write-text or",
-    "  execute-heap",
+    "  null-read, stack-overflow, write-text,",
+    "  execute-heap or deaf-ap",
 ];
 
 /// Those of a kernel with the benchmarks.

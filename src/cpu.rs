@@ -17,12 +17,11 @@ use crate::descriptors::Descriptors;
 use crate::frames::Frames;
 use crate::interrupts::Counters;
 use crate::journal::{Journal, Line};
-use crate::relief::Served;
 use crate::roll::Report;
 use crate::stack::Slot;
 use crate::step::Stepper;
 use crate::timer::Timer;
-use crate::{control, exceptions};
+use crate::{call, control, exceptions};
 
 /// The part of a block that only its own CPU touches.
 pub struct Local {
@@ -142,8 +141,8 @@ pub struct Shared {
     pub end: End,
     /// Orders it has carried out; see [`crate::crew`].
     pub orders_done: AtomicU64,
-    /// How many requests for memory it has served.
-    pub relief: Served,
+    /// The calls it has sent and carried out, on a line that no one else writes.
+    pub calls: CachePadded<call::Counters>,
     /// The interrupts it has taken, on a line that no one else writes.
     pub interrupts: CachePadded<Counters>,
 }
@@ -167,7 +166,7 @@ impl Shared {
                 last_words: Mutex::new(None),
             },
             orders_done: AtomicU64::new(0),
-            relief: Served::new(),
+            calls: CachePadded::new(call::Counters::new()),
             interrupts: CachePadded::new(Counters::new()),
         }
     }

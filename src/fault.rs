@@ -3,13 +3,20 @@
 use alloc::boxed::Box;
 use core::hint::black_box;
 use core::ptr;
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use x86_64::instructions::interrupts;
+
+use crate::call::{self, Targets};
 use crate::clock::Deadline;
 use crate::crew::{self, StartLine};
 use crate::{cpu, image, stop};
 
 /// How long the others wait for a fault that does not come, in milliseconds.
 const PATIENCE: u64 = 10_000;
+
+/// How long the BSP waits for an answer, in milliseconds.
+const CALL_PATIENCE: u64 = 1_000;
 
 /// A fault to bring about once all CPUs are at work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +37,8 @@ pub enum Fault {
     WriteText,
     /// The last CPU jumps into the heap.
     ExecuteHeap,
+    /// The last AP keeps interrupts out for good, and the BSP calls it.
+    DeafAp,
 }
 
 impl Fault {
@@ -44,6 +53,7 @@ impl Fault {
             "null-read" => Self::NullRead,
             "write-text" => Self::WriteText,
             "execute-heap" => Self::ExecuteHeap,
+            "deaf-ap" => Self::DeafAp,
             _ => return None,
         })
     }
@@ -72,6 +82,8 @@ impl Fault {
                     core::hint::spin_loop();
                 }
                 self.strike();
+            } else if self == Self::DeafAp && place == 0 {
+                call_the_deaf();
             }
         });
         panic!("{self:?} did not end the run");
@@ -82,6 +94,7 @@ impl Fault {
             Self::PanicBsp | Self::PanicAp | Self::PanicTwo | Self::PanicAll => {
                 panic!("asked for by fault=")
             }
+            Self::DeafAp => go_deaf(),
             Self::StackOverflow => overflow(0),
             Self::NullRead => {
                 // SAFETY: the page is not mapped, so the read faults, and the fault ends the
@@ -105,6 +118,34 @@ impl Fault {
                 }
             }
         }
+    }
+}
+
+/// Whether a CPU keeps interrupts out and serves no calls.
+static IS_DEAF: AtomicBool = AtomicBool::new(false);
+
+fn go_deaf() {
+    interrupts::disable();
+    IS_DEAF.store(true, Ordering::Release);
+    let deadline = Deadline::after_millis(PATIENCE);
+    while !deadline.passed() {
+        core::hint::spin_loop();
+    }
+}
+
+/// Calls all others, of whom one does not hear it.
+fn call_the_deaf() {
+    let deadline = Deadline::after_millis(PATIENCE);
+    while !IS_DEAF.load(Ordering::Acquire) && !deadline.passed() {
+        core::hint::spin_loop();
+    }
+    let answers = AtomicUsize::new(0);
+    let result = call::run(Targets::Others, CALL_PATIENCE, &|_| {
+        answers.fetch_add(1, Ordering::Relaxed);
+    });
+    log::info!("{} CPUs have answered", answers.into_inner());
+    if let Err(error) = result {
+        panic!("{error}");
     }
 }
 

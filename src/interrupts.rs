@@ -18,7 +18,7 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::exceptions::Heap;
-use crate::{cpu, crew, lapic, relief, timer};
+use crate::{call, cpu, crew, lapic, timer};
 
 /// The interrupt of a CPU's own timer.
 pub const TIMER_VECTOR: u8 = 0xe0;
@@ -104,7 +104,7 @@ pub fn take(vector: u64) -> Option<Heap> {
     Some(match kind {
         Kind::Timer => timer::fired(),
         Kind::Wake => {
-            relief::serve();
+            call::serve();
             Heap::MayBeUsed
         }
         Kind::Error => {

@@ -29,6 +29,7 @@ mod audit;
 #[cfg(feature = "bench")]
 mod bench;
 mod boot;
+mod call;
 mod clock;
 mod control;
 mod cpu;
@@ -131,6 +132,7 @@ extern "C" fn build() -> ! {
     }
     shared::publish(shared);
     heap::open(arguments.heap.kinds()[0]);
+    call::start(blocks.len());
 
     PLAN.init_once(|| Plan {
         boot,
@@ -176,13 +178,15 @@ extern "C" fn muster() -> ! {
         fault.happen();
     }
 
+    let calls = call::measure();
     let before = audit::Books::read();
     let work = work(arguments);
     let audit = before.compare();
     shared::get().tell_owners();
     interrupts::tell();
+    call::tell();
 
-    if let Err(reason) = roll.verdict().and(work).and(audit) {
+    if let Err(reason) = roll.verdict().and(calls).and(work).and(audit) {
         exit::conclude(Outcome::Failed, format_args!("{reason}"));
     }
     exit::conclude(Outcome::Passed, format_args!(""))

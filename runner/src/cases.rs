@@ -161,6 +161,25 @@ pub const CASES: &[Case] = &[
         &[r"\d interrupts a second on each CPU", "audit: clean"],
     ),
     passes(
+        "calls-1",
+        &["1", "stress=calls", "seconds=0.3"],
+        &["audit: clean"],
+    ),
+    passes(
+        "calls-8",
+        &["8", "stress=calls", "seconds=1"],
+        &[
+            "to one CPU and back: ",
+            "to all 7 others and back: ",
+            "audit: clean",
+        ],
+    ),
+    passes(
+        "calls-32",
+        &["32", "stress=calls", "seconds=0.5"],
+        &["to all 31 others and back: ", "audit: clean"],
+    ),
+    passes(
         "heap-linked-list",
         &["8", "heap=linked-list", "seconds=1"],
         &["exhaustion", "audit: clean"],
@@ -418,6 +437,16 @@ pub const CASES: &[Case] = &[
         "execute-heap",
         &["4", "fault=execute-heap"],
         &["page fault", "tried to execute", BACKTRACE],
+    ),
+    panics(
+        "deaf-ap",
+        &["4", "fault=deaf-ap"],
+        &[
+            "2 CPUs have answered",
+            "CPU 3 did not take a call within 1000 ms",
+            "CPU 3 stopped at",
+            BACKTRACE,
+        ],
     ),
     // The runner would not pass these on: QEMU's last -append counts.
     refuses(

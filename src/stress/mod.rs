@@ -5,6 +5,7 @@
 //! and checked when it is freed: two owners of one byte are found out.
 
 mod block;
+mod calls;
 mod churn;
 mod exhaustion;
 mod growth;
@@ -60,18 +61,21 @@ pub enum Workload {
     Interrupts,
     /// Allocations and frees on top of which the CPU's timer does the same.
     Timer,
+    /// Calls from every CPU to every other.
+    Calls,
     /// All CPUs allocate until the machine is out, then free everything.
     Exhaustion,
 }
 
 impl Workload {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Churn,
         Self::Mixed,
         Self::Handover,
         Self::Growth,
         Self::Interrupts,
         Self::Timer,
+        Self::Calls,
         Self::Exhaustion,
     ];
 
@@ -84,6 +88,7 @@ impl Workload {
             Self::Growth => "growth",
             Self::Interrupts => "interrupts",
             Self::Timer => "timer",
+            Self::Calls => "calls",
             Self::Exhaustion => "exhaustion",
         }
     }
@@ -307,8 +312,12 @@ pub fn run(arguments: &Arguments) -> Result<(), String> {
         let mut workloads = workloads.clone();
         if kind == heap::Kind::LinkedList {
             // It answers a handler on top of it with null, and can't free what that frees.
-            workloads
-                .retain(|workload| !matches!(workload, Workload::Interrupts | Workload::Timer));
+            workloads.retain(|workload| {
+                !matches!(
+                    workload,
+                    Workload::Interrupts | Workload::Timer | Workload::Calls
+                )
+            });
         }
         log::info!(
             "{} workloads on {cpus} CPUs, {millis} ms each, seed {}",
@@ -486,6 +495,7 @@ fn run_one(
             Workload::Growth => growth::run(&mut shift),
             Workload::Interrupts => interrupts::run(&mut shift),
             Workload::Timer => timer::run(&mut shift),
+            Workload::Calls => calls::run(&mut shift),
             Workload::Exhaustion => exhaustion::run(&mut shift),
         }
         shift.tally.tell(workload);
