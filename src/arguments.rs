@@ -61,7 +61,7 @@ const HELP: [&str; 11] = [
     "log=error, warn, info, debug or trace",
     "fault=panic-bsp, panic-ap, panic-two, panic-all,",
     "  null-read, stack-overflow, write-text,",
-    "  execute-heap or deaf-ap",
+    "  execute-heap, deaf-ap or lock-order",
 ];
 
 /// Those of a kernel with the benchmarks.

@@ -25,7 +25,7 @@ use muster_percpu::Exchange;
 use x86_64::instructions::interrupts;
 
 use crate::clock::{self, Deadline};
-use crate::{cpu, crew, lapic};
+use crate::{cpu, crew, lapic, lock};
 
 /// How long a CPU that has taken a call may take for it, in milliseconds, before the run ends.
 const LONGEST: u64 = 60_000;
@@ -130,7 +130,7 @@ pub fn start(cpus: usize) {
 ///
 /// # Panics
 ///
-/// If a CPU has taken the call and is not done with it within a minute.
+/// If this CPU holds a lock. If a CPU has taken the call and is not done with it within a minute.
 pub fn run(targets: Targets<'_>, patience_millis: u64, work: &Work<'_>) -> Result<(), CallError> {
     // SAFETY: only the lifetime changes. Every way out of this function leads past the end of
     // `Pending::finish`, after which no CPU has the reference; nothing unwinds (panics end the run).
@@ -143,11 +143,16 @@ pub fn run(targets: Targets<'_>, patience_millis: u64, work: &Work<'_>) -> Resul
 /// # Errors
 ///
 /// [`CallError`]: no CPU is called then.
+///
+/// # Panics
+///
+/// If this CPU holds a lock.
 pub fn begin(
     targets: Targets<'_>,
     patience_millis: u64,
     work: &'static Work<'static>,
 ) -> Result<Pending, CallError> {
+    lock::forbid("CPUs may not be called");
     let own = cpu::with(|here| here.index());
     let at_work = |index| crew::members().any(|(member, _)| member == index);
     if let Targets::One(index) = targets

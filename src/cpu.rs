@@ -9,7 +9,6 @@ use crossbeam_utils::CachePadded;
 use muster_heap::CpuCache;
 use muster_memory::FRAME_SIZE;
 use muster_percpu::{Directory, Header, Here, Register, Storage, UNREGISTERED};
-use spin::Mutex;
 use x86_64::VirtAddr;
 use x86_64::registers::model_specific::GsBase;
 
@@ -17,6 +16,7 @@ use crate::descriptors::Descriptors;
 use crate::frames::Frames;
 use crate::interrupts::Counters;
 use crate::journal::{Journal, Line};
+use crate::lock::{Held, Level, Lock};
 use crate::roll::Report;
 use crate::stack::Slot;
 use crate::step::Stepper;
@@ -30,6 +30,7 @@ pub struct Local {
     frames: Frames,
     stepper: Stepper,
     timer: Timer,
+    held: Held,
 }
 
 impl Local {
@@ -52,6 +53,11 @@ impl Local {
     /// What this CPU's timer is used for.
     pub fn timer(&self) -> &Timer {
         &self.timer
+    }
+
+    /// The locks that this CPU holds.
+    pub fn held(&self) -> &Held {
+        &self.held
     }
 
     /// Loads this CPU's GDT and TSS, and the IDT that uses the TSS's stacks.
@@ -118,6 +124,7 @@ pub unsafe fn create(index: u32, lapic_id: u32, memory: NonNull<u8>) -> &'static
             frames: Frames::new(),
             stepper: Stepper::new(),
             timer: Timer::new(),
+            held: Held::new(),
         };
         let block = &raw mut (*memory).block;
         block.write(Block::new(index, local, Shared::new(lapic_id, cache)));
@@ -132,7 +139,7 @@ pub struct Shared {
     /// How far its bring-up has come.
     pub report: Report,
     /// Its own log lines.
-    pub journal: Mutex<Journal>,
+    pub journal: Lock<Journal>,
     /// What it keeps of the heap; others only read its counters.
     pub cache: &'static CpuCache,
     /// What it runs with.
@@ -154,7 +161,7 @@ impl Shared {
             lapic_id,
             cache,
             report: Report::new(),
-            journal: Mutex::new(Journal::new()),
+            journal: Lock::new(Level::Journal, Journal::new()),
             home: Home {
                 block: AtomicU64::new(0),
                 cr3: AtomicU64::new(0),
@@ -163,7 +170,7 @@ impl Shared {
                 begun: AtomicBool::new(false),
                 speaking: AtomicBool::new(false),
                 stopped_at: AtomicU64::new(0),
-                last_words: Mutex::new(None),
+                last_words: Lock::new(Level::LastWords, None),
             },
             orders_done: AtomicU64::new(0),
             calls: CachePadded::new(call::Counters::new()),
@@ -203,7 +210,7 @@ pub struct End {
     begun: AtomicBool,
     speaking: AtomicBool,
     stopped_at: AtomicU64,
-    last_words: Mutex<Option<Line>>,
+    last_words: Lock<Option<Line>>,
 }
 
 impl End {

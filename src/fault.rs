@@ -10,6 +10,7 @@ use x86_64::instructions::interrupts;
 use crate::call::{self, Targets};
 use crate::clock::Deadline;
 use crate::crew::{self, StartLine};
+use crate::lock::{Level, Lock};
 use crate::{cpu, image, stop};
 
 /// How long the others wait for a fault that does not come, in milliseconds.
@@ -39,6 +40,8 @@ pub enum Fault {
     ExecuteHeap,
     /// The last AP keeps interrupts out for good, and the BSP calls it.
     DeafAp,
+    /// The last CPU takes two locks in the wrong order.
+    LockOrder,
 }
 
 impl Fault {
@@ -54,6 +57,7 @@ impl Fault {
             "write-text" => Self::WriteText,
             "execute-heap" => Self::ExecuteHeap,
             "deaf-ap" => Self::DeafAp,
+            "lock-order" => Self::LockOrder,
             _ => return None,
         })
     }
@@ -95,6 +99,12 @@ impl Fault {
                 panic!("asked for by fault=")
             }
             Self::DeafAp => go_deaf(),
+            Self::LockOrder => {
+                let (first, second) =
+                    (Lock::new(Level::Workload, ()), Lock::new(Level::Tables, ()));
+                let _second = second.lock();
+                let _first = first.lock();
+            }
             Self::StackOverflow => overflow(0),
             Self::NullRead => {
                 // SAFETY: the page is not mapped, so the read faults, and the fault ends the

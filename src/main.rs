@@ -13,7 +13,10 @@
 //! - No CPU touches per-CPU state before its block is registered; doing so panics
 //!   ([`cpu`]).
 //! - Nobody waits for another CPU or a device without a bound, except for a lock, and
-//!   except an AP that is out of work ([`crew`]).
+//!   except an AP that is out of work ([`crew`]). Who waits for a CPU answers calls
+//!   meanwhile ([`call`]).
+//! - Locks have levels and are taken in their order, which is checked on every run
+//!   ([`lock`]); no handler waits for the code below it ([`interrupts`]).
 //! - Nothing is both writable and executable, and no page maps more than its
 //!   region: the tables are walked to see it ([`shared`]).
 //! - Every fault ends in words and a non-zero exit status ([`panic`], [`exit`]).
@@ -44,6 +47,7 @@ mod image;
 mod interrupts;
 mod journal;
 mod lapic;
+mod lock;
 mod madt;
 mod panic;
 mod pic;

@@ -4,7 +4,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use crate::call::{self, Targets};
 use crate::clock::Deadline;
-use crate::{cpu, crew, heap, shared};
+use crate::{cpu, crew, heap, lock, shared};
 
 /// How long a CPU that needs memory waits for the others, in milliseconds. A CPU answers within
 /// microseconds, unless it is off its host core; memory is out then, for all this CPU knows.
@@ -20,6 +20,10 @@ pub fn ask_others() {
     let Some(own) = cpu::try_with(|here| here.index()) else {
         return;
     };
+    // The others might be waiting for the lock. Memory is out then for who holds it.
+    if lock::held().is_some() {
+        return;
+    }
     // All CPUs meet the end of memory together, and most have nothing left then.
     let has_some = |shared: &cpu::Shared| shared.cache.cached_bytes() > 0;
     if !shared::get().has_cached_frames()

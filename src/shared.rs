@@ -2,8 +2,8 @@
 //! heap. The BSP builds it, loads it, checks it and publishes it once; after that
 //! every CPU only reads it, and what still changes lies behind locks.
 //!
-//! Lock order: the heap's growth lock, then [`Growing`], which growth takes: nobody who
-//! holds it may allocate. Frames need no lock.
+//! The heap's growth takes the lock of [`Growing`] ([`Level::Tables`]): nobody who holds it
+//! may allocate. Frames need no lock.
 
 use alloc::vec::Vec;
 use core::fmt;
@@ -18,12 +18,12 @@ use muster_memory::{
 };
 use nodit::interval::ie;
 use nodit::{Interval, NoditSet};
-use spin::Mutex;
 
 use crate::audit::Bytes;
 use crate::boot::Boot;
 use crate::control::{self, Features};
 use crate::cpu::{self, Block};
+use crate::lock::{Level, Lock};
 use crate::madt::Firmware;
 use crate::stack::{self, Slot};
 use crate::window::{self, FIRMWARE, HEAP};
@@ -48,7 +48,7 @@ pub struct Shared {
     root: Frame,
     map: PhysicalMap,
     frames: FrameAllocator,
-    growing: Mutex<Growing>,
+    growing: Lock<Growing>,
 }
 
 /// The part of the tables that still changes: entries are added, never taken away,
@@ -334,11 +334,14 @@ impl Shared {
             plan,
             map,
             frames: frames.with_caches(blocks.len()),
-            growing: Mutex::new(Growing {
-                tables,
-                heap_mapped: HEAP.start,
-                heap_given: HEAP.start,
-            }),
+            growing: Lock::new(
+                Level::Tables,
+                Growing {
+                    tables,
+                    heap_mapped: HEAP.start,
+                    heap_given: HEAP.start,
+                },
+            ),
         };
         Ok((shared, blocks))
     }

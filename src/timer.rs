@@ -7,9 +7,10 @@
 
 use core::cell::Cell;
 use core::fmt;
-use core::sync::atomic::{AtomicU64, Ordering, compiler_fence};
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use raw_cpuid::CpuId;
+use x86_64::instructions::interrupts;
 
 use crate::clock::{self, Deadline};
 use crate::exceptions::Heap;
@@ -147,21 +148,20 @@ pub fn every(micros: u64, handler: Handler<'_>, work: impl FnOnce()) {
     cpu::with(|here| {
         let timer = here.local().timer();
         assert!(timer.handler.get().is_none(), "the timer is in use");
-        timer.period.set(clock::from_micros(micros));
         // SAFETY: only the lifetime changes, and the handler is forgotten before this returns;
         // `work` can't unwind (panics end the run).
-        timer.handler.set(Some(unsafe {
-            core::mem::transmute::<Handler<'_>, Handler<'static>>(handler)
-        }));
-        // The interrupt comes on this CPU; the compiler alone could let it find other than this.
-        compiler_fence(Ordering::SeqCst);
-        timer.set();
+        let handler = unsafe { core::mem::transmute::<Handler<'_>, Handler<'static>>(handler) };
+        // A last interrupt of the timer's last use may still come: it is to find all or nothing.
+        interrupts::without_interrupts(|| {
+            timer.period.set(clock::from_micros(micros));
+            timer.handler.set(Some(handler));
+            timer.set();
+        });
         work();
-        compiler_fence(Ordering::SeqCst);
-        // Before the timer: an interrupt from here on finds no handler and sets no other.
-        timer.handler.set(None);
-        compiler_fence(Ordering::SeqCst);
-        lapic::disarm();
+        interrupts::without_interrupts(|| {
+            timer.handler.set(None);
+            lapic::disarm();
+        });
     });
 }
 

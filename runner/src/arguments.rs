@@ -371,6 +371,7 @@ const KEYS: &[Key] = &[
             "write-text",
             "execute-heap",
             "deaf-ap",
+            "lock-order",
         ]),
         "what to do wrong, to see it reported",
     ),

@@ -448,6 +448,15 @@ pub const CASES: &[Case] = &[
             BACKTRACE,
         ],
     ),
+    panics(
+        "lock-order",
+        &["4", "fault=lock-order"],
+        &[
+            "CPU 3 panicked",
+            "the lock of the workload's books may not be taken while that of the page tables is held",
+            BACKTRACE,
+        ],
+    ),
     // The runner would not pass these on: QEMU's last -append counts.
     refuses(
         "word-kernel",

@@ -22,13 +22,13 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use crossbeam_utils::CachePadded;
-use spin::Mutex;
 
 use self::random::Random;
 use crate::arguments::Arguments;
 use crate::audit::Bytes;
 use crate::clock::{self, Deadline};
 use crate::crew::{self, StartLine};
+use crate::lock::{Level, Lock};
 use crate::{heap, shared};
 
 /// How long a CPU may take beyond a workload's time before it counts as hung, in
@@ -249,7 +249,7 @@ struct Meeting {
 /// A line every second, so that a long run is seen to be alive.
 struct Progress {
     workload: Workload,
-    next: Mutex<Deadline>,
+    next: Lock<Deadline>,
     started: u64,
 }
 
@@ -259,7 +259,7 @@ impl Progress {
     fn new(workload: Workload) -> Self {
         Self {
             workload,
-            next: Mutex::new(Deadline::after_millis(Self::EVERY_MILLIS)),
+            next: Lock::new(Level::Workload, Deadline::after_millis(Self::EVERY_MILLIS)),
             started: clock::ticks(),
         }
     }
@@ -357,8 +357,8 @@ fn run_all(
     let mut rates = Vec::new();
     log::info!("workload   operations per second     bytes corrupt");
     for &workload in workloads {
-        let tallies: Vec<CachePadded<Mutex<Tally>>> = (0..cpus)
-            .map(|_| CachePadded::new(Mutex::new(Tally::default())))
+        let tallies: Vec<CachePadded<Lock<Tally>>> = (0..cpus)
+            .map(|_| CachePadded::new(Lock::new(Level::Workload, Tally::default())))
             .collect();
         let micros = run_one(workload, seed, millis, &tallies);
         let mut all = Tally::default();
@@ -408,7 +408,7 @@ fn run_all(
 }
 
 /// Prints how often the CPUs were interrupted by their timers.
-fn tell_interrupts(tallies: &[CachePadded<Mutex<Tally>>], micros: u64) {
+fn tell_interrupts(tallies: &[CachePadded<Lock<Tally>>], micros: u64) {
     let rates = || {
         tallies
             .iter()
@@ -458,7 +458,7 @@ fn run_one(
     workload: Workload,
     seed: u64,
     millis: u64,
-    tallies: &[CachePadded<Mutex<Tally>>],
+    tallies: &[CachePadded<Lock<Tally>>],
 ) -> u64 {
     let cpus = tallies.len();
     let available = available();
