@@ -258,6 +258,10 @@ pub fn serve() {
     };
     cpu::try_with(|here| {
         let own = here.index();
+        // Whoever waits looks again and again.
+        if !exchange.is_called(own as usize) {
+            return;
+        }
         interrupts::without_interrupts(|| {
             while exchange.serve(own as usize, |work| {
                 work(own);

@@ -15,6 +15,7 @@
 //! Every interrupt but the spurious one is ended before it is handled, not after: with interrupts
 //! off nothing comes of it, and a handler that never returns leaves nothing behind.
 
+use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::exceptions::Heap;
@@ -115,16 +116,29 @@ pub fn take(vector: u64) -> Option<Heap> {
     })
 }
 
-/// Logs how many interrupts of each kind there were on all CPUs.
+/// Logs how many interrupts of each kind there were on all CPUs, and for who wants to know on each.
 pub fn tell() {
-    let mut line = heapless::String::<96>::new();
-    for kind in Kind::ALL {
-        let count: u64 = crew::members()
-            .map(|(_, shared)| shared.interrupts.of(kind))
-            .sum();
-        let comma = if line.is_empty() { "" } else { ", " };
-        // Four names and numbers of up to 16 digits fit.
-        let _ = core::fmt::write(&mut line, format_args!("{comma}{count} {}", kind.name()));
+    let counts = |shared: &cpu::Shared| Kind::ALL.map(|kind| shared.interrupts.of(kind));
+    let mut sums = [0; Kind::ALL.len()];
+    for (index, shared) in crew::members() {
+        let counts = counts(shared);
+        for (sum, count) in sums.iter_mut().zip(counts) {
+            *sum += count;
+        }
+        log::debug!(target: "irq", "interrupts taken by CPU {index}: {}", Counts(counts));
     }
-    log::info!(target: "irq", "interrupts taken: {line}");
+    log::info!(target: "irq", "interrupts taken: {}", Counts(sums));
+}
+
+/// How many of each kind, in words.
+struct Counts([u64; Kind::ALL.len()]);
+
+impl fmt::Display for Counts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (kind, count) in Kind::ALL.into_iter().zip(self.0) {
+            let comma = if kind as usize == 0 { "" } else { ", " };
+            write!(f, "{comma}{count} {}", kind.name())?;
+        }
+        Ok(())
+    }
 }

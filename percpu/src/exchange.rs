@@ -113,6 +113,14 @@ impl<W: Copy> Exchange<W> {
         })
     }
 
+    /// Whether a call waits for CPU `cpu`.
+    #[inline]
+    pub fn is_called(&self, cpu: usize) -> bool {
+        let waits =
+            |desk: &CachePadded<Desk<W>>| desk.inbox.iter(Ordering::Relaxed).next().is_some();
+        self.desks.get(cpu).is_some_and(waits)
+    }
+
     /// Takes one call to CPU `cpu`, on which this runs, if there is one: runs `run` with what it is
     /// about, and then tells the caller. Says whether there was one.
     ///
