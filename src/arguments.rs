@@ -50,7 +50,7 @@ impl Default for Arguments {
 }
 
 /// The words the kernel knows, for people.
-const HELP: [&str; 11] = [
+const HELP: [&str; 12] = [
     "the words are:",
     "stress=all, none, or some of",
     "  churn,mixed,handover,growth,interrupts,timer,",
@@ -61,7 +61,8 @@ const HELP: [&str; 11] = [
     "log=error, warn, info, debug or trace",
     "fault=panic-bsp, panic-ap, panic-two, panic-all,",
     "  null-read, stack-overflow, write-text,",
-    "  execute-heap, deaf-ap or lock-order",
+    "  execute-heap, deaf-ap, lock-order, call-locked",
+    "  or panic-in-call",
 ];
 
 /// Those of a kernel with the benchmarks.

@@ -42,6 +42,10 @@ pub enum Fault {
     DeafAp,
     /// The last CPU takes two locks in the wrong order.
     LockOrder,
+    /// The last CPU calls the others while it holds a lock.
+    CallLocked,
+    /// The last AP panics in what the BSP has called it for.
+    PanicInCall,
 }
 
 impl Fault {
@@ -58,6 +62,8 @@ impl Fault {
             "execute-heap" => Self::ExecuteHeap,
             "deaf-ap" => Self::DeafAp,
             "lock-order" => Self::LockOrder,
+            "call-locked" => Self::CallLocked,
+            "panic-in-call" => Self::PanicInCall,
             _ => return None,
         })
     }
@@ -66,7 +72,7 @@ impl Fault {
     pub fn happen(self) {
         let size = crew::size();
         let culprits = match self {
-            Self::PanicBsp => 0..1,
+            Self::PanicBsp | Self::PanicInCall => 0..1,
             Self::PanicTwo => size.saturating_sub(2)..size,
             Self::PanicAll => 0..size,
             _ => size - 1..size,
@@ -104,6 +110,15 @@ impl Fault {
                     (Lock::new(Level::Workload, ()), Lock::new(Level::Tables, ()));
                 let _second = second.lock();
                 let _first = first.lock();
+            }
+            Self::CallLocked => {
+                let lock = Lock::new(Level::Tables, ());
+                let _held = lock.lock();
+                call_others(&|_| {});
+            }
+            Self::PanicInCall => {
+                let last = cpu::all().len() as u32 - 1;
+                call_others(&|index| assert!(index != last, "asked for by fault="));
             }
             Self::StackOverflow => overflow(0),
             Self::NullRead => {
@@ -149,8 +164,13 @@ fn call_the_deaf() {
     while !IS_DEAF.load(Ordering::Acquire) && !deadline.passed() {
         core::hint::spin_loop();
     }
+    call_others(&|_| {});
+}
+
+fn call_others(work: &call::Work<'_>) {
     let answers = AtomicUsize::new(0);
-    let result = call::run(Targets::Others, CALL_PATIENCE, &|_| {
+    let result = call::run(Targets::Others, CALL_PATIENCE, &|index| {
+        work(index);
         answers.fetch_add(1, Ordering::Relaxed);
     });
     log::info!("{} CPUs have answered", answers.into_inner());

@@ -372,6 +372,8 @@ const KEYS: &[Key] = &[
             "execute-heap",
             "deaf-ap",
             "lock-order",
+            "call-locked",
+            "panic-in-call",
         ]),
         "what to do wrong, to see it reported",
     ),

@@ -457,6 +457,20 @@ pub const CASES: &[Case] = &[
             BACKTRACE,
         ],
     ),
+    panics(
+        "call-locked",
+        &["4", "fault=call-locked"],
+        &[
+            "CPU 3 panicked",
+            "CPUs may not be called while the lock of the page tables is held",
+            BACKTRACE,
+        ],
+    ),
+    panics(
+        "panic-in-call",
+        &["4", "fault=panic-in-call"],
+        &["CPU 3 panicked", "CPU 0 stopped at .* in ", BACKTRACE],
+    ),
     // The runner would not pass these on: QEMU's last -append counts.
     refuses(
         "word-kernel",
