@@ -72,7 +72,7 @@ test-host: models
 [group('test')]
 models:
     RUSTFLAGS="--cfg loom" cargo test --target-dir target/models --profile models \
-        --package muster-memory --package muster-heap --lib -- --nocapture --test-threads 2
+        --package muster-percpu --package muster-memory --package muster-heap --lib -- --nocapture --test-threads 2
 
 # Boot the kernel in every way it must survive: just test-kernel [FILTER…]
 [group('test')]

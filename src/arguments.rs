@@ -54,10 +54,11 @@ impl Default for Arguments {
 }
 
 /// The words the kernel knows, for people.
-const HELP: [&str; 12] = [
+const HELP: [&str; 14] = [
     "the words are:",
     "stress=all, none, or some of",
-    "  churn,mixed,handover,growth,interrupts,exhaustion",
+    "  churn,mixed,handover,growth,interrupts,timer,",
+    "  calls,exhaustion",
     "seconds=N, of all workloads together; seed=N",
     "cpus=N, at most; deadline=MILLISECONDS, for the APs",
     "heap=magazines, linked-list or compare",
@@ -66,7 +67,8 @@ const HELP: [&str; 12] = [
     "fault=panic-bsp, panic-ap, panic-two, panic-all,",
     "  null-read, stack-overflow, write-text,",
     "  execute-heap, unmapped-read, protected-write,",
-    "  or mapping-overflow",
+    "  mapping-overflow, deaf-ap, lock-order,",
+    "  call-locked or panic-in-call",
 ];
 
 /// Those of a kernel with the benchmarks.

@@ -117,11 +117,13 @@ struct Magazines;
 
 // SAFETY: all of it is the heap's own.
 unsafe impl GlobalAlloc for Magazines {
+    #[inline]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller's promise.
         unsafe { heap::magazines().alloc(layout) }
     }
 
+    #[inline]
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         // SAFETY: the caller's promise.
         unsafe { heap::magazines().dealloc(block, layout) }

@@ -104,6 +104,12 @@ pub fn to_micros(ticks: u64) -> u64 {
     u64::try_from(micros).unwrap_or(u64::MAX)
 }
 
+/// A number of microseconds in counter ticks.
+pub fn from_micros(micros: u64) -> u64 {
+    let ticks = u128::from(micros) * u128::from(HZ.load(Ordering::Relaxed)) / 1_000_000;
+    u64::try_from(ticks).unwrap_or(u64::MAX)
+}
+
 /// A point in time that a wait may not go past.
 #[derive(Debug, Clone, Copy)]
 pub struct Deadline(u64);
@@ -111,9 +117,7 @@ pub struct Deadline(u64);
 impl Deadline {
     /// The point `micros` microseconds from now.
     pub fn after_micros(micros: u64) -> Self {
-        let hz = u128::from(HZ.load(Ordering::Relaxed));
-        let span = u64::try_from(u128::from(micros) * hz / 1_000_000).unwrap_or(u64::MAX);
-        Self(ticks().saturating_add(span))
+        Self(ticks().saturating_add(from_micros(micros)))
     }
 
     /// The point `millis` milliseconds from now.

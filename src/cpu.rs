@@ -5,22 +5,24 @@ use core::mem::offset_of;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use crossbeam_utils::CachePadded;
 use muster_heap::CpuCache;
 use muster_memory::FRAME_SIZE;
 use muster_percpu::{Directory, Header, Here, Register, Storage, UNREGISTERED};
-use spin::Mutex;
 use x86_64::VirtAddr;
 use x86_64::instructions::tables::{sgdt, sidt};
 use x86_64::registers::model_specific::GsBase;
 
 use crate::descriptors::Descriptors;
 use crate::frames::Frames;
+use crate::interrupts::Counters;
 use crate::journal::{Journal, Line};
-use crate::relief::Served;
+use crate::lock::{Held, Level, Lock};
 use crate::roll::Report;
 use crate::stack::Slot;
 use crate::step::Stepper;
-use crate::{control, exceptions};
+use crate::timer::Timer;
+use crate::{call, control, exceptions};
 
 /// The part of a block that only its own CPU touches.
 pub struct Local {
@@ -28,6 +30,8 @@ pub struct Local {
     cache: &'static CpuCache,
     frames: Frames,
     stepper: Stepper,
+    timer: Timer,
+    held: Held,
 }
 
 impl Local {
@@ -45,6 +49,16 @@ impl Local {
     /// What this CPU steps through.
     pub fn stepper(&self) -> &Stepper {
         &self.stepper
+    }
+
+    /// What this CPU's timer is used for.
+    pub fn timer(&self) -> &Timer {
+        &self.timer
+    }
+
+    /// The locks that this CPU holds.
+    pub fn held(&self) -> &Held {
+        &self.held
     }
 
     /// Loads this CPU's GDT and TSS, and the IDT that uses the TSS's stacks.
@@ -110,6 +124,8 @@ pub unsafe fn create(index: u32, lapic_id: u32, memory: NonNull<u8>) -> &'static
             cache,
             frames: Frames::new(),
             stepper: Stepper::new(),
+            timer: Timer::new(),
+            held: Held::new(),
         };
         let block = &raw mut (*memory).block;
         block.write(Block::new(index, local, Shared::new(lapic_id, cache)));
@@ -124,7 +140,7 @@ pub struct Shared {
     /// How far its bring-up has come.
     pub report: Report,
     /// Its own log lines.
-    pub journal: Mutex<Journal>,
+    pub journal: Lock<Journal>,
     /// What it keeps of the heap; others only read its counters.
     pub cache: &'static CpuCache,
     /// What it runs with.
@@ -133,8 +149,10 @@ pub struct Shared {
     pub end: End,
     /// Orders it has carried out; see [`crate::crew`].
     pub orders_done: AtomicU64,
-    /// How many requests for memory it has served.
-    pub relief: Served,
+    /// The calls it has sent and carried out, on a line that no one else writes.
+    pub calls: CachePadded<call::Counters>,
+    /// The interrupts it has taken, on a line that no one else writes.
+    pub interrupts: CachePadded<Counters>,
 }
 
 impl Shared {
@@ -144,7 +162,7 @@ impl Shared {
             lapic_id,
             cache,
             report: Report::new(),
-            journal: Mutex::new(Journal::new()),
+            journal: Lock::new(Level::Journal, Journal::new()),
             home: Home {
                 block: AtomicU64::new(0),
                 cr3: AtomicU64::new(0),
@@ -156,10 +174,11 @@ impl Shared {
                 begun: AtomicBool::new(false),
                 speaking: AtomicBool::new(false),
                 stopped_at: AtomicU64::new(0),
-                last_words: Mutex::new(None),
+                last_words: Lock::new(Level::LastWords, None),
             },
             orders_done: AtomicU64::new(0),
-            relief: Served::new(),
+            calls: CachePadded::new(call::Counters::new()),
+            interrupts: CachePadded::new(Counters::new()),
         }
     }
 }
@@ -214,7 +233,7 @@ pub struct End {
     begun: AtomicBool,
     speaking: AtomicBool,
     stopped_at: AtomicU64,
-    last_words: Mutex<Option<Line>>,
+    last_words: Lock<Option<Line>>,
 }
 
 impl End {

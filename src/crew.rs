@@ -8,7 +8,7 @@ use x86_64::instructions::interrupts;
 
 use crate::clock::Deadline;
 use crate::roll::Admission;
-use crate::{cpu, lapic};
+use crate::{call, cpu, lapic};
 
 /// An order: called with the number of the CPU among those at work, 0 first.
 type Order<'a> = dyn Fn(usize) + Sync + 'a;
@@ -68,7 +68,7 @@ impl StartLine {
         }
     }
 
-    /// Waits until every CPU is at the line.
+    /// Waits until every CPU is at the line, and serves calls meanwhile.
     ///
     /// # Panics
     ///
@@ -90,6 +90,7 @@ impl StartLine {
                 self.cpus,
                 self.patience_millis
             );
+            call::serve();
             core::hint::spin_loop();
         }
     }
@@ -131,6 +132,7 @@ pub fn all(patience_millis: u64, order: &(dyn Fn(usize) + Sync)) {
                 !deadline.passed(),
                 "CPU {index} did not finish its part within {patience_millis} ms of the BSP's"
             );
+            call::serve();
             core::hint::spin_loop();
         }
     }

@@ -2,10 +2,9 @@
 //!
 //! Of the CPU's own exceptions none is expected but the NMI that stops a CPU and the
 //! debug exception of a CPU that steps through its code; every
-//! other one ends the run in words. The only interrupts are another CPU's wake-up and
-//! the spurious one; handlers run with interrupts off, and so nothing but an NMI comes
-//! on top of them. A vector without a gate is a general protection fault with the
-//! vector in its error code.
+//! other one ends the run in words. What else interrupts a CPU, and what may come on
+//! top of what, stands in [`interrupts`]. A vector without a gate is a general
+//! protection fault with the vector in its error code.
 
 use core::arch::naked_asm;
 
@@ -15,8 +14,8 @@ use x86_64::instructions::tables::lidt;
 use x86_64::structures::DescriptorTablePointer;
 
 use crate::descriptors::{CODE, InterruptStack};
-use crate::lapic::{self, SPURIOUS_VECTOR, WAKE_VECTOR};
-use crate::{cpu, heap, panic, relief, step, stop};
+use crate::interrupts::{self, ERROR_VECTOR, SPURIOUS_VECTOR, TIMER_VECTOR, WAKE_VECTOR};
+use crate::{cpu, heap, panic, step, stop};
 
 /// Exception vectors (Intel SDM vol. 3A, table 6-1).
 const EXCEPTIONS: usize = 32;
@@ -27,8 +26,6 @@ const DEBUG: u64 = 1;
 const NMI: u64 = 2;
 const DOUBLE_FAULT: usize = 8;
 const MACHINE_CHECK: usize = 18;
-const WAKE: usize = WAKE_VECTOR as usize;
-const SPURIOUS: usize = SPURIOUS_VECTOR as usize;
 
 /// The vectors that push an error code: 8, 10 to 14, 17, 21, 29 and 30
 /// (Intel SDM vol. 3A, table 6-1; AMD APM vol. 2, 8.2).
@@ -138,6 +135,17 @@ static STUBS: [extern "C" fn(); EXCEPTIONS] = stubs!(
     0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31
 );
 
+/// The stubs of the interrupts, with their vectors.
+static INTERRUPTS: [(usize, extern "C" fn()); 4] = [
+    (TIMER_VECTOR as usize, stub::<{ TIMER_VECTOR as usize }>),
+    (WAKE_VECTOR as usize, stub::<{ WAKE_VECTOR as usize }>),
+    (ERROR_VECTOR as usize, stub::<{ ERROR_VECTOR as usize }>),
+    (
+        SPURIOUS_VECTOR as usize,
+        stub::<{ SPURIOUS_VECTOR as usize }>,
+    ),
+];
+
 extern "C" fn dispatch(frame: &mut Frame) {
     if handle(frame) == Heap::MayBeUsed {
         frame.rip = heap::resume_at(frame.rip);
@@ -159,14 +167,8 @@ fn handle(frame: &mut Frame) -> Heap {
     {
         return heap;
     }
-    if frame.vector == WAKE as u64 {
-        lapic::end_of_interrupt();
-        relief::serve();
-        return Heap::MayBeUsed;
-    }
-    // A spurious interrupt is not in service, so there is nothing to end.
-    if frame.vector == SPURIOUS as u64 {
-        return Heap::Untouched;
+    if let Some(heap) = interrupts::take(frame.vector) {
+        return heap;
     }
     if frame.vector == NMI && stop::is_requested() {
         // A CPU with a fault of its own is about to leave word of it, and then stops.
@@ -203,8 +205,7 @@ struct Table([Gate; VECTORS]);
 impl Table {
     fn new(stack_of: impl Fn(usize) -> Option<InterruptStack>) -> Self {
         let mut gates = [Gate::default(); VECTORS];
-        let wake = [(WAKE, stub::<WAKE> as _), (SPURIOUS, stub::<SPURIOUS> as _)];
-        for (vector, stub) in STUBS.into_iter().enumerate().chain(wake) {
+        for (vector, stub) in STUBS.into_iter().enumerate().chain(INTERRUPTS) {
             let offset = stub as *const () as u64;
             gates[vector] = Gate {
                 offset_low: offset as u16,

@@ -3,18 +3,24 @@
 use alloc::boxed::Box;
 use core::hint::black_box;
 use core::ptr;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use muster_memory::{Access, FRAME_SIZE};
+use x86_64::instructions::interrupts;
 
 use crate::audit::Bytes;
+use crate::call::{self, Targets};
 use crate::clock::Deadline;
 use crate::crew::{self, StartLine};
+use crate::lock::{Level, Lock};
 use crate::mapping::Mapping;
 use crate::{cpu, image, stop};
 
 /// How long the others wait for a fault that does not come, in milliseconds.
 const PATIENCE: u64 = 10_000;
+
+/// How long the BSP waits for an answer, in milliseconds.
+const CALL_PATIENCE: u64 = 1_000;
 
 /// A fault to bring about once all CPUs are at work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +47,14 @@ pub enum Fault {
     ProtectedWrite,
     /// The last CPU runs off the end of a mapping.
     MappingOverflow,
+    /// The last AP keeps interrupts out for good, and the BSP calls it.
+    DeafAp,
+    /// The last CPU takes two locks in the wrong order.
+    LockOrder,
+    /// The last CPU calls the others while it holds a lock.
+    CallLocked,
+    /// The last AP panics in what the BSP has called it for.
+    PanicInCall,
 }
 
 /// Bytes of a mapping to be misused: so many large pages and small ones that all of the TLB is
@@ -65,6 +79,10 @@ impl Fault {
             "unmapped-read" => Self::UnmappedRead,
             "protected-write" => Self::ProtectedWrite,
             "mapping-overflow" => Self::MappingOverflow,
+            "deaf-ap" => Self::DeafAp,
+            "lock-order" => Self::LockOrder,
+            "call-locked" => Self::CallLocked,
+            "panic-in-call" => Self::PanicInCall,
             _ => return None,
         })
     }
@@ -73,7 +91,7 @@ impl Fault {
     pub fn happen(self) {
         let size = crew::size();
         let culprits = match self {
-            Self::PanicBsp => 0..1,
+            Self::PanicBsp | Self::PanicInCall => 0..1,
             Self::PanicTwo => size.saturating_sub(2)..size,
             Self::PanicAll => 0..size,
             _ => size - 1..size,
@@ -94,6 +112,8 @@ impl Fault {
                     core::hint::spin_loop();
                 }
                 self.strike(victim);
+            } else if self == Self::DeafAp && place == 0 {
+                call_the_deaf();
             }
         });
         panic!("{self:?} did not end the run");
@@ -162,6 +182,22 @@ impl Fault {
             Self::PanicBsp | Self::PanicAp | Self::PanicTwo | Self::PanicAll => {
                 panic!("asked for by fault=")
             }
+            Self::DeafAp => go_deaf(),
+            Self::LockOrder => {
+                let (first, second) =
+                    (Lock::new(Level::Workload, ()), Lock::new(Level::Tables, ()));
+                let _second = second.lock();
+                let _first = first.lock();
+            }
+            Self::CallLocked => {
+                let lock = Lock::new(Level::Tables, ());
+                let _held = lock.lock();
+                call_others(&|_| {});
+            }
+            Self::PanicInCall => {
+                let last = cpu::all().len() as u32 - 1;
+                call_others(&|index| assert!(index != last, "asked for by fault="));
+            }
             Self::StackOverflow => overflow(0),
             Self::NullRead => {
                 // SAFETY: the page is not mapped, so the read faults, and the fault ends the
@@ -190,6 +226,39 @@ impl Fault {
 
 fn map(bytes: u64) -> Mapping {
     Mapping::memory(bytes).unwrap_or_else(|error| panic!("no mapping to misuse: {error}"))
+}
+
+/// Whether a CPU keeps interrupts out and serves no calls.
+static IS_DEAF: AtomicBool = AtomicBool::new(false);
+
+fn go_deaf() {
+    interrupts::disable();
+    IS_DEAF.store(true, Ordering::Release);
+    let deadline = Deadline::after_millis(PATIENCE);
+    while !deadline.passed() {
+        core::hint::spin_loop();
+    }
+}
+
+/// Calls all others, of whom one does not hear it.
+fn call_the_deaf() {
+    let deadline = Deadline::after_millis(PATIENCE);
+    while !IS_DEAF.load(Ordering::Acquire) && !deadline.passed() {
+        core::hint::spin_loop();
+    }
+    call_others(&|_| {});
+}
+
+fn call_others(work: &call::Work<'_>) {
+    let answers = AtomicUsize::new(0);
+    let result = call::run(Targets::Others, CALL_PATIENCE, &|index| {
+        work(index);
+        answers.fetch_add(1, Ordering::Relaxed);
+    });
+    log::info!("{} CPUs have answered", answers.into_inner());
+    if let Err(error) = result {
+        panic!("{error}");
+    }
 }
 
 /// Recurses until the stack is used up.

@@ -9,8 +9,8 @@ use core::sync::atomic::{AtomicU8, Ordering};
 
 use heapless::{Deque, String};
 use log::{LevelFilter, Log, Metadata, Record};
-use spin::Mutex;
 
+use crate::lock::{Level, Lock};
 use crate::{clock, cpu, serial};
 
 /// The longest line, in bytes; what goes beyond is cut and marked.
@@ -51,7 +51,7 @@ impl Journal {
 }
 
 /// The BSP's lines from before it had a block.
-static EARLY: Mutex<Journal> = Mutex::new(Journal::new());
+static EARLY: Lock<Journal> = Lock::new(Level::EarlyJournal, Journal::new());
 
 static SERIAL_LEVEL: AtomicU8 = AtomicU8::new(LevelFilter::Info as u8);
 
@@ -95,9 +95,9 @@ pub fn adopt_early(journal: &mut Journal) {
 
 /// Keeps a line in this CPU's journal.
 ///
-/// A journal is only ever locked by its own CPU and, once that CPU has stopped
-/// or the run is over, by the reader. So a lock that is taken here means that a
-/// fault interrupted this very function, and the line goes to the port only.
+/// A journal is only ever locked by its own CPU, with interrupts off, and, once that
+/// CPU has stopped or the run is over, by the reader. So a lock that is taken here means
+/// that a fault came upon this very function, and the line goes to the port only.
 fn keep(line: &[u8]) {
     let kept = cpu::try_with(|here| {
         if let Some(mut journal) = here.shared().journal.try_lock() {

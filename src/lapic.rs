@@ -1,5 +1,6 @@
-//! The local APIC: interrupts from one CPU to another.
+//! The local APIC: interrupts from one CPU to another, and each CPU's timer.
 
+use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use raw_cpuid::CpuId;
@@ -7,17 +8,41 @@ use x86_64::instructions::interrupts;
 use x86_64::registers::model_specific::{ApicBase, Msr};
 
 use crate::clock::Deadline;
+use crate::interrupts::{ERROR_VECTOR, SPURIOUS_VECTOR, TIMER_VECTOR, WAKE_VECTOR};
 use crate::shared;
 
-/// IA32_APIC_BASE: x2APIC mode is on (Intel SDM vol. 3A, 11.12.1).
+/// IA32_APIC_BASE: this is the BSP, and x2APIC mode is on (Intel SDM vol. 3A, 11.12.1). The mode
+/// stays what firmware and loader made it: both are served alike.
+const IS_BSP: u64 = 1 << 8;
 const ENABLED_X2APIC: u64 = 1 << 10;
 
 /// Registers, as byte offsets in the xAPIC's page (Intel SDM vol. 3A, table 11-1).
 /// In x2APIC mode they are MSRs: [`X2APIC_BASE`] and a sixteenth of the offset.
+const TASK_PRIORITY: usize = 0x080;
 const EOI: usize = 0x0b0;
 const SPURIOUS: usize = 0x0f0;
+const ERROR_STATUS: usize = 0x280;
 const ICR_LOW: usize = 0x300;
 const ICR_HIGH: usize = 0x310;
+const LVT_TIMER: usize = 0x320;
+const LVT_LINT0: usize = 0x350;
+const LVT_LINT1: usize = 0x360;
+const LVT_ERROR: usize = 0x370;
+const INITIAL_COUNT: usize = 0x380;
+const CURRENT_COUNT: usize = 0x390;
+const DIVIDE: usize = 0x3e0;
+
+/// Local vector table: the interrupt is masked; it comes as an NMI; the timer fires at a stamp of
+/// the TSC (Intel SDM vol. 3A, figure 11-8).
+const LVT_MASKED: u32 = 1 << 16;
+const LVT_NMI: u32 = 0b100 << 8;
+const LVT_TSC_DEADLINE: u32 = 0b10 << 17;
+
+/// Divide configuration: the counter runs at the full rate (Intel SDM vol. 3A, figure 11-10).
+const DIVIDE_BY_1: u32 = 0b1011;
+
+/// IA32_TSC_DEADLINE (Intel SDM vol. 4, table 2-2).
+const IA32_TSC_DEADLINE: u32 = 0x6e0;
 
 /// MSR of the x2APIC's register at offset 0 (Intel SDM vol. 3A, table 11-6).
 const X2APIC_BASE: u32 = 0x800;
@@ -34,14 +59,6 @@ const XAPIC_BROADCAST: u32 = 0xff;
 
 /// ICR: delivery status, set while the last interrupt is still on its way.
 const PENDING: u32 = 1 << 12;
-
-/// The interrupt that wakes a halted CPU. It says nothing more: the CPU looks
-/// for itself what there is to do.
-pub const WAKE_VECTOR: u8 = 0xf0;
-
-/// The interrupt a CPU gets when another one went away before it was taken. Its
-/// low four bits are all set, as the first APICs have it (Intel SDM vol. 3A, 11.9).
-pub const SPURIOUS_VECTOR: u8 = 0xff;
 
 /// Where the xAPIC's registers are mapped; 0 until they are.
 static REGISTERS: AtomicU64 = AtomicU64::new(0);
@@ -78,10 +95,116 @@ pub fn own_id() -> u32 {
     topology.or_else(initial).unwrap_or(0)
 }
 
-/// Switches this CPU's APIC on, to take [`WAKE_VECTOR`].
+/// Switches this CPU's APIC on, with all that it may interrupt for: other CPUs, its own timer and
+/// errors, and the machine's NMI line, which is the BSP's, so that one NMI is one report. The line
+/// of the legacy PIC stays shut.
 pub fn enable() {
+    let Some(registers) = Registers::get() else {
+        return;
+    };
+    // First: while the APIC is off it keeps every entry masked (Intel SDM vol. 3A, 11.4.7.2).
+    registers.write(SPURIOUS, SOFTWARE_ENABLE | u32::from(SPURIOUS_VECTOR));
+    registers.write(TASK_PRIORITY, 0);
+    registers.write(LVT_TIMER, LVT_MASKED | u32::from(TIMER_VECTOR));
+    registers.write(LVT_LINT0, LVT_MASKED);
+    let is_bsp = ApicBase::read_raw().1 & IS_BSP != 0;
+    registers.write(
+        LVT_LINT1,
+        if is_bsp {
+            LVT_NMI
+        } else {
+            LVT_MASKED | LVT_NMI
+        },
+    );
+    // What happened in the loader's time is no error of this kernel's.
+    take_errors();
+    registers.write(LVT_ERROR, u32::from(ERROR_VECTOR));
+}
+
+/// What the APIC has met since it was last asked (Intel SDM vol. 3A, figure 11-9).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Errors(u32);
+
+impl fmt::Display for Errors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const NAMES: [&str; 8] = [
+            "sent a message with a wrong checksum",
+            "received a message with a wrong checksum",
+            "sent a message that nobody accepted",
+            "received a message that nobody accepts",
+            "sent a lowest-priority interrupt, which it can't",
+            "sent an illegal vector",
+            "received an illegal vector",
+            "was asked for a register that it does not have",
+        ];
+        let mut names = (0..)
+            .zip(NAMES)
+            .filter(|(bit, _)| self.0 >> bit & 1 != 0)
+            .map(|(_, name)| name);
+        match names.next() {
+            Some(name) => f.write_str(name)?,
+            None => f.write_str("an error that it says nothing of")?,
+        }
+        names.try_for_each(|name| write!(f, "; {name}"))
+    }
+}
+
+/// Takes note of the errors of this CPU's APIC, which begins anew.
+pub fn take_errors() -> Errors {
+    Errors(Registers::get().map_or(0, |registers| {
+        // The register shows what there was up to the last write (Intel SDM vol. 3A, 11.5.3).
+        registers.write(ERROR_STATUS, 0);
+        registers.read(ERROR_STATUS)
+    }))
+}
+
+/// What the end of a countdown leads to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fires {
+    /// One interrupt.
+    Once,
+    /// Nothing: the counter is only read.
+    Never,
+}
+
+/// Starts this CPU's countdown from `count`. `None`: there is no APIC.
+pub fn arm_counter(count: u32, fires: Fires) -> Option<()> {
+    let registers = Registers::get()?;
+    let masked = match fires {
+        Fires::Once => 0,
+        Fires::Never => LVT_MASKED,
+    };
+    registers.write(DIVIDE, DIVIDE_BY_1);
+    registers.write(LVT_TIMER, masked | u32::from(TIMER_VECTOR));
+    registers.write(INITIAL_COUNT, count);
+    Some(())
+}
+
+/// Where this CPU's countdown is. `None`: there is no APIC.
+pub fn counter() -> Option<u32> {
+    Some(Registers::get()?.read(CURRENT_COUNT))
+}
+
+/// Lets this CPU's timer fire once the TSC has reached `stamp`. Call only where CPUID has it.
+pub fn arm_deadline(stamp: u64) {
+    let Some(registers) = Registers::get() else {
+        return;
+    };
+    registers.write(LVT_TIMER, LVT_TSC_DEADLINE | u32::from(TIMER_VECTOR));
+    // SAFETY: the MSR exists, as the caller knows, and its one effect is the timer's interrupt,
+    // which has a handler. The fence: a write to the xAPIC's page is not ordered with one to an
+    // MSR, and before the mode is set this one is lost (Intel SDM vol. 3A, 11.5.4.1).
+    unsafe {
+        core::arch::asm!("mfence", options(nostack, preserves_flags));
+        Msr::new(IA32_TSC_DEADLINE).write(stamp.max(1));
+    }
+}
+
+/// Switches this CPU's timer off. An interrupt that is on its way still comes.
+pub fn disarm() {
     if let Some(registers) = Registers::get() {
-        registers.write(SPURIOUS, SOFTWARE_ENABLE | u32::from(SPURIOUS_VECTOR));
+        registers.write(LVT_TIMER, LVT_MASKED | u32::from(TIMER_VECTOR));
+        registers.write(INITIAL_COUNT, 0);
     }
 }
 
@@ -164,7 +287,7 @@ impl Registers {
     fn write(self, register: usize, value: u32) {
         match self {
             // SAFETY: the mode was read from this CPU, so the MSR exists; the registers
-            // written here (EOI, spurious, ICR) have no effect on memory of their own.
+            // written here (those above) have no effect on memory of their own.
             Self::X2Apic => unsafe {
                 Msr::new(X2APIC_BASE + (register as u32 >> 4)).write(u64::from(value));
             },

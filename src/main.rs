@@ -13,7 +13,10 @@
 //! - No CPU touches per-CPU state before its block is registered; doing so panics
 //!   ([`cpu`]).
 //! - Nobody waits for another CPU or a device without a bound, except for a lock, and
-//!   except an AP that is out of work ([`crew`]).
+//!   except an AP that is out of work ([`crew`]). Who waits for a CPU answers calls
+//!   meanwhile ([`call`]).
+//! - Locks have levels and are taken in their order, which is checked on every run
+//!   ([`lock`]); no handler waits for the code below it ([`interrupts`]).
 //! - Nothing is both writable and executable, and no page maps more than its
 //!   region: the tables are walked to see it ([`shared`]).
 //! - Loader memory is taken over only when every CPU of the machine has left it
@@ -32,6 +35,7 @@ mod audit;
 #[cfg(feature = "bench")]
 mod bench;
 mod boot;
+mod call;
 mod clock;
 mod control;
 mod cpu;
@@ -44,8 +48,10 @@ mod firmware;
 mod frames;
 mod heap;
 mod image;
+mod interrupts;
 mod journal;
 mod lapic;
+mod lock;
 mod madt;
 mod mapping;
 mod panic;
@@ -59,6 +65,7 @@ mod stack;
 mod step;
 mod stop;
 mod stress;
+mod timer;
 mod window;
 
 use alloc::string::String;
@@ -66,7 +73,6 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use conquer_once::spin::OnceCell;
-use x86_64::instructions::interrupts;
 
 use crate::arguments::Arguments;
 use crate::boot::Boot;
@@ -136,6 +142,7 @@ extern "C" fn build() -> ! {
     }
     shared::publish(shared);
     heap::open(arguments.heap.kinds()[0]);
+    call::start(blocks.len());
 
     PLAN.init_once(|| Plan {
         boot,
@@ -169,7 +176,11 @@ extern "C" fn muster() -> ! {
     });
     pic::mask();
     lapic::enable();
-    interrupts::enable();
+    match timer::calibrate() {
+        Some(source) => log::info!("timers {source}"),
+        None => log::warn!("no timer: the local APIC's does not count"),
+    }
+    x86_64::instructions::interrupts::enable();
 
     let roll = RollCall::hold(boot, arguments, blocks);
     roll.print();
@@ -178,12 +189,20 @@ extern "C" fn muster() -> ! {
         fault.happen();
     }
 
+    let calls = call::measure();
     let before = audit::Books::read();
     let work = work(arguments);
     let audit = before.compare();
     shared::get().tell_owners();
+    interrupts::tell();
+    call::tell();
 
-    if let Err(reason) = roll.verdict().and(reclaimed).and(work).and(audit) {
+    if let Err(reason) = (roll.verdict())
+        .and(reclaimed)
+        .and(calls)
+        .and(work)
+        .and(audit)
+    {
         exit::conclude(Outcome::Failed, format_args!("{reason}"));
     }
     exit::conclude(Outcome::Passed, format_args!(""))

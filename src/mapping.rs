@@ -9,12 +9,13 @@ use muster_memory::{
     Access, AddressAllocator, AddressError, Cache, ChangeError, FRAME_SIZE, FlushSet, FrameRun,
     Owner, PageSize, PhysRange, Region, Shootdown, TableError, VirtRange,
 };
-use spin::Mutex;
 use x86_64::VirtAddr;
 use x86_64::instructions::tlb;
 
+use crate::call::{self, Targets};
+use crate::lock::{Level, Lock};
 use crate::window::MAPPINGS;
-use crate::{crew, relief, shared};
+use crate::{relief, shared};
 
 /// Bytes in a large page.
 const LARGE: u64 = PageSize::Size2MiB.bytes();
@@ -29,9 +30,9 @@ const WINDOW: VirtRange = match VirtRange::new(MAPPINGS.start, MAPPINGS.end - MA
 
 /// The addresses of the window. A lock of its own, taken before that of the heap's growth and of
 /// the tables: its books are on the heap.
-fn addresses() -> &'static Mutex<AddressAllocator> {
-    static ADDRESSES: OnceCell<Mutex<AddressAllocator>> = OnceCell::uninit();
-    ADDRESSES.get_or_init(|| Mutex::new(AddressAllocator::new(WINDOW)))
+fn addresses() -> &'static Lock<AddressAllocator> {
+    static ADDRESSES: OnceCell<Lock<AddressAllocator>> = OnceCell::uninit();
+    ADDRESSES.get_or_init(|| Lock::new(Level::Addresses, AddressAllocator::new(WINDOW)))
 }
 
 /// Why something can't be mapped.
@@ -66,9 +67,8 @@ enum Frames {
 
 /// Some memory at addresses of its own, for as long as this lives.
 ///
-/// It can be made on any CPU. Until CPUs can be asked to flush from everywhere, it may only be
-/// dropped or protected on the BSP, and not from within an order; see [`flush_on_all_cpus`]. Never in
-/// an interrupt handler: the one that is interrupted may hold the same locks.
+/// It can be made, protected and dropped on any CPU at work, also by several at once; but not by one
+/// that holds a lock, nor in an interrupt handler: CPUs are called to flush.
 #[derive(Debug)]
 pub struct Mapping {
     range: VirtRange,
@@ -266,7 +266,7 @@ fn give_back(run: FrameRun) {
 /// Every CPU that uses the shared tables.
 struct AllCpus;
 
-// SAFETY: (1) every CPU at work carries the order out; (2) an AP that joins later flushes after it
+// SAFETY: (1) every CPU at work is called, and this one flushes itself; (2) an AP that joins later flushes after it
 // has joined (`ap`); one that came too late uses nothing of the window and halts; (3) the others
 // are stopped or never came.
 unsafe impl Shootdown for AllCpus {
@@ -275,14 +275,17 @@ unsafe impl Shootdown for AllCpus {
     }
 }
 
-/// Makes all CPUs at work flush, and returns when they have. **This is the one place where that is
-/// done**, for now by an order to the crew, which only the BSP can give, outside of any other.
+/// Makes all CPUs at work flush, and returns when they have: a TLB shootdown, by one interrupt to each
+/// of them, however many pages there are.
 ///
 /// # Panics
 ///
-/// Where no order can be given, and if a CPU does not answer.
+/// If a CPU does not answer: it may go on by what it has cached for as long as it likes, so there
+/// is no way on.
 fn flush_on_all_cpus(pages: &FlushSet) {
-    crew::all(PATIENCE, &|_| flush_here(pages));
+    if let Err(error) = call::run(Targets::All, PATIENCE, &|_| flush_here(pages)) {
+        panic!("a page can't be unmapped: {error}");
+    }
 }
 
 /// Flushes on this CPU. Muster sets neither CR4.PGE nor CR4.PCIDE ([`crate::control`]), so a load

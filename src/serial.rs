@@ -2,13 +2,13 @@
 
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use spin::Mutex;
 use uart_16550::backend::PioBackend;
 use uart_16550::{BaudRate, Config, Uart16550};
 use x86_64::instructions::port::{Port, PortReadOnly};
 
 use crate::clock::Deadline;
 use crate::lapic;
+use crate::lock::{Level, Lock};
 
 /// COM1's I/O port on every PC.
 const COM1: u16 = 0x3f8;
@@ -21,7 +21,7 @@ const DEBUG_CONSOLE: u16 = 0xe9;
 const PATIENCE: u64 = 100;
 
 /// COM1, or `None` if there is none or it has stopped taking bytes.
-static UART: Mutex<Option<Uart16550<PioBackend>>> = Mutex::new(None);
+static UART: Lock<Option<Uart16550<PioBackend>>> = Lock::new(Level::Serial, None);
 
 /// The CPU (by LAPIC id) that alone writes now, past the lock.
 static SEIZED: AtomicBool = AtomicBool::new(false);
@@ -46,19 +46,14 @@ pub fn start() {
 }
 
 /// Writes a whole line: no other CPU's bytes come in between.
-///
-/// Interrupts are kept out while the port is locked, so a handler on this CPU
-/// never waits for the code it interrupted.
 pub fn write(line: &[u8]) {
-    x86_64::instructions::interrupts::without_interrupts(|| {
-        if SEIZED.load(Ordering::Acquire) && SEIZED_BY.load(Ordering::Relaxed) == lapic::own_id() {
-            return write_past_lock(line);
-        }
-        let mut uart = UART.lock();
-        if uart.as_mut().is_some_and(|uart| !send(uart, line)) {
-            *uart = None;
-        }
-    });
+    if SEIZED.load(Ordering::Acquire) && SEIZED_BY.load(Ordering::Relaxed) == lapic::own_id() {
+        return write_past_lock(line);
+    }
+    let mut uart = UART.lock();
+    if uart.as_mut().is_some_and(|uart| !send(uart, line)) {
+        *uart = None;
+    }
 }
 
 /// Lets this CPU write past the lock from now on, for a fault report: whoever holds

@@ -2,9 +2,9 @@
 //! heap. The BSP builds it, loads it, checks it and publishes it once; after that
 //! every CPU only reads it, and what still changes lies behind locks.
 //!
-//! Lock order: the lock on a mapping's addresses ([`crate::mapping`]), the heap's growth
-//! lock, then [`Growing`], which growth takes: nobody who holds it may allocate, nor wait
-//! for another CPU. Frames need no lock.
+//! The heap's growth takes the lock of [`Growing`] ([`Level::Tables`]), and so does
+//! whoever holds the one on a mapping's addresses ([`crate::mapping`]): nobody who holds
+//! it may allocate, nor wait for another CPU. Frames need no lock.
 
 use alloc::vec::Vec;
 use core::fmt;
@@ -19,13 +19,12 @@ use muster_memory::{
 };
 use nodit::interval::ie;
 use nodit::{Interval, NoditSet};
-use spin::Mutex;
-use x86_64::instructions::interrupts;
 
 use crate::audit::Bytes;
 use crate::boot::Boot;
 use crate::control::{self, Features};
 use crate::cpu::{self, Block};
+use crate::lock::{Level, Lock};
 use crate::stack::{self, Slot};
 use crate::window::{self, HEAP, MAPPINGS};
 use crate::{frames, heap, image, lapic};
@@ -53,7 +52,7 @@ pub struct Shared {
     root: Frame,
     map: PhysicalMap,
     frames: FrameAllocator,
-    growing: Mutex<Growing>,
+    growing: Lock<Growing>,
 }
 
 /// The tables, and what of the heap's window is in them.
@@ -350,11 +349,14 @@ impl Shared {
             plan,
             map,
             frames: frames.with_caches(blocks.len()),
-            growing: Mutex::new(Growing {
-                tables,
-                heap_mapped: HEAP.start,
-                heap_given: HEAP.start,
-            }),
+            growing: Lock::new(
+                Level::Tables,
+                Growing {
+                    tables,
+                    heap_mapped: HEAP.start,
+                    heap_given: HEAP.start,
+                },
+            ),
         };
         Ok((shared, blocks))
     }
@@ -426,7 +428,7 @@ impl Shared {
     /// Changes the tables, which nobody else changes meanwhile, and no handler of this CPU.
     /// `f` may neither allocate nor wait for another CPU.
     pub fn with_tables<T>(&self, f: impl FnOnce(&mut Tables<Hhdm>, &FrameAllocator) -> T) -> T {
-        interrupts::without_interrupts(|| f(&mut self.growing.lock().tables, &self.frames))
+        f(&mut self.growing.lock().tables, &self.frames)
     }
 
     /// The tables, to be read without their lock: in a fault report its holder may be
@@ -553,12 +555,8 @@ impl Shared {
     /// Bytes that the heap can still have: frames that nobody owns, and what of its
     /// window is mapped and not yet given to it.
     pub fn free_bytes(&self) -> u64 {
-        // No handler of this CPU may want the lock meanwhile.
-        let reserve = interrupts::without_interrupts(|| {
-            let growing = self.growing.lock();
-            growing.heap_mapped - growing.heap_given
-        });
-        self.frames_free_bytes() + reserve
+        let growing = self.growing.lock();
+        self.frames_free_bytes() + growing.heap_mapped - growing.heap_given
     }
 
     fn frames_free_bytes(&self) -> u64 {

@@ -11,6 +11,11 @@
 //! - **Two CPUs with one block**: a block is claimed once.
 //! - **False sharing**: blocks, and the two parts of a block, never share a cache line.
 //!
+#![cfg_attr(
+    feature = "alloc",
+    doc = "With the feature `alloc` there is an [`Exchange`], in which CPUs call each other."
+)]
+#![cfg_attr(feature = "alloc", doc = "")]
 //! # Example
 //!
 //! Threads stand for CPUs here, as in any host test; a kernel writes its own [`Register`] (below)
@@ -133,12 +138,25 @@
 
 #![no_std]
 
+#[cfg(feature = "alloc")]
+extern crate alloc;
+#[cfg(loom)]
+extern crate std;
+
 mod block;
 mod directory;
+#[cfg(feature = "alloc")]
+mod exchange;
+#[cfg(all(test, loom))]
+mod models;
 mod storage;
+#[cfg(feature = "alloc")]
+mod sync;
 #[cfg(feature = "std")]
 mod threads;
 
 pub use block::{Block, Header, UNREGISTERED};
 pub use directory::{Directory, PublishError};
+#[cfg(feature = "alloc")]
+pub use exchange::{Call, DEPTH, Exchange};
 pub use storage::{Here, Register, RegisterError, Storage};

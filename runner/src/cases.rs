@@ -145,6 +145,41 @@ pub const CASES: &[Case] = &[
         &["roll: 32 of 32 CPUs online"],
     ),
     passes(
+        "timer-1",
+        &["1", "stress=timer", "seconds=0.5"],
+        // On a CPU of the host's own.
+        &[r"\d{3,} interrupts a second on each CPU"],
+    ),
+    passes(
+        "timer-8",
+        &["8", "stress=timer", "seconds=1"],
+        &[r"\d interrupts a second on each CPU", "audit: clean"],
+    ),
+    passes(
+        "timer-32",
+        &["32", "stress=timer", "seconds=0.5"],
+        &[r"\d interrupts a second on each CPU", "audit: clean"],
+    ),
+    passes(
+        "calls-1",
+        &["1", "stress=calls", "seconds=0.3"],
+        &["audit: clean"],
+    ),
+    passes(
+        "calls-8",
+        &["8", "stress=calls", "seconds=1"],
+        &[
+            "to one CPU and back: ",
+            "to all 7 others and back: ",
+            "audit: clean",
+        ],
+    ),
+    passes(
+        "calls-32",
+        &["32", "stress=calls", "seconds=0.5"],
+        &["to all 31 others and back: ", "audit: clean"],
+    ),
+    passes(
         "heap-linked-list",
         &["8", "heap=linked-list", "seconds=1"],
         &["exhaustion", "audit: clean"],
@@ -479,6 +514,39 @@ pub const CASES: &[Case] = &[
             "nothing is mapped there .*a mapping",
             BACKTRACE,
         ],
+    ),
+    panics(
+        "deaf-ap",
+        &["4", "fault=deaf-ap"],
+        &[
+            "2 CPUs have answered",
+            "CPU 3 did not take a call within 1000 ms",
+            "CPU 3 stopped at",
+            BACKTRACE,
+        ],
+    ),
+    panics(
+        "lock-order",
+        &["4", "fault=lock-order"],
+        &[
+            "CPU 3 panicked",
+            "the lock of the workload's books may not be taken while that of the page tables is held",
+            BACKTRACE,
+        ],
+    ),
+    panics(
+        "call-locked",
+        &["4", "fault=call-locked"],
+        &[
+            "CPU 3 panicked",
+            "CPUs may not be called while the lock of the page tables is held",
+            BACKTRACE,
+        ],
+    ),
+    panics(
+        "panic-in-call",
+        &["4", "fault=panic-in-call"],
+        &["CPU 3 panicked", "CPU 0 stopped at .* in ", BACKTRACE],
     ),
     // The runner would not pass these on: QEMU's last -append counts.
     refuses(

@@ -4,21 +4,21 @@ use alloc::vec::Vec;
 
 use crossbeam_utils::CachePadded;
 use heapless::Deque;
-use spin::Mutex;
 
 use super::Shift;
 use super::block::Block;
+use crate::lock::{Level, Lock};
 
 /// Blocks that may wait for one CPU.
 const WAITING: usize = 64;
 
 /// What waits for one CPU.
-pub type Mailbox = CachePadded<Mutex<Deque<Block, WAITING>>>;
+pub type Mailbox = CachePadded<Lock<Deque<Block, WAITING>>>;
 
 /// A mailbox for each CPU.
 pub fn mailboxes(cpus: usize) -> Vec<Mailbox> {
     (0..cpus)
-        .map(|_| CachePadded::new(Mutex::new(Deque::new())))
+        .map(|_| CachePadded::new(Lock::new(Level::Workload, Deque::new())))
         .collect()
 }
 

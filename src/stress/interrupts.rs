@@ -2,17 +2,12 @@
 //! that uses the heap on the same CPU.
 
 use alloc::alloc::{alloc, dealloc};
-use core::alloc::Layout;
 use core::cell::Cell;
 use core::ptr::NonNull;
 
 use super::Shift;
+use super::marked::{LAYOUT, Marker, SIZE};
 use crate::{heap, step};
-
-/// The size of every block: the handler frees what the interrupted code is allocating from.
-const SIZE: usize = 64;
-
-const LAYOUT: Layout = Layout::new::<[u64; SIZE / 8]>();
 
 /// More blocks than a CPU caches of this size, so that the handler makes it refill and flush.
 const MANY: usize = 300;
@@ -26,44 +21,14 @@ struct Hands {
     mine: [Cell<Option<NonNull<u64>>>; MANY],
     theirs: [Cell<Option<NonNull<u64>>>; MANY],
     one: Cell<Option<NonNull<u64>>>,
-    refused: Cell<u64>,
-    corrupt: Cell<u64>,
+    marker: Marker,
 }
 
 impl Hands {
-    fn allocate(&self) -> Option<NonNull<u64>> {
-        // SAFETY: the size is not 0.
-        let block = NonNull::new(unsafe { alloc(LAYOUT) }.cast::<u64>());
-        match block {
-            Some(block) => {
-                for word in 0..SIZE / 8 {
-                    // SAFETY: the block is new, and so long; the heap aligns it for words.
-                    unsafe { block.add(word).write(pattern(block, word)) };
-                }
-            }
-            None => self.refused.set(self.refused.get() + 1),
-        }
-        block
-    }
-
-    fn free(&self, block: NonNull<u64>) {
-        for word in 0..SIZE / 8 {
-            // SAFETY: live, written as a whole by `allocate`, and this CPU's alone.
-            if unsafe { block.add(word).read() } != pattern(block, word) {
-                self.corrupt.set(self.corrupt.get() + 1);
-                log::error!("word {word} of the block at {block:p} was overwritten");
-            }
-            // SAFETY: as above. A second owner finds its pattern gone.
-            unsafe { block.add(word).write(0) };
-        }
-        // SAFETY: allocated with this layout, and out of its cell.
-        unsafe { dealloc(block.as_ptr().cast(), LAYOUT) };
-    }
-
     fn fill(&self, cells: &[Cell<Option<NonNull<u64>>>]) {
         for cell in cells {
             if cell.get().is_none() {
-                cell.set(self.allocate());
+                cell.set(self.marker.allocate());
             }
         }
     }
@@ -71,7 +36,8 @@ impl Hands {
     fn empty(&self, cells: &[Cell<Option<NonNull<u64>>>]) {
         for cell in cells {
             if let Some(block) = cell.take() {
-                self.free(block);
+                // SAFETY: the cells hold blocks of the marker's, and it is out of its cell.
+                unsafe { self.marker.free(block) };
             }
         }
     }
@@ -81,11 +47,6 @@ impl Hands {
         self.empty(&self.theirs);
         self.empty(core::slice::from_ref(&self.one));
     }
-}
-
-/// What a live block holds: no other block's words are the same.
-fn pattern(block: NonNull<u64>, word: usize) -> u64 {
-    (block.addr().get() as u64).rotate_left(17) ^ word as u64
 }
 
 /// How a round starts.
@@ -115,17 +76,17 @@ pub fn run(shift: &mut Shift<'_>) {
         mine: [const { Cell::new(None) }; MANY],
         theirs: [const { Cell::new(None) }; MANY],
         one: Cell::new(None),
-        refused: Cell::new(0),
-        corrupt: Cell::new(0),
+        marker: Marker::new(),
     };
     let swap = || {
-        let block = hands.allocate();
+        let block = hands.marker.allocate();
         hands.empty(&hands.theirs[..1]);
         hands.theirs[0].set(block);
     };
     let pair = || {
-        if let Some(block) = hands.allocate() {
-            hands.free(block);
+        if let Some(block) = hands.marker.allocate() {
+            // SAFETY: just allocated.
+            unsafe { hands.marker.free(block) };
         }
     };
     let flood = || {
@@ -177,8 +138,7 @@ pub fn run(shift: &mut Shift<'_>) {
         }
     }
     hands.empty_all();
-    shift.tally.refused += hands.refused.get();
-    shift.tally.corrupt += hands.corrupt.get();
+    hands.marker.add_to(&mut shift.tally);
 }
 
 fn prepare(hands: &Hands, state: State) {
@@ -192,15 +152,15 @@ fn prepare(hands: &Hands, state: State) {
             hands.empty(&hands.mine[..5]);
         }
         State::Emptied => {
-            hands.one.set(hands.allocate());
+            hands.one.set(hands.marker.allocate());
             // What is left is the reserve, which no fast path touches.
             for cell in free_cells().take_while(|_| heap::cached_here(LAYOUT) > 1) {
-                cell.set(hands.allocate());
+                cell.set(hands.marker.allocate());
             }
         }
         State::Filled => {
             hands.fill(&hands.mine[..MANY - 1]);
-            hands.one.set(hands.allocate());
+            hands.one.set(hands.marker.allocate());
             for cell in free_cells().take_while(|_| !heap::is_full_here(LAYOUT)) {
                 hands.empty(core::slice::from_ref(cell));
             }

@@ -2,10 +2,10 @@
 
 use nodit::interval::ie;
 use nodit::{Interval, NoditSet};
-use spin::Mutex;
 
 use super::Shift;
 use super::block::Block;
+use crate::lock::{Level, Lock};
 
 /// Slots for live blocks.
 const SLOTS: usize = 512;
@@ -50,12 +50,12 @@ pub fn run(shift: &mut Shift<'_>, ledger: &Ledger) {
 }
 
 /// Every block that is alive on any CPU, by its addresses.
-pub struct Ledger(Mutex<NoditSet<usize, Interval<usize>>>);
+pub struct Ledger(Lock<NoditSet<usize, Interval<usize>>>);
 
 impl Ledger {
     /// A ledger of nothing.
     pub fn new() -> Self {
-        Self(Mutex::new(NoditSet::new()))
+        Self(Lock::new(Level::Workload, NoditSet::new()))
     }
 
     /// Enters a block, or counts it as corrupt if another one lies there already.

@@ -5,13 +5,16 @@
 //! and checked when it is freed: two owners of one byte are found out.
 
 mod block;
+mod calls;
 mod churn;
 mod exhaustion;
 mod growth;
 mod handover;
 mod interrupts;
+mod marked;
 mod mixed;
 mod random;
+mod timer;
 
 use alloc::format;
 use alloc::string::String;
@@ -19,13 +22,13 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use crossbeam_utils::CachePadded;
-use spin::Mutex;
 
 use self::random::Random;
 use crate::arguments::Arguments;
 use crate::audit::Bytes;
 use crate::clock::{self, Deadline};
 use crate::crew::{self, StartLine};
+use crate::lock::{Level, Lock};
 use crate::{heap, shared};
 
 /// How long a CPU may take beyond a workload's time before it counts as hung, in
@@ -56,17 +59,23 @@ pub enum Workload {
     Growth,
     /// Allocations and frees, interrupted at each instruction by a handler that does the same.
     Interrupts,
+    /// Allocations and frees on top of which the CPU's timer does the same.
+    Timer,
+    /// Calls from every CPU to every other.
+    Calls,
     /// All CPUs allocate until the machine is out, then free everything.
     Exhaustion,
 }
 
 impl Workload {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 8] = [
         Self::Churn,
         Self::Mixed,
         Self::Handover,
         Self::Growth,
         Self::Interrupts,
+        Self::Timer,
+        Self::Calls,
         Self::Exhaustion,
     ];
 
@@ -78,6 +87,8 @@ impl Workload {
             Self::Handover => "handover",
             Self::Growth => "growth",
             Self::Interrupts => "interrupts",
+            Self::Timer => "timer",
+            Self::Calls => "calls",
             Self::Exhaustion => "exhaustion",
         }
     }
@@ -130,6 +141,8 @@ pub struct Tally {
     corrupt: u64,
     /// The slowest operation, in TSC ticks.
     slowest: u64,
+    /// Interrupts by its own timer.
+    interrupts: u64,
 }
 
 impl Tally {
@@ -152,6 +165,7 @@ impl Tally {
         self.refused += other.refused;
         self.corrupt += other.corrupt;
         self.slowest = self.slowest.max(other.slowest);
+        self.interrupts += other.interrupts;
     }
 }
 
@@ -235,7 +249,7 @@ struct Meeting {
 /// A line every second, so that a long run is seen to be alive.
 struct Progress {
     workload: Workload,
-    next: Mutex<Deadline>,
+    next: Lock<Deadline>,
     started: u64,
 }
 
@@ -245,7 +259,7 @@ impl Progress {
     fn new(workload: Workload) -> Self {
         Self {
             workload,
-            next: Mutex::new(Deadline::after_millis(Self::EVERY_MILLIS)),
+            next: Lock::new(Level::Workload, Deadline::after_millis(Self::EVERY_MILLIS)),
             started: clock::ticks(),
         }
     }
@@ -272,7 +286,11 @@ impl Progress {
 ///
 /// If any block was corrupt, or a workload did nothing at all.
 pub fn run(arguments: &Arguments) -> Result<(), String> {
-    let workloads: Vec<Workload> = arguments.stress.iter().collect();
+    let mut workloads: Vec<Workload> = arguments.stress.iter().collect();
+    if !crate::timer::is_there() {
+        log::warn!("no CPU has a timer: the workload of that name is left out");
+        workloads.retain(|&workload| workload != Workload::Timer);
+    }
     let runs = workloads.len() * arguments.heap.kinds().len();
     let Some(millis) = arguments.stress_millis.checked_div(runs as u64) else {
         log::info!("no stress asked for");
@@ -294,7 +312,12 @@ pub fn run(arguments: &Arguments) -> Result<(), String> {
         let mut workloads = workloads.clone();
         if kind == heap::Kind::LinkedList {
             // It answers a handler on top of it with null, and can't free what that frees.
-            workloads.retain(|&workload| workload != Workload::Interrupts);
+            workloads.retain(|workload| {
+                !matches!(
+                    workload,
+                    Workload::Interrupts | Workload::Timer | Workload::Calls
+                )
+            });
         }
         log::info!(
             "{} workloads on {cpus} CPUs, {millis} ms each, seed {}",
@@ -334,8 +357,8 @@ fn run_all(
     let mut rates = Vec::new();
     log::info!("workload   operations per second     bytes corrupt");
     for &workload in workloads {
-        let tallies: Vec<CachePadded<Mutex<Tally>>> = (0..cpus)
-            .map(|_| CachePadded::new(Mutex::new(Tally::default())))
+        let tallies: Vec<CachePadded<Lock<Tally>>> = (0..cpus)
+            .map(|_| CachePadded::new(Lock::new(Level::Workload, Tally::default())))
             .collect();
         let micros = run_one(workload, seed, millis, &tallies);
         let mut all = Tally::default();
@@ -352,6 +375,9 @@ fn run_all(
             Bytes(all.bytes),
             all.corrupt
         );
+        if workload == Workload::Timer {
+            tell_interrupts(&tallies, micros);
+        }
         if all.corrupt > 0 {
             failures.push(format!(
                 "{}: {} corrupt blocks",
@@ -379,6 +405,21 @@ fn run_all(
         );
     }
     rates
+}
+
+/// Prints how often the CPUs were interrupted by their timers.
+fn tell_interrupts(tallies: &[CachePadded<Lock<Tally>>], micros: u64) {
+    let rates = || {
+        tallies
+            .iter()
+            .map(|tally| tally.lock().interrupts * 1_000_000 / micros.max(1))
+    };
+    log::info!(
+        "{} interrupts a second on each CPU, {} to {}",
+        rates().sum::<u64>() / tallies.len().max(1) as u64,
+        rates().min().unwrap_or(0),
+        rates().max().unwrap_or(0)
+    );
 }
 
 /// Prints two heaps' figures side by side. What filling and checking the blocks takes
@@ -417,7 +458,7 @@ fn run_one(
     workload: Workload,
     seed: u64,
     millis: u64,
-    tallies: &[CachePadded<Mutex<Tally>>],
+    tallies: &[CachePadded<Lock<Tally>>],
 ) -> u64 {
     let cpus = tallies.len();
     let available = available();
@@ -453,6 +494,8 @@ fn run_one(
             Workload::Handover => handover::run(&mut shift, &mailboxes),
             Workload::Growth => growth::run(&mut shift),
             Workload::Interrupts => interrupts::run(&mut shift),
+            Workload::Timer => timer::run(&mut shift),
+            Workload::Calls => calls::run(&mut shift),
             Workload::Exhaustion => exhaustion::run(&mut shift),
         }
         shift.tally.tell(workload);

@@ -1,0 +1,315 @@
+//! Calls from CPU to CPU, without the hardware: who has asked whom for what, and who is done.
+
+use alloc::boxed::Box;
+use core::iter;
+use core::marker::PhantomData;
+use core::mem::MaybeUninit;
+use core::sync::atomic::Ordering;
+
+use crossbeam_utils::CachePadded;
+
+use crate::sync::{AtomicU8, AtomicU64, UnsafeCell, mutated};
+
+/// Calls that one CPU may have under way at once: its own, and those of handlers that come on top
+/// of it while it waits.
+pub const DEPTH: usize = 4;
+
+/// Where CPUs call each other: an inbox for each, and what each has to say.
+///
+/// An inbox is a set: one bit for each call that each CPU may have under way. To call is to set
+/// the bit, to take the call is to clear it, and so a call that was not taken can be taken *back*,
+/// by clearing it first: exactly one of the two sides finds it set. What the call is about stays
+/// with the caller, in a slot of which nothing is reused before every CPU that took the call has
+/// said that it is done. Nothing is allocated, locked or waited for.
+///
+/// An interrupt (how one is sent is the kernel's business) follows the bit, so the CPU that takes it
+/// finds the bit; and a CPU that looks into its inbox with interrupts off and then halts, letting
+/// them in by the same instruction, misses no call.
+///
+/// ```
+/// use muster_percpu::Exchange;
+///
+/// let exchange = Exchange::new(2);
+/// let call = exchange.call(0, "flush").ok_or("too many calls")?;
+/// call.send(1);
+/// // CPU 1, interrupted or in a wait of its own:
+/// let mut taken = Vec::new();
+/// while exchange.serve(1, |work| taken.push(work)) {}
+/// assert_eq!(taken, ["flush"]);
+/// // CPU 0 waits for that:
+/// assert!(call.is_done());
+/// # Ok::<(), &str>(())
+/// ```
+pub struct Exchange<W> {
+    desks: Box<[CachePadded<Desk<W>>]>,
+}
+
+/// One CPU's part.
+struct Desk<W> {
+    /// Who waits for this CPU: bit `DEPTH * caller + slot`. Set by callers; cleared by this CPU,
+    /// which takes the call, or by the caller, which takes it back.
+    inbox: Bits,
+    slots: [Slot<W>; DEPTH],
+}
+
+/// One call that a CPU has under way.
+struct Slot<W> {
+    /// [`FREE`], [`HELD`] or [`LEFT`]; only this CPU's business.
+    state: AtomicU8,
+    /// Written by the caller while no bit is set for this slot in any inbox and none in `open`.
+    work: UnsafeCell<MaybeUninit<W>>,
+    /// The CPUs that were called and aren't done: set by the caller, cleared by each when it is.
+    open: Bits,
+}
+
+/// The slot is not in use.
+const FREE: u8 = 0;
+/// There is a [`Call`] for the slot.
+const HELD: u8 = 1;
+/// The [`Call`] is gone and the slot free as soon as its last CPU is done.
+const LEFT: u8 = 2;
+
+// SAFETY: `work` is written by one CPU and copied by others, which `W: Send + Copy` allows. It is
+// written while the slot is HELD by the writer alone and no CPU is `open`; read by a CPU between its
+// taking the bit from its inbox (Acquire, after the Release with which the caller set it, after the
+// write) and its clearing of its bit in `open` (Release, before the Acquire by which the caller finds
+// none open, before the next write).
+unsafe impl<W: Copy + Send> Sync for Exchange<W> {}
+// SAFETY: as above.
+unsafe impl<W: Copy + Send> Send for Exchange<W> {}
+
+impl<W: Copy> Exchange<W> {
+    /// An exchange for so many CPUs, numbered from 0.
+    pub fn new(cpus: usize) -> Self {
+        let slot = || Slot {
+            state: AtomicU8::new(FREE),
+            work: UnsafeCell::new(MaybeUninit::uninit()),
+            open: Bits::new(cpus),
+        };
+        let desk = |_| {
+            CachePadded::new(Desk {
+                inbox: Bits::new(cpus * DEPTH),
+                slots: core::array::from_fn(|_| slot()),
+            })
+        };
+        Self {
+            desks: (0..cpus).map(desk).collect(),
+        }
+    }
+
+    /// Prepares a call of CPU `caller`, on which this runs. `None`: it has [`DEPTH`] calls under
+    /// way already, or there is no such CPU.
+    pub fn call(&self, caller: usize, work: W) -> Option<Call<'_, W>> {
+        let slots = &self.desks.get(caller)?.slots;
+        let number = slots.iter().position(Slot::claim)?;
+        let slot = &slots[number];
+        // SAFETY: the slot is HELD, by this call alone, and no CPU is open: see `claim`.
+        slot.work.with_mut(|place| unsafe { (*place).write(work) });
+        Some(Call {
+            exchange: self,
+            slot,
+            bit: DEPTH * caller + number,
+            _on_this_cpu: PhantomData,
+        })
+    }
+
+    /// Whether a call waits for CPU `cpu`.
+    #[inline]
+    pub fn is_called(&self, cpu: usize) -> bool {
+        let waits =
+            |desk: &CachePadded<Desk<W>>| desk.inbox.iter(Ordering::Relaxed).next().is_some();
+        self.desks.get(cpu).is_some_and(waits)
+    }
+
+    /// Takes one call to CPU `cpu`, on which this runs, if there is one: runs `run` with what it is
+    /// about, and then tells the caller. Says whether there was one.
+    ///
+    /// May be called from within `run`, and by a handler on top of it.
+    pub fn serve(&self, cpu: usize, run: impl FnOnce(W)) -> bool {
+        let Some(slot) = self.take(cpu) else {
+            return false;
+        };
+        // SAFETY: the bit in the inbox was set after the work was written, and the caller does not
+        // write it again before this CPU's bit in `open` is cleared, below.
+        let work = slot
+            .work
+            .with(|place| unsafe { (*place).assume_init_read() });
+        if mutated("a call is done before it has run") {
+            slot.open.clear(cpu, Ordering::Release);
+        }
+        run(work);
+        let order = match mutated("that a call is done is not published") {
+            true => Ordering::Relaxed,
+            false => Ordering::Release,
+        };
+        // The caller may go on from here, with whatever the work is about.
+        slot.open.clear(cpu, order);
+        true
+    }
+
+    /// Takes a call out of an inbox.
+    fn take(&self, cpu: usize) -> Option<&Slot<W>> {
+        let inbox = &self.desks.get(cpu)?.inbox;
+        loop {
+            let bit = inbox.iter(Ordering::Relaxed).next()?;
+            // Not set any more: the caller took it back, or a handler came in between and took it.
+            if inbox.clear(bit, Ordering::Acquire) || mutated("a call is taken without a look") {
+                return self.desks.get(bit / DEPTH)?.slots.get(bit % DEPTH);
+            }
+        }
+    }
+}
+
+impl<W> Slot<W> {
+    /// Makes a slot HELD that no one uses.
+    fn claim(&self) -> bool {
+        let swap = |from, to| {
+            self.state
+                .compare_exchange(from, to, Ordering::Acquire, Ordering::Relaxed)
+                .is_ok()
+        };
+        if swap(FREE, HELD) {
+            return true;
+        }
+        // First held, then looked at: a handler on top of this can't claim it in between.
+        if swap(LEFT, HELD) {
+            if self.open.is_empty() {
+                return true;
+            }
+            self.state.store(LEFT, Ordering::Release);
+        }
+        false
+    }
+}
+
+/// A call under way.
+///
+/// Dropped before it is done it is *left*: whoever has been sent it runs it all the same, so `W` may
+/// not lead to anything that goes before.
+#[must_use = "nobody is called yet"]
+pub struct Call<'a, W> {
+    exchange: &'a Exchange<W>,
+    slot: &'a Slot<W>,
+    /// Its place in every inbox.
+    bit: usize,
+    /// Calls of one CPU are that CPU's.
+    _on_this_cpu: PhantomData<*const ()>,
+}
+
+impl<W: Copy> Call<'_, W> {
+    /// Puts the call into the inbox of CPU `target`, once; the interrupt is to follow. `false`:
+    /// there is no such CPU.
+    pub fn send(&self, target: usize) -> bool {
+        let Some(desk) = self.exchange.desks.get(target) else {
+            return false;
+        };
+        let order = match mutated("a call is not published") {
+            true => Ordering::Relaxed,
+            false => Ordering::Release,
+        };
+        // Before the other: the target clears it when it is done, which may be at once.
+        self.slot.open.set(target, Ordering::Relaxed);
+        desk.inbox.set(self.bit, order);
+        true
+    }
+
+    /// Whether every CPU that was sent the call has carried it out, or it was taken back from it.
+    /// What they did is visible then.
+    pub fn is_done(&self) -> bool {
+        self.slot.open.is_empty()
+    }
+
+    /// The CPUs that have been sent the call and have not carried it out.
+    pub fn open(&self) -> impl Iterator<Item = usize> {
+        self.slot.open.iter(Ordering::Acquire)
+    }
+
+    /// Takes the call back from CPU `target`. `false`: it has taken it already, and will be done
+    /// sometime; or is.
+    pub fn take_back(&self, target: usize) -> bool {
+        let Some(desk) = self.exchange.desks.get(target) else {
+            return false;
+        };
+        let taken_back = desk.inbox.clear(self.bit, Ordering::Relaxed);
+        if taken_back || mutated("a call counts as taken back when it is not") {
+            self.slot.open.clear(target, Ordering::Relaxed);
+        }
+        taken_back
+    }
+}
+
+impl<W> Drop for Call<'_, W> {
+    fn drop(&mut self) {
+        // With LEFT the next claim looks whether a CPU is still at it.
+        let state = if self.slot.open.is_empty() {
+            FREE
+        } else {
+            LEFT
+        };
+        self.slot.state.store(state, Ordering::Release);
+    }
+}
+
+/// Words of a line that no other set shares; a model has none to spare.
+const WORDS: usize = if cfg!(loom) { 1 } else { 16 };
+
+/// A set of numbers that CPUs add to and take from.
+struct Bits {
+    lines: Box<[CachePadded<[AtomicU64; WORDS]>]>,
+    /// How many of the words are in use.
+    words: usize,
+}
+
+impl Bits {
+    fn new(count: usize) -> Self {
+        let words = count.div_ceil(64);
+        let line = || CachePadded::new(core::array::from_fn(|_| AtomicU64::new(0)));
+        Self {
+            lines: iter::repeat_with(line)
+                .take(words.div_ceil(WORDS))
+                .collect(),
+            words,
+        }
+    }
+
+    fn words(&self) -> impl Iterator<Item = &AtomicU64> {
+        self.lines
+            .iter()
+            .flat_map(|line| line.iter())
+            .take(self.words)
+    }
+
+    /// Whether nothing is in the set. What came before everything was taken out is visible then.
+    fn is_empty(&self) -> bool {
+        self.words().all(|word| word.load(Ordering::Acquire) == 0)
+    }
+
+    /// What is in the set.
+    fn iter(&self, order: Ordering) -> impl Iterator<Item = usize> {
+        (0..).zip(self.words()).flat_map(move |(place, word)| {
+            let mut left = word.load(order);
+            iter::from_fn(move || {
+                let bit = left.checked_ilog2()? as usize;
+                left &= !(1 << bit);
+                Some(64 * place + bit)
+            })
+        })
+    }
+
+    fn word(&self, bit: usize) -> Option<&AtomicU64> {
+        self.lines.get(bit / 64 / WORDS)?.get(bit / 64 % WORDS)
+    }
+
+    fn set(&self, bit: usize, order: Ordering) {
+        if let Some(word) = self.word(bit) {
+            word.fetch_or(1 << (bit % 64), order);
+        }
+    }
+
+    /// Takes `bit` out; says whether it was in.
+    fn clear(&self, bit: usize, order: Ordering) -> bool {
+        let mask = 1 << (bit % 64);
+        self.word(bit)
+            .is_some_and(|word| word.fetch_and(!mask, order) & mask != 0)
+    }
+}

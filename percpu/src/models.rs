@@ -1,0 +1,258 @@
+//! The exchange under [loom](https://docs.rs/loom): every order in which CPUs can come upon each
+//! other, up to a number of preemptions, and every value that they may then read. `just models`
+//! runs them.
+//!
+//! What a call is about lies on the caller's stack, here a cell that loom watches: a CPU that
+//! touches it too early or too late is found out as a race.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "a model that finds nothing to unwrap shall fail"
+)]
+
+use std::boxed::Box;
+use std::env;
+use std::format;
+use std::process::Command;
+use std::string::String;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::{eprintln, println};
+
+use loom::cell::UnsafeCell;
+use loom::model::Builder;
+use loom::sync::Notify;
+use loom::thread;
+
+use crate::Exchange;
+use crate::sync::mutated;
+
+/// Which model finds which mistake, made where [`mutated`] says so.
+const MISTAKES: [(&str, &str); 7] = [
+    ("a call is done before it has run", "call_and_reuse"),
+    ("that a call is done is not published", "call_and_reuse"),
+    ("a call is not published", "call_and_reuse"),
+    ("a call is taken without a look", "take_against_take_back"),
+    (
+        "a call counts as taken back when it is not",
+        "take_against_take_back",
+    ),
+    ("a waiting CPU does not serve", "two_initiators"),
+    ("a CPU is woken before it is called", "idle_against_call"),
+];
+
+/// A frame of a caller's stack.
+#[derive(Clone, Copy)]
+struct Frame(*const UnsafeCell<usize>);
+
+// SAFETY: that it is there, and nobody else's, while a CPU uses it is what the models are about.
+unsafe impl Send for Frame {}
+
+impl Frame {
+    /// Has a frame for the time of `f`.
+    fn with<T>(f: impl FnOnce(Self) -> T) -> T {
+        let frame = UnsafeCell::new(0);
+        let result = f(Self(&frame));
+        // What the next function has there.
+        // SAFETY: loom tells if it is in use.
+        frame.with_mut(|place| unsafe { *place = usize::MAX });
+        result
+    }
+
+    fn add(self) {
+        // SAFETY: as above.
+        unsafe { (*self.0).with_mut(|place| *place += 1) };
+    }
+
+    fn get(self) -> usize {
+        // SAFETY: as above.
+        unsafe { (*self.0).with(|place| *place) }
+    }
+}
+
+fn exchange(cpus: usize) -> &'static Exchange<Frame> {
+    Box::leak(Box::new(Exchange::new(cpus)))
+}
+
+fn serve(exchange: &Exchange<Frame>, cpu: usize) -> bool {
+    exchange.serve(cpu, Frame::add)
+}
+
+/// Runs a model, with at most so many preemptions where all would take too long, and says how many
+/// interleavings it has.
+fn model(name: &str, preemptions: Option<usize>, run: impl Fn() + Send + Sync + 'static) {
+    let mut builder = Builder::new();
+    // From the environment: `LOOM_MAX_PREEMPTIONS`.
+    builder.preemption_bound = builder.preemption_bound.or(preemptions);
+    builder.max_branches = 20_000;
+    let bound = match builder.preemption_bound {
+        Some(most) => format!("up to {most} preemptions"),
+        None => String::from("any number of preemptions"),
+    };
+    let count = Arc::new(AtomicUsize::new(0));
+    let counted = count.clone();
+    builder.check(move || {
+        counted.fetch_add(1, Ordering::Relaxed);
+        run();
+    });
+    println!("exchange: {name}: {count:?} interleavings, {bound}");
+}
+
+/// Calls `target` and waits, serving meanwhile; says how many calls it served.
+fn call(exchange: &Exchange<Frame>, own: usize, target: usize) -> usize {
+    let mut served = 0;
+    Frame::with(|frame| {
+        let call = exchange.call(own, frame).unwrap();
+        assert!(call.send(target));
+        while !call.is_done() {
+            if !mutated("a waiting CPU does not serve") {
+                served += usize::from(serve(exchange, own));
+            }
+            thread::yield_now();
+        }
+        assert_eq!(frame.get(), 1);
+    });
+    served
+}
+
+#[test]
+fn call_and_reuse() {
+    model("call and reuse", None, || {
+        let exchange = exchange(2);
+        let other = thread::spawn(|| {
+            for _ in 0..2 {
+                while !serve(exchange, 1) {
+                    thread::yield_now();
+                }
+            }
+        });
+        call(exchange, 0, 1);
+        call(exchange, 0, 1);
+        other.join().unwrap();
+    });
+}
+
+#[test]
+fn two_initiators() {
+    model("two CPUs call each other", Some(4), || {
+        let exchange = exchange(2);
+        let run = |own: usize| {
+            let mut served = call(exchange, own, 1 - own);
+            while served == 0 {
+                served += usize::from(serve(exchange, own));
+                thread::yield_now();
+            }
+            assert_eq!(served, 1);
+        };
+        let other = thread::spawn(move || run(1));
+        run(0);
+        other.join().unwrap();
+    });
+}
+
+#[test]
+fn two_callers() {
+    model("two CPUs call a third", Some(3), || {
+        let exchange: &Exchange<usize> = Box::leak(Box::new(Exchange::new(3)));
+        let callers = [0, 1].map(|own| {
+            thread::spawn(move || assert!(exchange.call(own, 1 + 9 * own).unwrap().send(2)))
+        });
+        let mut sum = 0;
+        for _ in 0..2 {
+            while !exchange.serve(2, |work| sum += work) {
+                thread::yield_now();
+            }
+        }
+        assert_eq!(sum, 11);
+        for caller in callers {
+            caller.join().unwrap();
+        }
+    });
+}
+
+#[test]
+fn take_against_take_back() {
+    model("take against take back", None, || {
+        let exchange = exchange(2);
+        let other = thread::spawn(|| serve(exchange, 1));
+        let taken_back = Frame::with(|frame| {
+            let call = exchange.call(0, frame).unwrap();
+            assert!(call.send(1));
+            let taken_back = call.take_back(1);
+            while !call.is_done() {
+                thread::yield_now();
+            }
+            assert_eq!(frame.get(), usize::from(!taken_back));
+            taken_back
+        });
+        assert_eq!(other.join().unwrap(), !taken_back);
+    });
+}
+
+#[test]
+fn left_against_next() {
+    model("a call that is left, against the next", Some(3), || {
+        let exchange: &Exchange<usize> = Box::leak(Box::new(Exchange::new(2)));
+        let other = thread::spawn(|| {
+            let mut sum = 0;
+            for _ in 0..2 {
+                while !exchange.serve(1, |work| sum += work) {
+                    thread::yield_now();
+                }
+            }
+            sum
+        });
+        for work in [1, 10] {
+            assert!(exchange.call(0, work).unwrap().send(1));
+        }
+        assert_eq!(other.join().unwrap(), 11);
+    });
+}
+
+#[test]
+fn idle_against_call() {
+    model("idle against call", None, || {
+        let exchange = exchange(2);
+        // The interrupt: it waits where the CPU has not halted yet.
+        let interrupt: &Notify = Box::leak(Box::new(Notify::new()));
+        let idle = thread::spawn(|| {
+            while !serve(exchange, 1) {
+                interrupt.wait();
+            }
+        });
+        Frame::with(|frame| {
+            let call = exchange.call(0, frame).unwrap();
+            if mutated("a CPU is woken before it is called") {
+                interrupt.notify();
+            }
+            assert!(call.send(1));
+            if !mutated("a CPU is woken before it is called") {
+                interrupt.notify();
+            }
+            while !call.is_done() {
+                thread::yield_now();
+            }
+        });
+        idle.join().unwrap();
+    });
+}
+
+#[test]
+fn models_find_mistakes() {
+    if env::var("MISTAKE").is_ok() {
+        return;
+    }
+    for (mistake, model) in MISTAKES {
+        let output = Command::new(env::current_exe().unwrap())
+            .args(["--exact", &format!("models::{model}")])
+            .env("MISTAKE", mistake)
+            .output()
+            .unwrap();
+        let told = String::from_utf8_lossy(&output.stdout);
+        assert!(
+            !output.status.success() && told.contains("running 1 test"),
+            "{model} does not find that {mistake}: {told}"
+        );
+        eprintln!("{model} finds it if {mistake}");
+    }
+}

@@ -1,0 +1,343 @@
+//! Calls: a CPU has others run a closure, at once.
+//!
+//! A call is an interrupt to each of its targets, which run the closure as a handler: with
+//! interrupts off, on top of whatever they do. The closure should be short, takes no lock but those
+//! that are held with interrupts off, and may allocate and free. It may call other CPUs itself, as
+//! allocating does when memory runs out; so deep as [`muster_percpu::DEPTH`].
+//!
+//! Three things keep CPUs from waiting for each other forever:
+//!
+//! - Whoever waits here, or anywhere else for another CPU, serves calls meanwhile, with interrupts
+//!   on or off: [`serve`].
+//! - Nobody calls who holds a lock: the target may be waiting for it with interrupts off.
+//! - Every wait has a deadline. A call that a CPU has not taken by then is taken back from it, and
+//!   the error names it; so what the closure refers to may go. A CPU that has taken a call is
+//!   waited for, for what it refers to may not; if it is not done in a minute the run ends.
+//!
+//! A CPU that is out of work halts, and the interrupt wakes it. Nothing on the way allocates.
+
+use alloc::string::{String, ToString};
+use core::fmt;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use conquer_once::spin::OnceCell;
+use muster_percpu::Exchange;
+use x86_64::instructions::interrupts;
+
+use crate::clock::{self, Deadline};
+use crate::{cpu, crew, lapic, lock};
+
+/// How long a CPU that has taken a call may take for it, in milliseconds, before the run ends.
+const LONGEST: u64 = 60_000;
+
+/// What CPUs are called for: run with the number of the CPU that runs it.
+pub type Work<'a> = dyn Fn(u32) + Sync + 'a;
+
+/// Set up before the first AP is released.
+static EXCHANGE: OnceCell<Exchange<&'static Work<'static>>> = OnceCell::uninit();
+
+/// The CPUs that a call goes to, of those at work.
+#[derive(Clone, Copy)]
+pub enum Targets<'a> {
+    /// One, by its index. If it is this CPU, the closure runs here.
+    One(u32),
+    /// All but this one.
+    Others,
+    /// All. This one runs the closure while it would wait.
+    All,
+    /// Those of which this holds.
+    Where(&'a dyn Fn(u32) -> bool),
+}
+
+impl Targets<'_> {
+    fn contain(&self, index: u32, own: u32) -> bool {
+        match self {
+            Self::One(one) => *one == index,
+            Self::Others => index != own,
+            Self::All => true,
+            Self::Where(holds) => holds(index),
+        }
+    }
+}
+
+/// Why a call was not carried out, or not by all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CallError {
+    /// CPUs have not taken the call in time, and now never will.
+    Silent {
+        /// The first of them.
+        cpu: u32,
+        /// How many more there are.
+        more: usize,
+        /// How long the call was open for them, in milliseconds.
+        millis: u64,
+    },
+    /// This CPU is not at work.
+    NotAtWork(u32),
+    /// This CPU has too many calls under way, each on top of the wait for another.
+    TooDeep,
+}
+
+impl fmt::Display for CallError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Silent { cpu, more, millis } => {
+                write!(f, "CPU {cpu}")?;
+                if *more > 0 {
+                    write!(f, " (and {more} more)")?;
+                }
+                write!(
+                    f,
+                    " did not take a call within {millis} ms: it keeps interrupts out, or is stuck"
+                )
+            }
+            Self::NotAtWork(cpu) => write!(f, "CPU {cpu} can't be called: it is not at work"),
+            Self::TooDeep => write!(
+                f,
+                "{} calls of this CPU are under way, each within another: call less from closures",
+                muster_percpu::DEPTH
+            ),
+        }
+    }
+}
+
+/// How many calls one CPU has sent, one for each target, and how many it has carried out.
+pub struct Counters {
+    sent: AtomicU64,
+    served: AtomicU64,
+}
+
+impl Counters {
+    /// None yet.
+    pub const fn new() -> Self {
+        Self {
+            sent: AtomicU64::new(0),
+            served: AtomicU64::new(0),
+        }
+    }
+}
+
+/// Sets calls up for so many CPUs. Called once, by the BSP, when the heap is open and no AP released.
+pub fn start(cpus: usize) {
+    EXCHANGE.init_once(|| Exchange::new(cpus));
+}
+
+/// Has `targets` run `work`, and waits until they have.
+///
+/// # Errors
+///
+/// [`CallError`]. Those CPUs that are not named have carried it out.
+///
+/// # Panics
+///
+/// If this CPU holds a lock. If a CPU has taken the call and is not done with it within a minute.
+pub fn run(targets: Targets<'_>, patience_millis: u64, work: &Work<'_>) -> Result<(), CallError> {
+    // SAFETY: only the lifetime changes. Every way out of this function leads past the end of
+    // `Pending::finish`, after which no CPU has the reference; nothing unwinds (panics end the run).
+    let work = unsafe { core::mem::transmute::<&Work<'_>, &'static Work<'static>>(work) };
+    begin(targets, patience_millis, work)?.wait()
+}
+
+/// Has `targets` run `work`, and goes on meanwhile.
+///
+/// # Errors
+///
+/// [`CallError`]: no CPU is called then.
+///
+/// # Panics
+///
+/// If this CPU holds a lock.
+pub fn begin(
+    targets: Targets<'_>,
+    patience_millis: u64,
+    work: &'static Work<'static>,
+) -> Result<Pending, CallError> {
+    lock::forbid("CPUs may not be called");
+    let own = cpu::with(|here| here.index());
+    let at_work = |index| crew::members().any(|(member, _)| member == index);
+    if let Targets::One(index) = targets
+        && !at_work(index)
+    {
+        return Err(CallError::NotAtWork(index));
+    }
+    let exchange = EXCHANGE.get().ok_or(CallError::NotAtWork(own))?;
+    let call = exchange
+        .call(own as usize, work)
+        .ok_or(CallError::TooDeep)?;
+    let pending = Pending {
+        call,
+        patience_millis,
+        deadline: Deadline::after_millis(patience_millis),
+    };
+    let mut sent = 0;
+    for (index, shared) in crew::members() {
+        if index != own && targets.contain(index, own) && pending.call.send(index as usize) {
+            // If it can't be woken it does not answer, and will be named.
+            lapic::wake(shared.lapic_id);
+            sent += 1;
+        }
+    }
+    cpu::with(|here| here.shared().calls.sent.fetch_add(sent, Ordering::Relaxed));
+    if targets.contain(own, own) {
+        interrupts::without_interrupts(|| work(own));
+    }
+    Ok(pending)
+}
+
+/// A call under way. Waits for its targets when dropped.
+#[must_use = "dropped at once it waits at once; `leave` does not wait"]
+pub struct Pending {
+    call: muster_percpu::Call<'static, &'static Work<'static>>,
+    patience_millis: u64,
+    deadline: Deadline,
+}
+
+impl Pending {
+    /// Waits until every target has run the closure.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError::Silent`].
+    ///
+    /// # Panics
+    ///
+    /// As [`run`].
+    pub fn wait(self) -> Result<(), CallError> {
+        let result = self.finish();
+        // Nothing is open any more; the slot is to be freed, without another wait.
+        self.leave();
+        result
+    }
+
+    /// Lets the targets run the closure when they can. Nobody waits for it, and the slot is taken
+    /// until they have.
+    pub fn leave(self) {
+        let this = core::mem::ManuallyDrop::new(self);
+        // SAFETY: read once, and `this` is not used again, nor dropped.
+        drop(unsafe { core::ptr::read(&raw const this.call) });
+    }
+
+    /// Waits until no target has the closure any more.
+    fn finish(&self) -> Result<(), CallError> {
+        while !self.call.is_done() && !self.deadline.passed() {
+            serve();
+            core::hint::spin_loop();
+        }
+        let mut silent = self.call.open().filter(|&cpu| self.call.take_back(cpu));
+        let error = silent.next().map(|cpu| CallError::Silent {
+            cpu: cpu as u32,
+            more: silent.count(),
+            millis: self.patience_millis,
+        });
+        let deadline = Deadline::after_millis(LONGEST);
+        while let Some(cpu) = self.call.open().next() {
+            assert!(
+                !deadline.passed(),
+                "CPU {cpu} has taken a call and is not done with it after {} s",
+                LONGEST / 1000
+            );
+            serve();
+            core::hint::spin_loop();
+        }
+        error.map_or(Ok(()), Err)
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        if let Err(error) = self.finish() {
+            log::error!("{error}");
+        }
+    }
+}
+
+/// Runs what others have called this CPU for. For handlers of the wake-up and for every wait.
+pub fn serve() {
+    let Some(exchange) = EXCHANGE.get() else {
+        return;
+    };
+    cpu::try_with(|here| {
+        let own = here.index();
+        // Whoever waits looks again and again.
+        if !exchange.is_called(own as usize) {
+            return;
+        }
+        interrupts::without_interrupts(|| {
+            while exchange.serve(own as usize, |work| {
+                work(own);
+                let served = &here.shared().calls.served;
+                // Not in one step with another call within this one, but with interrupts off.
+                served.store(served.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+            }) {}
+        });
+    });
+}
+
+/// Logs how many calls there were.
+pub fn tell() {
+    let sum = |counter: fn(&Counters) -> &AtomicU64| -> u64 {
+        crew::members()
+            .map(|(_, shared)| counter(&shared.calls).load(Ordering::Relaxed))
+            .sum()
+    };
+    log::info!(
+        "calls: {} sent, {} carried out",
+        sum(|counters| &counters.sent),
+        sum(|counters| &counters.served)
+    );
+}
+
+/// Rounds of a measurement, and how long it may take, in milliseconds.
+const ROUNDS: usize = 301;
+const MEASURE_MILLIS: u64 = 200;
+
+/// How long a CPU may take to answer while calls are measured, in milliseconds: a virtual one may be
+/// off its host core.
+const PATIENCE: u64 = 10_000;
+
+/// Prints what calls to CPUs cost that are idle, asleep.
+///
+/// # Errors
+///
+/// Who did not answer, in words.
+pub fn measure() -> Result<(), String> {
+    let others = crew::size() - 1;
+    let Some((first, _)) = crew::members().nth(1) else {
+        return Ok(());
+    };
+    let one = median(Targets::One(first)).map_err(|error| error.to_string())?;
+    log::info!("to one CPU and back: {one}");
+    let all = median(Targets::Others).map_err(|error| error.to_string())?;
+    log::info!("to all {others} others and back: {all}");
+    Ok(())
+}
+
+/// A time and how often it was taken.
+struct Median {
+    nanos: u64,
+    rounds: usize,
+}
+
+impl fmt::Display for Median {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (micros, tenths) = (self.nanos / 1000, self.nanos / 100 % 10);
+        write!(f, "{micros}.{tenths} us, the median of {}", self.rounds)
+    }
+}
+
+fn median(targets: Targets<'_>) -> Result<Median, CallError> {
+    let mut times = heapless::Vec::<u64, ROUNDS>::new();
+    let over = Deadline::after_millis(MEASURE_MILLIS);
+    while !times.is_full() && (times.is_empty() || !over.passed()) {
+        let before = clock::ticks();
+        run(targets, PATIENCE, &|_| {})?;
+        // There is room.
+        let _ = times.push(clock::ticks().saturating_sub(before));
+    }
+    times.sort_unstable();
+    let ticks = times.get(times.len() / 2).copied().unwrap_or(0);
+    Ok(Median {
+        nanos: clock::to_micros(ticks.saturating_mul(1000)),
+        rounds: times.len(),
+    })
+}

@@ -1,0 +1,144 @@
+//! Interrupts: which there are, who handles them, and how often they came.
+//!
+//! What may come on top of what is settled by three rules:
+//!
+//! 1. A handler runs with interrupts off from its first instruction to its last; no handler
+//!    switches them on. So no interrupt comes on top of another one, and a CPU needs stack for one
+//!    handler at a time.
+//! 2. Only an NMI, a machine check and a debug exception come on top of a handler. The NMI means
+//!    "stop now", the machine check ends the run, and the debug exception belongs to a CPU that
+//!    steps through its code, whose handler then runs in the handler's place. None of them takes a
+//!    lock that code below it may hold.
+//! 3. A handler may allocate and free. Whatever it interrupted goes on where
+//!    [`heap::resume_at`](crate::heap::resume_at) says.
+//!
+//! Every interrupt but the spurious one is ended before it is handled, not after: with interrupts
+//! off nothing comes of it, and a handler that never returns leaves nothing behind.
+
+use core::fmt;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use crate::exceptions::Heap;
+use crate::{call, cpu, crew, lapic, timer};
+
+/// The interrupt of a CPU's own timer.
+pub const TIMER_VECTOR: u8 = 0xe0;
+
+/// The interrupt by which another CPU wakes this one. It says nothing more: the CPU looks for
+/// itself what there is to do. Above the timer's, so that it goes first.
+pub const WAKE_VECTOR: u8 = 0xf0;
+
+/// The interrupt of a local APIC that has met an error.
+pub const ERROR_VECTOR: u8 = 0xfe;
+
+/// The interrupt a CPU gets when another one went away before it was taken. Its
+/// low four bits are all set, as the first APICs have it (Intel SDM vol. 3A, 11.9).
+pub const SPURIOUS_VECTOR: u8 = 0xff;
+
+/// The kinds that are counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(usize)]
+pub enum Kind {
+    /// The CPU's own timer.
+    Timer,
+    /// Another CPU's wake-up.
+    Wake,
+    /// An error of the local APIC.
+    Error,
+    /// One that went away before it was taken.
+    Spurious,
+}
+
+impl Kind {
+    /// All of them, in the order of their discriminants.
+    const ALL: [Self; 4] = [Self::Timer, Self::Wake, Self::Error, Self::Spurious];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Timer => "timer",
+            Self::Wake => "wake-up",
+            Self::Error => "error",
+            Self::Spurious => "spurious",
+        }
+    }
+
+    fn of(vector: u64) -> Option<Self> {
+        match u8::try_from(vector).ok()? {
+            TIMER_VECTOR => Some(Self::Timer),
+            WAKE_VECTOR => Some(Self::Wake),
+            ERROR_VECTOR => Some(Self::Error),
+            SPURIOUS_VECTOR => Some(Self::Spurious),
+            _ => None,
+        }
+    }
+}
+
+/// How many interrupts of each kind one CPU has taken. That CPU counts, all may read.
+pub struct Counters([AtomicU64; Kind::ALL.len()]);
+
+impl Counters {
+    /// None yet.
+    pub const fn new() -> Self {
+        Self([const { AtomicU64::new(0) }; Kind::ALL.len()])
+    }
+
+    /// How many of this kind.
+    pub fn of(&self, kind: Kind) -> u64 {
+        self.0[kind as usize].load(Ordering::Relaxed)
+    }
+
+    /// One more. Called with interrupts off on the CPU whose counters these are, so no one else
+    /// writes them meanwhile.
+    fn count(&self, kind: Kind) {
+        self.0[kind as usize].store(self.of(kind) + 1, Ordering::Relaxed);
+    }
+}
+
+/// Takes the interrupt of this vector. `None`: it is none of these.
+pub fn take(vector: u64) -> Option<Heap> {
+    let kind = Kind::of(vector)?;
+    cpu::try_with(|here| here.shared().interrupts.count(kind));
+    // A spurious interrupt is not in service: there is nothing to end.
+    if kind != Kind::Spurious {
+        lapic::end_of_interrupt();
+    }
+    Some(match kind {
+        Kind::Timer => timer::fired(),
+        Kind::Wake => {
+            call::serve();
+            Heap::MayBeUsed
+        }
+        Kind::Error => {
+            log::error!("local APIC: {}", lapic::take_errors());
+            Heap::Untouched
+        }
+        Kind::Spurious => Heap::Untouched,
+    })
+}
+
+/// Logs how many interrupts of each kind there were on all CPUs, and for who wants to know on each.
+pub fn tell() {
+    let counts = |shared: &cpu::Shared| Kind::ALL.map(|kind| shared.interrupts.of(kind));
+    let mut sums = [0; Kind::ALL.len()];
+    for (index, shared) in crew::members() {
+        let counts = counts(shared);
+        for (sum, count) in sums.iter_mut().zip(counts) {
+            *sum += count;
+        }
+        log::debug!(target: "irq", "interrupts taken by CPU {index}: {}", Counts(counts));
+    }
+    log::info!(target: "irq", "interrupts taken: {}", Counts(sums));
+}
+
+/// How many of each kind, in words.
+struct Counts([u64; Kind::ALL.len()]);
+
+impl fmt::Display for Counts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (kind, count) in Kind::ALL.into_iter().zip(self.0) {
+            let comma = if kind as usize == 0 { "" } else { ", " };
+            write!(f, "{comma}{count} {}", kind.name())?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,235 @@
+//! Locks, and the order in which they may be taken.
+//!
+//! Every lock has a [`Level`], and a CPU takes locks in the order of their levels only: so no two
+//! CPUs wait for each other. Who breaks the order panics, with the names of both locks, the first
+//! time that this CPU does, not when another one happens to hold the second. It is checked on every
+//! run: the locks here are on no fast path. (Those of the heap are its own, see
+//! `muster_heap::Platform`: its growth lock comes before [`Level::Tables`].)
+//!
+//! A lock is held with interrupts off, so no handler on the same CPU waits for the code below it. A
+//! CPU that waits for a lock lets interrupts in, if it did before, and answers calls. Nobody calls
+//! other CPUs who holds a lock ([`forbid`]): they might be waiting for it, in a handler.
+
+use core::cell::Cell;
+use core::fmt;
+use core::hint;
+use core::ops::{Deref, DerefMut};
+
+use spin::{Mutex, MutexGuard};
+use x86_64::instructions::interrupts;
+
+use crate::cpu;
+
+/// What a lock guards. A CPU that holds one takes only such as stand below it here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Level {
+    /// What the CPUs of a workload share. Who holds it may allocate.
+    Workload,
+    /// The addresses of mappings. Who holds it may allocate.
+    Addresses,
+    /// The page tables, and what grows with them. Who holds it may not allocate.
+    Tables,
+    /// A CPU's journal.
+    Journal,
+    /// The BSP's lines from before it had a journal.
+    EarlyJournal,
+    /// What a CPU says before it stops.
+    LastWords,
+    /// The serial port.
+    Serial,
+}
+
+impl Level {
+    const ALL: [Self; 7] = [
+        Self::Workload,
+        Self::Addresses,
+        Self::Tables,
+        Self::Journal,
+        Self::EarlyJournal,
+        Self::LastWords,
+        Self::Serial,
+    ];
+}
+
+impl fmt::Display for Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Workload => "the workload's books",
+            Self::Addresses => "the addresses of mappings",
+            Self::Tables => "the page tables",
+            Self::Journal => "a journal",
+            Self::EarlyJournal => "the early journal",
+            Self::LastWords => "a CPU's last words",
+            Self::Serial => "the serial port",
+        })
+    }
+}
+
+/// Bits for the number of locks of one level that a CPU holds: more than one only by
+/// [`Lock::try_lock`].
+const BITS: u32 = 8;
+
+/// The locks that one CPU holds.
+pub struct Held {
+    /// How many, [`BITS`] for each level.
+    counts: Cell<u64>,
+    /// Whether interrupts were on before the first.
+    were_enabled: Cell<bool>,
+}
+
+const _: () = assert!(Level::ALL.len() as u32 * BITS <= u64::BITS);
+
+impl Held {
+    /// None.
+    pub const fn new() -> Self {
+        Self {
+            counts: Cell::new(0),
+            were_enabled: Cell::new(false),
+        }
+    }
+
+    /// The lowest in the order of those held, which all that are taken now must stand below.
+    fn last(&self) -> Option<Level> {
+        let last = self.counts.get().checked_ilog2()? / BITS;
+        Level::ALL.get(last as usize).copied()
+    }
+}
+
+/// Ends the run if this CPU holds a lock; `what` is what it may not do then.
+///
+/// # Panics
+///
+/// That is what it does.
+#[track_caller]
+pub fn forbid(what: &str) {
+    if let Some(level) = held() {
+        panic!("{what} while the lock of {level} is held");
+    }
+}
+
+/// Whether this CPU holds a lock, and which.
+pub fn held() -> Option<Level> {
+    cpu::try_with(|here| here.local().held().last()).flatten()
+}
+
+/// A lock.
+pub struct Lock<T> {
+    level: Level,
+    data: Mutex<T>,
+}
+
+impl<T> Lock<T> {
+    /// A lock of this level.
+    pub const fn new(level: Level, data: T) -> Self {
+        Self {
+            level,
+            data: Mutex::new(data),
+        }
+    }
+
+    /// Waits for the lock.
+    ///
+    /// # Panics
+    ///
+    /// If this CPU holds one of the same level, or of one that stands below.
+    #[track_caller]
+    pub fn lock(&self) -> Guard<'_, T> {
+        if let Some(last) = held()
+            && last >= self.level
+        {
+            panic!(
+                "the lock of {} may not be taken while that of {last} is held",
+                self.level
+            );
+        }
+        loop {
+            if let Some(guard) = self.try_lock() {
+                return guard;
+            }
+            // With interrupts as they were. Reading leaves the line shared until there is
+            // something to win.
+            while self.data.is_locked() {
+                hint::spin_loop();
+            }
+        }
+    }
+
+    /// Takes the lock if that needs no waiting, whatever this CPU holds.
+    pub fn try_lock(&self) -> Option<Guard<'_, T>> {
+        let entry = Entry::new(self.level);
+        self.data.try_lock().map(|data| Guard {
+            data,
+            _entry: entry,
+        })
+    }
+
+    /// Whether somebody holds it.
+    pub fn is_locked(&self) -> bool {
+        self.data.is_locked()
+    }
+}
+
+/// One lock in a CPU's list of those it holds; interrupts are off as long as there is one.
+struct Entry {
+    level: Level,
+    /// Whether the CPU had its list yet. Before, interrupts are off in any case.
+    is_listed: bool,
+}
+
+impl Entry {
+    fn new(level: Level) -> Self {
+        let were_enabled = interrupts::are_enabled();
+        interrupts::disable();
+        let is_listed = cpu::try_with(|here| {
+            let held = here.local().held();
+            if held.counts.get() == 0 {
+                held.were_enabled.set(were_enabled);
+            }
+            held.counts.set(held.counts.get() + one_of(level));
+        })
+        .is_some();
+        Self { level, is_listed }
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        if !self.is_listed {
+            return;
+        }
+        let enable = cpu::try_with(|here| {
+            let held = here.local().held();
+            held.counts.set(held.counts.get() - one_of(self.level));
+            held.counts.get() == 0 && held.were_enabled.get()
+        });
+        if enable == Some(true) {
+            interrupts::enable();
+        }
+    }
+}
+
+fn one_of(level: Level) -> u64 {
+    1 << (level as u32 * BITS)
+}
+
+/// The right to the data, until dropped.
+pub struct Guard<'a, T> {
+    // Dropped before the entry: first unlocked, then interrupts let in.
+    data: MutexGuard<'a, T>,
+    _entry: Entry,
+}
+
+impl<T> Deref for Guard<'_, T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.data
+    }
+}
+
+impl<T> DerefMut for Guard<'_, T> {
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.data
+    }
+}
