@@ -58,7 +58,7 @@ const HELP: [&str; 14] = [
     "the words are:",
     "stress=all, none, or some of",
     "  churn,mixed,handover,growth,interrupts,timer,",
-    "  calls,exhaustion",
+    "  calls,mappings,exhaustion",
     "seconds=N, of all workloads together; seed=N",
     "cpus=N, at most; deadline=MILLISECONDS, for the APs",
     "heap=magazines, linked-list or compare",

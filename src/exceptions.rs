@@ -15,13 +15,15 @@ use x86_64::structures::DescriptorTablePointer;
 
 use crate::descriptors::{CODE, InterruptStack};
 use crate::interrupts::{self, ERROR_VECTOR, SPURIOUS_VECTOR, TIMER_VECTOR, WAKE_VECTOR};
-use crate::{cpu, heap, panic, step, stop};
+use crate::{cpu, heap, panic, probe, step, stop};
 
 /// Exception vectors (Intel SDM vol. 3A, table 6-1).
 const EXCEPTIONS: usize = 32;
 
 /// All vectors.
 const VECTORS: usize = 256;
+/// The vector of page faults.
+pub const PAGE_FAULT: u64 = 14;
 const DEBUG: u64 = 1;
 const NMI: u64 = 2;
 const DOUBLE_FAULT: usize = 8;
@@ -166,6 +168,9 @@ fn handle(frame: &mut Frame) -> Heap {
         && let Some(heap) = step::trapped(frame)
     {
         return heap;
+    }
+    if probe::caught(frame) {
+        return Heap::Untouched;
     }
     if let Some(heap) = interrupts::take(frame.vector) {
         return heap;

@@ -56,6 +56,7 @@ mod madt;
 mod mapping;
 mod panic;
 mod pic;
+mod probe;
 mod reclaim;
 mod relief;
 mod roll;

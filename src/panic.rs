@@ -8,13 +8,12 @@ use muster_memory::FRAME_SIZE;
 use x86_64::instructions::interrupts;
 use x86_64::registers::control::Cr2;
 
-use crate::exceptions::{self, Frame};
+use crate::exceptions::{self, Frame, PAGE_FAULT};
 use crate::exit::{self, Outcome};
 use crate::stack::Place;
 use crate::{control, cpu, image, lapic, serial, shared, stop};
 
-/// Page-fault vector, and the bits of its error code (Intel SDM vol. 3A, 4.7).
-const PAGE_FAULT: u64 = 14;
+/// Bits of a page fault's error code (Intel SDM vol. 3A, 4.7).
 const PROTECTION: u64 = 1 << 0;
 const WRITE: u64 = 1 << 1;
 const RESERVED_BIT: u64 = 1 << 3;

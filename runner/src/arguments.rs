@@ -333,6 +333,7 @@ const KEYS: &[Key] = &[
             "interrupts",
             "timer",
             "calls",
+            "mappings",
             "exhaustion",
         ]),
         "workloads (all)",

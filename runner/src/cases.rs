@@ -180,6 +180,21 @@ pub const CASES: &[Case] = &[
         &["to all 31 others and back: ", "audit: clean"],
     ),
     passes(
+        "mappings-1",
+        &["1", "stress=mappings", "seconds=0.3"],
+        &["stress  mappings", "audit: clean"],
+    ),
+    passes(
+        "mappings-8",
+        &["8", "stress=mappings", "seconds=1"],
+        &["stress  mappings", "audit: clean"],
+    ),
+    passes(
+        "mappings-32",
+        &["32", "stress=mappings", "seconds=0.5"],
+        &["stress  mappings", "audit: clean"],
+    ),
+    passes(
         "heap-linked-list",
         &["8", "heap=linked-list", "seconds=1"],
         &["exhaustion", "audit: clean"],

@@ -11,6 +11,7 @@ mod exhaustion;
 mod growth;
 mod handover;
 mod interrupts;
+mod mappings;
 mod marked;
 mod mixed;
 mod random;
@@ -63,12 +64,14 @@ pub enum Workload {
     Timer,
     /// Calls from every CPU to every other.
     Calls,
+    /// Memory that is mapped, protected and unmapped, while others write to it.
+    Mappings,
     /// All CPUs allocate until the machine is out, then free everything.
     Exhaustion,
 }
 
 impl Workload {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Churn,
         Self::Mixed,
         Self::Handover,
@@ -76,6 +79,7 @@ impl Workload {
         Self::Interrupts,
         Self::Timer,
         Self::Calls,
+        Self::Mappings,
         Self::Exhaustion,
     ];
 
@@ -89,6 +93,7 @@ impl Workload {
             Self::Interrupts => "interrupts",
             Self::Timer => "timer",
             Self::Calls => "calls",
+            Self::Mappings => "mappings",
             Self::Exhaustion => "exhaustion",
         }
     }
@@ -472,6 +477,7 @@ fn run_one(
     };
     let progress = Progress::new(workload);
     let mailboxes = handover::mailboxes(cpus);
+    let boards = mappings::boards(cpus);
     let ledger = mixed::Ledger::new();
     let started = clock::ticks();
     crew::all(millis + patience, &|place| {
@@ -496,6 +502,7 @@ fn run_one(
             Workload::Interrupts => interrupts::run(&mut shift),
             Workload::Timer => timer::run(&mut shift),
             Workload::Calls => calls::run(&mut shift),
+            Workload::Mappings => mappings::run(&mut shift, &boards),
             Workload::Exhaustion => exhaustion::run(&mut shift),
         }
         shift.tally.tell(workload);
