@@ -115,6 +115,16 @@ impl Counters {
             served: AtomicU64::new(0),
         }
     }
+
+    /// Calls to others, one for each target.
+    pub fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
+    }
+
+    /// Calls from others that were carried out.
+    pub fn served(&self) -> u64 {
+        self.served.load(Ordering::Relaxed)
+    }
 }
 
 /// Sets calls up for so many CPUs. Called once, by the BSP, when the heap is open and no AP released.
@@ -275,15 +285,15 @@ pub fn serve() {
 
 /// Logs how many calls there were.
 pub fn tell() {
-    let sum = |counter: fn(&Counters) -> &AtomicU64| -> u64 {
+    let sum = |count: fn(&Counters) -> u64| -> u64 {
         crew::members()
-            .map(|(_, shared)| counter(&shared.calls).load(Ordering::Relaxed))
+            .map(|(_, shared)| count(&shared.calls))
             .sum()
     };
     log::info!(
         "calls: {} sent, {} carried out",
-        sum(|counters| &counters.sent),
-        sum(|counters| &counters.served)
+        sum(Counters::sent),
+        sum(Counters::served)
     );
 }
 

@@ -149,6 +149,8 @@ pub struct Shared {
     pub end: End,
     /// Orders it has carried out; see [`crate::crew`].
     pub orders_done: AtomicU64,
+    /// Flushes of its TLB that it was asked for; see [`crate::mapping`].
+    pub flushes: AtomicU64,
     /// The calls it has sent and carried out, on a line that no one else writes.
     pub calls: CachePadded<call::Counters>,
     /// The interrupts it has taken, on a line that no one else writes.
@@ -177,6 +179,7 @@ impl Shared {
                 last_words: Lock::new(Level::LastWords, None),
             },
             orders_done: AtomicU64::new(0),
+            flushes: AtomicU64::new(0),
             calls: CachePadded::new(call::Counters::new()),
             interrupts: CachePadded::new(Counters::new()),
         }

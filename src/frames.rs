@@ -104,6 +104,11 @@ pub fn with_cache<T>(f: impl FnOnce(&mut FrameCache<'static>) -> T) -> Option<T>
     cpu::try_with(|here| here.local().frames().with(f))?
 }
 
+/// How many frames this CPU has at hand.
+pub fn at_hand() -> usize {
+    with_cache(|cache| cache.len()).unwrap_or(0)
+}
+
 /// Gives this CPU's frames back, for the others. `false`: this code has interrupted their use.
 pub fn drain() -> bool {
     cpu::try_with(|here| {

@@ -29,6 +29,7 @@
 
 extern crate alloc;
 
+mod account;
 mod ap;
 mod arguments;
 mod audit;
@@ -193,6 +194,7 @@ extern "C" fn muster() -> ! {
     let calls = call::measure();
     let before = audit::Books::read();
     let work = work(arguments);
+    account::tell();
     let audit = before.compare();
     shared::get().tell_owners();
     interrupts::tell();

@@ -3,6 +3,7 @@
 
 use core::fmt;
 use core::ptr;
+use core::sync::atomic::Ordering;
 
 use conquer_once::spin::OnceCell;
 use muster_memory::{
@@ -15,7 +16,7 @@ use x86_64::instructions::tlb;
 use crate::call::{self, Targets};
 use crate::lock::{Level, Lock};
 use crate::window::MAPPINGS;
-use crate::{relief, shared};
+use crate::{cpu, relief, shared};
 
 /// Bytes in a large page.
 const LARGE: u64 = PageSize::Size2MiB.bytes();
@@ -300,4 +301,5 @@ fn flush_here(pages: &FlushSet) {
         }
         None => tlb::flush_all(),
     }
+    cpu::with(|here| here.shared().flushes.fetch_add(1, Ordering::Relaxed));
 }

@@ -329,7 +329,7 @@ impl Shared {
             .take(cpus)
             .zip(0..)
             .map(|(cpu, index)| {
-                add_stacks(&mut plan, &frames, index)?;
+                add_stacks(&mut plan, &frames, hhdm, index)?;
                 make_block(&frames, hhdm, index, cpu.lapic_id)
             })
             .collect::<Result<Vec<_>, _>>()?;
@@ -825,12 +825,21 @@ fn frame_allocator(map: &mut PhysicalMap, hhdm: Hhdm) -> Result<FrameAllocator, 
 }
 
 /// Plans the stacks of CPU `index` and takes their frames.
-fn add_stacks(plan: &mut Plan, frames: &FrameAllocator, index: u32) -> Result<(), BuildError> {
+fn add_stacks(
+    plan: &mut Plan,
+    frames: &FrameAllocator,
+    hhdm: Hhdm,
+    index: u32,
+) -> Result<(), BuildError> {
     for stack in Slot::of(index).stacks() {
         let count = (stack.length() / FRAME_SIZE) as usize;
         let run = frames
             .allocate_run(count, 1, Owner::Stacks)
             .ok_or(BuildError::OutOfMemory("the stacks of its CPUs"))?;
+        if let Some(memory) = hhdm.pointer(run.start()) {
+            // SAFETY: the run was just taken, is in one piece in the HHDM, and in whole frames.
+            unsafe { stack::paint(memory.cast(), stack.length()) };
+        }
         plan.add(Region {
             name: stack.name,
             virt: stack.bottom,

@@ -6,6 +6,7 @@
 
 use core::cell::UnsafeCell;
 use core::fmt;
+use core::ptr::{self, NonNull};
 
 use muster_memory::FRAME_SIZE;
 
@@ -29,6 +30,21 @@ const COUNT: usize = InterruptStack::COUNT + 1;
 
 const _: () = assert!(COUNT as u64 * GUARD + 3 * INTERRUPT + MAIN + GUARD <= SLOT);
 
+/// What a word of a stack holds that was never used. No address, and hardly anybody's number.
+const PAINT: u64 = 0x5ac4_ed00_0000_5ac4;
+
+/// Paints memory that is to be a stack.
+///
+/// # Safety
+///
+/// So many bytes, a multiple of 8, may be written there, and nobody uses them.
+pub unsafe fn paint(memory: NonNull<u64>, length: u64) {
+    for word in 0..length as usize / size_of::<u64>() {
+        // SAFETY: within the memory, as the caller promises.
+        unsafe { memory.add(word).write(PAINT) };
+    }
+}
+
 /// The stacks of one CPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Slot(u32);
@@ -48,6 +64,22 @@ impl Stack {
     /// Its size in bytes.
     pub fn length(&self) -> u64 {
         self.top - self.bottom
+    }
+
+    /// The most of it that was ever in use, in bytes, as far as the paint tells.
+    ///
+    /// # Safety
+    ///
+    /// It is mapped in the tables in use.
+    pub unsafe fn most_used(&self) -> u64 {
+        let words = (self.bottom..self.top).step_by(size_of::<u64>());
+        let untouched = words
+            .map(|address| ptr::with_exposed_provenance::<u64>(address as usize))
+            // SAFETY: aligned and mapped, as the stack is whole words and, by the caller's promise,
+            // in the tables. Its CPU may write there: then a word is read as it was or as it is.
+            .take_while(|word| unsafe { word.read_volatile() } == PAINT)
+            .count() as u64;
+        self.length() - untouched * size_of::<u64>() as u64
     }
 
     /// Whether `address` lies in it.
