@@ -191,6 +191,9 @@ extern "C" fn muster() -> ! {
         fault.happen();
     }
 
+    if let Err(error) = mapping::start() {
+        refuse(&error);
+    }
     let calls = call::measure();
     let before = audit::Books::read();
     let work = work(arguments);

@@ -36,6 +36,22 @@ fn addresses() -> &'static Lock<AddressAllocator> {
     ADDRESSES.get_or_init(|| Lock::new(Level::Addresses, AddressAllocator::new(WINDOW)))
 }
 
+/// Makes the books of the window's addresses, which keep their first node on the heap for good: what
+/// is counted from now on does not depend on who maps first.
+///
+/// # Errors
+///
+/// [`AddressError`]: there is no memory for them.
+pub fn start() -> Result<(), AddressError> {
+    let mut addresses = addresses().lock();
+    let range = addresses.allocate(FRAME_SIZE, FRAME_SIZE)?;
+    let vacant = shared::get().with_tables(|tables, _| tables.vacant(range));
+    let freed = vacant.map(|vacant| addresses.free(vacant));
+    // They were just allocated, and nothing was mapped there.
+    debug_assert_eq!(freed, Some(Ok(())));
+    Ok(())
+}
+
 /// Why something can't be mapped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MappingError {
