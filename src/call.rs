@@ -148,6 +148,30 @@ pub fn run(targets: Targets<'_>, patience_millis: u64, work: &Work<'_>) -> Resul
     begin(targets, patience_millis, work)?.wait()
 }
 
+/// As [`run`], but where this CPU has too many calls under way it waits until one of them is done:
+/// for those who can't do without.
+///
+/// # Errors
+///
+/// As [`run`]; [`CallError::TooDeep`] only if none is done in time.
+///
+/// # Panics
+///
+/// As [`run`].
+pub fn insist(
+    targets: Targets<'_>,
+    patience_millis: u64,
+    work: &Work<'_>,
+) -> Result<(), CallError> {
+    let deadline = Deadline::after_millis(patience_millis);
+    loop {
+        match run(targets, patience_millis, work) {
+            Err(CallError::TooDeep) if !deadline.passed() => serve(),
+            result => return result,
+        }
+    }
+}
+
 /// Has `targets` run `work`, and goes on meanwhile.
 ///
 /// # Errors

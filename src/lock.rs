@@ -7,8 +7,9 @@
 //! `muster_heap::Platform`: its growth lock comes before [`Level::Tables`].)
 //!
 //! A lock is held with interrupts off, so no handler on the same CPU waits for the code below it. A
-//! CPU that waits for a lock lets interrupts in, if it did before, and answers calls. Nobody calls
-//! other CPUs who holds a lock ([`forbid`]): they might be waiting for it, in a handler.
+//! CPU that waits for a lock lets interrupts in, and so calls, if it did before; if not, it answers
+//! nothing until it has the lock. So nobody calls other CPUs who holds one ([`forbid`]), nor from
+//! within the heap's own locks, which [`forbid`] does not know of.
 
 use core::cell::Cell;
 use core::fmt;

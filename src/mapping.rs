@@ -1,6 +1,7 @@
 //! Mappings that come and go: large memory out of scattered frames, and physical memory
 //! such as device registers, each with a page on both sides that is never mapped.
 
+use alloc::vec::Vec;
 use core::fmt;
 use core::ptr;
 use core::sync::atomic::Ordering;
@@ -107,6 +108,10 @@ impl Mapping {
         let length = bytes
             .checked_next_multiple_of(FRAME_SIZE)
             .ok_or(MappingError::OutOfMemory)?;
+        // A wish that can't come true must not take what others could use.
+        if length > shared::get().frames_free_bytes() {
+            return Err(MappingError::OutOfMemory);
+        }
         let align = if length < LARGE { FRAME_SIZE } else { LARGE };
         let mut mapping = Self::reserve(length, align, Frames::Own)?;
         while mapping.mapped < length {
@@ -157,6 +162,9 @@ impl Mapping {
 
     /// Addresses at which nothing is mapped yet.
     fn reserve(length: u64, align: u64, frames: Frames) -> Result<Self, MappingError> {
+        if !has_room_for_books() {
+            return Err(MappingError::OutOfMemory);
+        }
         let range = addresses()
             .lock()
             .allocate(length, align)
@@ -266,6 +274,7 @@ impl Drop for Mapping {
             panic!("a mapping is not as it was made: {error}");
         }
         let vacant = shared::get().with_tables(|tables, _| tables.vacant(self.range));
+        has_room_for_books();
         let freed = vacant.map(|vacant| addresses().lock().free(vacant));
         assert!(
             freed == Some(Ok(())),
@@ -273,6 +282,15 @@ impl Drop for Mapping {
             self.range
         );
     }
+}
+
+/// Whether the heap has what the books of the addresses may need for a change. Asked without their
+/// lock, under which the other CPUs could not be called to give back what they cache.
+fn has_room_for_books() -> bool {
+    /// More than a few nodes of a tree.
+    const ROOM: usize = 4096;
+
+    Vec::<u8>::new().try_reserve_exact(ROOM).is_ok()
 }
 
 fn give_back(run: FrameRun) {
@@ -300,7 +318,7 @@ unsafe impl Shootdown for AllCpus {
 /// If a CPU does not answer: it may go on by what it has cached for as long as it likes, so there
 /// is no way on.
 fn flush_on_all_cpus(pages: &FlushSet) {
-    if let Err(error) = call::run(Targets::All, PATIENCE, &|_| flush_here(pages)) {
+    if let Err(error) = call::insist(Targets::All, PATIENCE, &|_| flush_here(pages)) {
         panic!("a page can't be unmapped: {error}");
     }
 }

@@ -34,7 +34,7 @@ pub fn ask_others() {
     let deadline = Deadline::after_millis(PATIENCE);
     loop {
         let kept = AtomicBool::new(false);
-        let answered = call::run(Targets::Others, PATIENCE, &|_| {
+        let answered = call::insist(Targets::Others, PATIENCE, &|_| {
             if !heap::drain_here() {
                 kept.store(true, Ordering::Relaxed);
             }

@@ -559,7 +559,8 @@ impl Shared {
         self.frames_free_bytes() + growing.heap_mapped - growing.heap_given
     }
 
-    fn frames_free_bytes(&self) -> u64 {
+    /// Bytes in frames that nobody owns, those that CPUs have at hand included.
+    pub fn frames_free_bytes(&self) -> u64 {
         self.frames.free_frames() as u64 * FRAME_SIZE
     }
 

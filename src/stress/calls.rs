@@ -9,7 +9,7 @@ use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use x86_64::instructions::interrupts;
 
 use super::Shift;
-use crate::call::{self, CallError, Targets, Work};
+use crate::call::{self, Targets, Work};
 use crate::clock::Deadline;
 use crate::{cpu, crew};
 
@@ -47,9 +47,9 @@ pub fn run(shift: &mut Shift<'_>) {
             carried_out.fetch_add(1, Ordering::Relaxed);
         };
         let result = if shift.random.below(2) == 0 {
-            interrupts::without_interrupts(|| insist(targets, &work))
+            interrupts::without_interrupts(|| call::insist(targets, PATIENCE, &work))
         } else {
-            insist(targets, &work)
+            call::insist(targets, PATIENCE, &work)
         };
         shift.tally.operations += 1;
         // It has waited for all of them: from here on nobody counts.
@@ -73,16 +73,6 @@ pub fn run(shift: &mut Shift<'_>) {
         if !all() {
             shift.tally.corrupt += 1;
             log::error!("{CARRIED_OUT:?} of {LEFT:?} calls were carried out that were left");
-        }
-    }
-}
-
-/// Calls as soon as one of the calls is done that this CPU has left.
-fn insist(targets: Targets<'_>, work: &Work<'_>) -> Result<(), CallError> {
-    loop {
-        match call::run(targets, PATIENCE, work) {
-            Err(CallError::TooDeep) => call::serve(),
-            result => return result,
         }
     }
 }

@@ -118,6 +118,7 @@ impl Board {
 pub fn run(shift: &mut Shift<'_>, boards: &[CachePadded<Board>]) {
     // More CPUs than a page has words would share words.
     let Some(own) = boards.get(shift.place).filter(|_| shift.place < 512) else {
+        shift.meet();
         return;
     };
     loop {

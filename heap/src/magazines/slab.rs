@@ -66,6 +66,7 @@ impl Slab {
             class: AtomicU8::new(0),
             back: AtomicU8::new(0),
             frames: AtomicU8::new(0),
+            user: AtomicU8::new(0),
         }
     }
 
