@@ -18,6 +18,7 @@ use muster_heap::{
 use muster_memory::FRAME_SIZE;
 use x86_64::instructions::interrupts;
 
+use crate::audit::Bytes;
 use crate::{cpu, crew, frames, relief, shared, window};
 
 /// What the heap lives on until the kernel's tables are loaded: enough for the
@@ -317,9 +318,11 @@ pub fn drain() {
     frames::drain();
 }
 
-/// Logs how the magazines have served so far: allocations from them, how many there were for each
-/// refill and flush, how often two CPUs met at a depot, and blocks that came back to their slab from
-/// another CPU than the one that last got some of it.
+/// Logs what the magazines have memory for: blocks that are live, as asked for; cached; and the rest,
+/// which is free in slabs, rounded up, or beyond a slab's last block. And how they have served so
+/// far: allocations from them, how many there were for each refill and flush, how often two CPUs
+/// met at a depot, and blocks that came back to their slab from another CPU than the one that last
+/// got some of it.
 pub fn tell() {
     let mut sum = MagazineStatistics::default();
     let (mut contended, mut remote) = (0, 0);
@@ -334,6 +337,21 @@ pub fn tell() {
         contended += shared.depot_contended;
         remote += shared.remote_blocks;
     }
+    let totals = MAGAZINES.totals();
+    let slabs = totals.slab_frames as u64 * FRAME_SIZE;
+    let cached = totals.cached_bytes as u64;
+    // Rounded up, beyond the last block of a slab, and in slabs that are partly free.
+    let live = u64::try_from(totals.live_bytes).unwrap_or(0);
+    let large = totals.large_frames as u64 * FRAME_SIZE;
+    let rest = (slabs + large).saturating_sub(cached + live);
+    log::info!("in magazines:  blocks     live   cached     rest");
+    log::info!(
+        "            {:>9} {:>9} {:>8} {:>8}",
+        Bytes(slabs + large),
+        Bytes(live),
+        Bytes(cached),
+        Bytes(rest)
+    );
     if sum.allocations > 0 {
         log::info!("allocations per refill per flush contended   remote");
         log::info!(

@@ -423,6 +423,8 @@ impl Shared {
         for (owner, bytes) in totals.iter().filter(|(_, bytes)| *bytes > 0) {
             log::info!("{:>12}  {bytes:>14} bytes  {owner}", Bytes(bytes));
         }
+        let whole = self.frames.free_runs_2mib() as u64 * PageSize::Size2MiB.bytes();
+        log::info!("free in whole pages of 2 MiB: {}", Bytes(whole));
     }
 
     /// Changes the tables, which nobody else changes meanwhile, and no handler of this CPU.
