@@ -12,10 +12,14 @@ use crate::audit::Bytes;
 use crate::roll::RollCall;
 use crate::{crew, shared};
 
+/// What loader memory is poisoned with: as an address or an instruction it faults
+/// (`int3`, and 0xcccc… is not canonical), as a table entry it is not present.
+const POISON: u8 = 0xcc;
+
 /// What becomes of the loader's memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Choice {
-    /// It is used like any other.
+    /// It is cleared, and used like any other.
     Yes,
     /// It stays the loader's.
     No,
@@ -63,14 +67,13 @@ pub fn reclaim(roll: &RollCall, choice: Choice) -> Result<(), String> {
             }
         }
     }
+    let (byte, how) = match choice {
+        Choice::Poison => (POISON, ", and poisoned"),
+        Choice::Yes | Choice::No => (0, ""),
+    };
     // SAFETY: every CPU the machine has came from the loader to its own tables, stack and
     // descriptors, none of which lie there (above), and nobody else knows the memory.
-    let bytes = unsafe { shared.adopt_loader_memory(choice == Choice::Poison) }
-        .map_err(|error| format!("{error}"))?;
-    let how = match choice {
-        Choice::Poison => ", and poisoned",
-        Choice::Yes | Choice::No => "",
-    };
+    let bytes = unsafe { shared.adopt_loader_memory(byte) }.map_err(|error| format!("{error}"))?;
     log::info!("reclaimed {} from the loader{how}", Bytes(bytes));
     Ok(())
 }
