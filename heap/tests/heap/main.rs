@@ -18,6 +18,32 @@ use std::thread;
 use muster_heap::hosted::{Growth, Hosted};
 use muster_heap::{Heap, MAX_REGIONS, Platform, StartError};
 
+/// What a machine around `HostedFrames` leaves to it.
+macro_rules! hosted_frames {
+    () => {
+        fn cpu(&self) -> Option<usize> {
+            self.0.cpu()
+        }
+
+        fn cache(&self) -> &CpuCache {
+            self.0.cache()
+        }
+
+        fn each_cache(&self, visit: &mut dyn FnMut(&CpuCache)) {
+            self.0.each_cache(visit);
+        }
+
+        fn allocate_frames(&self, count: usize, align: usize) -> Option<NonNull<u8>> {
+            self.0.allocate_frames(count, align)
+        }
+
+        unsafe fn free_frames(&self, start: NonNull<u8>, count: usize) {
+            // SAFETY: the caller's promise.
+            unsafe { self.0.free_frames(start, count) };
+        }
+    };
+}
+
 mod interrupts;
 mod magazines;
 mod properties;
