@@ -12,16 +12,17 @@
 //! - **Pairs.** What is counted is pairs of an allocation and a free, of all CPUs together. Each
 //!   CPU's pairs are divided by the time from the moment the first CPU started to this one's end.
 //!   Where blocks stay live, they are allocated before and freed after the measurement.
-//! - **Calls.** An allocator's functions are called, as through `alloc::alloc`, and know nothing of a
-//!   layout before; each block is written to.
+//! - **Calls.** The compiler may make an allocator's functions part of a workload's loop, as it makes
+//!   those of a `#[global_allocator]` part of what uses them; of a layout it knows nothing before.
+//!   Each block is written to.
 //! - **The slowest of 1000** (`p999_ns`) is of single steps, picked about every 8 µs on each CPU: the
 //!   [`Meter`](meter::Meter) reads the clock before and after the step, and at no other time, so
 //!   the sample is also the look whether time is up. A step is a pair, but where allocations and
 //!   frees are apart (xfree, sh8bench, frame-bulk) it is one or the other. The two readings are part
 //!   of it.
 //! - **Instructions**, where they are measured, are counted over 8192 pairs on one CPU, after as many
-//!   that fill its caches, less what the same loop takes around nothing. The call, its arguments and
-//!   the look whether there is a block are counted as the allocator's.
+//!   that fill its caches, less what the same loop takes around nothing. A call, if there is one, its
+//!   arguments and the look whether there is a block are counted as the allocator's.
 //! - **Failures** are allocations answered with null. They count as done.
 //! - Whatever the harness needs is allocated before ([`Room`]).
 #![no_std]
