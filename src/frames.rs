@@ -113,7 +113,8 @@ pub fn at_hand() -> usize {
 pub fn drain() -> bool {
     cpu::try_with(|here| {
         let frames = here.local().frames();
-        frames.with(FrameCache::drain).is_some() || frames.state.get() == ABSENT
+        // Where there is no cache, none shall be made for this.
+        frames.state.get() == ABSENT || frames.with(FrameCache::drain).is_some()
     })
     .unwrap_or(true)
 }
