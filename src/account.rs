@@ -25,7 +25,7 @@ pub fn tell() {
         }
     });
     log::info!("what each CPU keeps, and has done:");
-    log::info!("cpu    frames     heap   stack  sent served flushed");
+    log::info!("cpu    frames      heap     stack  sent served flush");
     let mut sum = Line::default();
     for ((index, shared), frames) in crew::members().zip(&at_hand) {
         let line = Line {
@@ -74,24 +74,13 @@ impl core::fmt::Display for Line {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         write!(
             f,
-            "{:>9} {:>8} {:>7} {:>5} {:>6} {:>7}",
+            "{:>9} {:>9} {:>9} {:>5} {:>6} {:>5}",
             Bytes(self.frames),
             Bytes(self.heap),
-            Short(self.stack),
+            Bytes(self.stack),
             self.sent,
             self.served,
             self.flushed
         )
-    }
-}
-
-/// Bytes in KiB, for a narrow column.
-struct Short(u64);
-
-impl core::fmt::Display for Short {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        let mut text = heapless::String::<16>::new();
-        core::fmt::Write::write_fmt(&mut text, format_args!("{} KiB", self.0.div_ceil(1024)))?;
-        f.pad(&text)
     }
 }
