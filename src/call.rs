@@ -355,7 +355,7 @@ struct Median {
 impl fmt::Display for Median {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (micros, tenths) = (self.nanos / 1000, self.nanos / 100 % 10);
-        write!(f, "{micros}.{tenths} us, the median of {}", self.rounds)
+        write!(f, "{micros}.{tenths} us, median of {}", self.rounds)
     }
 }
 

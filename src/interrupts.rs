@@ -127,7 +127,7 @@ pub fn tell() {
         }
         log::debug!(target: "irq", "interrupts taken by CPU {index}: {}", Counts(counts));
     }
-    log::info!(target: "irq", "interrupts taken: {}", Counts(sums));
+    log::info!(target: "irq", "taken: {}", Counts(sums));
 }
 
 /// How many of each kind, in words.
