@@ -64,7 +64,9 @@ fmt:
 # Test the libraries and the runner on this host, doc tests included
 [group('test')]
 test-host: models
-    cargo test --package muster-percpu --package muster-memory --package muster-heap --package muster-bench
+    cargo test --package muster-percpu --package muster-memory --package muster-heap
+    cargo test --package muster-arguments --package muster-bench
+    cargo test --package muster-arguments --features bench
     cargo test --package muster-loader --lib
     cargo test --package muster-runner
 

@@ -5,6 +5,7 @@ use core::hint::black_box;
 use core::ptr;
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
+use muster_arguments::Fault;
 use muster_memory::{Access, FRAME_SIZE};
 use x86_64::instructions::interrupts;
 
@@ -22,41 +23,6 @@ const PATIENCE: u64 = 10_000;
 /// How long the BSP waits for an answer, in milliseconds.
 const CALL_PATIENCE: u64 = 1_000;
 
-/// A fault to bring about once all CPUs are at work.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fault {
-    /// The BSP panics.
-    PanicBsp,
-    /// The last AP panics.
-    PanicAp,
-    /// The last two CPUs panic, the second while the first is reporting.
-    PanicTwo,
-    /// All CPUs panic at once: one reports, and no one knows which.
-    PanicAll,
-    /// The last CPU runs off its stack into the guard page.
-    StackOverflow,
-    /// The last CPU reads through a null pointer.
-    NullRead,
-    /// The last CPU writes to the kernel's code.
-    WriteText,
-    /// The last CPU jumps into the heap.
-    ExecuteHeap,
-    /// The last CPU reads what was unmapped, after all CPUs had used it.
-    UnmappedRead,
-    /// The last CPU writes to what was made read-only, after all CPUs had written there.
-    ProtectedWrite,
-    /// The last CPU runs off the end of a mapping.
-    MappingOverflow,
-    /// The last AP keeps interrupts out for good, and the BSP calls it.
-    DeafAp,
-    /// The last CPU takes two locks in the wrong order.
-    LockOrder,
-    /// The last CPU calls the others while it holds a lock.
-    CallLocked,
-    /// The last AP panics in what the BSP has called it for.
-    PanicInCall,
-}
-
 /// Bytes of a mapping to be misused: so many large pages and small ones that all of the TLB is
 /// flushed.
 const LARGE_MAPPING: u64 = 2 * 1024 * 1024 + 100 * FRAME_SIZE;
@@ -64,161 +30,135 @@ const LARGE_MAPPING: u64 = 2 * 1024 * 1024 + 100 * FRAME_SIZE;
 /// And so few that the pages are flushed one by one.
 const SMALL_MAPPING: u64 = 3 * FRAME_SIZE;
 
-impl Fault {
-    /// The fault of that name on the command line.
-    pub fn parse(name: &str) -> Option<Self> {
-        Some(match name {
-            "panic-bsp" => Self::PanicBsp,
-            "panic-ap" => Self::PanicAp,
-            "panic-two" => Self::PanicTwo,
-            "panic-all" => Self::PanicAll,
-            "stack-overflow" => Self::StackOverflow,
-            "null-read" => Self::NullRead,
-            "write-text" => Self::WriteText,
-            "execute-heap" => Self::ExecuteHeap,
-            "unmapped-read" => Self::UnmappedRead,
-            "protected-write" => Self::ProtectedWrite,
-            "mapping-overflow" => Self::MappingOverflow,
-            "deaf-ap" => Self::DeafAp,
-            "lock-order" => Self::LockOrder,
-            "call-locked" => Self::CallLocked,
-            "panic-in-call" => Self::PanicInCall,
-            _ => return None,
-        })
-    }
-
-    /// Brings the fault about. On a single CPU, that CPU is the last one too.
-    pub fn happen(self) {
-        let size = crew::size();
-        let culprits = match self {
-            Self::PanicBsp | Self::PanicInCall => 0..1,
-            Self::PanicTwo => size.saturating_sub(2)..size,
-            Self::PanicAll => 0..size,
-            _ => size - 1..size,
-        };
-        log::info!("bringing about {self:?}, as fault= asks");
-        let victim = self.prepare();
-        let line = StartLine::new(culprits.len(), PATIENCE);
-        crew::all(PATIENCE, &|place| {
-            if culprits.contains(&place) {
-                let is_second = self == Self::PanicTwo && place + 1 < size;
-                if is_second {
-                    // Or the first one's NMI would stop this CPU before it can panic.
-                    cpu::with(|here| here.shared().end.begin());
-                }
-                line.wait();
-                let deadline = Deadline::after_millis(PATIENCE);
-                while is_second && !stop::is_requested() && !deadline.passed() {
-                    core::hint::spin_loop();
-                }
-                self.strike(victim);
-            } else if self == Self::DeafAp && place == 0 {
-                call_the_deaf();
+/// Brings the fault about. On a single CPU, that CPU is the last one too.
+pub fn bring_about(fault: Fault) {
+    let size = crew::size();
+    let culprits = match fault {
+        Fault::PanicBsp | Fault::PanicInCall => 0..1,
+        Fault::PanicTwo => size.saturating_sub(2)..size,
+        Fault::PanicAll => 0..size,
+        _ => size - 1..size,
+    };
+    log::info!("bringing about {fault:?}, as fault= asks");
+    let victim = prepare(fault);
+    let line = StartLine::new(culprits.len(), PATIENCE);
+    crew::all(PATIENCE, &|place| {
+        if culprits.contains(&place) {
+            let is_second = fault == Fault::PanicTwo && place + 1 < size;
+            if is_second {
+                // Or the first one's NMI would stop this CPU before it can panic.
+                cpu::with(|here| here.shared().end.begin());
             }
-        });
-        panic!("{self:?} did not end the run");
-    }
-
-    /// Maps memory, has every CPU use it, and takes away what is to be missed. Gives the address
-    /// that the fault is at, for those that are about a mapping.
-    fn prepare(self) -> Option<u64> {
-        let (bytes, offset) = match self {
-            Self::UnmappedRead => (LARGE_MAPPING, LARGE_MAPPING - 1),
-            Self::ProtectedWrite => (SMALL_MAPPING, FRAME_SIZE),
-            Self::MappingOverflow => (SMALL_MAPPING, SMALL_MAPPING),
-            _ => return None,
-        };
-        let mut mapping = map(bytes);
-        let start = mapping.start().expose_provenance();
-        let is_kept = AtomicBool::new(true);
-        crew::all(PATIENCE, &|place| {
-            let pages = (0..bytes).step_by(FRAME_SIZE as usize);
-            for page in pages.map(|offset| start as u64 + offset) {
-                // A word of this CPU's own in each page.
-                let word = ptr::with_exposed_provenance::<AtomicU64>(page as usize);
-                // SAFETY: the mapping is writable memory of so many bytes, which all CPUs use by
-                // atomics, and lives until the order is done.
-                let word = unsafe { &*word.add(place % (FRAME_SIZE as usize / 8)) };
-                word.store(page, Ordering::Relaxed);
-                is_kept.fetch_and(word.load(Ordering::Relaxed) == page, Ordering::Relaxed);
+            line.wait();
+            let deadline = Deadline::after_millis(PATIENCE);
+            while is_second && !stop::is_requested() && !deadline.passed() {
+                core::hint::spin_loop();
             }
-        });
-        assert!(
-            is_kept.into_inner(),
-            "a mapping does not keep what is written to it"
-        );
-        log::info!("every CPU used {} of a mapping", Bytes(mapping.length()));
-        match self {
-            Self::UnmappedRead => {
-                drop(mapping);
-                // What comes back is whole: the same again is as good.
-                drop(map(bytes));
-            }
-            Self::ProtectedWrite => {
-                // SAFETY: no reference to it is left; who writes to it from now on, faults.
-                if let Err(error) = unsafe { mapping.protect(Access::ReadOnly) } {
-                    panic!("a mapping can't be made read-only: {error}");
-                }
-                core::mem::forget(mapping);
-            }
-            _ => core::mem::forget(mapping),
+            strike(fault, victim);
+        } else if fault == Fault::DeafAp && place == 0 {
+            call_the_deaf();
         }
-        Some(start as u64 + offset)
-    }
+    });
+    panic!("{fault:?} did not end the run");
+}
 
-    fn strike(self, victim: Option<u64>) {
-        let victim = victim.unwrap_or_default();
-        match self {
-            Self::UnmappedRead => {
-                let byte = ptr::with_exposed_provenance::<u8>(victim as usize);
-                // SAFETY: the page is not mapped, so the read faults, and the fault ends the run.
-                black_box(unsafe { byte.read_volatile() });
+/// Maps memory, has every CPU use it, and takes away what is to be missed. Gives the address
+/// that the fault is at, for those that are about a mapping.
+fn prepare(fault: Fault) -> Option<u64> {
+    let (bytes, offset) = match fault {
+        Fault::UnmappedRead => (LARGE_MAPPING, LARGE_MAPPING - 1),
+        Fault::ProtectedWrite => (SMALL_MAPPING, FRAME_SIZE),
+        Fault::MappingOverflow => (SMALL_MAPPING, SMALL_MAPPING),
+        _ => return None,
+    };
+    let mut mapping = map(bytes);
+    let start = mapping.start().expose_provenance();
+    let is_kept = AtomicBool::new(true);
+    crew::all(PATIENCE, &|place| {
+        let pages = (0..bytes).step_by(FRAME_SIZE as usize);
+        for page in pages.map(|offset| start as u64 + offset) {
+            // A word of this CPU's own in each page.
+            let word = ptr::with_exposed_provenance::<AtomicU64>(page as usize);
+            // SAFETY: the mapping is writable memory of so many bytes, which all CPUs use by
+            // atomics, and lives until the order is done.
+            let word = unsafe { &*word.add(place % (FRAME_SIZE as usize / 8)) };
+            word.store(page, Ordering::Relaxed);
+            is_kept.fetch_and(word.load(Ordering::Relaxed) == page, Ordering::Relaxed);
+        }
+    });
+    assert!(
+        is_kept.into_inner(),
+        "a mapping does not keep what is written to it"
+    );
+    log::info!("every CPU used {} of a mapping", Bytes(mapping.length()));
+    match fault {
+        Fault::UnmappedRead => {
+            drop(mapping);
+            // What comes back is whole: the same again is as good.
+            drop(map(bytes));
+        }
+        Fault::ProtectedWrite => {
+            // SAFETY: no reference to it is left; who writes to it from now on, faults.
+            if let Err(error) = unsafe { mapping.protect(Access::ReadOnly) } {
+                panic!("a mapping can't be made read-only: {error}");
             }
-            Self::ProtectedWrite | Self::MappingOverflow => {
-                let byte = ptr::with_exposed_provenance_mut::<u8>(victim as usize);
-                // SAFETY: as above: the page is read-only, or the guard, so the write faults.
-                unsafe { byte.write_volatile(0) };
-            }
-            Self::PanicBsp | Self::PanicAp | Self::PanicTwo | Self::PanicAll => {
-                panic!("asked for by fault=")
-            }
-            Self::DeafAp => go_deaf(),
-            Self::LockOrder => {
-                let (first, second) =
-                    (Lock::new(Level::Workload, ()), Lock::new(Level::Tables, ()));
-                let _second = second.lock();
-                let _first = first.lock();
-            }
-            Self::CallLocked => {
-                let lock = Lock::new(Level::Tables, ());
-                let _held = lock.lock();
-                call_others(&|_| {});
-            }
-            Self::PanicInCall => {
-                let last = cpu::all().len() as u32 - 1;
-                call_others(&|index| assert!(index != last, "asked for by fault="));
-            }
-            Self::StackOverflow => overflow(0),
-            Self::NullRead => {
-                // SAFETY: the page is not mapped, so the read faults, and the fault ends the
-                // run. In assembly, because no Rust pointer may be null.
-                unsafe { core::arch::asm!("mov {0}, [{0}]", inout(reg) 0u64 => _) };
-            }
-            Self::WriteText => {
-                let text =
-                    ptr::with_exposed_provenance_mut::<u8>(image::sections()[0].start as usize);
-                // SAFETY: as above: the page is read-only, so the write faults.
-                unsafe { text.write_volatile(0) };
-            }
-            Self::ExecuteHeap => {
-                const RETURN: u8 = 0xc3;
-                let code = Box::new([RETURN; 16]);
-                // SAFETY: as above: the page is not executable, so the call faults. Were
-                // it executable, the code would return at once.
-                unsafe {
-                    let code: extern "C" fn() = core::mem::transmute(code.as_ptr());
-                    code();
-                }
+            core::mem::forget(mapping);
+        }
+        _ => core::mem::forget(mapping),
+    }
+    Some(start as u64 + offset)
+}
+
+fn strike(fault: Fault, victim: Option<u64>) {
+    let victim = victim.unwrap_or_default();
+    match fault {
+        Fault::UnmappedRead => {
+            let byte = ptr::with_exposed_provenance::<u8>(victim as usize);
+            // SAFETY: the page is not mapped, so the read faults, and the fault ends the run.
+            black_box(unsafe { byte.read_volatile() });
+        }
+        Fault::ProtectedWrite | Fault::MappingOverflow => {
+            let byte = ptr::with_exposed_provenance_mut::<u8>(victim as usize);
+            // SAFETY: as above: the page is read-only, or the guard, so the write faults.
+            unsafe { byte.write_volatile(0) };
+        }
+        Fault::PanicBsp | Fault::PanicAp | Fault::PanicTwo | Fault::PanicAll => {
+            panic!("asked for by fault=")
+        }
+        Fault::DeafAp => go_deaf(),
+        Fault::LockOrder => {
+            let (first, second) = (Lock::new(Level::Workload, ()), Lock::new(Level::Tables, ()));
+            let _second = second.lock();
+            let _first = first.lock();
+        }
+        Fault::CallLocked => {
+            let lock = Lock::new(Level::Tables, ());
+            let _held = lock.lock();
+            call_others(&|_| {});
+        }
+        Fault::PanicInCall => {
+            let last = cpu::all().len() as u32 - 1;
+            call_others(&|index| assert!(index != last, "asked for by fault="));
+        }
+        Fault::StackOverflow => overflow(0),
+        Fault::NullRead => {
+            // SAFETY: the page is not mapped, so the read faults, and the fault ends the
+            // run. In assembly, because no Rust pointer may be null.
+            unsafe { core::arch::asm!("mov {0}, [{0}]", inout(reg) 0u64 => _) };
+        }
+        Fault::WriteText => {
+            let text = ptr::with_exposed_provenance_mut::<u8>(image::sections()[0].start as usize);
+            // SAFETY: as above: the page is read-only, so the write faults.
+            unsafe { text.write_volatile(0) };
+        }
+        Fault::ExecuteHeap => {
+            const RETURN: u8 = 0xc3;
+            let code = Box::new([RETURN; 16]);
+            // SAFETY: as above: the page is not executable, so the call faults. Were
+            // it executable, the code would return at once.
+            unsafe {
+                let code: extern "C" fn() = core::mem::transmute(code.as_ptr());
+                code();
             }
         }
     }

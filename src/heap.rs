@@ -11,6 +11,7 @@ use core::mem::MaybeUninit;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicBool, Ordering};
 
+use muster_arguments::HeapKind;
 use muster_heap::{
     Class, CpuCache, FastPath, FramePlatform, Heap, MagazineHeap, MagazineStatistics, NO_CACHE,
     Platform, resume,
@@ -37,56 +38,6 @@ static MAGAZINES: MagazineHeap<Kernel> = MagazineHeap::new(Kernel);
 
 /// Whether new blocks come from the magazines.
 static USE_MAGAZINES: AtomicBool = AtomicBool::new(false);
-
-/// A heap that can serve the kernel once its memory is set up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// Per-CPU magazines over slabs over frames.
-    Magazines,
-    /// One list of free blocks behind one lock: the baseline.
-    LinkedList,
-}
-
-impl Kind {
-    /// Its name on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Magazines => "magazines",
-            Self::LinkedList => "linked-list",
-        }
-    }
-}
-
-/// What `heap=` asks for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Choice {
-    /// One heap.
-    Only(Kind),
-    /// The stress on both, for comparison.
-    Compare,
-}
-
-impl Choice {
-    /// The choice of that name.
-    pub fn parse(name: &str) -> Option<Self> {
-        let kinds = [Kind::Magazines, Kind::LinkedList].into_iter();
-        match name {
-            "compare" => Some(Self::Compare),
-            _ => kinds
-                .map(Self::Only)
-                .find(|choice| choice.kinds()[0].name() == name),
-        }
-    }
-
-    /// The heaps to use, one after the other. The list comes last: it keeps every
-    /// frame that it once had.
-    pub fn kinds(&self) -> &[Kind] {
-        match self {
-            Self::Only(kind) => core::slice::from_ref(kind),
-            Self::Compare => &[Kind::Magazines, Kind::LinkedList],
-        }
-    }
-}
 
 /// Both heaps as one.
 struct Global;
@@ -291,11 +242,11 @@ pub fn start() {
 /// Lets new blocks come from the machine's free frames, through the heap of this
 /// kind. Called once the shared memory state is published and the BSP has its block,
 /// and again, between orders, to change over.
-pub fn open(kind: Kind) {
-    if kind == Kind::LinkedList {
+pub fn open(kind: HeapKind) {
+    if kind == HeapKind::LinkedList {
         LIST.open();
     }
-    USE_MAGAZINES.store(kind == Kind::Magazines, Ordering::Release);
+    USE_MAGAZINES.store(kind == HeapKind::Magazines, Ordering::Release);
 }
 
 /// The heap of all CPUs, to be measured.

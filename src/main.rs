@@ -31,7 +31,6 @@ extern crate alloc;
 
 mod account;
 mod ap;
-mod arguments;
 mod audit;
 #[cfg(feature = "bench")]
 mod bench;
@@ -75,8 +74,8 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use conquer_once::spin::OnceCell;
+use muster_arguments::{Arguments, help};
 
-use crate::arguments::Arguments;
 use crate::boot::Boot;
 use crate::control::Features;
 use crate::cpu::{Block, Cpu};
@@ -120,12 +119,12 @@ extern "C" fn build() -> ! {
     );
     log::info!("TSC at {} MHz, {source}", hz / 1_000_000);
     let arguments = Arguments::parse(&boot.command_line).unwrap_or_else(|error| {
-        for line in arguments::help() {
+        for line in help() {
             log::error!("{line}");
         }
         refuse(&error)
     });
-    journal::set_serial_level(arguments.log);
+    journal::set_serial_level(arguments.log.into());
     boot.tell();
 
     let features = Features::detect();
@@ -188,7 +187,7 @@ extern "C" fn muster() -> ! {
     roll.print();
     let reclaimed = reclaim::reclaim(&roll, arguments.reclaim);
     if let Some(fault) = arguments.fault {
-        fault.happen();
+        fault::bring_about(fault);
     }
 
     if let Err(error) = mapping::start() {

@@ -8,6 +8,8 @@
 use alloc::format;
 use alloc::string::String;
 
+use muster_arguments::Reclaim;
+
 use crate::audit::Bytes;
 use crate::roll::RollCall;
 use crate::{crew, shared};
@@ -16,41 +18,18 @@ use crate::{crew, shared};
 /// (`int3`, and 0xcccc… is not canonical), as a table entry it is not present.
 const POISON: u8 = 0xcc;
 
-/// What becomes of the loader's memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Choice {
-    /// It is cleared, and used like any other.
-    Yes,
-    /// It stays the loader's.
-    No,
-    /// It is overwritten, and then used: whoever still reads it will show.
-    Poison,
-}
-
-impl Choice {
-    /// The choice of that name on the command line.
-    pub fn parse(name: &str) -> Option<Self> {
-        Some(match name {
-            "yes" => Self::Yes,
-            "no" => Self::No,
-            "poison" => Self::Poison,
-            _ => return None,
-        })
-    }
-}
-
 /// Takes the loader's memory over, unless a CPU may still be in it: the log says which, then.
 ///
 /// # Errors
 ///
 /// In words, if a CPU that is at work runs with something that lies in the loader's memory.
-pub fn reclaim(roll: &RollCall, choice: Choice) -> Result<(), String> {
+pub fn reclaim(roll: &RollCall, choice: Reclaim) -> Result<(), String> {
     let shared = shared::get();
     let keep = |why: &str| {
         let kept = Bytes(shared.loader_bytes());
         log::warn!("the loader keeps its {kept}: {why}");
     };
-    if choice == Choice::No {
+    if choice == Reclaim::No {
         keep("reclaim=no asks for it");
         return Ok(());
     }
@@ -68,8 +47,8 @@ pub fn reclaim(roll: &RollCall, choice: Choice) -> Result<(), String> {
         }
     }
     let (byte, how) = match choice {
-        Choice::Poison => (POISON, ", and poisoned"),
-        Choice::Yes | Choice::No => (0, ""),
+        Reclaim::Poison => (POISON, ", and poisoned"),
+        Reclaim::Yes | Reclaim::No => (0, ""),
     };
     // SAFETY: every CPU the machine has came from the loader to its own tables, stack and
     // descriptors, none of which lie there (above), and nobody else knows the memory.

@@ -7,8 +7,8 @@ use core::ptr;
 use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use heapless::String;
+use muster_arguments::Arguments;
 
-use crate::arguments::Arguments;
 use crate::boot::Boot;
 use crate::clock::{self, Deadline};
 use crate::cpu::{self, Block, Home, Shared};

@@ -5,6 +5,8 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use muster_arguments::{Fault, Heap, LogLevel, Reclaim, Workload};
+
 use crate::machine::{Acceleration, Machine};
 
 /// The CPUs of a run that names none.
@@ -325,17 +327,7 @@ const KEYS: &[Key] = &[
     ),
     kernel(
         "stress",
-        Form::AllNoneOr(&[
-            "churn",
-            "mixed",
-            "handover",
-            "growth",
-            "interrupts",
-            "timer",
-            "calls",
-            "mappings",
-            "exhaustion",
-        ]),
+        Form::AllNoneOr(Workload::NAMES),
         "workloads (all)",
     ),
     kernel(
@@ -350,40 +342,20 @@ const KEYS: &[Key] = &[
         Form::Number,
         "milliseconds for all CPUs to report (2000)",
     ),
-    kernel(
-        "log",
-        Form::OneOf(&["error", "warn", "info", "debug", "trace"]),
-        "log level (info)",
-    ),
+    kernel("log", Form::OneOf(LogLevel::NAMES), "log level (info)"),
     kernel(
         "heap",
-        Form::OneOf(&["magazines", "linked-list", "compare"]),
+        Form::OneOf(Heap::NAMES),
         "the heap under stress (magazines)",
     ),
     kernel(
         "reclaim",
-        Form::OneOf(&["yes", "no", "poison"]),
+        Form::OneOf(Reclaim::NAMES),
         "whether loader memory is reclaimed (yes)",
     ),
     kernel(
         "fault",
-        Form::OneOf(&[
-            "panic-bsp",
-            "panic-ap",
-            "panic-two",
-            "panic-all",
-            "stack-overflow",
-            "null-read",
-            "write-text",
-            "execute-heap",
-            "unmapped-read",
-            "protected-write",
-            "mapping-overflow",
-            "deaf-ap",
-            "lock-order",
-            "call-locked",
-            "panic-in-call",
-        ]),
+        Form::OneOf(Fault::NAMES),
         "what to do wrong, to see it reported",
     ),
     bench(

@@ -6,6 +6,16 @@ use anyhow::{Context, Result};
 
 use crate::toolchain::{self, Toolchain};
 
+/// The packages that are checked as they are built for a host.
+const HOST_PACKAGES: [&str; 6] = [
+    "muster-percpu",
+    "muster-memory",
+    "muster-heap",
+    "muster-arguments",
+    "muster-bench",
+    "muster-runner",
+];
+
 /// Checks the two images for the bare target, and the host's crates with their
 /// tests.
 ///
@@ -17,22 +27,10 @@ pub fn command() -> Result<ExitCode> {
     let mut bench = Toolchain::choose()?.bare_metal("clippy");
     bench.args(["--package", "muster", "--features", "bench"]);
     let mut host = toolchain::host_cargo();
-    host.args([
-        "clippy",
-        "--package",
-        "muster-percpu",
-        "--package",
-        "muster-memory",
-    ]);
-    host.args([
-        "--package",
-        "muster-heap",
-        "--package",
-        "muster-bench",
-        "--package",
-        "muster-runner",
-        "--all-targets",
-    ]);
+    host.args(["clippy", "--all-targets"]);
+    for library in HOST_PACKAGES {
+        host.args(["--package", library]);
+    }
     let mut loader = toolchain::host_cargo();
     loader.args(["clippy", "--package", "muster-loader", "--lib", "--tests"]);
     for clippy in [images, bench, host, loader] {

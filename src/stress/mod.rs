@@ -23,9 +23,9 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use crossbeam_utils::CachePadded;
+use muster_arguments::{Arguments, HeapKind, Workload};
 
 use self::random::Random;
-use crate::arguments::Arguments;
 use crate::audit::Bytes;
 use crate::clock::{self, Deadline};
 use crate::crew::{self, StartLine};
@@ -45,95 +45,6 @@ const LEAST_PER_CPU: u64 = 256 * 1024;
 
 /// Rounds of a workload's loop between two looks at the clock.
 const STRIDE: u32 = 32;
-
-/// The kinds of stress.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Workload {
-    /// Blocks of one size, first in, first out.
-    Churn,
-    /// Blocks of 16 B to 64 KiB with random lifetimes.
-    Mixed,
-    /// Blocks that one CPU allocates and the next one frees.
-    Handover,
-    /// Vectors and strings that grow, and blocks that are resized.
-    Growth,
-    /// Allocations and frees, interrupted at each instruction by a handler that does the same.
-    Interrupts,
-    /// Allocations and frees on top of which the CPU's timer does the same.
-    Timer,
-    /// Calls from every CPU to every other.
-    Calls,
-    /// Memory that is mapped, protected and unmapped, while others write to it.
-    Mappings,
-    /// All CPUs allocate until the machine is out, then free everything.
-    Exhaustion,
-}
-
-impl Workload {
-    const ALL: [Self; 9] = [
-        Self::Churn,
-        Self::Mixed,
-        Self::Handover,
-        Self::Growth,
-        Self::Interrupts,
-        Self::Timer,
-        Self::Calls,
-        Self::Mappings,
-        Self::Exhaustion,
-    ];
-
-    /// Its name on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Churn => "churn",
-            Self::Mixed => "mixed",
-            Self::Handover => "handover",
-            Self::Growth => "growth",
-            Self::Interrupts => "interrupts",
-            Self::Timer => "timer",
-            Self::Calls => "calls",
-            Self::Mappings => "mappings",
-            Self::Exhaustion => "exhaustion",
-        }
-    }
-
-    /// The workload of that name.
-    pub fn parse(name: &str) -> Option<Self> {
-        Self::ALL
-            .into_iter()
-            .find(|workload| workload.name() == name)
-    }
-}
-
-/// A set of workloads.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Workloads(u16);
-
-const _: () = assert!(Workload::ALL.len() <= u16::BITS as usize);
-
-impl Workloads {
-    /// Every one.
-    pub fn all() -> Self {
-        Workload::ALL.into_iter().fold(Self::none(), Self::with)
-    }
-
-    /// None at all.
-    pub fn none() -> Self {
-        Self(0)
-    }
-
-    /// This set and `workload`.
-    pub fn with(self, workload: Workload) -> Self {
-        Self(self.0 | 1 << workload as u16)
-    }
-
-    fn iter(self) -> impl Iterator<Item = Workload> {
-        Workload::ALL
-            .into_iter()
-            .filter(move |&workload| self.0 & 1 << workload as u16 != 0)
-    }
-}
 
 /// What one CPU did in one workload.
 #[derive(Debug, Clone, Copy, Default)]
@@ -298,7 +209,7 @@ pub fn run(arguments: &Arguments) -> Result<(), String> {
         log::warn!("no CPU has a timer: the workload of that name is left out");
         workloads.retain(|&workload| workload != Workload::Timer);
     }
-    if arguments.heap.kinds().contains(&heap::Kind::LinkedList) {
+    if arguments.heap.kinds().contains(&HeapKind::LinkedList) {
         // The list answers a handler on top of it with null, and can't free what that frees. Left
         // out for both heaps if they are compared.
         workloads.retain(|workload| {
@@ -432,7 +343,7 @@ fn tell_interrupts(tallies: &[CachePadded<Lock<Tally>>], micros: u64) {
 /// Prints two heaps' figures side by side. What filling and checking the blocks takes
 /// is in both. Not of exhaustion: in a virtual machine it measures how fast the host
 /// finds memory for whoever comes first.
-fn compare(workloads: &[Workload], kinds: &[heap::Kind], first: &[u64], second: &[u64]) {
+fn compare(workloads: &[Workload], kinds: &[HeapKind], first: &[u64], second: &[u64]) {
     let [a, b] = kinds else { return };
     log::info!("operations per second, every byte checked:");
     log::info!(

@@ -1,0 +1,235 @@
+//! What the words can ask for.
+
+use log::LevelFilter;
+
+use crate::named::named;
+
+named! {
+    /// The kinds of stress.
+    pub enum Workload {
+        /// Blocks of one size, first in, first out.
+        Churn = "churn",
+        /// Blocks of 16 B to 64 KiB with random lifetimes.
+        Mixed = "mixed",
+        /// Blocks that one CPU allocates and the next one frees.
+        Handover = "handover",
+        /// Vectors and strings that grow, and blocks that are resized.
+        Growth = "growth",
+        /// Allocations and frees, interrupted at each instruction by a handler that does the same.
+        Interrupts = "interrupts",
+        /// Allocations and frees on top of which the CPU's timer does the same.
+        Timer = "timer",
+        /// Calls from every CPU to every other.
+        Calls = "calls",
+        /// Memory that is mapped, protected and unmapped, while others write to it.
+        Mappings = "mappings",
+        /// All CPUs allocate until the machine is out, then free everything.
+        Exhaustion = "exhaustion",
+    }
+}
+
+/// A set of workloads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Workloads(u16);
+
+const _: () = assert!(Workload::ALL.len() <= u16::BITS as usize);
+
+impl Workloads {
+    /// Every one.
+    pub fn all() -> Self {
+        Workload::ALL.iter().copied().fold(Self::none(), Self::with)
+    }
+
+    /// None at all.
+    pub const fn none() -> Self {
+        Self(0)
+    }
+
+    /// This set and `workload`.
+    pub const fn with(self, workload: Workload) -> Self {
+        Self(self.0 | 1 << workload as u16)
+    }
+
+    /// Those in the set, in the order of [`Workload::ALL`].
+    pub fn iter(self) -> impl Iterator<Item = Workload> {
+        let all = Workload::ALL.iter().copied();
+        all.filter(move |&workload| self.0 & 1 << workload as u16 != 0)
+    }
+
+    /// `all`, `none`, or names by commas.
+    pub fn parse(list: &str) -> Option<Self> {
+        match list {
+            "all" => Some(Self::all()),
+            "none" => Some(Self::none()),
+            _ => list.split(',').try_fold(Self::none(), |workloads, name| {
+                Some(workloads.with(Workload::parse(name)?))
+            }),
+        }
+    }
+}
+
+named! {
+    /// A heap that can serve the kernel once its memory is set up.
+    pub enum HeapKind {
+        /// Per-CPU magazines over slabs over frames.
+        Magazines = "magazines",
+        /// One list of free blocks behind one lock: the baseline.
+        LinkedList = "linked-list",
+    }
+}
+
+named! {
+    /// What serves the kernel.
+    pub enum Heap {
+        /// The magazines.
+        Magazines = HeapKind::Magazines.name(),
+        /// The list.
+        LinkedList = HeapKind::LinkedList.name(),
+        /// One after the other, to compare them.
+        Compare = "compare",
+    }
+}
+
+impl Heap {
+    /// The heaps to use, one after the other. The list comes last: it keeps every
+    /// frame that it once had.
+    pub const fn kinds(self) -> &'static [HeapKind] {
+        match self {
+            Self::Magazines => &[HeapKind::Magazines],
+            Self::LinkedList => &[HeapKind::LinkedList],
+            Self::Compare => &[HeapKind::Magazines, HeapKind::LinkedList],
+        }
+    }
+}
+
+named! {
+    /// What becomes of the loader's memory.
+    pub enum Reclaim {
+        /// It is cleared, and used like any other.
+        Yes = "yes",
+        /// It stays the loader's.
+        No = "no",
+        /// It is overwritten, and then used: whoever still reads it will show.
+        Poison = "poison",
+    }
+}
+
+named! {
+    /// What the serial port shows: messages of this level and of those before it.
+    pub enum LogLevel {
+        /// What ends a run.
+        Error = "error",
+        /// What is not as it should be.
+        Warn = "warn",
+        /// What happens.
+        Info = "info",
+        /// What each CPU did.
+        Debug = "debug",
+        /// Everything.
+        Trace = "trace",
+    }
+}
+
+impl From<LogLevel> for LevelFilter {
+    fn from(level: LogLevel) -> Self {
+        match level {
+            LogLevel::Error => Self::Error,
+            LogLevel::Warn => Self::Warn,
+            LogLevel::Info => Self::Info,
+            LogLevel::Debug => Self::Debug,
+            LogLevel::Trace => Self::Trace,
+        }
+    }
+}
+
+named! {
+    /// A fault to bring about once all CPUs are at work.
+    pub enum Fault {
+        /// The BSP panics.
+        PanicBsp = "panic-bsp",
+        /// The last AP panics.
+        PanicAp = "panic-ap",
+        /// The last two CPUs panic, the second while the first is reporting.
+        PanicTwo = "panic-two",
+        /// All CPUs panic at once: one reports, and no one knows which.
+        PanicAll = "panic-all",
+        /// The last CPU runs off its stack into the guard page.
+        StackOverflow = "stack-overflow",
+        /// The last CPU reads through a null pointer.
+        NullRead = "null-read",
+        /// The last CPU writes to the kernel's code.
+        WriteText = "write-text",
+        /// The last CPU jumps into the heap.
+        ExecuteHeap = "execute-heap",
+        /// The last CPU reads what was unmapped, after all CPUs had used it.
+        UnmappedRead = "unmapped-read",
+        /// The last CPU writes to what was made read-only, after all CPUs had written there.
+        ProtectedWrite = "protected-write",
+        /// The last CPU runs off the end of a mapping.
+        MappingOverflow = "mapping-overflow",
+        /// The last AP keeps interrupts out for good, and the BSP calls it.
+        DeafAp = "deaf-ap",
+        /// The last CPU takes two locks in the wrong order.
+        LockOrder = "lock-order",
+        /// The last CPU calls the others while it holds a lock.
+        CallLocked = "call-locked",
+        /// The last AP panics in what the BSP has called it for.
+        PanicInCall = "panic-in-call",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of each enumeration, what it makes of its own names and of others.
+    macro_rules! names_round_trip {
+        ($($Type:ident)+) => {$(
+            assert!($Type::ALL.len() == $Type::NAMES.len());
+            for (&value, &name) in $Type::ALL.iter().zip($Type::NAMES) {
+                assert_eq!((value.name(), $Type::parse(name)), (name, Some(value)));
+                for other in [format!("{name}s"), name.to_uppercase(), name[1..].into()] {
+                    assert_eq!($Type::parse(&other), None);
+                }
+            }
+        )+};
+    }
+
+    #[test]
+    fn every_name_is_its_values_alone() {
+        names_round_trip!(Workload HeapKind Heap Reclaim LogLevel Fault);
+    }
+
+    #[test]
+    fn sets_hold_what_was_put_in_in_the_order_of_all() {
+        assert_eq!(Workloads::parse("none"), Some(Workloads::none()));
+        assert!(Workloads::all().iter().eq(Workload::ALL.iter().copied()));
+        let some = Workloads::parse("exhaustion,churn,exhaustion").unwrap();
+        assert!(some.iter().eq([Workload::Churn, Workload::Exhaustion]));
+        for wrong in [
+            "",
+            "churn,",
+            "all,churn",
+            "none,churn",
+            "chrun",
+            "churn mixed",
+        ] {
+            assert_eq!(Workloads::parse(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn each_heap_is_a_kind_of_its_name_and_a_comparison_ends_with_the_list() {
+        for &kind in HeapKind::ALL {
+            assert_eq!(Heap::parse(kind.name()).unwrap().kinds(), [kind]);
+        }
+        assert_eq!(Heap::Compare.kinds().last(), Some(&HeapKind::LinkedList));
+    }
+
+    #[test]
+    fn log_levels_are_those_of_the_log_of_the_same_name() {
+        for &level in LogLevel::ALL {
+            assert_eq!(level.name().parse(), Ok(LevelFilter::from(level)));
+        }
+    }
+}
