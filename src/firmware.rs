@@ -3,9 +3,9 @@
 use alloc::vec::Vec;
 use core::cell::RefCell;
 
+use muster_machine::acpi::Firmware;
 use muster_memory::{Access, Cache, PhysRange};
 
-use crate::madt::Firmware;
 use crate::mapping::Mapping;
 use crate::shared;
 
@@ -25,6 +25,8 @@ impl FirmwareTables {
 }
 
 impl Firmware for FirmwareTables {
+    type Bytes = Vec<u8>;
+
     /// Firmware tables lie in memory that the HHDM does not show.
     fn bytes(&self, start: u64, length: usize) -> Option<Vec<u8>> {
         let range = PhysRange::new(start, length as u64)?;

@@ -1,8 +1,12 @@
-//! The local APIC: interrupts from one CPU to another, and each CPU's timer.
+//! The local APIC: interrupts from one CPU to another, and each CPU's timer. It stays in the mode that
+//! firmware and loader brought it to: both are served alike.
 
-use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use muster_machine::lapic::{
+    BASE_IS_BSP, BASE_X2APIC, Command, DIVIDE_BY_1, Errors, IA32_TSC_DEADLINE, LVT_MASKED, LVT_NMI,
+    LVT_TSC_DEADLINE, Register, SOFTWARE_ENABLE, is_pending,
+};
 use raw_cpuid::CpuId;
 use x86_64::instructions::interrupts;
 use x86_64::registers::model_specific::{ApicBase, Msr};
@@ -11,62 +15,13 @@ use crate::clock::Deadline;
 use crate::interrupts::{ERROR_VECTOR, SPURIOUS_VECTOR, TIMER_VECTOR, WAKE_VECTOR};
 use crate::shared;
 
-/// IA32_APIC_BASE: this is the BSP, and x2APIC mode is on (Intel SDM vol. 3A, 11.12.1). The mode
-/// stays what firmware and loader made it: both are served alike.
-const IS_BSP: u64 = 1 << 8;
-const ENABLED_X2APIC: u64 = 1 << 10;
-
-/// Registers, as byte offsets in the xAPIC's page (Intel SDM vol. 3A, table 11-1).
-/// In x2APIC mode they are MSRs: [`X2APIC_BASE`] and a sixteenth of the offset.
-const TASK_PRIORITY: usize = 0x080;
-const EOI: usize = 0x0b0;
-const SPURIOUS: usize = 0x0f0;
-const ERROR_STATUS: usize = 0x280;
-const ICR_LOW: usize = 0x300;
-const ICR_HIGH: usize = 0x310;
-const LVT_TIMER: usize = 0x320;
-const LVT_LINT0: usize = 0x350;
-const LVT_LINT1: usize = 0x360;
-const LVT_ERROR: usize = 0x370;
-const INITIAL_COUNT: usize = 0x380;
-const CURRENT_COUNT: usize = 0x390;
-const DIVIDE: usize = 0x3e0;
-
-/// Local vector table: the interrupt is masked; it comes as an NMI; the timer fires at a stamp of
-/// the TSC (Intel SDM vol. 3A, figure 11-8).
-const LVT_MASKED: u32 = 1 << 16;
-const LVT_NMI: u32 = 0b100 << 8;
-const LVT_TSC_DEADLINE: u32 = 0b10 << 17;
-
-/// Divide configuration: the counter runs at the full rate (Intel SDM vol. 3A, figure 11-10).
-const DIVIDE_BY_1: u32 = 0b1011;
-
-/// IA32_TSC_DEADLINE (Intel SDM vol. 4, table 2-2).
-const IA32_TSC_DEADLINE: u32 = 0x6e0;
-
-/// MSR of the x2APIC's register at offset 0 (Intel SDM vol. 3A, table 11-6).
-const X2APIC_BASE: u32 = 0x800;
-
-/// Spurious-interrupt register: the APIC is on (Intel SDM vol. 3A, figure 11-23).
-const SOFTWARE_ENABLE: u32 = 1 << 8;
-
-/// ICR: fixed delivery or NMI, level assert (Intel SDM vol. 3A, 11.6.1).
-const FIXED: u32 = 1 << 14;
-const NMI: u32 = 0b100 << 8 | 1 << 14;
-
-/// The xAPIC id that means every CPU (Intel SDM vol. 3A, 11.6.2.1).
-const XAPIC_BROADCAST: u32 = 0xff;
-
-/// ICR: delivery status, set while the last interrupt is still on its way.
-const PENDING: u32 = 1 << 12;
-
 /// Where the xAPIC's registers are mapped; 0 until they are.
 static REGISTERS: AtomicU64 = AtomicU64::new(0);
 
 /// Physical address of the xAPIC's page, or `None` in x2APIC mode, which needs none.
 pub fn physical_base() -> Option<u64> {
     let (frame, flags) = ApicBase::read_raw();
-    (flags & ENABLED_X2APIC == 0).then(|| frame.start_address().as_u64())
+    (flags & BASE_X2APIC == 0).then(|| frame.start_address().as_u64())
 }
 
 /// Tells where the xAPIC's page is mapped, once it is.
@@ -103,13 +58,16 @@ pub fn enable() {
         return;
     };
     // First: while the APIC is off it keeps every entry masked (Intel SDM vol. 3A, 11.4.7.2).
-    registers.write(SPURIOUS, SOFTWARE_ENABLE | u32::from(SPURIOUS_VECTOR));
-    registers.write(TASK_PRIORITY, 0);
-    registers.write(LVT_TIMER, LVT_MASKED | u32::from(TIMER_VECTOR));
-    registers.write(LVT_LINT0, LVT_MASKED);
-    let is_bsp = ApicBase::read_raw().1 & IS_BSP != 0;
     registers.write(
-        LVT_LINT1,
+        Register::Spurious,
+        SOFTWARE_ENABLE | u32::from(SPURIOUS_VECTOR),
+    );
+    registers.write(Register::TaskPriority, 0);
+    registers.write(Register::LvtTimer, LVT_MASKED | u32::from(TIMER_VECTOR));
+    registers.write(Register::LvtLint0, LVT_MASKED);
+    let is_bsp = ApicBase::read_raw().1 & BASE_IS_BSP != 0;
+    registers.write(
+        Register::LvtLint1,
         if is_bsp {
             LVT_NMI
         } else {
@@ -118,43 +76,15 @@ pub fn enable() {
     );
     // What happened in the loader's time is no error of this kernel's.
     take_errors();
-    registers.write(LVT_ERROR, u32::from(ERROR_VECTOR));
-}
-
-/// What the APIC has met since it was last asked (Intel SDM vol. 3A, figure 11-9).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Errors(u32);
-
-impl fmt::Display for Errors {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const NAMES: [&str; 8] = [
-            "sent a message with a wrong checksum",
-            "received a message with a wrong checksum",
-            "sent a message that nobody accepted",
-            "received a message that nobody accepts",
-            "sent a lowest-priority interrupt, which it can't",
-            "sent an illegal vector",
-            "received an illegal vector",
-            "was asked for a register that it does not have",
-        ];
-        let mut names = (0..)
-            .zip(NAMES)
-            .filter(|(bit, _)| self.0 >> bit & 1 != 0)
-            .map(|(_, name)| name);
-        match names.next() {
-            Some(name) => f.write_str(name)?,
-            None => f.write_str("an error that it says nothing of")?,
-        }
-        names.try_for_each(|name| write!(f, "; {name}"))
-    }
+    registers.write(Register::LvtError, u32::from(ERROR_VECTOR));
 }
 
 /// Takes note of the errors of this CPU's APIC, which begins anew.
 pub fn take_errors() -> Errors {
     Errors(Registers::get().map_or(0, |registers| {
         // The register shows what there was up to the last write (Intel SDM vol. 3A, 11.5.3).
-        registers.write(ERROR_STATUS, 0);
-        registers.read(ERROR_STATUS)
+        registers.write(Register::ErrorStatus, 0);
+        registers.read(Register::ErrorStatus)
     }))
 }
 
@@ -174,15 +104,15 @@ pub fn arm_counter(count: u32, fires: Fires) -> Option<()> {
         Fires::Once => 0,
         Fires::Never => LVT_MASKED,
     };
-    registers.write(DIVIDE, DIVIDE_BY_1);
-    registers.write(LVT_TIMER, masked | u32::from(TIMER_VECTOR));
-    registers.write(INITIAL_COUNT, count);
+    registers.write(Register::Divide, DIVIDE_BY_1);
+    registers.write(Register::LvtTimer, masked | u32::from(TIMER_VECTOR));
+    registers.write(Register::InitialCount, count);
     Some(())
 }
 
 /// Where this CPU's countdown is. `None`: there is no APIC.
 pub fn counter() -> Option<u32> {
-    Some(Registers::get()?.read(CURRENT_COUNT))
+    Some(Registers::get()?.read(Register::CurrentCount))
 }
 
 /// Lets this CPU's timer fire once the TSC has reached `stamp`. Call only where CPUID has it.
@@ -190,7 +120,10 @@ pub fn arm_deadline(stamp: u64) {
     let Some(registers) = Registers::get() else {
         return;
     };
-    registers.write(LVT_TIMER, LVT_TSC_DEADLINE | u32::from(TIMER_VECTOR));
+    registers.write(
+        Register::LvtTimer,
+        LVT_TSC_DEADLINE | u32::from(TIMER_VECTOR),
+    );
     // SAFETY: the MSR exists, as the caller knows, and its one effect is the timer's interrupt,
     // which has a handler. The fence: a write to the xAPIC's page is not ordered with one to an
     // MSR, and before the mode is set this one is lost (Intel SDM vol. 3A, 11.5.4.1).
@@ -203,64 +136,64 @@ pub fn arm_deadline(stamp: u64) {
 /// Switches this CPU's timer off. An interrupt that is on its way still comes.
 pub fn disarm() {
     if let Some(registers) = Registers::get() {
-        registers.write(LVT_TIMER, LVT_MASKED | u32::from(TIMER_VECTOR));
-        registers.write(INITIAL_COUNT, 0);
+        registers.write(Register::LvtTimer, LVT_MASKED | u32::from(TIMER_VECTOR));
+        registers.write(Register::InitialCount, 0);
     }
 }
 
 /// Ends the interrupt in service on this CPU.
 pub fn end_of_interrupt() {
     if let Some(registers) = Registers::get() {
-        registers.write(EOI, 0);
+        registers.write(Register::Eoi, 0);
     }
 }
 
 /// Sends an NMI to one CPU. Says whether it could be sent.
 pub fn send_nmi(lapic_id: u32) -> bool {
-    send(lapic_id, NMI)
+    send(lapic_id, Command::NMI)
 }
 
 /// Wakes one CPU if it is halted. Says whether it could be.
 pub fn wake(lapic_id: u32) -> bool {
-    send(lapic_id, FIXED | u32::from(WAKE_VECTOR))
+    send(lapic_id, Command::fixed(WAKE_VECTOR))
 }
 
-fn send(lapic_id: u32, command: u32) -> bool {
-    match Registers::get() {
-        Some(Registers::X2Apic) => {
-            let command = u64::from(lapic_id) << 32 | u64::from(command);
-            // SAFETY: the MSR exists in x2APIC mode. The interrupt is an NMI or the wake
-            // vector, and every CPU that is ever named here has handlers for both
-            // (`stop` and `crew` see to it). The fences: this write, unlike one to the
-            // xAPIC's page, does not wait for earlier stores (Intel SDM vol. 3A,
-            // 11.12.3), and the other CPU is to see what it is woken for.
-            unsafe {
-                core::arch::asm!("mfence", "lfence", options(nostack, preserves_flags));
-                Msr::new(X2APIC_BASE + (ICR_LOW as u32 >> 4)).write(command)
-            };
-            true
+fn send(lapic_id: u32, command: Command) -> bool {
+    let Some(registers) = Registers::get() else {
+        return false;
+    };
+    if let Registers::X2Apic = registers {
+        // SAFETY: the MSR exists in x2APIC mode. The interrupt is an NMI or the wake
+        // vector, and every CPU that is ever named here has handlers for both
+        // (`stop` and `crew` see to it). The fences: this write, unlike one to the
+        // xAPIC's page, does not wait for earlier stores (Intel SDM vol. 3A,
+        // 11.12.3), and the other CPU is to see what it is woken for.
+        unsafe {
+            core::arch::asm!("mfence", "lfence", options(nostack, preserves_flags));
+            Msr::new(Register::IcrLow.msr()).write(command.x2apic(lapic_id));
         }
-        Some(registers) if lapic_id < XAPIC_BROADCAST => {
-            let sent = || {
-                let deadline = Deadline::after_millis(1);
-                while registers.read(ICR_LOW) & PENDING != 0 {
-                    if deadline.passed() {
-                        return false;
-                    }
-                }
-                true
-            };
-            // So that no handler writes the high half in between.
-            interrupts::without_interrupts(|| {
-                sent() && {
-                    registers.write(ICR_HIGH, lapic_id << 24);
-                    registers.write(ICR_LOW, command);
-                    sent()
-                }
-            })
-        }
-        _ => false,
+        return true;
     }
+    let Some((high, low)) = command.xapic(lapic_id) else {
+        return false;
+    };
+    let sent = || {
+        let deadline = Deadline::after_millis(1);
+        while is_pending(registers.read(Register::IcrLow)) {
+            if deadline.passed() {
+                return false;
+            }
+        }
+        true
+    };
+    // So that no handler writes the high half in between.
+    interrupts::without_interrupts(|| {
+        sent() && {
+            registers.write(Register::IcrHigh, high);
+            registers.write(Register::IcrLow, low);
+            sent()
+        }
+    })
 }
 
 /// Where this CPU's APIC registers are.
@@ -276,7 +209,7 @@ impl Registers {
     /// `None` where the page is not mapped: before it is at all, and on an AP that
     /// still runs on the loader's tables.
     fn get() -> Option<Self> {
-        if ApicBase::read_raw().1 & ENABLED_X2APIC != 0 {
+        if ApicBase::read_raw().1 & BASE_X2APIC != 0 {
             return Some(Self::X2Apic);
         }
         Some(REGISTERS.load(Ordering::Acquire))
@@ -284,30 +217,31 @@ impl Registers {
             .map(|base| Self::XApic(base as usize))
     }
 
-    fn write(self, register: usize, value: u32) {
+    fn write(self, register: Register, value: u32) {
         match self {
             // SAFETY: the mode was read from this CPU, so the MSR exists; the registers
-            // written here (those above) have no effect on memory of their own.
+            // written here have no effect on memory of their own.
             Self::X2Apic => unsafe {
-                Msr::new(X2APIC_BASE + (register as u32 >> 4)).write(u64::from(value));
+                Msr::new(register.msr()).write(u64::from(value));
             },
             // SAFETY: `mapped_at` was given the page's address in the kernel's tables,
             // mapped uncached and never unmapped; the register is 32-bit, aligned,
             // within the page, and this CPU's own.
             Self::XApic(base) => unsafe {
-                core::ptr::with_exposed_provenance_mut::<u32>(base + register)
+                core::ptr::with_exposed_provenance_mut::<u32>(base + register.offset() as usize)
                     .write_volatile(value);
             },
         }
     }
 
-    fn read(self, register: usize) -> u32 {
+    fn read(self, register: Register) -> u32 {
         match self {
             // SAFETY: as for `write`; reading has no side effect.
-            Self::X2Apic => unsafe { Msr::new(X2APIC_BASE + (register as u32 >> 4)).read() as u32 },
+            Self::X2Apic => unsafe { Msr::new(register.msr()).read() as u32 },
             // SAFETY: as for `write`.
             Self::XApic(base) => unsafe {
-                core::ptr::with_exposed_provenance::<u32>(base + register).read_volatile()
+                core::ptr::with_exposed_provenance::<u32>(base + register.offset() as usize)
+                    .read_volatile()
             },
         }
     }

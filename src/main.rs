@@ -52,7 +52,6 @@ mod interrupts;
 mod journal;
 mod lapic;
 mod lock;
-mod madt;
 mod mapping;
 mod panic;
 mod pic;

@@ -8,13 +8,14 @@ use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use heapless::String;
 use muster_arguments::Arguments;
+use muster_machine::acpi::{Cpu, Madt};
 
 use crate::boot::Boot;
 use crate::clock::{self, Deadline};
 use crate::cpu::{self, Block, Home, Shared};
 use crate::firmware::FirmwareTables;
 use crate::stack::Slot;
-use crate::{ap, crew, madt};
+use crate::{ap, crew};
 
 /// The steps of a CPU's bring-up, in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -348,10 +349,16 @@ fn unlisted(boot: &Boot) -> Option<Vec<u32>> {
         log::warn!("the loader gave no RSDP: CPUs that it lost can't be told");
         return None;
     };
-    match madt::lapic_ids(&FirmwareTables::new(), rsdp) {
-        Ok(ids) => {
-            let listed = |id: &u32| boot.cpus.iter().any(|cpu| cpu.lapic_id == *id);
-            Some(ids.into_iter().filter(|id| !listed(id)).collect())
+    match Madt::find(&FirmwareTables::new(), rsdp) {
+        Ok(madt) => {
+            let mut unlisted = Vec::new();
+            for Cpu { lapic_id, .. } in madt.cpus().filter(Cpu::is_enabled) {
+                let is_listed = boot.cpus.iter().any(|cpu| cpu.lapic_id == lapic_id);
+                if !is_listed && !unlisted.contains(&lapic_id) {
+                    unlisted.push(lapic_id);
+                }
+            }
+            Some(unlisted)
         }
         Err(error) => {
             log::warn!("{error}: CPUs that the loader lost can't be told");

@@ -30,14 +30,14 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use heapless::{String, Vec};
 use muster_loader::arguments::{ArgumentError, Arguments, kernel_words};
 use muster_loader::image::{Image, ImageError, Segment};
-use muster_loader::madt::{Processor, processors};
 use muster_loader::memory_map::{CAPACITY, Kind, MapError, MemoryMap, PAGE};
+use muster_machine::acpi::{Cpu, Madt};
 use raw_cpuid::CpuId;
 use x86_64::instructions::port::Port;
 use x86_64::structures::idt::InterruptDescriptorTable;
 
 use cpus::{DOOR, Slot};
-use firmware::FirmwareError;
+use firmware::{FirmwareError, FirmwareMemory};
 use lapic::Lapic;
 use paging::{Access, OutOfTables, Shape, Tables};
 use requests::{DuplicateRequest, Request, Requests};
@@ -69,6 +69,15 @@ const MOST_CPUS: usize = 1024;
 
 /// Bytes of command line that are kept; longer ones are refused.
 const LINE: usize = 4096;
+
+/// A CPU that the kernel is told of.
+#[derive(Clone, Copy, Debug)]
+struct Processor {
+    /// ACPI processor id.
+    id: u32,
+    /// Local APIC id.
+    apic_id: u32,
+}
 
 /// Why the kernel does not start.
 enum Failure<'line> {
@@ -201,8 +210,9 @@ fn boot(start_info: StartInfo, line: &str) -> Result<Infallible, Failure<'_>> {
     // The machine.
     let shape = shape(&requests, arguments.levels)?;
     let hhdm = hhdm(shape, arguments.random_hhdm);
-    // SAFETY: nothing has written to the firmware's memory.
-    let rsdp = unsafe { firmware::rsdp(start_info.rsdp) };
+    // SAFETY: apart from its own image, which is taken, the loader writes only to what it allocates.
+    let firmware = unsafe { FirmwareMemory::new(&map) };
+    let rsdp = firmware.rsdp(start_info.rsdp);
     let x2apic = requests
         .field(Request::Mp, 0)
         .is_some_and(|flags| flags & MP_X2APIC != 0)
@@ -214,7 +224,7 @@ fn boot(start_info: StartInfo, line: &str) -> Result<Infallible, Failure<'_>> {
     let lapic = unsafe { Lapic::current(x2apic) }.ok_or(Failure::NoLapic)?;
     let bsp = cpus::own_apic_id();
     let processors = match requests.has(Request::Mp) {
-        true => listed_processors(rsdp, bsp, lapic, &arguments)?,
+        true => listed_processors(&firmware.madt(rsdp)?, bsp, lapic, &arguments)?,
         false => Vec::from([Processor {
             id: 0,
             apic_id: bsp,
@@ -461,23 +471,28 @@ fn hhdm(shape: Shape, random: bool) -> u64 {
 
 /// The bootstrap CPU, and those in the MADT that the loader is to start.
 fn listed_processors<'line>(
-    rsdp: Option<u64>,
+    madt: &Madt<&[u8]>,
     bsp: u32,
     lapic: Lapic,
     arguments: &Arguments,
 ) -> Result<Vec<Processor, MOST_CPUS>, Failure<'line>> {
-    // SAFETY: nothing has written to the firmware's memory.
-    let madt = unsafe { firmware::madt(rsdp) }?;
-    let is_other = |id| id != bsp && processors(madt).any(|listed| listed.apic_id == id);
+    let startable = || madt.cpus().filter(Cpu::may_be_started);
+    let is_other = |id| id != bsp && startable().any(|cpu| cpu.lapic_id == id);
     for &id in arguments.unstarted.iter().chain(&arguments.silent) {
         if !is_other(id) {
             return Err(Failure::NoSuchCpu(id));
         }
     }
-    let mut listed = Vec::new();
-    for processor in processors(madt) {
-        let id = processor.apic_id;
-        if id == bsp || lapic.reaches(id) && !arguments.unstarted.contains(&id) {
+    let mut listed = Vec::<Processor, MOST_CPUS>::new();
+    for cpu in startable() {
+        let id = cpu.lapic_id;
+        let is_wanted = id == bsp || lapic.reaches(id) && !arguments.unstarted.contains(&id);
+        // One that stands there twice is started once.
+        if is_wanted && !listed.iter().any(|other| other.apic_id == id) {
+            let processor = Processor {
+                id: cpu.acpi_id,
+                apic_id: id,
+            };
             listed.push(processor).map_err(|_| Failure::TooManyCpus)?;
         }
     }

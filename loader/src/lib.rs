@@ -6,5 +6,4 @@
 
 pub mod arguments;
 pub mod image;
-pub mod madt;
 pub mod memory_map;

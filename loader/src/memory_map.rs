@@ -135,6 +135,13 @@ impl MemoryMap {
         &self.entries
     }
 
+    /// Whether any byte of `range` was taken out of usable memory.
+    pub fn is_taken(&self, range: &Range<u64>) -> bool {
+        self.entries.iter().any(|entry| {
+            matches!(entry.kind, Kind::Loader | Kind::Executable) && entry.overlaps(range)
+        })
+    }
+
     /// Takes `range`, rounded out to whole pages, out of usable memory.
     ///
     /// # Errors
@@ -492,7 +499,10 @@ mod tests {
             assert!(matches!(error, MapError::NotUsable { .. }), "{error}");
         }
         assert_eq!(map.entries(), before.entries());
+        assert!(!map.is_taken(&(0..u64::MAX)));
         map.claim(0x7fd_f001..0x7fe_0000, Kind::Executable).unwrap();
+        assert!(map.is_taken(&(0x7fd_efff..0x7fd_f001)) && map.is_taken(&(0x7fd_ffff..0x7fe_0001)));
+        assert!(!map.is_taken(&(0x7fd_e000..0x7fd_f000)) && !map.is_taken(&(0x7fe_0000..u64::MAX)));
         assert!(
             map.entries()
                 .contains(&entry(0x7fd_f000, 0x7fe_0000, Kind::Executable))

@@ -7,11 +7,12 @@ use anyhow::{Context, Result};
 use crate::toolchain::{self, Toolchain};
 
 /// The packages that are checked as they are built for a host.
-const HOST_PACKAGES: [&str; 6] = [
+const HOST_PACKAGES: [&str; 7] = [
     "muster-percpu",
     "muster-memory",
     "muster-heap",
     "muster-arguments",
+    "muster-machine",
     "muster-bench",
     "muster-runner",
 ];

@@ -1,41 +1,16 @@
 //! The CPU's own local APIC (Intel SDM volume 3A, chapter 11), in either mode.
 
+use muster_machine::lapic::{
+    BASE_ADDRESS, BASE_ENABLED, BASE_X2APIC, Command, DIVIDE_BY_1, IA32_APIC_BASE, LVT_MASKED,
+    LVT_PERIODIC, Register, SOFTWARE_ENABLE, is_pending, is_xapic_id,
+};
 use x86_64::registers::model_specific::Msr;
 
-/// IA32_APIC_BASE and its bits.
-const BASE: Msr = Msr::new(0x1b);
-const BASE_X2APIC: u64 = 1 << 10;
-const BASE_ENABLED: u64 = 1 << 11;
-const BASE_ADDRESS: u64 = 0x000f_ffff_ffff_f000;
-
-/// MSR of register 0 in x2APIC mode; the others follow, 16 bytes each.
-const X2APIC: u32 = 0x800;
-
-// Registers, by their byte offset.
-const END_OF_INTERRUPT: u32 = 0xb0;
-const SPURIOUS_VECTOR: u32 = 0xf0;
-const COMMAND_LOW: u32 = 0x300;
-const COMMAND_HIGH: u32 = 0x310;
-const TIMER: u32 = 0x320;
-const TIMER_INITIAL_COUNT: u32 = 0x380;
-const TIMER_DIVIDE: u32 = 0x3e0;
-
-// Commands: delivery mode and "level: assert".
-const INIT: u32 = 0x4500;
-const STARTUP: u32 = 0x4600;
-const PENDING: u32 = 1 << 12;
-
-const SOFTWARE_ENABLED: u32 = 1 << 8;
-const TIMER_MASKED: u32 = 1 << 16;
-const TIMER_PERIODIC: u32 = 1 << 17;
-const DIVIDE_BY_1: u32 = 0b1011;
+const BASE: Msr = Msr::new(IA32_APIC_BASE);
 
 /// The vector that the timer and the spurious interrupt use.
 pub const TIMER_VECTOR: u8 = 0xff;
 const VECTOR: u32 = TIMER_VECTOR as u32;
-
-/// Highest id that xAPIC mode can address; one more is the broadcast.
-const HIGHEST_XAPIC_ID: u32 = 0xfe;
 
 /// The most times that a command's delivery is waited for.
 const MOST_POLLS: u32 = 100_000;
@@ -79,86 +54,91 @@ impl Lapic {
 
     /// Whether an interrupt can be sent to this APIC id.
     pub const fn reaches(self, id: u32) -> bool {
-        matches!(self, Self::X2Apic) || id <= HIGHEST_XAPIC_ID
+        matches!(self, Self::X2Apic) || is_xapic_id(id)
     }
 
     /// Sends INIT: the CPU drops what it does and waits for a start.
     pub fn send_init(self, id: u32) {
-        self.command(id, INIT);
+        self.command(id, Command::INIT);
     }
 
     /// Sends a startup interrupt: a CPU that waits for one begins, in real
-    /// mode, at the first byte of `page`, which lies below 1 MiB.
+    /// mode, at the first byte of `page`. Does nothing if that does not lie below 1 MiB.
     pub fn send_startup(self, id: u32, page: u64) {
-        self.command(id, STARTUP | (page >> 12) as u32 & 0xff);
+        if let Some(startup) = Command::startup(page) {
+            self.command(id, startup);
+        }
     }
 
     /// Interrupts this CPU again and again, every `ticks` of the APIC's clock.
     /// Returns what [`stop_timer`](Self::stop_timer) has to restore.
     pub fn start_timer(self, ticks: u32) -> u32 {
-        let spurious = self.read(SPURIOUS_VECTOR);
-        self.write(SPURIOUS_VECTOR, SOFTWARE_ENABLED | VECTOR);
-        self.write(TIMER_DIVIDE, DIVIDE_BY_1);
-        self.write(TIMER, TIMER_PERIODIC | VECTOR);
-        self.write(TIMER_INITIAL_COUNT, ticks);
+        let spurious = self.read(Register::Spurious);
+        self.write(Register::Spurious, SOFTWARE_ENABLE | VECTOR);
+        self.write(Register::Divide, DIVIDE_BY_1);
+        self.write(Register::LvtTimer, LVT_PERIODIC | VECTOR);
+        self.write(Register::InitialCount, ticks);
         spurious
     }
 
     /// Stops the timer. One interrupt may still be pending.
     pub fn stop_timer(self) {
-        self.write(TIMER, TIMER_MASKED);
-        self.write(TIMER_INITIAL_COUNT, 0);
+        self.write(Register::LvtTimer, LVT_MASKED);
+        self.write(Register::InitialCount, 0);
     }
 
     /// Puts the spurious vector register back.
     pub fn restore(self, spurious: u32) {
-        self.write(SPURIOUS_VECTOR, spurious);
+        self.write(Register::Spurious, spurious);
     }
 
     /// Ends the interrupt in service, if there is one.
     pub fn end_of_interrupt(self) {
-        self.write(END_OF_INTERRUPT, 0);
+        self.write(Register::Eoi, 0);
     }
 
-    fn command(self, id: u32, command: u32) {
+    fn command(self, id: u32, command: Command) {
         match self {
             Self::XApic(_) => {
-                self.write(COMMAND_HIGH, id << 24);
-                self.write(COMMAND_LOW, command);
+                let Some((high, low)) = command.xapic(id) else {
+                    return;
+                };
+                self.write(Register::IcrHigh, high);
+                self.write(Register::IcrLow, low);
                 for _ in 0..MOST_POLLS {
-                    if self.read(COMMAND_LOW) & PENDING == 0 {
+                    if !is_pending(self.read(Register::IcrLow)) {
                         break;
                     }
                 }
             }
             Self::X2Apic => {
-                let mut register = Msr::new(X2APIC + (COMMAND_LOW >> 4));
+                let mut register = Msr::new(Register::IcrLow.msr());
                 // SAFETY: x2APIC mode is on, and this is its command register.
-                unsafe { register.write(u64::from(id) << 32 | u64::from(command)) };
+                unsafe { register.write(command.x2apic(id)) };
             }
         }
     }
 
-    fn read(self, register: u32) -> u32 {
+    fn read(self, register: Register) -> u32 {
         match self {
             // SAFETY: the register lies on the local APIC's page, mapped by
             // the promise made to `current`.
             Self::XApic(base) => unsafe { pointer(base, register).read_volatile() },
             // SAFETY: x2APIC mode is on, and the register exists in it.
-            Self::X2Apic => unsafe { Msr::new(X2APIC + (register >> 4)).read() as u32 },
+            Self::X2Apic => unsafe { Msr::new(register.msr()).read() as u32 },
         }
     }
 
-    fn write(self, register: u32, value: u32) {
+    fn write(self, register: Register, value: u32) {
         match self {
             // SAFETY: as in `read`; only the loader uses the local APIC.
             Self::XApic(base) => unsafe { pointer(base, register).write_volatile(value) },
             // SAFETY: as in `read`; only the loader uses the local APIC.
-            Self::X2Apic => unsafe { Msr::new(X2APIC + (register >> 4)).write(value.into()) },
+            Self::X2Apic => unsafe { Msr::new(register.msr()).write(value.into()) },
         }
     }
 }
 
-fn pointer(base: u64, register: u32) -> *mut u32 {
-    core::ptr::with_exposed_provenance_mut((base + u64::from(register)) as usize)
+fn pointer(base: u64, register: Register) -> *mut u32 {
+    core::ptr::with_exposed_provenance_mut((base + u64::from(register.offset())) as usize)
 }

@@ -1,0 +1,229 @@
+//! The local APIC's registers and commands (Intel SDM vol. 3A, chapter 11).
+
+use core::fmt;
+
+/// The MSR IA32_APIC_BASE (11.4.4, 11.12.1), and its bits: this is the BSP; x2APIC mode is on; the
+/// APIC is on at all; the address of the xAPIC's page.
+pub const IA32_APIC_BASE: u32 = 0x1b;
+/// See [`IA32_APIC_BASE`].
+pub const BASE_IS_BSP: u64 = 1 << 8;
+/// See [`IA32_APIC_BASE`].
+pub const BASE_X2APIC: u64 = 1 << 10;
+/// See [`IA32_APIC_BASE`].
+pub const BASE_ENABLED: u64 = 1 << 11;
+/// See [`IA32_APIC_BASE`].
+pub const BASE_ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+
+/// The MSR IA32_TSC_DEADLINE (Intel SDM vol. 4, table 2-2).
+pub const IA32_TSC_DEADLINE: u32 = 0x6e0;
+
+/// Bit of [`Register::Spurious`]: the APIC is on (figure 11-23).
+pub const SOFTWARE_ENABLE: u32 = 1 << 8;
+
+/// Bits of the local vector table (figure 11-8): the interrupt is masked.
+pub const LVT_MASKED: u32 = 1 << 16;
+/// It comes as an NMI.
+pub const LVT_NMI: u32 = 0b100 << 8;
+/// The timer starts anew whenever it has fired.
+pub const LVT_PERIODIC: u32 = 0b01 << 17;
+/// The timer fires at a stamp of the TSC.
+pub const LVT_TSC_DEADLINE: u32 = 0b10 << 17;
+
+/// Value of [`Register::Divide`]: the counter runs at the full rate (figure 11-10).
+pub const DIVIDE_BY_1: u32 = 0b1011;
+
+/// Bit of [`Register::IcrLow`]: the last interrupt is still on its way (figure 11-12).
+const DELIVERY_PENDING: u32 = 1 << 12;
+
+/// MSR of the x2APIC's register at offset 0 (table 11-6).
+const X2APIC_BASE: u32 = 0x800;
+
+/// The xAPIC id that means every CPU (11.6.2.1).
+const XAPIC_BROADCAST: u32 = 0xff;
+
+/// A register, by its byte offset in the xAPIC's page (table 11-1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Register {
+    /// What is urgent enough to interrupt this CPU.
+    TaskPriority = 0x080,
+    /// Written at the end of an interrupt.
+    Eoi = 0x0b0,
+    /// The spurious interrupt's vector, and the switch of it all.
+    Spurious = 0x0f0,
+    /// What went wrong: see [`Errors`].
+    ErrorStatus = 0x280,
+    /// Interrupt command, the lower half: writing it sends.
+    IcrLow = 0x300,
+    /// Interrupt command, the upper half. There is none in x2APIC mode: see [`Command::x2apic`].
+    IcrHigh = 0x310,
+    /// The timer's entry of the local vector table.
+    LvtTimer = 0x320,
+    /// That of the first line, the legacy PIC's on a PC.
+    LvtLint0 = 0x350,
+    /// That of the second line, the NMI's on a PC.
+    LvtLint1 = 0x360,
+    /// That of the APIC's errors.
+    LvtError = 0x370,
+    /// Where the timer starts from.
+    InitialCount = 0x380,
+    /// Where the timer is.
+    CurrentCount = 0x390,
+    /// By how much the timer's clock is divided.
+    Divide = 0x3e0,
+}
+
+impl Register {
+    /// Its byte offset in the xAPIC's page, where it has 32 bits.
+    pub const fn offset(self) -> u32 {
+        self as u32
+    }
+
+    /// Its MSR in x2APIC mode (11.12.1.2).
+    pub const fn msr(self) -> u32 {
+        X2APIC_BASE + (self.offset() >> 4)
+    }
+}
+
+/// Whether a CPU can be named by this id in xAPIC mode.
+pub const fn is_xapic_id(lapic_id: u32) -> bool {
+    lapic_id < XAPIC_BROADCAST
+}
+
+/// Whether [`Register::IcrLow`], as read in xAPIC mode, says that the last interrupt is still on its
+/// way.
+pub const fn is_pending(icr_low: u32) -> bool {
+    icr_low & DELIVERY_PENDING != 0
+}
+
+/// An interrupt for another CPU: the lower half of the ICR (11.6.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Command(u32);
+
+impl Command {
+    /// Bit of the ICR: assert, which all but a de-assert of INIT, from before the Pentium 4, are.
+    const ASSERT: u32 = 1 << 14;
+
+    /// A non-maskable interrupt.
+    pub const NMI: Self = Self(0b100 << 8 | Self::ASSERT);
+
+    /// The CPU drops what it does and waits for a start.
+    pub const INIT: Self = Self(0b101 << 8 | Self::ASSERT);
+
+    /// A CPU that waits for a start begins, in real mode, at the first byte of the page at this
+    /// physical address; `None` if it is not a page's first byte below 1 MiB (11.6.1, 10.4.4.2).
+    pub const fn startup(page: u64) -> Option<Self> {
+        if page & 0xfff != 0 || page >> 20 != 0 {
+            return None;
+        }
+        Some(Self(0b110 << 8 | Self::ASSERT | (page >> 12) as u32))
+    }
+
+    /// The interrupt of this vector.
+    pub const fn fixed(vector: u8) -> Self {
+        Self(Self::ASSERT | vector as u32)
+    }
+
+    /// What to write to [`Register::IcrHigh`] and then to [`Register::IcrLow`] in xAPIC mode; `None`
+    /// if the CPU can't be named in it.
+    pub const fn xapic(self, lapic_id: u32) -> Option<(u32, u32)> {
+        if is_xapic_id(lapic_id) {
+            Some((lapic_id << 24, self.0))
+        } else {
+            None
+        }
+    }
+
+    /// What to write to the MSR of [`Register::IcrLow`] in x2APIC mode (11.12.9).
+    pub const fn x2apic(self, lapic_id: u32) -> u64 {
+        (lapic_id as u64) << 32 | self.0 as u64
+    }
+}
+
+/// What [`Register::ErrorStatus`] says (figure 11-9).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Errors(pub u32);
+
+impl fmt::Display for Errors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const NAMES: [&str; 8] = [
+            "sent a message with a wrong checksum",
+            "received a message with a wrong checksum",
+            "sent a message that nobody accepted",
+            "received a message that nobody accepts",
+            "sent a lowest-priority interrupt, which it can't",
+            "sent an illegal vector",
+            "received an illegal vector",
+            "was asked for a register that it does not have",
+        ];
+        let mut names = (0..)
+            .zip(NAMES)
+            .filter(|(bit, _)| self.0 >> bit & 1 != 0)
+            .map(|(_, name)| name);
+        match names.next() {
+            Some(name) => f.write_str(name)?,
+            None => f.write_str("an error that it says nothing of")?,
+        }
+        names.try_for_each(|name| write!(f, "; {name}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn registers_are_msrs_as_table_11_6_has_them() {
+        for (register, msr) in [
+            (Register::TaskPriority, 0x808),
+            (Register::Eoi, 0x80b),
+            (Register::Spurious, 0x80f),
+            (Register::ErrorStatus, 0x828),
+            (Register::IcrLow, 0x830),
+            (Register::LvtTimer, 0x832),
+            (Register::LvtLint0, 0x835),
+            (Register::LvtLint1, 0x836),
+            (Register::LvtError, 0x837),
+            (Register::InitialCount, 0x838),
+            (Register::CurrentCount, 0x839),
+            (Register::Divide, 0x83e),
+        ] {
+            assert_eq!(register.msr(), msr, "{register:?}");
+        }
+    }
+
+    #[test]
+    fn commands_are_those_that_the_manual_spells_out() {
+        // The INIT-SIPI-SIPI sequence (10.4.4.2).
+        assert_eq!(Command::INIT.xapic(1), Some((1 << 24, 0x4500)));
+        let startup = Command::startup(0x9_8000).unwrap();
+        assert_eq!(startup.xapic(0xfe), Some((0xfe << 24, 0x4698)));
+        assert_eq!(Command::NMI.x2apic(0x1_0000), 0x1_0000_0000_4400);
+        assert_eq!(Command::fixed(0xf0).x2apic(2), 0x2_0000_40f0);
+    }
+
+    #[test]
+    fn what_a_mode_can_not_say_is_refused() {
+        assert_eq!(Command::NMI.xapic(0xff), None);
+        assert_eq!(Command::NMI.xapic(0x100), None);
+        assert!(is_xapic_id(0xfe) && !is_xapic_id(0xff));
+        for page in [0x800, 0x10_0000, 0x1_0000_0000] {
+            assert_eq!(Command::startup(page), None, "{page:#x}");
+        }
+    }
+
+    #[test]
+    fn a_command_is_pending_until_it_is_delivered() {
+        let (_, sent) = Command::NMI.xapic(0).unwrap();
+        assert!(!is_pending(sent) && is_pending(sent | 1 << 12));
+    }
+
+    #[test]
+    fn every_error_has_words() {
+        assert_eq!(Errors(0).to_string(), "an error that it says nothing of");
+        let two = Errors(1 << 5 | 1 << 7).to_string();
+        let expected = "sent an illegal vector; was asked for a register that it does not have";
+        assert_eq!(two, expected);
+        assert_eq!(Errors(!0).to_string().matches("; ").count(), 7);
+    }
+}

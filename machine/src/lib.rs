@@ -1,0 +1,12 @@
+//! What a PC's firmware says, and what its local APIC understands: the way from the ACPI root
+//! pointer to the list of CPUs ([`acpi`]), and the local APIC's registers and commands ([`lapic`]).
+//!
+//! Nothing here touches a register or an address. Whoever uses it brings the bytes
+//! ([`Firmware`](acpi::Firmware)) or carries the numbers to the hardware, so all of it runs, and is
+//! tested and fuzzed, on the host. It needs no heap: the loader uses it as well as the kernel.
+
+#![cfg_attr(not(test), no_std)]
+#![forbid(unsafe_code)]
+
+pub mod acpi;
+pub mod lapic;
