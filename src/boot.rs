@@ -5,7 +5,6 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::ffi::{CStr, c_char};
-use core::fmt;
 use core::ptr;
 use core::sync::atomic::{AtomicPtr, Ordering};
 
@@ -19,13 +18,11 @@ use limine::request::{
     RsdpRequest,
 };
 use limine::response::{BootloaderInfoResponse, ExecutableCmdlineResponse};
-use muster_memory::{FRAME_SIZE, Kind, MemoryEntry, PageSize, PhysRange};
+use muster_boot::{BootError, Cpus, MemoryMap, Placement, REVISION};
+use muster_memory::Kind;
 
 use crate::audit::Bytes;
 use crate::image;
-
-/// The base revision this kernel is written for.
-const REVISION: u64 = 3;
 
 #[used]
 #[unsafe(link_section = ".requests_start")]
@@ -71,9 +68,7 @@ pub struct Boot {
     /// Where the kernel image lies.
     pub image: Placement,
     /// The memory map, as the loader sorted it.
-    pub memory: Vec<MemoryEntry>,
-    /// Memory-map entries that no x86-64 address can reach, and so were left out.
-    pub unreachable_entries: usize,
+    pub memory: MemoryMap,
     /// The CPUs the loader found, the BSP first, each LAPIC id once.
     pub cpus: Vec<ListedCpu>,
     /// LAPIC ids that the loader listed a second time; those entries were left out.
@@ -82,22 +77,6 @@ pub struct Boot {
     pub rsdp: Option<u64>,
     /// The kernel's command line; empty if there is none.
     pub command_line: String,
-}
-
-/// Where the loader put the image: one offset for all of it.
-#[derive(Debug, Clone, Copy)]
-pub struct Placement {
-    /// The physical memory the image takes, in whole frames.
-    pub range: PhysRange,
-    /// Virtual address of the image's first page.
-    pub virtual_: u64,
-}
-
-impl Placement {
-    /// The physical address behind an address inside the image.
-    pub fn physical_of(&self, virtual_: u64) -> u64 {
-        virtual_ - self.virtual_ + self.range.start()
-    }
 }
 
 /// A CPU that the loader found and, if it is not the BSP, parked.
@@ -128,84 +107,6 @@ impl ListedCpu {
     }
 }
 
-/// Why the kernel can't start from what the loader answered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum BootError {
-    /// The loader does not speak the base revision asked for; the one it chose
-    /// instead, if it says.
-    Revision(Option<u64>),
-    /// A feature without which there is no kernel was not answered.
-    Missing(&'static str),
-    /// The HHDM does not start at a multiple of 2 MiB in the higher half: large pages
-    /// would be of no use in it, and blocks of the heap not aligned.
-    Hhdm(u64),
-    /// The image is not where the loader says it is.
-    Image {
-        /// Its first virtual address, as the loader tells it.
-        virtual_: u64,
-        /// Its first physical address, as the loader tells it.
-        physical: u64,
-        /// Its first virtual address, as the linker set it.
-        linked: u64,
-    },
-    /// A usable or reclaimable entry that is no physical range.
-    MemoryEntry {
-        /// Its base.
-        base: u64,
-        /// Its length in bytes.
-        length: u64,
-    },
-    /// There is no entry for the BSP among the CPUs.
-    NoBsp(u32),
-    /// The command line is not UTF-8.
-    CommandLine,
-}
-
-impl fmt::Display for BootError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Revision(got) => {
-                write!(
-                    f,
-                    "the loader does not speak base revision {REVISION} of the protocol ("
-                )?;
-                match got {
-                    Some(got) => write!(f, "it chose {got}")?,
-                    None => write!(f, "it does not say which it speaks")?,
-                }
-                write!(f, "); use Limine 9 or later")
-            }
-            Self::Missing(feature) => {
-                write!(
-                    f,
-                    "the loader did not answer the {feature} request, which Muster needs"
-                )
-            }
-            Self::Hhdm(offset) => write!(
-                f,
-                "the loader's HHDM offset {offset:#x} is no multiple of 2 MiB in the higher half"
-            ),
-            Self::Image {
-                virtual_,
-                physical,
-                linked,
-            } => write!(
-                f,
-                "the loader says the image is at {virtual_:#x} (physical {physical:#x}), but it runs at {linked:#x}"
-            ),
-            Self::MemoryEntry { base, length } => write!(
-                f,
-                "the loader's memory map has a usable entry at {base:#x} of {length:#x} bytes, which is no range of memory"
-            ),
-            Self::NoBsp(lapic_id) => write!(
-                f,
-                "the loader says the BSP has LAPIC id {lapic_id}, but does not list that CPU"
-            ),
-            Self::CommandLine => write!(f, "the kernel's command line is not UTF-8"),
-        }
-    }
-}
-
 impl Boot {
     /// Checks the loader's answers.
     ///
@@ -216,21 +117,13 @@ impl Boot {
         if !BASE_REVISION.is_supported() {
             return Err(BootError::Revision(BASE_REVISION.loaded_revision()));
         }
-        let hhdm = HHDM
-            .get_response()
-            .ok_or(BootError::Missing("HHDM"))?
-            .offset();
-        if hhdm >> 63 == 0 || !hhdm.is_multiple_of(PageSize::Size2MiB.bytes()) {
-            return Err(BootError::Hhdm(hhdm));
-        }
-        let (memory, unreachable_entries) = memory_map()?;
+        let hhdm = HHDM.get_response().ok_or(BootError::Missing("HHDM"))?;
         let (cpus, repeated_lapic_ids) = cpus()?;
         Ok(Self {
             loader: loader_name(),
-            hhdm,
+            hhdm: muster_boot::hhdm(hhdm.offset())?,
             image: placement()?,
-            memory,
-            unreachable_entries,
+            memory: memory_map()?,
             cpus,
             repeated_lapic_ids,
             rsdp: RSDP
@@ -245,28 +138,22 @@ impl Boot {
 impl Boot {
     /// Logs what the loader told, and what of it is odd.
     pub fn tell(&self) {
-        let usable: u64 = self
-            .memory
-            .iter()
-            .filter(|entry| entry.kind == Kind::Usable)
-            .map(|entry| entry.range.len())
-            .sum();
         log::info!(
             "{} CPUs, {} usable of {} memory-map entries",
             self.cpus.len(),
-            Bytes(usable),
-            self.memory.len()
+            Bytes(self.memory.usable_bytes()),
+            self.memory.entries.len()
         );
-        for entry in &self.memory {
+        for entry in &self.memory.entries {
             log::debug!("{} {:?}", entry.range, entry.kind);
         }
         if !self.command_line.is_empty() {
             log::info!("command line: {}", self.command_line);
         }
-        if self.unreachable_entries > 0 {
+        if self.memory.unreachable > 0 {
             log::warn!(
                 "left out {} memory-map entries beyond the reach of any x86-64 CPU",
-                self.unreachable_entries
+                self.memory.unreachable
             );
         }
         if !self.repeated_lapic_ids.is_empty() {
@@ -283,78 +170,46 @@ fn placement() -> Result<Placement, BootError> {
         .get_response()
         .ok_or(BootError::Missing("executable address"))?;
     let [first, .., last] = image::sections();
-    let virtual_ = response.virtual_base();
-    let physical = response.physical_base();
-    PhysRange::new(physical, last.end - first.start)
-        .filter(|_| virtual_ == first.start && physical.is_multiple_of(FRAME_SIZE))
-        .map(|range| Placement { range, virtual_ })
-        .ok_or(BootError::Image {
-            virtual_,
-            physical,
-            linked: first.start,
-        })
+    Placement::check(
+        response.virtual_base(),
+        response.physical_base(),
+        first.start..last.end,
+    )
 }
 
-fn memory_map() -> Result<(Vec<MemoryEntry>, usize), BootError> {
+fn memory_map() -> Result<MemoryMap, BootError> {
     let response = MEMORY_MAP
         .get_response()
         .ok_or(BootError::Missing("memory map"))?;
-    let mut entries = Vec::new();
-    let mut unreachable = 0;
-    for entry in response.entries() {
-        let kind = match entry.entry_type {
-            EntryType::USABLE => Kind::Usable,
-            EntryType::ACPI_RECLAIMABLE => Kind::AcpiReclaimable,
-            EntryType::ACPI_NVS => Kind::AcpiNvs,
-            EntryType::BAD_MEMORY => Kind::Bad,
-            EntryType::BOOTLOADER_RECLAIMABLE => Kind::BootloaderReclaimable,
-            EntryType::EXECUTABLE_AND_MODULES => Kind::ExecutableAndModules,
-            EntryType::FRAMEBUFFER => Kind::Framebuffer,
-            // Reserved, and any type a later protocol may add: hands off.
-            _ => Kind::Reserved,
-        };
-        match PhysRange::new(entry.base, entry.length) {
-            Some(range) => entries.push(MemoryEntry { range, kind }),
-            None if entry.length == 0 => {}
-            None if kind == Kind::Usable || kind == Kind::BootloaderReclaimable => {
-                return Err(BootError::MemoryEntry {
-                    base: entry.base,
-                    length: entry.length,
-                });
-            }
-            None => unreachable += 1,
-        }
+    let entries = response.entries().iter();
+    MemoryMap::check(entries.map(|entry| (entry.base, entry.length, kind(entry.entry_type))))
+}
+
+fn kind(entry_type: EntryType) -> Kind {
+    match entry_type {
+        EntryType::USABLE => Kind::Usable,
+        EntryType::ACPI_RECLAIMABLE => Kind::AcpiReclaimable,
+        EntryType::ACPI_NVS => Kind::AcpiNvs,
+        EntryType::BAD_MEMORY => Kind::Bad,
+        EntryType::BOOTLOADER_RECLAIMABLE => Kind::BootloaderReclaimable,
+        EntryType::EXECUTABLE_AND_MODULES => Kind::ExecutableAndModules,
+        EntryType::FRAMEBUFFER => Kind::Framebuffer,
+        // Reserved, and any type a later protocol may add: hands off.
+        _ => Kind::Reserved,
     }
-    Ok((entries, unreachable))
 }
 
 fn cpus() -> Result<(Vec<ListedCpu>, Vec<u32>), BootError> {
     let response = MP.get_response().ok_or(BootError::Missing("MP"))?;
-    let bsp = response.bsp_lapic_id();
-    let listed = response.cpus();
-    if !listed.iter().any(|cpu| cpu.lapic_id == bsp) {
-        return Err(BootError::NoBsp(bsp));
-    }
-    let mut cpus = Vec::new();
-    let mut repeated = Vec::new();
-    cpus.push(ListedCpu {
-        lapic_id: bsp,
-        slot: AtomicPtr::new(ptr::null_mut()),
+    let entries = response.cpus().iter();
+    let entries = entries.map(|&cpu| (cpu.lapic_id, ptr::from_ref(cpu).cast_mut()));
+    let cpus = Cpus::check(response.bsp_lapic_id(), entries)?;
+    let listed = cpus.listed.into_iter();
+    let listed = listed.map(|(lapic_id, slot)| ListedCpu {
+        lapic_id,
+        slot: AtomicPtr::new(slot.unwrap_or(ptr::null_mut())),
     });
-    let mut bsp_seen = false;
-    for &cpu in listed {
-        if cpu.lapic_id == bsp && !bsp_seen {
-            bsp_seen = true;
-        } else if cpus.iter().any(|known| known.lapic_id == cpu.lapic_id) {
-            repeated.push(cpu.lapic_id);
-        } else {
-            cpus.push(ListedCpu {
-                lapic_id: cpu.lapic_id,
-                slot: AtomicPtr::new(ptr::from_ref(cpu).cast_mut()),
-            });
-        }
-    }
-    Ok((cpus, repeated))
+    Ok((listed.collect(), cpus.repeated))
 }
 
 /// The layouts of two responses in the protocol. The crate's own accessors take the
@@ -393,9 +248,7 @@ fn command_line() -> Result<String, BootError> {
     // SAFETY: as in `loader_name`.
     let response = unsafe { &*(&raw const *response).cast::<CommandLine>() };
     let line = text(response.line).unwrap_or_default();
-    line.to_str()
-        .map(String::from)
-        .map_err(|_| BootError::CommandLine)
+    muster_boot::command_line(line.to_bytes())
 }
 
 /// A string of the loader's, or `None` if it left the pointer null.

@@ -259,7 +259,7 @@ impl Shared {
             return Err(BuildError::NoExecuteMissing);
         }
         let levels = control::levels();
-        let mut map = PhysicalMap::from_entries(&boot.memory).map_err(BuildError::Map)?;
+        let mut map = PhysicalMap::from_entries(&boot.memory.entries).map_err(BuildError::Map)?;
         // Changes nothing, and fails unless every byte of the image is the kernel's.
         map.assign(boot.image.range, Owner::Kernel, Owner::Kernel)
             .map_err(BuildError::Image)?;
@@ -277,7 +277,7 @@ impl Shared {
                 PhysRange::new(boot.image.physical_of(section.start), section.length())
             })
             .collect::<Vec<_>>();
-        let aliases = muster_memory::hhdm(&boot.memory, boot.hhdm, largest, &read_only)?;
+        let aliases = muster_memory::hhdm(&boot.memory.entries, boot.hhdm, largest, &read_only)?;
         let hhdm = Hhdm {
             offset: boot.hhdm,
             ranges: aliases

@@ -7,12 +7,13 @@ use anyhow::{Context, Result};
 use crate::toolchain::{self, Toolchain};
 
 /// The packages that are checked as they are built for a host.
-const HOST_PACKAGES: [&str; 7] = [
+const HOST_PACKAGES: [&str; 8] = [
     "muster-percpu",
     "muster-memory",
     "muster-heap",
     "muster-arguments",
     "muster-machine",
+    "muster-boot",
     "muster-bench",
     "muster-runner",
 ];
