@@ -7,29 +7,24 @@
 
 mod arguments;
 mod bench;
-mod boot_log;
 mod cases;
 mod check;
 mod debugger;
-mod figures;
 mod images;
 mod limine;
-mod line;
 mod linux;
 mod machine;
 mod run;
 mod screen;
-mod session;
 mod suite;
-mod symbols;
 mod toolchain;
-mod workspace;
 
 use std::env;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, anyhow};
+use muster_runner::{boot_log, figures, line, session, symbols, workspace};
 
 use crate::arguments::{ArgumentError, Build};
 use crate::limine::{Limine, NotInstalled};

@@ -1,0 +1,9 @@
+//! How the runner takes what a run of the kernel wrote: line by line, CPU by CPU, with symbols, to a
+//! verdict. A library of its own so that the fuzzer reaches it.
+
+pub mod boot_log;
+pub mod figures;
+pub mod line;
+pub mod session;
+pub mod symbols;
+pub mod workspace;
