@@ -22,7 +22,7 @@
 //! - Loader memory is taken over only when every CPU of the machine has left it
 //!   ([`reclaim`]).
 //! - What is unmapped is free only when all CPUs have flushed it ([`mapping`]).
-//! - Every fault ends in words and a non-zero exit status ([`panic`], [`exit`]).
+//! - Every fault ends in words and a non-zero exit status ([`mod@panic`], [`exit`]).
 
 #![no_std]
 #![no_main]

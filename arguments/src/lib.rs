@@ -1,7 +1,7 @@
 //! The kernel's command line: `key=value` words, what they ask for, and how they are called.
 //!
 //! Plain data without the kernel: it matches on what [`Arguments::parse`] gives and does it. Every
-//! name stands in one place, beside its value, so that what is understood, what [`help`] lists and
+//! name stands in one place, beside its value, so that what is understood, what [`help()`] lists and
 //! what the runner offers can't differ.
 
 #![cfg_attr(not(test), no_std)]

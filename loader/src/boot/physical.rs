@@ -18,7 +18,7 @@ pub unsafe fn slice<T>(address: u64, count: u64) -> Option<&'static [T]> {
     Some(unsafe { core::slice::from_raw_parts(address, count as usize) })
 }
 
-/// `count` bytes at a physical address, to write to; `None` as for [`slice`].
+/// `count` bytes at a physical address, to write to; `None` as for [`slice()`].
 ///
 /// # Safety
 /// The memory is memory, and the caller's alone.
