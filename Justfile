@@ -48,7 +48,7 @@ clean:
 [group('test')]
 test: check test-host test-kernel
 
-# Check the formatting, and clippy with warnings denied
+# Check formatting, spelling, dependencies, and clippy and rustdoc with warnings denied
 [group('test')]
 check:
     cargo fmt --all --check

@@ -1,10 +1,13 @@
-//! `check`: clippy with the workspace's lints, warnings denied.
+//! `check`: what tools can tell without running anything: clippy and rustdoc
+//! with warnings denied, spelling, and what Muster depends on.
 
+use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result};
 
 use crate::toolchain::{self, Toolchain};
+use crate::workspace;
 
 /// The packages that are checked as they are built for a host.
 const HOST_PACKAGES: [&str; 8] = [
@@ -18,36 +21,126 @@ const HOST_PACKAGES: [&str; 8] = [
     "muster-runner",
 ];
 
-/// Checks the two images for the bare target, and the host's crates with their
-/// tests.
+/// The workspaces, each with a lock file of its own, by their folders.
+const WORKSPACES: [&str; 2] = ["", "bench/host"];
+
+/// Checks everything that can be checked without running it.
 ///
 /// # Errors
-/// If no toolchain serves, or Cargo does not start.
+/// If no toolchain serves, or a tool does not start.
 pub fn command() -> Result<ExitCode> {
+    let mut steps = vec![spelling()];
+    for folder in WORKSPACES {
+        steps.push(unused_dependencies(folder));
+        let mut deny = deny(folder);
+        deny.args(["check", "-D", "warnings", "licenses", "bans", "sources"]);
+        steps.push(deny);
+    }
+    steps.extend(clippy()?);
+    steps.extend(documentation()?);
+    for step in steps {
+        if !passes(step)? {
+            return Ok(ExitCode::FAILURE);
+        }
+    }
+    is_free_of_advisories().map(|is_free| match is_free {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    })
+}
+
+/// The two images for the bare target, and the host's crates with their tests.
+fn clippy() -> Result<Vec<Command>> {
     let mut images = Toolchain::choose()?.bare_metal("clippy");
     images.args(["--package", "muster", "--package", "muster-loader"]);
     let mut bench = Toolchain::choose()?.bare_metal("clippy");
     bench.args(["--package", "muster", "--features", "bench"]);
     let mut host = toolchain::host_cargo();
     host.args(["clippy", "--all-targets"]);
-    for library in HOST_PACKAGES {
-        host.args(["--package", library]);
+    for package in HOST_PACKAGES {
+        host.args(["--package", package]);
     }
     let mut loader = toolchain::host_cargo();
     loader.args(["clippy", "--package", "muster-loader", "--lib", "--tests"]);
-    for clippy in [images, bench, host, loader] {
-        if !passes(clippy)? {
-            return Ok(ExitCode::FAILURE);
-        }
+    let mut steps = vec![images, bench, host, loader];
+    for step in &mut steps {
+        step.args(["--", "--deny", "warnings"]);
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(steps)
 }
 
-fn passes(mut clippy: Command) -> Result<bool> {
-    clippy.args(["--", "--deny", "warnings"]);
-    let program = clippy.get_program().to_owned();
-    let status = clippy
-        .status()
-        .with_context(|| format!("cannot start {}", program.display()))?;
+/// The documentation of the images and the host's crates, private items included.
+fn documentation() -> Result<Vec<Command>> {
+    let mut images = Toolchain::choose()?.bare_metal("doc");
+    images.args(["--package", "muster", "--package", "muster-loader"]);
+    images.args(["--features", "muster/bench"]);
+    let mut host = toolchain::host_cargo();
+    host.args(["doc", "--all-features"]);
+    for package in HOST_PACKAGES {
+        host.args(["--package", package]);
+    }
+    let mut steps = vec![images, host];
+    for step in &mut steps {
+        step.args(["--no-deps", "--document-private-items"]);
+        step.env("RUSTDOCFLAGS", "--deny warnings");
+    }
+    Ok(steps)
+}
+
+fn spelling() -> Command {
+    let mut typos = Command::new("typos");
+    typos.current_dir(workspace::root());
+    typos
+}
+
+fn unused_dependencies(folder: &str) -> Command {
+    let mut shear = toolchain::host_cargo();
+    shear.args(["shear", "--deny-warnings"]).arg(path(folder));
+    shear
+}
+
+/// `cargo deny` for the workspace in this folder.
+fn deny(folder: &str) -> Command {
+    let mut deny = toolchain::host_cargo();
+    deny.args(["deny", "--workspace", "--manifest-path"]);
+    deny.arg(path(folder).join("Cargo.toml"));
+    deny.arg("--config").arg(path("deny.toml"));
+    deny
+}
+
+/// Whether nobody has warned of a dependency, as far as that can be known here.
+fn is_free_of_advisories() -> Result<bool> {
+    let fetched = deny(WORKSPACES[0]).args(["fetch", "db"]).output()?;
+    if !fetched.status.success() {
+        let words = String::from_utf8_lossy(&fetched.stderr);
+        let why = words.lines().rfind(|line| !line.trim().is_empty());
+        println!(
+            "advisories skipped, for want of RustSec's database: {}",
+            why.unwrap_or("cargo deny does not say why")
+        );
+        return Ok(true);
+    }
+    for folder in WORKSPACES {
+        let mut deny = deny(folder);
+        deny.args(["check", "--disable-fetch", "-D", "warnings", "advisories"]);
+        if !passes(deny)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn path(relative: &str) -> PathBuf {
+    workspace::root().join(relative)
+}
+
+fn passes(mut step: Command) -> Result<bool> {
+    let program = step.get_program().to_owned();
+    let status = step.status().with_context(|| {
+        format!(
+            "cannot start {}, which ./bootstrap installs",
+            program.display()
+        )
+    })?;
     Ok(status.success())
 }

@@ -53,7 +53,8 @@ commands:
                              kernel's words (target/muster.iso)
   boot-log CPU|all           the last run's log of one CPU, or all of it
   debug [CPUS] [key=value…]  boot the kernel under GDB
-  check                      clippy, warnings denied, for kernel and host crates
+  check                      spelling, dependencies, and clippy and rustdoc with
+                             warnings denied, for kernel and host crates
 ";
 
 fn main() -> ExitCode {
