@@ -4,7 +4,7 @@ use alloc::boxed::Box;
 use core::iter;
 use core::marker::PhantomData;
 use core::mem::MaybeUninit;
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicUsize, Ordering};
 
 use crossbeam_utils::CachePadded;
 
@@ -49,6 +49,8 @@ struct Desk<W> {
     /// Who waits for this CPU: bit `DEPTH * caller + slot`. Set by callers; cleared by this CPU,
     /// which takes the call, or by the caller, which takes it back.
     inbox: Bits,
+    /// The bit after that of the call taken last; only this CPU's business.
+    turn: AtomicUsize,
     slots: [Slot<W>; DEPTH],
 }
 
@@ -89,6 +91,7 @@ impl<W: Copy> Exchange<W> {
         let desk = |_| {
             CachePadded::new(Desk {
                 inbox: Bits::new(cpus * DEPTH),
+                turn: AtomicUsize::new(0),
                 slots: core::array::from_fn(|_| slot()),
             })
         };
@@ -122,7 +125,8 @@ impl<W: Copy> Exchange<W> {
     }
 
     /// Takes one call to CPU `cpu`, on which this runs, if there is one: runs `run` with what it is
-    /// about, and then tells the caller. Says whether there was one.
+    /// about, and then tells the caller. Says whether there was one. The callers take turns: nobody
+    /// waits for more than one call of each of the others'.
     ///
     /// May be called from within `run`, and by a handler on top of it.
     pub fn serve(&self, cpu: usize, run: impl FnOnce(W)) -> bool {
@@ -149,11 +153,14 @@ impl<W: Copy> Exchange<W> {
 
     /// Takes a call out of an inbox.
     fn take(&self, cpu: usize) -> Option<&Slot<W>> {
-        let inbox = &self.desks.get(cpu)?.inbox;
+        let Desk { inbox, turn, .. } = &**self.desks.get(cpu)?;
         loop {
-            let bit = inbox.iter(Ordering::Relaxed).next()?;
+            let after = turn.load(Ordering::Relaxed);
+            let bit = (inbox.iter(Ordering::Relaxed).find(|&bit| bit >= after))
+                .or_else(|| inbox.iter(Ordering::Relaxed).next())?;
             // Not set any more: the caller took it back, or a handler came in between and took it.
             if inbox.clear(bit, Ordering::Acquire) || mutated("a call is taken without a look") {
+                turn.store(bit + 1, Ordering::Relaxed);
                 return self.desks.get(bit / DEPTH)?.slots.get(bit % DEPTH);
             }
         }
@@ -284,14 +291,14 @@ impl Bits {
         self.words().all(|word| word.load(Ordering::Acquire) == 0)
     }
 
-    /// What is in the set.
+    /// What is in the set, in order.
     fn iter(&self, order: Ordering) -> impl Iterator<Item = usize> {
         (0..).zip(self.words()).flat_map(move |(place, word)| {
             let mut left = word.load(order);
             iter::from_fn(move || {
-                let bit = left.checked_ilog2()? as usize;
-                left &= !(1 << bit);
-                Some(64 * place + bit)
+                let bit = left.trailing_zeros();
+                left &= left.checked_sub(1)?;
+                Some(64 * place + bit as usize)
             })
         })
     }

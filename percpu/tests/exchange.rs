@@ -123,3 +123,21 @@ fn more_cpus_than_a_word_has_bits() {
     }
     assert!(call.is_done());
 }
+
+#[test]
+fn callers_take_turns() {
+    let exchange = Exchange::<usize>::new(80);
+    // The first and the last of all, and some on the way, who call again as soon as they are served.
+    let callers = [0, 1, 15, 16, 40, 79];
+    let call = |caller: usize| assert!(exchange.call(caller, caller).unwrap().send(7));
+    callers.into_iter().for_each(call);
+    let mut turns = Vec::new();
+    for _ in 0..3 * callers.len() {
+        let mut served = None;
+        assert!(exchange.serve(7, |caller| served = Some(caller)));
+        let served = served.unwrap();
+        turns.push(served);
+        call(served);
+    }
+    assert_eq!(turns, [callers; 3].concat());
+}
