@@ -15,7 +15,8 @@
     feature = "alloc",
     doc = "With the feature `alloc` there is an [`Exchange`], in which CPUs call each other."
 )]
-#![cfg_attr(feature = "alloc", doc = "")]
+//! A CPU that is halted can be [spared](Sleep) what it can do when it wakes.
+//!
 //! # Example
 //!
 //! Threads stand for CPUs here, as in any host test; a kernel writes its own [`Register`] (below)
@@ -149,8 +150,8 @@ mod directory;
 mod exchange;
 #[cfg(all(test, loom))]
 mod models;
+mod sleep;
 mod storage;
-#[cfg(feature = "alloc")]
 mod sync;
 #[cfg(feature = "std")]
 mod threads;
@@ -159,4 +160,5 @@ pub use block::{Block, Header, UNREGISTERED};
 pub use directory::{Directory, PublishError};
 #[cfg(feature = "alloc")]
 pub use exchange::{Call, DEPTH, Exchange};
+pub use sleep::Sleep;
 pub use storage::{Here, Register, RegisterError, Storage};

@@ -1,4 +1,4 @@
-//! The exchange under [loom](https://docs.rs/loom): every order in which CPUs can come upon each
+//! The exchange, and sleep, under [loom](https://docs.rs/loom): every order in which CPUs can come upon each
 //! other, up to a number of preemptions, and every value that they may then read. `just models`
 //! runs them.
 //!
@@ -22,13 +22,14 @@ use std::{eprintln, println};
 use loom::cell::UnsafeCell;
 use loom::model::Builder;
 use loom::sync::Notify;
+use loom::sync::atomic::AtomicBool;
 use loom::thread;
 
-use crate::Exchange;
+use crate::{Exchange, Sleep};
 use crate::sync::mutated;
 
 /// Which model finds which mistake, made where [`mutated`] says so.
-const MISTAKES: [(&str, &str); 7] = [
+const MISTAKES: [(&str, &str); 10] = [
     ("a call is done before it has run", "call_and_reuse"),
     ("that a call is done is not published", "call_and_reuse"),
     ("a call is not published", "call_and_reuse"),
@@ -39,6 +40,12 @@ const MISTAKES: [(&str, &str); 7] = [
     ),
     ("a waiting CPU does not serve", "two_initiators"),
     ("a CPU is woken before it is called", "idle_against_call"),
+    (
+        "what a CPU did before its sleep is not published",
+        "sleep_against_shootdown",
+    ),
+    ("a CPU wakes in two steps", "sleep_against_shootdown"),
+    ("a CPU is spared without looking", "sleep_against_shootdown"),
 ];
 
 /// A frame of a caller's stack.
@@ -234,6 +241,68 @@ fn idle_against_call() {
             }
         });
         idle.join().unwrap();
+    });
+}
+
+/// A frame that is mapped, and unmapped on another CPU while this one sleeps, or wakes, or is awake.
+#[test]
+fn sleep_against_shootdown() {
+    struct Machine {
+        /// The table entry: whether the frame is mapped.
+        is_mapped: AtomicBool,
+        frame: UnsafeCell<usize>,
+        sleep: Sleep,
+        exchange: Exchange<usize>,
+    }
+
+    /// What CPU 1 does with the page, by its TLB or by the table.
+    fn touch(machine: &Machine, tlb: &mut bool) {
+        *tlb = *tlb || machine.is_mapped.load(Ordering::Acquire);
+        if *tlb {
+            // SAFETY: that it is still the page's frame is what the model is about.
+            machine.frame.with(|frame| unsafe { *frame });
+        }
+    }
+
+    model("sleep against shootdown", None, || {
+        let machine: &Machine = Box::leak(Box::new(Machine {
+            is_mapped: AtomicBool::new(true),
+            frame: UnsafeCell::new(0),
+            sleep: Sleep::new(),
+            exchange: Exchange::new(2),
+        }));
+        let sleeper = thread::spawn(|| {
+            let mut tlb = false;
+            touch(machine, &mut tlb);
+            machine.sleep.begin();
+            if machine.sleep.end() {
+                tlb = false;
+            }
+            touch(machine, &mut tlb);
+            // Served in a handler: after this CPU's last use, before its next.
+            machine.exchange.serve(1, |_| tlb = false);
+            touch(machine, &mut tlb);
+            machine.sleep.begin();
+            // Whatever is still on its way finds the CPU asleep, or wakes it.
+            machine.exchange.serve(1, |_| ());
+        });
+        machine.is_mapped.store(false, Ordering::Release);
+        if !machine.sleep.spare() {
+            let call = machine.exchange.call(0, 0).unwrap();
+            assert!(call.send(1));
+            let mut sleeper = Some(sleeper);
+            while !call.is_done() {
+                // An interrupt that came after its last look.
+                if let Some(sleeper) = sleeper.take() {
+                    sleeper.join().unwrap();
+                    machine.exchange.serve(1, |_| ());
+                }
+                thread::yield_now();
+            }
+        }
+        // The frame is somebody else's.
+        // SAFETY: loom tells if it is still in use.
+        machine.frame.with_mut(|frame| unsafe { *frame = 1 });
     });
 }
 

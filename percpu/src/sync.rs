@@ -5,7 +5,9 @@
 
 #[cfg(not(loom))]
 mod real {
-    pub(crate) use core::sync::atomic::{AtomicU8, AtomicU64};
+    pub(crate) use core::sync::atomic::AtomicU8;
+    #[cfg(feature = "alloc")]
+    pub(crate) use core::sync::atomic::AtomicU64;
 
     /// Whether this mistake is to be made: never, but where a model must show that it finds it.
     pub(crate) const fn mutated(_mistake: &str) -> bool {
@@ -13,8 +15,10 @@ mod real {
     }
 
     /// As [`core::cell::UnsafeCell`], but with loom's face.
+    #[cfg(feature = "alloc")]
     pub(crate) struct UnsafeCell<T>(core::cell::UnsafeCell<T>);
 
+    #[cfg(feature = "alloc")]
     impl<T> UnsafeCell<T> {
         pub(crate) const fn new(data: T) -> Self {
             Self(core::cell::UnsafeCell::new(data))
