@@ -201,6 +201,27 @@ impl Ledger {
     }
 }
 
+/// What one CPU's cache has, and what went through it. All shares together, the
+/// [common](FrameAllocator::common_share) one included, are the [totals](FrameAllocator::totals).
+#[derive(Clone, Copy)]
+pub struct Share<'a> {
+    cached: usize,
+    ledger: &'a Ledger,
+}
+
+impl Share<'_> {
+    /// Frames in the cache, which are free.
+    pub const fn cached(&self) -> usize {
+        self.cached
+    }
+
+    /// Frames that were handed out to `owner` here, less those that came back here: negative where
+    /// more came back that others had handed out.
+    pub fn handed_out(&self, owner: Owner) -> i64 {
+        self.ledger.get(owner)
+    }
+}
+
 /// A chunk, by its zone's place among the zones and its place in that.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Spot {
@@ -358,6 +379,29 @@ impl FrameAllocator {
         self.slots
             .iter()
             .find_map(|slot| FrameCache::new(self, slot))
+    }
+
+    /// The cache of this number, from 0, or `None` if somebody has it, or it is more than there may be:
+    /// for a kernel whose CPUs have numbers, so that [`Self::share`] tells each CPU's.
+    pub fn cache_of(&self, number: usize) -> Option<FrameCache<'_>> {
+        FrameCache::new(self, self.slots.get(number)?)
+    }
+
+    /// What went through the cache of this number; `None` if it is more than there may be.
+    pub fn share(&self, number: usize) -> Option<Share<'_>> {
+        let slot = self.slots.get(number)?;
+        Some(Share {
+            cached: slot.cached(),
+            ledger: &slot.ledger,
+        })
+    }
+
+    /// What went past all caches.
+    pub const fn common_share(&self) -> Share<'_> {
+        Share {
+            cached: 0,
+            ledger: &self.ledger,
+        }
     }
 
     /// Hands a frame out: the lowest one of the lowest 2 MiB that are partly in use, else of those

@@ -163,7 +163,7 @@ mod zone;
 pub use address_allocator::{AddressAllocator, AddressError, NotAllocated};
 pub use chunk::FrameInfo;
 pub use frame_cache::FrameCache;
-pub use frames::{AdoptError, FrameAllocator, FrameRun, FramesError, FreeError};
+pub use frames::{AdoptError, FrameAllocator, FrameRun, FramesError, FreeError, Share};
 pub use map::{AssignError, Kind, MapError, MemoryEntry, Owner, PhysicalMap, Totals};
 pub use plan::{Access, Cache, Levels, PAT, PageSize, Plan, PlanError, Region, hhdm};
 pub use range::{Cut, FRAME_SIZE, Frame, PHYSICAL_LIMIT, PhysRange};

@@ -278,6 +278,7 @@ impl<M: PhysicalMemory> Tables<M> {
                 Entry::Table(Some(below)) => {
                     if !self.withdraw(below, level - 1, piece.first, piece.last, flush) {
                         withdraw();
+                        flush.add_table();
                     }
                 }
                 Entry::Absent | Entry::Table(None) | Entry::Malformed => {}

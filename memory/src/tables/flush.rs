@@ -28,6 +28,8 @@ pub struct FlushSet {
     pages: [u64; FLUSH_LIMIT],
     /// Pages added; only the first [`FLUSH_LIMIT`] are kept.
     count: usize,
+    /// Whether tables went with them.
+    tables: bool,
 }
 
 impl FlushSet {
@@ -35,6 +37,7 @@ impl FlushSet {
         Self {
             pages: [0; FLUSH_LIMIT],
             count: 0,
+            tables: false,
         }
     }
 
@@ -43,6 +46,17 @@ impl FlushSet {
             *page = virt;
         }
         self.count = self.count.saturating_add(1);
+    }
+
+    pub(super) fn add_table(&mut self) {
+        self.tables = true;
+    }
+
+    /// Whether tables may go with the pages. If so, a CPU that is halted has to flush as well: until it
+    /// has, it may walk them, as CPUs do ahead of what they execute. Of a page that it does not use
+    /// it may keep what it has cached until it wakes.
+    pub const fn has_tables(&self) -> bool {
+        self.tables
     }
 
     /// Whether there is nothing to flush.
@@ -80,8 +94,10 @@ impl fmt::Debug for FlushSet {
 ///
 /// 1. it has flushed the pages, or everything, after the call began; or
 /// 2. it had nothing of the tables cached when the call began, and none of the pages since: as one
-///    that loads the tables later, or that is halted and flushes before it does anything else; or
-/// 3. it has stopped for good.
+///    that loads the tables later; or
+/// 3. it is halted and flushes before it touches any of the pages, and [no table goes with
+///    them](FlushSet::has_tables); or
+/// 4. it has stopped for good.
 ///
 /// What was stored before the call is visible to each of them before it flushes.
 pub unsafe trait Shootdown {
@@ -109,6 +125,10 @@ impl Flush {
 
     pub(super) fn add(&mut self, virt: u64) {
         self.pages.add(virt);
+    }
+
+    pub(super) fn add_table(&mut self) {
+        self.pages.add_table();
     }
 
     /// What has to be flushed.

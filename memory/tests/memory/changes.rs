@@ -597,6 +597,8 @@ fn what_is_unmapped_stays_out_of_reach_until_it_is_flushed() {
     // Nobody else has taken the frames meanwhile.
     assert_eq!((tables.table_count(), ram.frames().len()), (4, 4));
 
+    assert!(unmapping.pages().has_tables());
+
     // A page beside them brings the tables back, for as long as it is there.
     map(tables, &ram, BASE + 0x7000, 0x1000, PageSize::Size4KiB);
     assert_eq!(ram.frames().len(), 4);
@@ -617,6 +619,25 @@ fn what_is_unmapped_stays_out_of_reach_until_it_is_flushed() {
     let unmapping = unsafe { tables.unmap(range(BASE + 0x7000, 0x1000)) }.unwrap();
     tables.complete(unmapping.flush(&Alone), &ram, &mut |_| ());
     assert_eq!(ram.frames(), [tables.root().start()]);
+}
+
+#[test]
+fn only_the_last_page_of_a_table_takes_it_along() {
+    let ram = Ram::new(TABLES_FROM);
+    let mut world = World::new(&ram);
+    let tables = &mut world.tables;
+    map(tables, &ram, BASE, 0x2000, PageSize::Size4KiB);
+    for (page, has_tables) in [(BASE + 0x1000, false), (BASE, true)] {
+        // SAFETY: nobody uses what these tables map.
+        let unmapping = unsafe { tables.unmap(range(page, 0x1000)) }.unwrap();
+        assert_eq!(unmapping.pages().has_tables(), has_tables);
+        tables.complete(unmapping.flush(&Alone), &ram, &mut |_| ());
+    }
+    map(tables, &ram, BASE, 0x1000, PageSize::Size4KiB);
+    // SAFETY: as above.
+    let flush = unsafe { tables.protect(range(BASE, 0x1000), Access::ReadOnly) }.unwrap();
+    assert!(!flush.pages().has_tables());
+    flush.carry_out(&Alone);
 }
 
 #[test]

@@ -5,7 +5,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Barrier, Mutex};
 use std::thread;
 
-use muster_memory::{Frame, FrameAllocator, FrameCache, FrameRun, FreeError, Owner, PhysRange};
+use muster_memory::{
+    FRAME_SIZE, Frame, FrameAllocator, FrameCache, FrameRun, FreeError, Owner, PhysRange,
+};
 use proptest::prelude::*;
 use proptest::sample::Index;
 
@@ -447,6 +449,36 @@ fn a_cache_takes_what_is_left_and_gives_it_back() {
     drop(second);
     assert_eq!(frames.cache().unwrap().allocate(Owner::Heap), Some(frame));
     assert_eq!(frames.totals()[Owner::Heap], 4096);
+}
+
+#[test]
+fn each_share_is_told_and_all_add_up() {
+    let frames = allocator(&[bounds(0x1000, 0x9000)], &[]).with_caches(2);
+    let mut second = frames.cache_of(1).unwrap();
+    assert!(frames.cache_of(1).is_none() && frames.cache_of(2).is_none());
+    let mut first = frames.cache().unwrap();
+
+    let frame = first.allocate(Owner::Mappings).unwrap();
+    let other = frames.allocate_run(2, 1, Owner::Mappings);
+    assert_eq!(other, None, "the first has all of them");
+    second.free(frame, Owner::Mappings).unwrap();
+    let cached = |number| frames.share(number).map(|share| share.cached());
+    assert_eq!(
+        [cached(0), cached(1), cached(2)],
+        [Some(7), Some(1), None]
+    );
+    let handed_out = |number: usize| {
+        let share = frames.share(number).unwrap_or(frames.common_share());
+        share.handed_out(Owner::Mappings)
+    };
+    assert_eq!([handed_out(0), handed_out(1), handed_out(2)], [1, -1, 0]);
+
+    drop((first, second));
+    frames.allocate(Owner::Mappings).unwrap();
+    let sum: i64 = (0..=2).map(handed_out).sum();
+    assert_eq!(sum as u64 * FRAME_SIZE, frames.totals()[Owner::Mappings]);
+    assert_eq!([handed_out(0), handed_out(1), handed_out(2)], [1, -1, 1]);
+    assert_eq!((cached(0), frames.common_share().cached()), (Some(0), 0));
 }
 
 #[test]
