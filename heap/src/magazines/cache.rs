@@ -191,8 +191,9 @@ impl CpuCache {
             .sum()
     }
 
-    /// Bytes allocated less bytes freed by this CPU: negative where it frees what others allocate.
-    pub(super) fn live_bytes(&self) -> i64 {
+    /// Bytes allocated less bytes freed by this CPU, as asked for: negative where it frees what others
+    /// allocate. Large blocks count as nobody's.
+    pub fn live_bytes(&self) -> i64 {
         self.live_bytes.load(Ordering::Relaxed)
     }
 

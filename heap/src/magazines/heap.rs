@@ -280,7 +280,9 @@ impl<P: FramePlatform> MagazineHeap<P> {
             }),
             None => self.allocate_large(layout),
         };
-        block.map_or(ptr::null_mut(), NonNull::as_ptr)
+        block
+            .or_else(|| self.platform().last_resort(layout))
+            .map_or(ptr::null_mut(), NonNull::as_ptr)
     }
 
     #[inline(always)]

@@ -1,5 +1,6 @@
 //! What the magazine heap asks of the kernel around it.
 
+use core::alloc::Layout;
 use core::ptr::NonNull;
 
 use super::CpuCache;
@@ -108,4 +109,14 @@ pub unsafe trait FramePlatform: Sync {
     /// has them; several CPUs may call it at the same time, and a CPU that waits here must still
     /// drain when asked. To do nothing is allowed: what others cache is then out of reach.
     fn drain_others(&self) {}
+
+    /// A block for this layout from elsewhere, for code that knows of no other answer, where the heap
+    /// has come to its end. It is none of the heap's: the platform must tell it by its address when it
+    /// is freed, and keep it from [`dealloc`](core::alloc::GlobalAlloc::dealloc) and `realloc` here.
+    ///
+    /// Called with no lock of the heap's held, and interrupts as the caller of the heap has them.
+    fn last_resort(&self, layout: Layout) -> Option<NonNull<u8>> {
+        let _ = layout;
+        None
+    }
 }

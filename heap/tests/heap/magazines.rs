@@ -282,6 +282,7 @@ fn free_with_another_size_is_found() {
 
 thread_local! {
     static HAS_CACHE: Cell<bool> = const { Cell::new(true) };
+    static LAST_RESORT: Cell<Option<NonNull<u8>>> = const { Cell::new(None) };
     static IN_HOOK: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -332,6 +333,42 @@ unsafe impl<F: Fn() + Sync, D: Fn() + Sync> FramePlatform for Scripted<F, D> {
     fn drain_others(&self) {
         (self.on_drain)();
     }
+
+    fn last_resort(&self, layout: Layout) -> Option<NonNull<u8>> {
+        LAST_RESORT.get().filter(|_| layout.size() <= 64)
+    }
+}
+
+#[test]
+fn the_last_resort_is_asked_only_at_the_end() {
+    let mut word = 0_u64;
+    let elsewhere = NonNull::from(&mut word).cast();
+    LAST_RESORT.set(Some(elsewhere));
+    HAS_CACHE.set(true);
+    let heap = MagazineHeap::new(Scripted {
+        machine: HostedFrames::new(64),
+        on_frames: || {},
+        on_drain: || {},
+    });
+    for (size, is_served) in [(64, true), (65, false), (1 << 20, false)] {
+        let layout = Layout::from_size_align(size, 8).unwrap();
+        let mut blocks = Vec::new();
+        let last = loop {
+            // SAFETY: the size isn't zero.
+            let block = unsafe { heap.alloc(layout) };
+            match NonNull::new(block) {
+                Some(block) if block != elsewhere => blocks.push(block),
+                last => break last,
+            }
+        };
+        assert_eq!(last, is_served.then_some(elsewhere));
+        assert!(blocks.len() > 1 || size == 1 << 20);
+        for block in blocks {
+            // SAFETY: allocated above, with this layout.
+            unsafe { heap.dealloc(block.as_ptr(), layout) };
+        }
+    }
+    assert_eq!(heap.totals().live_bytes, 0);
 }
 
 #[test]
