@@ -3,7 +3,7 @@
 use core::array;
 use core::mem::MaybeUninit;
 use core::slice;
-use core::sync::atomic::Ordering::SeqCst;
+use core::sync::atomic::Ordering::{Relaxed, SeqCst};
 
 use crate::map::Owner;
 use crate::sync::{AtomicU8, AtomicU64, mutated};
@@ -148,6 +148,12 @@ impl Chunk {
 
     pub(crate) fn returning(&self, row: usize) -> &AtomicU64 {
         &self.returning[row % ROWS]
+    }
+
+    /// How many of its frames are free.
+    pub(crate) fn count(&self) -> usize {
+        let free = self.rows.iter().map(|row| row.load(Relaxed).count_ones());
+        free.sum::<u32>() as usize
     }
 
     pub(crate) fn fill(&self) -> Fill {

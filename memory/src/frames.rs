@@ -534,6 +534,13 @@ impl FrameAllocator {
         (self.totals()[Owner::Free] / FRAME_SIZE) as usize
     }
 
+    /// How many of the free frames are in no CPU's cache, by a count of all frames' bits: with
+    /// [`Self::cached_frames`] it is [`Self::free_frames`], which comes from what was handed out, if
+    /// nobody allocates or frees meanwhile.
+    pub fn uncached_frames(&self) -> usize {
+        self.zones.iter().map(Zone::count).sum()
+    }
+
     /// How many of the free frames are in the CPUs' caches.
     pub fn cached_frames(&self) -> usize {
         self.slots.iter().map(|slot| slot.cached()).sum()

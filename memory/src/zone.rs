@@ -196,6 +196,11 @@ impl Zone {
         }
     }
 
+    /// How many frames are free.
+    pub(crate) fn count(&self) -> usize {
+        self.chunks.iter().map(Chunk::count).sum()
+    }
+
     /// How many chunks have only free frames.
     pub(crate) fn whole_chunks(&self) -> usize {
         self.groups

@@ -463,10 +463,8 @@ fn each_share_is_told_and_all_add_up() {
     assert_eq!(other, None, "the first has all of them");
     second.free(frame, Owner::Mappings).unwrap();
     let cached = |number| frames.share(number).map(|share| share.cached());
-    assert_eq!(
-        [cached(0), cached(1), cached(2)],
-        [Some(7), Some(1), None]
-    );
+    assert_eq!((frames.cached_frames(), frames.uncached_frames()), (8, 0));
+    assert_eq!([cached(0), cached(1), cached(2)], [Some(7), Some(1), None]);
     let handed_out = |number: usize| {
         let share = frames.share(number).unwrap_or(frames.common_share());
         share.handed_out(Owner::Mappings)
@@ -474,6 +472,7 @@ fn each_share_is_told_and_all_add_up() {
     assert_eq!([handed_out(0), handed_out(1), handed_out(2)], [1, -1, 0]);
 
     drop((first, second));
+    assert_eq!((frames.cached_frames(), frames.uncached_frames()), (0, 8));
     frames.allocate(Owner::Mappings).unwrap();
     let sum: i64 = (0..=2).map(handed_out).sum();
     assert_eq!(sum as u64 * FRAME_SIZE, frames.totals()[Owner::Mappings]);
