@@ -20,6 +20,7 @@ use muster_memory::FRAME_SIZE;
 use x86_64::instructions::interrupts;
 
 use crate::audit::Bytes;
+use crate::lock::{self, Level};
 use crate::{cpu, crew, frames, relief, shared, window};
 
 /// What the heap lives on until the kernel's tables are loaded: enough for the
@@ -188,6 +189,17 @@ unsafe impl FramePlatform for Kernel {
     fn drain_others(&self) {
         relief::ask_others();
     }
+
+    /// The books of addresses are served from the boot arena: they change under a lock, under which
+    /// the others can't be called to give back what they cache, and a node that they can't have is a
+    /// panic.
+    fn last_resort(&self, layout: Layout) -> Option<NonNull<u8>> {
+        if lock::held() != Some(Level::Addresses) {
+            return None;
+        }
+        // SAFETY: the layout is that of an allocation, whose caller promises that it has a size.
+        NonNull::new(unsafe { LIST.alloc(layout) })
+    }
 }
 
 /// Where code that was interrupted at `instruction` by something that may have used the
@@ -319,6 +331,8 @@ pub fn tell() {
 pub struct Reading {
     /// Bytes allocated and not freed.
     pub live_bytes: i64,
+    /// Those of them that lie in the boot arena, which is part of the image.
+    pub boot_live_bytes: i64,
     /// Blocks allocated and not freed.
     pub live_blocks: i64,
     /// Bytes in free blocks that CPUs keep for themselves.
@@ -337,6 +351,7 @@ impl Reading {
         Self {
             // Exact: no machine has so much memory.
             live_bytes: list.live_bytes as i64 + magazines.live_bytes,
+            boot_live_bytes: list.boot_live_bytes as i64,
             live_blocks: list.live_blocks as i64 + magazines.live_blocks,
             cached_bytes: magazines.cached_bytes as u64,
             magazine_frames: magazines.frames() as u64,

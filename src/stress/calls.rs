@@ -2,7 +2,7 @@
 //! once; what is called for counts on the caller's stack, and uses the heap on top of whatever it
 //! came upon.
 
-use alloc::boxed::Box;
+use alloc::vec::Vec;
 use core::hint::black_box;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
@@ -22,6 +22,13 @@ static CARRIED_OUT: AtomicU64 = AtomicU64::new(0);
 
 /// Runs the workload on this CPU.
 pub fn run(shift: &mut Shift<'_>) {
+    work(shift);
+    shift.meet();
+    settle(shift);
+}
+
+/// Calls until the time is up.
+pub fn work(shift: &mut Shift<'_>) {
     let own = cpu::with(|here| here.index());
     loop {
         let one = shift.random.below(shift.cpus);
@@ -43,7 +50,7 @@ pub fn run(shift: &mut Shift<'_>) {
             .count();
         let carried_out = AtomicUsize::new(0);
         let work = |index| {
-            drop(black_box(Box::new([index; 16])));
+            use_heap(index);
             carried_out.fetch_add(1, Ordering::Relaxed);
         };
         let result = if shift.random.below(2) == 0 {
@@ -63,7 +70,10 @@ pub fn run(shift: &mut Shift<'_>) {
             break;
         }
     }
-    shift.meet();
+}
+
+/// Has the first CPU see to it that all calls that were left are carried out, once nobody calls.
+pub fn settle(shift: &mut Shift<'_>) {
     if shift.place == 0 {
         let all = || CARRIED_OUT.load(Ordering::Relaxed) == LEFT.load(Ordering::Relaxed);
         let deadline = Deadline::after_millis(PATIENCE);
@@ -74,6 +84,15 @@ pub fn run(shift: &mut Shift<'_>) {
             shift.tally.corrupt += 1;
             log::error!("{CARRIED_OUT:?} of {LEFT:?} calls were carried out that were left");
         }
+    }
+}
+
+/// Allocates and frees, on top of whatever was called, where memory may be out.
+fn use_heap(index: u32) {
+    let mut block = Vec::new();
+    if block.try_reserve_exact(16).is_ok() {
+        block.resize(16, index);
+        drop(black_box(block));
     }
 }
 
