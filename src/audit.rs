@@ -62,6 +62,8 @@ impl Books {
             "audit: clean, each frame of {} has one owner",
             Bytes(memory)
         );
+        let whole = shared::get().whole_free_bytes();
+        log::info!("free in whole pages of 2 MiB: {}", Bytes(whole));
         Ok(())
     }
 }

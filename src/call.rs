@@ -24,7 +24,8 @@ use conquer_once::spin::OnceCell;
 use muster_percpu::Exchange;
 use x86_64::instructions::interrupts;
 
-use crate::clock::{self, Deadline};
+use crate::clock::Deadline;
+use crate::median::Median;
 use crate::{cpu, crew, lapic, lock};
 
 /// How long a CPU that has taken a call may take for it, in milliseconds, before the run ends.
@@ -285,7 +286,8 @@ impl Drop for Pending {
     }
 }
 
-/// Runs what others have called this CPU for. For handlers of the wake-up and for every wait.
+/// Runs what others have called this CPU for, each of them once at most for each call that it may
+/// have under way: so it ends, however fast they call again. For every wait, which looks again.
 pub fn serve() {
     let Some(exchange) = EXCHANGE.get() else {
         return;
@@ -297,33 +299,36 @@ pub fn serve() {
             return;
         }
         interrupts::without_interrupts(|| {
-            while exchange.serve(own as usize, |work| {
-                work(own);
-                let served = &here.shared().calls.served;
-                // Not in one step with another call within this one, but with interrupts off.
-                served.store(served.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
-            }) {}
+            let most = cpu::all().len() * muster_percpu::DEPTH;
+            for _ in 0..most {
+                let served = exchange.serve(own as usize, |work| {
+                    work(own);
+                    let served = &here.shared().calls.served;
+                    // Not in one step with another call within this one, but with interrupts off.
+                    served.store(served.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+                });
+                if !served {
+                    break;
+                }
+            }
         });
     });
 }
 
-/// Logs how many calls there were.
-pub fn tell() {
-    let sum = |count: fn(&Counters) -> u64| -> u64 {
-        crew::members()
-            .map(|(_, shared)| count(&shared.calls))
-            .sum()
+/// The same, for the handler of the wake-up, which nobody calls again for what it leaves.
+pub fn answer() {
+    serve();
+    let is_called = |own: u32| {
+        EXCHANGE
+            .get()
+            .is_some_and(|exchange| exchange.is_called(own as usize))
     };
-    log::info!(
-        "calls: {} sent, {} carried out",
-        sum(Counters::sent),
-        sum(Counters::served)
-    );
+    cpu::try_with(|here| {
+        if is_called(here.index()) {
+            lapic::wake(here.shared().lapic_id);
+        }
+    });
 }
-
-/// Rounds of a measurement, and how long it may take, in milliseconds.
-const ROUNDS: usize = 301;
-const MEASURE_MILLIS: u64 = 200;
 
 /// How long a CPU may take to answer while calls are measured, in milliseconds: a virtual one may be
 /// off its host core.
@@ -346,32 +351,6 @@ pub fn measure() -> Result<(), String> {
     Ok(())
 }
 
-/// A time and how often it was taken.
-struct Median {
-    nanos: u64,
-    rounds: usize,
-}
-
-impl fmt::Display for Median {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (micros, tenths) = (self.nanos / 1000, self.nanos / 100 % 10);
-        write!(f, "{micros}.{tenths} us, median of {}", self.rounds)
-    }
-}
-
 fn median(targets: Targets<'_>) -> Result<Median, CallError> {
-    let mut times = heapless::Vec::<u64, ROUNDS>::new();
-    let over = Deadline::after_millis(MEASURE_MILLIS);
-    while !times.is_full() && (times.is_empty() || !over.passed()) {
-        let before = clock::ticks();
-        run(targets, PATIENCE, &|_| {})?;
-        // There is room.
-        let _ = times.push(clock::ticks().saturating_sub(before));
-    }
-    times.sort_unstable();
-    let ticks = times.get(times.len() / 2).copied().unwrap_or(0);
-    Ok(Median {
-        nanos: clock::to_micros(ticks.saturating_mul(1000)),
-        rounds: times.len(),
-    })
+    Median::of(|| run(targets, PATIENCE, &|_| {}))
 }

@@ -111,7 +111,7 @@ pub fn from_micros(micros: u64) -> u64 {
 }
 
 /// A point in time that a wait may not go past.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Deadline(u64);
 
 impl Deadline {

@@ -8,7 +8,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crossbeam_utils::CachePadded;
 use muster_heap::CpuCache;
 use muster_memory::FRAME_SIZE;
-use muster_percpu::{Directory, Header, Here, Register, Storage, UNREGISTERED};
+use muster_percpu::{Directory, Header, Here, Register, Sleep, Storage, UNREGISTERED};
 use x86_64::VirtAddr;
 use x86_64::instructions::tables::{sgdt, sidt};
 use x86_64::registers::model_specific::GsBase;
@@ -22,7 +22,7 @@ use crate::roll::Report;
 use crate::stack::Slot;
 use crate::step::Stepper;
 use crate::timer::Timer;
-use crate::{call, control, exceptions};
+use crate::{call, control, exceptions, tlb};
 
 /// The part of a block that only its own CPU touches.
 pub struct Local {
@@ -149,8 +149,10 @@ pub struct Shared {
     pub end: End,
     /// Orders it has carried out; see [`crate::crew`].
     pub orders_done: AtomicU64,
-    /// Flushes of its TLB that it was asked for; see [`crate::mapping`].
-    pub flushes: AtomicU64,
+    /// Whether it sleeps, and is spared shootdowns, on a line that others write only then.
+    pub sleep: CachePadded<Sleep>,
+    /// What it has done about TLBs, on a line that no one else writes.
+    pub tlb: CachePadded<tlb::Counters>,
     /// The calls it has sent and carried out, on a line that no one else writes.
     pub calls: CachePadded<call::Counters>,
     /// The interrupts it has taken, on a line that no one else writes.
@@ -179,7 +181,8 @@ impl Shared {
                 last_words: Lock::new(Level::LastWords, None),
             },
             orders_done: AtomicU64::new(0),
-            flushes: AtomicU64::new(0),
+            sleep: CachePadded::new(Sleep::new()),
+            tlb: CachePadded::new(tlb::Counters::new()),
             calls: CachePadded::new(call::Counters::new()),
             interrupts: CachePadded::new(Counters::new()),
         }

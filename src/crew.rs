@@ -8,7 +8,7 @@ use x86_64::instructions::interrupts;
 
 use crate::clock::Deadline;
 use crate::roll::Admission;
-use crate::{call, cpu, lapic};
+use crate::{call, cpu, lapic, tlb};
 
 /// An order: called with the number of the CPU among those at work, 0 first.
 type Order<'a> = dyn Fn(usize) + Sync + 'a;
@@ -139,15 +139,24 @@ pub fn all(patience_millis: u64, order: &(dyn Fn(usize) + Sync)) {
     BOARD.in_use.store(false, Ordering::Release);
 }
 
+/// Halts this CPU, asleep, until something interrupts it: another CPU, or its timer if that is in use
+/// ([`crate::timer::every`]). Interrupts come on together with the halt, and stay on.
+pub fn nap() {
+    interrupts::disable();
+    tlb::fall_asleep();
+    interrupts::enable_and_hlt();
+    tlb::wake_up();
+}
+
 /// The life of AP `index` after it came online: carries out orders as they are given,
 /// and halts while there are none.
 pub fn serve(index: u32) -> ! {
     let mut done = 0;
     loop {
-        // Interrupts come on only together with the halt, after the look at the board:
-        // a wake-up sent since then waits for exactly this, so none is lost.
+        // Interrupts are off from before the look at the board until the halt: a wake-up sent
+        // since then waits for exactly this, so none is lost.
         while BOARD.given.load(Ordering::Acquire) == done {
-            interrupts::enable_and_hlt();
+            nap();
             interrupts::disable();
         }
         // SAFETY: the count was read with Acquire and is ahead of this CPU's, so the

@@ -15,6 +15,7 @@ use crate::clock::Deadline;
 use crate::crew::{self, StartLine};
 use crate::lock::{Level, Lock};
 use crate::mapping::Mapping;
+use crate::stack::Stack;
 use crate::{cpu, image, stop};
 
 /// How long the others wait for a fault that does not come, in milliseconds.
@@ -57,6 +58,8 @@ pub fn bring_about(fault: Fault) {
             strike(fault, victim);
         } else if fault == Fault::DeafAp && place == 0 {
             call_the_deaf();
+        } else if fault == Fault::PanicInShootdown {
+            shoot_down();
         }
     });
     panic!("{fault:?} did not end the run");
@@ -125,6 +128,13 @@ fn strike(fault: Fault, victim: Option<u64>) {
         Fault::PanicBsp | Fault::PanicAp | Fault::PanicTwo | Fault::PanicAll => {
             panic!("asked for by fault=")
         }
+        Fault::PanicInShootdown => {
+            let deadline = Deadline::after_millis(PATIENCE);
+            while SHOOTDOWNS.load(Ordering::Relaxed) < BEFORE_PANIC && !deadline.passed() {
+                core::hint::spin_loop();
+            }
+            panic!("asked for by fault=");
+        }
         Fault::DeafAp => go_deaf(),
         Fault::LockOrder => {
             let (first, second) = (Lock::new(Level::Workload, ()), Lock::new(Level::Tables, ()));
@@ -141,6 +151,10 @@ fn strike(fault: Fault, victim: Option<u64>) {
             call_others(&|index| assert!(index != last, "asked for by fault="));
         }
         Fault::StackOverflow => overflow(0),
+        Fault::MappedStackOverflow => match Stack::new(SMALL_MAPPING) {
+            Ok(mut stack) => stack.run(|| overflow(0)),
+            Err(error) => panic!("no stack to run off: {error}"),
+        },
         Fault::NullRead => {
             // SAFETY: the page is not mapped, so the read faults, and the fault ends the
             // run. In assembly, because no Rust pointer may be null.
@@ -166,6 +180,19 @@ fn strike(fault: Fault, victim: Option<u64>) {
 
 fn map(bytes: u64) -> Mapping {
     Mapping::memory(bytes).unwrap_or_else(|error| panic!("no mapping to misuse: {error}"))
+}
+
+/// How many pages were mapped and unmapped while the last AP waits to panic, and for how many it waits.
+static SHOOTDOWNS: AtomicUsize = AtomicUsize::new(0);
+const BEFORE_PANIC: usize = 8;
+
+/// Maps and unmaps until the run ends.
+fn shoot_down() {
+    let deadline = Deadline::after_millis(PATIENCE);
+    while !deadline.passed() {
+        drop(map(SMALL_MAPPING));
+        SHOOTDOWNS.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 /// Whether a CPU keeps interrupts out and serves no calls.

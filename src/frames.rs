@@ -54,7 +54,7 @@ impl Frames {
         if self.state.get() == ABSENT {
             self.state.set(BUSY);
             compiler_fence(Ordering::SeqCst);
-            let cache = shared::get().new_frame_cache();
+            let cache = cpu::try_with(|here| shared::get().frame_cache(here.index())).flatten();
             let is_there = cache.is_some();
             // SAFETY: as in `with`; nobody has a reference to the cache while it is absent.
             unsafe { *self.cache.get() = cache };
@@ -102,11 +102,6 @@ fn free_slowly(frame: Frame, owner: Owner) -> Result<(), FreeError> {
 #[inline(always)]
 pub fn with_cache<T>(f: impl FnOnce(&mut FrameCache<'static>) -> T) -> Option<T> {
     cpu::try_with(|here| here.local().frames().with(f))?
-}
-
-/// How many frames this CPU has at hand.
-pub fn at_hand() -> usize {
-    with_cache(|cache| cache.len()).unwrap_or(0)
 }
 
 /// Gives this CPU's frames back, for the others. `false`: this code has interrupted their use.

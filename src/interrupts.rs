@@ -19,7 +19,7 @@ use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::exceptions::Heap;
-use crate::{call, cpu, crew, lapic, timer};
+use crate::{call, cpu, crew, lapic, timer, tlb};
 
 /// The interrupt of a CPU's own timer.
 pub const TIMER_VECTOR: u8 = 0xe0;
@@ -87,6 +87,11 @@ impl Counters {
         self.0[kind as usize].load(Ordering::Relaxed)
     }
 
+    /// How many of all kinds.
+    pub fn sum(&self) -> u64 {
+        Kind::ALL.into_iter().map(|kind| self.of(kind)).sum()
+    }
+
     /// One more. Called with interrupts off on the CPU whose counters these are, so no one else
     /// writes them meanwhile.
     fn count(&self, kind: Kind) {
@@ -97,6 +102,7 @@ impl Counters {
 /// Takes the interrupt of this vector. `None`: it is none of these.
 pub fn take(vector: u64) -> Option<Heap> {
     let kind = Kind::of(vector)?;
+    tlb::wake_up();
     cpu::try_with(|here| here.shared().interrupts.count(kind));
     // A spurious interrupt is not in service: there is nothing to end.
     if kind != Kind::Spurious {
@@ -105,7 +111,7 @@ pub fn take(vector: u64) -> Option<Heap> {
     Some(match kind {
         Kind::Timer => timer::fired(),
         Kind::Wake => {
-            call::serve();
+            call::answer();
             Heap::MayBeUsed
         }
         Kind::Error => {

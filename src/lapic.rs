@@ -158,13 +158,18 @@ pub fn wake(lapic_id: u32) -> bool {
     send(lapic_id, Command::fixed(WAKE_VECTOR))
 }
 
+/// Has one CPU take its timer's interrupt, as if its time had come. Says whether it could be sent.
+pub fn ring(lapic_id: u32) -> bool {
+    send(lapic_id, Command::fixed(TIMER_VECTOR))
+}
+
 fn send(lapic_id: u32, command: Command) -> bool {
     let Some(registers) = Registers::get() else {
         return false;
     };
     if let Registers::X2Apic = registers {
-        // SAFETY: the MSR exists in x2APIC mode. The interrupt is an NMI or the wake
-        // vector, and every CPU that is ever named here has handlers for both
+        // SAFETY: the MSR exists in x2APIC mode. The interrupt is an NMI, the timer's or the
+        // wake vector, and every CPU that is ever named here has handlers for all of them
         // (`stop` and `crew` see to it). The fences: this write, unlike one to the
         // xAPIC's page, does not wait for earlier stores (Intel SDM vol. 3A,
         // 11.12.3), and the other CPU is to see what it is woken for.

@@ -53,6 +53,7 @@ mod journal;
 mod lapic;
 mod lock;
 mod mapping;
+mod median;
 mod panic;
 mod pic;
 mod probe;
@@ -66,6 +67,7 @@ mod step;
 mod stop;
 mod stress;
 mod timer;
+mod tlb;
 mod window;
 
 use alloc::string::String;
@@ -192,19 +194,18 @@ extern "C" fn muster() -> ! {
     if let Err(error) = mapping::start() {
         refuse(&error);
     }
-    let calls = call::measure();
+    let calls = call::measure().and_then(|()| mapping::measure());
     let before = audit::Books::read();
     let work = work(arguments);
-    account::tell();
+    let account = account::settle();
     let audit = before.compare();
-    shared::get().tell_owners();
     interrupts::tell();
-    call::tell();
 
     if let Err(reason) = (roll.verdict())
         .and(reclaimed)
         .and(calls)
         .and(work)
+        .and(account)
         .and(audit)
     {
         exit::conclude(Outcome::Failed, format_args!("{reason}"));

@@ -1,29 +1,26 @@
 //! Mappings that come and go: large memory out of scattered frames, and physical memory
 //! such as device registers, each with a page on both sides that is never mapped.
 
+use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt;
 use core::ptr;
-use core::sync::atomic::Ordering;
 
 use conquer_once::spin::OnceCell;
 use muster_memory::{
-    Access, AddressAllocator, AddressError, Cache, ChangeError, FRAME_SIZE, FlushSet, FrameRun,
-    Owner, PageSize, PhysRange, Region, Shootdown, TableError, VirtRange,
+    Access, AddressAllocator, AddressError, Cache, ChangeError, FRAME_SIZE, FrameRun, Owner,
+    PageSize, PhysRange, Region, TableError, VirtRange,
 };
-use x86_64::VirtAddr;
-use x86_64::instructions::tlb;
 
-use crate::call::{self, Targets};
+use crate::crew::{self, StartLine};
 use crate::lock::{Level, Lock};
+use crate::median::Median;
+use crate::tlb::{self, AllCpus};
 use crate::window::MAPPINGS;
-use crate::{cpu, relief, shared};
+use crate::{relief, shared};
 
 /// Bytes in a large page.
 const LARGE: u64 = PageSize::Size2MiB.bytes();
-
-/// How long a CPU may take to flush, in milliseconds.
-const PATIENCE: u64 = 10_000;
 
 const WINDOW: VirtRange = match VirtRange::new(MAPPINGS.start, MAPPINGS.end - MAPPINGS.start) {
     Some(window) => window,
@@ -62,6 +59,8 @@ pub enum MappingError {
     OutOfMemory,
     /// The tables can't take it.
     Tables(TableError),
+    /// The tables can't change so.
+    Change(ChangeError),
 }
 
 impl fmt::Display for MappingError {
@@ -70,6 +69,7 @@ impl fmt::Display for MappingError {
             Self::Addresses(error) => error.fmt(f),
             Self::OutOfMemory => write!(f, "too few frames are free for the mapping"),
             Self::Tables(error) => error.fmt(f),
+            Self::Change(error) => error.fmt(f),
         }
     }
 }
@@ -298,42 +298,44 @@ fn give_back(run: FrameRun) {
     assert!(freed.is_ok(), "a mapping has {run} and does not own it");
 }
 
-/// Every CPU that uses the shared tables.
-struct AllCpus;
+/// How long a CPU may take to come to a measurement, or to be done with it, in milliseconds.
+const PATIENCE: u64 = 60_000;
 
-// SAFETY: (1) every CPU at work is called, and this one flushes itself; (2) an AP that joins later flushes after it
-// has joined (`ap`); one that came too late uses nothing of the window and halts; (3) the others
-// are stopped or never came.
-unsafe impl Shootdown for AllCpus {
-    fn flush_on_all_cpus(&self, pages: &FlushSet) {
-        flush_on_all_cpus(pages);
-    }
-}
-
-/// Makes all CPUs at work flush, and returns when they have: a TLB shootdown, by one interrupt to each
-/// of them, however many pages there are.
+/// Prints what a shootdown costs: what it takes to change the rights of a page, on all CPUs, while the
+/// others are asleep, and while they are at work.
 ///
-/// # Panics
+/// # Errors
 ///
-/// If a CPU does not answer: it may go on by what it has cached for as long as it likes, so there
-/// is no way on.
-fn flush_on_all_cpus(pages: &FlushSet) {
-    if let Err(error) = call::insist(Targets::All, PATIENCE, &|_| flush_here(pages)) {
-        panic!("a page can't be unmapped: {error}");
-    }
-}
-
-/// Flushes on this CPU. Muster sets neither CR4.PGE nor CR4.PCIDE ([`crate::control`]), so a load
-/// of CR3 flushes everything.
-fn flush_here(pages: &FlushSet) {
-    match pages.pages() {
-        Some(pages) => {
-            for &page in pages {
-                // The window lies where four and five levels have the same addresses.
-                tlb::flush(VirtAddr::new_truncate(page));
-            }
+/// Why there is nothing to measure with, in words.
+pub fn measure() -> Result<(), String> {
+    let others = crew::size() - 1;
+    let asleep = time_shootdown().map_err(|error| error.to_string())?;
+    log::info!("a shootdown, {others} others asleep: {asleep}");
+    let awake = OnceCell::uninit();
+    let line = StartLine::new(others + 1, PATIENCE);
+    crew::all(PATIENCE, &|place| {
+        line.wait();
+        if place == 0 {
+            awake.init_once(time_shootdown);
         }
-        None => tlb::flush_all(),
+        line.wait();
+    });
+    if let Ok(awake) = awake.try_get() {
+        let awake = awake.map_err(|error| error.to_string())?;
+        log::info!("a shootdown, {others} others at work: {awake}");
     }
-    cpu::with(|here| here.shared().flushes.fetch_add(1, Ordering::Relaxed));
+    tlb::compare_ways().map_err(|error| error.to_string())
+}
+
+fn time_shootdown() -> Result<Median, MappingError> {
+    let mut page = Mapping::memory(FRAME_SIZE)?;
+    let mut access = Access::ReadWrite;
+    Median::of(|| {
+        access = match access {
+            Access::ReadWrite => Access::ReadOnly,
+            _ => Access::ReadWrite,
+        };
+        // SAFETY: nobody uses the memory.
+        unsafe { page.protect(access) }.map_err(MappingError::Change)
+    })
 }

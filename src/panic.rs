@@ -11,6 +11,7 @@ use x86_64::registers::control::Cr2;
 use crate::exceptions::{self, Frame, PAGE_FAULT};
 use crate::exit::{self, Outcome};
 use crate::stack::Place;
+use crate::window::MAPPINGS;
 use crate::{control, cpu, image, lapic, serial, shared, stop};
 
 /// Bits of a page fault's error code (Intel SDM vol. 3A, 4.7).
@@ -63,11 +64,14 @@ pub fn exception(frame: &Frame) -> ! {
             log::error!(target: "panic", "{fault}");
         }
         // A stack that ran into its guard can't take the page fault's frame either.
-        if frame.vector == DOUBLE_FAULT
-            && let Some(place) = Place::of(address)
-        {
-            log::error!(target: "panic", "touched {address:#x}:");
-            log::error!(target: "panic", "{place}");
+        if frame.vector == DOUBLE_FAULT {
+            if let Some(place) = Place::of(address) {
+                log::error!(target: "panic", "touched {address:#x}:");
+                log::error!(target: "panic", "{place}");
+            } else if MAPPINGS.contains(address) && address.abs_diff(frame.rsp) <= FRAME_SIZE {
+                log::error!(target: "panic", "touched {address:#x}:");
+                log::error!(target: "panic", "the guard page of a stack that was mapped for some work: stack overflow");
+            }
         }
         registers(frame, address);
         backtrace(Some(frame.rip), frame.rbp);

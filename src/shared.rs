@@ -15,7 +15,8 @@ use conquer_once::spin::OnceCell;
 use muster_memory::{
     Access, AdoptError, AssignError, Cache, Census, FRAME_SIZE, Frame, FrameAllocator, FrameCache,
     FrameInfo, FrameRun, FramesError, FreeError, Levels, MapError, Mismatch, Owner, PageSize,
-    PhysRange, PhysicalMap, PhysicalMemory, Plan, PlanError, Region, TableError, Tables, Totals,
+    PhysRange, PhysicalMap, PhysicalMemory, Plan, PlanError, Region, Share, TableError, Tables,
+    Totals,
 };
 use nodit::interval::ie;
 use nodit::{Interval, NoditSet};
@@ -411,16 +412,14 @@ impl Shared {
         }
     }
 
-    /// Logs who owns how much of the machine's memory.
-    pub fn tell_owners(&self) {
-        let totals = self.totals();
-        let memory = totals.sum() - totals[Owner::Reserved];
-        log::info!("who owns what of {}, and what is reserved:", Bytes(memory));
-        for (owner, bytes) in totals.iter().filter(|(_, bytes)| *bytes > 0) {
-            log::info!("{:>12}  {bytes:>14} bytes  {owner}", Bytes(bytes));
-        }
-        let whole = self.frames.free_runs_2mib() as u64 * PageSize::Size2MiB.bytes();
-        log::info!("free in whole pages of 2 MiB: {}", Bytes(whole));
+    /// How much of the free memory lies in whole pages of 2 MiB, in bytes.
+    pub fn whole_free_bytes(&self) -> u64 {
+        self.frames.free_runs_2mib() as u64 * PageSize::Size2MiB.bytes()
+    }
+
+    /// Bytes of memory that the machine has, without what is reserved.
+    pub fn memory_bytes(&self) -> u64 {
+        self.map.totals().sum() - self.map.totals()[Owner::Reserved]
     }
 
     /// Changes the tables, which nobody else changes meanwhile, and no handler of this CPU.
@@ -521,7 +520,7 @@ impl Shared {
             .find(|&owner| books[owner] != counted[owner])
         {
             Some(owner) => Err(RecountError::Books(owner, books[owner], counted[owner])),
-            None => Ok(self.map.totals().sum() - self.map.totals()[Owner::Reserved]),
+            None => Ok(self.memory_bytes()),
         }
     }
 
@@ -562,14 +561,34 @@ impl Shared {
         self.frames.free_frames() as u64 * FRAME_SIZE
     }
 
-    /// The frame cache of one more CPU.
-    pub fn new_frame_cache(&self) -> Option<FrameCache<'_>> {
-        self.frames.cache()
+    /// The frame cache of a CPU, which is made once.
+    pub fn frame_cache(&self, cpu: u32) -> Option<FrameCache<'_>> {
+        self.frames.cache_of(cpu as usize)
+    }
+
+    /// What went through the frame cache of a CPU, and is in it.
+    pub fn share_of(&self, cpu: u32) -> Option<Share<'_>> {
+        self.frames.share(cpu as usize)
     }
 
     /// Whether a CPU has frames at hand.
     pub fn has_cached_frames(&self) -> bool {
         self.frames.cached_frames() > 0
+    }
+
+    /// What went past the CPUs' frame caches.
+    pub fn common_share(&self) -> Share<'_> {
+        self.frames.common_share()
+    }
+
+    /// Bytes in free frames that no CPU has at hand, counted one by one.
+    pub fn uncached_bytes(&self) -> u64 {
+        self.frames.uncached_frames() as u64 * FRAME_SIZE
+    }
+
+    /// Bytes of the heap's window that are mapped.
+    pub fn heap_window_bytes(&self) -> u64 {
+        self.growing.lock().heap_mapped - HEAP.start
     }
 
     /// Takes a frame past the CPUs' caches.

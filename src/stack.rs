@@ -1,4 +1,5 @@
-//! Where each CPU's stacks lie: a window of equal slots, guard pages between.
+//! Where each CPU's stacks lie: a window of equal slots, guard pages between. And stacks that come and
+//! go.
 //!
 //! A slot, from its lowest address: guard, double-fault stack, guard, NMI stack,
 //! guard, machine-check stack, guard, main stack, guard up to the slot's end.
@@ -11,6 +12,7 @@ use core::ptr::{self, NonNull};
 use muster_memory::FRAME_SIZE;
 
 use crate::descriptors::InterruptStack;
+use crate::mapping::{Mapping, MappingError};
 use crate::window::STACKS;
 
 /// The main stack of each CPU, in bytes.
@@ -28,7 +30,12 @@ const SLOT: u64 = 256 * 1024;
 /// Stacks per slot.
 const COUNT: usize = InterruptStack::COUNT + 1;
 
-const _: () = assert!(COUNT as u64 * GUARD + 3 * INTERRUPT + MAIN + GUARD <= SLOT);
+const _: () = assert!(COUNT as u64 * GUARD + BYTES + GUARD <= SLOT);
+
+/// Bytes that the stacks of a CPU take of memory.
+pub const BYTES: u64 = 3 * INTERRUPT + MAIN;
+
+const _: () = assert!(InterruptStack::COUNT == 3);
 
 /// What a word of a stack holds that was never used. No address, and hardly anybody's number.
 const PAINT: u64 = 0x5ac4_ed00_0000_5ac4;
@@ -49,9 +56,9 @@ pub unsafe fn paint(memory: NonNull<u64>, length: u64) {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Slot(u32);
 
-/// One stack: `bottom` is its lowest address, `top` the first above it.
+/// Where a stack is: `bottom` is its lowest address, `top` the first above it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Stack {
+pub struct Extent {
     /// What it is for, as it is called in the plan and in reports.
     pub name: &'static str,
     /// Its lowest address.
@@ -60,7 +67,7 @@ pub struct Stack {
     pub top: u64,
 }
 
-impl Stack {
+impl Extent {
     /// Its size in bytes.
     pub fn length(&self) -> u64 {
         self.top - self.bottom
@@ -95,7 +102,7 @@ impl Slot {
     }
 
     /// All stacks of the slot: the interrupt stacks in their order, then the main one.
-    pub fn stacks(self) -> [Stack; COUNT] {
+    pub fn stacks(self) -> [Extent; COUNT] {
         let mut bottom = STACKS.start + u64::from(self.0) * SLOT;
         [
             ("double-fault stack", INTERRUPT),
@@ -104,7 +111,7 @@ impl Slot {
             ("stack", MAIN),
         ]
         .map(|(name, length)| {
-            let stack = Stack {
+            let stack = Extent {
                 name,
                 bottom: bottom + GUARD,
                 top: bottom + GUARD + length,
@@ -115,7 +122,7 @@ impl Slot {
     }
 
     /// The stack the CPU runs on.
-    pub fn main(self) -> Stack {
+    pub fn main(self) -> Extent {
         self.stacks()[COUNT - 1]
     }
 
@@ -190,6 +197,80 @@ pub unsafe fn run_on(top: u64, next: extern "C" fn() -> !) -> ! {
             top = in(reg) top,
             next = in(reg) next,
             options(noreturn)
+        );
+    }
+}
+
+/// A stack for some work, with a guard page on both sides, which is unmapped when this is dropped.
+#[derive(Debug)]
+pub struct Stack {
+    memory: Mapping,
+}
+
+impl Stack {
+    /// A stack of at least so many bytes. To be made and dropped where a [`Mapping`] may be.
+    ///
+    /// # Errors
+    ///
+    /// [`MappingError`]; nothing is mapped then.
+    pub fn new(bytes: u64) -> Result<Self, MappingError> {
+        let stack = Self {
+            memory: Mapping::memory(bytes)?,
+        };
+        if let Some(memory) = NonNull::new(stack.memory.start().cast()) {
+            // SAFETY: writable memory of this length, just mapped, in whole pages.
+            unsafe { paint(memory, stack.memory.length()) };
+        }
+        Ok(stack)
+    }
+
+    /// Where it is.
+    pub fn extent(&self) -> Extent {
+        let bottom = self.memory.start().expose_provenance() as u64;
+        Extent {
+            name: "stack of its own",
+            bottom,
+            top: bottom + self.memory.length(),
+        }
+    }
+
+    /// Runs `work` on it, and comes back. Interrupts that come meanwhile use it as well.
+    pub fn run(&mut self, work: impl FnOnce()) {
+        let mut work = Some(work);
+        call_on(self.extent().top, &mut work);
+    }
+
+    /// The most of it that was ever in use, in bytes.
+    pub fn most_used(&self) -> u64 {
+        // SAFETY: it is mapped for as long as this lives.
+        unsafe { self.extent().most_used() }
+    }
+}
+
+/// Takes `work` and runs it on the stack that ends at `top`, which is mapped, the caller's alone, and
+/// in whole pages.
+fn call_on<F: FnOnce()>(top: u64, work: &mut Option<F>) {
+    extern "C" fn enter<F: FnOnce()>(work: &mut Option<F>) {
+        if let Some(work) = work.take() {
+            work();
+        }
+    }
+    let enter: extern "C" fn(&mut Option<F>) = enter;
+    // SAFETY: (1) the stack is as described, and `call` pushes 8 bytes below a multiple of 16, as
+    // the ABI has it; (2) the old stack pointer is kept where `enter` leaves it, in a register that
+    // is the callee's to save, and put back; nothing unwinds (panics end the run); (3) all that a
+    // function may change is given as changed, and the flags are whatever the ABI makes them.
+    unsafe {
+        core::arch::asm!(
+            "mov r12, rsp",
+            "mov rsp, {top}",
+            "call {enter}",
+            "mov rsp, r12",
+            top = in(reg) top,
+            enter = in(reg) enter,
+            in("rdi") work,
+            out("r12") _,
+            clobber_abi("C"),
         );
     }
 }

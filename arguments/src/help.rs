@@ -15,7 +15,10 @@ pub fn help() -> Vec<String> {
     let mut lines = Vec::from([String::from("the words are:")]);
     for &key in Key::ALL {
         let word = match key {
-            Key::Stress => format!("all, none, or some of {}", Workload::NAMES.join(",")),
+            Key::Stress => format!(
+                "all (but soak), none, or some of {}",
+                Workload::NAMES.join(",")
+            ),
             Key::Seconds => "N, of all workloads together".into(),
             Key::Seed => "N, of everything random".into(),
             Key::Cpus => "N, at most".into(),

@@ -23,8 +23,13 @@ named! {
         Calls = "calls",
         /// Memory that is mapped, protected and unmapped, while others write to it.
         Mappings = "mappings",
+        /// Memory that loses its rights, and is unmapped, while the others are in every state in
+        /// which a CPU can be asked to flush.
+        Shootdown = "shootdown",
         /// All CPUs allocate until the machine is out, then free everything.
         Exhaustion = "exhaustion",
+        /// All of these at once, in turns on each CPU.
+        Soak = "soak",
     }
 }
 
@@ -35,9 +40,11 @@ pub struct Workloads(u16);
 const _: () = assert!(Workload::ALL.len() <= u16::BITS as usize);
 
 impl Workloads {
-    /// Every one.
+    /// Every one by itself: all but [`Workload::Soak`].
     pub fn all() -> Self {
-        Workload::ALL.iter().copied().fold(Self::none(), Self::with)
+        let all = Workload::ALL.iter().copied();
+        all.filter(|&workload| workload != Workload::Soak)
+            .fold(Self::none(), Self::with)
     }
 
     /// None at all.
@@ -155,6 +162,8 @@ named! {
         PanicAll = "panic-all",
         /// The last CPU runs off its stack into the guard page.
         StackOverflow = "stack-overflow",
+        /// The last CPU does so on a stack that was mapped for some work.
+        MappedStackOverflow = "mapped-stack-overflow",
         /// The last CPU reads through a null pointer.
         NullRead = "null-read",
         /// The last CPU writes to the kernel's code.
@@ -175,6 +184,8 @@ named! {
         CallLocked = "call-locked",
         /// The last AP panics in what the BSP has called it for.
         PanicInCall = "panic-in-call",
+        /// The last AP panics while all others map and unmap, and shoot each other's TLBs down.
+        PanicInShootdown = "panic-in-shootdown",
     }
 }
 
@@ -203,7 +214,9 @@ mod tests {
     #[test]
     fn sets_hold_what_was_put_in_in_the_order_of_all() {
         assert_eq!(Workloads::parse("none"), Some(Workloads::none()));
-        assert!(Workloads::all().iter().eq(Workload::ALL.iter().copied()));
+        let (soak, others) = Workload::ALL.split_last().unwrap();
+        assert_eq!(*soak, Workload::Soak);
+        assert!(Workloads::all().iter().eq(others.iter().copied()));
         let some = Workloads::parse("exhaustion,churn,exhaustion").unwrap();
         assert!(some.iter().eq([Workload::Churn, Workload::Exhaustion]));
         for wrong in [

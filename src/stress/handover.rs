@@ -24,6 +24,21 @@ pub fn mailboxes(cpus: usize) -> Vec<Mailbox> {
 
 /// Runs the workload on this CPU.
 pub fn run(shift: &mut Shift<'_>, mailboxes: &[Mailbox]) {
+    work(shift, mailboxes);
+    // Someone may have put a last block in after this CPU looked.
+    shift.meet();
+    settle(shift, mailboxes);
+}
+
+/// Frees what has come for this CPU, once nobody hands anything over.
+pub fn settle(shift: &mut Shift<'_>, mailboxes: &[Mailbox]) {
+    if let Some(mine) = mailboxes.get(shift.place) {
+        empty(shift, mine);
+    }
+}
+
+/// Hands over until the time is up.
+pub fn work(shift: &mut Shift<'_>, mailboxes: &[Mailbox]) {
     let next = (shift.place + 1) % shift.cpus;
     let (Some(mine), Some(next)) = (mailboxes.get(shift.place), mailboxes.get(next)) else {
         return;
@@ -39,9 +54,6 @@ pub fn run(shift: &mut Shift<'_>, mailboxes: &[Mailbox]) {
         }
         empty(shift, mine);
     }
-    // Someone may have put a last block in after this CPU looked.
-    shift.meet();
-    empty(shift, mine);
 }
 
 fn empty(shift: &mut Shift<'_>, mailbox: &Mailbox) {

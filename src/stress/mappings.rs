@@ -2,6 +2,7 @@
 //! others write to meanwhile: which they must be able to until it is protected, and not after.
 
 use alloc::vec::Vec;
+use core::hint::black_box;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use crossbeam_utils::CachePadded;
@@ -11,6 +12,7 @@ use super::Shift;
 use crate::call;
 use crate::mapping::Mapping;
 use crate::probe::{self, Fault};
+use crate::stack::Stack;
 
 /// The most pages of a mapping: more than are flushed one by one.
 const MOST_PAGES: usize = 40;
@@ -20,6 +22,13 @@ const LARGE: usize = 16;
 
 /// Bytes of a large one.
 const LARGE_BYTES: u64 = 2 * 1024 * 1024 + 3 * FRAME_SIZE;
+
+/// The smallest stack for some work, in bytes: an interrupt on top of the work takes some of it.
+const LEAST_STACK: u64 = 16 * 1024;
+
+/// Calls within each other on such a stack, and bytes that each of them has there.
+const DEEPEST: u64 = 32;
+const DIVE_BYTES: u64 = 128;
 
 /// How many visits of others a mapping should have in each of its phases, if they come.
 const VISITS: usize = 4;
@@ -116,21 +125,25 @@ impl Board {
 
 /// Runs the workload on this CPU.
 pub fn run(shift: &mut Shift<'_>, boards: &[CachePadded<Board>]) {
+    work(shift, boards);
+    // Nobody leaves while another's board may be visited.
+    shift.meet();
+}
+
+/// Maps and unmaps until the time is up.
+pub fn work(shift: &mut Shift<'_>, boards: &[CachePadded<Board>]) {
     // More CPUs than a page has words would share words.
     let Some(own) = boards.get(shift.place).filter(|_| shift.place < 512) else {
-        shift.meet();
         return;
     };
     loop {
-        if !(alone(shift) && in_public(shift, own, boards)) {
+        if !(alone(shift) && in_public(shift, own, boards) && on_a_stack(shift)) {
             shift.tally.corrupt += 1;
         }
         if shift.is_over() {
             break;
         }
     }
-    // Nobody leaves while another's board may be visited.
-    shift.meet();
 }
 
 /// A mapping that no other CPU knows of.
@@ -167,6 +180,38 @@ fn in_public(shift: &mut Shift<'_>, own: &Board, boards: &[CachePadded<Board>]) 
     let were_right = visit_others(shift, own, boards) && were_right;
     own.close();
     is_filled(&mapping) && were_right
+}
+
+/// A stack for as long as some work takes.
+fn on_a_stack(shift: &mut Shift<'_>) -> bool {
+    let bytes = LEAST_STACK * (shift.random.below(4) as u64 + 1);
+    let Ok(mut stack) = shift.timed(|| Stack::new(bytes)) else {
+        shift.tally.refused += 1;
+        return true;
+    };
+    shift.tally.bytes += bytes;
+    let depth = shift.random.next() % DEEPEST;
+    let mut sum = 0;
+    stack.run(|| sum = dive(depth));
+    // What an interrupt took of it meanwhile is over the count.
+    let least = depth * DIVE_BYTES;
+    let is_right = sum == depth * (depth + 1) / 2 && stack.most_used() >= least;
+    if !is_right {
+        log::error!(
+            "{depth} calls on a stack of their own came to {sum}, in {} bytes",
+            stack.most_used()
+        );
+    }
+    is_right
+}
+
+/// Adds up the numbers to `depth`, each in a frame of its own on the stack.
+fn dive(depth: u64) -> u64 {
+    if depth == 0 {
+        return 0;
+    }
+    let here = black_box([depth; DIVE_BYTES as usize / 8]);
+    dive(depth - 1) + black_box(&here)[0]
 }
 
 /// Maps some memory. `None` if there is none just now.

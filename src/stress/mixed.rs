@@ -16,6 +16,17 @@ const HIGH: u32 = 16;
 
 /// Runs the workload on this CPU.
 pub fn run(shift: &mut Shift<'_>, ledger: &Ledger) {
+    work(shift, |shift, slots| {
+        // While all CPUs hold what they hold: no two blocks may share a byte.
+        for block in slots.iter().flatten() {
+            ledger.enter(shift, block);
+        }
+        shift.meet();
+    });
+}
+
+/// Allocates and frees until the time is up, then shows what it holds and frees that.
+pub fn work<'s>(shift: &mut Shift<'s>, show: impl FnOnce(&mut Shift<'s>, &[Option<Block>; SLOTS])) {
     // On the stack: the workload is not to fail because its own list found no memory.
     let mut slots: [Option<Block>; SLOTS] = [const { None }; SLOTS];
     let mut held = 0;
@@ -39,11 +50,7 @@ pub fn run(shift: &mut Shift<'_>, ledger: &Ledger) {
             block.free(shift);
         }
     }
-    // While all CPUs hold what they hold: no two blocks may share a byte.
-    for block in slots.iter().flatten() {
-        ledger.enter(shift, block);
-    }
-    shift.meet();
+    show(shift, &slots);
     for block in slots.into_iter().flatten() {
         block.free(shift);
     }

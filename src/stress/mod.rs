@@ -15,6 +15,8 @@ mod mappings;
 mod marked;
 mod mixed;
 mod random;
+mod shootdown;
+mod soak;
 mod timer;
 
 use alloc::format;
@@ -158,26 +160,49 @@ impl Shift<'_> {
     }
 }
 
+/// What the CPUs of a workload share of what it is about.
+struct Grounds {
+    mailboxes: Vec<handover::Mailbox>,
+    boards: Vec<CachePadded<mappings::Board>>,
+    range: shootdown::Range,
+    ledger: mixed::Ledger,
+}
+
+impl Grounds {
+    fn new(cpus: usize) -> Self {
+        Self {
+            mailboxes: handover::mailboxes(cpus),
+            boards: mappings::boards(cpus),
+            range: shootdown::Range::new(),
+            ledger: mixed::Ledger::new(),
+        }
+    }
+}
+
 /// Where the CPUs of a workload wait for one another.
 struct Meeting {
     line: StartLine,
     goes_on: AtomicBool,
 }
 
-/// A line every second, so that a long run is seen to be alive.
+/// A line every second, or every ten of a soak, so that a long run is seen to be alive.
 struct Progress {
     workload: Workload,
+    every_millis: u64,
     next: Lock<Deadline>,
     started: u64,
 }
 
 impl Progress {
-    const EVERY_MILLIS: u64 = 1000;
-
     fn new(workload: Workload) -> Self {
+        let every_millis = match workload {
+            Workload::Soak => 10_000,
+            _ => 1_000,
+        };
         Self {
             workload,
-            next: Lock::new(Level::Workload, Deadline::after_millis(Self::EVERY_MILLIS)),
+            every_millis,
+            next: Lock::new(Level::Workload, Deadline::after_millis(every_millis)),
             started: clock::ticks(),
         }
     }
@@ -186,7 +211,7 @@ impl Progress {
         let Some(mut next) = self.next.try_lock().filter(|next| next.passed()) else {
             return;
         };
-        *next = Deadline::after_millis(Self::EVERY_MILLIS);
+        *next = Deadline::after_millis(self.every_millis);
         let seconds = clock::to_micros(clock::ticks().saturating_sub(self.started)) / 1_000_000;
         let free = shared::get().free_bytes();
         log::info!(
@@ -215,7 +240,7 @@ pub fn run(arguments: &Arguments) -> Result<(), String> {
         workloads.retain(|workload| {
             !matches!(
                 workload,
-                Workload::Interrupts | Workload::Timer | Workload::Calls
+                Workload::Interrupts | Workload::Timer | Workload::Calls | Workload::Soak
             )
         });
     }
@@ -293,7 +318,7 @@ fn run_all(
             Bytes(all.bytes),
             all.corrupt
         );
-        if workload == Workload::Timer {
+        if matches!(workload, Workload::Timer | Workload::Soak) {
             tell_interrupts(&tallies, micros);
         }
         if all.corrupt > 0 {
@@ -389,9 +414,7 @@ fn run_one(
         goes_on: AtomicBool::new(true),
     };
     let progress = Progress::new(workload);
-    let mailboxes = handover::mailboxes(cpus);
-    let boards = mappings::boards(cpus);
-    let ledger = mixed::Ledger::new();
+    let grounds = Grounds::new(cpus);
     let started = clock::ticks();
     crew::all(millis + patience, &|place| {
         meeting.line.wait();
@@ -409,14 +432,16 @@ fn run_one(
         };
         match workload {
             Workload::Churn => churn::run(&mut shift),
-            Workload::Mixed => mixed::run(&mut shift, &ledger),
-            Workload::Handover => handover::run(&mut shift, &mailboxes),
+            Workload::Mixed => mixed::run(&mut shift, &grounds.ledger),
+            Workload::Handover => handover::run(&mut shift, &grounds.mailboxes),
             Workload::Growth => growth::run(&mut shift),
             Workload::Interrupts => interrupts::run(&mut shift),
             Workload::Timer => timer::run(&mut shift),
             Workload::Calls => calls::run(&mut shift),
-            Workload::Mappings => mappings::run(&mut shift, &boards),
+            Workload::Mappings => mappings::run(&mut shift, &grounds.boards),
+            Workload::Shootdown => shootdown::run(&mut shift, &grounds.range),
             Workload::Exhaustion => exhaustion::run(&mut shift),
+            Workload::Soak => soak::run(&mut shift, &grounds),
         }
         shift.tally.tell(workload);
         if let Some(tally) = tallies.get(place) {

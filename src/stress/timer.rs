@@ -1,5 +1,6 @@
 //! Timer: every CPU allocates and frees, and so does the handler of its timer, on top of it,
-//! thousands of times a second.
+//! thousands of times a second: where the timers don't come so often, as in a virtual machine with
+//! more CPUs than its host, the CPUs ring them for each other.
 
 use core::cell::{Cell, RefCell};
 use core::ptr::{self, NonNull};
@@ -11,7 +12,7 @@ use super::Shift;
 use super::block::Block;
 use super::marked::{LAYOUT, Marker, SIZE};
 use super::random::Random;
-use crate::timer;
+use crate::{crew, lapic, timer};
 
 /// From the end of a handler to the next interrupt, in microseconds.
 const PERIOD: u64 = 50;
@@ -41,6 +42,14 @@ impl Slots {
         // One CPU's own, but there is no telling the compiler so.
         NonNull::new(self.0[slot % SLOTS].swap(block, Ordering::Relaxed))
     }
+
+    /// Puts `block` into a slot, and frees what was there.
+    fn exchange(&self, marker: &Marker, slot: usize, block: Option<NonNull<u64>>) {
+        if let Some(block) = self.swap(slot, block) {
+            // SAFETY: the slots hold blocks of markers only, and a swap takes it out.
+            unsafe { marker.free(block) };
+        }
+    }
 }
 
 /// What the handler has of its own; no handler comes on top of it.
@@ -51,8 +60,76 @@ struct Handler {
     takes: bool,
 }
 
+/// Rounds of the loop between two rings at another CPU.
+const RING: u32 = 16;
+
 /// Runs the workload on this CPU.
 pub fn run(shift: &mut Shift<'_>) {
+    under_ticks(shift, |shift, ticks| {
+        let mut alive = Deque::<Block, ALIVE>::new();
+        let mut mixed = [const { None::<Block> }; MIXED];
+        while shift.goes_on() || ticks.count() < LEAST {
+            if alive.is_full()
+                && let Some(oldest) = alive.pop_front()
+            {
+                oldest.free(shift);
+            }
+            if let Some(block) = Block::allocate(shift, SIZE, LAYOUT.align()) {
+                // There is room: the oldest was just taken out.
+                let _ = alive.push_back(block);
+            }
+            let size = shift.random.size(4, 12);
+            let place = shift.random.below(MIXED);
+            if let Some(block) = mixed[place].take() {
+                block.free(shift);
+            }
+            mixed[place] = Block::allocate(shift, size, 16);
+            ticks.exchange(shift);
+            if shift.rounds.is_multiple_of(RING) {
+                ring_another(shift);
+            }
+        }
+        for block in alive.into_iter().chain(mixed.into_iter().flatten()) {
+            block.free(shift);
+        }
+    });
+}
+
+/// Has another CPU take its timer's interrupt.
+pub fn ring_another(shift: &mut Shift<'_>) {
+    let place = shift.random.below(shift.cpus);
+    if place != shift.place
+        && let Some((_, other)) = crew::members().nth(place)
+    {
+        // If it can't be sent, the timer rings by itself.
+        lapic::ring(other.lapic_id);
+    }
+}
+
+/// What is known of the handler that comes on top of some work.
+pub struct Ticks<'a> {
+    interrupts: &'a Cell<u64>,
+    slots: &'a Slots,
+    marker: &'a Marker,
+}
+
+impl Ticks<'_> {
+    /// How often it came.
+    pub fn count(&self) -> u64 {
+        self.interrupts.get()
+    }
+
+    /// Puts a block where the handler finds it, and frees two that it may have left.
+    pub fn exchange(&self, shift: &mut Shift<'_>) {
+        let slot = shift.random.below(SLOTS);
+        let block = shift.timed(|| self.marker.allocate());
+        self.slots.exchange(self.marker, slot, block);
+        self.slots.exchange(self.marker, slot + 1, None);
+    }
+}
+
+/// Runs `work` with a timer on top of it whose handler allocates and frees.
+pub fn under_ticks<'s>(shift: &mut Shift<'s>, work: impl FnOnce(&mut Shift<'s>, &Ticks<'_>)) {
     let slots = Slots([const { AtomicPtr::new(ptr::null_mut()) }; SLOTS]);
     let (above, below) = (Marker::new(), Marker::new());
     let interrupts = Cell::new(0);
@@ -61,12 +138,6 @@ pub fn run(shift: &mut Shift<'_>) {
         random: Random::new(shift.random.next(), 0, 0),
         takes: true,
     });
-    let exchange = |marker: &Marker, slot, block| {
-        if let Some(block) = slots.swap(slot, block) {
-            // SAFETY: the slots hold blocks of markers only, and a swap takes it out.
-            unsafe { marker.free(block) };
-        }
-    };
     let on_tick = || {
         interrupts.set(interrupts.get() + 1);
         // Borrowed by nothing else until the timer is off, and a handler is not interrupted.
@@ -76,8 +147,8 @@ pub fn run(shift: &mut Shift<'_>) {
         let handler = &mut *handler;
         // What it frees here, the code below has allocated, and the other way round.
         let slot = handler.random.below(SLOTS);
-        exchange(&above, slot, above.allocate());
-        exchange(&above, slot + 1, None);
+        slots.exchange(&above, slot, above.allocate());
+        slots.exchange(&above, slot + 1, None);
         for _ in 0..handler.random.below(ALIVE) {
             if handler.takes {
                 handler.takes = match above.allocate() {
@@ -94,37 +165,15 @@ pub fn run(shift: &mut Shift<'_>) {
         }
     };
 
-    timer::every(PERIOD, &on_tick, || {
-        let mut alive = Deque::<Block, ALIVE>::new();
-        let mut mixed = [const { None::<Block> }; MIXED];
-        while shift.goes_on() || interrupts.get() < LEAST {
-            if alive.is_full()
-                && let Some(oldest) = alive.pop_front()
-            {
-                oldest.free(shift);
-            }
-            if let Some(block) = Block::allocate(shift, SIZE, LAYOUT.align()) {
-                // There is room: the oldest was just taken out.
-                let _ = alive.push_back(block);
-            }
-            let size = shift.random.size(4, 12);
-            let place = shift.random.below(MIXED);
-            if let Some(block) = mixed[place].take() {
-                block.free(shift);
-            }
-            mixed[place] = Block::allocate(shift, size, 16);
-            let slot = shift.random.below(SLOTS);
-            let block = shift.timed(|| below.allocate());
-            exchange(&below, slot, block);
-            exchange(&below, slot + 1, None);
-        }
-        for block in alive.into_iter().chain(mixed.into_iter().flatten()) {
-            block.free(shift);
-        }
-    });
+    let ticks = Ticks {
+        interrupts: &interrupts,
+        slots: &slots,
+        marker: &below,
+    };
+    timer::every(PERIOD, &on_tick, || work(shift, &ticks));
 
     for slot in 0..SLOTS {
-        exchange(&below, slot, None);
+        slots.exchange(&below, slot, None);
     }
     for block in handler.into_inner().held {
         // SAFETY: the marker's, and out of the queue.

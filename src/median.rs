@@ -1,0 +1,49 @@
+//! How long something takes: the median of so many times, for not too long.
+
+use core::fmt;
+
+use crate::clock::{self, Deadline};
+
+/// Rounds of a measurement.
+const ROUNDS: usize = 301;
+
+/// How long one may take, in milliseconds.
+const MILLIS: u64 = 200;
+
+/// A time and how often it was taken.
+#[derive(Debug, Clone, Copy)]
+pub struct Median {
+    nanos: u64,
+    rounds: usize,
+}
+
+impl Median {
+    /// Runs `work` until it has been timed often enough, or for long enough.
+    ///
+    /// # Errors
+    ///
+    /// The first one of `work`.
+    pub fn of<E>(mut work: impl FnMut() -> Result<(), E>) -> Result<Self, E> {
+        let mut times = heapless::Vec::<u64, ROUNDS>::new();
+        let over = Deadline::after_millis(MILLIS);
+        while !times.is_full() && (times.is_empty() || !over.passed()) {
+            let before = clock::ticks();
+            work()?;
+            // There is room.
+            let _ = times.push(clock::ticks().saturating_sub(before));
+        }
+        times.sort_unstable();
+        let ticks = times.get(times.len() / 2).copied().unwrap_or(0);
+        Ok(Self {
+            nanos: clock::to_micros(ticks.saturating_mul(1000)),
+            rounds: times.len(),
+        })
+    }
+}
+
+impl fmt::Display for Median {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (micros, tenths) = (self.nanos / 1000, self.nanos / 100 % 10);
+        write!(f, "{micros}.{tenths} us, median of {}", self.rounds)
+    }
+}
