@@ -81,6 +81,11 @@ models:
 test-kernel *FILTER:
     @{{ runner }} test "$@"
 
+# Everything at once, for long, from a seed that is told: just soak [CPUS] [minutes=10] [seed=N]
+[group('test')]
+soak *ARGS:
+    @{{ runner }} soak "$@"
+
 # Measure Muster's allocators beside others: just bench [host|linux|instructions|memory|latency] [CPUS] [key=value…]
 [group('test')]
 bench *ARGS:

@@ -25,8 +25,8 @@ use loom::sync::Notify;
 use loom::sync::atomic::AtomicBool;
 use loom::thread;
 
-use crate::{Exchange, Sleep};
 use crate::sync::mutated;
+use crate::{Exchange, Sleep};
 
 /// Which model finds which mistake, made where [`mutated`] says so.
 const MISTAKES: [(&str, &str); 10] = [

@@ -160,6 +160,15 @@ pub const CASES: &[Case] = &[
         &["32", "stress=timer", "seconds=0.5"],
         &[r"\d interrupts a second on each CPU", "audit: clean"],
     ),
+    // In the guest's own time, which the host can't take from it.
+    passes(
+        "timer-every-cpu",
+        &["8", "accel=icount", "stress=timer", "seconds=0.1"],
+        &[
+            r"\d{4,} interrupts a second on each CPU, \d{4,} to",
+            "audit: clean",
+        ],
+    ),
     passes(
         "calls-1",
         &["1", "stress=calls", "seconds=0.3"],
@@ -193,6 +202,59 @@ pub const CASES: &[Case] = &[
         "mappings-32",
         &["32", "stress=mappings", "seconds=0.5"],
         &["stress  mappings", "audit: clean"],
+    ),
+    passes(
+        "shootdown-1",
+        &["1", "stress=shootdown", "seconds=0.2"],
+        &["stress  shootdown", "audit: clean"],
+    ),
+    passes(
+        "shootdown-2",
+        &["2", "stress=shootdown,mappings", "seconds=1"],
+        &["stress  shootdown", "audit: clean"],
+    ),
+    passes(
+        "shootdown-8",
+        &["8", "stress=shootdown", "seconds=1.5"],
+        &[
+            "a shootdown, 7 others asleep: ",
+            "a shootdown, 7 others at work: ",
+            "stress  shootdown",
+            "account: adds up, to the byte",
+            "audit: clean",
+        ],
+    ),
+    passes(
+        "shootdown-32",
+        &["32", "stress=shootdown", "seconds=0.5"],
+        &["stress  shootdown", "audit: clean"],
+    ),
+    passes(
+        "soak-1",
+        &["1", "stress=soak", "seconds=1"],
+        &[
+            "stress  soak",
+            "account: adds up, to the byte",
+            "audit: clean",
+        ],
+    ),
+    passes(
+        "soak-8",
+        &["8", "stress=soak", "seconds=5"],
+        &[
+            "stress  soak",
+            "account: adds up, to the byte",
+            "audit: clean",
+        ],
+    ),
+    passes(
+        "soak-32",
+        &["32", "stress=soak", "seconds=3"],
+        &[
+            "stress  soak",
+            "account: adds up, to the byte",
+            "audit: clean",
+        ],
     ),
     passes(
         "heap-linked-list",
@@ -479,6 +541,15 @@ pub const CASES: &[Case] = &[
         ],
     ),
     panics(
+        "mapped-stack-overflow",
+        &["4", "fault=mapped-stack-overflow"],
+        &[
+            "CPU 3: double fault",
+            "the guard page of a stack that was mapped for some work",
+            BACKTRACE,
+        ],
+    ),
+    panics(
         "null-read",
         &["4", "fault=null-read"],
         &[
@@ -562,6 +633,17 @@ pub const CASES: &[Case] = &[
         "panic-in-call",
         &["4", "fault=panic-in-call"],
         &["CPU 3 panicked", "CPU 0 stopped at .* in ", BACKTRACE],
+    ),
+    panics(
+        "panic-in-shootdown",
+        &["4", "fault=panic-in-shootdown"],
+        &[
+            "CPU 3 panicked",
+            "CPU 0 stopped at",
+            "CPU 1 stopped at",
+            "CPU 2 stopped at",
+            BACKTRACE,
+        ],
     ),
     // The runner would not pass these on: QEMU's last -append counts.
     refuses(

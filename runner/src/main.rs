@@ -16,6 +16,7 @@ mod linux;
 mod machine;
 mod run;
 mod screen;
+mod soak;
 mod suite;
 mod toolchain;
 
@@ -51,6 +52,9 @@ commands:
                              format=, boots=N and linux=bare|default
   iso [PATH] [key=value…]    write a disc image for a real machine, with the
                              kernel's words (target/muster.iso)
+  soak [CPUS] [minutes=N] [key=value…]
+                             everything at once, for ten minutes if none are
+                             named, from a seed that is told
   boot-log CPU|all           the last run's log of one CPU, or all of it
   debug [CPUS] [key=value…]  boot the kernel under GDB
   check                      spelling, dependencies, and clippy and rustdoc with
@@ -100,6 +104,7 @@ fn dispatch(arguments: &[String]) -> Result<ExitCode> {
         }
         "run" => run::command(&arguments::parse(rest)?, &Interrupt::watch()?),
         "bench" => bench::command(rest, &Interrupt::watch()?),
+        "soak" => soak::command(rest, &Interrupt::watch()?),
         "test" => suite::command(rest, &Interrupt::watch()?),
         "iso" => iso(rest),
         "boot-log" => {

@@ -1,0 +1,118 @@
+//! `soak`: everything at once for as long as is asked for, from a seed that is told, so that what
+//! is found can be looked for again.
+
+use std::process::ExitCode;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::Result;
+
+use crate::arguments::{self, ArgumentError};
+use crate::run;
+use crate::session::Interrupt;
+
+/// Minutes of a soak that names none.
+const DEFAULT_MINUTES: u64 = 10;
+
+/// A soak as asked for: `[CPUS] [minutes=N] [key=value…]`.
+#[derive(Debug, PartialEq, Eq)]
+struct Soak {
+    minutes: u64,
+    seed: u64,
+    /// What else is asked for.
+    rest: Vec<String>,
+}
+
+impl Soak {
+    fn parse(arguments: &[String], seed: u64) -> Result<Self, ArgumentError> {
+        let mut soak = Self {
+            minutes: DEFAULT_MINUTES,
+            seed,
+            rest: Vec::new(),
+        };
+        for argument in arguments {
+            let number = |value: &str| {
+                let number = value.parse().ok().filter(|&number| number > 0);
+                number.ok_or_else(|| ArgumentError::BadValue {
+                    argument: argument.clone(),
+                    form: "a whole number, and not 0".into(),
+                })
+            };
+            match argument.split_once('=') {
+                Some(("minutes", value)) => soak.minutes = number(value)?,
+                Some(("seed", value)) => soak.seed = number(value)?,
+                _ => soak.rest.push(argument.clone()),
+            }
+        }
+        Ok(soak)
+    }
+
+    /// The arguments of the run.
+    fn run(&self) -> Vec<String> {
+        let words = [
+            "stress=soak".to_owned(),
+            format!("seconds={}", self.minutes.saturating_mul(60)),
+            format!("seed={}", self.seed),
+        ];
+        self.rest.iter().cloned().chain(words).collect()
+    }
+
+    /// What a person types to have it again.
+    fn again(&self) -> String {
+        let Self {
+            minutes,
+            seed,
+            rest,
+        } = self;
+        let words = rest.iter().map(|word| format!("{word} "));
+        format!(
+            "just soak {}minutes={minutes} seed={seed}",
+            words.collect::<String>()
+        )
+    }
+}
+
+/// Soaks. Success only if the kernel passed.
+///
+/// # Errors
+/// If the arguments make no sense, or as for a run.
+pub fn command(arguments: &[String], interrupt: &Interrupt) -> Result<ExitCode> {
+    // Any number will do, as long as it is another one each time.
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let seed = now.map_or(1, |now| now.as_millis() as u64);
+    let soak = Soak::parse(arguments, seed)?;
+    let run = arguments::parse(&soak.run())?;
+    println!("{} minutes from seed {}", soak.minutes, soak.seed);
+    let code = run::command(&run, interrupt)?;
+    println!("        once more: {}", soak.again());
+    Ok(code)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(words: &[&str]) -> Vec<String> {
+        words.iter().map(|&word| word.into()).collect()
+    }
+
+    #[test]
+    fn what_is_told_repeats_the_run() {
+        let soak = Soak::parse(&words(&["32", "mem=1G", "minutes=3"]), 77).unwrap();
+        assert_eq!(soak.again(), "just soak 32 mem=1G minutes=3 seed=77");
+        let again: Vec<String> = soak.again().split(' ').skip(2).map(String::from).collect();
+        assert_eq!(Soak::parse(&again, 1).unwrap(), soak);
+        arguments::parse(&soak.run()).unwrap();
+        assert!(soak.run().contains(&"seconds=180".into()));
+        assert_eq!(
+            Soak::parse(&[], 5).unwrap().again(),
+            "just soak minutes=10 seed=5"
+        );
+    }
+
+    #[test]
+    fn nonsense_is_told() {
+        for wrong in ["minutes=0", "minutes=", "seed=x", "minutes=1.5"] {
+            assert!(Soak::parse(&words(&[wrong]), 1).is_err(), "{wrong}");
+        }
+    }
+}
