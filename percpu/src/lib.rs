@@ -144,21 +144,31 @@ extern crate alloc;
 #[cfg(loom)]
 extern crate std;
 
+mod admission;
 mod block;
+#[cfg(feature = "alloc")]
+mod board;
 mod directory;
 #[cfg(feature = "alloc")]
 mod exchange;
+mod line;
 #[cfg(all(test, loom))]
 mod models;
+mod note;
 mod sleep;
 mod storage;
 mod sync;
 #[cfg(feature = "std")]
 mod threads;
 
+pub use admission::{Admission, Outcome};
 pub use block::{Block, Header, UNREGISTERED};
+#[cfg(feature = "alloc")]
+pub use board::Board;
 pub use directory::{Directory, PublishError};
 #[cfg(feature = "alloc")]
 pub use exchange::{Call, DEPTH, Exchange};
+pub use line::{Arrival, Line};
+pub use note::Note;
 pub use sleep::Sleep;
 pub use storage::{Here, Register, RegisterError, Storage};

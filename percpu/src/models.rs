@@ -26,10 +26,10 @@ use loom::sync::atomic::AtomicBool;
 use loom::thread;
 
 use crate::sync::mutated;
-use crate::{Exchange, Sleep};
+use crate::{Admission, Board, Exchange, Line, Note, Outcome, Sleep};
 
 /// Which model finds which mistake, made where [`mutated`] says so.
-const MISTAKES: [(&str, &str); 10] = [
+const MISTAKES: [(&str, &str); 21] = [
     ("a call is done before it has run", "call_and_reuse"),
     ("that a call is done is not published", "call_and_reuse"),
     ("a call is not published", "call_and_reuse"),
@@ -46,6 +46,26 @@ const MISTAKES: [(&str, &str); 10] = [
     ),
     ("a CPU wakes in two steps", "sleep_against_shootdown"),
     ("a CPU is spared without looking", "sleep_against_shootdown"),
+    ("a CPU joins without a look", "late_against_deadline"),
+    (
+        "that a CPU has joined is not published",
+        "late_against_deadline",
+    ),
+    ("a CPU flushes before it joins", "joining_against_shootdown"),
+    (
+        "a CPU looks who has joined before its change is seen",
+        "joining_against_shootdown",
+    ),
+    ("a note is taken without a look", "two_notes"),
+    ("a note is not published", "note_against_reader"),
+    ("an order is not published", "orders"),
+    ("an order is done before it is carried out", "orders"),
+    ("that an order is done is not published", "orders"),
+    (
+        "what a CPU did before it came is not published",
+        "line_twice",
+    ),
+    ("a line is left before it can be come to again", "line_twice"),
 ];
 
 /// A frame of a caller's stack.
@@ -303,6 +323,176 @@ fn sleep_against_shootdown() {
         // The frame is somebody else's.
         // SAFETY: loom tells if it is still in use.
         machine.frame.with_mut(|frame| unsafe { *frame = 1 });
+    });
+}
+
+/// An AP that comes just as the roll call's patience ends.
+#[test]
+fn late_against_deadline() {
+    model("a late AP against the deadline", None, || {
+        let admission: &Admission = Box::leak(Box::new(Admission::new()));
+        // What the AP has done before, such as to record where its stack is.
+        let home: &UnsafeCell<usize> = Box::leak(Box::new(UnsafeCell::new(0)));
+        let late = thread::spawn(|| {
+            // SAFETY: nobody reads it before the AP has joined.
+            home.with_mut(|home| unsafe { *home = 1 });
+            admission.join()
+        });
+        let given_up = admission.give_up();
+        if !given_up {
+            assert_eq!(admission.outcome(), Outcome::Joined);
+            // SAFETY: the AP has joined, and changes it no more.
+            assert_eq!(home.with(|home| unsafe { *home }), 1);
+        }
+        assert_eq!(late.join().unwrap(), !given_up);
+        let outcome = match given_up {
+            true => Outcome::GivenUp,
+            false => Outcome::Joined,
+        };
+        assert_eq!(admission.outcome(), outcome);
+    });
+}
+
+/// A page is unmapped, and all CPUs that have joined are asked to flush, as another one joins, which
+/// has used the page by the same tables before.
+#[test]
+fn joining_against_shootdown() {
+    model("a joining AP against a shootdown", None, || {
+        let is_mapped: &AtomicBool = Box::leak(Box::new(AtomicBool::new(true)));
+        let frame: &UnsafeCell<usize> = Box::leak(Box::new(UnsafeCell::new(0)));
+        let admission: &Admission = Box::leak(Box::new(Admission::new()));
+        let exchange: &Exchange<usize> = Box::leak(Box::new(Exchange::new(2)));
+        let ap = thread::spawn(|| {
+            // What it has walked ahead of what it executes; the page itself it does not use yet.
+            let mut tlb = is_mapped.load(Ordering::Acquire);
+            if mutated("a CPU flushes before it joins") {
+                tlb = false;
+                tlb = tlb || is_mapped.load(Ordering::Acquire);
+            }
+            assert!(admission.join());
+            if !mutated("a CPU flushes before it joins") {
+                tlb = false;
+            }
+            exchange.serve(1, |_| tlb = false);
+            if tlb || is_mapped.load(Ordering::Acquire) {
+                // SAFETY: that it is still the page's frame is what the model is about.
+                frame.with(|frame| unsafe { *frame });
+            }
+        });
+        is_mapped.store(false, Ordering::Release);
+        Admission::before_looking();
+        let mut ap = Some(ap);
+        if admission.outcome() == Outcome::Joined {
+            let call = exchange.call(0, 0).unwrap();
+            assert!(call.send(1));
+            while !call.is_done() {
+                // An interrupt that came after its last look.
+                if let Some(ap) = ap.take() {
+                    ap.join().unwrap();
+                    exchange.serve(1, |_| ());
+                }
+                thread::yield_now();
+            }
+        }
+        // SAFETY: loom tells if it is still in use.
+        frame.with_mut(|frame| unsafe { *frame = 1 });
+    });
+}
+
+#[test]
+fn two_notes() {
+    model("two CPUs leave a note", None, || {
+        let note: &Note<usize> = Box::leak(Box::new(Note::new()));
+        let other = thread::spawn(|| note.leave(|| 1));
+        let first = note.leave(|| 2);
+        let other = other.join().unwrap();
+        assert!(first != other);
+        assert_eq!(note.read(), Some(if first { &2 } else { &1 }));
+    });
+}
+
+#[test]
+fn note_against_reader() {
+    model("a note against its reader", None, || {
+        let note: &Note<usize> = Box::leak(Box::new(Note::new()));
+        let writer = thread::spawn(|| assert!(note.leave(|| 7)));
+        assert!(matches!(note.read(), None | Some(7)));
+        writer.join().unwrap();
+        assert_eq!(note.read(), Some(&7));
+    });
+}
+
+/// Two orders, each about something on the giver's stack.
+#[test]
+fn orders() {
+    model("two orders, one after the other", Some(3), || {
+        let board: &Board<Frame> = Box::leak(Box::new(Board::new(2)));
+        let other = thread::spawn(|| {
+            for _ in 0..2 {
+                while !board.carry_out(1, Frame::add) {
+                    thread::yield_now();
+                }
+            }
+            assert!(!board.has_order(1));
+        });
+        for _ in 0..2 {
+            Frame::with(|frame| {
+                assert!(board.give(frame));
+                assert!(board.carry_out(0, |_| ()));
+                while !board.is_done() {
+                    thread::yield_now();
+                }
+                assert_eq!(frame.get(), 1);
+            });
+        }
+        other.join().unwrap();
+    });
+}
+
+#[test]
+fn two_givers() {
+    model("two CPUs give orders", None, || {
+        let board: &Board<usize> = Box::leak(Box::new(Board::new(1)));
+        let other = thread::spawn(|| board.give(1));
+        let own = board.give(2);
+        let other = other.join().unwrap();
+        // Of two at once one may find the other at it, and none gets in between.
+        assert!(own != other);
+        let mut order = 0;
+        assert!(board.carry_out(0, |given| order = given));
+        assert_eq!(order, if own { 2 } else { 1 });
+        assert!(!board.carry_out(0, |_| ()));
+    });
+}
+
+/// Two CPUs at a line, twice: what each wrote before the first time, the other reads after it and
+/// writes after the second.
+#[test]
+fn line_twice() {
+    model("a line, twice", Some(3), || {
+        let line: &Line = Box::leak(Box::new(Line::new(2)));
+        let words: &[UnsafeCell<usize>; 2] =
+            Box::leak(Box::new([UnsafeCell::new(0), UnsafeCell::new(0)]));
+        let come = || {
+            let arrival = line.come();
+            while !line.is_left(&arrival) {
+                thread::yield_now();
+            }
+        };
+        let cpu = move |own: usize| {
+            // SAFETY: each writes its own before the line, and the other's after the second time.
+            words[own].with_mut(|word| unsafe { *word = own + 1 });
+            come();
+            // SAFETY: nobody writes between the two.
+            let other = words[1 - own].with(|word| unsafe { *word });
+            assert_eq!(other, 2 - own);
+            come();
+            // SAFETY: as above.
+            words[1 - own].with_mut(|word| unsafe { *word = 0 });
+        };
+        let other = thread::spawn(move || cpu(1));
+        cpu(0);
+        other.join().unwrap();
     });
 }
 

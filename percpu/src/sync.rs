@@ -5,9 +5,9 @@
 
 #[cfg(not(loom))]
 mod real {
-    pub(crate) use core::sync::atomic::AtomicU8;
     #[cfg(feature = "alloc")]
     pub(crate) use core::sync::atomic::AtomicU64;
+    pub(crate) use core::sync::atomic::{AtomicU8, AtomicUsize, fence};
 
     /// Whether this mistake is to be made: never, but where a model must show that it finds it.
     pub(crate) const fn mutated(_mistake: &str) -> bool {
@@ -15,10 +15,8 @@ mod real {
     }
 
     /// As [`core::cell::UnsafeCell`], but with loom's face.
-    #[cfg(feature = "alloc")]
     pub(crate) struct UnsafeCell<T>(core::cell::UnsafeCell<T>);
 
-    #[cfg(feature = "alloc")]
     impl<T> UnsafeCell<T> {
         pub(crate) const fn new(data: T) -> Self {
             Self(core::cell::UnsafeCell::new(data))
@@ -42,7 +40,7 @@ mod modelled {
     use std::sync::LazyLock;
 
     pub(crate) use loom::cell::UnsafeCell;
-    pub(crate) use loom::sync::atomic::{AtomicU8, AtomicU64};
+    pub(crate) use loom::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, fence};
 
     /// The mistake to make, by the environment.
     static MISTAKE: LazyLock<Option<String>> = LazyLock::new(|| std::env::var("MISTAKE").ok());

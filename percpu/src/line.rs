@@ -1,0 +1,102 @@
+//! A line that CPUs wait at until all are there.
+
+use core::fmt;
+use core::sync::atomic::Ordering;
+
+use crate::sync::{AtomicUsize, mutated};
+
+/// A line that so many CPUs come to, and leave together, again and again.
+///
+/// How a CPU waits there is its own business: it may serve others meanwhile, or give up.
+///
+/// # Ordering
+///
+/// Everything a CPU did before it came is visible to all who have seen that all are there.
+///
+/// ```
+/// use muster_percpu::Line;
+///
+/// let line = Line::new(2);
+/// let first = line.come();
+/// assert!(!line.is_left(&first));
+/// let second = line.come();
+/// assert!(line.is_left(&first) && line.is_left(&second));
+/// ```
+pub struct Line {
+    cpus: usize,
+    waiting: AtomicUsize,
+    round: AtomicUsize,
+}
+
+/// That a CPU is at the line.
+#[must_use = "until the line is left, not all are there"]
+#[derive(Debug)]
+pub struct Arrival {
+    round: usize,
+}
+
+impl Line {
+    /// A line for so many CPUs.
+    #[cfg(not(loom))]
+    pub const fn new(cpus: usize) -> Self {
+        Self {
+            cpus,
+            waiting: AtomicUsize::new(0),
+            round: AtomicUsize::new(0),
+        }
+    }
+
+    /// A line for so many CPUs.
+    #[cfg(loom)]
+    pub fn new(cpus: usize) -> Self {
+        Self {
+            cpus,
+            waiting: AtomicUsize::new(0),
+            round: AtomicUsize::new(0),
+        }
+    }
+
+    /// How many CPUs it takes.
+    pub const fn cpus(&self) -> usize {
+        self.cpus
+    }
+
+    /// Comes to the line. Each CPU comes once before the line is left.
+    pub fn come(&self) -> Arrival {
+        let round = self.round.load(Ordering::Acquire);
+        let order = match mutated("what a CPU did before it came is not published") {
+            true => Ordering::Relaxed,
+            false => Ordering::AcqRel,
+        };
+        if self.waiting.fetch_add(1, order) + 1 == self.cpus {
+            // Nobody comes again before it has seen the new round.
+            let round = round.wrapping_add(1);
+            if mutated("a line is left before it can be come to again") {
+                self.round.store(round, Ordering::Release);
+            }
+            self.waiting.store(0, Ordering::Relaxed);
+            self.round.store(round, Ordering::Release);
+        }
+        Arrival { round }
+    }
+
+    /// Whether all were there, and the line is left.
+    pub fn is_left(&self, arrival: &Arrival) -> bool {
+        let order = match mutated("a line is left without a look at what was done before") {
+            true => Ordering::Relaxed,
+            false => Ordering::Acquire,
+        };
+        self.round.load(order) != arrival.round
+    }
+
+    /// How many are there and wait.
+    pub fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
+    }
+}
+
+impl fmt::Debug for Line {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Line({} of {})", self.waiting(), self.cpus)
+    }
+}
