@@ -60,8 +60,8 @@ extern "C" fn run() -> ! {
         report.reach(Phase::Descriptors);
         let joined = report.join();
         // A shootdown goes only to CPUs that have joined, so whatever changed in the
-        // tables before that moment must not linger here. Were it the other way round,
-        // what changes in between would.
+        // tables before that moment must not linger here (`Admission`). Were it the other
+        // way round, what changes in between would.
         x86_64::instructions::tlb::flush_all();
         if joined {
             report.reach(Phase::Online);

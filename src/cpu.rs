@@ -8,7 +8,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crossbeam_utils::CachePadded;
 use muster_heap::CpuCache;
 use muster_memory::FRAME_SIZE;
-use muster_percpu::{Directory, Header, Here, Register, Sleep, Storage, UNREGISTERED};
+use muster_percpu::{Directory, Header, Here, Note, Register, Sleep, Storage, UNREGISTERED};
 use x86_64::VirtAddr;
 use x86_64::instructions::tables::{sgdt, sidt};
 use x86_64::registers::model_specific::GsBase;
@@ -147,8 +147,6 @@ pub struct Shared {
     pub home: Home,
     /// Why it was stopped, if it was.
     pub end: End,
-    /// Orders it has carried out; see [`crate::crew`].
-    pub orders_done: AtomicU64,
     /// Whether it sleeps, and is spared shootdowns, on a line that others write only then.
     pub sleep: CachePadded<Sleep>,
     /// What it has done about TLBs, on a line that no one else writes.
@@ -176,11 +174,9 @@ impl Shared {
             },
             end: End {
                 begun: AtomicBool::new(false),
-                speaking: AtomicBool::new(false),
                 stopped_at: AtomicU64::new(0),
-                last_words: Lock::new(Level::LastWords, None),
+                last_words: Note::new(),
             },
-            orders_done: AtomicU64::new(0),
             sleep: CachePadded::new(Sleep::new()),
             tlb: CachePadded::new(tlb::Counters::new()),
             calls: CachePadded::new(call::Counters::new()),
@@ -237,9 +233,8 @@ impl Home {
 /// What a CPU leaves behind when another one's fault ends the run.
 pub struct End {
     begun: AtomicBool,
-    speaking: AtomicBool,
     stopped_at: AtomicU64,
-    last_words: Lock<Option<Line>>,
+    last_words: Note<Line>,
 }
 
 impl End {
@@ -266,17 +261,17 @@ impl End {
     /// Leaves words for the CPU that reports, the first time. A fault while they are
     /// put down leaves none.
     pub fn leave_words(&self, words: fmt::Arguments<'_>) {
-        if !self.speaking.swap(true, Ordering::AcqRel)
-            && let Some(mut slot) = self.last_words.try_lock()
-        {
+        self.last_words.leave(|| {
+            let mut line = Line::new();
             // Too long for a line: its beginning will do.
-            let _ = slot.insert(Line::new()).write_fmt(words);
-        }
+            let _ = line.write_fmt(words);
+            line
+        });
     }
 
     /// The words left, if any.
-    pub fn words(&self) -> Option<Line> {
-        self.last_words.try_lock()?.take()
+    pub fn words(&self) -> Option<&Line> {
+        self.last_words.read()
     }
 }
 

@@ -35,20 +35,17 @@ pub enum Level {
     Journal,
     /// The BSP's lines from before it had a journal.
     EarlyJournal,
-    /// What a CPU says before it stops.
-    LastWords,
     /// The serial port.
     Serial,
 }
 
 impl Level {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 6] = [
         Self::Workload,
         Self::Addresses,
         Self::Tables,
         Self::Journal,
         Self::EarlyJournal,
-        Self::LastWords,
         Self::Serial,
     ];
 }
@@ -61,7 +58,6 @@ impl fmt::Display for Level {
             Self::Tables => "the page tables",
             Self::Journal => "a journal",
             Self::EarlyJournal => "the early journal",
-            Self::LastWords => "a CPU's last words",
             Self::Serial => "the serial port",
         })
     }

@@ -9,6 +9,7 @@ use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use heapless::String;
 use muster_arguments::Arguments;
 use muster_machine::acpi::{Cpu, Madt};
+use muster_percpu::{Admission, Outcome};
 
 use crate::boot::Boot;
 use crate::clock::{self, Deadline};
@@ -85,18 +86,6 @@ const COLUMNS: [(Phase, &str); 7] = [
     (Phase::Online, "up"),
 ];
 
-/// Whether the roll call has taken a CPU in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Admission {
-    /// The roll call is still on.
-    Pending,
-    /// The CPU reported in time and is part of the crew.
-    Admitted,
-    /// The deadline passed first: the CPU, should it still come, stays out.
-    GivenUp,
-}
-
 /// What one CPU reports of its bring-up. Written by that CPU, but for the release and
 /// the end of the roll call, which are the BSP's; read by all.
 ///
@@ -107,7 +96,7 @@ pub enum Admission {
 #[derive(Debug)]
 pub struct Report {
     phase: AtomicU8,
-    admission: AtomicU8,
+    admission: Admission,
     stamps: [AtomicU64; Phase::COUNT],
 }
 
@@ -116,7 +105,7 @@ impl Report {
     pub const fn new() -> Self {
         Self {
             phase: AtomicU8::new(Phase::Parked as u8),
-            admission: AtomicU8::new(Admission::Pending as u8),
+            admission: Admission::new(),
             stamps: [const { AtomicU64::new(0) }; Phase::COUNT],
         }
     }
@@ -155,34 +144,18 @@ impl Report {
     /// The CPU's last step: asks to be part of the crew. `false` if the roll
     /// call has given it up.
     pub fn join(&self) -> bool {
-        self.decide(Admission::Admitted)
+        self.admission.join()
     }
 
     /// The roll call's last step for a silent CPU. `false` if the CPU has
     /// joined in this very moment.
     pub fn give_up(&self) -> bool {
-        self.decide(Admission::GivenUp)
+        self.admission.give_up()
     }
 
     /// How the roll call ended for this CPU.
-    pub fn admission(&self) -> Admission {
-        match self.admission.load(Ordering::Acquire) {
-            0 => Admission::Pending,
-            1 => Admission::Admitted,
-            _ => Admission::GivenUp,
-        }
-    }
-
-    /// Exactly one of the two sides gets to decide; both see the same outcome.
-    fn decide(&self, outcome: Admission) -> bool {
-        self.admission
-            .compare_exchange(
-                Admission::Pending as u8,
-                outcome as u8,
-                Ordering::AcqRel,
-                Ordering::Acquire,
-            )
-            .is_ok()
+    pub fn admission(&self) -> Outcome {
+        self.admission.outcome()
     }
 }
 
@@ -324,7 +297,7 @@ impl RollCall {
     }
 
     fn absent(&self) -> impl Iterator<Item = (u32, &'static Shared)> {
-        cpu::all().filter(|(_, shared)| shared.report.admission() != Admission::Admitted)
+        cpu::all().filter(|(_, shared)| shared.report.admission() != Outcome::Joined)
     }
 
     /// Microseconds from the release to `phase`; the BSP went through most of its

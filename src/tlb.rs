@@ -14,6 +14,7 @@ use core::convert::Infallible;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use muster_memory::{FRAME_SIZE, FlushSet, Shootdown};
+use muster_percpu::Admission;
 use raw_cpuid::CpuId;
 use x86_64::VirtAddr;
 use x86_64::instructions::interrupts;
@@ -76,6 +77,7 @@ unsafe impl Shootdown for AllCpus {
     fn flush_on_all_cpus(&self, pages: &FlushSet) {
         let own = cpu::with(|here| here.index());
         let spared = Cell::new(0);
+        Admission::before_looking();
         let is_asked = |index| {
             let is_asleep = || {
                 let target = cpu::DIRECTORY.get(index);

@@ -88,7 +88,8 @@ impl<W: Copy> Board<W> {
             return false;
         }
         // SAFETY: all are done with the last order, as was seen above, and this alone gives one.
-        self.order.with_mut(|place| unsafe { (*place).write(order) });
+        self.order
+            .with_mut(|place| unsafe { (*place).write(order) });
         let publish = match mutated("an order is not published") {
             true => Ordering::Relaxed,
             false => Ordering::Release,

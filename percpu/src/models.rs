@@ -65,7 +65,10 @@ const MISTAKES: [(&str, &str); 21] = [
         "what a CPU did before it came is not published",
         "line_twice",
     ),
-    ("a line is left before it can be come to again", "line_twice"),
+    (
+        "a line is left before it can be come to again",
+        "line_twice",
+    ),
 ];
 
 /// A frame of a caller's stack.

@@ -80,9 +80,13 @@ impl<T> Note<T> {
 
     /// What was left, if anything was.
     pub fn read(&self) -> Option<&T> {
-        let is_left = self.state.load(Ordering::Acquire) == LEFT;
-        // SAFETY: LEFT, so it was written before, and nobody writes it any more.
-        is_left.then(|| self.text.with(|place| unsafe { (*place).assume_init_ref() }))
+        if self.state.load(Ordering::Acquire) != LEFT {
+            return None;
+        }
+        self.text.with(|place| {
+            // SAFETY: LEFT, so it was written before, and nobody writes it any more.
+            Some(unsafe { (*place).assume_init_ref() })
+        })
     }
 }
 
