@@ -271,6 +271,61 @@
 //! the linker keeps by itself; a linker script that names every section must have
 //! `muster_heap_restart : { KEEP(*(muster_heap_restart)) }` among the read-only ones.
 //!
+//! # A heap that checks
+//!
+//! [`CheckedHeap`] wraps another one, and finds who frees twice, writes past the end, before the start
+//! or after the free: with the CPUs that allocated and freed the block, and from where. Its memory and
+//! time are several times the wrapped heap's, but it takes no lock, so that it shows what happens with
+//! all CPUs at work:
+//!
+#![cfg_attr(feature = "hosted", doc = "```should_panic,standalone_crate")]
+#![cfg_attr(not(feature = "hosted"), doc = "```ignore")]
+//! use core::alloc::{GlobalAlloc, Layout};
+//! use muster_heap::hosted::HostedFrames;
+//! use muster_heap::{CheckPlatform, CheckedHeap, MagazineHeap, Quarantine};
+//!
+//! struct Machine;
+//!
+//! static QUARANTINES: [Quarantine; 4] = [const { Quarantine::new() }; 4];
+//!
+//! fn cpu() -> usize { 0 }
+//!
+//! // SAFETY: (1) a kernel asks its page tables, or whether the heap owns the frame. (2) There is one
+//! // heap.
+//! unsafe impl CheckPlatform for Machine {
+//!     fn cpu(&self) -> Option<usize> {
+//!         Some(cpu())
+//!     }
+//!
+//!     fn quarantine(&self) -> &Quarantine {
+//!         &QUARANTINES[cpu()]
+//!     }
+//!
+//!     fn each_quarantine(&self, visit: &mut dyn FnMut(&Quarantine)) {
+//!         QUARANTINES.iter().for_each(visit);
+//!     }
+//!
+//!     fn may_read(&self, start: usize, _length: usize) -> bool {
+//!         start >= 4096
+//!     }
+//! }
+//!
+//! static HEAP: CheckedHeap<MagazineHeap<HostedFrames>, Machine> =
+//!     CheckedHeap::new(MagazineHeap::new(HostedFrames::new(1000)), Machine);
+//!
+//! # fn main() {
+//! let layout = Layout::new::<[u64; 8]>();
+//! // SAFETY: the size is not zero; and the second free is what is shown.
+//! unsafe {
+//!     let block = HEAP.alloc(layout);
+//!     HEAP.dealloc(block, layout);
+//!     // panics: a block of 64 bytes at 0x7f… was freed twice; allocated on CPU 0; freed on CPU 0;
+//!     // found on CPU 0
+//!     HEAP.dealloc(block, layout);
+//! }
+//! # }
+//! ```
+//!
 //! # On a host
 //!
 //! With the feature `hosted` there is a platform on which threads stand for CPUs, with as much
@@ -330,18 +385,26 @@
 #[cfg(any(feature = "hosted", loom))]
 extern crate std;
 
+mod checked;
 #[cfg(not(loom))]
 mod heap;
 #[cfg(feature = "hosted")]
 pub mod hosted;
 mod lock;
 mod magazines;
+#[cfg(all(test, loom))]
+mod modelled;
 mod platform;
 #[cfg(not(loom))]
 mod regions;
 mod statistics;
 mod sync;
 
+#[cfg(not(loom))]
+pub use checked::{
+    CALLERS, Callers, CheckPlatform, CheckedHeap, CheckedTotals, Deed, Misuse, Origin,
+};
+pub use checked::{MOST_QUARANTINED, Quarantine};
 #[cfg(not(loom))]
 pub use heap::{Heap, StartError};
 #[cfg(not(loom))]

@@ -13,16 +13,9 @@
 use core::mem::MaybeUninit;
 use core::ptr::{self, NonNull};
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::env;
-use std::format;
-use std::process::Command;
-use std::string::String;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::vec::Vec;
-use std::{eprintln, println};
 
-use loom::model::Builder;
 use loom::thread::{self, JoinHandle};
 
 use super::cache::Block;
@@ -33,6 +26,7 @@ use super::slab_map::SlabMap;
 use super::slabs::{Ground, Slabs};
 use super::{CpuCache, FRAME, FramePlatform, NO_CACHE, SPAN};
 use crate::lock::Lock;
+use crate::modelled::{assert_found, model};
 
 /// Which model finds which mistake, made where [`mutated`](crate::sync::mutated) says so.
 const MISTAKES: [(&str, &str); 12] = [
@@ -250,26 +244,6 @@ struct Blocks(Vec<Block>);
 // SAFETY: a block is memory that whoever has it may use.
 unsafe impl Send for Blocks {}
 
-/// Runs a model, with at most so many preemptions where all would take too long, and says how many
-/// interleavings it has.
-fn model(name: &str, preemptions: Option<usize>, run: impl Fn() + Send + Sync + 'static) {
-    let mut builder = Builder::new();
-    // From the environment: `LOOM_MAX_PREEMPTIONS`.
-    builder.preemption_bound = builder.preemption_bound.or(preemptions);
-    builder.max_branches = 20_000;
-    let bound = match builder.preemption_bound {
-        Some(most) => format!("up to {most} preemptions"),
-        None => String::from("any number of preemptions"),
-    };
-    let count = Arc::new(AtomicUsize::new(0));
-    let counted = count.clone();
-    builder.check(move || {
-        counted.fetch_add(1, Ordering::Relaxed);
-        run();
-    });
-    println!("{name}: {count:?} interleavings, {bound}");
-}
-
 fn on_other_cpu<T: 'static>(
     machine: &Arc<Machine>,
     work: impl FnOnce(&Machine) -> T + 'static,
@@ -444,20 +418,5 @@ fn find_against_trim() {
 
 #[test]
 fn models_find_mistakes() {
-    if env::var("MISTAKE").is_ok() {
-        return;
-    }
-    for (mistake, model) in MISTAKES {
-        let output = Command::new(env::current_exe().unwrap())
-            .args(["--exact", &format!("magazines::models::{model}")])
-            .env("MISTAKE", mistake)
-            .output()
-            .unwrap();
-        let told = String::from_utf8_lossy(&output.stdout);
-        assert!(
-            !output.status.success() && told.contains("running 1 test"),
-            "{model} does not find that {mistake}: {told}"
-        );
-        eprintln!("{model} finds it if {mistake}");
-    }
+    assert_found("magazines::models", &MISTAKES);
 }

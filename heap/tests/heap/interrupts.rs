@@ -9,8 +9,9 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 use std::thread;
 
 use muster_heap::hosted::HostedFrames;
-use muster_heap::{CpuCache, FramePlatform, MagazineHeap};
+use muster_heap::{CheckedHeap, CpuCache, FramePlatform, MagazineHeap};
 
+use crate::checked::Watch;
 use crate::layout;
 use crate::shadow::{Random, Shadow};
 
@@ -51,6 +52,66 @@ unsafe impl FramePlatform for Interrupted {
 }
 
 static HEAP: MagazineHeap<Interrupted> = MagazineHeap::new(Interrupted(HostedFrames::new(8192)));
+static CHECKED: CheckedHeap<Plain, Watch> = CheckedHeap::new(Plain, Watch::new());
+
+/// The one heap, as it is.
+struct Plain;
+
+// SAFETY: the heap's.
+unsafe impl GlobalAlloc for Plain {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller's promise.
+        unsafe { HEAP.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promise.
+        unsafe { HEAP.dealloc(block, layout) };
+    }
+
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        // SAFETY: the caller's promise.
+        unsafe { HEAP.realloc(block, layout, new_size) }
+    }
+}
+
+static SUBJECT: Subject = Subject {
+    is_checked: AtomicBool::new(false),
+};
+
+/// The one heap, as it is or checked: which changes only while there is no block.
+struct Subject {
+    is_checked: AtomicBool,
+}
+
+impl Subject {
+    fn heap(&self) -> &'static dyn GlobalAlloc {
+        if self.is_checked.load(Ordering::Relaxed) {
+            &CHECKED
+        } else {
+            &Plain
+        }
+    }
+}
+
+// SAFETY: either heap's.
+unsafe impl GlobalAlloc for Subject {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller's promise.
+        unsafe { self.heap().alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promise.
+        unsafe { self.heap().dealloc(block, layout) };
+    }
+
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        // SAFETY: the caller's promise.
+        unsafe { self.heap().realloc(block, layout, new_size) }
+    }
+}
+
 static HANDLED: AtomicUsize = AtomicUsize::new(0);
 static SERVED: AtomicUsize = AtomicUsize::new(0);
 
@@ -81,7 +142,7 @@ extern "C" fn on_signal(_: libc::c_int) {
     let slot = turn % HELD.len();
     let layout = layout_of(slot);
     // SAFETY: the size is not zero.
-    let new = unsafe { HEAP.alloc(layout) };
+    let new = unsafe { SUBJECT.alloc(layout) };
     if !new.is_null() {
         SERVED.fetch_add(1, Ordering::Relaxed);
         // SAFETY: the block has so many bytes.
@@ -90,7 +151,7 @@ extern "C" fn on_signal(_: libc::c_int) {
     let old = HELD[slot].swap(new, Ordering::AcqRel);
     if !old.is_null() {
         // SAFETY: live, of this layout as each slot has its own, and out of the slot only here.
-        unsafe { HEAP.dealloc(old, layout) };
+        unsafe { SUBJECT.dealloc(old, layout) };
     }
 }
 
@@ -101,7 +162,17 @@ fn handlers_use_the_heap_at_any_instruction() {
         // SAFETY: the handler uses the heap under test and atomics, nothing else.
         unsafe { libc::signal(signal, handler as libc::sighandler_t) };
     }
+    for is_checked in [false, true] {
+        SUBJECT.is_checked.store(is_checked, Ordering::Relaxed);
+        be_interrupted();
+    }
+    assert!(CHECKED.totals().sound_blocks > 0);
+}
+
+fn be_interrupted() {
     let frames = HEAP.platform().0.frames_left();
+    let reentries = HEAP.totals().reentries;
+    HANDLED.store(0, Ordering::Relaxed);
     let is_over = &AtomicBool::new(false);
     thread::scope(|scope| {
         let worker = scope.spawn(move || {
@@ -113,7 +184,7 @@ fn handlers_use_the_heap_at_any_instruction() {
                 for _ in 0..MOST_ROUNDS {
                     let handled = HANDLED.load(Ordering::Relaxed);
                     // Where CPUs are few, signals come together, and seldom amid the heap.
-                    if handled >= ENOUGH && HEAP.totals().reentries > 0 {
+                    if handled >= ENOUGH && HEAP.totals().reentries > reentries {
                         break;
                     }
                     for signal in [libc::SIGUSR1, libc::SIGUSR2] {
@@ -124,11 +195,14 @@ fn handlers_use_the_heap_at_any_instruction() {
                 }
             });
             let mut random = Random::new(3);
-            let mut shadow = Shadow::new(&HEAP);
+            let mut shadow = Shadow::new(&SUBJECT);
             while !interrupter.is_finished() {
                 match random.below(100) {
                     0 => shadow.free_all(),
-                    1 => assert!(HEAP.drain()),
+                    1 => {
+                        CHECKED.flush();
+                        assert!(HEAP.drain());
+                    }
                     2..45 => shadow.free_any(&mut random),
                     45..50 => {
                         shadow.realloc_any(&mut random, 64);
@@ -145,7 +219,7 @@ fn handlers_use_the_heap_at_any_instruction() {
         });
         // A second CPU, so that handlers meet locks that are held.
         let mut random = Random::new(4);
-        let mut shadow = Shadow::new(&HEAP);
+        let mut shadow = Shadow::new(&SUBJECT);
         while !is_over.load(Ordering::Acquire) && !worker.is_finished() {
             shadow.alloc(random.layout());
             shadow.free_any(&mut random);
@@ -158,12 +232,13 @@ fn handlers_use_the_heap_at_any_instruction() {
         let layout = layout_of(slot);
         if !block.is_null() {
             // SAFETY: as in the handler.
-            unsafe { HEAP.dealloc(block, layout) };
+            unsafe { SUBJECT.dealloc(block, layout) };
         }
     }
+    CHECKED.flush();
     let totals = HEAP.totals();
     assert_eq!((totals.live_bytes, totals.live_blocks), (0, 0));
-    assert!(totals.reentries > 0 && SERVED.load(Ordering::Relaxed) > 0);
+    assert!(totals.reentries > reentries && SERVED.load(Ordering::Relaxed) > 0);
     assert!(HEAP.drain());
     HEAP.trim();
     assert_eq!(HEAP.totals().frames(), 0, "{HEAP:?}");

@@ -44,6 +44,7 @@ macro_rules! hosted_frames {
     };
 }
 
+mod checked;
 mod interrupts;
 mod magazines;
 mod properties;

@@ -1,0 +1,131 @@
+//! The quarantine under [loom](https://docs.rs/loom), with a ring of two: whoever pushes or takes,
+//! each block comes out once, and as it was left. `just models` runs them.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "a model that finds nothing to unwrap shall fail"
+)]
+
+use core::ptr::NonNull;
+use std::boxed::Box;
+use std::sync::Arc;
+use std::vec::Vec;
+
+use loom::cell::UnsafeCell;
+use loom::thread;
+
+use super::{MOST_QUARANTINED, Quarantine};
+use crate::modelled::{assert_found, model};
+
+/// Which model finds which mistake.
+const MISTAKES: [(&str, &str); 3] = [
+    (
+        "what leaves the quarantine stays there",
+        "push_against_flush",
+    ),
+    (
+        "what leaves the quarantine stays there",
+        "push_against_push",
+    ),
+    ("the quarantine does not release", "push_against_flush"),
+];
+
+/// A block whose contents loom watches: its number.
+type Contents = UnsafeCell<usize>;
+
+/// A quarantine, and blocks that have come out of it.
+struct Cpu {
+    quarantine: Arc<Quarantine>,
+    out: Vec<usize>,
+}
+
+impl Cpu {
+    fn new(quarantine: &Arc<Quarantine>) -> Self {
+        Self {
+            quarantine: quarantine.clone(),
+            out: Vec::new(),
+        }
+    }
+
+    fn push(&mut self, number: usize, bytes: usize) {
+        let block = Box::into_raw(Box::new(Contents::new(0)));
+        // SAFETY: just made, and nobody else's yet.
+        unsafe { &*block }.with_mut(|contents| unsafe { *contents = number });
+        let block = NonNull::new(block).unwrap().cast();
+        if let Some(out) = self.quarantine.push(block, bytes) {
+            self.take(out, bytes);
+        }
+        while let Some(out) = self.quarantine.pop_surplus() {
+            self.take(out, bytes);
+        }
+    }
+
+    fn flush(&mut self, bytes: usize) {
+        let quarantine = self.quarantine.clone();
+        for out in quarantine.take_all() {
+            self.take(out, bytes);
+        }
+    }
+
+    fn take(&mut self, block: NonNull<u8>, bytes: usize) {
+        self.quarantine.forget(bytes);
+        let block = block.cast::<Contents>();
+        // SAFETY: it came out of the quarantine, so it is this CPU's; a model finds out if not.
+        let number = unsafe { block.as_ref() }.with(|contents| unsafe { *contents });
+        self.out.push(number);
+        // It is never freed: a second owner, by mistake, shall find it.
+    }
+}
+
+/// These are all blocks up to this number, and none is left.
+fn assert_all_out(cpus: impl IntoIterator<Item = Vec<usize>>, count: usize) {
+    let mut out: Vec<usize> = cpus.into_iter().flatten().collect();
+    out.sort_unstable();
+    assert!(out.into_iter().eq(1..=count), "a block was lost or doubled");
+}
+
+#[test]
+fn push_against_flush() {
+    model("quarantine: push against flush", None, || {
+        let quarantine = Arc::new(Quarantine::new());
+        let mut flushing = Cpu::new(&quarantine);
+        let other = thread::spawn(move || {
+            flushing.flush(1);
+            flushing.out
+        });
+        let mut cpu = Cpu::new(&quarantine);
+        for number in 1..=3 {
+            cpu.push(number, 1);
+        }
+        let others = other.join().unwrap();
+        cpu.flush(1);
+        assert_eq!(quarantine.bytes(), 0);
+        assert_all_out([cpu.out, others], 3);
+    });
+}
+
+#[test]
+fn push_against_push() {
+    model("quarantine: push against push", Some(4), || {
+        // Two blocks are too many bytes for one.
+        const BYTES: usize = MOST_QUARANTINED / 2 + 1;
+        let quarantine = Arc::new(Quarantine::new());
+        let mut handler = Cpu::new(&quarantine);
+        let other = thread::spawn(move || {
+            handler.push(1, BYTES);
+            handler.out
+        });
+        let mut cpu = Cpu::new(&quarantine);
+        cpu.push(2, BYTES);
+        cpu.push(3, BYTES);
+        let others = other.join().unwrap();
+        cpu.flush(BYTES);
+        assert_eq!(quarantine.bytes(), 0);
+        assert_all_out([cpu.out, others], 3);
+    });
+}
+
+#[test]
+fn models_find_mistakes() {
+    assert_found("checked::models", &MISTAKES);
+}

@@ -1,0 +1,213 @@
+//! Where a CPU's freed blocks wait before their memory is used again.
+
+use core::fmt;
+use core::ptr::{self, NonNull};
+use core::sync::atomic::Ordering;
+#[cfg(not(loom))]
+use core::sync::atomic::{AtomicI64, AtomicU64};
+
+use crate::sync::{AtomicPtr, AtomicUsize, atomics, const_unless_modelled, mutated};
+
+type Block = NonNull<u8>;
+
+/// How many blocks wait at most. A model has fewer, lest it never ends.
+const SLOTS: usize = if cfg!(loom) { 2 } else { 1024 };
+
+/// The most bytes that wait in one quarantine, with what the checks add to them.
+pub const MOST_QUARANTINED: usize = 1 << 20;
+
+/// The blocks that one CPU freed last, in a ring.
+///
+/// A block gets in and out by one exchange of its slot, so it has one owner at any time, whoever
+/// pushes or takes: the CPU itself, handlers on top of it, and other CPUs that need memory. The
+/// counters only say where to look first.
+#[repr(align(128))]
+pub struct Quarantine {
+    slots: [AtomicPtr<u8>; SLOTS],
+    /// How many blocks were ever pushed.
+    next: AtomicUsize,
+    /// No block waits that was pushed before this one, but for some that were in between when
+    /// somebody looked: these go when their slot is used again.
+    oldest: AtomicUsize,
+    bytes: AtomicUsize,
+    #[cfg(not(loom))]
+    pub(super) tally: Tally,
+}
+
+/// What the CPU has done.
+#[cfg(not(loom))]
+pub(super) struct Tally {
+    pub(super) live_bytes: AtomicI64,
+    pub(super) live_blocks: AtomicI64,
+    /// Blocks that came out of the quarantine as they went in.
+    pub(super) released: AtomicU64,
+}
+
+impl Quarantine {
+    const_unless_modelled! {
+        /// An empty quarantine: all zeroes.
+        pub const fn new() -> Self {
+            Self {
+                slots: atomics![AtomicPtr::new(ptr::null_mut()); SLOTS],
+                next: AtomicUsize::new(0),
+                oldest: AtomicUsize::new(0),
+                bytes: AtomicUsize::new(0),
+                #[cfg(not(loom))]
+                tally: Tally {
+                    live_bytes: AtomicI64::new(0),
+                    live_blocks: AtomicI64::new(0),
+                    released: AtomicU64::new(0),
+                },
+            }
+        }
+    }
+
+    /// Bytes that wait, with what the checks add to them. Exact while nobody frees.
+    pub fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Puts in a block that takes so many bytes, and gives the one that must go for it, if any.
+    pub(super) fn push(&self, block: Block, bytes: usize) -> Option<Block> {
+        // Before the block can be taken.
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        self.exchange(number, block.as_ptr())
+    }
+
+    /// Notes that a block that came out took so many bytes.
+    pub(super) fn forget(&self, bytes: usize) {
+        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Takes one of the oldest blocks if there are too many bytes.
+    pub(super) fn pop_surplus(&self) -> Option<Block> {
+        while self.bytes() > MOST_QUARANTINED {
+            let oldest = self.oldest.load(Ordering::Relaxed);
+            let next = self.next.load(Ordering::Relaxed);
+            let waiting = next.wrapping_sub(oldest).min(SLOTS);
+            if waiting == 0 {
+                return None;
+            }
+            let number = next.wrapping_sub(waiting);
+            let moved = self.oldest.compare_exchange(
+                oldest,
+                number.wrapping_add(1),
+                Ordering::Relaxed,
+                Ordering::Relaxed,
+            );
+            if moved.is_ok()
+                && let Some(block) = self.exchange(number, ptr::null_mut())
+            {
+                return Some(block);
+            }
+        }
+        None
+    }
+
+    /// Takes all blocks that are there, one by one.
+    pub(super) fn take_all(&self) -> impl Iterator<Item = Block> {
+        (0..SLOTS)
+            .filter(|&number| !self.slots[number].load(Ordering::Relaxed).is_null())
+            .filter_map(|number| self.exchange(number, ptr::null_mut()))
+    }
+
+    /// Release: who takes the block finds it as it was left. Acquire: so does this.
+    fn exchange(&self, number: usize, block: *mut u8) -> Option<Block> {
+        let slot = &self.slots[number % SLOTS];
+        if mutated("what leaves the quarantine stays there") {
+            return NonNull::new(slot.load(Ordering::Acquire))
+                .inspect(|_| slot.store(block, Ordering::Release));
+        }
+        let ordering = if mutated("the quarantine does not release") {
+            Ordering::Acquire
+        } else {
+            Ordering::AcqRel
+        };
+        NonNull::new(slot.swap(block, ordering))
+    }
+}
+
+impl Default for Quarantine {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for Quarantine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Quarantine")
+            .field("bytes", &self.bytes())
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use std::vec::Vec;
+
+    fn block(number: usize) -> Block {
+        static BLOCKS: [u8; 5 * SLOTS] = [0; 5 * SLOTS];
+        NonNull::from(&BLOCKS[number])
+    }
+
+    #[test]
+    fn the_oldest_block_goes_for_a_new_one() {
+        let quarantine = Quarantine::new();
+        for number in 1..=SLOTS {
+            assert_eq!(quarantine.push(block(number), 1), None);
+        }
+        for number in 1..=3 * SLOTS {
+            let out = quarantine.push(block(SLOTS + number), 1);
+            assert_eq!(out, Some(block(number)));
+            quarantine.forget(1);
+        }
+        assert_eq!(quarantine.bytes(), SLOTS);
+        assert_eq!(quarantine.pop_surplus(), None);
+        let blocks: Vec<_> = quarantine.take_all().collect();
+        assert_eq!(blocks.len(), SLOTS);
+        assert_eq!(quarantine.take_all().count(), 0);
+    }
+
+    #[test]
+    fn too_many_bytes_go_oldest_first() {
+        const BYTES: usize = MOST_QUARANTINED / 4;
+        let quarantine = Quarantine::new();
+        let mut gone = 0;
+        for number in 1..=3 * SLOTS {
+            assert_eq!(quarantine.push(block(number), BYTES), None);
+            while let Some(out) = quarantine.pop_surplus() {
+                gone += 1;
+                assert_eq!(out, block(gone));
+                quarantine.forget(BYTES);
+            }
+            assert_eq!(number - gone, number.min(4));
+        }
+        // One that is too large alone waits for nobody.
+        assert_eq!(quarantine.push(block(1), MOST_QUARANTINED + 1), None);
+        let mut last = None;
+        for _ in 0..5 {
+            last = quarantine.pop_surplus();
+            quarantine.forget(if last == Some(block(1)) {
+                MOST_QUARANTINED + 1
+            } else {
+                BYTES
+            });
+        }
+        assert_eq!(last, Some(block(1)));
+        assert_eq!((quarantine.bytes(), quarantine.pop_surplus()), (0, None));
+    }
+
+    #[test]
+    fn the_oldest_is_found_among_those_that_were_taken_meanwhile() {
+        let quarantine = Quarantine::new();
+        for number in 1..=10 {
+            quarantine.push(block(number), 1);
+        }
+        assert_eq!(quarantine.take_all().count(), 10);
+        quarantine.forget(10);
+        quarantine.push(block(11), 2 * MOST_QUARANTINED);
+        assert_eq!(quarantine.pop_surplus(), Some(block(11)));
+    }
+}
