@@ -169,7 +169,7 @@ pub use plan::{Access, Cache, Levels, PAT, PageSize, Plan, PlanError, Region, hh
 pub use range::{Cut, FRAME_SIZE, Frame, PHYSICAL_LIMIT, PhysRange};
 pub use tables::{
     Census, ChangeError, FLUSH_LIMIT, Features, Flush, FlushSet, FrameSource, FreedPage, Leaf,
-    Mismatch, PartlyMapped, PhysicalMemory, Rights, Shootdown, TableError, Tables, Translation,
-    Unmapped, Unmapping, Vacant,
+    Mismatch, PartlyMapped, PhysicalMemory, Rights, Shootdown, Step, TableError, Tables, Target,
+    Translation, Unmapped, Unmapping, Vacant,
 };
 pub use virt_range::VirtRange;

@@ -3,6 +3,7 @@
 mod change;
 mod flush;
 mod frame_source;
+mod path;
 
 use core::fmt;
 use core::ptr::NonNull;
@@ -16,6 +17,7 @@ use crate::range::{FRAME_SIZE, Frame};
 pub use change::{ChangeError, FreedPage};
 pub use flush::{FLUSH_LIMIT, Flush, FlushSet, Shootdown, Unmapped, Unmapping, Vacant};
 pub use frame_source::FrameSource;
+pub use path::{Step, Target};
 
 /// Entries in a table of any level.
 const ENTRIES: usize = 512;
@@ -237,6 +239,13 @@ impl Leaf {
     pub const fn cache(&self) -> Option<Cache> {
         Cache::from_pat_index(self.pat_index)
     }
+
+    fn fmt_cache(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.cache() {
+            Some(cache) => fmt::Display::fmt(&cache, f),
+            None => write!(f, "PAT {}", self.pat_index),
+        }
+    }
 }
 
 impl fmt::Display for Leaf {
@@ -246,13 +255,10 @@ impl fmt::Display for Leaf {
             phys,
             size,
             rights,
-            pat_index,
+            ..
         } = self;
         write!(f, "{size} page {virt:#x} -> {phys:#x}, {rights} ")?;
-        match self.cache() {
-            Some(cache) => cache.fmt(f),
-            None => write!(f, "PAT {pat_index}"),
-        }
+        self.fmt_cache(f)
     }
 }
 
@@ -645,28 +651,13 @@ impl<M: PhysicalMemory> Tables<M> {
     /// What the virtual address is translated to; `None` if it is not mapped, not canonical, or if
     /// the tables on the way are malformed.
     pub fn translate(&self, virt: u64) -> Option<Translation> {
-        if !self.levels.is_canonical(virt) {
-            return None;
+        match self.path(virt).last()?.target {
+            Target::Page(leaf) => Some(Translation {
+                phys: leaf.phys + (virt - leaf.virt),
+                leaf,
+            }),
+            _ => None,
         }
-        let mut frame = self.root;
-        let mut rights = Rights::ALL;
-        for level in (1..=self.levels.count()).rev() {
-            let entry = table(&self.memory, frame)?[index(virt, level)].load(Ordering::Relaxed);
-            rights = rights.below(entry);
-            match Entry::decode(entry, level) {
-                Entry::Absent | Entry::Malformed => return None,
-                Entry::Table(below) => frame = below?,
-                Entry::Leaf { phys, size } => {
-                    let offset = virt & (size.bytes() - 1);
-                    let leaf = leaf(virt - offset, phys, size, rights, entry);
-                    return Some(Translation {
-                        phys: phys + offset,
-                        leaf,
-                    });
-                }
-            }
-        }
-        None
     }
 
     /// Calls `visit` with every page, lowest virtual address first, and answers how many tables

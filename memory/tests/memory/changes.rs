@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use muster_memory::{
     Access, Cache, ChangeError, FLUSH_LIMIT, FRAME_SIZE, Features, Flush, FlushSet, Frame,
     FreedPage, Levels, PageSize, PartlyMapped, PhysicalMemory, Region, Shootdown, TableError,
-    Tables, Unmapped, Unmapping, VirtRange,
+    Tables, Target, Unmapped, Unmapping, VirtRange,
 };
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -571,6 +571,9 @@ fn what_is_unmapped_stays_out_of_reach_until_it_is_flushed() {
         [BASE, BASE + 0x1000, BASE + 0x2000]
     );
     assert_eq!(tables.translate(BASE), None);
+    let last = tables.path(BASE).last().unwrap();
+    assert_eq!(last.target, Target::Withdrawn);
+    assert!(last.to_string().ends_with("once all CPUs have flushed it"));
 
     let again = tables.map_page(
         BASE + 0x1000,

@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use muster_memory::{
     Access, Cache, Census, FRAME_SIZE, Features, Frame, FrameSource, Kind, Leaf, Levels,
-    MemoryEntry, Mismatch, PageSize, PhysRange, Plan, PlanError, Region, TableError, Tables, hhdm,
+    MemoryEntry, Mismatch, PageSize, PhysRange, Plan, PlanError, Region, Step, TableError, Tables,
+    Target, hhdm,
 };
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -672,6 +673,79 @@ fn rights_are_what_every_level_grants() {
         "4 KiB page 0xffff800000000000 -> 0x40000000, rwx user PAT 1"
     );
     assert_eq!((leaf.access(), leaf.cache()), (None, None));
+}
+
+#[test]
+fn the_path_of_an_address_is_what_the_cpu_reads() {
+    let ram = Ram::new(0x100);
+    let page = Region {
+        virt: HALF_4 + 0x5000,
+        length: 0x1000,
+        cache: Cache::Uncached,
+        ..REGION
+    };
+    let large = Region {
+        virt: HALF_4 + 0x40_0000,
+        phys: 0x6000_0000,
+        length: 0x20_0000,
+        access: Access::ReadExecute,
+        ..REGION
+    };
+    let tables = build(&ram, &plan_of(&[page, large]), GIB);
+    let path = |virt| tables.path(virt).collect::<Vec<Step>>();
+    let [root, level_1, level_2, level_3] = ram.frames()[..] else {
+        panic!("both pages are mapped by the same four tables");
+    };
+
+    let found = path(page.virt + 0x123);
+    let places: Vec<_> = found
+        .iter()
+        .map(|step| (step.level, step.table, step.index, step.target))
+        .collect();
+    let leaf = tables.translate(page.virt).unwrap().leaf;
+    assert_eq!(leaf.virt, page.virt);
+    assert_eq!(
+        places,
+        [
+            (4, root, 256, Target::Table(level_3)),
+            (3, level_3, 0, Target::Table(level_2)),
+            (2, level_2, 0, Target::Table(level_1)),
+            (1, level_1, 5, Target::Page(leaf)),
+        ]
+    );
+    let words: Vec<_> = found.iter().map(Step::to_string).collect();
+    assert_eq!(
+        words[0],
+        "4 0x100000[256] 0x0000000000103023 P W A -> table 0x103000"
+    );
+    assert_eq!(
+        words[3],
+        "1 0x101000[5] 0x800000004000007b P W PWT PCD A D NX -> 4 KiB page, rw- UC"
+    );
+
+    let last = |virt| path(virt).last().copied().unwrap();
+    assert_eq!(
+        last(large.virt + 0x1f_ffff).to_string(),
+        "2 0x102000[2] 0x00000000600000a1 P A -> 2 MiB page, r-x WB"
+    );
+    let nothing = last(HALF_4 + 0x7000);
+    assert_eq!((nothing.level, nothing.target), (1, Target::Nothing));
+    assert!(
+        nothing
+            .to_string()
+            .ends_with("[7] 0x0000000000000000 -> nothing")
+    );
+    assert_eq!(last(0).level, 4);
+    assert_eq!(path(0x8000_0000_0000), []);
+
+    // To a table that is nowhere, and to none.
+    for entry in [(77 * FRAME_SIZE) | 3, 3] {
+        ram.set_entry(level_2, 0, entry);
+        assert_eq!(last(page.virt).target, Target::Table(entry & !3));
+        assert_eq!(path(page.virt).len(), 3);
+    }
+    ram.set_entry(level_3, 0, 0xfff | level_2);
+    assert_eq!(last(page.virt).target, Target::Malformed);
 }
 
 #[test]

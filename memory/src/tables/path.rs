@@ -1,0 +1,116 @@
+//! The way that the CPU takes through the tables for one address.
+
+use core::fmt;
+use core::iter;
+use core::sync::atomic::Ordering;
+
+use x86_64::structures::paging::PageTableFlags as Flags;
+
+use super::{Entry, Leaf, PhysicalMemory, Rights, Tables, index, leaf, shift, table};
+
+/// What an entry on the way leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// Nothing: the entry is not present.
+    Nothing,
+    /// Nothing any more; but a CPU may still have cached what was there.
+    Withdrawn,
+    /// The table of the next level, at this physical address.
+    Table(u64),
+    /// A page.
+    Page(Leaf),
+    /// Bits that the CPU rejects.
+    Malformed,
+}
+
+/// One entry on the way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// The level of the entry's table: 1 for a table of 4 KiB pages.
+    pub level: u8,
+    /// The physical address of the entry's table.
+    pub table: u64,
+    /// The entry's place in its table.
+    pub index: usize,
+    /// The entry.
+    pub entry: u64,
+    /// What it leads to.
+    pub target: Target,
+}
+
+/// Bits of an entry that say something by themselves, and their short names (Intel SDM vol. 3, 5.5.4).
+const FLAGS: [(Flags, &str); 8] = [
+    (Flags::PRESENT, "P"),
+    (Flags::WRITABLE, "W"),
+    (Flags::USER_ACCESSIBLE, "U"),
+    (Flags::WRITE_THROUGH, "PWT"),
+    (Flags::NO_CACHE, "PCD"),
+    (Flags::ACCESSED, "A"),
+    (Flags::DIRTY, "D"),
+    (Flags::NO_EXECUTE, "NX"),
+];
+
+impl fmt::Display for Step {
+    /// The level, the entry's place and value, its flags by their names in the manual, and what it
+    /// leads to: `4 0x12f000[256] 0x0000000000130023 P W A -> table 0x130000`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            level,
+            table,
+            index,
+            entry,
+            target,
+        } = self;
+        write!(f, "{level} {table:#x}[{index}] {entry:#018x}")?;
+        for (flag, name) in FLAGS {
+            if entry & flag.bits() != 0 {
+                write!(f, " {name}")?;
+            }
+        }
+        match target {
+            Target::Nothing => f.write_str(" -> nothing"),
+            Target::Withdrawn => f.write_str(" -> nothing, once all CPUs have flushed it"),
+            Target::Table(phys) => write!(f, " -> table {phys:#x}"),
+            Target::Page(leaf) => {
+                write!(f, " -> {} page, {} ", leaf.size, leaf.rights)?;
+                leaf.fmt_cache(f)
+            }
+            Target::Malformed => f.write_str(" -> an error: the CPU rejects it"),
+        }
+    }
+}
+
+impl<M: PhysicalMemory> Tables<M> {
+    /// The entries that the CPU reads for a virtual address, the root's first. None if the address is
+    /// not canonical. Where the last of them leads to a table, that table cannot be reached.
+    pub fn path(&self, virt: u64) -> impl Iterator<Item = Step> {
+        let begins = self.levels.is_canonical(virt);
+        let mut next = begins.then_some((self.root, self.levels.count(), Rights::ALL));
+        iter::from_fn(move || {
+            let (frame, level, rights) = next.take()?;
+            let index = index(virt, level);
+            let entry = table(&self.memory, frame)?[index].load(Ordering::Relaxed);
+            let rights = rights.below(entry);
+            let target = match Entry::decode_any(entry, level) {
+                (_, true) => Target::Withdrawn,
+                (Entry::Absent, false) => Target::Nothing,
+                (Entry::Malformed, false) => Target::Malformed,
+                (Entry::Table(below), false) => {
+                    next = below.map(|below| (below, level - 1, rights));
+                    Target::Table(below.map_or(0, |below| below.start()))
+                }
+                (Entry::Leaf { phys, size }, false) => {
+                    let start = virt & !((1 << shift(level)) - 1);
+                    Target::Page(leaf(start, phys, size, rights, entry))
+                }
+            };
+            Some(Step {
+                level,
+                table: frame.start(),
+                index,
+                entry,
+                target,
+            })
+        })
+    }
+}
