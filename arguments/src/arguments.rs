@@ -190,8 +190,8 @@ fn number<T: FromStr>(value: &str) -> Option<T> {
 const LONGEST: u64 = 365 * 24 * 60 * 60;
 
 /// Seconds with up to three decimals, in milliseconds: the kernel has no
-/// floating point.
-fn millis(seconds: &str) -> Option<u64> {
+/// floating point. `None`: it is no such number, or more than a year.
+pub fn millis(seconds: &str) -> Option<u64> {
     let (whole, decimals) = seconds.split_once('.').unwrap_or((seconds, ""));
     if decimals.len() > 3 || !decimals.bytes().all(|digit| digit.is_ascii_digit()) {
         return None;

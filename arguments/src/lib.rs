@@ -14,6 +14,6 @@ mod help;
 mod named;
 mod values;
 
-pub use arguments::{ArgumentError, Arguments};
+pub use arguments::{ArgumentError, Arguments, millis};
 pub use help::help;
 pub use values::{Fault, Heap, HeapKind, LogLevel, Reclaim, Workload, Workloads};

@@ -1,6 +1,7 @@
 //! Enumerations whose values have names on the command line.
 
 /// Declares an enumeration with the name of each of its values.
+#[macro_export]
 macro_rules! named {
     (
         $(#[$about:meta])*

@@ -10,11 +10,12 @@ use crate::toolchain::{self, Toolchain};
 use crate::workspace;
 
 /// The packages that are checked as they are built for a host.
-const HOST_PACKAGES: [&str; 8] = [
+const HOST_PACKAGES: [&str; 9] = [
     "muster-percpu",
     "muster-memory",
     "muster-heap",
     "muster-arguments",
+    "muster-monitor",
     "muster-machine",
     "muster-boot",
     "muster-bench",

@@ -1,0 +1,459 @@
+//! Commands: what can be said, what it means, and what is wrong with what was said.
+
+use core::fmt;
+
+use muster_arguments::{Fault, Workloads, millis, named};
+
+named! {
+    /// The first word of a command.
+    pub enum Verb {
+        /// What there is to say.
+        Help = "help",
+        /// Who is at work, and with what.
+        Cpus = "cpus",
+        /// How the CPUs came up.
+        Roll = "roll",
+        /// A CPU's journal.
+        Log = "log",
+        /// Whose the machine's memory is.
+        Mem = "mem",
+        /// The way of an address through the tables.
+        Map = "map",
+        /// The frame allocator.
+        Frames = "frames",
+        /// The heap.
+        Heap = "heap",
+        /// The whole account.
+        Account = "account",
+        /// Puts the other CPUs to work.
+        Stress = "stress",
+        /// Shows the work as it goes on.
+        Watch = "watch",
+        /// Ends the work.
+        Stop = "stop",
+        /// Calls CPUs.
+        Call = "call",
+        /// Has all CPUs flush a page.
+        Shootdown = "shootdown",
+        /// Brings a fault about.
+        Fault = "fault",
+        /// Runs benchmarks.
+        Bench = "bench",
+        /// Ends the run.
+        Off = "off",
+    }
+}
+
+impl Verb {
+    /// How it is used.
+    pub const fn usage(self) -> &'static str {
+        match self {
+            Self::Help => "help [COMMAND]",
+            Self::Log => "log CPU",
+            Self::Map => "map ADDRESS",
+            Self::Stress => "stress WORKLOADS [SECONDS]",
+            Self::Call => "call CPU|all",
+            Self::Fault => "fault KIND",
+            Self::Bench => "bench [KEY=VALUE...]",
+            _ => self.name(),
+        }
+    }
+
+    /// What it does, in one line.
+    pub const fn about(self) -> &'static str {
+        match self {
+            Self::Help => "this, or one command in full",
+            Self::Cpus => "each CPU, and what it is doing",
+            Self::Roll => "how the CPUs came up, phase by phase",
+            Self::Log => "a CPU's own journal",
+            Self::Mem => "whose the machine's memory is",
+            Self::Map => "an address's way through the page tables",
+            Self::Frames => "free frames, and who has them at hand",
+            Self::Heap => "what the heap holds, and how it has served",
+            Self::Account => "what each CPU has and did, and that it adds up",
+            Self::Stress => "put the other CPUs to work",
+            Self::Watch => "see them work, until a key is pressed",
+            Self::Stop => "have them finish, and see what they did",
+            Self::Call => "what it takes to call a CPU and hear from it",
+            Self::Shootdown => "what it takes to change a page on all CPUs",
+            Self::Fault => "do something wrong, to see it reported: ends the run",
+            Self::Bench => "Muster's allocators beside others",
+            Self::Off => "end the run, with the account and a verdict",
+        }
+    }
+
+    /// What there is to know beyond that, line by line.
+    pub const fn details(self) -> &'static [&'static str] {
+        match self {
+            Self::Help => &[
+                "Tab completes commands and what they take; twice, it lists the choices.",
+                "The arrows, Home, End, and Ctrl-A, E, K, U, W edit; up and down recall.",
+            ],
+            Self::Cpus => &[
+                "What it is doing: asleep, at work, or answering a call. The last column is",
+                "what it has done in the workload at hand.",
+            ],
+            Self::Log => {
+                &["The CPU is called and copies it; of one that is not at work it is read."]
+            }
+            Self::Map => &[
+                "ADDRESS is hexadecimal, with or without 0x. A line for each level: level,",
+                "table[index], entry, its flags, and what it leads to. r, w and x are what all",
+                "levels together allow; WB, WC and UC are write-back, write-combining, uncached.",
+            ],
+            Self::Stress => &[
+                "WORKLOADS is all, or some by commas. With SECONDS, all of them together take so",
+                "long, one after the other; without, they take turns until `stop`. The prompt",
+                "stays: see `watch`, `cpus` and `account` meanwhile.",
+            ],
+            Self::Watch => {
+                &["Once a second, for each CPU: operations, interrupts, calls, flushes."]
+            }
+            Self::Call => &["The median of many. It answers under stress, too; later, perhaps."],
+            Self::Shootdown => {
+                &["A page's rights change, on all CPUs; those that sleep are spared."]
+            }
+            Self::Fault => &["Not while the others are under stress: `stop` first."],
+            Self::Bench => &[
+                "In a kernel with the benchmarks in it: `just monitor rounds=5`. The words are",
+                "bench=, allocators=, on=, rounds=, time=, measure=, format=: `just arguments`.",
+            ],
+            _ => &[],
+        }
+    }
+}
+
+/// Whom to call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Whom {
+    /// One CPU, by its index.
+    One(u32),
+    /// All but the one that calls.
+    All,
+}
+
+/// What is to be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Command<'a> {
+    /// Tell about one command, or list all.
+    Help(Option<Verb>),
+    /// List the CPUs.
+    Cpus,
+    /// Tell the roll call again.
+    Roll,
+    /// Tell a CPU's journal.
+    Log(u32),
+    /// Tell whose the memory is.
+    Mem,
+    /// Tell an address's way.
+    Map(u64),
+    /// Tell of the frames.
+    Frames,
+    /// Tell of the heap.
+    Heap,
+    /// Draw the account up.
+    Account,
+    /// Put the other CPUs to work.
+    Stress {
+        /// At what; not nothing.
+        workloads: Workloads,
+        /// For how long, in milliseconds; until told otherwise, if there is none.
+        millis: Option<u64>,
+    },
+    /// Show them at work.
+    Watch,
+    /// Have them finish.
+    Stop,
+    /// Call, and tell what it takes.
+    Call(Whom),
+    /// Shoot a page down, and tell what it takes.
+    Shootdown,
+    /// Bring about a fault.
+    Fault(Fault),
+    /// Run the benchmarks that these words ask for.
+    Bench(&'a str),
+    /// End the run.
+    Off,
+}
+
+/// What is wrong with a line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CommandError<'a> {
+    /// Its first word is no command.
+    Unknown(&'a str),
+    /// A command has less than it needs.
+    Missing(Verb),
+    /// A word is not what the command takes there.
+    Value {
+        /// The command.
+        verb: Verb,
+        /// The word as given.
+        value: &'a str,
+        /// What it should be.
+        expected: &'static str,
+    },
+    /// A command has more than it takes.
+    Surplus {
+        /// The command.
+        verb: Verb,
+        /// The first word too many.
+        word: &'a str,
+    },
+}
+
+impl fmt::Display for CommandError<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unknown(word) => write!(f, "no such command: `{word}`; `help` lists them"),
+            Self::Missing(verb) => {
+                write!(f, "`{verb}` needs more: {}", verb.usage())
+            }
+            Self::Value {
+                verb,
+                value,
+                expected,
+            } => write!(f, "`{verb}` takes {expected}, not `{value}`"),
+            Self::Surplus { verb, word } => {
+                write!(f, "`{}` is all, and there is `{word}`", verb.usage())
+            }
+        }
+    }
+}
+
+impl core::error::Error for CommandError<'_> {}
+
+impl fmt::Display for Verb {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl<'a> Command<'a> {
+    /// Reads a line. `None`: it is empty.
+    ///
+    /// # Errors
+    ///
+    /// [`CommandError`], the first thing that is wrong.
+    pub fn parse(line: &'a str) -> Result<Option<Self>, CommandError<'a>> {
+        let mut words = line.split_ascii_whitespace();
+        let Some(first) = words.next() else {
+            return Ok(None);
+        };
+        let verb = Verb::parse(first).ok_or(CommandError::Unknown(first))?;
+        if verb == Verb::Bench {
+            let rest = line.trim_ascii_start().get(first.len()..);
+            return Ok(Some(Self::Bench(rest.unwrap_or_default().trim_ascii())));
+        }
+        let value = |value, expected| CommandError::Value {
+            verb,
+            value,
+            expected,
+        };
+        let command = match verb {
+            Verb::Help => {
+                let about = |word| Verb::parse(word).ok_or(value(word, "a command"));
+                Self::Help(words.next().map(about).transpose()?)
+            }
+            Verb::Cpus => Self::Cpus,
+            Verb::Roll => Self::Roll,
+            Verb::Mem => Self::Mem,
+            Verb::Frames => Self::Frames,
+            Verb::Heap => Self::Heap,
+            Verb::Account => Self::Account,
+            Verb::Watch => Self::Watch,
+            Verb::Stop => Self::Stop,
+            Verb::Shootdown => Self::Shootdown,
+            Verb::Off => Self::Off,
+            Verb::Log => {
+                let word = words.next().ok_or(CommandError::Missing(verb))?;
+                let cpu = word.parse().ok();
+                Self::Log(cpu.ok_or(value(word, "the number of a CPU"))?)
+            }
+            Verb::Map => {
+                let word = words.next().ok_or(CommandError::Missing(verb))?;
+                let address = address(word).ok_or(value(word, "a hexadecimal address"));
+                Self::Map(address?)
+            }
+            Verb::Stress => {
+                let word = words.next().ok_or(CommandError::Missing(verb))?;
+                let workloads = Workloads::parse(word).filter(|all| all.iter().next().is_some());
+                let expected = "all, or workloads by commas (Tab lists them)";
+                let workloads = workloads.ok_or(value(word, expected))?;
+                let seconds = |word| {
+                    let millis = millis(word).filter(|&millis| millis > 0);
+                    millis.ok_or(value(word, "seconds, such as 30 or 0.5"))
+                };
+                Self::Stress {
+                    workloads,
+                    millis: words.next().map(seconds).transpose()?,
+                }
+            }
+            Verb::Call => {
+                let word = words.next().ok_or(CommandError::Missing(verb))?;
+                let one = || word.parse().ok().map(Whom::One);
+                let whom = if word == ALL { Some(Whom::All) } else { one() };
+                Self::Call(whom.ok_or(value(word, "the number of a CPU, or all"))?)
+            }
+            Verb::Fault => {
+                let word = words.next().ok_or(CommandError::Missing(verb))?;
+                let expected = "a kind of fault (Tab lists them)";
+                Self::Fault(Fault::parse(word).ok_or(value(word, expected))?)
+            }
+            Verb::Bench => Self::Bench(""),
+        };
+        match words.next() {
+            Some(word) => Err(CommandError::Surplus { verb, word }),
+            None => Ok(Some(command)),
+        }
+    }
+}
+
+/// In the place of a CPU's number: every one.
+pub(crate) const ALL: &str = "all";
+
+/// A hexadecimal number, with or without its mark.
+fn address(word: &str) -> Option<u64> {
+    let digits = word.strip_prefix("0x").unwrap_or(word);
+    // `from_str_radix` takes a sign.
+    let is_number = digits.bytes().all(|byte| byte.is_ascii_hexdigit());
+    is_number.then(|| u64::from_str_radix(digits, 16).ok())?
+}
+
+#[cfg(test)]
+mod tests {
+    use muster_arguments::Workload;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A line for each verb, and what is made of it.
+    const LINES: &[(&str, Command<'static>)] = &[
+        ("help", Command::Help(None)),
+        (" help  map ", Command::Help(Some(Verb::Map))),
+        ("cpus", Command::Cpus),
+        ("roll", Command::Roll),
+        ("log 3", Command::Log(3)),
+        ("mem", Command::Mem),
+        (
+            "map 0xFFFF800000001000",
+            Command::Map(0xffff_8000_0000_1000),
+        ),
+        ("map 0", Command::Map(0)),
+        ("frames", Command::Frames),
+        ("heap", Command::Heap),
+        ("account", Command::Account),
+        (
+            "stress mixed",
+            Command::Stress {
+                workloads: Workloads::none().with(Workload::Mixed),
+                millis: None,
+            },
+        ),
+        (
+            "stress soak,churn 0.25",
+            Command::Stress {
+                workloads: Workloads::none().with(Workload::Soak).with(Workload::Churn),
+                millis: Some(250),
+            },
+        ),
+        ("watch", Command::Watch),
+        ("stop", Command::Stop),
+        ("call 0", Command::Call(Whom::One(0))),
+        ("call all", Command::Call(Whom::All)),
+        ("shootdown", Command::Shootdown),
+        ("fault panic-ap", Command::Fault(Fault::PanicAp)),
+        ("bench", Command::Bench("")),
+        (
+            "  bench  bench=mixed on=1 ",
+            Command::Bench("bench=mixed on=1"),
+        ),
+        ("off", Command::Off),
+    ];
+
+    #[test]
+    fn every_command_is_read() {
+        for (line, command) in LINES {
+            assert_eq!(Command::parse(line), Ok(Some(*command)), "{line}");
+        }
+        for verb in Verb::ALL {
+            let begins = |line: &str| line.trim().split(' ').next() == Some(verb.name());
+            assert!(LINES.iter().any(|(line, _)| begins(line)), "{verb}");
+        }
+        assert_eq!(Command::parse(" \t"), Ok(None));
+    }
+
+    #[test]
+    fn what_is_wrong_is_told_in_words() {
+        for (line, words) in [
+            ("cpu", "no such command: `cpu`; `help` lists them"),
+            ("CPUS", "no such command: `CPUS`; `help` lists them"),
+            ("cpus 3", "`cpus` is all, and there is `3`"),
+            ("help me", "`help` takes a command, not `me`"),
+            ("help map me", "`help [COMMAND]` is all, and there is `me`"),
+            ("log", "`log` needs more: log CPU"),
+            ("log -1", "`log` takes the number of a CPU, not `-1`"),
+            ("log 1 2", "`log CPU` is all, and there is `2`"),
+            ("map", "`map` needs more: map ADDRESS"),
+            ("map 0x", "`map` takes a hexadecimal address, not `0x`"),
+            ("map +1", "`map` takes a hexadecimal address, not `+1`"),
+            (
+                "map 10000000000000000",
+                "`map` takes a hexadecimal address, not `10000000000000000`",
+            ),
+            (
+                "stress none",
+                "`stress` takes all, or workloads by commas (Tab lists them), not `none`",
+            ),
+            (
+                "stress mixed 0",
+                "`stress` takes seconds, such as 30 or 0.5, not `0`",
+            ),
+            (
+                "stress mixed forever",
+                "`stress` takes seconds, such as 30 or 0.5, not `forever`",
+            ),
+            ("call", "`call` needs more: call CPU|all"),
+            (
+                "call me",
+                "`call` takes the number of a CPU, or all, not `me`",
+            ),
+            (
+                "fault panic",
+                "`fault` takes a kind of fault (Tab lists them), not `panic`",
+            ),
+        ] {
+            let error = Command::parse(line).unwrap_err();
+            assert_eq!(error.to_string(), words, "{line}");
+        }
+    }
+
+    #[test]
+    fn help_fits_on_a_terminal() {
+        for &verb in Verb::ALL {
+            assert!(verb.usage().starts_with(verb.name()));
+            assert!(verb.usage().len() <= 26, "{verb}");
+            assert!(28 + verb.about().len() <= 80, "{verb}");
+            for line in verb.details() {
+                assert!(line.len() <= 80, "{line}");
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_line_is_read_or_refused(line in "([a-z]{1,5} ?[-a-z0-9,.]{0,9} ?|\\PC){0,4}") {
+            if let Err(error) = Command::parse(&line) {
+                let message = error.to_string();
+                let quoted: Vec<_> = message.split('`').collect();
+                prop_assert!(quoted.len() >= 3);
+            }
+        }
+
+        #[test]
+        fn addresses_are_taken_as_they_are(address: u64) {
+            for line in [format!("map {address:#x}"), format!("map {address:X}")] {
+                prop_assert_eq!(Command::parse(&line), Ok(Some(Command::Map(address))));
+            }
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! Completion: what the word at the cursor may become.
+
+use muster_arguments::{Fault, Workload};
+
+use crate::command::{ALL, Verb};
+
+/// The ways to go on with a line.
+#[derive(Clone, Copy, Debug)]
+pub struct Completion<'a> {
+    /// What of the word stands there.
+    stem: &'a str,
+    /// The words it may be one of.
+    words: [&'static [&'static str]; 2],
+    /// Whether another word of the same kind may follow at once, after a comma.
+    is_list: bool,
+}
+
+const ALL_ONLY: &[&str] = &[ALL];
+
+impl<'a> Completion<'a> {
+    /// Of what stands before the cursor.
+    pub fn of(before: &'a str) -> Self {
+        let stem_at = before.rfind(char::is_whitespace).map_or(0, |at| at + 1);
+        let (done, stem) = before.split_at(stem_at);
+        let mut done = done.split_ascii_whitespace();
+        let verb = done.next();
+        let place = done.count();
+        let (words, is_list): ([&'static [&'static str]; 2], bool) = match verb.map(Verb::parse) {
+            None => ([Verb::NAMES, &[]], false),
+            Some(Some(Verb::Help)) if place == 0 => ([Verb::NAMES, &[]], false),
+            Some(Some(Verb::Stress)) if place == 0 => match stem.contains(',') {
+                true => ([Workload::NAMES, &[]], true),
+                false => ([Workload::NAMES, ALL_ONLY], true),
+            },
+            Some(Some(Verb::Call)) if place == 0 => ([ALL_ONLY, &[]], false),
+            Some(Some(Verb::Fault)) if place == 0 => ([Fault::NAMES, &[]], false),
+            Some(_) => ([&[], &[]], false),
+        };
+        let stem = match is_list {
+            true => stem.rsplit(',').next().unwrap_or(stem),
+            false => stem,
+        };
+        Self {
+            stem,
+            words,
+            is_list,
+        }
+    }
+
+    /// The words that begin as the one at the cursor.
+    pub fn words(self) -> impl Iterator<Item = &'static str> + use<'a> {
+        let words = self.words.into_iter().flatten().copied();
+        words.filter(move |word| word.starts_with(self.stem))
+    }
+
+    /// What can be added without a choice being made, and what then has to stand between this word
+    /// and the next: nothing, if more may be added to it.
+    pub fn addition(self) -> (&'static str, &'static str) {
+        let mut words = self.words();
+        let Some(first) = words.next() else {
+            return ("", "");
+        };
+        let mut common = first.len();
+        let mut is_alone = true;
+        for word in words {
+            is_alone = false;
+            let equal = first.bytes().zip(word.bytes());
+            common = common.min(equal.take_while(|(a, b)| a == b).count());
+        }
+        // The names are ASCII, and the stem is the beginning of all.
+        let addition = first.get(self.stem.len()..common).unwrap_or_default();
+        let end = if is_alone && !self.is_list { " " } else { "" };
+        (addition, end)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(before: &str) -> Vec<&'static str> {
+        Completion::of(before).words().collect()
+    }
+
+    fn addition(before: &str) -> (&'static str, &'static str) {
+        Completion::of(before).addition()
+    }
+
+    #[test]
+    fn commands_are_completed() {
+        assert_eq!(words(""), Verb::NAMES);
+        assert_eq!(words("st"), ["stress", "stop"]);
+        assert_eq!(addition("st"), ("", ""));
+        assert_eq!(addition("str"), ("ess", " "));
+        assert_eq!(addition("  ma"), ("p", " "));
+        assert_eq!(addition("map"), ("", " "));
+        assert_eq!(words("x"), [""; 0]);
+        assert_eq!(addition("x"), ("", ""));
+        assert_eq!(words("help fra"), ["frames"]);
+        assert_eq!(words("help map fra"), [""; 0]);
+    }
+
+    #[test]
+    fn what_commands_take_is_completed() {
+        assert_eq!(addition("fault panic-a"), ("", ""));
+        assert_eq!(words("fault panic-a"), ["panic-ap", "panic-all"]);
+        assert_eq!(
+            words("fault map"),
+            ["mapped-stack-overflow", "mapping-overflow"]
+        );
+        assert_eq!(addition("fault m"), ("app", ""));
+        assert_eq!(addition("fault deaf"), ("-ap", " "));
+        assert_eq!(addition("call "), ("all", " "));
+        assert_eq!(addition("log "), ("", ""));
+        assert_eq!(words("nonsense "), [""; 0]);
+    }
+
+    #[test]
+    fn workloads_are_completed_after_each_comma() {
+        assert_eq!(addition("stress mi"), ("xed", ""));
+        assert_eq!(words("stress mixed,s"), ["shootdown", "soak"]);
+        assert_eq!(addition("stress mixed,so"), ("ak", ""));
+        assert!(words("stress ").contains(&"all"));
+        assert!(!words("stress mixed,").contains(&"all"));
+        assert_eq!(words("stress mixed 1"), [""; 0]);
+    }
+
+    #[test]
+    fn only_what_all_choices_begin_with_is_added() {
+        assert_eq!(words("fault p").len(), 7);
+        assert_eq!(addition("fault pa"), ("nic-", ""));
+        assert_eq!(addition("fault panic-in-"), ("", ""));
+    }
+}
