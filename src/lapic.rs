@@ -115,6 +115,11 @@ pub fn counter() -> Option<u32> {
     Some(Registers::get()?.read(Register::CurrentCount))
 }
 
+/// What this CPU's APIC says of its version. `None`: there is none.
+pub fn version() -> Option<u32> {
+    Some(Registers::get()?.read(Register::Version))
+}
+
 /// Lets this CPU's timer fire once the TSC has reached `stamp`. Call only where CPUID has it.
 pub fn arm_deadline(stamp: u64) {
     let Some(registers) = Registers::get() else {

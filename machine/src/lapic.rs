@@ -45,6 +45,8 @@ const XAPIC_BROADCAST: u32 = 0xff;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Register {
+    /// Which APIC it is, and how many entries its local vector table has.
+    Version = 0x030,
     /// What is urgent enough to interrupt this CPU.
     TaskPriority = 0x080,
     /// Written at the end of an interrupt.

@@ -76,6 +76,11 @@ pub enum FramesError {
         /// Records there is room for.
         given: usize,
     },
+    /// The heap has no memory for the summary of a range.
+    OutOfMemory {
+        /// Bytes that it takes.
+        bytes: usize,
+    },
     /// Two ranges overlap.
     Overlap {
         /// The one that starts first.
@@ -91,6 +96,11 @@ impl fmt::Display for FramesError {
             Self::StorageTooSmall { needed, given } => write!(
                 f,
                 "the frame table needs room for {needed} records but was given room for {given}"
+            ),
+            Self::OutOfMemory { bytes } => write!(
+                f,
+                "the summary of a range of memory takes {bytes} bytes, which the heap does not have: \
+                 give it a larger boot arena"
             ),
             Self::Overlap { first, second } => {
                 write!(
@@ -313,8 +323,8 @@ impl FrameAllocator {
     ///
     /// # Errors
     ///
-    /// If `storage` is smaller than [`Self::storage_needed`] says for all ranges, or if any two
-    /// overlap.
+    /// If `storage` is smaller than [`Self::storage_needed`] says for all ranges, if any two overlap,
+    /// or if there is no memory for the list and the summaries.
     pub fn new(
         free: impl Iterator<Item = PhysRange>,
         later: impl Iterator<Item = PhysRange>,
@@ -334,7 +344,11 @@ impl FrameAllocator {
         let given = storage.len();
 
         let mut rest = storage;
-        let mut zones = Vec::with_capacity(ranges.len());
+        let mut zones = Vec::new();
+        let no_list = |_| FramesError::OutOfMemory {
+            bytes: ranges.len() * size_of::<Zone>(),
+        };
+        zones.try_reserve_exact(ranges.len()).map_err(no_list)?;
         let (mut capacity, mut unadopted) = (0, 0);
         for (range, open) in ranges {
             let Some((first, end)) = frame_numbers(range) else {
@@ -347,7 +361,8 @@ impl FrameAllocator {
             };
             rest = remaining;
             capacity += end - first;
-            let zone = Zone::new(first, end, records);
+            let zone = Zone::new(first, end, records)
+                .map_err(|bytes| FramesError::OutOfMemory { bytes })?;
             if open {
                 zone.open();
                 zone.release(first..end);

@@ -1,6 +1,7 @@
 //! A run of frames that the frame allocator manages, with the records of them.
 
 use alloc::boxed::Box;
+use alloc::vec::Vec;
 use core::mem::MaybeUninit;
 use core::ops::Range;
 use core::sync::atomic::Ordering::{AcqRel, Relaxed, Release, SeqCst};
@@ -71,25 +72,33 @@ impl Zone {
     }
 
     /// A zone of these frames, not open. `storage` has a place for every chunk.
+    ///
+    /// # Errors
+    ///
+    /// If there is no memory for the summary: the bytes that it takes.
     pub(crate) fn new(
         first: u64,
         end: u64,
         storage: &'static mut [MaybeUninit<FrameInfo>],
-    ) -> Self {
+    ) -> Result<Self, usize> {
         let base = first / CHUNK_FRAMES * CHUNK_FRAMES;
         let (chunks, records) = FrameInfo::divide(storage);
-        Self {
+        let count = chunks.len().div_ceil(GROUP_CHUNKS);
+        let mut groups = Vec::new();
+        groups
+            .try_reserve_exact(count)
+            .map_err(|_| count * size_of::<Group>())?;
+        groups.resize_with(count, Group::default);
+        Ok(Self {
             first,
             end,
             base,
             chunks,
             owners: Owners::new(base, records),
-            groups: (0..chunks.len().div_ceil(GROUP_CHUNKS))
-                .map(|_| Group::default())
-                .collect(),
+            groups: groups.into(),
             open: AtomicBool::new(false),
             transit: Transit::default(),
-        }
+        })
     }
 
     pub(crate) const fn first(&self) -> u64 {

@@ -6,10 +6,12 @@ use core::hint::black_box;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use crossbeam_utils::CachePadded;
-use muster_memory::{Access, FRAME_SIZE};
+use muster_machine::lapic::Register;
+use muster_memory::{Access, Cache, FRAME_SIZE, PhysRange};
 
 use super::Shift;
-use crate::call;
+use crate::{call, lapic};
+
 use crate::mapping::Mapping;
 use crate::probe::{self, Fault};
 use crate::stack::Stack;
@@ -137,7 +139,11 @@ pub fn work(shift: &mut Shift<'_>, boards: &[CachePadded<Board>]) {
         return;
     };
     loop {
-        if !(alone(shift) && in_public(shift, own, boards) && on_a_stack(shift)) {
+        if !(alone(shift)
+            && in_public(shift, own, boards)
+            && on_a_stack(shift)
+            && of_a_device(shift))
+        {
             shift.tally.corrupt += 1;
         }
         if shift.is_over() {
@@ -203,6 +209,33 @@ fn on_a_stack(shift: &mut Shift<'_>) -> bool {
         );
     }
     is_right
+}
+
+/// A device's registers, uncached: those of this CPU's own APIC, where they are in memory.
+fn of_a_device(shift: &mut Shift<'_>) -> bool {
+    let Some(range) = lapic::physical_base().and_then(|start| PhysRange::new(start, FRAME_SIZE))
+    else {
+        return true;
+    };
+    // SAFETY: the one other page that shows them is uncached, too (`Shared::build`).
+    let registers = unsafe { Mapping::physical(range, Access::ReadOnly, Cache::Uncached) };
+    let Ok(registers) = registers else {
+        shift.tally.refused += 1;
+        return true;
+    };
+    let register = registers
+        .start()
+        .wrapping_add(Register::Version.offset() as usize);
+    // SAFETY: mapped as long as `registers` lives, aligned, and to be read at any time.
+    let version = unsafe { register.cast::<u32>().read_volatile() };
+    if Some(version) != lapic::version() {
+        log::error!(
+            "an APIC has version {version:#x} by one page, {:#x?} by another",
+            lapic::version()
+        );
+    }
+    shift.tally.operations += 1;
+    Some(version) == lapic::version()
 }
 
 /// Adds up the numbers to `depth`, each in a frame of its own on the stack.

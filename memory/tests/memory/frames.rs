@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::mem::MaybeUninit;
 
+use crate::scarce;
 use muster_memory::{
     AdoptError, FRAME_SIZE, Frame, FrameAllocator, FrameInfo, FrameRun, FramesError, FreeError,
     Owner, PhysRange,
@@ -388,4 +389,17 @@ fn a_frame_for_nobody_is_a_mistake() {
 #[should_panic(expected = "to nobody")]
 fn a_run_for_nobody_is_a_mistake() {
     allocator(&[bounds(0x1000, 0x3000)], &[]).allocate_run(1, 1, Owner::Free);
+}
+
+#[test]
+fn no_memory_for_a_summary_is_an_answer() {
+    // 32 bytes for each of eight times 128 MiB.
+    let range = bounds(0, 1 << 30);
+    let storage = storage(&[range]);
+    let error = scarce::with_blocks_up_to(255, || {
+        FrameAllocator::new([range].into_iter(), [].into_iter(), storage).err()
+    });
+    let error = error.unwrap();
+    assert_eq!(error, FramesError::OutOfMemory { bytes: 256 });
+    assert!(error.to_string().contains("larger boot arena"));
 }

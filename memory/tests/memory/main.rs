@@ -14,4 +14,5 @@ mod maps;
 mod plan;
 mod ram;
 mod range;
+mod scarce;
 mod tables;
