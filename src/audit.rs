@@ -5,7 +5,7 @@ use alloc::string::String;
 use core::fmt::Write;
 
 use crate::heap::{self, Reading};
-use crate::{crew, shared};
+use crate::{checked, crew, shared};
 
 /// What the heap held before the work.
 pub struct Books(Reading);
@@ -25,6 +25,9 @@ impl Books {
     /// What does not add up, in words.
     pub fn compare(&self) -> Result<(), String> {
         heap::drain();
+        if let Some(totals) = checked::totals() {
+            log::info!("heap: {} blocks checked, none misused", totals.sound_blocks);
+        }
         let (before, after) = (self.0, Reading::take());
         log::info!(
             "heap: {} B live before, {} B after",

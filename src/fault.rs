@@ -15,6 +15,7 @@ use crate::clock::Deadline;
 use crate::crew::{self, StartLine};
 use crate::lock::{Level, Lock};
 use crate::mapping::Mapping;
+use crate::misuse::Misuse;
 use crate::stack::Stack;
 use crate::{cpu, image, stop};
 
@@ -41,6 +42,10 @@ pub fn bring_about(fault: Fault) {
         _ => size - 1..size,
     };
     log::info!("bringing about {fault:?}, as fault= asks");
+    if let Some(misuse) = Misuse::of(fault) {
+        misuse.happen();
+        panic!("{fault:?} did not end the run");
+    }
     let victim = prepare(fault);
     let line = StartLine::new(culprits.len(), PATIENCE);
     crew::all(PATIENCE, &|place| {
@@ -165,6 +170,12 @@ fn strike(fault: Fault, victim: Option<u64>) {
             // SAFETY: as above: the page is read-only, so the write faults.
             unsafe { text.write_volatile(0) };
         }
+        // Brought about by several CPUs, one after the other: `Misuse`.
+        Fault::HeapDoubleFree
+        | Fault::HeapOverflow
+        | Fault::HeapUnderflow
+        | Fault::HeapUseAfterFree
+        | Fault::HeapWrongLayout => {}
         Fault::ExecuteHeap => {
             const RETURN: u8 = 0xc3;
             let code = Box::new([RETURN; 16]);

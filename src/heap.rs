@@ -3,13 +3,14 @@
 //!
 //! An address tells where a block belongs: the boot arena lies in the image and the
 //! linked list's memory in a window of its own, both above every block of the
-//! magazines, which lie in the HHDM.
+//! magazines, which lie in the HHDM. While the heap is checked, all of the magazines'
+//! blocks are, but for what nobody frees.
 
 use alloc::alloc::{GlobalAlloc, Layout};
 use core::cell::UnsafeCell;
 use core::mem::MaybeUninit;
 use core::ptr::{self, NonNull};
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use muster_arguments::HeapKind;
 use muster_heap::{
@@ -21,7 +22,7 @@ use x86_64::instructions::interrupts;
 
 use crate::audit::Bytes;
 use crate::lock::{self, Level};
-use crate::{cpu, crew, frames, relief, shared, window};
+use crate::{checked, cpu, crew, frames, relief, shared, window};
 
 /// What the heap lives on until the kernel's tables are loaded: enough for the
 /// physical map and the mapping plan of a machine with hundreds of memory-map
@@ -37,11 +38,35 @@ static GLOBAL: Global = Global;
 static LIST: Heap<Kernel> = Heap::new(Kernel);
 static MAGAZINES: MagazineHeap<Kernel> = MagazineHeap::new(Kernel);
 
-/// Whether new blocks come from the magazines.
+/// Whether new blocks come from the magazines, as they are.
 static USE_MAGAZINES: AtomicBool = AtomicBool::new(false);
 
-/// Both heaps as one.
+/// Blocks below this go back to the magazines as they are: none, while the heap is checked. One load, so
+/// that a free need not ask for that.
+static MAGAZINES_END: AtomicUsize = AtomicUsize::new(window::ALL.start as usize);
+
+/// All heaps as one.
 struct Global;
+
+/// The magazines, for the checked heap.
+pub struct Unchecked;
+
+// SAFETY: the magazines' blocks.
+//
+// Not inlined, as for `Global`.
+unsafe impl GlobalAlloc for Unchecked {
+    #[inline(never)]
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller's promise, handed on.
+        unsafe { MAGAZINES.alloc(layout) }
+    }
+
+    #[inline(never)]
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promise, handed on.
+        unsafe { MAGAZINES.dealloc(block, layout) };
+    }
+}
 
 /// Whether a block lies in the list's memory, the boot arena included.
 fn is_of_list(block: *mut u8) -> bool {
@@ -50,7 +75,8 @@ fn is_of_list(block: *mut u8) -> bool {
 
 // SAFETY: every block goes back to the heap it came from: the list's memory lies in the
 // kernel's windows or the image, the magazines' in the HHDM, which is kept from
-// reaching into either (`Shared::build`). Both are allocators themselves.
+// reaching into either (`Shared::build`); and of these, all are checked or none. Each is an
+// allocator itself.
 //
 // Never inlined: the sequences would be all over the kernel, and each interrupt has to look
 // through the list of them.
@@ -62,7 +88,7 @@ unsafe impl GlobalAlloc for Global {
             if USE_MAGAZINES.load(Ordering::Relaxed) {
                 MAGAZINES.alloc(layout)
             } else {
-                LIST.alloc(layout)
+                allocate_otherwise(layout)
             }
         }
     }
@@ -71,16 +97,16 @@ unsafe impl GlobalAlloc for Global {
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         // SAFETY: the caller's promise, handed on to the heap the block is of.
         unsafe {
-            if is_of_list(block) {
-                LIST.dealloc(block, layout);
-            } else {
+            if block.addr() < MAGAZINES_END.load(Ordering::Relaxed) {
                 MAGAZINES.dealloc(block, layout);
+            } else {
+                free_otherwise(block, layout);
             }
         }
     }
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
-        if !is_of_list(block) {
+        if block.addr() < MAGAZINES_END.load(Ordering::Relaxed) {
             // SAFETY: as for `dealloc`.
             return unsafe { MAGAZINES.realloc(block, layout, new_size) };
         }
@@ -97,6 +123,53 @@ unsafe impl GlobalAlloc for Global {
             moved
         }
     }
+}
+
+/// An allocation from a heap that is not the usual one.
+///
+/// # Safety
+///
+/// As for [`GlobalAlloc::alloc`].
+#[cold]
+#[inline(never)]
+unsafe fn allocate_otherwise(layout: Layout) -> *mut u8 {
+    if !checked::is_on() {
+        // SAFETY: the caller's promise, handed on.
+        return unsafe { LIST.alloc(layout) };
+    }
+    let itself: unsafe fn(Layout) -> *mut u8 = allocate_otherwise;
+    let callers = checked::callers(checked::frame_pointer(), itself as *const ());
+    let block = checked::allocate(layout, callers);
+    if block.is_null() && is_last_resort_due() {
+        // SAFETY: the caller's promise, handed on.
+        return unsafe { LIST.alloc(layout) };
+    }
+    block
+}
+
+/// A free to such a heap.
+///
+/// # Safety
+///
+/// As for [`GlobalAlloc::dealloc`].
+#[cold]
+#[inline(never)]
+unsafe fn free_otherwise(block: *mut u8, layout: Layout) {
+    if is_of_list(block) {
+        // SAFETY: the caller's promise, handed on to the heap the block is of.
+        return unsafe { LIST.dealloc(block, layout) };
+    }
+    let itself: unsafe fn(*mut u8, Layout) = free_otherwise;
+    let callers = checked::callers(checked::frame_pointer(), itself as *const ());
+    // SAFETY: the caller's promise, handed on to the heap the block is of.
+    unsafe { checked::free(block, layout, callers) };
+}
+
+/// Whether code is at work that knows of no answer where memory is out. The books of addresses are
+/// served from the boot arena: they change under a lock, under which the others can't be called to
+/// give back what they cache, and a node that they can't have is a panic.
+fn is_last_resort_due() -> bool {
+    lock::held() == Some(Level::Addresses)
 }
 
 /// What the heaps need of this kernel.
@@ -190,11 +263,9 @@ unsafe impl FramePlatform for Kernel {
         relief::ask_others();
     }
 
-    /// The books of addresses are served from the boot arena: they change under a lock, under which
-    /// the others can't be called to give back what they cache, and a node that they can't have is a
-    /// panic.
     fn last_resort(&self, layout: Layout) -> Option<NonNull<u8>> {
-        if lock::held() != Some(Level::Addresses) {
+        // What the checked heap wraps must be the magazines'.
+        if checked::is_on() || !is_last_resort_due() {
             return None;
         }
         // SAFETY: the layout is that of an allocation, whose caller promises that it has a size.
@@ -221,7 +292,7 @@ pub fn is_full_here(layout: Layout) -> bool {
 }
 
 fn statistics_here(layout: Layout) -> MagazineStatistics {
-    Class::of(layout)
+    Class::of(checked::taken(layout))
         .zip(cpu::try_with(|here| here.local().cache()))
         .map(|(class, cache)| cache.statistics(class))
         .unwrap_or_default()
@@ -255,10 +326,17 @@ pub fn start() {
 /// kind. Called once the shared memory state is published and the BSP has its block,
 /// and again, between orders, to change over.
 pub fn open(kind: HeapKind) {
-    if kind == HeapKind::LinkedList {
-        LIST.open();
+    USE_MAGAZINES.store(kind != HeapKind::LinkedList, Ordering::Release);
+    match kind {
+        HeapKind::Magazines => {}
+        HeapKind::LinkedList => LIST.open(),
+        HeapKind::Checked if checked::is_on() => USE_MAGAZINES.store(false, Ordering::Release),
+        HeapKind::Checked => {
+            checked::start();
+            USE_MAGAZINES.store(false, Ordering::Release);
+            MAGAZINES_END.store(0, Ordering::Release);
+        }
     }
-    USE_MAGAZINES.store(kind == HeapKind::Magazines, Ordering::Release);
 }
 
 /// The heap of all CPUs, to be measured.
@@ -271,6 +349,7 @@ pub fn magazines() -> &'static MagazineHeap<Kernel> {
 /// Makes every CPU give back what it caches, and the heap every frame it can do
 /// without. Called on the BSP, between orders.
 pub fn drain() {
+    checked::flush();
     crew::all(DRAIN_PATIENCE, &|_| {
         // Refused only to code that has interrupted the heap; an order has not.
         let drained = drain_here();
@@ -279,6 +358,14 @@ pub fn drain() {
     MAGAZINES.trim();
     // Trimming has given frames to this CPU's cache.
     frames::drain();
+}
+
+/// Gives back what waits in quarantine, for somebody else who needs memory.
+pub fn relieve() {
+    if checked::flush() {
+        drain_here();
+        MAGAZINES.trim();
+    }
 }
 
 /// Logs what the magazines have memory for: blocks that are live, as asked for; cached; and the rest,

@@ -4,6 +4,7 @@ use core::fmt;
 use core::panic::PanicInfo;
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use muster_heap::{Deed, Misuse};
 use muster_memory::FRAME_SIZE;
 use x86_64::instructions::interrupts;
 use x86_64::registers::control::Cr2;
@@ -12,7 +13,7 @@ use crate::exceptions::{self, Frame, PAGE_FAULT};
 use crate::exit::{self, Outcome};
 use crate::stack::Place;
 use crate::window::MAPPINGS;
-use crate::{control, cpu, image, lapic, serial, shared, stop};
+use crate::{checked, control, cpu, image, lapic, serial, shared, stop};
 
 /// Bits of a page fault's error code (Intel SDM vol. 3A, 4.7).
 const PROTECTION: u64 = 1 << 0;
@@ -36,9 +37,7 @@ static REPORTER: AtomicU64 = AtomicU64::new(NOBODY);
 #[panic_handler]
 fn panicked(info: &PanicInfo<'_>) -> ! {
     interrupts::disable();
-    let frame_pointer: u64;
-    // SAFETY: reads one register.
-    unsafe { core::arch::asm!("mov {}, rbp", out(reg) frame_pointer, options(nomem, nostack)) };
+    let frame_pointer = checked::frame_pointer();
     report(format_args!("{}", Panicked(info)), |cpu| {
         log::error!(target: "panic", "CPU {cpu} panicked");
         if let Some(location) = info.location() {
@@ -75,6 +74,43 @@ pub fn exception(frame: &Frame) -> ! {
         }
         registers(frame, address);
         backtrace(Some(frame.rip), frame.rbp);
+    })
+}
+
+/// Ends the run because of a misuse of the heap.
+pub fn misuse(misuse: &Misuse) -> ! {
+    interrupts::disable();
+    let Misuse {
+        deed,
+        allocated,
+        freed,
+        found,
+        ..
+    } = misuse;
+    let how_found = match deed {
+        Deed::FreedTwice => "freed again",
+        Deed::FreedAs(_) | Deed::NoBlock(_) => "freed",
+        _ => "found",
+    };
+    report(format_args!("{} {deed}", misuse.block()), |cpu| {
+        log::error!(target: "panic", "CPU {cpu} found a misuse of the heap:");
+        log::error!(target: "panic", "{}", misuse.block());
+        log::error!(target: "panic", "{deed}");
+        let origins = [
+            ("allocated", allocated.as_ref()),
+            ("freed", freed.as_ref()),
+            (how_found, Some(found)),
+        ];
+        for (what, origin) in origins {
+            let Some(origin) = origin else { continue };
+            let is_known = origin.callers.iter().next().is_some();
+            let colon = if is_known { ":" } else { "" };
+            log::error!(target: "panic", "{what} on {origin}{colon}");
+            for (number, address) in origin.callers.iter().enumerate() {
+                log::error!(target: "panic", "  #{number} {address:#018x}");
+            }
+        }
+        backtrace(None, checked::frame_pointer());
     })
 }
 

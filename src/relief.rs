@@ -24,6 +24,7 @@ pub fn ask_others() {
     if lock::held().is_some() {
         return;
     }
+    heap::relieve();
     // All CPUs meet the end of memory together, and most have nothing left then.
     let has_some = |shared: &cpu::Shared| shared.cache.cached_bytes() > 0;
     if !shared::get().has_cached_frames()

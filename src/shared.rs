@@ -439,6 +439,19 @@ impl Shared {
         unsafe { Tables::from_root(self.hhdm, self.levels(), features, self.root) }
     }
 
+    /// Whether so many bytes at an address are the HHDM's view of memory that the heap owns, at their
+    /// beginning and at their end.
+    pub fn is_heap_memory(&self, address: u64, length: u64) -> bool {
+        let is_owned = |address: u64| {
+            let phys = address.checked_sub(self.hhdm.offset)?;
+            let frame = Frame::from_start(phys - phys % FRAME_SIZE)?;
+            Some(self.frames.owner_of(frame)? == Owner::Heap)
+        };
+        [Some(address), address.checked_add(length - 1)]
+            .into_iter()
+            .all(|end| end.and_then(is_owned) == Some(true))
+    }
+
     /// Bytes in frames that the heap owns.
     pub fn owned_heap_bytes(&self) -> u64 {
         self.frames.totals()[Owner::Heap]

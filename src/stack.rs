@@ -177,6 +177,23 @@ impl fmt::Display for Place {
     }
 }
 
+/// The stack that an address lies in, of those that are mapped for good.
+pub fn around(address: u64) -> Option<Extent> {
+    let boot = Extent {
+        name: "boot stack",
+        bottom: boot_top() - BOOT as u64,
+        top: boot_top(),
+    };
+    let cpu =
+        (address.checked_sub(STACKS.start)).and_then(|offset| (offset / SLOT).try_into().ok());
+    let slot = cpu.filter(|_| STACKS.contains(address)).map(Slot::of);
+    slot.map(Slot::stacks)
+        .into_iter()
+        .flatten()
+        .chain([boot])
+        .find(|stack| stack.contains(address))
+}
+
 /// Leaves the current stack for good and goes on with `next` on the one that ends at
 /// `top`.
 ///

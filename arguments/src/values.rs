@@ -82,6 +82,8 @@ named! {
         Magazines = "magazines",
         /// One list of free blocks behind one lock: the baseline.
         LinkedList = "linked-list",
+        /// The magazines, with a look at each block: who misuses one is named.
+        Checked = "checked",
     }
 }
 
@@ -92,7 +94,9 @@ named! {
         Magazines = HeapKind::Magazines.name(),
         /// The list.
         LinkedList = HeapKind::LinkedList.name(),
-        /// One after the other, to compare them.
+        /// The magazines, checked.
+        Checked = HeapKind::Checked.name(),
+        /// The magazines and the list, one after the other, to compare them.
         Compare = "compare",
     }
 }
@@ -104,6 +108,7 @@ impl Heap {
         match self {
             Self::Magazines => &[HeapKind::Magazines],
             Self::LinkedList => &[HeapKind::LinkedList],
+            Self::Checked => &[HeapKind::Checked],
             Self::Compare => &[HeapKind::Magazines, HeapKind::LinkedList],
         }
     }
@@ -186,6 +191,16 @@ named! {
         PanicInCall = "panic-in-call",
         /// The last AP panics while all others map and unmap, and shoot each other's TLBs down.
         PanicInShootdown = "panic-in-shootdown",
+        /// One CPU allocates, another one frees, and the last one frees again.
+        HeapDoubleFree = "heap-double-free",
+        /// The last CPU writes the byte past the end of another's block, which a third one frees.
+        HeapOverflow = "heap-overflow",
+        /// And the byte before its start.
+        HeapUnderflow = "heap-underflow",
+        /// The last CPU writes to a block that one CPU allocated and another one freed.
+        HeapUseAfterFree = "heap-use-after-free",
+        /// The last CPU frees another's block as if it were larger.
+        HeapWrongLayout = "heap-wrong-layout",
     }
 }
 
