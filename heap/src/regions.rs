@@ -15,8 +15,8 @@ use crate::{MAX_REGIONS, StartError, Statistics};
 const GRAIN: usize = 16;
 /// A free list describes each hole in the hole itself, by size and successor, aligned like them.
 const HOLE: usize = 2 * size_of::<usize>();
-/// The least memory that surely has room for a grain, wherever it starts.
-const LEAST: usize = 2 * GRAIN - 1;
+/// The least memory that surely has room for a block of a grain, wherever it starts.
+const LEAST: usize = 3 * GRAIN - 1;
 
 /// Everything under the heap's lock.
 pub(crate) struct Regions {
@@ -159,9 +159,10 @@ pub(crate) fn room_for(layout: Layout) -> Option<usize> {
     isize::try_from(room).is_ok().then_some(room)
 }
 
-/// The layout in whole grains. `None`: more than there can be.
+/// The layout in whole grains, with a byte to spare: what lies behind may be a hole, which the list
+/// describes in itself and believes. `None`: more than there can be.
 fn placed(layout: Layout) -> Option<Layout> {
-    let size = layout.size().checked_next_multiple_of(GRAIN)?;
+    let size = (layout.size().checked_add(1)?).checked_next_multiple_of(GRAIN)?;
     Layout::from_size_align(size, layout.align().max(GRAIN)).ok()
 }
 

@@ -199,7 +199,7 @@ fn contiguous_growth_is_one_region() {
         free(&heap, block, step);
     }
     // Only if all pieces have become one is there room for this.
-    let whole = layout(heap.statistics().capacity_bytes as usize, 8);
+    let whole = layout(heap.statistics().capacity_bytes as usize - 1, 8);
     let block = alloc(&heap, whole).unwrap();
     free(&heap, block, whole);
 }
@@ -217,6 +217,49 @@ fn scattered_growth_stops_at_the_most_regions() {
         free(&heap, block, step);
     }
     assert_eq!(heap.statistics().live_blocks, 0);
+}
+
+#[test]
+fn a_byte_past_a_block_leads_nowhere() {
+    for growth in GROWTHS {
+        let heap = open_heap(1 << 20, growth);
+        let mut random = Random::new(11);
+        let mut live = Vec::new();
+        for round in 0..4000_usize {
+            let layout = layout(1 + random.below(200) as usize, 8);
+            if let Some(block) = alloc(&heap, layout) {
+                // SAFETY: the block's own bytes, and one more, which this is about.
+                unsafe { block.write_bytes(round as u8, layout.size() + 1) };
+                live.push((block, layout, round as u8));
+            }
+            // Holes of all sizes behind blocks that are written past.
+            if round % 3 != 0 {
+                let victim = random.below(live.len() as u64) as usize;
+                let (block, layout, byte) = live.swap_remove(victim);
+                // SAFETY: the block's own bytes.
+                let bytes = unsafe { std::slice::from_raw_parts(block.as_ptr(), layout.size()) };
+                assert!(bytes.iter().all(|&found| found == byte));
+                free(&heap, block, layout);
+            }
+            for &(block, layout, byte) in &live {
+                // SAFETY: as above.
+                unsafe {
+                    block
+                        .add(layout.size())
+                        .write(byte.wrapping_add(round as u8))
+                };
+            }
+        }
+        for (block, layout, _) in live {
+            free(&heap, block, layout);
+        }
+        assert_eq!(heap.statistics().live_blocks, 0);
+        if growth == Growth::Contiguous {
+            // Only if all holes have become one is there room for this.
+            let whole = layout(heap.statistics().capacity_bytes as usize - 1, 8);
+            assert!(alloc(&heap, whole).is_some());
+        }
+    }
 }
 
 #[test]
