@@ -397,6 +397,8 @@ mod modelled;
 mod platform;
 #[cfg(not(loom))]
 mod regions;
+#[cfg(not(loom))]
+mod seal;
 mod statistics;
 mod sync;
 

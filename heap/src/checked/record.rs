@@ -10,6 +10,7 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 use super::misuse::{CALLERS, Callers, Deed, Origin};
+use crate::seal::mix;
 
 type Block = NonNull<u8>;
 
@@ -208,8 +209,7 @@ impl Note {
         }
     }
 
-    /// The seal that fits. A change of one word never fits: each step tells all words apart, and all
-    /// that came before.
+    /// The seal that fits, which a change of one word always breaks.
     fn sealed(&self, block: Block, size: usize) -> u64 {
         let numbers = u64::from(self.cpu) << 32 | u64::from(self.align);
         self.callers
@@ -217,15 +217,6 @@ impl Note {
             .chain(&[size, block.addr().get()])
             .fold(mix(0, numbers), |seal, &word| mix(seal, word as u64))
     }
-}
-
-/// A step of a hash: one to one in each of the two, as an odd factor is, and a shift's exclusive or.
-const fn mix(seal: u64, word: u64) -> u64 {
-    // The golden ratio's bits, as in SplitMix64.
-    let product = (seal ^ word)
-        .wrapping_add(1)
-        .wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    product ^ (product >> 29)
 }
 
 /// A block with all that surrounds it.

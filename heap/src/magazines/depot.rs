@@ -12,6 +12,9 @@ use super::frames::{Frames, Use};
 use crate::lock::{Guard, Lock};
 use crate::sync::{AtomicU64, AtomicUsize, const_unless_modelled, mutated};
 
+/// Words in front of the stack.
+const UNUSED: usize = 1;
+
 /// How many magazines a depot holds.
 const MAGAZINES: usize = 8;
 
@@ -27,7 +30,8 @@ pub(super) struct Depot {
     length: AtomicUsize,
 }
 
-/// `base` is null while the depot has no memory; then `length` is zero.
+/// `base` is null while the depot has no memory; then `length` is zero. It is the second word of that
+/// memory: the frame before may be a slab whose last block somebody writes past.
 struct Stack {
     base: *mut Block,
     length: usize,
@@ -149,12 +153,21 @@ impl Depot {
         if let Some(mut stack) = self.lock(cpu)
             && (stack.base.is_null() || mutated("a depot is furnished twice"))
         {
-            stack.base = memory.cast().as_ptr();
+            // SAFETY: the memory has that word, and room for the blocks after it.
+            stack.base = unsafe { memory.cast::<Block>().as_ptr().add(UNUSED) };
             return true;
         }
         // SAFETY: just allocated; another CPU was faster, so they aren't used.
         unsafe { frames.free(memory, count, Use::Own) };
         true
+    }
+
+    /// Where its memory begins, if it has any.
+    #[cfg(all(test, not(loom)))]
+    pub(super) fn memory(&self) -> Option<NonNull<u8>> {
+        let base = NonNull::new(self.lock(None)?.base)?;
+        // SAFETY: as in `Contents::free`.
+        Some(unsafe { base.sub(UNUSED) }.cast())
     }
 
     /// Takes everything out, the memory included, which the caller must [free](Contents::free).
@@ -180,7 +193,7 @@ impl Contents {
 
     pub(super) fn free<P: FramePlatform>(self, frames: &Frames<P>) {
         // SAFETY: allocated so by `furnish`, and no depot's any more.
-        unsafe { frames.free(self.base.cast(), self.frames, Use::Own) };
+        unsafe { frames.free(self.base.sub(UNUSED).cast(), self.frames, Use::Own) };
     }
 }
 
@@ -189,5 +202,5 @@ const fn capacity(class: Class) -> usize {
 }
 
 const fn frames_of(class: Class) -> usize {
-    (capacity(class) * size_of::<Block>()).div_ceil(FRAME)
+    ((UNUSED + capacity(class)) * size_of::<Block>()).div_ceil(FRAME)
 }

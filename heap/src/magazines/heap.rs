@@ -3,11 +3,12 @@
 use core::alloc::{GlobalAlloc, Layout};
 use core::mem::MaybeUninit;
 use core::ptr::{self, NonNull};
-use core::sync::atomic::{AtomicI64, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use core::{fmt, hint};
 
 use super::cache::{Block, Entry, Owner};
 use super::class::{CLASSES, Class, FRAME};
+use super::deferred::{DeferredList, Kind, Written};
 use super::depot::Depot;
 use super::frames::{Frames, Use};
 #[cfg(target_arch = "x86_64")]
@@ -65,8 +66,7 @@ struct Shared {
     /// Drains and trims that are under way, and that there have been.
     relieving: AtomicUsize,
     relieved: AtomicUsize,
-    /// Blocks freed where nothing could be done about it.
-    deferred: AtomicPtr<Deferred>,
+    deferred: DeferredList,
 }
 
 /// How often an allocation that finds nothing tries again, while memory comes back.
@@ -86,21 +86,6 @@ impl Drop for Relief<'_> {
     }
 }
 
-/// A dead block on the list of those that are yet to be freed.
-struct Deferred {
-    next: *mut Deferred,
-    kind: Kind,
-}
-
-#[derive(Clone, Copy)]
-enum Kind {
-    Small(Class),
-    Large { frames: u32 },
-}
-
-// Every block is a unit or more.
-const _: () = assert!(size_of::<Deferred>() <= super::class::UNIT);
-
 /// Why there is no block.
 enum Refused {
     /// Memory is short, and this code may do something about it.
@@ -109,29 +94,38 @@ enum Refused {
     Nested,
 }
 
-/// A block that wasn't what it was freed as.
+/// A block that wasn't what it was freed as, or isn't any more.
 #[derive(Clone, Copy)]
-struct Misuse {
-    block: Block,
-    class: Class,
-    wrong: Wrong,
+enum Misuse {
+    Slab {
+        block: Block,
+        class: Class,
+        wrong: Wrong,
+    },
+    Written(Block),
 }
 
 impl Misuse {
     #[cold]
     #[track_caller]
     fn report(self) -> ! {
-        let Self {
-            block,
-            class,
-            wrong,
-        } = self;
-        let size = class.size();
-        match wrong {
-            Wrong::Foreign => panic!(
-                "{block:p} was freed as a block of up to {size} bytes, but no such block is there"
-            ),
-            Wrong::Free => panic!("{block:p}, a block of up to {size} bytes, was freed twice"),
+        match self {
+            Self::Slab {
+                block,
+                class,
+                wrong,
+            } => {
+                let size = class.size();
+                match wrong {
+                    Wrong::Foreign => panic!(
+                        "{block:p} was freed as a block of up to {size} bytes, but no such block is there"
+                    ),
+                    Wrong::Free => {
+                        panic!("{block:p}, a block of up to {size} bytes, was freed twice")
+                    }
+                }
+            }
+            Self::Written(block) => panic!("{block:p} was written to after it was freed"),
         }
     }
 }
@@ -151,7 +145,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
                 reentries: AtomicU64::new(0),
                 relieving: AtomicUsize::new(0),
                 relieved: AtomicUsize::new(0),
-                deferred: AtomicPtr::new(ptr::null_mut()),
+                deferred: DeferredList::new(),
             },
         }
     }
@@ -477,7 +471,8 @@ impl<P: FramePlatform> MagazineHeap<P> {
                 Entry::Nested => {
                     self.shared.reentries.fetch_add(1, Ordering::Relaxed);
                     self.account(-(size as i64));
-                    self.defer(block, Kind::Small(class));
+                    // SAFETY: the caller has freed it, as one of this class.
+                    unsafe { self.shared.deferred.push(block, Kind::Small(class)) };
                     Ok(())
                 }
             }
@@ -507,10 +502,12 @@ impl<P: FramePlatform> MagazineHeap<P> {
     }
 
     fn free_to_slabs(&self, class: Class, blocks: &[Block]) -> Result<(), Misuse> {
-        (self.slabs[class].free(&self.ground(), class, blocks)).map_err(|(block, wrong)| Misuse {
-            block,
-            class,
-            wrong,
+        (self.slabs[class].free(&self.ground(), class, blocks)).map_err(|(block, wrong)| {
+            Misuse::Slab {
+                block,
+                class,
+                wrong,
+            }
         })
     }
 
@@ -555,44 +552,18 @@ impl<P: FramePlatform> MagazineHeap<P> {
         freed
     }
 
-    /// Notes that a block is to be freed.
-    fn defer(&self, block: Block, kind: Kind) {
-        let deferred = block.cast::<Deferred>().as_ptr();
-        let mut next = self.shared.deferred.load(Ordering::Relaxed);
-        loop {
-            // SAFETY: the block is dead, aligned to a unit, and at least as large as this.
-            unsafe { deferred.write(Deferred { next, kind }) };
-            match (self.shared.deferred).compare_exchange_weak(
-                next,
-                deferred,
-                Ordering::Release,
-                Ordering::Relaxed,
-            ) {
-                Ok(_) => return,
-                Err(now) => next = now,
-            }
-        }
-    }
-
     fn free_deferred(&self) -> Result<(), Misuse> {
         let mut freed = Ok(());
-        if self.shared.deferred.load(Ordering::Relaxed).is_null() {
-            return freed;
-        }
-        // All at once, so that none can leave the list and come back while somebody looks at it.
-        let mut list = (self.shared.deferred).swap(ptr::null_mut(), Ordering::Acquire);
-        while let Some(block) = NonNull::new(list) {
-            // SAFETY: written by `defer`, and this list is ours.
-            let Deferred { next, kind } = unsafe { block.read() };
-            list = next;
-            match kind {
-                Kind::Small(class) => {
-                    freed = freed.and(self.free_to_slabs(class, &[block.cast()]));
+        for deferred in self.shared.deferred.take_all() {
+            match deferred {
+                Ok((block, Kind::Small(class))) => {
+                    freed = freed.and(self.free_to_slabs(class, &[block]));
                 }
-                Kind::Large { frames } => {
-                    // SAFETY: a large block that was freed, of so many frames.
-                    unsafe { self.free_frames(block.cast(), frames as usize) };
-                }
+                // SAFETY: a large block that was freed, of so many frames.
+                Ok((block, Kind::Large { frames })) => unsafe {
+                    self.free_frames(block, frames as usize);
+                },
+                Err(Written(block)) => freed = freed.and(Err(Misuse::Written(block))),
             }
         }
         freed
@@ -631,7 +602,8 @@ impl<P: FramePlatform> MagazineHeap<P> {
         let entry = self.platform().cache().enter();
         if matches!(entry, Entry::Nested) {
             self.shared.reentries.fetch_add(1, Ordering::Relaxed);
-            self.defer(block, Kind::Large { frames });
+            // SAFETY: the caller has freed it, so many frames.
+            unsafe { self.shared.deferred.push(block, Kind::Large { frames }) };
         } else {
             // SAFETY: allocated so, and dead now.
             unsafe { self.free_frames(block, frames as usize) };
@@ -734,6 +706,7 @@ impl<P: FramePlatform> fmt::Debug for MagazineHeap<P> {
 mod tests {
     use super::*;
     use crate::hosted::HostedFrames;
+    use std::vec::Vec;
 
     type Heap = MagazineHeap<HostedFrames>;
 
@@ -754,6 +727,79 @@ mod tests {
         heap.trim();
         assert_eq!(heap.totals().frames(), 0, "{heap:?}");
         assert_eq!(heap.totals().live_bytes, 0);
+    }
+
+    #[test]
+    #[should_panic(expected = "was written to after it was freed")]
+    fn what_waits_to_be_freed_is_not_believed_if_it_was_written_to() {
+        let heap = Heap::new(HostedFrames::new(256));
+        // Larger than any class: no fast path takes it.
+        let layout = Layout::new::<[u64; 4096]>();
+        let [first, second] = [(); 2].map(|()| alloc(&heap, layout));
+        {
+            let entry = heap.platform().cache().enter();
+            assert!(matches!(entry, Entry::Owner(_)));
+            free(&heap, first, layout);
+            free(&heap, second, layout);
+        }
+        // SAFETY: the memory is the heap's, whose answer is to be seen.
+        unsafe { *second ^= 0x10 };
+        heap.drain();
+    }
+
+    #[test]
+    fn a_byte_past_the_last_block_of_a_frame_leads_nowhere() {
+        const FRAMES: usize = 512;
+        const SIZES: [usize; 4] = [16, 64, 1024, 4096];
+        let heap = Heap::new(HostedFrames::new(FRAMES));
+        let layouts = SIZES.map(|size| Layout::from_size_align(size, 16).unwrap());
+        let mut live = Vec::new();
+        let mut fill = |count: usize| {
+            for number in 0..count {
+                let layout = layouts[number % layouts.len()];
+                let block = alloc(&heap, layout);
+                assert!(!block.is_null());
+                // SAFETY: the block's own bytes.
+                unsafe { block.write_bytes(number as u8, layout.size()) };
+                live.push((block, layout, number as u8));
+            }
+            for (number, &(block, layout, _)) in live.iter().enumerate() {
+                if number % 3 == 0 {
+                    free(&heap, block, layout);
+                }
+            }
+            let mut number = 0;
+            live.retain(|_| {
+                number += 1;
+                (number - 1) % 3 != 0
+            });
+        };
+        fill(1200);
+        // Depots and the map have frames of their own by now. What somebody writes past the end of the
+        // frame before, that is, to the first byte of theirs, changes nothing.
+        for change in [0x01, 0x08, 0x10, 0x80, 0xff_u8] {
+            let mut written = 0;
+            let mut write = |frame: NonNull<u8>| {
+                // SAFETY: the heap's, which this is about.
+                unsafe { *frame.as_ptr() ^= change };
+                written += 1;
+            };
+            heap.depots
+                .iter()
+                .filter_map(Depot::memory)
+                .for_each(&mut write);
+            heap.map.each_table(&mut write);
+            assert!(written > 5, "{written}");
+            fill(300);
+            assert!(heap.drain());
+        }
+        for (block, layout, number) in live {
+            // SAFETY: the block's own bytes.
+            let bytes = unsafe { core::slice::from_raw_parts(block, layout.size()) };
+            assert!(bytes.iter().all(|&byte| byte == number));
+            free(&heap, block, layout);
+        }
+        assert_all_back(&heap);
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 mod cache;
 mod class;
+#[cfg(not(loom))]
+mod deferred;
 mod depot;
 mod frames;
 #[cfg(not(loom))]

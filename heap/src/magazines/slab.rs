@@ -16,22 +16,25 @@ const WORDS: usize = MOST_BLOCKS / 64;
 /// All zeroes: the frame belongs to no slab. `start`, `class` and `back` are written before any
 /// block of the slab is handed out, and stay until the slab is empty and gone; so whoever has a block
 /// may read them. The rest is under the lock of the class, which is why `Relaxed` will do.
+///
+/// The first byte is what matters least: descriptions fill a frame, and the one before may be a slab
+/// whose last block somebody writes past.
 #[repr(C, align(64))]
 pub(super) struct Slab {
-    /// One bit for each free block.
-    free: [AtomicU64; WORDS],
-    next: AtomicPtr<Slab>,
-    previous: AtomicPtr<Slab>,
-    start: AtomicPtr<u8>,
-    used: AtomicU16,
-    capacity: AtomicU16,
+    /// The lowest byte of the number of the CPU that last got blocks: for statistics.
+    user: AtomicU8,
     class: AtomicU8,
     /// How many frames before this one the slab starts.
     back: AtomicU8,
     /// How many frames the slab has; 0: no slab.
     frames: AtomicU8,
-    /// The lowest byte of the number of the CPU that last got blocks: for statistics.
-    user: AtomicU8,
+    used: AtomicU16,
+    capacity: AtomicU16,
+    start: AtomicPtr<u8>,
+    next: AtomicPtr<Slab>,
+    previous: AtomicPtr<Slab>,
+    /// One bit for each free block.
+    free: [AtomicU64; WORDS],
 }
 
 /// What is wrong with a block that was to be freed.
@@ -57,16 +60,16 @@ impl Slab {
     #[cfg(loom)]
     pub(super) fn none() -> Self {
         Self {
-            free: core::array::from_fn(|_| AtomicU64::new(0)),
-            next: AtomicPtr::new(ptr::null_mut()),
-            previous: AtomicPtr::new(ptr::null_mut()),
-            start: AtomicPtr::new(ptr::null_mut()),
-            used: AtomicU16::new(0),
-            capacity: AtomicU16::new(0),
+            user: AtomicU8::new(0),
             class: AtomicU8::new(0),
             back: AtomicU8::new(0),
             frames: AtomicU8::new(0),
-            user: AtomicU8::new(0),
+            used: AtomicU16::new(0),
+            capacity: AtomicU16::new(0),
+            start: AtomicPtr::new(ptr::null_mut()),
+            next: AtomicPtr::new(ptr::null_mut()),
+            previous: AtomicPtr::new(ptr::null_mut()),
+            free: core::array::from_fn(|_| AtomicU64::new(0)),
         }
     }
 

@@ -72,11 +72,11 @@ impl SlabMap {
         let mut entry = &self.root[number / (LEAF * NODE * NODE) % ROOT];
         for unit in [LEAF * NODE, LEAF] {
             // Acquire: the table's contents.
-            let node = NonNull::new(entry.load(Ordering::Acquire))?.cast::<Node>();
+            let node = table(entry, Ordering::Acquire)?.cast::<Node>();
             // SAFETY: a table, which stays while a slab is below it, and all zeroes at first.
             entry = unsafe { &node.as_ref()[number / unit % NODE] };
         }
-        let leaf = NonNull::new(entry.load(Ordering::Acquire))?.cast::<Leaf>();
+        let leaf = table(entry, Ordering::Acquire)?.cast::<Leaf>();
         // SAFETY: descriptions, which stay while one of them is in use, and all zeroes at first.
         Some(unsafe { &leaf.as_ref()[number % LEAF] })
     }
@@ -111,8 +111,8 @@ impl SlabMap {
     fn make_path<P: FramePlatform>(&self, frames: &Frames<P>, number: usize) -> Option<()> {
         let mut entry = &self.root[number / (LEAF * NODE * NODE) % ROOT];
         for unit in [Some(LEAF * NODE), Some(LEAF), None] {
-            let mut table = NonNull::new(entry.load(Ordering::Relaxed));
-            if table.is_none() {
+            let mut below = table(entry, Ordering::Relaxed);
+            if below.is_none() {
                 let fresh = frames.allocate(1, 1, Use::Own)?;
                 // SAFETY: a frame, and nobody else has it.
                 #[cfg(not(loom))]
@@ -134,11 +134,11 @@ impl SlabMap {
                     Ordering::Release
                 };
                 entry.store(fresh.as_ptr(), publish);
-                table = Some(fresh);
+                below = Some(fresh);
             }
-            if let (Some(unit), Some(table)) = (unit, table) {
+            if let (Some(unit), Some(below)) = (unit, below) {
                 // SAFETY: a table, which isn't freed while this CPU has the lock.
-                entry = unsafe { &table.cast::<Node>().as_ref()[number / unit % NODE] };
+                entry = unsafe { &below.cast::<Node>().as_ref()[number / unit % NODE] };
             }
         }
         Some(())
@@ -179,27 +179,54 @@ impl SlabMap {
     }
 }
 
+#[cfg(all(test, not(loom)))]
+impl SlabMap {
+    /// Shows the visitor all tables and leaves. Nobody uses the map meanwhile.
+    pub(super) fn each_table(&self, visit: &mut dyn FnMut(NonNull<u8>)) {
+        fn below(entry: &AtomicPtr<u8>, levels: usize, visit: &mut dyn FnMut(NonNull<u8>)) {
+            let Some(start) = table(entry, Ordering::Relaxed) else {
+                return;
+            };
+            if levels > 0 {
+                // SAFETY: a table, as in `trim_table`.
+                let node = unsafe { start.cast::<Node>().as_ref() };
+                (node.iter()).for_each(|entry| below(entry, levels - 1, visit));
+            }
+            visit(start);
+        }
+        self.root.iter().for_each(|entry| below(entry, 2, visit));
+    }
+}
+
+/// The table that an entry leads to, if there is one. They fill frames, so that the lowest bits are
+/// nothing: the first byte of a table is not believed, as the frame before may be a slab whose last
+/// block somebody writes past.
+fn table(entry: &AtomicPtr<u8>, ordering: Ordering) -> Option<NonNull<u8>> {
+    let start = entry.load(ordering);
+    NonNull::new(start.map_addr(|address| address & !(FRAME - 1)))
+}
+
 /// Frees what lies below an entry and describes nothing: tables down to `levels` more, then leaves.
 fn trim_table<P: FramePlatform>(entry: &AtomicPtr<u8>, levels: usize, frames: &Frames<P>) {
-    let Some(table) = NonNull::new(entry.load(Ordering::Relaxed)) else {
+    let Some(below) = table(entry, Ordering::Relaxed) else {
         return;
     };
     let is_idle = if levels == 0 {
         // SAFETY: a leaf, which is freed only here, under the lock.
-        let leaf = unsafe { table.cast::<Leaf>().as_ref() };
+        let leaf = unsafe { below.cast::<Leaf>().as_ref() };
         !leaf.iter().any(Slab::is_in_use) || mutated("descriptions in use are freed")
     } else {
         // SAFETY: a table, as above.
-        let node = unsafe { table.cast::<Node>().as_ref() };
+        let node = unsafe { below.cast::<Node>().as_ref() };
         for entry in node {
             trim_table(entry, levels - 1, frames);
         }
         node.iter()
-            .all(|entry| entry.load(Ordering::Relaxed).is_null())
+            .all(|entry| table(entry, Ordering::Relaxed).is_none())
     };
     if is_idle {
         entry.store(ptr::null_mut(), Ordering::Relaxed);
         // SAFETY: made by `make_path`, and no slab is left for whose sake it could be read.
-        unsafe { frames.free(table, 1, Use::Own) };
+        unsafe { frames.free(below, 1, Use::Own) };
     }
 }
