@@ -6,6 +6,7 @@ use muster_memory::{
 use proptest::prelude::*;
 use proptest::sample::Index;
 
+use crate::oracle::oracle;
 use crate::ram::Ram;
 
 const WINDOW: u64 = 0xffff_ff10_0000_0000;
@@ -32,58 +33,62 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(256))]
-
-    #[test]
-    fn addresses_are_as_in_the_model(
-        pages in 1..80u64,
-        offset in 0..8u64,
-        steps in prop::collection::vec(step(), 0..80),
-    ) {
-        let start = WINDOW + offset * FRAME_SIZE;
-        let window = VirtRange::new(start, pages * FRAME_SIZE).unwrap();
-        let mut addresses = AddressAllocator::new(window);
-        prop_assert_eq!(addresses.window(), window);
-        let mut held: Vec<VirtRange> = Vec::new();
-        for step in steps {
-            // Which pages are somebody's.
-            let mut taken = vec![false; pages as usize];
-            for page in held.iter().flat_map(|range| {
-                (range.start()..=range.last()).step_by(FRAME_SIZE as usize)
-            }) {
-                taken[((page - start) / FRAME_SIZE) as usize] = true;
-            }
-            match step {
-                Step::Allocate { pages: count, align } => {
-                    let align = FRAME_SIZE << align;
-                    // The first place where all pages, and one on each side, are nobody's.
-                    let place = (1..pages).find(|&first| {
-                        first + count < pages
-                            && (start + first * FRAME_SIZE).is_multiple_of(align)
-                            && !taken[first as usize - 1..=(first + count) as usize]
-                                .contains(&true)
-                    });
-                    let length = count * FRAME_SIZE;
-                    let allocated = addresses.allocate(length, align);
-                    let expected = place
-                        .map(|first| VirtRange::new(start + first * FRAME_SIZE, length).unwrap())
-                        .ok_or(AddressError::Exhausted { length, align });
-                    prop_assert_eq!(allocated, expected);
-                    held.extend(allocated);
-                }
-                Step::Free(which) if !held.is_empty() => {
-                    let range = held.swap_remove(which.index(held.len()));
-                    prop_assert_eq!(addresses.free(vacate(range)), Ok(()));
-                    prop_assert!(addresses.free(vacate(range)).is_err());
-                }
-                Step::Free(_) => {}
-            }
-            let bytes: u64 = held.iter().map(|range| range.len()).sum();
-            prop_assert_eq!(addresses.allocated_bytes(), bytes);
-            prop_assert_eq!(addresses.allocated_ranges(), held.len());
+fn check(pages: u64, offset: u64, steps: Vec<Step>) -> Result<usize, TestCaseError> {
+    let count = steps.len();
+    let start = WINDOW + offset * FRAME_SIZE;
+    let window = VirtRange::new(start, pages * FRAME_SIZE).unwrap();
+    let mut addresses = AddressAllocator::new(window);
+    prop_assert_eq!(addresses.window(), window);
+    let mut held: Vec<VirtRange> = Vec::new();
+    for step in steps {
+        // Which pages are somebody's.
+        let mut taken = vec![false; pages as usize];
+        for page in held
+            .iter()
+            .flat_map(|range| (range.start()..=range.last()).step_by(FRAME_SIZE as usize))
+        {
+            taken[((page - start) / FRAME_SIZE) as usize] = true;
         }
+        match step {
+            Step::Allocate {
+                pages: wanted,
+                align,
+            } => {
+                let align = FRAME_SIZE << align;
+                // The first place where all pages, and one on each side, are nobody's.
+                let place = (1..pages).find(|&first| {
+                    first + wanted < pages
+                        && (start + first * FRAME_SIZE).is_multiple_of(align)
+                        && !taken[first as usize - 1..=(first + wanted) as usize].contains(&true)
+                });
+                let length = wanted * FRAME_SIZE;
+                let allocated = addresses.allocate(length, align);
+                let expected = place
+                    .map(|first| VirtRange::new(start + first * FRAME_SIZE, length).unwrap())
+                    .ok_or(AddressError::Exhausted { length, align });
+                prop_assert_eq!(allocated, expected);
+                held.extend(allocated);
+            }
+            Step::Free(which) if !held.is_empty() => {
+                let range = held.swap_remove(which.index(held.len()));
+                prop_assert_eq!(addresses.free(vacate(range)), Ok(()));
+                prop_assert!(addresses.free(vacate(range)).is_err());
+            }
+            Step::Free(_) => {}
+        }
+        let bytes: u64 = held.iter().map(|range| range.len()).sum();
+        prop_assert_eq!(addresses.allocated_bytes(), bytes);
+        prop_assert_eq!(addresses.allocated_ranges(), held.len());
     }
+    Ok(count)
+}
+
+#[test]
+fn addresses_are_as_in_the_model() {
+    let values = (1..80u64, 0..8u64, prop::collection::vec(step(), 0..80));
+    oracle("addresses", 256, values, |(pages, offset, steps)| {
+        check(pages, offset, steps)
+    });
 }
 
 #[test]

@@ -12,8 +12,10 @@ use muster_memory::{
 use proptest::prelude::*;
 use proptest::sample::Index;
 
-use crate::maps::HALF_4;
+use crate::maps::{HALF_4, HALF_5};
+use crate::oracle::oracle;
 use crate::ram::Ram;
+use crate::walker::{Seen, walk};
 
 /// Far above the memory that is mapped.
 const TABLES_FROM: u64 = 1 << 36;
@@ -22,7 +24,14 @@ const LARGE: u64 = 1 << 21;
 
 /// Pages of the part of the address space that is played with: across a border of every level.
 const PAGES: u64 = 4 * LARGE / FRAME_SIZE;
-const BASE: u64 = HALF_4 + (1 << 39) - 2 * LARGE;
+const BASE: u64 = base(Levels::Four);
+
+const fn base(levels: Levels) -> u64 {
+    match levels {
+        Levels::Four => HALF_4 + (1 << 39) - 2 * LARGE,
+        Levels::Five => HALF_5 + (1 << 48) - 2 * LARGE,
+    }
+}
 
 const FEATURES: Features = Features {
     gigabyte_pages: true,
@@ -43,8 +52,8 @@ struct Cpu {
 
 impl Cpu {
     /// Translates an address, from the lowest table it knows for it or from the root.
-    fn touch(&mut self, ram: &Ram, root: u64, virt: u64, use_caches: bool) {
-        let (mut level, mut frame) = (4, root);
+    fn touch(&mut self, ram: &Ram, root: u64, levels: Levels, virt: u64, use_caches: bool) {
+        let (mut level, mut frame) = (levels.count(), root);
         if use_caches {
             let known = self.tables.iter().filter(|&&(start, level, _)| {
                 start == virt >> (12 + 9 * level) << (12 + 9 * level)
@@ -102,6 +111,7 @@ unsafe impl Shootdown for Cpus {
 struct Page {
     phys: u64,
     access: Access,
+    cache: Cache,
     size: PageSize,
 }
 
@@ -113,6 +123,7 @@ enum Withdrawal {
 struct World<'a> {
     ram: &'a Ram,
     tables: Tables<&'a Ram>,
+    base: u64,
     cpus: Cpus,
     model: BTreeMap<u64, Page>,
     /// Withdrawn, and not yet completed: what the model had there.
@@ -137,7 +148,10 @@ enum Step {
         first: u64,
         count: u64,
         access: Access,
+        cache: Cache,
         largest: PageSize,
+        /// How many frames there are for tables.
+        frames: usize,
     },
     Unmap {
         first: u64,
@@ -180,13 +194,20 @@ fn place() -> impl Strategy<Value = (u64, u64)> {
 
 fn step() -> impl Strategy<Value = Step> {
     let largest = prop::sample::select(&PageSize::ALL[..2]);
+    let cache = [Cache::WriteBack, Cache::WriteCombining, Cache::Uncached];
+    let cache = prop::sample::select(cache.to_vec());
+    let frames = prop_oneof![3 => Just(usize::MAX), 1 => 0..8usize];
     prop_oneof![
-        4 => (place(), access(), largest).prop_map(|((first, count), access, largest)| Step::Map {
-            first,
-            count,
-            access,
-            largest,
-        }),
+        4 => (place(), access(), cache, largest, frames).prop_map(
+            |((first, count), access, cache, largest, frames)| Step::Map {
+                first,
+                count,
+                access,
+                cache,
+                largest,
+                frames,
+            }
+        ),
         2 => place().prop_map(|(first, count)| Step::Unmap { first, count }),
         4 => (any::<Index>(), place())
             .prop_map(|(which, (_, count))| Step::UnmapRun { which, count }),
@@ -205,11 +226,16 @@ fn step() -> impl Strategy<Value = Step> {
 
 impl<'a> World<'a> {
     fn new(ram: &'a Ram) -> Self {
+        Self::with_levels(ram, Levels::Four)
+    }
+
+    fn with_levels(ram: &'a Ram, levels: Levels) -> Self {
         // SAFETY: the frames of `ram` are used by these tables alone.
-        let tables = unsafe { Tables::new(ram, Levels::Four, FEATURES, ram) }.unwrap();
+        let tables = unsafe { Tables::new(ram, levels, FEATURES, ram) }.unwrap();
         Self {
             ram,
             tables,
+            base: base(levels),
             cpus: Cpus(RefCell::new(vec![Cpu::default(), Cpu::default()])),
             model: BTreeMap::new(),
             withdrawn: Vec::new(),
@@ -239,10 +265,25 @@ impl<'a> World<'a> {
                 first,
                 count,
                 access,
+                cache,
                 largest,
-            } => self.map(first, count, access, largest)?,
+                frames,
+            } => {
+                let region = Region {
+                    name: "region",
+                    virt: self.base + first * FRAME_SIZE,
+                    phys: self.next_phys + first * FRAME_SIZE % LARGE,
+                    length: count * FRAME_SIZE,
+                    access,
+                    cache,
+                    largest,
+                };
+                self.ram.left.set(frames);
+                self.map(region)?;
+                self.ram.left.set(usize::MAX);
+            }
             Step::Unmap { first, count } => {
-                let range = range(BASE + first * FRAME_SIZE, count * FRAME_SIZE);
+                let range = range(self.base + first * FRAME_SIZE, count * FRAME_SIZE);
                 self.unmap(range)?;
             }
             Step::UnmapRun { which, count } if !self.model.is_empty() => {
@@ -279,7 +320,7 @@ impl<'a> World<'a> {
                 count,
                 access,
             } => {
-                let range = range(BASE + first * FRAME_SIZE, count * FRAME_SIZE);
+                let range = range(self.base + first * FRAME_SIZE, count * FRAME_SIZE);
                 self.protect(range, access)?;
             }
             Step::Touch {
@@ -289,29 +330,42 @@ impl<'a> World<'a> {
             } => {
                 let mut cpus = self.cpus.0.borrow_mut();
                 let place = cpu.index(cpus.len());
-                let root = self.tables.root().start();
-                cpus[place].touch(self.ram, root, BASE + page * FRAME_SIZE, use_caches);
+                let (root, levels) = (self.tables.root().start(), self.tables.levels());
+                let virt = self.base + page * FRAME_SIZE;
+                cpus[place].touch(self.ram, root, levels, virt, use_caches);
             }
         }
         self.check()
     }
 
-    fn map(
-        &mut self,
-        first: u64,
-        count: u64,
-        access: Access,
-        largest: PageSize,
-    ) -> Result<(), TestCaseError> {
-        let region = Region {
-            name: "region",
-            virt: BASE + first * FRAME_SIZE,
-            phys: self.next_phys + first * FRAME_SIZE % LARGE,
-            length: count * FRAME_SIZE,
-            access,
-            cache: Cache::WriteBack,
-            largest,
+    /// How many tables a page lacks: of each level, a table is there as long as any page of its part
+    /// of the address space is, or was and is not yet completed.
+    fn missing_tables(&self, virt: u64, size: PageSize) -> usize {
+        let leaf_level = |size| match size {
+            PageSize::Size4KiB => 1,
+            PageSize::Size2MiB => 2,
+            PageSize::Size1GiB => 3,
         };
+        let withdrawn = self.withdrawn.iter().map(|(_, pages)| pages);
+        (leaf_level(size)..self.tables.levels().count())
+            .filter(|&level| {
+                let part = (1 << (12 + 9 * level)) - 1;
+                !withdrawn.clone().chain([&self.model]).any(|pages| {
+                    let mut there = pages.range(virt & !part..=virt | part);
+                    there.any(|(_, page)| leaf_level(page.size) <= level)
+                })
+            })
+            .count()
+    }
+
+    fn map(&mut self, region: Region) -> Result<(), TestCaseError> {
+        let Region {
+            access,
+            cache,
+            largest,
+            ..
+        } = region;
+        let mut frames = self.ram.left.get();
         self.next_phys += region.length.next_multiple_of(LARGE) + LARGE;
         let mapped = self
             .tables
@@ -344,13 +398,29 @@ impl<'a> World<'a> {
                 prop_assert!(expected, "{:?} at {:#x}", mapped, virt);
                 return Ok(());
             }
+            let missing = self.missing_tables(virt, size);
+            if missing > frames {
+                prop_assert_eq!(mapped, Err((TableError::OutOfFrames, virt)));
+                prop_assert_eq!(self.ram.left.get(), frames);
+                return Ok(());
+            }
+            frames -= missing;
             for page in pages() {
                 let phys = page - region.virt + region.phys;
-                self.model.insert(page, Page { phys, access, size });
+                self.model.insert(
+                    page,
+                    Page {
+                        phys,
+                        access,
+                        cache,
+                        size,
+                    },
+                );
             }
             virt += size.bytes();
         }
         prop_assert_eq!(mapped, Ok(()));
+        prop_assert_eq!(self.ram.left.get(), frames);
         Ok(())
     }
 
@@ -461,25 +531,21 @@ impl<'a> World<'a> {
 
     /// Holds the tables and the CPUs against the model.
     fn check(&self) -> Result<(), TestCaseError> {
-        let mut pages = 0;
-        let mut expected = self.model.iter();
-        let mut wrong = None;
-        let tables = self
-            .tables
-            .walk(&mut |leaf| {
-                pages += leaf.size.bytes() / FRAME_SIZE;
-                for offset in (0..leaf.size.bytes()).step_by(FRAME_SIZE as usize) {
-                    let access = leaf.access().unwrap();
-                    let (phys, size) = (leaf.phys + offset, leaf.size);
-                    let found = (leaf.virt + offset, Page { phys, access, size });
-                    if expected.next() != Some((&found.0, &found.1)) {
-                        wrong.get_or_insert(found);
-                    }
-                }
-            })
-            .unwrap();
-        prop_assert_eq!(wrong, None);
-        prop_assert_eq!(pages as usize, self.model.len());
+        let mut expected = Vec::new();
+        for (&virt, page) in &self.model {
+            if virt.is_multiple_of(page.size.bytes()) {
+                expected.push(Seen {
+                    virt,
+                    phys: page.phys,
+                    bytes: page.size.bytes(),
+                    access: page.access,
+                    cache: page.cache,
+                });
+            }
+        }
+        let (root, levels) = (self.tables.root().start(), self.tables.levels());
+        prop_assert_eq!(walk(self.ram, root, levels.count()), expected);
+        let tables = self.tables.walk(&mut |_| ()).unwrap();
         // What is not walked by is withdrawn, or lost.
         prop_assert_eq!(self.tables.table_count(), self.ram.frames().len());
         prop_assert!(tables <= self.tables.table_count());
@@ -508,30 +574,40 @@ impl<'a> World<'a> {
     }
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(96))]
-
-    #[test]
-    fn pages_come_and_go_as_in_the_model(steps in prop::collection::vec(step(), 1..60)) {
-        let ram = Ram::new(TABLES_FROM);
-        let mut world = World::new(&ram);
-        for step in steps {
-            world.take(step)?;
-        }
-        while let Some((state, pages)) = world.withdrawn.pop() {
-            world.complete(state, pages)?;
-        }
-        world.check()?;
-
-        while let Some((&virt, page)) = world.model.first_key_value() {
-            world.unmap(range(virt, page.size.bytes()))?;
-            let (state, pages) = world.withdrawn.pop().unwrap();
-            world.complete(state, pages)?;
-        }
-        world.check()?;
-        prop_assert!(world.tables.vacant(range(BASE, PAGES * FRAME_SIZE)).is_some());
-        prop_assert_eq!(world.ram.frames(), [world.tables.root().start()]);
+fn check_history(levels: Levels, steps: Vec<Step>) -> Result<usize, TestCaseError> {
+    let count = steps.len();
+    let ram = Ram::new(TABLES_FROM);
+    let mut world = World::with_levels(&ram, levels);
+    for step in steps {
+        world.take(step)?;
     }
+    while let Some((state, pages)) = world.withdrawn.pop() {
+        world.complete(state, pages)?;
+    }
+    world.check()?;
+
+    while let Some((&virt, page)) = world.model.first_key_value() {
+        world.unmap(range(virt, page.size.bytes()))?;
+        let (state, pages) = world.withdrawn.pop().unwrap();
+        world.complete(state, pages)?;
+    }
+    world.check()?;
+    let all = range(world.base, PAGES * FRAME_SIZE);
+    prop_assert!(world.tables.vacant(all).is_some());
+    prop_assert_eq!(world.ram.frames(), [world.tables.root().start()]);
+    Ok(count)
+}
+
+#[test]
+fn pages_come_and_go_as_in_the_model() {
+    let levels = prop::sample::select(&[Levels::Four, Levels::Five][..]);
+    let steps = prop::collection::vec(step(), 1..60);
+    oracle(
+        "pages that come and go",
+        96,
+        (levels, steps),
+        |(levels, steps)| check_history(levels, steps),
+    );
 }
 
 /// Nobody else has cached anything.

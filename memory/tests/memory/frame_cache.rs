@@ -6,12 +6,14 @@ use std::sync::{Barrier, Mutex};
 use std::thread;
 
 use muster_memory::{
-    FRAME_SIZE, Frame, FrameAllocator, FrameCache, FrameRun, FreeError, Owner, PhysRange,
+    AdoptError, FRAME_SIZE, Frame, FrameAllocator, FrameCache, FrameRun, FreeError, Owner,
+    PhysRange, Totals,
 };
 use proptest::prelude::*;
 use proptest::sample::Index;
 
 use crate::frames::{allocator, bounds};
+use crate::oracle::oracle;
 
 const OWNERS: [Owner; 3] = [Owner::Heap, Owner::Stacks, Owner::PageTables];
 const CHUNK: u64 = 512;
@@ -21,45 +23,70 @@ const CHUNK: u64 = 512;
 enum Call {
     Allocate(usize, Owner),
     AllocateRun(usize, usize, usize, Owner),
-    /// Frees one of the runs that are handed out.
-    Free(usize, Index),
-    /// Frees a frame as this owner, whosever it is.
-    FreeAny(usize, u64, Owner),
+    /// Frees, from one of the frames that are handed out on, as many as are its owner's, but no more
+    /// than this: one run or a part of it, or several.
+    Free(usize, Index, usize),
+    /// Frees any frames as this owner, or as the first one's, whosever they are.
+    FreeAny(usize, u64, usize, Option<Owner>),
     Drain(usize),
+    /// A CPU's cache goes, and another comes in its place.
+    Restart(usize),
+    Adopt(Index),
 }
 
 fn call() -> impl Strategy<Value = Call> {
     let owner = || prop::sample::select(&OWNERS[..]);
-    let count = prop_oneof![
-        4 => (0..7u32).prop_map(|order| 1usize << order),
-        2 => (7..11u32).prop_map(|order| 1usize << order),
-        2 => 1..70usize,
-        1 => 1..1100usize,
+    let count = || {
+        prop_oneof![
+            4 => (0..7u32).prop_map(|order| 1usize << order),
+            2 => (7..11u32).prop_map(|order| 1usize << order),
+            2 => 1..70usize,
+            1 => 1..1100usize,
+        ]
+    };
+    let align = prop_oneof![
+        6 => Just(None),
+        6 => (0..11u32).prop_map(|order| Some(1 << order)),
+        1 => (0..600usize).prop_map(Some),
     ];
-    let run = (0..3usize, count, any::<bool>(), 0..11u32, owner());
+    let run = (0..3usize, count(), align, owner());
+    let claimed = prop_oneof![
+        3 => Just(None),
+        3 => owner().prop_map(Some),
+        1 => Just(Some(Owner::Free)),
+        1 => Just(Some(Owner::Loader)),
+    ];
     prop_oneof![
         8 => (0..3usize, owner()).prop_map(|(c, o)| Call::Allocate(c, o)),
-        4 => run.prop_map(|(c, count, natural, order, o)| {
-            let align = if natural { count.next_power_of_two() } else { 1 << order };
-            Call::AllocateRun(c, count, align, o)
+        4 => run.prop_map(|(c, count, align, o)| {
+            Call::AllocateRun(c, count, align.unwrap_or(count.next_power_of_two()), o)
         }),
-        9 => (0..3usize, any::<Index>()).prop_map(|(c, i)| Call::Free(c, i)),
-        1 => (0..3usize, 1..2600u64, owner()).prop_map(|(c, n, o)| Call::FreeAny(c, n, o)),
+        1 => (0..3usize, owner()).prop_map(|(c, o)| Call::AllocateRun(c, 0, 1, o)),
+        9 => (0..3usize, any::<Index>(), prop_oneof![1 => Just(1), 2 => count()])
+            .prop_map(|(c, i, n)| Call::Free(c, i, n)),
+        2 => (0..3usize, 1..2600u64, prop_oneof![1 => Just(1), 2 => count()], claimed)
+            .prop_map(|(c, n, count, o)| Call::FreeAny(c, n, count, o)),
         1 => (0..3usize).prop_map(Call::Drain),
+        1 => (0..2usize).prop_map(Call::Restart),
+        1 => any::<Index>().prop_map(Call::Adopt),
     ]
 }
 
 /// Whose each frame is, by its number; `None` if it is none.
 struct Model {
     owners: Vec<Option<Owner>>,
-    ranges: Vec<PhysRange>,
+    /// Each range, and whether it is free or was adopted.
+    ranges: Vec<(PhysRange, bool)>,
 }
 
 impl Model {
-    fn new(ranges: &[PhysRange]) -> Self {
-        let mut owners = vec![None; 2700];
-        for frame in ranges.iter().flat_map(|range| range.frames()) {
-            owners[frame.number() as usize] = Some(Owner::Free);
+    fn new(ranges: &[(PhysRange, bool)]) -> Self {
+        let mut owners = vec![None; 4000];
+        for (range, is_open) in ranges {
+            for frame in range.frames() {
+                let owner = if *is_open { Owner::Free } else { Owner::Loader };
+                owners[frame.number() as usize] = Some(owner);
+            }
         }
         Self {
             owners,
@@ -80,21 +107,39 @@ impl Model {
     }
 
     fn has_run(&self, count: usize, align: usize) -> bool {
-        self.ranges.iter().any(|range| {
-            let numbers: Vec<_> = range.frames().map(Frame::number).collect();
-            let mut length = 0;
-            // From the last on: how many are free from this one to the next used one.
-            numbers.iter().rev().any(|&number| {
-                let free = self.owners[number as usize] == Some(Owner::Free);
-                length = if free { length + 1 } else { 0 };
-                length >= count && number.is_multiple_of(align as u64)
+        count != 0
+            && align != 0
+            && self.ranges.iter().any(|(range, _)| {
+                let numbers: Vec<_> = range.frames().map(Frame::number).collect();
+                let mut length = 0;
+                // From the last on: how many are free from this one to the next used one.
+                numbers.iter().rev().any(|&number| {
+                    let free = self.owners[number as usize] == Some(Owner::Free);
+                    length = if free { length + 1 } else { 0 };
+                    length >= count && number.is_multiple_of(align as u64)
+                })
             })
-        })
+    }
+
+    /// As many frames from one of those that are handed out on, and their owner.
+    fn handed_out(&self, which: impl Fn(usize) -> usize, most: usize) -> Option<(FrameRun, Owner)> {
+        let is_out = |number: &u64| {
+            self.owners[*number as usize].is_some_and(|owner| OWNERS.contains(&owner))
+        };
+        let out: Vec<u64> = (0..self.owners.len() as u64).filter(is_out).collect();
+        let first = *out.get(which(out.len().max(1)))?;
+        let owner = self.owners[first as usize]?;
+        let count = self.owners[first as usize..]
+            .iter()
+            .take(most)
+            .take_while(|whose| **whose == Some(owner))
+            .count();
+        Some((run(first, count), owner))
     }
 
     fn expected(&self, frame: Frame, claimed: Owner) -> Result<(), FreeError> {
         match self.owners[frame.number() as usize] {
-            None => Err(FreeError::Foreign { frame }),
+            None | Some(Owner::Loader) => Err(FreeError::Foreign { frame }),
             Some(Owner::Free) => Err(FreeError::AlreadyFree { frame }),
             Some(recorded) if recorded != claimed => Err(FreeError::WrongOwner {
                 frame,
@@ -106,126 +151,179 @@ impl Model {
     }
 }
 
+fn run(first: u64, count: usize) -> FrameRun {
+    let range = PhysRange::new(first * 4096, count as u64 * 4096).unwrap();
+    FrameRun::from_range(range).unwrap()
+}
+
 fn single(frame: Frame) -> FrameRun {
     FrameRun::from_range(frame.range()).unwrap()
 }
 
-/// One to four ranges of a frame to over 2 MiB, some next to each other.
-fn ranges() -> impl Strategy<Value = Vec<PhysRange>> {
-    let range = (prop::sample::select(&[0u64, 0, 1, 100][..]), 1..1200u64);
-    prop::collection::vec(range, 1..4).prop_map(|ranges| {
+/// One to four ranges of a frame to over 2 MiB, some next to each other, some to be adopted later.
+fn ranges() -> impl Strategy<Value = Vec<(PhysRange, bool)>> {
+    let gap = prop::sample::select(&[0u64, 0, 1, 100][..]);
+    let range = (gap, 1..1200u64, prop::bool::weighted(0.8));
+    prop::collection::vec(range, 1..5).prop_map(|ranges| {
         let mut at = 0;
-        let place = |(gap, length): (u64, u64)| {
+        let place = |(gap, length, is_open): (u64, u64, bool)| {
             let start = at + gap;
             at = (start + length).min(2600);
-            PhysRange::from_bounds(start * 4096, at * 4096)
+            Some((PhysRange::from_bounds(start * 4096, at * 4096)?, is_open))
         };
         ranges.into_iter().filter_map(place).collect()
     })
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
-
-    #[test]
-    fn cpus_in_turn_behave_as_the_model(
-        ranges in ranges(),
-        calls in prop::collection::vec(call(), 0..300),
-    ) {
-        let frames = allocator(&ranges, &[]).with_caches(2);
-        let mut model = Model::new(&ranges);
-        let mut caches: Vec<FrameCache> = std::iter::from_fn(|| frames.cache()).collect();
-        let mut held: Vec<(FrameRun, Owner)> = Vec::new();
-        for call in calls {
-            match call {
-                Call::Allocate(cpu, owner) => {
-                    let frame = match caches.get_mut(cpu) {
-                        Some(cache) => cache.allocate(owner),
-                        None => frames.allocate(owner),
-                    };
-                    match frame {
-                        Some(frame) => {
-                            model.change(single(frame), Owner::Free, owner)?;
-                            held.push((single(frame), owner));
-                        }
-                        None => prop_assert_eq!(frames.free_frames(), frames.cached_frames()),
+fn behave_as_the_model(
+    ranges: &[(PhysRange, bool)],
+    calls: &[Call],
+) -> Result<usize, TestCaseError> {
+    let of_kind = |open| {
+        let ranges = ranges.iter().filter(move |(_, is_open)| *is_open == open);
+        ranges.map(|(range, _)| *range).collect::<Vec<_>>()
+    };
+    let frames = allocator(&of_kind(true), &of_kind(false)).with_caches(2);
+    let mut model = Model::new(ranges);
+    let mut caches: Vec<FrameCache> = std::iter::from_fn(|| frames.cache()).collect();
+    for call in calls.iter().cloned() {
+        match call {
+            Call::Allocate(cpu, owner) => {
+                let frame = match caches.get_mut(cpu) {
+                    Some(cache) => cache.allocate(owner),
+                    None => frames.allocate(owner),
+                };
+                match frame {
+                    Some(frame) => model.change(single(frame), Owner::Free, owner)?,
+                    None => {
+                        prop_assert_eq!(frames.free_frames(), frames.cached_frames());
+                        prop_assert!(caches.get(cpu).is_none_or(FrameCache::is_empty));
                     }
                 }
-                Call::AllocateRun(cpu, count, align, owner) => {
-                    let possible = model.has_run(count, align);
-                    let mut allocate = || match caches.get_mut(cpu) {
-                        Some(cache) => cache.allocate_run(count, align, owner),
-                        None => frames.allocate_run(count, align, owner),
-                    };
-                    let mut run = allocate();
-                    if run.is_none() {
-                        caches.iter_mut().for_each(|cache| { cache.drain(); });
-                        run = match caches.get_mut(cpu) {
-                            Some(cache) => cache.allocate_run(count, align, owner),
-                            None => frames.allocate_run(count, align, owner),
-                        };
-                    }
-                    prop_assert_eq!(run.is_some(), possible, "{} at {}", count, align);
-                    if let Some(run) = run {
-                        prop_assert_eq!(run.count(), count);
-                        prop_assert!(run.first().number().is_multiple_of(align as u64));
-                        model.change(run, Owner::Free, owner)?;
-                        held.push((run, owner));
-                    }
+            }
+            Call::AllocateRun(cpu, count, align, owner) => {
+                let possible = model.has_run(count, align);
+                let allocate = |caches: &mut [FrameCache]| match caches.get_mut(cpu) {
+                    Some(cache) => cache.allocate_run(count, align, owner),
+                    None => frames.allocate_run(count, align, owner),
+                };
+                let mut run = allocate(&mut caches);
+                if run.is_none() {
+                    caches.iter_mut().for_each(|cache| {
+                        cache.drain();
+                    });
+                    run = allocate(&mut caches);
                 }
-                Call::Free(cpu, index) if !held.is_empty() => {
-                    let (run, owner) = held.swap_remove(index.index(held.len()));
-                    let freed = match caches.get_mut(cpu) {
-                        Some(cache) => cache.free_run(run, owner),
-                        None => frames.free_run(run, owner),
-                    };
-                    prop_assert_eq!(freed, Ok(()));
+                prop_assert_eq!(run.is_some(), possible, "{} at {}", count, align);
+                if let Some(run) = run {
+                    prop_assert_eq!(run.count(), count);
+                    prop_assert!(run.first().number().is_multiple_of(align as u64));
+                    model.change(run, Owner::Free, owner)?;
+                }
+            }
+            Call::Free(cpu, index, most) => {
+                let Some((run, owner)) = model.handed_out(|count| index.index(count), most) else {
+                    continue;
+                };
+                let freed = match caches.get_mut(cpu) {
+                    Some(cache) => cache.free_run(run, owner),
+                    None => frames.free_run(run, owner),
+                };
+                prop_assert_eq!(freed, Ok(()));
+                model.change(run, owner, Owner::Free)?;
+            }
+            Call::FreeAny(cpu, number, count, owner) => {
+                let run = run(number, count);
+                let owner = owner.or(model.owners[number as usize]);
+                let owner = owner.unwrap_or(Owner::Heap);
+                let expected = run
+                    .frames()
+                    .try_for_each(|frame| model.expected(frame, owner));
+                let freed = match caches.get_mut(cpu) {
+                    Some(cache) => cache.free_run(run, owner),
+                    None => frames.free_run(run, owner),
+                };
+                prop_assert_eq!(freed, expected);
+                if expected.is_ok() {
                     model.change(run, owner, Owner::Free)?;
                 }
-                Call::Free(..) => {}
-                Call::FreeAny(cpu, number, owner) => {
-                    let frame = Frame::from_number(number).unwrap();
-                    let expected = model.expected(frame, owner);
-                    // What would succeed is freed in part only; the model leaves that out.
-                    if expected.is_err() {
-                        let freed = match caches.get_mut(cpu) {
-                            Some(cache) => cache.free(frame, owner),
-                            None => frames.free(frame, owner),
-                        };
-                        prop_assert_eq!(freed, expected);
-                    }
-                    let whose = model.owners[number as usize];
+                for frame in run.frames() {
+                    let whose = model.owners[frame.number() as usize];
                     prop_assert_eq!(frames.owner_of(frame), whose);
                 }
-                Call::Drain(cpu) => {
-                    if let Some(cache) = caches.get_mut(cpu) {
-                        let cached = cache.len();
-                        prop_assert_eq!(cache.drain(), cached);
-                        prop_assert!(cache.is_empty());
-                    }
+            }
+            Call::Drain(cpu) => {
+                if let Some(cache) = caches.get_mut(cpu) {
+                    let cached = cache.len();
+                    prop_assert_eq!(cache.drain(), cached);
+                    prop_assert!(cache.is_empty());
                 }
             }
-            let totals = frames.totals();
-            for owner in OWNERS {
-                prop_assert_eq!(totals[owner], model.count(owner) as u64 * 4096);
+            Call::Restart(cpu) => {
+                if cpu < caches.len() {
+                    prop_assert!(frames.cache().is_none());
+                    drop(caches.swap_remove(cpu));
+                    caches.extend(frames.cache());
+                    prop_assert_eq!(caches.len(), 2);
+                }
             }
-            prop_assert_eq!(frames.free_frames(), model.count(Owner::Free));
-            let cached: usize = caches.iter().map(FrameCache::len).sum();
-            prop_assert_eq!(frames.cached_frames(), cached);
+            Call::Adopt(index) => {
+                let (range, is_open) = index.get_mut(&mut model.ranges);
+                let (range, count) = (*range, range.frames().count());
+                if *is_open || count == 0 {
+                    prop_assert_eq!(frames.adopt(range), Err(AdoptError { range }));
+                } else {
+                    *is_open = true;
+                    prop_assert_eq!(frames.adopt(range), Ok(count));
+                    let first = range.frames().next().unwrap().number();
+                    model.change(run(first, count), Owner::Loader, Owner::Free)?;
+                }
+            }
         }
-
-        drop(caches);
-        for (run, owner) in held {
-            prop_assert_eq!(frames.free_run(run, owner), Ok(()));
+        let mut totals = Totals::default();
+        for owner in model.owners.iter().flatten() {
+            totals[*owner] += 4096;
         }
-        let whole = |range: &PhysRange| {
-            let (start, end) = (range.start().div_ceil(4096 * CHUNK), range.end() / (4096 * CHUNK));
-            // Frame 0 is never free, so neither is the first chunk.
-            (end.saturating_sub(start.max(1))) as usize
-        };
-        prop_assert_eq!(frames.free_runs_2mib(), ranges.iter().map(whole).sum::<usize>());
-        prop_assert_eq!(std::iter::from_fn(|| frames.allocate(Owner::Heap)).count(), frames.capacity());
+        prop_assert_eq!(frames.totals(), totals);
+        prop_assert_eq!(frames.free_frames() as u64 * 4096, totals[Owner::Free]);
+        let cached: usize = caches.iter().map(FrameCache::len).sum();
+        prop_assert_eq!(frames.cached_frames(), cached);
     }
+
+    drop(caches);
+    while let Some((run, owner)) = model.handed_out(|_| 0, usize::MAX) {
+        prop_assert_eq!(frames.free_run(run, owner), Ok(()));
+        model.change(run, owner, Owner::Free)?;
+    }
+    let whole = |(range, is_open): &(PhysRange, bool)| {
+        let (start, end) = (
+            range.start().div_ceil(4096 * CHUNK),
+            range.end() / (4096 * CHUNK),
+        );
+        // Frame 0 is never free, so neither is the first chunk.
+        if *is_open {
+            end.saturating_sub(start.max(1)) as usize
+        } else {
+            0
+        }
+    };
+    let chunks = model.ranges.iter().map(whole).sum::<usize>();
+    prop_assert_eq!(frames.free_runs_2mib(), chunks);
+    let left = std::iter::from_fn(|| frames.allocate(Owner::Heap)).count();
+    prop_assert_eq!(left, model.count(Owner::Free));
+    prop_assert_eq!(left + model.count(Owner::Loader), frames.capacity());
+    Ok(calls.len())
+}
+
+#[test]
+fn cpus_in_turn_behave_as_the_model() {
+    let calls = prop::collection::vec(call(), 0..300);
+    oracle(
+        "frames and their caches",
+        64,
+        (ranges(), calls),
+        |(ranges, calls)| behave_as_the_model(&ranges, &calls),
+    );
 }
 
 /// Free memory of this many chunks, from the first on that is not at frame 0.

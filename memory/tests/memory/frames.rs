@@ -11,6 +11,8 @@ use muster_memory::{
 use proptest::prelude::*;
 use proptest::sample::Index;
 
+use crate::oracle::oracle;
+
 const OWNERS: [Owner; 3] = [Owner::Heap, Owner::Stacks, Owner::Loader];
 
 fn storage(ranges: &[PhysRange]) -> &'static mut [MaybeUninit<FrameInfo>] {
@@ -159,101 +161,111 @@ fn ranges() -> impl Strategy<Value = (Vec<PhysRange>, Vec<PhysRange>)> {
     })
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(256))]
-
-    #[test]
-    fn behaves_as_the_model_under_any_calls(
-        (free, later) in ranges(),
-        calls in prop::collection::vec(call(), 0..120),
-    ) {
-        let frames = allocator(&free, &later);
-        let mut model = Model::new(&free, &later);
-        model.check(&frames)?;
-        for call in calls {
-            let held: Vec<u64> = model
-                .owners
-                .iter()
-                .filter(|&(&number, owner)| *owner != Owner::Free && model.is_open(number))
-                .map(|(&number, _)| number)
-                .collect();
-            match call {
-                Call::Allocate(owner) => match frames.allocate(owner) {
-                    Some(frame) => {
-                        let before = model.owners.insert(frame.number(), owner);
-                        prop_assert_eq!(before, Some(Owner::Free), "{}", frame);
-                    }
-                    None => prop_assert!(model.owners.values().all(|o| *o != Owner::Free)),
-                },
-                Call::AllocateRun(count, align, owner) => {
-                    let possible = model.has_run(count, align);
-                    match frames.allocate_run(count, align, owner) {
-                        Some(run) => {
-                            prop_assert!(possible);
-                            prop_assert_eq!(run.count(), count);
-                            prop_assert!(run.first().number().is_multiple_of(align as u64));
-                            for frame in run.frames() {
-                                let before = model.owners.insert(frame.number(), owner);
-                                prop_assert_eq!(before, Some(Owner::Free), "{}", frame);
-                            }
-                        }
-                        None => prop_assert!(!possible, "no run of {} found", count),
-                    }
+fn behave_as_the_model(
+    free: &[PhysRange],
+    later: &[PhysRange],
+    calls: Vec<Call>,
+) -> Result<usize, TestCaseError> {
+    let count = calls.len();
+    let frames = allocator(free, later);
+    let mut model = Model::new(free, later);
+    model.check(&frames)?;
+    for call in calls {
+        let held: Vec<u64> = model
+            .owners
+            .iter()
+            .filter(|&(&number, owner)| *owner != Owner::Free && model.is_open(number))
+            .map(|(&number, _)| number)
+            .collect();
+        match call {
+            Call::Allocate(owner) => match frames.allocate(owner) {
+                Some(frame) => {
+                    let before = model.owners.insert(frame.number(), owner);
+                    prop_assert_eq!(before, Some(Owner::Free), "{}", frame);
                 }
-                Call::Free(index, owner) if !held.is_empty() => {
-                    let number = *index.get(&held);
-                    let expected = model.free(number, owner);
-                    let frame = Frame::from_number(number).unwrap();
-                    prop_assert_eq!(frames.free(frame, owner), expected);
-                    if expected.is_ok() {
-                        model.owners.insert(number, Owner::Free);
-                    }
-                }
-                Call::FreeAny(number, owner) => {
-                    let expected = model.free(number, owner);
-                    let frame = Frame::from_number(number).unwrap();
-                    prop_assert_eq!(frames.free(frame, owner), expected);
-                    if expected.is_ok() {
-                        model.owners.insert(number, Owner::Free);
-                    }
-                }
-                Call::FreeRun(index, count, owner) if !held.is_empty() => {
-                    let first = *index.get(&held);
-                    let numbers = first..first + count;
-                    let expected =
-                        numbers.clone().try_for_each(|number| model.free(number, owner));
-                    let range = bounds(first * FRAME_SIZE, (first + count) * FRAME_SIZE);
-                    let run = FrameRun::from_range(range).unwrap();
-                    prop_assert_eq!(frames.free_run(run, owner), expected);
-                    if expected.is_ok() {
-                        numbers.for_each(|number| {
-                            model.owners.insert(number, Owner::Free);
-                        });
-                    }
-                }
-                Call::Adopt(index) => {
-                    let (range, numbers, open) = &mut *index.get_mut(&mut model.zones);
-                    if *open || numbers.is_empty() {
-                        prop_assert_eq!(frames.adopt(*range), Err(AdoptError { range: *range }));
-                    } else {
-                        prop_assert_eq!(frames.adopt(*range), Ok(numbers.len()));
-                        *open = true;
-                        for number in numbers {
-                            model.owners.insert(*number, Owner::Free);
+                None => prop_assert!(model.owners.values().all(|o| *o != Owner::Free)),
+            },
+            Call::AllocateRun(count, align, owner) => {
+                let possible = model.has_run(count, align);
+                match frames.allocate_run(count, align, owner) {
+                    Some(run) => {
+                        prop_assert!(possible);
+                        prop_assert_eq!(run.count(), count);
+                        prop_assert!(run.first().number().is_multiple_of(align as u64));
+                        for frame in run.frames() {
+                            let before = model.owners.insert(frame.number(), owner);
+                            prop_assert_eq!(before, Some(Owner::Free), "{}", frame);
                         }
                     }
+                    None => prop_assert!(!possible, "no run of {} found", count),
                 }
-                Call::Free(..) | Call::FreeRun(..) => {}
             }
-            model.check(&frames)?;
-        }
-
-        // Whatever happened, exactly the free frames can still be had, each once.
-        while let Some(frame) = frames.allocate(Owner::PerCpu) {
-            prop_assert_eq!(model.owners.insert(frame.number(), Owner::PerCpu), Some(Owner::Free));
+            Call::Free(index, owner) if !held.is_empty() => {
+                let number = *index.get(&held);
+                let expected = model.free(number, owner);
+                let frame = Frame::from_number(number).unwrap();
+                prop_assert_eq!(frames.free(frame, owner), expected);
+                if expected.is_ok() {
+                    model.owners.insert(number, Owner::Free);
+                }
+            }
+            Call::FreeAny(number, owner) => {
+                let expected = model.free(number, owner);
+                let frame = Frame::from_number(number).unwrap();
+                prop_assert_eq!(frames.free(frame, owner), expected);
+                if expected.is_ok() {
+                    model.owners.insert(number, Owner::Free);
+                }
+            }
+            Call::FreeRun(index, count, owner) if !held.is_empty() => {
+                let first = *index.get(&held);
+                let numbers = first..first + count;
+                let expected = numbers
+                    .clone()
+                    .try_for_each(|number| model.free(number, owner));
+                let range = bounds(first * FRAME_SIZE, (first + count) * FRAME_SIZE);
+                let run = FrameRun::from_range(range).unwrap();
+                prop_assert_eq!(frames.free_run(run, owner), expected);
+                if expected.is_ok() {
+                    numbers.for_each(|number| {
+                        model.owners.insert(number, Owner::Free);
+                    });
+                }
+            }
+            Call::Adopt(index) => {
+                let (range, numbers, open) = &mut *index.get_mut(&mut model.zones);
+                if *open || numbers.is_empty() {
+                    prop_assert_eq!(frames.adopt(*range), Err(AdoptError { range: *range }));
+                } else {
+                    prop_assert_eq!(frames.adopt(*range), Ok(numbers.len()));
+                    *open = true;
+                    for number in numbers {
+                        model.owners.insert(*number, Owner::Free);
+                    }
+                }
+            }
+            Call::Free(..) | Call::FreeRun(..) => {}
         }
         model.check(&frames)?;
     }
+
+    // Whatever happened, exactly the free frames can still be had, each once.
+    while let Some(frame) = frames.allocate(Owner::PerCpu) {
+        prop_assert_eq!(
+            model.owners.insert(frame.number(), Owner::PerCpu),
+            Some(Owner::Free)
+        );
+    }
+    model.check(&frames)?;
+    Ok(count)
+}
+
+#[test]
+fn behaves_as_the_model_under_any_calls() {
+    let values = (ranges(), prop::collection::vec(call(), 0..120));
+    oracle("frames", 256, values, |((free, later), calls)| {
+        behave_as_the_model(&free, &later, calls)
+    });
 }
 
 #[test]

@@ -6,13 +6,16 @@
 )]
 
 mod address_allocator;
+mod address_space;
 mod changes;
 mod frame_cache;
 mod frames;
 mod map;
 mod maps;
+mod oracle;
 mod plan;
 mod ram;
 mod range;
 mod scarce;
 mod tables;
+mod walker;

@@ -3,6 +3,8 @@
 use muster_memory::{AssignError, FRAME_SIZE, Kind, MemoryEntry, Owner, PhysRange, PhysicalMap};
 use proptest::prelude::*;
 
+use crate::oracle::oracle;
+
 /// All borders in the random maps are multiples of this.
 const GRANULE: u64 = 512;
 const GRANULES: u64 = 24 * FRAME_SIZE / GRANULE;
@@ -148,39 +150,6 @@ proptest! {
     }
 
     #[test]
-    fn memory_changes_hands_only_from_its_owner(
-        entries in sound_entries(),
-        moves in prop::collection::vec(
-            (range(), prop::sample::select(&Owner::ALL[..4]), prop::sample::select(&Owner::ALL[..])),
-            0..24,
-        ),
-    ) {
-        let mut map = PhysicalMap::from_entries(&entries).unwrap();
-        let mut model = model(&entries);
-        let sum = map.totals().sum();
-        for (range, from, to) in moves {
-            let part = &mut model[granules(range)];
-            let wrong = part.iter().position(|owner| *owner != Some(from));
-            let expected = match wrong {
-                None => {
-                    part.fill(Some(to));
-                    Ok(())
-                }
-                Some(place) => Err(AssignError {
-                    range,
-                    from,
-                    to,
-                    at: range.start() + place as u64 * GRANULE,
-                    found: part[place],
-                }),
-            };
-            prop_assert_eq!(map.assign(range, from, to), expected);
-            check(&map, &model)?;
-            prop_assert_eq!(map.totals().sum(), sum);
-        }
-    }
-
-    #[test]
     fn overlapping_allocatable_entries_are_named(
         entries in entries(&[Kind::Usable, Kind::BootloaderReclaimable, Kind::Reserved], 6),
     ) {
@@ -202,6 +171,54 @@ proptest! {
             }
         }
     }
+}
+
+fn check_moves(
+    entries: &[MemoryEntry],
+    moves: Vec<(PhysRange, Owner, Owner)>,
+) -> Result<usize, TestCaseError> {
+    let count = moves.len();
+    let mut map = PhysicalMap::from_entries(entries).unwrap();
+    let mut model = model(entries);
+    let sum = map.totals().sum();
+    for (range, from, to) in moves {
+        let part = &mut model[granules(range)];
+        let wrong = part.iter().position(|owner| *owner != Some(from));
+        let expected = match wrong {
+            None => {
+                part.fill(Some(to));
+                Ok(())
+            }
+            Some(place) => Err(AssignError {
+                range,
+                from,
+                to,
+                at: range.start() + place as u64 * GRANULE,
+                found: part[place],
+            }),
+        };
+        prop_assert_eq!(map.assign(range, from, to), expected);
+        check(&map, &model)?;
+        prop_assert_eq!(map.totals().sum(), sum);
+    }
+    Ok(count)
+}
+
+#[test]
+fn memory_changes_hands_as_in_the_model() {
+    let (from, to) = (&Owner::ALL[..4], &Owner::ALL[..]);
+    let change = (
+        range(),
+        prop::sample::select(from),
+        prop::sample::select(to),
+    );
+    let values = (sound_entries(), prop::collection::vec(change, 0..24));
+    oracle(
+        "memory that changes hands",
+        512,
+        values,
+        |(entries, moves)| check_moves(&entries, moves),
+    );
 }
 
 fn entry(start: u64, end: u64, kind: Kind) -> MemoryEntry {

@@ -1,12 +1,10 @@
-//! The plan's rules, and the HHDM against a model that looks at one frame at a time.
+//! The plan's rules, by example.
 
 use muster_memory::{
-    Access, Cache, FRAME_SIZE, Kind, Levels, MemoryEntry, PageSize, PhysRange, Plan, PlanError,
-    Region, hhdm,
+    Access, Cache, Kind, Levels, MemoryEntry, PageSize, PhysRange, Plan, PlanError, Region, hhdm,
 };
-use proptest::prelude::*;
 
-use crate::maps::{HALF_4, HALF_5, Shown, shown};
+use crate::maps::{HALF_4, HALF_5};
 
 const REGION: Region = Region {
     name: "region",
@@ -17,87 +15,6 @@ const REGION: Region = Region {
     cache: Cache::WriteBack,
     largest: PageSize::Size1GiB,
 };
-
-const SPAN: u64 = 40 * FRAME_SIZE;
-
-/// Entries of every kind in a small span, with any borders, overlapping at will.
-fn dense_map() -> impl Strategy<Value = Vec<MemoryEntry>> {
-    let border = || prop_oneof![0..SPAN, (0..SPAN / FRAME_SIZE).prop_map(|n| n * FRAME_SIZE)];
-    let entry = (border(), border(), prop::sample::select(&Kind::ALL[..]));
-    let entry = entry.prop_filter_map("empty", |(one, other, kind)| {
-        let range = PhysRange::from_bounds(one.min(other), one.max(other))?;
-        Some(MemoryEntry { range, kind })
-    });
-    prop::collection::vec(entry, 0..10)
-}
-
-fn protected() -> impl Strategy<Value = Vec<PhysRange>> {
-    let range = (0..SPAN, 1..4 * FRAME_SIZE);
-    prop::collection::vec(
-        range.prop_map(|(at, len)| PhysRange::new(at, len).unwrap()),
-        0..3,
-    )
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(512))]
-
-    #[test]
-    fn hhdm_shows_exactly_what_the_protocol_says(
-        entries in dense_map(),
-        read_only in protected(),
-    ) {
-        let regions = hhdm(&entries, HALF_4, PageSize::Size2MiB, &read_only).unwrap();
-        let mut plan = Plan::new(Levels::Four, 52);
-        for region in &regions {
-            plan.add(*region).unwrap();
-        }
-        for phys in (0..SPAN + 2 * FRAME_SIZE).step_by(FRAME_SIZE as usize) {
-            let region = plan.region_at(HALF_4 + phys);
-            let found = region.map(|region| {
-                assert_eq!(region.virt - HALF_4, region.phys);
-                (region.access, region.cache)
-            });
-            let expected = match shown(&entries, &read_only, phys) {
-                Shown::Not => None,
-                Shown::Memory => Some((Access::ReadWrite, Cache::WriteBack)),
-                Shown::Protected => Some((Access::ReadOnly, Cache::WriteBack)),
-                Shown::Framebuffer => Some((Access::ReadWrite, Cache::WriteCombining)),
-            };
-            prop_assert_eq!(found, expected, "frame {:#x}", phys);
-        }
-        for (low, high) in plan.regions().iter().zip(plan.regions().iter().skip(1)) {
-            let touch = low.virt + low.length == high.virt;
-            prop_assert!(!touch || (low.access, low.cache) != (high.access, high.cache));
-        }
-    }
-
-    #[test]
-    fn regions_overlap_exactly_if_they_share_a_page(
-        bounds in prop::collection::vec((0..64u64, 1..16u64), 1..16),
-    ) {
-        let mut plan = Plan::new(Levels::Five, 52);
-        let mut pages = [None; 80];
-        for (place, (start, count)) in bounds.into_iter().enumerate() {
-            let virt = HALF_5 + start * FRAME_SIZE;
-            let region = Region { virt, length: count * FRAME_SIZE, ..REGION };
-            let claimed = &mut pages[start as usize..(start + count) as usize];
-            let added = plan.add(region);
-            if claimed.iter().any(Option::is_some) {
-                let refused = matches!(added, Err(PlanError::Overlap { .. }));
-                prop_assert!(refused, "{:?}", added);
-            } else {
-                prop_assert_eq!(added, Ok(()));
-                claimed.fill(Some((place, region)));
-            }
-        }
-        for (page, claimed) in pages.iter().enumerate() {
-            let virt = HALF_5 + page as u64 * FRAME_SIZE + 0xabc;
-            prop_assert_eq!(plan.region_at(virt), claimed.as_ref().map(|(_, region)| region));
-        }
-        prop_assert!(plan.regions().is_sorted_by_key(|region| region.virt));
-    }
-}
 
 #[test]
 fn what_cannot_be_mapped_is_refused() {

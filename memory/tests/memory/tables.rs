@@ -1,5 +1,6 @@
 //! Page tables, built over memory that exists only where tables are, checked and then corrupted.
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 
 use muster_memory::{
@@ -11,7 +12,9 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 
 use crate::maps::{HALF_4, HALF_5, Shown, memory_map, shown};
+use crate::oracle::oracle;
 use crate::ram::Ram;
+use crate::walker::{Seen, joined, walk};
 
 /// Far above all memory in the random maps, so that a stray pointer to a table cannot pass for one
 /// to memory.
@@ -133,7 +136,18 @@ fn leaves(tables: &Tables<&Ram>) -> Vec<Leaf> {
     leaves
 }
 
-fn check(machine: &Machine) -> Result<(), TestCaseError> {
+fn as_seen(leaf: &Leaf) -> Seen {
+    Seen {
+        virt: leaf.virt,
+        phys: leaf.phys,
+        bytes: leaf.size.bytes(),
+        access: leaf.access().unwrap(),
+        cache: leaf.cache().unwrap(),
+    }
+}
+
+/// Answers how many entries the map has.
+fn check(machine: &Machine) -> Result<usize, TestCaseError> {
     let plan = plan(machine);
     let ram = Ram::new(TABLES_FROM);
     let tables = build(&ram, &plan, machine.features);
@@ -164,6 +178,19 @@ fn check(machine: &Machine) -> Result<(), TestCaseError> {
             prop_assert!(!fits, "{} could have been {}", leaf, size);
         }
     }
+
+    // What the CPU sees is what the plan says, in whatever pieces.
+    let seen = walk(&ram, tables.root().start(), machine.levels.count());
+    let as_walked: Vec<_> = leaves.iter().map(as_seen).collect();
+    prop_assert_eq!(&seen, &as_walked);
+    let planned = plan.regions().iter().map(|region| Seen {
+        virt: region.virt,
+        phys: region.phys,
+        bytes: region.length,
+        access: region.access,
+        cache: region.cache,
+    });
+    prop_assert_eq!(joined(seen), joined(planned));
 
     // Nothing executable is writable anywhere. (Only the HHDM is writable, so no two writable
     // pages show the same memory.)
@@ -205,25 +232,107 @@ fn check(machine: &Machine) -> Result<(), TestCaseError> {
             }
         }
     }
-    Ok(())
+    Ok(machine.entries.len())
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(96))]
-
-    #[test]
-    fn tables_hold_the_plan_in_the_largest_pages_that_fit(machine in machine(1..16)) {
-        check(&machine)?;
-    }
+/// What memory maps may be like, each of which the random ones must have been.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Trait {
+    Hole,
+    ReservedOverlap,
+    OverOneOfAnotherKind,
+    Beyond4GiB,
+    Beyond1TiB,
+    OnePage,
+    UnalignedReserved,
+    Hundreds,
+    OnePageHole,
+    LargePage,
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(4))]
+fn traits(machine: &Machine) -> BTreeSet<Trait> {
+    let entries = &machine.entries;
+    let is_handed_out = |kind| matches!(kind, Kind::Usable | Kind::BootloaderReclaimable);
+    let reserved: Vec<_> = entries
+        .iter()
+        .filter(|entry| !is_handed_out(entry.kind))
+        .collect();
+    let mut sorted: Vec<_> = entries.iter().map(|entry| entry.range).collect();
+    sorted.sort();
+    let gaps = || {
+        sorted
+            .iter()
+            .zip(sorted.iter().skip(1))
+            .filter_map(|(low, high)| high.start().checked_sub(low.end()))
+    };
+    let overlaps = |entry: &&&MemoryEntry, kinds: fn(Kind) -> bool| {
+        entries.iter().any(|other| {
+            !std::ptr::eq(other, **entry) && kinds(other.kind) && other.range.overlaps(entry.range)
+        })
+    };
+    let has = [
+        (Trait::Hole, gaps().any(|gap| gap > 0)),
+        (Trait::OnePageHole, gaps().any(|gap| gap == FRAME_SIZE)),
+        (
+            Trait::ReservedOverlap,
+            reserved.iter().any(|entry| {
+                overlaps(&entry, |kind| {
+                    !matches!(kind, Kind::Usable | Kind::BootloaderReclaimable)
+                })
+            }),
+        ),
+        (
+            Trait::OverOneOfAnotherKind,
+            reserved
+                .iter()
+                .any(|entry| overlaps(&entry, |kind| kind == Kind::Usable)),
+        ),
+        (
+            Trait::Beyond4GiB,
+            sorted.iter().any(|range| range.start() >= 1 << 32),
+        ),
+        (
+            Trait::Beyond1TiB,
+            sorted.iter().any(|range| range.start() >= 1 << 40),
+        ),
+        (
+            Trait::OnePage,
+            sorted.iter().any(|range| range.len() == FRAME_SIZE),
+        ),
+        (
+            Trait::UnalignedReserved,
+            reserved
+                .iter()
+                .any(|entry| entry.range != entry.range.covering_frames()),
+        ),
+        (Trait::Hundreds, entries.len() >= 200),
+        (
+            Trait::LargePage,
+            sorted.iter().any(|range| range.len() >= 1 << 30),
+        ),
+    ];
+    has.into_iter()
+        .filter(|(_, has)| *has)
+        .map(|(which, _)| which)
+        .collect()
+}
 
-    #[test]
-    fn hundreds_of_entries_are_held_as_well(machine in machine(200..400)) {
-        check(&machine)?;
-    }
+#[test]
+fn tables_hold_the_plan_as_the_model_says() {
+    let seen = RefCell::new(BTreeSet::new());
+    let check = |machine: Machine| {
+        seen.borrow_mut().extend(traits(&machine));
+        check(&machine)
+    };
+    oracle("tables of maps with few entries", 96, machine(1..16), check);
+    oracle(
+        "tables of maps with hundreds of entries",
+        6,
+        machine(200..400),
+        check,
+    );
+    let seen = seen.take();
+    assert_eq!(seen.len(), 10, "only of these kinds: {seen:?}");
 }
 
 /// The bits of a present entry whose every change is a fault: present, writable, PWT, PCD, PAT or
