@@ -1,6 +1,7 @@
 //! The frame allocator and its caches as several CPUs use them: one after the other against a naive
 //! model, and at once.
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Barrier, Mutex};
 use std::thread;
@@ -25,13 +26,26 @@ enum Call {
     AllocateRun(usize, usize, usize, Owner),
     /// Frees, from one of the frames that are handed out on, as many as are its owner's, but no more
     /// than this: one run or a part of it, or several.
-    Free(usize, Index, usize),
+    Free(usize, From, usize),
+    /// The same, frame by frame.
+    FreeSingly(usize, From, usize),
     /// Frees any frames as this owner, or as the first one's, whosever they are.
     FreeAny(usize, u64, usize, Option<Owner>),
+    /// Takes all that is left, one frame after the other.
+    TakeAll(usize, Owner),
     Drain(usize),
     /// A CPU's cache goes, and another comes in its place.
     Restart(usize),
     Adopt(Index),
+}
+
+/// Where a run that is freed begins.
+#[derive(Clone, Copy, Debug)]
+enum From {
+    /// At one of the frames that are handed out.
+    Any(Index),
+    /// So many frames before the end of a range, or at its last one.
+    End(Index, u64),
 }
 
 fn call() -> impl Strategy<Value = Call> {
@@ -50,6 +64,12 @@ fn call() -> impl Strategy<Value = Call> {
         1 => (0..600usize).prop_map(Some),
     ];
     let run = (0..3usize, count(), align, owner());
+    let from = || {
+        prop_oneof![
+            4 => any::<Index>().prop_map(From::Any),
+            1 => (any::<Index>(), 1..70u64).prop_map(|(index, before)| From::End(index, before)),
+        ]
+    };
     let claimed = prop_oneof![
         3 => Just(None),
         3 => owner().prop_map(Some),
@@ -62,10 +82,12 @@ fn call() -> impl Strategy<Value = Call> {
             Call::AllocateRun(c, count, align.unwrap_or(count.next_power_of_two()), o)
         }),
         1 => (0..3usize, owner()).prop_map(|(c, o)| Call::AllocateRun(c, 0, 1, o)),
-        9 => (0..3usize, any::<Index>(), prop_oneof![1 => Just(1), 2 => count()])
-            .prop_map(|(c, i, n)| Call::Free(c, i, n)),
+        4 => (0..3usize, from(), count()).prop_map(|(c, from, n)| Call::FreeSingly(c, from, n)),
+        9 => (0..3usize, from(), prop_oneof![1 => Just(1), 2 => count()])
+            .prop_map(|(c, from, n)| Call::Free(c, from, n)),
         2 => (0..3usize, 1..2600u64, prop_oneof![1 => Just(1), 2 => count()], claimed)
             .prop_map(|(c, n, count, o)| Call::FreeAny(c, n, count, o)),
+        2 => (0..3usize, owner()).prop_map(|(c, o)| Call::TakeAll(c, o)),
         1 => (0..3usize).prop_map(Call::Drain),
         1 => (0..2usize).prop_map(Call::Restart),
         1 => any::<Index>().prop_map(Call::Adopt),
@@ -121,13 +143,25 @@ impl Model {
             })
     }
 
-    /// As many frames from one of those that are handed out on, and their owner.
-    fn handed_out(&self, which: impl Fn(usize) -> usize, most: usize) -> Option<(FrameRun, Owner)> {
-        let is_out = |number: &u64| {
-            self.owners[*number as usize].is_some_and(|owner| OWNERS.contains(&owner))
+    /// As many frames that are handed out from one on, and their owner.
+    fn handed_out(&self, from: From, most: usize) -> Option<(FrameRun, Owner)> {
+        let is_out =
+            |number: u64| self.owners[number as usize].is_some_and(|owner| OWNERS.contains(&owner));
+        let first = match from {
+            From::Any(index) => {
+                let out: Vec<u64> = (0..self.owners.len() as u64)
+                    .filter(|&n| is_out(n))
+                    .collect();
+                *out.get(index.index(out.len().max(1)))?
+            }
+            From::End(index, before) => {
+                let end = index.get(&self.ranges).0.end() / 4096;
+                let first = end.saturating_sub(before);
+                [first, end - 1]
+                    .into_iter()
+                    .find(|&number| is_out(number))?
+            }
         };
-        let out: Vec<u64> = (0..self.owners.len() as u64).filter(is_out).collect();
-        let first = *out.get(which(out.len().max(1)))?;
         let owner = self.owners[first as usize]?;
         let count = self.owners[first as usize..]
             .iter()
@@ -163,7 +197,8 @@ fn single(frame: Frame) -> FrameRun {
 /// One to four ranges of a frame to over 2 MiB, some next to each other, some to be adopted later.
 fn ranges() -> impl Strategy<Value = Vec<(PhysRange, bool)>> {
     let gap = prop::sample::select(&[0u64, 0, 1, 100][..]);
-    let range = (gap, 1..1200u64, prop::bool::weighted(0.8));
+    let length = prop_oneof![1 => 1..70u64, 2 => 1..1200u64];
+    let range = (gap, length, prop::bool::weighted(0.8));
     prop::collection::vec(range, 1..5).prop_map(|ranges| {
         let mut at = 0;
         let place = |(gap, length, is_open): (u64, u64, bool)| {
@@ -178,6 +213,7 @@ fn ranges() -> impl Strategy<Value = Vec<(PhysRange, bool)>> {
 fn behave_as_the_model(
     ranges: &[(PhysRange, bool)],
     calls: &[Call],
+    freed_across: &Cell<usize>,
 ) -> Result<usize, TestCaseError> {
     let of_kind = |open| {
         let ranges = ranges.iter().filter(move |(_, is_open)| *is_open == open);
@@ -221,8 +257,8 @@ fn behave_as_the_model(
                     model.change(run, Owner::Free, owner)?;
                 }
             }
-            Call::Free(cpu, index, most) => {
-                let Some((run, owner)) = model.handed_out(|count| index.index(count), most) else {
+            Call::Free(cpu, from, most) => {
+                let Some((run, owner)) = model.handed_out(from, most) else {
                     continue;
                 };
                 let freed = match caches.get_mut(cpu) {
@@ -230,6 +266,23 @@ fn behave_as_the_model(
                     None => frames.free_run(run, owner),
                 };
                 prop_assert_eq!(freed, Ok(()));
+                model.change(run, owner, Owner::Free)?;
+                let is_inside = |(range, _): &(PhysRange, bool)| range.encloses(run.range());
+                if !model.ranges.iter().any(is_inside) {
+                    freed_across.set(freed_across.get() + 1);
+                }
+            }
+            Call::FreeSingly(cpu, from, most) => {
+                let Some((run, owner)) = model.handed_out(from, most) else {
+                    continue;
+                };
+                for frame in run.frames() {
+                    let freed = match caches.get_mut(cpu) {
+                        Some(cache) => cache.free(frame, owner),
+                        None => frames.free(frame, owner),
+                    };
+                    prop_assert_eq!(freed, Ok(()));
+                }
                 model.change(run, owner, Owner::Free)?;
             }
             Call::FreeAny(cpu, number, count, owner) => {
@@ -251,6 +304,19 @@ fn behave_as_the_model(
                     let whose = model.owners[frame.number() as usize];
                     prop_assert_eq!(frames.owner_of(frame), whose);
                 }
+            }
+            Call::TakeAll(cpu, owner) => {
+                caches.iter_mut().for_each(|cache| {
+                    cache.drain();
+                });
+                let mut allocate = || match caches.get_mut(cpu) {
+                    Some(cache) => cache.allocate(owner),
+                    None => frames.allocate(owner),
+                };
+                while let Some(frame) = allocate() {
+                    model.change(single(frame), Owner::Free, owner)?;
+                }
+                prop_assert_eq!(model.count(Owner::Free), 0);
             }
             Call::Drain(cpu) => {
                 if let Some(cache) = caches.get_mut(cpu) {
@@ -291,9 +357,12 @@ fn behave_as_the_model(
     }
 
     drop(caches);
-    while let Some((run, owner)) = model.handed_out(|_| 0, usize::MAX) {
-        prop_assert_eq!(frames.free_run(run, owner), Ok(()));
-        model.change(run, owner, Owner::Free)?;
+    for number in 0..model.owners.len() {
+        if let Some(owner) = model.owners[number].filter(|owner| OWNERS.contains(owner)) {
+            let run = run(number as u64, 1);
+            prop_assert_eq!(frames.free_run(run, owner), Ok(()));
+            model.change(run, owner, Owner::Free)?;
+        }
     }
     let whole = |(range, is_open): &(PhysRange, bool)| {
         let (start, end) = (
@@ -318,12 +387,14 @@ fn behave_as_the_model(
 #[test]
 fn cpus_in_turn_behave_as_the_model() {
     let calls = prop::collection::vec(call(), 0..300);
+    let freed_across = Cell::new(0);
     oracle(
         "frames and their caches",
         64,
         (ranges(), calls),
-        |(ranges, calls)| behave_as_the_model(&ranges, &calls),
+        |(ranges, calls)| behave_as_the_model(&ranges, &calls, &freed_across),
     );
+    assert!(freed_across.get() > 0, "no run was freed across two ranges");
 }
 
 /// Free memory of this many chunks, from the first on that is not at frame 0.
