@@ -47,7 +47,9 @@ macro_rules! hosted_frames {
 mod checked;
 mod interrupts;
 mod magazines;
-mod properties;
+#[path = "../../../memory/tests/memory/oracle.rs"]
+mod oracle;
+mod oracles;
 mod shadow;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod steps;

@@ -94,6 +94,23 @@ impl<'a, H: GlobalAlloc> Shadow<'a, H> {
         true
     }
 
+    /// As [`alloc`](Self::alloc), and the block must come with zeroes.
+    pub fn alloc_zeroed(&mut self, layout: Layout) -> bool {
+        // SAFETY: no test asks for zero bytes.
+        let Some(start) = NonNull::new(unsafe { self.heap.alloc_zeroed(layout) }) else {
+            return false;
+        };
+        // SAFETY: the block has so many bytes, all of them written.
+        let bytes = unsafe { slice::from_raw_parts(start.as_ptr(), layout.size()) };
+        assert!(bytes.iter().all(|&byte| byte == 0), "{layout:?} not zeroed");
+        self.adopt(Block::new(
+            start,
+            layout,
+            NEXT_SEED.fetch_add(1, Ordering::Relaxed),
+        ));
+        true
+    }
+
     /// Takes over a block, which must be aligned and overlap none that is live.
     pub fn adopt(&mut self, block: Block) {
         let start = block.start.addr().get();
@@ -106,15 +123,30 @@ impl<'a, H: GlobalAlloc> Shadow<'a, H> {
         self.live.insert(start, block);
     }
 
-    /// A live block, checked, which is the caller's from now on.
-    pub fn take_any(&mut self, random: &mut Random) -> Option<Block> {
+    /// The live blocks, lowest address first.
+    pub fn blocks(&self) -> impl Iterator<Item = (usize, Layout)> {
+        let blocks = self.live.iter();
+        blocks.map(|(start, block)| (*start, block.layout))
+    }
+
+    /// One of the live blocks.
+    pub fn any(&self, random: &mut Random) -> Option<(usize, Layout)> {
         let count = self.live.len() as u64;
         let place = random.below(count.max(1)) as usize;
-        let start = *self.live.keys().nth(place)?;
-        let block = self.live.remove(&start)?;
+        self.blocks().nth(place)
+    }
+
+    /// A live block, checked, which is the caller's from now on.
+    pub fn take_any(&mut self, random: &mut Random) -> Option<Block> {
+        let (start, _) = self.any(random)?;
+        Some(self.take(start))
+    }
+
+    fn take(&mut self, start: usize) -> Block {
+        let block = self.live.remove(&start).expect("a live block");
         block.check(block.start, block.layout.size());
         self.bytes -= block.layout.size() as u64;
-        Some(block)
+        block
     }
 
     /// One step of a thread that allocates, frees, and hands blocks on to the next: what it is
@@ -140,16 +172,20 @@ impl<'a, H: GlobalAlloc> Shadow<'a, H> {
     }
 
     pub fn free_any(&mut self, random: &mut Random) {
-        if let Some(block) = self.take_any(random) {
-            self.free(block);
+        if let Some((start, _)) = self.any(random) {
+            self.free(start);
         }
     }
 
     /// Resizes a live block; `false`: out of memory, and the block is as it was.
     pub fn realloc_any(&mut self, random: &mut Random, size: usize) -> bool {
-        let Some(block) = self.take_any(random) else {
-            return true;
-        };
+        self.any(random)
+            .is_none_or(|(start, _)| self.realloc(start, size))
+    }
+
+    /// Resizes this live block, as above.
+    pub fn realloc(&mut self, start: usize, size: usize) -> bool {
+        let block = self.take(start);
         let Ok(layout) = Layout::from_size_align(size, block.layout.align()) else {
             self.adopt(block);
             return true;
@@ -166,14 +202,13 @@ impl<'a, H: GlobalAlloc> Shadow<'a, H> {
     }
 
     pub fn free_all(&mut self) {
-        while let Some((_, block)) = self.live.pop_first() {
-            block.check(block.start, block.layout.size());
-            self.bytes -= block.layout.size() as u64;
-            self.free(block);
+        while let Some((&start, _)) = self.live.first_key_value() {
+            self.free(start);
         }
     }
 
-    fn free(&self, block: Block) {
+    pub fn free(&mut self, start: usize) {
+        let block = self.take(start);
         // SAFETY: live until here, with this layout.
         unsafe { self.heap.dealloc(block.start.as_ptr(), block.layout) };
     }
