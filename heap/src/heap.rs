@@ -227,3 +227,70 @@ impl fmt::Display for StartError {
 }
 
 impl core::error::Error for StartError {}
+
+#[cfg(all(test, feature = "hosted"))]
+mod tests {
+    use std::boxed::Box;
+    use std::format;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::string::ToString;
+
+    use super::*;
+    use crate::hosted::{Growth, Hosted};
+
+    const LAYOUT: Layout = Layout::new::<[u64; 8]>();
+
+    #[test]
+    fn nmi_on_top_of_the_heap_is_refused_and_never_waits() {
+        let heap = Heap::new(Hosted::new(1 << 20, Growth::Contiguous));
+        heap.open();
+        // SAFETY: the size isn't zero.
+        let block = unsafe { heap.alloc(LAYOUT) };
+        assert!(!block.is_null() && !heap.is_held_here());
+        {
+            let guard = heap.regions.lock(heap.platform.cpu());
+            assert!(guard.is_some() && heap.is_held_here());
+            // SAFETY: as above.
+            assert!(unsafe { heap.alloc(LAYOUT) }.is_null());
+            // SAFETY: live, and of this layout; it stays so, as the free is refused.
+            unsafe { heap.dealloc(block, LAYOUT) };
+            assert_eq!(heap.try_statistics(), None);
+            assert!(format!("{heap:?}").contains("statistics: None"));
+            let arena = Box::leak(Box::new([MaybeUninit::uninit(); 64]));
+            assert_eq!(heap.start_boot(arena), Err(StartError::AlreadyStarted));
+            heap.open();
+        }
+        let statistics = heap.statistics();
+        assert_eq!((statistics.live_blocks, statistics.refusals), (1, 2));
+        assert_eq!(heap.try_statistics(), Some(statistics));
+        assert!(format!("{heap:?}").contains("live_blocks: 1"));
+        // SAFETY: live, and of this layout.
+        unsafe { heap.dealloc(block, LAYOUT) };
+        assert_eq!(heap.statistics().live_blocks, 0);
+    }
+
+    #[test]
+    fn statistics_from_inside_the_heap_are_a_mistake_that_is_told() {
+        let heap = Heap::new(Hosted::new(1 << 20, Growth::Contiguous));
+        let words = catch_unwind(AssertUnwindSafe(|| {
+            let _guard = heap.regions.lock(heap.platform.cpu());
+            heap.statistics();
+        }))
+        .unwrap_err();
+        let words = words.downcast::<&str>().unwrap();
+        assert!(words.ends_with("use try_statistics"), "{words}");
+        assert!(!heap.is_held_here());
+    }
+
+    #[test]
+    fn errors_say_what_to_do() {
+        let text = StartError::AlreadyStarted.to_string();
+        assert!(text.contains("already has a boot arena"));
+        let text = StartError::ArenaTooSmall {
+            bytes: 8,
+            least: 31,
+        }
+        .to_string();
+        assert!(text.contains("8 bytes") && text.contains("at least 31"));
+    }
+}

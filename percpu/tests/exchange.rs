@@ -75,6 +75,21 @@ fn calls_nest_so_deep_and_no_deeper() {
 }
 
 #[test]
+fn a_cpu_is_called_until_it_takes_the_call_or_the_caller_takes_it_back() {
+    let exchange = Exchange::new(2);
+    let is_called = || [0, 1, 2].map(|cpu| exchange.is_called(cpu));
+    let call = exchange.call(0, ()).unwrap();
+    assert_eq!(is_called(), [false; 3]);
+    assert!(call.send(1));
+    assert_eq!(is_called(), [false, true, false]);
+    assert!(exchange.serve(1, |()| assert_eq!(is_called(), [false; 3])));
+    assert!(call.send(1));
+    assert_eq!(is_called(), [false, true, false]);
+    assert!(call.take_back(1));
+    assert_eq!(is_called(), [false; 3]);
+}
+
+#[test]
 fn calls_may_be_served_within_a_call() {
     let exchange = Exchange::new(3);
     let calls = [0, 1].map(|caller| {

@@ -324,4 +324,23 @@ fn errors_say_what_to_do() {
     assert!(text.contains("block 3") && text.contains("once"));
     let text = PublishError::OutOfPlace { place: 1, index: 2 }.to_string();
     assert!(text.contains("CPU 2") && text.contains("place 1"));
+    let text = PublishError::AlreadyPublished.to_string();
+    assert!(text.contains("already published"));
+}
+
+#[test]
+fn only_what_is_shared_is_shown_to_others() {
+    let directory = Directory::default();
+    assert_eq!(format!("{directory:?}"), "{}");
+    let blocks: &'static [_] = vec![block(0), block(1)].leak();
+    directory.publish(blocks).unwrap();
+    blocks[1].shared().store(7, Ordering::Relaxed);
+    assert_eq!(format!("{directory:?}"), "{0: 0, 1: 7}");
+
+    Cpu::register(blocks[1]).unwrap();
+    assert_eq!(
+        format!("{:?}", blocks[1]),
+        "Block { index: 1, claimed: true, shared: 7, .. }"
+    );
+    assert!(format!("{:?}", blocks[0]).contains("claimed: false"));
 }

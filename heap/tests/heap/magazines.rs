@@ -8,7 +8,9 @@ use std::sync::{Barrier, mpsc};
 use std::thread;
 
 use muster_heap::hosted::HostedFrames;
-use muster_heap::{Class, CpuCache, FRAME, FramePlatform, LARGEST, MagazineHeap, NO_CACHE};
+use muster_heap::{
+    Class, CpuCache, FRAME, FramePlatform, LARGEST, MagazineHeap, MagazineStatistics, NO_CACHE,
+};
 
 use crate::layout;
 use crate::shadow::{Random, Shadow};
@@ -250,6 +252,71 @@ fn blocks_freed_elsewhere_return_through_the_depot() {
     assert!(shared.most_used_blocks >= BLOCKS, "{shared:?}");
     assert!(shared.remote_blocks > 0, "{shared:?}");
     assert_all_back(heap, frames);
+}
+
+#[test]
+fn threads_beyond_those_that_have_caches_do_without() {
+    // `HostedFrames` has 64 caches; other tests' threads may have some of them.
+    const THREADS: usize = 80;
+    let heap = &MagazineHeap::new(HostedFrames::new(1024));
+    let frames = heap.platform().frames_left();
+    let barrier = &Barrier::new(THREADS);
+    let without = &AtomicUsize::new(0);
+    thread::scope(|scope| {
+        for seed in 0..THREADS {
+            scope.spawn(move || {
+                let mut random = Random::new(seed as u64);
+                let mut shadow = Shadow::new(heap);
+                for _ in 0..50 {
+                    shadow.alloc(layout(1 + random.below(200) as usize, 8));
+                    shadow.free_any(&mut random);
+                }
+                if heap.platform().cpu().is_none() {
+                    without.fetch_add(1, Ordering::Relaxed);
+                    assert!(std::ptr::eq(heap.platform().cache(), &NO_CACHE));
+                }
+                // Until here, nobody's number comes free.
+                barrier.wait();
+                shadow.free_all();
+                assert!(heap.drain());
+            });
+        }
+    });
+    assert!(without.load(Ordering::Relaxed) >= THREADS - 64);
+    assert_all_back(heap, frames);
+}
+
+#[test]
+fn a_new_cache_is_empty() {
+    let cache = CpuCache::default();
+    assert_eq!(cache.cached_bytes(), 0);
+    for class in Class::all() {
+        let statistics = cache.statistics(class);
+        assert_eq!(statistics, MagazineStatistics::default(), "{class:?}");
+    }
+}
+
+#[test]
+fn what_heaps_hold_can_be_shown() {
+    let heap = MagazineHeap::new(HostedFrames::new(64));
+    let layout = layout(100, 8);
+    let block = alloc(&heap, layout).unwrap();
+    let left = heap.platform().frames_left();
+    assert!(format!("{heap:?}").contains("live_bytes: 100, live_blocks: 1,"));
+    assert_eq!(
+        format!("{:?}", heap.platform()),
+        format!("HostedFrames {{ count: 64, free: {left}, .. }}")
+    );
+    let cached = heap.platform().cache().cached_bytes();
+    assert_eq!(
+        format!("{:?}", heap.platform().cache()),
+        format!("CpuCache {{ live_bytes: 100, cached_bytes: {cached}, .. }}")
+    );
+    assert_eq!(
+        format!("{:?}", Class::of(layout).unwrap()),
+        "Class(112 bytes)"
+    );
+    free(&heap, block, layout);
 }
 
 #[test]

@@ -31,26 +31,44 @@ enum Step {
     Trim,
 }
 
-/// Steps, each on one of so many CPUs.
-fn steps(cpus: usize) -> impl Strategy<Value = Vec<(usize, Step)>> {
-    // Sizes spread over their logarithm, so that every size class occurs.
-    let size = (0..17_u32, any::<u32>()).prop_map(|(shift, any)| 1 + (any as usize % (1 << shift)));
+fn size() -> impl Strategy<Value = usize> + Clone {
+    // Spread over its logarithm, so that every size class occurs.
+    (0..17_u32, any::<u32>()).prop_map(|(shift, any)| 1 + (any as usize % (1 << shift)))
+}
+
+fn layout() -> impl Strategy<Value = Layout> + Clone {
     let align = prop_oneof![
         6 => (0..5_u32).prop_map(|shift| 1_usize << shift),
         1 => (5..17_u32).prop_map(|shift| 1_usize << shift),
     ];
-    let layout = (size.clone(), align)
-        .prop_map(|(size, align)| Layout::from_size_align(size, align).expect("small"));
-    let step = prop_oneof![
-        10 => layout.clone().prop_map(Step::Alloc),
-        1 => layout.prop_map(Step::AllocZeroed),
-        7 => Just(Step::Free),
-        3 => size.prop_map(Step::Realloc),
-        1 => Just(Step::FreeAll),
-        1 => Just(Step::Drain),
-        1 => Just(Step::Trim),
-    ];
-    prop::collection::vec((0..cpus, step), 1..250)
+    (size(), align).prop_map(|(size, align)| Layout::from_size_align(size, align).expect("small"))
+}
+
+/// Steps, each on one of so many CPUs. Of some layouts a history has many blocks, so that magazines
+/// and slabs become full.
+fn steps(cpus: usize) -> impl Strategy<Value = Vec<(usize, Step)>> {
+    let usual = prop::collection::vec(layout(), 1..4);
+    usual
+        .prop_flat_map(move |usual| {
+            let usual = prop::sample::select(usual);
+            let once = prop_oneof![
+                6 => usual.clone().prop_map(Step::Alloc),
+                4 => layout().prop_map(Step::Alloc),
+                1 => layout().prop_map(Step::AllocZeroed),
+                7 => Just(Step::Free),
+                3 => size().prop_map(Step::Realloc),
+                1 => Just(Step::FreeAll),
+                1 => Just(Step::Drain),
+                1 => Just(Step::Trim),
+            ];
+            let often = prop_oneof![4 => usual.prop_map(Step::Alloc), 3 => Just(Step::Free)];
+            let steps = prop_oneof![3 => (once, Just(1)), 1 => (often, 1..80_usize)];
+            prop::collection::vec((0..cpus, steps), 1..100)
+        })
+        .prop_map(|steps| {
+            let repeated = |(cpu, (step, count))| std::iter::repeat_n((cpu, step), count);
+            steps.into_iter().flat_map(repeated).collect()
+        })
 }
 
 /// A machine that remembers what it gave.
@@ -291,7 +309,7 @@ fn check_heap(
 fn the_locked_heap_does_as_the_model_says() {
     let values = (start(), steps(1), any::<u64>());
     let refused = Cell::new(0);
-    oracle("the locked heap", 256, values, |(start, steps, seed)| {
+    oracle("the locked heap", 128, values, |(start, steps, seed)| {
         check_heap(start, steps, seed, &refused)
     });
     assert!(refused.get() > 0, "memory never ran out");
@@ -530,15 +548,12 @@ fn check_classes<const FLAGGED: bool>(
 fn the_magazine_heap_does_as_the_model_says() {
     let values = || (1_usize..400, steps(CPUS + 1), any::<u64>());
     let refused = Cell::new(0);
-    oracle(
-        "the magazine heap",
-        128,
-        values(),
-        |(pages, steps, seed)| check_magazines::<false>(pages, steps, seed, &refused),
-    );
+    oracle("the magazine heap", 96, values(), |(pages, steps, seed)| {
+        check_magazines::<false>(pages, steps, seed, &refused)
+    });
     oracle(
         "the magazine heap, flagged",
-        128,
+        96,
         values(),
         |(pages, steps, seed)| check_magazines::<true>(pages, steps, seed, &refused),
     );

@@ -611,7 +611,7 @@ fn pages_come_and_go_as_in_the_model() {
 }
 
 /// Nobody else has cached anything.
-struct Alone;
+pub struct Alone;
 
 // SAFETY: no CPU uses the tables.
 unsafe impl Shootdown for Alone {
@@ -673,6 +673,7 @@ fn what_is_unmapped_stays_out_of_reach_until_it_is_flushed() {
             virt: BASE + 0x2000
         }
     );
+    assert!(twice.to_string().contains("not yet flushed"));
     // Nobody else has taken the frames meanwhile.
     assert_eq!((tables.table_count(), ram.frames().len()), (4, 4));
 
@@ -779,10 +780,9 @@ fn a_large_page_changes_as_a_whole() {
     nothing.carry_out(&Nobody);
     // SAFETY: as above.
     let hole = unsafe { tables.protect(range(start, gib + 0x1000), Access::ReadOnly) };
-    assert_eq!(
-        hole.unwrap_err(),
-        ChangeError::NotMapped { virt: start + gib }
-    );
+    let hole = hole.unwrap_err();
+    assert_eq!(hole, ChangeError::NotMapped { virt: start + gib });
+    assert_eq!(hole.to_string(), "0xffff800080000000 is not mapped");
 }
 
 /// Not to be called.
@@ -824,6 +824,8 @@ fn what_cannot_change_is_told() {
     // SAFETY: as above.
     let error = unsafe { tables.unmap(range(HALF_4, 0x1000)) }.unwrap_err();
     assert_eq!(error, ChangeError::Malformed { virt: HALF_4 });
+    assert!(error.to_string().ends_with("0xffff800000000000 are broken"));
+    assert!(tables.vacant(range(HALF_4, 0x1000)).is_none());
     ram.set_entry(root, 256, 0);
 }
 

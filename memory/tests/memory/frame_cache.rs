@@ -22,7 +22,8 @@ const CHUNK: u64 = 512;
 /// What a call does; the first number says by which CPU's cache, or by none.
 #[derive(Clone, Debug)]
 enum Call {
-    Allocate(usize, Owner),
+    /// So many frames, one after the other.
+    Allocate(usize, usize, Owner),
     AllocateRun(usize, usize, usize, Owner),
     /// Frees, from one of the frames that are handed out on, as many as are its owner's, but no more
     /// than this: one run or a part of it, or several.
@@ -77,7 +78,8 @@ fn call() -> impl Strategy<Value = Call> {
         1 => Just(Some(Owner::Loader)),
     ];
     prop_oneof![
-        8 => (0..3usize, owner()).prop_map(|(c, o)| Call::Allocate(c, o)),
+        6 => (0..3usize, owner()).prop_map(|(c, o)| Call::Allocate(c, 1, o)),
+        2 => (0..3usize, count(), owner()).prop_map(|(c, n, o)| Call::Allocate(c, n, o)),
         4 => run.prop_map(|(c, count, align, o)| {
             Call::AllocateRun(c, count, align.unwrap_or(count.next_power_of_two()), o)
         }),
@@ -224,17 +226,18 @@ fn behave_as_the_model(
     let mut caches: Vec<FrameCache> = std::iter::from_fn(|| frames.cache()).collect();
     for call in calls.iter().cloned() {
         match call {
-            Call::Allocate(cpu, owner) => {
-                let frame = match caches.get_mut(cpu) {
-                    Some(cache) => cache.allocate(owner),
-                    None => frames.allocate(owner),
-                };
-                match frame {
-                    Some(frame) => model.change(single(frame), Owner::Free, owner)?,
-                    None => {
+            Call::Allocate(cpu, count, owner) => {
+                for _ in 0..count {
+                    let frame = match caches.get_mut(cpu) {
+                        Some(cache) => cache.allocate(owner),
+                        None => frames.allocate(owner),
+                    };
+                    let Some(frame) = frame else {
                         prop_assert_eq!(frames.free_frames(), frames.cached_frames());
                         prop_assert!(caches.get(cpu).is_none_or(FrameCache::is_empty));
-                    }
+                        break;
+                    };
+                    model.change(single(frame), Owner::Free, owner)?;
                 }
             }
             Call::AllocateRun(cpu, count, align, owner) => {

@@ -2,15 +2,17 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
+use std::ptr::NonNull;
 
 use muster_memory::{
-    Access, Cache, Census, FRAME_SIZE, Features, Frame, FrameSource, Kind, Leaf, Levels,
-    MemoryEntry, Mismatch, PageSize, PhysRange, Plan, PlanError, Region, Step, TableError, Tables,
-    Target, hhdm,
+    Access, Cache, Census, FRAME_SIZE, Features, Frame, FrameAllocator, FrameSource, Kind, Leaf,
+    Levels, MemoryEntry, Mismatch, Owner, PageSize, PhysRange, PhysicalMemory, Plan, PlanError,
+    Region, Step, TableError, Tables, Target, VirtRange, hhdm,
 };
 use proptest::prelude::*;
 use proptest::sample::Index;
 
+use crate::changes::Alone;
 use crate::maps::{HALF_4, HALF_5, Shown, memory_map, shown};
 use crate::oracle::oracle;
 use crate::ram::Ram;
@@ -511,6 +513,60 @@ fn running_out_of_frames_is_an_answer() {
     ram.left.set(4);
     tables.map(&REGION, &ram).unwrap();
     assert_eq!(tables.table_count(), 5);
+}
+
+/// Physical memory from this address on.
+const MEMORY: u64 = 0x10_0000;
+
+/// All of it, in one piece.
+struct Piece(NonNull<[[u64; 512]]>);
+
+// SAFETY: the pages are a live, leaked allocation aligned to 4096, of which frames follow each other
+// (1, 2), and which nobody uses but tables (3).
+unsafe impl PhysicalMemory for Piece {
+    fn pointer(&self, phys: u64) -> Option<NonNull<u8>> {
+        let page = phys.checked_sub(MEMORY)? / FRAME_SIZE;
+        let is_there = page < self.0.len() as u64;
+        // SAFETY: within the pages.
+        is_there.then(|| unsafe { self.0.cast::<[u64; 512]>().add(page as usize).cast() })
+    }
+}
+
+#[test]
+fn the_frame_allocator_s_frames_become_tables_and_come_back() {
+    #[repr(C, align(4096))]
+    struct Pages([[u64; 512]; 8]);
+
+    let pages = Box::leak(Box::new(Pages([[0; 512]; 8])));
+    let free = [PhysRange::new(MEMORY, 8 * FRAME_SIZE).unwrap()];
+    let storage = Box::leak(Box::new_uninit_slice(1));
+    let frames = FrameAllocator::new(free.into_iter(), [].into_iter(), storage).unwrap();
+    let memory = Piece(NonNull::from(&mut pages.0[..]));
+    // SAFETY: the frame allocator hands each frame out once.
+    let mut tables = unsafe { Tables::new(memory, Levels::Four, GIB, &frames) }.unwrap();
+    let counted = || frames.totals()[Owner::PageTables] / FRAME_SIZE;
+    assert_eq!(counted(), 1);
+    tables.map(&REGION, &frames).unwrap();
+    assert_eq!((counted(), tables.table_count()), (4, 4));
+    // Three more tables elsewhere, and then two for which there is but one frame.
+    let elsewhere = Region {
+        virt: 0x1000,
+        ..REGION
+    };
+    tables.map(&elsewhere, &&frames).unwrap();
+    let further = Region {
+        virt: HALF_4 + (1 << 30),
+        ..REGION
+    };
+    let error = tables.map(&further, &&frames).unwrap_err();
+    assert_eq!(error.error, TableError::OutOfFrames);
+    assert_eq!((counted(), frames.free_frames()), (7, 1));
+
+    let range = VirtRange::new(REGION.virt, REGION.length).unwrap();
+    // SAFETY: nobody uses what these tables map.
+    let unmapping = unsafe { tables.unmap(range) }.unwrap();
+    tables.complete(unmapping.flush(&Alone), &frames, &mut |_| ());
+    assert_eq!((counted(), tables.table_count()), (4, 4));
 }
 
 #[test]
