@@ -76,6 +76,17 @@ models:
     RUSTFLAGS="--cfg loom" cargo test --target-dir target/models --profile models \
         --package muster-percpu --package muster-memory --package muster-heap --lib -- --nocapture --test-threads 2
 
+# Hold the libraries against naive models, at random: just oracles [TIMES as many cases as usual]
+[group('test')]
+oracles TIMES="1":
+    ORACLE_TIMES="$1" cargo test --package muster-memory --test memory --package muster-heap --test heap \
+        -- --nocapture model
+
+# Print how many of the libraries' lines their own tests run
+[group('test')]
+coverage:
+    {{ runner }} coverage
+
 # Boot the kernel in every way it must survive: just test-kernel [FILTER…]
 [group('test')]
 test-kernel *FILTER:

@@ -9,6 +9,7 @@ mod arguments;
 mod bench;
 mod cases;
 mod check;
+mod coverage;
 mod debugger;
 mod images;
 mod limine;
@@ -59,6 +60,7 @@ commands:
   debug [CPUS] [key=value…]  boot the kernel under GDB
   check                      spelling, dependencies, and clippy and rustdoc with
                              warnings denied, for kernel and host crates
+  coverage                   how many of the libraries' lines their tests run
 ";
 
 fn main() -> ExitCode {
@@ -117,6 +119,7 @@ fn dispatch(arguments: &[String]) -> Result<ExitCode> {
         }
         "debug" => debugger::command(&arguments::parse(rest)?, &Interrupt::watch()?),
         "check" => check::command(),
+        "coverage" => coverage::command(),
         "help" | "--help" | "-h" => {
             println!("{COMMANDS}{}", arguments::help());
             Ok(ExitCode::SUCCESS)
