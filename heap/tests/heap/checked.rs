@@ -212,6 +212,7 @@ fn of_two_cpus_that_free_at_once_one_is_reported() {
     reports.sort_unstable_by_key(|misuse| misuse.block);
     let reported = reports.iter().map(|misuse| misuse.block);
     assert!(reported.eq(blocks.iter().map(|block| block.get())));
+    let mut told = 0;
     for misuse in &reports {
         assert_eq!(
             (misuse.deed, misuse.layout),
@@ -219,10 +220,13 @@ fn of_two_cpus_that_free_at_once_one_is_reported() {
         );
         let [allocated, freed, found] = named(misuse);
         assert_eq!(allocated, Some(1));
-        let mut both = [freed, found];
-        both.sort_unstable();
-        assert_eq!(both, [Some(2), Some(3)]);
+        // Whoever came first may be kept, amid its free, from saying so for longer than the other
+        // waits for it.
+        let first = found.map(|found| 5 - found);
+        assert!(freed.is_none() || freed == first, "{misuse}");
+        told += usize::from(freed.is_some());
     }
+    assert!(told > 0, "nobody was told who had been first");
 }
 
 #[test]
