@@ -130,7 +130,9 @@ impl Counters {
 
 /// Sets calls up for so many CPUs. Called once, by the BSP, when the heap is open and no AP released.
 pub fn start(cpus: usize) {
-    EXCHANGE.init_once(|| Exchange::new(cpus));
+    // Made first: who needs memory and gets none looks for calls, and would wait here for itself.
+    let exchange = Exchange::new(cpus);
+    EXCHANGE.init_once(|| exchange);
 }
 
 /// Has `targets` run `work`, and waits until they have.
