@@ -36,6 +36,12 @@ const HEAP_STEP: u64 = 2 * 1024 * 1024;
 /// The first megabyte, where BIOS leaves its tables.
 const LEGACY_END: u64 = 1024 * 1024;
 
+/// Free memory that bring-up needs once the tables stand, in bytes, and for each CPU: what the heap
+/// takes from there to the stress, what calls and mappings take to be measured, and what CPUs keep
+/// at hand meanwhile. With half of it there are machines on which that fails.
+const LEAST: u64 = 192 * 1024;
+const LEAST_PER_CPU: u64 = 16 * 1024;
+
 /// Frames in a large page.
 const LARGE: usize = (HEAP_STEP / FRAME_SIZE) as usize;
 
@@ -338,6 +344,11 @@ impl Shared {
             tables
                 .map(region, &frames)
                 .map_err(|failure| failure.error)?;
+        }
+        // Past this point the heap takes what it needs, and has nobody to tell that there is none.
+        let least = LEAST + LEAST_PER_CPU * blocks.len() as u64;
+        if (frames.free_frames() as u64) < least / FRAME_SIZE {
+            return Err(BuildError::OutOfMemory("the rest of bring-up"));
         }
         let shared = Self {
             hhdm,
