@@ -447,8 +447,12 @@ impl Reading {
     }
 }
 
-/// Bytes that the heap has and nobody uses.
+/// Bytes that the heap in use has and nobody uses, what CPUs cache left out.
 pub fn unused_bytes() -> u64 {
+    // The list keeps what it has, the boot arena too, to itself.
+    if USE_MAGAZINES.load(Ordering::Relaxed) {
+        return 0;
+    }
     let list = LIST.statistics();
     list.capacity_bytes.saturating_sub(list.live_bytes)
 }

@@ -43,7 +43,7 @@ const PATIENCE_PER_MIB: u64 = 20;
 
 /// Free memory that the stress needs for each CPU, in bytes: with less its own books
 /// would be what runs out.
-const LEAST_PER_CPU: u64 = 256 * 1024;
+const LEAST_PER_CPU: u64 = 512 * 1024;
 
 /// Rounds of a workload's loop between two looks at the clock.
 const STRIDE: u32 = 32;
