@@ -92,6 +92,11 @@ coverage:
 test-kernel *FILTER:
     @{{ runner }} test "$@"
 
+# Boot it on every machine it must come up on, for some ten minutes: just matrix [FILTER…]
+[group('test')]
+matrix *FILTER:
+    @{{ runner }} matrix "$@"
+
 # Everything at once, for long, from a seed that is told: just soak [CPUS] [minutes=10] [seed=N]
 [group('test')]
 soak *ARGS:

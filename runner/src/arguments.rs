@@ -265,7 +265,7 @@ const KEYS: &[Key] = &[
     ),
     runner(
         "accel",
-        Form::OneOf(&["auto", "tcg", "kvm", "icount"]),
+        Form::OneOf(&["auto", "tcg", "kvm", "turns", "icount"]),
         "acceleration (auto); icount counts instructions",
         |run, value| {
             run.acceleration = Acceleration::named(value)?;

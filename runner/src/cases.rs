@@ -1,23 +1,58 @@
 //! The whole-kernel tests: what is booted, how it must end, and what it must
-//! have said.
+//! have said. The machines that it must come up on have a file of their own
+//! (`matrix`).
 
 use crate::session::Verdict;
 
-/// One boot of the kernel and what is expected of it.
+/// One boot of the kernel, or several with one argument that differs, and what is expected of each.
 #[derive(Clone, Copy, Debug)]
 pub struct Case {
     /// Its name, for filters.
     pub name: &'static str,
     /// The arguments of `just run-smp` that repeat it.
     pub arguments: &'static [&'static str],
-    /// How it ends.
-    pub ends: Verdict,
+    /// One more argument, with each of its values in turn.
+    pub sweep: Option<Sweep>,
+    /// How it ends: in one of these ways, and in a sweep in each of them at least once.
+    pub ends: &'static [Verdict],
     /// Regular expressions that the log matches, each somewhere.
     pub says: &'static [&'static str],
     /// Regular expressions that it matches nowhere.
     pub never: &'static [&'static str],
     /// What a pair of an allocation and a free may take.
     pub limits: &'static [Limit],
+}
+
+/// The values of an argument, from the first to no more than the last.
+#[derive(Clone, Copy, Debug)]
+pub struct Sweep {
+    /// What comes before the value: `mem=`.
+    pub before: &'static str,
+    /// The first value.
+    pub first: u64,
+    /// The last.
+    pub last: u64,
+    /// From one to the next.
+    pub step: usize,
+    /// What comes after the value: `K`.
+    pub after: &'static str,
+}
+
+impl Case {
+    /// The arguments of each of its boots.
+    pub fn boots(&self) -> impl Iterator<Item = Vec<String>> + '_ {
+        let fixed = || self.arguments.iter().copied().map(str::to_owned).collect();
+        let once = self.sweep.is_none().then(fixed);
+        let swept = self.sweep.into_iter().flat_map(move |sweep| {
+            let values = (sweep.first..=sweep.last).step_by(sweep.step);
+            values.map(move |value| {
+                let mut arguments: Vec<String> = fixed();
+                arguments.push(format!("{}{value}{}", sweep.before, sweep.after));
+                arguments
+            })
+        });
+        once.into_iter().chain(swept)
+    }
 }
 
 /// The most instructions that Muster's allocators may take for a pair in a workload, as
@@ -33,7 +68,8 @@ pub struct Limit {
 /// What no run that passes says.
 const BAD: &[&str] = &[" ERROR ", "(?i)panicked"];
 
-const fn passes(
+/// One that passes, without a word of an error.
+pub const fn passes(
     name: &'static str,
     arguments: &'static [&'static str],
     says: &'static [&'static str],
@@ -41,14 +77,16 @@ const fn passes(
     Case {
         name,
         arguments,
-        ends: Verdict::Passed,
+        sweep: None,
+        ends: &[Verdict::Passed],
         says,
         never: BAD,
         limits: &[],
     }
 }
 
-const fn fails(
+/// One that runs to its end, and finds something that is not as it should be.
+pub const fn fails(
     name: &'static str,
     arguments: &'static [&'static str],
     says: &'static [&'static str],
@@ -56,14 +94,16 @@ const fn fails(
     Case {
         name,
         arguments,
-        ends: Verdict::Failed,
+        sweep: None,
+        ends: &[Verdict::Failed],
         says,
         never: &["(?i)panicked"],
         limits: &[],
     }
 }
 
-const fn refuses(
+/// One that does not start.
+pub const fn refuses(
     name: &'static str,
     arguments: &'static [&'static str],
     says: &'static [&'static str],
@@ -71,14 +111,16 @@ const fn refuses(
     Case {
         name,
         arguments,
-        ends: Verdict::Refused,
+        sweep: None,
+        ends: &[Verdict::Refused],
         says,
         never: &["(?i)panicked", "roll: "],
         limits: &[],
     }
 }
 
-const fn panics(
+/// One that ends in a panic or an exception.
+pub const fn panics(
     name: &'static str,
     arguments: &'static [&'static str],
     says: &'static [&'static str],
@@ -86,7 +128,8 @@ const fn panics(
     Case {
         name,
         arguments,
-        ends: Verdict::Panicked,
+        sweep: None,
+        ends: &[Verdict::Panicked],
         says,
         never: &["verdict: passed"],
         limits: &[],
@@ -130,29 +173,9 @@ const INSTRUCTIONS: &[Limit] = &[
     },
 ];
 
-/// All of them. The stress is short: what is tested is that each machine comes
-/// up, not how long it lasts.
+/// All of them but those that are about machines. The stress is short: what is tested is that the
+/// kernel holds, not how long.
 pub const CASES: &[Case] = &[
-    passes(
-        "cpus-1",
-        &["1", "seconds=0.5"],
-        &["roll: 1 of 1 CPUs online"],
-    ),
-    passes(
-        "cpus-2",
-        &["2", "seconds=0.5"],
-        &["roll: 2 of 2 CPUs online"],
-    ),
-    passes(
-        "cpus-8",
-        &["8", "seconds=2"],
-        &["roll: 8 of 8 CPUs online", "exhaustion"],
-    ),
-    passes(
-        "cpus-32",
-        &["32", "seconds=1"],
-        &["roll: 32 of 32 CPUs online"],
-    ),
     passes(
         "timer-1",
         &["1", "stress=timer", "seconds=0.5"],
@@ -409,36 +432,6 @@ pub const CASES: &[Case] = &[
             &[],
         )
     },
-    refuses(
-        "memory-4m",
-        &["8", "mem=4M"],
-        &["out of memory|too little memory"],
-    ),
-    passes(
-        "memory-64m",
-        &["4", "mem=64M", "seconds=1"],
-        &["roll: 4 of 4 CPUs online"],
-    ),
-    passes(
-        "memory-512m",
-        &[
-            "4",
-            "mem=512M",
-            "stress=churn,mixed,handover,growth",
-            "seconds=1",
-        ],
-        &["roll: 4 of 4 CPUs online"],
-    ),
-    passes(
-        "memory-6g",
-        &[
-            "4",
-            "mem=6G",
-            "stress=churn,mixed,handover,growth",
-            "seconds=1",
-        ],
-        &["roll: 4 of 4 CPUs online"],
-    ),
     Case {
         never: &["INFO  stress"],
         ..passes(
@@ -447,47 +440,6 @@ pub const CASES: &[Case] = &[
             &["verdict: passed"],
         )
     },
-    passes(
-        "machine-pc",
-        &["4", "machine=pc", "seconds=0.5"],
-        &["roll: 4 of 4 CPUs online"],
-    ),
-    passes(
-        "machine-q35",
-        &["4", "machine=q35", "seconds=0.5"],
-        &["roll: 4 of 4 CPUs online"],
-    ),
-    passes(
-        "machine-microvm",
-        &["4", "machine=microvm", "seconds=0.5"],
-        &["roll: 4 of 4 CPUs online"],
-    ),
-    passes(
-        "cpu-without-1g-pages",
-        &[
-            "4",
-            "cpu=max,-pdpe1gb",
-            "mem=2G",
-            "stress=churn,mixed,handover,growth",
-            "seconds=0.5",
-        ],
-        &["roll: 4 of 4 CPUs online"],
-    ),
-    passes(
-        "cpu-qemu64",
-        &["4", "cpu=qemu64", "seconds=0.5"],
-        &["roll: 4 of 4 CPUs online"],
-    ),
-    passes(
-        "paging-4-level",
-        &["4", "cpu=max,-la57", "loader.levels=5", "seconds=0.5"],
-        &["4-level"],
-    ),
-    passes(
-        "paging-5-level",
-        &["4", "cpu=max,+la57", "loader.levels=5", "seconds=0.5"],
-        &["5-level"],
-    ),
     fails(
         "loader-unstarted",
         &["4", "loader.unstarted=2", "seconds=0.5"],
@@ -804,14 +756,21 @@ pub const CASES: &[Case] = &[
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::arguments;
+    use crate::{arguments, matrix};
     use regex_lite::Regex;
     use std::collections::HashSet;
 
+    fn all() -> impl Iterator<Item = Case> {
+        CASES.iter().copied().chain(matrix::all())
+    }
+
     #[test]
     fn every_case_can_be_run() {
-        for case in CASES {
-            arguments::parse(case.arguments).unwrap();
+        for case in all() {
+            assert!(case.boots().count() > 0 && !case.ends.is_empty());
+            for arguments in case.boots() {
+                arguments::parse(&arguments).unwrap();
+            }
             for pattern in case.says.iter().chain(case.never) {
                 Regex::new(pattern).unwrap();
             }
@@ -820,7 +779,23 @@ mod tests {
 
     #[test]
     fn names_are_unique() {
-        let names: HashSet<_> = CASES.iter().map(|case| case.name).collect();
-        assert_eq!(names.len(), CASES.len());
+        let names: HashSet<_> = all().map(|case| case.name).collect();
+        assert_eq!(names.len(), all().count());
+    }
+
+    #[test]
+    fn a_sweep_is_a_boot_for_each_value() {
+        let case = Case {
+            sweep: Some(Sweep {
+                before: "mem=",
+                first: 1,
+                last: 6,
+                step: 2,
+                after: "K",
+            }),
+            ..passes("example", &["2"], &[])
+        };
+        let boots: Vec<_> = case.boots().map(|words| words.join(" ")).collect();
+        assert_eq!(boots, ["2 mem=1K", "2 mem=3K", "2 mem=5K"]);
     }
 }

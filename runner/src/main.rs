@@ -15,6 +15,7 @@ mod images;
 mod limine;
 mod linux;
 mod machine;
+mod matrix;
 mod run;
 mod screen;
 mod soak;
@@ -43,6 +44,7 @@ commands:
   build                      build the kernel and the loader
   run [CPUS] [key=value…]    boot the kernel in QEMU, and watch it to its end
   test [FILTER…]             the whole-kernel tests whose name contains a FILTER
+  matrix [FILTER…]           the same, of all machines that the kernel must come up on
   bench [WHAT] [CPUS] [key=value…]
                              the benchmarks in the kernel; WHAT may be
                              instructions, to count them in the kernel, or
@@ -108,6 +110,7 @@ fn dispatch(arguments: &[String]) -> Result<ExitCode> {
         "bench" => bench::command(rest, &Interrupt::watch()?),
         "soak" => soak::command(rest, &Interrupt::watch()?),
         "test" => suite::command(rest, &Interrupt::watch()?),
+        "matrix" => suite::matrix(rest, &Interrupt::watch()?),
         "iso" => iso(rest),
         "boot-log" => {
             let which = rest.first().map_or("all", String::as_str);

@@ -17,6 +17,7 @@ use crate::cases::{CASES, Case, Limit};
 use crate::images::{self, Images};
 use crate::limine::NotInstalled;
 use crate::line::Line;
+use crate::matrix;
 use crate::run;
 use crate::screen::Screen;
 use crate::session::{Interrupt, Verdict};
@@ -28,23 +29,44 @@ const SIDE_BY_SIDE: usize = 2;
 
 /// What came of a case.
 enum Report {
-    /// What it took, and figures to tell.
-    Ok(Duration, Vec<String>),
+    /// What it took, how many boots it was, and figures to tell.
+    Ok {
+        time: Duration,
+        boots: usize,
+        figures: Vec<String>,
+    },
     Skipped(String),
     Failed {
         why: String,
+        /// What to type to have it again.
+        arguments: Vec<String>,
         log: PathBuf,
         tail: Vec<String>,
     },
 }
 
-/// Runs the cases whose name contains one of `filters`, or all. Success if
-/// there was one and none failed.
+/// The cases of every test run.
 ///
 /// # Errors
 /// If the images do not build, or nobody reads the output.
 pub fn command(filters: &[String], interrupt: &Interrupt) -> Result<ExitCode> {
-    let chosen: Vec<&Case> = CASES
+    let cases: Vec<Case> = CASES.iter().chain(matrix::FEW).copied().collect();
+    run_all(&cases, filters, interrupt)
+}
+
+/// The cases that are about machines, those that take minutes included.
+///
+/// # Errors
+/// As [`command`].
+pub fn matrix(filters: &[String], interrupt: &Interrupt) -> Result<ExitCode> {
+    let cases: Vec<Case> = matrix::all().collect();
+    run_all(&cases, filters, interrupt)
+}
+
+/// Runs the cases whose name contains one of `filters`, or all. Success if
+/// there was one and none failed.
+fn run_all(cases: &[Case], filters: &[String], interrupt: &Interrupt) -> Result<ExitCode> {
+    let chosen: Vec<&Case> = cases
         .iter()
         .filter(|case| {
             filters.is_empty() || filters.iter().any(|filter| case.name.contains(filter))
@@ -52,7 +74,7 @@ pub fn command(filters: &[String], interrupt: &Interrupt) -> Result<ExitCode> {
         .collect();
     if chosen.is_empty() {
         println!("no test has such a name; there are:");
-        for case in CASES {
+        for case in cases {
             println!("  {}", case.name);
         }
     }
@@ -84,7 +106,8 @@ pub fn command(filters: &[String], interrupt: &Interrupt) -> Result<ExitCode> {
             .collect::<Result<()>>()
     })?;
     let counts = counts.into_inner().unwrap_or_default();
-    println!("\n{}", counts.line());
+    println!("\n{} configurations booted", counts.boots);
+    println!("{}", counts.line());
     Ok(
         match counts.failed == 0 && counts.passed > 0 && !interrupt.came() {
             true => ExitCode::SUCCESS,
@@ -98,13 +121,20 @@ struct Counts {
     passed: usize,
     failed: usize,
     skipped: usize,
+    /// Boots of the cases that passed.
+    boots: usize,
 }
 
 impl Counts {
     fn add(&mut self, case: &Case, report: &Report, screen: Screen) -> Result<()> {
         match report {
-            Report::Ok(time, figures) => {
+            Report::Ok {
+                time,
+                boots,
+                figures,
+            } => {
                 self.passed += 1;
+                self.boots += boots;
                 println!("ok      {:<28} {:>6.2} s", case.name, time.as_secs_f64());
                 for figure in figures {
                     println!("        {figure}");
@@ -114,13 +144,18 @@ impl Counts {
                 self.skipped += 1;
                 println!("skipped {:<28} {why}", case.name);
             }
-            Report::Failed { why, log, tail } => {
+            Report::Failed {
+                why,
+                arguments,
+                log,
+                tail,
+            } => {
                 self.failed += 1;
                 screen.news(false, &format!("FAILED  {:<28} {why}", case.name))?;
                 for text in tail {
                     screen.line(text)?;
                 }
-                let arguments: Vec<_> = case.arguments.iter().map(|word| quoted(word)).collect();
+                let arguments: Vec<_> = arguments.iter().map(|word| quoted(word)).collect();
                 let arguments = arguments.join(" ");
                 println!("        the whole log: {}", shown(log));
                 println!("        once more: just run-smp {arguments}");
@@ -147,43 +182,85 @@ fn quoted(word: &str) -> String {
     }
 }
 
-/// Boots a case and compares.
+/// Boots a case, as often as it has arguments, and compares.
 fn examine(case: &Case, builds: &Builds, interrupt: &Interrupt) -> Report {
     let folder = workspace::target().join("test-log").join(case.name);
-    match attempt(case, builds, &folder, interrupt) {
-        Ok(report) => report,
-        Err(error) => match error.downcast_ref::<NotInstalled>() {
-            Some(NotInstalled::Limine(_)) => Report::Skipped("no Limine files (LIMINE_DIR)".into()),
-            Some(NotInstalled::Ovmf) => Report::Skipped("no UEFI firmware (ovmf)".into()),
-            None => Report::Failed {
-                why: format!("{error:#}"),
-                log: folder,
-                tail: Vec::new(),
-            },
-        },
+    let (mut time, mut boots, mut figures) = (Duration::ZERO, 0, Vec::new());
+    let mut unseen = case.ends.to_vec();
+    for arguments in case.boots() {
+        let failed = |why, tail| Report::Failed {
+            why,
+            arguments: arguments.clone(),
+            log: folder.join("all.log"),
+            tail,
+        };
+        let trial = match attempt(case, &arguments, builds, &folder, interrupt) {
+            Ok(trial) => trial,
+            Err(error) => {
+                return match error.downcast_ref::<NotInstalled>() {
+                    Some(NotInstalled::Limine(_)) => {
+                        Report::Skipped("no Limine files (LIMINE_DIR)".into())
+                    }
+                    Some(NotInstalled::Ovmf) => Report::Skipped("no UEFI firmware (ovmf)".into()),
+                    None => failed(format!("{error:#}"), Vec::new()),
+                };
+            }
+        };
+        if let Some(why) = trial.mismatch {
+            return failed(why, trial.tail);
+        }
+        time += trial.time;
+        boots += 1;
+        figures = trial.figures;
+        unseen.retain(|&verdict| verdict != trial.verdict);
+    }
+    if let Some(verdict) = unseen.first() {
+        return Report::Failed {
+            why: format!("none of {boots} boots {verdict}"),
+            arguments: case.arguments.iter().copied().map(str::to_owned).collect(),
+            log: folder.join("all.log"),
+            tail: Vec::new(),
+        };
+    }
+    Report::Ok {
+        time,
+        boots,
+        figures,
     }
 }
 
-fn attempt(case: &Case, builds: &Builds, folder: &Path, interrupt: &Interrupt) -> Result<Report> {
-    let run = arguments::parse(case.arguments)?;
+/// What came of one boot.
+struct Trial {
+    verdict: Verdict,
+    mismatch: Option<String>,
+    time: Duration,
+    figures: Vec<String>,
+    /// The last lines, and if it hung the last line of each CPU.
+    tail: Vec<String>,
+}
+
+fn attempt(
+    case: &Case,
+    arguments: &[String],
+    builds: &Builds,
+    folder: &Path,
+    interrupt: &Interrupt,
+) -> Result<Trial> {
+    let run = arguments::parse(arguments)?;
     let images = builds
         .images(run.build)
         .context("its kernel is not built")?;
     let (outcome, _) = run::boot(&run, images, folder, interrupt, &mut |_| Ok(()))?;
-    let log = folder.join("all.log");
-    let text = fs::read_to_string(&log).context("cannot read the log")?;
+    let text = fs::read_to_string(folder.join("all.log")).context("cannot read the log")?;
     let (verdict, reason) = outcome.verdict();
-    Ok(match mismatch(case, verdict, &reason, &text)? {
-        None => Report::Ok(outcome.elapsed, figures(case, &text).collect()),
-        Some(why) => {
-            let hung = verdict == Verdict::Hung;
-            let last = outcome.last_lines().filter(|_| hung).map(str::to_owned);
-            Report::Failed {
-                why,
-                log,
-                tail: outcome.tail().map(str::to_owned).chain(last).collect(),
-            }
-        }
+    let hung = verdict == Verdict::Hung;
+    let last = outcome.last_lines().filter(|_| hung);
+    Ok(Trial {
+        verdict,
+        mismatch: mismatch(case, verdict, &reason, &text)?,
+        time: outcome.elapsed,
+        figures: figures(case, &text).collect(),
+        tail: outcome.tail().chain(last).map(str::to_owned).collect(),
     })
 }
 
@@ -196,8 +273,8 @@ struct Builds {
 impl Builds {
     fn of(cases: &[&Case]) -> Result<Self> {
         let mut runs = Vec::new();
-        for case in cases {
-            runs.push(arguments::parse(case.arguments)?.build);
+        for arguments in cases.iter().flat_map(|case| case.boots()) {
+            runs.push(arguments::parse(&arguments)?.build);
         }
         let made = |build| match runs.contains(&build) {
             true => images::build(build).map(Some),
@@ -238,11 +315,10 @@ fn figures<'a>(case: &'a Case, log: &'a str) -> impl Iterator<Item = String> + '
 
 /// The first way in which a run was not as expected.
 fn mismatch(case: &Case, verdict: Verdict, reason: &str, log: &str) -> Result<Option<String>> {
-    if verdict != case.ends {
-        return Ok(Some(format!(
-            "{verdict} instead of {}: {reason}",
-            case.ends
-        )));
+    if !case.ends.contains(&verdict) {
+        let ends: Vec<_> = case.ends.iter().map(Verdict::to_string).collect();
+        let ends = ends.join(" or ");
+        return Ok(Some(format!("{verdict} instead of {ends}: {reason}")));
     }
     for pattern in case.says {
         if !Regex::new(pattern)?.is_match(log) {
@@ -283,7 +359,8 @@ mod tests {
     const CASE: Case = Case {
         name: "example",
         arguments: &["2"],
-        ends: Verdict::Passed,
+        sweep: None,
+        ends: &[Verdict::Passed],
         says: &["2 of 2", "verdict: passed$"],
         never: &["ERROR"],
         limits: &[],
@@ -335,7 +412,8 @@ mod tests {
 
     #[test]
     fn cases_can_be_typed_again() {
-        for word in CASES.iter().flat_map(|case| case.arguments) {
+        let cases = CASES.iter().copied().chain(matrix::all());
+        for word in cases.flat_map(|case| case.arguments) {
             assert_eq!(shlex::split(&quoted(word)), Some(vec![(*word).into()]));
         }
     }
@@ -346,6 +424,7 @@ mod tests {
             passed: 3,
             failed: 1,
             skipped: 0,
+            boots: 5,
         };
         assert_eq!(counts.line(), "3 passed, 1 failed");
         assert_eq!(
