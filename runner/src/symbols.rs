@@ -28,8 +28,9 @@ impl Symbols {
     }
 
     /// A line of the log with ` in function (file:line)` after an address in
-    /// the kernel's code, and one more line for each function that had been
-    /// inlined there. Other lines come back as they are.
+    /// the kernel's code, and, in a backtrace, one more line for each function that had
+    /// been inlined there. Where a CPU stopped is told in one line: the function that the
+    /// others were inlined into. Other lines come back as they are.
     pub fn annotate(&self, text: &str) -> String {
         let Some(message) = Line::parse(text).map(|line| line.message) else {
             return text.into();
@@ -37,7 +38,9 @@ impl Symbols {
         if let Some(instruction) = line::instruction_pointer(message) {
             self.exception.set(Some(instruction));
         }
-        let instruction = match line::code_address(message) {
+        let address = line::code_address(message);
+        let is_stop = matches!(address, Some(CodeAddress::Instruction(_)));
+        let instruction = match address {
             Some(CodeAddress::Return(address)) if self.exception.get() == Some(address) => address,
             // The call lies before the address it returns to, which may already
             // be another line, or another function after one that never returns.
@@ -45,7 +48,10 @@ impl Symbols {
             Some(CodeAddress::Instruction(address)) => address,
             None => return text.into(),
         };
-        let places = self.places(instruction);
+        let mut places = self.places(instruction);
+        if is_stop {
+            places.drain(..places.len().saturating_sub(1));
+        }
         let mut annotated = text.trim_end().to_owned();
         for (depth, place) in places.iter().enumerate() {
             if depth > 0 {
