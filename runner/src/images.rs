@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use object::elf::{FileHeader64, SymbolSection};
@@ -51,6 +52,34 @@ pub fn build(build: Build) -> Result<Images> {
     if build == Build::Bench {
         cargo.args(["--features", "muster/bench"]);
     }
+    complete(cargo, images, &built)
+}
+
+/// The same for the book's example of another kernel.
+///
+/// # Errors
+/// As for [`build`].
+pub fn build_floor() -> Result<Images> {
+    let folder = workspace::bare_metal().join(TARGET).join("release");
+    let built = folder.join("muster-floor");
+    let images = Images {
+        kernel: built.clone(),
+        bootable: folder.join("muster-floor-bootable"),
+        loader: folder.join("muster-loader"),
+    };
+    let mut cargo = Toolchain::choose()?.bare_metal("build");
+    cargo.args([
+        "--package",
+        "muster-floor",
+        "--package",
+        "muster-loader",
+        "--bins",
+    ]);
+    complete(cargo, images, &built)
+}
+
+/// Runs Cargo, which leaves a kernel at `built`, and makes of it what the images need.
+fn complete(mut cargo: Command, images: Images, built: &Path) -> Result<Images> {
     // The first build takes a minute, and Cargo shows how far it is.
     if images.kernel.exists() && images.loader.exists() {
         cargo.arg("--quiet");
@@ -61,7 +90,7 @@ pub fn build(build: Build) -> Result<Images> {
     if !status.success() {
         bail!("the kernel does not build ({status})");
     }
-    let elf = fs::read(&built).with_context(|| format!("cannot read {}", built.display()))?;
+    let elf = fs::read(built).with_context(|| format!("cannot read {}", built.display()))?;
     if images.kernel != built {
         // Cargo keeps both apart, and puts the other one back when it is asked for.
         write_if_changed(&images.kernel, &elf)?;

@@ -11,11 +11,14 @@ mod cases;
 mod check;
 mod coverage;
 mod debugger;
+mod floor;
 mod images;
 mod limine;
 mod linux;
+mod listing;
 mod machine;
 mod matrix;
+mod outputs;
 mod run;
 mod screen;
 mod soak;
@@ -58,6 +61,8 @@ commands:
   soak [CPUS] [minutes=N] [key=value…]
                              everything at once, for ten minutes if none are
                              named, from a seed that is told
+  floor [CPUS] [key=value…]  the book's example of another kernel
+  book-outputs [NAME…]       write what the book shows of the kernel's words anew
   boot-log CPU|all           the last run's log of one CPU, or all of it
   debug [CPUS] [key=value…]  boot the kernel under GDB
   check                      spelling, dependencies, and clippy and rustdoc with
@@ -120,6 +125,8 @@ fn dispatch(arguments: &[String]) -> Result<ExitCode> {
             }
             Ok(ExitCode::SUCCESS)
         }
+        "floor" => floor::command(rest, &Interrupt::watch()?),
+        "book-outputs" => outputs::command(rest, &Interrupt::watch()?),
         "debug" => debugger::command(&arguments::parse(rest)?, &Interrupt::watch()?),
         "check" => check::command(),
         "coverage" => coverage::command(),

@@ -18,6 +18,7 @@ use crate::images::{self, Images};
 use crate::limine::NotInstalled;
 use crate::line::Line;
 use crate::matrix;
+use crate::outputs;
 use crate::run;
 use crate::screen::Screen;
 use crate::session::{Interrupt, Verdict};
@@ -255,9 +256,13 @@ fn attempt(
     let (verdict, reason) = outcome.verdict();
     let hung = verdict == Verdict::Hung;
     let last = outcome.last_lines().filter(|_| hung);
+    let mismatch = match mismatch(case, verdict, &reason, &text)? {
+        None => outputs::stale(case.name, folder)?,
+        why => why,
+    };
     Ok(Trial {
         verdict,
-        mismatch: mismatch(case, verdict, &reason, &text)?,
+        mismatch,
         time: outcome.elapsed,
         figures: figures(case, &text).collect(),
         tail: outcome.tail().chain(last).map(str::to_owned).collect(),

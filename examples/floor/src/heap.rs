@@ -1,0 +1,161 @@
+//! The heap: an arena until there are frames, then magazines.
+
+use core::alloc::{GlobalAlloc, Layout};
+use core::cell::UnsafeCell;
+use core::mem::MaybeUninit;
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use muster_heap::{
+    CpuCache, FRAME, FastPath, FramePlatform, Heap, MagazineHeap, NO_CACHE, Platform,
+};
+use muster_memory::{FrameRun, Owner, PhysRange};
+
+use crate::cpu::{CPUS, Cpu};
+use crate::memory;
+
+/// What each CPU caches of the heap: so many CPUs there may be.
+pub static CACHES: [CpuCache; 64] = [const { CpuCache::new() }; 64];
+
+#[global_allocator]
+static GLOBAL: Global = Global;
+
+static ARENA: Arena = Arena(UnsafeCell::new([MaybeUninit::uninit(); ARENA_BYTES]));
+const ARENA_BYTES: usize = 256 * 1024;
+
+static BOOT: Heap<Machine> = Heap::new(Machine);
+static MAGAZINES: MagazineHeap<Machine> = MagazineHeap::new(Machine);
+static USE_MAGAZINES: AtomicBool = AtomicBool::new(false);
+
+struct Arena(UnsafeCell<[MaybeUninit<u8>; ARENA_BYTES]>);
+
+// SAFETY: the cell is opened once, in `start`.
+unsafe impl Sync for Arena {}
+
+/// Gives the heap its arena. To be called once, first of all.
+pub fn start() {
+    // SAFETY: this is called once, by one CPU, so there is no other reference.
+    let arena = unsafe { &mut *ARENA.0.get() };
+    // A second arena, or a tiny one, would be refused: it is neither.
+    let started = BOOT.start_boot(arena);
+    debug_assert!(started.is_ok());
+}
+
+/// Lets new blocks come from frames.
+pub fn open() {
+    USE_MAGAZINES.store(true, Ordering::Release);
+}
+
+/// Gives back what this CPU has at hand, of blocks and of frames, and what the heap can do without.
+pub fn drain() {
+    MAGAZINES.drain();
+    MAGAZINES.trim();
+    Cpu::with(|here| {
+        here.local()
+            .frames
+            .borrow_mut()
+            .as_mut()
+            .map(|frames| frames.drain())
+    });
+}
+
+/// Both heaps as one.
+struct Global;
+
+// SAFETY: both are allocators, and a block goes back to the one it came from: those of the first lie
+// in the arena.
+unsafe impl GlobalAlloc for Global {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller's promise, handed on.
+        unsafe {
+            match USE_MAGAZINES.load(Ordering::Acquire) {
+                true => MAGAZINES.alloc(layout),
+                false => BOOT.alloc(layout),
+            }
+        }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        let offset = block.addr().wrapping_sub(ARENA.0.get().addr());
+        // SAFETY: as above, to the heap that the block is of.
+        unsafe {
+            match offset < ARENA_BYTES {
+                true => BOOT.dealloc(block, layout),
+                false => MAGAZINES.dealloc(block, layout),
+            }
+        }
+    }
+}
+
+/// What the heaps need of this kernel.
+pub struct Machine;
+
+// SAFETY: (1) the number is that of the block, which is one CPU's; (2) interrupts are never let in;
+// (3) the heap does not grow.
+unsafe impl Platform for Machine {
+    type InterruptGuard = ();
+
+    fn keep_interrupts_out(&self) {}
+
+    fn cpu(&self) -> Option<usize> {
+        Cpu::try_with(|here| here.index() as usize)
+    }
+
+    fn grow(&self, _at_least: usize) -> Option<NonNull<[u8]>> {
+        None
+    }
+}
+
+// SAFETY: (1), (4), (6) there are no tasks, and interrupts are never let in; (2) the cache is the one
+// in the block, which is one CPU's; (3) as for `Platform`; (5) frames come from the frame allocator,
+// as asked, and the loader maps them all.
+unsafe impl FramePlatform for Machine {
+    const FAST_PATH: FastPath = FastPath::Uninterrupted;
+
+    type Pin = ();
+    type InterruptGuard = ();
+
+    fn pin(&self) {}
+
+    fn keep_interrupts_out(&self) {}
+
+    fn cpu(&self) -> Option<usize> {
+        Platform::cpu(self)
+    }
+
+    fn cache(&self) -> &CpuCache {
+        Cpu::try_with(|here| here.local().cache).unwrap_or(&NO_CACHE)
+    }
+
+    fn each_cache(&self, visit: &mut dyn FnMut(&CpuCache)) {
+        CACHES.iter().take(CPUS.len()).for_each(visit);
+    }
+
+    fn allocate_frames(&self, count: usize, align: usize) -> Option<NonNull<u8>> {
+        // An address is the direct map's plus the frame's: both must be aligned.
+        let base = memory::pointer(0)?.addr().get();
+        if !base.is_multiple_of(align.checked_mul(FRAME)?) {
+            return None;
+        }
+        let run = Cpu::with(|here| {
+            let mut frames = here.local().frames.borrow_mut();
+            frames.as_mut()?.allocate_run(count, align, Owner::Heap)
+        })?;
+        memory::pointer(run.start())
+    }
+
+    unsafe fn free_frames(&self, start: NonNull<u8>, count: usize) {
+        let range =
+            memory::physical(start).and_then(|phys| PhysRange::new(phys, (count * FRAME) as u64));
+        let freed = range.and_then(FrameRun::from_range).and_then(|run| {
+            Cpu::with(|here| {
+                let mut frames = here.local().frames.borrow_mut();
+                Some(frames.as_mut()?.free_run(run, Owner::Heap))
+            })
+        });
+        assert!(
+            freed == Some(Ok(())),
+            "frames that are not the heap's: {freed:?}"
+        );
+    }
+}

@@ -1,0 +1,87 @@
+//! What a Limine loader is asked, and how it hands the other CPUs over.
+
+use alloc::vec::Vec;
+use core::sync::atomic::Ordering;
+
+use conquer_once::spin::OnceCell;
+use limine::BaseRevision;
+use limine::memory_map::EntryType;
+use limine::mp;
+use limine::request::{HhdmRequest, MemoryMapRequest, MpRequest};
+use muster_memory::{Kind, MemoryEntry, PhysRange};
+
+#[used]
+#[unsafe(link_section = ".requests")]
+static BASE_REVISION: BaseRevision = BaseRevision::with_revision(3);
+#[used]
+#[unsafe(link_section = ".requests")]
+static HHDM: HhdmRequest = HhdmRequest::new();
+#[used]
+#[unsafe(link_section = ".requests")]
+static MEMORY_MAP: MemoryMapRequest = MemoryMapRequest::new();
+#[used]
+#[unsafe(link_section = ".requests")]
+static MP: MpRequest = MpRequest::new();
+
+/// What the loader answered.
+pub struct Loader {
+    /// Where physical address 0 is shown.
+    pub hhdm: u64,
+    /// What memory there is.
+    pub entries: Vec<MemoryEntry>,
+    /// How many CPUs there are.
+    pub cpus: usize,
+}
+
+/// Takes the loader's answers.
+///
+/// # Errors
+///
+/// In words, if one is missing.
+pub fn ask() -> Result<Loader, &'static str> {
+    if !BASE_REVISION.is_supported() {
+        return Err("the loader does not speak base revision 3");
+    }
+    let hhdm = HHDM.get_response().ok_or("the loader shows no memory")?;
+    let map = MEMORY_MAP
+        .get_response()
+        .ok_or("the loader tells of no memory")?;
+    let mp = MP.get_response().ok_or("the loader starts no CPUs")?;
+    let entries = map.entries().iter().filter_map(|entry| {
+        Some(MemoryEntry {
+            range: PhysRange::new(entry.base, entry.length)?,
+            kind: match entry.entry_type {
+                EntryType::USABLE => Kind::Usable,
+                _ => Kind::Reserved,
+            },
+        })
+    });
+    Ok(Loader {
+        hhdm: hhdm.offset(),
+        entries: entries.collect(),
+        cpus: mp.cpus().len(),
+    })
+}
+
+/// Where the CPUs go.
+static ENTER: OnceCell<fn(u32) -> !> = OnceCell::uninit();
+
+/// Lets so many CPUs enter beside this one, with their numbers from 1 on.
+pub fn release(count: usize, enter: fn(u32) -> !) {
+    ENTER.init_once(|| enter);
+    let Some(mp) = MP.get_response() else { return };
+    let others = mp.cpus().iter();
+    let others = others.filter(|cpu| cpu.lapic_id != mp.bsp_lapic_id());
+    for (number, cpu) in (1..).zip(others.take(count)) {
+        cpu.extra.store(number, Ordering::Release);
+        cpu.goto_address.write(entry);
+    }
+}
+
+unsafe extern "C" fn entry(parked: &mp::Cpu) -> ! {
+    let number = parked.extra.load(Ordering::Acquire) as u32;
+    match ENTER.get() {
+        Some(enter) => enter(number),
+        None => crate::console::halt(),
+    }
+}

@@ -1,0 +1,113 @@
+//! Floor: a kernel of another kind on Muster's libraries, and no more of it than shows how.
+//!
+//! It stays on the tables and stacks of its loader and lets no interrupt in. All CPUs get a block, a
+//! frame cache and a heap, and hand boxes to each other: who frees one is not who allocated it. In
+//! the end every frame is back.
+
+#![no_std]
+#![no_main]
+
+extern crate alloc;
+
+mod console;
+mod cpu;
+mod heap;
+mod loader;
+mod memory;
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use core::error::Error;
+use core::panic::PanicInfo;
+use core::sync::atomic::Ordering;
+
+use muster_percpu::Block;
+
+use crate::console::{Outcome, say};
+use crate::cpu::{CPUS, Cpu, Local, Shared};
+
+/// How many boxes each CPU makes.
+const BOXES: u64 = 100_000;
+
+/// How long the first CPU waits for the others, in ticks of the TSC: ten seconds and more on any.
+const PATIENCE: u64 = 60_000_000_000;
+
+/// Where the loader enters, on the first CPU.
+#[unsafe(no_mangle)]
+extern "C" fn entry() -> ! {
+    Cpu::reset();
+    match run() {
+        Ok(()) => console::end(Outcome::Passed),
+        Err(error) => {
+            say!("{error}");
+            console::end(Outcome::Failed)
+        }
+    }
+}
+
+fn run() -> Result<(), Box<dyn Error>> {
+    heap::start();
+    let loader = loader::ask()?;
+    memory::start(&loader)?;
+    let blocks: Vec<&'static Block<Local, Shared>> = (0..)
+        .zip(&heap::CACHES)
+        .take(loader.cpus)
+        .map(|(index, cache)| cpu::block(index, cache))
+        .collect();
+    CPUS.publish(blocks.leak())?;
+    cpu::start(0)?;
+    heap::open();
+
+    let before = memory::free_frames();
+    loader::release(CPUS.len() - 1, enter);
+    work();
+    cpu::wait_for_all(PATIENCE)?;
+    say!("{} CPUs made {BOXES} boxes each", CPUS.len());
+
+    for (_, shared) in CPUS.iter() {
+        drop(shared.inbox.lock().take());
+    }
+    heap::drain();
+    say!(
+        "{} frames free before, {} after",
+        before,
+        memory::free_frames()
+    );
+    if memory::free_frames() != before {
+        return Err("frames are missing".into());
+    }
+    Ok(())
+}
+
+/// Where every other CPU enters, with its number.
+fn enter(index: u32) -> ! {
+    Cpu::reset();
+    if let Err(error) = cpu::start(index) {
+        panic!("{error}");
+    }
+    work();
+    console::halt()
+}
+
+/// Makes boxes, puts each into the inbox of the next CPU, and frees the one that was in it; and in
+/// the end gives back all that this CPU has at hand.
+fn work() {
+    Cpu::with(|here| {
+        let next = CPUS.get((here.index() + 1) % CPUS.len() as u32);
+        for number in 0..BOXES {
+            if let Some(next) = next {
+                let made = Box::new([number; 8]);
+                let found = next.inbox.lock().replace(made);
+                assert!(found.is_none_or(|found| found.iter().all(|word| *word == found[0])));
+            }
+        }
+    });
+    heap::drain();
+    Cpu::with(|here| here.shared().is_done.store(true, Ordering::Release));
+}
+
+#[panic_handler]
+fn panicked(info: &PanicInfo<'_>) -> ! {
+    say!("{info}");
+    console::end(Outcome::Panicked)
+}

@@ -1,0 +1,101 @@
+//! The machine's free frames, and how to reach them.
+
+use core::fmt;
+use core::mem::MaybeUninit;
+use core::ptr::{self, NonNull};
+
+use conquer_once::spin::OnceCell;
+use muster_memory::{
+    AssignError, FrameAllocator, FrameCache, FrameInfo, FramesError, MapError, Owner, PhysRange,
+    PhysicalMap,
+};
+
+use crate::loader::Loader;
+
+/// The frames, and where the loader shows all of memory.
+struct Memory {
+    frames: FrameAllocator,
+    hhdm: u64,
+}
+
+static MEMORY: OnceCell<Memory> = OnceCell::uninit();
+
+/// Why there are no frames.
+#[derive(Debug)]
+pub enum MemoryError {
+    /// The loader's memory map contradicts itself.
+    Map(MapError),
+    /// The records of the frames can't be placed.
+    Records(AssignError),
+    /// The allocator can't start.
+    Frames(FramesError),
+    /// No free memory is large enough for the records.
+    TooSmall,
+}
+
+impl fmt::Display for MemoryError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Map(error) => error.fmt(f),
+            Self::Records(error) => error.fmt(f),
+            Self::Frames(error) => error.fmt(f),
+            Self::TooSmall => f.write_str("there is no room for the records of the frames"),
+        }
+    }
+}
+
+impl core::error::Error for MemoryError {}
+
+/// Sets the frame allocator up over all that the loader calls usable, with its records in the first
+/// range that holds them.
+///
+/// # Errors
+///
+/// [`MemoryError`].
+pub fn start(loader: &Loader) -> Result<(), MemoryError> {
+    let mut map = PhysicalMap::from_entries(&loader.entries).map_err(MemoryError::Map)?;
+    let count = FrameAllocator::storage_needed(map.ranges(Owner::Free));
+    let place = map
+        .ranges(Owner::Free)
+        .find_map(|range| {
+            let place = PhysRange::new(range.start(), (count * size_of::<FrameInfo>()) as u64)?;
+            Some(place.covering_frames()).filter(|place| range.encloses(*place))
+        })
+        .ok_or(MemoryError::TooSmall)?;
+    map.assign(place, Owner::Free, Owner::FrameTable)
+        .map_err(MemoryError::Records)?;
+    let records: *mut MaybeUninit<FrameInfo> =
+        ptr::with_exposed_provenance_mut((loader.hhdm + place.start()) as usize);
+    // SAFETY: so many records fit there, in whole frames that the loader maps writable; the map gives
+    // them to the frame table now, so nobody else gets them; any bytes will do as `MaybeUninit`.
+    let records = unsafe { core::slice::from_raw_parts_mut(records, count) };
+    let frames = FrameAllocator::new(map.ranges(Owner::Free), [].into_iter(), records)
+        .map_err(MemoryError::Frames)?
+        .with_caches(loader.cpus);
+    MEMORY.init_once(|| Memory {
+        frames,
+        hhdm: loader.hhdm,
+    });
+    Ok(())
+}
+
+/// The frame cache of a CPU, once.
+pub fn cache(index: u32) -> Option<FrameCache<'static>> {
+    MEMORY.get()?.frames.cache_of(index as usize)
+}
+
+/// How many frames nobody has, in whosever cache they are.
+pub fn free_frames() -> usize {
+    MEMORY.get().map_or(0, |memory| memory.frames.free_frames())
+}
+
+/// Where a physical address is to be reached.
+pub fn pointer(phys: u64) -> Option<NonNull<u8>> {
+    let address = MEMORY.get()?.hhdm + phys;
+    NonNull::new(ptr::with_exposed_provenance_mut(address as usize))
+}
+
+/// The physical address that such a pointer leads to.
+pub fn physical(pointer: NonNull<u8>) -> Option<u64> {
+    (pointer.as_ptr().addr() as u64).checked_sub(MEMORY.get()?.hhdm)
+}

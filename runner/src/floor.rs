@@ -1,0 +1,48 @@
+//! `floor`: builds and boots the book's example of another kernel on Muster's libraries.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+use crate::arguments;
+use crate::images;
+use crate::run;
+use crate::screen::Screen;
+use crate::session::{Interrupt, PASSED};
+use crate::workspace;
+
+/// Boots it on the machine that the arguments ask for. Success only if it says so by its status.
+///
+/// # Errors
+/// If it does not build, the arguments make no sense, or QEMU does not start.
+pub fn command(arguments: &[String], interrupt: &Interrupt) -> Result<ExitCode> {
+    let screen = Screen::new();
+    let passed = boot(arguments, interrupt, &mut |text| screen.line(text))?;
+    screen.news(
+        passed,
+        if passed {
+            "muster: passed"
+        } else {
+            "muster: FAILED"
+        },
+    )?;
+    Ok(match passed {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    })
+}
+
+/// Boots it, shows each line that it writes, and says whether it passed.
+///
+/// # Errors
+/// As for [`command`].
+pub fn boot(
+    arguments: &[impl AsRef<str>],
+    interrupt: &Interrupt,
+    show: &mut dyn FnMut(&str) -> std::io::Result<()>,
+) -> Result<bool> {
+    let run = arguments::parse(arguments)?;
+    let folder = workspace::target().join("floor-log");
+    let (outcome, _) = run::boot(&run, &images::build_floor()?, &folder, interrupt, show)?;
+    Ok(outcome.status() == Some(PASSED))
+}

@@ -1,0 +1,311 @@
+//! What the book shows of the kernel's words: parts of the logs of whole-kernel tests. `book-outputs`
+//! writes them anew, and the tests see that the kernel still says so, up to the figures.
+
+use std::collections::HashSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, anyhow, bail};
+use regex_lite::Regex;
+
+use crate::arguments::{self, Build};
+use crate::cases::CASES;
+use crate::floor;
+use crate::images;
+use crate::listing;
+use crate::run;
+use crate::screen::Screen;
+use crate::session::Interrupt;
+use crate::workspace::{self, shown};
+
+/// A part of a log.
+#[derive(Clone, Copy, Debug)]
+struct Excerpt {
+    /// Its name in the book.
+    name: &'static str,
+    /// The case whose log it is of.
+    case: &'static str,
+    /// The log's file.
+    log: &'static str,
+    /// Regular expressions of its first line, and of its last: the last such line there is.
+    from: &'static str,
+    to: &'static str,
+}
+
+const fn excerpt(
+    case: &'static str,
+    name: &'static str,
+    from: &'static str,
+    to: &'static str,
+) -> Excerpt {
+    Excerpt {
+        name,
+        case,
+        log: "all.log",
+        from,
+        to,
+    }
+}
+
+const EXCERPTS: &[Excerpt] = &[
+    excerpt("cpus-8", "entry", "muster  Muster ", "usable of"),
+    excerpt("cpus-8", "tables", "HHDM at", "page tables: "),
+    excerpt("cpus-8", "roll", "roll    roll: ", "INFO  roll "),
+    excerpt("cpus-8", "reclaim", "reclaimed ", "reclaimed "),
+    excerpt("cpus-8", "calls", "to one CPU", "others and back"),
+    excerpt("cpus-8", "shootdown", "a shootdown, ", "a shootdown, "),
+    excerpt("cpus-8", "stress", "INFO  stress ", "INFO  stress "),
+    excerpt("cpus-8", "heap", "heap    in magazines", "INFO  heap "),
+    excerpt("cpus-8", "account", "INFO  account ", "INFO  account "),
+    excerpt("cpus-8", "audit", "audit   heap: ", "verdict: "),
+    Excerpt {
+        log: "cpu-3.log",
+        ..excerpt("cpus-8", "journal", "=== cpu 3", "tables at")
+    },
+    excerpt(
+        "loader-silent",
+        "roll-silent",
+        "roll    roll: ",
+        "INFO  roll ",
+    ),
+    excerpt(
+        "loader-silent",
+        "silent",
+        "did not answer",
+        "the loader keeps",
+    ),
+    excerpt(
+        "reclaim-left-out",
+        "left-out",
+        "stay with",
+        "the loader keeps",
+    ),
+    excerpt("deny-hhdm", "refused", "can't start", "verdict: "),
+    excerpt(
+        "deaf-ap",
+        "deaf",
+        "CPUs have answered",
+        "it keeps interrupts out",
+    ),
+    excerpt("lock-order", "lock-order", "panicked", "may not be taken"),
+    excerpt("stack-overflow", "overflow", "double fault", " stopped at "),
+    excerpt(
+        "protected-write",
+        "protected",
+        "every CPU used",
+        "does not allow",
+    ),
+    excerpt("panic-two", "panic-two", "panicked", "verdict: "),
+];
+
+/// How an output is made anew.
+type Make = fn(&Interrupt) -> Result<String>;
+
+/// What is not of a case's log.
+const OTHERS: &[(&str, Make)] = &[
+    ("arguments", |_| Ok(arguments::help())),
+    ("fast-path", |_| {
+        listing::of(&images::build(Build::Plain)?.kernel)
+    }),
+    ("floor", |interrupt| {
+        let mut text = String::new();
+        let passed = floor::boot(&["8"], interrupt, &mut |line| {
+            text += &format!("{line}\n");
+            Ok(())
+        })?;
+        match passed {
+            true => Ok(text),
+            false => bail!("the example fails: just floor"),
+        }
+    }),
+];
+
+fn path(name: &str) -> PathBuf {
+    let folder = workspace::root().join("docs/src/outputs");
+    folder.join(name).with_extension("txt")
+}
+
+/// Makes the book's outputs anew, all or those of this name.
+///
+/// # Errors
+/// If a run does not show what it should, or a file can't be written.
+pub fn command(names: &[String], interrupt: &Interrupt) -> Result<ExitCode> {
+    let all = EXCERPTS.iter().map(|excerpt| excerpt.name);
+    let all: Vec<_> = all.chain(OTHERS.iter().map(|(name, _)| *name)).collect();
+    if let Some(wrong) = names.iter().find(|name| !all.contains(&name.as_str())) {
+        bail!("no output {wrong}; there are: {}", all.join(", "));
+    }
+    let is_wanted = |name: &str| names.is_empty() || names.iter().any(|wanted| wanted == name);
+    let screen = Screen::new();
+    let mut booted = HashSet::new();
+    for excerpt in EXCERPTS.iter().filter(|excerpt| is_wanted(excerpt.name)) {
+        let folder = workspace::target().join("book-log").join(excerpt.case);
+        if booted.insert(excerpt.case) {
+            boot(excerpt.case, &folder, interrupt)?;
+        }
+        write(excerpt.name, &excerpt.of(&folder)?, screen)?;
+    }
+    for (name, make) in OTHERS.iter().filter(|(name, _)| is_wanted(name)) {
+        write(name, &make(interrupt)?, screen)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn boot(name: &str, folder: &Path, interrupt: &Interrupt) -> Result<()> {
+    let case = CASES.iter().find(|case| case.name == name);
+    let case = case.with_context(|| format!("no case {name}"))?;
+    let run = arguments::parse(case.arguments)?;
+    let images = images::build(run.build)?;
+    let (outcome, _) = run::boot(&run, &images, folder, interrupt, &mut |_| Ok(()))?;
+    match outcome.verdict() {
+        (verdict, _) if verdict == case.ends => Ok(()),
+        (verdict, reason) => Err(anyhow!(
+            "{name}: {verdict} instead of {}: {reason}",
+            case.ends
+        )),
+    }
+}
+
+fn write(name: &str, text: &str, screen: Screen) -> Result<()> {
+    let path = path(name);
+    images::write_if_changed(&path, text.as_bytes())?;
+    screen.note(&shown(&path).to_string())?;
+    Ok(())
+}
+
+/// Why the book is not true any more of a case that has just run, with its logs in `folder`.
+///
+/// # Errors
+/// If a file can't be read.
+pub fn stale(case: &str, folder: &Path) -> Result<Option<String>> {
+    for excerpt in EXCERPTS.iter().filter(|excerpt| excerpt.case == case) {
+        let path = path(excerpt.name);
+        let shows = fs::read_to_string(&path).with_context(|| format!("no {}", shown(&path)))?;
+        if let Some(line) = missing(&shows, &excerpt.of(folder)?) {
+            return Ok(Some(format!(
+                "the book shows `{line}`: just book-outputs {}",
+                excerpt.name
+            )));
+        }
+    }
+    Ok(None)
+}
+
+/// The first line of what is shown that is not in the log, up to its figures.
+fn missing<'a>(shows: &'a str, log: &str) -> Option<&'a str> {
+    let said: HashSet<_> = log.lines().map(shape).collect();
+    shows.lines().find(|line| !said.contains(&shape(line)))
+}
+
+impl Excerpt {
+    /// This part of the log in a folder.
+    fn of(&self, folder: &Path) -> Result<String> {
+        let path = folder.join(self.log);
+        let log = fs::read_to_string(&path).with_context(|| format!("no {}", shown(&path)))?;
+        let (from, to) = (Regex::new(self.from)?, Regex::new(self.to)?);
+        let lines: Vec<_> = log.lines().filter_map(readable).collect();
+        let first = lines.iter().position(|line| from.is_match(line));
+        let last = lines.iter().rposition(|line| to.is_match(line));
+        match (first, last) {
+            (Some(first), Some(last)) if first <= last => Ok(lines[first..=last].join("\n") + "\n"),
+            _ => bail!(
+                "{}: no lines from `{}` to `{}`",
+                shown(&path),
+                self.from,
+                self.to
+            ),
+        }
+    }
+}
+
+/// A line as the book shows it: without what was inlined where, without where a compiler keeps its
+/// libraries, and without signs of life, of which a fast machine gives none.
+fn readable(line: &str) -> Option<String> {
+    let is_sign_of_life = line.contains(" s, ") && line.ends_with(" free");
+    if line.trim_start().starts_with("inlined in ") || is_sign_of_life {
+        return None;
+    }
+    let cut = line
+        .split_once(" (/rustc/")
+        .map_or(line, |(before, _)| before);
+    Some(cut.into())
+}
+
+/// What a line says without its figures, which are others each time; and, where a CPU was stopped or
+/// called from, without the place, which is the compiler's and chance's.
+fn shape(line: &str) -> String {
+    let end = [" stopped at 0x", " #"]
+        .iter()
+        .find_map(|mark| line.find(mark));
+    let words = line[..end.unwrap_or(line.len())]
+        .split_whitespace()
+        .map(|word| {
+            let is_unit =
+                ["B", "KiB", "MiB", "GiB", "us", "ms"].contains(&word.trim_end_matches(','));
+            let is_hex = word.len() > 8 && word.bytes().all(|byte| byte.is_ascii_hexdigit());
+            match is_unit || is_hex || word == "-" || word.bytes().any(|byte| byte.is_ascii_digit())
+            {
+                true => "#",
+                false => word,
+            }
+        });
+    words.collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_may_change_and_words_may_not() {
+        let shows = "  0.076521  0 INFO  roll    roll: 8 of 8 CPUs online, 3529 us after the release\n\
+                     \x20 2.184122  0 INFO  roll      3     3     -     -     -     -\n\
+                     \x20 0.241742  3 ERROR panic   CPU 1 stopped at 0xffffffff8002c995 in muster::a (a.rs:1)\n";
+        let log = "  0.1  0 INFO  roll    roll: 8 of 8 CPUs online, 12 ms after the release\n\
+                   \x20 0.1  0 INFO  roll      3     3     1    22     - 3333m\n\
+                   \x20 0.1  3 ERROR panic   CPU 2 stopped at 0xffffffff80000000\n";
+        assert_eq!(missing(shows, log), None);
+        let other = shows.replace("online", "here");
+        assert_eq!(missing(shows, &other), shows.lines().next());
+    }
+
+    #[test]
+    fn what_is_shown_reads_well() {
+        for line in [
+            "        inlined in muster::crew::nap (src/crew.rs:104)",
+            " 11.124944  0 INFO  stress  exhaustion: 5 s, 507.5 MiB free",
+        ] {
+            assert_eq!(readable(line), None);
+        }
+        assert_eq!(
+            readable("#0 0x1 in core::x (/rustc/5980/library/core/x.rs:1)").as_deref(),
+            Some("#0 0x1 in core::x")
+        );
+    }
+
+    #[test]
+    fn every_output_is_of_a_case_and_has_a_file_and_no_other_is_there() {
+        for excerpt in EXCERPTS {
+            assert!(CASES.iter().any(|case| case.name == excerpt.case));
+            Regex::new(excerpt.from).unwrap();
+            Regex::new(excerpt.to).unwrap();
+        }
+        let names = EXCERPTS.iter().map(|excerpt| excerpt.name);
+        let mut expected: Vec<_> = names
+            .chain(OTHERS.iter().map(|(name, _)| *name))
+            .map(path)
+            .collect();
+        let folder = path("any").parent().unwrap().read_dir().unwrap();
+        let mut found: Vec<_> = folder.map(|entry| entry.unwrap().path()).collect();
+        expected.sort_unstable();
+        found.sort_unstable();
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn the_list_of_arguments_is_as_it_is() {
+        let shows = fs::read_to_string(path("arguments")).unwrap();
+        assert_eq!(shows, arguments::help());
+    }
+}
