@@ -13,12 +13,13 @@ use pulldown_cmark::{CodeBlockKind, Event, Options, Parser, Tag, TagEnd};
 use regex_lite::Regex;
 
 /// The folders of the sources, each with all below it.
-const SOURCES: [&str; 11] = [
+const SOURCES: [&str; 12] = [
     "src",
     "percpu",
     "memory",
     "heap",
     "arguments",
+    "monitor",
     "machine",
     "boot",
     "bench",
@@ -345,7 +346,11 @@ fn recipes_and_files_that_are_named_are_there() {
 
 #[test]
 fn what_a_thing_is_shown_by_is_there() {
-    let cases = read(&workspace::root().join("runner/src/cases.rs"));
+    let cases = ["cases", "matrix"].map(|file| {
+        let file = workspace::root().join("runner/src").join(file);
+        read(&file.with_extension("rs"))
+    });
+    let cases = cases.concat();
     let values = read(&workspace::root().join("arguments/src/values.rs"));
     let names: Vec<_> = pages().into_iter().flat_map(|page| page.shown_by).collect();
     assert!(names.len() > 100, "only {} are named", names.len());
