@@ -125,6 +125,11 @@ unsafe impl Platform for Giving {
 /// What blocks of the locked heap are multiples of, and begin at.
 const GRAIN: usize = 16;
 
+/// What a block takes: no other begins with the byte after it.
+fn room(layout: Layout) -> usize {
+    (layout.size() + 1).next_multiple_of(GRAIN)
+}
+
 /// Whether there is a gap for the block between those that live in one of the pieces.
 fn has_gap<H: GlobalAlloc>(
     pieces: &[(usize, usize)],
@@ -132,13 +137,13 @@ fn has_gap<H: GlobalAlloc>(
     wanted: Layout,
 ) -> bool {
     let align = wanted.align().max(GRAIN);
-    let size = wanted.size().next_multiple_of(GRAIN);
+    let size = room(wanted);
     pieces.iter().any(|&(start, end)| {
         let mut gap = start;
         let inside = shadow
             .blocks()
             .filter(|(block, _)| (start..end).contains(block));
-        let taken = inside.map(|(block, layout)| (block, layout.size().next_multiple_of(GRAIN)));
+        let taken = inside.map(|(block, layout)| (block, room(layout)));
         taken.chain([(end, 0)]).any(|(block, length)| {
             let fits = gap.next_multiple_of(align) + size <= block;
             gap = block + length;
