@@ -71,12 +71,21 @@ static RECIPES: LazyLock<BTreeSet<String>> = LazyLock::new(|| {
     recipes.map(|found| found[1].to_owned()).collect()
 });
 
+/// A block of code.
+#[derive(Default)]
+struct Block {
+    /// What stands after its fence.
+    info: String,
+    code: String,
+    /// The paragraph above it, if that is code and nothing else.
+    caption: String,
+}
+
 /// What stands in a page, as far as the tests ask for it.
 #[derive(Default)]
 struct Page {
     path: PathBuf,
-    /// Each block of code: what stands after its fence, and its text.
-    blocks: Vec<(String, String)>,
+    blocks: Vec<Block>,
     /// Code in the middle of the text.
     spans: Vec<String>,
     /// Where links lead to.
@@ -98,7 +107,8 @@ impl Page {
             ..Self::default()
         };
         let text = read(path);
-        let mut block = None::<(String, String)>;
+        let mut block = None::<Block>;
+        let mut caption = String::new();
         let mut heading = None::<String>;
         let mut image = None::<(String, String)>;
         // Of the paragraph so far; and whether a list's entry has just begun.
@@ -110,7 +120,11 @@ impl Page {
                         CodeBlockKind::Fenced(info) => info.to_string(),
                         CodeBlockKind::Indented => "indented".into(),
                     };
-                    block = Some((info, String::new()));
+                    block = Some(Block {
+                        info,
+                        code: String::new(),
+                        caption: std::mem::take(&mut caption),
+                    });
                 }
                 Event::End(TagEnd::CodeBlock) => page.blocks.extend(block.take()),
                 Event::Start(Tag::Heading { .. }) => heading = Some(String::new()),
@@ -124,7 +138,11 @@ impl Page {
                 }
                 Event::End(TagEnd::Image) => page.images.extend(image.take()),
                 Event::Start(Tag::Item) => begins = true,
-                Event::Start(Tag::Paragraph) => words.clear(),
+                Event::Start(Tag::Paragraph) => {
+                    words.clear();
+                    caption.clear();
+                }
+                Event::End(TagEnd::Paragraph) if !words.is_empty() => caption.clear(),
                 Event::Code(code) => {
                     if let Some(heading) = &mut heading {
                         *heading += &code;
@@ -136,12 +154,13 @@ impl Page {
                         page.shown_by.push(code.to_string());
                     }
                     begins = false;
+                    caption = code.to_string();
                     page.spans.push(code.to_string());
                 }
                 Event::Text(text) => {
                     begins = false;
                     let image = image.as_mut().map(|(_, words)| words);
-                    let block = block.as_mut().map(|(_, code)| code);
+                    let block = block.as_mut().map(|block| &mut block.code);
                     let place = block.or(image).or(heading.as_mut()).unwrap_or(&mut words);
                     *place += &text;
                 }
@@ -236,9 +255,15 @@ fn every_page_picture_and_output_is_used() {
 #[test]
 fn code_is_the_project_s_own() {
     for page in pages() {
-        for (info, code) in &page.blocks {
+        for Block {
+            info,
+            code,
+            caption,
+        } in &page.blocks
+        {
             let what = format!("{}: ```{info}\n{code}", page.name());
             if let Some((_, from)) = info.split_once(",from=") {
+                assert_eq!(caption, from, "{what}\nis not said to be of its source");
                 let source = read(&workspace::root().join(from));
                 if let Err(piece) = is_quoted(code, &source) {
                     panic!("{what}\nis not in {from}:\n{piece}");
