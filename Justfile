@@ -14,6 +14,11 @@ default:
 run-smp *ARGS:
     @{{ runner }} run "$@"
 
+# Boot the kernel to a prompt: just monitor [CPUS] [key=value…]
+[group('run')]
+monitor *ARGS:
+    @{{ runner }} monitor "$@"
+
 # Show the last run's log of one CPU (just boot-log 3), or all of it
 [group('run')]
 boot-log CPU="all":

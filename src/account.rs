@@ -284,6 +284,11 @@ impl Account {
 
     /// Logs what each CPU has, and has done, and who owns the memory.
     pub fn tell(&self) {
+        self.tell_cpus();
+        self.tell_memory();
+    }
+
+    fn tell_cpus(&self) {
         log::info!("cpu    frames    cached      live    mapped    stack");
         for (index, holding, _) in &self.cpus {
             log::info!("{index:>3} {holding}");
@@ -295,6 +300,11 @@ impl Account {
             log::info!("{index:>3} {deeds}");
         }
         log::info!("all {deeds}");
+    }
+
+    /// Logs who owns the memory.
+    pub fn tell_memory(&self) {
+        let (holding, _) = self.sum();
         let part = |bytes: i128, what: fmt::Arguments<'_>| {
             let bytes = u64::try_from(bytes).unwrap_or(0);
             log::info!("{:>11} {bytes:>14} bytes  {what}", Bytes(bytes));
@@ -320,7 +330,7 @@ impl Account {
 }
 
 /// A number of bytes that may be negative, for people.
-struct Signed(i64);
+pub struct Signed(pub i64);
 
 impl fmt::Display for Signed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

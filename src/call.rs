@@ -304,7 +304,7 @@ pub fn serve() {
             let most = cpu::all().len() * muster_percpu::DEPTH;
             for _ in 0..most {
                 let served = exchange.serve(own as usize, |work| {
-                    work(own);
+                    here.shared().activity.answer(|| work(own));
                     let served = &here.shared().calls.served;
                     // Not in one step with another call within this one, but with interrupts off.
                     served.store(served.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
@@ -346,13 +346,18 @@ pub fn measure() -> Result<(), String> {
     let Some((first, _)) = crew::members().nth(1) else {
         return Ok(());
     };
-    let one = median(Targets::One(first)).map_err(|error| error.to_string())?;
+    let one = time(Targets::One(first)).map_err(|error| error.to_string())?;
     log::info!("to one CPU and back: {one}");
-    let all = median(Targets::Others).map_err(|error| error.to_string())?;
+    let all = time(Targets::Others).map_err(|error| error.to_string())?;
     log::info!("to all {others} others and back: {all}");
     Ok(())
 }
 
-fn median(targets: Targets<'_>) -> Result<Median, CallError> {
+/// What a call to these CPUs takes that asks for nothing, from its beginning to the last answer.
+///
+/// # Errors
+///
+/// Who did not answer, or can't be called.
+pub fn time(targets: Targets<'_>) -> Result<Median, CallError> {
     Median::of(|| run(targets, PATIENCE, &|_| {}))
 }

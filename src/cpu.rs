@@ -13,6 +13,7 @@ use x86_64::VirtAddr;
 use x86_64::instructions::tables::{sgdt, sidt};
 use x86_64::registers::model_specific::GsBase;
 
+use crate::activity::Activity;
 use crate::descriptors::Descriptors;
 use crate::frames::Frames;
 use crate::interrupts::Counters;
@@ -147,6 +148,8 @@ pub struct Shared {
     pub home: Home,
     /// Why it was stopped, if it was.
     pub end: End,
+    /// What it is doing, on a line that no one else writes.
+    pub activity: CachePadded<Activity>,
     /// Whether it sleeps, and is spared shootdowns, on a line that others write only then.
     pub sleep: CachePadded<Sleep>,
     /// What it has done about TLBs, on a line that no one else writes.
@@ -177,6 +180,7 @@ impl Shared {
                 stopped_at: AtomicU64::new(0),
                 last_words: Note::new(),
             },
+            activity: CachePadded::new(Activity::new()),
             sleep: CachePadded::new(Sleep::new()),
             tlb: CachePadded::new(tlb::Counters::new()),
             calls: CachePadded::new(call::Counters::new()),

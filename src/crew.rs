@@ -1,4 +1,5 @@
-//! Orders for all CPUs: one closure, run once on each, the BSP included.
+//! Orders for all CPUs: one closure, run once on each, the BSP included; or on each but that, while
+//! it does something else.
 
 use conquer_once::spin::OnceCell;
 use muster_percpu::{Board, Line, Outcome};
@@ -66,9 +67,33 @@ impl StartLine {
 ///
 /// # Panics
 ///
-/// If called anywhere but on the BSP, or from within an order. If a CPU is not done within `patience_millis` of the BSP's own part: `order`
-/// may not go out of scope while a CPU still runs it, so there is no way back.
+/// If called anywhere but on the BSP, or while an order is carried out. If a CPU is not done within
+/// `patience_millis` of the BSP's own part: `order` may not go out of scope while a CPU still runs it,
+/// so there is no way back.
 pub fn all(patience_millis: u64, order: &(dyn Fn(usize) + Sync)) {
+    give(patience_millis, order, |_| {});
+}
+
+/// Runs `order` on every AP at work, of which the first has place 0 then, and meanwhile `aside` here,
+/// which can ask whether all are done. Waits until they are.
+///
+/// # Panics
+///
+/// As [`all`], where `aside` is the BSP's own part.
+pub fn others(
+    patience_millis: u64,
+    order: &(dyn Fn(usize) + Sync),
+    aside: impl FnOnce(&dyn Fn() -> bool),
+) {
+    let order = |place: usize| place.checked_sub(1).map_or((), order);
+    give(patience_millis, &order, aside);
+}
+
+fn give(
+    patience_millis: u64,
+    order: &(dyn Fn(usize) + Sync),
+    aside: impl FnOnce(&dyn Fn() -> bool),
+) {
     let is_bsp = cpu::with(|here| here.index() == 0);
     let board = BOARD.get_or_init(|| Board::new(size()));
     // SAFETY: only the lifetime changes. This function does not return, nor unwind
@@ -84,6 +109,7 @@ pub fn all(patience_millis: u64, order: &(dyn Fn(usize) + Sync)) {
         );
     }
     board.carry_out(0, |order| order(0));
+    aside(&|| board.is_done());
     let deadline = Deadline::after_millis(patience_millis);
     while let Some(place) = board.late() {
         if deadline.passed() {

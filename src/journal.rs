@@ -5,7 +5,7 @@
 //! a journal keeps everything down to `debug`, oldest lines first to go.
 
 use core::fmt::{self, Write};
-use core::sync::atomic::{AtomicU8, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use heapless::{Deque, String};
 use log::{LevelFilter, Log, Metadata, Record};
@@ -55,6 +55,9 @@ static EARLY: Lock<Journal> = Lock::new(Level::EarlyJournal, Journal::new());
 
 static SERIAL_LEVEL: AtomicU8 = AtomicU8::new(LevelFilter::Info as u8);
 
+/// Whether what the BSP logs is the answer to somebody at the serial port.
+static ANSWERING: AtomicBool = AtomicBool::new(false);
+
 struct Logger;
 
 impl Log for Logger {
@@ -63,6 +66,9 @@ impl Log for Logger {
     }
 
     fn log(&self, record: &Record<'_>) {
+        if ANSWERING.load(Ordering::Relaxed) && is_bsp() {
+            return serial::write(format_answer(record).as_bytes());
+        }
         let line = format_line(record);
         keep(line.as_bytes());
         if record.level() as u8 <= SERIAL_LEVEL.load(Ordering::Relaxed) {
@@ -86,6 +92,24 @@ pub fn start() {
 pub fn set_serial_level(level: LevelFilter) {
     SERIAL_LEVEL.store(level as u8, Ordering::Relaxed);
     log::set_max_level(level.max(LevelFilter::Debug));
+}
+
+/// Has what the BSP logs in `speak` go to the serial port bare, whatever `log=` hides, and past its
+/// journal: it is the answer to whoever types there. Called on the BSP.
+pub fn answer<T>(speak: impl FnOnce() -> T) -> T {
+    ANSWERING.store(true, Ordering::Relaxed);
+    let result = speak();
+    stop_answering();
+    result
+}
+
+/// Has all that is logged be log from now on: if a fault comes upon an answer.
+pub fn stop_answering() {
+    ANSWERING.store(false, Ordering::Relaxed);
+}
+
+fn is_bsp() -> bool {
+    cpu::try_with(|here| here.index()) == Some(0)
 }
 
 /// Moves the BSP's lines from before it had a block into `journal`.
@@ -127,6 +151,19 @@ fn format_line(record: &Record<'_>) -> Line {
         record.level(),
         record.args(),
     );
+    line.finish()
+}
+
+/// One line of an answer: the message, after a word where it is none that was hoped for.
+fn format_answer(record: &Record<'_>) -> Line {
+    let word = match record.level() {
+        log::Level::Error => "error: ",
+        log::Level::Warn => "warning: ",
+        _ => "",
+    };
+    let mut line = Clipped(Line::new());
+    // `Clipped` takes any text, so this can't fail.
+    let _ = write!(line, "{word}{}", record.args());
     line.finish()
 }
 

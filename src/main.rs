@@ -30,6 +30,7 @@
 extern crate alloc;
 
 mod account;
+mod activity;
 mod ap;
 mod audit;
 #[cfg(feature = "bench")]
@@ -56,6 +57,7 @@ mod lock;
 mod mapping;
 mod median;
 mod misuse;
+mod monitor;
 mod panic;
 mod pic;
 mod probe;
@@ -198,7 +200,7 @@ extern "C" fn muster() -> ! {
     }
     let calls = call::measure().and_then(|()| mapping::measure());
     let before = audit::Books::read();
-    let work = work(arguments);
+    let work = work(arguments, &roll);
     let account = account::settle();
     let audit = before.compare();
     interrupts::tell();
@@ -215,8 +217,11 @@ extern "C" fn muster() -> ! {
     exit::conclude(Outcome::Passed, format_args!(""))
 }
 
-/// The benchmarks, if they are asked for, else the stress.
-fn work(arguments: &Arguments) -> Result<(), String> {
+/// What is typed, if that is asked for, or the benchmarks, else the stress.
+fn work(arguments: &Arguments, roll: &RollCall) -> Result<(), String> {
+    if arguments.monitor {
+        return monitor::run(arguments, roll);
+    }
     #[cfg(feature = "bench")]
     if let Some(options) = &arguments.bench {
         return bench::run(options);

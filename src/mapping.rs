@@ -327,7 +327,12 @@ pub fn measure() -> Result<(), String> {
     tlb::compare_ways().map_err(|error| error.to_string())
 }
 
-fn time_shootdown() -> Result<Median, MappingError> {
+/// What it takes to change the rights of a page, on all CPUs.
+///
+/// # Errors
+///
+/// [`MappingError`]: there is no page to change.
+pub fn time_shootdown() -> Result<Median, MappingError> {
     let mut page = Mapping::memory(FRAME_SIZE)?;
     let mut access = Access::ReadWrite;
     Median::of(|| {

@@ -9,11 +9,12 @@ use muster_memory::FRAME_SIZE;
 use x86_64::instructions::interrupts;
 use x86_64::registers::control::Cr2;
 
+use crate::activity::Doing;
 use crate::exceptions::{self, Frame, PAGE_FAULT};
 use crate::exit::{self, Outcome};
 use crate::stack::Place;
 use crate::window::MAPPINGS;
-use crate::{checked, control, cpu, image, lapic, serial, shared, stop};
+use crate::{checked, control, cpu, image, journal, lapic, serial, shared, stop};
 
 /// Bits of a page fault's error code (Intel SDM vol. 3A, 4.7).
 const PROTECTION: u64 = 1 << 0;
@@ -129,6 +130,7 @@ fn report(what: fmt::Arguments<'_>, say: impl FnOnce(u32)) -> ! {
         Err(_) => give_way(what),
     }
     let broken_off = serial::seize();
+    journal::stop_answering();
     stop::others();
     if broken_off {
         serial::write(b"\n");
@@ -139,7 +141,8 @@ fn report(what: fmt::Arguments<'_>, say: impl FnOnce(u32)) -> ! {
         if let Some(words) = shared.end.words() {
             log::error!(target: "panic", "CPU {other} too: {words}");
         } else if let Some(address) = shared.end.stopped_at() {
-            log::error!(target: "panic", "CPU {other} stopped at {address:#018x}");
+            let doing = Doing(shared);
+            log::error!(target: "panic", "CPU {other}, {doing}, stopped at {address:#018x}");
         } else {
             let phase = shared.report.phase().name();
             log::error!(target: "panic", "CPU {other} did not stop; last phase: {phase}");

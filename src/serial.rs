@@ -1,4 +1,7 @@
-//! The two ways out: COM1 for people, QEMU's debug console for the journals.
+//! COM1, for people, and QEMU's debug console, for the journals.
+//!
+//! A line that somebody is typing at COM1 is erased before another one is written, and whoever has
+//! drawn it has to draw it again.
 
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
@@ -27,6 +30,12 @@ static UART: Lock<Option<Uart16550<PioBackend>>> = Lock::new(Level::Serial, None
 static SEIZED: AtomicBool = AtomicBool::new(false);
 static SEIZED_BY: AtomicU32 = AtomicU32::new(0);
 
+/// Whether the terminal's line is one that is being typed. Changed under the lock of the UART only.
+static TYPED: AtomicBool = AtomicBool::new(false);
+
+/// What erases the terminal's line (ECMA-48: EL, after a return).
+const ERASE: &[u8] = b"\r\x1b[K";
+
 fn config() -> Config {
     Config {
         baud_rate: BaudRate::Baud115200,
@@ -50,8 +59,51 @@ pub fn write(line: &[u8]) {
     if SEIZED.load(Ordering::Acquire) && SEIZED_BY.load(Ordering::Relaxed) == lapic::own_id() {
         return write_past_lock(line);
     }
+    with_uart(|uart| send_line(uart, line));
+}
+
+/// Draws a line that is being typed.
+pub fn draw(line: &[u8]) {
+    with_uart(|uart| {
+        TYPED.store(true, Ordering::Relaxed);
+        send(uart, line)
+    });
+}
+
+/// Adds to the line that is being typed. `false`: it is there no more, and has to be drawn.
+pub fn extend(bytes: &[u8]) -> bool {
+    let mut is_typed = false;
+    with_uart(|uart| {
+        is_typed = TYPED.load(Ordering::Relaxed);
+        !is_typed || send(uart, bytes)
+    });
+    is_typed
+}
+
+/// Ends the line that is being typed: it stays.
+pub fn end_typing(bytes: &[u8]) {
+    with_uart(|uart| !TYPED.swap(false, Ordering::Relaxed) || send(uart, bytes));
+}
+
+/// Whether there is a line that is being typed.
+pub fn is_typed() -> bool {
+    TYPED.load(Ordering::Relaxed)
+}
+
+/// A byte that somebody has typed, if there is one.
+pub fn read() -> Option<u8> {
+    UART.lock().as_mut()?.try_receive_byte().ok()
+}
+
+/// Whether there is somebody who could be answered.
+pub fn is_there() -> bool {
+    UART.lock().is_some()
+}
+
+/// Lends the UART, if there is one that takes bytes; gives it up if it does not take these.
+fn with_uart(use_it: impl FnOnce(&mut Uart16550<PioBackend>) -> bool) {
     let mut uart = UART.lock();
-    if uart.as_mut().is_some_and(|uart| !send(uart, line)) {
+    if uart.as_mut().is_some_and(|uart| !use_it(uart)) {
         *uart = None;
     }
 }
@@ -70,8 +122,15 @@ fn write_past_lock(line: &[u8]) {
     // a CPU that was not stopped may still be using: both only write bytes to the
     // port, so the worst is a mixed-up line.
     if let Ok(mut uart) = unsafe { Uart16550::new_port(COM1) } {
-        send(&mut uart, line);
+        send_line(&mut uart, line);
     }
+}
+
+/// Sends a line in the place of one that is being typed, and ends it as terminals have it.
+fn send_line(uart: &mut Uart16550<PioBackend>, line: &[u8]) -> bool {
+    let is_typed = TYPED.swap(false, Ordering::Relaxed);
+    let text = line.strip_suffix(b"\n").unwrap_or(line);
+    (!is_typed || send(uart, ERASE)) && send(uart, text) && send(uart, b"\r\n")
 }
 
 /// Sends all bytes; `false` if the UART stops taking them.

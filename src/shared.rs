@@ -15,8 +15,8 @@ use conquer_once::spin::OnceCell;
 use muster_memory::{
     Access, AdoptError, AssignError, Cache, Census, FRAME_SIZE, Frame, FrameAllocator, FrameCache,
     FrameInfo, FrameRun, FramesError, FreeError, Levels, MapError, Mismatch, Owner, PageSize,
-    PhysRange, PhysicalMap, PhysicalMemory, Plan, PlanError, Region, Share, TableError, Tables,
-    Totals,
+    PhysRange, PhysicalMap, PhysicalMemory, Plan, PlanError, Region, Share, Step, TableError,
+    Tables, Totals,
 };
 use nodit::interval::ie;
 use nodit::{Interval, NoditSet};
@@ -44,6 +44,12 @@ const LEAST_PER_CPU: u64 = 16 * 1024;
 
 /// Frames in a large page.
 const LARGE: usize = (HEAP_STEP / FRAME_SIZE) as usize;
+
+/// Levels of tables, at most.
+const MOST_LEVELS: usize = Levels::Five.count() as usize;
+
+/// The way of an address through the tables.
+pub type Path = heapless::Vec<Step, MOST_LEVELS>;
 
 static SHARED: OnceCell<Shared> = OnceCell::uninit();
 
@@ -448,6 +454,11 @@ impl Shared {
         // aligned word, so whoever reads meanwhile sees it as it was or as it is. Nothing
         // is ever changed through this value.
         unsafe { Tables::from_root(self.hhdm, self.levels(), features, self.root) }
+    }
+
+    /// The way of an address through the tables, which does not change meanwhile.
+    pub fn path(&self, virt: u64) -> Path {
+        self.with_tables(|tables, _| tables.path(virt).take(MOST_LEVELS).collect())
     }
 
     /// Whether so many bytes at an address are the HHDM's view of memory that the heap owns, at their

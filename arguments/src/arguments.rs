@@ -27,6 +27,8 @@ pub struct Arguments {
     pub log: LogLevel,
     /// A fault to bring about, to see it reported.
     pub fault: Option<Fault>,
+    /// Whether to do what is typed at the serial port instead of the stress.
+    pub monitor: bool,
     /// The benchmarks to run instead of the stress.
     #[cfg(feature = "bench")]
     pub bench: Option<muster_bench::Options>,
@@ -44,6 +46,7 @@ impl Default for Arguments {
             reclaim: Reclaim::Yes,
             log: LogLevel::Info,
             fault: None,
+            monitor: false,
             #[cfg(feature = "bench")]
             bench: None,
         }
@@ -62,6 +65,7 @@ named! {
         Reclaim = "reclaim",
         Log = "log",
         Fault = "fault",
+        Monitor = "monitor",
     }
 }
 
@@ -144,6 +148,7 @@ impl Arguments {
             Key::Reclaim => self.reclaim = Reclaim::parse(value)?,
             Key::Log => self.log = LogLevel::parse(value)?,
             Key::Fault => self.fault = Some(Fault::parse(value)?),
+            Key::Monitor => self.monitor = yes_or_no(value)?,
         }
         Some(())
     }
@@ -181,6 +186,14 @@ impl Arguments {
     }
 }
 
+fn yes_or_no(value: &str) -> Option<bool> {
+    match value {
+        "yes" => Some(true),
+        "no" => Some(false),
+        _ => None,
+    }
+}
+
 fn number<T: FromStr>(value: &str) -> Option<T> {
     value.parse().ok()
 }
@@ -215,7 +228,7 @@ mod tests {
     #[test]
     fn every_word_is_read() {
         let line = " stress=timer,churn seconds=1.5\tseed=18446744073709551615 cpus=3 \
-                    deadline=250 heap=compare reclaim=poison log=trace fault=deaf-ap ";
+                    deadline=250 heap=compare reclaim=poison log=trace fault=deaf-ap monitor=yes ";
         let expected = Arguments {
             stress: Workloads::none()
                 .with(Workload::Churn)
@@ -228,6 +241,7 @@ mod tests {
             reclaim: Reclaim::Poison,
             log: LogLevel::Trace,
             fault: Some(Fault::DeafAp),
+            monitor: true,
             #[cfg(feature = "bench")]
             bench: None,
         };
@@ -310,6 +324,7 @@ mod tests {
                 Key::Reclaim => &["maybe"],
                 Key::Log => &["off", "INFO"],
                 Key::Fault => &["panic", "PanicBsp"],
+                Key::Monitor => &["true", "YES"],
             };
             for value in values.iter().copied().chain(["", "all=none"]) {
                 let line = format!("{}={value}", key.name());

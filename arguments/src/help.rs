@@ -27,6 +27,7 @@ pub fn help() -> Vec<String> {
             Key::Reclaim => format!("{}, the loader's memory", one_of(Reclaim::NAMES)),
             Key::Log => one_of(LogLevel::NAMES),
             Key::Fault => one_of(Fault::NAMES),
+            Key::Monitor => "yes or no, instead of the stress".into(),
         };
         wrap(&format!("{}={word}", key.name()), &mut lines);
     }

@@ -48,7 +48,7 @@ impl<'a> Completion<'a> {
     }
 
     /// The words that begin as the one at the cursor.
-    pub fn words(self) -> impl Iterator<Item = &'static str> + use<'a> {
+    pub fn words(self) -> impl Iterator<Item = &'static str> + Clone + use<'a> {
         let words = self.words.into_iter().flatten().copied();
         words.filter(move |word| word.starts_with(self.stem))
     }

@@ -31,6 +31,7 @@ const OWING: u8 = 2;
 ///
 /// assert!(!SLEEP.spare(), "it is awake: it must be asked");
 /// SLEEP.begin();
+/// assert!(SLEEP.is_asleep());
 /// assert!(SLEEP.spare(), "no need to wake it");
 /// assert!(SLEEP.end(), "and it learns of it");
 /// assert!(!SLEEP.end(), "once");
@@ -76,6 +77,11 @@ impl Sleep {
             self.0.swap(AWAKE, Ordering::Acquire)
         };
         was == OWING
+    }
+
+    /// Whether the CPU sleeps, for those who only want to tell: it may wake at any time.
+    pub fn is_asleep(&self) -> bool {
+        self.0.load(Ordering::Relaxed) != AWAKE
     }
 
     /// Spares the CPU, for another one: it will make up for it when it wakes. `false`: it is awake.

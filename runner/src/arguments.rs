@@ -28,6 +28,9 @@ const BENCH_PATIENCE: Duration = Duration::from_secs(3600);
 /// The memory of a machine for benchmarks: each allocator has an arena of its own.
 const BENCH_MEMORY: &str = "1G";
 
+/// The word that asks the kernel for its prompt.
+pub const MONITOR: &str = "monitor=yes";
+
 /// What puts the kernel into memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Boot {
@@ -72,8 +75,8 @@ pub struct Run {
     pub boot: Boot,
     /// The firmware of a run from disc.
     pub firmware: Firmware,
-    /// The run is a hang if it takes longer.
-    pub time_limit: Duration,
+    /// The run is a hang if it takes longer. It has no limit while a person is at its prompt.
+    pub time_limit: Option<Duration>,
     /// QEMU itself.
     pub qemu: PathBuf,
     /// What is in the kernel.
@@ -94,12 +97,19 @@ impl Default for Run {
             acceleration: Acceleration::Auto,
             boot: Boot::Embedded,
             firmware: Firmware::Bios,
-            time_limit: DEFAULT_STRESS + PATIENCE,
+            time_limit: Some(DEFAULT_STRESS + PATIENCE),
             qemu: "qemu-system-x86_64".into(),
             build: Build::Plain,
             qemu_arguments: Vec::new(),
             words: Vec::new(),
         }
+    }
+}
+
+impl Run {
+    /// Whether the kernel gives a prompt.
+    pub fn is_monitored(&self) -> bool {
+        self.words.iter().any(|word| word == MONITOR)
     }
 }
 
@@ -303,7 +313,7 @@ const KEYS: &[Key] = &[
         Form::Seconds,
         "a longer run is a hang (60 + seconds=)",
         |run, value| {
-            run.time_limit = duration(value)?;
+            run.time_limit = Some(duration(value)?);
             Some(())
         },
     ),
@@ -357,6 +367,11 @@ const KEYS: &[Key] = &[
         "fault",
         Form::OneOf(Fault::NAMES),
         "what to do wrong, to see it reported",
+    ),
+    kernel(
+        "monitor",
+        Form::OneOf(&["yes", "no"]),
+        "a prompt on the serial line (no)",
     ),
     bench(
         "bench",
@@ -620,8 +635,9 @@ pub fn parse<A: AsRef<str>>(arguments: &[A]) -> Result<Run, ArgumentError> {
     }
     if !time_limit_given {
         run.time_limit = match run.build {
-            Build::Plain => stress + PATIENCE,
-            Build::Bench => BENCH_PATIENCE,
+            _ if run.is_monitored() => None,
+            Build::Plain => Some(stress + PATIENCE),
+            Build::Bench => Some(BENCH_PATIENCE),
         };
     }
     if run.build == Build::Bench && !seen.contains(&"mem") {
@@ -667,7 +683,7 @@ mod tests {
     #[test]
     fn nothing_given_is_the_default() {
         assert_eq!(parse::<&str>(&[]), Ok(Run::default()));
-        assert_eq!(Run::default().time_limit, Duration::from_secs(68));
+        assert_eq!(Run::default().time_limit, Some(Duration::from_secs(68)));
     }
 
     #[test]
@@ -675,7 +691,7 @@ mod tests {
         let run = parse(&["8", "stress=mixed", "seconds=30", "mem=2G"]).unwrap();
         assert_eq!((run.smp.as_str(), run.memory.as_str()), ("8", "2G"));
         assert_eq!(run.words, ["stress=mixed", "seconds=30"]);
-        assert_eq!(run.time_limit, Duration::from_secs(90));
+        assert_eq!(run.time_limit, Some(Duration::from_secs(90)));
     }
 
     #[test]
@@ -697,7 +713,7 @@ mod tests {
         assert_eq!(run.cpu, "max,-pdpe1gb");
         assert_eq!(run.smp, "4,sockets=2");
         assert_eq!(run.acceleration, Acceleration::Tcg);
-        assert_eq!(run.time_limit, Duration::from_millis(1500));
+        assert_eq!(run.time_limit, Some(Duration::from_millis(1500)));
         assert_eq!(run.qemu, PathBuf::from("/bin/true"));
         assert_eq!(run.qemu_arguments, ["-d", "int", "-D", "a b"]);
         let run = parse(&["boot=limine", "firmware=uefi", "log=debug"]).unwrap();
@@ -724,8 +740,18 @@ mod tests {
         assert_eq!(run.words, ["bench=mixed,frame-pair", "on=1,8"]);
         let run = parse(&["rounds=3", "mem=2G", "timeout=5"]).unwrap();
         assert_eq!((run.build, run.memory.as_str()), (Build::Bench, "2G"));
-        assert_eq!(run.time_limit, Duration::from_secs(5));
+        assert_eq!(run.time_limit, Some(Duration::from_secs(5)));
         assert_eq!(parse(&["stress=all"]).unwrap().build, Build::Plain);
+    }
+
+    #[test]
+    fn a_person_has_time() {
+        let run = parse(&["seconds=5", "monitor=yes"]).unwrap();
+        assert!(run.is_monitored());
+        assert_eq!(run.time_limit, None);
+        let run = parse(&["timeout=30", "monitor=yes"]).unwrap();
+        assert_eq!(run.time_limit, Some(Duration::from_secs(30)));
+        assert!(!parse(&["monitor=no"]).unwrap().is_monitored());
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! have said. The machines that it must come up on have a file of their own
 //! (`matrix`).
 
+use crate::script::Cue;
 use crate::session::Verdict;
 
 /// One boot of the kernel, or several with one argument that differs, and what is expected of each.
@@ -11,6 +12,8 @@ pub struct Case {
     pub name: &'static str,
     /// The arguments of `just run-smp` that repeat it.
     pub arguments: &'static [&'static str],
+    /// What is typed at its prompt.
+    pub types: &'static [Cue],
     /// One more argument, with each of its values in turn.
     pub sweep: Option<Sweep>,
     /// How it ends: in one of these ways, and in a sweep in each of them at least once.
@@ -78,6 +81,7 @@ pub const fn passes(
         name,
         arguments,
         sweep: None,
+        types: &[],
         ends: &[Verdict::Passed],
         says,
         never: BAD,
@@ -95,6 +99,7 @@ pub const fn fails(
         name,
         arguments,
         sweep: None,
+        types: &[],
         ends: &[Verdict::Failed],
         says,
         never: &["(?i)panicked"],
@@ -112,6 +117,7 @@ pub const fn refuses(
         name,
         arguments,
         sweep: None,
+        types: &[],
         ends: &[Verdict::Refused],
         says,
         never: &["(?i)panicked", "roll: "],
@@ -129,6 +135,7 @@ pub const fn panics(
         name,
         arguments,
         sweep: None,
+        types: &[],
         ends: &[Verdict::Panicked],
         says,
         never: &["verdict: passed"],
@@ -672,7 +679,7 @@ pub const CASES: &[Case] = &[
         &[
             "2 CPUs have answered",
             "CPU 3 did not take a call within 1000 ms",
-            "CPU 3 stopped at",
+            "CPU 3, at work, stopped at 0x[0-9a-f]+ in muster::",
             BACKTRACE,
         ],
     ),
@@ -697,16 +704,22 @@ pub const CASES: &[Case] = &[
     panics(
         "panic-in-call",
         &["4", "fault=panic-in-call"],
-        &["CPU 3 panicked", "CPU 0 stopped at .* in ", BACKTRACE],
+        &[
+            "CPU 3 panicked",
+            r"CPU 0, at work, stopped at 0x[0-9a-f]+ in .*\(.*:\d+\)\n",
+            // One line for each.
+            r"CPU 1, asleep, stopped at .* in .*\n.* CPU 2, asleep, stopped at .* in .*\n",
+            BACKTRACE,
+        ],
     ),
     panics(
         "panic-in-shootdown",
         &["4", "fault=panic-in-shootdown"],
         &[
             "CPU 3 panicked",
-            "CPU 0 stopped at",
-            "CPU 1 stopped at",
-            "CPU 2 stopped at",
+            "CPU 0, .*, stopped at",
+            "CPU 1, .*, stopped at",
+            "CPU 2, .*, stopped at",
             BACKTRACE,
         ],
     ),
@@ -736,6 +749,96 @@ pub const CASES: &[Case] = &[
         &["2", "qemu-args=-append loader.dney=mp"],
         &["loader.dney", "loader.deny"],
     ),
+    Case {
+        types: &[
+            ("`help` lists", "help map"),
+            ("A line for each level", "cpus"),
+            ("^  3 +3 +.* asleep$", "log 2"),
+            (
+                "DEBUG roll    stack: 0xffffff0000090000",
+                "map ffffff000005fff8",
+            ),
+            ("^physical 0x", "mem"),
+            ("bytes  in all$", "frames"),
+            ("^  3 ", "heap"),
+            ("^allocations per refill", "account"),
+            ("^it adds up, to the byte$", "call 3"),
+            ("^to it and back: ", "call all"),
+            ("^to all others and back: ", "shootdown"),
+            ("^a shootdown, ", "roll"),
+            ("^  3 ffffff", "off"),
+        ],
+        ..passes(
+            "monitor",
+            &["4", "monitor=yes", "timeout=120"],
+            &[
+                "muster> help map\n",
+                r"\n1 0x[0-9a-f]+\[95\] 0x8[0-9a-f]+63 P W A D NX -> 4 KiB page, rw- WB\n",
+                "the stack of CPU 1\n",
+                "audit: clean",
+            ],
+        )
+    },
+    // The prompt answers while memory runs out, and while everything happens at once.
+    Case {
+        types: &[
+            ("`help` lists", "stress exhaustion,soak"),
+            ("workload   operations", "watch"),
+            (r"^CPU   7 .* in (exhaustion|soak)", ""),
+            ("^CPU   7 ", "cpus"),
+            ("^  7 +7 ", "account"),
+            ("bytes  in all$", "call 5"),
+            ("^to it and back: |^error: CPU 5", "map ffffff000001fff8"),
+            ("^physical 0x", "stress churn"),
+            ("^error: the other CPUs are at work", "fault panic-ap"),
+            ("^error: the other CPUs are at work", "stop"),
+            ("^the other CPUs are done", "stress mixed,calls 0.5"),
+            ("^the other CPUs are done", "stop"),
+            ("^error: no CPU is at work", "off"),
+        ],
+        ..passes(
+            "monitor-stress",
+            &["8", "monitor=yes", "timeout=300"],
+            &["stress  exhaustion", "stress  calls", "audit: clean"],
+        )
+    },
+    Case {
+        types: &[
+            ("`help` lists", "cpu"),
+            ("^error: no such command: `cpu`", "log 9"),
+            (
+                "^error: there is no CPU 9: there are 0 to 1$",
+                "map 800000000000",
+            ),
+            ("^error: 0x800000000000 is not canonical", "bench"),
+            ("^error: this kernel is without the benchmarks", "stop"),
+            ("^error: no CPU is at work", "watch"),
+            ("^error: there is nothing to see", "call 7"),
+            ("^error: CPU 7 can't be called", "fault"),
+            ("^error: `fault` needs more: fault KIND$", "fault panic-bsp"),
+        ],
+        ..panics(
+            "monitor-errors",
+            &["2", "monitor=yes", "timeout=120"],
+            &["CPU 0 panicked", "asked for by fault=", BACKTRACE],
+        )
+    },
+    Case {
+        types: &[
+            ("`help` lists", "stress all"),
+            (
+                "error: there is no other CPU",
+                "bench bench=frame-pair rounds=1 time=1",
+            ),
+            ("frame-pair", "bench bench=chrun"),
+            ("^error: `bench=chrun` is not of its form", "off"),
+        ],
+        ..passes(
+            "monitor-bench",
+            &["1", "monitor=yes", "rounds=3", "timeout=120"],
+            &["muster to the best", "audit: clean"],
+        )
+    },
     passes(
         "limine-bios",
         &["8", "boot=limine", "seconds=1"],
@@ -756,6 +859,7 @@ pub const CASES: &[Case] = &[
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::script::Script;
     use crate::{arguments, matrix};
     use regex_lite::Regex;
     use std::collections::HashSet;
@@ -774,6 +878,16 @@ mod tests {
             for pattern in case.says.iter().chain(case.never) {
                 Regex::new(pattern).unwrap();
             }
+        }
+    }
+
+    #[test]
+    fn every_case_ends() {
+        for case in CASES {
+            let run = arguments::parse(case.arguments).unwrap();
+            assert!(run.time_limit.is_some(), "{}", case.name);
+            assert_eq!(run.is_monitored(), !case.types.is_empty(), "{}", case.name);
+            Script::new(case.types).unwrap();
         }
     }
 

@@ -48,7 +48,7 @@ pub fn command(run: &Run, interrupt: &Interrupt) -> Result<ExitCode> {
         let screen = Screen::new();
         let symbols = Symbols::of(&images.kernel);
         let show = &mut |text: &str| screen.line(text);
-        session::run(qemu, None, interrupt, &symbols, &mut log, show)?;
+        session::run(qemu, None, interrupt, &symbols, &mut log, show, None)?;
         return Ok(ExitCode::SUCCESS);
     }
     qemu.stdin(Stdio::null()).stdout(log.file()?);

@@ -43,6 +43,13 @@ pub fn boot(
 ) -> Result<bool> {
     let run = arguments::parse(arguments)?;
     let folder = workspace::target().join("floor-log");
-    let (outcome, _) = run::boot(&run, &images::build_floor()?, &folder, interrupt, show)?;
+    let (outcome, _) = run::boot(
+        &run,
+        &images::build_floor()?,
+        &folder,
+        interrupt,
+        show,
+        None,
+    )?;
     Ok(outcome.status() == Some(PASSED))
 }

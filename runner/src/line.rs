@@ -98,18 +98,27 @@ pub fn instruction_pointer(message: &str) -> Option<u64> {
 }
 
 /// A line from the serial port without line ending, terminal control sequences
-/// (which UEFI firmware writes) and other control characters.
+/// (which UEFI firmware writes) and other control characters; and without what was
+/// erased, as the line is that somebody was typing when another one came.
 pub fn plain(raw: &[u8]) -> String {
     let text = String::from_utf8_lossy(raw);
     let mut plain = String::with_capacity(text.len());
     let mut characters = text.chars().peekable();
+    let mut last = ' ';
     while let Some(character) = characters.next() {
+        let before = std::mem::replace(&mut last, character);
         if character == '\x1b' {
             // A control sequence (ECMA-48, 5.4): ESC [, parameters, then one
             // final byte from @ to ~.
             if characters.next_if_eq(&'[').is_some() {
-                while characters.next_if(|c| !('@'..='~').contains(c)).is_some() {}
-                characters.next();
+                let mut has_parameters = false;
+                while characters.next_if(|c| !('@'..='~').contains(c)).is_some() {
+                    has_parameters = true;
+                }
+                // Erase to the end of the line, from its beginning.
+                if characters.next() == Some('K') && before == '\r' && !has_parameters {
+                    plain.clear();
+                }
             }
         } else if !character.is_control() {
             plain.push(character);
@@ -208,5 +217,15 @@ mod tests {
         );
         assert_eq!(plain(b"a\tb\x1b"), "a b");
         assert_eq!(plain(b"\xff\x1b[1"), "\u{fffd}");
+    }
+
+    #[test]
+    fn what_was_erased_is_removed() {
+        assert_eq!(
+            plain(b"> cp\r\x1b[K  0.1 3 INFO  a  b\r\n"),
+            "  0.1 3 INFO  a  b"
+        );
+        assert_eq!(plain(b"a\r\x1b[K> b\x1b[K\r"), "> b");
+        assert_eq!(plain(b"a\r\x1b[1Kb"), "ab");
     }
 }

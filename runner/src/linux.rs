@@ -202,7 +202,7 @@ impl Options {
             options.run.memory = MEMORY.into();
         }
         if !is_given("timeout=") {
-            options.run.time_limit = options.time_limit();
+            options.run.time_limit = Some(options.time_limit());
         }
         Ok(options)
     }
@@ -331,7 +331,7 @@ fn measure_muster(
     interrupt: &Interrupt,
 ) -> Result<Vec<Figure>> {
     let folder = workspace::boot_log();
-    let (outcome, _) = run::boot(run, images, &folder, interrupt, &mut |_| Ok(()))?;
+    let (outcome, _) = run::boot(run, images, &folder, interrupt, &mut |_| Ok(()), None)?;
     let (verdict, reason) = outcome.verdict();
     if verdict != Verdict::Passed {
         bail!("Muster's benchmark {verdict}: {reason}; its log: just boot-log");
@@ -451,11 +451,12 @@ impl Linux {
         };
         let outcome = session::run(
             qemu,
-            Some(options.run.time_limit),
+            options.run.time_limit,
             interrupt,
             &Symbols::of(&self.image),
             &mut log,
             &mut show,
+            None,
         )?;
         let text = fs::read_to_string(log.all())
             .with_context(|| format!("cannot read {}", shown(&log.all())))?;
@@ -575,7 +576,7 @@ mod tests {
         .unwrap();
         assert_eq!(options.cpus(), [1, 2, 4, 8]);
         assert_eq!(options.run.memory, "2G");
-        assert_eq!(options.run.time_limit, Duration::from_secs(9));
+        assert_eq!(options.run.time_limit, Some(Duration::from_secs(9)));
         assert!(options.is_json && options.boots == 1);
         assert!(!options.words().contains("mitigations"));
         assert!(options.words().ends_with(" rounds=3 time=20"));

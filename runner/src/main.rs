@@ -21,8 +21,10 @@ mod matrix;
 mod outputs;
 mod run;
 mod screen;
+mod script;
 mod soak;
 mod suite;
+mod terminal;
 mod toolchain;
 
 use std::env;
@@ -32,7 +34,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, anyhow};
 use muster_runner::{boot_log, figures, line, session, symbols, workspace};
 
-use crate::arguments::{ArgumentError, Build};
+use crate::arguments::{ArgumentError, Build, MONITOR};
 use crate::limine::{Limine, NotInstalled};
 use crate::linux::NoLinux;
 use crate::screen::Screen;
@@ -46,6 +48,8 @@ const COMMANDS: &str = "\
 commands:
   build                      build the kernel and the loader
   run [CPUS] [key=value…]    boot the kernel in QEMU, and watch it to its end
+  monitor [CPUS] [key=value…]
+                             boot the kernel to a prompt on its serial line
   test [FILTER…]             the whole-kernel tests whose name contains a FILTER
   matrix [FILTER…]           the same, of all machines that the kernel must come up on
   bench [WHAT] [CPUS] [key=value…]
@@ -112,6 +116,11 @@ fn dispatch(arguments: &[String]) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         "run" => run::command(&arguments::parse(rest)?, &Interrupt::watch()?),
+        "monitor" => {
+            let words: Vec<_> = rest.iter().map(String::as_str).collect();
+            let run = arguments::parse(&[words.as_slice(), &[MONITOR]].concat())?;
+            run::command(&run, &Interrupt::watch()?)
+        }
         "bench" => bench::command(rest, &Interrupt::watch()?),
         "soak" => soak::command(rest, &Interrupt::watch()?),
         "test" => suite::command(rest, &Interrupt::watch()?),

@@ -12,8 +12,9 @@ use crate::images::{self, Images};
 use crate::limine::{self, Limine};
 use crate::machine::{self, Medium};
 use crate::screen::Screen;
-use crate::session::{self, Interrupt, Outcome, Verdict};
+use crate::session::{self, Interrupt, Outcome, Typist, Verdict};
 use crate::symbols::Symbols;
+use crate::terminal::Terminal;
 use crate::workspace::{self, shown};
 
 /// The exit status after Ctrl-C, as shells have it (128 + SIGINT).
@@ -27,9 +28,17 @@ pub fn command(run: &Run, interrupt: &Interrupt) -> Result<ExitCode> {
     let screen = Screen::for_run(run);
     let images = images::build(run.build)?;
     let folder = workspace::boot_log();
-    let (outcome, cpus) = boot(run, &images, &folder, interrupt, &mut |text| {
-        screen.line(text)
-    })?;
+    let mut terminal = None;
+    if run.is_monitored() {
+        screen.note("muster: Ctrl-] ends QEMU, whatever the kernel does")?;
+        terminal = Some(Terminal::new(interrupt)?);
+    }
+    let typist = terminal
+        .as_mut()
+        .map(|terminal| terminal as &mut dyn Typist);
+    let show = &mut |text: &str| screen.line(text);
+    let (outcome, cpus) = boot(run, &images, &folder, interrupt, show, typist)?;
+    drop(terminal);
 
     let (verdict, reason) = outcome.verdict();
     if verdict == Verdict::Hung && outcome.last_lines().next().is_some() {
@@ -78,8 +87,8 @@ fn summary(outcome: &Outcome, folder: &Path, cpus: &[u32]) -> String {
     )
 }
 
-/// Boots the images as the run asks, with the log in `folder`. Gives how it
-/// ended, and the CPUs that left a log.
+/// Boots the images as the run asks, with the log in `folder`, and the `typist`, if
+/// there is one, at its serial line. Gives how it ended, and the CPUs that left a log.
 ///
 /// # Errors
 /// If Limine or UEFI firmware is asked for and missing, or QEMU does not start.
@@ -89,6 +98,7 @@ pub fn boot(
     folder: &Path,
     interrupt: &Interrupt,
     show: &mut dyn FnMut(&str) -> io::Result<()>,
+    typist: Option<&mut dyn Typist>,
 ) -> Result<(Outcome, Vec<u32>)> {
     let mut log = BootLog::create(folder)?;
     let medium = medium(run, images, folder)?;
@@ -96,11 +106,12 @@ pub fn boot(
     let symbols = Symbols::of(&images.kernel);
     let outcome = session::run(
         qemu,
-        Some(run.time_limit),
+        run.time_limit,
         interrupt,
         &symbols,
         &mut log,
         show,
+        typist,
     )?;
     let cpus = log.split(&symbols)?;
     Ok((outcome, cpus))

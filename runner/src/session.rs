@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::io::{self, BufRead, BufReader, Read};
+use std::mem;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
@@ -48,6 +49,11 @@ impl Interrupt {
                 .context("cannot watch for Ctrl-C")?;
         }
         Ok(interrupt)
+    }
+
+    /// Has it come, for a person who asks for it in another way.
+    pub fn raise(&self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 
     /// Whether it has come.
@@ -259,14 +265,37 @@ impl Drop for Guest {
     }
 }
 
+/// Somebody at the serial line, who reads and types.
+pub trait Typist {
+    /// Takes the keyboard: what is written to it is typed.
+    ///
+    /// # Errors
+    /// If there is no keeping it.
+    fn take_keyboard(&mut self, keyboard: ChildStdin) -> Result<()>;
+
+    /// Sees more of a line, without its end, as it comes.
+    ///
+    /// # Errors
+    /// If it can't be shown.
+    fn see(&mut self, bytes: &[u8]) -> io::Result<()>;
+
+    /// Sees the line's end, and so all of it, with its symbols.
+    ///
+    /// # Errors
+    /// If it can't be shown, or nothing be typed for it.
+    fn read(&mut self, text: &str) -> io::Result<()>;
+}
+
 /// What reaches the watch from QEMU.
 enum Event {
-    Serial(String),
+    /// A part of a line, or all of it, with its end.
+    Serial(Vec<u8>),
     Complaint(String),
 }
 
 /// Runs QEMU to its end, or for at most `limit`. Each line of the log goes,
-/// with its symbols, to `log` and to `show`.
+/// with its symbols, to `log` and to `show`; or rather to the `typist`, if there
+/// is one.
 ///
 /// # Errors
 /// If QEMU does not start, or the log cannot be written or shown; QEMU does
@@ -278,41 +307,66 @@ pub fn run(
     symbols: &Symbols,
     log: &mut BootLog,
     show: &mut dyn FnMut(&str) -> io::Result<()>,
+    mut typist: Option<&mut dyn Typist>,
 ) -> Result<Outcome> {
     command
-        .stdin(Stdio::null())
+        .stdin(match typist {
+            Some(_) => Stdio::piped(),
+            None => Stdio::null(),
+        })
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     let start = Instant::now();
     let mut guest = Guest::start(&mut command)?;
     let (sender, events) = mpsc::channel();
     if let Some(serial) = guest.0.stdout.take() {
-        read_lines(serial, sender.clone(), Event::Serial);
+        read_parts(serial, sender.clone());
     }
     if let Some(complaints) = guest.0.stderr.take() {
-        read_lines(complaints, sender, Event::Complaint);
+        read_lines(complaints, sender);
+    }
+    if let (Some(typist), Some(keyboard)) = (&mut typist, guest.0.stdin.take()) {
+        typist.take_keyboard(keyboard)?;
     }
 
     let mut record = Record::default();
     let mut killed = None;
+    let mut begun = Vec::new();
     loop {
+        let mut is_over = false;
+        let mut line = None;
         match events.recv_timeout(TICK) {
-            Ok(Event::Serial(text)) => {
-                let time = start.elapsed();
-                let text = symbols.annotate(&text);
-                record.take(&text, time);
-                for text in text.lines() {
-                    log.write(text)?;
-                    show(text)?;
+            Ok(Event::Serial(part)) => {
+                let is_whole = part.ends_with(b"\n");
+                if let Some(typist) = &mut typist {
+                    typist.see(part.strip_suffix(b"\n").unwrap_or(&part))?;
                 }
+                begun.extend(part);
+                line = is_whole.then(|| mem::take(&mut begun));
             }
             Ok(Event::Complaint(text)) => {
                 show(&format!("qemu: {text}"))?;
                 record.complaints.push(text);
             }
-            Err(RecvTimeoutError::Timeout) if killed.is_some() => break,
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => break,
+            Err(RecvTimeoutError::Timeout) => is_over = killed.is_some(),
+            Err(RecvTimeoutError::Disconnected) => is_over = true,
+        }
+        if is_over && !begun.is_empty() {
+            line = Some(mem::take(&mut begun));
+        }
+        if let Some(raw) = line {
+            let text = symbols.annotate(&line::plain(&raw));
+            record.take(&text, start.elapsed());
+            for text in text.lines() {
+                log.write(text)?;
+            }
+            match &mut typist {
+                Some(typist) => typist.read(&text)?,
+                None => text.lines().try_for_each(&mut *show)?,
+            }
+        }
+        if is_over {
+            break;
         }
         if killed.is_none() {
             killed = match limit {
@@ -337,8 +391,21 @@ pub fn run(
     })
 }
 
-/// Sends each line of a pipe, until it closes.
-fn read_lines(pipe: impl Read + Send + 'static, to: Sender<Event>, event: fn(String) -> Event) {
+/// Sends what comes from the serial line, in parts of lines as it comes, until it closes.
+fn read_parts(mut pipe: impl Read + Send + 'static, to: Sender<Event>) {
+    thread::spawn(move || {
+        let mut bytes = [0; 4096];
+        while let Ok(length @ 1..) = pipe.read(&mut bytes) {
+            let mut parts = bytes[..length].split_inclusive(|&byte| byte == b'\n');
+            if parts.any(|part| to.send(Event::Serial(part.into())).is_err()) {
+                break;
+            }
+        }
+    });
+}
+
+/// Sends each line of QEMU's complaints, until it closes.
+fn read_lines(pipe: impl Read + Send + 'static, to: Sender<Event>) {
     thread::spawn(move || {
         let mut pipe = BufReader::new(pipe);
         let mut raw = Vec::new();
@@ -346,7 +413,7 @@ fn read_lines(pipe: impl Read + Send + 'static, to: Sender<Event>, event: fn(Str
             .read_until(b'\n', &mut raw)
             .is_ok_and(|length| length > 0)
         {
-            if to.send(event(line::plain(&raw))).is_err() {
+            if to.send(Event::Complaint(line::plain(&raw))).is_err() {
                 break;
             }
             raw.clear();
@@ -378,6 +445,7 @@ mod tests {
             &symbols,
             &mut log,
             &mut show,
+            None,
         )
         .unwrap();
         (outcome, shown)

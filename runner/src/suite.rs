@@ -21,7 +21,8 @@ use crate::matrix;
 use crate::outputs;
 use crate::run;
 use crate::screen::Screen;
-use crate::session::{Interrupt, Verdict};
+use crate::script::Script;
+use crate::session::{Interrupt, Typist, Verdict};
 use crate::workspace::{self, shown};
 
 /// A machine of the tests has more CPUs than most hosts. Two at a time is what
@@ -251,14 +252,22 @@ fn attempt(
     let images = builds
         .images(run.build)
         .context("its kernel is not built")?;
-    let (outcome, _) = run::boot(&run, images, folder, interrupt, &mut |_| Ok(()))?;
+    let mut script = Script::new(case.types)?;
+    let typist = (!case.types.is_empty()).then_some(&mut script as &mut dyn Typist);
+    let (outcome, _) = run::boot(&run, images, folder, interrupt, &mut |_| Ok(()), typist)?;
     let text = fs::read_to_string(folder.join("all.log")).context("cannot read the log")?;
     let (verdict, reason) = outcome.verdict();
     let hung = verdict == Verdict::Hung;
     let last = outcome.last_lines().filter(|_| hung);
-    let mismatch = match mismatch(case, verdict, &reason, &text)? {
-        None => outputs::stale(case.name, folder)?,
-        why => why,
+    let unsaid = script
+        .missing()
+        .map(|says| format!("the next line waits for {says}"));
+    let mismatch = mismatch(case, verdict, &reason, &text)?;
+    let both = [mismatch, unsaid].into_iter().flatten();
+    let why = both.collect::<Vec<_>>().join("; ");
+    let mismatch = match why.is_empty() {
+        true => outputs::stale(case.name, folder)?,
+        false => Some(why),
     };
     Ok(Trial {
         verdict,
@@ -365,6 +374,7 @@ mod tests {
         name: "example",
         arguments: &["2"],
         sweep: None,
+        types: &[],
         ends: &[Verdict::Passed],
         says: &["2 of 2", "verdict: passed$"],
         never: &["ERROR"],

@@ -32,7 +32,7 @@ pub fn work(shift: &mut Shift<'_>) {
     let own = cpu::with(|here| here.index());
     loop {
         let one = shift.random.below(shift.cpus);
-        let one = crew::members().nth(one).map_or(own, |(index, _)| index);
+        let one = shift.other(one).map_or(own, |(index, _)| index);
         let is_even = |index: u32| index.is_multiple_of(2);
         let targets = match shift.random.below(4) {
             0 => Targets::One(one),

@@ -25,14 +25,15 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use crossbeam_utils::CachePadded;
-use muster_arguments::{Arguments, HeapKind, Workload};
+use muster_arguments::{Arguments, HeapKind, Workload, Workloads};
 
 use self::random::Random;
+use crate::activity::Activity;
 use crate::audit::Bytes;
 use crate::clock::{self, Deadline};
 use crate::crew::{self, StartLine};
 use crate::lock::{Level, Lock};
-use crate::{heap, shared};
+use crate::{cpu, heap, shared};
 
 /// How long a CPU may take beyond a workload's time before it counts as hung, in
 /// milliseconds: freeing what is left takes a while with many CPUs and few cores.
@@ -91,9 +92,11 @@ impl Tally {
 
 /// What a workload's loop on one CPU works with.
 struct Shift<'a> {
-    /// The CPU's number among those at work, and how many they are.
+    /// The CPU's number among those in the workload, and how many they are.
     place: usize,
     cpus: usize,
+    /// How many CPUs at work come before the first of them.
+    first: usize,
     /// Bytes this CPU may hold at once, apart from exhaustion.
     budget: usize,
     /// The largest piece exhaustion takes, in bytes.
@@ -103,7 +106,8 @@ struct Shift<'a> {
     rounds: u32,
     until: Deadline,
     meeting: &'a Meeting,
-    progress: &'a Progress,
+    progress: Option<&'a Progress>,
+    activity: &'a Activity,
 }
 
 impl Shift<'_> {
@@ -114,18 +118,31 @@ impl Shift<'_> {
         if !self.rounds.is_multiple_of(STRIDE) {
             return true;
         }
-        if self.place == 0 {
-            self.progress.show();
-        }
-        !self.until.passed()
+        !self.is_over()
     }
 
     /// Whether the time is up, by a look at the clock: for rounds that take long.
     fn is_over(&mut self) -> bool {
-        if self.place == 0 {
-            self.progress.show();
+        self.show();
+        self.is_past(self.until)
+    }
+
+    /// Whether it is so late, or all have been told to stop.
+    fn is_past(&self, end: Deadline) -> bool {
+        end.passed() || self.meeting.is_stopped.load(Ordering::Relaxed)
+    }
+
+    /// Shows how far it is.
+    fn show(&self) {
+        self.activity.did(self.tally.operations);
+        if let (0, Some(progress)) = (self.place, self.progress) {
+            progress.show();
         }
-        self.until.passed()
+    }
+
+    /// The CPU at another place, and its index.
+    fn other(&self, place: usize) -> Option<(u32, &'static cpu::Shared)> {
+        crew::members().nth(self.first + place)
     }
 
     /// Waits until every CPU is here.
@@ -135,11 +152,11 @@ impl Shift<'_> {
 
     /// Whether the workload goes on, with the same answer on every CPU.
     fn all_go_on(&self) -> bool {
+        self.show();
         if self.place == 0 {
-            self.progress.show();
             self.meeting
                 .goes_on
-                .store(!self.until.passed(), Ordering::Relaxed);
+                .store(!self.is_past(self.until), Ordering::Relaxed);
         }
         // The barrier orders the BSP's store before everyone's load, and the next one
         // keeps the BSP from storing again before all have loaded.
@@ -183,6 +200,44 @@ impl Grounds {
 struct Meeting {
     line: StartLine,
     goes_on: AtomicBool,
+    /// Whether all are to stop before their time is up.
+    is_stopped: AtomicBool,
+}
+
+/// Work that goes on beside somebody.
+pub struct Work<'a> {
+    is_done: &'a dyn Fn() -> bool,
+    is_stopped: &'a AtomicBool,
+}
+
+impl Work<'_> {
+    /// Whether all are done with it.
+    pub fn is_done(&self) -> bool {
+        (self.is_done)()
+    }
+
+    /// Tells all to stop.
+    pub fn stop(&self) {
+        self.is_stopped.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Who is to work.
+enum Party<'a> {
+    /// All CPUs.
+    All,
+    /// All but this one, which does something else: until the work is done, or else has to stop.
+    Others(&'a mut dyn FnMut(&Work<'_>)),
+}
+
+impl Party<'_> {
+    /// How many CPUs at work come before its first.
+    fn first(&self) -> usize {
+        match self {
+            Self::All => 0,
+            Self::Others(_) => 1,
+        }
+    }
 }
 
 /// A line every second, or every ten of a soak, so that a long run is seen to be alive.
@@ -229,38 +284,18 @@ impl Progress {
 ///
 /// If any block was corrupt, or a workload did nothing at all.
 pub fn run(arguments: &Arguments) -> Result<(), String> {
-    let mut workloads: Vec<Workload> = arguments.stress.iter().collect();
-    if !crate::timer::is_there() {
-        log::warn!("no CPU has a timer: the workload of that name is left out");
-        workloads.retain(|&workload| workload != Workload::Timer);
-    }
-    if arguments.heap.kinds().contains(&HeapKind::LinkedList) {
-        // The list answers a handler on top of it with null, and can't free what that frees. Left
-        // out for both heaps if they are compared.
-        workloads.retain(|workload| {
-            !matches!(
-                workload,
-                Workload::Interrupts | Workload::Timer | Workload::Calls | Workload::Soak
-            )
-        });
-    }
-    let runs = workloads.len() * arguments.heap.kinds().len();
+    let kinds = arguments.heap.kinds();
+    let workloads = possible(arguments.stress, kinds);
+    let runs = workloads.len() * kinds.len();
     let Some(millis) = arguments.stress_millis.checked_div(runs as u64) else {
         log::info!("no stress asked for");
         return Ok(());
     };
     let cpus = crew::size();
-    let (available, least) = (available(), LEAST_PER_CPU * cpus as u64);
-    if available < least {
-        return Err(format!(
-            "too little memory for the stress: {} free, {} needed",
-            Bytes(available),
-            Bytes(least)
-        ));
-    }
+    check_memory(cpus)?;
     let mut failures = Vec::new();
     let mut rates: Vec<Vec<u64>> = Vec::new();
-    for &kind in arguments.heap.kinds() {
+    for &kind in kinds {
         heap::open(kind);
         log::info!(
             "{} workloads on {cpus} CPUs, {millis} ms each, seed {}",
@@ -272,13 +307,13 @@ pub fn run(arguments: &Arguments) -> Result<(), String> {
             &workloads,
             arguments.seed,
             millis,
-            cpus,
+            &mut Party::All,
             &mut failures,
         ));
     }
     heap::tell();
     if let [first, second] = &rates[..] {
-        compare(&workloads, arguments.heap.kinds(), first, second);
+        compare(&workloads, kinds, first, second);
     }
     if failures.is_empty() {
         Ok(())
@@ -287,15 +322,104 @@ pub fn run(arguments: &Arguments) -> Result<(), String> {
     }
 }
 
+/// How long a workload's turn is that has no end, in milliseconds.
+const TURN: u64 = 10_000;
+
+/// Puts all other CPUs to work, at one workload after the other, for so long together, or in turns
+/// until they are told to stop; and does something else `meanwhile`, once for each: until it is done.
+///
+/// Gives what went wrong, as [`run`] does.
+///
+/// # Errors
+///
+/// Why there is no such work, in words: no other CPU, or too little memory.
+pub fn run_beside(
+    workloads: Workloads,
+    millis: Option<u64>,
+    arguments: &Arguments,
+    meanwhile: &mut dyn FnMut(&Work<'_>),
+) -> Result<Vec<String>, String> {
+    let cpus = crew::size() - 1;
+    if cpus == 0 {
+        return Err(String::from("there is no other CPU to put to work"));
+    }
+    let workloads = possible(workloads, arguments.heap.kinds());
+    check_memory(cpus)?;
+    let each = match (millis, workloads.len()) {
+        (_, 0) => return Ok(Vec::new()),
+        (Some(millis), workloads) => millis / workloads as u64,
+        (None, 1) => u64::MAX,
+        (None, _) => TURN,
+    };
+    let mut failures = Vec::new();
+    let mut is_stopped = false;
+    while !is_stopped {
+        let mut party = Party::Others(&mut |work| {
+            meanwhile(work);
+            is_stopped |= work.is_stopped.load(Ordering::Relaxed);
+        });
+        run_all(&workloads, arguments.seed, each, &mut party, &mut failures);
+        if millis.is_some() || !failures.is_empty() {
+            break;
+        }
+    }
+    Ok(failures)
+}
+
+/// Those of the workloads that can be run here, on these heaps.
+fn possible(workloads: Workloads, kinds: &[HeapKind]) -> Vec<Workload> {
+    let mut workloads: Vec<Workload> = workloads.iter().collect();
+    let mut leave_out = |why: &str, which: &[Workload]| {
+        workloads.retain(|workload| {
+            let is_possible = !which.contains(workload);
+            if !is_possible {
+                log::warn!("the workload {} is left out: {why}", workload.name());
+            }
+            is_possible
+        });
+    };
+    if !crate::timer::is_there() {
+        leave_out("no CPU has a timer", &[Workload::Timer]);
+    }
+    if kinds.contains(&HeapKind::LinkedList) {
+        // Left out for both heaps if they are compared.
+        leave_out(
+            "the list answers a handler on top of it with null, and can't free what that frees",
+            &[
+                Workload::Interrupts,
+                Workload::Timer,
+                Workload::Calls,
+                Workload::Soak,
+            ],
+        );
+    }
+    workloads
+}
+
+/// Whether there is memory for a stress on so many CPUs.
+fn check_memory(cpus: usize) -> Result<(), String> {
+    let (available, least) = (available(), LEAST_PER_CPU * cpus as u64);
+    if available < least {
+        return Err(format!(
+            "too little memory for the stress: {} free, {} needed",
+            Bytes(available),
+            Bytes(least)
+        ));
+    }
+    Ok(())
+}
+
 /// Runs the workloads on the heap in use. Gives the operations per second of each,
 /// and adds to `failures` what went wrong.
 fn run_all(
     workloads: &[Workload],
     seed: u64,
     millis: u64,
-    cpus: usize,
+    party: &mut Party<'_>,
     failures: &mut Vec<String>,
 ) -> Vec<u64> {
+    let first = party.first();
+    let cpus = crew::size() - first;
     let mut per_cpu: Vec<Tally> = (0..cpus).map(|_| Tally::default()).collect();
     let mut rates = Vec::new();
     log::info!("workload   operations per second     bytes corrupt");
@@ -303,7 +427,7 @@ fn run_all(
         let tallies: Vec<CachePadded<Lock<Tally>>> = (0..cpus)
             .map(|_| CachePadded::new(Lock::new(Level::Workload, Tally::default())))
             .collect();
-        let micros = run_one(workload, seed, millis, &tallies);
+        let Stint { micros, is_whole } = run_one(workload, seed, millis, &tallies, party);
         let mut all = Tally::default();
         for (sum, tally) in per_cpu.iter_mut().zip(&tallies) {
             sum.add(&tally.lock());
@@ -328,16 +452,19 @@ fn run_all(
                 all.corrupt
             ));
         }
-        if workload == Workload::Exhaustion && all.refused == 0 {
+        if workload == Workload::Exhaustion && all.refused == 0 && is_whole {
             failures.push(String::from("exhaustion: memory never ran out"));
         }
-        if all.operations == 0 {
+        if all.operations == 0 && is_whole {
             failures.push(format!("{}: not one operation", workload.name()));
+        }
+        if !is_whole {
+            break;
         }
     }
     log::info!("what each CPU did:");
     log::info!("cpu operations     bytes refused corrupt slowest/us");
-    for (cpu, tally) in per_cpu.iter().enumerate() {
+    for ((cpu, _), tally) in crew::members().skip(first).zip(&per_cpu) {
         log::info!(
             "{cpu:>3} {:>10} {:>9} {:>7} {:>7} {:>10}",
             tally.operations,
@@ -396,13 +523,21 @@ fn available() -> u64 {
     shared::get().free_bytes() + heap::unused_bytes()
 }
 
-/// Runs one workload on all CPUs; gives the microseconds it took.
+/// How long a workload went on.
+struct Stint {
+    micros: u64,
+    /// Whether it had all of its time.
+    is_whole: bool,
+}
+
+/// Runs one workload.
 fn run_one(
     workload: Workload,
     seed: u64,
     millis: u64,
     tallies: &[CachePadded<Lock<Tally>>],
-) -> u64 {
+    party: &mut Party<'_>,
+) -> Stint {
     let cpus = tallies.len();
     let available = available();
     let patience = PATIENCE + (available >> 20) * PATIENCE_PER_MIB;
@@ -412,15 +547,23 @@ fn run_one(
     let meeting = Meeting {
         line: StartLine::new(cpus, patience),
         goes_on: AtomicBool::new(true),
+        is_stopped: AtomicBool::new(false),
     };
-    let progress = Progress::new(workload);
+    let first = party.first();
+    // Who is at the prompt asks how far it is.
+    let progress = (first == 0).then(|| Progress::new(workload));
     let grounds = Grounds::new(cpus);
     let started = clock::ticks();
-    crew::all(millis + patience, &|place| {
+    let order = |place: usize| {
+        // There are as many places as members.
+        let Some((_, shared)) = crew::members().nth(first + place) else {
+            return;
+        };
         meeting.line.wait();
         let mut shift = Shift {
             place,
             cpus,
+            first,
             budget,
             largest_piece,
             random: Random::new(seed, workload as u64, place as u64),
@@ -428,8 +571,10 @@ fn run_one(
             rounds: 0,
             until: Deadline::after_millis(millis),
             meeting: &meeting,
-            progress: &progress,
+            progress: progress.as_ref(),
+            activity: &shared.activity,
         };
+        shared.activity.begin(workload);
         match workload {
             Workload::Churn => churn::run(&mut shift),
             Workload::Mixed => mixed::run(&mut shift, &grounds.ledger),
@@ -443,10 +588,27 @@ fn run_one(
             Workload::Exhaustion => exhaustion::run(&mut shift),
             Workload::Soak => soak::run(&mut shift, &grounds),
         }
+        shared.activity.end();
         shift.tally.tell(workload);
         if let Some(tally) = tallies.get(place) {
             *tally.lock() = shift.tally;
         }
-    });
-    clock::to_micros(clock::ticks().saturating_sub(started))
+    };
+    match party {
+        Party::All => crew::all(millis.saturating_add(patience), &order),
+        Party::Others(meanwhile) => crew::others(patience, &order, |is_done| {
+            let work = Work {
+                is_done,
+                is_stopped: &meeting.is_stopped,
+            };
+            meanwhile(&work);
+            if !work.is_done() {
+                work.stop();
+            }
+        }),
+    }
+    Stint {
+        micros: clock::to_micros(clock::ticks().saturating_sub(started)),
+        is_whole: !meeting.is_stopped.into_inner(),
+    }
 }

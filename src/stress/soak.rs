@@ -26,7 +26,7 @@ const HOARDS: usize = 64;
 pub fn run(shift: &mut Shift<'_>, grounds: &Grounds) {
     let end = shift.until;
     timer::under_ticks(shift, |shift, ticks| {
-        while !end.passed() {
+        while !shift.is_past(end) {
             let micros = shift.random.below(LONGEST) as u64 + 1;
             shift.until = Deadline::after_micros(micros).min(end);
             match shift.random.below(HOARDS) {

@@ -12,7 +12,7 @@ use super::Shift;
 use super::block::Block;
 use super::marked::{LAYOUT, Marker, SIZE};
 use super::random::Random;
-use crate::{crew, lapic, timer};
+use crate::{lapic, timer};
 
 /// From the end of a handler to the next interrupt, in microseconds.
 const PERIOD: u64 = 50;
@@ -99,7 +99,7 @@ pub fn run(shift: &mut Shift<'_>) {
 pub fn ring_another(shift: &mut Shift<'_>) {
     let place = shift.random.below(shift.cpus);
     if place != shift.place
-        && let Some((_, other)) = crew::members().nth(place)
+        && let Some((_, other)) = shift.other(place)
     {
         // If it can't be sent, the timer rings by itself.
         lapic::ring(other.lapic_id);
