@@ -10,7 +10,7 @@ use crate::toolchain::{self, Toolchain};
 use crate::workspace;
 
 /// The packages that are checked as they are built for a host.
-const HOST_PACKAGES: [&str; 9] = [
+const HOST_PACKAGES: [&str; 10] = [
     "muster-percpu",
     "muster-memory",
     "muster-heap",
@@ -18,6 +18,7 @@ const HOST_PACKAGES: [&str; 9] = [
     "muster-monitor",
     "muster-machine",
     "muster-boot",
+    "muster-events",
     "muster-bench",
     "muster-runner",
 ];

@@ -13,7 +13,7 @@ use pulldown_cmark::{CodeBlockKind, Event, Options, Parser, Tag, TagEnd};
 use regex_lite::Regex;
 
 /// The folders of the sources, each with all below it.
-const SOURCES: [&str; 12] = [
+const SOURCES: [&str; 13] = [
     "src",
     "percpu",
     "memory",
@@ -22,6 +22,7 @@ const SOURCES: [&str; 12] = [
     "monitor",
     "machine",
     "boot",
+    "events",
     "bench",
     "loader",
     "runner/src",
@@ -277,6 +278,9 @@ fn code_is_the_project_s_own() {
                     .parent()
                     .is_some_and(|folder| folder.ends_with("outputs"));
                 assert!(is_output && path.is_file(), "{what}");
+            } else if info == "jq" {
+                // All of this page's are run in events/tests/events.rs.
+                assert!(page.path.ends_with("events.md"), "{what}");
             } else if info == "sh" {
                 for line in code.lines() {
                     assert!(is_command(line), "{what}\nhas no command in `{line}`");

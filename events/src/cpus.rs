@@ -1,0 +1,182 @@
+//! What CPUs are, and what they cost one another.
+
+use serde::{Deserialize, Serialize};
+
+use crate::memory::Address;
+
+/// The steps of a CPU's bring-up, in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[repr(u8)]
+pub enum Phase {
+    /// Parked by the loader, not yet released.
+    Parked,
+    /// Released: told where to go, not yet seen.
+    Released,
+    /// In the kernel's entry, on the loader's stack and tables.
+    Entered,
+    /// The per-CPU block is registered.
+    Block,
+    /// Control registers and PAT are the kernel's.
+    Control,
+    /// The kernel's tables are loaded.
+    Tables,
+    /// On its own stack.
+    Stack,
+    /// GDT, TSS and IDT are its own.
+    Descriptors,
+    /// At the BSP's disposal.
+    Online,
+}
+
+impl Phase {
+    /// How many there are.
+    pub const COUNT: usize = Self::ALL.len();
+
+    /// All of them, in order.
+    pub const ALL: [Self; 9] = [
+        Self::Parked,
+        Self::Released,
+        Self::Entered,
+        Self::Block,
+        Self::Control,
+        Self::Tables,
+        Self::Stack,
+        Self::Descriptors,
+        Self::Online,
+    ];
+
+    /// What a CPU has done that reached this phase.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Parked => "parked",
+            Self::Released => "released",
+            Self::Entered => "entered",
+            Self::Block => "block",
+            Self::Control => "control",
+            Self::Tables => "tables",
+            Self::Stack => "stack",
+            Self::Descriptors => "descriptors",
+            Self::Online => "online",
+        }
+    }
+}
+
+/// How far one CPU has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cpu {
+    /// Its index.
+    pub cpu: u32,
+    /// Its local APIC's id.
+    pub lapic: u32,
+    /// Whether it is at work.
+    pub online: bool,
+    /// The last phase that it reached.
+    pub phase: Phase,
+    /// When it reached which.
+    pub reached_us: Reached,
+    /// Its main stack's top.
+    pub stack_top: Address,
+    /// Its block, from GS base; null while it has none.
+    pub block: Option<Address>,
+    /// The physical address of its root table, from CR3; null before it told.
+    pub tables: Option<Address>,
+}
+
+/// When a CPU reached which phase, in microseconds since the kernel's entry; null if it did not, and for
+/// what is not there for the BSP.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reached {
+    /// Told where to go.
+    pub released: Option<u64>,
+    /// In the kernel.
+    pub entered: Option<u64>,
+    /// With its block.
+    pub block: Option<u64>,
+    /// With its control registers.
+    pub control: Option<u64>,
+    /// On the kernel's tables.
+    pub tables: Option<u64>,
+    /// On its own stack.
+    pub stack: Option<u64>,
+    /// With its own GDT, TSS and IDT.
+    pub descriptors: Option<u64>,
+    /// At work.
+    pub online: Option<u64>,
+}
+
+/// How the roll call ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Roll {
+    /// CPUs at work.
+    pub online: u32,
+    /// CPUs that should be.
+    pub expected: u32,
+    /// CPUs that `cpus=` leaves with the loader.
+    pub left_out: u32,
+    /// When all were released, in microseconds since the kernel's entry.
+    pub released_us: u64,
+    /// From then until the last one was at work.
+    pub took_us: u64,
+    /// How long they were waited for, at most.
+    pub deadline_ms: u64,
+}
+
+/// A CPU that should be at work and is not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Absent {
+    /// Its index; null if the loader lost it, so that it has none.
+    pub cpu: Option<u32>,
+    /// Its local APIC's id.
+    pub lapic: u32,
+    /// The last phase that it reached; null if the loader lost it.
+    pub phase: Option<Phase>,
+}
+
+/// What is measured at each start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Measured {
+    /// A call to one CPU that is asleep, and back.
+    CallOne,
+    /// A call to all others, asleep, and back.
+    CallAll,
+    /// A page that loses or gets a right, on all CPUs, while the others are asleep.
+    ShootdownAsleep,
+    /// The same while they are at work.
+    ShootdownAwake,
+}
+
+/// What something costs that CPUs do to one another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cost {
+    /// What was measured.
+    pub of: Measured,
+    /// How many other CPUs took part.
+    pub others: u32,
+    /// The median.
+    pub median_ns: u64,
+    /// How often it was measured.
+    pub rounds: u32,
+}
+
+/// How many interrupts of each kind one CPU has taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Interrupts {
+    /// The CPU.
+    pub cpu: u32,
+    /// By its own timer.
+    pub timer: u64,
+    /// By another CPU.
+    pub wake_up: u64,
+    /// By its local APIC, of an error.
+    pub error: u64,
+    /// Such as went away before they were taken.
+    pub spurious: u64,
+}

@@ -1,0 +1,12 @@
+//! The way back.
+
+use crate::record::Record;
+
+/// Reads a line.
+///
+/// # Errors
+///
+/// What of it is not of the schema, in serde's words.
+pub fn read(line: &str) -> Result<Record<'static>, serde_json::Error> {
+    serde_json::from_str(line)
+}
