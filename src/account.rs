@@ -7,11 +7,12 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt;
 
+use muster_events::AccountCpu;
 use muster_memory::{FRAME_SIZE, Owner, Totals};
 
 use crate::audit::Bytes;
 use crate::stack::{self, Slot};
-use crate::{cpu, crew, heap, shared};
+use crate::{cpu, crew, events, heap, shared};
 
 /// Logs the account, and whether it adds up. Called on the BSP, between orders.
 ///
@@ -286,6 +287,7 @@ impl Account {
     pub fn tell(&self) {
         self.tell_cpus();
         self.tell_memory();
+        self.tell_programs();
     }
 
     fn tell_cpus(&self) {
@@ -326,6 +328,35 @@ impl Account {
             }
         }
         part(i128::from(self.memory), format_args!("in all"));
+    }
+}
+
+impl Account {
+    fn tell_programs(&self) {
+        for (index, holding, deeds) in &self.cpus {
+            events::tell(AccountCpu {
+                cpu: *index,
+                at_hand_bytes: holding.frames,
+                cached_bytes: holding.cached,
+                live_bytes: holding.live,
+                mapped_bytes: holding.mapped,
+                stack_bytes: holding.stack,
+                interrupts: deeds.interrupts,
+                calls_sent: deeds.sent,
+                calls_served: deeds.served,
+                shootdowns: deeds.shootdowns,
+                spared: deeds.spared,
+                flushes: deeds.flushes,
+            });
+        }
+        events::tell(muster_events::Account {
+            memory_bytes: self.memory,
+            free_bytes: self.uncached,
+            at_hand_bytes: self.sum().0.frames,
+            heap_live_bytes: self.live,
+            heap_cached_bytes: self.cached,
+            owners: events::owners(&self.owners),
+        });
     }
 }
 

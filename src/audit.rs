@@ -4,8 +4,10 @@ use alloc::format;
 use alloc::string::String;
 use core::fmt::Write;
 
+use muster_events::Audit;
+
 use crate::heap::{self, Reading};
-use crate::{checked, crew, shared};
+use crate::{checked, crew, events, shared};
 
 /// What the heap held before the work.
 pub struct Books(Reading);
@@ -67,6 +69,14 @@ impl Books {
         );
         let whole = shared::get().whole_free_bytes();
         log::info!("free in whole pages of 2 MiB: {}", Bytes(whole));
+        events::tell(Audit {
+            memory_bytes: memory,
+            live_before_bytes: before.live_bytes,
+            live_after_bytes: after.live_bytes,
+            heap_bytes: shared::get().owned_heap_bytes(),
+            heap_peak_bytes: after.peak_bytes,
+            whole_free_bytes: whole,
+        });
         Ok(())
     }
 }

@@ -21,6 +21,7 @@ use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use conquer_once::spin::OnceCell;
+use muster_events::Measured;
 use muster_percpu::Exchange;
 use x86_64::instructions::interrupts;
 
@@ -348,8 +349,10 @@ pub fn measure() -> Result<(), String> {
     };
     let one = time(Targets::One(first)).map_err(|error| error.to_string())?;
     log::info!("to one CPU and back: {one}");
+    one.tell(Measured::CallOne, 1);
     let all = time(Targets::Others).map_err(|error| error.to_string())?;
     log::info!("to all {others} others and back: {all}");
+    all.tell(Measured::CallAll, others);
     Ok(())
 }
 

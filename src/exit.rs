@@ -2,36 +2,31 @@
 
 use core::fmt;
 
+pub use muster_events::Outcome;
+use muster_events::Verdict;
 use qemu_exit::{QEMUExit, X86};
+
+use crate::{events, journal};
 
 /// I/O port of QEMU's `isa-debug-exit` device as the runner configures it
 /// (`-device isa-debug-exit,iobase=0xf4,iosize=4`).
 const DEBUG_EXIT_PORT: u16 = 0xf4;
 
-/// The outcomes a run can have. The discriminants are QEMU's exit statuses:
-/// odd, because `isa-debug-exit` turns a written `v` into `v << 1 | 1`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u32)]
-pub enum Outcome {
-    /// Every CPU that the loader listed came up, every workload and the audit passed.
-    Passed = 33,
-    /// The kernel ran, and something it checks was not as it should be.
-    Failed = 35,
-    /// The loader or the command line gave something the kernel can't start from.
-    Refused = 37,
-    /// A panic or a CPU exception.
-    Fault = 39,
-}
-
 /// Prints the verdict as the last line of the log and ends the run.
 pub fn conclude(outcome: Outcome, reason: fmt::Arguments<'_>) -> ! {
     // Whatever `log=` hides, the verdict is said.
-    crate::journal::set_serial_level(log::LevelFilter::Info);
+    journal::set_serial_level(log::LevelFilter::Info);
     match outcome {
         Outcome::Passed => log::info!(target: "verdict", "verdict: passed"),
         _ => log::error!(target: "verdict", "verdict: failed: {reason}"),
     }
-    crate::journal::dump();
+    let reason = (outcome != Outcome::Passed).then(|| journal::clip(reason));
+    events::tell(Verdict {
+        outcome,
+        status: outcome.status(),
+        reason: reason.as_deref().map(Into::into),
+    });
+    journal::dump();
     quit(outcome)
 }
 

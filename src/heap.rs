@@ -10,7 +10,7 @@ use alloc::alloc::{GlobalAlloc, Layout};
 use core::cell::UnsafeCell;
 use core::mem::MaybeUninit;
 use core::ptr::{self, NonNull};
-use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 
 use muster_arguments::HeapKind;
 use muster_heap::{
@@ -40,6 +40,9 @@ static MAGAZINES: MagazineHeap<Kernel> = MagazineHeap::new(Kernel);
 
 /// Whether new blocks come from the magazines, as they are.
 static USE_MAGAZINES: AtomicBool = AtomicBool::new(false);
+
+/// The kind of heap that is open, for who asks. The boot arena is a list.
+static KIND: AtomicU8 = AtomicU8::new(HeapKind::LinkedList as u8);
 
 /// Blocks below this go back to the magazines as they are: none, while the heap is checked. One load, so
 /// that a free need not ask for that.
@@ -326,6 +329,7 @@ pub fn start() {
 /// kind. Called once the shared memory state is published and the BSP has its block,
 /// and again, between orders, to change over.
 pub fn open(kind: HeapKind) {
+    KIND.store(kind as u8, Ordering::Relaxed);
     USE_MAGAZINES.store(kind != HeapKind::LinkedList, Ordering::Release);
     match kind {
         HeapKind::Magazines => {}
@@ -337,6 +341,13 @@ pub fn open(kind: HeapKind) {
             MAGAZINES_END.store(0, Ordering::Release);
         }
     }
+}
+
+/// The kind that new blocks come from.
+pub fn kind() -> HeapKind {
+    let number = KIND.load(Ordering::Relaxed);
+    let kind = HeapKind::ALL.get(usize::from(number)).copied();
+    kind.unwrap_or(HeapKind::LinkedList)
 }
 
 /// The heap of all CPUs, to be measured.

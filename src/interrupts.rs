@@ -19,7 +19,7 @@ use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::exceptions::Heap;
-use crate::{call, cpu, crew, lapic, timer, tlb};
+use crate::{call, cpu, crew, events, lapic, timer, tlb};
 
 /// The interrupt of a CPU's own timer.
 pub const TIMER_VECTOR: u8 = 0xe0;
@@ -128,6 +128,14 @@ pub fn tell() {
     let mut sums = [0; Kind::ALL.len()];
     for (index, shared) in crew::members() {
         let counts = counts(shared);
+        let of = |kind| shared.interrupts.of(kind);
+        events::tell(muster_events::Interrupts {
+            cpu: index,
+            timer: of(Kind::Timer),
+            wake_up: of(Kind::Wake),
+            error: of(Kind::Error),
+            spurious: of(Kind::Spurious),
+        });
         for (sum, count) in sums.iter_mut().zip(counts) {
             *sum += count;
         }

@@ -11,7 +11,7 @@ use heapless::{Deque, String};
 use log::{LevelFilter, Log, Metadata, Record};
 
 use crate::lock::{Level, Lock};
-use crate::{clock, cpu, serial};
+use crate::{clock, cpu, events, serial};
 
 /// The longest line, in bytes; what goes beyond is cut and marked.
 const LINE: usize = 256;
@@ -69,10 +69,12 @@ impl Log for Logger {
         if ANSWERING.load(Ordering::Relaxed) && is_bsp() {
             return serial::write(format_answer(record).as_bytes());
         }
-        let line = format_line(record);
+        let (line, message) = format_line(record);
         keep(line.as_bytes());
         if record.level() as u8 <= SERIAL_LEVEL.load(Ordering::Relaxed) {
             serial::write(line.as_bytes());
+            let message = line.get(message..).unwrap_or_default();
+            events::log(record.level(), target_of(record), message.trim_end());
         }
     }
 
@@ -135,23 +137,38 @@ fn keep(line: &[u8]) {
     }
 }
 
-/// One line: time since entry, CPU, level, target, message.
-fn format_line(record: &Record<'_>) -> Line {
+/// The part of the kernel that speaks.
+fn target_of<'a>(record: &Record<'a>) -> &'a str {
     let target = record.target();
-    let target = target.rsplit("::").next().unwrap_or(target);
+    target.rsplit("::").next().unwrap_or(target)
+}
+
+/// One line: time since entry, CPU, level, target, message; and where the message begins.
+fn format_line(record: &Record<'_>) -> (Line, usize) {
+    let target = target_of(record);
     let micros = clock::micros();
     let cpu = cpu::try_with(|here| here.index()).unwrap_or(0);
     let mut line = Clipped(Line::new());
     // `Clipped` takes any text, so this can't fail.
     let _ = write!(
         line,
-        "{:>3}.{:06} {cpu:>2} {:<5} {target:<7} {}",
+        "{:>3}.{:06} {cpu:>2} {:<5} {target:<7} ",
         micros / 1_000_000,
         micros % 1_000_000,
         record.level(),
-        record.args(),
     );
-    line.finish()
+    let message = line.0.len();
+    let _ = line.write_fmt(*record.args());
+    (line.finish(), message)
+}
+
+/// As much of a text as fits a line.
+pub fn clip(text: fmt::Arguments<'_>) -> Line {
+    let mut line = Clipped(Line::new());
+    let _ = line.write_fmt(text);
+    let mut line = line.finish();
+    line.truncate(line.trim_end().len());
+    line
 }
 
 /// One line of an answer: the message, after a word where it is none that was hoped for.

@@ -160,11 +160,6 @@ impl<T> Lock<T> {
             _entry: entry,
         })
     }
-
-    /// Whether somebody holds it.
-    pub fn is_locked(&self) -> bool {
-        self.data.is_locked()
-    }
 }
 
 /// One lock in a CPU's list of those it holds; interrupts are off as long as there is one.

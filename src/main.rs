@@ -43,6 +43,7 @@ mod control;
 mod cpu;
 mod crew;
 mod descriptors;
+mod events;
 mod exceptions;
 mod exit;
 mod fault;
@@ -79,7 +80,8 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use conquer_once::spin::OnceCell;
-use muster_arguments::{Arguments, help};
+use muster_arguments::{Arguments, Output, help};
+use muster_events::Moment;
 
 use crate::boot::Boot;
 use crate::control::Features;
@@ -130,9 +132,12 @@ extern "C" fn build() -> ! {
         refuse(&error)
     });
     journal::set_serial_level(arguments.log.into());
+    let features = Features::detect();
+    if arguments.output == Output::Json {
+        events::start(&boot, &features, hz);
+    }
     boot.tell();
 
-    let features = Features::detect();
     let (shared, blocks) =
         Shared::build(&boot, features, arguments.cpus).unwrap_or_else(|error| refuse(&error));
     let blocks = register_bsp(blocks);
@@ -190,7 +195,9 @@ extern "C" fn muster() -> ! {
 
     let roll = RollCall::hold(boot, arguments, blocks);
     roll.print();
+    roll.tell();
     let reclaimed = reclaim::reclaim(&roll, arguments.reclaim);
+    shared::get().tell_ranges(Moment::Boot);
     if let Some(fault) = arguments.fault {
         fault::bring_about(fault);
     }
@@ -204,6 +211,7 @@ extern "C" fn muster() -> ! {
     let account = account::settle();
     let audit = before.compare();
     interrupts::tell();
+    shared::get().tell_ranges(Moment::End);
 
     if let Err(reason) = (roll.verdict())
         .and(reclaimed)

@@ -7,6 +7,7 @@ use core::fmt;
 use core::ptr;
 
 use conquer_once::spin::OnceCell;
+use muster_events::Measured;
 use muster_memory::{
     Access, AddressAllocator, AddressError, Cache, ChangeError, FRAME_SIZE, FrameRun, Owner,
     PageSize, PhysRange, Region, TableError, VirtRange,
@@ -311,6 +312,7 @@ pub fn measure() -> Result<(), String> {
     let others = crew::size() - 1;
     let asleep = time_shootdown().map_err(|error| error.to_string())?;
     log::info!("a shootdown, {others} others asleep: {asleep}");
+    asleep.tell(Measured::ShootdownAsleep, others);
     let awake = OnceCell::uninit();
     let line = StartLine::new(others + 1, PATIENCE);
     crew::all(PATIENCE, &|place| {
@@ -323,6 +325,7 @@ pub fn measure() -> Result<(), String> {
     if let Ok(awake) = awake.try_get() {
         let awake = awake.map_err(|error| error.to_string())?;
         log::info!("a shootdown, {others} others at work: {awake}");
+        awake.tell(Measured::ShootdownAwake, others);
     }
     tlb::compare_ways().map_err(|error| error.to_string())
 }

@@ -2,7 +2,10 @@
 
 use core::fmt;
 
+use muster_events::{Cost, Measured};
+
 use crate::clock::{self, Deadline};
+use crate::events;
 
 /// Rounds of a measurement.
 const ROUNDS: usize = 301;
@@ -38,6 +41,18 @@ impl Median {
             nanos: clock::to_micros(ticks.saturating_mul(1000)),
             rounds: times.len(),
         })
+    }
+}
+
+impl Median {
+    /// Tells programs that this is what something costs, with so many other CPUs.
+    pub fn tell(&self, of: Measured, others: usize) {
+        events::tell(Cost {
+            of,
+            others: others as u32,
+            median_ns: self.nanos,
+            rounds: self.rounds as u32,
+        });
     }
 }
 

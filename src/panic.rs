@@ -4,6 +4,7 @@ use core::fmt;
 use core::panic::PanicInfo;
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use muster_events::{Address, Fault, Kind, ReturnAddress, Stopped};
 use muster_heap::{Deed, Misuse};
 use muster_memory::FRAME_SIZE;
 use x86_64::instructions::interrupts;
@@ -14,7 +15,7 @@ use crate::exceptions::{self, Frame, PAGE_FAULT};
 use crate::exit::{self, Outcome};
 use crate::stack::Place;
 use crate::window::MAPPINGS;
-use crate::{checked, control, cpu, image, journal, lapic, serial, shared, stop};
+use crate::{checked, control, cpu, events, image, journal, lapic, serial, shared, stop};
 
 /// Bits of a page fault's error code (Intel SDM vol. 3A, 4.7).
 const PROTECTION: u64 = 1 << 0;
@@ -40,6 +41,17 @@ fn panicked(info: &PanicInfo<'_>) -> ! {
     interrupts::disable();
     let frame_pointer = checked::frame_pointer();
     report(format_args!("{}", Panicked(info)), |cpu| {
+        let text = journal::clip(format_args!("{}", info.message()));
+        let location = (info.location()).map(|location| journal::clip(format_args!("{location}")));
+        events::tell(Fault {
+            cpu,
+            kind: Kind::Panic,
+            text: text.as_str().into(),
+            location: location.as_deref().map(Into::into),
+            instruction: None,
+            error_code: None,
+            address: None,
+        });
         log::error!(target: "panic", "CPU {cpu} panicked");
         if let Some(location) = info.location() {
             log::error!(target: "panic", "at {location}");
@@ -54,6 +66,16 @@ pub fn exception(frame: &Frame) -> ! {
     let address = Cr2::read_raw();
     let name = exceptions::name(frame.vector);
     report(format_args!("{name} at {:#x}", frame.rip), |cpu| {
+        let has_address = [PAGE_FAULT, DOUBLE_FAULT].contains(&frame.vector);
+        events::tell(Fault {
+            cpu,
+            kind: Kind::Exception,
+            text: name.into(),
+            location: None,
+            instruction: Some(Address(frame.rip)),
+            error_code: Some(Address(frame.error)),
+            address: has_address.then_some(Address(address)),
+        });
         log::error!(target: "panic", "CPU {cpu}: {name}, error code {:#x}", frame.error);
         if frame.vector == PAGE_FAULT {
             let fault = PageFault {
@@ -94,6 +116,16 @@ pub fn misuse(misuse: &Misuse) -> ! {
         _ => "found",
     };
     report(format_args!("{} {deed}", misuse.block()), |cpu| {
+        let text = journal::clip(format_args!("{} {deed}", misuse.block()));
+        events::tell(Fault {
+            cpu,
+            kind: Kind::Misuse,
+            text: text.as_str().into(),
+            location: None,
+            instruction: None,
+            error_code: None,
+            address: None,
+        });
         log::error!(target: "panic", "CPU {cpu} found a misuse of the heap:");
         log::error!(target: "panic", "{}", misuse.block());
         log::error!(target: "panic", "{deed}");
@@ -132,13 +164,20 @@ fn report(what: fmt::Arguments<'_>, say: impl FnOnce(u32)) -> ! {
     let broken_off = serial::seize();
     journal::stop_answering();
     stop::others();
-    if broken_off {
-        serial::write(b"\n");
-    }
+    broken_off.end();
     let index = cpu::try_with(|here| here.index()).unwrap_or(0);
     say(index);
     for (other, shared) in cpu::all().filter(|(other, _)| *other != index) {
-        if let Some(words) = shared.end.words() {
+        let words = shared.end.words();
+        let doing = journal::clip(format_args!("{}", Doing(shared)));
+        events::tell(Stopped {
+            cpu: other,
+            address: shared.end.stopped_at().map(Address),
+            fault: words.as_ref().map(|words| words.as_str().into()),
+            phase: shared.report.phase(),
+            doing: doing.as_str().into(),
+        });
+        if let Some(words) = words {
             log::error!(target: "panic", "CPU {other} too: {words}");
         } else if let Some(address) = shared.end.stopped_at() {
             let doing = Doing(shared);
@@ -195,6 +234,11 @@ fn backtrace(first: Option<u64>, frame_pointer: u64) {
         while frames.next_if_eq(&address).is_some() {
             repeated += 1;
         }
+        events::tell(ReturnAddress {
+            depth: (number - 1) as u32,
+            address: Address(address),
+            repeated: repeated as u32,
+        });
         if repeated > 0 {
             log::error!(target: "panic", "  the same {repeated} times more");
             number += repeated;

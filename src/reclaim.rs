@@ -12,7 +12,7 @@ use muster_arguments::Reclaim;
 
 use crate::audit::Bytes;
 use crate::roll::RollCall;
-use crate::{crew, shared};
+use crate::{crew, events, shared};
 
 /// What loader memory is poisoned with: as an address or an instruction it faults
 /// (`int3`, and 0xcccc… is not canonical), as a table entry it is not present.
@@ -26,8 +26,13 @@ const POISON: u8 = 0xcc;
 pub fn reclaim(roll: &RollCall, choice: Reclaim) -> Result<(), String> {
     let shared = shared::get();
     let keep = |why: &str| {
-        let kept = Bytes(shared.loader_bytes());
-        log::warn!("the loader keeps its {kept}: {why}");
+        let kept_bytes = shared.loader_bytes();
+        log::warn!("the loader keeps its {}: {why}", Bytes(kept_bytes));
+        events::tell(muster_events::Reclaim {
+            taken_bytes: 0,
+            kept_bytes,
+            why: Some(why.into()),
+        });
     };
     if choice == Reclaim::No {
         keep("reclaim=no asks for it");
@@ -54,5 +59,10 @@ pub fn reclaim(roll: &RollCall, choice: Reclaim) -> Result<(), String> {
     // descriptors, none of which lie there (above), and nobody else knows the memory.
     let bytes = unsafe { shared.adopt_loader_memory(byte) }.map_err(|error| format!("{error}"))?;
     log::info!("reclaimed {} from the loader{how}", Bytes(bytes));
+    events::tell(muster_events::Reclaim {
+        taken_bytes: bytes,
+        kept_bytes: shared.loader_bytes(),
+        why: None,
+    });
     Ok(())
 }

@@ -8,6 +8,8 @@ use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use heapless::String;
 use muster_arguments::Arguments;
+pub use muster_events::Phase;
+use muster_events::{Absent, Address, Reached, Roll};
 use muster_machine::acpi::{Cpu, Madt};
 use muster_percpu::{Admission, Outcome};
 
@@ -16,64 +18,7 @@ use crate::clock::{self, Deadline};
 use crate::cpu::{self, Block, Home, Shared};
 use crate::firmware::FirmwareTables;
 use crate::stack::Slot;
-use crate::{ap, crew};
-
-/// The steps of a CPU's bring-up, in order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-#[repr(u8)]
-pub enum Phase {
-    /// Parked by the loader, not yet released.
-    Parked,
-    /// Released: told where to go, not yet seen.
-    Released,
-    /// In the kernel's entry, on the loader's stack and tables.
-    Entered,
-    /// The per-CPU block is registered.
-    Block,
-    /// Control registers and PAT are the kernel's.
-    Control,
-    /// The kernel's tables are loaded.
-    Tables,
-    /// On its own stack.
-    Stack,
-    /// GDT, TSS and IDT are its own.
-    Descriptors,
-    /// At the BSP's disposal.
-    Online,
-}
-
-impl Phase {
-    /// How many there are.
-    pub const COUNT: usize = Self::ALL.len();
-
-    /// All of them, in order.
-    pub const ALL: [Self; 9] = [
-        Self::Parked,
-        Self::Released,
-        Self::Entered,
-        Self::Block,
-        Self::Control,
-        Self::Tables,
-        Self::Stack,
-        Self::Descriptors,
-        Self::Online,
-    ];
-
-    /// What a CPU has done that reached this phase.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Parked => "parked",
-            Self::Released => "released",
-            Self::Entered => "entered",
-            Self::Control => "control",
-            Self::Tables => "tables",
-            Self::Block => "block",
-            Self::Stack => "stack",
-            Self::Descriptors => "descriptors",
-            Self::Online => "online",
-        }
-    }
-}
+use crate::{ap, crew, events};
 
 /// The columns of the roll-call table.
 const COLUMNS: [(Phase, &str); 7] = [
@@ -124,6 +69,21 @@ impl Report {
     /// When `phase` was reached, as a stamp of the TSC.
     pub fn stamp(&self, phase: Phase) -> Option<u64> {
         Some(self.stamps[phase as usize].load(Ordering::Relaxed)).filter(|&stamp| stamp != 0)
+    }
+
+    /// When each phase was reached, in microseconds since the kernel's entry.
+    fn reached(&self) -> Reached {
+        let at = |phase| self.stamp(phase).map(clock::micros_since_entry);
+        Reached {
+            released: at(Phase::Released),
+            entered: at(Phase::Entered),
+            block: at(Phase::Block),
+            control: at(Phase::Control),
+            tables: at(Phase::Tables),
+            stack: at(Phase::Stack),
+            descriptors: at(Phase::Descriptors),
+            online: at(Phase::Online),
+        }
     }
 
     /// Writes the CPU's own story to its journal, once it is there to be told.
@@ -247,6 +207,46 @@ impl RollCall {
         for lapic_id in self.unlisted() {
             log::error!("the machine has a CPU with LAPIC id {lapic_id}; the loader lost it");
         }
+    }
+
+    /// Tells programs the same.
+    pub fn tell(&self) {
+        for (index, shared) in cpu::all() {
+            events::tell(muster_events::Cpu {
+                cpu: index,
+                lapic: shared.lapic_id,
+                online: shared.report.admission() == Outcome::Joined,
+                phase: shared.report.phase(),
+                reached_us: shared.report.reached(),
+                stack_top: Address(Slot::of(index).main().top),
+                block: Some(shared.home.block())
+                    .filter(|&block| block != 0)
+                    .map(Address),
+                tables: Some(shared.home.cr3()).filter(|&cr3| cr3 != 0).map(Address),
+            });
+        }
+        for (index, shared) in self.absent() {
+            events::tell(Absent {
+                cpu: Some(index),
+                lapic: shared.lapic_id,
+                phase: Some(shared.report.phase()),
+            });
+        }
+        for &lapic in self.unlisted() {
+            events::tell(Absent {
+                cpu: None,
+                lapic,
+                phase: None,
+            });
+        }
+        events::tell(Roll {
+            online: crew::size() as u32,
+            expected: (cpu::all().len() + self.unlisted().len()) as u32,
+            left_out: self.left_out as u32,
+            released_us: clock::micros_since_entry(self.released_at),
+            took_us: clock::to_micros(self.last_online().saturating_sub(self.released_at)),
+            deadline_ms: self.deadline_millis,
+        });
     }
 
     /// Whether everybody is here.

@@ -1,4 +1,4 @@
-//! COM1, for people, and QEMU's debug console, for the journals.
+//! COM1, for people; COM2, for programs; and QEMU's debug console, for the journals.
 //!
 //! A line that somebody is typing at COM1 is erased before another one is written, and whoever has
 //! drawn it has to draw it again.
@@ -11,10 +11,11 @@ use x86_64::instructions::port::{Port, PortReadOnly};
 
 use crate::clock::Deadline;
 use crate::lapic;
-use crate::lock::{Level, Lock};
+use crate::lock::{self, Level, Lock};
 
-/// COM1's I/O port on every PC.
+/// COM1's and COM2's I/O ports on every PC that has them.
 const COM1: u16 = 0x3f8;
+const COM2: u16 = 0x2f8;
 
 /// QEMU's `isa-debugcon` port; a read of it gives the port number back.
 const DEBUG_CONSOLE: u16 = 0xe9;
@@ -23,10 +24,14 @@ const DEBUG_CONSOLE: u16 = 0xe9;
 /// drains in 1.4 ms at 115200 baud; one that takes this long is not being served.
 const PATIENCE: u64 = 100;
 
-/// COM1, or `None` if there is none or it has stopped taking bytes.
-static UART: Lock<Option<Uart16550<PioBackend>>> = Lock::new(Level::Serial, None);
+/// A UART, or `None` if there is none or it has stopped taking bytes.
+type Uart = Lock<Option<Uart16550<PioBackend>>>;
 
-/// The CPU (by LAPIC id) that alone writes now, past the lock.
+/// COM1 and COM2. Their locks have one level: nobody who uses one uses the other.
+static UART: Uart = Lock::new(Level::Serial, None);
+static SECOND: Uart = Lock::new(Level::Serial, None);
+
+/// The CPU (by LAPIC id) that alone writes now, past the locks.
 static SEIZED: AtomicBool = AtomicBool::new(false);
 static SEIZED_BY: AtomicU32 = AtomicU32::new(0);
 
@@ -45,21 +50,43 @@ fn config() -> Config {
 
 /// Sets COM1 up, at 115200 baud, 8N1. A machine without one stays silent.
 pub fn start() {
-    // SAFETY: COM1's standard port. Only the BSP runs, and this module is its only
-    // driver.
-    let uart = unsafe { Uart16550::new_port(COM1) };
-    *UART.lock() = uart.ok().and_then(|mut uart| {
-        let started = uart.init(config()).is_ok();
-        started.then_some(uart)
-    });
+    *UART.lock() = open(COM1);
+}
+
+/// Sets COM2 up in the same way. Says whether there is one.
+pub fn start_second() -> bool {
+    let uart = open(COM2);
+    let is_there = uart.is_some();
+    *SECOND.lock() = uart;
+    is_there
+}
+
+fn open(port: u16) -> Option<Uart16550<PioBackend>> {
+    // SAFETY: a standard port. Only the BSP runs, and this module is its only driver.
+    let mut uart = unsafe { Uart16550::new_port(port) }.ok()?;
+    let started = uart.init(config()).is_ok();
+    started.then_some(uart)
+}
+
+/// Whether this CPU alone writes.
+fn is_seized_here() -> bool {
+    SEIZED.load(Ordering::Acquire) && SEIZED_BY.load(Ordering::Relaxed) == lapic::own_id()
 }
 
 /// Writes a whole line: no other CPU's bytes come in between.
 pub fn write(line: &[u8]) {
-    if SEIZED.load(Ordering::Acquire) && SEIZED_BY.load(Ordering::Relaxed) == lapic::own_id() {
-        return write_past_lock(line);
+    if is_seized_here() {
+        return past_lock(COM1, |uart| send_line(uart, line));
     }
     with_uart(|uart| send_line(uart, line));
+}
+
+/// Writes a whole line, with its end, to COM2.
+pub fn write_second(line: &[u8]) {
+    if is_seized_here() {
+        return past_lock(COM2, |uart| send(uart, line));
+    }
+    with(&SECOND, |uart| send(uart, line));
 }
 
 /// Draws a line that is being typed.
@@ -100,29 +127,78 @@ pub fn is_there() -> bool {
     UART.lock().is_some()
 }
 
-/// Lends the UART, if there is one that takes bytes; gives it up if it does not take these.
+/// Lends COM1's UART, as [`with`].
 fn with_uart(use_it: impl FnOnce(&mut Uart16550<PioBackend>) -> bool) {
-    let mut uart = UART.lock();
+    with(&UART, use_it);
+}
+
+/// Lends the UART, if there is one that takes bytes; gives it up if it does not take these.
+fn with(uart: &Uart, use_it: impl FnOnce(&mut Uart16550<PioBackend>) -> bool) {
+    let mut uart = uart.lock();
     if uart.as_mut().is_some_and(|uart| !use_it(uart)) {
         *uart = None;
     }
 }
 
-/// Lets this CPU write past the lock from now on, for a fault report: whoever holds
-/// the lock may never let go of it. Says whether a line was broken off.
-pub fn seize() -> bool {
-    SEIZED_BY.store(lapic::own_id(), Ordering::Relaxed);
-    SEIZED.store(true, Ordering::Release);
-    UART.is_locked()
+/// The ports on which a line was broken off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BrokenOff {
+    first: bool,
+    second: bool,
 }
 
-/// Writes by a driver of this CPU's own. The UART itself was set up before.
-fn write_past_lock(line: &[u8]) {
-    // SAFETY: COM1's standard port. A second driver beside the one in the lock, which
+impl BrokenOff {
+    /// Ends those lines.
+    pub fn end(self) {
+        if self.first {
+            write(b"\n");
+        }
+        if self.second {
+            write_second(b"\n");
+        }
+    }
+}
+
+/// Lets this CPU write past the locks from now on, for a fault report: whoever holds
+/// one may never let go of it. Called before the others are stopped.
+pub fn seize() -> BrokenOff {
+    // What this CPU itself was writing it does not finish any more.
+    let patience = match lock::held() {
+        Some(Level::Serial) => 0,
+        _ => PATIENCE,
+    };
+    let deadline = Deadline::after_millis(patience);
+    let broken_off = BrokenOff {
+        first: !take(&UART, deadline),
+        second: !take(&SECOND, deadline),
+    };
+    SEIZED_BY.store(lapic::own_id(), Ordering::Relaxed);
+    SEIZED.store(true, Ordering::Release);
+    broken_off
+}
+
+/// Keeps everybody else from a UART, for good, if whoever writes just now is done before the deadline.
+/// If not, a line is broken off.
+fn take(uart: &'static Uart, deadline: Deadline) -> bool {
+    loop {
+        if let Some(guard) = uart.try_lock() {
+            core::mem::forget(guard);
+            return true;
+        }
+        if deadline.passed() {
+            return false;
+        }
+        core::hint::spin_loop();
+    }
+}
+
+/// Lends a driver of this CPU's own. The UART itself was set up before.
+fn past_lock(port: u16, use_it: impl FnOnce(&mut Uart16550<PioBackend>) -> bool) {
+    // SAFETY: a standard port. A second driver beside the one in the lock, which
     // a CPU that was not stopped may still be using: both only write bytes to the
     // port, so the worst is a mixed-up line.
-    if let Ok(mut uart) = unsafe { Uart16550::new_port(COM1) } {
-        send_line(&mut uart, line);
+    if let Ok(mut uart) = unsafe { Uart16550::new_port(port) } {
+        use_it(&mut uart);
     }
 }
 

@@ -12,6 +12,7 @@ use core::mem::MaybeUninit;
 use core::ptr::{self, NonNull};
 
 use conquer_once::spin::OnceCell;
+use muster_events::{Address, Mapped, Moment};
 use muster_memory::{
     Access, AdoptError, AssignError, Cache, Census, FRAME_SIZE, Frame, FrameAllocator, FrameCache,
     FrameInfo, FrameRun, FramesError, FreeError, Levels, MapError, Mismatch, Owner, PageSize,
@@ -28,7 +29,7 @@ use crate::cpu::{self, Block};
 use crate::lock::{Level, Lock};
 use crate::stack::{self, Slot};
 use crate::window::{self, HEAP, MAPPINGS};
-use crate::{frames, heap, image, lapic};
+use crate::{events, frames, heap, image, lapic};
 
 /// By how much the heap grows at least, in bytes: one large page.
 const HEAP_STEP: u64 = 2 * 1024 * 1024;
@@ -424,6 +425,15 @@ impl Shared {
         );
         log::info!("pages: {pages_1gib} of 1 GiB, {pages_2mib} of 2 MiB, {pages_4kib} of 4 KiB");
         log::info!("page tables: {tables}");
+        events::tell(Mapped {
+            hhdm: Address(self.hhdm.offset),
+            regions: self.plan.regions().len() as u32,
+            bytes: *bytes,
+            pages_4kib: *pages_4kib as u64,
+            pages_2mib: *pages_2mib as u64,
+            pages_1gib: *pages_1gib as u64,
+            tables: *tables as u64,
+        });
         for region in self.plan.regions() {
             log::debug!("{region}");
         }
@@ -567,6 +577,40 @@ impl Shared {
     /// The number of table levels.
     pub fn levels(&self) -> Levels {
         self.plan.levels()
+    }
+
+    /// Tells programs whose each stretch of physical memory is. Exact between orders.
+    pub fn tell_ranges(&self, moment: Moment) {
+        if !events::are_wanted() {
+            return;
+        }
+        let tell = |range: PhysRange, owner| {
+            events::tell(muster_events::Range {
+                moment,
+                start: range.start(),
+                bytes: range.len(),
+                owner: events::owner(owner),
+            });
+        };
+        for (range, owner) in self.map.iter() {
+            // The rest stays whose it is; here frame by frame is another's.
+            if !matches!(owner, Owner::Free | Owner::Loader) {
+                tell(range, owner);
+                continue;
+            }
+            let owner_of = |frame| self.frames.owner_of(frame).unwrap_or(owner);
+            let mut frames = range.frames().peekable();
+            while let Some(first) = frames.next() {
+                let owner = owner_of(first);
+                let mut end = first.start() + FRAME_SIZE;
+                while frames.next_if(|&frame| owner_of(frame) == owner).is_some() {
+                    end += FRAME_SIZE;
+                }
+                if let Some(alike) = PhysRange::from_bounds(first.start(), end) {
+                    tell(alike, owner);
+                }
+            }
+        }
     }
 
     /// How many bytes each owner holds now, to the byte: the physical map, with the

@@ -4,7 +4,7 @@ use core::fmt;
 use core::str::FromStr;
 
 use crate::named::named;
-use crate::values::{Fault, Heap, LogLevel, Reclaim, Workloads};
+use crate::values::{Fault, Heap, LogLevel, Output, Reclaim, Workloads};
 
 /// What a run is asked to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +25,8 @@ pub struct Arguments {
     pub reclaim: Reclaim,
     /// What the serial port shows.
     pub log: LogLevel,
+    /// What is written besides the log for people.
+    pub output: Output,
     /// A fault to bring about, to see it reported.
     pub fault: Option<Fault>,
     /// Whether to do what is typed at the serial port instead of the stress.
@@ -45,6 +47,7 @@ impl Default for Arguments {
             heap: Heap::Magazines,
             reclaim: Reclaim::Yes,
             log: LogLevel::Info,
+            output: Output::Text,
             fault: None,
             monitor: false,
             #[cfg(feature = "bench")]
@@ -64,6 +67,7 @@ named! {
         Heap = "heap",
         Reclaim = "reclaim",
         Log = "log",
+        Output = "output",
         Fault = "fault",
         Monitor = "monitor",
     }
@@ -147,6 +151,7 @@ impl Arguments {
             Key::Heap => self.heap = Heap::parse(value)?,
             Key::Reclaim => self.reclaim = Reclaim::parse(value)?,
             Key::Log => self.log = LogLevel::parse(value)?,
+            Key::Output => self.output = Output::parse(value)?,
             Key::Fault => self.fault = Some(Fault::parse(value)?),
             Key::Monitor => self.monitor = yes_or_no(value)?,
         }
@@ -228,7 +233,8 @@ mod tests {
     #[test]
     fn every_word_is_read() {
         let line = " stress=timer,churn seconds=1.5\tseed=18446744073709551615 cpus=3 \
-                    deadline=250 heap=compare reclaim=poison log=trace fault=deaf-ap monitor=yes ";
+                    deadline=250 heap=compare reclaim=poison log=trace output=json \
+                    fault=deaf-ap monitor=yes ";
         let expected = Arguments {
             stress: Workloads::none()
                 .with(Workload::Churn)
@@ -240,6 +246,7 @@ mod tests {
             heap: Heap::Compare,
             reclaim: Reclaim::Poison,
             log: LogLevel::Trace,
+            output: Output::Json,
             fault: Some(Fault::DeafAp),
             monitor: true,
             #[cfg(feature = "bench")]
@@ -323,6 +330,7 @@ mod tests {
                 Key::Heap => &["both", "list"],
                 Key::Reclaim => &["maybe"],
                 Key::Log => &["off", "INFO"],
+                Key::Output => &["xml", "JSON"],
                 Key::Fault => &["panic", "PanicBsp"],
                 Key::Monitor => &["true", "YES"],
             };

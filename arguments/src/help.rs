@@ -5,7 +5,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use crate::arguments::Key;
-use crate::values::{Fault, Heap, LogLevel, Reclaim, Workload};
+use crate::values::{Fault, Heap, LogLevel, Output, Reclaim, Workload};
 
 /// The longest line, in bytes: on a terminal of 80 columns behind what the log begins its lines with.
 const WIDTH: usize = 56;
@@ -26,6 +26,7 @@ pub fn help() -> Vec<String> {
             Key::Heap => one_of(Heap::NAMES),
             Key::Reclaim => format!("{}, the loader's memory", one_of(Reclaim::NAMES)),
             Key::Log => one_of(LogLevel::NAMES),
+            Key::Output => format!("{}, events on COM2", one_of(Output::NAMES)),
             Key::Fault => one_of(Fault::NAMES),
             Key::Monitor => "yes or no, instead of the stress".into(),
         };
@@ -78,6 +79,7 @@ mod tests {
             Heap::NAMES,
             Reclaim::NAMES,
             LogLevel::NAMES,
+            Output::NAMES,
             Fault::NAMES,
         ] {
             for name in names {

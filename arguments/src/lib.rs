@@ -16,4 +16,4 @@ mod values;
 
 pub use arguments::{ArgumentError, Arguments, millis};
 pub use help::help;
-pub use values::{Fault, Heap, HeapKind, LogLevel, Reclaim, Workload, Workloads};
+pub use values::{Fault, Heap, HeapKind, LogLevel, Output, Reclaim, Workload, Workloads};

@@ -142,6 +142,16 @@ named! {
     }
 }
 
+named! {
+    /// What the kernel writes.
+    pub enum Output {
+        /// The log for people alone.
+        Text = "text",
+        /// And events for programs, one JSON object a line, on the second serial port.
+        Json = "json",
+    }
+}
+
 impl From<LogLevel> for LevelFilter {
     fn from(level: LogLevel) -> Self {
         match level {
@@ -223,7 +233,7 @@ mod tests {
 
     #[test]
     fn every_name_is_its_values_alone() {
-        names_round_trip!(Workload HeapKind Heap Reclaim LogLevel Fault);
+        names_round_trip!(Workload HeapKind Heap Reclaim LogLevel Output Fault);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use muster_arguments::{Fault, Heap, LogLevel, Reclaim, Workload};
+use muster_arguments::{Fault, Heap, LogLevel, Output, Reclaim, Workload};
 
 use crate::machine::{Acceleration, Machine};
 
@@ -58,6 +58,17 @@ pub enum Build {
     Bench,
 }
 
+/// Where the kernel's events go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Events {
+    /// Nowhere: none are asked for.
+    Nowhere,
+    /// To a file beside the log.
+    File,
+    /// There, and to the standard output, of which the log keeps out.
+    Stdout,
+}
+
 /// One run of the kernel, as asked for.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Run {
@@ -81,10 +92,14 @@ pub struct Run {
     pub qemu: PathBuf,
     /// What is in the kernel.
     pub build: Build,
+    /// Where the kernel's events go.
+    pub events: Events,
     /// Further arguments for QEMU.
     pub qemu_arguments: Vec<String>,
     /// The kernel's command line, the loader's words included.
     pub words: Vec<String>,
+    /// All that was asked for, as it was.
+    pub arguments: Vec<String>,
 }
 
 impl Default for Run {
@@ -100,8 +115,10 @@ impl Default for Run {
             time_limit: Some(DEFAULT_STRESS + PATIENCE),
             qemu: "qemu-system-x86_64".into(),
             build: Build::Plain,
+            events: Events::Nowhere,
             qemu_arguments: Vec::new(),
             words: Vec::new(),
+            arguments: Vec::new(),
         }
     }
 }
@@ -327,6 +344,19 @@ const KEYS: &[Key] = &[
         },
     ),
     runner(
+        "events",
+        Form::OneOf(&["file", "-"]),
+        "of output=json: beside the log, or also stdout (file)",
+        |run, value| {
+            run.events = match value {
+                "file" => Events::File,
+                "-" => Events::Stdout,
+                _ => return None,
+            };
+            Some(())
+        },
+    ),
+    runner(
         "qemu-args",
         Form::Text("arguments, quoted as in a shell"),
         "more for QEMU",
@@ -353,6 +383,11 @@ const KEYS: &[Key] = &[
         "milliseconds for all CPUs to report (2000)",
     ),
     kernel("log", Form::OneOf(LogLevel::NAMES), "log level (info)"),
+    kernel(
+        "output",
+        Form::OneOf(Output::NAMES),
+        "json: events for programs, too (text)",
+    ),
     kernel(
         "heap",
         Form::OneOf(Heap::NAMES),
@@ -598,10 +633,12 @@ pub fn parse<A: AsRef<str>>(arguments: &[A]) -> Result<Run, ArgumentError> {
     let mut seen: Vec<&str> = Vec::new();
     let mut time_limit_given = false;
     let mut stress = DEFAULT_STRESS;
+    let mut output_is_json = false;
     for argument in arguments {
         let argument = argument.as_ref();
         if argument.starts_with(|first: char| first.is_ascii_digit()) {
             take_cpus(&mut run, argument)?;
+            run.arguments.push(argument.into());
             note(&mut seen, "CPUS")?;
             continue;
         }
@@ -613,6 +650,7 @@ pub fn parse<A: AsRef<str>>(arguments: &[A]) -> Result<Run, ArgumentError> {
             });
         };
         note(&mut seen, key.name)?;
+        run.arguments.push(argument.into());
         let bad = || ArgumentError::BadValue {
             argument: argument.into(),
             form: key.form.to_string(),
@@ -630,8 +668,12 @@ pub fn parse<A: AsRef<str>>(arguments: &[A]) -> Result<Run, ArgumentError> {
         match key.name {
             "timeout" => time_limit_given = true,
             "seconds" => stress = duration(value).ok_or_else(bad)?,
+            "output" => output_is_json = value == Output::Json.name(),
             _ => {}
         }
+    }
+    if output_is_json && run.events == Events::Nowhere {
+        run.events = Events::File;
     }
     if !time_limit_given {
         run.time_limit = match run.build {
@@ -645,6 +687,8 @@ pub fn parse<A: AsRef<str>>(arguments: &[A]) -> Result<Run, ArgumentError> {
     }
     let contradiction = if seen.contains(&"CPUS") && seen.contains(&"smp") {
         "CPUS and smp= exclude each other"
+    } else if seen.contains(&"events") && !output_is_json {
+        "events= needs output=json"
     } else if run.boot == Boot::Embedded && run.firmware == Firmware::Uefi {
         "firmware=uefi needs boot=limine"
     } else if run.boot == Boot::Limine && run.machine == Machine::Microvm {
@@ -755,6 +799,17 @@ mod tests {
     }
 
     #[test]
+    fn events_go_to_a_file_unless_told_otherwise() {
+        let of = |arguments: &[&str]| parse(arguments).unwrap().events;
+        assert_eq!(of(&["output=text"]), Events::Nowhere);
+        assert_eq!(of(&["output=json"]), Events::File);
+        assert_eq!(of(&["events=-", "output=json"]), Events::Stdout);
+        let run = parse(&["4", "output=json", "events=-"]).unwrap();
+        assert_eq!(run.words, ["output=json"]);
+        assert_eq!(run.arguments, ["4", "output=json", "events=-"]);
+    }
+
+    #[test]
     fn wrong_arguments_are_told_apart() {
         let error = |arguments: &[&str]| parse(arguments).unwrap_err();
         assert_eq!(
@@ -812,6 +867,8 @@ mod tests {
             &["firmware=uefi"],
             &["boot=limine", "machine=microvm"],
             &["boot=limine", "loader.hhdm=random"],
+            &["events=-"],
+            &["output=text", "events=file"],
         ] {
             assert!(
                 matches!(error(arguments), ArgumentError::Contradiction(_)),

@@ -15,6 +15,8 @@ use crate::workspace::shown;
 const ALL: &str = "all.log";
 /// What the kernel wrote on QEMU's debug console: each CPU's own buffer.
 const DUMP: &str = "debug-console.log";
+/// The kernel's events.
+const EVENTS: &str = "events.jsonl";
 
 /// A folder that takes the log of one run.
 #[derive(Debug)]
@@ -33,7 +35,8 @@ impl BootLog {
         fs::create_dir_all(folder).with_context(context)?;
         for entry in fs::read_dir(folder).with_context(context)? {
             let path = entry.with_context(context)?.path();
-            if path.extension().is_some_and(|extension| extension == "log") {
+            let is_of_a_run = |extension| extension == "log" || extension == "jsonl";
+            if path.extension().is_some_and(is_of_a_run) {
                 fs::remove_file(path).with_context(context)?;
             }
         }
@@ -92,6 +95,11 @@ impl BootLog {
         }
         Ok(cpus.into_keys().collect())
     }
+}
+
+/// The file for the kernel's events, in a folder with a run's log.
+pub fn events(folder: &Path) -> PathBuf {
+    folder.join(EVENTS)
 }
 
 fn file_of(cpu: u32) -> String {

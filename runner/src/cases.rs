@@ -24,6 +24,8 @@ pub struct Case {
     pub never: &'static [&'static str],
     /// What a pair of an allocation and a free may take.
     pub limits: &'static [Limit],
+    /// Events that it tells, by their names, each at least once. Whatever it tells must be of the schema.
+    pub tells: &'static [&'static str],
 }
 
 /// The values of an argument, from the first to no more than the last.
@@ -86,6 +88,7 @@ pub const fn passes(
         says,
         never: BAD,
         limits: &[],
+        tells: &[],
     }
 }
 
@@ -104,6 +107,7 @@ pub const fn fails(
         says,
         never: &["(?i)panicked"],
         limits: &[],
+        tells: &[],
     }
 }
 
@@ -122,6 +126,7 @@ pub const fn refuses(
         says,
         never: &["(?i)panicked", "roll: "],
         limits: &[],
+        tells: &[],
     }
 }
 
@@ -140,6 +145,7 @@ pub const fn panics(
         says,
         never: &["verdict: passed"],
         limits: &[],
+        tells: &[],
     }
 }
 
@@ -435,6 +441,132 @@ pub const CASES: &[Case] = &[
                 "measure=instructions",
                 "allocators=muster",
                 "bench=churn,mixed,frame-pair,frame-bulk",
+            ],
+            &[],
+        )
+    },
+    Case {
+        tells: &[
+            "log",
+            "mapped",
+            "cpu",
+            "roll",
+            "reclaim",
+            "range",
+            "cost",
+            "sample",
+            "memory",
+            "work",
+            "workload",
+            "account_cpu",
+            "account",
+            "interrupts",
+            "audit",
+        ],
+        ..passes("events-8", &["8", "seconds=2", "output=json"], &[])
+    },
+    // All CPUs write at once, on both ports.
+    Case {
+        tells: &["work", "audit"],
+        ..passes(
+            "events-32",
+            &[
+                "32",
+                "stress=churn,mixed,handover",
+                "seconds=0.5",
+                "log=debug",
+                "output=json",
+            ],
+            &["audit: clean"],
+        )
+    },
+    Case {
+        tells: &["audit"],
+        ..passes(
+            "events-microvm",
+            &["4", "machine=microvm", "seconds=0.5", "output=json"],
+            &[],
+        )
+    },
+    Case {
+        tells: &["audit"],
+        ..passes(
+            "events-pc",
+            &["4", "machine=pc", "seconds=0.5", "output=json"],
+            &[],
+        )
+    },
+    passes(
+        "events-no-port",
+        &["2", "qemu-args=-append 'seconds=0.5 output=json'"],
+        &["WARN .*no second serial port"],
+    ),
+    Case {
+        tells: &["absent", "roll"],
+        ..fails(
+            "events-absent",
+            &["4", "loader.silent=3", "stress=none", "output=json"],
+            &[],
+        )
+    },
+    Case {
+        tells: &["fault", "return_address", "stopped"],
+        ..panics(
+            "events-panic",
+            &["8", "fault=panic-all", "output=json"],
+            &[],
+        )
+    },
+    Case {
+        tells: &["fault", "return_address", "stopped"],
+        ..panics(
+            "events-fault",
+            &["8", "fault=stack-overflow", "output=json"],
+            &[],
+        )
+    },
+    Case {
+        tells: &["fault", "stopped"],
+        ..panics(
+            "events-misuse",
+            &["2", "heap=checked", "fault=heap-double-free", "output=json"],
+            &[],
+        )
+    },
+    Case {
+        tells: &["log"],
+        ..refuses(
+            "events-refused",
+            &["64", "mem=8M", "output=json"],
+            &["too little memory for the stacks"],
+        )
+    },
+    Case {
+        tells: &["figure", "latency"],
+        ..passes(
+            "events-bench",
+            &[
+                "2",
+                "bench=mixed,frame-pair",
+                "on=1,2",
+                "rounds=2",
+                "time=2",
+                "output=json",
+            ],
+            &[],
+        )
+    },
+    Case {
+        tells: &["instructions"],
+        ..passes(
+            "events-instructions",
+            &[
+                "1",
+                "accel=icount",
+                "measure=instructions",
+                "allocators=muster",
+                "bench=churn",
+                "output=json",
             ],
             &[],
         )

@@ -50,6 +50,7 @@ pub fn boot(
         interrupt,
         show,
         None,
+        None,
     )?;
     Ok(outcome.status() == Some(PASSED))
 }

@@ -2,6 +2,7 @@
 //! verdict. A library of its own so that the fuzzer reaches it.
 
 pub mod boot_log;
+pub mod events;
 pub mod figures;
 pub mod line;
 pub mod session;

@@ -331,7 +331,7 @@ fn measure_muster(
     interrupt: &Interrupt,
 ) -> Result<Vec<Figure>> {
     let folder = workspace::boot_log();
-    let (outcome, _) = run::boot(run, images, &folder, interrupt, &mut |_| Ok(()), None)?;
+    let (outcome, _) = run::boot(run, images, &folder, interrupt, &mut |_| Ok(()), None, None)?;
     let (verdict, reason) = outcome.verdict();
     if verdict != Verdict::Passed {
         bail!("Muster's benchmark {verdict}: {reason}; its log: just boot-log");

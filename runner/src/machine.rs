@@ -176,6 +176,14 @@ pub fn command(run: &Run, medium: &Medium, debug_console: &Path) -> Command {
     qemu
 }
 
+/// Adds a second serial port, COM2, whose bytes are added to a file. Of the machines' own, microvm has
+/// but one, so it is a device of the ISA bus, which all have.
+pub fn add_second_port(qemu: &mut Command, file: &Path) {
+    qemu.arg("-chardev")
+        .arg(prefixed("file,id=events,append=on,path=", file));
+    qemu.args(["-device", "isa-serial,iobase=0x2f8,irq=3,chardev=events"]);
+}
+
 /// Adds a kernel that QEMU itself puts into memory.
 fn start_without_disc(qemu: &mut Command, run: &Run, kernel: &Path, initrd: &Path, words: &str) {
     // Such a kernel needs no firmware but for its tables, and SeaBIOS takes

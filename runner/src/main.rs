@@ -1,9 +1,10 @@
 //! Builds Muster, boots it in QEMU, watches it, and tells the truth about how
 //! it ended. `just` calls this; it works alone as well.
 //!
-//! The kernel speaks to the runner in three ways: by its log on the serial
-//! line (`line`), by QEMU's exit status (`session`), and by each CPU's own log
-//! on QEMU's debug console (`boot_log`).
+//! The kernel speaks to the runner in four ways: by its log on the serial
+//! line (`line`), by QEMU's exit status (`session`), by each CPU's own log
+//! on QEMU's debug console (`boot_log`), and by events on a second serial line
+//! (`events`).
 
 mod arguments;
 mod bench;
@@ -32,7 +33,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, anyhow};
-use muster_runner::{boot_log, figures, line, session, symbols, workspace};
+use muster_runner::{boot_log, events, figures, line, session, symbols, workspace};
 
 use crate::arguments::{ArgumentError, Build, MONITOR};
 use crate::limine::{Limine, NotInstalled};

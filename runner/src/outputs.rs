@@ -169,7 +169,8 @@ fn boot(name: &str, folder: &Path, interrupt: &Interrupt) -> Result<()> {
     let case = case.with_context(|| format!("no case {name}"))?;
     let run = arguments::parse(case.arguments)?;
     let images = images::build(run.build)?;
-    let (outcome, _) = run::boot(&run, &images, folder, interrupt, &mut |_| Ok(()), None)?;
+    let show = &mut |_: &str| Ok(());
+    let (outcome, _) = run::boot(&run, &images, folder, interrupt, show, None, None)?;
     let (verdict, reason) = outcome.verdict();
     ensure!(
         case.ends.contains(&verdict),

@@ -3,11 +3,14 @@
 use std::io;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
-use anyhow::Result;
+use anyhow::{Context, Result, bail};
 
-use crate::arguments::{Boot, Firmware, Run};
+use crate::arguments::{Boot, Events, Firmware, Run};
 use crate::boot_log::{self, BootLog};
+use crate::events;
 use crate::images::{self, Images};
 use crate::limine::{self, Limine};
 use crate::machine::{self, Medium};
@@ -37,7 +40,8 @@ pub fn command(run: &Run, interrupt: &Interrupt) -> Result<ExitCode> {
         .as_mut()
         .map(|terminal| terminal as &mut dyn Typist);
     let show = &mut |text: &str| screen.line(text);
-    let (outcome, cpus) = boot(run, &images, &folder, interrupt, show, typist)?;
+    let tell: &mut Tell<'_> = &mut |event| screen.event(event);
+    let (outcome, cpus) = boot(run, &images, &folder, interrupt, show, typist, Some(tell))?;
     drop(terminal);
 
     let (verdict, reason) = outcome.verdict();
@@ -52,6 +56,10 @@ pub fn command(run: &Run, interrupt: &Interrupt) -> Result<ExitCode> {
         &format!("muster: {verdict}{}", dashed(&reason)),
     )?;
     screen.note(&summary(&outcome, &folder, &cpus))?;
+    if run.events != Events::Nowhere {
+        let file = boot_log::events(&folder);
+        screen.note(&format!("        events: {}", shown(&file)))?;
+    }
     Ok(match verdict {
         Verdict::Passed => ExitCode::SUCCESS,
         Verdict::Interrupted => ExitCode::from(INTERRUPTED),
@@ -87,8 +95,12 @@ fn summary(outcome: &Outcome, folder: &Path, cpus: &[u32]) -> String {
     )
 }
 
+/// Who is told the kernel's events, line by line.
+pub type Tell<'a> = dyn FnMut(&str) -> io::Result<()> + Send + 'a;
+
 /// Boots the images as the run asks, with the log in `folder`, and the `typist`, if
-/// there is one, at its serial line. Gives how it ended, and the CPUs that left a log.
+/// there is one, at its serial line. The events, if the run asks for them, go to their
+/// file, and to whom they are to be told. Gives how it ended, and the CPUs that left a log.
 ///
 /// # Errors
 /// If Limine or UEFI firmware is asked for and missing, or QEMU does not start.
@@ -99,20 +111,51 @@ pub fn boot(
     interrupt: &Interrupt,
     show: &mut dyn FnMut(&str) -> io::Result<()>,
     typist: Option<&mut dyn Typist>,
+    tell: Option<&mut Tell<'_>>,
 ) -> Result<(Outcome, Vec<u32>)> {
     let mut log = BootLog::create(folder)?;
     let medium = medium(run, images, folder)?;
-    let qemu = machine::command(run, &medium, &log.debug_console());
+    let mut qemu = machine::command(run, &medium, &log.debug_console());
     let symbols = Symbols::of(&images.kernel);
-    let outcome = session::run(
-        qemu,
-        run.time_limit,
-        interrupt,
-        &symbols,
-        &mut log,
-        show,
-        typist,
-    )?;
+    if run.events != Events::Nowhere {
+        let file = boot_log::events(folder);
+        machine::add_second_port(&mut qemu, &file);
+        let words = run.arguments.iter().map(String::as_str);
+        let command = events::typed(["just", "run-smp"].into_iter().chain(words));
+        events::begin(&file, &command, &qemu)?;
+    }
+    let watch = |show: &mut dyn FnMut(&str) -> io::Result<()>| {
+        session::run(
+            qemu,
+            run.time_limit,
+            interrupt,
+            &symbols,
+            &mut log,
+            show,
+            typist,
+        )
+    };
+    let outcome = match tell {
+        Some(tell) if run.events != Events::Nowhere => {
+            let file = boot_log::events(folder);
+            let is_over = AtomicBool::new(false);
+            thread::scope(|scope| {
+                let follower = scope.spawn(|| events::follow(&file, &is_over, tell));
+                // Who can't tell the events any more need not go on.
+                let outcome = watch(&mut |text| match follower.is_finished() {
+                    true => Err(io::ErrorKind::BrokenPipe.into()),
+                    false => show(text),
+                });
+                is_over.store(true, Ordering::Release);
+                match follower.join() {
+                    Ok(followed) => followed.context("cannot tell the events")?,
+                    Err(_) => bail!("the events could not be followed"),
+                }
+                outcome
+            })?
+        }
+        _ => watch(show)?,
+    };
     let cpus = log.split(&symbols)?;
     Ok((outcome, cpus))
 }

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::env;
 use std::io::{self, IsTerminal, Write};
 
-use crate::arguments::Run;
+use crate::arguments::{Events, Run};
 use crate::line::{Level, Line};
 
 const RED: &str = "\x1b[1;31m";
@@ -17,8 +17,19 @@ const RESET: &str = "\x1b[0m";
 #[derive(Clone, Copy, Debug)]
 pub struct Screen {
     colour: bool,
-    /// Whether it is for programs: figures only, and all else goes to standard error.
-    figures_only: bool,
+    /// What it is for.
+    shows: Shows,
+}
+
+/// What goes to the standard output; all else goes to standard error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Shows {
+    /// The log, for people.
+    Log,
+    /// For programs: figures.
+    Figures,
+    /// For programs: events.
+    Events,
 }
 
 impl Screen {
@@ -29,19 +40,34 @@ impl Screen {
         let dumb = env::var_os("TERM").is_none_or(|term| term == "dumb");
         Self {
             colour: io::stdout().is_terminal() && unset("NO_COLOR") && !dumb,
-            figures_only: false,
+            shows: Shows::Log,
         }
     }
 
-    /// The same, or with figures only, if the run is asked for these.
+    /// The same, or with figures or events only, if the run is asked for these.
     pub fn for_run(run: &Run) -> Self {
-        if run.words.iter().any(|word| word == "format=json") {
-            return Self {
-                colour: false,
-                figures_only: true,
-            };
+        let shows = if run.events == Events::Stdout {
+            Shows::Events
+        } else if run.words.iter().any(|word| word == "format=json") {
+            Shows::Figures
+        } else {
+            return Self::new();
+        };
+        Self {
+            colour: false,
+            shows,
         }
-        Self::new()
+    }
+
+    /// Writes an event, if that is what is asked for.
+    ///
+    /// # Errors
+    /// If nobody reads the output any more.
+    pub fn event(self, line: &str) -> io::Result<()> {
+        match self.shows {
+            Shows::Events => writeln!(io::stdout().lock(), "{line}"),
+            Shows::Log | Shows::Figures => Ok(()),
+        }
     }
 
     /// Writes one line at once.
@@ -49,11 +75,12 @@ impl Screen {
     /// # Errors
     /// If nobody reads the output any more.
     pub fn line(self, text: &str) -> io::Result<()> {
-        if self.figures_only {
-            return match figures(text) {
-                Some(figures) => writeln!(io::stdout().lock(), "{figures}"),
-                None => writeln!(io::stderr().lock(), "{text}"),
-            };
+        let figures = figures(text).filter(|_| self.shows == Shows::Figures);
+        if let Some(figures) = figures {
+            return writeln!(io::stdout().lock(), "{figures}");
+        }
+        if self.shows != Shows::Log {
+            return writeln!(io::stderr().lock(), "{text}");
         }
         let mut stdout = io::stdout().lock();
         writeln!(stdout, "{}", self.painted(text))?;
@@ -84,7 +111,7 @@ impl Screen {
     /// # Errors
     /// If nobody reads the output any more.
     pub fn note(self, text: &str) -> io::Result<()> {
-        if self.figures_only {
+        if self.shows != Shows::Log {
             return writeln!(io::stderr().lock(), "{text}");
         }
         writeln!(io::stdout().lock(), "{text}")
@@ -95,7 +122,7 @@ impl Screen {
     /// # Errors
     /// If nobody reads the output any more.
     pub fn news(self, good: bool, text: &str) -> io::Result<()> {
-        if self.figures_only {
+        if self.shows != Shows::Log {
             return writeln!(io::stderr().lock(), "{text}");
         }
         let mut stdout = io::stdout().lock();
@@ -121,7 +148,7 @@ mod tests {
         let text = "  0.000001  0 ERROR panic   oh";
         let screen = |colour| Screen {
             colour,
-            figures_only: false,
+            shows: Shows::Log,
         };
         assert_eq!(screen(false).painted(text), text);
         let screen = screen(true);

@@ -13,6 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use muster_events::Outcome as Status;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::boot_log::BootLog;
@@ -25,12 +26,11 @@ const TICK: Duration = Duration::from_millis(50);
 /// How many of the last lines a failure shows.
 const TAIL: usize = 30;
 
-/// QEMU's exit status for a value written to its `isa-debug-exit` device is
-/// `value << 1 | 1` (QEMU, `hw/misc/debugexit.c`); these are the kernel's.
-pub const PASSED: i32 = 33;
-const FAILED: i32 = 35;
-const REFUSED: i32 = 37;
-const PANICKED: i32 = 39;
+/// The kernel's exit statuses.
+pub const PASSED: i32 = Status::Passed.status();
+const FAILED: i32 = Status::Failed.status();
+const REFUSED: i32 = Status::Refused.status();
+const PANICKED: i32 = Status::Fault.status();
 
 /// Whether the user, or the system, wants the run to end now.
 #[derive(Clone, Debug, Default)]

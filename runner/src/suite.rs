@@ -10,10 +10,13 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use muster_events::Record;
 use regex_lite::Regex;
 
-use crate::arguments::{self, Build};
+use crate::arguments::{self, Build, Events};
+use crate::boot_log;
 use crate::cases::{CASES, Case, Limit};
+use crate::events;
 use crate::images::{self, Images};
 use crate::limine::NotInstalled;
 use crate::line::Line;
@@ -157,8 +160,7 @@ impl Counts {
                 for text in tail {
                     screen.line(text)?;
                 }
-                let arguments: Vec<_> = arguments.iter().map(|word| quoted(word)).collect();
-                let arguments = arguments.join(" ");
+                let arguments = events::typed(arguments.iter().map(String::as_str));
                 println!("        the whole log: {}", shown(log));
                 println!("        once more: just run-smp {arguments}");
             }
@@ -173,14 +175,6 @@ impl Counts {
             0 => line,
             skipped => format!("{line}, {skipped} skipped"),
         }
-    }
-}
-
-/// A word as a person would type it in a shell.
-fn quoted(word: &str) -> String {
-    match word.contains(char::is_whitespace) {
-        true => format!("'{word}'"),
-        false => word.into(),
     }
 }
 
@@ -254,7 +248,8 @@ fn attempt(
         .context("its kernel is not built")?;
     let mut script = Script::new(case.types)?;
     let typist = (!case.types.is_empty()).then_some(&mut script as &mut dyn Typist);
-    let (outcome, _) = run::boot(&run, images, folder, interrupt, &mut |_| Ok(()), typist)?;
+    let show = &mut |_: &str| Ok(());
+    let (outcome, _) = run::boot(&run, images, folder, interrupt, show, typist, None)?;
     let text = fs::read_to_string(folder.join("all.log")).context("cannot read the log")?;
     let (verdict, reason) = outcome.verdict();
     let hung = verdict == Verdict::Hung;
@@ -262,9 +257,20 @@ fn attempt(
     let unsaid = script
         .missing()
         .map(|says| format!("the next line waits for {says}"));
+    let wrong_events = match run.events {
+        Events::Nowhere => None,
+        _ => {
+            let text = fs::read_to_string(boot_log::events(folder));
+            let text = text.context("cannot read the events")?;
+            match events::check(&text, outcome.status()) {
+                Ok(records) => untold(case, &records),
+                Err(wrong) => Some(wrong.to_string()),
+            }
+        }
+    };
     let mismatch = mismatch(case, verdict, &reason, &text)?;
-    let both = [mismatch, unsaid].into_iter().flatten();
-    let why = both.collect::<Vec<_>>().join("; ");
+    let all = [mismatch, unsaid, wrong_events].into_iter().flatten();
+    let why = all.collect::<Vec<_>>().join("; ");
     let mismatch = match why.is_empty() {
         true => outputs::stale(case.name, folder)?,
         false => Some(why),
@@ -327,6 +333,13 @@ fn figures<'a>(case: &'a Case, log: &'a str) -> impl Iterator<Item = String> + '
     })
 }
 
+/// An event that the run should have told and did not.
+fn untold(case: &Case, records: &[Record<'_>]) -> Option<String> {
+    let is_told = |name: &str| records.iter().any(|record| record.event.name() == name);
+    let untold = case.tells.iter().find(|name| !is_told(name))?;
+    Some(format!("no event of the run is a {untold}"))
+}
+
 /// The first way in which a run was not as expected.
 fn mismatch(case: &Case, verdict: Verdict, reason: &str, log: &str) -> Result<Option<String>> {
     if !case.ends.contains(&verdict) {
@@ -379,6 +392,7 @@ mod tests {
         says: &["2 of 2", "verdict: passed$"],
         never: &["ERROR"],
         limits: &[],
+        tells: &["log"],
     };
 
     fn compared(verdict: Verdict, log: &str) -> Option<String> {
@@ -426,10 +440,20 @@ mod tests {
     }
 
     #[test]
-    fn cases_can_be_typed_again() {
-        let cases = CASES.iter().copied().chain(matrix::all());
-        for word in cases.flat_map(|case| case.arguments) {
-            assert_eq!(shlex::split(&quoted(word)), Some(vec![(*word).into()]));
+    fn events_are_missed() {
+        let line = r#"{"us":0,"by":0,"event":"log","level":"info","target":"a","text":"b"}"#;
+        let told = [muster_events::read(line).unwrap()];
+        assert_eq!(untold(&CASE, &told), None);
+        assert!(untold(&CASE, &[]).unwrap().contains("log"));
+    }
+
+    #[test]
+    fn cases_that_tell_are_asked_to_and_tell_what_there_is() {
+        for case in CASES.iter().filter(|case| !case.tells.is_empty()) {
+            assert!(case.arguments.contains(&"output=json"), "{}", case.name);
+            for name in case.tells {
+                assert!(muster_events::Event::NAMES.contains(name), "{name}");
+            }
         }
     }
 

@@ -15,6 +15,7 @@ mod mappings;
 mod marked;
 mod mixed;
 mod random;
+mod sample;
 mod shootdown;
 mod soak;
 mod timer;
@@ -28,12 +29,13 @@ use crossbeam_utils::CachePadded;
 use muster_arguments::{Arguments, HeapKind, Workload, Workloads};
 
 use self::random::Random;
+use self::sample::Sampler;
 use crate::activity::Activity;
 use crate::audit::Bytes;
 use crate::clock::{self, Deadline};
 use crate::crew::{self, StartLine};
 use crate::lock::{Level, Lock};
-use crate::{cpu, heap, shared};
+use crate::{cpu, events, heap, shared};
 
 /// How long a CPU may take beyond a workload's time before it counts as hung, in
 /// milliseconds: freeing what is left takes a while with many CPUs and few cores.
@@ -67,8 +69,19 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// Writes what this CPU did to its journal.
+    /// Writes what this CPU did to its journal, and tells programs.
     fn tell(&self, workload: Workload) {
+        events::tell(muster_events::Work {
+            workload: workload.name().into(),
+            heap: heap::kind().name().into(),
+            cpu: cpu::with(|here| here.index()),
+            operations: self.operations,
+            bytes: self.bytes,
+            refused: self.refused,
+            corrupt: self.corrupt,
+            slowest_ns: clock::to_micros(self.slowest.saturating_mul(1000)),
+            interrupts: self.interrupts,
+        });
         log::debug!(
             "{}: {} operations, {}, {} refused, {} corrupt, slowest {} us",
             workload.name(),
@@ -246,6 +259,7 @@ struct Progress {
     every_millis: u64,
     next: Lock<Deadline>,
     started: u64,
+    sampler: Sampler,
 }
 
 impl Progress {
@@ -259,10 +273,12 @@ impl Progress {
             every_millis,
             next: Lock::new(Level::Workload, Deadline::after_millis(every_millis)),
             started: clock::ticks(),
+            sampler: Sampler::new(workload),
         }
     }
 
     fn show(&self) {
+        self.sampler.look();
         let Some(mut next) = self.next.try_lock().filter(|next| next.passed()) else {
             return;
         };
@@ -442,6 +458,17 @@ fn run_all(
             Bytes(all.bytes),
             all.corrupt
         );
+        events::tell(muster_events::Workload {
+            workload: workload.name().into(),
+            heap: heap::kind().name().into(),
+            cpus: cpus as u32,
+            took_us: micros,
+            operations: all.operations,
+            operations_per_s: rate,
+            bytes: all.bytes,
+            refused: all.refused,
+            corrupt: all.corrupt,
+        });
         if matches!(workload, Workload::Timer | Workload::Soak) {
             tell_interrupts(&tallies, micros);
         }
