@@ -14,10 +14,11 @@ use muster_bench::report::Console;
 use muster_bench::{
     BuddyFrames, Contender, FrameSource, FrameUser, Kind, Machine, OnFrames, OnHeap, Options, Place,
 };
+use muster_events::Event;
 use muster_memory::{FRAME_SIZE, Frame, FrameRun, Owner, PhysRange};
 
 use crate::crew::StartLine;
-use crate::{clock, crew, frames, heap, shared};
+use crate::{clock, crew, events, frames, heap, shared};
 
 /// Frames of an arena: 64 MiB.
 const ARENA: usize = 16 * 1024;
@@ -69,6 +70,10 @@ impl Console for Log {
 
     fn progress(&mut self, text: fmt::Arguments<'_>) {
         log::info!("{text}");
+    }
+
+    fn tell(&mut self, event: Event<'_>) {
+        events::tell(event);
     }
 }
 

@@ -1,7 +1,11 @@
 //! The comparison: every contender in every workload on every number of CPUs, in rounds.
 
+use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
+
+use muster_events::{Event, Instructions, Latency, Line};
+use serde::Serialize;
 
 use crate::course::{Course, Room, Score};
 use crate::figures::{Fixed, Spread, best, ratio};
@@ -132,8 +136,15 @@ fn compare_times(
 struct Rounds<'a> {
     contender: &'a dyn Contender,
     pairs_per_s: Vec<u64>,
+    fairness: Vec<u64>,
     histogram: Histogram,
     failures: u64,
+}
+
+/// A line of JSON.
+fn json(value: &impl Serialize) -> String {
+    let line = Line::of_value(value);
+    line.as_ref().map_or("", Line::as_str).into()
 }
 
 /// Runs all contenders' rounds in one workload on one number of CPUs, and tells the figures.
@@ -148,6 +159,7 @@ fn heat(
         .map(|&contender| Rounds {
             contender,
             pairs_per_s: Vec::with_capacity(options.rounds),
+            fairness: Vec::with_capacity(options.rounds),
             histogram: Histogram::default(),
             failures: 0,
         })
@@ -170,6 +182,7 @@ fn heat(
             rounds
                 .pairs_per_s
                 .push(score.millisteps_per_second / per_pair);
+            rounds.fairness.push(score.fairness.unwrap_or(0));
             rounds.histogram.add(&score.histogram);
             rounds.failures += score.failures;
         }
@@ -190,24 +203,34 @@ fn heat(
     }
     for rounds in &all {
         let per_second = course.machine.ticks_per_second();
-        let in_ns = |ticks| u128::from(ticks) * 1_000_000_000 / u128::from(per_second);
+        let in_ns = |ticks| {
+            let ns = u128::from(ticks) * 1_000_000_000 / u128::from(per_second);
+            u64::try_from(ns).unwrap_or(u64::MAX)
+        };
         let row = Row {
             bench: workload.name(),
             allocator: rounds.contender.name(),
             cpus: course.cpus,
             pairs_per_s: Spread::of(&rounds.pairs_per_s),
-            p999_ns: (rounds.histogram.per_mille(999))
-                .map(|ticks| u64::try_from(in_ns(ticks)).unwrap_or(u64::MAX)),
+            p999_ns: rounds.histogram.per_mille(999).map(in_ns),
             ratio: baseline.and_then(|other| ratio(&rounds.pairs_per_s, &other.pairs_per_s)),
+            fairness: Some(Spread::of(&rounds.fairness).median).filter(|&fairness| fairness > 0),
             failures: rounds.failures,
         };
+        console.tell(row.figure().into());
+        console.tell(Event::Latency(Latency {
+            bench: row.bench.into(),
+            allocator: row.allocator.into(),
+            cpus: row.cpus as u32,
+            steps: rounds.histogram.steps(in_ns).into(),
+        }));
         if is_table {
             console.line(format_args!("{row}"));
             if row.failures > 0 {
                 console.line(format_args!("  {} allocations failed", row.failures));
             }
         } else {
-            console.line(format_args!("{}", row.json()));
+            console.line(format_args!("{}", json(&row.figure())));
         }
     }
     if is_table {
@@ -278,6 +301,7 @@ fn count_instructions(
                 workload,
                 contender.name(),
                 hundredths,
+                score.failures,
                 options,
                 is_first,
                 console,
@@ -295,17 +319,23 @@ fn tell_instructions(
     workload: Workload,
     allocator: &str,
     hundredths: u64,
+    failures: u64,
     options: &Options,
     is_first: bool,
     console: &mut dyn Console,
 ) {
     let bench = workload.name();
     let number = Fixed::<2>(hundredths);
+    let instructions = Instructions {
+        bench: bench.into(),
+        allocator: allocator.into(),
+        cpus: 1,
+        instructions_per_pair: hundredths as f64 / 1e2,
+        failures,
+    };
+    console.tell(instructions.clone().into());
     if options.format == Format::Json {
-        console.line(format_args!(
-            "{{\"bench\":\"{bench}\",\"allocator\":\"{allocator}\",\"cpus\":1,\
-             \"instructions_per_pair\":{number}}}"
-        ));
+        console.line(format_args!("{}", json(&instructions)));
         return;
     }
     if is_first {

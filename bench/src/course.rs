@@ -109,6 +109,9 @@ pub struct Score {
     pub histogram: Histogram,
     /// Allocations answered with null.
     pub failures: u64,
+    /// The steps a second of the CPU that did the fewest, to those of the one that did the most, in
+    /// thousandths; `None` if one did none.
+    pub fairness: Option<u64>,
 }
 
 /// One CPU's part of a measurement.
@@ -177,17 +180,24 @@ impl Course<'_> {
         };
         let started = desks().map(|desk| desk.lap.started).min().unwrap_or(0);
         let mut score = Score::default();
+        let (mut fewest, mut most) = (u64::MAX, 0);
         for desk in desks() {
             let ticks = desk.lap.ended.saturating_sub(started);
             let rate =
                 u128::from(desk.lap.steps) * 1000 * u128::from(self.machine.ticks_per_second())
                     / u128::from(ticks.max(1));
-            score.millisteps_per_second += u64::try_from(rate).unwrap_or(u64::MAX / 1024);
+            let rate = u64::try_from(rate).unwrap_or(u64::MAX / 1024);
+            score.millisteps_per_second += rate;
+            (fewest, most) = (fewest.min(rate), most.max(rate));
             score.steps += desk.lap.steps;
             score.ticks = score.ticks.max(ticks);
             score.histogram.add(&desk.histogram);
             score.failures += desk.failures;
         }
+        score.fairness = (fewest > 0)
+            .then(|| (u128::from(fewest) * 1000).checked_div(u128::from(most)))
+            .flatten()
+            .map(|thousandths| thousandths as u64);
         score
     }
 }

@@ -95,7 +95,7 @@ mod tests {
     #[test]
     fn the_best_may_change() {
         assert_eq!(best([&[1, 5][..], &[2, 4]].into_iter()), [2, 5]);
-        assert_eq!(best([].into_iter()), []);
+        assert!(best([].into_iter()).is_empty());
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! How long operations take, counted by time.
 
+use alloc::vec::Vec;
+
 /// Parts that each power of two is cut into: what a bucket tells is off by at most a 16th.
 const PARTS: u64 = 16;
 const PART_BITS: u32 = PARTS.trailing_zeros();
@@ -56,6 +58,38 @@ impl Histogram {
     }
 }
 
+/// The times of [`Histogram::steps`], in nanoseconds: 1, 2, 3, 4, 6, 8, 12 and so on, up to six seconds.
+const STEPS: [u64; 64] = {
+    let mut steps = [1; 64];
+    let mut place = 1;
+    while place < steps.len() {
+        steps[place] = match place % 2 {
+            1 => 2 << (place / 2),
+            _ => 3 << (place / 2 - 1),
+        };
+        place += 1;
+    }
+    steps
+};
+
+impl Histogram {
+    /// How many took how long, by what ticks are in nanoseconds: `(ns, count)` for those that took at
+    /// most so long and longer than those before, where there are any. By powers of two in two parts;
+    /// whatever took longer than there are parts for is in the last one.
+    pub fn steps(&self, in_ns: impl Fn(u64) -> u64) -> Vec<(u64, u64)> {
+        let mut steps = STEPS.map(|ns| (ns, 0));
+        for (&count, index) in self.counts.iter().zip(0..) {
+            if count > 0 {
+                let ns = in_ns(last_of(index));
+                let place = STEPS.partition_point(|&end| end < ns);
+                steps[place.min(STEPS.len() - 1)].1 += u64::from(count);
+            }
+        }
+        let steps = steps.into_iter();
+        steps.filter(|(_, count)| *count > 0).collect()
+    }
+}
+
 fn bucket(ticks: u64) -> usize {
     if ticks < PARTS {
         return ticks as usize;
@@ -97,6 +131,19 @@ mod tests {
         for index in 1..BUCKETS as u64 {
             assert_eq!(bucket(last_of(index - 1) + 1), index as usize);
         }
+    }
+
+    #[test]
+    fn steps_are_all_that_was_counted() {
+        assert_eq!(STEPS[..8], [1, 2, 3, 4, 6, 8, 12, 16]);
+        assert!(STEPS.is_sorted_by(|a, b| a < b));
+        let mut histogram = Histogram::default();
+        for ticks in [0, 5, 6, 7, 7, u64::MAX] {
+            histogram.count(ticks);
+        }
+        let expected = [(1, 1), (6, 2), (8, 2), (STEPS[63], 1)];
+        assert_eq!(histogram.steps(|ticks| ticks), expected);
+        assert_eq!(histogram.steps(|_| 3), [(3, 6)]);
     }
 
     #[test]

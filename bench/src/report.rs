@@ -1,9 +1,11 @@
 //! How figures are told: rows of a table in 52 columns, which is what a kernel's log line has beside
-//! its time and place, or lines of JSON. Without floating point, which kernels do without.
+//! its time and place, or lines of JSON, for which alone there is floating point.
 
 use core::fmt;
 
-use crate::figures::{Fixed, Spread};
+use muster_events::{Event, Figure};
+
+use crate::figures::Spread;
 
 /// Whoever shows the report.
 pub trait Console {
@@ -12,6 +14,9 @@ pub trait Console {
 
     /// Shows how far the work is.
     fn progress(&mut self, text: fmt::Arguments<'_>);
+
+    /// Tells programs, whatever is shown.
+    fn tell(&mut self, _event: Event<'_>) {}
 }
 
 /// An allocator's figures in one workload on some CPUs.
@@ -30,6 +35,9 @@ pub struct Row {
     pub p999_ns: Option<u64>,
     /// The median of the rounds' ratios to the baseline, in thousandths; `None` without one.
     pub ratio: Option<u64>,
+    /// The pairs of the CPU that did the fewest, to those of the one that did the most, in thousandths:
+    /// the median of the rounds; `None` if one did none.
+    pub fairness: Option<u64>,
     /// Allocations answered with null, in all rounds.
     pub failures: u64,
 }
@@ -42,44 +50,21 @@ impl Row {
         time.checked_div(self.pairs_per_s.median)
     }
 
-    /// The row as a JSON object. `ratio_to_linked_list` is null for frames, where there is no such
-    /// allocator, and where it was not asked for.
-    pub fn json(&self) -> impl fmt::Display {
-        Json(*self)
-    }
-}
-
-struct Json(Row);
-
-/// A number, or `null`.
-struct OrNull<T>(Option<T>);
-
-impl<T: fmt::Display> fmt::Display for OrNull<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.0 {
-            Some(value) => value.fmt(f),
-            None => f.write_str("null"),
+    /// The row for programs.
+    pub fn figure(&self) -> Figure<'static> {
+        let is_heap = !self.bench.starts_with("frame-");
+        let thousandths = |number| number as f64 / 1e3;
+        Figure {
+            bench: self.bench.into(),
+            allocator: self.allocator.into(),
+            cpus: self.cpus as u32,
+            pairs_per_s: self.pairs_per_s.median,
+            ns_per_pair: (self.hundredth_ns_per_pair()).map(|number| number as f64 / 1e2),
+            p999_ns: self.p999_ns,
+            ratio_to_linked_list: self.ratio.filter(|_| is_heap).map(thousandths),
+            fairness: self.fairness.map(thousandths),
+            failures: self.failures,
         }
-    }
-}
-
-impl fmt::Display for Json {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let row = &self.0;
-        let is_heap = !row.bench.starts_with("frame-");
-        write!(
-            f,
-            "{{\"bench\":\"{}\",\"allocator\":\"{}\",\"cpus\":{},\"pairs_per_s\":{},\
-             \"ns_per_pair\":{},\"p999_ns\":{},\"ratio_to_linked_list\":{},\"failures\":{}}}",
-            row.bench,
-            row.allocator,
-            row.cpus,
-            row.pairs_per_s.median,
-            OrNull(row.hundredth_ns_per_pair().map(Fixed::<2>)),
-            OrNull(row.p999_ns),
-            OrNull(row.ratio.filter(|_| is_heap).map(Fixed::<3>)),
-            row.failures,
-        )
     }
 }
 
@@ -192,6 +177,8 @@ mod tests {
     use alloc::format;
     use alloc::string::ToString;
 
+    use muster_events::Line;
+
     const ROW: Row = Row {
         bench: "mixed",
         allocator: "linked_list",
@@ -203,26 +190,28 @@ mod tests {
         },
         p999_ns: Some(73_456),
         ratio: Some(1000),
+        fairness: Some(875),
         failures: 3,
     };
 
     #[test]
     fn a_row_is_told_in_json() {
+        let json = |row: &Row| Line::of_value(&row.figure()).unwrap();
         assert_eq!(
-            ROW.json().to_string(),
-            r#"{"bench":"mixed","allocator":"linked_list","cpus":8,"pairs_per_s":104250,"ns_per_pair":76738.60,"p999_ns":73456,"ratio_to_linked_list":1.000,"failures":3}"#
+            json(&ROW).as_str(),
+            r#"{"bench":"mixed","allocator":"linked_list","cpus":8,"pairs_per_s":104250,"ns_per_pair":76738.6,"p999_ns":73456,"ratio_to_linked_list":1.0,"fairness":0.875,"failures":3}"#
         );
         let row = Row {
             bench: "frame-pair",
             p999_ns: None,
             pairs_per_s: Spread::default(),
+            fairness: None,
             ..ROW
         };
-        let json = row.json().to_string();
-        assert!(
-            json.contains(r#""ns_per_pair":null,"p999_ns":null,"ratio_to_linked_list":null,"#),
-            "{json}"
-        );
+        let json = json(&row);
+        let nulls =
+            r#""ns_per_pair":null,"p999_ns":null,"ratio_to_linked_list":null,"fairness":null,"#;
+        assert!(json.as_str().contains(nulls), "{}", json.as_str());
     }
 
     #[test]
