@@ -883,7 +883,8 @@ pub const CASES: &[Case] = &[
     ),
     Case {
         types: &[
-            ("`help` lists", "help map"),
+            ("`help` lists", "help"),
+            ("^off +end the run", "help map"),
             ("A line for each level", "cpus"),
             ("^  3 +3 +.* asleep$", "log 2"),
             (

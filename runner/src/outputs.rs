@@ -17,7 +17,8 @@ use crate::listing;
 use crate::matrix;
 use crate::run;
 use crate::screen::Screen;
-use crate::session::Interrupt;
+use crate::script::Script;
+use crate::session::{Interrupt, Typist};
 use crate::workspace::{self, shown};
 
 /// A part of a log.
@@ -98,6 +99,9 @@ const EXCERPTS: &[Excerpt] = &[
         "does not allow",
     ),
     excerpt("panic-two", "panic-two", "panicked", "verdict: "),
+    excerpt("monitor", "monitor-help", "^muster> help$", "^off "),
+    excerpt("monitor", "monitor-cpus", "^muster> cpus", " asleep$"),
+    excerpt("monitor", "monitor-map", "^muster> map ", "^physical 0x"),
     excerpt(
         "heap-overflow",
         "misuse",
@@ -169,8 +173,10 @@ fn boot(name: &str, folder: &Path, interrupt: &Interrupt) -> Result<()> {
     let case = case.with_context(|| format!("no case {name}"))?;
     let run = arguments::parse(case.arguments)?;
     let images = images::build(run.build)?;
+    let mut script = Script::new(case.types)?;
+    let typist = (!case.types.is_empty()).then_some(&mut script as &mut dyn Typist);
     let show = &mut |_: &str| Ok(());
-    let (outcome, _) = run::boot(&run, &images, folder, interrupt, show, None, None)?;
+    let (outcome, _) = run::boot(&run, &images, folder, interrupt, show, typist, None)?;
     let (verdict, reason) = outcome.verdict();
     ensure!(
         case.ends.contains(&verdict),
@@ -245,19 +251,18 @@ fn readable(line: &str) -> Option<String> {
 }
 
 /// What a line says without its figures, which are others each time; and, where a CPU was stopped or
-/// called from, without the place, which is the compiler's and chance's.
+/// called from, without what it was doing and where, which is the compiler's and chance's.
 fn shape(line: &str) -> String {
-    let end = [" stopped at 0x", " #"]
-        .iter()
-        .find_map(|mark| line.find(mark));
+    let stopped = line.contains(" stopped at 0x").then(|| line.find("CPU "));
+    let end = stopped.flatten().or_else(|| line.find(" #"));
     let words = line[..end.unwrap_or(line.len())]
         .split_whitespace()
         .map(|word| {
             let is_unit =
                 ["B", "KiB", "MiB", "GiB", "us", "ms"].contains(&word.trim_end_matches(','));
             let is_hex = word.len() > 8 && word.bytes().all(|byte| byte.is_ascii_hexdigit());
-            match is_unit || is_hex || word == "-" || word.bytes().any(|byte| byte.is_ascii_digit())
-            {
+            let has_digit = word.bytes().any(|byte| byte.is_ascii_digit());
+            match is_unit || is_hex || has_digit || word == "-" {
                 true => "#",
                 false => word,
             }
@@ -273,10 +278,10 @@ mod tests {
     fn figures_may_change_and_words_may_not() {
         let shows = "  0.076521  0 INFO  roll    roll: 8 of 8 CPUs online, 3529 us after the release\n\
                      \x20 2.184122  0 INFO  roll      3     3     -     -     -     -\n\
-                     \x20 0.241742  3 ERROR panic   CPU 1 stopped at 0xffffffff8002c995 in muster::a (a.rs:1)\n";
+                     \x20 0.241742  3 ERROR panic   CPU 1, asleep, stopped at 0xffffffff8002c995 in muster::a (a.rs:1)\n";
         let log = "  0.1  0 INFO  roll    roll: 8 of 8 CPUs online, 12 ms after the release\n\
                    \x20 0.1  0 INFO  roll      3     3     1    22     - 3333m\n\
-                   \x20 0.1  3 ERROR panic   CPU 2 stopped at 0xffffffff80000000\n";
+                   \x20 0.1  3 ERROR panic   CPU 2, at work, stopped at 0xffffffff80000000\n";
         assert_eq!(missing(shows, log), None);
         let other = shows.replace("online", "here");
         assert_eq!(missing(shows, &other), shows.lines().next());
