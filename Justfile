@@ -74,6 +74,7 @@ test: check test-host test-kernel floor
 check:
     cargo fmt --all --check
     cargo fmt --manifest-path bench/host/Cargo.toml --check
+    cargo fmt --manifest-path fuzz/Cargo.toml --check
     {{ runner }} check
 
 # Format the source
@@ -81,6 +82,7 @@ check:
 fmt:
     cargo fmt --all
     cargo fmt --manifest-path bench/host/Cargo.toml
+    cargo fmt --manifest-path fuzz/Cargo.toml
 
 # Test the libraries and the runner on this host, doc tests included
 [group('test')]
@@ -90,6 +92,7 @@ test-host: models
     cargo test --package muster-arguments --features bench
     cargo test --package muster-loader --lib
     cargo test --package muster-runner
+    {{ runner }} fuzz
 
 # Try what CPUs can do to one another, in every order, and make mistakes to see that they are found
 [group('test')]
@@ -107,6 +110,11 @@ oracles TIMES="1":
 [group('test')]
 coverage:
     {{ runner }} coverage
+
+# Make up what comes from outside: just fuzz [TARGET…] [seconds=N] [seed=N], a few seconds of each by default
+[group('test')]
+fuzz *ARGS:
+    @{{ runner }} fuzz "$@"
 
 # Boot the kernel in every way it must survive: just test-kernel [FILTER…]
 [group('test')]

@@ -20,8 +20,9 @@ const ALL_ONLY: &[&str] = &[ALL];
 impl<'a> Completion<'a> {
     /// Of what stands before the cursor.
     pub fn of(before: &'a str) -> Self {
-        let stem_at = before.rfind(char::is_whitespace).map_or(0, |at| at + 1);
-        let (done, stem) = before.split_at(stem_at);
+        // As the words are split, which no wider space does.
+        let stem_at = before.rfind(|c: char| c.is_ascii_whitespace());
+        let (done, stem) = before.split_at(stem_at.map_or(0, |at| at + 1));
         let mut done = done.split_ascii_whitespace();
         let verb = done.next();
         let place = done.count();
@@ -123,6 +124,13 @@ mod tests {
         assert!(words("stress ").contains(&"all"));
         assert!(!words("stress mixed,").contains(&"all"));
         assert_eq!(words("stress mixed 1"), [""; 0]);
+    }
+
+    #[test]
+    fn a_wide_space_is_no_space() {
+        assert_eq!(words("help \u{3000}x"), [""; 0]);
+        assert_eq!(words("\u{3000}"), [""; 0]);
+        assert_eq!(words("h\u{3000}"), [""; 0]);
     }
 
     #[test]

@@ -83,7 +83,7 @@ impl BootLog {
     /// If the files cannot be written.
     pub fn split(&self, symbols: &Symbols) -> Result<Vec<u32>> {
         let dump = fs::read(self.debug_console()).unwrap_or_default();
-        let mut cpus = sections(&dump, symbols);
+        let mut cpus = by_section(&dump, symbols);
         let all = fs::read_to_string(self.all())
             .with_context(|| format!("cannot read {}", shown(&self.all())))?;
         for (cpu, text) in by_cpu(&all) {
@@ -108,7 +108,7 @@ fn file_of(cpu: u32) -> String {
 
 /// Takes the dump of the CPUs' buffers apart at its headers,
 /// `=== cpu 3 lapic 3`.
-fn sections(dump: &[u8], symbols: &Symbols) -> BTreeMap<u32, String> {
+pub fn by_section(dump: &[u8], symbols: &Symbols) -> BTreeMap<u32, String> {
     let mut sections = BTreeMap::<u32, String>::new();
     let mut current = None;
     for raw in dump.split(|&byte| byte == b'\n') {
@@ -135,7 +135,7 @@ fn header(text: &str) -> Option<u32> {
 
 /// The lines of each CPU in a whole log, with those that follow them and are
 /// not the kernel's (inlined functions).
-fn by_cpu(all: &str) -> BTreeMap<u32, String> {
+pub fn by_cpu(all: &str) -> BTreeMap<u32, String> {
     let mut cpus = BTreeMap::<u32, String>::new();
     let mut current = None;
     for text in all.lines() {

@@ -13,6 +13,7 @@ mod check;
 mod coverage;
 mod debugger;
 mod floor;
+mod fuzz;
 mod images;
 mod limine;
 mod linux;
@@ -70,6 +71,10 @@ commands:
   book-outputs [NAME…]       write what the book shows of the kernel's words anew
   boot-log CPU|all           the last run's log of one CPU, or all of it
   debug [CPUS] [key=value…]  boot the kernel under GDB
+  fuzz [TARGET…] [seconds=N] [seed=N]
+                             what comes from outside, made up by libFuzzer: a few
+                             seconds of each TARGET, the same each time, or seconds=
+                             of each from where it was last
   check                      spelling, dependencies, and clippy and rustdoc with
                              warnings denied, for kernel and host crates
   coverage                   how many of the libraries' lines their tests run
@@ -123,6 +128,7 @@ fn dispatch(arguments: &[String]) -> Result<ExitCode> {
             run::command(&run, &Interrupt::watch()?)
         }
         "bench" => bench::command(rest, &Interrupt::watch()?),
+        "fuzz" => fuzz::command(rest),
         "soak" => soak::command(rest, &Interrupt::watch()?),
         "test" => suite::command(rest, &Interrupt::watch()?),
         "matrix" => suite::matrix(rest, &Interrupt::watch()?),

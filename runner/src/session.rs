@@ -134,8 +134,8 @@ impl Record {
         self.last_of_cpu.insert(line.cpu, text.into());
         if let Some(verdict) = line.message.strip_prefix("verdict: ") {
             self.verdict = Some(verdict.into());
-        } else if line.level == Level::Error && self.first_error.is_none() {
-            self.first_error = Some(line.message.trim().into());
+        } else if line.level == Level::Error && !line.message.is_empty() {
+            self.first_error.get_or_insert_with(|| line.message.into());
         }
         if let Some(roll) = line.message.strip_prefix("roll: ")
             && self.roll.is_none()
@@ -157,6 +157,19 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// What a run was whose serial line said this and which ended with this status.
+    pub fn of(serial: &[u8], status: ExitStatus, symbols: &Symbols) -> Self {
+        let mut record = Record::default();
+        for raw in serial.split_inclusive(|&byte| byte == b'\n') {
+            record.take(&symbols.annotate(&line::plain(raw)), Duration::ZERO);
+        }
+        Self {
+            ending: Ending::Exited(status),
+            record,
+            elapsed: Duration::ZERO,
+        }
+    }
+
     /// What became of the kernel, and why, in words.
     pub fn verdict(&self) -> (Verdict, String) {
         let said = self.record.verdict.as_deref();
@@ -507,6 +520,19 @@ mod tests {
             reason("kill -9 $$"),
             (Verdict::Broken, "ended by signal 9".into())
         );
+    }
+
+    #[test]
+    fn an_error_without_words_is_no_reason() {
+        let serial = b"   0.1 0 ERROR panic\n   0.2 0 ERROR panic    no memory\r\n";
+        let symbols = Symbols::of(Path::new("/nonexistent"));
+        let verdict = |serial| {
+            let status = ExitStatus::from_raw(PANICKED << 8);
+            Outcome::of(serial, status, &symbols).verdict()
+        };
+        let panicked = |why: &str| (Verdict::Panicked, why.into());
+        assert_eq!(verdict(&serial[..]), panicked("no memory"));
+        assert_eq!(verdict(&serial[..21]), panicked("the log does not say why"));
     }
 
     #[test]

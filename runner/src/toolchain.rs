@@ -4,7 +4,9 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::{env, fmt};
+use std::{env, fmt, fs};
+
+use anyhow::{Context, Result};
 
 use crate::workspace;
 
@@ -111,6 +113,39 @@ pub fn host_cargo() -> Command {
     let mut command = clean(Path::new("cargo"));
     command.current_dir(workspace::root());
     command
+}
+
+/// Where the host's Rust keeps its libraries.
+#[derive(Debug)]
+pub struct HostLibraries {
+    /// The host, as Cargo calls it.
+    pub target: String,
+    folder: PathBuf,
+}
+
+impl HostLibraries {
+    /// Those of the compiler that [`host_cargo`] uses.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn find() -> Result<Self> {
+        let rustc = Path::new("rustc");
+        let target = answer(rustc, &["--print", "host-tuple"]);
+        let folder = answer(rustc, &["--print", "target-libdir"]);
+        let (target, folder) = target.zip(folder).context("rustc does not run")?;
+        Ok(Self {
+            target: target.trim_end().into(),
+            folder: folder.trim_end().into(),
+        })
+    }
+
+    /// Whether AddressSanitizer's library is among them: rustup's Rust has it, a distribution's may
+    /// not.
+    pub fn has_address_sanitizer(&self) -> bool {
+        let files = fs::read_dir(&self.folder).into_iter().flatten().flatten();
+        let mut names = files.map(|file| file.file_name());
+        names.any(|name| name.to_string_lossy().ends_with("_rt.asan.a"))
+    }
 }
 
 /// The folder of a compiler's libraries, if the compiler runs. A

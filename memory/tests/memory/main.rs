@@ -17,5 +17,6 @@ mod plan;
 mod ram;
 mod range;
 mod scarce;
+mod shown;
 mod tables;
 mod walker;

@@ -13,9 +13,10 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 
 use crate::changes::Alone;
-use crate::maps::{HALF_4, HALF_5, Shown, memory_map, shown};
+use crate::maps::{HALF_4, HALF_5, memory_map};
 use crate::oracle::oracle;
 use crate::ram::Ram;
+use crate::shown::{Shown, shown};
 use crate::walker::{Seen, joined, walk};
 
 /// Far above all memory in the random maps, so that a stray pointer to a table cannot pass for one

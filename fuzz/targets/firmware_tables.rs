@@ -1,0 +1,247 @@
+//! The firmware's tables: the way to the MADT over any memory, and over memory that is mostly right.
+#![no_main]
+
+use arbitrary::Arbitrary;
+use libfuzzer_sys::fuzz_target;
+use muster_machine::acpi::{Firmware, Madt, search_rsdp};
+
+/// Where the memory begins: where a BIOS has the root pointer.
+const START: u64 = 0xe_0000;
+
+#[derive(Arbitrary, Debug)]
+enum Input<'a> {
+    Raw { at: u16, bytes: &'a [u8] },
+    Built(Built<'a>),
+}
+
+#[derive(Arbitrary, Debug)]
+struct Built<'a> {
+    revision: u8,
+    /// The table that the root pointer leads to, and what it holds.
+    root: Pointer,
+    pointers: Vec<Pointer>,
+    root_is_right: bool,
+    rsdp_is_right: bool,
+    tables: Vec<Table<'a>>,
+    /// Bytes to change in the end.
+    changes: Vec<(u16, u8)>,
+}
+
+#[derive(Arbitrary, Clone, Copy, Debug)]
+enum Pointer {
+    ToRoot,
+    To(u8),
+    Raw(u64),
+}
+
+#[derive(Arbitrary, Debug)]
+struct Table<'a> {
+    is_madt: bool,
+    body: Vec<Entry<'a>>,
+    length: Option<u32>,
+    is_right: bool,
+}
+
+#[derive(Arbitrary, Debug)]
+enum Entry<'a> {
+    LocalApic { id: u8, flags: u8 },
+    LocalX2Apic { id: u32, flags: u8 },
+    Other { kind: u8, body: &'a [u8] },
+    Raw(&'a [u8]),
+}
+
+struct Memory<'a>(&'a [u8]);
+
+impl<'a> Firmware for Memory<'a> {
+    type Bytes = &'a [u8];
+
+    fn bytes(&self, start: u64, length: usize) -> Option<&'a [u8]> {
+        let offset = usize::try_from(start.checked_sub(START)?).ok()?;
+        self.0.get(offset..)?.get(..length)
+    }
+}
+
+/// Makes bytes sum to zero by the one at an offset.
+fn correct(bytes: &mut [u8], offset: usize) {
+    bytes[offset] = 0;
+    let sum = bytes.iter().fold(0_u8, |sum, byte| sum.wrapping_add(*byte));
+    bytes[offset] = sum.wrapping_neg();
+}
+
+fn table(signature: &[u8; 4], body: &[u8], length: Option<u32>, is_right: bool) -> Vec<u8> {
+    let mut table = signature.to_vec();
+    let length = length.unwrap_or(36 + body.len() as u32);
+    table.extend(length.to_le_bytes());
+    table.resize(36, 0);
+    table.extend(body);
+    if is_right {
+        correct(&mut table, 9);
+    }
+    table
+}
+
+impl Entry<'_> {
+    fn bytes(&self) -> Vec<u8> {
+        match *self {
+            Self::LocalApic { id, flags } => vec![0, 8, !id, id, flags, 0, 0, 0],
+            Self::LocalX2Apic { id, flags } => {
+                let mut entry = vec![9, 16, 0, 0];
+                entry.extend(id.to_le_bytes());
+                entry.extend([flags, 0, 0, 0]);
+                entry.extend((!id).to_le_bytes());
+                entry
+            }
+            Self::Other { kind, body } => {
+                let body = &body[..body.len().min(253)];
+                let mut entry = vec![kind, body.len() as u8 + 2];
+                entry.extend(body);
+                entry
+            }
+            Self::Raw(bytes) => bytes.into(),
+        }
+    }
+
+    /// The CPU it stands for, if its type is one of the two.
+    fn cpu(&self) -> Option<(u32, u8)> {
+        match *self {
+            Self::LocalApic { id, flags } => Some((id.into(), flags)),
+            Self::LocalX2Apic { id, flags } => Some((id, flags)),
+            _ => None,
+        }
+    }
+
+    /// Whether it is well-formed and stands for no more than it seems to.
+    fn is_plain(&self) -> bool {
+        match self {
+            Self::Other { kind, .. } => !matches!(kind, 0 | 9),
+            Self::Raw(bytes) => bytes.is_empty(),
+            _ => true,
+        }
+    }
+}
+
+impl Built<'_> {
+    /// Puts the root pointer first, the table it leads to next, and then all others.
+    fn memory(&self) -> (Vec<u8>, Vec<u64>) {
+        let width = if self.revision == 0 { 4 } else { 8 };
+        let root_at = START + 48;
+        let mut at = root_at + (36 + width * self.pointers.len() as u64).next_multiple_of(16);
+        let tables: Vec<Vec<u8>> = self.tables.iter().map(Table::bytes).collect();
+        let mut places = Vec::new();
+        for table in &tables {
+            places.push(at);
+            at += (table.len() as u64).next_multiple_of(16);
+        }
+        let address = |pointer: Pointer| match pointer {
+            Pointer::ToRoot => root_at,
+            Pointer::To(index) => places.get(usize::from(index)).copied().unwrap_or(at),
+            Pointer::Raw(address) => address,
+        };
+        let pointers = self.pointers.iter().map(|&pointer| address(pointer));
+        let pointers = pointers.flat_map(|at| at.to_le_bytes().into_iter().take(width as usize));
+        let root = table(
+            b"XSDT",
+            &pointers.collect::<Vec<_>>(),
+            None,
+            self.root_is_right,
+        );
+
+        let mut rsdp = b"RSD PTR \0muster".to_vec();
+        rsdp.push(self.revision);
+        let to_root = address(self.root).to_le_bytes();
+        rsdp.extend(if width == 4 { &to_root[..4] } else { &[0; 4] });
+        if self.rsdp_is_right {
+            correct(&mut rsdp, 8);
+        }
+        rsdp.extend(36_u32.to_le_bytes());
+        rsdp.extend(to_root);
+        rsdp.resize(48, 0);
+
+        let mut memory = rsdp;
+        for table in std::iter::once(&root).chain(&tables) {
+            memory.extend(table);
+            memory.resize(memory.len().next_multiple_of(16), 0);
+        }
+        (memory, places)
+    }
+
+    /// The CPUs that must be found, if everything on the way is right.
+    fn expected(&self) -> Option<Vec<(u32, u8)>> {
+        let first = self.pointers.iter().find_map(|pointer| match pointer {
+            Pointer::To(index) => self
+                .tables
+                .get(usize::from(*index))
+                .filter(|table| table.is_madt),
+            _ => None,
+        })?;
+        let is_right = self.rsdp_is_right
+            && self.root_is_right
+            && matches!(self.root, Pointer::ToRoot)
+            && self.changes.is_empty()
+            && !self
+                .pointers
+                .iter()
+                .any(|pointer| matches!(pointer, Pointer::Raw(_)))
+            && first.is_right
+            && first.length.is_none()
+            && first.body.iter().all(Entry::is_plain);
+        is_right.then(|| first.body.iter().filter_map(Entry::cpu).collect())
+    }
+}
+
+impl Table<'_> {
+    fn bytes(&self) -> Vec<u8> {
+        let mut body = vec![0; 8];
+        for entry in &self.body {
+            body.extend(entry.bytes());
+        }
+        let signature = if self.is_madt { b"APIC" } else { b"FACP" };
+        table(signature, &body, self.length, self.is_right)
+    }
+}
+
+fn found(memory: &[u8], rsdp: u64) -> Option<Vec<(u32, u8)>> {
+    let madt = match Madt::find(&Memory(memory), rsdp) {
+        Ok(madt) => madt,
+        Err(error) => {
+            assert!(!error.to_string().is_empty());
+            return None;
+        }
+    };
+    let cpus = madt.cpus().map(|cpu| {
+        let flags = match (cpu.is_enabled(), cpu.may_be_started()) {
+            (false, false) => 0,
+            (true, true) => 1,
+            (false, true) => 2,
+            (true, false) => 3,
+        };
+        (cpu.lapic_id, flags)
+    });
+    Some(cpus.collect())
+}
+
+fuzz_target!(|input: Input| {
+    match input {
+        Input::Raw { at, bytes } => {
+            let rsdp = START + u64::from(at);
+            let cpus = found(bytes, rsdp);
+            if let Some(searched) = search_rsdp(&Memory(bytes)) {
+                assert!(searched >= START && searched.is_multiple_of(16));
+            }
+            // An entry takes eight bytes at least.
+            assert!(cpus.is_none_or(|cpus| cpus.len() <= bytes.len() / 8));
+        }
+        Input::Built(built) => {
+            let (mut memory, _) = built.memory();
+            let length = memory.len();
+            for &(place, byte) in &built.changes {
+                memory[usize::from(place) % length] ^= byte;
+            }
+            let cpus = found(&memory, START);
+            if let Some(expected) = built.expected() {
+                let expected = expected.into_iter().map(|(id, flags)| (id, flags & 3));
+                assert_eq!(cpus, Some(expected.collect()));
+            }
+        }
+    }
+});
