@@ -116,6 +116,20 @@ coverage:
 fuzz *ARGS:
     @{{ runner }} fuzz "$@"
 
+# Look for undefined behaviour in what needs no instruction of a kernel's, where a toolchain has Miri
+[group('test')]
+miri:
+    #!/bin/sh
+    set -eu
+    if ! cargo +nightly miri --version >/dev/null 2>&1; then
+        echo 'miri: skipped, as no nightly toolchain here has it (rustup +nightly component add miri)'
+        exit 0
+    fi
+    # Tests leak what lives as long as a kernel.
+    export MIRIFLAGS='-Zmiri-ignore-leaks -Zmiri-permissive-provenance'
+    cargo +nightly miri test --package muster-percpu --test percpu
+    cargo +nightly miri test --package muster-memory --test memory -- range::what frame_cache::a_cache changes::what
+
 # Boot the kernel in every way it must survive: just test-kernel [FILTER…]
 [group('test')]
 test-kernel *FILTER:

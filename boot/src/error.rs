@@ -99,4 +99,29 @@ mod tests {
         let words = BootError::Revision(None).to_string();
         assert!(words.contains("it does not say which it speaks"));
     }
+
+    #[test]
+    fn each_error_tells_the_loader_s_answer() {
+        let image = BootError::Image {
+            virtual_: 0xa000,
+            physical: 0xb000,
+            linked: 0xc000,
+        };
+        let entry = BootError::MemoryEntry {
+            base: 0xd000,
+            length: 0xe000,
+        };
+        let told: [(BootError, &[&str]); 6] = [
+            (BootError::Missing("HHDM"), &["HHDM request"]),
+            (BootError::Hhdm(0x1000), &["0x1000", "2 MiB"]),
+            (image, &["0xa000", "0xb000", "0xc000"]),
+            (entry, &["0xd000", "0xe000"]),
+            (BootError::NoBsp(77), &["77"]),
+            (BootError::CommandLine, &["not UTF-8"]),
+        ];
+        for (error, parts) in told {
+            let words = error.to_string();
+            assert!(parts.iter().all(|part| words.contains(part)), "{words}");
+        }
+    }
 }

@@ -1,0 +1,225 @@
+//! Threads as CPUs that come late, wait for one another, sleep and leave their last words.
+#![allow(clippy::unwrap_used, reason = "helpers of tests, not only tests")]
+
+use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier};
+use std::thread;
+
+use muster_percpu::{Admission, Board, Line, Note, Outcome, Sleep};
+
+const ROUNDS: usize = 400;
+
+/// Runs two CPUs' parts of a round at once, and answers what they say of each round.
+fn race<A: Send, B: Send>(
+    one: impl Fn(usize) -> A + Sync,
+    other: impl Fn(usize) -> B + Sync,
+) -> Vec<(A, B)> {
+    let barrier = Barrier::new(2);
+    let rounds = || {
+        (0..ROUNDS).inspect(|_| {
+            barrier.wait();
+        })
+    };
+    thread::scope(|scope| {
+        let others = scope.spawn(|| rounds().map(&other).collect::<Vec<_>>());
+        let ones: Vec<_> = rounds().map(&one).collect();
+        ones.into_iter().zip(others.join().unwrap()).collect()
+    })
+}
+
+#[test]
+fn a_cpu_joins_or_is_given_up() {
+    let admissions: Vec<_> = (0..ROUNDS).map(|_| Admission::default()).collect();
+    assert!(
+        admissions
+            .iter()
+            .all(|cpu| cpu.outcome() == Outcome::Pending)
+    );
+    let results = race(
+        |round| admissions[round].join(),
+        |round| {
+            let given_up = admissions[round].give_up();
+            (given_up, admissions[round].outcome())
+        },
+    );
+    for (cpu, (joined, (given_up, outcome))) in admissions.iter().zip(results) {
+        assert_ne!(joined, given_up);
+        let expected = if joined {
+            Outcome::Joined
+        } else {
+            Outcome::GivenUp
+        };
+        assert_eq!((outcome, cpu.outcome()), (expected, expected));
+        assert!(!cpu.join() && !cpu.give_up(), "it was decided before");
+        assert_eq!(format!("{cpu:?}"), format!("Admission({expected:?})"));
+    }
+}
+
+#[test]
+fn of_a_change_and_a_cpu_that_joins_one_sees_the_other() {
+    let changes: Vec<_> = (0..ROUNDS).map(|_| AtomicUsize::new(0)).collect();
+    let admissions: Vec<_> = (0..ROUNDS).map(|_| Admission::new()).collect();
+    let results = race(
+        |round| admissions[round].join() && changes[round].load(Ordering::Relaxed) == 0,
+        |round| {
+            changes[round].store(1, Ordering::Relaxed);
+            Admission::before_looking();
+            admissions[round].outcome() == Outcome::Pending
+        },
+    );
+    for (is_unaware, is_overlooked) in results {
+        assert!(!(is_unaware && is_overlooked));
+    }
+}
+
+#[test]
+fn a_sleeper_owes_exactly_what_it_was_spared() {
+    let sleep = Sleep::default();
+    assert_eq!(format!("{sleep:?}"), "Sleep(awake)");
+    let results = race(
+        |_| {
+            sleep.begin();
+            thread::yield_now();
+            sleep.end()
+        },
+        |_| sleep.spare(),
+    );
+    assert!(results.iter().all(|(owes, spared)| owes == spared));
+    sleep.begin();
+    assert_eq!(format!("{sleep:?}"), "Sleep(asleep)");
+    assert!(sleep.spare() && sleep.spare());
+    assert_eq!(format!("{sleep:?}"), "Sleep(asleep, owing)");
+    assert!(sleep.end());
+    assert!(!sleep.end() && !sleep.spare());
+}
+
+#[test]
+fn each_order_is_carried_out_once_at_each_place() {
+    const CPUS: usize = 4;
+    let board = &Board::new(CPUS);
+    let sums = &[const { AtomicUsize::new(0) }; CPUS];
+    thread::scope(|scope| {
+        for (place, sum) in sums.iter().enumerate() {
+            scope.spawn(move || {
+                let mut next = 1;
+                while next <= ROUNDS {
+                    let had_order = board.has_order(place);
+                    let carried_out = board.carry_out(place, |order: usize| {
+                        assert_eq!(order, next);
+                        sum.store(sum.load(Ordering::Relaxed) + order, Ordering::Relaxed);
+                        next += 1;
+                    });
+                    assert!(carried_out || !had_order);
+                    thread::yield_now();
+                }
+            });
+        }
+        for order in 1..=ROUNDS {
+            assert!(board.give(order));
+            while let Some(late) = board.late() {
+                assert!(late < CPUS && !board.is_done());
+                thread::yield_now();
+            }
+            // What was done for it is visible.
+            let all = order * (order + 1) / 2;
+            assert!(sums.iter().all(|sum| sum.load(Ordering::Relaxed) == all));
+        }
+    });
+    assert!(!board.has_order(0) && !board.has_order(CPUS));
+    assert!(!board.carry_out(CPUS, |_| unreachable!()));
+}
+
+#[test]
+fn of_orders_given_at_once_or_too_early_none_is_lost() {
+    let board = Board::new(1);
+    let results = race(
+        |round| {
+            let given = board.give(2 * round);
+            let mut carried_out = Vec::new();
+            while board.carry_out(0, |order| carried_out.push(order)) {}
+            (given, carried_out)
+        },
+        |round| board.give(2 * round + 1),
+    );
+    let mut carried_out: Vec<usize> = Vec::new();
+    let mut given = Vec::new();
+    for (round, ((one, orders), other)) in results.into_iter().enumerate() {
+        given.extend(one.then_some(2 * round));
+        given.extend(other.then_some(2 * round + 1));
+        carried_out.extend(orders);
+    }
+    while board.carry_out(0, |order| carried_out.push(order)) {}
+    carried_out.sort_unstable();
+    given.sort_unstable();
+    assert_eq!(carried_out, given);
+    assert!(board.is_done());
+}
+
+#[test]
+fn a_line_is_left_by_all_together_and_shows_what_each_did() {
+    const CPUS: usize = 4;
+    let line = &Line::new(CPUS);
+    assert_eq!(format!("{line:?}"), format!("Line(0 of {CPUS})"));
+    let steps = &[const { AtomicUsize::new(0) }; CPUS];
+    thread::scope(|scope| {
+        for own in 0..CPUS {
+            scope.spawn(move || {
+                for round in 1..=ROUNDS {
+                    steps[own].store(round, Ordering::Relaxed);
+                    let arrival = line.come();
+                    while !line.is_left(&arrival) {
+                        thread::yield_now();
+                    }
+                    for step in steps {
+                        let step = step.load(Ordering::Relaxed);
+                        assert!(step == round || step == round + 1, "{step} in {round}");
+                    }
+                }
+            });
+        }
+    });
+    assert_eq!((line.cpus(), line.waiting()), (CPUS, 0));
+}
+
+#[test]
+fn the_first_note_counts_and_is_dropped_once() {
+    let notes: Vec<Note<Arc<usize>>> = (0..ROUNDS).map(|_| Note::default()).collect();
+    assert_eq!(format!("{:?}", notes[0]), "Note(None)");
+    let texts = [Arc::new(1), Arc::new(2)];
+    let leave = |text: usize| {
+        let (notes, texts) = (&notes, &texts);
+        move |round: usize| {
+            let left = notes[round].leave(|| texts[text].clone());
+            // Whoever has left it sees it; whoever has not may see nothing yet.
+            let read = notes[round].read().map(|read| **read);
+            assert!(!left || read == Some(text + 1));
+            left
+        }
+    };
+    let results = race(leave(0), leave(1));
+    for (note, (one, other)) in notes.iter().zip(&results) {
+        assert_ne!(one, other);
+        assert_eq!(
+            note.read().map(|read| **read),
+            Some(1 + usize::from(*other))
+        );
+    }
+    let count: usize = texts.iter().map(|text| Arc::strong_count(text) - 1).sum();
+    assert_eq!(count, ROUNDS);
+    drop(notes);
+    assert!(texts.iter().all(|text| Arc::strong_count(text) == 1));
+}
+
+#[test]
+fn a_note_whose_writer_never_returns_is_never_seen() {
+    let note = Note::new();
+    let failed = catch_unwind(AssertUnwindSafe(|| {
+        note.leave(|| -> Cell<u8> { panic!("died") })
+    }));
+    assert!(failed.is_err());
+    assert!(note.read().is_none());
+    assert!(!note.leave(|| Cell::new(1)));
+    assert!(note.read().is_none());
+}
