@@ -182,6 +182,9 @@ fn handle(frame: &mut Frame) -> Heap {
         }
         stop::stop_here(frame.rip);
     }
+    if frame.vector == NMI && interrupts::take_nmi() {
+        return Heap::Untouched;
+    }
     panic::exception(frame);
 }
 

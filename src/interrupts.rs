@@ -6,7 +6,7 @@
 //!    switches them on. So no interrupt comes on top of another one, and a CPU needs stack for one
 //!    handler at a time.
 //! 2. Only an NMI, a machine check and a debug exception come on top of a handler. The NMI means
-//!    "stop now", the machine check ends the run, and the debug exception belongs to a CPU that
+//!    "stop now" or nothing ([`take_nmi`]), the machine check ends the run, and the debug exception belongs to a CPU that
 //!    steps through its code, whose handler then runs in the handler's place. None of them takes a
 //!    lock that code below it may hold.
 //! 3. A handler may allocate and free. Whatever it interrupted goes on where
@@ -17,6 +17,8 @@
 
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
+
+use x86_64::instructions::port::Port;
 
 use crate::exceptions::Heap;
 use crate::{call, cpu, crew, events, lapic, timer, tlb};
@@ -47,11 +49,19 @@ pub enum Kind {
     Error,
     /// One that went away before it was taken.
     Spurious,
+    /// An NMI that does not mean that the run is over.
+    Nmi,
 }
 
 impl Kind {
     /// All of them, in the order of their discriminants.
-    const ALL: [Self; 4] = [Self::Timer, Self::Wake, Self::Error, Self::Spurious];
+    const ALL: [Self; 5] = [
+        Self::Timer,
+        Self::Wake,
+        Self::Error,
+        Self::Spurious,
+        Self::Nmi,
+    ];
 
     fn name(self) -> &'static str {
         match self {
@@ -59,6 +69,7 @@ impl Kind {
             Self::Wake => "wake-up",
             Self::Error => "error",
             Self::Spurious => "spurious",
+            Self::Nmi => "nmi",
         }
     }
 
@@ -118,8 +129,33 @@ pub fn take(vector: u64) -> Option<Heap> {
             log::error!("local APIC: {}", lapic::take_errors());
             Heap::Untouched
         }
-        Kind::Spurious => Heap::Untouched,
+        // An NMI is not among those that are told by their vector here.
+        Kind::Spurious | Kind::Nmi => Heap::Untouched,
     })
+}
+
+/// The NMI status and control register, and its bits for an error of memory or of the bus (Intel
+/// ICH9 datasheet, 13.7.1).
+const NMI_STATUS: u16 = 0x61;
+const NMI_ERRORS: u8 = 0b11 << 6;
+
+/// What an absent port reads as.
+const ABSENT: u8 = 0xff;
+
+/// Takes an NMI that no other CPU stops this one by. `false`: the machine is broken, and the run ends.
+///
+/// Any other is counted and told, as other kernels do: management controllers, watchdogs and buttons
+/// send NMIs, what they mean is known to nobody here, and nothing that is here is hurt by one. The
+/// handler uses neither the heap nor locks, nor the local APIC, nor anything that is ever unmapped: so
+/// it needs no [`tlb::wake_up`], and what it interrupted goes on where it was.
+pub fn take_nmi() -> bool {
+    // SAFETY: reading has no side effect on any PC, and an absent port answers with all ones.
+    let status = unsafe { Port::<u8>::new(NMI_STATUS).read() };
+    if status != ABSENT && status & NMI_ERRORS != 0 {
+        return false;
+    }
+    cpu::try_with(|here| here.shared().interrupts.count(Kind::Nmi));
+    true
 }
 
 /// Logs how many interrupts of each kind there were on all CPUs, and for who wants to know on each.
