@@ -2,7 +2,7 @@
 
 use core::fmt;
 use core::panic::PanicInfo;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use muster_events::{Address, Fault, Kind, ReturnAddress, Stopped};
 use muster_heap::{Deed, Misuse};
@@ -32,6 +32,9 @@ const DEPTH: usize = 32;
 /// LAPIC ids have 32 bits, so no CPU has this one.
 const NOBODY: u64 = u64::MAX;
 
+/// How many faults there were within the fault report.
+static FAULTS_WITHIN: AtomicU32 = AtomicU32::new(0);
+
 /// The LAPIC id of the CPU that reports. LAPIC ids tell CPUs apart at any time,
 /// before registration too.
 static REPORTER: AtomicU64 = AtomicU64::new(NOBODY);
@@ -41,6 +44,11 @@ fn panicked(info: &PanicInfo<'_>) -> ! {
     interrupts::disable();
     let frame_pointer = checked::frame_pointer();
     report(format_args!("{}", Panicked(info)), |cpu| {
+        // First what can't fail: the message may panic itself.
+        log::error!(target: "panic", "CPU {cpu} panicked");
+        if let Some(location) = info.location() {
+            log::error!(target: "panic", "at {location}");
+        }
         let text = journal::clip(format_args!("{}", info.message()));
         let location = (info.location()).map(|location| journal::clip(format_args!("{location}")));
         events::tell(Fault {
@@ -52,10 +60,6 @@ fn panicked(info: &PanicInfo<'_>) -> ! {
             error_code: None,
             address: None,
         });
-        log::error!(target: "panic", "CPU {cpu} panicked");
-        if let Some(location) = info.location() {
-            log::error!(target: "panic", "at {location}");
-        }
         log::error!(target: "panic", "{}", info.message());
         backtrace(None, frame_pointer);
     })
@@ -156,8 +160,16 @@ fn report(what: fmt::Arguments<'_>, say: impl FnOnce(u32)) -> ! {
     match REPORTER.compare_exchange(NOBODY, own, Ordering::AcqRel, Ordering::Acquire) {
         Ok(_) => {}
         Err(first) if first == own => {
-            log::error!(target: "panic", "a fault within the fault report: {what}");
-            exit::quit(Outcome::Fault);
+            // To say what may be what faults, so it's tried only once.
+            match FAULTS_WITHIN.fetch_add(1, Ordering::Relaxed) {
+                0 => log::error!(target: "panic", "a fault within the fault report: {what}"),
+                _ => log::error!(target: "panic", "a fault within the report of that fault"),
+            }
+            let index = own_index();
+            exit::conclude(
+                Outcome::Fault,
+                format_args!("CPU {index}: a fault within the fault report"),
+            );
         }
         Err(_) => give_way(what),
     }
@@ -165,7 +177,7 @@ fn report(what: fmt::Arguments<'_>, say: impl FnOnce(u32)) -> ! {
     journal::stop_answering();
     stop::others();
     broken_off.end();
-    let index = cpu::try_with(|here| here.index()).unwrap_or(0);
+    let index = own_index();
     say(index);
     for (other, shared) in cpu::all().filter(|(other, _)| *other != index) {
         let words = shared.end.words();
@@ -188,6 +200,15 @@ fn report(what: fmt::Arguments<'_>, say: impl FnOnce(u32)) -> ! {
         }
     }
     exit::conclude(Outcome::Fault, format_args!("CPU {index}: {what}"))
+}
+
+/// The index of this CPU, which it has as soon as there is a block for it, registered or not. There is
+/// none yet where only the BSP runs.
+fn own_index() -> u32 {
+    let own = lapic::own_id();
+    let mut all = cpu::all();
+    let by_id = all.find_map(|(index, shared)| (shared.lapic_id == own).then_some(index));
+    by_id.unwrap_or(0)
 }
 
 /// A second CPU with a fault of its own: leaves word of it for the reporter.
