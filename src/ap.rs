@@ -7,7 +7,7 @@ use limine::mp;
 use crate::cpu::{Block, Cpu};
 use crate::roll::Phase;
 use crate::stack::{self, Slot};
-use crate::{control, cpu, crew, exceptions, exit, lapic, shared, stop};
+use crate::{control, cpu, crew, exceptions, exit, lapic, mishap, shared, stop};
 
 /// Where the loader sends an AP: on the loader's stack, tables and GDT, with the
 /// address of its block in `extra`.
@@ -30,41 +30,48 @@ pub unsafe extern "C" fn entry(parked: &mp::Cpu) -> ! {
     // it released the CPU (Release there, Acquire here); it lies in the HHDM, which
     // the loader's tables map like the kernel's.
     let block: &'static Block = unsafe { &*block };
-    let report = &block.shared().report;
-    report.reach(Phase::Entered);
+    let reach = |phase| reach(block.index(), block.shared(), phase);
+    reach(Phase::Entered);
     if let Err(error) = Cpu::register(block) {
         panic!("an AP can't register its block: {error}");
     }
-    report.reach(Phase::Block);
+    reach(Phase::Block);
 
     let shared = shared::get();
     control::set(&shared.features());
-    report.reach(Phase::Control);
+    reach(Phase::Control);
 
     shared.load_tables();
-    report.reach(Phase::Tables);
+    reach(Phase::Tables);
 
     // SAFETY: the slot is this CPU's own, mapped in the tables just loaded, and not yet
     // in use; what is on the loader's stack is done with.
     unsafe { stack::run_on(Slot::of(block.index()).main().top, run) }
 }
 
+/// Reports that AP `index` has come so far, and lets happen what is asked for.
+fn reach(index: u32, shared: &cpu::Shared, phase: Phase) {
+    shared.report.reach(phase);
+    mishap::may_happen(index, &shared.report, phase);
+}
+
 /// An AP on its own stack.
 extern "C" fn run() -> ! {
     let (index, joined) = cpu::with(|here| {
         let report = &here.shared().report;
-        report.reach(Phase::Stack);
+        let reach = |phase| reach(here.index(), here.shared(), phase);
+        reach(Phase::Stack);
         here.local().load_descriptors();
         lapic::enable();
         here.shared().home.record();
-        report.reach(Phase::Descriptors);
+        reach(Phase::Descriptors);
         let joined = report.join();
         // A shootdown goes only to CPUs that have joined, so whatever changed in the
         // tables before that moment must not linger here (`Admission`). Were it the other
         // way round, what changes in between would.
         x86_64::instructions::tlb::flush_all();
         if joined {
-            report.reach(Phase::Online);
+            reach(Phase::Online);
         }
         (here.index(), joined)
     });

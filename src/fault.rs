@@ -140,6 +140,7 @@ fn strike(fault: Fault, victim: Option<u64>) {
             }
             panic!("asked for by fault=");
         }
+        Fault::PanicInPanic => panic!("{}", Unspeakable),
         Fault::DeafAp => go_deaf(),
         Fault::LockOrder => {
             let (first, second) = (Lock::new(Level::Workload, ()), Lock::new(Level::Tables, ()));
@@ -186,6 +187,15 @@ fn strike(fault: Fault, victim: Option<u64>) {
                 code();
             }
         }
+    }
+}
+
+/// What can't be said without a panic, for the same reason.
+struct Unspeakable;
+
+impl core::fmt::Display for Unspeakable {
+    fn fmt(&self, _: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        panic!("{}", Self)
     }
 }
 

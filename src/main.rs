@@ -46,6 +46,7 @@ mod descriptors;
 mod events;
 mod exceptions;
 mod exit;
+mod famine;
 mod fault;
 mod firmware;
 mod frames;
@@ -57,6 +58,7 @@ mod lapic;
 mod lock;
 mod mapping;
 mod median;
+mod mishap;
 mod misuse;
 mod monitor;
 mod panic;
@@ -137,6 +139,7 @@ extern "C" fn build() -> ! {
         events::start(&boot, &features, hz);
     }
     boot.tell();
+    famine::ask(arguments.frames_fail);
 
     let (shared, blocks) =
         Shared::build(&boot, features, arguments.cpus).unwrap_or_else(|error| refuse(&error));
@@ -193,6 +196,7 @@ extern "C" fn muster() -> ! {
     }
     x86_64::instructions::interrupts::enable();
 
+    mishap::ask(arguments.mishap);
     let roll = RollCall::hold(boot, arguments, blocks);
     roll.print();
     roll.tell();
@@ -212,6 +216,7 @@ extern "C" fn muster() -> ! {
     let audit = before.compare();
     interrupts::tell();
     shared::get().tell_ranges(Moment::End);
+    famine::tell(arguments.frames_fail);
 
     if let Err(reason) = (roll.verdict())
         .and(reclaimed)

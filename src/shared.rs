@@ -29,7 +29,7 @@ use crate::cpu::{self, Block};
 use crate::lock::{Level, Lock};
 use crate::stack::{self, Slot};
 use crate::window::{self, HEAP, MAPPINGS};
-use crate::{events, frames, heap, image, lapic};
+use crate::{events, famine, frames, heap, image, lapic};
 
 /// By how much the heap grows at least, in bytes: one large page.
 const HEAP_STEP: u64 = 2 * 1024 * 1024;
@@ -344,12 +344,13 @@ impl Shared {
             })
             .collect::<Result<Vec<_>, _>>()?;
 
+        let source = famine::Tables(&frames);
         // SAFETY: the frames come from the allocator, so they are free memory that
         // nothing else uses, and `hhdm` reaches all of it.
-        let mut tables = unsafe { Tables::new(hhdm, levels, features.of_tables(), &frames)? };
+        let mut tables = unsafe { Tables::new(hhdm, levels, features.of_tables(), &source)? };
         for region in plan.regions() {
             tables
-                .map(region, &frames)
+                .map(region, &source)
                 .map_err(|failure| failure.error)?;
         }
         // Past this point the heap takes what it needs, and has nobody to tell that there is none.
@@ -451,8 +452,11 @@ impl Shared {
 
     /// Changes the tables, which nobody else changes meanwhile, and no handler of this CPU.
     /// `f` may neither allocate nor wait for another CPU.
-    pub fn with_tables<T>(&self, f: impl FnOnce(&mut Tables<Hhdm>, &FrameAllocator) -> T) -> T {
-        f(&mut self.growing.lock().tables, &self.frames)
+    pub fn with_tables<T>(&self, f: impl FnOnce(&mut Tables<Hhdm>, &famine::Tables<'_>) -> T) -> T {
+        f(
+            &mut self.growing.lock().tables,
+            &famine::Tables(&self.frames),
+        )
     }
 
     /// The tables, to be read without their lock: in a fault report its holder may be
@@ -689,6 +693,9 @@ impl Shared {
     /// Takes frames from this CPU's own, if it has any.
     /// `None` if there is no such run.
     pub fn take_run(&self, count: usize, align: usize, owner: Owner) -> Option<FrameRun> {
+        if famine::strikes() {
+            return None;
+        }
         frames::with_cache(|cache| cache.allocate_run(count, align, owner))
             .unwrap_or_else(|| self.frames.allocate_run(count, align, owner))
     }
@@ -712,6 +719,7 @@ impl Shared {
             return None;
         }
         let start = match (count, align) {
+            (1, 1) if famine::strikes() => return None,
             (1, 1) => frames::allocate(Owner::Heap)?.start(),
             _ => self.take_run(count, align, Owner::Heap)?.start(),
         };
@@ -780,6 +788,7 @@ impl Shared {
         };
         let run = match run {
             Some(run) => run,
+            None if famine::strikes() => return None,
             None => frames.allocate_run(1, 1, Owner::Heap)?,
         };
         let region = Region {
@@ -791,7 +800,7 @@ impl Shared {
             cache: Cache::WriteBack,
             largest: PageSize::Size2MiB,
         };
-        let mapped = growing.tables.map(&region, frames);
+        let mapped = growing.tables.map(&region, &famine::Tables(frames));
         if mapped.is_err() {
             // Only for want of a frame for a table. The run was just taken, so it can
             // be given back; the tables hold no leaf of it, for tables come first.
@@ -933,8 +942,9 @@ fn add_stacks(
 ) -> Result<(), BuildError> {
     for stack in Slot::of(index).stacks() {
         let count = (stack.length() / FRAME_SIZE) as usize;
-        let run = frames
-            .allocate_run(count, 1, Owner::Stacks)
+        let run = (!famine::strikes())
+            .then(|| frames.allocate_run(count, 1, Owner::Stacks))
+            .flatten()
             .ok_or(BuildError::OutOfMemory("the stacks of its CPUs"))?;
         if let Some(memory) = hhdm.pointer(run.start()) {
             // SAFETY: the run was just taken, is in one piece in the HHDM, and in whole frames.
@@ -960,8 +970,9 @@ fn make_block(
     index: u32,
     lapic_id: u32,
 ) -> Result<&'static Block, BuildError> {
-    let memory = frames
-        .allocate_run((cpu::BYTES / FRAME_SIZE) as usize, 1, Owner::PerCpu)
+    let memory = (!famine::strikes())
+        .then(|| frames.allocate_run((cpu::BYTES / FRAME_SIZE) as usize, 1, Owner::PerCpu))
+        .flatten()
         .and_then(|run| hhdm.pointer(run.start()))
         .ok_or(BuildError::OutOfMemory("the blocks of its CPUs"))?;
     // SAFETY: the run was just allocated and is never freed; the HHDM shows it,

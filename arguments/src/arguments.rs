@@ -4,7 +4,7 @@ use core::fmt;
 use core::str::FromStr;
 
 use crate::named::named;
-use crate::values::{Fault, Heap, LogLevel, Output, Reclaim, Workloads};
+use crate::values::{Fault, Heap, LogLevel, Mishap, Output, Reclaim, Step, Workloads};
 
 /// What a run is asked to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,6 +31,12 @@ pub struct Arguments {
     pub fault: Option<Fault>,
     /// Whether to do what is typed at the serial port instead of the stress.
     pub monitor: bool,
+    /// What happens to the last AP on its way up, and where.
+    pub mishap: Option<(Mishap, Step)>,
+    /// The request for frames that is refused, counted from 1.
+    pub frames_fail: Option<u64>,
+    /// Whether CPUs send each other NMIs during the stress.
+    pub nmis: bool,
     /// The benchmarks to run instead of the stress.
     #[cfg(feature = "bench")]
     pub bench: Option<muster_bench::Options>,
@@ -50,6 +56,9 @@ impl Default for Arguments {
             output: Output::Text,
             fault: None,
             monitor: false,
+            mishap: None,
+            frames_fail: None,
+            nmis: false,
             #[cfg(feature = "bench")]
             bench: None,
         }
@@ -70,6 +79,11 @@ named! {
         Output = "output",
         Fault = "fault",
         Monitor = "monitor",
+        Die = Mishap::Die.name(),
+        Fall = Mishap::Fall.name(),
+        Late = Mishap::Late.name(),
+        FramesFail = "frames-fail",
+        Nmis = "nmis",
     }
 }
 
@@ -154,6 +168,13 @@ impl Arguments {
             Key::Output => self.output = Output::parse(value)?,
             Key::Fault => self.fault = Some(Fault::parse(value)?),
             Key::Monitor => self.monitor = yes_or_no(value)?,
+            Key::Die => self.mishap = Some((Mishap::Die, Step::parse(value)?)),
+            Key::Fall => self.mishap = Some((Mishap::Fall, Step::parse(value)?)),
+            Key::Late => self.mishap = Some((Mishap::Late, Step::parse(value)?)),
+            Key::FramesFail => {
+                self.frames_fail = Some(number(value).filter(|&request| request > 0)?);
+            }
+            Key::Nmis => self.nmis = yes_or_no(value)?,
         }
         Some(())
     }
@@ -233,8 +254,8 @@ mod tests {
     #[test]
     fn every_word_is_read() {
         let line = " stress=timer,churn seconds=1.5\tseed=18446744073709551615 cpus=3 \
-                    deadline=250 heap=compare reclaim=poison log=trace output=json \
-                    fault=deaf-ap monitor=yes ";
+                    deadline=250 heap=compare reclaim=poison log=trace output=json fault=deaf-ap \
+                    monitor=yes die=stack fall=block late=online frames-fail=7 nmis=yes ";
         let expected = Arguments {
             stress: Workloads::none()
                 .with(Workload::Churn)
@@ -249,6 +270,9 @@ mod tests {
             output: Output::Json,
             fault: Some(Fault::DeafAp),
             monitor: true,
+            mishap: Some((Mishap::Late, Step::Online)),
+            frames_fail: Some(7),
+            nmis: true,
             #[cfg(feature = "bench")]
             bench: None,
         };
@@ -270,6 +294,20 @@ mod tests {
         for &fault in Fault::ALL {
             let line = format!("fault={}", fault.name());
             assert_eq!(Arguments::parse(&line).unwrap().fault, Some(fault));
+        }
+    }
+
+    #[test]
+    fn every_mishap_can_happen_at_every_step() {
+        for (&mishap, &step) in Mishap::ALL
+            .iter()
+            .flat_map(|mishap| Step::ALL.iter().map(move |step| (mishap, step)))
+        {
+            let line = format!("{}={}", mishap.name(), step.name());
+            assert_eq!(
+                Arguments::parse(&line).unwrap().mishap,
+                Some((mishap, step))
+            );
         }
     }
 
@@ -333,6 +371,9 @@ mod tests {
                 Key::Output => &["xml", "JSON"],
                 Key::Fault => &["panic", "PanicBsp"],
                 Key::Monitor => &["true", "YES"],
+                Key::Die | Key::Fall | Key::Late => &["parked", "Stack"],
+                Key::FramesFail => &["0", "-1"],
+                Key::Nmis => &["maybe", "1"],
             };
             for value in values.iter().copied().chain(["", "all=none"]) {
                 let line = format!("{}={value}", key.name());

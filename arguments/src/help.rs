@@ -5,7 +5,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use crate::arguments::Key;
-use crate::values::{Fault, Heap, LogLevel, Output, Reclaim, Workload};
+use crate::values::{Fault, Heap, LogLevel, Output, Reclaim, Step, Workload};
 
 /// The longest line, in bytes: on a terminal of 80 columns behind what the log begins its lines with.
 const WIDTH: usize = 56;
@@ -29,6 +29,11 @@ pub fn help() -> Vec<String> {
             Key::Output => format!("{}, events on COM2", one_of(Output::NAMES)),
             Key::Fault => one_of(Fault::NAMES),
             Key::Monitor => "yes or no, instead of the stress".into(),
+            Key::Die => format!("{}, the last AP halts there", one_of(Step::NAMES)),
+            Key::Fall => "one of these, and it takes an exception".into(),
+            Key::Late => "one of these, and it waits till it is given up".into(),
+            Key::FramesFail => "N, refuse the N-th request for frames".into(),
+            Key::Nmis => "yes or no, NMIs from CPU to CPU under stress".into(),
         };
         wrap(&format!("{}={word}", key.name()), &mut lines);
     }

@@ -16,4 +16,6 @@ mod values;
 
 pub use arguments::{ArgumentError, Arguments, millis};
 pub use help::help;
-pub use values::{Fault, Heap, HeapKind, LogLevel, Output, Reclaim, Workload, Workloads};
+pub use values::{
+    Fault, Heap, HeapKind, LogLevel, Mishap, Output, Reclaim, Step, Workload, Workloads,
+};

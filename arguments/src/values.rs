@@ -197,6 +197,8 @@ named! {
         LockOrder = "lock-order",
         /// The last CPU calls the others while it holds a lock.
         CallLocked = "call-locked",
+        /// The last AP panics with a message that panics as it is formatted.
+        PanicInPanic = "panic-in-panic",
         /// The last AP panics in what the BSP has called it for.
         PanicInCall = "panic-in-call",
         /// The last AP panics while all others map and unmap, and shoot each other's TLBs down.
@@ -211,6 +213,38 @@ named! {
         HeapUseAfterFree = "heap-use-after-free",
         /// The last CPU frees another's block as if it were larger.
         HeapWrongLayout = "heap-wrong-layout",
+    }
+}
+
+named! {
+    /// What happens to the last AP on its way up.
+    pub enum Mishap {
+        /// It halts for good.
+        Die = "die",
+        /// It takes an exception.
+        Fall = "fall",
+        /// It waits until it has been given up, and then goes on.
+        Late = "late",
+    }
+}
+
+named! {
+    /// Where on its way: when it has reported that it has come so far.
+    pub enum Step {
+        /// It is in the kernel's entry, on the loader's stack and tables.
+        Entered = "entered",
+        /// Its block is registered.
+        Block = "block",
+        /// Its control registers are the kernel's.
+        Control = "control",
+        /// The kernel's tables are loaded.
+        Tables = "tables",
+        /// It is on its own stack.
+        Stack = "stack",
+        /// GDT, TSS and IDT are its own.
+        Descriptors = "descriptors",
+        /// It is at the BSP's disposal.
+        Online = "online",
     }
 }
 
@@ -233,7 +267,7 @@ mod tests {
 
     #[test]
     fn every_name_is_its_values_alone() {
-        names_round_trip!(Workload HeapKind Heap Reclaim LogLevel Output Fault);
+        names_round_trip!(Workload HeapKind Heap Reclaim LogLevel Output Fault Mishap Step);
     }
 
     #[test]

@@ -35,7 +35,7 @@ use crate::audit::Bytes;
 use crate::clock::{self, Deadline};
 use crate::crew::{self, StartLine};
 use crate::lock::{Level, Lock};
-use crate::{cpu, events, heap, shared};
+use crate::{cpu, events, heap, lapic, shared};
 
 /// How long a CPU may take beyond a workload's time before it counts as hung, in
 /// milliseconds: freeing what is left takes a while with many CPUs and few cores.
@@ -121,12 +121,15 @@ struct Shift<'a> {
     meeting: &'a Meeting,
     progress: Option<&'a Progress>,
     activity: &'a Activity,
+    /// The LAPIC id of the CPU that gets an NMI from this one each round, if `nmis=yes` asks for it.
+    target: Option<u32>,
 }
 
 impl Shift<'_> {
     /// Whether the workload goes on. Looks at the clock only now and then, and on
     /// the BSP shows that the kernel is alive.
     fn goes_on(&mut self) -> bool {
+        self.storm();
         self.rounds = self.rounds.wrapping_add(1);
         if !self.rounds.is_multiple_of(STRIDE) {
             return true;
@@ -137,7 +140,15 @@ impl Shift<'_> {
     /// Whether the time is up, by a look at the clock: for rounds that take long.
     fn is_over(&mut self) -> bool {
         self.show();
+        self.storm();
         self.is_past(self.until)
+    }
+
+    /// Sends the next CPU an NMI, if that is asked for.
+    fn storm(&self) {
+        if let Some(target) = self.target {
+            lapic::send_nmi(target);
+        }
     }
 
     /// Whether it is so late, or all have been told to stop.
@@ -321,7 +332,7 @@ pub fn run(arguments: &Arguments) -> Result<(), String> {
         log::info!("heap: {}", kind.name());
         rates.push(run_all(
             &workloads,
-            arguments.seed,
+            arguments,
             millis,
             &mut Party::All,
             &mut failures,
@@ -374,7 +385,7 @@ pub fn run_beside(
             meanwhile(work);
             is_stopped |= work.is_stopped.load(Ordering::Relaxed);
         });
-        run_all(&workloads, arguments.seed, each, &mut party, &mut failures);
+        run_all(&workloads, arguments, each, &mut party, &mut failures);
         if millis.is_some() || !failures.is_empty() {
             break;
         }
@@ -429,7 +440,7 @@ fn check_memory(cpus: usize) -> Result<(), String> {
 /// and adds to `failures` what went wrong.
 fn run_all(
     workloads: &[Workload],
-    seed: u64,
+    arguments: &Arguments,
     millis: u64,
     party: &mut Party<'_>,
     failures: &mut Vec<String>,
@@ -443,7 +454,7 @@ fn run_all(
         let tallies: Vec<CachePadded<Lock<Tally>>> = (0..cpus)
             .map(|_| CachePadded::new(Lock::new(Level::Workload, Tally::default())))
             .collect();
-        let Stint { micros, is_whole } = run_one(workload, seed, millis, &tallies, party);
+        let Stint { micros, is_whole } = run_one(workload, arguments, millis, &tallies, party);
         let mut all = Tally::default();
         for (sum, tally) in per_cpu.iter_mut().zip(&tallies) {
             sum.add(&tally.lock());
@@ -545,6 +556,12 @@ fn compare(workloads: &[Workload], kinds: &[HeapKind], first: &[u64], second: &[
     }
 }
 
+/// The LAPIC id of the member of the crew that NMIs go to, if they are asked for.
+fn target(nmis: bool, member: usize) -> Option<u32> {
+    let (_, target) = nmis.then(|| crew::members().nth(member)).flatten()?;
+    Some(target.lapic_id)
+}
+
 /// Bytes that can be allocated, in the heap and in free frames.
 fn available() -> u64 {
     shared::get().free_bytes() + heap::unused_bytes()
@@ -560,7 +577,7 @@ struct Stint {
 /// Runs one workload.
 fn run_one(
     workload: Workload,
-    seed: u64,
+    arguments: &Arguments,
     millis: u64,
     tallies: &[CachePadded<Lock<Tally>>],
     party: &mut Party<'_>,
@@ -593,13 +610,14 @@ fn run_one(
             first,
             budget,
             largest_piece,
-            random: Random::new(seed, workload as u64, place as u64),
+            random: Random::new(arguments.seed, workload as u64, place as u64),
             tally: Tally::default(),
             rounds: 0,
             until: Deadline::after_millis(millis),
             meeting: &meeting,
             progress: progress.as_ref(),
             activity: &shared.activity,
+            target: target(arguments.nmis, first + (place + 1) % cpus),
         };
         shared.activity.begin(workload);
         match workload {
