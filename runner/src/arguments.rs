@@ -5,7 +5,8 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use muster_arguments::{Fault, Heap, LogLevel, Output, Reclaim, Workload};
+use muster_arguments::{Fault, Heap, LogLevel, Output, Reclaim, Step, Workload};
+use muster_runner::pause::Pause;
 
 use crate::machine::{Acceleration, Machine};
 
@@ -94,6 +95,8 @@ pub struct Run {
     pub build: Build,
     /// Where the kernel's events go.
     pub events: Events,
+    /// A CPU that is stopped for a while.
+    pub pause: Option<Pause>,
     /// Further arguments for QEMU.
     pub qemu_arguments: Vec<String>,
     /// The kernel's command line, the loader's words included.
@@ -116,6 +119,7 @@ impl Default for Run {
             qemu: "qemu-system-x86_64".into(),
             build: Build::Plain,
             events: Events::Nowhere,
+            pause: None,
             qemu_arguments: Vec::new(),
             words: Vec::new(),
             arguments: Vec::new(),
@@ -335,6 +339,15 @@ const KEYS: &[Key] = &[
         },
     ),
     runner(
+        "pause",
+        Form::Text("CPU:SECONDS, whole ones"),
+        "stop a CPU from outside, once the stress runs",
+        |run, value| {
+            run.pause = Some(value.parse().ok()?);
+            Some(())
+        },
+    ),
+    runner(
         "qemu",
         Form::Text("a path"),
         "QEMU (qemu-system-x86_64)",
@@ -407,6 +420,31 @@ const KEYS: &[Key] = &[
         "monitor",
         Form::OneOf(&["yes", "no"]),
         "a prompt on the serial line (no)",
+    ),
+    kernel(
+        "die",
+        Form::OneOf(Step::NAMES),
+        "where on its way up the last AP halts for good",
+    ),
+    kernel(
+        "fall",
+        Form::OneOf(Step::NAMES),
+        "where it takes an exception",
+    ),
+    kernel(
+        "late",
+        Form::OneOf(Step::NAMES),
+        "where it waits until it has been given up",
+    ),
+    kernel(
+        "frames-fail",
+        Form::Number,
+        "the request for frames that is refused, from 1",
+    ),
+    kernel(
+        "nmis",
+        Form::OneOf(&["yes", "no"]),
+        "whether CPUs send each other NMIs under stress (no)",
     ),
     bench(
         "bench",
@@ -748,6 +786,7 @@ mod tests {
             "boot=embedded",
             "firmware=bios",
             "timeout=1.5",
+            "pause=3:5",
             "qemu=/bin/true",
             "qemu-args=-d int -D 'a b'",
             "seconds=100",
@@ -758,6 +797,7 @@ mod tests {
         assert_eq!(run.smp, "4,sockets=2");
         assert_eq!(run.acceleration, Acceleration::Tcg);
         assert_eq!(run.time_limit, Some(Duration::from_millis(1500)));
+        assert_eq!(run.pause, "3:5".parse().ok());
         assert_eq!(run.qemu, PathBuf::from("/bin/true"));
         assert_eq!(run.qemu_arguments, ["-d", "int", "-D", "a b"]);
         let run = parse(&["boot=limine", "firmware=uefi", "log=debug"]).unwrap();
@@ -856,6 +896,7 @@ mod tests {
             "loader.hhdm=0",
             "qemu-args='unclosed",
             "cpu=",
+            "pause=3",
         ] {
             assert!(
                 matches!(error(&[argument]), ArgumentError::BadValue { .. }),

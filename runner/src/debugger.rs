@@ -11,7 +11,7 @@ use crate::images;
 use crate::machine;
 use crate::run;
 use crate::screen::Screen;
-use crate::session::{self, Guest, Interrupt};
+use crate::session::{self, Guest, Interrupt, Rules};
 use crate::symbols::Symbols;
 use crate::workspace::{self, shown};
 
@@ -48,7 +48,15 @@ pub fn command(run: &Run, interrupt: &Interrupt) -> Result<ExitCode> {
         let screen = Screen::new();
         let symbols = Symbols::of(&images.kernel);
         let show = &mut |text: &str| screen.line(text);
-        session::run(qemu, None, interrupt, &symbols, &mut log, show, None)?;
+        session::run(
+            qemu,
+            Rules::default(),
+            interrupt,
+            &symbols,
+            &mut log,
+            show,
+            None,
+        )?;
         return Ok(ExitCode::SUCCESS);
     }
     qemu.stdin(Stdio::null()).stdout(log.file()?);

@@ -5,6 +5,7 @@ pub mod boot_log;
 pub mod events;
 pub mod figures;
 pub mod line;
+pub mod pause;
 pub mod session;
 pub mod symbols;
 pub mod workspace;

@@ -22,7 +22,7 @@ use crate::figures::{self, Comparison, Figure, Measure, Sitting};
 use crate::images::{self, Images};
 use crate::machine::{self, Acceleration, Machine, Medium};
 use crate::run;
-use crate::session::{self, Interrupt, Verdict};
+use crate::session::{self, Interrupt, Rules, Verdict};
 use crate::symbols::Symbols;
 use crate::workspace::{self, shown};
 
@@ -451,7 +451,10 @@ impl Linux {
         };
         let outcome = session::run(
             qemu,
-            options.run.time_limit,
+            Rules {
+                limit: options.run.time_limit,
+                pause: None,
+            },
             interrupt,
             &Symbols::of(&self.image),
             &mut log,

@@ -153,6 +153,8 @@ pub fn command(run: &Run, medium: &Medium, debug_console: &Path) -> Command {
         qemu.args(["-icount", "shift=0,sleep=off"]);
     }
     qemu.args(["-cpu", &run.cpu, "-smp", &run.smp, "-m", &run.memory]);
+    // Its threads have names then, by which `pause=` knows them.
+    qemu.args(["-name", "muster,debug-threads=on"]);
     // A reset (a triple fault) ends QEMU rather than booting again.
     qemu.args(["-no-reboot", "-serial", "stdio"]);
     qemu.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"]);

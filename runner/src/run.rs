@@ -15,7 +15,7 @@ use crate::images::{self, Images};
 use crate::limine::{self, Limine};
 use crate::machine::{self, Medium};
 use crate::screen::Screen;
-use crate::session::{self, Interrupt, Outcome, Typist, Verdict};
+use crate::session::{self, Interrupt, Outcome, Rules, Typist, Verdict};
 use crate::symbols::Symbols;
 use crate::terminal::Terminal;
 use crate::workspace::{self, shown};
@@ -127,7 +127,10 @@ pub fn boot(
     let watch = |show: &mut dyn FnMut(&str) -> io::Result<()>| {
         session::run(
             qemu,
-            run.time_limit,
+            Rules {
+                limit: run.time_limit,
+                pause: run.pause,
+            },
             interrupt,
             &symbols,
             &mut log,

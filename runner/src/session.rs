@@ -18,6 +18,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::boot_log::BootLog;
 use crate::line::{self, Level, Line};
+use crate::pause::{Pause, Pausing};
 use crate::symbols::Symbols;
 
 /// How often the watch looks up from an empty serial line, to see an interrupt.
@@ -306,16 +307,24 @@ enum Event {
     Complaint(String),
 }
 
-/// Runs QEMU to its end, or for at most `limit`. Each line of the log goes,
-/// with its symbols, to `log` and to `show`; or rather to the `typist`, if there
-/// is one.
+/// What QEMU is subject to while it runs.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Rules {
+    /// How long it may run.
+    pub limit: Option<Duration>,
+    /// A CPU that is stopped for a while.
+    pub pause: Option<Pause>,
+}
+
+/// Runs QEMU to its end, by these rules. Each line of the log goes, with its
+/// symbols, to `log` and to `show`; or rather to the `typist`, if there is one.
 ///
 /// # Errors
-/// If QEMU does not start, or the log cannot be written or shown; QEMU does
-/// not outlive that either.
+/// If QEMU does not start, a CPU cannot be stopped, or the log cannot be
+/// written or shown; QEMU does not outlive that either.
 pub fn run(
     mut command: Command,
-    limit: Option<Duration>,
+    Rules { limit, pause }: Rules,
     interrupt: &Interrupt,
     symbols: &Symbols,
     log: &mut BootLog,
@@ -345,6 +354,7 @@ pub fn run(
     let mut record = Record::default();
     let mut killed = None;
     let mut begun = Vec::new();
+    let mut pausing: Option<Pausing> = None;
     loop {
         let mut is_over = false;
         let mut line = None;
@@ -377,6 +387,9 @@ pub fn run(
                 Some(typist) => typist.read(&text)?,
                 None => text.lines().try_for_each(&mut *show)?,
             }
+            if pausing.is_none() && begins_stress(&text) {
+                pausing = pause.map(|pause| pause.begin(guest.0.id()));
+            }
         }
         if is_over {
             break;
@@ -392,16 +405,38 @@ pub fn run(
                 guest.0.kill().context("cannot end QEMU")?;
             }
         }
+        if let Some(pausing) = &pausing
+            && (killed.is_some() || record.verdict.is_some())
+        {
+            pausing.let_go();
+        }
     }
     let ending = match killed {
         Some(ending) => ending,
         None => Ending::Exited(guest.0.wait().context("cannot wait for QEMU")?),
     };
+    if let Some(pause) = pause {
+        let told = match pausing {
+            Some(pausing) => {
+                let seconds = pausing.finish()?.as_secs_f64();
+                format!("muster: CPU {} was stopped for {seconds:.1} s", pause.cpu)
+            }
+            None => "muster: no CPU was stopped, for there was no stress".into(),
+        };
+        log.write(&told)?;
+        show(&told)?;
+    }
     Ok(Outcome {
         ending,
         record,
         elapsed: start.elapsed(),
     })
+}
+
+/// Whether a line says that the stress begins.
+fn begins_stress(text: &str) -> bool {
+    Line::parse(text)
+        .is_some_and(|line| line.target == "stress" && line.message.contains(" workloads on "))
 }
 
 /// Sends what comes from the serial line, in parts of lines as it comes, until it closes.
@@ -453,7 +488,10 @@ mod tests {
         };
         let outcome = run(
             command,
-            Some(limit),
+            Rules {
+                limit: Some(limit),
+                pause: None,
+            },
             interrupt,
             &symbols,
             &mut log,
