@@ -1,6 +1,6 @@
 //! The whole-kernel tests: what is booted, how it must end, and what it must
 //! have said. The machines that it must come up on have a file of their own
-//! (`matrix`).
+//! (`matrix`), and so has what goes wrong on the way (`faults`).
 
 use crate::script::Cue;
 use crate::session::Verdict;
@@ -153,7 +153,7 @@ pub const fn panics(
 const CHECKED: &str = r"heap: \d{4,} blocks checked, none misused";
 
 /// A return address that became a function and a line of the kernel's source.
-const BACKTRACE: &str = r"#\d+ 0x[0-9a-f]{16} in .+ \(.+:\d+\)";
+pub const BACKTRACE: &str = r"#\d+ 0x[0-9a-f]{16} in .+ \(.+:\d+\)";
 
 /// Who allocated the block that a fault misuses, down to the line; and who freed it, or frees it.
 const ALLOCATED: &str = r"allocated on CPU 1:\n[^#]+ #0 0x[0-9a-f]{16} in [^#]+ muster::misuse::allocate \(src/misuse.rs:\d+\)";
@@ -993,12 +993,16 @@ pub const CASES: &[Case] = &[
 mod tests {
     use super::*;
     use crate::script::Script;
-    use crate::{arguments, matrix};
+    use crate::{arguments, faults, matrix};
     use regex_lite::Regex;
     use std::collections::HashSet;
 
     fn all() -> impl Iterator<Item = Case> {
-        CASES.iter().copied().chain(matrix::all())
+        CASES
+            .iter()
+            .chain(faults::FAULTS)
+            .copied()
+            .chain(matrix::all())
     }
 
     #[test]

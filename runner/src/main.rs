@@ -12,6 +12,7 @@ mod cases;
 mod check;
 mod coverage;
 mod debugger;
+mod faults;
 mod floor;
 mod fuzz;
 mod images;

@@ -17,6 +17,7 @@ use crate::arguments::{self, Build, Events};
 use crate::boot_log;
 use crate::cases::{CASES, Case, Limit};
 use crate::events;
+use crate::faults::FAULTS;
 use crate::images::{self, Images};
 use crate::limine::NotInstalled;
 use crate::line::Line;
@@ -55,7 +56,12 @@ enum Report {
 /// # Errors
 /// If the images do not build, or nobody reads the output.
 pub fn command(filters: &[String], interrupt: &Interrupt) -> Result<ExitCode> {
-    let cases: Vec<Case> = CASES.iter().chain(matrix::FEW).copied().collect();
+    let cases: Vec<Case> = CASES
+        .iter()
+        .chain(FAULTS)
+        .chain(matrix::FEW)
+        .copied()
+        .collect();
     run_all(&cases, filters, interrupt)
 }
 

@@ -1,0 +1,395 @@
+//! What goes wrong while the kernel comes up and while it runs: CPUs that die, fall, come late, stop
+//! or are interrupted by NMIs, and memory that is not to be had.
+
+use crate::cases::{BACKTRACE, Case, Sweep, fails, panics, passes};
+use crate::session::Verdict;
+
+/// Enough for the CPUs that are left to have used each other and memory.
+const FEW_CALLS: &str = "stress=mixed,calls,mappings";
+
+/// What no run says in which a CPU is missing: it may be in the loader's memory.
+const KEPT: &[&str] = &["reclaimed", "(?i)panicked"];
+
+/// The faults of every test run.
+pub const FAULTS: &[Case] = &[
+    Case {
+        never: KEPT,
+        ..fails(
+            "die-entered",
+            &[
+                "3",
+                "die=entered",
+                FEW_CALLS,
+                "seconds=0.3",
+                "deadline=1000",
+            ],
+            &[
+                "roll: 2 of 3 CPUs online",
+                r"CPU 2 \(LAPIC 2\) did not answer within 1000 ms; last phase: entered",
+                r"the loader keeps its .*: CPUs with LAPIC ids \[2\] are missing",
+                "audit: clean",
+                r"verdict: failed: 1 CPUs are missing, with LAPIC ids \[2\]",
+            ],
+        )
+    },
+    Case {
+        never: KEPT,
+        ..fails(
+            "die-block",
+            &["3", "die=block", FEW_CALLS, "seconds=0.3", "deadline=1000"],
+            &[
+                "roll: 2 of 3 CPUs online",
+                r"CPU 2 \(LAPIC 2\) did not answer within 1000 ms; last phase: block",
+                r"the loader keeps its .*: CPUs with LAPIC ids \[2\] are missing",
+                "audit: clean",
+                r"verdict: failed: 1 CPUs are missing, with LAPIC ids \[2\]",
+            ],
+        )
+    },
+    Case {
+        never: KEPT,
+        ..fails(
+            "die-control",
+            &[
+                "3",
+                "die=control",
+                FEW_CALLS,
+                "seconds=0.3",
+                "deadline=1000",
+            ],
+            &[
+                "roll: 2 of 3 CPUs online",
+                r"CPU 2 \(LAPIC 2\) did not answer within 1000 ms; last phase: control",
+                r"the loader keeps its .*: CPUs with LAPIC ids \[2\] are missing",
+                "audit: clean",
+                r"verdict: failed: 1 CPUs are missing, with LAPIC ids \[2\]",
+            ],
+        )
+    },
+    Case {
+        never: KEPT,
+        ..fails(
+            "die-tables",
+            &["3", "die=tables", FEW_CALLS, "seconds=0.3", "deadline=1000"],
+            &[
+                "roll: 2 of 3 CPUs online",
+                r"CPU 2 \(LAPIC 2\) did not answer within 1000 ms; last phase: tables",
+                r"the loader keeps its .*: CPUs with LAPIC ids \[2\] are missing",
+                "audit: clean",
+                r"verdict: failed: 1 CPUs are missing, with LAPIC ids \[2\]",
+            ],
+        )
+    },
+    Case {
+        never: KEPT,
+        ..fails(
+            "die-stack",
+            &["3", "die=stack", FEW_CALLS, "seconds=0.3", "deadline=1000"],
+            &[
+                "roll: 2 of 3 CPUs online",
+                r"CPU 2 \(LAPIC 2\) did not answer within 1000 ms; last phase: stack",
+                r"the loader keeps its .*: CPUs with LAPIC ids \[2\] are missing",
+                "audit: clean",
+                r"verdict: failed: 1 CPUs are missing, with LAPIC ids \[2\]",
+            ],
+        )
+    },
+    Case {
+        never: KEPT,
+        ..fails(
+            "die-descriptors",
+            &[
+                "3",
+                "die=descriptors",
+                FEW_CALLS,
+                "seconds=0.3",
+                "deadline=1000",
+            ],
+            &[
+                "roll: 2 of 3 CPUs online",
+                r"CPU 2 \(LAPIC 2\) did not answer within 1000 ms; last phase: descriptors",
+                r"the loader keeps its .*: CPUs with LAPIC ids \[2\] are missing",
+                "audit: clean",
+                r"verdict: failed: 1 CPUs are missing, with LAPIC ids \[2\]",
+            ],
+        )
+    },
+    // Nobody is missed who was there, until somebody calls.
+    panics(
+        "die-online",
+        &["3", "die=online", "stress=none"],
+        &[
+            "CPU 2 did not take a call within 10000 ms",
+            "CPU 2.* stopped at",
+            BACKTRACE,
+        ],
+    ),
+    panics(
+        "fall-entered",
+        &["3", "fall=entered", "stress=none"],
+        &[
+            "CPU 2: invalid opcode, error code",
+            "CPU 1.* (did not stop|stopped at)",
+            BACKTRACE,
+        ],
+    ),
+    panics(
+        "fall-block",
+        &["3", "fall=block", "stress=none"],
+        &[
+            "CPU 2: invalid opcode, error code",
+            "CPU 1.* (did not stop|stopped at)",
+            BACKTRACE,
+        ],
+    ),
+    panics(
+        "fall-control",
+        &["3", "fall=control", "stress=none"],
+        &[
+            "CPU 2: invalid opcode, error code",
+            "CPU 1.* (did not stop|stopped at)",
+            BACKTRACE,
+        ],
+    ),
+    panics(
+        "fall-tables",
+        &["3", "fall=tables", "stress=none"],
+        &[
+            "CPU 2: invalid opcode, error code",
+            "CPU 1.* (did not stop|stopped at)",
+            BACKTRACE,
+        ],
+    ),
+    panics(
+        "fall-stack",
+        &["3", "fall=stack", "stress=none"],
+        &[
+            "CPU 2: invalid opcode, error code",
+            "CPU 1.* (did not stop|stopped at)",
+            BACKTRACE,
+        ],
+    ),
+    panics(
+        "fall-descriptors",
+        &["3", "fall=descriptors", "stress=none"],
+        &[
+            "CPU 2: invalid opcode, error code",
+            "CPU 1.* (did not stop|stopped at)",
+            BACKTRACE,
+        ],
+    ),
+    panics(
+        "fall-online",
+        &["3", "fall=online", "stress=none"],
+        &[
+            "CPU 2: invalid opcode, error code",
+            "CPU 1.* (did not stop|stopped at)",
+            BACKTRACE,
+        ],
+    ),
+    Case {
+        never: KEPT,
+        ..fails(
+            "late-entered",
+            &["3", "late=entered", FEW_CALLS, "seconds=1", "deadline=1000"],
+            &[
+                "roll: 2 of 3 CPUs online",
+                "CPU 2 came after the roll call's deadline and stays out",
+                r"CPU 2 \(LAPIC 2\) did not answer within 1000 ms",
+                r"the loader keeps its .*: CPUs with LAPIC ids \[2\] are missing",
+                "audit: clean",
+                r"verdict: failed: 1 CPUs are missing, with LAPIC ids \[2\]",
+            ],
+        )
+    },
+    Case {
+        never: KEPT,
+        ..fails(
+            "late-block",
+            &["3", "late=block", FEW_CALLS, "seconds=1", "deadline=1000"],
+            &[
+                "roll: 2 of 3 CPUs online",
+                "CPU 2 came after the roll call's deadline and stays out",
+                r"CPU 2 \(LAPIC 2\) did not answer within 1000 ms",
+                r"the loader keeps its .*: CPUs with LAPIC ids \[2\] are missing",
+                "audit: clean",
+                r"verdict: failed: 1 CPUs are missing, with LAPIC ids \[2\]",
+            ],
+        )
+    },
+    Case {
+        never: KEPT,
+        ..fails(
+            "late-control",
+            &["3", "late=control", FEW_CALLS, "seconds=1", "deadline=1000"],
+            &[
+                "roll: 2 of 3 CPUs online",
+                "CPU 2 came after the roll call's deadline and stays out",
+                r"CPU 2 \(LAPIC 2\) did not answer within 1000 ms",
+                r"the loader keeps its .*: CPUs with LAPIC ids \[2\] are missing",
+                "audit: clean",
+                r"verdict: failed: 1 CPUs are missing, with LAPIC ids \[2\]",
+            ],
+        )
+    },
+    Case {
+        never: KEPT,
+        ..fails(
+            "late-tables",
+            &["3", "late=tables", FEW_CALLS, "seconds=1", "deadline=1000"],
+            &[
+                "roll: 2 of 3 CPUs online",
+                "CPU 2 came after the roll call's deadline and stays out",
+                r"CPU 2 \(LAPIC 2\) did not answer within 1000 ms",
+                r"the loader keeps its .*: CPUs with LAPIC ids \[2\] are missing",
+                "audit: clean",
+                r"verdict: failed: 1 CPUs are missing, with LAPIC ids \[2\]",
+            ],
+        )
+    },
+    Case {
+        never: KEPT,
+        ..fails(
+            "late-stack",
+            &["3", "late=stack", FEW_CALLS, "seconds=1", "deadline=1000"],
+            &[
+                "roll: 2 of 3 CPUs online",
+                "CPU 2 came after the roll call's deadline and stays out",
+                r"CPU 2 \(LAPIC 2\) did not answer within 1000 ms",
+                r"the loader keeps its .*: CPUs with LAPIC ids \[2\] are missing",
+                "audit: clean",
+                r"verdict: failed: 1 CPUs are missing, with LAPIC ids \[2\]",
+            ],
+        )
+    },
+    Case {
+        never: KEPT,
+        ..fails(
+            "late-descriptors",
+            &[
+                "3",
+                "late=descriptors",
+                FEW_CALLS,
+                "seconds=1",
+                "deadline=1000",
+            ],
+            &[
+                "roll: 2 of 3 CPUs online",
+                "CPU 2 came after the roll call's deadline and stays out",
+                r"CPU 2 \(LAPIC 2\) did not answer within 1000 ms",
+                r"the loader keeps its .*: CPUs with LAPIC ids \[2\] are missing",
+                "audit: clean",
+                r"verdict: failed: 1 CPUs are missing, with LAPIC ids \[2\]",
+            ],
+        )
+    },
+    panics(
+        "panic-in-panic",
+        &["4", "fault=panic-in-panic"],
+        &[
+            "CPU 3 panicked",
+            "a fault within the report of that fault",
+            "verdict: failed: CPU 3: a fault within the fault report",
+        ],
+    ),
+    // A host that gives one CPU no time for four seconds, in whatever it does: all who need it wait.
+    pausing(
+        "pause-churn",
+        &["4", "stress=churn", "seconds=1", "pause=2:4"],
+    ),
+    pausing(
+        "pause-handover",
+        &["4", "stress=handover", "seconds=1", "pause=2:4"],
+    ),
+    pausing(
+        "pause-calls",
+        &["4", "stress=calls", "seconds=1", "pause=2:4"],
+    ),
+    pausing(
+        "pause-mappings",
+        &["4", "stress=mappings", "seconds=1", "pause=2:4"],
+    ),
+    pausing(
+        "pause-exhaustion",
+        &[
+            "4",
+            "mem=64M",
+            "stress=exhaustion",
+            "seconds=1",
+            "pause=2:4",
+        ],
+    ),
+    pausing(
+        "pause-soak",
+        &["4", "stress=soak", "seconds=2", "pause=2:4"],
+    ),
+    // And one that gives it none any more.
+    panics(
+        "pause-for-good",
+        &["4", "stress=mappings", "seconds=1", "pause=2:1000"],
+        &[
+            "CPU 2 did not take a call within 10000 ms",
+            "CPU 2 did not stop; last phase: online",
+            BACKTRACE,
+        ],
+    ),
+    passes(
+        "nmi-storm",
+        &["4", "nmis=yes", "seconds=2"],
+        &[r"taken: .* \d{2,} nmi", "exhaustion", "audit: clean"],
+    ),
+    passes(
+        "nmi-storm-soak",
+        &["4", "nmis=yes", "stress=soak", "seconds=2"],
+        &[r"taken: .* \d{2,} nmi", "audit: clean"],
+    ),
+    // Each request for frames refused in turn, from the first stack to the roll call and beyond.
+    Case {
+        sweep: Some(Sweep {
+            before: "frames-fail=",
+            first: 1,
+            last: 48,
+            step: 1,
+            after: "",
+        }),
+        ends: &[Verdict::Refused, Verdict::Failed, Verdict::Passed],
+        never: &["(?i)panicked"],
+        ..passes(
+            "frames-fail-bring-up",
+            &["1", "stress=none", "timeout=30"],
+            &[SAID],
+        )
+    },
+    // And some of those under stress, in growth and in shootdowns.
+    Case {
+        sweep: Some(Sweep {
+            before: "frames-fail=",
+            first: 100,
+            last: 1000,
+            step: 97,
+            after: "",
+        }),
+        ..passes(
+            "frames-fail-stress",
+            &[
+                "2",
+                "mem=64M",
+                "stress=mixed,growth,mappings,shootdown",
+                "seconds=0.4",
+            ],
+            &["request [0-9]+ for frames was refused", "audit: clean"],
+        )
+    },
+];
+
+/// What a run says in which there was no frame when it was needed, or which did without.
+const SAID: &str = "give it more|add memory|too few frames|request [0-9]+ for frames was";
+
+/// A run in which one CPU stands still for four seconds.
+const fn pausing(name: &'static str, arguments: &'static [&'static str]) -> Case {
+    passes(
+        name,
+        arguments,
+        &[r"CPU 2 was stopped for [4-9]\.\d s", "audit: clean"],
+    )
+}
