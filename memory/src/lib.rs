@@ -168,8 +168,8 @@ pub use map::{AssignError, Kind, MapError, MemoryEntry, Owner, PhysicalMap, Tota
 pub use plan::{Access, Cache, Levels, PAT, PageSize, Plan, PlanError, Region, hhdm};
 pub use range::{Cut, FRAME_SIZE, Frame, PHYSICAL_LIMIT, PhysRange};
 pub use tables::{
-    Census, ChangeError, FLUSH_LIMIT, Features, Flush, FlushSet, FrameSource, FreedPage, Leaf,
-    Mismatch, PartlyMapped, PhysicalMemory, Rights, Shootdown, Step, TableError, Tables, Target,
-    Translation, Unmapped, Unmapping, Vacant,
+    Census, ChangeError, Exclusion, FLUSH_LIMIT, Features, Flush, FlushSet, FrameSource, FreedPage,
+    Leaf, Mismatch, PartlyMapped, PhysicalMemory, Rights, Shootdown, Step, TableError, Tables,
+    Target, Translation, Unmapped, Unmapping, Vacant,
 };
 pub use virt_range::VirtRange;

@@ -1,6 +1,7 @@
 //! Page tables: building them, walking them, and checking them against the plan.
 
 mod change;
+mod exclusion;
 mod flush;
 mod frame_source;
 mod path;
@@ -15,6 +16,7 @@ use crate::plan::{Access, Cache, Levels, PageSize, Plan, PlanError, Region, pat_
 use crate::range::{FRAME_SIZE, Frame};
 
 pub use change::{ChangeError, FreedPage};
+pub use exclusion::Exclusion;
 pub use flush::{FLUSH_LIMIT, Flush, FlushSet, Shootdown, Unmapped, Unmapping, Vacant};
 pub use frame_source::FrameSource;
 pub use path::{Step, Target};
@@ -400,6 +402,11 @@ pub enum Mismatch {
         /// The page.
         leaf: Leaf,
     },
+    /// What a page lets write, can be executed: there or at another address.
+    WritableCode {
+        /// The page.
+        leaf: Leaf,
+    },
 }
 
 impl fmt::Display for Mismatch {
@@ -444,6 +451,12 @@ impl fmt::Display for Mismatch {
             }
             Self::Access { region, leaf } | Self::Cache { region, leaf } => {
                 write!(f, "{leaf} is not as in {region}")
+            }
+            Self::WritableCode { leaf } => {
+                write!(
+                    f,
+                    "{leaf} lets write what can be executed, there or elsewhere"
+                )
             }
         }
     }

@@ -5,9 +5,9 @@ use std::collections::BTreeSet;
 use std::ptr::NonNull;
 
 use muster_memory::{
-    Access, Cache, Census, FRAME_SIZE, Features, Frame, FrameAllocator, FrameSource, Kind, Leaf,
-    Levels, MemoryEntry, Mismatch, Owner, PageSize, PhysRange, PhysicalMemory, Plan, PlanError,
-    Region, Step, TableError, Tables, Target, VirtRange, hhdm,
+    Access, Cache, Census, Exclusion, FRAME_SIZE, Features, Frame, FrameAllocator, FrameSource,
+    Kind, Leaf, Levels, MemoryEntry, Mismatch, Owner, PageSize, PhysRange, PhysicalMemory, Plan,
+    PlanError, Region, Rights, Step, TableError, Tables, Target, VirtRange, hhdm,
 };
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -205,6 +205,15 @@ fn check(machine: &Machine) -> Result<usize, TestCaseError> {
         let apart = below.is_none_or(|leaf| leaf.phys + leaf.size.bytes() <= executable.phys);
         prop_assert!(apart, "{} is writable by {:?}", executable, below);
     }
+    let sum = |is_counted: fn(&Rights) -> bool| {
+        let counted = leaves.iter().filter(|leaf| is_counted(&leaf.rights));
+        counted.map(|leaf| leaf.size.bytes()).sum::<u64>()
+    };
+    let expected = Exclusion {
+        executable: sum(|rights| rights.executable),
+        writable: sum(|rights| rights.writable),
+    };
+    prop_assert_eq!(tables.verify_exclusion(), Ok(expected));
 
     // At every border of the map, the HHDM shows what the map alone says.
     let image = image(machine);
@@ -948,4 +957,48 @@ fn no_two_tables_share_a_frame() {
         }
     }
     assert_eq!(pointers.len() + 1, tables.table_count());
+}
+
+proptest! {
+    /// What a plan refuses, tables take: a second address at which code, or a part of it, can be
+    /// written, in pages of another size.
+    #[test]
+    fn code_that_can_be_written_at_another_address_is_found(
+        text in (0..512_u64, 1..600_u64),
+        alias in (0..1200_u64, 1..600_u64),
+        sizes in (prop::sample::select(&PageSize::ALL), prop::sample::select(&PageSize::ALL)),
+        is_writable in any::<bool>(),
+    ) {
+        let base = 0x4000_0000;
+        let region = |virt, (first, pages): (u64, u64), access, largest| Region {
+            virt: virt + first * FRAME_SIZE,
+            phys: base + first * FRAME_SIZE,
+            length: pages * FRAME_SIZE,
+            access,
+            largest,
+            ..REGION
+        };
+        let ram = Ram::new(TABLES_FROM);
+        let mut tables = new_tables(&ram, Levels::Four, GIB);
+        let access = if is_writable { Access::ReadWrite } else { Access::ReadOnly };
+        tables.map(&region(HALF_4, text, Access::ReadExecute, sizes.0), &&ram).unwrap();
+        tables.map(&region(HALF_4 + (1 << 39), alias, access, sizes.1), &&ram).unwrap();
+        let overlaps = text.0 < alias.0 + alias.1 && alias.0 < text.0 + text.1;
+        match tables.verify_exclusion() {
+            Ok(exclusion) => {
+                prop_assert!(!(overlaps && is_writable));
+                let writable = if is_writable { alias.1 * FRAME_SIZE } else { 0 };
+                let executable = text.1 * FRAME_SIZE;
+                prop_assert_eq!(exclusion, Exclusion { executable, writable });
+            }
+            Err(Mismatch::WritableCode { leaf }) => {
+                prop_assert!(overlaps && is_writable);
+                // The first of them.
+                let first = base + text.0.max(alias.0) * FRAME_SIZE;
+                prop_assert!((leaf.phys..leaf.phys + leaf.size.bytes()).contains(&first));
+                prop_assert!(leaf.virt >= HALF_4 + (1 << 39));
+            }
+            Err(error) => prop_assert!(false, "{}", error),
+        }
+    }
 }
