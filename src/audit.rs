@@ -7,7 +7,7 @@ use core::fmt::Write;
 use muster_events::Audit;
 
 use crate::heap::{self, Reading};
-use crate::{checked, crew, events, shared};
+use crate::{checked, events, home, shared};
 
 /// What the heap held before the work.
 pub struct Books(Reading);
@@ -53,13 +53,12 @@ impl Books {
                 after.cached_bytes
             ));
         }
-        let root = shared::get().root();
-        if let Some((index, shared)) = crew::members().find(|(_, cpu)| cpu.home.cr3() != root) {
-            return Err(format!(
-                "CPU {index} runs on the tables at {:#x} instead of {root:#x}",
-                shared.home.cr3()
-            ));
-        }
+        home::check()?;
+        log::info!("registers: on every CPU as set");
+        let code = shared::get()
+            .verify_exclusion()
+            .map_err(|error| format!("{error}"))?;
+        log::info!("rights: {} of code, written nowhere", Bytes(code));
         let memory = shared::get()
             .recount()
             .map_err(|error| format!("{error}"))?;

@@ -22,7 +22,7 @@ use muster_boot::{BootError, Cpus, MemoryMap, Placement, REVISION};
 use muster_memory::Kind;
 
 use crate::audit::Bytes;
-use crate::image;
+use crate::{addresses, image};
 
 #[used]
 #[unsafe(link_section = ".requests_start")]
@@ -144,8 +144,10 @@ impl Boot {
             Bytes(self.memory.usable_bytes()),
             self.memory.entries.len()
         );
-        for entry in &self.memory.entries {
-            log::debug!("{} {:?}", entry.range, entry.kind);
+        if addresses::are_shown() {
+            for entry in &self.memory.entries {
+                log::debug!("{} {:?}", entry.range, entry.kind);
+            }
         }
         if !self.command_line.is_empty() {
             log::info!("command line: {}", self.command_line);

@@ -3,6 +3,8 @@
 //! At base revision 3 the protocol leaves most bits of CR0, CR4 and EFER open,
 //! and a firmware may hand its APs over in another state than its BSP.
 
+use core::fmt;
+
 use muster_memory::{Levels, PAT};
 use raw_cpuid::CpuId;
 use x86_64::registers::control::{Cr0, Cr0Flags, Cr3, Cr4, Cr4Flags};
@@ -68,27 +70,124 @@ pub fn levels() -> Levels {
     }
 }
 
+/// The registers that say how a CPU runs, all of whose bits this kernel sets or clears.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Registers {
+    cr0: u64,
+    cr4: u64,
+    efer: u64,
+    pat: u64,
+}
+
+/// Bits that protect memory, of each register that has some.
+const CR0_PROTECTION: [(u64, &str); 1] = [(Cr0Flags::WRITE_PROTECT.bits(), "wp")];
+const EFER_PROTECTION: [(u64, &str); 1] = [(EferFlags::NO_EXECUTE_ENABLE.bits(), "nx")];
+const CR4_PROTECTION: [(u64, &str); 3] = [
+    (
+        Cr4Flags::SUPERVISOR_MODE_EXECUTION_PROTECTION.bits(),
+        "smep",
+    ),
+    (Cr4Flags::SUPERVISOR_MODE_ACCESS_PREVENTION.bits(), "smap"),
+    (Cr4Flags::USER_MODE_INSTRUCTION_PREVENTION.bits(), "umip"),
+];
+
+impl Registers {
+    /// How many there are.
+    pub const COUNT: usize = 4;
+
+    /// What this CPU has.
+    pub fn read() -> Self {
+        Self {
+            cr0: Cr0::read_raw(),
+            cr4: Cr4::read_raw(),
+            efer: Efer::read_raw(),
+            // SAFETY: every CPU in long mode has a PAT.
+            pat: unsafe { Msr::new(IA32_PAT).read() },
+        }
+    }
+
+    /// What this kernel has a CPU of these features run with, at the number of levels in use.
+    pub fn wanted(features: &Features) -> Self {
+        let mut cr4 = Cr4Flags::PHYSICAL_ADDRESS_EXTENSION | Cr4Flags::MACHINE_CHECK_EXCEPTION;
+        cr4.set(
+            Cr4Flags::SUPERVISOR_MODE_EXECUTION_PROTECTION,
+            features.smep,
+        );
+        cr4.set(Cr4Flags::SUPERVISOR_MODE_ACCESS_PREVENTION, features.smap);
+        cr4.set(Cr4Flags::USER_MODE_INSTRUCTION_PREVENTION, features.umip);
+        cr4.set(Cr4Flags::L5_PAGING, levels() == Levels::Five);
+        let cr0 = Cr0Flags::PROTECTED_MODE_ENABLE
+            | Cr0Flags::MONITOR_COPROCESSOR
+            | Cr0Flags::EXTENSION_TYPE
+            | Cr0Flags::NUMERIC_ERROR
+            | Cr0Flags::WRITE_PROTECT
+            | Cr0Flags::PAGING;
+        let mut efer = EferFlags::LONG_MODE_ENABLE | EferFlags::LONG_MODE_ACTIVE;
+        efer.set(EferFlags::NO_EXECUTE_ENABLE, features.no_execute);
+        Self {
+            cr0: cr0.bits(),
+            cr4: cr4.bits(),
+            efer: efer.bits(),
+            pat: PAT,
+        }
+    }
+
+    /// All four, in their order.
+    pub fn values(&self) -> [u64; Self::COUNT] {
+        [self.cr0, self.cr4, self.efer, self.pat]
+    }
+
+    /// The same, the other way round.
+    pub fn from_values([cr0, cr4, efer, pat]: [u64; Self::COUNT]) -> Self {
+        Self {
+            cr0,
+            cr4,
+            efer,
+            pat,
+        }
+    }
+
+    /// What of memory's protection is on.
+    pub fn protection(&self) -> impl fmt::Display {
+        Protection(*self)
+    }
+
+    /// Writes in which register these differ from what was wanted.
+    pub fn fmt_difference(&self, wanted: &Self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names = ["CR0", "CR4", "EFER", "the PAT"];
+        let pairs = names
+            .iter()
+            .zip(self.values().into_iter().zip(wanted.values()));
+        for (name, (found, wanted)) in pairs.filter(|(_, (found, wanted))| found != wanted) {
+            return write!(f, "has {found:#x} in {name} instead of {wanted:#x}");
+        }
+        f.write_str("has its control registers as set")
+    }
+}
+
+struct Protection(Registers);
+
+impl fmt::Display for Protection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Registers { cr0, cr4, efer, .. } = self.0;
+        let bits = (CR0_PROTECTION.into_iter().map(|bit| (cr0, bit)))
+            .chain(EFER_PROTECTION.into_iter().map(|bit| (efer, bit)))
+            .chain(CR4_PROTECTION.into_iter().map(|bit| (cr4, bit)));
+        let mut space = "";
+        for (_, (_, name)) in bits.filter(|(register, (bit, _))| register & bit != 0) {
+            write!(f, "{space}{name}")?;
+            space = " ";
+        }
+        Ok(())
+    }
+}
+
 /// Sets CR0, CR4, EFER and the PAT of this CPU to the kernel's values.
 ///
 /// The loader's tables stay in use; its mappings use the same PAT and so keep
 /// their meaning.
 pub fn set(features: &Features) {
-    let mut cr4 = Cr4Flags::PHYSICAL_ADDRESS_EXTENSION | Cr4Flags::MACHINE_CHECK_EXCEPTION;
-    cr4.set(
-        Cr4Flags::SUPERVISOR_MODE_EXECUTION_PROTECTION,
-        features.smep,
-    );
-    cr4.set(Cr4Flags::SUPERVISOR_MODE_ACCESS_PREVENTION, features.smap);
-    cr4.set(Cr4Flags::USER_MODE_INSTRUCTION_PREVENTION, features.umip);
-    cr4.set(Cr4Flags::L5_PAGING, levels() == Levels::Five);
-    let cr0 = Cr0Flags::PROTECTED_MODE_ENABLE
-        | Cr0Flags::MONITOR_COPROCESSOR
-        | Cr0Flags::EXTENSION_TYPE
-        | Cr0Flags::NUMERIC_ERROR
-        | Cr0Flags::WRITE_PROTECT
-        | Cr0Flags::PAGING;
-    let mut efer = EferFlags::LONG_MODE_ENABLE | EferFlags::LONG_MODE_ACTIVE;
-    efer.set(EferFlags::NO_EXECUTE_ENABLE, features.no_execute);
+    let wanted = Registers::wanted(features);
     // SAFETY: (1) this is ring 0 in long mode, so PE, PG, PAE, LME and LMA are set
     // already and stay set, and the number of levels stays as it is; (2) the
     // optional CR4 bits are set only where CPUID has them; (3) there are no user
@@ -99,17 +198,27 @@ pub fn set(features: &Features) {
     // have to go first, so it is only written if it differs, with the flushes of
     // Intel SDM vol. 3A, 12.12.4.
     unsafe {
-        Efer::write_raw(efer.bits());
-        Cr0::write_raw(cr0.bits());
-        Cr4::write_raw(cr4.bits());
+        Efer::write_raw(wanted.efer);
+        Cr0::write_raw(wanted.cr0);
+        Cr4::write_raw(wanted.cr4);
         let mut pat = Msr::new(IA32_PAT);
-        if pat.read() != PAT {
+        if pat.read() != wanted.pat {
             core::arch::asm!("wbinvd", options(nostack, preserves_flags));
-            pat.write(PAT);
+            pat.write(wanted.pat);
             core::arch::asm!("wbinvd", options(nostack, preserves_flags));
             tlb::flush_all();
         }
     }
+}
+
+/// Lets this CPU write to read-only pages.
+///
+/// # Safety
+///
+/// Nothing relies on being stopped from writing to what is read-only, other than to be told.
+pub unsafe fn give_up_write_protection() {
+    // SAFETY: the bit takes no right away, and the caller's promise.
+    unsafe { Cr0::update(|cr0| cr0.remove(Cr0Flags::WRITE_PROTECT)) };
 }
 
 /// Loads the tables at physical address `root`, which flushes the TLB.

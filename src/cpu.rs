@@ -10,12 +10,12 @@ use muster_heap::CpuCache;
 use muster_memory::FRAME_SIZE;
 use muster_percpu::{Directory, Header, Here, Note, Register, Sleep, Storage, UNREGISTERED};
 use x86_64::VirtAddr;
-use x86_64::instructions::tables::{sgdt, sidt};
 use x86_64::registers::model_specific::GsBase;
 
 use crate::activity::Activity;
 use crate::descriptors::Descriptors;
 use crate::frames::Frames;
+use crate::home::Home;
 use crate::interrupts::Counters;
 use crate::journal::{Journal, Line};
 use crate::lock::{Held, Level, Lock};
@@ -23,7 +23,7 @@ use crate::roll::Report;
 use crate::stack::Slot;
 use crate::step::Stepper;
 use crate::timer::Timer;
-use crate::{call, control, exceptions, tlb};
+use crate::{call, exceptions, tlb};
 
 /// The part of a block that only its own CPU touches.
 pub struct Local {
@@ -168,13 +168,7 @@ impl Shared {
             cache,
             report: Report::new(),
             journal: Lock::new(Level::Journal, Journal::new()),
-            home: Home {
-                block: AtomicU64::new(0),
-                cr3: AtomicU64::new(0),
-                gdt: AtomicU64::new(0),
-                idt: AtomicU64::new(0),
-                stack: AtomicU64::new(0),
-            },
+            home: Home::new(),
             end: End {
                 begun: AtomicBool::new(false),
                 stopped_at: AtomicU64::new(0),
@@ -186,51 +180,6 @@ impl Shared {
             calls: CachePadded::new(call::Counters::new()),
             interrupts: CachePadded::new(Counters::new()),
         }
-    }
-}
-
-/// What a CPU runs with, as read from its own registers.
-pub struct Home {
-    block: AtomicU64,
-    cr3: AtomicU64,
-    gdt: AtomicU64,
-    idt: AtomicU64,
-    stack: AtomicU64,
-}
-
-impl Home {
-    /// Reads this CPU's registers. Called by the CPU itself, before it reports
-    /// that it is online, which publishes this.
-    pub fn record(&self) {
-        self.block
-            .store(Gs::load().addr() as u64, Ordering::Relaxed);
-        self.cr3.store(control::loaded_tables(), Ordering::Relaxed);
-        self.gdt.store(sgdt().base.as_u64(), Ordering::Relaxed);
-        self.idt.store(sidt().base.as_u64(), Ordering::Relaxed);
-        let here = 0u8;
-        self.stack
-            .store((&raw const here).addr() as u64, Ordering::Relaxed);
-    }
-
-    /// The address of its block, from GS base.
-    pub fn block(&self) -> u64 {
-        self.block.load(Ordering::Relaxed)
-    }
-
-    /// What the CPU itself uses without being told, and the address of each.
-    pub fn places(&self) -> [(&'static str, u64); 4] {
-        [
-            ("block", &self.block),
-            ("GDT", &self.gdt),
-            ("IDT", &self.idt),
-            ("stack", &self.stack),
-        ]
-        .map(|(what, address)| (what, address.load(Ordering::Relaxed)))
-    }
-
-    /// The physical address of its root table, from CR3.
-    pub fn cr3(&self) -> u64 {
-        self.cr3.load(Ordering::Relaxed)
     }
 }
 

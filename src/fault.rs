@@ -17,7 +17,7 @@ use crate::lock::{Level, Lock};
 use crate::mapping::Mapping;
 use crate::misuse::Misuse;
 use crate::stack::Stack;
-use crate::{cpu, image, stop};
+use crate::{control, cpu, image, stop};
 
 /// How long the others wait for a fault that does not come, in milliseconds.
 const PATIENCE: u64 = 10_000;
@@ -67,7 +67,11 @@ pub fn bring_about(fault: Fault) {
             shoot_down();
         }
     });
-    panic!("{fault:?} did not end the run");
+    // What is wrong with a CPU's registers shows in the audit.
+    assert!(
+        fault == Fault::WriteProtectionOff,
+        "{fault:?} did not end the run"
+    );
 }
 
 /// Maps memory, has every CPU use it, and takes away what is to be missed. Gives the address
@@ -171,6 +175,8 @@ fn strike(fault: Fault, victim: Option<u64>) {
             // SAFETY: as above: the page is read-only, so the write faults.
             unsafe { text.write_volatile(0) };
         }
+        // SAFETY: nothing is written to what is read-only, as it should not be.
+        Fault::WriteProtectionOff => unsafe { control::give_up_write_protection() },
         // Brought about by several CPUs, one after the other: `Misuse`.
         Fault::HeapDoubleFree
         | Fault::HeapOverflow

@@ -31,6 +31,7 @@ extern crate alloc;
 
 mod account;
 mod activity;
+mod addresses;
 mod ap;
 mod audit;
 #[cfg(feature = "bench")]
@@ -51,6 +52,7 @@ mod fault;
 mod firmware;
 mod frames;
 mod heap;
+mod home;
 mod image;
 mod interrupts;
 mod journal;
@@ -134,6 +136,7 @@ extern "C" fn build() -> ! {
         refuse(&error)
     });
     journal::set_serial_level(arguments.log.into());
+    addresses::heed(&arguments);
     let features = Features::detect();
     if arguments.output == Output::Json {
         events::start(&boot, &features, hz);

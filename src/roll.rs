@@ -9,16 +9,17 @@ use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use heapless::String;
 use muster_arguments::Arguments;
 pub use muster_events::Phase;
-use muster_events::{Absent, Address, Reached, Roll};
+use muster_events::{Absent, Reached, Roll};
 use muster_machine::acpi::{Cpu, Madt};
 use muster_percpu::{Admission, Outcome};
 
 use crate::boot::Boot;
 use crate::clock::{self, Deadline};
-use crate::cpu::{self, Block, Home, Shared};
+use crate::cpu::{self, Block, Shared};
 use crate::firmware::FirmwareTables;
+use crate::home::{self, Home};
 use crate::stack::Slot;
-use crate::{ap, crew, events};
+use crate::{addresses, ap, crew, events};
 
 /// The columns of the roll-call table.
 const COLUMNS: [(Phase, &str); 7] = [
@@ -94,6 +95,9 @@ impl Report {
                 let (seconds, micros) = (micros / 1_000_000, micros % 1_000_000);
                 log::debug!("{} at {seconds}.{micros:06}", phase.name());
             }
+        }
+        if !addresses::are_shown() {
+            return;
         }
         for stack in Slot::of(index).stacks() {
             log::debug!("{}: {:#x} to {:#x}", stack.name, stack.bottom, stack.top);
@@ -186,13 +190,7 @@ impl RollCall {
             }
             log::info!("{index:>3} {:>5}{row}", shared.lapic_id);
         }
-        log::info!("what each CPU runs with:");
-        log::info!("cpu stack top        block            cr3");
-        for (index, shared) in crew::members() {
-            let top = Slot::of(index).main().top;
-            let (block, cr3) = (shared.home.block(), shared.home.cr3());
-            log::info!("{index:>3} {top:016x} {block:016x} {cr3:x}");
-        }
+        home::tell();
         if self.left_out > 0 {
             log::info!("{} CPUs stay with the loader, as cpus= asks", self.left_out);
         }
@@ -218,11 +216,9 @@ impl RollCall {
                 online: shared.report.admission() == Outcome::Joined,
                 phase: shared.report.phase(),
                 reached_us: shared.report.reached(),
-                stack_top: Address(Slot::of(index).main().top),
-                block: Some(shared.home.block())
-                    .filter(|&block| block != 0)
-                    .map(Address),
-                tables: Some(shared.home.cr3()).filter(|&cr3| cr3 != 0).map(Address),
+                stack_top: addresses::shown(Slot::of(index).main().top),
+                block: addresses::shown(shared.home.block()),
+                tables: addresses::shown(shared.home.cr3()),
             });
         }
         for (index, shared) in self.absent() {

@@ -12,7 +12,7 @@ use core::mem::MaybeUninit;
 use core::ptr::{self, NonNull};
 
 use conquer_once::spin::OnceCell;
-use muster_events::{Address, Mapped, Moment};
+use muster_events::{Mapped, Moment};
 use muster_memory::{
     Access, AdoptError, AssignError, Cache, Census, FRAME_SIZE, Frame, FrameAllocator, FrameCache,
     FrameInfo, FrameRun, FramesError, FreeError, Levels, MapError, Mismatch, Owner, PageSize,
@@ -29,7 +29,7 @@ use crate::cpu::{self, Block};
 use crate::lock::{Level, Lock};
 use crate::stack::{self, Slot};
 use crate::window::{self, HEAP, MAPPINGS};
-use crate::{events, famine, frames, heap, image, lapic};
+use crate::{addresses, events, famine, frames, heap, image, lapic};
 
 /// By how much the heap grows at least, in bytes: one large page.
 const HEAP_STEP: u64 = 2 * 1024 * 1024;
@@ -414,11 +414,10 @@ impl Shared {
             tables,
             bytes,
         } = census;
-        log::info!(
-            "HHDM at {:#x}, {}-level tables",
-            self.hhdm.offset,
-            self.levels().count()
-        );
+        log::info!("{}-level tables", self.levels().count());
+        if addresses::are_shown() {
+            log::info!("HHDM at {:#x}", self.hhdm.offset);
+        }
         log::info!(
             "mapped as planned: {} regions, {}",
             self.plan.regions().len(),
@@ -427,7 +426,7 @@ impl Shared {
         log::info!("pages: {pages_1gib} of 1 GiB, {pages_2mib} of 2 MiB, {pages_4kib} of 4 KiB");
         log::info!("page tables: {tables}");
         events::tell(Mapped {
-            hhdm: Address(self.hhdm.offset),
+            hhdm: addresses::shown(self.hhdm.offset),
             regions: self.plan.regions().len() as u32,
             bytes: *bytes,
             pages_4kib: *pages_4kib as u64,
@@ -435,8 +434,10 @@ impl Shared {
             pages_1gib: *pages_1gib as u64,
             tables: *tables as u64,
         });
-        for region in self.plan.regions() {
-            log::debug!("{region}");
+        if addresses::are_shown() {
+            for region in self.plan.regions() {
+                log::debug!("{region}");
+            }
         }
     }
 
@@ -571,6 +572,17 @@ impl Shared {
             Some(owner) => Err(RecountError::Books(owner, books[owner], counted[owner])),
             None => Ok(self.memory_bytes()),
         }
+    }
+
+    /// Looks once more that what can be executed can be written nowhere, now that pages have come and
+    /// gone, and gives the bytes that can be executed.
+    ///
+    /// # Errors
+    ///
+    /// What can be written and executed.
+    pub fn verify_exclusion(&self) -> Result<u64, Mismatch> {
+        let exclusion = self.published_tables().verify_exclusion()?;
+        Ok(exclusion.executable)
     }
 
     /// What the CPUs are expected to be able to do: what the BSP can.

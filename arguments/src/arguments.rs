@@ -27,6 +27,8 @@ pub struct Arguments {
     pub log: LogLevel,
     /// What is written besides the log for people.
     pub output: Output,
+    /// Whether addresses of the kernel are shown where nothing went wrong.
+    pub show_addresses: bool,
     /// A fault to bring about, to see it reported.
     pub fault: Option<Fault>,
     /// Whether to do what is typed at the serial port instead of the stress.
@@ -54,6 +56,7 @@ impl Default for Arguments {
             reclaim: Reclaim::Yes,
             log: LogLevel::Info,
             output: Output::Text,
+            show_addresses: false,
             fault: None,
             monitor: false,
             mishap: None,
@@ -77,6 +80,7 @@ named! {
         Reclaim = "reclaim",
         Log = "log",
         Output = "output",
+        ShowAddresses = "show-addresses",
         Fault = "fault",
         Monitor = "monitor",
         Die = Mishap::Die.name(),
@@ -166,6 +170,7 @@ impl Arguments {
             Key::Reclaim => self.reclaim = Reclaim::parse(value)?,
             Key::Log => self.log = LogLevel::parse(value)?,
             Key::Output => self.output = Output::parse(value)?,
+            Key::ShowAddresses => self.show_addresses = yes_or_no(value)?,
             Key::Fault => self.fault = Some(Fault::parse(value)?),
             Key::Monitor => self.monitor = yes_or_no(value)?,
             Key::Die => self.mishap = Some((Mishap::Die, Step::parse(value)?)),
@@ -254,8 +259,8 @@ mod tests {
     #[test]
     fn every_word_is_read() {
         let line = " stress=timer,churn seconds=1.5\tseed=18446744073709551615 cpus=3 \
-                    deadline=250 heap=compare reclaim=poison log=trace output=json fault=deaf-ap \
-                    monitor=yes die=stack fall=block late=online frames-fail=7 nmis=yes ";
+                    deadline=250 heap=compare reclaim=poison log=trace output=json show-addresses=yes \
+                    fault=deaf-ap monitor=yes die=stack fall=block late=online frames-fail=7 nmis=yes ";
         let expected = Arguments {
             stress: Workloads::none()
                 .with(Workload::Churn)
@@ -268,6 +273,7 @@ mod tests {
             reclaim: Reclaim::Poison,
             log: LogLevel::Trace,
             output: Output::Json,
+            show_addresses: true,
             fault: Some(Fault::DeafAp),
             monitor: true,
             mishap: Some((Mishap::Late, Step::Online)),
@@ -369,6 +375,7 @@ mod tests {
                 Key::Reclaim => &["maybe"],
                 Key::Log => &["off", "INFO"],
                 Key::Output => &["xml", "JSON"],
+                Key::ShowAddresses => &["1", "true"],
                 Key::Fault => &["panic", "PanicBsp"],
                 Key::Monitor => &["true", "YES"],
                 Key::Die | Key::Fall | Key::Late => &["parked", "Stack"],

@@ -27,6 +27,7 @@ pub fn help() -> Vec<String> {
             Key::Reclaim => format!("{}, the loader's memory", one_of(Reclaim::NAMES)),
             Key::Log => one_of(LogLevel::NAMES),
             Key::Output => format!("{}, events on COM2", one_of(Output::NAMES)),
+            Key::ShowAddresses => "yes or no, of the kernel".into(),
             Key::Fault => one_of(Fault::NAMES),
             Key::Monitor => "yes or no, instead of the stress".into(),
             Key::Die => format!("{}, the last AP halts there", one_of(Step::NAMES)),

@@ -203,6 +203,8 @@ named! {
         PanicInCall = "panic-in-call",
         /// The last AP panics while all others map and unmap, and shoot each other's TLBs down.
         PanicInShootdown = "panic-in-shootdown",
+        /// The last CPU lets itself write to read-only pages, and works on.
+        WriteProtectionOff = "write-protection-off",
         /// One CPU allocates, another one frees, and the last one frees again.
         HeapDoubleFree = "heap-double-free",
         /// The last CPU writes the byte past the end of another's block, which a third one frees.

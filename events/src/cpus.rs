@@ -76,11 +76,11 @@ pub struct Cpu {
     pub phase: Phase,
     /// When it reached which.
     pub reached_us: Reached,
-    /// Its main stack's top.
-    pub stack_top: Address,
-    /// Its block, from GS base; null while it has none.
+    /// Its main stack's top; null unless addresses are shown.
+    pub stack_top: Option<Address>,
+    /// Its block, from GS base; null while it has none, and as above.
     pub block: Option<Address>,
-    /// The physical address of its root table, from CR3; null before it told.
+    /// The physical address of its root table, from CR3; null before it told, and as above.
     pub tables: Option<Address>,
 }
 

@@ -28,8 +28,8 @@ impl<'de> Deserialize<'de> for Address {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Mapped {
-    /// Where the direct map of physical memory begins.
-    pub hhdm: Address,
+    /// Where the direct map of physical memory begins; null unless addresses are shown.
+    pub hhdm: Option<Address>,
     /// Regions of the plan.
     pub regions: u32,
     /// Bytes that are mapped.

@@ -72,7 +72,7 @@ fn examples() -> Vec<Event<'static>> {
             text: "a line\u{1}\n".into(),
         }),
         Event::Mapped(Mapped {
-            hhdm: Address(0xffff_8000_0000_0000),
+            hhdm: Some(Address(0xffff_8000_0000_0000)),
             regions: 40,
             bytes: 1 << 40,
             pages_4kib: 1,
@@ -89,7 +89,7 @@ fn examples() -> Vec<Event<'static>> {
                 released: Some(u64::MAX),
                 ..Reached::default()
             },
-            stack_top: Address(u64::MAX),
+            stack_top: Some(Address(u64::MAX)),
             block: Some(Address(0)),
             tables: None,
         }),

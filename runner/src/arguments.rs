@@ -402,6 +402,11 @@ const KEYS: &[Key] = &[
         "json: events for programs, too (text)",
     ),
     kernel(
+        "show-addresses",
+        Form::OneOf(&["yes", "no"]),
+        "whether the log shows the kernel's (no)",
+    ),
+    kernel(
         "heap",
         Form::OneOf(Heap::NAMES),
         "the heap under stress (magazines)",

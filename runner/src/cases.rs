@@ -22,6 +22,8 @@ pub struct Case {
     pub says: &'static [&'static str],
     /// Regular expressions that it matches nowhere.
     pub never: &'static [&'static str],
+    /// Regular expressions that neither it nor any CPU's journal matches.
+    pub hides: &'static [&'static str],
     /// What a pair of an allocation and a free may take.
     pub limits: &'static [Limit],
     /// Events that it tells, by their names, each at least once. Whatever it tells must be of the schema.
@@ -73,6 +75,9 @@ pub struct Limit {
 /// What no run that passes says.
 const BAD: &[&str] = &[" ERROR ", "(?i)panicked"];
 
+/// An address in the half of the address space that is the kernel's.
+const ADDRESS: &[&str] = &[r"(?i)\bffff[0-9a-f]{12}\b|0xffff[0-9a-f]{12}\b"];
+
 /// One that passes, without a word of an error.
 pub const fn passes(
     name: &'static str,
@@ -87,6 +92,7 @@ pub const fn passes(
         ends: &[Verdict::Passed],
         says,
         never: BAD,
+        hides: ADDRESS,
         limits: &[],
         tells: &[],
     }
@@ -106,6 +112,7 @@ pub const fn fails(
         ends: &[Verdict::Failed],
         says,
         never: &["(?i)panicked"],
+        hides: &[],
         limits: &[],
         tells: &[],
     }
@@ -125,6 +132,7 @@ pub const fn refuses(
         ends: &[Verdict::Refused],
         says,
         never: &["(?i)panicked", "roll: "],
+        hides: &[],
         limits: &[],
         tells: &[],
     }
@@ -144,6 +152,7 @@ pub const fn panics(
         ends: &[Verdict::Panicked],
         says,
         never: &["verdict: passed"],
+        hides: &[],
         limits: &[],
         tells: &[],
     }
@@ -579,6 +588,57 @@ pub const CASES: &[Case] = &[
             &["verdict: passed"],
         )
     },
+    Case {
+        hides: &[],
+        ..passes(
+            "show-addresses",
+            &["2", "show-addresses=yes", "stress=churn", "seconds=0.2"],
+            &[
+                r"HHDM at 0xffff[0-9a-f]{12}",
+                r"  1 ffffff[0-9a-f]{10} ffff[0-9a-f]{12} [0-9a-f]+\n",
+            ],
+        )
+    },
+    Case {
+        hides: &[],
+        ..passes(
+            "log-debug",
+            &["2", "log=debug", "stress=churn", "seconds=0.2"],
+            &[
+                r"HHDM at 0xffff[0-9a-f]{12}",
+                r"DEBUG roll    stack: 0xffffff[0-9a-f]{10} to 0xffffff",
+                r"DEBUG shared  .* 0xffffffff[0-9a-f]{8} -> 0x[0-9a-f]+, .* bytes, r-x",
+            ],
+        )
+    },
+    passes(
+        "registers",
+        &["4", "stress=churn", "seconds=0.2"],
+        &[
+            r"  0 own   own   own all all set  wp nx smep smap umip\n",
+            r"  3 own   own   own all all set  wp nx smep smap umip\n",
+            "registers: on every CPU as set",
+            "rights: .* of code, written nowhere",
+        ],
+    ),
+    passes(
+        "registers-qemu64",
+        &["2", "cpu=qemu64", "stress=churn", "seconds=0.2"],
+        &[
+            r"  1 own   own   own all all set  wp nx\n",
+            "registers: on every CPU as set",
+        ],
+    ),
+    fails(
+        "write-protection-off",
+        &[
+            "4",
+            "fault=write-protection-off",
+            "stress=churn",
+            "seconds=0.2",
+        ],
+        &["failed: CPU 3 has 0x80000033 in CR0 instead of 0x80010033"],
+    ),
     fails(
         "loader-unstarted",
         &["4", "loader.unstarted=2", "seconds=0.5"],
@@ -1012,7 +1072,7 @@ mod tests {
             for arguments in case.boots() {
                 arguments::parse(&arguments).unwrap();
             }
-            for pattern in case.says.iter().chain(case.never) {
+            for pattern in case.says.iter().chain(case.never).chain(case.hides) {
                 Regex::new(pattern).unwrap();
             }
         }

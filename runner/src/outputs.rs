@@ -52,7 +52,7 @@ const fn excerpt(
 
 const EXCERPTS: &[Excerpt] = &[
     excerpt("cpus-8", "entry", "muster  Muster ", "usable of"),
-    excerpt("cpus-8", "tables", "HHDM at", "page tables: "),
+    excerpt("cpus-8", "tables", "-level tables", "page tables: "),
     excerpt("cpus-8", "roll", "roll    roll: ", "INFO  roll "),
     excerpt("cpus-8", "reclaim", "reclaimed ", "reclaimed "),
     excerpt("cpus-8", "calls", "to one CPU", "others and back"),
@@ -63,7 +63,7 @@ const EXCERPTS: &[Excerpt] = &[
     excerpt("cpus-8", "audit", "audit   heap: ", "verdict: "),
     Excerpt {
         log: "cpu-3.log",
-        ..excerpt("cpus-8", "journal", "=== cpu 3", "tables at")
+        ..excerpt("cpus-8", "journal", "=== cpu 3", "online at")
     },
     excerpt(
         "loader-silent",

@@ -255,7 +255,11 @@ fn attempt(
     let mut script = Script::new(case.types)?;
     let typist = (!case.types.is_empty()).then_some(&mut script as &mut dyn Typist);
     let show = &mut |_: &str| Ok(());
-    let (outcome, _) = run::boot(&run, images, folder, interrupt, show, typist, None)?;
+    let (outcome, cpus) = run::boot(&run, images, folder, interrupt, show, typist, None)?;
+    let mut journals = cpus
+        .iter()
+        .map(|cpu| boot_log::read(folder, &cpu.to_string()))
+        .collect::<Result<String>>()?;
     let text = fs::read_to_string(folder.join("all.log")).context("cannot read the log")?;
     let (verdict, reason) = outcome.verdict();
     let hung = verdict == Verdict::Hung;
@@ -268,13 +272,14 @@ fn attempt(
         _ => {
             let text = fs::read_to_string(boot_log::events(folder));
             let text = text.context("cannot read the events")?;
+            journals += &text;
             match events::check(&text, outcome.status()) {
                 Ok(records) => untold(case, &records),
                 Err(wrong) => Some(wrong.to_string()),
             }
         }
     };
-    let mismatch = mismatch(case, verdict, &reason, &text)?;
+    let mismatch = mismatch(case, verdict, &reason, &text, &journals)?;
     let all = [mismatch, unsaid, wrong_events].into_iter().flatten();
     let why = all.collect::<Vec<_>>().join("; ");
     let mismatch = match why.is_empty() {
@@ -347,7 +352,13 @@ fn untold(case: &Case, records: &[Record<'_>]) -> Option<String> {
 }
 
 /// The first way in which a run was not as expected.
-fn mismatch(case: &Case, verdict: Verdict, reason: &str, log: &str) -> Result<Option<String>> {
+fn mismatch(
+    case: &Case,
+    verdict: Verdict,
+    reason: &str,
+    log: &str,
+    journals: &str,
+) -> Result<Option<String>> {
     if !case.ends.contains(&verdict) {
         let ends: Vec<_> = case.ends.iter().map(Verdict::to_string).collect();
         let ends = ends.join(" or ");
@@ -367,6 +378,14 @@ fn mismatch(case: &Case, verdict: Verdict, reason: &str, log: &str) -> Result<Op
                 "the log says {pattern} (line {})",
                 line.max(1)
             )));
+        }
+    }
+    for pattern in case.hides {
+        let pattern = Regex::new(pattern)?;
+        for (what, text) in [("the log", log), ("a journal", journals)] {
+            if let Some(line) = text.lines().find(|line| pattern.is_match(line)) {
+                return Ok(Some(format!("{what} shows what it should hide: {line}")));
+            }
         }
     }
     for Limit { bench, most } in case.limits {
@@ -397,12 +416,13 @@ mod tests {
         ends: &[Verdict::Passed],
         says: &["2 of 2", "verdict: passed$"],
         never: &["ERROR"],
+        hides: &["secret"],
         limits: &[],
         tells: &["log"],
     };
 
     fn compared(verdict: Verdict, log: &str) -> Option<String> {
-        mismatch(&CASE, verdict, "why", log).unwrap()
+        mismatch(&CASE, verdict, "why", log, "").unwrap()
     }
 
     #[test]
@@ -423,6 +443,20 @@ mod tests {
     }
 
     #[test]
+    fn what_is_hidden_is_in_no_journal_either() {
+        let log = "2 of 2\nverdict: passed";
+        let compared = |log, journals| mismatch(&CASE, Verdict::Passed, "", log, journals).unwrap();
+        assert_eq!(compared(log, "nothing\nis here"), None);
+        let said = compared(log, "nothing\na secret is").unwrap();
+        assert!(
+            said.contains("a journal") && said.contains("a secret is"),
+            "{said}"
+        );
+        let said = compared("a secret\n2 of 2\nverdict: passed", "").unwrap();
+        assert!(said.contains("the log"), "{said}");
+    }
+
+    #[test]
     fn instructions_have_a_limit() {
         let case = Case {
             says: &[],
@@ -438,7 +472,7 @@ mod tests {
                  \x20 1.1 0 INFO  bench   mixed   muster   {number}\n"
             )
         };
-        let compared = |log: &str| mismatch(&case, Verdict::Passed, "", log).unwrap();
+        let compared = |log: &str| mismatch(&case, Verdict::Passed, "", log, "").unwrap();
         assert_eq!(compared(&log("60.00")), None);
         assert!(compared(&log("60.01")).unwrap().contains("60.01"));
         assert!(compared(&log("")).unwrap().contains("no instructions"));

@@ -1,0 +1,241 @@
+//! What a CPU runs with: its own block, stack and GDT, the tables and the IDT of all, and the control
+//! registers as they should be.
+
+use alloc::format;
+use alloc::string::String;
+use core::fmt;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use muster_percpu::Register;
+use x86_64::instructions::tables::{sgdt, sidt};
+
+use crate::control::{self, Features, Registers};
+use crate::cpu::{self, Gs};
+use crate::stack::Slot;
+use crate::{crew, shared};
+
+/// How long a CPU may take to look at itself, in milliseconds.
+const PATIENCE: u64 = 10_000;
+
+/// What a CPU runs with, as read from its own registers.
+pub struct Home {
+    block: AtomicU64,
+    cr3: AtomicU64,
+    gdt: AtomicU64,
+    idt: AtomicU64,
+    stack: AtomicU64,
+    /// The control registers as they are, and as this CPU's own features ask for.
+    found: [AtomicU64; Registers::COUNT],
+    wanted: [AtomicU64; Registers::COUNT],
+}
+
+impl Home {
+    /// Nothing is known of it yet.
+    pub const fn new() -> Self {
+        Self {
+            block: AtomicU64::new(0),
+            cr3: AtomicU64::new(0),
+            gdt: AtomicU64::new(0),
+            idt: AtomicU64::new(0),
+            stack: AtomicU64::new(0),
+            found: [const { AtomicU64::new(0) }; Registers::COUNT],
+            wanted: [const { AtomicU64::new(0) }; Registers::COUNT],
+        }
+    }
+
+    /// Reads this CPU's registers. Called by the CPU itself, before it reports
+    /// that it is online, which publishes this; and again in an order.
+    pub fn record(&self) {
+        let here = 0u8;
+        let places = [
+            (&self.block, Gs::load().addr() as u64),
+            (&self.cr3, control::loaded_tables()),
+            (&self.gdt, sgdt().base.as_u64()),
+            (&self.idt, sidt().base.as_u64()),
+            (&self.stack, (&raw const here).addr() as u64),
+        ];
+        for (place, value) in places {
+            place.store(value, Ordering::Relaxed);
+        }
+        let registers = [
+            (&self.found, Registers::read()),
+            (&self.wanted, Registers::wanted(&Features::detect())),
+        ];
+        for (places, registers) in registers {
+            for (place, value) in places.iter().zip(registers.values()) {
+                place.store(value, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// The address of its block, from GS base.
+    pub fn block(&self) -> u64 {
+        self.block.load(Ordering::Relaxed)
+    }
+
+    /// What the CPU itself uses without being told, and the address of each.
+    pub fn places(&self) -> [(&'static str, u64); 4] {
+        [
+            ("block", &self.block),
+            ("GDT", &self.gdt),
+            ("IDT", &self.idt),
+            ("stack", &self.stack),
+        ]
+        .map(|(what, address)| (what, address.load(Ordering::Relaxed)))
+    }
+
+    /// The physical address of its root table, from CR3.
+    pub fn cr3(&self) -> u64 {
+        self.cr3.load(Ordering::Relaxed)
+    }
+
+    /// The control registers as they are.
+    pub fn registers(&self) -> Registers {
+        Registers::from_values(
+            self.found
+                .each_ref()
+                .map(|value| value.load(Ordering::Relaxed)),
+        )
+    }
+
+    fn wanted(&self) -> Registers {
+        Registers::from_values(
+            self.wanted
+                .each_ref()
+                .map(|value| value.load(Ordering::Relaxed)),
+        )
+    }
+
+    /// The first thing about CPU `index` that is not as it should be.
+    fn find_deviation(&self, index: u32) -> Option<Deviation> {
+        Aspect::ALL
+            .into_iter()
+            .find(|aspect| !self.is_right(index, *aspect))
+            .map(|aspect| match aspect {
+                Aspect::Registers => Deviation::Register {
+                    found: self.registers(),
+                    wanted: self.wanted(),
+                },
+                _ => Deviation::Place(aspect),
+            })
+    }
+
+    /// Whether an aspect of CPU `index` is as it should be.
+    fn is_right(&self, index: u32, aspect: Aspect) -> bool {
+        let others = || crew::members().filter(|&(other, _)| other != index);
+        let gdt = |home: &Self| home.gdt.load(Ordering::Relaxed);
+        let idt = |home: &Self| home.idt.load(Ordering::Relaxed);
+        match aspect {
+            Aspect::Stack => {
+                let here = self.stack.load(Ordering::Relaxed);
+                Slot::of(index).main().contains(here)
+            }
+            Aspect::Block => cpu::DIRECTORY.get(index).is_some_and(|shared| {
+                let shared = (&raw const *shared).addr() as u64;
+                (self.block()..self.block() + size_of::<cpu::Block>() as u64).contains(&shared)
+            }),
+            Aspect::Gdt => others().all(|(_, other)| gdt(&other.home) != gdt(self)),
+            Aspect::Idt => others().all(|(_, other)| idt(&other.home) == idt(self)),
+            Aspect::Tables => self.cr3() == shared::get().root(),
+            Aspect::Registers => self.registers() == self.wanted(),
+        }
+    }
+}
+
+/// What can be right or wrong about what a CPU runs with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Aspect {
+    Stack,
+    Block,
+    Gdt,
+    Idt,
+    Tables,
+    Registers,
+}
+
+impl Aspect {
+    const ALL: [Self; 6] = [
+        Self::Stack,
+        Self::Block,
+        Self::Gdt,
+        Self::Idt,
+        Self::Tables,
+        Self::Registers,
+    ];
+
+    /// Whose it is, if it is right.
+    fn mark(self) -> &'static str {
+        match self {
+            Self::Stack | Self::Block | Self::Gdt => "own",
+            Self::Idt | Self::Tables => "all",
+            Self::Registers => "set",
+        }
+    }
+}
+
+/// Something about a CPU that is not as it should be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Deviation {
+    Place(Aspect),
+    Register { found: Registers, wanted: Registers },
+}
+
+impl fmt::Display for Deviation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Place(Aspect::Stack) => f.write_str("runs on a stack that is not its own"),
+            Self::Place(Aspect::Block) => f.write_str("has a block that is not its own"),
+            Self::Place(Aspect::Gdt) => f.write_str("has the GDT of another CPU"),
+            Self::Place(Aspect::Idt) => f.write_str("has another IDT than the others"),
+            Self::Place(Aspect::Tables) => f.write_str("runs on other tables than all"),
+            Self::Place(Aspect::Registers) => f.write_str("has other control registers than set"),
+            Self::Register { found, wanted } => found.fmt_difference(wanted, f),
+        }
+    }
+}
+
+/// Prints what each CPU at work runs with, and how far it is what it should be.
+pub fn tell() {
+    log::info!(target: "roll", "what each CPU runs with:");
+    log::info!(target: "roll", "cpu stack block gdt idt cr3 regs protection");
+    for (index, shared) in crew::members() {
+        let [stack, block, gdt, idt, tables, registers] = Aspect::ALL.map(|aspect| {
+            if shared.home.is_right(index, aspect) {
+                aspect.mark()
+            } else {
+                "BAD"
+            }
+        });
+        log::info!(
+            target: "roll",
+            "{index:>3} {stack:<5} {block:<5} {gdt} {idt} {tables} {registers:<4} {}",
+            shared.home.registers().protection()
+        );
+        if let Some(deviation) = shared.home.find_deviation(index) {
+            log::error!(target: "roll", "CPU {index} {deviation}");
+        }
+    }
+    if crate::addresses::are_shown() {
+        log::info!(target: "roll", "cpu stack top        block            cr3");
+        for (index, shared) in crew::members() {
+            let top = Slot::of(index).main().top;
+            let (block, cr3) = (shared.home.block(), shared.home.cr3());
+            log::info!(target: "roll", "{index:>3} {top:016x} {block:016x} {cr3:x}");
+        }
+    }
+}
+
+/// Has each CPU look at itself once more. Called on the BSP, between orders.
+///
+/// # Errors
+///
+/// The first thing that is not as it should be, in words.
+pub fn check() -> Result<(), String> {
+    crew::all(PATIENCE, &|_| cpu::with(|here| here.shared().home.record()));
+    match crew::members()
+        .find_map(|(index, shared)| Some((index, shared.home.find_deviation(index)?)))
+    {
+        Some((index, deviation)) => Err(format!("CPU {index} {deviation}")),
+        None => Ok(()),
+    }
+}
