@@ -155,13 +155,17 @@ impl Registers {
     /// Writes in which register these differ from what was wanted.
     pub fn fmt_difference(&self, wanted: &Self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names = ["CR0", "CR4", "EFER", "the PAT"];
-        let pairs = names
+        let pairs = self.values().into_iter().zip(wanted.values());
+        match names
             .iter()
-            .zip(self.values().into_iter().zip(wanted.values()));
-        for (name, (found, wanted)) in pairs.filter(|(_, (found, wanted))| found != wanted) {
-            return write!(f, "has {found:#x} in {name} instead of {wanted:#x}");
+            .zip(pairs)
+            .find(|(_, (found, wanted))| found != wanted)
+        {
+            Some((name, (found, wanted))) => {
+                write!(f, "has {found:#x} in {name} instead of {wanted:#x}")
+            }
+            None => f.write_str("has its control registers as set"),
         }
-        f.write_str("has its control registers as set")
     }
 }
 
