@@ -961,9 +961,10 @@ pub const CASES: &[Case] = &[
             ("^a shootdown, ", "roll"),
             ("^  3 ffffff", "off"),
         ],
+        hides: &[],
         ..passes(
             "monitor",
-            &["4", "monitor=yes", "timeout=120"],
+            &["4", "monitor=yes", "show-addresses=yes", "timeout=120"],
             &[
                 "muster> help map\n",
                 r"\n1 0x[0-9a-f]+\[95\] 0x8[0-9a-f]+63 P W A D NX -> 4 KiB page, rw- WB\n",
@@ -989,6 +990,7 @@ pub const CASES: &[Case] = &[
             ("^the other CPUs are done", "stop"),
             ("^error: no CPU is at work", "off"),
         ],
+        hides: &[],
         ..passes(
             "monitor-stress",
             &["8", "monitor=yes", "timeout=300"],
