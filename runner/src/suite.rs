@@ -380,7 +380,7 @@ fn mismatch(
             )));
         }
     }
-    for pattern in case.hides {
+    for pattern in case.hidden() {
         let pattern = Regex::new(pattern)?;
         for (what, text) in [("the log", log), ("a journal", journals)] {
             if let Some(line) = text.lines().find(|line| pattern.is_match(line)) {
