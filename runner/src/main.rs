@@ -22,6 +22,7 @@ mod listing;
 mod machine;
 mod matrix;
 mod outputs;
+mod picture;
 mod run;
 mod screen;
 mod script;

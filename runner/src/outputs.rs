@@ -1,5 +1,6 @@
 //! What the book shows of the kernel's words: parts of the logs of whole-kernel tests. `book-outputs`
-//! writes them anew, and the tests see that the kernel still says so, up to the figures.
+//! writes them anew, and the README's picture with them; the tests see that the kernel still says so, up
+//! to the figures.
 
 use std::collections::HashSet;
 use std::fs;
@@ -15,6 +16,7 @@ use crate::floor;
 use crate::images;
 use crate::listing;
 use crate::matrix;
+use crate::picture;
 use crate::run;
 use crate::screen::Screen;
 use crate::script::Script;
@@ -142,30 +144,52 @@ fn path(name: &str) -> PathBuf {
     folder.join(name).with_extension("txt")
 }
 
+/// The name of the README's picture among the outputs.
+const PICTURE: &str = "picture";
+
+fn picture_path() -> PathBuf {
+    workspace::root().join("docs/run-smp.svg")
+}
+
 /// Makes the book's outputs anew, all or those of this name.
 ///
 /// # Errors
 /// If a run does not show what it should, or a file can't be written.
 pub fn command(names: &[String], interrupt: &Interrupt) -> Result<ExitCode> {
     let all = EXCERPTS.iter().map(|excerpt| excerpt.name);
-    let all: Vec<_> = all.chain(OTHERS.iter().map(|(name, _)| *name)).collect();
+    let all = all.chain(OTHERS.iter().map(|(name, _)| *name));
+    let all: Vec<_> = all.chain([PICTURE]).collect();
     if let Some(wrong) = names.iter().find(|name| !all.contains(&name.as_str())) {
         bail!("no output {wrong}; there are: {}", all.join(", "));
     }
     let is_wanted = |name: &str| names.is_empty() || names.iter().any(|wanted| wanted == name);
     let screen = Screen::new();
     let mut booted = HashSet::new();
-    for excerpt in EXCERPTS.iter().filter(|excerpt| is_wanted(excerpt.name)) {
-        let folder = workspace::target().join("book-log").join(excerpt.case);
-        if booted.insert(excerpt.case) {
-            boot(excerpt.case, &folder, interrupt)?;
+    let mut boot_once = |case: &'static str| {
+        let folder = workspace::target().join("book-log").join(case);
+        if booted.insert(case) {
+            boot(case, &folder, interrupt)?;
         }
-        write(excerpt.name, &excerpt.of(&folder)?, screen)?;
+        Ok::<_, anyhow::Error>(folder)
+    };
+    for excerpt in EXCERPTS.iter().filter(|excerpt| is_wanted(excerpt.name)) {
+        let part = excerpt.of(&boot_once(excerpt.case)?)?;
+        write(&path(excerpt.name), &part, screen)?;
     }
     for (name, make) in OTHERS.iter().filter(|(name, _)| is_wanted(name)) {
-        write(name, &make(interrupt)?, screen)?;
+        write(&path(name), &make(interrupt)?, screen)?;
+    }
+    if is_wanted(PICTURE) {
+        let log = all_of(&boot_once(picture::CASE)?)?;
+        let drawing = picture::draw(&picture::lines(&log)?);
+        write(&picture_path(), &drawing, screen)?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn all_of(folder: &Path) -> Result<String> {
+    let path = folder.join("all.log");
+    fs::read_to_string(&path).with_context(|| format!("no {}", shown(&path)))
 }
 
 fn boot(name: &str, folder: &Path, interrupt: &Interrupt) -> Result<()> {
@@ -185,10 +209,9 @@ fn boot(name: &str, folder: &Path, interrupt: &Interrupt) -> Result<()> {
     Ok(())
 }
 
-fn write(name: &str, text: &str, screen: Screen) -> Result<()> {
-    let path = path(name);
-    images::write_if_changed(&path, text.as_bytes())?;
-    screen.note(&shown(&path).to_string())?;
+fn write(path: &Path, text: &str, screen: Screen) -> Result<()> {
+    images::write_if_changed(path, text.as_bytes())?;
+    screen.note(&shown(path).to_string())?;
     Ok(())
 }
 
@@ -204,6 +227,16 @@ pub fn stale(case: &str, folder: &Path) -> Result<Option<String>> {
             return Ok(Some(format!(
                 "the book shows `{line}`: just book-outputs {}",
                 excerpt.name
+            )));
+        }
+    }
+    if case == picture::CASE {
+        let path = picture_path();
+        let svg = fs::read_to_string(&path).with_context(|| format!("no {}", shown(&path)))?;
+        let log = picture::lines(&all_of(folder)?)?.join("\n");
+        if let Some(line) = missing(&picture::text(&svg), &log) {
+            return Ok(Some(format!(
+                "the README's picture shows `{line}`: just book-outputs {PICTURE}"
             )));
         }
     }
