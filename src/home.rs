@@ -197,7 +197,7 @@ impl fmt::Display for Deviation {
 /// Prints what each CPU at work runs with, and how far it is what it should be.
 pub fn tell() {
     log::info!(target: "roll", "what each CPU runs with:");
-    log::info!(target: "roll", "cpu stack block gdt idt cr3 regs protection");
+    log::info!(target: "roll", "cpu stack block gdt idt cr3 reg protection");
     for (index, shared) in crew::members() {
         let [stack, block, gdt, idt, tables, registers] = Aspect::ALL.map(|aspect| {
             if shared.home.is_right(index, aspect) {
@@ -208,7 +208,7 @@ pub fn tell() {
         });
         log::info!(
             target: "roll",
-            "{index:>3} {stack:<5} {block:<5} {gdt} {idt} {tables} {registers:<4} {}",
+            "{index:>3} {stack:<5} {block:<5} {gdt} {idt} {tables} {registers} {}",
             shared.home.registers().protection()
         );
         if let Some(deviation) = shared.home.find_deviation(index) {

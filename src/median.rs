@@ -58,7 +58,12 @@ impl Median {
 
 impl fmt::Display for Median {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (micros, tenths) = (self.nanos / 1000, self.nanos / 100 % 10);
-        write!(f, "{micros}.{tenths} us, median of {}", self.rounds)
+        // Host CPUs that are too few make it milliseconds.
+        let (unit, name) = match self.nanos {
+            ..10_000_000 => (1000, "us"),
+            _ => (1_000_000, "ms"),
+        };
+        let (whole, tenths) = (self.nanos / unit, self.nanos / (unit / 10) % 10);
+        write!(f, "{whole}.{tenths} {name}, median of {}", self.rounds)
     }
 }
