@@ -88,7 +88,7 @@ fmt:
 [group('test')]
 test-host: models
     cargo test --package muster-percpu --package muster-memory --package muster-heap
-    cargo test --package muster-arguments --package muster-monitor --package muster-machine --package muster-boot --package muster-events --package muster-bench
+    cargo test --package muster-arguments --package muster-monitor --package muster-screen --package muster-machine --package muster-boot --package muster-events --package muster-bench
     cargo test --package muster-arguments --features bench
     cargo test --package muster-loader --lib
     cargo test --package muster-runner

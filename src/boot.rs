@@ -4,22 +4,24 @@
 
 use alloc::string::String;
 use alloc::vec::Vec;
-use core::ffi::{CStr, c_char};
+use core::ffi::{CStr, c_char, c_void};
 use core::ptr;
 use core::sync::atomic::{AtomicPtr, Ordering};
 
 use limine::BaseRevision;
+use limine::framebuffer::MemoryModel;
 use limine::memory_map::EntryType;
 use limine::mp;
 use limine::paging::Mode;
 use limine::request::{
-    BootloaderInfoRequest, ExecutableAddressRequest, ExecutableCmdlineRequest, HhdmRequest,
-    MemoryMapRequest, MpRequest, PagingModeRequest, RequestsEndMarker, RequestsStartMarker,
-    RsdpRequest,
+    BootloaderInfoRequest, ExecutableAddressRequest, ExecutableCmdlineRequest, FramebufferRequest,
+    HhdmRequest, MemoryMapRequest, MpRequest, PagingModeRequest, RequestsEndMarker,
+    RequestsStartMarker, RsdpRequest,
 };
-use limine::response::{BootloaderInfoResponse, ExecutableCmdlineResponse};
-use muster_boot::{BootError, Cpus, MemoryMap, Placement, REVISION};
+use limine::response::{BootloaderInfoResponse, ExecutableCmdlineResponse, FramebufferResponse};
+use muster_boot::{Answer, BootError, Cpus, Framebuffer, MemoryMap, Placement, REVISION, Unusable};
 use muster_memory::Kind;
+use muster_screen::Channel;
 
 use crate::audit::Bytes;
 use crate::{addresses, image};
@@ -59,6 +61,10 @@ static RSDP: RsdpRequest = RsdpRequest::new();
 #[unsafe(link_section = ".requests")]
 static PAGING: PagingModeRequest = PagingModeRequest::new().with_max_mode(Mode::FIVE_LEVEL);
 
+#[used]
+#[unsafe(link_section = ".requests")]
+static FRAMEBUFFER: FramebufferRequest = FramebufferRequest::new();
+
 /// Everything the kernel takes from its loader.
 pub struct Boot {
     /// The loader's name and version, for the log.
@@ -77,6 +83,8 @@ pub struct Boot {
     pub rsdp: Option<u64>,
     /// The kernel's command line; empty if there is none.
     pub command_line: String,
+    /// The screen, if there is one, or what is wrong with it.
+    pub framebuffer: Option<Result<Framebuffer, Unusable>>,
 }
 
 /// A CPU that the loader found and, if it is not the BSP, parked.
@@ -118,12 +126,15 @@ impl Boot {
             return Err(BootError::Revision(BASE_REVISION.loaded_revision()));
         }
         let hhdm = HHDM.get_response().ok_or(BootError::Missing("HHDM"))?;
+        let hhdm = muster_boot::hhdm(hhdm.offset())?;
+        let memory = memory_map()?;
         let (cpus, repeated_lapic_ids) = cpus()?;
         Ok(Self {
             loader: loader_name(),
-            hhdm: muster_boot::hhdm(hhdm.offset())?,
+            hhdm,
             image: placement()?,
-            memory: memory_map()?,
+            framebuffer: framebuffer().map(|answer| Framebuffer::check(&answer, hhdm, &memory)),
+            memory,
             cpus,
             repeated_lapic_ids,
             rsdp: RSDP
@@ -144,6 +155,13 @@ impl Boot {
             Bytes(self.memory.usable_bytes()),
             self.memory.entries.len()
         );
+        match &self.framebuffer {
+            Some(Ok(Framebuffer { width, height, .. })) => {
+                log::info!("screen of {width} by {height} pixels");
+            }
+            Some(Err(unusable)) => log::warn!("the screen stays as it is: {unusable}"),
+            None => {}
+        }
         if addresses::are_shown() {
             for entry in &self.memory.entries {
                 log::debug!("{} {:?}", entry.range, entry.kind);
@@ -214,7 +232,36 @@ fn cpus() -> Result<(Vec<ListedCpu>, Vec<u32>), BootError> {
     Ok((listed.collect(), cpus.repeated))
 }
 
-/// The layouts of two responses in the protocol. The crate's own accessors take the
+/// The first of the framebuffers.
+fn framebuffer() -> Option<Answer> {
+    let response = FRAMEBUFFER.get_response()?;
+    // SAFETY: as in `loader_name`.
+    let list = unsafe { &*(&raw const *response).cast::<Framebuffers>() };
+    // The crate makes a slice of it, which no null may be.
+    if list.count == 0 || list.list.is_null() {
+        return None;
+    }
+    let framebuffer = response.framebuffers().next()?;
+    Some(Answer {
+        address: framebuffer.addr().addr() as u64,
+        width: framebuffer.width(),
+        height: framebuffer.height(),
+        pitch: framebuffer.pitch(),
+        bits: framebuffer.bpp(),
+        is_rgb: framebuffer.memory_model() == MemoryModel::RGB,
+        channels: [
+            (framebuffer.red_mask_size(), framebuffer.red_mask_shift()),
+            (
+                framebuffer.green_mask_size(),
+                framebuffer.green_mask_shift(),
+            ),
+            (framebuffer.blue_mask_size(), framebuffer.blue_mask_shift()),
+        ]
+        .map(|(bits, shift)| Channel { bits, shift }),
+    })
+}
+
+/// The layouts of three responses in the protocol. The crate's own accessors take the
 /// pointers for sound, and panic on a name that is not UTF-8; a name is no reason
 /// not to boot.
 #[repr(C)]
@@ -230,6 +277,14 @@ struct CommandLine {
     line: *const c_char,
 }
 
+#[repr(C)]
+struct Framebuffers {
+    revision: u64,
+    count: u64,
+    list: *const *const c_void,
+}
+
+const _: () = assert!(size_of::<Framebuffers>() == size_of::<FramebufferResponse>());
 const _: () = assert!(size_of::<LoaderInfo>() == size_of::<BootloaderInfoResponse>());
 const _: () = assert!(size_of::<CommandLine>() == size_of::<ExecutableCmdlineResponse>());
 

@@ -17,8 +17,8 @@ pub fn conclude(outcome: Outcome, reason: fmt::Arguments<'_>) -> ! {
     // Whatever `log=` hides, the verdict is said.
     journal::set_serial_level(log::LevelFilter::Info);
     match outcome {
-        Outcome::Passed => log::info!(target: "verdict", "verdict: passed"),
-        _ => log::error!(target: "verdict", "verdict: failed: {reason}"),
+        Outcome::Passed => log::info!(target: journal::VERDICT, "verdict: passed"),
+        _ => log::error!(target: journal::VERDICT, "verdict: failed: {reason}"),
     }
     let reason = (outcome != Outcome::Passed).then(|| journal::clip(reason));
     events::tell(Verdict {

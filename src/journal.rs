@@ -1,7 +1,7 @@
-//! The log: whole lines on the serial port, and each CPU's own lines in a
+//! The log: whole lines on the serial port and on the screen, and each CPU's own lines in a
 //! bounded journal of its own.
 //!
-//! The serial port shows what `log=` asks for (`info` unless told otherwise);
+//! The port and the screen show what `log=` asks for (`info` unless told otherwise);
 //! a journal keeps everything down to `debug`, oldest lines first to go.
 
 use core::fmt::{self, Write};
@@ -9,12 +9,16 @@ use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use heapless::{Deque, String};
 use log::{LevelFilter, Log, Metadata, Record};
+use muster_screen::Colour;
 
 use crate::lock::{Level, Lock};
-use crate::{clock, cpu, events, serial};
+use crate::{clock, cpu, events, screen, serial};
 
 /// The longest line, in bytes; what goes beyond is cut and marked.
 const LINE: usize = 256;
+
+/// The target of a run's verdict.
+pub const VERDICT: &str = "verdict";
 
 /// What one CPU's journal holds, in bytes: about 200 lines.
 pub const CAPACITY: usize = 16 * 1024;
@@ -72,6 +76,8 @@ impl Log for Logger {
         let (line, message) = format_line(record);
         keep(line.as_bytes());
         if record.level() as u8 <= SERIAL_LEVEL.load(Ordering::Relaxed) {
+            // First, so that it is there for whoever has read it at the port.
+            screen::write(line.trim_end(), colour(record));
             serial::write(line.as_bytes());
             let message = line.get(message..).unwrap_or_default();
             events::log(record.level(), target_of(record), message.trim_end());
@@ -108,6 +114,17 @@ pub fn answer<T>(speak: impl FnOnce() -> T) -> T {
 /// Has all that is logged be log from now on: if a fault comes upon an answer.
 pub fn stop_answering() {
     ANSWERING.store(false, Ordering::Relaxed);
+}
+
+/// What a line is shown in on a screen.
+fn colour(record: &Record<'_>) -> Colour {
+    match record.level() {
+        log::Level::Error => Colour::Error,
+        log::Level::Warn => Colour::Warning,
+        log::Level::Info if record.target() == VERDICT => Colour::Good,
+        log::Level::Info => Colour::Plain,
+        log::Level::Debug | log::Level::Trace => Colour::Dim,
+    }
 }
 
 fn is_bsp() -> bool {

@@ -37,16 +37,19 @@ pub enum Level {
     EarlyJournal,
     /// The serial port.
     Serial,
+    /// The screen.
+    Screen,
 }
 
 impl Level {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 7] = [
         Self::Workload,
         Self::Addresses,
         Self::Tables,
         Self::Journal,
         Self::EarlyJournal,
         Self::Serial,
+        Self::Screen,
     ];
 }
 
@@ -59,6 +62,7 @@ impl fmt::Display for Level {
             Self::Journal => "a journal",
             Self::EarlyJournal => "the early journal",
             Self::Serial => "the serial port",
+            Self::Screen => "the screen",
         })
     }
 }

@@ -69,6 +69,7 @@ mod probe;
 mod reclaim;
 mod relief;
 mod roll;
+mod screen;
 mod serial;
 mod shared;
 mod stack;
@@ -123,6 +124,9 @@ extern "C" fn build() -> ! {
     let (hz, source) = clock::calibrate();
 
     let boot = Boot::check().unwrap_or_else(|error| refuse(&error));
+    if let Some(Ok(framebuffer)) = &boot.framebuffer {
+        screen::start(framebuffer);
+    }
     log::info!("Muster {} on {}", env!("CARGO_PKG_VERSION"), boot.loader);
     log::info!(
         "entered {} ms after reset",

@@ -68,8 +68,8 @@ fn open(port: u16) -> Option<Uart16550<PioBackend>> {
     started.then_some(uart)
 }
 
-/// Whether this CPU alone writes.
-fn is_seized_here() -> bool {
+/// Whether this CPU alone writes, past the locks.
+pub fn is_seized_here() -> bool {
     SEIZED.load(Ordering::Acquire) && SEIZED_BY.load(Ordering::Relaxed) == lapic::own_id()
 }
 

@@ -11,11 +11,13 @@ extern crate alloc;
 
 mod cpus;
 mod error;
+mod framebuffer;
 mod memory_map;
 mod placement;
 
 pub use cpus::Cpus;
 pub use error::BootError;
+pub use framebuffer::{Answer, Framebuffer, Unusable};
 pub use memory_map::MemoryMap;
 pub use placement::Placement;
 

@@ -24,6 +24,9 @@ pub struct Case {
     pub never: &'static [&'static str],
     /// Regular expressions that neither it nor any CPU's journal matches.
     pub hides: &'static [&'static str],
+    /// Regular expressions that the text on the screen matches, each somewhere, before the last line
+    /// is typed.
+    pub shows: &'static [&'static str],
     /// What a pair of an allocation and a free may take.
     pub limits: &'static [Limit],
     /// Events that it tells, by their names, each at least once. Whatever it tells must be of the schema.
@@ -103,6 +106,7 @@ pub const fn passes(
         says,
         never: BAD,
         hides: ADDRESS,
+        shows: &[],
         limits: &[],
         tells: &[],
     }
@@ -123,6 +127,7 @@ pub const fn fails(
         says,
         never: &["(?i)panicked"],
         hides: &[],
+        shows: &[],
         limits: &[],
         tells: &[],
     }
@@ -143,6 +148,7 @@ pub const fn refuses(
         says,
         never: &["(?i)panicked", "roll: "],
         hides: &[],
+        shows: &[],
         limits: &[],
         tells: &[],
     }
@@ -163,6 +169,7 @@ pub const fn panics(
         says,
         never: &["verdict: passed"],
         hides: &[],
+        shows: &[],
         limits: &[],
         tells: &[],
     }
@@ -170,6 +177,16 @@ pub const fn panics(
 
 /// What a checked heap says in the end.
 const CHECKED: &str = r"heap: \d{4,} blocks checked, none misused";
+
+/// What a screen shows after the roll call of four CPUs, whole and in order, and nothing else.
+const SCREEN: &[&str] = &[
+    r"^ +\d+\.\d{6}  0 INFO  muster  Muster \d+\.\d+\.\d+ on Limine \d",
+    r"INFO  roll    roll: 4 of 4 CPUs online, \d+ us after the release\n",
+    r"INFO  roll    cpu lapic entry block  ctrl   cr3 stack   gdt    up\n",
+    r"(?:INFO  roll      \d     \d(?: +\d+m?){7}\n *\d+\.\d+  0 ){4}INFO  roll    what each",
+    r"reclaimed .* from the loader, and poisoned\n",
+    r"`help` lists the commands, `off` ends the run\n+$",
+];
 
 /// A return address that became a function and a line of the kernel's source.
 pub const BACKTRACE: &str = r"#\d+ 0x[0-9a-f]{16} in .+ \(.+:\d+\)";
@@ -919,6 +936,58 @@ pub const CASES: &[Case] = &[
             BACKTRACE,
         ],
     ),
+    // What a person at a machine without a serial port sees: after the loader's memory was poisoned.
+    Case {
+        types: &[("`help` lists", "off")],
+        shows: SCREEN,
+        ..passes(
+            "screen-bios",
+            &[
+                "4",
+                "boot=limine",
+                "reclaim=poison",
+                "monitor=yes",
+                "timeout=120",
+            ],
+            &["screen of 1280 by 800 pixels", "audit: clean"],
+        )
+    },
+    Case {
+        types: &[("`help` lists", "off")],
+        shows: SCREEN,
+        ..passes(
+            "screen-uefi",
+            &[
+                "4",
+                "boot=limine",
+                "firmware=uefi",
+                "reclaim=poison",
+                "monitor=yes",
+                "timeout=120",
+            ],
+            &["screen of ", "audit: clean"],
+        )
+    },
+    // More than it has room for, in every colour but an error's.
+    Case {
+        types: &[("`help` lists", "off")],
+        shows: &[
+            r"INFO  roll      3 ffffff",
+            "DEBUG tlb     a flush by CR3",
+            r"INFO  monitor `help` lists the commands, `off` ends the run\n+$",
+        ],
+        ..passes(
+            "screen-scrolls",
+            &[
+                "14",
+                "boot=limine",
+                "log=debug",
+                "monitor=yes",
+                "timeout=120",
+            ],
+            &["audit: clean"],
+        )
+    },
     // The runner would not pass these on: QEMU's last -append counts.
     refuses(
         "word-kernel",
@@ -1089,7 +1158,7 @@ mod tests {
             let run = arguments::parse(case.arguments).unwrap();
             assert!(run.time_limit.is_some(), "{}", case.name);
             assert_eq!(run.is_monitored(), !case.types.is_empty(), "{}", case.name);
-            Script::new(case.types).unwrap();
+            Script::new(case.types, None).unwrap();
         }
     }
 

@@ -10,12 +10,13 @@ use crate::toolchain::{self, Toolchain};
 use crate::workspace;
 
 /// The packages that are checked as they are built for a host.
-const HOST_PACKAGES: [&str; 10] = [
+const HOST_PACKAGES: [&str; 11] = [
     "muster-percpu",
     "muster-memory",
     "muster-heap",
     "muster-arguments",
     "muster-monitor",
+    "muster-screen",
     "muster-machine",
     "muster-boot",
     "muster-events",

@@ -8,6 +8,7 @@
 
 mod arguments;
 mod bench;
+mod camera;
 mod cases;
 mod check;
 mod coverage;

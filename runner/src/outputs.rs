@@ -197,7 +197,7 @@ fn boot(name: &str, folder: &Path, interrupt: &Interrupt) -> Result<()> {
     let case = case.with_context(|| format!("no case {name}"))?;
     let run = arguments::parse(case.arguments)?;
     let images = images::build(run.build)?;
-    let mut script = Script::new(case.types)?;
+    let mut script = Script::new(case.types, None)?;
     let typist = (!case.types.is_empty()).then_some(&mut script as &mut dyn Typist);
     let show = &mut |_: &str| Ok(());
     let (outcome, _) = run::boot(&run, &images, folder, interrupt, show, typist, None)?;

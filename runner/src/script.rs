@@ -1,4 +1,5 @@
-//! Lines that a test types at the kernel's prompt, each once the log says something.
+//! Lines that a test types at the kernel's prompt, each once the log says something; and a picture of
+//! the screen before the last of them.
 
 use std::io::{self, Write};
 use std::process::ChildStdin;
@@ -7,23 +8,26 @@ use anyhow::Result;
 use muster_runner::session::Typist;
 use regex_lite::Regex;
 
+use crate::camera::Camera;
+
 /// What the log has to say, as a regular expression, and the line that is typed then.
 pub type Cue = (&'static str, &'static str);
 
 /// A test's fingers.
-pub struct Script {
+pub struct Script<'a> {
     /// What is still to be typed, the next first.
     cues: std::vec::IntoIter<(Regex, &'static str)>,
     next: Option<(Regex, &'static str)>,
     keyboard: Option<ChildStdin>,
+    camera: Option<&'a Camera>,
 }
 
-impl Script {
-    /// Types these, one after the other.
+impl<'a> Script<'a> {
+    /// Types these, one after the other, and takes a picture before the last, if there is a camera.
     ///
     /// # Errors
     /// If what the log has to say is no regular expression.
-    pub fn new(cues: &[Cue]) -> Result<Self> {
+    pub fn new(cues: &[Cue], camera: Option<&'a Camera>) -> Result<Self> {
         let cues: Result<Vec<_>> = (cues.iter())
             .map(|(says, line)| Ok((Regex::new(says)?, *line)))
             .collect();
@@ -32,6 +36,7 @@ impl Script {
             next: cues.next(),
             cues,
             keyboard: None,
+            camera,
         })
     }
 
@@ -41,7 +46,7 @@ impl Script {
     }
 }
 
-impl Typist for Script {
+impl Typist for Script<'_> {
     fn take_keyboard(&mut self, keyboard: ChildStdin) -> Result<()> {
         self.keyboard = Some(keyboard);
         Ok(())
@@ -54,6 +59,9 @@ impl Typist for Script {
     fn read(&mut self, text: &str) -> io::Result<()> {
         if let Some((_, line)) = self.next.take_if(|(says, _)| says.is_match(text)) {
             self.next = self.cues.next();
+            if let (None, Some(camera)) = (&self.next, self.camera) {
+                camera.take().map_err(io::Error::other)?;
+            }
             if let Some(keyboard) = &mut self.keyboard {
                 // The kernel may have ended, and the test will tell why.
                 let _ = keyboard.write_all(line.as_bytes());

@@ -15,6 +15,7 @@ use regex_lite::Regex;
 
 use crate::arguments::{self, Build, Events};
 use crate::boot_log;
+use crate::camera::Camera;
 use crate::cases::{CASES, Case, Limit};
 use crate::events;
 use crate::faults::FAULTS;
@@ -248,11 +249,14 @@ fn attempt(
     folder: &Path,
     interrupt: &Interrupt,
 ) -> Result<Trial> {
-    let run = arguments::parse(arguments)?;
+    let mut run = arguments::parse(arguments)?;
+    let camera = (!case.shows.is_empty()).then(|| Camera::new(folder));
+    let camera = camera.transpose()?;
+    (run.qemu_arguments).extend(camera.iter().flat_map(Camera::arguments));
     let images = builds
         .images(run.build)
         .context("its kernel is not built")?;
-    let mut script = Script::new(case.types)?;
+    let mut script = Script::new(case.types, camera.as_ref())?;
     let typist = (!case.types.is_empty()).then_some(&mut script as &mut dyn Typist);
     let show = &mut |_: &str| Ok(());
     let (outcome, cpus) = run::boot(&run, images, folder, interrupt, show, typist, None)?;
@@ -279,8 +283,15 @@ fn attempt(
             }
         }
     };
+    let unshown = match &camera {
+        Some(camera) => unmatched(case.shows, &camera.text()?)?,
+        None => None,
+    };
+    let unshown = unshown.map(|pattern| format!("the screen does not show {pattern}"));
     let mismatch = mismatch(case, verdict, &reason, &text, &journals)?;
-    let all = [mismatch, unsaid, wrong_events].into_iter().flatten();
+    let all = [mismatch, unsaid, unshown, wrong_events]
+        .into_iter()
+        .flatten();
     let why = all.collect::<Vec<_>>().join("; ");
     let mismatch = match why.is_empty() {
         true => outputs::stale(case.name, folder)?,
@@ -351,6 +362,16 @@ fn untold(case: &Case, records: &[Record<'_>]) -> Option<String> {
     Some(format!("no event of the run is a {untold}"))
 }
 
+/// The first of the regular expressions that the text does not match.
+fn unmatched<'a>(patterns: &[&'a str], text: &str) -> Result<Option<&'a str>> {
+    for pattern in patterns {
+        if !Regex::new(pattern)?.is_match(text) {
+            return Ok(Some(pattern));
+        }
+    }
+    Ok(None)
+}
+
 /// The first way in which a run was not as expected.
 fn mismatch(
     case: &Case,
@@ -364,10 +385,8 @@ fn mismatch(
         let ends = ends.join(" or ");
         return Ok(Some(format!("{verdict} instead of {ends}: {reason}")));
     }
-    for pattern in case.says {
-        if !Regex::new(pattern)?.is_match(log) {
-            return Ok(Some(format!("the log does not say {pattern}")));
-        }
+    if let Some(pattern) = unmatched(case.says, log)? {
+        return Ok(Some(format!("the log does not say {pattern}")));
     }
     for pattern in case.never {
         if let Some(found) = Regex::new(pattern)?.find(log) {
@@ -417,6 +436,7 @@ mod tests {
         says: &["2 of 2", "verdict: passed$"],
         never: &["ERROR"],
         hides: &["secret"],
+        shows: &[],
         limits: &[],
         tells: &["log"],
     };

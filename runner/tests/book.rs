@@ -13,13 +13,14 @@ use pulldown_cmark::{CodeBlockKind, Event, Options, Parser, Tag, TagEnd};
 use regex_lite::Regex;
 
 /// The folders of the sources, each with all below it.
-const SOURCES: [&str; 13] = [
+const SOURCES: [&str; 14] = [
     "src",
     "percpu",
     "memory",
     "heap",
     "arguments",
     "monitor",
+    "screen",
     "machine",
     "boot",
     "events",

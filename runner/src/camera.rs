@@ -1,0 +1,186 @@
+//! Pictures of the guest's screen, and the kernel's text on them.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use muster_screen::{Channel, Colour, Format, HEIGHT, WIDTH, glyph};
+use serde_json::{Value, json};
+
+/// How long QEMU may take to answer.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Takes a picture by way of QEMU's machine protocol (QMP).
+#[derive(Debug)]
+pub struct Camera {
+    /// A folder of its own, with the socket: the name of one may not be long.
+    folder: tempfile::TempDir,
+    picture: PathBuf,
+}
+
+impl Camera {
+    /// A camera that puts its picture into `folder`.
+    ///
+    /// # Errors
+    /// If there is no place for its socket.
+    pub fn new(folder: &Path) -> Result<Self> {
+        let picture = folder.join("screen.ppm");
+        // One of an earlier run shall not pass for this one's.
+        let _ = fs::remove_file(&picture);
+        Ok(Self {
+            folder: tempfile::tempdir().context("no place for a socket")?,
+            picture,
+        })
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.folder.path().join("qmp")
+    }
+
+    /// What QEMU has to be told.
+    pub fn arguments(&self) -> [String; 2] {
+        let socket = self.socket();
+        let socket = format!("unix:{},server=on,wait=off", socket.display());
+        ["-qmp".into(), socket]
+    }
+
+    /// Takes the picture.
+    ///
+    /// # Errors
+    /// If QEMU does not answer, or can't do it.
+    pub fn take(&self) -> Result<()> {
+        let stream = UnixStream::connect(self.socket()).context("QEMU has no QMP")?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        let mut answers = BufReader::new(stream.try_clone()?).lines();
+        let mut stream = stream;
+        let mut ask = |command: Value| -> Result<()> {
+            writeln!(stream, "{command}")?;
+            loop {
+                let line = answers.next().context("QEMU closed its QMP")??;
+                let answer: Value = serde_json::from_str(&line)?;
+                if let Some(error) = answer.get("error") {
+                    bail!("QEMU says {error}");
+                }
+                // What else comes is a greeting, or an event.
+                if answer.get("return").is_some() {
+                    return Ok(());
+                }
+            }
+        };
+        ask(json!({ "execute": "qmp_capabilities" }))?;
+        let arguments = json!({ "filename": self.picture });
+        ask(json!({ "execute": "screendump", "arguments": arguments }))
+    }
+
+    /// The text on the picture that was taken.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn text(&self) -> Result<String> {
+        let picture = fs::read(&self.picture)
+            .with_context(|| format!("no picture {}", self.picture.display()))?;
+        text(&picture)
+    }
+}
+
+/// The text on a picture in PPM (Netpbm's, 24 bits a pixel): each place that looks exactly like a
+/// character of the kernel's font in one of its colours. Others are U+FFFD.
+fn text(picture: &[u8]) -> Result<String> {
+    let header: Vec<&[u8]> = picture
+        .splitn(5, |byte| byte.is_ascii_whitespace())
+        .collect();
+    let [b"P6", width, height, b"255", pixels] = header[..] else {
+        bail!("not a picture in PPM");
+    };
+    let number = |field: &[u8]| -> Result<usize> { Ok(str::from_utf8(field)?.parse()?) };
+    let (width, height) = (number(width)?, number(height)?);
+    ensure!(
+        pixels.len() == width * height * 3,
+        "a picture that is cut off"
+    );
+    let glyphs = glyphs()?;
+    let mut text = String::new();
+    for row in 0..height / HEIGHT {
+        for column in 0..width / WIDTH {
+            let places = (0..HEIGHT).flat_map(|y| (0..WIDTH).map(move |x| (x, y)));
+            let cell: Vec<u32> = places
+                .map(|(x, y)| {
+                    let at = ((row * HEIGHT + y) * width + column * WIDTH + x) * 3;
+                    u32::from_be_bytes([0, pixels[at], pixels[at + 1], pixels[at + 2]])
+                })
+                .collect();
+            text.push(glyphs.get(&cell).copied().unwrap_or('\u{fffd}'));
+        }
+        text.truncate(text.trim_end_matches(' ').len());
+        text.push('\n');
+    }
+    Ok(text)
+}
+
+/// What each character looks like.
+fn glyphs() -> Result<HashMap<Vec<u32>, char>> {
+    let channel = |shift| Channel { bits: 8, shift };
+    let format =
+        Format::new(channel(16), channel(8), channel(0)).context("no pixels of 24 bits")?;
+    let mut glyphs = HashMap::new();
+    for character in b' '..=b'~' {
+        for colour in Colour::ALL {
+            let inks = glyph(character).iter();
+            let pixels = inks.map(|&ink| format.pixel(colour, ink)).collect();
+            glyphs.insert(pixels, char::from(character));
+        }
+    }
+    Ok(glyphs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A picture with text on it, as the kernel draws it.
+    fn picture(lines: &[&str], columns: usize, noise: bool) -> Vec<u8> {
+        let channel = |shift| Channel { bits: 8, shift };
+        let format = Format::new(channel(16), channel(8), channel(0)).unwrap();
+        // Some pixels on the right are of no character.
+        let (width, height) = (columns * WIDTH + 3, lines.len() * HEIGHT);
+        let mut pixels = vec![0; width * height * 3];
+        for (row, line) in lines.iter().enumerate() {
+            for (column, character) in line.bytes().enumerate() {
+                for (place, &ink) in glyph(character).iter().enumerate() {
+                    let x = column * WIDTH + place % WIDTH;
+                    let y = row * HEIGHT + place / WIDTH;
+                    let pixel = format.pixel(Colour::Error, ink).to_be_bytes();
+                    pixels[(y * width + x) * 3..][..3].copy_from_slice(&pixel[1..]);
+                }
+            }
+        }
+        if noise {
+            pixels[0] ^= 1;
+        }
+        [format!("P6\n{width} {height}\n255\n").into_bytes(), pixels].concat()
+    }
+
+    #[test]
+    fn text_is_read_from_a_picture() {
+        let picture = picture(&["CPU 3: 100%", "", "~ {x}"], 12, false);
+        assert_eq!(text(&picture).unwrap(), "CPU 3: 100%\n\n~ {x}\n");
+    }
+
+    #[test]
+    fn what_is_not_quite_a_character_is_none() {
+        let picture = picture(&["ab"], 2, true);
+        assert_eq!(text(&picture).unwrap(), "\u{fffd}b\n");
+    }
+
+    #[test]
+    fn what_is_no_picture_is_told() {
+        let good = picture(&["a"], 1, false);
+        for bad in [&b""[..], b"P5\n1 1\n255\n...", &good[..good.len() - 1]] {
+            assert!(text(bad).is_err());
+        }
+    }
+}

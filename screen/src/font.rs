@@ -1,0 +1,47 @@
+//! The font: Noto Sans Mono (under the SIL Open Font License), as `noto-sans-mono-bitmap` has it.
+
+use noto_sans_mono_bitmap::{FontWeight, RasterHeight, get_raster, get_raster_width};
+
+/// The height of a character, in pixels.
+pub const HEIGHT: usize = SIZE.val();
+
+/// The width of a character, in pixels.
+pub const WIDTH: usize = get_raster_width(WEIGHT, SIZE);
+
+const WEIGHT: FontWeight = FontWeight::Regular;
+const SIZE: RasterHeight = RasterHeight::Size16;
+
+/// In the place of a character that the font is not asked for.
+const UNKNOWN: u8 = b'?';
+
+/// How much of each of the [`WIDTH`] by [`HEIGHT`] pixels of a character is ink, of 255; row by row.
+/// What is not printable ASCII is shown as a question mark.
+pub fn glyph(character: u8) -> &'static [u8] {
+    let raster = |character: u8| get_raster(char::from(character), WEIGHT, SIZE);
+    raster(character)
+        .filter(|_| character.is_ascii())
+        .or_else(|| raster(UNKNOWN))
+        .map_or(&[], |raster| raster.pixels())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn printable_characters_look_different() {
+        let glyphs: Vec<_> = (b' '..=b'~').map(glyph).collect();
+        for (place, one) in glyphs.iter().enumerate() {
+            assert_eq!(one.len(), WIDTH * HEIGHT);
+            assert!(!glyphs[..place].contains(one), "{place}");
+        }
+        assert!(glyph(b' ').iter().all(|&ink| ink == 0));
+    }
+
+    #[test]
+    fn others_are_question_marks() {
+        for other in [0, b'\n', 0x7f, 0xe9, 0xff] {
+            assert_eq!(glyph(other), glyph(b'?'), "{other}");
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! Colours, and how a framebuffer has them.
+
+/// What a line is shown in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Colour {
+    /// As any other.
+    Plain,
+    /// Less than others.
+    Dim,
+    /// A warning.
+    Warning,
+    /// An error.
+    Error,
+    /// Good news.
+    Good,
+}
+
+impl Colour {
+    /// All of them, in the order of their discriminants.
+    pub const ALL: [Self; 5] = [
+        Self::Plain,
+        Self::Dim,
+        Self::Warning,
+        Self::Error,
+        Self::Good,
+    ];
+
+    /// How much of red, green and blue there is in it, of 255: enough for at least 7 to 1 of contrast
+    /// to black (WCAG 2.2, 1.4.6).
+    pub const fn parts(self) -> [u8; 3] {
+        match self {
+            Self::Plain => [0xd8, 0xd8, 0xd8],
+            Self::Dim => [0xa0, 0xa0, 0xa0],
+            Self::Warning => [0xff, 0xc8, 0x40],
+            Self::Error => [0xff, 0x80, 0x78],
+            Self::Good => [0x60, 0xe0, 0x80],
+        }
+    }
+}
+
+/// Where in a pixel a part of its colour lies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Channel {
+    /// How many bits it has.
+    pub bits: u8,
+    /// How many bits lie below it.
+    pub shift: u8,
+}
+
+/// How a pixel of 32 bits is made up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Format {
+    red: Channel,
+    green: Channel,
+    blue: Channel,
+}
+
+impl Format {
+    /// A pixel of these parts. `None`: one of them has no bits, or more than eight, or lies beyond
+    /// the 32.
+    pub fn new(red: Channel, green: Channel, blue: Channel) -> Option<Self> {
+        let fits = |channel: Channel| {
+            (1..=8).contains(&channel.bits)
+                && u32::from(channel.shift) + u32::from(channel.bits) <= 32
+        };
+        let fit = fits(red) && fits(green) && fits(blue);
+        fit.then_some(Self { red, green, blue })
+    }
+
+    /// A pixel of which so much, of 255, is this colour, and the rest black.
+    pub fn pixel(&self, colour: Colour, ink: u8) -> u32 {
+        let channels = [self.red, self.green, self.blue];
+        let parts = colour.parts().into_iter().zip(channels);
+        parts.fold(0, |pixel, (part, channel)| {
+            let value = u32::from(part) * u32::from(ink) / 255;
+            pixel | value >> (8 - channel.bits) << channel.shift
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn channel(bits: u8, shift: u8) -> Channel {
+        Channel { bits, shift }
+    }
+
+    #[test]
+    fn parts_lie_where_the_format_has_them() {
+        let usual = Format::new(channel(8, 16), channel(8, 8), channel(8, 0)).unwrap();
+        assert_eq!(usual.pixel(Colour::Warning, 255), 0x00ff_c840);
+        assert_eq!(usual.pixel(Colour::Warning, 0), 0);
+        assert_eq!(usual.pixel(Colour::Plain, 0x80), 0x006c_6c6c);
+        let odd = Format::new(channel(5, 0), channel(6, 5), channel(8, 24)).unwrap();
+        assert_eq!(
+            odd.pixel(Colour::Warning, 255),
+            0x4000_0000 | 0x32 << 5 | 0x1f
+        );
+    }
+
+    #[test]
+    fn a_format_that_can_not_be_is_none() {
+        let good = channel(8, 8);
+        for bad in [
+            channel(0, 0),
+            channel(9, 0),
+            channel(8, 25),
+            channel(1, 255),
+        ] {
+            assert_eq!(Format::new(bad, good, good), None);
+            assert_eq!(Format::new(good, bad, good), None);
+            assert_eq!(Format::new(good, good, bad), None);
+        }
+    }
+
+    #[test]
+    fn every_colour_can_be_read() {
+        for (place, colour) in Colour::ALL.into_iter().enumerate() {
+            assert_eq!(colour as usize, place);
+            // Relative luminance (WCAG 2.2), against black's 0.
+            let linear = |part: u8| {
+                let part = f64::from(part) / 255.0;
+                if part <= 0.04045 {
+                    part / 12.92
+                } else {
+                    ((part + 0.055) / 1.055).powf(2.4)
+                }
+            };
+            let [red, green, blue] = colour.parts().map(linear);
+            let luminance = 0.2126 * red + 0.7152 * green + 0.0722 * blue;
+            assert!((luminance + 0.05) / 0.05 >= 7.0, "{colour:?}");
+        }
+    }
+}
