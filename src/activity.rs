@@ -10,6 +10,9 @@ use crate::cpu;
 /// In the place of a workload: none.
 const NONE: u8 = u8::MAX;
 
+/// In the place of a workload: the monitor's prompt.
+const PROMPT: u8 = NONE - 1;
+
 /// What one CPU is doing. It alone says so, all may read; what is read is a little of each moment.
 pub struct Activity {
     workload: AtomicU8,
@@ -40,9 +43,14 @@ impl Activity {
         self.operations.store(operations, Ordering::Relaxed);
     }
 
-    /// Says that the workload is done.
+    /// Says that it is done with the workload, or at the prompt.
     pub fn end(&self) {
         self.workload.store(NONE, Ordering::Relaxed);
+    }
+
+    /// Says that it takes lines at the monitor's prompt.
+    pub fn attend(&self) {
+        self.workload.store(PROMPT, Ordering::Relaxed);
     }
 
     /// Carries a call out, with interrupts off.
@@ -56,6 +64,10 @@ impl Activity {
     /// Operations in the workload at hand, or in the last one.
     pub fn operations(&self) -> u64 {
         self.operations.load(Ordering::Relaxed)
+    }
+
+    fn is_at_prompt(&self) -> bool {
+        self.workload.load(Ordering::Relaxed) == PROMPT
     }
 
     fn workload(&self) -> Option<Workload> {
@@ -72,6 +84,9 @@ impl fmt::Display for Doing<'_> {
         let activity = &self.0.activity;
         let own = if activity.answering.load(Ordering::Relaxed) > 0 {
             "answering a call"
+        } else if activity.is_at_prompt() {
+            // Asleep or not: it naps between keys.
+            "at its prompt"
         } else if self.0.sleep.is_asleep() {
             "asleep"
         } else {

@@ -71,7 +71,9 @@ impl Log for Logger {
 
     fn log(&self, record: &Record<'_>) {
         if ANSWERING.load(Ordering::Relaxed) && is_bsp() {
-            return serial::write(format_answer(record).as_bytes());
+            let line = format_answer(record);
+            serial::write(line.as_bytes());
+            return events::log(record.level(), target_of(record), line.trim_end());
         }
         let (line, message) = format_line(record);
         keep(line.as_bytes());

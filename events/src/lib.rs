@@ -58,7 +58,7 @@ pub use memory::{
 };
 #[cfg(feature = "read")]
 pub use read::read;
-pub use record::{Event, Level, Log, Omitted, Record};
+pub use record::{Command, Event, Level, Log, Omitted, Record};
 pub use start::{Features, Run, Start};
 pub use stress::{Memory, Sample, Work, Workload};
 

@@ -76,6 +76,8 @@ events! {
     Range(Range) = "range",
     /// What something costs that CPUs do to one another.
     Cost(Cost) = "cost",
+    /// What somebody typed at the monitor's prompt, and whether it is done.
+    Command(Command<'a>) = "command",
     /// What one CPU has done so far, while the stress is on.
     Sample(Sample<'a>) = "sample",
     /// How much memory is whose, while the stress is on.
@@ -136,6 +138,17 @@ pub struct Log<'a> {
     pub target: Cow<'a, str>,
     /// What it says.
     pub text: Cow<'a, str>,
+}
+
+/// A line that somebody typed at the monitor's prompt: once when it is taken, and once when it is done.
+/// What is said between the two answers it, or goes on beside it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Command<'a> {
+    /// The line.
+    pub line: Cow<'a, str>,
+    /// Whether it is done.
+    pub is_done: bool,
 }
 
 /// An event whose line would have been longer than [`LONGEST`](crate::LONGEST).

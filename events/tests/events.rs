@@ -123,6 +123,10 @@ fn examples() -> Vec<Event<'static>> {
             median_ns: 1,
             rounds: 301,
         }),
+        Event::Command(muster_events::Command {
+            line: "stress soak".into(),
+            is_done: true,
+        }),
         Event::Sample(Sample {
             cpu: 0,
             phase: Phase::Online,

@@ -1069,6 +1069,20 @@ pub const CASES: &[Case] = &[
             &["stress  exhaustion", "stress  calls", "audit: clean"],
         )
     },
+    // What is typed and answered is told, and while the others work the prompt samples them.
+    Case {
+        types: &[
+            ("`help` lists", "cpus"),
+            ("^  1 +1 +.* asleep$", "stress mixed 1"),
+            ("^the other CPUs are done", "off"),
+        ],
+        tells: &["command", "log", "sample", "memory", "work", "workload"],
+        ..passes(
+            "events-monitor",
+            &["2", "monitor=yes", "output=json", "timeout=120"],
+            &[r"\n  0 +0 +.* at its prompt\n", "audit: clean"],
+        )
+    },
     Case {
         types: &[
             ("`help` lists", "cpu"),

@@ -34,7 +34,7 @@ pub fn command(run: &Run, interrupt: &Interrupt) -> Result<ExitCode> {
     let mut terminal = None;
     if run.is_monitored() {
         screen.note("muster: Ctrl-] ends QEMU, whatever the kernel does")?;
-        terminal = Some(Terminal::new(interrupt)?);
+        terminal = Some(Terminal::new(interrupt, screen.beside_events())?);
     }
     let typist = terminal
         .as_mut()

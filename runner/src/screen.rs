@@ -70,6 +70,14 @@ impl Screen {
         }
     }
 
+    /// Where a person looks: the standard output, if events have not taken it.
+    pub fn beside_events(self) -> Box<dyn Write> {
+        match self.shows {
+            Shows::Events => Box::new(io::stderr()),
+            Shows::Log | Shows::Figures => Box::new(io::stdout()),
+        }
+    }
+
     /// Writes one line at once.
     ///
     /// # Errors

@@ -25,7 +25,9 @@ pub struct Terminal {
     shown: Vec<u8>,
     /// Whether a return was left out, that may belong to the line's end.
     is_returned: bool,
-    _raw: Option<Raw>,
+    /// Where that is. Without a person lines are written whole.
+    to: Box<dyn Write>,
+    raw: Option<Raw>,
 }
 
 /// The way to the kernel, which is open once it reads: it clears what came before.
@@ -62,17 +64,19 @@ fn lock(keyboard: &Mutex<Keyboard>) -> MutexGuard<'_, Keyboard> {
 }
 
 impl Terminal {
-    /// Takes the standard input, key by key if it is a terminal, until this is dropped.
+    /// Takes the standard input, key by key if it is a terminal, until this is dropped. What is there to
+    /// be seen goes `to` where a person looks.
     ///
     /// # Errors
     /// If the terminal can't be set so.
-    pub fn new(interrupt: &Interrupt) -> Result<Self> {
+    pub fn new(interrupt: &Interrupt, to: Box<dyn Write>) -> Result<Self> {
         Ok(Self {
             interrupt: interrupt.clone(),
             keyboard: Arc::default(),
             shown: Vec::new(),
             is_returned: false,
-            _raw: Raw::set()?,
+            to,
+            raw: Raw::set()?,
         })
     }
 }
@@ -99,18 +103,17 @@ impl Typist for Terminal {
     }
 
     fn see(&mut self, bytes: &[u8]) -> io::Result<()> {
-        if bytes.is_empty() {
+        if bytes.is_empty() || self.raw.is_none() {
             return Ok(());
         }
-        let mut stdout = io::stdout().lock();
         if self.is_returned {
-            stdout.write_all(b"\r")?;
+            self.to.write_all(b"\r")?;
         }
         self.is_returned = bytes.ends_with(b"\r");
         let bytes = bytes.strip_suffix(b"\r").unwrap_or(bytes);
         self.shown.extend(bytes);
-        stdout.write_all(bytes)?;
-        stdout.flush()
+        self.to.write_all(bytes)?;
+        self.to.flush()
     }
 
     fn read(&mut self, text: &str) -> io::Result<()> {
@@ -119,7 +122,7 @@ impl Typist for Terminal {
         self.is_returned = false;
         // The symbols that stand behind an address.
         let rest = text.strip_prefix(plain.trim_end()).unwrap_or_default();
-        writeln!(io::stdout().lock(), "{rest}")?;
+        writeln!(self.to, "{rest}")?;
         if Line::parse(text).is_some_and(|line| line.target == "monitor") {
             lock(&self.keyboard).open()?;
         }

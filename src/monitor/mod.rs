@@ -14,11 +14,11 @@ use alloc::vec::Vec;
 use core::fmt::Write;
 
 use muster_arguments::{Arguments, Fault, Workloads};
-use muster_monitor::{Command, Editor, Event};
+use muster_monitor::{Command, Editor, Event, Line};
 
 use crate::roll::RollCall;
 use crate::stress::{self, Work};
-use crate::{call, crew, fault, journal, serial, timer};
+use crate::{call, cpu, crew, events, fault, journal, serial, timer};
 
 /// How often the BSP looks for a key, in microseconds: as long as a UART's FIFO of 16 bytes takes to
 /// fill at 115200 baud, so that a line may be pasted.
@@ -42,8 +42,9 @@ pub fn run(arguments: &Arguments, roll: &RollCall) -> Result<(), String> {
         is_over: false,
     };
     while !monitor.is_over {
-        if let Some(order) = monitor.converse(None) {
+        if let Some((line, order)) = monitor.attend(None) {
             monitor.carry_out(order);
+            tell(&line, true);
         }
     }
     match monitor.failures.as_slice() {
@@ -71,10 +72,22 @@ struct Monitor<'a> {
 }
 
 impl Monitor<'_> {
+    /// [`Self::converse`], and says so.
+    fn attend(&mut self, work: Option<&Work<'_>>) -> Option<(Line, Order)> {
+        cpu::with(|here| here.shared().activity.attend());
+        let order = self.converse(work);
+        cpu::with(|here| here.shared().activity.end());
+        order
+    }
+
     /// Takes lines, and answers, until one of them is an order, or ends the run, or until the work that
     /// goes on beside is done.
-    fn converse(&mut self, work: Option<&Work<'_>>) -> Option<Order> {
-        while let Some(byte) = self.next_byte(&|| work.is_some_and(Work::is_done)) {
+    fn converse(&mut self, work: Option<&Work<'_>>) -> Option<(Line, Order)> {
+        let is_done = |work: &Work<'_>| {
+            work.sample();
+            work.is_done()
+        };
+        while let Some(byte) = self.next_byte(&|| work.is_some_and(is_done)) {
             match self.editor.take(byte) {
                 Event::None => {}
                 Event::Grown(character) => {
@@ -98,9 +111,11 @@ impl Monitor<'_> {
                 }
                 Event::Done(line) => {
                     serial::end_typing(b"\r\n");
+                    tell(&line, false);
                     if let Some(order) = journal::answer(|| self.obey(&line, work)) {
-                        return Some(order);
+                        return Some((line, order));
                     }
+                    tell(&line, true);
                 }
             }
             if self.is_over && work.is_none() {
@@ -154,7 +169,10 @@ impl Monitor<'_> {
             Command::Heap => answers::heap(),
             Command::Account => answers::account(work.is_some()),
             Command::Watch => match work {
-                Some(work) => answers::watch(&|| work.is_done() || serial::read().is_some()),
+                Some(work) => answers::watch(&|| {
+                    work.sample();
+                    work.is_done() || serial::read().is_some()
+                }),
                 None => {
                     log::error!("there is nothing to see: `stress` puts the other CPUs to work")
                 }
@@ -213,7 +231,7 @@ impl Monitor<'_> {
                 let ran = stress::run_beside(workloads, millis, arguments, &mut |work| {
                     while !work.is_done() {
                         // Nothing that is an order comes of it while there is work.
-                        self.converse(Some(work));
+                        self.attend(Some(work));
                     }
                 });
                 journal::answer(|| match &ran {
@@ -234,6 +252,14 @@ impl Monitor<'_> {
         }
         self.failures.extend(failures);
     }
+}
+
+/// Tells programs of a line that was typed.
+fn tell(line: &Line, is_done: bool) {
+    events::tell(muster_events::Command {
+        line: line.as_str().into(),
+        is_done,
+    });
 }
 
 /// The order, if no CPU is at work that it would have to wait for.

@@ -232,12 +232,18 @@ struct Meeting {
 pub struct Work<'a> {
     is_done: &'a dyn Fn() -> bool,
     is_stopped: &'a AtomicBool,
+    sampler: Sampler,
 }
 
 impl Work<'_> {
     /// Whether all are done with it.
     pub fn is_done(&self) -> bool {
         (self.is_done)()
+    }
+
+    /// Samples what all do, if it is time: to be called all the while.
+    pub fn sample(&self) {
+        self.sampler.look();
     }
 
     /// Tells all to stop.
@@ -594,7 +600,7 @@ fn run_one(
         is_stopped: AtomicBool::new(false),
     };
     let first = party.first();
-    // Who is at the prompt asks how far it is.
+    // Who is at the prompt asks how far it is, and samples.
     let progress = (first == 0).then(|| Progress::new(workload));
     let grounds = Grounds::new(cpus);
     let started = clock::ticks();
@@ -645,6 +651,7 @@ fn run_one(
             let work = Work {
                 is_done,
                 is_stopped: &meeting.is_stopped,
+                sampler: Sampler::new(workload),
             };
             meanwhile(&work);
             if !work.is_done() {

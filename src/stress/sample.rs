@@ -13,7 +13,7 @@ use crate::{crew, events, heap, journal, shared};
 /// From one sample to the next, in milliseconds: not less, however long it takes to tell it.
 const EVERY: u64 = 250;
 
-/// Samples what all CPUs do, from the BSP's loop in a workload.
+/// Samples what all CPUs do: from the BSP's loop in a workload, or from its prompt beside one.
 pub struct Sampler {
     workload: Workload,
     next: Lock<Deadline>,
