@@ -75,6 +75,7 @@ check:
     cargo fmt --all --check
     cargo fmt --manifest-path bench/host/Cargo.toml --check
     cargo fmt --manifest-path fuzz/Cargo.toml --check
+    cargo fmt --manifest-path view/Cargo.toml --check
     {{ runner }} check
 
 # Format the source
@@ -83,6 +84,7 @@ fmt:
     cargo fmt --all
     cargo fmt --manifest-path bench/host/Cargo.toml
     cargo fmt --manifest-path fuzz/Cargo.toml
+    cargo fmt --manifest-path view/Cargo.toml
 
 # Test the libraries and the runner on this host, doc tests included
 [group('test')]
@@ -92,6 +94,7 @@ test-host: models
     cargo test --package muster-arguments --features bench
     cargo test --package muster-loader --lib
     cargo test --package muster-runner
+    cargo test --manifest-path view/Cargo.toml --target-dir target/view
     {{ runner }} fuzz
 
 # Try what CPUs can do to one another, in every order, and make mistakes to see that they are found

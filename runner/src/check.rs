@@ -28,7 +28,10 @@ const HOST_PACKAGES: [&str; 11] = [
 const IMAGES: [&str; 3] = ["muster", "muster-loader", "muster-floor"];
 
 /// The workspaces, each with a lock file of its own, by their folders.
-const WORKSPACES: [&str; 3] = ["", "bench/host", "fuzz"];
+const WORKSPACES: [&str; 4] = ["", "bench/host", "fuzz", VIEW];
+
+/// The one of what draws.
+const VIEW: &str = "view";
 
 /// Checks everything that can be checked without running it.
 ///
@@ -41,7 +44,12 @@ pub fn command() -> Result<ExitCode> {
         let mut deny = deny(folder);
         deny.args(["check", "-D", "warnings"]);
         // What may be in one workspace need not be in the others.
-        deny.args(["-A", "license-exception-not-encountered"]);
+        deny.args([
+            "-A",
+            "license-exception-not-encountered",
+            "-A",
+            "unmatched-skip",
+        ]);
         deny.args(["licenses", "bans", "sources"]);
         steps.push(deny);
     }
@@ -71,7 +79,9 @@ fn clippy() -> Result<Vec<Command>> {
     }
     let mut loader = toolchain::host_cargo();
     loader.args(["clippy", "--package", "muster-loader", "--lib", "--tests"]);
-    let mut steps = vec![images, bench, host, loader];
+    let mut view = toolchain::view_cargo("clippy");
+    view.arg("--all-targets");
+    let mut steps = vec![images, bench, host, loader, view];
     for step in &mut steps {
         step.args(["--", "--deny", "warnings"]);
     }
@@ -88,7 +98,8 @@ fn documentation() -> Result<Vec<Command>> {
     for package in HOST_PACKAGES {
         host.args(["--package", package]);
     }
-    let mut steps = vec![images, host];
+    let view = toolchain::view_cargo("doc");
+    let mut steps = vec![images, host, view];
     for step in &mut steps {
         step.args(["--no-deps", "--document-private-items"]);
         step.env("RUSTDOCFLAGS", "--deny warnings");

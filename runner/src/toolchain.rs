@@ -115,6 +115,19 @@ pub fn host_cargo() -> Command {
     command
 }
 
+/// The same for a subcommand in the workspace of what draws.
+pub fn view_cargo(subcommand: &str) -> Command {
+    let mut command = host_cargo();
+    command.args([
+        subcommand,
+        "--manifest-path",
+        "view/Cargo.toml",
+        "--target-dir",
+    ]);
+    command.arg(workspace::target().join("view"));
+    command
+}
+
 /// Where the host's Rust keeps its libraries.
 #[derive(Debug)]
 pub struct HostLibraries {

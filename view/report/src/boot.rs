@@ -1,0 +1,200 @@
+//! The boot, as a time line of each CPU.
+
+use anyhow::Result;
+use muster_events::{Cpu, Phase, Reached};
+use plotters::style::RGBColor;
+use plotters::style::text_anchor::{HPos, VPos};
+
+use crate::canvas::{
+    self, COLOUR, Chart, FAINT, INK, Margins, WIDE, axes, fill, legend, linear, rows, text, write,
+};
+use crate::numbers;
+use crate::told::Told;
+
+/// What is shown at most of a CPU's own steps: so many times the median of all.
+const MOST: f64 = 4.0;
+
+/// What a CPU does of its own between two phases, in order: what ends with the second.
+const STEPS: [(RGBColor, &str); 6] = [
+    (INK, "block"),
+    (COLOUR[4], "control registers"),
+    (COLOUR[0], "tables"),
+    (COLOUR[3], "stack"),
+    (COLOUR[1], "descriptors"),
+    (COLOUR[6], "online"),
+];
+
+const SHARED: (RGBColor, &str) = (COLOUR[0], "builds what all share");
+const PARKED: (RGBColor, &str) = (FAINT, "parked by the loader");
+const ON_ITS_WAY: (RGBColor, &str) = (COLOUR[4], "released, on its way");
+const OWN: (RGBColor, &str) = (INK, "its own steps");
+const AT_WORK: (RGBColor, &str) = (COLOUR[3], "online");
+
+/// When a CPU was through with which step, and when it entered.
+fn own(reached: &Reached) -> [Option<u64>; 7] {
+    [
+        reached.entered,
+        reached.block,
+        reached.control,
+        reached.tables,
+        reached.stack,
+        reached.descriptors,
+        reached.online,
+    ]
+}
+
+/// The phases' names with the time at which a CPU reached them, for a table.
+pub fn times(reached: &Reached) -> [(&'static str, Option<u64>); 8] {
+    let [entered, block, control, tables, stack, descriptors, online] = own(reached);
+    [
+        (Phase::Released.name(), reached.released),
+        (Phase::Entered.name(), entered),
+        (Phase::Block.name(), block),
+        (Phase::Control.name(), control),
+        (Phase::Tables.name(), tables),
+        (Phase::Stack.name(), stack),
+        (Phase::Descriptors.name(), descriptors),
+        (Phase::Online.name(), online),
+    ]
+}
+
+/// How high a chart of so many rows is.
+fn height(rows: usize) -> u32 {
+    let rows = rows as u32;
+    24 + 46 + (20 * rows).clamp(40, 640.max(3 * rows))
+}
+
+/// All CPUs from the kernel's entry until the last is online; `None` if there are none.
+///
+/// # Errors
+/// If it can't be drawn.
+pub fn all(told: &Told) -> Result<Option<Chart>> {
+    let cpus = &told.cpus;
+    let last = cpus.iter().flat_map(|cpu| {
+        let reached = [cpu.reached_us.released];
+        reached.into_iter().chain(own(&cpu.reached_us)).flatten()
+    });
+    let Some(last) = last.max() else {
+        return Ok(None);
+    };
+    let words = (
+        "From the kernel’s entry until all are online",
+        "A row for each CPU, from left to right in time. CPU 0 builds what all share and releases the others, \
+         all at once.",
+    );
+    let ms = |us: u64| us as f64 / 1000.0;
+    let chart = canvas::draw("boot-all", words, (WIDE, height(cpus.len())), |area| {
+        legend(area, 62, &[SHARED, PARKED, ON_ITS_WAY, OWN, AT_WORK])?;
+        let x = linear(ms(last));
+        let end = x.end();
+        let name = |row: &f64| name_of(cpus.iter(), *row);
+        let words = (
+            "milliseconds since the kernel’s entry",
+            &numbers::plain as _,
+        );
+        let y = (rows(cpus.len()), ("", &name as _));
+        let plot = axes(area, &MARGINS, (x, words), y, (true, false))?;
+        for (row, cpu) in cpus.iter().enumerate() {
+            let reached = &cpu.reached_us;
+            // Each part begins with the end of the one before; a CPU that did not come further stays
+            // in its last one.
+            let starts = match cpu.cpu {
+                0 => vec![
+                    (SHARED, Some(0)),
+                    (OWN, reached.entered),
+                    (AT_WORK, reached.online),
+                ],
+                _ => vec![
+                    (PARKED, Some(0)),
+                    (ON_ITS_WAY, reached.released),
+                    (OWN, reached.entered),
+                    (AT_WORK, reached.online),
+                ],
+            };
+            let starts: Vec<_> = starts
+                .into_iter()
+                .filter_map(|((colour, _), at)| Some((colour, ms(at?))))
+                .collect();
+            for (place, &(colour, from)) in starts.iter().enumerate() {
+                let to = starts.get(place + 1).map_or(end, |&(_, next)| next);
+                let (top, bottom) = (row as f64 + 0.14, row as f64 + 0.86);
+                fill(&plot, (from, top), (to, bottom), colour)?;
+            }
+        }
+        Ok(())
+    })?;
+    Ok(Some(chart))
+}
+
+/// The own steps of each CPU, from its entry until it is online; `None` if no CPU has two.
+///
+/// # Errors
+/// If it can't be drawn.
+pub fn steps(told: &Told) -> Result<Option<Chart>> {
+    let took = |cpu: &Cpu| {
+        let times = own(&cpu.reached_us);
+        let last = times.iter().rev().find_map(|&time| time)?;
+        Some(last.saturating_sub(times[0]?) as f64)
+    };
+    let cpus: Vec<_> = told
+        .cpus
+        .iter()
+        .filter_map(|cpu| Some((cpu, took(cpu)?)))
+        .collect();
+    let mut all: Vec<_> = cpus.iter().map(|(_, took)| *took).collect();
+    all.sort_by(f64::total_cmp);
+    let (Some(median), Some(longest)) = (all.get(all.len() / 2), all.last()) else {
+        return Ok(None);
+    };
+    let most = longest.min(median * MOST).max(1.0);
+    let words = (
+        "Each CPU’s own steps",
+        "From a CPU’s entry into the kernel until it is online; each bar is what it did until it had what the \
+         colour says. An arrow means that it took longer than there is room: a virtual CPU that the host let \
+         wait, or CPU 0, which makes the heap on its way.",
+    );
+    let size = (WIDE, height(cpus.len()));
+    let chart = canvas::draw("boot-steps", words, size, |area| {
+        legend(area, 62, &STEPS)?;
+        let name = |row: &f64| name_of(cpus.iter().map(|(cpu, _)| *cpu), *row);
+        let x = linear(most);
+        let end = x.end();
+        let words = ("microseconds since its entry", &numbers::plain as _);
+        let y = (rows(cpus.len()), ("", &name as _));
+        let plot = axes(area, &MARGINS, (x, words), y, (true, false))?;
+        for (row, (cpu, took)) in cpus.iter().enumerate() {
+            let times = own(&cpu.reached_us);
+            let start = times[0].unwrap_or(0);
+            let since = |time: u64| (time.saturating_sub(start) as f64).min(end);
+            let (top, bottom) = (row as f64 + 0.14, row as f64 + 0.86);
+            for (pair, (colour, _)) in times.windows(2).zip(STEPS) {
+                if let &[Some(from), Some(to)] = pair
+                    && since(from) < since(to)
+                {
+                    fill(&plot, (since(from), top), (since(to), bottom), colour)?;
+                }
+            }
+            let words = match *took > end {
+                true => format!("→ {}", numbers::time(took * 1000.0)),
+                false => numbers::time(took * 1000.0),
+            };
+            let place = (took.min(end), row as f64 + 0.5);
+            let style = text(INK, HPos::Left, VPos::Center);
+            write(&plot, place, (6, 0), &words, &style)?;
+        }
+        Ok(())
+    })?;
+    Ok(Some(chart))
+}
+
+const MARGINS: Margins = Margins {
+    top: 24,
+    left: 62,
+    right: 76,
+};
+
+/// A row's name.
+fn name_of<'a>(mut cpus: impl Iterator<Item = &'a Cpu>, row: f64) -> String {
+    let cpu = cpus.nth(row as usize);
+    cpu.map_or_else(String::new, |cpu| format!("CPU {}", cpu.cpu))
+}
