@@ -156,9 +156,12 @@ impl Boot {
             self.memory.entries.len()
         );
         match &self.framebuffer {
-            Some(Ok(Framebuffer { width, height, .. })) => {
-                log::info!("screen of {width} by {height} pixels");
-            }
+            Some(Ok(screen)) => log::info!(
+                "screen of {} by {} pixels of {} bits",
+                screen.width,
+                screen.height,
+                screen.format.bytes() * 8
+            ),
             Some(Err(unusable)) => log::warn!("the screen stays as it is: {unusable}"),
             None => {}
         }

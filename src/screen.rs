@@ -6,13 +6,10 @@
 
 use conquer_once::spin::OnceCell;
 use muster_boot::Framebuffer;
-use muster_screen::{Cell, Colour, Format, HEIGHT, Text, WIDTH, glyph};
+use muster_screen::{Cell, Colour, Format, HEIGHT, Text, WIDTH, glyph, scale};
 
 use crate::lock::{Level, Lock};
 use crate::serial;
-
-/// Bytes of a pixel.
-const PIXEL: usize = size_of::<u32>();
 
 static SCREEN: OnceCell<Screen> = OnceCell::uninit();
 
@@ -25,6 +22,8 @@ struct Screen {
     /// Bytes from one row of pixels to the next.
     pitch: usize,
     format: Format,
+    /// How many pixels wide and high each of a character's is.
+    scale: usize,
     text: Text,
 }
 
@@ -37,7 +36,8 @@ pub fn start(framebuffer: &Framebuffer) {
         pitch,
         format,
     } = *framebuffer;
-    let Some(text) = Text::new(width / WIDTH, height / HEIGHT) else {
+    let scale = scale(width, height);
+    let Some(text) = Text::new(width / WIDTH / scale, height / HEIGHT / scale) else {
         log::warn!(
             "the screen stays as it is: {width} by {height} pixels are too few, or too many"
         );
@@ -47,6 +47,7 @@ pub fn start(framebuffer: &Framebuffer) {
         start: address as usize,
         pitch,
         format,
+        scale,
         text,
     };
     for y in 0..height {
@@ -68,22 +69,38 @@ pub fn write(line: &str, colour: Colour) {
 
 impl Screen {
     fn draw(&self, column: usize, row: usize, cell: Cell) {
-        let lines = glyph(cell.character).chunks_exact(WIDTH);
-        for (y, inks) in (row * HEIGHT..).zip(lines) {
-            for (x, &ink) in (column * WIDTH..).zip(inks) {
-                self.set(x, y, self.format.pixel(cell.colour, ink));
+        let (left, top) = (column * WIDTH * self.scale, row * HEIGHT * self.scale);
+        for (y, inks) in glyph(cell.character).chunks_exact(WIDTH).enumerate() {
+            for y in (top + y * self.scale..).take(self.scale) {
+                for (x, &ink) in inks.iter().enumerate() {
+                    let pixel = self.format.pixel(cell.colour, ink);
+                    for x in (left + x * self.scale..).take(self.scale) {
+                        self.set(x, y, pixel);
+                    }
+                }
             }
         }
     }
 
     /// Sets a pixel of the framebuffer, which has this many at least.
     fn set(&self, x: usize, y: usize, pixel: u32) {
-        let address = self.start + y * self.pitch + x * PIXEL;
-        let place = core::ptr::with_exposed_provenance_mut::<u32>(address);
+        let bytes = self.format.bytes();
+        let address = self.start + y * self.pitch + x * bytes;
+        let place = core::ptr::with_exposed_provenance_mut::<u8>(address);
         // SAFETY: `Framebuffer::check` found its memory, all rows of it, to be a framebuffer by the
-        // memory map, which the HHDM of both tables shows writable; the address is aligned, as its
-        // start and the pitch are. `Text` has as many rows and columns as fit. It is no object of
-        // Rust's, and only ever written, by whole pixels.
-        unsafe { place.write_volatile(pixel) };
+        // memory map, which the HHDM of both tables shows writable; the address of a pixel of two or
+        // four bytes is aligned, as its start and the pitch are. `Text` has as many rows and columns
+        // as fit. It is no object of Rust's, and only ever written.
+        unsafe {
+            match bytes {
+                4 => place.cast::<u32>().write_volatile(pixel),
+                2 => place.cast::<u16>().write_volatile(pixel as u16),
+                _ => {
+                    for (byte, value) in pixel.to_le_bytes().into_iter().take(bytes).enumerate() {
+                        place.add(byte).write_volatile(value);
+                    }
+                }
+            }
+        }
     }
 }

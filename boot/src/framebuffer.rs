@@ -26,16 +26,16 @@ pub struct Answer {
     pub channels: [Channel; 3],
 }
 
-/// A screen that can be drawn on: each pixel is a word of 32 bits.
+/// A screen that can be drawn on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Framebuffer {
-    /// The virtual address of its first pixel, in the HHDM; a multiple of 4.
+    /// The virtual address of its first pixel, in the HHDM; aligned as its pixels.
     pub address: u64,
     /// Pixels in a row.
     pub width: usize,
     /// Rows.
     pub height: usize,
-    /// Bytes from one row to the next; a multiple of 4.
+    /// Bytes from one row to the next; aligned as its pixels.
     pub pitch: usize,
     /// How a pixel is made up.
     pub format: Format,
@@ -49,7 +49,7 @@ pub enum Unusable {
         /// Their bits.
         bits: u16,
     },
-    /// It has no pixels, or its rows overlap, or are not in words.
+    /// It has no pixels, or its rows overlap, or are not aligned.
     Shape {
         /// Pixels in a row.
         width: u64,
@@ -70,7 +70,7 @@ impl fmt::Display for Unusable {
         match self {
             Self::Format { bits } => write!(
                 f,
-                "its pixels of {bits} bits are not 32 bits of red, green and blue"
+                "its pixels of {bits} bits are not red, green and blue in two to four bytes"
             ),
             Self::Shape {
                 width,
@@ -104,23 +104,28 @@ impl Framebuffer {
             pitch,
             bits,
             is_rgb,
-            channels: [red, green, blue],
+            channels,
         } = *answer;
-        let format = Format::new(red, green, blue).filter(|_| is_rgb && bits == 32);
+        let format = Format::new(bits, channels).filter(|_| is_rgb);
         let format = format.ok_or(Unusable::Format { bits })?;
+        let bytes = format.bytes() as u64;
+        // Of three bytes each is stored for itself.
+        let alignment = if bytes == 3 { 1 } else { bytes };
         let shape = Unusable::Shape {
             width,
             height,
             pitch,
         };
-        let row = width.checked_mul(4).filter(|&row| 0 < row && row <= pitch);
+        let row = (width.checked_mul(bytes)).filter(|&row| 0 < row && row <= pitch);
         let length = row
             .and_then(|_| pitch.checked_mul(height))
             .filter(|&length| length > 0);
-        let length = length.filter(|_| pitch.is_multiple_of(4)).ok_or(shape)?;
+        let length = length
+            .filter(|_| pitch.is_multiple_of(alignment))
+            .ok_or(shape)?;
         let elsewhere = Unusable::Elsewhere { address };
         let range = (address.checked_sub(hhdm))
-            .filter(|phys| phys.is_multiple_of(4))
+            .filter(|phys| phys.is_multiple_of(alignment))
             .and_then(|phys| PhysRange::new(phys, length))
             .ok_or(elsewhere)?;
         let mut entries = memory.entries.iter();
@@ -182,11 +187,38 @@ mod tests {
     }
 
     #[test]
+    fn pixels_may_be_of_two_or_three_bytes() {
+        let three = Answer {
+            address: GOOD.address + 1,
+            height: 799,
+            pitch: 3841,
+            bits: 24,
+            ..GOOD
+        };
+        assert_eq!(check(three).unwrap().format.bytes(), 3);
+        let channel = |bits, shift| Channel { bits, shift };
+        let two = Answer {
+            address: GOOD.address + 2,
+            height: 799,
+            pitch: 2562,
+            bits: 16,
+            channels: [channel(5, 11), channel(6, 5), channel(5, 0)],
+            ..GOOD
+        };
+        assert_eq!(check(two).unwrap().format.bytes(), 2);
+        for pitch in [2558, 2563] {
+            let error = check(Answer { pitch, ..two }).unwrap_err();
+            assert!(matches!(error, Unusable::Shape { .. }), "{pitch}");
+        }
+    }
+
+    #[test]
     fn pixels_of_another_kind_are_not() {
         let mut channels = GOOD.channels;
         channels[1].bits = 0;
         for answer in [
-            Answer { bits: 24, ..GOOD },
+            Answer { bits: 23, ..GOOD },
+            Answer { bits: 8, ..GOOD },
             Answer {
                 is_rgb: false,
                 ..GOOD

@@ -87,6 +87,8 @@ pub struct Run {
     pub boot: Boot,
     /// The firmware of a run from disc.
     pub firmware: Firmware,
+    /// What Limine is to set the screen to, if not to what it finds.
+    pub resolution: Option<String>,
     /// The run is a hang if it takes longer. It has no limit while a person is at its prompt.
     pub time_limit: Option<Duration>,
     /// QEMU itself.
@@ -115,6 +117,7 @@ impl Default for Run {
             acceleration: Acceleration::Auto,
             boot: Boot::Embedded,
             firmware: Firmware::Bios,
+            resolution: None,
             time_limit: Some(DEFAULT_STRESS + PATIENCE),
             qemu: "qemu-system-x86_64".into(),
             build: Build::Plain,
@@ -327,6 +330,18 @@ const KEYS: &[Key] = &[
                 _ => return None,
             };
             Some(())
+        },
+    ),
+    runner(
+        "resolution",
+        Form::Text("pixels and bits, such as 1920x1080 or 1024x768x24"),
+        "of the screen, for boot=limine",
+        |run, value| {
+            let numbers = value.split('x');
+            let are_numbers = numbers.clone().all(|number| number.parse::<u16>().is_ok());
+            let is_one = are_numbers && (2..=3).contains(&numbers.count());
+            run.resolution = Some(value.into()).filter(|_| is_one);
+            run.resolution.is_some().then_some(())
         },
     ),
     runner(
@@ -734,6 +749,8 @@ pub fn parse<A: AsRef<str>>(arguments: &[A]) -> Result<Run, ArgumentError> {
         "events= needs output=json"
     } else if run.boot == Boot::Embedded && run.firmware == Firmware::Uefi {
         "firmware=uefi needs boot=limine"
+    } else if run.boot == Boot::Embedded && run.resolution.is_some() {
+        "resolution= needs boot=limine"
     } else if run.boot == Boot::Limine && run.machine == Machine::Microvm {
         "boot=limine needs a disc, which machine=microvm does not have"
     } else if run.boot == Boot::Limine && seen.iter().any(|name| name.starts_with("loader.")) {
@@ -911,6 +928,7 @@ mod tests {
         for arguments in [
             &["8", "smp=8,sockets=2"][..],
             &["firmware=uefi"],
+            &["resolution=640x480"],
             &["boot=limine", "machine=microvm"],
             &["boot=limine", "loader.hhdm=random"],
             &["events=-"],

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use muster_screen::{Channel, Colour, Format, HEIGHT, WIDTH, glyph};
+use muster_screen::{Channel, Colour, Format, HEIGHT, WIDTH, glyph, scale};
 use serde_json::{Value, json};
 
 /// How long QEMU may take to answer.
@@ -103,13 +103,15 @@ fn text(picture: &[u8]) -> Result<String> {
         "a picture that is cut off"
     );
     let glyphs = glyphs()?;
+    let scale = scale(width, height);
     let mut text = String::new();
-    for row in 0..height / HEIGHT {
-        for column in 0..width / WIDTH {
+    for row in 0..height / HEIGHT / scale {
+        for column in 0..width / WIDTH / scale {
             let places = (0..HEIGHT).flat_map(|y| (0..WIDTH).map(move |x| (x, y)));
             let cell: Vec<u32> = places
                 .map(|(x, y)| {
-                    let at = ((row * HEIGHT + y) * width + column * WIDTH + x) * 3;
+                    let (x, y) = (column * WIDTH + x, row * HEIGHT + y);
+                    let at = (y * width + x) * scale * 3;
                     u32::from_be_bytes([0, pixels[at], pixels[at + 1], pixels[at + 2]])
                 })
                 .collect();
@@ -123,9 +125,7 @@ fn text(picture: &[u8]) -> Result<String> {
 
 /// What each character looks like.
 fn glyphs() -> Result<HashMap<Vec<u32>, char>> {
-    let channel = |shift| Channel { bits: 8, shift };
-    let format =
-        Format::new(channel(16), channel(8), channel(0)).context("no pixels of 24 bits")?;
+    let format = format().context("no pixels of 24 bits")?;
     let mut glyphs = HashMap::new();
     for character in b' '..=b'~' {
         for colour in Colour::ALL {
@@ -137,14 +137,18 @@ fn glyphs() -> Result<HashMap<Vec<u32>, char>> {
     Ok(glyphs)
 }
 
+/// How a picture has its pixels.
+fn format() -> Option<Format> {
+    Format::new(24, [16, 8, 0].map(|shift| Channel { bits: 8, shift }))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     /// A picture with text on it, as the kernel draws it.
     fn picture(lines: &[&str], columns: usize, noise: bool) -> Vec<u8> {
-        let channel = |shift| Channel { bits: 8, shift };
-        let format = Format::new(channel(16), channel(8), channel(0)).unwrap();
+        let format = format().unwrap();
         // Some pixels on the right are of no character.
         let (width, height) = (columns * WIDTH + 3, lines.len() * HEIGHT);
         let mut pixels = vec![0; width * height * 3];

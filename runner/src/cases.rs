@@ -968,6 +968,41 @@ pub const CASES: &[Case] = &[
             &["screen of ", "audit: clean"],
         )
     },
+    // Characters of twice the size.
+    Case {
+        types: &[("`help` lists", "off")],
+        shows: SCREEN,
+        ..passes(
+            "screen-large",
+            &[
+                "4",
+                "boot=limine",
+                "firmware=uefi",
+                "resolution=3840x2160",
+                "reclaim=poison",
+                "monitor=yes",
+                "timeout=120",
+                "qemu-args=-global VGA.xres=3840 -global VGA.yres=2160 -global VGA.vgamem_mb=64",
+            ],
+            &["screen of 3840 by 2160 pixels of 32 bits", "audit: clean"],
+        )
+    },
+    Case {
+        types: &[("`help` lists", "off")],
+        shows: SCREEN,
+        ..passes(
+            "screen-24-bits",
+            &[
+                "4",
+                "boot=limine",
+                "resolution=1024x768x24",
+                "reclaim=poison",
+                "monitor=yes",
+                "timeout=120",
+            ],
+            &["screen of 1024 by 768 pixels of 24 bits", "audit: clean"],
+        )
+    },
     // More than it has room for, in every colour but an error's.
     Case {
         types: &[("`help` lists", "off")],

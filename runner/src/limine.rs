@@ -10,6 +10,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
+use crate::arguments::Run;
 use crate::machine::prefixed;
 use crate::workspace::{self, shown};
 
@@ -134,22 +135,15 @@ impl Limine {
         }
     }
 
-    /// Writes a disc image with the kernel and its command line, and says what
-    /// the image is good for.
+    /// Writes a disc image with the kernel and what the run has Limine be told, and
+    /// says what the image is good for.
     ///
     /// # Errors
     /// If xorriso is missing or fails, or a file cannot be written.
-    pub fn write_disc(
-        &self,
-        kernel: &Path,
-        words: &[String],
-        image: &Path,
-    ) -> Result<BootableFrom> {
-        let tree = workspace::target().join("disc");
-        let context = || format!("cannot write {}", shown(&tree));
-        if tree.exists() {
-            fs::remove_dir_all(&tree).with_context(context)?;
-        }
+    pub fn write_disc(&self, kernel: &Path, run: &Run, image: &Path) -> Result<BootableFrom> {
+        let folder = tempfile::tempdir().context("no place for the disc's files")?;
+        let tree = folder.path();
+        let context = || format!("cannot write {}", shown(tree));
         for (file, place) in FILES {
             copy(&self.folder.join(file), &tree.join(place))?;
         }
@@ -158,7 +152,7 @@ impl Limine {
             .context("cannot read limine.conf")?;
         fs::write(
             tree.join("boot/limine/limine.conf"),
-            configuration(&template, words)?,
+            configuration(&template, run)?,
         )
         .with_context(context)?;
 
@@ -179,7 +173,7 @@ impl Limine {
             "--efi-boot-image",
             "--protective-msdos-label",
         ]);
-        xorriso.arg(&tree).arg("-o").arg(image);
+        xorriso.arg(tree).arg("-o").arg(image);
         let output = xorriso
             .output()
             .context("cannot start xorriso: ./bootstrap installs it")?;
@@ -247,8 +241,8 @@ fn copy(file: &Path, folder: &Path) -> Result<()> {
 
 /// The configuration with the kernel's command line put in; as it is if there
 /// are no words.
-fn configuration(template: &str, words: &[String]) -> Result<String> {
-    if words.is_empty() {
+fn configuration(template: &str, run: &Run) -> Result<String> {
+    if run.words.is_empty() && run.resolution.is_none() {
         return Ok(template.into());
     }
     let mut found = false;
@@ -257,8 +251,12 @@ fn configuration(template: &str, words: &[String]) -> Result<String> {
         let unindented = line.trim_start();
         if unindented.starts_with("cmdline:") {
             found = true;
-            let indentation = line.len() - unindented.len();
-            text += &format!("{}cmdline: {}\n", &line[..indentation], words.join(" "));
+            let indentation = &line[..line.len() - unindented.len()];
+            if let Some(resolution) = &run.resolution {
+                text += &format!("{indentation}resolution: {resolution}\n");
+            }
+            let words = run.words.join(" ");
+            text += &format!("{indentation}cmdline: {words}\n");
         } else {
             text += &format!("{line}\n");
         }
@@ -304,10 +302,13 @@ mod tests {
         fs::read_to_string(workspace::root().join("limine.conf")).unwrap()
     }
 
+    fn run(words: &[&str]) -> Run {
+        crate::arguments::parse(&[words, &["boot=limine"]].concat()).unwrap()
+    }
+
     #[test]
     fn the_words_become_the_command_line() {
-        let words = ["stress=none".into(), "seed=1".into()];
-        let text = configuration(&template(), &words).unwrap();
+        let text = configuration(&template(), &run(&["stress=none", "seed=1"])).unwrap();
         let lines: Vec<_> = text
             .lines()
             .filter(|line| line.contains("cmdline:"))
@@ -317,13 +318,19 @@ mod tests {
     }
 
     #[test]
+    fn the_resolution_stands_in_the_kernel_s_entry() {
+        let text = configuration(&template(), &run(&["resolution=640x480x16"])).unwrap();
+        assert!(text.ends_with("\n    resolution: 640x480x16\n    cmdline: \n"));
+    }
+
+    #[test]
     fn without_words_the_configuration_stays() {
-        assert_eq!(configuration(&template(), &[]).unwrap(), template());
+        assert_eq!(configuration(&template(), &run(&[])).unwrap(), template());
     }
 
     #[test]
     fn a_configuration_without_command_line_is_refused() {
-        assert!(configuration("timeout: 0\n", &["seed=1".into()]).is_err());
+        assert!(configuration("timeout: 0\n", &run(&["seed=1"])).is_err());
     }
 
     #[test]

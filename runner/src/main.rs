@@ -174,7 +174,7 @@ fn iso(arguments: &[String]) -> Result<ExitCode> {
     let run = arguments::parse(&words)?;
     let images = images::build(run.build)?;
     let good_for = limine
-        .write_disc(&images.bootable, &run.words, &image)
+        .write_disc(&images.bootable, &run, &image)
         .with_context(|| format!("cannot make {}", image.display()))?;
     println!("{}: {good_for}", workspace::shown(&image));
     Ok(ExitCode::SUCCESS)

@@ -175,7 +175,7 @@ pub fn medium(run: &Run, images: &Images, folder: &Path) -> Result<Medium> {
         });
     }
     let image = folder.join("disc.iso");
-    Limine::find()?.write_disc(&images.bootable, &run.words, &image)?;
+    Limine::find()?.write_disc(&images.bootable, run, &image)?;
     let firmware = match run.firmware {
         Firmware::Bios => Vec::new(),
         Firmware::Uefi => limine::uefi(folder)?,

@@ -11,6 +11,15 @@ pub const WIDTH: usize = get_raster_width(WEIGHT, SIZE);
 const WEIGHT: FontWeight = FontWeight::Regular;
 const SIZE: RasterHeight = RasterHeight::Size16;
 
+/// The least that a screen has in larger characters, in as many times its size: a row of 1280 pixels
+/// has room for lines of 182 characters, and there are 67 rows of them in 1080.
+const ROOMY: (usize, usize) = (1280, 1080);
+
+/// How many times as large characters are on a screen of so many pixels, that they can be read there.
+pub fn scale(width: usize, height: usize) -> usize {
+    (width / ROOMY.0).min(height / ROOMY.1).max(1)
+}
+
 /// In the place of a character that the font is not asked for.
 const UNKNOWN: u8 = b'?';
 
@@ -36,6 +45,21 @@ mod tests {
             assert!(!glyphs[..place].contains(one), "{place}");
         }
         assert!(glyph(b' ').iter().all(|&ink| ink == 0));
+    }
+
+    #[test]
+    fn a_line_fits_and_can_be_read() {
+        for (width, height, times) in [
+            (1, 1, 1),
+            (640, 480, 1),
+            (1920, 1080, 1),
+            (2560, 1440, 1),
+            (3840, 2160, 2),
+            (2160, 3840, 1),
+            (7680, 4320, 4),
+        ] {
+            assert_eq!(scale(width, height), times, "{width} by {height}");
+        }
     }
 
     #[test]

@@ -13,6 +13,6 @@ mod font;
 mod pixels;
 mod text;
 
-pub use font::{HEIGHT, WIDTH, glyph};
+pub use font::{HEIGHT, WIDTH, glyph, scale};
 pub use pixels::{Channel, Colour, Format};
 pub use text::{Cell, Text};

@@ -48,24 +48,36 @@ pub struct Channel {
     pub shift: u8,
 }
 
-/// How a pixel of 32 bits is made up.
+/// How a pixel is made up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Format {
+    bytes: usize,
     red: Channel,
     green: Channel,
     blue: Channel,
 }
 
 impl Format {
-    /// A pixel of these parts. `None`: one of them has no bits, or more than eight, or lies beyond
-    /// the 32.
-    pub fn new(red: Channel, green: Channel, blue: Channel) -> Option<Self> {
+    /// A pixel of so many bits, of these parts. `None`: it does not take two to four bytes, or a part
+    /// has no bits, or more than eight, or lies beyond the pixel.
+    pub fn new(bits: u16, [red, green, blue]: [Channel; 3]) -> Option<Self> {
+        let bytes = usize::from(bits.div_ceil(8));
         let fits = |channel: Channel| {
             (1..=8).contains(&channel.bits)
-                && u32::from(channel.shift) + u32::from(channel.bits) <= 32
+                && u16::from(channel.shift) + u16::from(channel.bits) <= bits
         };
-        let fit = fits(red) && fits(green) && fits(blue);
-        fit.then_some(Self { red, green, blue })
+        let fit = (2..=4).contains(&bytes) && fits(red) && fits(green) && fits(blue);
+        fit.then_some(Self {
+            bytes,
+            red,
+            green,
+            blue,
+        })
+    }
+
+    /// Bytes of a pixel: two, three or four.
+    pub const fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// A pixel of which so much, of 255, is this colour, and the rest black.
@@ -89,14 +101,21 @@ mod tests {
 
     #[test]
     fn parts_lie_where_the_format_has_them() {
-        let usual = Format::new(channel(8, 16), channel(8, 8), channel(8, 0)).unwrap();
+        let usual = Format::new(32, [channel(8, 16), channel(8, 8), channel(8, 0)]).unwrap();
+        assert_eq!(usual.bytes(), 4);
         assert_eq!(usual.pixel(Colour::Warning, 255), 0x00ff_c840);
         assert_eq!(usual.pixel(Colour::Warning, 0), 0);
         assert_eq!(usual.pixel(Colour::Plain, 0x80), 0x006c_6c6c);
-        let odd = Format::new(channel(5, 0), channel(6, 5), channel(8, 24)).unwrap();
+        let odd = Format::new(32, [channel(5, 0), channel(6, 5), channel(8, 24)]).unwrap();
         assert_eq!(
             odd.pixel(Colour::Warning, 255),
             0x4000_0000 | 0x32 << 5 | 0x1f
+        );
+        let short = Format::new(15, [channel(5, 10), channel(5, 5), channel(5, 0)]).unwrap();
+        assert_eq!(short.bytes(), 2);
+        assert_eq!(
+            short.pixel(Colour::Warning, 255),
+            0x1f << 10 | 0x19 << 5 | 0x08
         );
     }
 
@@ -109,10 +128,16 @@ mod tests {
             channel(8, 25),
             channel(1, 255),
         ] {
-            assert_eq!(Format::new(bad, good, good), None);
-            assert_eq!(Format::new(good, bad, good), None);
-            assert_eq!(Format::new(good, good, bad), None);
+            assert_eq!(Format::new(32, [bad, good, good]), None);
+            assert_eq!(Format::new(32, [good, bad, good]), None);
+            assert_eq!(Format::new(32, [good, good, bad]), None);
         }
+        let low = channel(1, 0);
+        for bits in [0, 8, 33, u16::MAX] {
+            assert_eq!(Format::new(bits, [low; 3]), None);
+        }
+        assert!(Format::new(16, [good; 3]).is_some());
+        assert_eq!(Format::new(15, [good; 3]), None);
     }
 
     #[test]

@@ -86,7 +86,8 @@ impl Text {
         }
         for (place, (cell, drawn)) in self.cells.iter().zip(&self.drawn).enumerate() {
             let packed = cell.load(Ordering::Relaxed);
-            if drawn.swap(packed, Ordering::Relaxed) != packed {
+            if drawn.load(Ordering::Relaxed) != packed {
+                drawn.store(packed, Ordering::Relaxed);
                 draw(
                     place % self.columns,
                     place / self.columns,
