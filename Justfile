@@ -19,6 +19,11 @@ run-smp *ARGS:
 monitor *ARGS:
     @{{ runner }} monitor "$@"
 
+# Boot, stress and measure, and write target/report.html: just report [quick] [CPUS] [key=value…]
+[group('run')]
+report *ARGS:
+    @{{ runner }} report "$@"
+
 # Show the last run's log of one CPU (just boot-log 3), or all of it
 [group('run')]
 boot-log CPU="all":

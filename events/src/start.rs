@@ -20,6 +20,11 @@ pub struct Run<'a> {
     pub host_cpu: Cow<'a, str>,
     /// How many CPUs the host has.
     pub host_cpus: u32,
+    /// When it was started, in UTC, such as `2026-11-25T19:30:00Z`.
+    pub started: Cow<'a, str>,
+    /// What Git calls the source's revision, with `-dirty` if it was changed since; empty if Git does not
+    /// tell.
+    pub revision: Cow<'a, str>,
 }
 
 /// What the kernel found when it started.

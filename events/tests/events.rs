@@ -46,6 +46,8 @@ fn examples() -> Vec<Event<'static>> {
             qemu_version: "7.2.22".into(),
             host_cpu: "a CPU".into(),
             host_cpus: 2,
+            started: "2026-11-25T19:30:00Z".into(),
+            revision: "8b52e60-dirty".into(),
         }),
         Event::Start(Start {
             schema: SCHEMA,

@@ -761,6 +761,39 @@ pub fn parse<A: AsRef<str>>(arguments: &[A]) -> Result<Run, ArgumentError> {
     Err(ArgumentError::Contradiction(contradiction))
 }
 
+/// Parts what is asked for of two runs: the arguments of the one under stress, and of the one of the
+/// benchmarks. Those of the machine are for both, as are those that nobody knows, for [`parse`] to name.
+pub fn part(arguments: &[String]) -> (Vec<String>, Vec<String>) {
+    let mut parts = (Vec::new(), Vec::new());
+    for argument in arguments {
+        let name = argument
+            .split_once('=')
+            .map_or(&**argument, |(name, _)| name);
+        let key = KEYS.iter().find(|key| key.name == name);
+        let (is_of_stress, is_of_bench) = match key.map(|key| key.reader) {
+            Some(Reader::Kernel) => (true, false),
+            Some(Reader::Bench) => (false, true),
+            Some(Reader::Runner(_) | Reader::Loader) | None => (true, true),
+        };
+        if is_of_stress {
+            parts.0.push(argument.clone());
+        }
+        if is_of_bench {
+            parts.1.push(argument.clone());
+        }
+    }
+    parts
+}
+
+/// A command's own words and the user's, whose go before the command's for the same key.
+pub fn with_defaults(own: &[impl AsRef<str>], words: &[String]) -> Vec<String> {
+    let key = |word: &str| word.split_once('=').map_or("", |(key, _)| key).to_owned();
+    let given: Vec<_> = words.iter().map(|word| key(word)).collect();
+    let own = own.iter().map(AsRef::as_ref);
+    let own = own.filter(|word| !given.contains(&key(word)));
+    own.map(String::from).chain(words.iter().cloned()).collect()
+}
+
 fn take_cpus(run: &mut Run, argument: &str) -> Result<(), ArgumentError> {
     if !is_digits(argument) {
         return Err(ArgumentError::NotUnderstood(argument.into()));
@@ -848,6 +881,27 @@ mod tests {
         assert_eq!((run.build, run.memory.as_str()), (Build::Bench, "2G"));
         assert_eq!(run.time_limit, Some(Duration::from_secs(5)));
         assert_eq!(parse(&["stress=all"]).unwrap().build, Build::Plain);
+    }
+
+    #[test]
+    fn the_benchmarks_words_are_not_for_the_stress() {
+        let words = [
+            "4",
+            "seconds=2",
+            "on=1,4",
+            "mem=2G",
+            "loader.verbose",
+            "nonsense",
+        ];
+        let (stress, bench) = part(&words.map(String::from));
+        assert_eq!(
+            stress,
+            ["4", "seconds=2", "mem=2G", "loader.verbose", "nonsense"]
+        );
+        assert_eq!(
+            bench,
+            ["4", "on=1,4", "mem=2G", "loader.verbose", "nonsense"]
+        );
     }
 
     #[test]

@@ -31,16 +31,9 @@ pub fn command(words: &[String], interrupt: &Interrupt) -> Result<ExitCode> {
     }
 }
 
-/// Boots a kernel that has the benchmarks. A word of the user's goes before the runner's own for
-/// the same key.
+/// Boots a kernel that has the benchmarks.
 fn in_kernel(own: &[&str], words: &[String], interrupt: &Interrupt) -> Result<ExitCode> {
-    let key = |word: &str| word.split_once('=').map_or("", |(key, _)| key).to_owned();
-    let given: Vec<_> = words.iter().map(|word| key(word)).collect();
-    let own = own.iter().filter(|word| !given.contains(&key(word)));
-    let words: Vec<_> = own
-        .copied()
-        .chain(words.iter().map(String::as_str))
-        .collect();
+    let words = arguments::with_defaults(own, words);
     run::command(&arguments::parse(&words)?, interrupt)
 }
 

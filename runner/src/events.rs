@@ -5,15 +5,15 @@ use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
 use muster_events::{Event, Outcome, Record, Run, SCHEMA};
 
-use crate::workspace::shown;
+use crate::workspace::{root, shown};
 
 /// How often a file that grows is looked at.
 const TICK: Duration = Duration::from_millis(20);
@@ -36,6 +36,10 @@ pub fn begin(file: &Path, command: &str, qemu: &Command) -> Result<()> {
             qemu_version: version_of(qemu).unwrap_or_default().into(),
             host_cpu: host_cpu().unwrap_or_default().into(),
             host_cpus: thread::available_parallelism().map_or(1, usize::from) as u32,
+            started: humantime::format_rfc3339_seconds(SystemTime::now())
+                .to_string()
+                .into(),
+            revision: revision().unwrap_or_default().into(),
         }),
     };
     let line = serde_json::to_string(&record).context("cannot tell of the run")?;
@@ -65,6 +69,24 @@ fn version_of(qemu: &Command) -> Option<String> {
     let text = String::from_utf8(output.stdout).ok()?;
     let (_, version) = text.lines().next()?.split_once("version ")?;
     Some(version.into())
+}
+
+/// What Git calls the source.
+fn revision() -> Option<String> {
+    let output = Command::new("git")
+        .args([
+            "describe",
+            "--always",
+            "--dirty",
+            "--abbrev=12",
+            "--exclude=*",
+        ])
+        .current_dir(root())
+        .stderr(Stdio::null())
+        .output()
+        .ok()?;
+    let told = output.status.success().then_some(output.stdout)?;
+    Some(String::from_utf8(told).ok()?.trim_end().into())
 }
 
 /// What the host calls its CPU.
@@ -169,7 +191,7 @@ mod tests {
 
     use super::*;
 
-    const RUN: &str = r#"{"us":0,"by":null,"event":"run","schema":1,"command":"just run-smp","qemu":"qemu","qemu_version":"7","host_cpu":"x","host_cpus":2}"#;
+    const RUN: &str = r#"{"us":0,"by":null,"event":"run","schema":1,"command":"just run-smp","qemu":"qemu","qemu_version":"7","host_cpu":"x","host_cpus":2,"started":"","revision":""}"#;
     const START: &str = r#"{"us":1,"by":0,"event":"start","schema":1,"version":"0","loader":"l","command_line":"","cpus":1,"usable_bytes":1,"before_entry_us":1,"tsc_hz":1,"features":{"no_execute":true,"gigabyte_pages":true,"smep":true,"smap":true,"umip":true,"physical_bits":40,"levels":4}}"#;
     const LOG: &str = r#"{"us":2,"by":3,"event":"log","level":"info","target":"roll","text":"hi"}"#;
     const PASSED: &str =

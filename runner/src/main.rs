@@ -24,6 +24,7 @@ mod machine;
 mod matrix;
 mod outputs;
 mod picture;
+mod report;
 mod run;
 mod screen;
 mod script;
@@ -65,6 +66,9 @@ commands:
                              Linux 6.1's kmalloc and alloc_page beside Muster's
                              heap and frames in the same QEMU, with rounds=, time=,
                              format=, boots=N and linux=bare|default
+  report [quick] [CPUS] [key=value…]
+                             the stress and the benchmarks, and a page of what
+                             they told (target/report.html)
   iso [PATH] [key=value…]    write a disc image for a real machine, with the
                              kernel's words (target/muster.iso)
   soak [CPUS] [minutes=N] [key=value…]
@@ -131,6 +135,7 @@ fn dispatch(arguments: &[String]) -> Result<ExitCode> {
             run::command(&run, &Interrupt::watch()?)
         }
         "bench" => bench::command(rest, &Interrupt::watch()?),
+        "report" => report::command(rest, &Interrupt::watch()?),
         "fuzz" => fuzz::command(rest),
         "soak" => soak::command(rest, &Interrupt::watch()?),
         "test" => suite::command(rest, &Interrupt::watch()?),

@@ -28,9 +28,25 @@ const INTERRUPTED: u8 = 130;
 /// # Errors
 /// If there is nothing to boot, or QEMU does not start.
 pub fn command(run: &Run, interrupt: &Interrupt) -> Result<ExitCode> {
+    watch(run, &workspace::boot_log(), interrupt).map(code)
+}
+
+/// The exit status of a run that ended so.
+pub fn code(verdict: Verdict) -> ExitCode {
+    match verdict {
+        Verdict::Passed => ExitCode::SUCCESS,
+        Verdict::Interrupted => ExitCode::from(INTERRUPTED),
+        _ => ExitCode::FAILURE,
+    }
+}
+
+/// Builds, boots and watches, with the log in `folder`, and says how it ended.
+///
+/// # Errors
+/// If there is nothing to boot, or QEMU does not start.
+pub fn watch(run: &Run, folder: &Path, interrupt: &Interrupt) -> Result<Verdict> {
     let screen = Screen::for_run(run);
     let images = images::build(run.build)?;
-    let folder = workspace::boot_log();
     let mut terminal = None;
     if run.is_monitored() {
         screen.note("muster: Ctrl-] ends QEMU, whatever the kernel does")?;
@@ -41,7 +57,7 @@ pub fn command(run: &Run, interrupt: &Interrupt) -> Result<ExitCode> {
         .map(|terminal| terminal as &mut dyn Typist);
     let show = &mut |text: &str| screen.line(text);
     let tell: &mut Tell<'_> = &mut |event| screen.event(event);
-    let (outcome, cpus) = boot(run, &images, &folder, interrupt, show, typist, Some(tell))?;
+    let (outcome, cpus) = boot(run, &images, folder, interrupt, show, typist, Some(tell))?;
     drop(terminal);
 
     let (verdict, reason) = outcome.verdict();
@@ -55,16 +71,12 @@ pub fn command(run: &Run, interrupt: &Interrupt) -> Result<ExitCode> {
         verdict == Verdict::Passed,
         &format!("muster: {verdict}{}", dashed(&reason)),
     )?;
-    screen.note(&summary(&outcome, &folder, &cpus))?;
+    screen.note(&summary(&outcome, folder, &cpus))?;
     if run.events != Events::Nowhere {
-        let file = boot_log::events(&folder);
+        let file = boot_log::events(folder);
         screen.note(&format!("        events: {}", shown(&file)))?;
     }
-    Ok(match verdict {
-        Verdict::Passed => ExitCode::SUCCESS,
-        Verdict::Interrupted => ExitCode::from(INTERRUPTED),
-        _ => ExitCode::FAILURE,
-    })
+    Ok(verdict)
 }
 
 fn dashed(reason: &str) -> String {

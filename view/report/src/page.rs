@@ -89,7 +89,9 @@ fn of_machine(runs: &[Told]) -> Markup {
     };
     html! {
         p.soft {
-            "QEMU " (run.qemu_version) " on " (run.host_cpu) ", " (of_cpus(run.host_cpus))
+            @if !run.started.is_empty() { time datetime=(run.started) { (run.started.replace('T', " ").replace('Z', " UTC")) } " · " }
+            @if !run.revision.is_empty() { "revision " code { (run.revision) } " · " }
+            "QEMU " (run.qemu_version) " · host: " (run.host_cpu) ", " (of_cpus(run.host_cpus))
         }
     }
 }
@@ -340,11 +342,20 @@ fn of_run(told: &Told) -> Markup {
         dl {
             dt { "Verdict" } dd { (verdict(told.verdict.as_ref())) }
             @if let Some(run) = &told.run {
+                @if !run.started.is_empty() { dt { "Started" } dd { (run.started) } }
+                @if !run.revision.is_empty() { dt { "Git revision" } dd { code { (run.revision) } } }
                 dt { "QEMU" } dd { (run.qemu_version) }
+                @if let Some(model) = after(&run.qemu, "-cpu") { dt { "CPU model" } dd { code { (model) } } }
+                @if let Some(how) = after(&run.qemu, "-accel") { dt { "Acceleration" } dd { code { (how) } } }
                 dt { "Its command" } dd { code { (run.qemu) } }
-                dt { "Host" } dd { (run.host_cpus) " CPUs, " (run.host_cpu) }
+                dt { "Host" } dd { (of_cpus(run.host_cpus)) ", " (run.host_cpu) }
             }
             @if let Some(start) = &told.start { (tables::configuration(told, start)) }
         }
     }
+}
+
+/// The word after another of a command.
+fn after<'a>(command: &'a str, word: &str) -> Option<&'a str> {
+    command.split(' ').skip_while(|other| *other != word).nth(1)
 }
