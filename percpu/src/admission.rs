@@ -3,7 +3,7 @@
 use core::fmt;
 use core::sync::atomic::Ordering;
 
-use crate::sync::{AtomicU8, fence, mutated};
+use crate::sync::{AtomicU8, fence, mutated, order_unless};
 
 /// How a roll call ended for one CPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,10 +89,7 @@ impl Admission {
             self.0.store(outcome as u8, Ordering::Release);
             return is_pending;
         }
-        let order = match mutated("that a CPU has joined is not published") {
-            true => Ordering::Relaxed,
-            false => Ordering::AcqRel,
-        };
+        let order = order_unless("that a CPU has joined is not published", Ordering::AcqRel);
         let (from, to) = (Outcome::Pending as u8, outcome as u8);
         self.0
             .compare_exchange(from, to, order, Ordering::Acquire)

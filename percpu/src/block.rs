@@ -3,9 +3,11 @@
 use core::fmt;
 use core::mem::offset_of;
 use core::ptr;
-use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+use core::sync::atomic::{AtomicPtr, Ordering};
 
 use crossbeam_utils::CachePadded;
+
+use crate::sync::{AtomicBool, mutated};
 
 /// The first bytes of every [`Block`], at a layout that assembly may rely on.
 ///
@@ -20,7 +22,6 @@ use crossbeam_utils::CachePadded;
 pub struct Header {
     this: AtomicPtr<Header>,
     index: u32,
-    claimed: AtomicBool,
 }
 
 const _: () = assert!(offset_of!(Header, this) == 0 && offset_of!(Header, index) == 8);
@@ -36,7 +37,6 @@ impl Header {
         Self {
             this: AtomicPtr::new(ptr::null_mut()),
             index,
-            claimed: AtomicBool::new(false),
         }
     }
 
@@ -66,6 +66,7 @@ impl Header {
 #[repr(C, align(128))]
 pub struct Block<L, S> {
     header: Header,
+    claimed: AtomicBool,
     local: L,
     shared: CachePadded<S>,
 }
@@ -73,7 +74,7 @@ pub struct Block<L, S> {
 // SAFETY: (1) `local` can be reached only through `Here`, which exists only on the CPU that claimed
 // this block, and a block is claimed at most once; so `L` moves to at most one CPU, for which
 // `L: Send` is enough. (2) `shared` is handed out by shared reference to all, for which `S: Sync`
-// is enough. (3) The header is made of atomics and a field that never changes.
+// is enough. (3) The rest is atomics and a field that never changes.
 unsafe impl<L: Send, S: Sync> Sync for Block<L, S> {}
 
 impl<L, S> Block<L, S> {
@@ -87,10 +88,24 @@ impl<L, S> Block<L, S> {
     /// A block for the CPU with the given index.
     ///
     /// The index is the kernel's own, counted from 0 without gaps (not a LAPIC id).
+    #[cfg(not(loom))]
     pub const fn new(index: u32, local: L, shared: S) -> Self {
         let () = Self::LAYOUT;
         Self {
             header: Header::new(index),
+            claimed: AtomicBool::new(false),
+            local,
+            shared: CachePadded::new(shared),
+        }
+    }
+
+    /// A block for the CPU with the given index.
+    #[cfg(loom)]
+    pub fn new(index: u32, local: L, shared: S) -> Self {
+        let () = Self::LAYOUT;
+        Self {
+            header: Header::new(index),
+            claimed: AtomicBool::new(false),
             local,
             shared: CachePadded::new(shared),
         }
@@ -103,7 +118,7 @@ impl<L, S> Block<L, S> {
 
     /// Whether a CPU has claimed this block, or is about to.
     pub fn is_claimed(&self) -> bool {
-        self.header.claimed.load(Ordering::Acquire)
+        self.claimed.load(Ordering::Acquire)
     }
 
     /// The part that every CPU may read.
@@ -118,10 +133,16 @@ impl<L, S> Block<L, S> {
 
     /// Makes the calling CPU the owner; `None` if the block has one already.
     pub(crate) fn claim(&'static self) -> Option<*const Header> {
-        self.header
-            .claimed
-            .compare_exchange(false, true, Ordering::AcqRel, Ordering::Acquire)
-            .ok()?;
+        if mutated("a block is claimed in two steps") {
+            if self.is_claimed() {
+                return None;
+            }
+            self.claimed.store(true, Ordering::Release);
+        } else {
+            self.claimed
+                .compare_exchange(false, true, Ordering::AcqRel, Ordering::Acquire)
+                .ok()?;
+        }
         // Made from the whole block, so that the way back from header to block is covered by the
         // pointer's provenance.
         let this = ptr::from_ref(self).cast::<Header>();

@@ -6,7 +6,7 @@ use core::sync::atomic::Ordering;
 
 use crossbeam_utils::CachePadded;
 
-use crate::sync::{AtomicU64, UnsafeCell, mutated};
+use crate::sync::{AtomicU64, UnsafeCell, mutated, order_unless};
 
 /// Where a CPU gives the others something to do, one order after the other: each of them carries out
 /// each order once. CPUs are told apart by their *places*, from 0.
@@ -90,10 +90,7 @@ impl<W: Copy> Board<W> {
         // SAFETY: all are done with the last order, as was seen above, and this alone gives one.
         self.order
             .with_mut(|place| unsafe { (*place).write(order) });
-        let publish = match mutated("an order is not published") {
-            true => Ordering::Relaxed,
-            false => Ordering::Release,
-        };
+        let publish = order_unless("an order is not published", Ordering::Release);
         self.given.store(number + 1, publish);
         true
     }
@@ -124,10 +121,7 @@ impl<W: Copy> Board<W> {
             here.done.store(number, Ordering::Release);
         }
         run(order);
-        let publish = match mutated("that an order is done is not published") {
-            true => Ordering::Relaxed,
-            false => Ordering::Release,
-        };
+        let publish = order_unless("that an order is done is not published", Ordering::Release);
         here.done.store(number, publish);
         true
     }

@@ -8,7 +8,7 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 
 use crossbeam_utils::CachePadded;
 
-use crate::sync::{AtomicU8, AtomicU64, UnsafeCell, mutated};
+use crate::sync::{AtomicU8, AtomicU64, UnsafeCell, mutated, order_unless};
 
 /// Calls that one CPU may have under way at once: its own, and those of handlers that come on top
 /// of it while it waits.
@@ -142,10 +142,7 @@ impl<W: Copy> Exchange<W> {
             slot.open.clear(cpu, Ordering::Release);
         }
         run(work);
-        let order = match mutated("that a call is done is not published") {
-            true => Ordering::Relaxed,
-            false => Ordering::Release,
-        };
+        let order = order_unless("that a call is done is not published", Ordering::Release);
         // The caller may go on from here, with whatever the work is about.
         slot.open.clear(cpu, order);
         true
@@ -210,10 +207,7 @@ impl<W: Copy> Call<'_, W> {
         let Some(desk) = self.exchange.desks.get(target) else {
             return false;
         };
-        let order = match mutated("a call is not published") {
-            true => Ordering::Relaxed,
-            false => Ordering::Release,
-        };
+        let order = order_unless("a call is not published", Ordering::Release);
         // Before the other: the target clears it when it is done, which may be at once.
         self.slot.open.set(target, Ordering::Relaxed);
         desk.inbox.set(self.bit, order);

@@ -3,7 +3,7 @@
 use core::fmt;
 use core::sync::atomic::Ordering;
 
-use crate::sync::{AtomicUsize, mutated};
+use crate::sync::{AtomicUsize, mutated, order_unless};
 
 /// A line that so many CPUs come to, and leave together, again and again.
 ///
@@ -64,10 +64,10 @@ impl Line {
     /// Comes to the line. Each CPU comes once before the line is left.
     pub fn come(&self) -> Arrival {
         let round = self.round.load(Ordering::Acquire);
-        let order = match mutated("what a CPU did before it came is not published") {
-            true => Ordering::Relaxed,
-            false => Ordering::AcqRel,
-        };
+        let order = order_unless(
+            "what a CPU did before it came is not published",
+            Ordering::AcqRel,
+        );
         if self.waiting.fetch_add(1, order) + 1 == self.cpus {
             // Nobody comes again before it has seen the new round.
             let round = round.wrapping_add(1);
@@ -82,10 +82,10 @@ impl Line {
 
     /// Whether all were there, and the line is left.
     pub fn is_left(&self, arrival: &Arrival) -> bool {
-        let order = match mutated("a line is left without a look at what was done before") {
-            true => Ordering::Relaxed,
-            false => Ordering::Acquire,
-        };
+        let order = order_unless(
+            "a line is left without a look at what was done before",
+            Ordering::Acquire,
+        );
         self.round.load(order) != arrival.round
     }
 

@@ -1,4 +1,4 @@
-//! The exchange, and sleep, under [loom](https://docs.rs/loom): every order in which CPUs can come upon each
+//! What CPUs do to one another here, under [loom](https://docs.rs/loom): every order in which CPUs can come upon each
 //! other, up to a number of preemptions, and every value that they may then read. `just models`
 //! runs them.
 //!
@@ -11,6 +11,7 @@
 )]
 
 use std::boxed::Box;
+use std::cell::Cell;
 use std::env;
 use std::format;
 use std::process::Command;
@@ -25,11 +26,14 @@ use loom::sync::Notify;
 use loom::sync::atomic::AtomicBool;
 use loom::thread;
 
-use crate::sync::mutated;
-use crate::{Admission, Board, Exchange, Line, Note, Outcome, Sleep};
+use crate::sync::{mutated, order_unless};
+use crate::{
+    Admission, Block, Board, Exchange, Header, Line, Note, Outcome, Register, RegisterError, Sleep,
+    Storage, UNREGISTERED,
+};
 
 /// Which model finds which mistake, made where [`mutated`] says so.
-const MISTAKES: [(&str, &str); 21] = [
+const MISTAKES: [(&str, &str); 26] = [
     ("a call is done before it has run", "call_and_reuse"),
     ("that a call is done is not published", "call_and_reuse"),
     ("a call is not published", "call_and_reuse"),
@@ -68,6 +72,20 @@ const MISTAKES: [(&str, &str); 21] = [
     (
         "a line is left before it can be come to again",
         "line_twice",
+    ),
+    (
+        "a line is left without a look at what was done before",
+        "line_twice",
+    ),
+    ("a block is claimed in two steps", "two_claims"),
+    (
+        "an AP is released before the state is published",
+        "publication_against_release",
+    ),
+    ("a release is not published", "publication_against_release"),
+    (
+        "an AP is released before it is told its block",
+        "publication_against_release",
     ),
 ];
 
@@ -125,7 +143,7 @@ fn model(name: &str, preemptions: Option<usize>, run: impl Fn() + Send + Sync + 
         counted.fetch_add(1, Ordering::Relaxed);
         run();
     });
-    println!("exchange: {name}: {count:?} interleavings, {bound}");
+    println!("percpu: {name}: {count:?} interleavings, {bound}");
 }
 
 /// Calls `target` and waits, serving meanwhile; says how many calls it served.
@@ -496,6 +514,113 @@ fn line_twice() {
         let other = thread::spawn(move || cpu(1));
         cpu(0);
         other.join().unwrap();
+    });
+}
+
+/// Each thread of loom's is a CPU.
+struct Threads;
+
+type Cpu = Storage<Threads>;
+
+loom::thread_local! {
+    static BLOCK: Cell<*const Header> = Cell::new(&raw const UNREGISTERED);
+}
+
+// SAFETY: as for `thread_register`.
+unsafe impl Register for Threads {
+    type Local = UnsafeCell<usize>;
+    type Shared = ();
+    type Pin = ();
+
+    fn pin() {}
+
+    fn load() -> *const Header {
+        // SAFETY: `store` admits only headers of 'static blocks and `UNREGISTERED`.
+        BLOCK.with(|block| unsafe { &*block.get() }.this())
+    }
+
+    unsafe fn store(header: *const Header) {
+        BLOCK.with(|block| block.set(header));
+    }
+}
+
+fn block(index: u32) -> &'static Block<UnsafeCell<usize>, ()> {
+    Box::leak(Box::new(Block::new(index, UnsafeCell::new(0), ())))
+}
+
+/// Uses what only this CPU reaches; `false` if it has no block.
+fn use_block() -> bool {
+    // SAFETY: that no other CPU has the same is what the models are about.
+    let add = |local: &UnsafeCell<usize>| local.with_mut(|place| unsafe { *place += 1 });
+    Cpu::try_with(|here| add(here.local())).is_some()
+}
+
+#[test]
+fn two_claims() {
+    model("two CPUs register one block", None, || {
+        let block = block(7);
+        let register = || {
+            let registered = Cpu::register(block);
+            assert_eq!(use_block(), registered.is_ok());
+            registered
+        };
+        let other = thread::spawn(register);
+        let own = register();
+        let other = other.join().unwrap();
+        let refused = Err(RegisterError::AlreadyClaimed { block: 7 });
+        assert!([(Ok(()), refused), (refused, Ok(()))].contains(&(own, other)));
+        assert!(block.is_claimed());
+    });
+}
+
+/// The BSP publishes the shared state, and releases an AP, which registers the block it is told and
+/// uses both. The state is plain memory here: of what `OnceCell` does inside, which is
+/// `conquer-once`'s, no reader may depend, as none reads before it is released. The AP's wait is the
+/// loader's, whose every load is an Acquire on x86-64.
+#[test]
+fn publication_against_release() {
+    struct Parked {
+        goto_address: loom::sync::atomic::AtomicUsize,
+        extra: loom::sync::atomic::AtomicUsize,
+    }
+
+    model("publication against release", None, || {
+        let state: &UnsafeCell<usize> = Box::leak(Box::new(UnsafeCell::new(0)));
+        let blocks: &[_; 2] = Box::leak(Box::new([block(0), block(1)]));
+        let parked: &Parked = Box::leak(Box::new(Parked {
+            goto_address: loom::sync::atomic::AtomicUsize::new(0),
+            extra: loom::sync::atomic::AtomicUsize::new(0),
+        }));
+        let ap = thread::spawn(|| {
+            while parked.goto_address.load(Ordering::Acquire) == 0 {
+                thread::yield_now();
+            }
+            let own = parked.extra.load(Ordering::Acquire);
+            Cpu::register(blocks[own]).unwrap();
+            assert!(use_block());
+            // SAFETY: that nobody writes it any more is what the model is about.
+            assert_eq!(state.with(|state| unsafe { *state }), 1);
+        });
+        // SAFETY: loom tells if the AP reads it already.
+        let publish = || state.with_mut(|state| unsafe { *state = 1 });
+        let is_late = mutated("an AP is released before the state is published");
+        if !is_late {
+            publish();
+        }
+        Cpu::register(blocks[0]).unwrap();
+        let order = order_unless("a release is not published", Ordering::Release);
+        if mutated("an AP is released before it is told its block") {
+            parked.goto_address.store(1, order);
+            parked.extra.store(1, order);
+        } else {
+            parked.extra.store(1, order);
+            parked.goto_address.store(1, order);
+        }
+        if is_late {
+            publish();
+        }
+        assert!(use_block());
+        ap.join().unwrap();
     });
 }
 

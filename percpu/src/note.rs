@@ -4,7 +4,7 @@ use core::fmt;
 use core::mem::MaybeUninit;
 use core::sync::atomic::Ordering;
 
-use crate::sync::{AtomicU8, UnsafeCell, mutated};
+use crate::sync::{AtomicU8, UnsafeCell, mutated, order_unless};
 
 const EMPTY: u8 = 0;
 const TAKEN: u8 = 1;
@@ -70,10 +70,7 @@ impl<T> Note<T> {
         let text = text();
         // SAFETY: this call alone found it EMPTY, and nobody reads before it is LEFT.
         self.text.with_mut(|place| unsafe { (*place).write(text) });
-        let order = match mutated("a note is not published") {
-            true => Ordering::Relaxed,
-            false => Ordering::Release,
-        };
+        let order = order_unless("a note is not published", Ordering::Release);
         self.state.store(LEFT, order);
         true
     }

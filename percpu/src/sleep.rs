@@ -3,7 +3,7 @@
 use core::fmt;
 use core::sync::atomic::Ordering;
 
-use crate::sync::{AtomicU8, mutated};
+use crate::sync::{AtomicU8, mutated, order_unless};
 
 /// The CPU runs.
 const AWAKE: u8 = 0;
@@ -54,10 +54,10 @@ impl Sleep {
     /// Says that this CPU falls asleep. From here on to [`Self::end`] it touches nothing of what it
     /// may be spared for, in no handler either.
     pub fn begin(&self) {
-        let order = match mutated("what a CPU did before its sleep is not published") {
-            true => Ordering::Relaxed,
-            false => Ordering::Release,
-        };
+        let order = order_unless(
+            "what a CPU did before its sleep is not published",
+            Ordering::Release,
+        );
         self.0.store(ASLEEP, order);
     }
 
@@ -87,10 +87,7 @@ impl Sleep {
     /// Spares the CPU, for another one: it will make up for it when it wakes. `false`: it is awake.
     #[must_use = "a CPU that is awake has not been spared"]
     pub fn spare(&self) -> bool {
-        let order = match mutated("a CPU is spared without looking") {
-            true => Ordering::Relaxed,
-            false => Ordering::AcqRel,
-        };
+        let order = order_unless("a CPU is spared without looking", Ordering::AcqRel);
         let spared = self
             .0
             .fetch_update(order, Ordering::Relaxed, |state| match state {

@@ -7,11 +7,17 @@
 mod real {
     #[cfg(feature = "alloc")]
     pub(crate) use core::sync::atomic::AtomicU64;
-    pub(crate) use core::sync::atomic::{AtomicU8, AtomicUsize, fence};
+    use core::sync::atomic::Ordering;
+    pub(crate) use core::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, fence};
 
     /// Whether this mistake is to be made: never, but where a model must show that it finds it.
     pub(crate) const fn mutated(_mistake: &str) -> bool {
         false
+    }
+
+    /// The order of an access.
+    pub(crate) const fn order_unless(_mistake: &str, order: Ordering) -> Ordering {
+        order
     }
 
     /// As [`core::cell::UnsafeCell`], but with loom's face.
@@ -38,15 +44,24 @@ mod real {
 mod modelled {
     use std::string::String;
     use std::sync::LazyLock;
+    use std::sync::atomic::Ordering;
 
     pub(crate) use loom::cell::UnsafeCell;
-    pub(crate) use loom::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, fence};
+    pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, fence};
 
     /// The mistake to make, by the environment.
     static MISTAKE: LazyLock<Option<String>> = LazyLock::new(|| std::env::var("MISTAKE").ok());
 
     pub(crate) fn mutated(mistake: &str) -> bool {
         MISTAKE.as_deref() == Some(mistake)
+    }
+
+    /// The order of an access, or none, if that is the mistake to make.
+    pub(crate) fn order_unless(mistake: &str, order: Ordering) -> Ordering {
+        match mutated(mistake) {
+            true => Ordering::Relaxed,
+            false => order,
+        }
     }
 }
 

@@ -87,10 +87,12 @@ fn a_sleeper_owes_exactly_what_it_was_spared() {
         |_| sleep.spare(),
     );
     assert!(results.iter().all(|(owes, spared)| owes == spared));
+    assert!(!sleep.is_asleep());
     sleep.begin();
     assert_eq!(format!("{sleep:?}"), "Sleep(asleep)");
     assert!(sleep.spare() && sleep.spare());
     assert_eq!(format!("{sleep:?}"), "Sleep(asleep, owing)");
+    assert!(sleep.is_asleep());
     assert!(sleep.end());
     assert!(!sleep.end() && !sleep.spare());
 }
