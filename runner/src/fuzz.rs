@@ -191,7 +191,11 @@ pub fn command(words: &[String]) -> Result<ExitCode> {
             "{:20}{executions:>11}{edges:>8}{all_edges:>8}{:>8}{corpus:>8}  {}",
             target.name,
             fs::read_dir(&seeds).map_or(0, Iterator::count),
-            if status.success() { "none" } else { "one" }
+            match (status.success(), &figures.finding) {
+                (true, _) => "none",
+                (false, Some(_)) => "one",
+                (false, None) => "broken off",
+            }
         );
         if !status.success() {
             is_clean = false;
@@ -287,8 +291,9 @@ fn at_fixed_addresses(program: &OsStr) -> Command {
 
 /// Says what was found, and how to see it again.
 fn tell(figures: &Figures, status: ExitStatus, program: &Path, log: &Path) {
-    let words = figures.finding.as_deref();
-    println!("  {}", words.unwrap_or("it ended without a word"));
+    if let Some(finding) = &figures.finding {
+        println!("  {finding}");
+    }
     println!("  {status}; what it said: {}", shown(log));
     if let Some(input) = &figures.input {
         println!("  once more: {} {}", shown(program), shown(input));
