@@ -1,9 +1,9 @@
 //! `coverage`: how many of the libraries' lines their own tests run.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
-use std::{env, fs};
+use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result, anyhow};
 use muster_runner::workspace;
@@ -33,19 +33,18 @@ const VERSIONS: std::ops::RangeInclusive<u32> = 19..=29;
 pub fn command() -> Result<ExitCode> {
     let report = workspace::target().join("coverage.lcov");
     let mut tests = toolchain::host_cargo();
+    use_llvm(&mut tests)?;
     tests.args(["llvm-cov", "test", "--no-cfg-coverage", "--lcov"]);
     tests.arg("--output-path").arg(&report);
     for (library, _) in LIBRARIES {
         tests.args(["--package", &format!("muster-{library}")]);
     }
-    use_newest_llvm(&mut tests);
     let status = tests
         .status()
         .context("cannot start cargo, which ./bootstrap installs")?;
     if !status.success() {
         return Err(anyhow!(
-            "the tests failed, or one of cargo-llvm-cov, llvm-cov and llvm-profdata is missing, \
-             which ./bootstrap installs"
+            "the libraries' tests failed, or do not build ({status})"
         ));
     }
 
@@ -73,23 +72,54 @@ pub fn command() -> Result<ExitCode> {
     })
 }
 
-/// Points cargo-llvm-cov to a distribution's tools. Without any it looks for
-/// rustup's.
-fn use_newest_llvm(command: &mut Command) {
-    let folders: Vec<_> = env::var_os("PATH")
-        .map(|path| env::split_paths(&path).collect())
-        .unwrap_or_default();
-    let exists = |program: &str| folders.iter().any(|folder| folder.join(program).is_file());
-    for version in VERSIONS.rev() {
-        let programs = [
-            ("LLVM_COV", format!("llvm-cov-{version}")),
-            ("LLVM_PROFDATA", format!("llvm-profdata-{version}")),
-        ];
-        if programs.iter().all(|(_, program)| exists(program)) {
-            command.envs(programs);
-            return;
-        }
+/// Points cargo-llvm-cov to a distribution's tools, if there are any. Without it looks for rustup's.
+///
+/// # Errors
+/// If something is missing.
+fn use_llvm(tests: &mut Command) -> Result<()> {
+    if said(toolchain::host_cargo().args(["llvm-cov", "--version"])).is_none() {
+        return Err(anyhow!(
+            "coverage is measured with cargo-llvm-cov, which is missing: ./bootstrap installs it"
+        ));
     }
+    let names = VERSIONS.rev().map(|version| format!("-{version}"));
+    let pair = names.chain([String::new()]).find_map(|suffix| {
+        let pair = ["llvm-cov", "llvm-profdata"].map(|tool| format!("{tool}{suffix}"));
+        let is_there = |tool: &String| said(Command::new(tool).arg("--version")).is_some_and(reads);
+        pair.iter().all(is_there).then_some(pair)
+    });
+    if let Some([cov, profdata]) = pair {
+        tests.envs([("LLVM_COV", cov), ("LLVM_PROFDATA", profdata)]);
+    } else if !has_rustup_tools() {
+        return Err(anyhow!(
+            "coverage is measured with LLVM's llvm-cov and llvm-profdata, {} or newer, which are \
+             missing: ./bootstrap installs them, and so does rustup component add llvm-tools",
+            VERSIONS.start()
+        ));
+    }
+    Ok(())
+}
+
+/// What a program says, if it is there and succeeds.
+fn said(command: &mut Command) -> Option<String> {
+    let output = command.stderr(Stdio::null()).output().ok()?;
+    let is_good = output.status.success();
+    is_good.then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Whether LLVM's tool of this version (`LLVM version 19.1.7`) reads what rustc writes.
+fn reads(version: String) -> bool {
+    let number = version.split("LLVM version ").nth(1);
+    let major = number.and_then(|number| number.split('.').next()?.parse().ok());
+    major.is_some_and(|major: u32| major >= *VERSIONS.start())
+}
+
+fn has_rustup_tools() -> bool {
+    let mut rustc = Command::new("rustc");
+    said(rustc.args(["--print", "target-libdir"])).is_some_and(|libraries| {
+        let tools = Path::new(libraries.trim_end()).with_file_name("bin");
+        tools.join("llvm-cov").is_file() && tools.join("llvm-profdata").is_file()
+    })
 }
 
 /// How often each line was run, by file, from a report in lcov's format.
@@ -195,6 +225,18 @@ mod tests {
             missed: vec!["a.rs: 3-5".to_owned()],
         };
         assert_eq!(in_library(&counts, folder.path()).unwrap(), expected);
+    }
+
+    #[test]
+    fn old_tools_are_told_from_new_ones() {
+        for (version, expected) in [
+            ("Debian LLVM version 19.1.7\n  Optimized build.", true),
+            ("LLVM version 21.0.0git", true),
+            ("Debian LLVM version 14.0.6", false),
+            ("gcov 12.2.0", false),
+        ] {
+            assert_eq!(reads(version.into()), expected, "{version}");
+        }
     }
 
     #[test]
