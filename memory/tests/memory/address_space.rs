@@ -215,8 +215,14 @@ fn region() -> impl Strategy<Value = Region> {
         prop_oneof![10 => Just(0x10_0000), 2 => prop::sample::select(&[1 << PHYSICAL_BITS, 1 << 52][..])],
         distance(),
     );
-    let length =
-        prop_oneof![12 => (1..6u64).prop_map(|pages| pages * 4096), 1 => 0..9000u64, 1 => Just(0)];
+    // How far it is from one half of the address space to the other.
+    let hole = prop::sample::select(&[HALF_4 - (1 << 47), HALF_5 - (1 << 56)][..]);
+    let length = prop_oneof![
+        12 => (1..6u64).prop_map(|pages| pages * 4096),
+        1 => 0..9000u64,
+        1 => Just(0),
+        1 => (hole, 0..12u64).prop_map(|(hole, pages)| hole + pages * 4096),
+    ];
     let access = [Access::ReadOnly, Access::ReadWrite, Access::ReadExecute];
     let cache = [Cache::WriteBack, Cache::WriteCombining, Cache::Uncached];
     let how = (
@@ -278,9 +284,9 @@ fn expected(taken: &[Region], region: &Region, levels: Levels) -> Result<(), Pla
     let half = 1u128 << (bits - 1);
     let low = 0..half;
     let high = (1u128 << 64) - half..1 << 64;
-    let pages_of = pages(region);
+    let end = |start| u128::from(start) + u128::from(length);
     let all_in =
-        |half: &std::ops::Range<u128>| pages_of.iter().all(|(virt, _)| half.contains(virt));
+        |half: &std::ops::Range<u128>| half.contains(&u128::from(virt)) && end(virt) <= half.end;
     if !all_in(&low) && !all_in(&high) {
         return Err(PlanError::NotCanonical {
             name,
@@ -290,7 +296,7 @@ fn expected(taken: &[Region], region: &Region, levels: Levels) -> Result<(), Pla
         });
     }
     for bits in [52, PHYSICAL_BITS] {
-        if pages_of.iter().any(|(_, phys)| *phys >= 1 << bits) {
+        if end(phys) > 1 << bits {
             return Err(PlanError::BeyondPhysical {
                 name,
                 phys,
@@ -299,6 +305,7 @@ fn expected(taken: &[Region], region: &Region, levels: Levels) -> Result<(), Pla
             });
         }
     }
+    let pages_of = pages(region);
     let mut taken = taken.to_vec();
     taken.sort_by_key(|other| other.virt);
     for other in &taken {

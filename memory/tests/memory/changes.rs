@@ -41,9 +41,13 @@ fn range(start: u64, length: u64) -> VirtRange {
     VirtRange::new(start, length).unwrap()
 }
 
-/// A CPU that caches whatever it walks by, and forgets only what it is told to.
+/// A CPU that caches whatever it walks by, and forgets only what it is told to. While it sleeps it
+/// still walks, ahead of what it will execute, but uses no page.
 #[derive(Default)]
 struct Cpu {
+    is_asleep: bool,
+    /// Whether it was spared a flush, and may keep pages until it wakes, but no tables.
+    owes: bool,
     /// First address, size, what the leaf entry says.
     pages: Vec<(u64, u64, u64)>,
     /// First address, level, frame.
@@ -79,7 +83,24 @@ impl Cpu {
         }
     }
 
+    /// The pages that it may use by what it has cached.
+    fn pages_used(&self) -> &[(u64, u64, u64)] {
+        if self.owes { &[] } else { &self.pages }
+    }
+
+    fn turn(&mut self) {
+        self.is_asleep = !self.is_asleep;
+        if std::mem::take(&mut self.owes) {
+            self.tables.clear();
+            self.pages.clear();
+        }
+    }
+
     fn flush(&mut self, set: &FlushSet) {
+        if self.is_asleep && !set.has_tables() {
+            self.owes = true;
+            return;
+        }
         self.tables.clear();
         match set.pages() {
             Some(flushed) => self.pages.retain(|&(start, size, _)| {
@@ -169,11 +190,25 @@ enum Step {
         count: u64,
         access: Access,
     },
+    /// Of what is mapped.
+    ProtectRun {
+        which: Index,
+        count: u64,
+        access: Access,
+    },
     Touch {
         cpu: Index,
         page: u64,
         use_caches: bool,
     },
+    /// What is mapped.
+    TouchRun {
+        cpu: Index,
+        which: Index,
+        count: u64,
+    },
+    /// Falls asleep, or wakes.
+    Turn(Index),
 }
 
 fn access() -> impl Strategy<Value = Access> {
@@ -213,11 +248,17 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(which, (_, count))| Step::UnmapRun { which, count }),
         2 => any::<Index>().prop_map(Step::Flush),
         3 => any::<Index>().prop_map(Step::Complete),
-        2 => (place(), access()).prop_map(|((first, count), access)| Step::Protect {
+        1 => (place(), access()).prop_map(|((first, count), access)| Step::Protect {
             first,
             count,
             access,
         }),
+        3 => (any::<Index>(), place(), access()).prop_map(|(which, (_, count), access)| {
+            Step::ProtectRun { which, count, access }
+        }),
+        2 => (any::<Index>(), any::<Index>(), 1..40u64)
+            .prop_map(|(cpu, which, count)| Step::TouchRun { cpu, which, count }),
+        1 => any::<Index>().prop_map(Step::Turn),
         6 => (any::<Index>(), place(), any::<bool>()).prop_map(|(cpu, (page, _), use_caches)| {
             Step::Touch { cpu, page, use_caches }
         }),
@@ -287,16 +328,7 @@ impl<'a> World<'a> {
                 self.unmap(range)?;
             }
             Step::UnmapRun { which, count } if !self.model.is_empty() => {
-                let place = which.index(self.model.len());
-                let (&virt, page) = self.model.iter().nth(place).unwrap();
-                let first = virt & !(page.size.bytes() - 1);
-                let mut length = 0;
-                while length < count * FRAME_SIZE
-                    && let Some(page) = self.model.get(&(first + length))
-                {
-                    length += page.size.bytes();
-                }
-                self.unmap(range(first, length))?;
+                self.unmap(self.run(which, count))?;
             }
             Step::Flush(which) if !self.withdrawn.is_empty() => {
                 let place = which.index(self.withdrawn.len());
@@ -314,7 +346,22 @@ impl<'a> World<'a> {
                 let (state, pages) = self.withdrawn.swap_remove(place);
                 self.complete(state, pages)?;
             }
-            Step::UnmapRun { .. } | Step::Flush(_) | Step::Complete(_) => {}
+            Step::ProtectRun {
+                which,
+                count,
+                access,
+            } if !self.model.is_empty() => self.protect(self.run(which, count), access)?,
+            Step::TouchRun { cpu, which, count } if !self.model.is_empty() => {
+                let run = self.run(which, count);
+                for page in (run.start()..=run.last()).step_by(FRAME_SIZE as usize) {
+                    self.touch(cpu, page, true);
+                }
+            }
+            Step::UnmapRun { .. }
+            | Step::Flush(_)
+            | Step::Complete(_)
+            | Step::ProtectRun { .. }
+            | Step::TouchRun { .. } => {}
             Step::Protect {
                 first,
                 count,
@@ -327,15 +374,35 @@ impl<'a> World<'a> {
                 cpu,
                 page,
                 use_caches,
-            } => {
+            } => self.touch(cpu, self.base + page * FRAME_SIZE, use_caches),
+            Step::Turn(cpu) => {
                 let mut cpus = self.cpus.0.borrow_mut();
                 let place = cpu.index(cpus.len());
-                let (root, levels) = (self.tables.root().start(), self.tables.levels());
-                let virt = self.base + page * FRAME_SIZE;
-                cpus[place].touch(self.ram, root, levels, virt, use_caches);
+                cpus[place].turn();
             }
         }
         self.check()
+    }
+
+    /// What is mapped from the beginning of a page on, up to so many pages of 4 KiB.
+    fn run(&self, which: Index, count: u64) -> VirtRange {
+        let place = which.index(self.model.len());
+        let (&virt, page) = self.model.iter().nth(place).unwrap();
+        let first = virt & !(page.size.bytes() - 1);
+        let mut length = 0;
+        while length < count * FRAME_SIZE
+            && let Some(page) = self.model.get(&(first + length))
+        {
+            length += page.size.bytes();
+        }
+        range(first, length)
+    }
+
+    fn touch(&self, cpu: Index, virt: u64, use_caches: bool) {
+        let mut cpus = self.cpus.0.borrow_mut();
+        let place = cpu.index(cpus.len());
+        let (root, levels) = (self.tables.root().start(), self.tables.levels());
+        cpus[place].touch(self.ram, root, levels, virt, use_caches);
     }
 
     /// How many tables a page lacks: of each level, a table is there as long as any page of its part
@@ -498,7 +565,7 @@ impl<'a> World<'a> {
         // No CPU can reach what is free now.
         let after = self.ram.frames();
         for cpu in self.cpus.0.borrow().iter() {
-            for &(start, size, entry) in &cpu.pages {
+            for &(start, size, entry) in cpu.pages_used() {
                 let phys = entry & 0x000f_ffff_ffff_f000 & !(size - 1);
                 let stale = freed
                     .values()
@@ -554,7 +621,7 @@ impl<'a> World<'a> {
         }
 
         for cpu in self.cpus.0.borrow().iter() {
-            for &(start, size, entry) in &cpu.pages {
+            for &(start, size, entry) in cpu.pages_used() {
                 let current = self.tables.translate(start);
                 let is_current = current.is_some_and(|current| {
                     let leaf = current.leaf;

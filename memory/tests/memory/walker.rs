@@ -10,6 +10,8 @@ const WRITABLE: u64 = 1 << 1;
 const USER: u64 = 1 << 2;
 const WRITE_THROUGH: u64 = 1 << 3;
 const CACHE_DISABLE: u64 = 1 << 4;
+const ACCESSED: u64 = 1 << 5;
+const DIRTY: u64 = 1 << 6;
 /// In a 4 KiB page's entry the PAT bit.
 const LARGE: u64 = 1 << 7;
 const LARGE_PAT: u64 = 1 << 12;
@@ -26,8 +28,9 @@ pub struct Seen {
     pub cache: Cache,
 }
 
-/// All pages, lowest address first. Panics at what the kernel must never map: user pages, and such
-/// as are writable and executable.
+/// All pages, lowest address first. Panics at what the kernel must never map: user pages, such as are
+/// writable and executable, and such as the CPU would mark in the tables as used; or that it would
+/// take for a shadow stack, as they are dirty without being writable.
 pub fn walk(ram: &Ram, root: u64, levels: u8) -> Vec<Seen> {
     let mut pages = Vec::new();
     descend(ram, root, levels, levels, 0, (true, true), &mut pages);
@@ -50,6 +53,7 @@ fn descend(
             continue;
         }
         assert_eq!(entry & USER, 0, "the user's: {entry:#x}");
+        assert_ne!(entry & ACCESSED, 0, "would be written to: {entry:#x}");
         let virt = from + index as u64 * bytes;
         let rights = (
             writable && entry & WRITABLE != 0,
@@ -61,6 +65,8 @@ fn descend(
             continue;
         }
         assert!(level <= 3, "no page is so large: {entry:#x}");
+        let is_dirty = entry & DIRTY != 0;
+        assert_eq!(is_dirty, entry & WRITABLE != 0, "{entry:#x}");
         let pat_bit = if level == 1 { LARGE } else { LARGE_PAT };
         let pat = u32::from(entry & WRITE_THROUGH != 0)
             + 2 * u32::from(entry & CACHE_DISABLE != 0)
