@@ -636,8 +636,8 @@ pub const CASES: &[Case] = &[
         "registers",
         &["4", "stress=churn", "seconds=0.2"],
         &[
-            r"  0 own   own   own all all set  wp nx smep smap umip\n",
-            r"  3 own   own   own all all set  wp nx smep smap umip\n",
+            r"  0 own   own   own all all set wp nx smep smap umip\n",
+            r"  3 own   own   own all all set wp nx smep smap umip\n",
             "registers: on every CPU as set",
             "rights: .* of code, written nowhere",
         ],
@@ -646,7 +646,7 @@ pub const CASES: &[Case] = &[
         "registers-qemu64",
         &["2", "cpu=qemu64", "stress=churn", "seconds=0.2"],
         &[
-            r"  1 own   own   own all all set  wp nx\n",
+            r"  1 own   own   own all all set wp nx\n",
             "registers: on every CPU as set",
         ],
     ),

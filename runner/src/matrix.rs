@@ -217,7 +217,7 @@ pub const FEW: &[Case] = &[
         &[
             "4",
             "cpu=max,-pdpe1gb",
-            "mem=2G",
+            "mem=4G",
             "stress=churn,mixed,handover,growth",
             "seconds=0.5",
         ],
