@@ -28,6 +28,30 @@ fn look(allocator: &str) -> (RGBColor, Mark) {
     }
 }
 
+/// What a benchmark does, in a sentence; `None` if it is one that nobody here knows.
+pub fn about(bench: &str) -> Option<&'static str> {
+    Some(match bench {
+        "churn" => "One block of 64 bytes, in and out.",
+        "mixed" => "16 bytes to 8 KiB, random lifetimes, 1000 blocks live on each CPU.",
+        "larson" => "16 to 1024 bytes; now and then CPUs exchange what they have allocated.",
+        "xfree" => "CPUs in pairs: one allocates 64 bytes, the other frees them.",
+        "sh8bench" => "Many small blocks and few large ones, freed in order, in reverse, or later.",
+        "mstress" => "16 bytes to 2 KiB, rarely more; one in four is left for any CPU to free.",
+        "cache-scratch" => {
+            "Small blocks written to after each CPU freed one that lay beside the others’."
+        }
+        "cache-thrash" => "Small blocks that are written to again and again.",
+        "realloc" => "A block that grows from 16 bytes to 32 KiB.",
+        "large" => "8 KiB to 2 MiB, random lifetimes, 8 blocks live on each CPU.",
+        "frame-pair" => "One frame, out and in.",
+        "frame-random" => "Single frames, random lifetimes, 1024 held by each CPU.",
+        "frame-bulk" => "512 frames out, then in.",
+        "frame-repeat" => "One frame in and out, while the CPU holds 1024.",
+        "frame-fragmentation" => "Runs of 1 to 8 frames, random lifetimes, 512 held by each CPU.",
+        _ => return None,
+    })
+}
+
 /// The figures of one benchmark.
 pub struct Bench<'a> {
     /// Its name.

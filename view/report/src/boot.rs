@@ -6,7 +6,7 @@ use plotters::style::RGBColor;
 use plotters::style::text_anchor::{HPos, VPos};
 
 use crate::canvas::{
-    self, COLOUR, Chart, FAINT, INK, Margins, WIDE, axes, fill, legend, linear, rows, text, write,
+    self, COLOUR, Chart, GREY, INK, Margins, WIDE, axes, fill, legend, linear, rows, text, write,
 };
 use crate::numbers;
 use crate::told::Told;
@@ -17,18 +17,18 @@ const MOST: f64 = 4.0;
 /// What a CPU does of its own between two phases, in order: what ends with the second.
 const STEPS: [(RGBColor, &str); 6] = [
     (INK, "block"),
-    (COLOUR[4], "control registers"),
+    (COLOUR[3], "control registers"),
     (COLOUR[0], "tables"),
-    (COLOUR[3], "stack"),
+    (COLOUR[6], "stack"),
     (COLOUR[1], "descriptors"),
-    (COLOUR[6], "online"),
+    (COLOUR[5], "online"),
 ];
 
 const SHARED: (RGBColor, &str) = (COLOUR[0], "builds what all share");
-const PARKED: (RGBColor, &str) = (FAINT, "parked by the loader");
+const PARKED: (RGBColor, &str) = (GREY, "parked by the loader");
 const ON_ITS_WAY: (RGBColor, &str) = (COLOUR[4], "released, on its way");
 const OWN: (RGBColor, &str) = (INK, "its own steps");
-const AT_WORK: (RGBColor, &str) = (COLOUR[3], "online");
+const AT_WORK: (RGBColor, &str) = (COLOUR[2], "online");
 
 /// When a CPU was through with which step, and when it entered.
 fn own(reached: &Reached) -> [Option<u64>; 7] {
@@ -79,8 +79,8 @@ pub fn all(told: &Told) -> Result<Option<Chart>> {
     };
     let words = (
         "From the kernel’s entry until all are online",
-        "A row for each CPU, from left to right in time. CPU 0 builds what all share and releases the others, \
-         all at once.",
+        "A row for each CPU, from left to right in time; thin where it waits. CPU 0 builds what all share and \
+         releases the others, all at once.",
     );
     let ms = |us: u64| us as f64 / 1000.0;
     let chart = canvas::draw("boot-all", words, (WIDE, height(cpus.len())), |area| {
@@ -98,27 +98,26 @@ pub fn all(told: &Told) -> Result<Option<Chart>> {
             let reached = &cpu.reached_us;
             // Each part begins with the end of the one before; a CPU that did not come further stays
             // in its last one.
-            let starts = match cpu.cpu {
-                0 => vec![
-                    (SHARED, Some(0)),
-                    (OWN, reached.entered),
-                    (AT_WORK, reached.online),
-                ],
-                _ => vec![
-                    (PARKED, Some(0)),
-                    (ON_ITS_WAY, reached.released),
-                    (OWN, reached.entered),
-                    (AT_WORK, reached.online),
-                ],
-            };
+            let starts = [
+                (if cpu.cpu == 0 { SHARED } else { PARKED }, Some(0)),
+                (ON_ITS_WAY, reached.released),
+                (OWN, reached.entered),
+                (AT_WORK, reached.online),
+            ];
+            let starts = starts.into_iter();
             let starts: Vec<_> = starts
-                .into_iter()
-                .filter_map(|((colour, _), at)| Some((colour, ms(at?))))
+                .filter_map(|(part, at)| Some((part, ms(at?))))
                 .collect();
-            for (place, &(colour, from)) in starts.iter().enumerate() {
+            for (place, &(part, from)) in starts.iter().enumerate() {
                 let to = starts.get(place + 1).map_or(end, |&(_, next)| next);
-                let (top, bottom) = (row as f64 + 0.14, row as f64 + 0.86);
-                fill(&plot, (from, top), (to, bottom), colour)?;
+                // Who waits is a thin line, which does not take colours to see.
+                let half = match part {
+                    PARKED => 0.06,
+                    ON_ITS_WAY => 0.18,
+                    _ => 0.36,
+                };
+                let middle = row as f64 + 0.5;
+                fill(&plot, (from, middle - half), (to, middle + half), part.0)?;
             }
         }
         Ok(())

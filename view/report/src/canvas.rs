@@ -42,9 +42,9 @@ pub const PAPER: RGBColor = RGBColor(1, 0, 3);
 const GRID: RGBColor = RGBColor(1, 0, 4);
 pub const SOFT: RGBColor = RGBColor(1, 0, 5);
 
-/// Stand for text on colours that are the same in the dark.
+/// Stand for text on colours: on those that are light by day and by night, and on blue.
 pub const BLACK: RGBColor = RGBColor(1, 0, 6);
-pub const WHITE: RGBColor = RGBColor(1, 0, 7);
+pub const ON_BLUE: RGBColor = RGBColor(1, 0, 7);
 
 /// Stand for the others: blue, vermilion, green, sky, orange, purple, yellow.
 pub const COLOUR: [RGBColor; 7] = [
@@ -67,7 +67,7 @@ fn variables() -> impl Iterator<Item = (RGBColor, String)> {
         (GRID, "grid"),
         (SOFT, "soft"),
         (BLACK, "black"),
-        (WHITE, "white"),
+        (ON_BLUE, "on-blue"),
     ];
     let named = named.map(|(colour, name)| (colour, name.to_owned()));
     let numbered = COLOUR.into_iter().enumerate();

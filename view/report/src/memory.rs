@@ -6,7 +6,7 @@ use plotters::style::RGBColor;
 use plotters::style::text_anchor::{HPos, VPos};
 
 use crate::canvas::{
-    self, BLACK, COLOUR, Chart, FAINT, GREY, INK, Margins, PAPER, SOFT, WHITE, WIDE, axes, cells,
+    self, BLACK, COLOUR, Chart, FAINT, GREY, INK, Margins, ON_BLUE, PAPER, SOFT, WIDE, axes, cells,
     fill, rows, text, write,
 };
 use crate::numbers;
@@ -42,7 +42,7 @@ const fn look(name: &'static str, letter: &'static str, colour: RGBColor, ink: R
 pub const fn look_of(owner: Owner) -> Look {
     match owner {
         Owner::Free => look("free", "", FAINT, INK),
-        Owner::Kernel => look("kernel image", "K", COLOUR[0], WHITE),
+        Owner::Kernel => look("kernel image", "K", COLOUR[0], ON_BLUE),
         Owner::Heap => look("heap", "H", COLOUR[1], BLACK),
         Owner::PageTables => look("page tables", "T", COLOUR[2], BLACK),
         Owner::Stacks => look("stacks", "S", COLOUR[3], BLACK),

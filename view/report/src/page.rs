@@ -253,7 +253,10 @@ fn of_memory(told: &Told) -> Result<Markup> {
                 h2 { "The physical memory" }
                 p { "Each frame has one owner. What these are, and how much each has:" }
                 div.scroll { (tables::owners(told, &columns)) }
-                @for map in &maps { (figure(map)) }
+                @if let [first, rest @ ..] = maps.as_slice() {
+                    (figure(first))
+                    @for map in rest { details { summary { "The same in the end" } (figure(map)) } }
+                }
             }
         }
     })
@@ -281,6 +284,7 @@ fn of_allocators(told: &Told) -> Result<Markup> {
             @for (bench, charts) in &sections {
                 section.bench id=(format!("bench-{}", bench.name)) {
                     h3 { (bench.name) }
+                    @if let Some(about) = allocators::about(bench.name) { p.soft { (about) } }
                     div.pair { @for chart in charts.iter().flatten() { (figure(chart)) } }
                     (folded(&format!("All figures of {}", bench.name), tables::figures(told, bench)))
                 }
