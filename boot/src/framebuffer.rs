@@ -262,6 +262,21 @@ mod tests {
     }
 
     #[test]
+    fn what_is_wrong_is_told_in_numbers() {
+        let told = |answer| check(answer).unwrap_err().to_string();
+        let shape = told(Answer {
+            width: 1281,
+            ..GOOD
+        });
+        assert_eq!(shape, "800 rows of 1281 pixels don't lie 5120 bytes apart");
+        let elsewhere = told(Answer {
+            address: START,
+            ..GOOD
+        });
+        assert!(elsewhere.starts_with("at 0xfd000000 "), "{elsewhere}");
+    }
+
+    #[test]
     fn what_is_not_the_framebuffer_s_memory_is_not_drawn_on() {
         for answer in [
             Answer {
