@@ -24,6 +24,11 @@ monitor *ARGS:
 report *ARGS:
     @{{ runner }} report "$@"
 
+# Watch the CPUs at work, in a terminal: just top [CPUS] [stress=soak] [key=value…]
+[group('run')]
+top *ARGS:
+    @{{ runner }} top "$@"
+
 # Show the last run's log of one CPU (just boot-log 3), or all of it
 [group('run')]
 boot-log CPU="all":
@@ -80,7 +85,7 @@ check:
     cargo fmt --all --check
     cargo fmt --manifest-path bench/host/Cargo.toml --check
     cargo fmt --manifest-path fuzz/Cargo.toml --check
-    cargo fmt --manifest-path view/Cargo.toml --check
+    cargo fmt --all --manifest-path view/Cargo.toml --check
     {{ runner }} check
 
 # Format the source
@@ -89,7 +94,7 @@ fmt:
     cargo fmt --all
     cargo fmt --manifest-path bench/host/Cargo.toml
     cargo fmt --manifest-path fuzz/Cargo.toml
-    cargo fmt --manifest-path view/Cargo.toml
+    cargo fmt --all --manifest-path view/Cargo.toml
 
 # Test the libraries and the runner on this host, doc tests included
 [group('test')]

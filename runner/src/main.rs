@@ -56,6 +56,8 @@ commands:
   run [CPUS] [key=value…]    boot the kernel in QEMU, and watch it to its end
   monitor [CPUS] [key=value…]
                              boot the kernel to a prompt on its serial line
+  top [CPUS] [key=value…] [--once]
+                             the CPUs at work, in a terminal, or one picture
   test [FILTER…]             the whole-kernel tests whose name contains a FILTER
   matrix [FILTER…]           the same, of all machines that the kernel must come up on
   bench [WHAT] [CPUS] [key=value…]
@@ -134,6 +136,7 @@ fn dispatch(arguments: &[String]) -> Result<ExitCode> {
             let run = arguments::parse(&[words.as_slice(), &[MONITOR]].concat())?;
             run::command(&run, &Interrupt::watch()?)
         }
+        "top" => top(rest),
         "bench" => bench::command(rest, &Interrupt::watch()?),
         "report" => report::command(rest, &Interrupt::watch()?),
         "fuzz" => fuzz::command(rest),
@@ -163,6 +166,18 @@ fn dispatch(arguments: &[String]) -> Result<ExitCode> {
             Ok(ExitCode::from(USAGE))
         }
     }
+}
+
+/// Has the program in `view/` boot the kernel and draw it; what has to be built is built before there is
+/// a picture.
+fn top(arguments: &[String]) -> Result<ExitCode> {
+    images::build(Build::Plain)?;
+    let mut cargo = toolchain::view_cargo("run");
+    cargo.args(["--quiet", "--package", "muster-top", "--"]);
+    let status = cargo.args(arguments).status();
+    let code = status.context("cannot start Cargo")?.code();
+    let code = code.and_then(|code| u8::try_from(code).ok());
+    Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))
 }
 
 /// Writes a disc image.
