@@ -240,7 +240,7 @@ fn every_page_picture_and_output_is_used() {
     assert_eq!(listed, there);
 
     let all: String = pages.iter().map(|page| read(&page.path)).collect();
-    for extension in ["svg", "txt"] {
+    for extension in ["svg", "png", "txt"] {
         for path in files(&book(), extension) {
             let name = path.file_name().and_then(|name| name.to_str()).unwrap();
             assert!(all.contains(&format!("/{name}")), "nobody shows {name}");

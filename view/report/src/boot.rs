@@ -6,7 +6,8 @@ use plotters::style::RGBColor;
 use plotters::style::text_anchor::{HPos, VPos};
 
 use crate::canvas::{
-    self, COLOUR, Chart, GREY, INK, Margins, WIDE, axes, fill, legend, linear, rows, text, write,
+    self, COLOUR, Chart, GREY, INK, Margins, WIDE, axes, fill, legend, linear, named, rows, text,
+    write,
 };
 use crate::numbers;
 use crate::told::Told;
@@ -172,6 +173,9 @@ pub fn steps(told: &Told) -> Result<Option<Chart>> {
                 {
                     fill(&plot, (since(from), top), (since(to), bottom), colour)?;
                 }
+            }
+            if !row.is_multiple_of(named(cpus.len())) {
+                continue;
             }
             let words = match *took > end {
                 true => format!("→ {}", numbers::time(took * 1000.0)),

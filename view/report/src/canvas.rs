@@ -250,10 +250,14 @@ pub fn doublings(cpus: &[u32]) -> Axis {
     }
 }
 
-/// Rows, the first on top: a row's middle is half more than its number. No more are named than can be read.
+/// Of so many rows each how-manieth is named: no more than can be read.
+pub fn named(count: usize) -> usize {
+    count.div_ceil(40).max(1)
+}
+
+/// Rows, the first on top: a row's middle is half more than its number.
 pub fn rows(count: usize) -> Axis {
-    let every = count.div_ceil(40).max(1);
-    let middles = (0..count).step_by(every).map(|row| row as f64 + 0.5);
+    let middles = (0..count).step_by(named(count)).map(|row| row as f64 + 0.5);
     Axis {
         range: count.max(1) as f64..0.0,
         marks: middles.collect(),
@@ -345,13 +349,13 @@ pub fn write(
         .draw(&(EmptyElement::at(place) + text))?)
 }
 
-/// Fills a rectangle between two corners, which is at least a pixel wide.
+/// Fills a rectangle between two corners, which is at least a pixel wide and high.
 ///
 /// # Errors
 /// If it can't be drawn.
 pub fn fill(plot: &Plot<'_>, from: (f64, f64), to: (f64, f64), colour: RGBColor) -> Drawn {
     let ((left, top), (right, bottom)) = (plot.backend_coord(&from), plot.backend_coord(&to));
-    let corners = [(0, 0), ((right - left).max(1), bottom - top)];
+    let corners = [(0, 0), ((right - left).max(1), (bottom - top).max(1))];
     let rectangle = EmptyElement::at(from) + Rectangle::new(corners, colour.filled());
     Ok(plot.plotting_area().draw(&rectangle)?)
 }

@@ -298,8 +298,10 @@ fn of_stress(told: &Told) -> Result<Markup> {
     Ok(html! {
         section id="stress" {
             h2 { "The stress" }
-            p { "What each CPU did of each workload, to the mean of all CPUs: level with the line is fair." }
-            div.many { @for chart in &charts { (figure(chart)) } }
+            @if !charts.is_empty() {
+                p { "What each CPU did of each workload, to the mean of all CPUs: level with the line is fair." }
+                div.many { @for chart in &charts { (figure(chart)) } }
+            }
             div.scroll { (tables::workloads(&told.workloads)) }
             (folded("Each CPU’s operations", tables::works(told)))
         }

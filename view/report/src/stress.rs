@@ -23,15 +23,20 @@ pub fn works<'a>(told: &'a Told, workload: &Workload<'_>) -> Vec<&'a Work<'stati
     works
 }
 
+/// A workload's name: with its heap, where there was another one, too.
+pub fn name(told: &Told, workload: &Workload<'_>) -> String {
+    let is_other = |other: &Workload<'_>| other.heap != workload.heap;
+    match told.workloads.iter().any(is_other) {
+        true => format!("{}, {}", workload.workload, workload.heap),
+        false => workload.workload.to_string(),
+    }
+}
+
 /// A chart for each workload that more than one CPU did: operations of each CPU to the mean of all.
 ///
 /// # Errors
 /// If one can't be drawn.
 pub fn charts(told: &Told) -> Result<Vec<Chart>> {
-    let first = told.workloads.first();
-    let is_one_heap =
-        |workload: &Workload<'_>| first.is_some_and(|first| first.heap == workload.heap);
-    let is_one_heap = told.workloads.iter().all(is_one_heap);
     let mut charts = Vec::new();
     for workload in &told.workloads {
         let works = works(told, workload);
@@ -39,10 +44,7 @@ pub fn charts(told: &Told) -> Result<Vec<Chart>> {
         if works.len() < 2 || sum == 0 {
             continue;
         }
-        let title = match is_one_heap {
-            true => workload.workload.to_string(),
-            false => format!("{}, {}", workload.workload, workload.heap),
-        };
+        let title = name(told, workload);
         let mean = sum as f64 / works.len() as f64;
         charts.push(chart(&title, &works, mean)?);
     }
@@ -60,7 +62,10 @@ fn chart(title: &str, works: &[&Work<'_>], mean: f64) -> Result<Chart> {
             right: 6,
         };
         // A mark for each CPU at its bar's middle, as far as there is room.
-        let every = works.len().div_ceil(8);
+        let every = match works.len() {
+            count @ 0..=10 => count.div_ceil(10).max(1),
+            count => count.div_ceil(4),
+        };
         let name = |place: &f64| match works.get(*place as usize) {
             Some(work) if (*place as usize).is_multiple_of(every) => work.cpu.to_string(),
             _ => String::new(),

@@ -171,7 +171,7 @@ pub fn works(told: &Told) -> Markup {
                 @for workload in &told.workloads {
                     @let works = stress::works(told, workload);
                     tr {
-                        th scope="row" { (workload.workload) }
+                        th scope="row" { (stress::name(told, workload)) }
                         @for cpu in 0..cpus {
                             @let work = works.iter().find(|work| work.cpu == cpu);
                             td { (or_none(work.map(|work| grouped(work.operations)))) }

@@ -25,6 +25,10 @@ const BROWSERS: [&str; 4] = [
     "google-chrome-stable",
 ];
 
+/// What has a browser show the page as it is by day, and by night, and the paper that it then has.
+const DAY: (&[&str], &str) = (&[], "rgb(255, 255, 255)");
+const NIGHT: (&[&str], &str) = (&["--force-dark-mode"], "rgb(21, 23, 26)");
+
 /// What asks for nothing but the page.
 const ALONE: [&str; 8] = [
     "--headless",
@@ -47,29 +51,64 @@ fn main() {
     };
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let file = folder.join("report.html");
-    let html = page(&[STRESS, BENCH].map(Told::read), &[]).unwrap();
-    let charts = html.matches("<figure").count();
-    let looked = html.replace("</body>", &format!("<script>{LOOK}</script></body>"));
-    fs::write(&file, looked).unwrap();
-
-    let mut papers = Vec::new();
-    for mode in [&[][..], &["--force-dark-mode"]] {
-        for width in [1200, 500] {
+    let all = [(1200, DAY), (500, DAY), (1200, NIGHT), (500, NIGHT)];
+    for (words, stress, bench, windows) in [
+        ("two runs", STRESS.to_owned(), BENCH.to_owned(), &all[..]),
+        ("1 CPU", with_cpus(STRESS, 1), of_one_cpu(BENCH), &all[..1]),
+        (
+            "200 CPUs",
+            with_cpus(STRESS, 200),
+            BENCH.to_owned(),
+            &all[..1],
+        ),
+    ] {
+        let html = page(&[stress, bench].map(|text| Told::read(&text)), &[]).unwrap();
+        let charts = html.matches("<figure").count();
+        let looked = html.replace("</body>", &format!("<script>{LOOK}</script></body>"));
+        fs::write(&file, looked).unwrap();
+        for &(width, (mode, paper)) in windows {
             let found = look(&browser, &file, width, mode);
             let of = |key: &str| found.get(key).map_or("", String::as_str);
-            assert_eq!(of("data-wrong"), "", "{width} wide, {mode:?}");
-            assert_eq!(
-                of("data-charts"),
-                charts.to_string(),
-                "{width} wide, {mode:?}"
-            );
+            assert_eq!(of("data-wrong"), "", "{words}, {width} wide, {mode:?}");
+            assert_eq!(of("data-charts"), charts.to_string(), "{words}");
             assert_eq!(of("data-window"), width.to_string());
-            papers.push(of("data-paper").to_owned());
+            assert_eq!(of("data-paper"), paper);
         }
+        let windows = windows.len();
+        println!("browser: {words}, {charts} charts, {windows} times: nothing wrong");
     }
-    assert_eq!(papers[..2], ["rgb(255, 255, 255)"; 2]);
-    assert_eq!(papers[2..], ["rgb(21, 23, 26)"; 2]);
-    println!("browser: {charts} charts, wide and narrow, by day and by night: nothing wrong");
+}
+
+/// The run as if its machine had so many CPUs, all like the first or the last of its four.
+fn with_cpus(text: &str, count: u32) -> String {
+    let of_a_cpu = ["\"cpu\"", "\"work\"", "\"account_cpu\"", "\"interrupts\""];
+    let of_a_cpu = of_a_cpu.map(|name| format!("\"event\":{name},"));
+    let lines = text.lines().flat_map(|line| {
+        let cpus = match of_a_cpu.iter().any(|event| line.contains(event)) {
+            false => 0..1,
+            true if line.contains("\"cpu\":0,") => 0..1,
+            true if line.contains("\"cpu\":3,") => 1..count,
+            true => 0..0,
+        };
+        cpus.map(move |cpu| line.replace("\"cpu\":3,", &format!("\"cpu\":{cpu},")) + "\n")
+    });
+    let text: String = lines.collect();
+    text.replace(
+        "\"online\":4,\"expected\":4",
+        &format!("\"online\":{count},\"expected\":{count}"),
+    )
+}
+
+/// The benchmarks, as far as they were done on one CPU.
+fn of_one_cpu(text: &str) -> String {
+    let is_one = |line: &&str| {
+        let of_cpus = ["\"event\":\"figure\"", "\"event\":\"latency\""];
+        !of_cpus.iter().any(|event| line.contains(event)) || line.contains("\"cpus\":1,")
+    };
+    text.lines()
+        .filter(is_one)
+        .map(|line| format!("{line}\n"))
+        .collect()
 }
 
 fn find() -> Option<PathBuf> {
