@@ -86,7 +86,8 @@ pub fn all(told: &Told) -> Result<Option<Chart>> {
     let ms = |us: u64| us as f64 / 1000.0;
     let chart = canvas::draw("boot-all", words, (WIDE, height(cpus.len())), |area| {
         legend(area, 62, &[SHARED, PARKED, ON_ITS_WAY, OWN, AT_WORK])?;
-        let x = linear(ms(last));
+        // Somewhat longer, so that all are seen to be online.
+        let x = linear(1.06 * ms(last));
         let end = x.end();
         let name = |row: &f64| name_of(cpus.iter(), *row);
         let words = (

@@ -195,17 +195,18 @@ impl Ranged for Axis {
     }
 }
 
-/// From 0 to what is needed, with some four marks that are easily read.
+/// From 0 to the most, with some four marks that are easily read.
 pub fn linear(most: f64) -> Axis {
-    let rough = most.max(f64::MIN_POSITIVE) / 4.0;
-    let power = 10f64.powf(rough.log10().floor());
+    let most = most.max(f64::MIN_POSITIVE);
+    let power = 10f64.powf((most / 4.0).log10().floor());
     let steps = [1.0, 2.0, 5.0, 10.0].map(|step| step * power);
-    let step = steps.into_iter().find(|&step| step >= rough);
-    let step = step.unwrap_or(rough);
-    let count = (most / step).ceil().max(1.0);
-    let marks = (0..=count as u32).map(|number| f64::from(number) * step);
+    // What is rounded up may be a little more than the most.
+    let count = |step: &f64| (most / step * 1.000_001).floor();
+    let step = steps.into_iter().find(|step| count(step) <= 4.0);
+    let step = step.unwrap_or(most);
+    let marks = (0..=count(&step) as u32).map(|number| f64::from(number) * step);
     Axis {
-        range: 0.0..count * step,
+        range: 0.0..most,
         marks: marks.collect(),
         is_logarithmic: false,
     }
@@ -463,9 +464,11 @@ mod tests {
 
     #[test]
     fn axes_have_marks_that_are_easily_read() {
-        let marks = linear(93.0);
-        assert_eq!(marks.marks, [0.0, 50.0, 100.0]);
-        assert_eq!(linear(0.0).marks.len(), 2);
+        assert_eq!(linear(93.0).marks, [0.0, 20.0, 40.0, 60.0, 80.0]);
+        assert_eq!(linear(226.0).marks.last(), Some(&200.0));
+        assert_eq!(linear(1.0).marks, [0.0, 0.5, 1.0]);
+        assert_eq!(linear(3.0 * 0.1 + 0.1).marks.len(), 5);
+        assert_eq!(linear(0.0).marks[0], 0.0);
         let axis = powers(33.0, 4500.0);
         assert_eq!(axis.marks, [100.0, 1000.0, 10_000.0]);
         assert!(axis.range.start <= 33.0 && axis.range.end >= 4500.0);
