@@ -70,7 +70,8 @@ commands:
                              format=, boots=N and linux=bare|default
   report [quick] [CPUS] [key=value…]
                              the stress and the benchmarks, and a page of what
-                             they told (target/report.html)
+                             they told (target/report.html); or that of files of
+                             events: report EVENTS.jsonl…
   iso [PATH] [key=value…]    write a disc image for a real machine, with the
                              kernel's words (target/muster.iso)
   soak [CPUS] [minutes=N] [key=value…]

@@ -1,6 +1,6 @@
 //! `report`: boots, stresses and measures, and has it drawn as one page.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
@@ -77,12 +77,16 @@ fn on(smp: &str) -> Option<String> {
 }
 
 /// Runs what the arguments ask for, and writes `target/report.html` of what the runs told, however they
-/// ended. Success only if both passed.
+/// ended. Success only if both passed. Where the arguments are files of events, it is written of these.
 ///
 /// # Errors
 /// If the arguments make no sense, there is nothing to boot, QEMU does not start, or the page can't be
 /// written.
 pub fn command(words: &[String], interrupt: &Interrupt) -> Result<ExitCode> {
+    if let Some(files) = files(words) {
+        write(&files)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let report = Report::parse(words)?;
     let folder = workspace::target().join("report");
     let mut files = Vec::new();
@@ -98,21 +102,27 @@ pub fn command(words: &[String], interrupt: &Interrupt) -> Result<ExitCode> {
         }
         files.push(boot_log::events(&folder));
     }
-    let page = workspace::target().join("report.html");
-    write(&page, &files)?;
-    Screen::new().note(&format!("        report: {}", shown(&page)))?;
+    write(&files)?;
     Ok(run::code(worst))
 }
 
-/// Has the page drawn by the program in `view/`, which is built first if need be.
-fn write(page: &Path, files: &[PathBuf]) -> Result<()> {
+/// The files of events that the words are, if they are.
+fn files(words: &[String]) -> Option<Vec<PathBuf>> {
+    let are_files = !words.is_empty() && words.iter().all(|word| word.ends_with(".jsonl"));
+    let here = |word| std::path::absolute(word).ok();
+    are_files.then(|| words.iter().filter_map(here).collect())
+}
+
+/// Has the page drawn by the program in `view/`, which is built first if need be, and says where it is.
+fn write(files: &[PathBuf]) -> Result<()> {
+    let page = workspace::target().join("report.html");
     let mut cargo = toolchain::view_cargo("run");
     cargo.args(["--quiet", "--package", "muster-report", "--"]);
-    let status = cargo.arg(page).args(files).status();
-    match status.context("cannot start Cargo")?.success() {
-        true => Ok(()),
-        false => bail!("{} was not written", shown(page)),
+    let status = cargo.arg(&page).args(files).status();
+    if !status.context("cannot start Cargo")?.success() {
+        bail!("{} was not written", shown(&page));
     }
+    Ok(Screen::new().note(&format!("        report: {}", shown(&page)))?)
 }
 
 #[cfg(test)]
@@ -154,6 +164,15 @@ mod tests {
         assert_eq!(on("8").unwrap(), "on=1,2,4,8");
         assert_eq!(on("12,sockets=2").unwrap(), "on=1,2,4,8,12");
         assert_eq!(on("cpus=4"), None);
+    }
+
+    #[test]
+    fn files_are_drawn_as_they_are() {
+        let of =
+            |words: &[&str]| files(&words.iter().map(|word| (*word).into()).collect::<Vec<_>>());
+        assert_eq!(of(&["/a/b.jsonl", "/c.jsonl"]).unwrap().len(), 2);
+        assert_eq!(of(&["/a/b.jsonl", "8"]), None);
+        assert_eq!(of(&[]), None);
     }
 
     #[test]
