@@ -39,6 +39,11 @@ boot-log CPU="all":
 debug *ARGS:
     @{{ runner }} debug "$@"
 
+# Boot the kernel stopped, for a debugger that comes by itself, such as an editor's
+[group('run')]
+debug-server *ARGS:
+    @{{ runner }} debug-server "$@"
+
 # List every argument of run-smp and debug
 [group('run')]
 arguments:

@@ -27,10 +27,23 @@ pub struct Case {
     /// Regular expressions that the text on the screen matches, each somewhere, before the last line
     /// is typed.
     pub shows: &'static [&'static str],
+    /// What a debugger does to it.
+    pub debugged: Option<Debugged>,
     /// What a pair of an allocation and a free may take.
     pub limits: &'static [Limit],
     /// Events that it tells, by their names, each at least once. Whatever it tells must be of the schema.
     pub tells: &'static [&'static str],
+}
+
+/// A debugger that is there from before the first instruction on.
+#[derive(Clone, Copy, Debug)]
+pub struct Debugged {
+    /// Commands for GDB.
+    pub asks: &'static [&'static str],
+    /// Regular expressions that what it says matches, each somewhere.
+    pub answers: &'static [&'static str],
+    /// What the log says and these match, GDB says too: their group, each time.
+    pub agrees: &'static [&'static str],
 }
 
 /// The values of an argument, from the first to no more than the last.
@@ -49,6 +62,11 @@ pub struct Sweep {
 }
 
 impl Case {
+    /// What GDB is asked, if it is there.
+    pub fn asks(&self) -> &'static [&'static str] {
+        self.debugged.map_or(&[], |debugged| debugged.asks)
+    }
+
     /// What neither its log nor a journal may show: nothing is hidden from who asks.
     pub fn hidden(&self) -> &'static [&'static str] {
         const ASKS: [&str; 3] = ["show-addresses=yes", "log=debug", "log=trace"];
@@ -107,6 +125,7 @@ pub const fn passes(
         never: BAD,
         hides: ADDRESS,
         shows: &[],
+        debugged: None,
         limits: &[],
         tells: &[],
     }
@@ -128,6 +147,7 @@ pub const fn fails(
         never: &["(?i)panicked"],
         hides: &[],
         shows: &[],
+        debugged: None,
         limits: &[],
         tells: &[],
     }
@@ -149,6 +169,7 @@ pub const fn refuses(
         never: &["(?i)panicked", "roll: "],
         hides: &[],
         shows: &[],
+        debugged: None,
         limits: &[],
         tells: &[],
     }
@@ -170,6 +191,7 @@ pub const fn panics(
         never: &["verdict: passed"],
         hides: &[],
         shows: &[],
+        debugged: None,
         limits: &[],
         tells: &[],
     }
@@ -1018,6 +1040,66 @@ pub const CASES: &[Case] = &[
                 "boot=limine",
                 "log=debug",
                 "monitor=yes",
+                "timeout=120",
+            ],
+            &["audit: clean"],
+        )
+    },
+    // The commands of runner/gdb/muster.py, from the first instruction to the last.
+    Case {
+        types: &[
+            ("`help` lists", "map ffffff000001fff8"),
+            ("^physical 0x", "off"),
+        ],
+        debugged: Some(Debugged {
+            asks: &[
+                "pagewalk $rip",
+                "hbreak entry",
+                "continue",
+                "roll",
+                "delete",
+                "hbreak muster::ap::run",
+                "continue",
+                "roll",
+                "percpu 1",
+                "percpu 4",
+                "pagewalk 0x800000000000",
+                "delete",
+                "hbreak muster::exit::conclude",
+                "continue",
+                "roll",
+                "percpu 0",
+                "pagewalk 0xffffff000001fff8",
+                "percpu 1",
+                "percpu 2",
+                "percpu 3",
+            ],
+            answers: &[
+                r"\(gdb\) pagewalk \$rip\nthis CPU is not in 64-bit mode yet",
+                r"\(gdb\) roll\nno CPU has a block yet",
+                r"\nroll: 1 of 4 CPUs online\n",
+                r"\n  1     1 +(?:-|2) \w+ at \d+\.\d{6}\n",
+                r"\nthere is no CPU 4: there are 0 to 3\n",
+                r"\n0x800000000000 is not canonical: with 4-level tables no CPU takes it\n",
+                r"\nroll: 4 of 4 CPUs online\n(?:.*\n){4}  3     3      4 online at \d+\.\d{6}, a",
+                r"\nCPU 2, LAPIC 2: online at .*\n  block .*\n  doing     a.*\n  thread    3, at .* muster",
+                r"\n  stack     0xffffff0000090000 to 0xffffff00000a0000, \d+ bytes in use\n  holds     no lock\n",
+                r"\n  counted   \d+ interrupts, 0 calls, [1-9]\d* answers\n",
+            ],
+            agrees: &[
+                r"^(\d 0x[0-9a-f]+\[\d+\] 0x.*)",
+                "^(physical 0x.*)",
+                r"(online at \d+\.\d+)",
+                "block at (0x[0-9a-f]+),",
+            ],
+        }),
+        ..passes(
+            "debugger",
+            &[
+                "4",
+                "monitor=yes",
+                "log=debug",
+                "deadline=60000",
                 "timeout=120",
             ],
             &["audit: clean"],

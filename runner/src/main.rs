@@ -81,6 +81,8 @@ commands:
   book-outputs [NAME…]       write what the book shows of the kernel's words anew
   boot-log CPU|all           the last run's log of one CPU, or all of it
   debug [CPUS] [key=value…]  boot the kernel under GDB
+  debug-server [CPUS] [key=value…]
+                             the same, for a debugger that comes by itself
   fuzz [TARGET…] [seconds=N] [seed=N]
                              what comes from outside, made up by libFuzzer: a few
                              seconds of each TARGET, the same each time, or seconds=
@@ -156,6 +158,7 @@ fn dispatch(arguments: &[String]) -> Result<ExitCode> {
         "floor" => floor::command(rest, &Interrupt::watch()?),
         "book-outputs" => outputs::command(rest, &Interrupt::watch()?),
         "debug" => debugger::command(&arguments::parse(rest)?, &Interrupt::watch()?),
+        "debug-server" => debugger::wait(&arguments::parse(rest)?, &Interrupt::watch()?),
         "check" => check::command(),
         "coverage" => coverage::command(),
         "help" | "--help" | "-h" => {

@@ -12,6 +12,7 @@ use regex_lite::Regex;
 
 use crate::arguments::{self, Build};
 use crate::cases::{CASES, Case};
+use crate::debugger;
 use crate::floor;
 use crate::images;
 use crate::listing;
@@ -104,6 +105,15 @@ const EXCERPTS: &[Excerpt] = &[
     excerpt("monitor", "monitor-help", "^muster> help$", "^off "),
     excerpt("monitor", "monitor-cpus", "^muster> cpus", " asleep$"),
     excerpt("monitor", "monitor-map", "^muster> map ", "^physical 0x"),
+    Excerpt {
+        log: debugger::WORDS,
+        ..excerpt(
+            "debugger",
+            "debugger",
+            r"^\(gdb\) hbreak muster::exit",
+            "^physical 0x",
+        )
+    },
     excerpt(
         "heap-overflow",
         "misuse",
@@ -195,12 +205,14 @@ fn all_of(folder: &Path) -> Result<String> {
 fn boot(name: &str, folder: &Path, interrupt: &Interrupt) -> Result<()> {
     let case = cases().find(|case| case.name == name);
     let case = case.with_context(|| format!("no case {name}"))?;
-    let run = arguments::parse(case.arguments)?;
+    let mut run = arguments::parse(case.arguments)?;
     let images = images::build(run.build)?;
     let mut script = Script::new(case.types, None)?;
     let typist = (!case.types.is_empty()).then_some(&mut script as &mut dyn Typist);
     let show = &mut |_: &str| Ok(());
-    let (outcome, _) = run::boot(&run, &images, folder, interrupt, show, typist, None)?;
+    let boot = |run: &_| run::boot(run, &images, folder, interrupt, show, typist, None);
+    let booted = debugger::alongside(case.asks(), &mut run, &images.kernel, folder, boot);
+    let (outcome, _) = booted?;
     let (verdict, reason) = outcome.verdict();
     ensure!(
         case.ends.contains(&verdict),

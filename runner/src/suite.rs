@@ -16,7 +16,8 @@ use regex_lite::Regex;
 use crate::arguments::{self, Build, Events};
 use crate::boot_log;
 use crate::camera::Camera;
-use crate::cases::{CASES, Case, Limit};
+use crate::cases::{CASES, Case, Debugged, Limit};
+use crate::debugger::{self, NoGdb};
 use crate::events;
 use crate::faults::FAULTS;
 use crate::images::{self, Images};
@@ -199,6 +200,9 @@ fn examine(case: &Case, builds: &Builds, interrupt: &Interrupt) -> Report {
         };
         let trial = match attempt(case, &arguments, builds, &folder, interrupt) {
             Ok(trial) => trial,
+            Err(error) if error.is::<NoGdb>() => {
+                return Report::Skipped("no GDB (gdb)".into());
+            }
             Err(error) => {
                 return match error.downcast_ref::<NotInstalled>() {
                     Some(NotInstalled::Limine(_)) => {
@@ -259,7 +263,10 @@ fn attempt(
     let mut script = Script::new(case.types, camera.as_ref())?;
     let typist = (!case.types.is_empty()).then_some(&mut script as &mut dyn Typist);
     let show = &mut |_: &str| Ok(());
-    let (outcome, cpus) = run::boot(&run, images, folder, interrupt, show, typist, None)?;
+    let kernel = &images.kernel;
+    let boot = |run: &_| run::boot(run, images, folder, interrupt, show, typist, None);
+    let booted = debugger::alongside(case.asks(), &mut run, kernel, folder, boot);
+    let (outcome, cpus) = booted?;
     let mut journals = cpus
         .iter()
         .map(|cpu| boot_log::read(folder, &cpu.to_string()))
@@ -288,8 +295,12 @@ fn attempt(
         None => None,
     };
     let unshown = unshown.map(|pattern| format!("the screen does not show {pattern}"));
+    let unanswered = match &case.debugged {
+        Some(debugged) => unanswered(debugged, folder, &text)?,
+        None => None,
+    };
     let mismatch = mismatch(case, verdict, &reason, &text, &journals)?;
-    let all = [mismatch, unsaid, unshown, wrong_events]
+    let all = [mismatch, unsaid, unshown, unanswered, wrong_events]
         .into_iter()
         .flatten();
     let why = all.collect::<Vec<_>>().join("; ");
@@ -360,6 +371,28 @@ fn untold(case: &Case, records: &[Record<'_>]) -> Option<String> {
     let is_told = |name: &str| records.iter().any(|record| record.event.name() == name);
     let untold = case.tells.iter().find(|name| !is_told(name))?;
     Some(format!("no event of the run is a {untold}"))
+}
+
+/// What GDB should have said and did not.
+fn unanswered(debugged: &Debugged, folder: &Path, log: &str) -> Result<Option<String>> {
+    let words =
+        fs::read_to_string(folder.join(debugger::WORDS)).context("cannot read GDB's words")?;
+    if let Some(pattern) = unmatched(debugged.answers, &words)? {
+        return Ok(Some(format!("GDB does not say {pattern}")));
+    }
+    for pattern in debugged.agrees {
+        let pattern = Regex::new(pattern)?;
+        let said: Vec<_> = (log.lines())
+            .filter_map(|line| Some(pattern.captures(line)?.get(1)?.as_str()))
+            .collect();
+        if said.is_empty() {
+            return Ok(Some(format!("the log does not say {pattern}")));
+        }
+        if let Some(other) = said.into_iter().find(|said| !words.contains(said)) {
+            return Ok(Some(format!("the log says {other}, and GDB does not")));
+        }
+    }
+    Ok(None)
 }
 
 /// The first of the regular expressions that the text does not match.
@@ -437,6 +470,7 @@ mod tests {
         never: &["ERROR"],
         hides: &["secret"],
         shows: &[],
+        debugged: None,
         limits: &[],
         tells: &["log"],
     };
