@@ -28,9 +28,12 @@ fn write(arguments: &[String]) -> Result<()> {
         match fs::read(file) {
             // A line that was cut may end in the middle of a letter.
             Ok(bytes) => runs.push(Told::read(&String::from_utf8_lossy(&bytes))),
-            Err(error) => gaps.push(format!(
-                "The events of a run are not there: {file}: {error}."
-            )),
+            Err(error) => {
+                eprintln!("muster-report: {file}: {error}");
+                gaps.push(format!(
+                    "The events of a run are not there: {file}: {error}."
+                ));
+            }
         }
     }
     fs::write(path, page(&runs, &gaps)?).with_context(|| format!("cannot write {path}"))

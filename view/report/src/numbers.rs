@@ -39,18 +39,19 @@ pub fn time(ns: f64) -> String {
 
 /// Bytes, in the unit that fits.
 pub fn bytes(number: i128) -> String {
-    let mut rest = number as f64;
+    let mut rest = number.unsigned_abs() as f64;
     let mut unit = "B";
     for next in ["KiB", "MiB", "GiB", "TiB"] {
-        if rest.abs() < 1024.0 {
+        if rest < 1024.0 {
             break;
         }
         rest /= 1024.0;
         unit = next;
     }
+    let sign = if number < 0 { "−" } else { "" };
     match rest.fract() == 0.0 {
-        true => format!("{rest:.0} {unit}"),
-        false => format!("{rest:.1} {unit}"),
+        true => format!("{sign}{rest:.0} {unit}"),
+        false => format!("{sign}{rest:.1} {unit}"),
     }
 }
 
@@ -94,7 +95,7 @@ mod tests {
         assert_eq!(time(1500.0), "1.50 µs");
         assert_eq!(time(2e9), "2 s");
         assert_eq!(bytes(1536), "1.5 KiB");
-        assert_eq!(bytes(-1 << 20), "-1 MiB");
+        assert_eq!(bytes(-1 << 20), "−1 MiB");
         assert_eq!(grouped(1_234_567), "1\u{202f}234\u{202f}567");
         assert_eq!(grouped(-12), "−12");
     }
