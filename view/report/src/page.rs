@@ -195,7 +195,7 @@ fn missing(gaps: &[String]) -> Markup {
     html! {
         @if !gaps.is_empty() {
             aside.missing id="missing" {
-                p { strong { "What is missing" } }
+                p { strong { "What is missing or went wrong" } }
                 ul { @for gap in gaps { li { (gap) } } }
             }
         }

@@ -206,8 +206,11 @@ fn a_cpu_that_is_missing_is_named_with_how_far_it_came() {
             format!("{line}\n")
         }
     });
-    let told = Told::read(&lines.collect::<String>());
+    let passed = "\"outcome\":\"passed\",\"status\":33,\"reason\":null";
+    let failed = "\"outcome\":\"failed\",\"status\":35,\"reason\":\"3 of 4 CPUs online\"";
+    let told = Told::read(&lines.collect::<String>().replace(passed, failed));
     let parts = parts(&page(&[told], &[]).unwrap());
+    assert!(parts.text.contains("It did not pass: 3 of 4 CPUs online."));
     assert!(parts.text.contains("3 of 4"));
     assert!(
         parts
