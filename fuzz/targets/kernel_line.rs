@@ -242,14 +242,11 @@ fn expected(line: &str) -> Result<Words, ArgumentError<'_>> {
     Ok(words)
 }
 
-fuzz_target!(|bytes: &[u8]| -> Corpus {
-    let Ok(line) = command_line(bytes) else {
-        return Corpus::Reject;
-    };
-    let parsed = Arguments::parse(&line);
+fn check(line: &str) {
+    let parsed = Arguments::parse(line);
     assert_eq!(
         parsed.as_ref().map(words),
-        expected(&line).as_ref().map(Words::clone)
+        expected(line).as_ref().map(Words::clone)
     );
     match parsed {
         Ok(arguments) => {
@@ -266,5 +263,14 @@ fuzz_target!(|bytes: &[u8]| -> Corpus {
             assert!(line.contains(named), "{words}");
         }
     }
+}
+
+fuzz_target!(|bytes: &[u8]| -> Corpus {
+    let Ok(line) = command_line(bytes) else {
+        return Corpus::Reject;
+    };
+    check(&line);
+    // By itself no word is undone by a later one.
+    line.split_ascii_whitespace().for_each(check);
     Corpus::Keep
 });

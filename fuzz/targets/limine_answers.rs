@@ -3,11 +3,14 @@
 
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
-use muster_boot::{BootError, Cpus, MemoryMap, Placement, command_line, hhdm};
+use muster_boot::{
+    Answer, BootError, Cpus, Framebuffer, MemoryMap, Placement, Unusable, command_line, hhdm,
+};
 use muster_memory::{
     Access, Cache, FRAME_SIZE, Kind, Levels, Owner, PageSize, PhysRange, PhysicalMap, Plan,
     PlanError, Region,
 };
+use muster_screen::Channel;
 
 /// The answers; what is `None` is right, as far as the others allow.
 #[derive(Arbitrary, Debug)]
@@ -18,9 +21,21 @@ struct Input<'a> {
     lapic_ids: Vec<u8>,
     image: (Option<Number>, Number, [u8; 3]),
     lacks_image_entry: bool,
+    screen: Screen,
     command_line: &'a [u8],
     has_five_levels: bool,
     physical_bits: u8,
+}
+
+/// A screen that begins in one of the entries; what is `None` is right.
+#[derive(Arbitrary, Clone, Copy, Debug)]
+struct Screen {
+    entry: u8,
+    bytes_behind: Option<Number>,
+    width: Number,
+    height: Number,
+    pitch: Option<Number>,
+    pixel: Option<(u8, [(u8, u8); 3], bool)>,
 }
 
 /// A number as a loader might give it, or any other.
@@ -91,6 +106,57 @@ impl Input<'_> {
         Ok(())
     }
 
+    fn check_screen(&self, offset: u64, memory: &MemoryMap) {
+        let screen = self.screen;
+        let bytes_behind = screen.bytes_behind.map_or(0, Number::value);
+        let entry = usize::from(screen.entry).checked_rem(memory.entries.len());
+        let start = entry.map_or(0, |entry| memory.entries[entry].range.start());
+        // A frame of memory stands for a pixel, too, as screens are small.
+        let pixels = |number: Number| number.value() / FRAME_SIZE;
+        let (width, height) = (pixels(screen.width), pixels(screen.height));
+        let right = (32, [(8, 16), (8, 8), (8, 0)], true);
+        let (bits, channels, is_rgb) = screen.pixel.unwrap_or(right);
+        let pitch = screen.pitch.map_or(width.wrapping_mul(4), Number::value);
+        let answer = Answer {
+            address: offset.wrapping_add(start).wrapping_add(bytes_behind),
+            width,
+            height,
+            pitch,
+            bits: bits.into(),
+            is_rgb,
+            channels: channels.map(|(bits, shift)| Channel { bits, shift }),
+        };
+        let found = Framebuffer::check(&answer, offset, memory);
+        // All bytes of its rows, where there are any, in one entry, and aligned.
+        let bytes = u128::from(bits.div_ceil(8));
+        let align = if bytes == 3 { 1 } else { bytes.max(1) };
+        let begin = u128::from(answer.address).wrapping_sub(offset.into());
+        let end = begin.wrapping_add(u128::from(pitch) * u128::from(height));
+        let is_there = width > 0
+            && height > 0
+            && u128::from(width) * bytes <= u128::from(pitch)
+            && (begin | u128::from(pitch)).is_multiple_of(align)
+            && memory.entries.iter().any(|entry| {
+                let range = u128::from(entry.range.start())..=u128::from(entry.range.end());
+                entry.kind == Kind::Framebuffer && range.contains(&begin) && range.contains(&end)
+            });
+        match found {
+            Ok(found) => {
+                assert!(is_there && is_rgb && found.format.bytes() as u128 == bytes);
+                assert_eq!(
+                    (found.address, found.width as u64, found.height as u64),
+                    (answer.address, width, height)
+                );
+                assert_eq!(found.pitch as u64, pitch);
+            }
+            Err(error) => {
+                assert!(!is_there || matches!(error, Unusable::Format { .. }));
+                assert!(screen.pixel.is_some() || !matches!(error, Unusable::Format { .. }));
+                assert!(error.to_string().len() > 10);
+            }
+        }
+    }
+
     /// What the kernel does with the answers before it builds tables.
     fn plan(&self) -> Result<Plan, Box<dyn std::error::Error>> {
         self.check_cpus()?;
@@ -102,6 +168,7 @@ impl Input<'_> {
         let offset = hhdm(self.hhdm.map_or(LOWEST_HHDM, Number::value))?;
         let memory = self.memory_map()?;
         assert!(memory.usable_bytes() <= 300 << 52);
+        self.check_screen(offset, &memory);
 
         let mut map = PhysicalMap::from_entries(&memory.entries)?;
         map.assign(image.range, Owner::Kernel, Owner::Kernel)?;
