@@ -131,6 +131,11 @@ const OTHERS: &[(&str, Make)] = &[
     ("fast-path", |_| {
         listing::of(&images::build(Build::Plain)?.kernel)
     }),
+    // Of a recorded run, which the program's own tests hold it to.
+    ("top", |_| {
+        let picture = "view/top/tests/pictures/eight-80x24.txt";
+        Ok(fs::read_to_string(workspace::root().join(picture))?)
+    }),
     ("floor", |interrupt| {
         let mut text = String::new();
         let passed = floor::boot(&["8"], interrupt, &mut |line| {
@@ -364,6 +369,13 @@ mod tests {
         expected.sort_unstable();
         found.sort_unstable();
         assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn the_live_view_is_as_its_own_tests_have_it() {
+        let shows = fs::read_to_string(path("top")).unwrap();
+        let (_, make) = OTHERS.iter().find(|(name, _)| *name == "top").unwrap();
+        assert_eq!(shows, make(&Interrupt::default()).unwrap());
     }
 
     #[test]

@@ -13,7 +13,7 @@ use pulldown_cmark::{CodeBlockKind, Event, Options, Parser, Tag, TagEnd};
 use regex_lite::Regex;
 
 /// The folders of the sources, each with all below it.
-const SOURCES: [&str; 14] = [
+const SOURCES: [&str; 15] = [
     "src",
     "percpu",
     "memory",
@@ -27,6 +27,7 @@ const SOURCES: [&str; 14] = [
     "bench",
     "loader",
     "runner/src",
+    "view",
     "examples",
 ];
 

@@ -30,6 +30,9 @@ const REFRESH: Duration = Duration::from_millis(200);
 /// host has time for it.
 const SILENCE: Duration = Duration::from_secs(5);
 
+/// What the runner's own lines begin with: its verdict is the last.
+const RUNNER: &str = "muster: ";
+
 /// How many lines of a bad end stay on the terminal.
 const LAST_WORDS: usize = 20;
 
@@ -317,13 +320,15 @@ impl Top {
 
     /// Says on the terminal, as it was before, how it ended.
     fn tell_end(&self) {
-        if self.machine.ended_badly() {
-            let words = &self.machine.words;
-            for line in words.iter().skip(words.len().saturating_sub(LAST_WORDS)) {
-                eprintln!("{line}");
-            }
-        } else {
-            eprintln!("muster: passed, after {} s", self.machine.us / 1_000_000);
+        let words = &self.machine.words;
+        let is_expected = !self.machine.ended_badly() || self.interrupt.load(Ordering::Relaxed);
+        let verdict = words.iter().rposition(|line| line.starts_with(RUNNER));
+        let from = match verdict {
+            Some(verdict) if is_expected => verdict,
+            _ => words.len().saturating_sub(LAST_WORDS),
+        };
+        for line in words.iter().skip(from) {
+            eprintln!("{line}");
         }
         if let Some(malformed) = &self.machine.malformed {
             eprintln!("muster: {malformed}");

@@ -46,17 +46,16 @@ pub fn percent(part: u64, whole: u64) -> u64 {
     u64::try_from(percent).unwrap_or(u64::MAX)
 }
 
-/// A bar of so many columns that is filled to a part of the whole, to the eighth of a column; what is
-/// more than nothing shows. Gives what is filled and the rest apart.
+/// A bar of so many columns that is filled to a part of the whole, to half a column; what is more than
+/// nothing shows. Gives what is filled and the rest apart.
 pub fn bar(part: u64, whole: u64, columns: usize) -> (String, String) {
-    const EIGHTHS: [&str; 8] = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"];
-    let all = columns * 8;
+    let all = columns * 2;
     let filled = u128::from(part) * all as u128 / u128::from(whole.max(1));
     let filled = usize::try_from(filled).unwrap_or(all).min(all);
     let filled = filled.max(usize::from(part > 0 && all > 0));
-    let mut bar = "█".repeat(filled / 8);
-    bar += EIGHTHS.get(filled % 8).unwrap_or(&"");
-    let rest = " ".repeat(columns - filled.div_ceil(8));
+    let mut bar = "━".repeat(filled / 2);
+    bar += ["", "╸"].get(filled % 2).unwrap_or(&"");
+    let rest = "─".repeat(columns - filled.div_ceil(2));
     (bar, rest)
 }
 

@@ -143,8 +143,9 @@ impl Palette {
         self.ink(Color::Yellow)
     }
 
+    /// As the terminal has it, on whatever it is laid.
     fn plain(self) -> Style {
-        Style::new()
+        Style::new().fg(Color::Reset)
     }
 
     fn faint(self) -> Style {
@@ -401,7 +402,8 @@ impl Painter {
             };
             words.push(Span::raw(" "));
             words.push(Span::styled(full, style));
-            words.push(Span::raw(format!("{empty} {share:>3}%")));
+            words.push(Span::styled(empty, palette.faint()));
+            words.push(Span::raw(format!(" {share:>3}%")));
         }
         frame.render_widget(Line::from(words), area);
         let spark = Rect {
@@ -533,8 +535,9 @@ impl Painter {
         let line = Line::from(vec![
             Span::raw(format!(" {:<14} ", part.name)),
             Span::styled(full, self.palette.ink(colour)),
+            Span::styled(empty, self.palette.faint()),
             Span::raw(format!(
-                "{empty} {:>5} {:>3}%",
+                " {:>5} {:>3}%",
                 bytes(part.bytes),
                 percent(part.bytes, whole)
             )),

@@ -13,7 +13,7 @@ use ratatui::backend::TestBackend;
 use ratatui::buffer::Buffer;
 use ratatui::style::Color;
 
-/// Eight CPUs, three seconds of soak, to the verdict.
+/// Eight CPUs in three workloads, to the verdict.
 const EIGHT: &str = include_str!("runs/eight.jsonl");
 
 /// 64 CPUs, in the midst of it, without the log.
@@ -31,10 +31,20 @@ fn told<'a>(lines: impl IntoIterator<Item = &'a str>) -> Machine {
     machine
 }
 
-/// The run until somebody ends it.
+/// The lines of the run in the midst of its last workload: until memory was told of last but once.
+fn eight_lines() -> impl Iterator<Item = &'static str> {
+    let is_memory = |line: &&str| line.contains(r#""event":"memory""#);
+    let moments = EIGHT.lines().filter(is_memory).count();
+    let mut seen = 0;
+    EIGHT.lines().take_while(move |line| {
+        let is_over = seen == moments - 1;
+        seen += usize::from(is_memory(line));
+        !is_over
+    })
+}
+
 fn eight_at_work() -> Machine {
-    let is_done = |line: &&str| line.contains(r#""is_done":true"#);
-    told(EIGHT.lines().take_while(|line| !is_done(line)))
+    told(eight_lines())
 }
 
 fn asked(words: &str) -> View {
@@ -76,7 +86,7 @@ fn hold(name: &str, text: &str) {
 #[test]
 fn eight_cpus_fit_a_small_terminal() {
     let machine = eight_at_work();
-    let text = picture((80, 24), &machine, &mut asked("soak"));
+    let text = picture((80, 24), &machine, &mut asked("churn,mixed,soak"));
     hold("eight-80x24", &text);
     // Nothing is cut: each CPU, the sum, each part of memory, the keys.
     for words in ["   7 ", " all ", "kernel, others", " ?  help"] {
@@ -87,7 +97,7 @@ fn eight_cpus_fit_a_small_terminal() {
 
 #[test]
 fn a_large_terminal_shows_more() {
-    let text = picture((120, 40), &eight_at_work(), &mut asked("soak"));
+    let text = picture((120, 40), &eight_at_work(), &mut asked("churn,mixed,soak"));
     hold("eight-120x40", &text);
     assert!(text.contains("blocks frames"), "{text}");
 }
@@ -169,7 +179,7 @@ fn a_run_goes_from_its_start_to_its_verdict() {
     let passed = Over(muster_events::Outcome::Passed, String::new());
     assert_eq!(stages, [Starting, Rising, Up, AtWork, Done(None), passed]);
     assert!(machine.is_over() && !machine.ended_badly());
-    let text = picture((80, 24), &machine, &mut asked("soak"));
+    let text = picture((80, 24), &machine, &mut asked("churn,mixed,soak"));
     assert!(text.contains("passed: all was as it should be"), "{text}");
 }
 
@@ -191,7 +201,7 @@ fn a_bad_end_is_told_with_its_last_words() {
 fn a_kernel_that_is_gone_is_told_in_words() {
     let mut machine = eight_at_work();
     machine.end();
-    let text = picture((80, 24), &machine, &mut asked("soak"));
+    let text = picture((80, 24), &machine, &mut asked("churn,mixed,soak"));
     assert!(text.contains("gone, without a verdict"), "{text}");
     assert!(machine.ended_badly());
 }
@@ -200,15 +210,12 @@ fn a_kernel_that_is_gone_is_told_in_words() {
 fn what_is_no_event_is_told_in_words() {
     let mut machine = eight_at_work();
     assert_eq!(machine.malformed, None);
-    let number = EIGHT
-        .lines()
-        .position(|line| line.contains(r#""is_done":true"#));
-    let number = number.unwrap() + 1;
+    let number = eight_lines().count() + 1;
     machine.take(r#"{"us":1,"by":0,"event":"sample""#);
     machine.take("");
     let told = format!("line {number} of the events is none");
     assert!(machine.malformed.as_deref().unwrap().starts_with(&told));
-    let text = picture((80, 24), &machine, &mut asked("soak"));
+    let text = picture((80, 24), &machine, &mut asked("churn,mixed,soak"));
     assert!(text.contains(&told), "{text}");
 }
 
@@ -224,11 +231,11 @@ fn what_is_wrong_shows_while_the_kernel_works() {
         (corrupt, "2 blocks were corrupt"),
     ] {
         machine.take(line);
-        let text = picture((80, 24), &machine, &mut asked("soak"));
+        let text = picture((80, 24), &machine, &mut asked("churn,mixed,soak"));
         assert!(text.contains(words), "{text}");
     }
-    assert!(picture((80, 24), &machine, &mut asked("soak")).contains("absent"));
-    let mut view = asked("soak");
+    assert!(picture((80, 24), &machine, &mut asked("churn,mixed,soak")).contains("absent"));
+    let mut view = asked("churn,mixed,soak");
     view.silence = Some(7);
     let text = picture((80, 24), &eight_at_work(), &mut view);
     assert!(text.contains("said nothing for 7 s"), "{text}");
@@ -236,7 +243,7 @@ fn what_is_wrong_shows_while_the_kernel_works() {
 
 #[test]
 fn the_keys_are_explained() {
-    let mut view = asked("soak");
+    let mut view = asked("churn,mixed,soak");
     view.is_help = true;
     let text = picture((80, 24), &eight_at_work(), &mut view);
     hold("help-80x24", &text);
@@ -245,7 +252,12 @@ fn the_keys_are_explained() {
 #[test]
 fn colours_are_only_where_they_are_wanted() {
     for colour in [false, true] {
-        let buffer = buffer((80, 24), &eight_at_work(), &mut asked("soak"), colour);
+        let buffer = buffer(
+            (80, 24),
+            &eight_at_work(),
+            &mut asked("churn,mixed,soak"),
+            colour,
+        );
         let is_plain = |place| {
             let cell: &ratatui::buffer::Cell = place;
             cell.fg == Color::Reset && cell.bg == Color::Reset
