@@ -135,10 +135,14 @@ impl Told {
         if self.account.is_none() {
             gaps.push("There is no account of the memory: it ended before.".into());
         }
-        if self.verdict.is_none() {
-            gaps.push(
+        match &self.verdict {
+            None => gaps.push(
                 "There is no verdict: the run, or what was told of it, was cut short.".into(),
-            );
+            ),
+            Some(verdict) => {
+                let why = verdict.reason.as_ref();
+                gaps.extend(why.map(|why| format!("It did not pass: {why}.")));
+            }
         }
         gaps
     }
