@@ -71,9 +71,8 @@ impl Log for Logger {
 
     fn log(&self, record: &Record<'_>) {
         if ANSWERING.load(Ordering::Relaxed) && is_bsp() {
-            let line = format_answer(record);
-            serial::write(line.as_bytes());
-            return events::log(record.level(), target_of(record), line.trim_end());
+            serial::write(format_answer(record).as_bytes());
+            return events::log(record.level(), target_of(record), &clip(*record.args()));
         }
         let (line, message) = format_line(record);
         keep(line.as_bytes());

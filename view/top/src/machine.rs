@@ -209,6 +209,8 @@ pub struct Machine {
     pub corrupt: u64,
     /// The first line of the events that was none, by its number, and why.
     pub malformed: Option<String>,
+    /// Why no CPU was put to work, in the kernel's words.
+    pub refusal: Option<String>,
     /// The last error in the log.
     error: Option<String>,
     /// Whose memory is, by its last event; before the first one, what was free and the heap's at the roll call.
@@ -359,7 +361,11 @@ impl Machine {
         if !command.is_done {
             self.error = None;
         } else if !matches!(self.stage, Stage::Over(..)) {
-            self.stage = Stage::Done(self.error.take());
+            let error = self.error.take();
+            if self.workload.is_empty() {
+                self.refusal.clone_from(&error);
+            }
+            self.stage = Stage::Done(error);
         }
     }
 

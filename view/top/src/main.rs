@@ -226,6 +226,10 @@ impl Top {
         while !(self.is_ending || self.is_over() || self.machine.is_worth_a_picture()) {
             self.listen(TICK);
         }
+        if self.machine.refusal.is_some() {
+            self.finish();
+            return Ok(());
+        }
         let rows = u16::try_from(self.machine.cpus.len()).context("too many CPUs")?;
         // With five lines of the log.
         let backend = TestBackend::new(COLUMNS, rows.saturating_add(17));
@@ -240,11 +244,16 @@ impl Top {
             let line = line.strip_suffix('"').unwrap_or(line);
             writeln!(stdout, "{}", line.trim_end())?;
         }
+        self.finish();
+        Ok(())
+    }
+
+    /// Has the kernel end, and waits for that.
+    fn finish(&mut self) {
         self.end();
         while !self.is_over() {
             self.listen(TICK);
         }
-        Ok(())
     }
 
     /// Shows what happens until somebody has seen enough.
@@ -330,6 +339,9 @@ impl Top {
         for line in words.iter().skip(from) {
             eprintln!("{line}");
         }
+        if let Some(refusal) = &self.machine.refusal {
+            eprintln!("muster: no CPU was put to work: {refusal}");
+        }
         if let Some(malformed) = &self.machine.malformed {
             eprintln!("muster: {malformed}");
         }
@@ -346,7 +358,7 @@ impl Top {
         let code = u8::try_from(code).unwrap_or(1);
         Ok(match code {
             // A line that was not understood may have been anything.
-            0 if self.machine.malformed.is_some() => 1,
+            0 if self.machine.malformed.is_some() || self.machine.refusal.is_some() => 1,
             code => code,
         })
     }

@@ -257,6 +257,10 @@ impl Painter {
     fn state(self, machine: &Machine, view: &View) -> (Style, String) {
         let palette = self.palette;
         let of = machine.cpus.len();
+        if let Some(refusal) = &machine.refusal {
+            let words = format!("no CPU was put to work: {refusal}");
+            return (palette.bad(), words);
+        }
         if machine.is_over() {
             return match &machine.stage {
                 Stage::Over(Outcome::Passed, _) => {

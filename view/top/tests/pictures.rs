@@ -198,6 +198,26 @@ fn a_bad_end_is_told_with_its_last_words() {
 }
 
 #[test]
+fn work_that_is_refused_is_told_in_words() {
+    let mut machine = told([
+        r#"{"us":1,"by":0,"event":"command","line":"stress chrun","is_done":false}"#,
+        r#"{"us":2,"by":0,"event":"log","level":"error","target":"monitor","text":"not `chrun`"}"#,
+        r#"{"us":3,"by":0,"event":"command","line":"stress chrun","is_done":true}"#,
+    ]);
+    assert!(machine.is_done());
+    let text = picture((80, 24), &machine, &mut asked("chrun"));
+    assert!(
+        text.contains("no CPU was put to work: not `chrun`"),
+        "{text}"
+    );
+    // An error while it worked is another matter.
+    machine = eight_at_work();
+    machine.take(r#"{"us":2,"by":0,"event":"log","level":"error","target":"x","text":"y"}"#);
+    machine.take(r#"{"us":3,"by":0,"event":"command","line":"stress x","is_done":true}"#);
+    assert_eq!(machine.refusal, None);
+}
+
+#[test]
 fn a_kernel_that_is_gone_is_told_in_words() {
     let mut machine = eight_at_work();
     machine.end();

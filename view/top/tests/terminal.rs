@@ -198,6 +198,12 @@ fn without_a_terminal_it_prints_one_picture_or_says_why_not() {
     assert!(is_at_work(&picture), "{picture}");
     assert!(!picture.contains('\x1b'), "{picture}");
 
+    let output = top(&["1", "--once"]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let words = String::from_utf8(output.stderr).unwrap();
+    let refusal = "no CPU was put to work: there is no other CPU";
+    assert!(words.contains(refusal), "{words}");
+
     let output = top(&["2", "mme=1G", "--once"]);
     assert_eq!(output.status.code(), Some(2), "{output:?}");
     let words = String::from_utf8(output.stderr).unwrap();
