@@ -279,7 +279,7 @@ pub fn columns(count: usize) -> Axis {
 /// An axis's name with its unit, and how its numbers are written.
 pub type Words<'a> = (&'a str, &'a dyn Fn(&f64) -> String);
 
-/// Room for the axes' words, in pixels: below and to the left; and free room above and to the right.
+/// Room around a plot, in pixels. Below there is as much as the horizontal axis needs.
 pub struct Margins {
     /// Above.
     pub top: u32,

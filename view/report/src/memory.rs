@@ -83,7 +83,7 @@ impl Map {
         // What is reserved beyond all memory is no memory: room for devices.
         let is_memory = |range: &&Range| range.owner != Owner::Reserved;
         let last = ranges.iter().rfind(is_memory);
-        let end = last.map_or(0, |range| range.start + range.bytes);
+        let end = last.map_or(0, end_of);
         let inside = ranges.iter().filter(|range| range.start < end);
         let inside: Vec<_> = inside.copied().collect();
         let mut cell = 4096;
@@ -105,11 +105,11 @@ fn rows_of(ranges: &[Range], cell: u64, end: u64) -> Vec<Row> {
     let mut start = 0;
     while start < end && rows.len() <= ROWS {
         // A stretch that is free, or without memory, is passed at once.
-        let after = ranges.partition_point(|range| range.start + range.bytes <= start);
+        let after = ranges.partition_point(|range| end_of(range) <= start);
         let next = ranges.get(after);
         let to = next.map_or(end, |range| match range.owner {
             _ if range.start > start => range.start,
-            Owner::Free => range.start + range.bytes,
+            Owner::Free => end_of(range),
             _ => start,
         });
         let whole = (to - start) / size * size;
@@ -138,14 +138,22 @@ fn rows_of(ranges: &[Range], cell: u64, end: u64) -> Vec<Row> {
     rows
 }
 
+/// Beyond all physical addresses (Intel SDM volume 3, 4.1.4: 52 bits at most).
+const END: u64 = 1 << 52;
+
+/// Where a range ends, whatever its file says.
+fn end_of(range: &Range) -> u64 {
+    range.start.saturating_add(range.bytes).min(END)
+}
+
 /// How the memory between two addresses looks: like who has most of it, but free only if nobody has any.
 fn of_cell(ranges: &[Range], from: u64, to: u64) -> Option<Look> {
-    let after = ranges.partition_point(|range| range.start + range.bytes <= from);
+    let after = ranges.partition_point(|range| end_of(range) <= from);
     let inside = ranges.iter().skip(after);
     let inside = inside.take_while(|range| range.start < to);
     let mut shares: Vec<(Look, u64)> = Vec::new();
     for range in inside {
-        let bytes = (range.start + range.bytes).min(to) - range.start.max(from);
+        let bytes = end_of(range).min(to).saturating_sub(range.start.max(from));
         let look = look_of(range.owner);
         match shares.iter_mut().find(|(other, _)| *other == look) {
             Some((_, sum)) => *sum += bytes,
@@ -286,6 +294,17 @@ mod tests {
         let map = Map::of(&ranges);
         assert!(map.rows.len() <= ROWS, "{:?}", map.rows);
         assert!(Map::of(&[]).rows.is_empty());
+    }
+
+    #[test]
+    fn ranges_that_make_no_sense_are_drawn_somehow() {
+        let ranges = [
+            range(0x3000, 0x2000, Owner::Heap),
+            range(0x1000, 0x3000, Owner::Stacks),
+            range(u64::MAX - 0x1000, u64::MAX, Owner::Kernel),
+        ];
+        let map = Map::of(&ranges);
+        assert!(map.rows.len() <= ROWS, "{:?}", map.rows);
     }
 
     #[test]
