@@ -230,27 +230,36 @@ impl Painter {
         let palette = self.palette;
         let [first, second] =
             Layout::vertical([Constraint::Length(1), Constraint::Length(1)]).areas(area);
-        let name = " muster top ";
-        let mut words = vec![
-            Span::styled(name, palette.head().add_modifier(Modifier::REVERSED)),
-            Span::raw(" "),
-        ];
-        if !machine.version.is_empty() {
-            words.push(Span::raw(format!(
-                " Muster {}   {} CPUs   {}",
-                machine.version,
-                machine.cpus.len(),
-                view.asked
-            )));
-        }
-        if !machine.workload.is_empty() && machine.workload != view.asked {
-            words.push(Span::raw(format!(": {}", machine.workload)));
-        }
-        frame.render_widget(Line::from(words), first);
         let up = format!("up {} ", clock(machine.us));
-        frame.render_widget(Line::from(up).right_aligned(), first);
+        let [left, right] = Layout::horizontal([
+            Constraint::Fill(1),
+            Constraint::Length(u16::try_from(up.len()).unwrap_or(u16::MAX)),
+        ])
+        .areas(first);
+        let mut words = String::from("  ");
+        if !machine.version.is_empty() {
+            words = format!(
+                "  Muster {}   {} CPUs   ",
+                machine.version,
+                machine.cpus.len()
+            );
+        }
+        words += &match machine.workload.as_str() {
+            "" => view.asked.clone(),
+            workload if workload == view.asked => view.asked.clone(),
+            workload => format!("{workload}, of {}", view.asked),
+        };
+        let name = " muster top ";
+        let room = usize::from(left.width).saturating_sub(name.len() + 1);
+        let line = Line::from(vec![
+            Span::styled(name, palette.head().add_modifier(Modifier::REVERSED)),
+            Span::raw(clip(&words, room)),
+        ]);
+        frame.render_widget(line, left);
+        frame.render_widget(Line::from(up), right);
         let (style, words) = self.state(machine, view);
-        frame.render_widget(Line::styled(format!(" {words}"), style), second);
+        let words = clip(&format!(" {words}"), usize::from(second.width));
+        frame.render_widget(Line::styled(words, style), second);
     }
 
     /// The state of the run, in words.
@@ -263,9 +272,10 @@ impl Painter {
         }
         if machine.is_over() {
             return match &machine.stage {
-                Stage::Over(Outcome::Passed, _) => {
-                    (palette.good(), "passed: all was as it should be".into())
-                }
+                Stage::Over(Outcome::Passed, _) => (
+                    palette.good(),
+                    "passed: all was as it should be; q quits".into(),
+                ),
                 Stage::Over(Outcome::Failed, reason) => {
                     (palette.bad(), format!("FAILED: {reason}"))
                 }
@@ -296,7 +306,7 @@ impl Painter {
         if machine.corrupt > 0 {
             return (
                 palette.bad(),
-                format!("{} blocks were corrupt", machine.corrupt),
+                format!("corrupt: {}", several(machine.corrupt, "block")),
             );
         }
         if !absent.is_empty() {
@@ -310,8 +320,8 @@ impl Painter {
         let (warnings, errors) = machine.warnings;
         let so_far = match (warnings, errors) {
             (0, 0) => "nothing wrong so far".into(),
-            (warnings, 0) => format!("{warnings} warnings in the log"),
-            (_, errors) => format!("{errors} errors in the log"),
+            (warnings, 0) => format!("{} in the log", several(warnings, "warning")),
+            (_, errors) => format!("{} in the log", several(errors, "error")),
         };
         match &machine.stage {
             Stage::Starting => (palette.plain(), "QEMU starts".into()),
@@ -630,6 +640,11 @@ impl Painter {
         frame.render_widget(Clear, area);
         frame.render_widget(Paragraph::new(lines).block(block), area);
     }
+}
+
+/// So many of something.
+fn several(number: u64, one: &str) -> String {
+    format!("{number} {one}{}", if number == 1 { "" } else { "s" })
 }
 
 /// As much of a line as there is room for, with a mark where it is not all.

@@ -246,9 +246,9 @@ fn what_is_wrong_shows_while_the_kernel_works() {
     let corrupt = r#"{"us":9,"by":0,"event":"workload","workload":"soak","heap":"magazines","cpus":7,"took_us":1,"operations":1,"operations_per_s":1,"bytes":1,"refused":0,"corrupt":2}"#;
     let mut machine = eight_at_work();
     for (line, words) in [
-        (warning, "1 warnings in the log"),
+        (warning, ": 1 warning in the log"),
         (absent, "1 of 8 CPUs did not come: 3"),
-        (corrupt, "2 blocks were corrupt"),
+        (corrupt, "corrupt: 2 blocks"),
     ] {
         machine.take(line);
         let text = picture((80, 24), &machine, &mut asked("churn,mixed,soak"));
@@ -259,6 +259,15 @@ fn what_is_wrong_shows_while_the_kernel_works() {
     view.silence = Some(7);
     let text = picture((80, 24), &eight_at_work(), &mut view);
     assert!(text.contains("said nothing for 7 s"), "{text}");
+}
+
+#[test]
+fn a_long_list_of_workloads_leaves_room_for_the_time() {
+    let list = ["mixed"; 20].join(",");
+    let text = picture((80, 24), &eight_at_work(), &mut asked(&list));
+    let first = text.lines().next().unwrap();
+    assert!(first.contains("soak, of mixed,mixed"), "{text}");
+    assert!(first.ends_with("… up 0:11"), "{text}");
 }
 
 #[test]
