@@ -18,7 +18,7 @@ pub struct Sample<'a> {
     pub phase: Phase,
     /// What it is doing, in words.
     pub doing: Cow<'a, str>,
-    /// The workload that is on.
+    /// The workload that is on; empty if none is.
     pub workload: Cow<'a, str>,
     /// Allocations, frees and other operations in that workload.
     pub operations: u64,
@@ -42,7 +42,7 @@ pub struct Sample<'a> {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Memory<'a> {
-    /// The workload that is on.
+    /// The workload that is on; empty if none is.
     pub workload: Cow<'a, str>,
     /// All that the machine has, without what is reserved.
     pub memory_bytes: u64,

@@ -1200,6 +1200,16 @@ pub const CASES: &[Case] = &[
             &[r"\n  0 +0 +.* at its prompt\n", "audit: clean"],
         )
     },
+    // Without any work.
+    Case {
+        types: &[("`help` lists", "mem"), ("bytes  in all$", "off")],
+        tells: &["command", "sample", "memory"],
+        ..passes(
+            "events-monitor-idle",
+            &["1", "monitor=yes", "output=json", "timeout=120"],
+            &["audit: clean"],
+        )
+    },
     Case {
         types: &[
             ("`help` lists", "cpu"),

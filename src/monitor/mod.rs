@@ -158,6 +158,9 @@ impl Monitor<'_> {
                 return None;
             }
         };
+        if let Command::Cpus | Command::Mem | Command::Frames | Command::Heap = command {
+            stress::sample::tell(work.map(Work::workload));
+        }
         match command {
             Command::Help(verb) => answers::help(verb),
             Command::Cpus => answers::cpus(),

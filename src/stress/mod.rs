@@ -15,7 +15,7 @@ mod mappings;
 mod marked;
 mod mixed;
 mod random;
-mod sample;
+pub mod sample;
 mod shootdown;
 mod soak;
 mod timer;
@@ -244,6 +244,11 @@ impl Work<'_> {
     /// Samples what all do, if it is time: to be called all the while.
     pub fn sample(&self) {
         self.sampler.look();
+    }
+
+    /// What it is.
+    pub fn workload(&self) -> Workload {
+        self.sampler.workload()
     }
 
     /// Tells all to stop.

@@ -28,48 +28,58 @@ impl Sampler {
         }
     }
 
+    /// In which workload.
+    pub fn workload(&self) -> Workload {
+        self.workload
+    }
+
     /// Looks whether it is time for a sample. Costs next to nothing if it is not, or nobody wants any.
     pub fn look(&self) {
         if events::are_wanted() && self.next.lock().passed() {
-            self.tell();
+            tell(Some(self.workload));
             *self.next.lock() = Deadline::after_millis(EVERY);
         }
     }
+}
 
-    fn tell(&self) {
-        let shared = shared::get();
-        for (index, cpu) in crew::members() {
-            let stack = Slot::of(index).main();
-            let at_hand = shared.share_of(index).map_or(0, |share| share.cached());
-            events::tell(Sample {
-                cpu: index,
-                phase: cpu.report.phase(),
-                doing: journal::clip(format_args!("{}", Doing(cpu)))
-                    .as_str()
-                    .into(),
-                workload: self.workload.name().into(),
-                operations: cpu.activity.operations(),
-                interrupts: cpu.interrupts.sum(),
-                calls_sent: cpu.calls.sent(),
-                calls_served: cpu.calls.served(),
-                cached_bytes: cpu.cache.cached_bytes() as u64,
-                at_hand_bytes: at_hand as u64 * FRAME_SIZE,
-                // SAFETY: a CPU at work has its stack, in the shared tables.
-                stack_bytes: unsafe { stack.most_used() },
-                stack_limit_bytes: stack.length(),
-            });
-        }
-        let reading = heap::Reading::take();
-        let totals = shared.totals();
-        events::tell(Memory {
-            workload: self.workload.name().into(),
-            memory_bytes: shared.memory_bytes(),
-            free_bytes: totals[Owner::Free],
-            heap_bytes: totals[Owner::Heap],
-            heap_live_bytes: reading.live_bytes - reading.boot_live_bytes,
-            heap_cached_bytes: reading.cached_bytes,
-            mapped_bytes: totals[Owner::Mappings],
-            page_table_bytes: totals[Owner::PageTables],
+/// Tells what all CPUs have done so far, in a workload or in none, and whose memory is.
+pub fn tell(workload: Option<Workload>) {
+    if !events::are_wanted() {
+        return;
+    }
+    let name = workload.map_or("", Workload::name);
+    let shared = shared::get();
+    for (index, cpu) in crew::members() {
+        let stack = Slot::of(index).main();
+        let at_hand = shared.share_of(index).map_or(0, |share| share.cached());
+        events::tell(Sample {
+            cpu: index,
+            phase: cpu.report.phase(),
+            doing: journal::clip(format_args!("{}", Doing(cpu)))
+                .as_str()
+                .into(),
+            workload: name.into(),
+            operations: cpu.activity.operations(),
+            interrupts: cpu.interrupts.sum(),
+            calls_sent: cpu.calls.sent(),
+            calls_served: cpu.calls.served(),
+            cached_bytes: cpu.cache.cached_bytes() as u64,
+            at_hand_bytes: at_hand as u64 * FRAME_SIZE,
+            // SAFETY: a CPU at work has its stack, in the shared tables.
+            stack_bytes: unsafe { stack.most_used() },
+            stack_limit_bytes: stack.length(),
         });
     }
+    let reading = heap::Reading::take();
+    let totals = shared.totals();
+    events::tell(Memory {
+        workload: name.into(),
+        memory_bytes: shared.memory_bytes(),
+        free_bytes: totals[Owner::Free],
+        heap_bytes: totals[Owner::Heap],
+        heap_live_bytes: reading.live_bytes - reading.boot_live_bytes,
+        heap_cached_bytes: reading.cached_bytes,
+        mapped_bytes: totals[Owner::Mappings],
+        page_table_bytes: totals[Owner::PageTables],
+    });
 }

@@ -277,10 +277,10 @@ impl Machine {
             Event::Roll(_) => self.stage = Stage::Up,
             Event::Range(range) if range.moment == Moment::Boot => self.take_range(&range),
             Event::Sample(sample) => {
-                if !matches!(self.stage, Stage::Over(..)) {
+                if !(sample.workload.is_empty() || self.is_over()) {
                     self.stage = Stage::AtWork;
+                    self.workload = sample.workload.clone().into_owned();
                 }
-                self.workload = sample.workload.clone().into_owned();
                 self.cpu(sample.cpu).take(us, &sample);
             }
             Event::Memory(memory) => self.take_memory(&memory),
