@@ -238,7 +238,8 @@ impl Top {
         terminal.draw(|frame| draw(frame, &self.machine, &mut self.view, palette))?;
         let text = terminal.backend().to_string();
         let mut stdout = io::stdout().lock();
-        for line in text.lines() {
+        // Without the keys, which are the last line.
+        for line in text.lines().take(usize::from(rows) + 16) {
             // The backend shows each line in quotation marks.
             let line = line.strip_prefix('"').unwrap_or(line);
             let line = line.strip_suffix('"').unwrap_or(line);
