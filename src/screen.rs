@@ -4,6 +4,8 @@
 //! that it can be drawn on from the first line on; and it is never read: [`Text`] remembers what is
 //! there. Lines come one at a time, but for those of a fault's reporter, who waits for nobody.
 
+use core::iter;
+
 use conquer_once::spin::OnceCell;
 use muster_boot::Framebuffer;
 use muster_screen::{Cell, Colour, Format, HEIGHT, Text, WIDTH, glyph, scale};
@@ -51,9 +53,7 @@ pub fn start(framebuffer: &Framebuffer) {
         text,
     };
     for y in 0..height {
-        for x in 0..width {
-            screen.set(x, y, 0);
-        }
+        screen.put(0, y, iter::repeat_n(0, width));
     }
     SCREEN.init_once(|| screen);
 }
@@ -71,33 +71,37 @@ impl Screen {
     fn draw(&self, column: usize, row: usize, cell: Cell) {
         let (left, top) = (column * WIDTH * self.scale, row * HEIGHT * self.scale);
         for (y, inks) in glyph(cell.character).chunks_exact(WIDTH).enumerate() {
+            let mut pixels = [0; WIDTH];
+            for (pixel, &ink) in pixels.iter_mut().zip(inks) {
+                *pixel = self.format.pixel(cell.colour, ink);
+            }
+            let pixels = (pixels.iter()).flat_map(|&pixel| iter::repeat_n(pixel, self.scale));
             for y in (top + y * self.scale..).take(self.scale) {
-                for (x, &ink) in inks.iter().enumerate() {
-                    let pixel = self.format.pixel(cell.colour, ink);
-                    for x in (left + x * self.scale..).take(self.scale) {
-                        self.set(x, y, pixel);
-                    }
-                }
+                self.put(left, y, pixels.clone());
             }
         }
     }
 
-    /// Sets a pixel of the framebuffer, which has this many at least.
-    fn set(&self, x: usize, y: usize, pixel: u32) {
+    /// Puts pixels beside each other, in a row that has so many there.
+    fn put(&self, x: usize, y: usize, pixels: impl Iterator<Item = u32>) {
         let bytes = self.format.bytes();
         let address = self.start + y * self.pitch + x * bytes;
-        let place = core::ptr::with_exposed_provenance_mut::<u8>(address);
-        // SAFETY: `Framebuffer::check` found its memory, all rows of it, to be a framebuffer by the
-        // memory map, which the HHDM of both tables shows writable; the address of a pixel of two or
-        // four bytes is aligned, as its start and the pitch are. `Text` has as many rows and columns
-        // as fit. It is no object of Rust's, and only ever written.
-        unsafe {
-            match bytes {
-                4 => place.cast::<u32>().write_volatile(pixel),
-                2 => place.cast::<u16>().write_volatile(pixel as u16),
-                _ => {
-                    for (byte, value) in pixel.to_le_bytes().into_iter().take(bytes).enumerate() {
-                        place.add(byte).write_volatile(value);
+        let start = core::ptr::with_exposed_provenance_mut::<u8>(address);
+        for (place, pixel) in pixels.enumerate() {
+            // SAFETY: `Framebuffer::check` found its memory, all rows of it, to be a framebuffer by
+            // the memory map, which the HHDM of both tables shows writable; the address of a pixel of
+            // two or four bytes is aligned, as its start and the pitch are. `Text` has as many rows
+            // and columns as fit. It is no object of Rust's, and only ever written.
+            unsafe {
+                let place = start.add(place * bytes);
+                match bytes {
+                    4 => place.cast::<u32>().write_volatile(pixel),
+                    2 => place.cast::<u16>().write_volatile(pixel as u16),
+                    _ => {
+                        let values = pixel.to_le_bytes().into_iter().take(bytes);
+                        for (byte, value) in values.enumerate() {
+                            place.add(byte).write_volatile(value);
+                        }
                     }
                 }
             }

@@ -82,6 +82,10 @@ impl Format {
 
     /// A pixel of which so much, of 255, is this colour, and the rest black.
     pub fn pixel(&self, colour: Colour, ink: u8) -> u32 {
+        // Most of a character is paper.
+        if ink == 0 {
+            return 0;
+        }
         let channels = [self.red, self.green, self.blue];
         let parts = colour.parts().into_iter().zip(channels);
         parts.fold(0, |pixel, (part, channel)| {
