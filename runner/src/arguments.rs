@@ -50,6 +50,15 @@ pub enum Firmware {
     Uefi,
 }
 
+/// What a disc image is put into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Drive {
+    /// A CD drive.
+    Cd,
+    /// A USB stick.
+    Usb,
+}
+
 /// What is in the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Build {
@@ -87,6 +96,8 @@ pub struct Run {
     pub boot: Boot,
     /// The firmware of a run from disc.
     pub firmware: Firmware,
+    /// What a disc image is put into.
+    pub drive: Drive,
     /// What Limine is to set the screen to, if not to what it finds.
     pub resolution: Option<String>,
     /// The run is a hang if it takes longer. It has no limit while a person is at its prompt.
@@ -117,6 +128,7 @@ impl Default for Run {
             acceleration: Acceleration::Auto,
             boot: Boot::Embedded,
             firmware: Firmware::Bios,
+            drive: Drive::Cd,
             resolution: None,
             time_limit: Some(DEFAULT_STRESS + PATIENCE),
             qemu: "qemu-system-x86_64".into(),
@@ -327,6 +339,19 @@ const KEYS: &[Key] = &[
             run.firmware = match value {
                 "bios" => Firmware::Bios,
                 "uefi" => Firmware::Uefi,
+                _ => return None,
+            };
+            Some(())
+        },
+    ),
+    runner(
+        "drive",
+        Form::OneOf(&["cd", "usb"]),
+        "for boot=limine (cd)",
+        |run, value| {
+            run.drive = match value {
+                "cd" => Drive::Cd,
+                "usb" => Drive::Usb,
                 _ => return None,
             };
             Some(())
@@ -749,6 +774,8 @@ pub fn parse<A: AsRef<str>>(arguments: &[A]) -> Result<Run, ArgumentError> {
         "events= needs output=json"
     } else if run.boot == Boot::Embedded && run.firmware == Firmware::Uefi {
         "firmware=uefi needs boot=limine"
+    } else if run.boot == Boot::Embedded && run.drive == Drive::Usb {
+        "drive=usb needs boot=limine"
     } else if run.boot == Boot::Embedded && run.resolution.is_some() {
         "resolution= needs boot=limine"
     } else if run.boot == Boot::Limine && run.machine == Machine::Microvm {
@@ -982,6 +1009,7 @@ mod tests {
         for arguments in [
             &["8", "smp=8,sockets=2"][..],
             &["firmware=uefi"],
+            &["drive=usb"],
             &["resolution=640x480"],
             &["boot=limine", "machine=microvm"],
             &["boot=limine", "loader.hhdm=random"],

@@ -1025,6 +1025,40 @@ pub const CASES: &[Case] = &[
             &["screen of 1024 by 768 pixels of 24 bits", "audit: clean"],
         )
     },
+    // What `just iso` writes, as a USB stick.
+    Case {
+        types: &[("`help` lists", "off")],
+        shows: SCREEN,
+        ..passes(
+            "screen-usb-bios",
+            &[
+                "4",
+                "boot=limine",
+                "drive=usb",
+                "reclaim=poison",
+                "monitor=yes",
+                "timeout=120",
+            ],
+            &["screen of ", "audit: clean"],
+        )
+    },
+    Case {
+        types: &[("`help` lists", "off")],
+        shows: SCREEN,
+        ..passes(
+            "screen-usb-uefi",
+            &[
+                "4",
+                "boot=limine",
+                "drive=usb",
+                "firmware=uefi",
+                "reclaim=poison",
+                "monitor=yes",
+                "timeout=120",
+            ],
+            &["screen of ", "audit: clean"],
+        )
+    },
     // More than it has room for, in every colour but an error's.
     Case {
         types: &[("`help` lists", "off")],

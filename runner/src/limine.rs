@@ -67,6 +67,8 @@ const OVMF_WHOLE: &[&str] = &["/usr/share/ovmf/OVMF.fd", "/usr/share/qemu/OVMF.f
 pub enum NotInstalled {
     /// Limine's files; in the folder of `LIMINE_DIR`, if that is set.
     Limine(Option<PathBuf>),
+    /// Limine's host tool.
+    LimineTool,
     /// UEFI firmware.
     Ovmf,
 }
@@ -96,6 +98,10 @@ impl fmt::Display for NotInstalled {
                      and name their folder: LIMINE_DIR=FOLDER just run-smp boot=limine",
                 )
             }
+            Self::LimineTool => f.write_str(
+                "a USB stick that boots by BIOS needs the limine tool: `make` it in the folder of \
+                 Limine's files, or install your distribution's package `limine`",
+            ),
             Self::Ovmf => f.write_str(
                 "no UEFI firmware for QEMU is installed: get the package ovmf (Debian, Ubuntu) or \
                  edk2-ovmf (Fedora, Arch)",

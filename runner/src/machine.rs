@@ -5,7 +5,7 @@ use std::fs::{self, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::arguments::Run;
+use crate::arguments::{Drive, Run};
 
 /// A QEMU machine type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -169,9 +169,15 @@ pub fn command(run: &Run, medium: &Medium, debug_console: &Path) -> Command {
             words,
         } => start_without_disc(&mut qemu, run, image, initramfs, words),
         Medium::Disc { image, firmware } => {
-            qemu.args(["-vga", "std", "-boot", "d", "-cdrom"])
-                .arg(image)
-                .args(firmware);
+            qemu.args(["-vga", "std"]).args(firmware);
+            match run.drive {
+                Drive::Cd => qemu.args(["-boot", "d", "-cdrom"]).arg(image),
+                Drive::Usb => qemu
+                    .arg("-drive")
+                    .arg(prefixed("if=none,id=stick,format=raw,file=", image))
+                    .args(["-device", "qemu-xhci"])
+                    .args(["-device", "usb-storage,drive=stick,bootindex=0"]),
+            };
         }
     }
     qemu.args(&run.qemu_arguments);

@@ -8,11 +8,11 @@ use std::thread;
 
 use anyhow::{Context, Result, bail};
 
-use crate::arguments::{Boot, Events, Firmware, Run};
+use crate::arguments::{Boot, Drive, Events, Firmware, Run};
 use crate::boot_log::{self, BootLog};
 use crate::events;
 use crate::images::{self, Images};
-use crate::limine::{self, Limine};
+use crate::limine::{self, BootableFrom, Limine, NotInstalled};
 use crate::machine::{self, Medium};
 use crate::screen::Screen;
 use crate::session::{self, Interrupt, Outcome, Rules, Typist, Verdict};
@@ -187,7 +187,12 @@ pub fn medium(run: &Run, images: &Images, folder: &Path) -> Result<Medium> {
         });
     }
     let image = folder.join("disc.iso");
-    Limine::find()?.write_disc(&images.bootable, run, &image)?;
+    let good_for = Limine::find()?.write_disc(&images.bootable, run, &image)?;
+    if (run.drive, run.firmware, good_for)
+        == (Drive::Usb, Firmware::Bios, BootableFrom::AllButUsbByBios)
+    {
+        return Err(NotInstalled::LimineTool.into());
+    }
     let firmware = match run.firmware {
         Firmware::Bios => Vec::new(),
         Firmware::Uefi => limine::uefi(folder)?,

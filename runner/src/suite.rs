@@ -208,6 +208,7 @@ fn examine(case: &Case, builds: &Builds, interrupt: &Interrupt) -> Report {
                     Some(NotInstalled::Limine(_)) => {
                         Report::Skipped("no Limine files (LIMINE_DIR)".into())
                     }
+                    Some(NotInstalled::LimineTool) => Report::Skipped("no limine tool".into()),
                     Some(NotInstalled::Ovmf) => Report::Skipped("no UEFI firmware (ovmf)".into()),
                     None => failed(format!("{error:#}"), Vec::new()),
                 };
