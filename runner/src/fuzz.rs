@@ -26,8 +26,8 @@ const TARGETS: [Target; 9] = [
     target("kernel-image", 50_000),
     target("loader-line", 20_000),
     target("loader-memory-map", 20_000),
-    target("kernel-line", 20_000),
-    target("monitor-keys", 20_000),
+    target("kernel-line", 8_000),
+    target("monitor-keys", 10_000),
     target("kernel-output", 10_000),
 ];
 
