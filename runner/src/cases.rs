@@ -595,7 +595,7 @@ pub const CASES: &[Case] = &[
         tells: &["log"],
         ..refuses(
             "events-refused",
-            &["64", "mem=8M", "output=json"],
+            &["64", "mem=9M", "output=json"],
             &["too little memory for the stacks"],
         )
     },
