@@ -57,7 +57,7 @@ impl fmt::Display for Holding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{:>9} {:>9} {:>9} {:>9} {:>8}",
+            "{:>9} {:>9} {:>10} {:>8} {:>8}",
             Bytes(self.frames),
             Bytes(self.cached),
             Signed(self.live),
@@ -291,7 +291,7 @@ impl Account {
     }
 
     fn tell_cpus(&self) {
-        log::info!("cpu    frames    cached      live    mapped    stack");
+        log::info!("cpu    frames    cached       live   mapped    stack");
         for (index, holding, _) in &self.cpus {
             log::info!("{index:>3} {holding}");
         }
@@ -313,7 +313,7 @@ impl Account {
         };
         let at_hand = i128::from(holding.frames);
         part(i128::from(self.uncached), format_args!("free"));
-        part(at_hand, format_args!("free, at hand of CPUs"));
+        part(at_hand, format_args!("free, kept by CPUs"));
         for (owner, bytes) in self.owners.iter().filter(|(_, bytes)| *bytes > 0) {
             match owner {
                 Owner::Free | Owner::Reserved => {}

@@ -180,15 +180,17 @@ pub fn tell() {
     log::info!(target: "irq", "taken: {}", Counts(sums));
 }
 
-/// How many of each kind, in words.
+/// How many of each kind there were, in words.
 struct Counts([u64; Kind::ALL.len()]);
 
 impl fmt::Display for Counts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (kind, count) in Kind::ALL.into_iter().zip(self.0) {
-            let comma = if kind as usize == 0 { "" } else { ", " };
-            write!(f, "{comma}{count} {}", kind.name())?;
+        let there_were = Kind::ALL.into_iter().zip(self.0);
+        let mut before = "";
+        for (kind, count) in there_were.filter(|&(_, count)| count > 0) {
+            write!(f, "{before}{count} {}", kind.name())?;
+            before = ", ";
         }
-        Ok(())
+        f.write_str(if before.is_empty() { "none" } else { "" })
     }
 }
