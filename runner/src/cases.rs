@@ -138,18 +138,10 @@ pub const fn fails(
     says: &'static [&'static str],
 ) -> Case {
     Case {
-        name,
-        arguments,
-        sweep: None,
-        types: &[],
         ends: &[Verdict::Failed],
-        says,
         never: &["(?i)panicked"],
         hides: &[],
-        shows: &[],
-        debugged: None,
-        limits: &[],
-        tells: &[],
+        ..passes(name, arguments, says)
     }
 }
 
@@ -160,18 +152,10 @@ pub const fn refuses(
     says: &'static [&'static str],
 ) -> Case {
     Case {
-        name,
-        arguments,
-        sweep: None,
-        types: &[],
         ends: &[Verdict::Refused],
-        says,
         never: &["(?i)panicked", "roll: "],
         hides: &[],
-        shows: &[],
-        debugged: None,
-        limits: &[],
-        tells: &[],
+        ..passes(name, arguments, says)
     }
 }
 
@@ -182,18 +166,10 @@ pub const fn panics(
     says: &'static [&'static str],
 ) -> Case {
     Case {
-        name,
-        arguments,
-        sweep: None,
-        types: &[],
         ends: &[Verdict::Panicked],
-        says,
         never: &["verdict: passed"],
         hides: &[],
-        shows: &[],
-        debugged: None,
-        limits: &[],
-        tells: &[],
+        ..passes(name, arguments, says)
     }
 }
 

@@ -10,110 +10,85 @@ const FEW_CALLS: &str = "stress=mixed,calls,mappings";
 /// What no run says in which a CPU is missing: it may be in the loader's memory.
 const KEPT: &[&str] = &["reclaimed", "(?i)panicked"];
 
+/// The last AP halts when it has reported a step of its way.
+macro_rules! dies_at {
+    ($step:literal) => {
+        Case {
+            never: KEPT,
+            ..fails(
+                concat!("die-", $step),
+                &[
+                    "3",
+                    concat!("die=", $step),
+                    FEW_CALLS,
+                    "seconds=0.3",
+                    "deadline=1000",
+                ],
+                &[
+                    "roll: 2 of 3 CPUs online",
+                    concat!(
+                        r"CPU 2 \(LAPIC 2\) did not answer within 1000 ms; last phase: ",
+                        $step
+                    ),
+                    r"the loader keeps its .*: CPUs with LAPIC ids \[2\] are missing",
+                    "audit: clean",
+                    r"verdict: failed: 1 CPUs are missing, with LAPIC ids \[2\]",
+                ],
+            )
+        }
+    };
+}
+
+/// It takes an exception there.
+macro_rules! falls_at {
+    ($step:literal) => {
+        panics(
+            concat!("fall-", $step),
+            &["3", concat!("fall=", $step), "stress=none"],
+            &[
+                "CPU 2: invalid opcode, error code",
+                "CPU 1.* (did not stop|stopped at)",
+                BACKTRACE,
+            ],
+        )
+    };
+}
+
+/// It waits there until it has been given up.
+macro_rules! is_late_at {
+    ($step:literal) => {
+        Case {
+            never: KEPT,
+            ..fails(
+                concat!("late-", $step),
+                &[
+                    "3",
+                    concat!("late=", $step),
+                    FEW_CALLS,
+                    "seconds=1",
+                    "deadline=1000",
+                ],
+                &[
+                    "roll: 2 of 3 CPUs online",
+                    "CPU 2 came after the roll call's deadline and stays out",
+                    r"CPU 2 \(LAPIC 2\) did not answer within 1000 ms",
+                    r"the loader keeps its .*: CPUs with LAPIC ids \[2\] are missing",
+                    "audit: clean",
+                    r"verdict: failed: 1 CPUs are missing, with LAPIC ids \[2\]",
+                ],
+            )
+        }
+    };
+}
+
 /// The faults of every test run.
 pub const FAULTS: &[Case] = &[
-    Case {
-        never: KEPT,
-        ..fails(
-            "die-entered",
-            &[
-                "3",
-                "die=entered",
-                FEW_CALLS,
-                "seconds=0.3",
-                "deadline=1000",
-            ],
-            &[
-                "roll: 2 of 3 CPUs online",
-                r"CPU 2 \(LAPIC 2\) did not answer within 1000 ms; last phase: entered",
-                r"the loader keeps its .*: CPUs with LAPIC ids \[2\] are missing",
-                "audit: clean",
-                r"verdict: failed: 1 CPUs are missing, with LAPIC ids \[2\]",
-            ],
-        )
-    },
-    Case {
-        never: KEPT,
-        ..fails(
-            "die-block",
-            &["3", "die=block", FEW_CALLS, "seconds=0.3", "deadline=1000"],
-            &[
-                "roll: 2 of 3 CPUs online",
-                r"CPU 2 \(LAPIC 2\) did not answer within 1000 ms; last phase: block",
-                r"the loader keeps its .*: CPUs with LAPIC ids \[2\] are missing",
-                "audit: clean",
-                r"verdict: failed: 1 CPUs are missing, with LAPIC ids \[2\]",
-            ],
-        )
-    },
-    Case {
-        never: KEPT,
-        ..fails(
-            "die-control",
-            &[
-                "3",
-                "die=control",
-                FEW_CALLS,
-                "seconds=0.3",
-                "deadline=1000",
-            ],
-            &[
-                "roll: 2 of 3 CPUs online",
-                r"CPU 2 \(LAPIC 2\) did not answer within 1000 ms; last phase: control",
-                r"the loader keeps its .*: CPUs with LAPIC ids \[2\] are missing",
-                "audit: clean",
-                r"verdict: failed: 1 CPUs are missing, with LAPIC ids \[2\]",
-            ],
-        )
-    },
-    Case {
-        never: KEPT,
-        ..fails(
-            "die-tables",
-            &["3", "die=tables", FEW_CALLS, "seconds=0.3", "deadline=1000"],
-            &[
-                "roll: 2 of 3 CPUs online",
-                r"CPU 2 \(LAPIC 2\) did not answer within 1000 ms; last phase: tables",
-                r"the loader keeps its .*: CPUs with LAPIC ids \[2\] are missing",
-                "audit: clean",
-                r"verdict: failed: 1 CPUs are missing, with LAPIC ids \[2\]",
-            ],
-        )
-    },
-    Case {
-        never: KEPT,
-        ..fails(
-            "die-stack",
-            &["3", "die=stack", FEW_CALLS, "seconds=0.3", "deadline=1000"],
-            &[
-                "roll: 2 of 3 CPUs online",
-                r"CPU 2 \(LAPIC 2\) did not answer within 1000 ms; last phase: stack",
-                r"the loader keeps its .*: CPUs with LAPIC ids \[2\] are missing",
-                "audit: clean",
-                r"verdict: failed: 1 CPUs are missing, with LAPIC ids \[2\]",
-            ],
-        )
-    },
-    Case {
-        never: KEPT,
-        ..fails(
-            "die-descriptors",
-            &[
-                "3",
-                "die=descriptors",
-                FEW_CALLS,
-                "seconds=0.3",
-                "deadline=1000",
-            ],
-            &[
-                "roll: 2 of 3 CPUs online",
-                r"CPU 2 \(LAPIC 2\) did not answer within 1000 ms; last phase: descriptors",
-                r"the loader keeps its .*: CPUs with LAPIC ids \[2\] are missing",
-                "audit: clean",
-                r"verdict: failed: 1 CPUs are missing, with LAPIC ids \[2\]",
-            ],
-        )
-    },
+    dies_at!("entered"),
+    dies_at!("block"),
+    dies_at!("control"),
+    dies_at!("tables"),
+    dies_at!("stack"),
+    dies_at!("descriptors"),
     // Nobody is missed who was there, until somebody calls.
     panics(
         "die-online",
@@ -124,165 +99,19 @@ pub const FAULTS: &[Case] = &[
             BACKTRACE,
         ],
     ),
-    panics(
-        "fall-entered",
-        &["3", "fall=entered", "stress=none"],
-        &[
-            "CPU 2: invalid opcode, error code",
-            "CPU 1.* (did not stop|stopped at)",
-            BACKTRACE,
-        ],
-    ),
-    panics(
-        "fall-block",
-        &["3", "fall=block", "stress=none"],
-        &[
-            "CPU 2: invalid opcode, error code",
-            "CPU 1.* (did not stop|stopped at)",
-            BACKTRACE,
-        ],
-    ),
-    panics(
-        "fall-control",
-        &["3", "fall=control", "stress=none"],
-        &[
-            "CPU 2: invalid opcode, error code",
-            "CPU 1.* (did not stop|stopped at)",
-            BACKTRACE,
-        ],
-    ),
-    panics(
-        "fall-tables",
-        &["3", "fall=tables", "stress=none"],
-        &[
-            "CPU 2: invalid opcode, error code",
-            "CPU 1.* (did not stop|stopped at)",
-            BACKTRACE,
-        ],
-    ),
-    panics(
-        "fall-stack",
-        &["3", "fall=stack", "stress=none"],
-        &[
-            "CPU 2: invalid opcode, error code",
-            "CPU 1.* (did not stop|stopped at)",
-            BACKTRACE,
-        ],
-    ),
-    panics(
-        "fall-descriptors",
-        &["3", "fall=descriptors", "stress=none"],
-        &[
-            "CPU 2: invalid opcode, error code",
-            "CPU 1.* (did not stop|stopped at)",
-            BACKTRACE,
-        ],
-    ),
-    panics(
-        "fall-online",
-        &["3", "fall=online", "stress=none"],
-        &[
-            "CPU 2: invalid opcode, error code",
-            "CPU 1.* (did not stop|stopped at)",
-            BACKTRACE,
-        ],
-    ),
-    Case {
-        never: KEPT,
-        ..fails(
-            "late-entered",
-            &["3", "late=entered", FEW_CALLS, "seconds=1", "deadline=1000"],
-            &[
-                "roll: 2 of 3 CPUs online",
-                "CPU 2 came after the roll call's deadline and stays out",
-                r"CPU 2 \(LAPIC 2\) did not answer within 1000 ms",
-                r"the loader keeps its .*: CPUs with LAPIC ids \[2\] are missing",
-                "audit: clean",
-                r"verdict: failed: 1 CPUs are missing, with LAPIC ids \[2\]",
-            ],
-        )
-    },
-    Case {
-        never: KEPT,
-        ..fails(
-            "late-block",
-            &["3", "late=block", FEW_CALLS, "seconds=1", "deadline=1000"],
-            &[
-                "roll: 2 of 3 CPUs online",
-                "CPU 2 came after the roll call's deadline and stays out",
-                r"CPU 2 \(LAPIC 2\) did not answer within 1000 ms",
-                r"the loader keeps its .*: CPUs with LAPIC ids \[2\] are missing",
-                "audit: clean",
-                r"verdict: failed: 1 CPUs are missing, with LAPIC ids \[2\]",
-            ],
-        )
-    },
-    Case {
-        never: KEPT,
-        ..fails(
-            "late-control",
-            &["3", "late=control", FEW_CALLS, "seconds=1", "deadline=1000"],
-            &[
-                "roll: 2 of 3 CPUs online",
-                "CPU 2 came after the roll call's deadline and stays out",
-                r"CPU 2 \(LAPIC 2\) did not answer within 1000 ms",
-                r"the loader keeps its .*: CPUs with LAPIC ids \[2\] are missing",
-                "audit: clean",
-                r"verdict: failed: 1 CPUs are missing, with LAPIC ids \[2\]",
-            ],
-        )
-    },
-    Case {
-        never: KEPT,
-        ..fails(
-            "late-tables",
-            &["3", "late=tables", FEW_CALLS, "seconds=1", "deadline=1000"],
-            &[
-                "roll: 2 of 3 CPUs online",
-                "CPU 2 came after the roll call's deadline and stays out",
-                r"CPU 2 \(LAPIC 2\) did not answer within 1000 ms",
-                r"the loader keeps its .*: CPUs with LAPIC ids \[2\] are missing",
-                "audit: clean",
-                r"verdict: failed: 1 CPUs are missing, with LAPIC ids \[2\]",
-            ],
-        )
-    },
-    Case {
-        never: KEPT,
-        ..fails(
-            "late-stack",
-            &["3", "late=stack", FEW_CALLS, "seconds=1", "deadline=1000"],
-            &[
-                "roll: 2 of 3 CPUs online",
-                "CPU 2 came after the roll call's deadline and stays out",
-                r"CPU 2 \(LAPIC 2\) did not answer within 1000 ms",
-                r"the loader keeps its .*: CPUs with LAPIC ids \[2\] are missing",
-                "audit: clean",
-                r"verdict: failed: 1 CPUs are missing, with LAPIC ids \[2\]",
-            ],
-        )
-    },
-    Case {
-        never: KEPT,
-        ..fails(
-            "late-descriptors",
-            &[
-                "3",
-                "late=descriptors",
-                FEW_CALLS,
-                "seconds=1",
-                "deadline=1000",
-            ],
-            &[
-                "roll: 2 of 3 CPUs online",
-                "CPU 2 came after the roll call's deadline and stays out",
-                r"CPU 2 \(LAPIC 2\) did not answer within 1000 ms",
-                r"the loader keeps its .*: CPUs with LAPIC ids \[2\] are missing",
-                "audit: clean",
-                r"verdict: failed: 1 CPUs are missing, with LAPIC ids \[2\]",
-            ],
-        )
-    },
+    falls_at!("entered"),
+    falls_at!("block"),
+    falls_at!("control"),
+    falls_at!("tables"),
+    falls_at!("stack"),
+    falls_at!("descriptors"),
+    falls_at!("online"),
+    is_late_at!("entered"),
+    is_late_at!("block"),
+    is_late_at!("control"),
+    is_late_at!("tables"),
+    is_late_at!("stack"),
+    is_late_at!("descriptors"),
     panics(
         "panic-in-panic",
         &["4", "fault=panic-in-panic"],

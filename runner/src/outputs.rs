@@ -195,16 +195,16 @@ pub fn command(names: &[String], interrupt: &Interrupt) -> Result<ExitCode> {
         write(&path(name), &make(interrupt)?, screen)?;
     }
     if is_wanted(PICTURE) {
-        let log = all_of(&boot_once(picture::CASE)?)?;
+        let log = read(&boot_once(picture::CASE)?.join("all.log"))?;
         let drawing = picture::draw(&picture::lines(&log)?);
         write(&picture_path(), &drawing, screen)?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn all_of(folder: &Path) -> Result<String> {
-    let path = folder.join("all.log");
-    fs::read_to_string(&path).with_context(|| format!("no {}", shown(&path)))
+/// A file's text.
+fn read(path: &Path) -> Result<String> {
+    fs::read_to_string(path).with_context(|| format!("no {}", shown(path)))
 }
 
 fn boot(name: &str, folder: &Path, interrupt: &Interrupt) -> Result<()> {
@@ -238,8 +238,7 @@ fn write(path: &Path, text: &str, screen: Screen) -> Result<()> {
 /// If a file can't be read.
 pub fn stale(case: &str, folder: &Path) -> Result<Option<String>> {
     for excerpt in EXCERPTS.iter().filter(|excerpt| excerpt.case == case) {
-        let path = path(excerpt.name);
-        let shows = fs::read_to_string(&path).with_context(|| format!("no {}", shown(&path)))?;
+        let shows = read(&path(excerpt.name))?;
         if let Some(line) = missing(&shows, &excerpt.of(folder)?) {
             return Ok(Some(format!(
                 "the book shows `{line}`: just book-outputs {}",
@@ -248,9 +247,9 @@ pub fn stale(case: &str, folder: &Path) -> Result<Option<String>> {
         }
     }
     if case == picture::CASE {
-        let path = picture_path();
-        let svg = fs::read_to_string(&path).with_context(|| format!("no {}", shown(&path)))?;
-        let log = picture::lines(&all_of(folder)?)?.join("\n");
+        let svg = read(&picture_path())?;
+        let log = read(&folder.join("all.log"))?;
+        let log = picture::lines(&log)?.join("\n");
         if let Some(line) = missing(&picture::text(&svg), &log) {
             return Ok(Some(format!(
                 "the README's picture shows `{line}`: just book-outputs {PICTURE}"
@@ -270,7 +269,7 @@ impl Excerpt {
     /// This part of the log in a folder.
     fn of(&self, folder: &Path) -> Result<String> {
         let path = folder.join(self.log);
-        let log = fs::read_to_string(&path).with_context(|| format!("no {}", shown(&path)))?;
+        let log = read(&path)?;
         let (from, to) = (Regex::new(self.from)?, Regex::new(self.to)?);
         let lines: Vec<_> = log.lines().filter_map(readable).collect();
         let first = lines.iter().position(|line| from.is_match(line));
