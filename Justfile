@@ -4,6 +4,10 @@ set positional-arguments
 
 runner := "cargo run --quiet --package muster-runner --"
 
+# What random tests start from: another one each time, unless given, as in just seed=7 oracles
+seed := env("PROPTEST_RNG_SEED", `date +%s%N`)
+export PROPTEST_RNG_SEED := seed
+
 # List the recipes
 [private]
 default:
@@ -103,7 +107,7 @@ fmt:
 
 # Test the libraries and the runner on this host, doc tests included
 [group('test')]
-test-host: models coverage
+test-host: seed models coverage
     cargo test --doc --package muster-percpu --package muster-memory --package muster-heap
     cargo test --package muster-screen --package muster-events --package muster-bench
     cargo test --package muster-arguments --features bench
@@ -112,15 +116,20 @@ test-host: models coverage
     cargo test --manifest-path view/Cargo.toml --target-dir target/view
     {{ runner }} fuzz
 
+# Say what random tests start from
+[private]
+seed:
+    @echo "random tests start from seed {{ seed }}; the same again: just seed={{ seed }} test-host"
+
 # Try what CPUs can do to one another, in every order, and make mistakes to see that they are found
 [group('test')]
 models:
     RUSTFLAGS="--cfg loom" cargo test --target-dir target/models --profile models \
         --package muster-percpu --package muster-memory --package muster-heap --lib -- --nocapture --test-threads 2
 
-# Hold the libraries against naive models, at random: just oracles [TIMES as many cases as usual]
+# Check the libraries against naive models, at random: just [seed=N] oracles [TIMES as many new cases as usual]
 [group('test')]
-oracles TIMES="1":
+oracles TIMES="1": seed
     ORACLE_TIMES="$1" cargo test --package muster-memory --test memory --package muster-heap --test heap \
         -- --nocapture model
 

@@ -131,34 +131,37 @@ impl Slabs {
         taken
     }
 
-    /// Adds a slab. `false`: there is no frame for it.
+    /// Adds a slab. `false`: there is no frame for it, or none for its description.
     fn grow<P: FramePlatform>(&self, ground: &Ground<'_, P>, class: Class) -> bool {
-        // A smaller slab wastes more, but is better than none when memory is in pieces.
+        // A smaller slab wastes more, but is better than none: when memory is in pieces, and when a
+        // larger one would take the frames that its description needs.
+        let least = class.size().div_ceil(super::FRAME).next_power_of_two();
         let mut count = class.slab_frames();
-        let start = loop {
+        while count >= least {
             if let Some(start) = ground.frames.allocate(count, count, Use::Slab) {
-                break start;
+                let slab =
+                    (ground.map).insert(ground.cpu, ground.frames, start, count as u8, class);
+                match slab {
+                    Some(slab) => return self.add(ground, slab),
+                    // SAFETY: just allocated, and no slab was made of them.
+                    None => unsafe { ground.frames.free(start, count, Use::Slab) },
+                }
             }
             count /= 2;
-            if count * super::FRAME < class.size() {
-                return false;
-            }
-        };
-        let slab = (ground.map).insert(ground.cpu, ground.frames, start, count as u8, class);
-        if let Some(slab) = slab
-            && let Some(mut lists) = self.lists.lock(ground.cpu)
-        {
-            lists.empty.push(slab);
-            lists.empties += 1;
-            self.frames.add(count);
-            return true;
-        }
-        match slab {
-            Some(slab) => ground.map.remove(ground.cpu, ground.frames, slab),
-            // SAFETY: the frames have just been allocated, and no slab has been made of them.
-            None => unsafe { ground.frames.free(start, count, Use::Slab) },
         }
         false
+    }
+
+    /// Adds a slab that is new. `false`: this CPU holds the lock.
+    fn add<P: FramePlatform>(&self, ground: &Ground<'_, P>, slab: &Slab) -> bool {
+        let Some(mut lists) = self.lists.lock(ground.cpu) else {
+            ground.map.remove(ground.cpu, ground.frames, slab);
+            return false;
+        };
+        lists.empty.push(slab);
+        lists.empties += 1;
+        self.frames.add(slab.frames());
+        true
     }
 
     /// Takes blocks back. On an error, the blocks before the wrong one are free, and those after it

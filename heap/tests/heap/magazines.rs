@@ -152,6 +152,36 @@ fn exhaustion_is_null_and_uses_the_last_frame() {
 }
 
 #[test]
+fn a_slab_leaves_its_description_the_frames_that_it_needs() {
+    // What a slab's description takes at most, once nothing is described.
+    const TABLES: usize = 3;
+    for left in 0..16 {
+        for class in Class::all() {
+            let heap = MagazineHeap::new(HostedFrames::new(64));
+            let frames = heap.platform().frames_left();
+            let large = layout((frames - left) * FRAME, 8);
+            let taken = alloc(&heap, large).unwrap();
+            let least = class.size().div_ceil(FRAME).next_power_of_two();
+            let run = heap.platform().allocate_frames(least, least);
+            let fits = run.is_some_and(|run| {
+                let fits = heap.platform().frames_left() >= TABLES;
+                // SAFETY: just allocated, and used by nobody.
+                unsafe { heap.platform().free_frames(run, least) };
+                fits
+            });
+            let wanted = layout(class.size(), 8);
+            let block = alloc(&heap, wanted);
+            assert_eq!(block.is_some(), fits, "{left} frames left, {class:?}");
+            if let Some(block) = block {
+                free(&heap, block, wanted);
+            }
+            free(&heap, taken, large);
+            assert_all_back(&heap, frames);
+        }
+    }
+}
+
+#[test]
 fn all_cpus_run_out_at_once_and_everything_comes_back() {
     const THREADS: usize = 4;
     for size in [64, 3000, 20_000] {
