@@ -207,7 +207,7 @@ impl Drop for InterruptGuard {
 unsafe impl Platform for Kernel {
     type InterruptGuard = InterruptGuard;
 
-    fn keep_interrupts_out(&self) -> InterruptGuard {
+    fn disable_interrupts(&self) -> InterruptGuard {
         InterruptGuard::new()
     }
 
@@ -232,12 +232,12 @@ unsafe impl FramePlatform for Kernel {
         cache_from_gs: cpu::CACHE_FROM_GS,
     };
 
-    type Pin = ();
+    type NoPreempt = ();
     type InterruptGuard = InterruptGuard;
 
-    fn pin(&self) {}
+    fn disable_preemption(&self) {}
 
-    fn keep_interrupts_out(&self) -> InterruptGuard {
+    fn disable_interrupts(&self) -> InterruptGuard {
         InterruptGuard::new()
     }
 

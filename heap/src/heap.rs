@@ -58,7 +58,7 @@ impl<P: Platform> Heap<P> {
     /// [`StartError`] if the heap has an arena already or this one is too small. The arena is lost
     /// then.
     pub fn start_boot(&self, arena: &'static mut [MaybeUninit<u8>]) -> Result<(), StartError> {
-        let _interrupts = self.platform.keep_interrupts_out();
+        let _interrupts = self.platform.disable_interrupts();
         match self.regions.lock(self.platform.cpu()) {
             Some(mut regions) => regions.start_boot(arena),
             None => Err(StartError::AlreadyStarted),
@@ -69,7 +69,7 @@ impl<P: Platform> Heap<P> {
     ///
     /// Called once the platform can grow. What lives in the boot arena stays there until freed.
     pub fn open(&self) {
-        let _interrupts = self.platform.keep_interrupts_out();
+        let _interrupts = self.platform.disable_interrupts();
         if let Some(mut regions) = self.regions.lock(self.platform.cpu()) {
             regions.open();
         }
@@ -83,7 +83,7 @@ impl<P: Platform> Heap<P> {
     /// [`try_statistics`](Self::try_statistics).
     #[track_caller]
     pub fn statistics(&self) -> Statistics {
-        let _interrupts = self.platform.keep_interrupts_out();
+        let _interrupts = self.platform.disable_interrupts();
         match self.regions.lock(self.platform.cpu()) {
             Some(regions) => self.with_refusals(regions.accounts()),
             None => panic!("heap statistics asked for from inside the heap: use try_statistics"),
@@ -93,7 +93,7 @@ impl<P: Platform> Heap<P> {
     /// What the heap holds, or `None` if any CPU is inside it: never waits, so it is safe in an NMI
     /// and after a panic.
     pub fn try_statistics(&self) -> Option<Statistics> {
-        let _interrupts = self.platform.keep_interrupts_out();
+        let _interrupts = self.platform.disable_interrupts();
         let accounts = self.regions.try_lock(self.platform.cpu())?.accounts();
         Some(self.with_refusals(accounts))
     }
@@ -162,7 +162,7 @@ impl<P: Platform> Heap<P> {
 // released. (2) Nothing unwinds except over a free that breaks this trait's contract.
 unsafe impl<P: Platform> GlobalAlloc for Heap<P> {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let _interrupts = self.platform.keep_interrupts_out();
+        let _interrupts = self.platform.disable_interrupts();
         match self.allocate(layout) {
             Some(block) => block.as_ptr(),
             None => {
@@ -174,7 +174,7 @@ unsafe impl<P: Platform> GlobalAlloc for Heap<P> {
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         let released = {
-            let _interrupts = self.platform.keep_interrupts_out();
+            let _interrupts = self.platform.disable_interrupts();
             match (self.regions.lock(self.platform.cpu()), NonNull::new(block)) {
                 // SAFETY: `block` came from `alloc` with this layout and is live: the contract of
                 // `GlobalAlloc::dealloc`.

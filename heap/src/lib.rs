@@ -74,7 +74,7 @@
 //! unsafe impl Platform for Machine {
 //!     type InterruptGuard = InterruptsOff;
 //!
-//!     fn keep_interrupts_out(&self) -> InterruptsOff {
+//!     fn disable_interrupts(&self) -> InterruptsOff {
 //!         InterruptsOff::new()
 //!     }
 //!
@@ -167,12 +167,12 @@
 //! // `CACHES` by number before it starts it. (4) `Off` clears the interrupt flag. (5) The frame
 //! // allocator gives each frame to one owner, and the direct map has all of them.
 //! unsafe impl FramePlatform for Machine {
-//!     type Pin = ();
+//!     type NoPreempt = ();
 //!     type InterruptGuard = interrupts::Off;
 //!
-//!     fn pin(&self) {}
+//!     fn disable_preemption(&self) {}
 //!
-//!     fn keep_interrupts_out(&self) -> interrupts::Off {
+//!     fn disable_interrupts(&self) -> interrupts::Off {
 //!         interrupts::Off::new()
 //!     }
 //!

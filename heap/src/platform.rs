@@ -20,15 +20,15 @@ use core::ptr::NonNull;
 /// 3. The memory [`grow`](Self::grow) returns is mapped, readable and writable on all CPUs, used by
 ///    nothing else, and stays so for good.
 pub unsafe trait Platform: Sync {
-    /// Keeps interrupts out while alive, and afterwards restores what was before: guards nest.
+    /// While alive, interrupts are disabled; afterwards they are as before. Guards nest.
     type InterruptGuard;
 
-    /// Keeps interrupts out on this CPU until the result is dropped.
-    fn keep_interrupts_out(&self) -> Self::InterruptGuard;
+    /// Disables interrupts on this CPU until the result is dropped, and with them preemption.
+    fn disable_interrupts(&self) -> Self::InterruptGuard;
 
     /// The number of the CPU this runs on, or `None` before the CPU's own state exists.
     ///
-    /// Called with interrupts kept out, and also from an NMI. By the number the heap tells a CPU
+    /// Called with interrupts disabled, and also from an NMI. By the number the heap tells a CPU
     /// that waits for itself from one that waits for another.
     fn cpu(&self) -> Option<usize>;
 
@@ -40,8 +40,8 @@ pub unsafe trait Platform: Sync {
     /// large pieces. `at_least` is rarely a multiple of the page size; round up, and add what makes
     /// growth rare.
     ///
-    /// Called with interrupts kept out and by one CPU at a time. Other CPUs may be waiting for it
-    /// with interrupts kept out, so it must not wait for an answer from them (a TLB shootdown; a
+    /// Called with interrupts disabled and by one CPU at a time. Other CPUs may be waiting for it
+    /// with interrupts disabled, so it must not wait for an answer from them (a TLB shootdown; a
     /// fresh mapping needs none). It must not allocate from the heap either: an allocation inside
     /// `grow` gets null.
     fn grow(&self, at_least: usize) -> Option<NonNull<[u8]>>;

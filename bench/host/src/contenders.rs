@@ -166,12 +166,12 @@ thread_local! {
 unsafe impl FramePlatform for Threads {
     const FAST_PATH: FastPath = FastPath::Uninterrupted;
 
-    type Pin = ();
+    type NoPreempt = ();
     type InterruptGuard = ();
 
-    fn pin(&self) {}
+    fn disable_preemption(&self) {}
 
-    fn keep_interrupts_out(&self) {}
+    fn disable_interrupts(&self) {}
 
     fn cpu(&self) -> Option<usize> {
         Some(NUMBER.get())

@@ -95,7 +95,7 @@ pub struct Machine;
 unsafe impl Platform for Machine {
     type InterruptGuard = ();
 
-    fn keep_interrupts_out(&self) {}
+    fn disable_interrupts(&self) {}
 
     fn cpu(&self) -> Option<usize> {
         Cpu::try_with(|here| here.index() as usize)
@@ -112,12 +112,12 @@ unsafe impl Platform for Machine {
 unsafe impl FramePlatform for Machine {
     const FAST_PATH: FastPath = FastPath::Uninterrupted;
 
-    type Pin = ();
+    type NoPreempt = ();
     type InterruptGuard = ();
 
-    fn pin(&self) {}
+    fn disable_preemption(&self) {}
 
-    fn keep_interrupts_out(&self) {}
+    fn disable_interrupts(&self) {}
 
     fn cpu(&self) -> Option<usize> {
         Platform::cpu(self)

@@ -109,12 +109,12 @@ const HUGE: usize = 2 << 20;
 unsafe impl FramePlatform for HostedFrames {
     const FAST_PATH: FastPath = FastPath::Uninterrupted;
 
-    type Pin = ();
+    type NoPreempt = ();
     type InterruptGuard = ();
 
-    fn pin(&self) {}
+    fn disable_preemption(&self) {}
 
-    fn keep_interrupts_out(&self) {}
+    fn disable_interrupts(&self) {}
 
     fn cpu(&self) -> Option<usize> {
         thread_number()

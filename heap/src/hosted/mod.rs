@@ -74,7 +74,7 @@ impl Hosted {
 unsafe impl Platform for Hosted {
     type InterruptGuard = ();
 
-    fn keep_interrupts_out(&self) {}
+    fn disable_interrupts(&self) {}
 
     fn cpu(&self) -> Option<usize> {
         static NEXT: AtomicUsize = AtomicUsize::new(0);

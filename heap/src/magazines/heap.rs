@@ -165,9 +165,9 @@ impl<P: FramePlatform> MagazineHeap<P> {
     ///
     /// As for the [heap](Self).
     pub fn drain(&self) -> bool {
-        let _pin = self.platform().pin();
+        let _preemption = self.platform().disable_preemption();
         let drained = {
-            let _interrupts = self.platform().keep_interrupts_out();
+            let _interrupts = self.platform().disable_interrupts();
             let cache = self.platform().cache();
             match cache.enter() {
                 Entry::Owner(mut owner) => Ok(self.drain_inside(&mut owner)),
@@ -195,9 +195,9 @@ impl<P: FramePlatform> MagazineHeap<P> {
     ///
     /// As for the [heap](Self).
     pub fn trim(&self) {
-        let _pin = self.platform().pin();
+        let _preemption = self.platform().disable_preemption();
         let freed = {
-            let _interrupts = self.platform().keep_interrupts_out();
+            let _interrupts = self.platform().disable_interrupts();
             match self.platform().cache().enter() {
                 Entry::Owner(_) | Entry::Guest(_) => self.trim_inside(),
                 Entry::Nested => Ok(()),
@@ -283,11 +283,11 @@ impl<P: FramePlatform> MagazineHeap<P> {
     fn pop(&self, class: Class, size: usize) -> Option<Block> {
         match P::FAST_PATH {
             FastPath::Uninterrupted => {
-                let _pin = self.platform().pin();
+                let _preemption = self.platform().disable_preemption();
                 self.platform().cache().pop::<false>(class, size)
             }
             FastPath::Flagged => {
-                let _pin = self.platform().pin();
+                let _preemption = self.platform().disable_preemption();
                 self.platform().cache().pop::<true>(class, size)
             }
             #[cfg(target_arch = "x86_64")]
@@ -302,11 +302,11 @@ impl<P: FramePlatform> MagazineHeap<P> {
     fn push(&self, class: Class, block: Block, size: usize) -> bool {
         match P::FAST_PATH {
             FastPath::Uninterrupted => {
-                let _pin = self.platform().pin();
+                let _preemption = self.platform().disable_preemption();
                 self.platform().cache().push::<false>(class, block, size)
             }
             FastPath::Flagged => {
-                let _pin = self.platform().pin();
+                let _preemption = self.platform().disable_preemption();
                 self.platform().cache().push::<true>(class, block, size)
             }
             #[cfg(target_arch = "x86_64")]
@@ -383,9 +383,9 @@ impl<P: FramePlatform> MagazineHeap<P> {
 
     /// Only the first attempt may fill the cache: once memory is short, it is for blocks.
     fn attempt(&self, class: Class, size: usize, fills: bool) -> Result<Block, Refused> {
-        let _pin = self.platform().pin();
+        let _preemption = self.platform().disable_preemption();
         let (block, freed) = {
-            let _interrupts = self.platform().keep_interrupts_out();
+            let _interrupts = self.platform().disable_interrupts();
             match self.platform().cache().enter() {
                 Entry::Owner(mut owner) => {
                     let freed = self.catch_up(&mut owner);
@@ -458,9 +458,9 @@ impl<P: FramePlatform> MagazineHeap<P> {
     }
 
     fn free_small(&self, class: Class, block: Block, size: usize) {
-        let _pin = self.platform().pin();
+        let _preemption = self.platform().disable_preemption();
         let freed = {
-            let _interrupts = self.platform().keep_interrupts_out();
+            let _interrupts = self.platform().disable_interrupts();
             match self.platform().cache().enter() {
                 Entry::Owner(mut owner) => self.free_inside(&mut owner, class, block, size),
                 Entry::Guest(_) => {
@@ -573,8 +573,8 @@ impl<P: FramePlatform> MagazineHeap<P> {
         let count = frames_of(layout)?;
         let align = layout.align().div_ceil(FRAME);
         self.until_short(|_| {
-            let _pin = self.platform().pin();
-            let _interrupts = self.platform().keep_interrupts_out();
+            let _preemption = self.platform().disable_preemption();
+            let _interrupts = self.platform().disable_interrupts();
             let entry = self.platform().cache().enter();
             if matches!(entry, Entry::Nested) {
                 self.shared.reentries.fetch_add(1, Ordering::Relaxed);
@@ -596,8 +596,8 @@ impl<P: FramePlatform> MagazineHeap<P> {
         let Some(frames) = frames_of(layout) else {
             return;
         };
-        let _pin = self.platform().pin();
-        let _interrupts = self.platform().keep_interrupts_out();
+        let _preemption = self.platform().disable_preemption();
+        let _interrupts = self.platform().disable_interrupts();
         self.account(-(layout.size() as i64));
         let entry = self.platform().cache().enter();
         if matches!(entry, Entry::Nested) {
@@ -676,7 +676,7 @@ unsafe impl<P: FramePlatform> GlobalAlloc for MagazineHeap<P> {
         };
         if stays {
             let grown = new_size as i64 - layout.size() as i64;
-            let _pin = self.platform().pin();
+            let _preemption = self.platform().disable_preemption();
             if !self.platform().cache().correct(grown) {
                 self.account(grown);
             }

@@ -100,12 +100,12 @@ impl Drop for Ram {
 
 // SAFETY: nothing is preempted or interrupted, no CPU has a cache, and no frame is given twice.
 unsafe impl FramePlatform for Ram {
-    type Pin = ();
+    type NoPreempt = ();
     type InterruptGuard = ();
 
-    fn pin(&self) {}
+    fn disable_preemption(&self) {}
 
-    fn keep_interrupts_out(&self) {}
+    fn disable_interrupts(&self) {}
 
     fn cpu(&self) -> Option<usize> {
         None

@@ -28,7 +28,7 @@ pub enum FastPath {
 /// # Lock order
 ///
 /// The heap calls [`allocate_frames`](Self::allocate_frames) and [`free_frames`](Self::free_frames)
-/// with interrupts kept out, and possibly while it holds a lock of its own, which other CPUs may be
+/// with interrupts disabled, and possibly while it holds a lock of its own, which other CPUs may be
 /// waiting for. So what the platform locks there lies below the heap's locks: code that holds it
 /// must not allocate or free, nor may an interrupt handler run meanwhile that does. If a non-maskable interrupt may use the heap, it must not find the
 /// platform waiting for a lock that the interrupted code holds: let the platform answer `None`
@@ -36,15 +36,15 @@ pub enum FastPath {
 ///
 /// # Safety
 ///
-/// 1. While a [`Pin`](Self::Pin) is alive, the code stays on its CPU, and nothing runs in between
-///    there that uses the heap but what runs to its end first, as interrupt handlers do: another
-///    task does not.
+/// 1. While a [`NoPreempt`](Self::NoPreempt) is alive, the code that holds it is neither preempted nor
+///    migrated: it stays on its CPU, and nothing else that uses the heap runs there but what runs to
+///    its end first, as interrupt handlers do. Another task does not.
 /// 2. [`cache`](Self::cache) gives each CPU a cache that it has for itself, and always the same one
 ///    since it first had one; before that, [`NO_CACHE`](super::NO_CACHE). A cache serves one heap only.
 /// 3. [`cpu`](Self::cpu) gives two CPUs that run at the same time different numbers, and a CPU that
 ///    has a cache has a number.
 /// 4. While an [`InterruptGuard`](Self::InterruptGuard) is alive, no maskable interrupt is taken on
-///    this CPU.
+///    this CPU. The heap makes one only while it holds a [`NoPreempt`](Self::NoPreempt).
 /// 5. [`allocate_frames`](Self::allocate_frames) gives memory that is mapped, readable and writable
 ///    on all CPUs, aligned and contiguous as asked, and used by nothing else until it is freed.
 /// 6. If [`FAST_PATH`](Self::FAST_PATH) is [`FastPath::Uninterrupted`], nothing that interrupts a CPU
@@ -59,17 +59,19 @@ pub unsafe trait FramePlatform: Sync {
     /// How a fast path keeps clear of what interrupts it.
     const FAST_PATH: FastPath = FastPath::Flagged;
 
-    /// Keeps the code on its CPU while alive. `()` in a kernel whose code isn't preempted.
-    type Pin;
+    /// While alive, the code is neither preempted by another task nor migrated to another CPU. Guards
+    /// nest. `()` in a kernel that has no tasks, or whose tasks give up the CPU only by themselves.
+    type NoPreempt;
 
-    /// Keeps interrupts out while alive, and afterwards restores what was before: guards nest.
+    /// While alive, interrupts are disabled; afterwards they are as before. Guards nest.
     type InterruptGuard;
 
-    /// Keeps this code on its CPU until the result is dropped.
-    fn pin(&self) -> Self::Pin;
+    /// Disables preemption and migration of this code until the result is dropped: say, a count in
+    /// the CPU's own memory that the scheduler looks at before it switches.
+    fn disable_preemption(&self) -> Self::NoPreempt;
 
-    /// Keeps interrupts out on this CPU until the result is dropped. On slow paths only.
-    fn keep_interrupts_out(&self) -> Self::InterruptGuard;
+    /// Disables interrupts on this CPU until the result is dropped. On slow paths only.
+    fn disable_interrupts(&self) -> Self::InterruptGuard;
 
     /// The number of the CPU this runs on, or `None` before the CPU's own state exists.
     ///

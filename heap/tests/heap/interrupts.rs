@@ -31,12 +31,12 @@ impl Drop for Mask {
 // SAFETY: as `HostedFrames`, and the guard keeps the one signal out whose handler stands for an
 // interrupt handler.
 unsafe impl FramePlatform for Interrupted {
-    type Pin = ();
+    type NoPreempt = ();
     type InterruptGuard = Mask;
 
-    fn pin(&self) {}
+    fn disable_preemption(&self) {}
 
-    fn keep_interrupts_out(&self) -> Mask {
+    fn disable_interrupts(&self) -> Mask {
         let mut before = MaybeUninit::uninit();
         // SAFETY: a set of one signal, blocked for this thread; what was before is written.
         unsafe {

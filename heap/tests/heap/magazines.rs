@@ -393,12 +393,12 @@ struct Scripted<F, D> {
 // SAFETY: everything is `HostedFrames`', except that a CPU may say that it has no cache, which it
 // has or hasn't for as long as it uses the heap.
 unsafe impl<F: Fn() + Sync, D: Fn() + Sync> FramePlatform for Scripted<F, D> {
-    type Pin = ();
+    type NoPreempt = ();
     type InterruptGuard = ();
 
-    fn pin(&self) {}
+    fn disable_preemption(&self) {}
 
-    fn keep_interrupts_out(&self) {}
+    fn disable_interrupts(&self) {}
 
     fn cpu(&self) -> Option<usize> {
         self.machine.cpu()

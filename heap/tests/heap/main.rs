@@ -354,7 +354,7 @@ struct Scripted<G> {
 unsafe impl<G: Fn() + Sync> Platform for Scripted<G> {
     type InterruptGuard = ();
 
-    fn keep_interrupts_out(&self) {}
+    fn disable_interrupts(&self) {}
 
     fn cpu(&self) -> Option<usize> {
         CPU.get()

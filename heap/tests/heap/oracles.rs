@@ -100,7 +100,7 @@ impl Giving {
 unsafe impl Platform for Giving {
     type InterruptGuard = ();
 
-    fn keep_interrupts_out(&self) {}
+    fn disable_interrupts(&self) {}
 
     fn cpu(&self) -> Option<usize> {
         self.memory.cpu()
@@ -382,12 +382,12 @@ unsafe impl<const FLAGGED: bool> FramePlatform for Turns<FLAGGED> {
         FastPath::Uninterrupted
     };
 
-    type Pin = ();
+    type NoPreempt = ();
     type InterruptGuard = ();
 
-    fn pin(&self) {}
+    fn disable_preemption(&self) {}
 
-    fn keep_interrupts_out(&self) {}
+    fn disable_interrupts(&self) {}
 
     fn cpu(&self) -> Option<usize> {
         Some(self.turn.load(Ordering::Relaxed)).filter(|cpu| *cpu < CPUS)

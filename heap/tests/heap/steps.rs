@@ -35,12 +35,12 @@ macro_rules! machine {
         unsafe impl FramePlatform for $name {
             const FAST_PATH: FastPath = $fast_path;
 
-            type Pin = ();
+            type NoPreempt = ();
             type InterruptGuard = ();
 
-            fn pin(&self) {}
+            fn disable_preemption(&self) {}
 
-            fn keep_interrupts_out(&self) {}
+            fn disable_interrupts(&self) {}
 
             hosted_frames!();
         }
