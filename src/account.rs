@@ -200,7 +200,7 @@ impl Account {
             let holding = Holding {
                 frames: share.map_or(0, |share| share.cached() as u64) * FRAME_SIZE,
                 cached: cpu.cache.cached_bytes() as u64,
-                live: cpu.cache.live_bytes(),
+                live: cpu.cache.traffic().live_bytes(),
                 mapped: frames(mapped),
                 // SAFETY: a CPU at work has its stack, in the shared tables.
                 stack: unsafe { Slot::of(index).main().most_used() },

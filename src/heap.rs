@@ -22,12 +22,15 @@ use x86_64::instructions::interrupts;
 
 use crate::audit::Bytes;
 use crate::lock::{self, Level};
-use crate::{checked, cpu, crew, frames, relief, shared, window};
+use crate::{checked, clock, cpu, crew, frames, relief, shared, window};
 
 /// What the heap lives on until the kernel's tables are loaded: enough for the
 /// physical map and the mapping plan of a machine with hundreds of memory-map
 /// entries and hundreds of CPUs.
 const BOOT_BYTES: usize = 1024 * 1024;
+
+/// How long a CPU may hold a lock of the heap's, in milliseconds: as long as it may take to take a call.
+const LOCK_TIMEOUT: u64 = 10_000;
 
 /// How long a CPU may take to drain its cache, in milliseconds.
 const DRAIN_PATIENCE: u64 = 10_000;
@@ -89,7 +92,11 @@ unsafe impl GlobalAlloc for Global {
         // SAFETY: the caller's promise, handed on.
         unsafe {
             if USE_MAGAZINES.load(Ordering::Relaxed) {
-                MAGAZINES.alloc(layout)
+                let block = MAGAZINES.alloc(layout);
+                if block.is_null() && is_last_resort_due() {
+                    return LIST.alloc(layout);
+                }
+                block
             } else {
                 allocate_otherwise(layout)
             }
@@ -218,6 +225,14 @@ unsafe impl Platform for Kernel {
     fn grow(&self, at_least: usize) -> Option<NonNull<[u8]>> {
         shared::get().grow_heap(at_least)
     }
+
+    fn wait_for_lock(&self, holder: Option<usize>, state: &mut u64) {
+        wait_for_lock(holder, state);
+    }
+
+    fn lock_stuck(&self, holder: Option<usize>) -> ! {
+        lock_stuck(holder)
+    }
 }
 
 // SAFETY: (1) Muster has no tasks: what comes in between on a CPU is an interrupt,
@@ -266,13 +281,39 @@ unsafe impl FramePlatform for Kernel {
         relief::ask_others();
     }
 
-    fn last_resort(&self, layout: Layout) -> Option<NonNull<u8>> {
-        // What the checked heap wraps must be the magazines'.
-        if checked::is_on() || !is_last_resort_due() {
-            return None;
-        }
-        // SAFETY: the layout is that of an allocation, whose caller promises that it has a size.
-        NonNull::new(unsafe { LIST.alloc(layout) })
+    fn capacity(&self) -> usize {
+        shared::get().frame_count()
+    }
+
+    fn reclaimable(&self) -> usize {
+        shared::get().cached_frames()
+    }
+
+    fn wait_for_lock(&self, holder: Option<usize>, state: &mut u64) {
+        wait_for_lock(holder, state);
+    }
+
+    fn lock_stuck(&self, holder: Option<usize>) -> ! {
+        lock_stuck(holder)
+    }
+}
+
+/// Waits a moment for a lock of the heap's. `state` is the time when the wait has lasted too long.
+fn wait_for_lock(holder: Option<usize>, state: &mut u64) {
+    let now = clock::ticks();
+    if *state == 0 {
+        *state = now.saturating_add(clock::from_micros(LOCK_TIMEOUT * 1000));
+    } else if now >= *state {
+        lock_stuck(holder);
+    }
+    core::hint::spin_loop();
+}
+
+/// Ends the run, as a CPU has stopped with a lock of the heap's.
+fn lock_stuck(holder: Option<usize>) -> ! {
+    match holder {
+        Some(cpu) => panic!("CPU {cpu} holds a lock of the heap and does not go on"),
+        None => panic!("a CPU that has no block yet holds a lock of the heap and does not go on"),
     }
 }
 

@@ -27,7 +27,7 @@ pub fn ask_others() {
     heap::relieve();
     // All CPUs meet the end of memory together, and most have nothing left then.
     let has_some = |shared: &cpu::Shared| shared.cache.cached_bytes() > 0;
-    if !shared::get().has_cached_frames()
+    if shared::get().cached_frames() == 0
         && !crew::members().any(|(index, shared)| index != own && has_some(shared))
     {
         return;

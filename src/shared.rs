@@ -666,9 +666,14 @@ impl Shared {
         self.frames.share(cpu as usize)
     }
 
-    /// Whether a CPU has frames at hand.
-    pub fn has_cached_frames(&self) -> bool {
-        self.frames.cached_frames() > 0
+    /// How many free frames are in the CPUs' caches.
+    pub fn cached_frames(&self) -> usize {
+        self.frames.cached_frames()
+    }
+
+    /// How many frames there are, free or not.
+    pub fn frame_count(&self) -> usize {
+        self.frames.capacity()
     }
 
     /// What went past the CPUs' frame caches.

@@ -6,7 +6,7 @@ use core::mem::MaybeUninit;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use crate::lock::Lock;
+use crate::lock::{Lock, Waiter};
 use crate::regions::{Regions, room_for};
 use crate::{Platform, Statistics};
 
@@ -38,6 +38,22 @@ pub struct Heap<P> {
     refusals: AtomicU64,
 }
 
+/// The CPU that this runs on, which stays the same while this lives: interrupts are disabled.
+struct Here<'a, P> {
+    platform: &'a P,
+    cpu: Option<usize>,
+}
+
+impl<P: Platform> Waiter for Here<'_, P> {
+    fn cpu(&self) -> Option<usize> {
+        self.cpu
+    }
+
+    fn wait(&self, holder: Option<usize>, state: &mut u64) {
+        self.platform.wait_for_lock(holder, state);
+    }
+}
+
 impl<P: Platform> Heap<P> {
     /// A heap without memory.
     pub const fn new(platform: P) -> Self {
@@ -59,7 +75,7 @@ impl<P: Platform> Heap<P> {
     /// then.
     pub fn start_boot(&self, arena: &'static mut [MaybeUninit<u8>]) -> Result<(), StartError> {
         let _interrupts = self.platform.disable_interrupts();
-        match self.regions.lock(self.platform.cpu()) {
+        match self.regions.lock(&self.here()) {
             Some(mut regions) => regions.start_boot(arena),
             None => Err(StartError::AlreadyStarted),
         }
@@ -70,7 +86,7 @@ impl<P: Platform> Heap<P> {
     /// Called once the platform can grow. What lives in the boot arena stays there until freed.
     pub fn open(&self) {
         let _interrupts = self.platform.disable_interrupts();
-        if let Some(mut regions) = self.regions.lock(self.platform.cpu()) {
+        if let Some(mut regions) = self.regions.lock(&self.here()) {
             regions.open();
         }
     }
@@ -84,7 +100,7 @@ impl<P: Platform> Heap<P> {
     #[track_caller]
     pub fn statistics(&self) -> Statistics {
         let _interrupts = self.platform.disable_interrupts();
-        match self.regions.lock(self.platform.cpu()) {
+        match self.regions.lock(&self.here()) {
             Some(regions) => self.with_refusals(regions.accounts()),
             None => panic!("heap statistics asked for from inside the heap: use try_statistics"),
         }
@@ -110,6 +126,13 @@ impl<P: Platform> Heap<P> {
         &self.platform
     }
 
+    fn here(&self) -> Here<'_, P> {
+        Here {
+            platform: &self.platform,
+            cpu: self.platform.cpu(),
+        }
+    }
+
     fn with_refusals(&self, accounts: Statistics) -> Statistics {
         Statistics {
             refusals: self.refusals.load(Ordering::Relaxed),
@@ -123,26 +146,26 @@ impl<P: Platform> Heap<P> {
 
     /// Interrupts are kept out by the caller.
     fn allocate(&self, layout: Layout) -> Option<NonNull<u8>> {
-        let cpu = self.platform.cpu();
+        let here = self.here();
         // Refused even where a free block would do: code that allocates while growing must fail
         // every time, not only when memory is short.
-        if self.growth.is_held_by(cpu) {
+        if self.growth.is_held_by(here.cpu) {
             return None;
         }
         {
-            let mut regions = self.regions.lock(cpu)?;
+            let mut regions = self.regions.lock(&here)?;
             let block = regions.allocate(layout);
             if block.is_some() || !regions.is_open() {
                 return block;
             }
         }
 
-        let _growth = match cpu {
-            Some(_) => self.growth.lock(cpu)?,
-            None => self.growth.try_lock(cpu)?,
+        let _growth = match here.cpu {
+            Some(_) => self.growth.lock(&here)?,
+            None => self.growth.try_lock(None)?,
         };
         {
-            let mut regions = self.regions.lock(cpu)?;
+            let mut regions = self.regions.lock(&here)?;
             // Another CPU may have grown the heap while this one waited.
             let block = regions.allocate(layout);
             if block.is_some() || regions.is_full() {
@@ -150,7 +173,7 @@ impl<P: Platform> Heap<P> {
             }
         }
         let piece = self.platform.grow(room_for(layout)?)?;
-        let mut regions = self.regions.lock(cpu)?;
+        let mut regions = self.regions.lock(&here)?;
         // SAFETY: the contract of `Platform::grow`.
         unsafe { regions.add(piece) };
         regions.allocate(layout)
@@ -175,7 +198,7 @@ unsafe impl<P: Platform> GlobalAlloc for Heap<P> {
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         let released = {
             let _interrupts = self.platform.disable_interrupts();
-            match (self.regions.lock(self.platform.cpu()), NonNull::new(block)) {
+            match (self.regions.lock(&self.here()), NonNull::new(block)) {
                 // SAFETY: `block` came from `alloc` with this layout and is live: the contract of
                 // `GlobalAlloc::dealloc`.
                 (Some(mut regions), Some(block)) => unsafe { regions.release(block, layout) },
@@ -248,7 +271,7 @@ mod tests {
         let block = unsafe { heap.alloc(LAYOUT) };
         assert!(!block.is_null() && !heap.is_held_here());
         {
-            let guard = heap.regions.lock(heap.platform.cpu());
+            let guard = heap.regions.lock(&heap.here());
             assert!(guard.is_some() && heap.is_held_here());
             // SAFETY: as above.
             assert!(unsafe { heap.alloc(LAYOUT) }.is_null());
@@ -273,7 +296,7 @@ mod tests {
     fn statistics_from_inside_the_heap_are_a_mistake_that_is_told() {
         let heap = Heap::new(Hosted::new(1 << 20, Growth::Contiguous));
         let words = catch_unwind(AssertUnwindSafe(|| {
-            let _guard = heap.regions.lock(heap.platform.cpu());
+            let _guard = heap.regions.lock(&heap.here());
             heap.statistics();
         }))
         .unwrap_err();

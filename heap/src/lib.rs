@@ -397,7 +397,6 @@ mod modelled;
 mod platform;
 #[cfg(not(loom))]
 mod regions;
-#[cfg(not(loom))]
 mod seal;
 mod statistics;
 mod sync;
@@ -415,7 +414,7 @@ pub use magazines::MagazineHeap;
 pub use magazines::resume;
 pub use magazines::{
     CLASSES, Class, ClassStatistics, CpuCache, FRAME, FastPath, FramePlatform, LARGEST,
-    MOST_CACHED, MagazineStatistics, NO_CACHE, SPAN, Totals,
+    MOST_CACHED, MagazineStatistics, NO_CACHE, Totals, Traffic,
 };
 pub use platform::Platform;
 pub use statistics::Statistics;

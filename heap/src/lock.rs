@@ -12,8 +12,11 @@ const NAMELESS: usize = usize::MAX;
 
 /// A spin lock that refuses a CPU which holds it already, instead of deadlocking on it.
 ///
-/// Whoever locks it keeps interrupts out, so what comes back to a lock on its own CPU is a
+/// Whoever locks it has interrupts disabled, so what comes back to a lock on its own CPU is a
 /// non-maskable interrupt, a panic inside the locked code, or something called with the lock held.
+///
+/// While a CPU holds the lock it runs code whose length has a bound and never calls the platform.
+/// So a wait that lasts means that the holder was stopped, which the [`Waiter`] finds out.
 ///
 /// The lock word is the holder itself, because a holder noted beside the lock would leave an instant
 /// in which the lock is taken and an NMI can't see by whom.
@@ -37,8 +40,10 @@ impl<T> Lock<T> {
         }
     }
 
-    /// Waits for the lock; `None` if `cpu` itself holds it.
-    pub(crate) fn lock(&self, cpu: Option<usize>) -> Option<Guard<'_, T>> {
+    /// Waits for the lock; returns `None` if the CPU itself holds it.
+    pub(crate) fn lock(&self, waiter: &impl Waiter) -> Option<Guard<'_, T>> {
+        let cpu = waiter.cpu();
+        let (mut seen, mut state) = (FREE, 0);
         loop {
             if let Some(guard) = self.try_lock(cpu) {
                 return Some(guard);
@@ -47,8 +52,17 @@ impl<T> Lock<T> {
                 return None;
             }
             // Wait by reading, which leaves the line shared, until there is something to win.
-            while self.holder.load(Ordering::Relaxed) != FREE {
-                spin_loop();
+            loop {
+                // Relaxed: only for whom to wait; `try_lock` acquires.
+                let holder = self.holder.load(Ordering::Relaxed);
+                if holder == FREE {
+                    break;
+                }
+                // Time counts against one holder: among many that come and go, none is stuck.
+                if holder != seen {
+                    (seen, state) = (holder, 0);
+                }
+                waiter.wait(cpu_of(holder), &mut state);
             }
         }
     }
@@ -81,6 +95,52 @@ impl<T> Lock<T> {
 
 fn tag(cpu: Option<usize>) -> usize {
     cpu.map_or(NAMELESS, |number| number.saturating_add(1))
+}
+
+fn cpu_of(tag: usize) -> Option<usize> {
+    tag.checked_sub(1).filter(|_| tag != NAMELESS)
+}
+
+/// The code that wants a lock: on which CPU it runs, and what it does while it waits.
+pub(crate) trait Waiter {
+    /// Returns the number of the CPU, if it has one.
+    fn cpu(&self) -> Option<usize>;
+
+    /// Waits a moment for `holder`, `None` if that has no number. `state` is 0 the first time, and
+    /// the waiter's to keep what it wants in, such as when to give up.
+    fn wait(&self, holder: Option<usize>, state: &mut u64);
+}
+
+/// How often a CPU looks for a lock before its holder counts as stopped, where nobody knows the time:
+/// for seconds at least.
+const MAX_LOOKS: u64 = 1 << 32;
+
+/// Counts a look at a lock, and waits a moment. Says whether it was one too many.
+pub(crate) fn is_overdue(looks: &mut u64) -> bool {
+    *looks += 1;
+    spin_loop();
+    *looks > MAX_LOOKS
+}
+
+/// Panics, as a lock's holder has stopped.
+#[cold]
+pub(crate) fn report_stuck(holder: Option<usize>) -> ! {
+    match holder {
+        Some(cpu) => panic!("CPU {cpu} holds a lock of the heap and does not go on"),
+        None => panic!("a CPU without a number holds a lock of the heap and does not go on"),
+    }
+}
+
+/// Waits for ever: for models and tests.
+#[cfg(test)]
+impl Waiter for Option<usize> {
+    fn cpu(&self) -> Option<usize> {
+        *self
+    }
+
+    fn wait(&self, _holder: Option<usize>, _state: &mut u64) {
+        spin_loop();
+    }
 }
 
 /// The right to the data, until dropped.
@@ -123,30 +183,118 @@ impl Drop for Hold<'_> {
     }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(test, feature = "hosted", not(loom)))]
 mod tests {
+    use core::cell::Cell;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::string::String;
+
     use super::*;
 
     #[test]
     fn own_cpu_is_refused_and_others_are_not_mistaken_for_it() {
         let lock = Lock::new(());
-        let guard = lock.lock(Some(3));
+        let guard = lock.lock(&Some(3));
         assert!(guard.is_some());
         assert!(lock.is_held_by(Some(3)));
         assert!(!lock.is_held_by(Some(2)));
-        assert!(lock.lock(Some(3)).is_none());
+        assert!(lock.lock(&Some(3)).is_none());
         assert!(lock.try_lock(Some(2)).is_none());
         drop(guard);
         assert!(!lock.is_held_by(Some(3)));
-        assert!(lock.lock(Some(3)).is_some());
+        assert!(lock.lock(&Some(3)).is_some());
     }
 
     #[test]
     fn nameless_cpus_are_never_taken_for_the_holder() {
         let lock = Lock::new(());
-        let guard = lock.lock(None);
+        let guard = lock.lock(&None);
         assert!(guard.is_some());
         assert!(!lock.is_held_by(None));
         assert!(lock.try_lock(None).is_none());
+    }
+
+    /// A CPU that gives up a holder after some looks.
+    struct Impatient {
+        looks: Cell<u64>,
+        last: Cell<Option<usize>>,
+    }
+
+    impl Waiter for Impatient {
+        fn cpu(&self) -> Option<usize> {
+            Some(0)
+        }
+
+        fn wait(&self, holder: Option<usize>, state: &mut u64) {
+            self.looks.set(self.looks.get() + 1);
+            self.last.set(holder);
+            *state += 1;
+            if *state > 1000 {
+                report_stuck(holder);
+            }
+        }
+    }
+
+    #[test]
+    fn a_holder_that_has_stopped_is_named() {
+        for (holder, words) in [
+            (Some(7), "CPU 7 holds a lock of the heap and does not go on"),
+            (None, "a CPU without a number holds a lock"),
+        ] {
+            let lock = Lock::new(());
+            let held = lock.try_lock(holder);
+            let waiter = Impatient {
+                looks: Cell::new(0),
+                last: Cell::new(Some(99)),
+            };
+            let caught = catch_unwind(AssertUnwindSafe(|| drop(lock.lock(&waiter)))).unwrap_err();
+            let message = (caught.downcast_ref::<String>().cloned())
+                .or_else(|| caught.downcast_ref::<&str>().map(|&words| words.into()));
+            assert!(message.unwrap().contains(words));
+            assert_eq!((waiter.looks.get(), waiter.last.get()), (1001, holder));
+            drop(held);
+        }
+    }
+
+    #[test]
+    fn time_counts_against_one_holder_and_not_against_a_lock_that_many_use() {
+        struct Handing<'a> {
+            lock: &'a Lock<()>,
+            turns: Cell<usize>,
+        }
+
+        impl Waiter for Handing<'_> {
+            fn cpu(&self) -> Option<usize> {
+                Some(0)
+            }
+
+            fn wait(&self, holder: Option<usize>, state: &mut u64) {
+                *state += 1;
+                assert_eq!(*state, 1, "another CPU holds it each time");
+                let turn = self.turns.get() + 1;
+                self.turns.set(turn);
+                assert_eq!(holder, Some(turn));
+                // Handed to the next CPU, as if by the holder.
+                let next = if turn == 5 { FREE } else { tag(Some(turn + 1)) };
+                self.lock.holder.store(next, Ordering::Relaxed);
+            }
+        }
+
+        let lock = Lock::new(());
+        core::mem::forget(lock.try_lock(Some(1)));
+        let waiter = Handing {
+            lock: &lock,
+            turns: Cell::new(0),
+        };
+        assert!(lock.lock(&waiter).is_some());
+        assert_eq!(waiter.turns.get(), 5);
+    }
+
+    #[test]
+    fn looks_are_counted_where_nobody_knows_the_time() {
+        let mut looks = 0;
+        assert!(!is_overdue(&mut looks) && looks == 1);
+        looks = MAX_LOOKS;
+        assert!(is_overdue(&mut looks));
     }
 }

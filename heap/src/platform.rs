@@ -2,6 +2,8 @@
 
 use core::ptr::NonNull;
 
+use crate::lock;
+
 /// The kernel (or the operating system) below a heap.
 ///
 /// # Lock order
@@ -45,4 +47,23 @@ pub unsafe trait Platform: Sync {
     /// fresh mapping needs none). It must not allocate from the heap either: an allocation inside
     /// `grow` gets null.
     fn grow(&self, at_least: usize) -> Option<NonNull<[u8]>>;
+
+    /// Waits a moment for a lock of the heap's that the CPU `holder` holds; `None`: a CPU that has no
+    /// number. As [`FramePlatform::wait_for_lock`](crate::FramePlatform::wait_for_lock); but the
+    /// growth lock is held as long as [`grow`](Self::grow) takes.
+    fn wait_for_lock(&self, holder: Option<usize>, state: &mut u64) {
+        if lock::is_overdue(state) {
+            self.lock_stuck(holder);
+        }
+    }
+
+    /// Ends the run: the CPU `holder` has stopped with a lock of the heap's, so that nobody else can
+    /// go on. Called with interrupts disabled; it must not use the heap.
+    ///
+    /// # Panics
+    ///
+    /// Unless overridden.
+    fn lock_stuck(&self, holder: Option<usize>) -> ! {
+        lock::report_stuck(holder)
+    }
 }

@@ -148,6 +148,10 @@ unsafe impl FramePlatform for HostedFrames {
         })?
     }
 
+    fn capacity(&self) -> usize {
+        self.count
+    }
+
     unsafe fn free_frames(&self, start: NonNull<u8>, count: usize) {
         self.with_free(|memory, free| {
             let offset = start.addr().get() - memory.start.addr().get();

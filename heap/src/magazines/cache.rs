@@ -4,11 +4,12 @@ use core::cell::UnsafeCell;
 use core::marker::PhantomData;
 use core::mem::MaybeUninit;
 use core::ptr::{self, NonNull};
-use core::sync::atomic::{AtomicBool, AtomicI64, AtomicPtr, AtomicU8, AtomicU32, AtomicU64};
+use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicU64};
 use core::sync::atomic::{Ordering, compiler_fence};
 use core::{fmt, slice};
 
 use super::class::{CLASSES, Class, STRIDE};
+use super::statistics::Traffic;
 
 /// A block that nobody uses.
 pub(super) type Block = NonNull<u8>;
@@ -84,9 +85,12 @@ pub static NO_CACHE: CpuCache = CpuCache::in_state(ABSENT);
 #[repr(C, align(128))]
 pub struct CpuCache {
     state: AtomicU8,
-    drain_wanted: AtomicBool,
-    /// Bytes allocated less bytes freed on this CPU, as asked for.
-    pub(super) live_bytes: AtomicI64,
+    /// How many classes the CPU has yet to drain, because it was asked to inside the heap: the last of
+    /// them first.
+    undrained: AtomicU8,
+    /// Bytes allocated on this CPU, as asked for, and bytes freed: both only grow.
+    pub(super) allocated: AtomicU64,
+    pub(super) freed: AtomicU64,
     pub(super) magazines: [Magazine; CLASSES],
     pub(super) slots: UnsafeCell<[*mut u8; SLOTS]>,
     /// A block of each class for whoever comes upon this CPU on a slow path, or null.
@@ -146,8 +150,9 @@ impl CpuCache {
     const fn in_state(state: u8) -> Self {
         Self {
             state: AtomicU8::new(state),
-            drain_wanted: AtomicBool::new(false),
-            live_bytes: AtomicI64::new(0),
+            undrained: AtomicU8::new(0),
+            allocated: AtomicU64::new(0),
+            freed: AtomicU64::new(0),
             magazines: [const {
                 Magazine {
                     top: AtomicU32::new(0),
@@ -191,10 +196,21 @@ impl CpuCache {
             .sum()
     }
 
-    /// Bytes allocated less bytes freed by this CPU, as asked for: negative where it frees what others
-    /// allocate. Large blocks count as nobody's.
-    pub fn live_bytes(&self) -> i64 {
-        self.live_bytes.load(Ordering::Relaxed)
+    /// Returns what was allocated and freed on this CPU, large blocks included. What it did in code that
+    /// interrupted it inside the heap is the heap's
+    /// [common traffic](super::MagazineHeap::common_traffic).
+    pub fn traffic(&self) -> Traffic {
+        Traffic {
+            allocated_bytes: self.allocated.load(Ordering::Relaxed),
+            freed_bytes: self.freed.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Returns a number that grows whenever something comes into the cache.
+    pub(super) fn gains(&self) -> u64 {
+        let refills = |tally: &Tally| tally.refills.load(Ordering::Relaxed);
+        let refills = self.tallies.iter().map(refills);
+        refills.fold(self.freed.load(Ordering::Relaxed), u64::wrapping_add)
     }
 
     /// Whether this is a CPU's, and not [`NO_CACHE`].
@@ -218,7 +234,7 @@ impl CpuCache {
             magazine.top.store(top - 1, Ordering::Relaxed);
             // Only this CPU writes the counters: an increment needs no bus lock.
             count(&magazine.allocations);
-            self.account(size as i64);
+            add(&self.allocated, size as u64);
         }
         if FLAGGED {
             self.end();
@@ -245,7 +261,7 @@ impl CpuCache {
             // SAFETY: (1) `top` is below `end`, which is less than `SLOTS`; (2) as in `pop`.
             unsafe { self.slot(top + 1).write(block.as_ptr()) };
             magazine.top.store(top + 1, Ordering::Relaxed);
-            self.account(-(size as i64));
+            add(&self.freed, size as u64);
         }
         if FLAGGED {
             self.end();
@@ -253,14 +269,19 @@ impl CpuCache {
         has_room
     }
 
-    /// Corrects the live bytes. `false`: this CPU is inside the heap or has no cache.
+    /// Counts that a block of this CPU's became larger or smaller where it is. `false`: this CPU is
+    /// inside the heap or has no cache.
     #[inline]
-    pub(super) fn correct(&self, bytes: i64) -> bool {
+    pub(super) fn count_resized(&self, before: usize, after: usize) -> bool {
         if self.state.load(Ordering::Relaxed) != IDLE {
             return false;
         }
         // Against interrupts, not other CPUs: what the handler adds must not be lost.
-        self.live_bytes.fetch_add(bytes, Ordering::Relaxed);
+        if after >= before {
+            (self.allocated).fetch_add((after - before) as u64, Ordering::Relaxed);
+        } else {
+            (self.freed).fetch_add((before - after) as u64, Ordering::Relaxed);
+        }
         true
     }
 
@@ -295,14 +316,7 @@ impl CpuCache {
         unsafe { self.slots.get().cast::<*mut u8>().add(number as usize) }
     }
 
-    #[inline(always)]
-    fn account(&self, bytes: i64) {
-        let live = self.live_bytes.load(Ordering::Relaxed);
-        self.live_bytes
-            .store(live.wrapping_add(bytes), Ordering::Relaxed);
-    }
-
-    /// Enters a slow path on this CPU. Interrupts are kept out.
+    /// Enters a slow path on this CPU. Interrupts are disabled.
     pub(super) fn enter(&self) -> Entry<'_> {
         let before = self.state.load(Ordering::Relaxed);
         if before == SLOW {
@@ -329,9 +343,9 @@ impl CpuCache {
         NonNull::new(self.reserve[class].swap(ptr::null_mut(), Ordering::Relaxed))
     }
 
-    /// Asks the CPU to drain when it next takes a slow path.
+    /// Asks the CPU to drain on its next slow paths, a class on each.
     pub(super) fn want_drain(&self) {
-        self.drain_wanted.store(true, Ordering::Relaxed);
+        self.undrained.store(CLASSES as u8, Ordering::Relaxed);
     }
 }
 
@@ -344,7 +358,7 @@ impl Default for CpuCache {
 impl fmt::Debug for CpuCache {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("CpuCache")
-            .field("live_bytes", &self.live_bytes())
+            .field("traffic", &self.traffic())
             .field("cached_bytes", &self.cached_bytes())
             .finish_non_exhaustive()
     }
@@ -412,13 +426,27 @@ impl Owner<'_> {
         self.cache().take_reserve(class)
     }
 
-    /// Whether the CPU has been asked to drain and has not yet.
-    pub(super) fn is_drain_wanted(&self) -> bool {
-        self.cache().drain_wanted.load(Ordering::Relaxed)
+    /// Returns the next class to drain, if the CPU has been asked to.
+    pub(super) fn next_undrained(&mut self) -> Option<Class> {
+        // Relaxed, and in two steps: only this CPU uses it. A request that an NMI makes in between is
+        // lost; whoever asked knows from `drain` that it has to ask again.
+        let left = self
+            .cache()
+            .undrained
+            .load(Ordering::Relaxed)
+            .checked_sub(1)?;
+        self.cache().undrained.store(left, Ordering::Relaxed);
+        Class::from_index(left.into())
     }
 
-    pub(super) fn drained(&mut self) {
-        self.cache().drain_wanted.store(false, Ordering::Relaxed);
+    /// Counts a block past the magazines. An NMI's fast path may add to it at the same time.
+    pub(super) fn count_allocated(&self, bytes: usize) {
+        (self.cache().allocated).fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// As [`count_allocated`](Self::count_allocated).
+    pub(super) fn count_freed(&self, bytes: usize) {
+        (self.cache().freed).fetch_add(bytes as u64, Ordering::Relaxed);
     }
 }
 
@@ -454,7 +482,8 @@ impl Closed<'_> {
         let block = unsafe { self.memory().get(last)?.assume_init() };
         self.blocks = last;
         count(&self.cache.magazines[self.class].allocations);
-        self.account(size as i64);
+        // An NMI's fast path may add to it at the same time.
+        (self.cache.allocated).fetch_add(size as u64, Ordering::Relaxed);
         Some(block)
     }
 
@@ -467,14 +496,10 @@ impl Closed<'_> {
         if let Some(place) = self.memory().get_mut(blocks) {
             place.write(block);
             self.blocks += 1;
-            self.account(-(size as i64));
+            // As in `pop`.
+            (self.cache.freed).fetch_add(size as u64, Ordering::Relaxed);
         }
         blocks < self.blocks
-    }
-
-    /// An NMI's fast path may add to it at the same time.
-    fn account(&self, bytes: i64) {
-        self.cache.live_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
     /// How many blocks move at once: half of what there may be.
@@ -567,6 +592,14 @@ const fn capacity(class: usize) -> u32 {
 /// Counts up what only this CPU writes.
 #[inline(always)]
 fn count(counter: &AtomicU64) {
-    let value = counter.load(Ordering::Relaxed);
-    counter.store(value.wrapping_add(1), Ordering::Relaxed);
+    add(counter, 1);
 }
+
+/// Adds to what only this CPU writes.
+#[inline(always)]
+fn add(counter: &AtomicU64, amount: u64) {
+    let value = counter.load(Ordering::Relaxed);
+    counter.store(value.wrapping_add(amount), Ordering::Relaxed);
+}
+
+const _: () = assert!(CLASSES <= u8::MAX as usize);

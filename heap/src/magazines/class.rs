@@ -28,7 +28,7 @@ const MAGAZINE: usize = 16 << 10;
 /// The fewest blocks a magazine holds: with less, the slow path halves the throughput.
 const LEAST_DEPTH: usize = 8;
 /// The most: what moves at once must not keep a CPU for long, and 16 KiB of the smallest blocks would.
-const MOST_DEPTH: usize = 128;
+pub(super) const MOST_DEPTH: usize = 128;
 
 /// The budget of one CPU: the most bytes that it keeps to itself, when all its magazines have grown
 /// to their full depth and are full, and so is its reserve. Less than 1.3 MiB.
@@ -126,6 +126,11 @@ impl Class {
     #[inline]
     pub const fn size(self) -> usize {
         size_of_class(self.index())
+    }
+
+    /// What each of its blocks is aligned to: the largest alignment of a layout of this class.
+    pub(super) const fn alignment(self) -> usize {
+        1 << self.size().trailing_zeros()
     }
 
     /// How many blocks move between a CPU, the depot and the slabs at once. A CPU caches twice as

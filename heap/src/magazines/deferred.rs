@@ -5,16 +5,28 @@
 //! before, must not have the heap follow them: each is sealed, with all that is said beside it.
 
 use core::ptr::{self, NonNull};
-use core::sync::atomic::{AtomicPtr, Ordering};
+use core::sync::atomic::Ordering;
 
 use super::cache::Block;
 use super::class::{Class, UNIT};
+use crate::lock::Lock;
 use crate::seal::mix;
+use crate::sync::{AtomicPtr, const_unless_modelled, mutated};
 
 /// The list, the block that was freed last in front.
+///
+/// Any number of CPUs put blocks in; one at a time takes some out, so that the block in front, which it
+/// reads, can't leave the list and come back before it is replaced.
 pub(super) struct DeferredList {
     first: AtomicPtr<Deferred>,
+    taking: Lock<()>,
 }
+
+/// How many blocks are taken out at once: a CPU has interrupts disabled until it has freed them.
+pub(super) const BATCH: usize = if cfg!(loom) { 2 } else { 16 };
+
+/// Blocks that were taken out, or what was found instead of one.
+pub(super) type Batch = heapless::Vec<Result<(Block, Kind), Written>, BATCH>;
 
 /// What stands in a dead block.
 #[repr(C)]
@@ -81,9 +93,12 @@ impl Deferred {
 }
 
 impl DeferredList {
-    pub(super) const fn new() -> Self {
-        Self {
-            first: AtomicPtr::new(ptr::null_mut()),
+    const_unless_modelled! {
+        pub(super) const fn new() -> Self {
+            Self {
+                first: AtomicPtr::new(ptr::null_mut()),
+                taking: Lock::new(()),
+            }
         }
     }
 
@@ -94,10 +109,12 @@ impl DeferredList {
     /// The block is the heap's, of this kind, and nobody uses it.
     pub(super) unsafe fn push(&self, block: Block, kind: Kind) {
         let deferred = block.cast::<Deferred>().as_ptr();
+        // Relaxed: the value is compared, and never followed.
         let mut next = self.first.load(Ordering::Relaxed);
         loop {
             // SAFETY: the block is dead, aligned to a unit, and at least as large as this.
             unsafe { deferred.write(Deferred::new(block, next, kind)) };
+            // Release: whoever takes the block out finds what was written to it.
             match self.first.compare_exchange_weak(
                 next,
                 deferred,
@@ -110,34 +127,52 @@ impl DeferredList {
         }
     }
 
-    /// Takes all, so that none can leave the list and come back while somebody looks at it.
-    pub(super) fn take_all(&self) -> impl Iterator<Item = Result<(Block, Kind), Written>> {
-        let mut list = if self.first.load(Ordering::Relaxed).is_null() {
-            ptr::null_mut()
-        } else {
-            self.first.swap(ptr::null_mut(), Ordering::Acquire)
-        };
-        core::iter::from_fn(move || {
-            let block = NonNull::new(list)?;
-            // SAFETY: `push` has put it there, and this list is ours: it says so itself, or the one
-            // before it, under seal.
-            let deferred = unsafe { block.read() };
-            let block = block.cast();
-            match deferred.kind(block) {
-                Some(kind) => {
-                    list = deferred.next;
-                    Some(Ok((block, kind)))
-                }
-                None => {
-                    list = ptr::null_mut();
-                    Some(Err(Written(block)))
-                }
+    /// Takes out the blocks that were put in last, up to a [`BATCH`]; none if another CPU, or the code
+    /// that this interrupted, is taking some out.
+    pub(super) fn take(&self, cpu: Option<usize>) -> Batch {
+        let mut batch = Batch::new();
+        // Relaxed: a block that arrives just now is for another time.
+        if self.first.load(Ordering::Relaxed).is_null() {
+            return batch;
+        }
+        let taking = self.taking.try_lock(cpu);
+        if taking.is_none() && !mutated("two CPUs take deferred blocks out at once") {
+            return batch;
+        }
+        while !batch.is_full()
+            && let Some(taken) = self.pop()
+        {
+            // There is room for it.
+            let _ = batch.push(taken);
+        }
+        batch
+    }
+
+    /// Takes the first block out. Nobody else does so at the same time.
+    fn pop(&self) -> Option<Result<(Block, Kind), Written>> {
+        loop {
+            // Acquire: what `push` wrote to the block.
+            let first = self.first.load(Ordering::Acquire);
+            let start = NonNull::new(first)?;
+            // SAFETY: `push` has put it there, and only this CPU can take it out: the list says so
+            // itself, or the one before it, under seal.
+            let deferred = unsafe { start.read() };
+            let block = start.cast();
+            let (next, taken) = match deferred.kind(block) {
+                Some(kind) => (deferred.next, Ok((block, kind))),
+                None => (ptr::null_mut(), Err(Written(block))),
+            };
+            // Relaxed: a block that comes in front at the same time is read with Acquire, above.
+            let replaced =
+                (self.first).compare_exchange(first, next, Ordering::Relaxed, Ordering::Relaxed);
+            if replaced.is_ok() {
+                return Some(taken);
             }
-        })
+        }
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
     use std::vec::Vec;
@@ -164,8 +199,31 @@ mod tests {
             unsafe { list.push(block, kind) };
         }
         expected.reverse();
-        assert!(list.take_all().eq(expected.into_iter().map(Ok)));
-        assert_eq!(list.take_all().count(), 0);
+        for expected in expected.chunks(BATCH) {
+            assert!(
+                list.take(None)
+                    .into_iter()
+                    .eq(expected.iter().map(|&block| Ok(block)))
+            );
+        }
+        assert!(list.take(None).is_empty());
+    }
+
+    #[test]
+    fn one_at_a_time_takes_blocks_out_and_no_more_than_a_batch() {
+        let mut memory: [Memory; 3 * BATCH] = [0; _];
+        let list = DeferredList::new();
+        for block in &mut memory {
+            // SAFETY: memory of this test's alone.
+            unsafe { list.push(NonNull::from(block).cast(), Kind::Large { frames: 1 }) };
+        }
+        let taking = list.taking.try_lock(Some(1));
+        assert!(list.take(Some(0)).is_empty() && list.take(Some(1)).is_empty());
+        drop(taking);
+        assert_eq!(list.take(Some(0)).len(), BATCH);
+        assert_eq!(list.take(None).len(), BATCH);
+        assert_eq!(list.take(Some(1)).len(), BATCH);
+        assert!(list.take(Some(0)).is_empty());
     }
 
     #[test]
@@ -184,9 +242,8 @@ mod tests {
                     }
                     // SAFETY: as above: somebody writes to a dead block.
                     unsafe { *blocks[1].add(byte).as_ptr() ^= change };
-                    let found: Vec<_> = list.take_all().collect();
                     assert_eq!(
-                        found,
+                        list.take(None),
                         [Ok((blocks[2], kind)), Err(Written(blocks[1]))],
                         "byte {byte}, {change:#x}"
                     );

@@ -2,21 +2,21 @@
 
 use core::mem::MaybeUninit;
 use core::ptr::{self, NonNull};
-use core::slice;
 use core::sync::atomic::Ordering;
 
 use super::FramePlatform;
 use super::cache::Block;
 use super::class::{Class, FRAME};
-use super::frames::{Frames, Use};
-use crate::lock::{Guard, Lock};
+use super::context::Context;
+use super::frames::Use;
+use crate::lock::{Guard, Lock, Waiter};
 use crate::sync::{AtomicU64, AtomicUsize, const_unless_modelled, mutated};
 
 /// Words in front of the stack.
 const UNUSED: usize = 1;
 
 /// How many magazines a depot holds.
-const MAGAZINES: usize = 8;
+pub(super) const MAGAZINES: usize = 8;
 
 /// A stack of free blocks that moves a magazine's worth at a time.
 ///
@@ -39,13 +39,6 @@ struct Stack {
 
 // SAFETY: the stack owns the memory at `base`, which any CPU may use.
 unsafe impl Send for Stack {}
-
-/// What a depot held, and in which memory.
-pub(super) struct Contents {
-    base: NonNull<Block>,
-    length: usize,
-    frames: usize,
-}
 
 impl Depot {
     const_unless_modelled! {
@@ -71,20 +64,20 @@ impl Depot {
         self.contended.load(Ordering::Relaxed)
     }
 
-    fn lock(&self, cpu: Option<usize>) -> Option<Guard<'_, Stack>> {
-        self.stack.try_lock(cpu).or_else(|| {
+    fn lock(&self, waiter: &impl Waiter) -> Option<Guard<'_, Stack>> {
+        self.stack.try_lock(waiter.cpu()).or_else(|| {
             self.contended.fetch_add(1, Ordering::Relaxed);
-            self.stack.lock(cpu)
+            self.stack.lock(waiter)
         })
     }
 
     /// Takes as many blocks as there are and there is room for, and returns how many.
-    pub(super) fn take(&self, cpu: Option<usize>, into: &mut [MaybeUninit<Block>]) -> usize {
+    pub(super) fn take(&self, waiter: &impl Waiter, into: &mut [MaybeUninit<Block>]) -> usize {
         // An empty depot is not worth the lock; a block that arrives just now is for another time.
         if self.length() == 0 {
             return 0;
         }
-        let Some(mut stack) = self.lock(cpu) else {
+        let Some(mut stack) = self.lock(waiter) else {
             return 0;
         };
         let count = stack.length.min(into.len());
@@ -105,8 +98,7 @@ impl Depot {
     /// Takes the blocks in. `false`: they don't fit, or there is no frame to keep them in.
     pub(super) fn put<P: FramePlatform>(
         &self,
-        cpu: Option<usize>,
-        frames: &Frames<P>,
+        context: &Context<'_, P>,
         class: Class,
         blocks: &[Block],
     ) -> bool {
@@ -115,7 +107,7 @@ impl Depot {
             return false;
         }
         loop {
-            let Some(mut stack) = self.lock(cpu) else {
+            let Some(mut stack) = self.lock(context) else {
                 return false;
             };
             if stack.length + blocks.len() > capacity(class) {
@@ -133,24 +125,19 @@ impl Depot {
                 return true;
             }
             drop(stack);
-            if !self.furnish(cpu, frames, class) {
+            if !self.furnish(context, class) {
                 return false;
             }
         }
     }
 
     /// Gets the depot its memory.
-    fn furnish<P: FramePlatform>(
-        &self,
-        cpu: Option<usize>,
-        frames: &Frames<P>,
-        class: Class,
-    ) -> bool {
+    fn furnish<P: FramePlatform>(&self, context: &Context<'_, P>, class: Class) -> bool {
         let count = frames_of(class);
-        let Some(memory) = frames.allocate(count, 1, Use::Own) else {
+        let Some(memory) = context.frames.allocate(count, 1, Use::Own) else {
             return false;
         };
-        if let Some(mut stack) = self.lock(cpu)
+        if let Some(mut stack) = self.lock(context)
             && (stack.base.is_null() || mutated("a depot is furnished twice"))
         {
             // SAFETY: the memory has that word, and room for the blocks after it.
@@ -158,42 +145,37 @@ impl Depot {
             return true;
         }
         // SAFETY: just allocated; another CPU was faster, so they aren't used.
-        unsafe { frames.free(memory, count, Use::Own) };
+        unsafe { context.frames.free(memory, count, Use::Own) };
         true
     }
 
     /// Where its memory begins, if it has any.
     #[cfg(all(test, not(loom)))]
     pub(super) fn memory(&self) -> Option<NonNull<u8>> {
-        let base = NonNull::new(self.lock(None)?.base)?;
-        // SAFETY: as in `Contents::free`.
+        let base = NonNull::new(self.lock(&None)?.base)?;
+        // SAFETY: as in `release`.
         Some(unsafe { base.sub(UNUSED) }.cast())
     }
 
-    /// Takes everything out, the memory included, which the caller must [free](Contents::free).
-    pub(super) fn empty(&self, cpu: Option<usize>, class: Class) -> Option<Contents> {
-        let mut stack = self.lock(cpu)?;
-        let contents = Contents {
-            base: NonNull::new(stack.base)?,
-            length: stack.length,
-            frames: frames_of(class),
+    /// Returns the depot's memory, if no block is in it.
+    pub(super) fn release<P: FramePlatform>(&self, context: &Context<'_, P>, class: Class) {
+        let base = {
+            let Some(mut stack) = self.lock(context) else {
+                return;
+            };
+            if stack.length > 0 && !mutated("a depot's memory is released with blocks in it") {
+                return;
+            }
+            stack.length = 0;
+            core::mem::replace(&mut stack.base, ptr::null_mut())
         };
-        stack.base = ptr::null_mut();
-        stack.length = 0;
-        self.length.store(0, Ordering::Relaxed);
-        Some(contents)
-    }
-}
-
-impl Contents {
-    pub(super) fn blocks(&self) -> &[Block] {
-        // SAFETY: the depot had so many blocks there, and the memory is ours now.
-        unsafe { slice::from_raw_parts(self.base.as_ptr(), self.length) }
-    }
-
-    pub(super) fn free<P: FramePlatform>(self, frames: &Frames<P>) {
-        // SAFETY: allocated so by `furnish`, and no depot's any more.
-        unsafe { frames.free(self.base.sub(UNUSED).cast(), self.frames, Use::Own) };
+        if let Some(base) = NonNull::new(base) {
+            // SAFETY: allocated so by `furnish`, and the depot's no more.
+            unsafe {
+                let memory = base.sub(UNUSED).cast();
+                context.frames.free(memory, frames_of(class), Use::Own);
+            }
+        }
     }
 }
 

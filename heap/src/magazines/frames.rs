@@ -59,12 +59,19 @@ impl<P: FramePlatform> Frames<P> {
     ///
     /// # Safety
     ///
-    /// [`allocate`](Self::allocate) gave `start` for this `count` and use, and nothing uses it now.
+    /// [`allocate`](Self::allocate) gave these frames, among others or alone, for this use, and
+    /// nothing uses them now.
     pub(super) unsafe fn free(&self, start: NonNull<u8>, count: usize, from: Use) {
         // SAFETY: the caller's promise is the platform's condition.
         unsafe { self.platform.free_frames(start, count) };
         self.held[from as usize].fetch_sub(count, Ordering::Relaxed);
         self.total.fetch_sub(count, Ordering::Relaxed);
+    }
+
+    /// Counts frames that the heap keeps as taken for something else.
+    pub(super) fn convert(&self, count: usize, from: Use, to: Use) {
+        self.held[from as usize].fetch_sub(count, Ordering::Relaxed);
+        self.held[to as usize].fetch_add(count, Ordering::Relaxed);
     }
 
     pub(super) fn held(&self, by: Use) -> usize {

@@ -3,20 +3,21 @@
 use core::alloc::{GlobalAlloc, Layout};
 use core::mem::MaybeUninit;
 use core::ptr::{self, NonNull};
-use core::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
-use core::{fmt, hint};
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use core::{fmt, hint, slice};
 
 use super::cache::{Block, Entry, Owner};
-use super::class::{CLASSES, Class, FRAME};
-use super::deferred::{DeferredList, Kind, Written};
-use super::depot::Depot;
+use super::class::{CLASSES, Class, FRAME, MOST_DEPTH};
+use super::context::Context;
+use super::deferred::{BATCH, DeferredList, Kind, Written};
+use super::depot::{Depot, MAGAZINES};
 use super::frames::{Frames, Use};
 #[cfg(target_arch = "x86_64")]
 use super::restart;
 use super::slab::Wrong;
-use super::slab_map::SlabMap;
-use super::slabs::{Ground, Slabs};
-use super::{ClassStatistics, FastPath, FramePlatform, Totals};
+use super::slab_map::{SlabMap, Spares};
+use super::slabs::Slabs;
+use super::{ClassStatistics, FastPath, FramePlatform, Totals, Traffic};
 
 /// A heap that scales with the number of CPUs: `#[global_allocator]` material.
 ///
@@ -30,8 +31,9 @@ use super::{ClassStatistics, FastPath, FramePlatform, Totals};
 ///
 /// # At any instruction
 ///
-/// Interrupts are kept out on slow paths only. Whoever comes upon its own CPU inside the heap is
-/// served from what it may touch there:
+/// Interrupts and preemption are disabled on slow paths only, and for a number of instructions that
+/// has a bound: long work is done in steps. Code that interrupts its own CPU inside the heap is served
+/// from what it may touch there:
 ///
 /// | interrupted | allocation | free |
 /// |---|---|---|
@@ -40,13 +42,23 @@ use super::{ClassStatistics, FastPath, FramePlatform, Totals};
 ///
 /// # Out of memory
 ///
-/// Before it answers null, the heap drains this CPU's cache, empties the depots, returns empty
+/// Before it returns null, the heap drains this CPU's cache, empties the depots, returns empty
 /// slabs, asks the platform to [drain the other CPUs](FramePlatform::drain_others), and tries again.
+/// It does so only if that can help: not for more than the machine [has](FramePlatform::capacity),
+/// and not again as long as nothing has been freed since it last did not help.
+///
+/// A `realloc` that makes a block smaller needs no memory: where none is left, the block stays where
+/// it is, and is then a larger one than its size asks for. Only a block larger than
+/// [`LARGEST`](super::LARGEST) that shrinks below can be refused: if no slab is near, and what it gives
+/// back is too little for the three frames that describe its own.
+///
+/// A CPU that waits for a lock of the heap's answers others, and does not wait for ever: see
+/// [`FramePlatform::wait_for_lock`].
 ///
 /// # Panics
 ///
 /// [`dealloc`](GlobalAlloc::dealloc) panics if it finds that a block was freed twice, or isn't the
-/// heap's, or not of its size. It finds it when the block gets back to its slab, so the free at
+/// heap's, or is smaller than the layout it was freed with. It finds it when the block gets back to its slab, so the free at
 /// fault may be an earlier one, on this CPU or another.
 pub struct MagazineHeap<P> {
     frames: Frames<P>,
@@ -56,10 +68,13 @@ pub struct MagazineHeap<P> {
     shared: Shared,
 }
 
-/// What doesn't fit in any CPU's counters: large blocks, and operations past a cache.
+/// What is no single CPU's, and counters of operations past a cache.
 #[repr(align(128))]
 struct Shared {
-    live_bytes: AtomicI64,
+    allocated: AtomicU64,
+    freed: AtomicU64,
+    /// [`MagazineHeap::gains`] when the last relief began that did not help.
+    barren: AtomicU64,
     large_blocks: AtomicUsize,
     refusals: AtomicU64,
     reentries: AtomicU64,
@@ -90,7 +105,7 @@ impl Drop for Relief<'_> {
 enum Refused {
     /// Memory is short, and this code may do something about it.
     Short,
-    /// This code came upon its own CPU inside the heap.
+    /// This code interrupted its own CPU inside the heap.
     Nested,
 }
 
@@ -120,6 +135,11 @@ impl Misuse {
                     Wrong::Foreign => panic!(
                         "{block:p} was freed as a block of up to {size} bytes, but no such block is there"
                     ),
+                    Wrong::OfClass(found) => panic!(
+                        "{block:p} was freed as a block of up to {size} bytes, but no such block is there: \
+                         those have up to {}",
+                        found.size()
+                    ),
                     Wrong::Free => {
                         panic!("{block:p}, a block of up to {size} bytes, was freed twice")
                     }
@@ -139,7 +159,9 @@ impl<P: FramePlatform> MagazineHeap<P> {
             slabs: [const { Slabs::new() }; CLASSES],
             map: SlabMap::new(),
             shared: Shared {
-                live_bytes: AtomicI64::new(0),
+                allocated: AtomicU64::new(0),
+                freed: AtomicU64::new(0),
+                barren: AtomicU64::new(u64::MAX),
                 large_blocks: AtomicUsize::new(0),
                 refusals: AtomicU64::new(0),
                 reentries: AtomicU64::new(0),
@@ -155,39 +177,41 @@ impl<P: FramePlatform> MagazineHeap<P> {
         self.frames.platform()
     }
 
-    /// Gives all that this CPU caches back to the slabs, and returns the frames that become free.
+    /// Gives all that this CPU caches back to the slabs, and returns the frames that become free. One
+    /// class after another, with interrupts disabled for each.
     ///
     /// For a CPU that is asked to by another one's [`FramePlatform::drain_others`], and for one that
-    /// goes idle. `false`: this code interrupted the CPU inside the heap. The CPU drains when it
-    /// next takes a slow path.
+    /// goes idle. `false`: this code interrupted the CPU inside the heap. The CPU drains on its next
+    /// slow paths.
     ///
     /// # Panics
     ///
     /// As for the [heap](Self).
     pub fn drain(&self) -> bool {
         let _preemption = self.platform().disable_preemption();
-        let drained = {
-            let _interrupts = self.platform().disable_interrupts();
-            let cache = self.platform().cache();
-            match cache.enter() {
-                Entry::Owner(mut owner) => Ok(self.drain_inside(&mut owner)),
-                Entry::Guest(_) | Entry::Nested => Err(cache),
-            }
-        };
-        match drained {
-            Ok(freed) => {
-                settle(freed);
-                true
-            }
-            Err(cache) if cache.exists() => {
-                cache.want_drain();
-                false
-            }
-            Err(_) => true,
+        self.free_deferred();
+        for class in Class::all() {
+            let drained = {
+                let _interrupts = self.platform().disable_interrupts();
+                let cache = self.platform().cache();
+                match cache.enter() {
+                    Entry::Owner(mut owner) => self.drain_class(&mut owner, class),
+                    Entry::Guest(_) | Entry::Nested => {
+                        if !cache.exists() {
+                            return true;
+                        }
+                        cache.want_drain();
+                        return false;
+                    }
+                }
+            };
+            settle(drained);
         }
+        true
     }
 
-    /// Returns the frames of what no CPU keeps for itself: depots and empty slabs.
+    /// Returns the frames of what no CPU keeps for itself: depots and empty slabs. In steps, with
+    /// interrupts disabled for each.
     ///
     /// After everything is freed and each CPU has [drained](Self::drain), that is every frame.
     ///
@@ -195,24 +219,66 @@ impl<P: FramePlatform> MagazineHeap<P> {
     ///
     /// As for the [heap](Self).
     pub fn trim(&self) {
+        self.free_deferred();
+        for class in Class::all() {
+            // A bound, as others may fill the depot again.
+            for _ in 0..=2 * MAGAZINES {
+                match self.step(|context| self.trim_depot(context, class)) {
+                    Some(true) => {}
+                    Some(false) => break,
+                    None => return,
+                }
+            }
+            self.step(|context| {
+                self.depots[class].release(context, class);
+                self.slabs[class].trim(context);
+                (false, Ok(()))
+            });
+        }
+    }
+
+    /// Does something past this CPU's cache, with interrupts disabled. `None`: this code interrupted
+    /// the CPU on a slow path.
+    fn step<T>(&self, work: impl FnOnce(&Context<'_, P>) -> (T, Result<(), Misuse>)) -> Option<T> {
         let _preemption = self.platform().disable_preemption();
-        let freed = {
+        let (result, freed) = {
             let _interrupts = self.platform().disable_interrupts();
             match self.platform().cache().enter() {
-                Entry::Owner(_) | Entry::Guest(_) => self.trim_inside(),
-                Entry::Nested => Ok(()),
+                Entry::Owner(_) | Entry::Guest(_) => work(&self.context()),
+                Entry::Nested => return None,
             }
         };
         settle(freed);
+        Some(result)
+    }
+
+    /// Takes a magazine's worth of blocks from a depot to the slabs. Says whether there may be more.
+    fn trim_depot(&self, context: &Context<'_, P>, class: Class) -> (bool, Result<(), Misuse>) {
+        let _relief = self.relieve();
+        let mut room = [MaybeUninit::uninit(); MOST_DEPTH];
+        let count = self.depots[class].take(context, &mut room);
+        // SAFETY: so many were written.
+        let blocks = unsafe { slice::from_raw_parts(room.as_ptr().cast::<Block>(), count) };
+        (count > 0, self.free_to_slabs(context, class, blocks))
+    }
+
+    /// Returns what was allocated and freed past all caches: before CPUs have one, and in code that
+    /// interrupted a CPU inside the heap. With each CPU's
+    /// [own](super::CpuCache::traffic) it is all that there was.
+    pub fn common_traffic(&self) -> Traffic {
+        Traffic {
+            allocated_bytes: self.shared.allocated.load(Ordering::Relaxed),
+            freed_bytes: self.shared.freed.load(Ordering::Relaxed),
+        }
     }
 
     /// What the heap holds. Exact while no CPU uses it.
     pub fn totals(&self) -> Totals {
-        let mut live_bytes = self.shared.live_bytes.load(Ordering::Relaxed);
+        let mut traffic = self.common_traffic();
         let mut cached_blocks = 0;
         let mut cached_bytes = 0;
         self.platform().each_cache(&mut |cache| {
-            live_bytes += cache.live_bytes();
+            traffic = traffic + cache.traffic();
             for class in Class::all() {
                 let blocks = cache.statistics(class).cached_blocks;
                 cached_blocks += blocks;
@@ -227,7 +293,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
             used += self.slabs[class].used();
         }
         Totals {
-            live_bytes,
+            live_bytes: traffic.live_bytes(),
             // Exact: no machine has so many blocks.
             live_blocks: used as i64 - cached_blocks as i64,
             cached_bytes,
@@ -255,8 +321,8 @@ impl<P: FramePlatform> MagazineHeap<P> {
         }
     }
 
-    fn ground(&self) -> Ground<'_, P> {
-        Ground {
+    fn context(&self) -> Context<'_, P> {
+        Context {
             map: &self.map,
             frames: &self.frames,
             cpu: self.platform().cpu(),
@@ -269,14 +335,38 @@ impl<P: FramePlatform> MagazineHeap<P> {
     #[inline(never)]
     fn allocate_slowly(&self, layout: Layout) -> *mut u8 {
         let block = match Class::of(layout) {
-            Some(class) => self.pop(class, layout.size()).or_else(|| {
-                self.until_short(|is_first| self.attempt(class, layout.size(), is_first))
-            }),
+            Some(class) => self.allocate_small(class, layout),
             None => self.allocate_large(layout),
         };
-        block
-            .or_else(|| self.platform().last_resort(layout))
-            .map_or(ptr::null_mut(), NonNull::as_ptr)
+        if block.is_none() {
+            self.shared.refusals.fetch_add(1, Ordering::Relaxed);
+        }
+        block.map_or(ptr::null_mut(), NonNull::as_ptr)
+    }
+
+    fn allocate_small(&self, class: Class, layout: Layout) -> Option<Block> {
+        let size = layout.size();
+        loop {
+            let block = self
+                .pop(class, size)
+                .or_else(|| self.until_short(|is_first| self.attempt(class, size, is_first)))?;
+            // All blocks are aligned to a unit. For more, not to a fast path's account, there is one
+            // exception: a block of a larger class that shrank where it was.
+            if block.addr().get().is_multiple_of(layout.align()) {
+                return Some(block);
+            }
+            self.send_home(class, block, size);
+        }
+    }
+
+    /// Frees a block that is in the magazine of another class than its slab's, and not there again.
+    fn send_home(&self, class: Class, block: Block, size: usize) {
+        self.count_resized(size, 0);
+        let freed = self.step(|context| ((), self.free_to_slabs(context, class, &[block])));
+        if freed.is_none() {
+            // SAFETY: allocated just now as one of this class, and nobody has it.
+            unsafe { self.shared.deferred.push(block, Kind::Small(class)) };
+        }
     }
 
     #[inline(always)]
@@ -319,29 +409,50 @@ impl<P: FramePlatform> MagazineHeap<P> {
 
     /// Tries, and tries again after each thing that can be done about a shortage.
     fn until_short(&self, attempt: impl Fn(bool) -> Result<Block, Refused>) -> Option<Block> {
-        let reliefs: [&dyn Fn(); 2] = [
-            &|| {
-                self.drain();
+        match attempt(true) {
+            Ok(block) => return Some(block),
+            Err(Refused::Nested) => return None,
+            Err(Refused::Short) => {}
+        }
+        // Before anything comes back: what is freed from now on may be what is missing.
+        let gains = self.gains();
+        let is_barren = self.shared.barren.load(Ordering::Relaxed) == gains
+            && self.platform().reclaimable() == 0;
+        if !is_barren {
+            let reliefs: [&dyn Fn(); 2] = [
+                &|| {
+                    self.drain();
+                },
+                &|| self.platform().drain_others(),
+            ];
+            for relieve in reliefs {
+                relieve();
                 self.trim();
-            },
-            &|| {
-                self.platform().drain_others();
-                self.trim();
-            },
-        ];
-        for (round, relieve) in reliefs.into_iter().enumerate() {
-            match attempt(round == 0) {
-                Ok(block) => return Some(block),
-                Err(Refused::Short) => relieve(),
-                Err(Refused::Nested) => return self.refuse(),
+                if let Ok(block) = attempt(false) {
+                    return Some(block);
+                }
             }
         }
-        self.seek(|| attempt(false).ok()).or_else(|| self.refuse())
+        let found = self.seek(|| attempt(false).ok());
+        if found.is_none() {
+            // Relaxed: a CPU that does not see it asks once more, for nothing.
+            self.shared.barren.store(gains, Ordering::Relaxed);
+        }
+        found
     }
 
-    /// Tries for the last time, and once more whenever memory has come back meanwhile or is on its
-    /// way, in the hands of a CPU that drains or trims: nobody shall be told that memory has run out
-    /// who only looked when it was between two places. Within bounds: others may do so for ever.
+    /// Returns a number that grows whenever a block is freed, or comes into a CPU's cache: as long as
+    /// it stays the same, a relief finds nothing that the last one did not.
+    fn gains(&self) -> u64 {
+        // Relaxed: each number only grows, and a free that happened before this request is seen.
+        let mut gains = self.shared.freed.load(Ordering::Relaxed);
+        (self.platform()).each_cache(&mut |cache| gains = gains.wrapping_add(cache.gains()));
+        gains
+    }
+
+    /// Tries for the last time, and once more whenever memory has come back since or is on its way, in
+    /// the hands of a CPU that drains or trims: memory that is between two places must not count as
+    /// out. Within bounds: others may do so for ever.
     fn seek(&self, attempt: impl Fn() -> Option<Block>) -> Option<Block> {
         let Shared {
             relieving,
@@ -376,40 +487,45 @@ impl<P: FramePlatform> MagazineHeap<P> {
         Relief(&self.shared)
     }
 
-    fn refuse(&self) -> Option<Block> {
-        self.shared.refusals.fetch_add(1, Ordering::Relaxed);
-        None
-    }
-
     /// Only the first attempt may fill the cache: once memory is short, it is for blocks.
     fn attempt(&self, class: Class, size: usize, fills: bool) -> Result<Block, Refused> {
         let _preemption = self.platform().disable_preemption();
         let (block, freed) = {
             let _interrupts = self.platform().disable_interrupts();
+            let context = self.context();
             match self.platform().cache().enter() {
                 Entry::Owner(mut owner) => {
-                    let freed = self.catch_up(&mut owner);
+                    let freed = self.catch_up(&context, &mut owner);
                     let mut magazine = owner.close(class);
                     if fills {
-                        magazine.refill(|room| self.gather(class, room));
+                        magazine.refill(|room| self.gather(&context, class, room));
                     }
-                    let block = magazine.pop(size).ok_or(Refused::Short);
+                    let block = magazine.pop(size);
                     if fills {
                         magazine.keep_reserve();
                     }
-                    (block.or_else(|_| self.allocate_one(class, size)), freed)
+                    drop(magazine);
+                    let block = block.or_else(|| {
+                        let block = self.gather_one(&context, class)?;
+                        owner.count_allocated(size);
+                        Some(block)
+                    });
+                    (block.ok_or(Refused::Short), freed)
                 }
                 Entry::Guest(_) => {
-                    self.shared.reentries.fetch_add(1, Ordering::Relaxed);
-                    (self.allocate_one(class, size), Ok(()))
+                    self.count_reentry();
+                    let block = self.gather_one(&context, class);
+                    if block.is_some() {
+                        self.count_allocated(size);
+                    }
+                    (block.ok_or(Refused::Short), Ok(()))
                 }
                 Entry::Nested => {
-                    self.shared.reentries.fetch_add(1, Ordering::Relaxed);
-                    let platform = self.platform();
-                    let block = (platform.cache().take_reserve(class))
-                        .or_else(|| self.slabs[class].try_allocate(platform.cpu(), class));
+                    self.count_reentry();
+                    let block = (self.platform().cache().take_reserve(class))
+                        .or_else(|| self.slabs[class].try_allocate(context.cpu, class));
                     if block.is_some() {
-                        self.account(size as i64);
+                        self.count_allocated(size);
                     }
                     (block.ok_or(Refused::Nested), Ok(()))
                 }
@@ -419,23 +535,24 @@ impl<P: FramePlatform> MagazineHeap<P> {
         block
     }
 
-    /// A magazine's worth of blocks, from the depot or else from slabs.
-    fn gather(&self, class: Class, room: &mut [MaybeUninit<Block>]) -> usize {
-        match self.depots[class].take(self.platform().cpu(), room) {
-            0 => self.slabs[class].allocate(&self.ground(), class, room),
+    /// Takes a magazine's worth of blocks, from the depot or else from slabs.
+    fn gather(
+        &self,
+        context: &Context<'_, P>,
+        class: Class,
+        room: &mut [MaybeUninit<Block>],
+    ) -> usize {
+        match self.depots[class].take(context, room) {
+            0 => self.slabs[class].allocate(context, class, room),
             count => count,
         }
     }
 
-    /// A block past the cache.
-    fn allocate_one(&self, class: Class, size: usize) -> Result<Block, Refused> {
+    /// Takes a block past the cache.
+    fn gather_one(&self, context: &Context<'_, P>, class: Class) -> Option<Block> {
         let mut room = [MaybeUninit::uninit()];
-        if self.gather(class, &mut room) == 0 {
-            return Err(Refused::Short);
-        }
-        self.account(size as i64);
         // SAFETY: `gather` has filled it.
-        Ok(unsafe { room[0].assume_init() })
+        (self.gather(context, class, &mut room) > 0).then(|| unsafe { room[0].assume_init() })
     }
 
     /// A free that the fast path leaves.
@@ -461,16 +578,19 @@ impl<P: FramePlatform> MagazineHeap<P> {
         let _preemption = self.platform().disable_preemption();
         let freed = {
             let _interrupts = self.platform().disable_interrupts();
+            let context = self.context();
             match self.platform().cache().enter() {
-                Entry::Owner(mut owner) => self.free_inside(&mut owner, class, block, size),
+                Entry::Owner(mut owner) => {
+                    self.free_inside(&context, &mut owner, class, block, size)
+                }
                 Entry::Guest(_) => {
-                    self.shared.reentries.fetch_add(1, Ordering::Relaxed);
-                    self.account(-(size as i64));
-                    self.free_to_slabs(class, &[block])
+                    self.count_reentry();
+                    self.count_freed(size);
+                    self.free_to_slabs(&context, class, &[block])
                 }
                 Entry::Nested => {
-                    self.shared.reentries.fetch_add(1, Ordering::Relaxed);
-                    self.account(-(size as i64));
+                    self.count_reentry();
+                    self.count_freed(size);
                     // SAFETY: the caller has freed it, as one of this class.
                     unsafe { self.shared.deferred.push(block, Kind::Small(class)) };
                     Ok(())
@@ -482,18 +602,18 @@ impl<P: FramePlatform> MagazineHeap<P> {
 
     fn free_inside(
         &self,
+        context: &Context<'_, P>,
         owner: &mut Owner<'_>,
         class: Class,
         block: Block,
         size: usize,
     ) -> Result<(), Misuse> {
-        let mut freed = self.catch_up(owner);
+        let mut freed = self.catch_up(context, owner);
         let mut magazine = owner.close(class);
         if !magazine.push(block, size) {
             magazine.flush(|blocks| {
-                let cpu = self.platform().cpu();
-                if !self.depots[class].put(cpu, &self.frames, class, blocks) {
-                    freed = freed.and(self.free_to_slabs(class, blocks));
+                if !self.depots[class].put(context, class, blocks) {
+                    freed = freed.and(self.free_to_slabs(context, class, blocks));
                 }
             });
             magazine.push(block, size);
@@ -501,63 +621,71 @@ impl<P: FramePlatform> MagazineHeap<P> {
         freed
     }
 
-    fn free_to_slabs(&self, class: Class, blocks: &[Block]) -> Result<(), Misuse> {
-        (self.slabs[class].free(&self.ground(), class, blocks)).map_err(|(block, wrong)| {
-            Misuse::Slab {
-                block,
+    /// Gives blocks that were freed as ones of this class back to their slabs.
+    fn free_to_slabs(
+        &self,
+        context: &Context<'_, P>,
+        class: Class,
+        mut blocks: &[Block],
+    ) -> Result<(), Misuse> {
+        let mut freed = Ok(());
+        while let Err(stopped) = self.slabs[class].free(context, class, blocks) {
+            let misuse = |wrong| Misuse::Slab {
+                block: blocks[stopped.at],
                 class,
                 wrong,
-            }
-        })
-    }
-
-    /// Does what had to wait for a slow path.
-    fn catch_up(&self, owner: &mut Owner<'_>) -> Result<(), Misuse> {
-        let freed = self.free_deferred();
-        if owner.is_drain_wanted() {
-            return freed.and(self.drain_inside(owner));
+            };
+            let this = match stopped.why {
+                // The block shrank where it was (`shrink_in_place`): it goes where it came from.
+                Wrong::OfClass(larger) if larger > class => (self.slabs[larger])
+                    .free(context, larger, &blocks[stopped.at..=stopped.at])
+                    .map_err(|stopped| misuse(stopped.why)),
+                wrong => Err(misuse(wrong)),
+            };
+            freed = freed.and(this);
+            blocks = &blocks[stopped.at + 1..];
         }
         freed
     }
 
-    fn drain_inside(&self, owner: &mut Owner<'_>) -> Result<(), Misuse> {
+    /// Does some of what had to wait for a slow path: this one shall not be much longer for it.
+    fn catch_up(&self, context: &Context<'_, P>, owner: &mut Owner<'_>) -> Result<(), Misuse> {
+        let (_, freed) = self.free_some_deferred(context);
+        match owner.next_undrained() {
+            Some(class) => freed.and(self.drain_class(owner, class)),
+            None => freed,
+        }
+    }
+
+    fn drain_class(&self, owner: &mut Owner<'_>, class: Class) -> Result<(), Misuse> {
         let _relief = self.relieve();
-        let mut freed = self.free_deferred();
-        for class in Class::all() {
-            let reserve = owner.take_reserve(class);
-            owner.close(class).empty(|blocks| {
-                for blocks in [reserve.as_slice(), blocks] {
-                    if !blocks.is_empty() {
-                        freed = freed.and(self.free_to_slabs(class, blocks));
-                    }
-                }
-            });
-        }
-        owner.drained();
-        freed
-    }
-
-    fn trim_inside(&self) -> Result<(), Misuse> {
-        let _relief = self.relieve();
-        let ground = self.ground();
-        let mut freed = self.free_deferred();
-        for class in Class::all() {
-            if let Some(contents) = self.depots[class].empty(ground.cpu, class) {
-                freed = freed.and(self.free_to_slabs(class, contents.blocks()));
-                contents.free(&self.frames);
-            }
-            self.slabs[class].trim(&ground);
-        }
-        self.map.trim(ground.cpu, &self.frames);
-        freed
-    }
-
-    fn free_deferred(&self) -> Result<(), Misuse> {
+        let context = self.context();
         let mut freed = Ok(());
-        for deferred in self.shared.deferred.take_all() {
+        let reserve = owner.take_reserve(class);
+        owner.close(class).empty(|blocks| {
+            for blocks in [reserve.as_slice(), blocks] {
+                if !blocks.is_empty() {
+                    freed = freed.and(self.free_to_slabs(&context, class, blocks));
+                }
+            }
+        });
+        freed
+    }
+
+    /// Frees all blocks whose free had to wait, in steps.
+    fn free_deferred(&self) {
+        while let Some(BATCH) = self.step(|context| self.free_some_deferred(context)) {}
+    }
+
+    /// Frees blocks whose free had to wait, up to a batch, and returns how many.
+    fn free_some_deferred(&self, context: &Context<'_, P>) -> (usize, Result<(), Misuse>) {
+        let mut freed = Ok(());
+        let batch = self.shared.deferred.take(context.cpu);
+        let count = batch.len();
+        for deferred in batch {
             match deferred {
                 Ok((block, Kind::Small(class))) => {
-                    freed = freed.and(self.free_to_slabs(class, &[block]));
+                    freed = freed.and(self.free_to_slabs(context, class, &[block]));
                 }
                 // SAFETY: a large block that was freed, of so many frames.
                 Ok((block, Kind::Large { frames })) => unsafe {
@@ -566,23 +694,29 @@ impl<P: FramePlatform> MagazineHeap<P> {
                 Err(Written(block)) => freed = freed.and(Err(Misuse::Written(block))),
             }
         }
-        freed
+        (count, freed)
     }
 
     fn allocate_large(&self, layout: Layout) -> Option<Block> {
-        let count = frames_of(layout)?;
+        let count = frames_of(layout)? as usize;
         let align = layout.align().div_ceil(FRAME);
+        if count > self.platform().capacity() {
+            return None;
+        }
         self.until_short(|_| {
             let _preemption = self.platform().disable_preemption();
             let _interrupts = self.platform().disable_interrupts();
             let entry = self.platform().cache().enter();
             if matches!(entry, Entry::Nested) {
-                self.shared.reentries.fetch_add(1, Ordering::Relaxed);
+                self.count_reentry();
                 return Err(Refused::Nested);
             }
-            let block = self.frames.allocate(count as usize, align, Use::Large);
+            let block = self.frames.allocate(count, align, Use::Large);
             let block = block.ok_or(Refused::Short)?;
-            self.account(layout.size() as i64);
+            match &entry {
+                Entry::Owner(owner) => owner.count_allocated(layout.size()),
+                _ => self.count_allocated(layout.size()),
+            }
             self.shared.large_blocks.fetch_add(1, Ordering::Relaxed);
             Ok(block)
         })
@@ -598,10 +732,13 @@ impl<P: FramePlatform> MagazineHeap<P> {
         };
         let _preemption = self.platform().disable_preemption();
         let _interrupts = self.platform().disable_interrupts();
-        self.account(-(layout.size() as i64));
         let entry = self.platform().cache().enter();
+        match &entry {
+            Entry::Owner(owner) => owner.count_freed(layout.size()),
+            _ => self.count_freed(layout.size()),
+        }
         if matches!(entry, Entry::Nested) {
-            self.shared.reentries.fetch_add(1, Ordering::Relaxed);
+            self.count_reentry();
             // SAFETY: the caller has freed it, so many frames.
             unsafe { self.shared.deferred.push(block, Kind::Large { frames }) };
         } else {
@@ -619,8 +756,106 @@ impl<P: FramePlatform> MagazineHeap<P> {
         self.shared.large_blocks.fetch_sub(1, Ordering::Relaxed);
     }
 
-    fn account(&self, bytes: i64) {
-        self.shared.live_bytes.fetch_add(bytes, Ordering::Relaxed);
+    /// Makes a block smaller without a new one, and gives back what it no longer needs, if that is
+    /// whole frames. `false`: nothing has changed.
+    ///
+    /// # Safety
+    ///
+    /// `block` is live with the layout `old`, of which the new one differs in the size, which is less,
+    /// and nobody uses what lies behind that.
+    unsafe fn shrink_in_place(&self, block: Block, old: Layout, new: Layout) -> bool {
+        let frames = |layout| frames_of(layout).map_or(0, |frames| frames as usize);
+        match (Class::of(old), Class::of(new)) {
+            (None, None) => {
+                let (before, after) = (frames(old), frames(new));
+                // SAFETY: the block's last frames, which it no longer needs.
+                unsafe { self.give_back_tail(block, before, after) }
+            }
+            // The slab knows the block's class, when it comes home. Until then it is good for all of
+            // the new class, but may be less aligned than they are: see `allocate_small`.
+            (Some(_), _) => true,
+            // SAFETY: as the caller promises.
+            (None, Some(class)) => unsafe { self.split(block, frames(old), class) },
+        }
+    }
+
+    /// Frees the frames of a large block from `after` on. `false`: not now, as this code interrupted
+    /// its CPU inside the heap.
+    ///
+    /// # Safety
+    ///
+    /// `block` is a large one of `before` frames, of which nobody uses those from `after` on.
+    unsafe fn give_back_tail(&self, block: Block, before: usize, after: usize) -> bool {
+        self.step(|_| {
+            if after < before {
+                // SAFETY: the caller's promise; the tail lies within the block.
+                unsafe {
+                    let tail = block.add(after * FRAME);
+                    self.frames.free(tail, before - after, Use::Large);
+                }
+            }
+            ((), Ok(()))
+        })
+        .is_some()
+    }
+
+    /// Makes the beginning of a large block a slab, of which it is the first block, and frees the rest.
+    /// `false`: nothing has changed.
+    ///
+    /// # Safety
+    ///
+    /// `block` is a large one of `before` frames, of which nobody uses what lies behind the first
+    /// `class.size()` bytes.
+    unsafe fn split(&self, block: Block, before: usize, class: Class) -> bool {
+        let kept = class.size().div_ceil(FRAME);
+        let split = self.step(|context| {
+            let frames = &self.frames;
+            let tail = before - kept;
+            // The slab's description can lie in what the block gives back, wherever memory is.
+            // SAFETY: the block's last frames, which nobody uses, and which are ours until below.
+            let mut spares = unsafe { Spares::lent(frames, block.add(kept * FRAME), tail) };
+            let slab = (self.map).insert(context, block, kept as u8, class, &mut spares);
+            let Ok(slab) = slab else {
+                return (false, Ok(()));
+            };
+            let left = spares.lent_count();
+            frames.convert(tail - left, Use::Large, Use::Own);
+            frames.convert(kept, Use::Large, Use::Slab);
+            let is_listed = self.slabs[class].add(context, class, slab, 1);
+            debug_assert!(is_listed, "this CPU holds no lock");
+            if left > 0 {
+                // SAFETY: what lies between the slab and the tables, of which the same is true.
+                unsafe { frames.free(block.add(kept * FRAME), left, Use::Large) };
+            }
+            self.shared.large_blocks.fetch_sub(1, Ordering::Relaxed);
+            (true, Ok(()))
+        });
+        split == Some(true)
+    }
+
+    fn count_allocated(&self, bytes: usize) {
+        (self.shared.allocated).fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    fn count_freed(&self, bytes: usize) {
+        (self.shared.freed).fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    fn count_reentry(&self) {
+        self.shared.reentries.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts that a block has become larger or smaller where it is.
+    fn count_resized(&self, before: usize, after: usize) {
+        let _preemption = self.platform().disable_preemption();
+        if self.platform().cache().count_resized(before, after) {
+            return;
+        }
+        if after >= before {
+            self.count_allocated(after - before);
+        } else {
+            self.count_freed(before - after);
+        }
     }
 }
 
@@ -670,20 +905,46 @@ unsafe impl<P: FramePlatform> GlobalAlloc for MagazineHeap<P> {
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
         // SAFETY: the contract of `GlobalAlloc::realloc`.
         let new = unsafe { Layout::from_size_align_unchecked(new_size, layout.align()) };
-        let stays = match (Class::of(layout), Class::of(new)) {
-            (None, None) => frames_of(layout) == frames_of(new),
-            (old, new) => old == new,
+        let (before, after) = (Class::of(layout), Class::of(new));
+        let is_less = new_size < layout.size();
+        let stays = match (before, after) {
+            (None, None) if !is_less => frames_of(layout) == frames_of(new),
+            // SAFETY: the contract of `GlobalAlloc::realloc`: a live block isn't null, and is the
+            // caller's up to its new size.
+            (None, None) => unsafe {
+                self.shrink_in_place(NonNull::new_unchecked(block), layout, new)
+            },
+            _ => before == after,
         };
         if stays {
-            let grown = new_size as i64 - layout.size() as i64;
-            let _preemption = self.platform().disable_preemption();
-            if !self.platform().cache().correct(grown) {
-                self.account(grown);
-            }
+            self.count_resized(layout.size(), new_size);
             return block;
         }
-        // SAFETY: the contract of `GlobalAlloc::realloc`: the new size isn't zero.
-        let moved = unsafe { self.alloc(new) };
+        let mut moved = ptr::null_mut();
+        if is_less && let Some(class) = after {
+            // Not at the cost of what others cache: the block may stay where it is.
+            let found =
+                (self.pop(class, new_size)).or_else(|| self.attempt(class, new_size, true).ok());
+            match found {
+                Some(found) if found.addr().get().is_multiple_of(new.align()) => {
+                    moved = found.as_ptr();
+                }
+                // As in `allocate_small`.
+                Some(found) => self.send_home(class, found, new_size),
+                None => {}
+            }
+            // SAFETY: as above.
+            let shrinks =
+                || unsafe { self.shrink_in_place(NonNull::new_unchecked(block), layout, new) };
+            if moved.is_null() && shrinks() {
+                self.count_resized(layout.size(), new_size);
+                return block;
+            }
+        }
+        if moved.is_null() {
+            // SAFETY: the contract of `GlobalAlloc::realloc`: the new size isn't zero.
+            moved = unsafe { self.alloc(new) };
+        }
         if !moved.is_null() {
             // SAFETY: both blocks are that long, and a new one overlaps no live one.
             unsafe { ptr::copy_nonoverlapping(block, moved, layout.size().min(new_size)) };

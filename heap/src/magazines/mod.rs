@@ -2,7 +2,7 @@
 
 mod cache;
 mod class;
-#[cfg(not(loom))]
+mod context;
 mod deferred;
 mod depot;
 mod frames;
@@ -25,5 +25,4 @@ pub use heap::MagazineHeap;
 pub use platform::{FastPath, FramePlatform};
 #[cfg(target_arch = "x86_64")]
 pub use restart::resume;
-pub use slab_map::SPAN;
-pub use statistics::{ClassStatistics, Totals};
+pub use statistics::{ClassStatistics, Totals, Traffic};

@@ -1,9 +1,9 @@
 //! What the magazine heap asks of the kernel around it.
 
-use core::alloc::Layout;
 use core::ptr::NonNull;
 
 use super::CpuCache;
+use crate::lock;
 
 /// What a fast path does about interrupts whose handlers use the heap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,12 +27,12 @@ pub enum FastPath {
 ///
 /// # Lock order
 ///
-/// The heap calls [`allocate_frames`](Self::allocate_frames) and [`free_frames`](Self::free_frames)
-/// with interrupts disabled, and possibly while it holds a lock of its own, which other CPUs may be
-/// waiting for. So what the platform locks there lies below the heap's locks: code that holds it
-/// must not allocate or free, nor may an interrupt handler run meanwhile that does. If a non-maskable interrupt may use the heap, it must not find the
-/// platform waiting for a lock that the interrupted code holds: let the platform answer `None`
-/// then.
+/// The heap calls the platform while it holds no lock, and [`allocate_frames`](Self::allocate_frames)
+/// and [`free_frames`](Self::free_frames) with interrupts disabled, on a path that may itself be the
+/// answer to an allocation of the platform's. So code that holds a lock which the platform takes
+/// there must not allocate or free, nor may an interrupt handler run at the same time that does. If a
+/// non-maskable interrupt may use the heap, it must not find the platform waiting for a lock that the
+/// interrupted code holds: let the platform return `None` then.
 ///
 /// # Safety
 ///
@@ -92,16 +92,17 @@ pub unsafe trait FramePlatform: Sync {
     /// multiple of `align` frames; or `None` if there are none.
     ///
     /// `count` is not zero, and `align` is a power of two. For slabs, which is all that is frequent,
-    /// both are 1, 2, 4 or 8. Frames need not be zeroed. All frames there ever are must lie within
-    /// [`SPAN`](super::SPAN) bytes of address space.
+    /// both are 1, 2, 4 or 8. Frames need not be zeroed. They may lie anywhere in the address space,
+    /// but slabs in at most 1024 different, naturally aligned 64 GiB of it.
     fn allocate_frames(&self, count: usize, align: usize) -> Option<NonNull<u8>>;
 
-    /// Takes frames back.
+    /// Takes frames back: all that [`allocate_frames`](Self::allocate_frames) gave at once, or a part,
+    /// as when a block shrinks.
     ///
     /// # Safety
     ///
-    /// [`allocate_frames`](Self::allocate_frames) gave `start` for this `count`, and nothing uses
-    /// the frames any more.
+    /// [`allocate_frames`](Self::allocate_frames) gave these frames, at once, and nothing uses them
+    /// any more.
     unsafe fn free_frames(&self, start: NonNull<u8>, count: usize);
 
     /// Makes the other CPUs call [`MagazineHeap::drain`](super::MagazineHeap::drain), and returns
@@ -112,13 +113,42 @@ pub unsafe trait FramePlatform: Sync {
     /// drain when asked. To do nothing is allowed: what others cache is then out of reach.
     fn drain_others(&self) {}
 
-    /// A block for this layout from elsewhere, for code that knows of no other answer, where the heap
-    /// has come to its end. It is none of the heap's: the platform must tell it by its address when it
-    /// is freed, and keep it from [`dealloc`](core::alloc::GlobalAlloc::dealloc) and `realloc` here.
+    /// Returns how many frames there are at most, used or not: a request for more is refused at once,
+    /// and no CPU is asked to drain for it.
+    fn capacity(&self) -> usize {
+        usize::MAX
+    }
+
+    /// Returns what [`drain_others`](Self::drain_others) may bring back beside what this heap's caches
+    /// hold, in whatever unit: frames that CPUs keep to themselves, say. As long as this is 0 and
+    /// nothing has been freed, the heap doesn't ask again for what did not help the last time.
+    fn reclaimable(&self) -> usize {
+        0
+    }
+
+    /// Waits a moment for a lock of the heap's that the CPU `holder` holds; `None`: a CPU that has no
+    /// number. Called again and again, with interrupts disabled, until the lock is released.
     ///
-    /// Called with no lock of the heap's held, and interrupts as the caller of the heap has them.
-    fn last_resort(&self, layout: Layout) -> Option<NonNull<u8>> {
-        let _ = layout;
-        None
+    /// Here a CPU may answer requests of others, but only such as never use the heap: a TLB shootdown,
+    /// or to stop. `state` is 0 when the wait for this holder begins, and then what the last call left
+    /// there, such as a deadline.
+    ///
+    /// A CPU that holds a lock runs code whose length has a bound, with interrupts disabled. If it
+    /// does not release it in a time as generous as for any answer of another CPU, it has stopped:
+    /// call [`lock_stuck`](Self::lock_stuck). Unless overridden, that is after 2³² looks.
+    fn wait_for_lock(&self, holder: Option<usize>, state: &mut u64) {
+        if lock::is_overdue(state) {
+            self.lock_stuck(holder);
+        }
+    }
+
+    /// Ends the run: the CPU `holder` has stopped with a lock of the heap's, so that nobody else can
+    /// go on. Called with interrupts disabled; it must not use the heap.
+    ///
+    /// # Panics
+    ///
+    /// Unless overridden.
+    fn lock_stuck(&self, holder: Option<usize>) -> ! {
+        lock::report_stuck(holder)
     }
 }

@@ -15,7 +15,8 @@ const TOP: usize = offset_of!(CpuCache, magazines) + offset_of!(Magazine, top);
 const END: usize = offset_of!(CpuCache, magazines) + offset_of!(Magazine, end);
 const ALLOCATIONS: usize = offset_of!(CpuCache, magazines) + offset_of!(Magazine, allocations);
 const SLOTS: usize = offset_of!(CpuCache, slots);
-const LIVE_BYTES: usize = offset_of!(CpuCache, live_bytes);
+const ALLOCATED: usize = offset_of!(CpuCache, allocated);
+const FREED: usize = offset_of!(CpuCache, freed);
 
 /// A line of the table: the sequence from label 2 to label 3, as distances from the line itself.
 ///
@@ -122,11 +123,11 @@ pub(super) unsafe fn pop<P: FramePlatform>(class: Class, size: usize) -> Option<
     unsafe {
         asm!(
             "inc qword ptr gs:[{class} + {ALLOCATIONS}]",
-            "add qword ptr gs:[{LIVE_BYTES}], {size}",
+            "add qword ptr gs:[{ALLOCATED}], {size}",
             class = in(reg) class.offset(),
             size = in(reg) size,
             ALLOCATIONS = const cache::<P>() + ALLOCATIONS,
-            LIVE_BYTES = const cache::<P>() + LIVE_BYTES,
+            ALLOCATED = const cache::<P>() + ALLOCATED,
             options(nostack),
         );
     }
@@ -151,7 +152,7 @@ pub(super) unsafe fn push<P: FramePlatform>(class: Class, block: Block, size: us
             "mov qword ptr gs:[{top} * 8 + {SLOTS} + 8], {block}",
             "inc dword ptr gs:[{class} + {TOP}]",
             "3:",
-            "sub qword ptr gs:[{LIVE_BYTES}], {size}",
+            "add qword ptr gs:[{FREED}], {size}",
             table_line!(),
             class = in(reg) class.offset(),
             block = in(reg) block.as_ptr(),
@@ -161,7 +162,7 @@ pub(super) unsafe fn push<P: FramePlatform>(class: Class, block: Block, size: us
             TOP = const cache::<P>() + TOP,
             END = const cache::<P>() + END,
             SLOTS = const cache::<P>() + SLOTS,
-            LIVE_BYTES = const cache::<P>() + LIVE_BYTES,
+            FREED = const cache::<P>() + FREED,
             options(nostack),
         );
     }

@@ -40,8 +40,10 @@ pub(super) struct Slab {
 /// What is wrong with a block that was to be freed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Wrong {
-    /// No slab has a block of this class at this address.
+    /// No slab has a block at this address.
     Foreign,
+    /// The address lies in a slab of another class.
+    OfClass(Class),
     /// The block is free already.
     Free,
 }
@@ -117,6 +119,11 @@ impl Slab {
         NonNull::new(self.start.load(Ordering::Relaxed))
     }
 
+    /// Whether its blocks are as aligned as those of the class must be.
+    pub(super) fn is_aligned(&self, class: Class) -> bool {
+        (self.start.load(Ordering::Relaxed).addr()).is_multiple_of(class.alignment())
+    }
+
     pub(super) fn class(&self) -> Option<Class> {
         Class::from_index(self.class.load(Ordering::Relaxed).into())
     }
@@ -174,14 +181,13 @@ impl Slab {
         self.user.load(Ordering::Relaxed) == lowest_byte(cpu)
     }
 
-    /// Takes a block back.
+    /// Takes a block back, which lies in a slab of this class: this one.
     pub(super) fn put(&self, class: Class, block: Block) -> Result<(), Wrong> {
         let start = self.start.load(Ordering::Relaxed).addr();
         let index = block
             .addr()
             .get()
             .checked_sub(start)
-            .filter(|_| self.class() == Some(class))
             .and_then(|offset| class.block_at(offset))
             .filter(|&index| index < usize::from(self.capacity.load(Ordering::Relaxed)))
             .ok_or(Wrong::Foreign)?;

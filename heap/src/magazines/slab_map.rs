@@ -5,10 +5,11 @@ use core::sync::atomic::Ordering;
 
 use super::FramePlatform;
 use super::class::{Class, FRAME};
+use super::context::Context;
 use super::frames::{Frames, Use};
 use super::slab::Slab;
 use crate::lock::Lock;
-use crate::sync::{AtomicPtr, atomics, const_unless_modelled, mutated};
+use crate::sync::{AtomicPtr, AtomicUsize, atomics, const_unless_modelled, mutated};
 
 /// A table of pointers that fills a frame.
 type Node = [AtomicPtr<u8>; NODE];
@@ -26,23 +27,129 @@ const NODE: usize = if cfg!(loom) {
 } else {
     FRAME / size_of::<usize>()
 };
-const ROOT: usize = if cfg!(loom) { 2 } else { 1024 };
+
+/// How many regions of [`REGION_FRAMES`] frames there can be slabs in: 64 TiB of memory, wherever in
+/// the address space it lies.
+pub(super) const REGIONS: usize = if cfg!(loom) { 2 } else { 1024 };
+
+/// Frames of a region, which is so aligned: 64 GiB.
+pub(super) const REGION_FRAMES: usize = NODE * NODE * LEAF;
+
+/// Tables on the way from a region to a description, which may all be missing.
+pub(super) const TABLES: usize = 3;
 
 const _: () = assert!(size_of::<Node>() <= FRAME && size_of::<Leaf>() <= FRAME);
 
-/// The addresses of all frames must lie within so many bytes: 64 TiB, half of what a kernel has for
-/// itself under 4-level paging (Intel SDM, volume 1, section 3.3.7.1: canonical addressing).
-pub const SPAN: usize = ROOT * NODE * NODE * LEAF * FRAME;
-
-/// The descriptions of all slabs: a tree of frames over frame numbers, with two levels of tables
-/// between the root and the leaves. It has what slabs need and no more: 4 KiB for each 256 KiB of
-/// memory in which there are slabs.
+/// The descriptions of all slabs: for each region that has slabs, a tree of frames over frame numbers,
+/// with two levels of tables above the leaves. It has what slabs need and no more: 4 KiB for each
+/// 256 KiB of memory in which there are slabs.
 ///
 /// Reading takes no lock: whoever asks for a slab has a block of it, so the slab is there, and so is
 /// the path to it.
+///
+/// Tables come and go with the slabs: they are allocated before the lock is taken and freed after it
+/// is released, as no CPU may call the platform while others wait for it.
 pub(super) struct SlabMap {
     changes: Lock<()>,
-    root: [AtomicPtr<u8>; ROOT],
+    regions: [Region; REGIONS],
+}
+
+/// One of the regions, and its tables.
+struct Region {
+    /// The region's number in the address space plus one; 0 as long as this is nobody's. Written once,
+    /// under the lock.
+    tag: AtomicUsize,
+    root: AtomicPtr<u8>,
+}
+
+/// Why frames could not become a slab.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refused {
+    /// There is no frame for its description.
+    NoMemory,
+    /// The slab can't lie there: it would reach across the end of a leaf, or in one region too many.
+    NoPlace,
+}
+
+/// Frames that may become tables. Those that were allocated for it and are left go back.
+pub(super) struct Spares<'a, P: FramePlatform> {
+    frames: &'a Frames<P>,
+    /// All zeroes.
+    allocated: [Option<NonNull<u8>>; TABLES],
+    /// Where frames lie that are the caller's, and how many of them are left: the last is taken first.
+    /// What is in them stays until then.
+    lent: NonNull<u8>,
+    lent_count: usize,
+}
+
+impl<'a, P: FramePlatform> Spares<'a, P> {
+    pub(super) const fn none(frames: &'a Frames<P>) -> Self {
+        Self {
+            frames,
+            allocated: [None; TABLES],
+            lent: NonNull::dangling(),
+            lent_count: 0,
+        }
+    }
+
+    /// # Safety
+    ///
+    /// [`Frames`] gave `count` frames at `start`, which are the caller's and used by nobody.
+    pub(super) const unsafe fn lent(
+        frames: &'a Frames<P>,
+        start: NonNull<u8>,
+        count: usize,
+    ) -> Self {
+        Self {
+            frames,
+            allocated: [None; TABLES],
+            lent: start,
+            lent_count: count,
+        }
+    }
+
+    /// Returns how many of the lent frames are left.
+    pub(super) const fn lent_count(&self) -> usize {
+        self.lent_count
+    }
+
+    fn count(&self) -> usize {
+        self.lent_count + self.allocated.iter().flatten().count()
+    }
+
+    /// Allocates until there are `count`, at most [`TABLES`]. `false`: there is no frame.
+    fn fill(&mut self, count: usize) -> bool {
+        while self.count() < count {
+            let place = self.allocated.iter_mut().find(|place| place.is_none());
+            let fresh = self.frames.allocate(1, 1, Use::Own);
+            let (Some(place), Some(fresh)) = (place, fresh) else {
+                return false;
+            };
+            clear(fresh);
+            *place = Some(fresh);
+        }
+        true
+    }
+
+    fn take(&mut self) -> Option<NonNull<u8>> {
+        let Some(last) = self.lent_count.checked_sub(1) else {
+            return self.allocated.iter_mut().find_map(Option::take);
+        };
+        self.lent_count = last;
+        // SAFETY: the caller of `lent` has more frames than that.
+        let frame = unsafe { self.lent.add(last * FRAME) };
+        clear(frame);
+        Some(frame)
+    }
+}
+
+impl<P: FramePlatform> Drop for Spares<'_, P> {
+    fn drop(&mut self) {
+        for table in self.allocated.into_iter().flatten() {
+            // SAFETY: a frame of the heap's own that did not become a table.
+            unsafe { self.frames.free(table, 1, Use::Own) };
+        }
+    }
 }
 
 impl SlabMap {
@@ -50,26 +157,26 @@ impl SlabMap {
         pub(super) const fn new() -> Self {
             Self {
                 changes: Lock::new(()),
-                root: atomics![AtomicPtr::new(ptr::null_mut()); ROOT],
+                regions: atomics![Region {
+                    tag: AtomicUsize::new(0),
+                    root: AtomicPtr::new(ptr::null_mut()),
+                }; REGIONS],
             }
         }
     }
 
-    /// The slab that the address lies in. `None` if it lies in none, for any address; but while
-    /// [`trim`](Self::trim) runs, the answer is right only for a block.
+    /// Returns the slab that the address lies in. `None` if it lies in none, for any address; but while
+    /// slabs come and go, the answer is right only for a block.
     pub(super) fn find(&self, address: usize) -> Option<&Slab> {
         let frame = self.frame(address / FRAME)?;
         if !frame.is_in_use() {
             return None;
         }
-        let first = self.frame(address / FRAME - frame.back())?;
-        // Memory 64 TiB away shares the path.
-        let distance = address.checked_sub(first.start()?.addr().get())?;
-        (distance < first.frames() * FRAME).then_some(first)
+        self.frame(address / FRAME - frame.back())
     }
 
     fn frame(&self, number: usize) -> Option<&Slab> {
-        let mut entry = &self.root[number / (LEAF * NODE * NODE) % ROOT];
+        let mut entry = &self.region(number)?.root;
         for unit in [LEAF * NODE, LEAF] {
             // Acquire: the table's contents.
             let node = table(entry, Ordering::Acquire)?.cast::<Node>();
@@ -81,46 +188,171 @@ impl SlabMap {
         Some(unsafe { &leaf.as_ref()[number % LEAF] })
     }
 
-    /// Makes frames a slab. `None` if there is no frame for the description, or if there are slabs
-    /// exactly [`SPAN`] away.
+    /// Returns the region of a frame, if there ever was a slab in it.
+    fn region(&self, number: usize) -> Option<&Region> {
+        let tag = number / REGION_FRAMES + 1;
+        // Where few regions are used, which is nearly always, each is the first that is looked at.
+        for step in 0..REGIONS {
+            let region = &self.regions[(tag + step) % REGIONS];
+            // Relaxed: whoever has a block of the region got it from a CPU that saw the tag, and it
+            // never changes again.
+            match region.tag.load(Ordering::Relaxed) {
+                0 => return None,
+                found if found == tag => return Some(region),
+                _ => {}
+            }
+        }
+        None
+    }
+
+    /// Returns the region of a frame, or makes an unused one the frame's. The caller has the lock.
+    fn claim_region(&self, number: usize) -> Option<&Region> {
+        if let Some(region) = self.region(number) {
+            return Some(region);
+        }
+        let tag = number / REGION_FRAMES + 1;
+        let region = (0..REGIONS)
+            .map(|step| &self.regions[(tag + step) % REGIONS])
+            .find(|region| region.tag.load(Ordering::Relaxed) == 0)?;
+        // Relaxed, as in `region`.
+        region.tag.store(tag, Ordering::Relaxed);
+        Some(region)
+    }
+
+    /// Makes frames a slab.
     ///
-    /// `frames` is a power of two, at most a leaf's, and `start` is aligned to as many frames: the
-    /// slab lies in one leaf.
+    /// # Errors
+    ///
+    /// [`Refused`]. Nothing has changed then.
     pub(super) fn insert<P: FramePlatform>(
         &self,
-        cpu: Option<usize>,
-        frames: &Frames<P>,
+        context: &Context<'_, P>,
         start: NonNull<u8>,
         count: u8,
         class: Class,
-    ) -> Option<&Slab> {
-        let _changes = self.changes.lock(cpu)?;
+        spares: &mut Spares<'_, P>,
+    ) -> Result<&Slab, Refused> {
         let number = start.addr().get() / FRAME;
-        self.make_path(frames, number)?;
-        let first = self.frame(number)?;
-        if first.is_in_use() {
-            return None;
+        if number % LEAF + usize::from(count) > LEAF {
+            return Err(Refused::NoPlace);
         }
-        first.describe(start, count, class);
-        for back in 1..count {
-            self.frame(number + usize::from(back))?.describe_rest(back);
+        loop {
+            let missing = {
+                let _changes = self.changes.lock(context).ok_or(Refused::NoPlace)?;
+                let region = self.claim_region(number).ok_or(Refused::NoPlace)?;
+                let missing = missing(&region.root, number);
+                if missing <= spares.count() {
+                    let leaf = extend(&region.root, number, spares).ok_or(Refused::NoMemory)?;
+                    let [first, rest @ ..] = &leaf[number % LEAF..][..count.into()] else {
+                        return Err(Refused::NoPlace);
+                    };
+                    first.describe(start, count, class);
+                    for (back, slab) in (1..).zip(rest) {
+                        slab.describe_rest(back);
+                    }
+                    return Ok(first);
+                }
+                missing
+            };
+            if !spares.fill(missing) {
+                return Err(Refused::NoMemory);
+            }
         }
-        Some(first)
     }
 
-    fn make_path<P: FramePlatform>(&self, frames: &Frames<P>, number: usize) -> Option<()> {
-        let mut entry = &self.root[number / (LEAF * NODE * NODE) % ROOT];
-        for unit in [Some(LEAF * NODE), Some(LEAF), None] {
-            let mut below = table(entry, Ordering::Relaxed);
-            if below.is_none() {
-                let fresh = frames.allocate(1, 1, Use::Own)?;
-                // SAFETY: a frame, and nobody else has it.
-                #[cfg(not(loom))]
-                unsafe {
-                    fresh.write_bytes(0, FRAME);
+    /// Forgets a slab, all of whose blocks are free, and returns its frames, and those of the tables
+    /// in which nothing is left.
+    pub(super) fn remove<P: FramePlatform>(&self, context: &Context<'_, P>, slab: &Slab) {
+        let Some(start) = slab.start() else { return };
+        let count = slab.frames();
+        let number = start.addr().get() / FRAME;
+        let tables = {
+            let Some(_changes) = self.changes.lock(context) else {
+                return;
+            };
+            for rest in (0..count).rev() {
+                if let Some(frame) = self.frame(number + rest) {
+                    frame.forget();
                 }
-                // SAFETY: as above. A model's atomics aren't numbers.
+            }
+            self.prune(number)
+        };
+        // SAFETY: the slab was made of these frames, and none of its blocks is used.
+        unsafe { context.frames.free(start, count, Use::Slab) };
+        for table in tables.into_iter().flatten() {
+            // SAFETY: made by `insert`, and no slab is left for whose sake it could be read.
+            unsafe { context.frames.free(table, 1, Use::Own) };
+        }
+    }
+
+    /// Takes the tables on the way to a frame out that describe nothing. The caller has the lock.
+    fn prune(&self, number: usize) -> [Option<NonNull<u8>>; TABLES] {
+        let mut pruned = [None; TABLES];
+        let Some(region) = self.region(number) else {
+            return pruned;
+        };
+        let mut entries = [&region.root; TABLES];
+        for (level, unit) in [LEAF * NODE, LEAF].into_iter().enumerate() {
+            let Some(node) = table(entries[level], Ordering::Relaxed) else {
+                return pruned;
+            };
+            // SAFETY: a table, which is freed only here, under the lock.
+            entries[level + 1] = unsafe { &node.cast::<Node>().as_ref()[number / unit % NODE] };
+        }
+        // From the leaf up, as far as nothing is left.
+        for (level, entry) in entries.into_iter().enumerate().rev() {
+            let Some(below) = table(entry, Ordering::Relaxed) else {
+                break;
+            };
+            let is_idle = if level == TABLES - 1 {
+                // SAFETY: a leaf, as above.
+                let leaf = unsafe { below.cast::<Leaf>().as_ref() };
+                !leaf.iter().any(Slab::is_in_use) || mutated("descriptions in use are freed")
+            } else {
+                // SAFETY: a table, as above.
+                let node = unsafe { below.cast::<Node>().as_ref() };
+                (node.iter()).all(|entry| table(entry, Ordering::Relaxed).is_none())
+            };
+            if !is_idle {
+                break;
+            }
+            // Relaxed: whoever comes by here has no block below.
+            entry.store(ptr::null_mut(), Ordering::Relaxed);
+            pruned[level] = Some(below);
+        }
+        pruned
+    }
+}
+
+/// Returns how many tables are missing on the way from a region's root to a frame's description.
+fn missing(root: &AtomicPtr<u8>, number: usize) -> usize {
+    let mut entry = root;
+    for (level, unit) in [LEAF * NODE, LEAF].into_iter().enumerate() {
+        let Some(node) = table(entry, Ordering::Relaxed) else {
+            return TABLES - level;
+        };
+        // SAFETY: a table, which isn't freed while this CPU has the lock.
+        entry = unsafe { &node.cast::<Node>().as_ref()[number / unit % NODE] };
+    }
+    usize::from(table(entry, Ordering::Relaxed).is_none())
+}
+
+/// Makes the way to a frame's description complete, and returns its leaf. `None`: there are too few
+/// spares.
+fn extend<'a, P: FramePlatform>(
+    root: &'a AtomicPtr<u8>,
+    number: usize,
+    spares: &mut Spares<'_, P>,
+) -> Option<&'a Leaf> {
+    let mut entry = root;
+    for unit in [Some(LEAF * NODE), Some(LEAF), None] {
+        let below = match table(entry, Ordering::Relaxed) {
+            Some(below) => below,
+            None => {
+                let fresh = spares.take()?;
+                // A model's atomics aren't numbers.
                 #[cfg(loom)]
+                // SAFETY: a frame, and nobody else has it.
                 unsafe {
                     match unit {
                         Some(_) => (fresh.cast::<Node>())
@@ -134,67 +366,46 @@ impl SlabMap {
                     Ordering::Release
                 };
                 entry.store(fresh.as_ptr(), publish);
-                below = Some(fresh);
+                fresh
             }
-            if let (Some(unit), Some(below)) = (unit, below) {
-                // SAFETY: a table, which isn't freed while this CPU has the lock.
-                entry = unsafe { &below.cast::<Node>().as_ref()[number / unit % NODE] };
-            }
-        }
-        Some(())
-    }
-
-    /// Forgets a slab, all of whose blocks are free, and returns its frames.
-    pub(super) fn remove<P: FramePlatform>(
-        &self,
-        cpu: Option<usize>,
-        frames: &Frames<P>,
-        slab: &Slab,
-    ) {
-        let Some(start) = slab.start() else { return };
-        let count = slab.frames();
-        {
-            let Some(_changes) = self.changes.lock(cpu) else {
-                return;
-            };
-            let number = start.addr().get() / FRAME;
-            for rest in (0..count).rev() {
-                if let Some(frame) = self.frame(number + rest) {
-                    frame.forget();
-                }
-            }
-        }
-        // SAFETY: the slab was made of these frames, and none of its blocks is used.
-        unsafe { frames.free(start, count, Use::Slab) };
-    }
-
-    /// Returns the frames of all parts of the map that describe nothing.
-    pub(super) fn trim<P: FramePlatform>(&self, cpu: Option<usize>, frames: &Frames<P>) {
-        let Some(_changes) = self.changes.lock(cpu) else {
-            return;
         };
-        for entry in &self.root {
-            trim_table(entry, 2, frames);
+        match unit {
+            // SAFETY: a table, which isn't freed while this CPU has the lock.
+            Some(unit) => entry = unsafe { &below.cast::<Node>().as_ref()[number / unit % NODE] },
+            // SAFETY: a leaf, likewise; and from now on it has a slab.
+            None => return Some(unsafe { below.cast::<Leaf>().as_ref() }),
         }
     }
+    None
+}
+
+/// Fills a frame with zeroes.
+fn clear(frame: NonNull<u8>) {
+    // SAFETY: the callers have the frame, and nobody else does.
+    #[cfg(not(loom))]
+    unsafe {
+        frame.write_bytes(0, FRAME);
+    }
+    #[cfg(loom)]
+    let _ = frame;
 }
 
 #[cfg(all(test, not(loom)))]
 impl SlabMap {
-    /// Shows the visitor all tables and leaves. Nobody uses the map meanwhile.
+    /// Shows the visitor all tables and leaves. Nobody else uses the map at the same time.
     pub(super) fn each_table(&self, visit: &mut dyn FnMut(NonNull<u8>)) {
         fn below(entry: &AtomicPtr<u8>, levels: usize, visit: &mut dyn FnMut(NonNull<u8>)) {
             let Some(start) = table(entry, Ordering::Relaxed) else {
                 return;
             };
             if levels > 0 {
-                // SAFETY: a table, as in `trim_table`.
+                // SAFETY: a table, as in `prune`.
                 let node = unsafe { start.cast::<Node>().as_ref() };
                 (node.iter()).for_each(|entry| below(entry, levels - 1, visit));
             }
             visit(start);
         }
-        self.root.iter().for_each(|entry| below(entry, 2, visit));
+        (self.regions.iter()).for_each(|region| below(&region.root, TABLES - 1, visit));
     }
 }
 
@@ -204,29 +415,4 @@ impl SlabMap {
 fn table(entry: &AtomicPtr<u8>, ordering: Ordering) -> Option<NonNull<u8>> {
     let start = entry.load(ordering);
     NonNull::new(start.map_addr(|address| address & !(FRAME - 1)))
-}
-
-/// Frees what lies below an entry and describes nothing: tables down to `levels` more, then leaves.
-fn trim_table<P: FramePlatform>(entry: &AtomicPtr<u8>, levels: usize, frames: &Frames<P>) {
-    let Some(below) = table(entry, Ordering::Relaxed) else {
-        return;
-    };
-    let is_idle = if levels == 0 {
-        // SAFETY: a leaf, which is freed only here, under the lock.
-        let leaf = unsafe { below.cast::<Leaf>().as_ref() };
-        !leaf.iter().any(Slab::is_in_use) || mutated("descriptions in use are freed")
-    } else {
-        // SAFETY: a table, as above.
-        let node = unsafe { below.cast::<Node>().as_ref() };
-        for entry in node {
-            trim_table(entry, levels - 1, frames);
-        }
-        node.iter()
-            .all(|entry| table(entry, Ordering::Relaxed).is_none())
-    };
-    if is_idle {
-        entry.store(ptr::null_mut(), Ordering::Relaxed);
-        // SAFETY: made by `make_path`, and no slab is left for whose sake it could be read.
-        unsafe { frames.free(below, 1, Use::Own) };
-    }
 }

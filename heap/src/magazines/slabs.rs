@@ -7,9 +7,10 @@ use core::sync::atomic::Ordering;
 use super::FramePlatform;
 use super::cache::Block;
 use super::class::Class;
-use super::frames::{Frames, Use};
+use super::context::Context;
+use super::frames::Use;
 use super::slab::{Fill, List, Slab, Wrong};
-use super::slab_map::SlabMap;
+use super::slab_map::{SlabMap, Spares};
 use crate::lock::{Guard, Lock};
 use crate::sync::{AtomicUsize, const_unless_modelled, mutated};
 
@@ -34,11 +35,11 @@ struct Lists {
     quarters: [List; 4],
 }
 
-/// What the slab layer needs of the heap around it.
-pub(super) struct Ground<'a, P> {
-    pub(super) map: &'a SlabMap,
-    pub(super) frames: &'a Frames<P>,
-    pub(super) cpu: Option<usize>,
+/// The block at which a batch that comes back stopped, and why. Those before it are free.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Stopped {
+    pub(super) at: usize,
+    pub(super) why: Wrong,
 }
 
 impl Slabs {
@@ -82,17 +83,17 @@ impl Slabs {
     /// neither a free block nor a frame.
     pub(super) fn allocate<P: FramePlatform>(
         &self,
-        ground: &Ground<'_, P>,
+        context: &Context<'_, P>,
         class: Class,
         into: &mut [MaybeUninit<Block>],
     ) -> usize {
         loop {
-            let Some(mut lists) = self.lists.lock(ground.cpu) else {
+            let Some(mut lists) = self.lists.lock(context) else {
                 return 0;
             };
-            let taken = self.take(&mut lists, ground.cpu, class, into);
+            let taken = self.take(&mut lists, context.cpu, class, into);
             drop(lists);
-            if taken > 0 || !self.grow(ground, class) {
+            if taken > 0 || !self.grow(context, class) {
                 return taken;
             }
         }
@@ -123,28 +124,32 @@ impl Slabs {
             slab.given_to(cpu);
             lists.moved(slab, before);
         }
-        self.used.add(taken);
+        self.count_used(taken);
+        taken
+    }
+
+    fn count_used(&self, blocks: usize) {
+        self.used.add(blocks);
         let used = self.used();
         if used > self.most_used() {
             self.most_used.store(used, Ordering::Relaxed);
         }
-        taken
     }
 
     /// Adds a slab. `false`: there is no frame for it, or none for its description.
-    fn grow<P: FramePlatform>(&self, ground: &Ground<'_, P>, class: Class) -> bool {
+    fn grow<P: FramePlatform>(&self, context: &Context<'_, P>, class: Class) -> bool {
+        let frames = context.frames;
         // A smaller slab wastes more, but is better than none: when memory is in pieces, and when a
         // larger one would take the frames that its description needs.
         let least = class.size().div_ceil(super::FRAME).next_power_of_two();
         let mut count = class.slab_frames();
         while count >= least {
-            if let Some(start) = ground.frames.allocate(count, count, Use::Slab) {
-                let slab =
-                    (ground.map).insert(ground.cpu, ground.frames, start, count as u8, class);
-                match slab {
-                    Some(slab) => return self.add(ground, slab),
+            if let Some(start) = frames.allocate(count, count, Use::Slab) {
+                let mut spares = Spares::none(frames);
+                match (context.map).insert(context, start, count as u8, class, &mut spares) {
+                    Ok(slab) => return self.add(context, class, slab, 0),
                     // SAFETY: just allocated, and no slab was made of them.
-                    None => unsafe { ground.frames.free(start, count, Use::Slab) },
+                    Err(_) => unsafe { frames.free(start, count, Use::Slab) },
                 }
             }
             count /= 2;
@@ -152,40 +157,65 @@ impl Slabs {
         false
     }
 
-    /// Adds a slab that is new. `false`: this CPU holds the lock.
-    fn add<P: FramePlatform>(&self, ground: &Ground<'_, P>, slab: &Slab) -> bool {
-        let Some(mut lists) = self.lists.lock(ground.cpu) else {
-            ground.map.remove(ground.cpu, ground.frames, slab);
+    /// Adds a slab that is new, of which the first `live` blocks are somebody's. `false`: this CPU
+    /// holds the lock, and the slab is in no list.
+    pub(super) fn add<P: FramePlatform>(
+        &self,
+        context: &Context<'_, P>,
+        class: Class,
+        slab: &Slab,
+        live: usize,
+    ) -> bool {
+        let Some(mut lists) = self.lists.lock(context) else {
             return false;
         };
-        lists.empty.push(slab);
-        lists.empties += 1;
+        for _ in 0..live {
+            slab.take(class, &mut [MaybeUninit::uninit()]);
+        }
+        let fill = slab.fill();
+        if let Some(list) = lists.list(fill) {
+            list.push(slab);
+        }
+        lists.empties += usize::from(fill == Fill::Empty);
         self.frames.add(slab.frames());
+        self.count_used(live);
         true
     }
 
-    /// Takes blocks back. On an error, the blocks before the wrong one are free, and those after it
-    /// are lost.
+    /// Takes blocks back.
+    ///
+    /// # Errors
+    ///
+    /// The first block that this class has not handed out. Those after it are still the caller's.
     pub(super) fn free<P: FramePlatform>(
         &self,
-        ground: &Ground<'_, P>,
+        context: &Context<'_, P>,
         class: Class,
         blocks: &[Block],
-    ) -> Result<(), (Block, Wrong)> {
+    ) -> Result<(), Stopped> {
         let mut surplus = List::new();
         // None only in an NMI on a CPU that has no cache, where using the heap is against the
         // platform's contract: the blocks are lost then.
-        let Some(mut lists) = self.lists.lock(ground.cpu) else {
+        let Some(mut lists) = self.lists.lock(context) else {
             return Ok(());
         };
         let mut result = Ok(());
         let mut freed = 0;
         let mut remote = 0;
-        for &block in blocks {
-            match lists.put(ground.map, class, block) {
-                Ok(slab) => remote += usize::from(!slab.was_given_to(ground.cpu)),
-                Err(wrong) => {
-                    result = Err((block, wrong));
+        for (at, &block) in blocks.iter().enumerate() {
+            match lists.put(context.map, class, block) {
+                Ok(slab) => {
+                    remote += usize::from(!slab.was_given_to(context.cpu));
+                    // Made where a large block was (`MagazineHeap::split`): good for that one only.
+                    if slab.fill() == Fill::Empty && !slab.is_aligned(class) {
+                        lists.empty.remove(slab);
+                        lists.empties -= 1;
+                        self.frames.subtract(slab.frames());
+                        surplus.push(slab);
+                    }
+                }
+                Err(why) => {
+                    result = Err(Stopped { at, why });
                     break;
                 }
             }
@@ -195,17 +225,17 @@ impl Slabs {
         self.remote.add(remote);
         self.cut_empties(&mut lists, KEPT, &mut surplus);
         drop(lists);
-        retire(ground, surplus);
+        retire(context, surplus);
         result
     }
 
     /// Returns the frames of all empty slabs.
-    pub(super) fn trim<P: FramePlatform>(&self, ground: &Ground<'_, P>) {
+    pub(super) fn trim<P: FramePlatform>(&self, context: &Context<'_, P>) {
         let mut surplus = List::new();
-        if let Some(mut lists) = self.lists.lock(ground.cpu) {
+        if let Some(mut lists) = self.lists.lock(context) {
             self.cut_empties(&mut lists, 0, &mut surplus);
         }
-        retire(ground, surplus);
+        retire(context, surplus);
     }
 
     fn cut_empties(&self, lists: &mut Guard<'_, Lists>, kept: usize, surplus: &mut List) {
@@ -225,12 +255,10 @@ impl Slabs {
 }
 
 /// Returns the frames of slabs that are in no list of their class any more.
-fn retire<P: FramePlatform>(ground: &Ground<'_, P>, mut surplus: List) {
+fn retire<P: FramePlatform>(context: &Context<'_, P>, mut surplus: List) {
     while let Some(slab) = surplus.pop() {
         // SAFETY: the description stays until `remove` is done with it.
-        ground
-            .map
-            .remove(ground.cpu, ground.frames, unsafe { slab.as_ref() });
+        context.map.remove(context, unsafe { slab.as_ref() });
     }
 }
 
@@ -245,6 +273,10 @@ impl Lists {
 
     fn put<'a>(&mut self, map: &'a SlabMap, class: Class, block: Block) -> Result<&'a Slab, Wrong> {
         let slab = map.find(block.addr().get()).ok_or(Wrong::Foreign)?;
+        match slab.class() {
+            Some(found) if found == class => {}
+            found => return Err(found.map_or(Wrong::Foreign, Wrong::OfClass)),
+        }
         let before = slab.fill();
         slab.put(class, block)?;
         if !mutated("slabs are not moved when blocks return") {

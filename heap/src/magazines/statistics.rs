@@ -1,5 +1,39 @@
 //! What a magazine heap holds.
 
+use core::ops::Add;
+
+/// Bytes that went through a heap, or through one CPU's part of it, as asked for
+/// ([`Layout::size`](core::alloc::Layout::size)). Both numbers only grow, so that a difference of two
+/// readings is what happened between them.
+///
+/// A block may be allocated by one CPU and freed by another: what is live is only known of all parts
+/// together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Bytes allocated, and by which blocks grew where they are.
+    pub allocated_bytes: u64,
+    /// Bytes freed, and by which blocks shrank where they are.
+    pub freed_bytes: u64,
+}
+
+impl Traffic {
+    /// Returns the bytes allocated less those freed: negative if more were freed.
+    pub const fn live_bytes(self) -> i64 {
+        self.allocated_bytes.wrapping_sub(self.freed_bytes) as i64
+    }
+}
+
+impl Add for Traffic {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            allocated_bytes: self.allocated_bytes.wrapping_add(other.allocated_bytes),
+            freed_bytes: self.freed_bytes.wrapping_add(other.freed_bytes),
+        }
+    }
+}
+
 /// A magazine heap's accounts. Exact while no CPU uses the heap.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
@@ -19,9 +53,9 @@ pub struct Totals {
     pub own_frames: usize,
     /// The highest value that [`frames`](Self::frames) has had.
     pub peak_frames: usize,
-    /// Allocations answered with null.
+    /// Allocations answered with null, whatever the reason, and no others.
     pub refusals: u64,
-    /// Operations that came upon their own CPU inside the heap, or had no cache.
+    /// Operations that interrupted their own CPU inside the heap, or had no cache.
     pub reentries: u64,
 }
 

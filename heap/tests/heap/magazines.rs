@@ -10,6 +10,7 @@ use std::thread;
 use muster_heap::hosted::HostedFrames;
 use muster_heap::{
     Class, CpuCache, FRAME, FramePlatform, LARGEST, MagazineHeap, MagazineStatistics, NO_CACHE,
+    Traffic,
 };
 
 use crate::layout;
@@ -128,6 +129,85 @@ fn realloc_moves_only_between_classes() {
     assert_eq!(unsafe { block.read() }, 0xa5);
     free(&heap, block, layout(size, 1));
     assert_all_back(&heap, frames);
+}
+
+/// What all CPUs, and the code that is no CPU's, count together.
+fn traffic(heap: &MagazineHeap<impl FramePlatform>) -> Traffic {
+    let mut sum = heap.common_traffic();
+    (heap.platform()).each_cache(&mut |cache| sum = sum + cache.traffic());
+    sum
+}
+
+#[test]
+fn large_blocks_that_are_resized_where_they_are_count_like_others() {
+    let heap = MagazineHeap::new(HostedFrames::new(4096));
+    for round in 1..=1000 {
+        for (first, second) in [(8200, 12_000), (12_000, 8200), (40_000, 20_000)] {
+            let (old, new) = (layout(first, 8), layout(second, 8));
+            let block = alloc(&heap, old).unwrap();
+            // SAFETY: live with this layout; the new size is not zero.
+            let block = unsafe { heap.realloc(block.as_ptr(), old, second) };
+            assert_eq!(traffic(&heap).live_bytes(), second as i64);
+            free(&heap, NonNull::new(block).unwrap(), new);
+        }
+        assert_eq!(traffic(&heap).live_bytes(), 0);
+        // Both only grow, and what shrank counts as freed.
+        assert_eq!(
+            traffic(&heap).freed_bytes,
+            round * (12_000 + 12_000 + 40_000)
+        );
+    }
+    // All of it was this CPU's.
+    assert_eq!(heap.common_traffic(), Traffic::default());
+    assert_eq!(heap.platform().cache().traffic(), traffic(&heap));
+}
+
+#[test]
+fn what_cpus_count_is_together_what_is_live_whoever_frees() {
+    let heap = &MagazineHeap::new(HostedFrames::new(4096));
+    let (sender, receiver) = mpsc::sync_channel::<(usize, Layout)>(64);
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            let mut random = Random::new(5);
+            for _ in 0..5000 {
+                let layout = layout(1 + random.below(20_000) as usize, 8);
+                let block = alloc(heap, layout).unwrap();
+                sender
+                    .send((block.expose_provenance().get(), layout))
+                    .unwrap();
+            }
+            assert_eq!(heap.platform().cache().traffic().freed_bytes, 0);
+        });
+        scope.spawn(move || {
+            let mut freed = 0;
+            for (block, layout) in receiver {
+                let block = core::num::NonZero::new(block).unwrap();
+                free(heap, NonNull::with_exposed_provenance(block), layout);
+                freed += layout.size() as u64;
+            }
+            let traffic = heap.platform().cache().traffic();
+            assert_eq!((traffic.allocated_bytes, traffic.freed_bytes), (0, freed));
+            assert!(traffic.live_bytes() < 0);
+        });
+    });
+    assert_eq!(traffic(heap).live_bytes(), 0);
+    assert_eq!(heap.totals().live_bytes, 0);
+}
+
+#[test]
+fn refusals_are_the_nulls_that_were_answered() {
+    let heap = MagazineHeap::new(HostedFrames::new(256));
+    let huge = layout(isize::MAX as usize - 7, 8);
+    assert_eq!(alloc(&heap, huge), None);
+    assert_eq!(heap.totals().refusals, 1);
+    assert_eq!(alloc(&heap, layout(1, 1 << 40)), None);
+    assert_eq!(heap.totals().refusals, 2);
+    let small = layout(16, 8);
+    let block = alloc(&heap, small).unwrap();
+    // SAFETY: live with this layout, and the size isn't zero.
+    assert!(unsafe { heap.realloc(block.as_ptr(), small, 1 << 30) }.is_null());
+    assert_eq!(heap.totals().refusals, 3);
+    free(&heap, block, small);
 }
 
 #[test]
@@ -340,7 +420,10 @@ fn what_heaps_hold_can_be_shown() {
     let cached = heap.platform().cache().cached_bytes();
     assert_eq!(
         format!("{:?}", heap.platform().cache()),
-        format!("CpuCache {{ live_bytes: 100, cached_bytes: {cached}, .. }}")
+        format!(
+            "CpuCache {{ traffic: Traffic {{ allocated_bytes: 100, freed_bytes: 0 }}, \
+             cached_bytes: {cached}, .. }}"
+        )
     );
     assert_eq!(
         format!("{:?}", Class::of(layout).unwrap()),
@@ -379,7 +462,6 @@ fn free_with_another_size_is_found() {
 
 thread_local! {
     static HAS_CACHE: Cell<bool> = const { Cell::new(true) };
-    static LAST_RESORT: Cell<Option<NonNull<u8>>> = const { Cell::new(None) };
     static IN_HOOK: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -430,42 +512,6 @@ unsafe impl<F: Fn() + Sync, D: Fn() + Sync> FramePlatform for Scripted<F, D> {
     fn drain_others(&self) {
         (self.on_drain)();
     }
-
-    fn last_resort(&self, layout: Layout) -> Option<NonNull<u8>> {
-        LAST_RESORT.get().filter(|_| layout.size() <= 64)
-    }
-}
-
-#[test]
-fn the_last_resort_is_asked_only_at_the_end() {
-    let mut word = 0_u64;
-    let elsewhere = NonNull::from(&mut word).cast();
-    LAST_RESORT.set(Some(elsewhere));
-    HAS_CACHE.set(true);
-    let heap = MagazineHeap::new(Scripted {
-        machine: HostedFrames::new(64),
-        on_frames: || {},
-        on_drain: || {},
-    });
-    for (size, is_served) in [(64, true), (65, false), (1 << 20, false)] {
-        let layout = Layout::from_size_align(size, 8).unwrap();
-        let mut blocks = Vec::new();
-        let last = loop {
-            // SAFETY: the size isn't zero.
-            let block = unsafe { heap.alloc(layout) };
-            match NonNull::new(block) {
-                Some(block) if block != elsewhere => blocks.push(block),
-                last => break last,
-            }
-        };
-        assert_eq!(last, is_served.then_some(elsewhere));
-        assert!(blocks.len() > 1 || size == 1 << 20);
-        for block in blocks {
-            // SAFETY: allocated above, with this layout.
-            unsafe { heap.dealloc(block.as_ptr(), layout) };
-        }
-    }
-    assert_eq!(heap.totals().live_bytes, 0);
 }
 
 #[test]

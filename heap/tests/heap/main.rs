@@ -50,9 +50,14 @@ mod magazines;
 #[path = "../../../memory/tests/memory/oracle.rs"]
 mod oracle;
 mod oracles;
+#[cfg(target_os = "linux")]
+mod regions;
+mod relief;
 mod shadow;
+mod shrinking;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod steps;
+mod waiting;
 use shadow::{Random, Shadow};
 
 const GROWTHS: [Growth; 2] = [Growth::Contiguous, Growth::Scattered];
