@@ -271,6 +271,24 @@
 //! the linker keeps by itself; a linker script that names every section must have
 //! `muster_heap_restart : { KEEP(*(muster_heap_restart)) }` among the read-only ones.
 //!
+//! # With a scheduler
+//!
+//! A slow path may be neither preempted nor migrated: it works on its CPU's cache, in several steps.
+//! So may a fast path that is not [restarted](FastPath::Restarted). A kernel whose tasks are switched
+//! by a timer and move between CPUs has this to do:
+//!
+//! 1. [`FramePlatform::disable_preemption`] returns a guard that counts in the CPU's own memory; the
+//!    timer's handler switches only if the count is 0, and otherwise notes that a switch is due, which
+//!    the last guard looks at when it is dropped. `()` will not do, nor will a guard that only keeps the
+//!    task on its CPU: another task that ran there in between would find the cache half done.
+//! 2. With restarted fast paths, a task that was switched away goes on where [`resume`] says, on
+//!    whichever CPU. GS base belongs to the CPU and is not switched with the task.
+//! 3. [`FramePlatform::cpu`] and [`FramePlatform::cache`] are asked only under a guard, so that the
+//!    answer stays true. The assembly that reads them must not carry `options(pure)`: the compiler
+//!    would use an answer again after the task has moved.
+//!
+//! The heap's own tests run on such a machine, `heap/tests/heap/tasks.rs`.
+//!
 //! # A heap that checks
 //!
 //! [`CheckedHeap`] wraps another one, and finds who frees twice, writes past the end, before the start

@@ -57,6 +57,8 @@ mod shadow;
 mod shrinking;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod steps;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod tasks;
 mod waiting;
 use shadow::{Random, Shadow};
 
