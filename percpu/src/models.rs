@@ -33,7 +33,7 @@ use crate::{
 };
 
 /// Which model finds which mistake, made where [`mutated`] says so.
-const MISTAKES: [(&str, &str); 26] = [
+const MISTAKES: [(&str, &str); 27] = [
     ("a call is done before it has run", "call_and_reuse"),
     ("that a call is done is not published", "call_and_reuse"),
     ("a call is not published", "call_and_reuse"),
@@ -50,6 +50,10 @@ const MISTAKES: [(&str, &str); 26] = [
     ),
     ("a CPU wakes in two steps", "sleep_against_shootdown"),
     ("a CPU is spared without looking", "sleep_against_shootdown"),
+    (
+        "a CPU that falls asleep twice forgets what it owes",
+        "asleep_twice",
+    ),
     ("a CPU joins without a look", "late_against_deadline"),
     (
         "that a CPU has joined is not published",
@@ -344,6 +348,21 @@ fn sleep_against_shootdown() {
         // The frame is somebody else's.
         // SAFETY: loom tells if it is still in use.
         machine.frame.with_mut(|frame| unsafe { *frame = 1 });
+    });
+}
+
+/// A CPU that says twice that it falls asleep, and is spared at any time.
+#[test]
+fn asleep_twice() {
+    model("a CPU that falls asleep twice", None, || {
+        let sleep: &Sleep = Box::leak(Box::new(Sleep::new()));
+        let sleeper = thread::spawn(|| {
+            sleep.begin();
+            sleep.begin();
+            sleep.end()
+        });
+        let spared = sleep.spare();
+        assert_eq!(sleeper.join().unwrap(), spared);
     });
 }
 

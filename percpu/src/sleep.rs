@@ -5,6 +5,8 @@ use core::sync::atomic::Ordering;
 
 use crate::sync::{AtomicU8, mutated, order_unless};
 
+// The greater, the more: `begin` counts on it.
+
 /// The CPU runs.
 const AWAKE: u8 = 0;
 /// The CPU is halted, or about to be.
@@ -52,13 +54,22 @@ impl Sleep {
     }
 
     /// Says that this CPU falls asleep. From here on to [`Self::end`] it touches nothing of what it
-    /// may be spared for, in no handler either.
+    /// may be spared for, in no handler either. If it has said so before and not ended it, what it
+    /// owes since then it still owes.
+    ///
+    /// To be called on the CPU itself, as [`Self::end`] is: by another one's word it would owe
+    /// nothing, or be spared what it needs.
     pub fn begin(&self) {
         let order = order_unless(
             "what a CPU did before its sleep is not published",
             Ordering::Release,
         );
-        self.0.store(ASLEEP, order);
+        if mutated("a CPU that falls asleep twice forgets what it owes") {
+            self.0.store(ASLEEP, order);
+        } else {
+            // From AWAKE to ASLEEP; OWING stays.
+            self.0.fetch_max(ASLEEP, order);
+        }
     }
 
     /// Says that this CPU is awake, if it was not. `true`: it was spared, and has to make up for it

@@ -225,3 +225,15 @@ fn a_note_whose_writer_never_returns_is_never_seen() {
     assert!(!note.leave(|| Cell::new(1)));
     assert!(note.read().is_none());
 }
+
+#[test]
+fn who_falls_asleep_twice_still_owes_what_it_was_spared() {
+    let sleep = Sleep::new();
+    sleep.begin();
+    assert!(sleep.spare());
+    sleep.begin();
+    assert!(sleep.end());
+    sleep.begin();
+    sleep.begin();
+    assert!(sleep.is_asleep() && !sleep.end());
+}
