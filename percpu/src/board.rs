@@ -42,6 +42,35 @@ struct Place {
     done: AtomicU64,
 }
 
+impl Place {
+    /// Takes the order of this number. `false`: somebody else has.
+    fn take(&self, number: u64) -> bool {
+        let before = number - 1;
+        if mutated("an order is taken without a look") {
+            let is_first = self.taken.load(Ordering::Relaxed) == before;
+            self.taken.store(number, Ordering::Relaxed);
+            return is_first;
+        }
+        // Relaxed: the order itself is read after the count of those given, with Acquire.
+        self.taken
+            .compare_exchange(before, number, Ordering::Relaxed, Ordering::Relaxed)
+            .is_ok()
+    }
+}
+
+/// An order that was taken at a place. Dropped, also as `run` unwinds, it is done there.
+struct Taken<'a> {
+    place: &'a Place,
+    number: u64,
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        let publish = order_unless("that an order is done is not published", Ordering::Release);
+        self.place.done.store(self.number, publish);
+    }
+}
+
 // SAFETY: `order` is written by whoever raised `given` last or is about to, while every place has done
 // all orders given (Acquire, after the Release of each place's last `done`), and copied at a place
 // only after that saw a new count (Acquire, after the Release of the count) and before it is done
@@ -101,15 +130,16 @@ impl<W: Copy> Board<W> {
     }
 
     /// Carries the order out that there is for this place, if there is one. Says whether there was.
+    ///
+    /// # Panics
+    ///
+    /// If `run` does. The order counts as carried out at this place then, as nobody will ever carry
+    /// out the rest of it there.
     pub fn carry_out(&self, place: usize, run: impl FnOnce(W)) -> bool {
         let Some((here, number)) = self.waiting(place) else {
             return false;
         };
-        let before = number - 1;
-        let taken =
-            here.taken
-                .compare_exchange(before, number, Ordering::Relaxed, Ordering::Relaxed);
-        if taken.is_err() {
+        if !here.take(number) {
             return false;
         }
         // SAFETY: the count was read with Acquire and is ahead of this place's, so the order was
@@ -120,9 +150,11 @@ impl<W: Copy> Board<W> {
         if mutated("an order is done before it is carried out") {
             here.done.store(number, Ordering::Release);
         }
+        let _taken = Taken {
+            place: here,
+            number,
+        };
         run(order);
-        let publish = order_unless("that an order is done is not published", Ordering::Release);
-        here.done.store(number, publish);
         true
     }
 

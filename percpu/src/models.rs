@@ -33,7 +33,7 @@ use crate::{
 };
 
 /// Which model finds which mistake, made where [`mutated`] says so.
-const MISTAKES: [(&str, &str); 27] = [
+const MISTAKES: [(&str, &str); 28] = [
     ("a call is done before it has run", "call_and_reuse"),
     ("that a call is done is not published", "call_and_reuse"),
     ("a call is not published", "call_and_reuse"),
@@ -68,6 +68,7 @@ const MISTAKES: [(&str, &str); 27] = [
     ("a note is not published", "note_against_reader"),
     ("an order is not published", "orders"),
     ("an order is done before it is carried out", "orders"),
+    ("an order is taken without a look", "two_at_one_place"),
     ("that an order is done is not published", "orders"),
     (
         "what a CPU did before it came is not published",
@@ -486,6 +487,20 @@ fn orders() {
             });
         }
         other.join().unwrap();
+    });
+}
+
+#[test]
+fn two_at_one_place() {
+    model("two CPUs at one place", None, || {
+        let board: &Board<Frame> = Box::leak(Box::new(Board::new(1)));
+        Frame::with(|frame| {
+            assert!(board.give(frame));
+            let other = thread::spawn(|| board.carry_out(0, Frame::add));
+            let own = board.carry_out(0, Frame::add);
+            assert!(own != other.join().unwrap());
+            assert_eq!(frame.get(), 1);
+        });
     });
 }
 

@@ -227,6 +227,22 @@ fn a_note_whose_writer_never_returns_is_never_seen() {
 }
 
 #[test]
+fn an_order_that_panics_at_a_place_is_done_there() {
+    let board = Board::new(2);
+    for order in 0..3 {
+        assert!(board.give(order));
+        let panicked = catch_unwind(AssertUnwindSafe(|| {
+            board.carry_out(1, |_| panic!("died"));
+        }));
+        assert!(panicked.is_err());
+        assert!(!board.carry_out(1, |_| unreachable!("once")));
+        assert_eq!(board.late(), Some(0));
+        assert!(board.carry_out(0, |given| assert_eq!(given, order)));
+        assert!(board.is_done());
+    }
+}
+
+#[test]
 fn who_falls_asleep_twice_still_owes_what_it_was_spared() {
     let sleep = Sleep::new();
     sleep.begin();
