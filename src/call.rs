@@ -209,7 +209,9 @@ pub fn begin(
     };
     let mut sent = 0;
     for (index, shared) in crew::members() {
-        if index != own && targets.contain(index, own) && pending.call.send(index as usize) {
+        let is_meant = index != own && targets.contain(index, own);
+        // Each member is sent it once, and has a desk.
+        if is_meant && pending.call.send(index as usize).is_ok() {
             // If it can't be woken it does not answer, and will be named.
             lapic::wake(shared.lapic_id);
             sent += 1;

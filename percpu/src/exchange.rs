@@ -1,6 +1,7 @@
 //! Calls from CPU to CPU, without the hardware: who has asked whom for what, and who is done.
 
 use alloc::boxed::Box;
+use core::fmt;
 use core::iter;
 use core::marker::PhantomData;
 use core::mem::MaybeUninit;
@@ -22,6 +23,10 @@ pub const DEPTH: usize = 4;
 /// with the caller, in a slot of which nothing is reused before every CPU that took the call has
 /// said that it is done. Nothing is allocated, locked or waited for.
 ///
+/// The numbers of CPUs are the kernel's word, not proof: code that gives a wrong one, or serves one
+/// CPU on two at once, gets calls that are run by the wrong CPU. Each call that is sent is still run
+/// once, and nothing is read while it is written.
+///
 /// An interrupt (how one is sent is the kernel's business) follows the bit, so the CPU that takes it
 /// finds the bit; and a CPU that looks into its inbox with interrupts off and then halts, letting
 /// them in by the same instruction, misses no call.
@@ -31,14 +36,15 @@ pub const DEPTH: usize = 4;
 ///
 /// let exchange = Exchange::new(2);
 /// let call = exchange.call(0, "flush").ok_or("too many calls")?;
-/// call.send(1);
+/// call.send(1)?;
+/// assert!(call.send(1).is_err(), "it is under way");
 /// // CPU 1, interrupted or in a wait of its own:
 /// let mut taken = Vec::new();
 /// while exchange.serve(1, |work| taken.push(work)) {}
 /// assert_eq!(taken, ["flush"]);
 /// // CPU 0 waits for that:
 /// assert!(call.is_done());
-/// # Ok::<(), &str>(())
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct Exchange<W> {
     desks: Box<[CachePadded<Desk<W>>]>,
@@ -56,11 +62,13 @@ struct Desk<W> {
 
 /// One call that a CPU has under way.
 struct Slot<W> {
-    /// [`FREE`], [`HELD`] or [`LEFT`]; only this CPU's business.
+    /// [`FREE`], [`HELD`] or [`LEFT`]; others don't look at it.
     state: AtomicU8,
     /// Written by the caller while no bit is set for this slot in any inbox and none in `open`.
     work: UnsafeCell<MaybeUninit<W>>,
-    /// The CPUs that were called and aren't done: set by the caller, cleared by each when it is.
+    /// The CPUs that were called and aren't done: set by the caller, and only where it was not set;
+    /// cleared by each when it is. A bit that is set for the slot in an inbox is set here, too: it
+    /// comes here first, and goes here last.
     open: Bits,
 }
 
@@ -71,11 +79,14 @@ const HELD: u8 = 1;
 /// The [`Call`] is gone and the slot free as soon as its last CPU is done.
 const LEFT: u8 = 2;
 
-// SAFETY: `work` is written by one CPU and copied by others, which `W: Send + Copy` allows. It is
-// written while the slot is HELD by the writer alone and no CPU is `open`; read by a CPU between its
-// taking the bit from its inbox (Acquire, after the Release with which the caller set it, after the
-// write) and its clearing of its bit in `open` (Release, before the Acquire by which the caller finds
-// none open, before the next write).
+// SAFETY: `work` is written on one CPU and copied on others, which `W: Send + Copy` allows. Whatever
+// numbers they say that they have: (1) the slot is written by whoever made it HELD (Acquire, after the
+// Release with which the last holder let it go), of whom there is one, and only while no CPU is `open`;
+// (2) it is read by whoever cleared its bit in an inbox (Acquire, after the Release with which the
+// holder set it, after the write), of whom there is one for each time that the bit was set, and before
+// that reader clears the bit in `open` (Release); (3) a bit is set in an inbox only by the holder, and
+// only after it has set a bit in `open` that was not set, so none is set while `open` has none; (4)
+// the next writer has seen `open` without any (Acquire), or the last holder had when it let go.
 unsafe impl<W: Copy + Send> Sync for Exchange<W> {}
 // SAFETY: as above.
 unsafe impl<W: Copy + Send> Send for Exchange<W> {}
@@ -102,6 +113,8 @@ impl<W: Copy> Exchange<W> {
 
     /// Prepares a call of CPU `caller`, on which this runs. `None`: it has [`DEPTH`] calls under
     /// way already, or there is no such CPU.
+    ///
+    /// A [`Call`] that is neither dropped nor done with (`core::mem::forget`) counts for good.
     pub fn call(&self, caller: usize, work: W) -> Option<Call<'_, W>> {
         let slots = &self.desks.get(caller)?.slots;
         let number = slots.iter().position(Slot::claim)?;
@@ -129,6 +142,11 @@ impl<W: Copy> Exchange<W> {
     /// waits for more than one call of each of the others'.
     ///
     /// May be called from within `run`, and by a handler on top of it.
+    ///
+    /// # Panics
+    ///
+    /// If `run` does. The call counts as done then, as this CPU will never run the rest of it: the
+    /// caller goes on, and what it called for may be half done.
     pub fn serve(&self, cpu: usize, run: impl FnOnce(W)) -> bool {
         let Some(slot) = self.take(cpu) else {
             return false;
@@ -141,10 +159,8 @@ impl<W: Copy> Exchange<W> {
         if mutated("a call is done before it has run") {
             slot.open.clear(cpu, Ordering::Release);
         }
+        let _taken = Taken { slot, cpu };
         run(work);
-        let order = order_unless("that a call is done is not published", Ordering::Release);
-        // The caller may go on from here, with whatever the work is about.
-        slot.open.clear(cpu, order);
         true
     }
 
@@ -161,6 +177,20 @@ impl<W: Copy> Exchange<W> {
                 return self.desks.get(bit / DEPTH)?.slots.get(bit % DEPTH);
             }
         }
+    }
+}
+
+/// A call that a CPU has taken. Dropped, also as `run` unwinds, it is done.
+struct Taken<'a, W> {
+    slot: &'a Slot<W>,
+    cpu: usize,
+}
+
+impl<W> Drop for Taken<'_, W> {
+    fn drop(&mut self) {
+        let order = order_unless("that a call is done is not published", Ordering::Release);
+        // The caller may go on from here, with whatever the work is about.
+        self.slot.open.clear(self.cpu, order);
     }
 }
 
@@ -201,17 +231,30 @@ pub struct Call<'a, W> {
 }
 
 impl<W: Copy> Call<'_, W> {
-    /// Puts the call into the inbox of CPU `target`, once; the interrupt is to follow. `false`:
-    /// there is no such CPU.
-    pub fn send(&self, target: usize) -> bool {
-        let Some(desk) = self.exchange.desks.get(target) else {
-            return false;
-        };
-        let order = order_unless("a call is not published", Ordering::Release);
+    /// Puts the call into the inbox of CPU `target`; the interrupt is to follow.
+    ///
+    /// It may be sent there again once the CPU is no more in [`open`](Self::open): after it has
+    /// carried the call out, of which everything is visible then, or after the call was taken back.
+    ///
+    /// # Errors
+    ///
+    /// [`SendError`]. Nothing has changed then.
+    pub fn send(&self, target: usize) -> Result<(), SendError> {
+        let desk = self.exchange.desks.get(target);
+        let desk = desk.ok_or(SendError::NoSuchCpu { target })?;
+        // Acquire, with the Release by which the target was done: its taking of the call last time
+        // comes before the bit is set in its inbox again, or that would be lost.
+        let order = order_unless(
+            "a call is sent again without a look at what was done",
+            Ordering::Acquire,
+        );
         // Before the other: the target clears it when it is done, which may be at once.
-        self.slot.open.set(target, Ordering::Relaxed);
+        if !self.slot.open.set(target, order) && !mutated("a call is sent while it is under way") {
+            return Err(SendError::AlreadySent { target });
+        }
+        let order = order_unless("a call is not published", Ordering::Release);
         desk.inbox.set(self.bit, order);
-        true
+        Ok(())
     }
 
     /// Whether every CPU that was sent the call has carried it out, or it was taken back from it.
@@ -247,9 +290,46 @@ impl<W> Drop for Call<'_, W> {
         } else {
             LEFT
         };
-        self.slot.state.store(state, Ordering::Release);
+        // Release: the next holder writes after all that this one did, and saw done.
+        let order = order_unless("that a slot is let go is not published", Ordering::Release);
+        self.slot.state.store(state, order);
     }
 }
+
+/// Why a call was not sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SendError {
+    /// The exchange has no CPU of this number.
+    NoSuchCpu {
+        /// The number.
+        target: usize,
+    },
+    /// The call has been sent to this CPU, which is not done with it.
+    AlreadySent {
+        /// The CPU's number.
+        target: usize,
+    },
+}
+
+impl fmt::Display for SendError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoSuchCpu { target } => {
+                write!(
+                    f,
+                    "there is no CPU {target} to call: the exchange has fewer"
+                )
+            }
+            Self::AlreadySent { target } => write!(
+                f,
+                "the call is under way to CPU {target} already: \
+                 wait until it is done, or take it back, before it is sent again"
+            ),
+        }
+    }
+}
+
+impl core::error::Error for SendError {}
 
 /// Words of a line that no other set shares; a model has none to spare.
 const WORDS: usize = if cfg!(loom) { 1 } else { 16 };
@@ -301,10 +381,11 @@ impl Bits {
         self.lines.get(bit / 64 / WORDS)?.get(bit / 64 % WORDS)
     }
 
-    fn set(&self, bit: usize, order: Ordering) {
-        if let Some(word) = self.word(bit) {
-            word.fetch_or(1 << (bit % 64), order);
-        }
+    /// Puts `bit` in; says whether it was out.
+    fn set(&self, bit: usize, order: Ordering) -> bool {
+        let mask = 1 << (bit % 64);
+        self.word(bit)
+            .is_some_and(|word| word.fetch_or(mask, order) & mask == 0)
     }
 
     /// Takes `bit` out; says whether it was in.

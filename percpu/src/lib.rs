@@ -167,7 +167,7 @@ pub use block::{Block, Header, UNREGISTERED};
 pub use board::Board;
 pub use directory::{Directory, PublishError};
 #[cfg(feature = "alloc")]
-pub use exchange::{Call, DEPTH, Exchange};
+pub use exchange::{Call, DEPTH, Exchange, SendError};
 pub use line::{Arrival, Line};
 pub use note::Note;
 pub use sleep::Sleep;

@@ -33,7 +33,7 @@ use crate::{
 };
 
 /// Which model finds which mistake, made where [`mutated`] says so.
-const MISTAKES: [(&str, &str); 28] = [
+const MISTAKES: [(&str, &str); 31] = [
     ("a call is done before it has run", "call_and_reuse"),
     ("that a call is done is not published", "call_and_reuse"),
     ("a call is not published", "call_and_reuse"),
@@ -41,6 +41,15 @@ const MISTAKES: [(&str, &str); 28] = [
     (
         "a call counts as taken back when it is not",
         "take_against_take_back",
+    ),
+    ("a call is sent while it is under way", "sent_again"),
+    (
+        "a call is sent again without a look at what was done",
+        "sent_again",
+    ),
+    (
+        "that a slot is let go is not published",
+        "two_threads_by_one_number",
     ),
     ("a waiting CPU does not serve", "two_initiators"),
     ("a CPU is woken before it is called", "idle_against_call"),
@@ -156,7 +165,7 @@ fn call(exchange: &Exchange<Frame>, own: usize, target: usize) -> usize {
     let mut served = 0;
     Frame::with(|frame| {
         let call = exchange.call(own, frame).unwrap();
-        assert!(call.send(target));
+        call.send(target).unwrap();
         while !call.is_done() {
             if !mutated("a waiting CPU does not serve") {
                 served += usize::from(serve(exchange, own));
@@ -208,7 +217,7 @@ fn two_callers() {
     model("two CPUs call a third", Some(3), || {
         let exchange: &Exchange<usize> = Box::leak(Box::new(Exchange::new(3)));
         let callers = [0, 1].map(|own| {
-            thread::spawn(move || assert!(exchange.call(own, 1 + 9 * own).unwrap().send(2)))
+            thread::spawn(move || exchange.call(own, 1 + 9 * own).unwrap().send(2).unwrap())
         });
         let mut sum = 0;
         for _ in 0..2 {
@@ -230,7 +239,7 @@ fn take_against_take_back() {
         let other = thread::spawn(|| serve(exchange, 1));
         let taken_back = Frame::with(|frame| {
             let call = exchange.call(0, frame).unwrap();
-            assert!(call.send(1));
+            call.send(1).unwrap();
             let taken_back = call.take_back(1);
             while !call.is_done() {
                 thread::yield_now();
@@ -239,6 +248,74 @@ fn take_against_take_back() {
             taken_back
         });
         assert_eq!(other.join().unwrap(), !taken_back);
+    });
+}
+
+/// A caller that sends its call once more as soon as it may, and then makes the next one.
+#[test]
+fn sent_again() {
+    model("a call that is sent again", Some(3), || {
+        let exchange = exchange(2);
+        let done: &[UnsafeCell<usize>; 2] =
+            Box::leak(Box::new([UnsafeCell::new(0), UnsafeCell::new(0)]));
+        let other = thread::spawn(move || {
+            for done in done {
+                let run = |frame: Frame| {
+                    frame.add();
+                    // SAFETY: the caller looks only at what is done.
+                    done.with_mut(|done| unsafe { *done = 1 });
+                };
+                while !exchange.serve(1, run) {
+                    thread::yield_now();
+                }
+            }
+        });
+        Frame::with(|frame| {
+            let call = exchange.call(0, frame).unwrap();
+            call.send(1).unwrap();
+            while call.send(1).is_err() {
+                thread::yield_now();
+            }
+            // SAFETY: that it is done the first time is what the second sending says.
+            assert_eq!(done[0].with(|done| unsafe { *done }), 1);
+            while !call.is_done() {
+                thread::yield_now();
+            }
+            assert_eq!(frame.get(), 2);
+        });
+        let next = exchange.call(0, Frame(core::ptr::null())).unwrap();
+        assert!(next.is_done() && !exchange.is_called(1));
+        other.join().unwrap();
+    });
+}
+
+/// Two threads that say that they are CPU 0, one after the other by chance, and two that they are CPU 1:
+/// no work is read or written by two at once, and each call is run once.
+#[test]
+fn two_threads_by_one_number() {
+    model("two callers and two targets by one number", Some(2), || {
+        let exchange: &Exchange<usize> = Box::leak(Box::new(Exchange::new(2)));
+        let call = |work| {
+            let call = exchange.call(0, work).unwrap();
+            call.send(1).unwrap();
+            if !call.take_back(1) {
+                return work;
+            }
+            0
+        };
+        let serve = || {
+            let mut sum = 0;
+            exchange.serve(1, |work| sum += work);
+            sum
+        };
+        let caller = thread::spawn(move || call(1));
+        let target = thread::spawn(serve);
+        let called = call(10) + caller.join().unwrap();
+        let mut served = serve() + target.join().unwrap();
+        while exchange.is_called(1) {
+            served += serve();
+        }
+        assert_eq!(called, served);
     });
 }
 
@@ -256,7 +333,7 @@ fn left_against_next() {
             sum
         });
         for work in [1, 10] {
-            assert!(exchange.call(0, work).unwrap().send(1));
+            exchange.call(0, work).unwrap().send(1).unwrap();
         }
         assert_eq!(other.join().unwrap(), 11);
     });
@@ -278,7 +355,7 @@ fn idle_against_call() {
             if mutated("a CPU is woken before it is called") {
                 interrupt.notify();
             }
-            assert!(call.send(1));
+            call.send(1).unwrap();
             if !mutated("a CPU is woken before it is called") {
                 interrupt.notify();
             }
@@ -335,7 +412,7 @@ fn sleep_against_shootdown() {
         machine.is_mapped.store(false, Ordering::Release);
         if !machine.sleep.spare() {
             let call = machine.exchange.call(0, 0).unwrap();
-            assert!(call.send(1));
+            call.send(1).unwrap();
             let mut sleeper = Some(sleeper);
             while !call.is_done() {
                 // An interrupt that came after its last look.
@@ -425,7 +502,7 @@ fn joining_against_shootdown() {
         let mut ap = Some(ap);
         if admission.outcome() == Outcome::Joined {
             let call = exchange.call(0, 0).unwrap();
-            assert!(call.send(1));
+            call.send(1).unwrap();
             while !call.is_done() {
                 // An interrupt that came after its last look.
                 if let Some(ap) = ap.take() {
