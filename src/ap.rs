@@ -22,7 +22,8 @@ use crate::{control, cpu, crew, exceptions, exit, lapic, mishap, shared, stop};
 /// Entered by an AP of the loader's, once, with the address of a block that
 /// [`cpu::create`] made for it.
 pub unsafe extern "C" fn entry(parked: &mp::Cpu) -> ! {
-    Cpu::reset();
+    // SAFETY: this CPU has no block yet.
+    unsafe { Cpu::reset() };
     exceptions::load_early();
     let address = parked.extra.load(Ordering::Acquire);
     let block: *const Block = core::ptr::with_exposed_provenance(address as usize);

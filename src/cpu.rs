@@ -1,14 +1,14 @@
 //! What each CPU has of its own, and what of it the others may see.
 
 use core::fmt::{self, Write};
-use core::mem::offset_of;
-use core::ptr::{self, NonNull};
+use core::mem::MaybeUninit;
+use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crossbeam_utils::CachePadded;
 use muster_heap::CpuCache;
 use muster_memory::FRAME_SIZE;
-use muster_percpu::{Directory, Header, Here, Note, Register, Sleep, Storage, UNREGISTERED};
+use muster_percpu::{Directory, Header, Here, Note, Register, Sleep, Storage, Unregistered};
 use x86_64::VirtAddr;
 use x86_64::registers::model_specific::GsBase;
 
@@ -28,7 +28,6 @@ use crate::{call, exceptions, tlb};
 /// The part of a block that only its own CPU touches.
 pub struct Local {
     descriptors: &'static Descriptors,
-    cache: &'static CpuCache,
     frames: Frames,
     stepper: Stepper,
     timer: Timer,
@@ -36,11 +35,6 @@ pub struct Local {
 }
 
 impl Local {
-    /// What this CPU keeps of the heap.
-    pub fn cache(&self) -> &'static CpuCache {
-        self.cache
-    }
-
     /// The frames that this CPU has at hand.
     #[inline]
     pub fn frames(&self) -> &Frames {
@@ -73,32 +67,14 @@ impl Local {
 #[repr(C)]
 struct Memory {
     block: Block,
-    cache: CpuCache,
     descriptors: Descriptors,
 }
 
-/// How far from GS base the CPU's part of the heap lies, in bytes.
-pub const CACHE_FROM_GS: usize = offset_of!(Memory, cache);
+/// How far from GS base the CPU's part of the heap lies, in bytes, with a block and without.
+pub const CACHE_FROM_GS: usize = muster_percpu::head_offset::<CpuCache>();
 
-/// Bytes between the block's address and the cache.
-const REST: usize = CACHE_FROM_GS - size_of::<AtomicU64>();
-
-/// What GS base points to while the CPU has no block: the same layout, with a null for the block's
-/// address and a cache that is empty, full and never used.
-#[repr(C, align(128))]
-struct Nowhere {
-    block: AtomicU64,
-    _rest: [u8; REST],
-    cache: CpuCache,
-}
-
-const _: () = assert!(offset_of!(Nowhere, cache) == CACHE_FROM_GS);
-
-static NOWHERE: Nowhere = Nowhere {
-    block: AtomicU64::new(0),
-    _rest: [0; REST],
-    cache: CpuCache::new(),
-};
+/// What GS base points to while the CPU has no block: a cache that is empty, full and never used.
+static UNREGISTERED: Unregistered<CpuCache> = Unregistered::new(CpuCache::new());
 
 /// Bytes of memory per CPU, a multiple of a frame.
 pub const BYTES: u64 = (size_of::<Memory>() as u64).next_multiple_of(FRAME_SIZE);
@@ -112,25 +88,22 @@ pub const BYTES: u64 = (size_of::<Memory>() as u64).next_multiple_of(FRAME_SIZE)
 pub unsafe fn create(index: u32, lapic_id: u32, memory: NonNull<u8>) -> &'static Block {
     let memory = memory.cast::<Memory>().as_ptr();
     // SAFETY: (1) the memory is large and aligned enough and no one else's, as the
-    // caller promises; (2) each field is written once, before a reference to it
-    // exists.
+    // caller promises; (2) the two fields don't overlap, and each is written once,
+    // before a reference to it exists.
     unsafe {
         let tops = Slot::of(index).interrupt_tops();
         let descriptors = Descriptors::create(&raw mut (*memory).descriptors, tops);
-        let cache = &raw mut (*memory).cache;
-        cache.write(CpuCache::new());
-        let cache = &*cache;
-        let local = Local {
-            descriptors,
-            cache,
-            frames: Frames::new(),
-            stepper: Stepper::new(),
-            timer: Timer::new(),
-            held: Held::new(),
-        };
-        let block = &raw mut (*memory).block;
-        block.write(Block::new(index, local, Shared::new(lapic_id, cache)));
-        &*block
+        let place: &mut MaybeUninit<Block> = &mut *(&raw mut (*memory).block).cast();
+        Block::init(place, index, CpuCache::new(), |cache| {
+            let local = Local {
+                descriptors,
+                frames: Frames::new(),
+                stepper: Stepper::new(),
+                timer: Timer::new(),
+                held: Held::new(),
+            };
+            (local, Shared::new(lapic_id, cache))
+        })
     }
 }
 
@@ -228,8 +201,8 @@ impl End {
     }
 }
 
-/// One CPU's block.
-pub type Block = muster_percpu::Block<Local, Shared>;
+/// One CPU's block, which begins with what it keeps of the heap.
+pub type Block = muster_percpu::Block<Local, Shared, CpuCache>;
 
 /// The register that tells a CPU its block: GS base.
 pub struct Gs;
@@ -237,15 +210,20 @@ pub struct Gs;
 // SAFETY: (1) GS base is a register of each CPU of its own; (2) nothing but
 // `store` writes it after `reset`, and no one loads the GS selector;
 // (3) `store` is always given a header whose first word is its own address, or
-// the unregistered sentinel, for which it takes `NOWHERE`, whose first word is null, so the word
-// at gs:0 is the block that runs here or null; (4) Muster has no threads that could move
-// from one CPU to another, so there is nothing to pin.
+// that of `UNREGISTERED`, whose first word is null, so the word at gs:0 is the block that
+// runs here or null; (4) Muster has no threads that could move from one CPU to another,
+// so there is nothing to pin.
 unsafe impl Register for Gs {
     type Local = Local;
     type Shared = Shared;
+    type Head = CpuCache;
     type Pin = ();
 
     fn pin() -> Self::Pin {}
+
+    fn unregistered() -> &'static Unregistered<CpuCache> {
+        &UNREGISTERED
+    }
 
     #[inline]
     fn load() -> *const Header {
@@ -263,14 +241,9 @@ unsafe impl Register for Gs {
     }
 
     unsafe fn store(header: *const Header) {
-        let base = if ptr::eq(header, &raw const UNREGISTERED) {
-            (&raw const NOWHERE).cast()
-        } else {
-            header
-        };
         // SAFETY: the address of a live object is canonical for the number of levels
         // in use; `VirtAddr::new` knows only four.
-        GsBase::write(unsafe { VirtAddr::new_unsafe(base.expose_provenance() as u64) });
+        GsBase::write(unsafe { VirtAddr::new_unsafe(header.expose_provenance() as u64) });
     }
 }
 
@@ -278,12 +251,14 @@ unsafe impl Register for Gs {
 pub type Cpu = Storage<Gs>;
 
 /// Every CPU's block, by CPU index.
-pub static DIRECTORY: Directory<Local, Shared> = Directory::new();
+pub static DIRECTORY: Directory<Local, Shared, CpuCache> = Directory::new();
 
 /// Runs `f` with this CPU's block, or gives `None` if it has none yet: for code
 /// that also runs before registration, in faults and in NMIs.
 #[inline]
-pub fn try_with<T>(f: impl for<'here> FnOnce(&Here<'here, Local, Shared>) -> T) -> Option<T> {
+pub fn try_with<T>(
+    f: impl for<'here> FnOnce(&Here<'here, Local, Shared, CpuCache>) -> T,
+) -> Option<T> {
     Cpu::try_with(f)
 }
 
@@ -294,7 +269,7 @@ pub fn try_with<T>(f: impl for<'here> FnOnce(&Here<'here, Local, Shared>) -> T) 
 /// If this CPU has not registered its block.
 #[track_caller]
 #[inline]
-pub fn with<T>(f: impl for<'here> FnOnce(&Here<'here, Local, Shared>) -> T) -> T {
+pub fn with<T>(f: impl for<'here> FnOnce(&Here<'here, Local, Shared, CpuCache>) -> T) -> T {
     Cpu::with(f)
 }
 

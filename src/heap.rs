@@ -240,7 +240,7 @@ unsafe impl Platform for Kernel {
 // through its block, which it registers once; only this heap uses it; (3) and (4)
 // as for `Platform`; (5) frames come from the frame allocator, as asked, and are
 // seen through the HHDM, which every CPU's tables map; (7) GS base is the address of
-// the memory that the cache lies in so far from it, or of `NOWHERE`'s like; and all that
+// a block, or of the sentinel's like, whose head is the cache, so far from it; and all that
 // interrupts a CPU returns by `exceptions`, which asks `resume`.
 unsafe impl FramePlatform for Kernel {
     const FAST_PATH: FastPath = FastPath::Restarted {
@@ -261,7 +261,7 @@ unsafe impl FramePlatform for Kernel {
     }
 
     fn cache(&self) -> &CpuCache {
-        cpu::try_with(|here| here.local().cache()).unwrap_or(&NO_CACHE)
+        cpu::try_with(|here| here.head()).unwrap_or(&NO_CACHE)
     }
 
     fn each_cache(&self, visit: &mut dyn FnMut(&CpuCache)) {
@@ -337,7 +337,7 @@ pub fn is_full_here(layout: Layout) -> bool {
 
 fn statistics_here(layout: Layout) -> MagazineStatistics {
     Class::of(checked::taken(layout))
-        .zip(cpu::try_with(|here| here.local().cache()))
+        .zip(cpu::try_with(|here| here.head()))
         .map(|(class, cache)| cache.statistics(class))
         .unwrap_or_default()
 }

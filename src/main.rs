@@ -110,7 +110,8 @@ static PLAN: OnceCell<Plan> = OnceCell::uninit();
 #[unsafe(no_mangle)]
 extern "C" fn entry() -> ! {
     clock::start();
-    Cpu::reset();
+    // SAFETY: this CPU has no block yet.
+    unsafe { Cpu::reset() };
     exceptions::load_early();
     // SAFETY: nobody uses the boot stack yet, it is part of the image, and nothing that
     // is on the loader's stack is needed any more.

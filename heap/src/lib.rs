@@ -231,24 +231,70 @@
 //! So that an interrupt can come at any instruction, that kernel's fast paths raise a flag. On x86-64
 //! they can do without, in 28 instructions for an allocation and its free: as
 //! [sequences that start anew](FastPath::Restarted) if something that used the heap came in between.
-//! The cache then lies in what GS base points to, also before the CPU has one,
+//! The cache then lies in what GS base points to, also before the CPU has one: a cache that nobody ever
+//! has, empty and full at once, in which the fast paths find nothing to do. With `muster-percpu` it is
+//! the head of each CPU's block and of what stands for one:
 //!
-#![cfg_attr(target_arch = "x86_64", doc = "```")]
+#![cfg_attr(target_arch = "x86_64", doc = "```no_run")]
 #![cfg_attr(not(target_arch = "x86_64"), doc = "```ignore")]
-//! use core::mem::offset_of;
-//! use muster_heap::{CpuCache, FastPath};
-//!
-//! #[repr(C)]
-//! struct Cpu {
-//!     number: Option<usize>,
-//!     cache: CpuCache,
-//! }
+//! use core::arch::asm;
+//! use muster_heap::{CpuCache, FastPath, NO_CACHE};
+//! use muster_percpu::{Block, Directory, Header, Register, Storage, Unregistered, head_offset};
+//! # fn write_gs_base(_address: usize) {}
 //!
 //! /// GS base points here first. Nobody ever has this cache.
-//! static NOBODY: Cpu = Cpu { number: None, cache: CpuCache::new() };
+//! static NOBODY: Unregistered<CpuCache> = Unregistered::new(CpuCache::new());
+//!
+//! struct Gs;
+//!
+//! // SAFETY: (1) every CPU calls `Storage::reset` before anything else, and from then on GS base
+//! // points to `NOBODY` or to a registered block. (2) Nothing else writes GS base. (3), (4) This
+//! // kernel doesn't preempt, and its handlers leave what is a CPU's alone, but for the heap's.
+//! unsafe impl Register for Gs {
+//!     type Local = ();
+//!     type Shared = ();
+//!     type Head = CpuCache;
+//!     type Pin = ();
+//!
+//!     fn pin() {}
+//!
+//!     fn unregistered() -> &'static Unregistered<CpuCache> {
+//!         &NOBODY
+//!     }
+//!
+//!     fn load() -> *const Header {
+//!         let header;
+//!         // SAFETY: reads the first word of what GS base points to, which is a header.
+//!         unsafe {
+//!             asm!("mov {}, gs:[0]", out(reg) header, options(nostack, readonly, preserves_flags));
+//!         }
+//!         header
+//!     }
+//!
+//!     unsafe fn store(header: *const Header) {
+//!         write_gs_base(header.expose_provenance());
+//!     }
+//! }
+//!
+//! static CPUS: Directory<(), (), CpuCache> = Directory::new();
 //!
 //! /// `FramePlatform::FAST_PATH`.
-//! const FAST_PATH: FastPath = FastPath::Restarted { cache_from_gs: offset_of!(Cpu, cache) };
+//! const FAST_PATH: FastPath = FastPath::Restarted { cache_from_gs: head_offset::<CpuCache>() };
+//!
+//! /// `FramePlatform::cache`.
+//! fn cache() -> &'static CpuCache {
+//!     Storage::<Gs>::try_with(|here| here.head()).unwrap_or(&NO_CACHE)
+//! }
+//!
+//! /// `FramePlatform::each_cache`.
+//! fn each_cache(visit: &mut dyn FnMut(&CpuCache)) {
+//!     CPUS.blocks().iter().for_each(|block| visit(block.head()));
+//! }
+//!
+//! /// Makes a block where it is to stay: the cache has some 30 KiB.
+//! fn block(index: u32) -> &'static Block<(), (), CpuCache> {
+//!     Block::init(Box::leak(Box::new_uninit()), index, CpuCache::new(), |_| ((), ()))
+//! }
 //! ```
 //!
 //! and whatever interrupts a CPU goes back by way of [`resume`]:

@@ -1,7 +1,7 @@
 //! The block: what one CPU owns, and the part of it that others may read.
 
 use core::fmt;
-use core::mem::offset_of;
+use core::mem::{MaybeUninit, offset_of};
 use core::ptr;
 use core::sync::atomic::{AtomicPtr, Ordering};
 
@@ -15,6 +15,7 @@ use crate::sync::{AtomicBool, mutated};
 /// |---|---|---|
 /// | 0 | 8 | the block's own address once a CPU has claimed it, null before |
 /// | 8 | 4 | the CPU's index |
+/// | [`head_offset`] | any | the [head](Block#the-head), of the kernel's own type |
 ///
 /// The address at offset 0 is there because a segment-relative load can't yield the segment's base:
 /// reading `gs:[0]` is the cheapest way to get from GS base to a pointer.
@@ -26,11 +27,54 @@ pub struct Header {
 
 const _: () = assert!(offset_of!(Header, this) == 0 && offset_of!(Header, index) == 8);
 
-/// What a CPU's register points to before the CPU has a block: its address field is null, so that
-/// [`Register::load`](crate::Register::load) yields null instead of whatever lies at address 0.
+/// Where the head lies from the address of a [`Block`] or an [`Unregistered`], in bytes: behind the
+/// [`Header`] of 16 bytes, at the next multiple of `H`'s own alignment.
 ///
-/// [`Storage::reset`](crate::Storage::reset) puts it there.
-pub static UNREGISTERED: Header = Header::new(u32::MAX);
+/// Where the register is a segment base, so far from it, too: `gs:[head_offset::<H>()]`.
+pub const fn head_offset<H>() -> usize {
+    offset_of!(Unregistered<H>, head)
+}
+
+/// What a CPU's register points to while the CPU has no block: the header and the head of a block, but
+/// the address field is null, so that [`Register::load`](crate::Register::load) yields null instead of
+/// whatever lies at address 0.
+///
+/// The head is there for code that goes by the register without asking whether the CPU has a block,
+/// as the fast paths of a heap do. It finds this one, and must find in it that there is nothing to be
+/// had: a cache that is empty and has no room. All CPUs without a block share it, so it is made of
+/// what may be written on several at once, or it is never written at all.
+///
+/// A kernel has one, in a `static`, which its [`Register::unregistered`](crate::Register::unregistered)
+/// returns; [`UNREGISTERED`] if its blocks have no head.
+#[repr(C, align(128))]
+pub struct Unregistered<H = ()> {
+    header: Header,
+    head: H,
+}
+
+/// The sentinel for blocks that have no head.
+pub static UNREGISTERED: Unregistered = Unregistered::new(());
+
+impl<H> Unregistered<H> {
+    /// A sentinel with this head.
+    pub const fn new(head: H) -> Self {
+        const {
+            let head = head_offset::<H>();
+            assert!(offset_of!(Self, header) == 0);
+            assert!(head == size_of::<Header>().next_multiple_of(align_of::<H>()));
+        }
+        Self {
+            header: Header::new(u32::MAX),
+            head,
+        }
+    }
+
+    /// The address of all of it, for a register to hold.
+    pub const fn header(&'static self) -> *const Header {
+        // Made from the whole, so that the way to the head is covered by the pointer's provenance.
+        ptr::from_ref(self).cast()
+    }
+}
 
 impl Header {
     const fn new(index: u32) -> Self {
@@ -41,7 +85,7 @@ impl Header {
     }
 
     /// The address stored at offset 0: this header's own once a CPU has claimed the block, null
-    /// before, and always null for [`UNREGISTERED`].
+    /// before, and always null for that of an [`Unregistered`].
     ///
     /// For a [`Register`](crate::Register) that holds the pointer itself (a thread-local, a
     /// coprocessor register) rather than a segment base to read through.
@@ -51,11 +95,26 @@ impl Header {
     }
 }
 
-/// One CPU's memory: `local` for that CPU alone, `shared` for all to read.
+/// One CPU's memory: `local` for that CPU alone, `shared` for all to read, and a head that code may
+/// reach by the register alone.
 ///
 /// `local` needs no `Sync`: it may be made of [`Cell`](core::cell::Cell)s, since the only way to it
 /// is [`Storage::with`](crate::Storage::with) on the CPU that registered the block. What other CPUs
 /// may read (or write: an inbox) goes into `shared`, usually as atomics.
+///
+/// # The head
+///
+/// A kernel whose register is a segment base can have code that goes by it directly, without the way
+/// through a pointer: `inc qword ptr gs:[24]`, or the restartable fast paths of a heap. What such code
+/// reaches is the block's head, [`head_offset`] bytes from the base; and as that code doesn't ask
+/// whether the CPU has a block, an [`Unregistered`] has a head at the same distance. Everything else
+/// of a block has no fixed place.
+///
+/// All CPUs may have a reference to the head, so it is `Sync`; and such code may write only where one
+/// could by that reference, to atomics and what lies in an `UnsafeCell`. A kernel without such code
+/// leaves it out: `()` takes no space.
+///
+/// # Layout
 ///
 /// A block is aligned to, and its shared part stands on, a 128-byte boundary: two cache lines,
 /// because the spatial prefetcher of Intel's cores fetches lines in pairs (Intel 64 and IA-32
@@ -64,8 +123,9 @@ impl Header {
 ///
 /// A block belongs to the first CPU that registers it, for good.
 #[repr(C, align(128))]
-pub struct Block<L, S> {
+pub struct Block<L, S, H = ()> {
     header: Header,
+    head: H,
     claimed: AtomicBool,
     local: L,
     shared: CachePadded<S>,
@@ -73,13 +133,30 @@ pub struct Block<L, S> {
 
 // SAFETY: (1) `local` can be reached only through `Here`, which exists only on the CPU that claimed
 // this block, and a block is claimed at most once; so `L` moves to at most one CPU, for which
-// `L: Send` is enough. (2) `shared` is handed out by shared reference to all, for which `S: Sync`
-// is enough. (3) The rest is atomics and a field that never changes.
-unsafe impl<L: Send, S: Sync> Sync for Block<L, S> {}
+// `L: Send` is enough. (2) `shared` and `head` are handed out by shared reference to all, for which
+// `S: Sync` and `H: Sync` are enough. (3) The rest is atomics and a field that never changes.
+unsafe impl<L: Send, S: Sync, H: Sync> Sync for Block<L, S, H> {}
 
 impl<L, S> Block<L, S> {
+    /// A block for the CPU with the given index, without a head.
+    ///
+    /// The index is the kernel's own, counted from 0 without gaps (not a LAPIC id).
+    #[cfg(not(loom))]
+    pub const fn new(index: u32, local: L, shared: S) -> Self {
+        Self::with_head(index, (), local, shared)
+    }
+
+    /// A block for the CPU with the given index, without a head.
+    #[cfg(loom)]
+    pub fn new(index: u32, local: L, shared: S) -> Self {
+        Self::with_head(index, (), local, shared)
+    }
+}
+
+impl<L, S, H> Block<L, S, H> {
     const LAYOUT: () = {
         assert!(offset_of!(Self, header) == 0);
+        assert!(offset_of!(Self, head) == head_offset::<H>());
         assert!(align_of::<Self>() >= 128);
         assert!(offset_of!(Self, shared).is_multiple_of(128));
         assert!(size_of::<Self>().is_multiple_of(128));
@@ -89,10 +166,11 @@ impl<L, S> Block<L, S> {
     ///
     /// The index is the kernel's own, counted from 0 without gaps (not a LAPIC id).
     #[cfg(not(loom))]
-    pub const fn new(index: u32, local: L, shared: S) -> Self {
+    pub const fn with_head(index: u32, head: H, local: L, shared: S) -> Self {
         let () = Self::LAYOUT;
         Self {
             header: Header::new(index),
+            head,
             claimed: AtomicBool::new(false),
             local,
             shared: CachePadded::new(shared),
@@ -101,13 +179,40 @@ impl<L, S> Block<L, S> {
 
     /// A block for the CPU with the given index.
     #[cfg(loom)]
-    pub fn new(index: u32, local: L, shared: S) -> Self {
+    pub fn with_head(index: u32, head: H, local: L, shared: S) -> Self {
         let () = Self::LAYOUT;
         Self {
             header: Header::new(index),
+            head,
             claimed: AtomicBool::new(false),
             local,
             shared: CachePadded::new(shared),
+        }
+    }
+
+    /// Makes the block of the CPU with the given index where it is to stay: for a head that is too
+    /// large for a stack, and for parts that have a reference to it.
+    ///
+    /// `parts` gives the local and the shared part. If it panics, `place` holds no block.
+    pub fn init(
+        place: &'static mut MaybeUninit<Self>,
+        index: u32,
+        head: H,
+        parts: impl FnOnce(&'static H) -> (L, S),
+    ) -> &'static Self {
+        let () = Self::LAYOUT;
+        let block = place.as_mut_ptr();
+        // SAFETY: (1) `place` is memory for a block, and borrowed for good, so nothing else uses it;
+        // (2) each field is written once, and a reference to it is made only afterwards: to the head
+        // before the other fields are written, and to all of it when all are.
+        unsafe {
+            (&raw mut (*block).head).write(head);
+            let (local, shared) = parts(&(*block).head);
+            (&raw mut (*block).header).write(Header::new(index));
+            (&raw mut (*block).claimed).write(AtomicBool::new(false));
+            (&raw mut (*block).local).write(local);
+            (&raw mut (*block).shared).write(CachePadded::new(shared));
+            &*block
         }
     }
 
@@ -119,6 +224,11 @@ impl<L, S> Block<L, S> {
     /// Whether a CPU has claimed this block, or is about to.
     pub fn is_claimed(&self) -> bool {
         self.claimed.load(Ordering::Acquire)
+    }
+
+    /// The part that code may reach by the register alone, and every CPU by this reference.
+    pub const fn head(&self) -> &H {
+        &self.head
     }
 
     /// The part that every CPU may read.
@@ -151,7 +261,7 @@ impl<L, S> Block<L, S> {
     }
 }
 
-impl<L, S: fmt::Debug> fmt::Debug for Block<L, S> {
+impl<L, S: fmt::Debug, H> fmt::Debug for Block<L, S, H> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Block")
             .field("index", &self.index())

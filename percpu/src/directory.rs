@@ -6,16 +6,17 @@ use conquer_once::spin::OnceCell;
 
 use crate::Block;
 
-/// All CPUs' blocks in order of their index, of which only the shared parts can be reached.
+/// All CPUs' blocks in order of their index, of which only the shared parts and the heads can be
+/// reached.
 ///
 /// Published once, by the CPU that made the blocks, before the others are released; from then on
 /// only read, without locks and without waiting, from an NMI too. CPUs may register their blocks in
 /// any order, before or after.
-pub struct Directory<L: 'static, S: 'static> {
-    blocks: OnceCell<&'static [&'static Block<L, S>]>,
+pub struct Directory<L: 'static, S: 'static, H: 'static = ()> {
+    blocks: OnceCell<&'static [&'static Block<L, S, H>]>,
 }
 
-impl<L: Send, S: Sync> Directory<L, S> {
+impl<L: Send, S: Sync, H: Sync> Directory<L, S, H> {
     /// A directory without blocks.
     pub const fn new() -> Self {
         Self {
@@ -29,7 +30,7 @@ impl<L: Send, S: Sync> Directory<L, S> {
     ///
     /// [`PublishError`] if a block stands at a place that is not its index, or if the directory has
     /// been published before. Nothing has changed then.
-    pub fn publish(&self, blocks: &'static [&'static Block<L, S>]) -> Result<(), PublishError> {
+    pub fn publish(&self, blocks: &'static [&'static Block<L, S, H>]) -> Result<(), PublishError> {
         for (place, block) in (0..).zip(blocks) {
             if block.index() != place {
                 return Err(PublishError::OutOfPlace {
@@ -46,12 +47,12 @@ impl<L: Send, S: Sync> Directory<L, S> {
     /// The shared part of the CPU with this index; `None` if there is no such CPU, or before
     /// [`publish`](Self::publish).
     pub fn get(&self, index: u32) -> Option<&'static S> {
-        let block: &'static Block<L, S> = self.blocks().get(usize::try_from(index).ok()?)?;
+        let block: &'static Block<L, S, H> = self.blocks().get(usize::try_from(index).ok()?)?;
         Some(block.shared())
     }
 
     /// Every CPU's index and shared part, in order.
-    pub fn iter(&self) -> impl ExactSizeIterator<Item = (u32, &'static S)> + use<L, S> {
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = (u32, &'static S)> + use<L, S, H> {
         // The place is the index, by `publish`; asking the block would touch a line that its own
         // CPU writes.
         self.blocks()
@@ -70,21 +71,21 @@ impl<L: Send, S: Sync> Directory<L, S> {
         self.blocks().is_empty()
     }
 
-    /// The blocks themselves, for a CPU to register the one that is its own; none before
-    /// [`publish`](Self::publish).
-    pub fn blocks(&self) -> &'static [&'static Block<L, S>] {
+    /// The blocks themselves, for a CPU to register the one that is its own, and for their heads; none
+    /// before [`publish`](Self::publish).
+    pub fn blocks(&self) -> &'static [&'static Block<L, S, H>] {
         // `try_get`, because `get` would wait for a publisher that an NMI has interrupted.
         self.blocks.try_get().copied().unwrap_or_default()
     }
 }
 
-impl<L: Send, S: Sync> Default for Directory<L, S> {
+impl<L: Send, S: Sync, H: Sync> Default for Directory<L, S, H> {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl<L: Send, S: Sync + fmt::Debug> fmt::Debug for Directory<L, S> {
+impl<L: Send, S: Sync + fmt::Debug, H: Sync> fmt::Debug for Directory<L, S, H> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_map().entries(self.iter()).finish()
     }

@@ -1,6 +1,6 @@
 //! CPU-local storage for kernels.
 //!
-//! Each CPU has a [`Block`] of its own in two parts: `local`, which only that CPU reaches and which
+//! Each CPU has a [`Block`] of its own in two parts and a [head](Block#the-head): `local`, which only that CPU reaches and which
 //! therefore needs neither locks nor atomics, and `shared`, which all CPUs may read. What the types
 //! rule out:
 //!
@@ -79,30 +79,44 @@
 //!
 //! The register is GS base. A loader leaves it at 0, and reading `gs:[0]` then yields what lies at
 //! address 0: a page fault at best. So the very first thing each CPU does is [`Storage::reset`],
-//! which points GS base at [`UNREGISTERED`].
+//! which points GS base at a sentinel, an [`Unregistered`].
+//!
+//! Code may also go by GS base without the way through a pointer, and without asking whether the CPU
+//! has a block: what it reaches is the block's *head*, [`head_offset`] bytes from GS base. The sentinel
+//! has a head, too. Here it is a counter that each CPU counts up by one instruction, so that no
+//! interrupt can come in between; a CPU that has no block counts in the sentinel. `muster-heap` keeps a
+//! CPU's cache there: its documentation has the two composed.
 //!
 #![cfg_attr(target_arch = "x86_64", doc = "```no_run")]
 #![cfg_attr(not(target_arch = "x86_64"), doc = "```ignore")]
 //! use core::arch::asm;
 //! use core::cell::Cell;
 //! use core::sync::atomic::AtomicU64;
-//! use muster_percpu::{Block, Header, Register, Storage};
+//! use muster_percpu::{Block, Header, Register, Storage, Unregistered, head_offset};
 //!
 //! /// IA32_GS_BASE (Intel SDM, volume 4, table 2-2).
 //! const GS_BASE: u32 = 0xc000_0101;
 //!
+//! /// What GS base points to on CPUs that have no block.
+//! static NOBODY: Unregistered<AtomicU64> = Unregistered::new(AtomicU64::new(0));
+//!
 //! struct Gs;
 //!
 //! // SAFETY: (1) every CPU calls `Storage::reset` before anything else, and from then on GS base
-//! // points to `UNREGISTERED`, whose first word is null, or to a registered block, whose first word
+//! // points to `NOBODY`, whose first word is null, or to a registered block, whose first word
 //! // is its own address. (2) Nothing else in this kernel writes GS base, and it never runs SWAPGS.
 //! // (3) This kernel doesn't preempt. (4) `Local` is a `Cell` of one word.
 //! unsafe impl Register for Gs {
 //!     type Local = Cell<u64>;
-//!     type Shared = AtomicU64;
+//!     type Shared = ();
+//!     type Head = AtomicU64;
 //!     type Pin = ();
 //!
 //!     fn pin() {}
+//!
+//!     fn unregistered() -> &'static Unregistered<AtomicU64> {
+//!         &NOBODY
+//!     }
 //!
 //!     #[inline]
 //!     fn load() -> *const Header {
@@ -129,11 +143,20 @@
 //!
 //! type Cpu = Storage<Gs>;
 //!
-//! fn enter(block: &'static Block<Cell<u64>, AtomicU64>) -> Result<(), muster_percpu::RegisterError> {
-//!     Cpu::reset();
+//! fn enter(block: &'static Block<Cell<u64>, (), AtomicU64>) -> Result<(), muster_percpu::RegisterError> {
+//!     // SAFETY: this CPU has no block yet.
+//!     unsafe { Cpu::reset() };
 //!     Cpu::register(block)?;
 //!     Cpu::with(|here| here.local().set(1));
 //!     Ok(())
+//! }
+//!
+//! /// From any code and any handler.
+//! fn count() {
+//!     // SAFETY: the head lies so far from GS base, an atomic that nobody borrows mutably.
+//!     unsafe {
+//!         asm!("inc qword ptr gs:[{}]", const head_offset::<AtomicU64>(), options(nostack));
+//!     }
 //! }
 //! ```
 
@@ -162,7 +185,7 @@ mod sync;
 mod threads;
 
 pub use admission::{Admission, Outcome};
-pub use block::{Block, Header, UNREGISTERED};
+pub use block::{Block, Header, UNREGISTERED, Unregistered, head_offset};
 #[cfg(feature = "alloc")]
 pub use board::Board;
 pub use directory::{Directory, PublishError};

@@ -29,7 +29,7 @@ use loom::thread;
 use crate::sync::{mutated, order_unless};
 use crate::{
     Admission, Block, Board, Exchange, Header, Line, Note, Outcome, Register, RegisterError, Sleep,
-    Storage, UNREGISTERED,
+    Storage, UNREGISTERED, Unregistered,
 };
 
 /// Which model finds which mistake, made where [`mutated`] says so.
@@ -634,16 +634,21 @@ struct Threads;
 type Cpu = Storage<Threads>;
 
 loom::thread_local! {
-    static BLOCK: Cell<*const Header> = Cell::new(&raw const UNREGISTERED);
+    static BLOCK: Cell<*const Header> = Cell::new(UNREGISTERED.header());
 }
 
 // SAFETY: as for `thread_register`.
 unsafe impl Register for Threads {
     type Local = UnsafeCell<usize>;
     type Shared = ();
+    type Head = ();
     type Pin = ();
 
     fn pin() {}
+
+    fn unregistered() -> &'static Unregistered {
+        &UNREGISTERED
+    }
 
     fn load() -> *const Header {
         // SAFETY: `store` admits only headers of 'static blocks and `UNREGISTERED`.

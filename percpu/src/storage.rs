@@ -3,20 +3,20 @@
 use core::fmt;
 use core::marker::PhantomData;
 
-use crate::{Block, Header, UNREGISTERED};
+use crate::{Block, Header, Unregistered};
 
 /// The place in which a CPU keeps the address of its own block: GS base on x86-64, `TPIDR_EL1` on
 /// AArch64, a thread-local in a test on the host.
 ///
-/// The types of the two parts belong to the register, so that one register can't be read as two
+/// The types of the parts belong to the register, so that one register can't be read as two
 /// different kinds of block.
 ///
 /// # Safety
 ///
 /// 1. `load` returns null until `store` has been called on this CPU with a block's header, and also
-///    after it was called with [`UNREGISTERED`]; otherwise it returns the pointer last stored on
-///    this CPU. A register that is a segment base gets this for free by reading the pointer at
-///    offset 0 of what it points to, provided it never points anywhere else: see
+///    after it was called with that of [`unregistered`](Self::unregistered); otherwise it returns the
+///    pointer last stored on this CPU. A register that is a segment base gets this for free by reading
+///    the pointer at offset 0 of what it points to, provided it never points anywhere else: see
 ///    [`Storage::reset`].
 /// 2. No other implementation, and nothing else in the kernel, uses the same place.
 /// 3. While a `Pin` is alive, the code that holds it stays on this CPU.
@@ -30,11 +30,18 @@ pub unsafe trait Register {
     type Local: Send + 'static;
     /// The part of a block that all CPUs may read.
     type Shared: Sync + 'static;
+    /// The part of a block that code may reach by the register alone, [`head_offset`](crate::head_offset)
+    /// bytes from where it points to; `()` if there is no such code.
+    type Head: Sync + 'static;
     /// Keeps the running code on this CPU while alive: `()` in a kernel without preemption.
     type Pin;
 
     /// Keeps the running code on this CPU until the result is dropped.
     fn pin() -> Self::Pin;
+
+    /// Returns the sentinel of CPUs that have no block, a `static` of the kernel's own, or
+    /// [`UNREGISTERED`](crate::UNREGISTERED) where blocks have no head.
+    fn unregistered() -> &'static Unregistered<Self::Head>;
 
     /// This CPU's block, or null if it has none.
     fn load() -> *const Header;
@@ -43,8 +50,8 @@ pub unsafe trait Register {
     ///
     /// # Safety
     ///
-    /// `header` is [`UNREGISTERED`], or the header of a `'static`
-    /// `Block<Self::Local, Self::Shared>` that this CPU, and no other, has claimed.
+    /// `header` is that of [`unregistered`](Self::unregistered), or the header of a `'static`
+    /// `Block<Self::Local, Self::Shared, Self::Head>` that this CPU, and no other, has claimed.
     unsafe fn store(header: *const Header);
 }
 
@@ -59,10 +66,20 @@ impl<R: Register> Storage<R> {
     ///
     /// Where the register is a segment base (x86-64: GS base, which a loader leaves at 0), this is
     /// the very first thing every CPU does. A block that this CPU had registered stays claimed.
-    pub fn reset() {
+    ///
+    /// # Safety
+    ///
+    /// If this CPU has a block: nothing on it is in the midst of using the block (no closure of
+    /// [`with`](Self::with), no code that goes by the register and that this came on top of), and
+    /// nothing relies on the CPU keeping the block. A heap that finds its cache by the register does:
+    /// half of an operation on one block and half on another breaks it, and what the first block's
+    /// cache has is never found again.
+    ///
+    /// A CPU that has none yet, as at its very first instructions, may always do it.
+    pub unsafe fn reset() {
         let _pin = R::pin();
-        // SAFETY: `UNREGISTERED` is always allowed.
-        unsafe { R::store(&raw const UNREGISTERED) };
+        // SAFETY: the header of the sentinel is always allowed.
+        unsafe { R::store(R::unregistered().header()) };
     }
 
     /// Makes `block` this CPU's own, for good.
@@ -71,7 +88,9 @@ impl<R: Register> Storage<R> {
     ///
     /// [`RegisterError`] if this CPU has a block already, or if another CPU has claimed this one.
     /// Nothing has changed then.
-    pub fn register(block: &'static Block<R::Local, R::Shared>) -> Result<(), RegisterError> {
+    pub fn register(
+        block: &'static Block<R::Local, R::Shared, R::Head>,
+    ) -> Result<(), RegisterError> {
         let _pin = R::pin();
         if let Some(here) = Self::here() {
             return Err(RegisterError::AlreadyRegistered { here: here.index() });
@@ -96,7 +115,9 @@ impl<R: Register> Storage<R> {
     /// uses [`try_with`](Self::try_with).
     #[track_caller]
     #[inline]
-    pub fn with<T>(f: impl for<'here> FnOnce(&Here<'here, R::Local, R::Shared>) -> T) -> T {
+    pub fn with<T>(
+        f: impl for<'here> FnOnce(&Here<'here, R::Local, R::Shared, R::Head>) -> T,
+    ) -> T {
         match Self::try_with(f) {
             Some(result) => result,
             None => panic!("per-CPU storage used on a CPU that has not registered its block"),
@@ -106,7 +127,7 @@ impl<R: Register> Storage<R> {
     /// Runs `f` with this CPU's block, or returns `None` if the CPU has not registered one.
     #[inline]
     pub fn try_with<T>(
-        f: impl for<'here> FnOnce(&Here<'here, R::Local, R::Shared>) -> T,
+        f: impl for<'here> FnOnce(&Here<'here, R::Local, R::Shared, R::Head>) -> T,
     ) -> Option<T> {
         let _pin = R::pin();
         Self::here().map(|here| f(&here))
@@ -114,8 +135,8 @@ impl<R: Register> Storage<R> {
 
     /// The caller holds a pin for as long as it uses the result.
     #[inline]
-    fn here<'here>() -> Option<Here<'here, R::Local, R::Shared>> {
-        let block = R::load().cast::<Block<R::Local, R::Shared>>();
+    fn here<'here>() -> Option<Here<'here, R::Local, R::Shared, R::Head>> {
+        let block = R::load().cast::<Block<R::Local, R::Shared, R::Head>>();
         // SAFETY: (1) not null, so by the contract of `Register` it is the pointer that `register`
         // stored on this CPU: `reset` is the only other caller of `store`, and what it stores loads
         // as null. (2) `register` stored the address of a 'static block of exactly these types.
@@ -150,13 +171,13 @@ impl<R: Register> Storage<R> {
 ///     scope.spawn(|| here.index());
 /// }));
 /// ```
-pub struct Here<'here, L, S> {
-    block: &'here Block<L, S>,
+pub struct Here<'here, L: 'static, S: 'static, H: 'static = ()> {
+    block: &'static Block<L, S, H>,
     // A raw pointer is neither `Send` nor `Sync`, and so is this.
-    _on_this_cpu: PhantomData<*const ()>,
+    _on_this_cpu: PhantomData<(&'here (), *const ())>,
 }
 
-impl<L, S> Here<'_, L, S> {
+impl<L, S, H> Here<'_, L, S, H> {
     /// This CPU's index.
     #[inline]
     pub fn index(&self) -> u32 {
@@ -167,6 +188,13 @@ impl<L, S> Here<'_, L, S> {
     #[inline]
     pub fn local(&self) -> &L {
         self.block.local()
+    }
+
+    /// The part of this CPU's block that code may reach by the register alone. The reference may
+    /// leave the closure, as all CPUs may have one.
+    #[inline]
+    pub fn head(&self) -> &'static H {
+        self.block.head()
     }
 
     /// The part of this CPU's block that other CPUs may read.

@@ -23,7 +23,7 @@ macro_rules! thread_register {
         const _: () = {
             std::thread_local! {
                 static BLOCK: core::cell::Cell<*const $crate::Header> =
-                    const { core::cell::Cell::new(&raw const $crate::UNREGISTERED) };
+                    const { core::cell::Cell::new($crate::UNREGISTERED.header()) };
             }
 
             // SAFETY: (1) the thread-local starts with `UNREGISTERED`, whose address field is null,
@@ -33,9 +33,14 @@ macro_rules! thread_register {
             unsafe impl $crate::Register for $name {
                 type Local = $local;
                 type Shared = $shared;
+                type Head = ();
                 type Pin = ();
 
                 fn pin() {}
+
+                fn unregistered() -> &'static $crate::Unregistered {
+                    &$crate::UNREGISTERED
+                }
 
                 fn load() -> *const $crate::Header {
                     // SAFETY: `store` admits only headers of 'static blocks and `UNREGISTERED`.

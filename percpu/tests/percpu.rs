@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
 use muster_percpu::{
-    Block, Directory, PublishError, Register, RegisterError, Storage, UNREGISTERED,
+    Block, Directory, Header, PublishError, Register, RegisterError, Storage, UNREGISTERED,
+    Unregistered, head_offset,
 };
 
 struct Local {
@@ -131,7 +132,8 @@ fn use_before_registration_is_loud() {
 fn use_before_registration_can_be_asked_about() {
     assert!(Cpu::try_with(|_| ()).is_none());
     assert!(Threads::load().is_null());
-    assert!(UNREGISTERED.this().is_null());
+    // SAFETY: the sentinel begins with a header, and lives for good.
+    assert!(unsafe { &*UNREGISTERED.header() }.this().is_null());
     let block = block(0);
     Cpu::register(block).unwrap();
     assert!(Cpu::try_with(|_| ()).is_some());
@@ -142,7 +144,8 @@ fn use_before_registration_can_be_asked_about() {
 fn reset_leaves_the_cpu_without_a_block_and_the_block_claimed() {
     let (old, new) = (block(1), block(2));
     Cpu::register(old).unwrap();
-    Cpu::reset();
+    // SAFETY: nothing is in the midst of using the block, or relies on it.
+    unsafe { Cpu::reset() };
     assert!(Cpu::try_with(|_| ()).is_none());
     assert_eq!(
         Cpu::register(old),
@@ -189,6 +192,7 @@ fn pin_lasts_exactly_as_long_as_the_closure() {
     unsafe impl Register for Pinning {
         type Local = u32;
         type Shared = u32;
+        type Head = ();
         type Pin = Pin;
 
         fn pin() -> Pin {
@@ -196,12 +200,16 @@ fn pin_lasts_exactly_as_long_as_the_closure() {
             Pin
         }
 
-        fn load() -> *const muster_percpu::Header {
+        fn unregistered() -> &'static Unregistered {
+            Inner::unregistered()
+        }
+
+        fn load() -> *const Header {
             assert!(PINNED.load(Ordering::Relaxed));
             Inner::load()
         }
 
-        unsafe fn store(header: *const muster_percpu::Header) {
+        unsafe fn store(header: *const Header) {
             assert!(PINNED.load(Ordering::Relaxed));
             // SAFETY: the caller's promise is the one that `Inner` asks for.
             unsafe { Inner::store(header) }
@@ -217,6 +225,109 @@ fn pin_lasts_exactly_as_long_as_the_closure() {
     });
     assert_eq!(sum, 3);
     assert!(!PINNED.load(Ordering::Relaxed));
+}
+
+#[test]
+fn a_head_is_as_far_from_the_register_with_a_block_as_without() {
+    /// What goes by the register alone finds it, and takes from it if it has something.
+    #[repr(C, align(64))]
+    struct Head {
+        left: AtomicU64,
+    }
+
+    static NOBODY: Unregistered<Head> = Unregistered::new(Head {
+        left: AtomicU64::new(0),
+    });
+
+    thread_local! {
+        static BASE: Cell<*const Header> = const { Cell::new(NOBODY.header()) };
+    }
+
+    struct Base;
+
+    // SAFETY: as `thread_register`, with a sentinel of its own.
+    unsafe impl Register for Base {
+        type Local = ();
+        type Shared = ();
+        type Head = Head;
+        type Pin = ();
+
+        fn pin() {}
+
+        fn unregistered() -> &'static Unregistered<Head> {
+            &NOBODY
+        }
+
+        fn load() -> *const Header {
+            // SAFETY: `store` admits only headers of 'static blocks and of `NOBODY`.
+            unsafe { &*BASE.get() }.this()
+        }
+
+        unsafe fn store(header: *const Header) {
+            BASE.set(header);
+        }
+    }
+
+    /// What stands for code relative to GS base.
+    fn take() -> bool {
+        // SAFETY: a head lies so far from what the base holds, and lives for good.
+        let head = unsafe { &*BASE.get().byte_add(head_offset::<Head>()).cast::<Head>() };
+        head.left
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
+                left.checked_sub(1)
+            })
+            .is_ok()
+    }
+
+    static BLOCKS: [Block<(), (), Head>; 2] = {
+        const fn head(left: u64) -> Head {
+            Head {
+                left: AtomicU64::new(left),
+            }
+        }
+        [
+            Block::with_head(0, head(2), (), ()),
+            Block::with_head(1, head(1), (), ()),
+        ]
+    };
+
+    assert!(!take());
+    Storage::<Base>::register(&BLOCKS[0]).unwrap();
+    assert!(take());
+    Storage::<Base>::with(|here| {
+        assert_eq!(here.head().left.load(Ordering::Relaxed), 1);
+        assert!(take());
+        assert_eq!(BLOCKS[0].head().left.load(Ordering::Relaxed), 0);
+    });
+    assert!(!take());
+    assert_eq!(BLOCKS[1].head().left.load(Ordering::Relaxed), 1);
+    // SAFETY: nothing is in the midst of using the block, or relies on it.
+    unsafe { Storage::<Base>::reset() };
+    assert!(!take());
+
+    // Behind the header, where its own alignment allows.
+    assert_eq!(
+        [
+            head_offset::<()>(),
+            head_offset::<u64>(),
+            head_offset::<Head>()
+        ],
+        [16, 16, 64]
+    );
+}
+
+#[test]
+fn a_block_may_refer_to_its_own_head() {
+    type Own = Block<String, &'static AtomicU64, AtomicU64>;
+
+    let place = Box::leak(Box::<Own>::new_uninit());
+    let block = Block::init(place, 5, AtomicU64::new(1), |head| {
+        head.store(2, Ordering::Relaxed);
+        (String::from("local"), head)
+    });
+    assert_eq!((block.index(), block.is_claimed()), (5, false));
+    assert_eq!(block.head().load(Ordering::Relaxed), 2);
+    assert!(ptr::eq(*block.shared(), block.head()));
 }
 
 #[test]

@@ -293,8 +293,7 @@ stack; what it keeps of the heap and of the frames; what it has counted."""
         if thread:
             self.tell_place(thread, tell)
         tell("holds", self.locks(local))
-        cache = local["cache"].dereference()
-        cached, live = self.heap(cache)
+        cached, live = self.heap(block["head"])
         tell("heap", f"{cached} free blocks at hand, {live} bytes live of what it allocated and freed")
         tell("frames", f"{self.frames(local)} at hand")
         calls = shared["calls"]["value"]

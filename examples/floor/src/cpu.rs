@@ -8,7 +8,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use muster_heap::CpuCache;
 use muster_memory::FrameCache;
-use muster_percpu::{Block, Directory, Header, Register, RegisterError, Storage};
+use muster_percpu::{Directory, Header, Register, RegisterError, Storage, Unregistered};
 use spin::Mutex;
 use x86_64::VirtAddr;
 use x86_64::registers::model_specific::GsBase;
@@ -17,8 +17,6 @@ use crate::memory;
 
 /// Only this CPU's.
 pub struct Local {
-    /// Free blocks that it has at hand.
-    pub cache: &'static CpuCache,
     /// Free frames that it has at hand.
     pub frames: RefCell<Option<FrameCache<'static>>>,
 }
@@ -31,6 +29,13 @@ pub struct Shared {
     pub is_done: AtomicBool,
 }
 
+/// All of it, with the free blocks of the heap that the CPU has cached at its head, where the heap finds
+/// them by GS base.
+pub type Block = muster_percpu::Block<Local, Shared, CpuCache>;
+
+/// What GS base points to while a CPU has no block: nothing is cached there, and there is no room.
+static UNREGISTERED: Unregistered<CpuCache> = Unregistered::new(CpuCache::new());
+
 /// GS base.
 pub struct Gs;
 
@@ -41,9 +46,14 @@ pub struct Gs;
 unsafe impl Register for Gs {
     type Local = Local;
     type Shared = Shared;
+    type Head = CpuCache;
     type Pin = ();
 
     fn pin() {}
+
+    fn unregistered() -> &'static Unregistered<CpuCache> {
+        &UNREGISTERED
+    }
 
     #[inline]
     fn load() -> *const Header {
@@ -66,19 +76,21 @@ unsafe impl Register for Gs {
 pub type Cpu = Storage<Gs>;
 
 /// All CPUs.
-pub static CPUS: Directory<Local, Shared> = Directory::new();
+pub static CPUS: Directory<Local, Shared, CpuCache> = Directory::new();
 
-/// Makes a block for a CPU that will have this cache.
-pub fn block(index: u32, cache: &'static CpuCache) -> &'static Block<Local, Shared> {
-    let local = Local {
-        cache,
-        frames: RefCell::new(None),
-    };
-    let shared = Shared {
-        inbox: Mutex::new(None),
-        is_done: AtomicBool::new(false),
-    };
-    Box::leak(Box::new(Block::new(index, local, shared)))
+/// Makes a CPU's block, where it is to stay: with the cache it is too large for a stack.
+pub fn block(index: u32) -> &'static Block {
+    let place = Box::leak(Box::new_uninit());
+    Block::init(place, index, CpuCache::new(), |_| {
+        let local = Local {
+            frames: RefCell::new(None),
+        };
+        let shared = Shared {
+            inbox: Mutex::new(None),
+            is_done: AtomicBool::new(false),
+        };
+        (local, shared)
+    })
 }
 
 /// Makes the block of this number this CPU's, and gives it frames.

@@ -10,18 +10,17 @@ use muster_heap::{
     CpuCache, FRAME, FastPath, FramePlatform, Heap, MagazineHeap, NO_CACHE, Platform,
 };
 use muster_memory::{FrameRun, Owner, PhysRange};
+use muster_percpu::head_offset;
 
 use crate::cpu::{CPUS, Cpu};
 use crate::memory;
-
-/// What each CPU caches of the heap: so many CPUs there may be.
-pub static CACHES: [CpuCache; 64] = [const { CpuCache::new() }; 64];
 
 #[global_allocator]
 static GLOBAL: Global = Global;
 
 static ARENA: Arena = Arena(UnsafeCell::new([MaybeUninit::uninit(); ARENA_BYTES]));
-const ARENA_BYTES: usize = 256 * 1024;
+/// Room for the blocks of 64 CPUs, 29 KiB each, and as much again.
+const ARENA_BYTES: usize = 4 << 20;
 
 static BOOT: Heap<Machine> = Heap::new(Machine);
 static MAGAZINES: MagazineHeap<Machine> = MagazineHeap::new(Machine);
@@ -106,11 +105,14 @@ unsafe impl Platform for Machine {
     }
 }
 
-// SAFETY: (1), (4), (6) there are no tasks, and interrupts are never let in; (2) the cache is the one
-// in the block, which is one CPU's; (3) as for `Platform`; (5) frames come from the frame allocator,
-// as asked, and the loader maps them all.
+// SAFETY: (1), (4) there are no tasks, and interrupts are never let in; (2) the cache is the head of the
+// block, which is one CPU's for good; (3) as for `Platform`; (5) frames come from the frame allocator,
+// as asked, and the loader maps them all; (7) the head lies so far from GS base, with a block and
+// without, and nothing interrupts a CPU.
 unsafe impl FramePlatform for Machine {
-    const FAST_PATH: FastPath = FastPath::Uninterrupted;
+    const FAST_PATH: FastPath = FastPath::Restarted {
+        cache_from_gs: head_offset::<CpuCache>(),
+    };
 
     type NoPreempt = ();
     type InterruptGuard = ();
@@ -124,11 +126,11 @@ unsafe impl FramePlatform for Machine {
     }
 
     fn cache(&self) -> &CpuCache {
-        Cpu::try_with(|here| here.local().cache).unwrap_or(&NO_CACHE)
+        Cpu::try_with(|here| here.head()).unwrap_or(&NO_CACHE)
     }
 
     fn each_cache(&self, visit: &mut dyn FnMut(&CpuCache)) {
-        CACHES.iter().take(CPUS.len()).for_each(visit);
+        CPUS.blocks().iter().for_each(|block| visit(block.head()));
     }
 
     fn allocate_frames(&self, count: usize, align: usize) -> Option<NonNull<u8>> {

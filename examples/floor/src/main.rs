@@ -21,10 +21,8 @@ use core::error::Error;
 use core::panic::PanicInfo;
 use core::sync::atomic::Ordering;
 
-use muster_percpu::Block;
-
 use crate::console::{Outcome, say};
-use crate::cpu::{CPUS, Cpu, Local, Shared};
+use crate::cpu::{Block, CPUS, Cpu};
 
 /// How many boxes each CPU makes.
 const BOXES: u64 = 100_000;
@@ -35,7 +33,8 @@ const PATIENCE: u64 = 60_000_000_000;
 /// Where the loader enters, on the first CPU.
 #[unsafe(no_mangle)]
 extern "C" fn entry() -> ! {
-    Cpu::reset();
+    // SAFETY: this CPU has no block yet.
+    unsafe { Cpu::reset() };
     match run() {
         Ok(()) => console::end(Outcome::Passed),
         Err(error) => {
@@ -49,11 +48,7 @@ fn run() -> Result<(), Box<dyn Error>> {
     heap::start();
     let loader = loader::ask()?;
     memory::start(&loader)?;
-    let blocks: Vec<&'static Block<Local, Shared>> = (0..)
-        .zip(&heap::CACHES)
-        .take(loader.cpus)
-        .map(|(index, cache)| cpu::block(index, cache))
-        .collect();
+    let blocks: Vec<&'static Block> = (0..).take(loader.cpus).map(cpu::block).collect();
     CPUS.publish(blocks.leak())?;
     cpu::start(0)?;
     heap::open();
@@ -81,7 +76,8 @@ fn run() -> Result<(), Box<dyn Error>> {
 
 /// Where every other CPU enters, with its number.
 fn enter(index: u32) -> ! {
-    Cpu::reset();
+    // SAFETY: this CPU has no block yet.
+    unsafe { Cpu::reset() };
     if let Err(error) = cpu::start(index) {
         panic!("{error}");
     }

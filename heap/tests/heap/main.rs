@@ -59,6 +59,8 @@ mod shrinking;
 mod steps;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod tasks;
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod unregistered;
 mod waiting;
 use shadow::{Random, Shadow};
 
