@@ -211,15 +211,15 @@ pub struct Gs;
 // `store` writes it after `reset`, and no one loads the GS selector;
 // (3) `store` is always given a header whose first word is its own address, or
 // that of `UNREGISTERED`, whose first word is null, so the word at gs:0 is the block that
-// runs here or null; (4) Muster has no threads that could move from one CPU to another,
-// so there is nothing to pin.
+// runs here or null; (4) Muster has no tasks: nothing preempts code or moves it to another
+// CPU, so there is nothing to disable.
 unsafe impl Register for Gs {
     type Local = Local;
     type Shared = Shared;
     type Head = CpuCache;
-    type Pin = ();
+    type NoPreempt = ();
 
-    fn pin() -> Self::Pin {}
+    fn disable_preemption() -> Self::NoPreempt {}
 
     fn unregistered() -> &'static Unregistered<CpuCache> {
         &UNREGISTERED
@@ -234,7 +234,9 @@ unsafe impl Register for Gs {
             core::arch::asm!(
                 "mov {}, gs:[0]",
                 out(reg) header,
-                options(nostack, preserves_flags, readonly, pure)
+                // Not `pure`: with that, a value from before a switch of tasks could be used after
+                // it. There are none here, but it costs nothing to leave it out.
+                options(nostack, preserves_flags, readonly)
             );
         }
         header

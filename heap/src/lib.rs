@@ -254,9 +254,9 @@
 //!     type Local = ();
 //!     type Shared = ();
 //!     type Head = CpuCache;
-//!     type Pin = ();
+//!     type NoPreempt = ();
 //!
-//!     fn pin() {}
+//!     fn disable_preemption() {}
 //!
 //!     fn unregistered() -> &'static Unregistered<CpuCache> {
 //!         &NOBODY

@@ -7,7 +7,8 @@
 //! - **Use before registration**: a CPU without a block gets a panic that says so
 //!   ([`Storage::with`]) or `None` ([`Storage::try_with`]), not whatever lies at address 0.
 //! - **Use on the wrong CPU**: the way to `local` is a guard, [`Here`], that can't leave the closure
-//!   it is given to, can't go to another thread, and pins the code to its CPU.
+//!   it is given to and can't go to another thread; while it exists, the code is neither preempted nor
+//!   migrated.
 //! - **Two CPUs with one block**: a block is claimed once.
 //! - **False sharing**: blocks, and the two parts of a block, never share a cache line.
 //!
@@ -110,9 +111,9 @@
 //!     type Local = Cell<u64>;
 //!     type Shared = ();
 //!     type Head = AtomicU64;
-//!     type Pin = ();
+//!     type NoPreempt = ();
 //!
-//!     fn pin() {}
+//!     fn disable_preemption() {}
 //!
 //!     fn unregistered() -> &'static Unregistered<AtomicU64> {
 //!         &NOBODY
@@ -156,6 +157,84 @@
 //!     // SAFETY: the head lies so far from GS base, an atomic that nobody borrows mutably.
 //!     unsafe {
 //!         asm!("inc qword ptr gs:[{}]", const head_offset::<AtomicU64>(), options(nostack));
+//!     }
+//! }
+//! ```
+//!
+//! # With a scheduler
+//!
+//! A kernel that switches tasks, and moves them from CPU to CPU, must see to these:
+//!
+//! - **The register belongs to the CPU, not to the task.** A switch neither saves nor restores it. Where
+//!   user space has a GS base of its own, every entry into the kernel gets the kernel's before any code
+//!   here runs, an NMI's too, and every way out puts it back.
+//! - **[`Register::NoPreempt`] is a count.** It lies where one instruction reaches it without asking
+//!   which CPU this is, as otherwise the task could be moved between the question and the count: in the
+//!   head, or in what belongs to the task.
+//! - **Whatever preempts looks at the count first.** A handler that would switch (the timer's, a
+//!   wake-up's) does so only if the count was 0 in the code that it interrupted, and neither it nor that
+//!   code is in the midst of another handler. Otherwise it notes that a switch is due, and whoever
+//!   takes the count to 0 does it. So at every switch the count is 0: a count in the head needs no saving.
+//!   A CPU without a block runs no task: its count is the sentinel's, in which all such CPUs count at
+//!   once, and which says nothing.
+//! - **Nothing in a closure of [`Storage::with`] waits for another task**, or yields: the count is not 0
+//!   there, and a function that switches should assert that it is.
+//! - **[`Register::load`] reads anew at each call**: its assembly is not `pure`. A task that is moved
+//!   between two calls must get two answers.
+//! - **A task that goes on after a preemption does so where the heap says**, if one of its restartable
+//!   sequences may have been interrupted: see `muster_heap::resume`.
+//! - **What may leave a closure**, a head's reference or what the directory gives, is a CPU's that the
+//!   task may have left since: it is for all, and says nothing about where the task is.
+//!
+//! The count in the head, on x86-64:
+//!
+#![cfg_attr(target_arch = "x86_64", doc = "```no_run")]
+#![cfg_attr(not(target_arch = "x86_64"), doc = "```ignore")]
+//! use core::arch::asm;
+//! use core::marker::PhantomData;
+//! use core::mem::offset_of;
+//! use core::sync::atomic::AtomicU32;
+//! use muster_percpu::head_offset;
+//! # fn switch_to_another_task() {}
+//!
+//! /// `Register::Head`.
+//! #[repr(C)]
+//! struct Head {
+//!     /// How many `NoPreempt`s there are on this CPU.
+//!     count: AtomicU32,
+//!     /// Whether a handler would have switched meanwhile.
+//!     is_due: AtomicU32,
+//! }
+//!
+//! const COUNT: usize = head_offset::<Head>() + offset_of!(Head, count);
+//! const IS_DUE: usize = head_offset::<Head>() + offset_of!(Head, is_due);
+//!
+//! /// `Register::NoPreempt`. It goes where its task goes, which is nowhere.
+//! struct NoPreempt(PhantomData<*const ()>);
+//!
+//! /// `Register::disable_preemption`.
+//! fn disable_preemption() -> NoPreempt {
+//!     // SAFETY: one instruction, so it counts on the CPU that it runs on. The compiler takes it for
+//!     // one that reads and writes memory, and moves nothing across.
+//!     unsafe { asm!("inc dword ptr gs:[{}]", const COUNT, options(nostack)) };
+//!     NoPreempt(PhantomData)
+//! }
+//!
+//! impl Drop for NoPreempt {
+//!     fn drop(&mut self) {
+//!         let (count, is_due): (u8, u32);
+//!         // SAFETY: as above. After the first instruction the task may be moved: then it reads of the
+//!         // CPU that it is on now whether a switch is due there, and at worst switches once more.
+//!         unsafe {
+//!             asm!(
+//!                 "dec dword ptr gs:[{}]", "setnz {}", "mov {:e}, gs:[{}]",
+//!                 const COUNT, out(reg_byte) count, out(reg) is_due, const IS_DUE,
+//!                 options(nostack),
+//!             );
+//!         }
+//!         if count == 0 && is_due != 0 {
+//!             switch_to_another_task();
+//!         }
 //!     }
 //! }
 //! ```

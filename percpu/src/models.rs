@@ -642,9 +642,9 @@ unsafe impl Register for Threads {
     type Local = UnsafeCell<usize>;
     type Shared = ();
     type Head = ();
-    type Pin = ();
+    type NoPreempt = ();
 
-    fn pin() {}
+    fn disable_preemption() {}
 
     fn unregistered() -> &'static Unregistered {
         &UNREGISTERED

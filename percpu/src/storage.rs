@@ -17,11 +17,17 @@ use crate::{Block, Header, Unregistered};
 ///    after it was called with that of [`unregistered`](Self::unregistered); otherwise it returns the
 ///    pointer last stored on this CPU. A register that is a segment base gets this for free by reading
 ///    the pointer at offset 0 of what it points to, provided it never points anywhere else: see
-///    [`Storage::reset`].
+///    [`Storage::reset`]. Each call reads it anew: where code can go on on another CPU than it began on,
+///    the assembly of `load` must not carry `options(pure)`, nor may anything else let the compiler
+///    take the result of one call for that of the next. It merges the two where it sees no reason for
+///    them to differ, and the move between them is none that it knows of.
 /// 2. No other implementation, and nothing else in the kernel, uses the same place.
-/// 3. While a `Pin` is alive, the code that holds it stays on this CPU.
+/// 3. While a `NoPreempt` is alive, the code that holds it is neither preempted, so that no other task
+///    runs on this CPU in between, nor migrated, so that it stays on this CPU. That begins before
+///    `disable_preemption` returns, for the compiler as well: no access after the call may be moved
+///    before it, nor one before the drop behind it.
 /// 4. Whatever can interrupt that code on this CPU and reach this storage (a handler) either is
-///    kept out by `Pin`, or finds in `Local` nothing that it could see half done or change under
+///    kept out by `NoPreempt`, or finds in `Local` nothing that it could see half done or change under
 ///    the feet of the code it interrupted: values of one machine word in a
 ///    [`Cell`](core::cell::Cell) or relaxed atomics are fine, a `Cell<Vec<_>>` is not. NMIs can't
 ///    be kept out, so this holds for an NMI handler in any case.
@@ -33,11 +39,12 @@ pub unsafe trait Register {
     /// The part of a block that code may reach by the register alone, [`head_offset`](crate::head_offset)
     /// bytes from where it points to; `()` if there is no such code.
     type Head: Sync + 'static;
-    /// Keeps the running code on this CPU while alive: `()` in a kernel without preemption.
-    type Pin;
+    /// While alive, the running code is neither preempted by another task nor migrated to another CPU.
+    /// Interrupts may come, and return. `()` in a kernel whose code is never preempted.
+    type NoPreempt;
 
-    /// Keeps the running code on this CPU until the result is dropped.
-    fn pin() -> Self::Pin;
+    /// Disables preemption and migration until the result is dropped. Calls nest.
+    fn disable_preemption() -> Self::NoPreempt;
 
     /// Returns the sentinel of CPUs that have no block, a `static` of the kernel's own, or
     /// [`UNREGISTERED`](crate::UNREGISTERED) where blocks have no head.
@@ -77,7 +84,7 @@ impl<R: Register> Storage<R> {
     ///
     /// A CPU that has none yet, as at its very first instructions, may always do it.
     pub unsafe fn reset() {
-        let _pin = R::pin();
+        let _no_preempt = R::disable_preemption();
         // SAFETY: the header of the sentinel is always allowed.
         unsafe { R::store(R::unregistered().header()) };
     }
@@ -91,7 +98,7 @@ impl<R: Register> Storage<R> {
     pub fn register(
         block: &'static Block<R::Local, R::Shared, R::Head>,
     ) -> Result<(), RegisterError> {
-        let _pin = R::pin();
+        let _no_preempt = R::disable_preemption();
         if let Some(here) = Self::here() {
             return Err(RegisterError::AlreadyRegistered { here: here.index() });
         }
@@ -99,14 +106,15 @@ impl<R: Register> Storage<R> {
             block: block.index(),
         })?;
         // SAFETY: `claim` succeeds once in the lifetime of a block, and it did so here, on this
-        // CPU (pinned above); the block is 'static and of the register's own types.
+        // CPU, on which the code stays as above; the block is 'static and of the register's own types.
         unsafe { R::store(header) };
         Ok(())
     }
 
     /// Runs `f` with this CPU's block.
     ///
-    /// The code stays on this CPU until `f` returns, and neither the block's local part nor the
+    /// Until `f` returns, the code is neither preempted nor migrated, so `f` must not wait for another
+    /// task, nor let one run. Neither the block's local part nor the
     /// guard can leave `f`.
     ///
     /// # Panics
@@ -129,11 +137,11 @@ impl<R: Register> Storage<R> {
     pub fn try_with<T>(
         f: impl for<'here> FnOnce(&Here<'here, R::Local, R::Shared, R::Head>) -> T,
     ) -> Option<T> {
-        let _pin = R::pin();
+        let _no_preempt = R::disable_preemption();
         Self::here().map(|here| f(&here))
     }
 
-    /// The caller holds a pin for as long as it uses the result.
+    /// The caller holds a `NoPreempt` for as long as it uses the result.
     #[inline]
     fn here<'here>() -> Option<Here<'here, R::Local, R::Shared, R::Head>> {
         let block = R::load().cast::<Block<R::Local, R::Shared, R::Head>>();

@@ -34,9 +34,9 @@ macro_rules! thread_register {
                 type Local = $local;
                 type Shared = $shared;
                 type Head = ();
-                type Pin = ();
+                type NoPreempt = ();
 
-                fn pin() {}
+                fn disable_preemption() {}
 
                 fn unregistered() -> &'static $crate::Unregistered {
                     &$crate::UNREGISTERED

@@ -170,34 +170,34 @@ fn guards_nest() {
 }
 
 #[test]
-fn pin_lasts_exactly_as_long_as_the_closure() {
-    static PINNED: AtomicBool = AtomicBool::new(false);
+fn preemption_is_disabled_exactly_as_long_as_the_closure_runs() {
+    static DISABLED: AtomicBool = AtomicBool::new(false);
 
-    struct Pin;
-    impl Drop for Pin {
+    struct NoPreempt;
+    impl Drop for NoPreempt {
         fn drop(&mut self) {
-            assert!(PINNED.swap(false, Ordering::Relaxed));
+            assert!(DISABLED.swap(false, Ordering::Relaxed));
         }
     }
 
-    struct Pinning;
+    struct Preempting;
     muster_percpu::thread_register!(
         struct Inner {
             local: u32,
             shared: u32,
         }
     );
-    // SAFETY: all but the pin, which does no less than `Inner`'s, is `Inner`'s; and nothing else
+    // SAFETY: all but the guard, which does no less than `Inner`'s, is `Inner`'s; and nothing else
     // uses `Inner`.
-    unsafe impl Register for Pinning {
+    unsafe impl Register for Preempting {
         type Local = u32;
         type Shared = u32;
         type Head = ();
-        type Pin = Pin;
+        type NoPreempt = NoPreempt;
 
-        fn pin() -> Pin {
-            assert!(!PINNED.swap(true, Ordering::Relaxed));
-            Pin
+        fn disable_preemption() -> NoPreempt {
+            assert!(!DISABLED.swap(true, Ordering::Relaxed));
+            NoPreempt
         }
 
         fn unregistered() -> &'static Unregistered {
@@ -205,26 +205,26 @@ fn pin_lasts_exactly_as_long_as_the_closure() {
         }
 
         fn load() -> *const Header {
-            assert!(PINNED.load(Ordering::Relaxed));
+            assert!(DISABLED.load(Ordering::Relaxed));
             Inner::load()
         }
 
         unsafe fn store(header: *const Header) {
-            assert!(PINNED.load(Ordering::Relaxed));
+            assert!(DISABLED.load(Ordering::Relaxed));
             // SAFETY: the caller's promise is the one that `Inner` asks for.
             unsafe { Inner::store(header) }
         }
     }
 
     static BLOCK: Block<u32, u32> = Block::new(0, 1, 2);
-    Storage::<Pinning>::register(&BLOCK).unwrap();
-    assert!(!PINNED.load(Ordering::Relaxed));
-    let sum = Storage::<Pinning>::with(|here| {
-        assert!(PINNED.load(Ordering::Relaxed));
+    Storage::<Preempting>::register(&BLOCK).unwrap();
+    assert!(!DISABLED.load(Ordering::Relaxed));
+    let sum = Storage::<Preempting>::with(|here| {
+        assert!(DISABLED.load(Ordering::Relaxed));
         here.local() + here.shared()
     });
     assert_eq!(sum, 3);
-    assert!(!PINNED.load(Ordering::Relaxed));
+    assert!(!DISABLED.load(Ordering::Relaxed));
 }
 
 #[test]
@@ -250,9 +250,9 @@ fn a_head_is_as_far_from_the_register_with_a_block_as_without() {
         type Local = ();
         type Shared = ();
         type Head = Head;
-        type Pin = ();
+        type NoPreempt = ();
 
-        fn pin() {}
+        fn disable_preemption() {}
 
         fn unregistered() -> &'static Unregistered<Head> {
             &NOBODY

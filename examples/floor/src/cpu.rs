@@ -47,9 +47,9 @@ unsafe impl Register for Gs {
     type Local = Local;
     type Shared = Shared;
     type Head = CpuCache;
-    type Pin = ();
+    type NoPreempt = ();
 
-    fn pin() {}
+    fn disable_preemption() {}
 
     fn unregistered() -> &'static Unregistered<CpuCache> {
         &UNREGISTERED

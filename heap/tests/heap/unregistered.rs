@@ -32,7 +32,7 @@ unsafe impl Register for Gs {
     type Head = CpuCache;
     type NoPreempt = ();
 
-    fn pin() {}
+    fn disable_preemption() {}
 
     fn unregistered() -> &'static Sentinel {
         static SENTINEL: OnceLock<&'static Sentinel> = OnceLock::new();
@@ -157,7 +157,9 @@ fn a_cpu_without_a_block_finds_the_sentinel_empty_and_full_and_leaves_it_so() {
     let blocks: Vec<_> = (0..2)
         .map(|index| {
             let place = Box::leak(Box::new_uninit());
-            &*Block::init(place, index, CpuCache::new(), |_| ((), ()))
+            let block: &Block<(), (), CpuCache> =
+                Block::init(place, index, CpuCache::new(), |_| ((), ()));
+            block
         })
         .collect();
     CPUS.publish(blocks.leak()).unwrap();
