@@ -6,7 +6,7 @@ use muster_percpu::{Board, Line, Outcome};
 use x86_64::instructions::interrupts;
 
 use crate::clock::Deadline;
-use crate::{call, cpu, lapic, tlb};
+use crate::{call, cpu, idle, lapic, tlb};
 
 /// An order: called with the number of the CPU among those at work, 0 first.
 type Order<'a> = dyn Fn(usize) + Sync + 'a;
@@ -122,11 +122,12 @@ fn give(
 }
 
 /// Halts this CPU, asleep, until something interrupts it: another CPU, or its timer if that is in use
-/// ([`crate::timer::every`]). Interrupts come on together with the halt, and stay on.
+/// ([`crate::timer::every`]). Interrupts come on together with the halt, and stay on. May return
+/// without an interrupt: the caller looks for itself what there is to do.
 pub fn nap() {
     interrupts::disable();
     tlb::fall_asleep();
-    interrupts::enable_and_hlt();
+    idle::enable_and_halt();
     tlb::wake_up();
 }
 
@@ -135,8 +136,8 @@ pub fn nap() {
 pub fn serve(index: u32) -> ! {
     let place = || members().position(|(member, _)| member == index);
     loop {
-        // Interrupts are off from before the look at the board until the halt: a wake-up sent
-        // since then waits for exactly this, so none is lost.
+        // Interrupts are disabled from before the look at the board until the halt: a wake-up sent
+        // since then ends the halt, so none is lost (`idle`).
         let found = (BOARD.get().zip(place())).filter(|(board, place)| board.has_order(*place));
         if let Some((board, place)) = found {
             interrupts::enable();

@@ -15,7 +15,7 @@ use x86_64::structures::DescriptorTablePointer;
 
 use crate::descriptors::{CODE, InterruptStack};
 use crate::interrupts::{self, ERROR_VECTOR, SPURIOUS_VECTOR, TIMER_VECTOR, WAKE_VECTOR};
-use crate::{cpu, heap, panic, probe, step, stop};
+use crate::{cpu, heap, idle, panic, probe, step, stop};
 
 /// Exception vectors (Intel SDM vol. 3A, table 6-1).
 const EXCEPTIONS: usize = 32;
@@ -152,6 +152,7 @@ extern "C" fn dispatch(frame: &mut Frame) {
     if handle(frame) == Heap::MayBeUsed {
         frame.rip = heap::resume_at(frame.rip);
     }
+    frame.rip = idle::resume_at(frame.rip);
 }
 
 /// What a handler did with the heap, on top of what it interrupted.

@@ -53,6 +53,7 @@ mod firmware;
 mod frames;
 mod heap;
 mod home;
+mod idle;
 mod image;
 mod interrupts;
 mod journal;

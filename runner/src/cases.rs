@@ -248,6 +248,12 @@ pub const CASES: &[Case] = &[
             "audit: clean",
         ],
     ),
+    // A debug exception and an NMI in the window between `sti` and `hlt`, with a wake-up pending.
+    passes(
+        "idle-interrupted",
+        &["2", "stress=interrupts", "seconds=0.3"],
+        &["audit: clean"],
+    ),
     passes(
         "calls-1",
         &["1", "stress=calls", "seconds=0.3"],

@@ -1,13 +1,16 @@
 //! Interrupts: allocations and frees are interrupted at each of their instructions by a handler
-//! that uses the heap on the same CPU.
+//! that uses the heap on the same CPU; and before that, the halt of an idle CPU with a wake-up
+//! pending, by a debug exception and an NMI.
 
 use alloc::alloc::{alloc, dealloc};
 use core::cell::Cell;
 use core::ptr::NonNull;
 
+use x86_64::instructions::interrupts;
+
 use super::Shift;
 use super::marked::{LAYOUT, Marker, SIZE};
-use crate::{heap, step};
+use crate::{cpu, crew, heap, idle, lapic, step};
 
 /// More blocks than a CPU caches of this size, so that the handler makes it refill and flush.
 const MANY: usize = 300;
@@ -69,9 +72,34 @@ const STATES: [State; 4] = [
     State::Filled,
 ];
 
+/// Sends this CPU a wake-up while interrupts are disabled, idles, and interrupts it between `sti` and
+/// `hlt` by a debug exception, in whose handler an NMI comes, too. That ends the interrupt shadow of
+/// `sti`, so the CPU takes the wake-up before the halt, and must not halt then.
+///
+/// A CPU that halts never comes back, and the BSP, which leaves this out, ends the run in words that
+/// name it.
+fn interrupt_idle(shift: &mut Shift<'_>) {
+    let own = cpu::with(|here| here.shared().lapic_id);
+    let send_nmi = || {
+        lapic::send_nmi(own);
+    };
+    if cpu::with(|here| here.index() == 0) {
+        return;
+    }
+    interrupts::disable();
+    // Without a local APIC nothing can be lost, nor end the halt.
+    if lapic::wake(own) && !step::before(idle::halt(), &send_nmi, &crew::nap) {
+        shift.tally.corrupt += 1;
+        log::error!("an idle CPU did not come to its halt");
+    }
+    interrupts::enable();
+    shift.tally.operations += 1;
+}
+
 /// Runs the workload on this CPU: one combination of state, handler and work at least, then until
 /// the time is up. The CPUs begin at different ones.
 pub fn run(shift: &mut Shift<'_>) {
+    interrupt_idle(shift);
     let hands = Hands {
         mine: [const { Cell::new(None) }; MANY],
         theirs: [const { Cell::new(None) }; MANY],
