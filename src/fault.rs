@@ -157,8 +157,18 @@ fn strike(fault: Fault, victim: Option<u64>) {
             call_others(&|_| {});
         }
         Fault::PanicInCall => {
+            let own = cpu::with(|here| here.index());
             let last = cpu::all().len() as u32 - 1;
-            call_others(&|index| assert!(index != last, "asked for by fault="));
+            let answers = AtomicUsize::new(0);
+            call_others(&|index| {
+                if index == last {
+                    // So that the report says that they are asleep, however slow they were to answer.
+                    await_sleepers(&answers, |index| index != own && index != last);
+                    panic!("asked for by fault=");
+                }
+                // Release: who sees the answer sees that the CPU was awake for it.
+                answers.fetch_add(1, Ordering::Release);
+            });
         }
         Fault::StackOverflow => overflow(0),
         Fault::MappedStackOverflow => match Stack::new(SMALL_MAPPING) {
@@ -252,6 +262,20 @@ fn call_others(work: &call::Work<'_>) {
     log::info!("{} CPUs have answered", answers.into_inner());
     if let Err(error) = result {
         panic!("{error}");
+    }
+}
+
+/// Waits until as many CPUs have answered as are among `sleepers`, and all of those are asleep again.
+fn await_sleepers(answers: &AtomicUsize, sleepers: impl Fn(u32) -> bool) {
+    let sleepers = || crew::members().filter(|&(index, _)| sleepers(index));
+    let deadline = Deadline::after_millis(PATIENCE);
+    let is_over = || {
+        // The answers first: before its answer a CPU may still be asleep from before the call.
+        answers.load(Ordering::Acquire) == sleepers().count()
+            && sleepers().all(|(_, shared)| shared.sleep.is_asleep())
+    };
+    while !is_over() && !deadline.passed() {
+        core::hint::spin_loop();
     }
 }
 

@@ -7,8 +7,9 @@ use crate::roll::Phase;
 use crate::{cpu, exit, lapic};
 
 /// How long the reporter waits for the others, in milliseconds. An NMI is served
-/// within microseconds, unless a virtual CPU is off its host core.
-const PATIENCE: u64 = 200;
+/// within microseconds, unless a virtual CPU is off its host core: on a busy host for
+/// hundreds of milliseconds.
+const PATIENCE: u64 = 1_000;
 
 static REQUESTED: AtomicBool = AtomicBool::new(false);
 
