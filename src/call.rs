@@ -8,7 +8,8 @@
 //! Three things keep CPUs from waiting for each other forever:
 //!
 //! - Whoever waits here, or anywhere else for another CPU, serves calls meanwhile, with interrupts
-//!   on or off: [`serve`].
+//!   on or off: [`serve`]. Every round of such a wait pauses ([`core::hint::spin_loop`]): where CPUs
+//!   take turns on one thread of the host, only that lets the other one run before its turn is over.
 //! - Nobody calls who holds a lock: the target may be waiting for it with interrupts off.
 //! - Every wait has a deadline. A call that a CPU has not taken by then is taken back from it, and
 //!   the error names it; so what the closure refers to may go. A CPU that has taken a call is
@@ -170,7 +171,10 @@ pub fn insist(
     let deadline = Deadline::after_millis(patience_millis);
     loop {
         match run(targets, patience_millis, work) {
-            Err(CallError::TooDeep) if !deadline.passed() => serve(),
+            Err(CallError::TooDeep) if !deadline.passed() => {
+                serve();
+                core::hint::spin_loop();
+            }
             result => return result,
         }
     }

@@ -32,6 +32,10 @@ const BENCH_MEMORY: &str = "1G";
 /// The word that asks the kernel for its prompt.
 pub const MONITOR: &str = "monitor=yes";
 
+/// The least memory of a machine, in bytes. With less, QEMU's firmware finds no place for itself, and
+/// stands still or resets without a word.
+const MIN_MEMORY: u64 = 2 * 1024 * 1024;
+
 /// What puts the kernel into memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Boot {
@@ -640,10 +644,7 @@ impl Form {
             Self::Flag => value.is_empty(),
             Self::Number => is_number(value),
             Self::Seconds => duration(value).is_some_and(|duration| !duration.is_zero()),
-            Self::Size => {
-                let number = value.strip_suffix(['K', 'M', 'G', 'T']).unwrap_or(value);
-                number.parse::<u64>().is_ok_and(|number| number > 0)
-            }
+            Self::Size => size(value).is_some_and(|bytes| bytes >= MIN_MEMORY),
             Self::Text(_) => !value.is_empty(),
         }
     }
@@ -659,7 +660,7 @@ impl fmt::Display for Form {
             Self::Flag => f.write_str("alone, without a value"),
             Self::Number => f.write_str("a whole number"),
             Self::Seconds => f.write_str("seconds above 0, such as 30 or 0.125"),
-            Self::Size => f.write_str("a size with its unit, such as 64M or 6G"),
+            Self::Size => f.write_str("2M or more, with its unit, such as 64M or 6G"),
             Self::Text(what) => f.write_str(what),
         }
     }
@@ -671,6 +672,20 @@ fn is_number(text: &str) -> bool {
 
 fn is_digits(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+/// Returns the bytes that QEMU takes a size for: a number without a unit counts MiB.
+fn size(text: &str) -> Option<u64> {
+    let number = text.trim_end_matches(['K', 'M', 'G', 'T']);
+    let shift = match text.strip_prefix(number)? {
+        "K" => 10,
+        "" | "M" => 20,
+        "G" => 30,
+        "T" => 40,
+        _ => return None,
+    };
+    let number = number.parse::<u64>().ok().filter(|_| is_digits(number))?;
+    number.checked_mul(1 << shift)
 }
 
 /// Seconds as the kernel reads them too.
@@ -1000,6 +1015,11 @@ mod tests {
             "qemu-args='unclosed",
             "cpu=",
             "pause=3",
+            "mem=1",
+            "mem=1M",
+            "mem=2047K",
+            "mem=2MM",
+            "mem=99999999999T",
         ] {
             assert!(
                 matches!(error(&[argument]), ArgumentError::BadValue { .. }),

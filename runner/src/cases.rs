@@ -259,6 +259,12 @@ pub const CASES: &[Case] = &[
         &["1", "stress=calls", "seconds=0.3"],
         &["audit: clean"],
     ),
+    // Where CPUs take turns, a wait without a pause keeps the others from what it waits for.
+    passes(
+        "calls-in-turns",
+        &["2", "accel=icount", "stress=calls", "seconds=0.1"],
+        &["stress  calls", "audit: clean"],
+    ),
     passes(
         "calls-8",
         &["8", "stress=calls", "seconds=1"],

@@ -281,6 +281,8 @@ fn nap_until(is_so: &mut dyn FnMut() -> bool) {
             call::serve();
             if timer::is_there() {
                 crew::nap();
+            } else {
+                core::hint::spin_loop();
             }
         }
     });

@@ -79,6 +79,7 @@ pub fn settle(shift: &mut Shift<'_>) {
         let deadline = Deadline::after_millis(PATIENCE);
         while !all() && !deadline.passed() {
             call::serve();
+            core::hint::spin_loop();
         }
         if !all() {
             shift.tally.corrupt += 1;
