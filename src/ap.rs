@@ -63,7 +63,7 @@ extern "C" fn run() -> ! {
         let reach = |phase| reach(here.index(), here.shared(), phase);
         reach(Phase::Stack);
         here.local().load_descriptors();
-        lapic::enable();
+        lapic::enable(&[]);
         here.shared().home.record();
         reach(Phase::Descriptors);
         let joined = report.join();

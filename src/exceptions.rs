@@ -3,8 +3,7 @@
 //! Of the CPU's own exceptions none is expected but the NMI that stops a CPU and the
 //! debug exception of a CPU that steps through its code; every
 //! other one ends the run in words. What else interrupts a CPU, and what may come on
-//! top of what, stands in [`interrupts`]. A vector without a gate is a general
-//! protection fault with the vector in its error code.
+//! top of what, stands in [`interrupts`].
 
 use core::arch::naked_asm;
 
@@ -14,11 +13,7 @@ use x86_64::instructions::tables::lidt;
 use x86_64::structures::DescriptorTablePointer;
 
 use crate::descriptors::{CODE, InterruptStack};
-use crate::interrupts::{self, ERROR_VECTOR, SPURIOUS_VECTOR, TIMER_VECTOR, WAKE_VECTOR};
-use crate::{cpu, heap, idle, panic, probe, step, stop};
-
-/// Exception vectors (Intel SDM vol. 3A, table 6-1).
-const EXCEPTIONS: usize = 32;
+use crate::{cpu, heap, idle, interrupts, panic, probe, step, stop};
 
 /// All vectors.
 const VECTORS: usize = 256;
@@ -114,39 +109,36 @@ extern "C" fn common() {
     )
 }
 
-/// The stub of one vector: makes the frame the same for all of them.
+/// Returns whether the CPU pushes an error code for an exception at this vector.
+pub fn has_error_code(vector: u8) -> bool {
+    HAS_ERROR_CODE
+        .checked_shr(vector.into())
+        .is_some_and(|codes| codes & 1 != 0)
+}
+
+/// Bytes from one vector's stub to the next.
+const STUB: usize = 16;
+
+/// The stubs of all vectors, one after the other: each makes the frame the same for all of them.
 #[unsafe(naked)]
-extern "C" fn stub<const VECTOR: usize>() {
+extern "C" fn stubs() {
     naked_asm!(
-        ".if {vector} > 31 || ({with_error} >> {vector}) & 1 == 0",
+        ".set muster_vector, 0",
+        ".rept {vectors}",
+        ".balign {stub}",
+        ".if muster_vector > 31 || ({with_error} >> muster_vector) & 1 == 0",
         "push 0",
         ".endif",
-        "push {vector}",
+        "push muster_vector",
         "jmp {common}",
+        ".set muster_vector, muster_vector + 1",
+        ".endr",
+        vectors = const VECTORS,
+        stub = const STUB,
         with_error = const HAS_ERROR_CODE,
-        vector = const VECTOR,
         common = sym common,
     )
 }
-
-macro_rules! stubs {
-    ($($vector:literal)*) => { [$(stub::<$vector>),*] };
-}
-
-static STUBS: [extern "C" fn(); EXCEPTIONS] = stubs!(
-    0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31
-);
-
-/// The stubs of the interrupts, with their vectors.
-static INTERRUPTS: [(usize, extern "C" fn()); 4] = [
-    (TIMER_VECTOR as usize, stub::<{ TIMER_VECTOR as usize }>),
-    (WAKE_VECTOR as usize, stub::<{ WAKE_VECTOR as usize }>),
-    (ERROR_VECTOR as usize, stub::<{ ERROR_VECTOR as usize }>),
-    (
-        SPURIOUS_VECTOR as usize,
-        stub::<{ SPURIOUS_VECTOR as usize }>,
-    ),
-];
 
 extern "C" fn dispatch(frame: &mut Frame) {
     if handle(frame) == Heap::MayBeUsed {
@@ -158,10 +150,10 @@ extern "C" fn dispatch(frame: &mut Frame) {
 /// What a handler did with the heap, on top of what it interrupted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Heap {
-    /// Nothing: what was interrupted goes on where it was.
-    Untouched,
-    /// It may have allocated or freed: a restartable sequence has to begin anew.
+    /// It may have allocated or freed: a restartable sequence has to begin again. Always right.
     MayBeUsed,
+    /// Nothing, as was declared for it: what was interrupted goes on where it was.
+    Untouched,
 }
 
 fn handle(frame: &mut Frame) -> Heap {
@@ -214,9 +206,9 @@ struct Table([Gate; VECTORS]);
 impl Table {
     fn new(stack_of: impl Fn(usize) -> Option<InterruptStack>) -> Self {
         let mut gates = [Gate::default(); VECTORS];
-        for (vector, stub) in STUBS.into_iter().enumerate().chain(INTERRUPTS) {
-            let offset = stub as *const () as u64;
-            gates[vector] = Gate {
+        for (vector, gate) in gates.iter_mut().enumerate() {
+            let offset = (stubs as *const ()).addr() as u64 + (vector * STUB) as u64;
+            *gate = Gate {
                 offset_low: offset as u16,
                 selector: CODE.0,
                 // The TSS counts its interrupt stacks from 1; 0 is "the one in use".

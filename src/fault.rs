@@ -13,11 +13,12 @@ use crate::audit::Bytes;
 use crate::call::{self, Targets};
 use crate::clock::Deadline;
 use crate::crew::{self, StartLine};
+use crate::interrupts::{is_unused, unexpected_here};
 use crate::lock::{Level, Lock};
 use crate::mapping::Mapping;
 use crate::misuse::Misuse;
 use crate::stack::Stack;
-use crate::{control, cpu, image, stop};
+use crate::{control, cpu, image, lapic, stop};
 
 /// How long the others wait for a fault that does not come, in milliseconds.
 const PATIENCE: u64 = 10_000;
@@ -38,7 +39,7 @@ pub fn bring_about(fault: Fault) {
     let culprits = match fault {
         Fault::PanicBsp | Fault::PanicInCall => 0..1,
         Fault::PanicTwo => size.saturating_sub(2)..size,
-        Fault::PanicAll => 0..size,
+        Fault::PanicAll | Fault::StrayInterrupts => 0..size,
         _ => size - 1..size,
     };
     log::info!("bringing about {fault:?}, as fault= asks");
@@ -67,9 +68,9 @@ pub fn bring_about(fault: Fault) {
             shoot_down();
         }
     });
-    // What is wrong with a CPU's registers shows in the audit.
+    // What is wrong with a CPU's registers shows in the audit, and an interrupt changes nothing.
     assert!(
-        fault == Fault::WriteProtectionOff,
+        matches!(fault, Fault::WriteProtectionOff | Fault::StrayInterrupts),
         "{fault:?} did not end the run"
     );
 }
@@ -187,6 +188,7 @@ fn strike(fault: Fault, victim: Option<u64>) {
         }
         // SAFETY: nothing is written to what is read-only, as it should not be.
         Fault::WriteProtectionOff => unsafe { control::give_up_write_protection() },
+        Fault::StrayInterrupts => get_stray_interrupts(),
         // Brought about by several CPUs, one after the other: `Misuse`.
         Fault::HeapDoubleFree
         | Fault::HeapOverflow
@@ -204,6 +206,30 @@ fn strike(fault: Fault, victim: Option<u64>) {
             }
         }
     }
+}
+
+/// Has this CPU take an interrupt at each vector that nobody uses, from a local APIC and by an
+/// instruction, as one that is in service nowhere.
+fn get_stray_interrupts() {
+    let own = cpu::with(|here| here.shared().lapic_id);
+    for vector in (16..=u8::MAX).filter(|&vector| is_unused(vector)) {
+        let before = unexpected_here();
+        assert!(
+            lapic::send_stray(own, vector),
+            "no interrupt can be sent to LAPIC id {own}: there is nothing to see here without a local APIC"
+        );
+        let deadline = Deadline::after_millis(PATIENCE);
+        while unexpected_here() == before && !deadline.passed() {
+            core::hint::spin_loop();
+        }
+        assert!(
+            !deadline.passed(),
+            "the interrupt at vector {vector:#x} did not come"
+        );
+    }
+    // SAFETY: the vector has a handler, which neither uses the heap nor changes a register. The
+    // second is that of the legacy controller's spurious interrupt.
+    unsafe { core::arch::asm!("int 0x50", "int 0x27") };
 }
 
 /// What can't be said without a panic, for the same reason.

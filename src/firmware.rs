@@ -3,11 +3,28 @@
 use alloc::vec::Vec;
 use core::cell::RefCell;
 
-use muster_machine::acpi::Firmware;
+use muster_machine::acpi::{Firmware, Madt, NmiLine};
 use muster_memory::{Access, Cache, PhysRange};
 
+use crate::boot::Boot;
 use crate::mapping::Mapping;
-use crate::shared;
+use crate::{lapic, shared};
+
+/// Returns the lines of this CPU's local APIC at which NMIs arrive, as the MADT has them; without one, as
+/// on every PC, the second.
+pub fn nmi_lines(boot: &Boot) -> Vec<NmiLine> {
+    let madt = boot
+        .rsdp
+        .and_then(|rsdp| Madt::find(&FirmwareTables::new(), rsdp).ok());
+    let lines: Option<Vec<_>> = madt.map(|madt| madt.nmi_lines(lapic::own_id()).collect());
+    lines.unwrap_or_else(|| {
+        Vec::from([NmiLine {
+            acpi_id: None,
+            lint: 1,
+            is_active_low: false,
+        }])
+    })
+}
 
 /// What has been read of the firmware's tables. They are unmapped when it is dropped.
 pub struct FirmwareTables {

@@ -12,7 +12,7 @@ use x86_64::instructions::tables::{sgdt, sidt};
 use crate::control::{self, Features, Registers};
 use crate::cpu::{self, Gs};
 use crate::stack::Slot;
-use crate::{crew, shared};
+use crate::{crew, lapic, shared};
 
 /// How long a CPU may take to look at itself, in milliseconds.
 const PATIENCE: u64 = 10_000;
@@ -27,6 +27,9 @@ pub struct Home {
     /// The control registers as they are, and as this CPU's own features ask for.
     found: [AtomicU64; Registers::COUNT],
     wanted: [AtomicU64; Registers::COUNT],
+    /// The entries of the local vector table, in their order: as they are in the upper half, and as
+    /// they were set in the lower one.
+    entries: [AtomicU64; lapic::ENTRY_COUNT],
 }
 
 impl Home {
@@ -40,6 +43,7 @@ impl Home {
             stack: AtomicU64::new(0),
             found: [const { AtomicU64::new(0) }; Registers::COUNT],
             wanted: [const { AtomicU64::new(0) }; Registers::COUNT],
+            entries: [const { AtomicU64::new(0) }; lapic::ENTRY_COUNT],
         }
     }
 
@@ -65,6 +69,10 @@ impl Home {
             for (place, value) in places.iter().zip(registers.values()) {
                 place.store(value, Ordering::Relaxed);
             }
+        }
+        for (place, entry) in self.entries.iter().zip(lapic::Entry::all()) {
+            let value = u64::from(entry.found) << 32 | u64::from(entry.wanted);
+            place.store(value, Ordering::Relaxed);
         }
     }
 
@@ -106,15 +114,32 @@ impl Home {
         )
     }
 
+    /// The first entry of its local vector table that is not as set.
+    fn odd_entry(&self) -> Option<lapic::Entry> {
+        let names = lapic::Entry::names();
+        let mut entries = self.entries.iter().zip(names).map(|(value, name)| {
+            let value = value.load(Ordering::Relaxed);
+            lapic::Entry {
+                name,
+                found: (value >> 32) as u32,
+                wanted: value as u32,
+            }
+        });
+        entries.find(|entry| entry.found != entry.wanted)
+    }
+
     /// The first thing about CPU `index` that is not as it should be.
     fn find_deviation(&self, index: u32) -> Option<Deviation> {
         Aspect::ALL
             .into_iter()
             .find(|aspect| !self.is_right(index, *aspect))
             .map(|aspect| match aspect {
-                Aspect::Registers => Deviation::Register {
-                    found: self.registers(),
-                    wanted: self.wanted(),
+                Aspect::Registers => match self.odd_entry() {
+                    Some(entry) => Deviation::Entry(entry),
+                    None => Deviation::Register {
+                        found: self.registers(),
+                        wanted: self.wanted(),
+                    },
                 },
                 _ => Deviation::Place(aspect),
             })
@@ -137,7 +162,7 @@ impl Home {
             Aspect::Gdt => others().all(|(_, other)| gdt(&other.home) != gdt(self)),
             Aspect::Idt => others().all(|(_, other)| idt(&other.home) == idt(self)),
             Aspect::Tables => self.cr3() == shared::get().root(),
-            Aspect::Registers => self.registers() == self.wanted(),
+            Aspect::Registers => self.registers() == self.wanted() && self.odd_entry().is_none(),
         }
     }
 }
@@ -178,6 +203,7 @@ impl Aspect {
 enum Deviation {
     Place(Aspect),
     Register { found: Registers, wanted: Registers },
+    Entry(lapic::Entry),
 }
 
 impl fmt::Display for Deviation {
@@ -190,6 +216,14 @@ impl fmt::Display for Deviation {
             Self::Place(Aspect::Tables) => f.write_str("runs on other tables than all"),
             Self::Place(Aspect::Registers) => f.write_str("has other control registers than set"),
             Self::Register { found, wanted } => found.fmt_difference(wanted, f),
+            Self::Entry(lapic::Entry {
+                name,
+                found,
+                wanted,
+            }) => write!(
+                f,
+                "has {found:#x} in its local vector table for {name} instead of {wanted:#x}"
+            ),
         }
     }
 }

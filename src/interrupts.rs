@@ -10,18 +10,22 @@
 //!    steps through its code, whose handler then runs in the handler's place. None of them takes a
 //!    lock that code below it may hold.
 //! 3. A handler may allocate and free. Whatever it interrupted goes on where
-//!    [`heap::resume_at`](crate::heap::resume_at) says.
+//!    [`heap::resume_at`](crate::heap::resume_at) says. Handlers that never do are declared
+//!    ([`Kind::leaves_the_heap_alone`]).
 //!
-//! Every interrupt but the spurious one is ended before it is handled, not after: with interrupts
+//! Every interrupt that is in service is ended before it is handled, not after: with interrupts
 //! off nothing comes of it, and a handler that never returns leaves nothing behind.
+//!
+//! Every vector has a handler. An interrupt that nobody asked for is counted, named once, and ended:
+//! firmware leaves devices on, and a stray interrupt hurts nothing that is here.
 
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use x86_64::instructions::port::Port;
 
-use crate::exceptions::Heap;
-use crate::{call, cpu, crew, events, lapic, timer, tlb};
+use crate::exceptions::{self, Heap};
+use crate::{call, cpu, crew, events, lapic, pic, timer, tlb};
 
 /// The interrupt of a CPU's own timer.
 pub const TIMER_VECTOR: u8 = 0xe0;
@@ -37,6 +41,11 @@ pub const ERROR_VECTOR: u8 = 0xfe;
 /// low four bits are all set, as the first APICs have it (Intel SDM vol. 3A, 11.9).
 pub const SPURIOUS_VECTOR: u8 = 0xff;
 
+/// The first vector of interrupts; those below are the CPU's own exceptions'. A local APIC delivers
+/// interrupts from the second on as well (Intel SDM vol. 3A, 11.5.2).
+const FIRST: u8 = 32;
+const FIRST_DELIVERED: u8 = 16;
+
 /// The kinds that are counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(usize)]
@@ -51,16 +60,19 @@ pub enum Kind {
     Spurious,
     /// An NMI that does not mean that the run is over.
     Nmi,
+    /// One that nobody asked for.
+    Unexpected,
 }
 
 impl Kind {
     /// All of them, in the order of their discriminants.
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 6] = [
         Self::Timer,
         Self::Wake,
         Self::Error,
         Self::Spurious,
         Self::Nmi,
+        Self::Unexpected,
     ];
 
     fn name(self) -> &'static str {
@@ -70,16 +82,33 @@ impl Kind {
             Self::Error => "error",
             Self::Spurious => "spurious",
             Self::Nmi => "nmi",
+            Self::Unexpected => "unexpected",
         }
     }
 
-    fn of(vector: u64) -> Option<Self> {
-        match u8::try_from(vector).ok()? {
+    /// Returns the kind of what comes at a vector; `None` for an exception of the CPU's.
+    fn of(vector: u8) -> Option<Self> {
+        match vector {
             TIMER_VECTOR => Some(Self::Timer),
             WAKE_VECTOR => Some(Self::Wake),
             ERROR_VECTOR => Some(Self::Error),
             SPURIOUS_VECTOR => Some(Self::Spurious),
+            FIRST.. => Some(Self::Unexpected),
+            // The stub of an exception with an error code has taken another word for it.
+            FIRST_DELIVERED.. if !exceptions::has_error_code(vector) => {
+                lapic::is_in_service(vector).then_some(Self::Unexpected)
+            }
             _ => None,
+        }
+    }
+
+    /// Returns whether the handler neither allocates nor frees, so that what it interrupted goes on
+    /// where it was. Where it does, or may, a restartable sequence of the heap's begins again, which is
+    /// always right.
+    fn leaves_the_heap_alone(self) -> bool {
+        match self {
+            Self::Timer | Self::Wake => false,
+            Self::Error | Self::Spurious | Self::Nmi | Self::Unexpected => true,
         }
     }
 }
@@ -110,28 +139,75 @@ impl Counters {
     }
 }
 
-/// Takes the interrupt of this vector. `None`: it is none of these.
+/// Takes the interrupt of this vector. `None`: it is an exception.
 pub fn take(vector: u64) -> Option<Heap> {
+    let vector = u8::try_from(vector).ok()?;
     let kind = Kind::of(vector)?;
     tlb::wake_up();
     cpu::try_with(|here| here.shared().interrupts.count(kind));
-    // A spurious interrupt is not in service: there is nothing to end.
-    if kind != Kind::Spurious {
-        lapic::end_of_interrupt();
-    }
-    Some(match kind {
-        Kind::Timer => timer::fired(),
+    match kind {
+        Kind::Timer => {
+            lapic::end_of_interrupt();
+            timer::fired();
+        }
         Kind::Wake => {
+            lapic::end_of_interrupt();
             call::answer();
-            Heap::MayBeUsed
         }
         Kind::Error => {
+            lapic::end_of_interrupt();
             log::error!("local APIC: {}", lapic::take_errors());
-            Heap::Untouched
         }
-        // An NMI is not among those that are told by their vector here.
-        Kind::Spurious | Kind::Nmi => Heap::Untouched,
+        Kind::Unexpected => end_unexpected(vector),
+        // The first is not in service, so there is nothing to end; the second is not told by its vector.
+        Kind::Spurious | Kind::Nmi => {}
+    }
+    Some(if kind.leaves_the_heap_alone() {
+        Heap::Untouched
+    } else {
+        Heap::MayBeUsed
     })
+}
+
+/// Returns whether nobody uses this vector, be it for an interrupt or for an exception that has an error
+/// code.
+pub fn is_unused(vector: u8) -> bool {
+    match vector {
+        TIMER_VECTOR | WAKE_VECTOR | ERROR_VECTOR | SPURIOUS_VECTOR => false,
+        _ => vector >= FIRST_DELIVERED && !exceptions::has_error_code(vector),
+    }
+}
+
+/// Returns how many interrupts this CPU has taken that nobody asked for.
+pub fn unexpected_here() -> u64 {
+    cpu::with(|here| here.shared().interrupts.of(Kind::Unexpected))
+}
+
+/// Vectors at which an interrupt that nobody asked for has come, a bit for each.
+static NAMED: [AtomicU64; 4] = [const { AtomicU64::new(0) }; 4];
+
+/// Ends an interrupt that nobody asked for, where it is in service, and names it, the first time.
+fn end_unexpected(vector: u8) {
+    let line = vector
+        .checked_sub(pic::FIRST_VECTOR)
+        .filter(|&line| line < pic::LINES);
+    let from = if lapic::is_in_service(vector) {
+        lapic::end_of_interrupt();
+        "a device or another CPU sent it"
+    } else if let Some(line) = line {
+        pic::end(line);
+        "the legacy interrupt controller sent it"
+    } else {
+        "it is in service nowhere, as after an `int` instruction"
+    };
+    let bit = 1 << (vector % 64);
+    let named = NAMED[usize::from(vector / 64)].fetch_or(bit, Ordering::Relaxed);
+    if named & bit == 0 {
+        log::warn!(
+            target: "irq",
+            "unexpected interrupt at vector {vector:#x}: {from}; it is ended, and counted from now on"
+        );
+    }
 }
 
 /// The NMI status and control register, and its bits for an error of memory or of the bus (Intel

@@ -1,11 +1,13 @@
 //! The local APIC: interrupts from one CPU to another, and each CPU's timer. It stays in the mode that
 //! firmware and loader brought it to: both are served alike.
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use muster_machine::acpi::NmiLine;
 use muster_machine::lapic::{
-    BASE_IS_BSP, BASE_X2APIC, Command, DIVIDE_BY_1, Errors, IA32_TSC_DEADLINE, LVT_MASKED, LVT_NMI,
-    LVT_TSC_DEADLINE, Register, SOFTWARE_ENABLE, is_pending,
+    BASE_IS_BSP, BASE_X2APIC, Command, DIVIDE_BY_1, Errors, IA32_TSC_DEADLINE, LVT_ACTIVE_LOW,
+    LVT_DELIVERY, LVT_MASKED, LVT_NMI, LVT_SETTINGS, LVT_SMI, LVT_TSC_DEADLINE, Register,
+    SOFTWARE_ENABLE, has_entry, in_service, is_pending,
 };
 use raw_cpuid::CpuId;
 use x86_64::instructions::interrupts;
@@ -50,13 +52,96 @@ pub fn own_id() -> u32 {
     topology.or_else(initial).unwrap_or(0)
 }
 
+/// The entries of the local vector table but the timer's, each of which is set on every CPU.
+const ENTRIES: [(Register, &str); ENTRY_COUNT] = [
+    (Register::LvtLint0, "LINT0"),
+    (Register::LvtLint1, "LINT1"),
+    (Register::LvtError, "errors"),
+    (Register::LvtPerformance, "performance counters"),
+    (Register::LvtThermal, "temperature"),
+    (Register::LvtCorrected, "corrected machine checks"),
+];
+
+/// How many entries there are at most.
+pub const ENTRY_COUNT: usize = 6;
+
+/// What the BSP's two lines are set to: the MADT says at which NMIs arrive.
+static LINES: [AtomicU32; 2] = [const { AtomicU32::new(LVT_MASKED) }; 2];
+
+/// An entry of this CPU's local vector table, as it is and as it was set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Entry {
+    /// What it is for.
+    pub name: &'static str,
+    /// What it is.
+    pub found: u32,
+    /// What it was set to.
+    pub wanted: u32,
+}
+
+impl Entry {
+    /// Returns what each is for, in the order of [`Entry::all`].
+    pub fn names() -> impl Iterator<Item = &'static str> {
+        ENTRIES.into_iter().map(|(_, name)| name)
+    }
+
+    /// Reads the entries of this CPU, but for the timer's; an older local APIC does not have the last
+    /// ones. None where there is no local APIC.
+    pub fn all() -> impl Iterator<Item = Self> {
+        let registers = Registers::get();
+        let there = registers.into_iter().flat_map(|registers| {
+            let version = registers.read(Register::Version);
+            ENTRIES
+                .into_iter()
+                .filter(move |&(register, _)| has_entry(version, register))
+                .map(move |(register, name)| (registers, register, name))
+        });
+        there.map(|(registers, register, name)| {
+            let found = registers.read(register) & LVT_SETTINGS;
+            Self {
+                name,
+                found,
+                wanted: wanted(register, found),
+            }
+        })
+    }
+}
+
+/// Returns what an entry of this CPU is to be, which is `found` now: masked, but for the APIC's errors,
+/// the BSP's NMI lines, and interrupts of the CPU's condition that the firmware handles itself.
+fn wanted(register: Register, found: u32) -> u32 {
+    let is_bsp = || ApicBase::read_raw().1 & BASE_IS_BSP != 0;
+    let line = |number: usize| match is_bsp() {
+        true => LINES[number].load(Ordering::Relaxed),
+        false => LVT_MASKED,
+    };
+    match register {
+        Register::LvtLint0 => line(0),
+        Register::LvtLint1 => line(1),
+        Register::LvtError => u32::from(ERROR_VECTOR),
+        _ if found & LVT_DELIVERY == LVT_SMI => found,
+        _ => LVT_MASKED,
+    }
+}
+
 /// Switches this CPU's APIC on, with all that it may interrupt for: other CPUs, its own timer and
-/// errors, and the machine's NMI line, which is the BSP's, so that one NMI is one report. The line
-/// of the legacy PIC stays shut.
-pub fn enable() {
+/// errors, and the machine's NMI lines, which are the BSP's, so that one NMI is one report: only the
+/// BSP gives them. All other entries of the local vector table are masked: the legacy PIC's line, and
+/// those of the CPU's condition, unless the firmware gets those as SMIs.
+pub fn enable(nmi_lines: &[NmiLine]) {
     let Some(registers) = Registers::get() else {
         return;
     };
+    for line in nmi_lines {
+        if let Some(entry) = LINES.get(usize::from(line.lint)) {
+            let polarity = if line.is_active_low {
+                LVT_ACTIVE_LOW
+            } else {
+                0
+            };
+            entry.store(LVT_NMI | polarity, Ordering::Relaxed);
+        }
+    }
     // First: while the APIC is off it keeps every entry masked (Intel SDM vol. 3A, 11.4.7.2).
     registers.write(
         Register::Spurious,
@@ -64,19 +149,14 @@ pub fn enable() {
     );
     registers.write(Register::TaskPriority, 0);
     registers.write(Register::LvtTimer, LVT_MASKED | u32::from(TIMER_VECTOR));
-    registers.write(Register::LvtLint0, LVT_MASKED);
-    let is_bsp = ApicBase::read_raw().1 & BASE_IS_BSP != 0;
-    registers.write(
-        Register::LvtLint1,
-        if is_bsp {
-            LVT_NMI
-        } else {
-            LVT_MASKED | LVT_NMI
-        },
-    );
     // What happened in the loader's time is no error of this kernel's.
     take_errors();
-    registers.write(Register::LvtError, u32::from(ERROR_VECTOR));
+    let version = registers.read(Register::Version);
+    for (register, _) in ENTRIES {
+        if has_entry(version, register) {
+            registers.write(register, wanted(register, registers.read(register)));
+        }
+    }
 }
 
 /// Takes note of the errors of this CPU's APIC, which begins anew.
@@ -146,6 +226,13 @@ pub fn disarm() {
     }
 }
 
+/// Returns whether this CPU's APIC has an interrupt of this vector in service.
+pub fn is_in_service(vector: u8) -> bool {
+    let (register, bit) = in_service(vector);
+    Registers::get()
+        .is_some_and(|registers| registers.read_nth(Register::InService, register) & bit != 0)
+}
+
 /// Ends the interrupt in service on this CPU.
 pub fn end_of_interrupt() {
     if let Some(registers) = Registers::get() {
@@ -163,6 +250,11 @@ pub fn wake(lapic_id: u32) -> bool {
     send(lapic_id, Command::fixed(WAKE_VECTOR))
 }
 
+/// Sends an interrupt that nobody asked for. Says whether it could be sent.
+pub fn send_stray(lapic_id: u32, vector: u8) -> bool {
+    send(lapic_id, Command::fixed(vector))
+}
+
 /// Has one CPU take its timer's interrupt, as if its time had come. Says whether it could be sent.
 pub fn ring(lapic_id: u32) -> bool {
     send(lapic_id, Command::fixed(TIMER_VECTOR))
@@ -173,9 +265,8 @@ fn send(lapic_id: u32, command: Command) -> bool {
         return false;
     };
     if let Registers::X2Apic = registers {
-        // SAFETY: the MSR exists in x2APIC mode. The interrupt is an NMI, the timer's or the
-        // wake vector, and every CPU that is ever named here has handlers for all of them
-        // (`stop` and `crew` see to it). The fences: this write, unlike one to the
+        // SAFETY: the MSR exists in x2APIC mode. The interrupt is an NMI or of some vector, and every
+        // CPU that is ever named here has handlers for all of them (`stop` and `crew` see to it). The fences: this write, unlike one to the
         // xAPIC's page, does not wait for earlier stores (Intel SDM vol. 3A,
         // 11.12.3), and the other CPU is to see what it is woken for.
         unsafe {
@@ -245,13 +336,19 @@ impl Registers {
     }
 
     fn read(self, register: Register) -> u32 {
+        self.read_nth(register, 0)
+    }
+
+    /// Reads the register that follows on `register` after so many: of eight for vectors at most.
+    fn read_nth(self, register: Register, number: u32) -> u32 {
         match self {
-            // SAFETY: as for `write`; reading has no side effect.
-            Self::X2Apic => unsafe { Msr::new(register.msr()).read() as u32 },
-            // SAFETY: as for `write`.
+            // SAFETY: as for `write`; reading has no side effect. The registers of vectors are next to
+            // one another.
+            Self::X2Apic => unsafe { Msr::new(register.msr() + number).read() as u32 },
+            // SAFETY: as for `write`; and 16 bytes apart.
             Self::XApic(base) => unsafe {
-                core::ptr::with_exposed_provenance::<u32>(base + register.offset() as usize)
-                    .read_volatile()
+                let offset = register.offset() as usize + 16 * number as usize;
+                core::ptr::with_exposed_provenance::<u32>(base + offset).read_volatile()
             },
         }
     }

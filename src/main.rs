@@ -197,8 +197,10 @@ extern "C" fn muster() -> ! {
         report.reach(Phase::Online);
         report.tell(here.index(), &here.shared().home);
     });
-    pic::mask();
-    lapic::enable();
+    pic::silence();
+    lapic::enable(&firmware::nmi_lines(boot));
+    // Once more, with the local APIC as it is now.
+    cpu::with(|here| here.shared().home.record());
     match timer::calibrate() {
         Some(source) => log::info!("timers {source}"),
         None => log::warn!("no timer: the local APIC's does not count"),

@@ -13,7 +13,6 @@ use raw_cpuid::CpuId;
 use x86_64::instructions::interrupts;
 
 use crate::clock::{self, Deadline};
-use crate::exceptions::Heap;
 use crate::{cpu, lapic};
 
 /// How long one measurement of the counter takes, in microseconds, and how many there are. Of
@@ -166,15 +165,13 @@ pub fn every(micros: u64, handler: Handler<'_>, work: impl FnOnce()) {
 }
 
 /// Takes the timer's interrupt.
-pub fn fired() -> Heap {
+pub fn fired() {
     cpu::try_with(|here| {
         let timer = here.local().timer();
         // None: it was on its way when the timer was switched off.
-        let handler = timer.handler.get()?;
-        handler();
-        timer.set();
-        Some(Heap::MayBeUsed)
-    })
-    .flatten()
-    .unwrap_or(Heap::Untouched)
+        if let Some(handler) = timer.handler.get() {
+            handler();
+            timer.set();
+        }
+    });
 }

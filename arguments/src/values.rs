@@ -205,6 +205,8 @@ named! {
         PanicInShootdown = "panic-in-shootdown",
         /// The last CPU lets itself write to read-only pages, and works on.
         WriteProtectionOff = "write-protection-off",
+        /// Every CPU gets an interrupt at each vector that nobody uses, and works on.
+        StrayInterrupts = "stray-interrupts",
         /// One CPU allocates, another one frees, and the last one frees again.
         HeapDoubleFree = "heap-double-free",
         /// The last CPU writes the byte past the end of another's block, which a third one frees.

@@ -1,4 +1,4 @@
-//! The ACPI MADT's list of CPUs: what the machine says it has.
+//! The ACPI MADT: the CPUs that the machine says it has, and where its NMIs arrive.
 //!
 //! A firmware gets lengths, pointers and checksums wrong, so each of them is looked at before it is
 //! used. Section and table numbers are those of ACPI 6.5.
@@ -48,6 +48,16 @@ const MADT_ENTRIES: usize = 44;
 const ENTRY_HEADER: usize = 2;
 const LOCAL_APIC: u8 = 0;
 const LOCAL_X2APIC: u8 = 9;
+
+/// And the two that say at which line of which local APICs NMIs arrive (5.2.12.7, 5.2.12.13), by the
+/// CPU's number in ACPI's namespace; the number that means all CPUs; and in the flags (table 5.26), the
+/// polarity, of which this value means active low.
+const LOCAL_APIC_NMI: u8 = 4;
+const LOCAL_X2APIC_NMI: u8 = 10;
+const ALL_APICS: u64 = 0xff;
+const ALL_X2APICS: u64 = 0xffff_ffff;
+const POLARITY: u64 = 0b11;
+const ACTIVE_LOW: u64 = 0b11;
 
 /// Flags of both (table 5.23): the CPU is ready for use; it is not, but can be made so.
 const ENABLED: u32 = 1 << 0;
@@ -124,6 +134,34 @@ impl Cpu {
     }
 }
 
+/// A line of local APICs at which NMIs arrive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NmiLine {
+    /// The CPU whose local APIC it is, by its number in ACPI's namespace; `None` for all.
+    pub acpi_id: Option<u32>,
+    /// Which line: 0 for LINT0, 1 for LINT1.
+    pub lint: u8,
+    /// Whether a low level means an NMI.
+    pub is_active_low: bool,
+}
+
+impl NmiLine {
+    /// Returns what an entry says of NMIs; `None` if it is of something else, or names a line that no
+    /// local APIC has.
+    fn of(entry: &[u8]) -> Option<Self> {
+        let (flags, id, all, lint) = match entry.first()? {
+            &LOCAL_APIC_NMI => (number(entry, 3, 2)?, number(entry, 2, 1)?, ALL_APICS, 5),
+            &LOCAL_X2APIC_NMI => (number(entry, 2, 2)?, number(entry, 4, 4)?, ALL_X2APICS, 8),
+            _ => return None,
+        };
+        Some(Self {
+            acpi_id: (id != all).then_some(id as u32),
+            lint: number(entry, lint, 1).filter(|&lint| lint < 2)? as u8,
+            is_active_low: flags & POLARITY == ACTIVE_LOW,
+        })
+    }
+}
+
 /// A MADT that was looked through: its checksum is right, and its entries add up to its length.
 #[derive(Clone, Copy, Debug)]
 pub struct Madt<Bytes>(Bytes);
@@ -156,6 +194,17 @@ impl<Bytes: AsRef<[u8]>> Madt<Bytes> {
     /// All CPUs, in the table's order. One may stand there twice, as a local APIC and as an x2APIC.
     pub fn cpus(&self) -> impl Iterator<Item = Cpu> + Clone {
         entries(self.0.as_ref()).filter_map(|entry| Cpu::of(entry.ok()?).ok()?)
+    }
+}
+
+impl<Bytes: AsRef<[u8]>> Madt<Bytes> {
+    /// Returns the lines at which NMIs arrive at the CPU with this LAPIC id, in the table's order.
+    pub fn nmi_lines(&self, lapic_id: u32) -> impl Iterator<Item = NmiLine> {
+        let mut cpus = self.cpus();
+        let acpi_id = cpus.find_map(|cpu| (cpu.lapic_id == lapic_id).then_some(cpu.acpi_id));
+        entries(self.0.as_ref())
+            .filter_map(|entry| NmiLine::of(entry.ok()?))
+            .filter(move |line| line.acpi_id.is_none() || line.acpi_id == acpi_id)
     }
 }
 
@@ -387,6 +436,31 @@ mod tests {
         };
         assert_eq!(those(Cpu::is_enabled), [1, 3]);
         assert_eq!(those(Cpu::may_be_started), [1, 2]);
+    }
+
+    #[test]
+    fn nmis_arrive_where_the_madt_says() {
+        let mut memory = Memory::new();
+        let madt = memory.add_madt(&[
+            APIC_5,
+            X2APIC_256,
+            &[4, 6, 0xff, 0, 0, 1],
+            &[4, 6, 1, 0b0111, 0, 0],
+            // No such line; cut off.
+            &[4, 6, 0xff, 0, 0, 2],
+            &[4, 3, 0xff],
+            &[10, 12, 0b1111, 0, 9, 0, 0, 0, 1, 0, 0, 0],
+            &[10, 12, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0],
+        ]);
+        let rsdp = memory.add_root(2, &[madt]);
+        let madt = Madt::find(&&memory, rsdp).unwrap();
+        let lines = |lapic_id| -> Vec<_> {
+            let lines = madt.nmi_lines(lapic_id);
+            lines.map(|line| (line.lint, line.is_active_low)).collect()
+        };
+        assert_eq!(lines(5), [(1, false), (0, true), (0, false)]);
+        assert_eq!(lines(0x100), [(1, false), (1, true), (0, false)]);
+        assert_eq!(lines(7), [(1, false), (0, false)]);
     }
 
     #[test]

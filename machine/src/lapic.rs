@@ -24,6 +24,14 @@ pub const SOFTWARE_ENABLE: u32 = 1 << 8;
 pub const LVT_MASKED: u32 = 1 << 16;
 /// It comes as an NMI.
 pub const LVT_NMI: u32 = 0b100 << 8;
+/// It comes as a system-management interrupt, which is the firmware's.
+pub const LVT_SMI: u32 = 0b010 << 8;
+/// How it comes: the bits of [`LVT_NMI`] and [`LVT_SMI`].
+pub const LVT_DELIVERY: u32 = 0b111 << 8;
+/// A line's low level means an interrupt.
+pub const LVT_ACTIVE_LOW: u32 = 1 << 13;
+/// The bits of an entry that are set by whoever writes it: all but those that report.
+pub const LVT_SETTINGS: u32 = !(1 << 12 | 1 << 14);
 /// The timer starts anew whenever it has fired.
 pub const LVT_PERIODIC: u32 = 0b01 << 17;
 /// The timer fires at a stamp of the TSC.
@@ -53,14 +61,23 @@ pub enum Register {
     Eoi = 0x0b0,
     /// The spurious interrupt's vector, and the switch of it all.
     Spurious = 0x0f0,
+    /// The first of eight registers with a bit for each vector whose interrupt is in service: see
+    /// [`in_service`].
+    InService = 0x100,
     /// What went wrong: see [`Errors`].
     ErrorStatus = 0x280,
+    /// The entry of the local vector table for machine checks that were corrected.
+    LvtCorrected = 0x2f0,
     /// Interrupt command, the lower half: writing it sends.
     IcrLow = 0x300,
     /// Interrupt command, the upper half. There is none in x2APIC mode: see [`Command::x2apic`].
     IcrHigh = 0x310,
     /// The timer's entry of the local vector table.
     LvtTimer = 0x320,
+    /// That of the CPU's temperature.
+    LvtThermal = 0x330,
+    /// That of the CPU's performance counters.
+    LvtPerformance = 0x340,
     /// That of the first line, the legacy PIC's on a PC.
     LvtLint0 = 0x350,
     /// That of the second line, the NMI's on a PC.
@@ -84,6 +101,24 @@ impl Register {
     /// Its MSR in x2APIC mode (11.12.1.2).
     pub const fn msr(self) -> u32 {
         X2APIC_BASE + (self.offset() >> 4)
+    }
+}
+
+/// Returns which of the eight registers from [`Register::InService`] on has the bit of a vector, and the
+/// bit (10.8.4, figure 10-20).
+pub const fn in_service(vector: u8) -> (u32, u32) {
+    (vector as u32 / 32, 1 << (vector % 32))
+}
+
+/// Returns whether a local APIC with this [`Register::Version`] has an entry of the local vector table:
+/// it tells the number of the last one (10.4.8), and they came in this order (10.5.1).
+pub const fn has_entry(version: u32, entry: Register) -> bool {
+    let last = version >> 16 & 0xff;
+    match entry {
+        Register::LvtPerformance => last >= 4,
+        Register::LvtThermal => last >= 5,
+        Register::LvtCorrected => last >= 6,
+        _ => true,
     }
 }
 
@@ -192,6 +227,27 @@ mod tests {
         ] {
             assert_eq!(register.msr(), msr, "{register:?}");
         }
+    }
+
+    #[test]
+    fn older_apics_have_fewer_entries() {
+        // Of a P6, of QEMU's, and of what came with Nehalem.
+        for (version, entries) in [(0x3_0011, 0), (0x4_0014, 1), (0x5_0014, 2), (0x6_0015, 3)] {
+            let later = [
+                Register::LvtPerformance,
+                Register::LvtThermal,
+                Register::LvtCorrected,
+            ];
+            let there = later.into_iter().filter(|&entry| has_entry(version, entry));
+            assert_eq!(there.count(), entries, "{version:#x}");
+            assert!(has_entry(version, Register::LvtLint1));
+        }
+    }
+
+    #[test]
+    fn a_vector_s_bit_is_where_the_manual_has_it() {
+        assert_eq!(in_service(0x20), (1, 1));
+        assert_eq!(in_service(0xff), (7, 1 << 31));
     }
 
     #[test]

@@ -670,6 +670,19 @@ pub const CASES: &[Case] = &[
         ],
         &["failed: CPU 3 has 0x80000033 in CR0 instead of 0x80010033"],
     ),
+    passes(
+        "stray-interrupts",
+        &["4", "fault=stray-interrupts", "stress=calls", "seconds=0.2"],
+        &[
+            "WARN  irq     unexpected interrupt at vector 0x10: a device or another CPU sent it; it is ended",
+            "WARN  irq     unexpected interrupt at vector 0x50: ",
+            "WARN  irq     unexpected interrupt at vector 0xfd: ",
+            // On each CPU 232 vectors, and two instructions.
+            r"taken: .* wake-up, 936 unexpected\n",
+            "registers: on every CPU as set",
+            "audit: clean",
+        ],
+    ),
     fails(
         "loader-unstarted",
         &["4", "loader.unstarted=2", "seconds=0.5"],
