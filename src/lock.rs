@@ -19,7 +19,7 @@ use core::ops::{Deref, DerefMut};
 use spin::{Mutex, MutexGuard};
 use x86_64::instructions::interrupts;
 
-use crate::cpu;
+use crate::{cpu, stop};
 
 /// What a lock guards. A CPU that holds one takes only such as stand below it here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -129,7 +129,8 @@ impl<T> Lock<T> {
         }
     }
 
-    /// Waits for the lock.
+    /// Waits for the lock; stops this CPU for good if the run is over meanwhile, for then its holder may
+    /// never let go.
     ///
     /// # Panics
     ///
@@ -151,6 +152,7 @@ impl<T> Lock<T> {
             // With interrupts as they were. Reading leaves the line shared until there is
             // something to win.
             while self.data.is_locked() {
+                stop_if_over();
                 hint::spin_loop();
             }
         }
@@ -163,6 +165,15 @@ impl<T> Lock<T> {
             data,
             _entry: entry,
         })
+    }
+}
+
+/// Stops this CPU if another one reports that the run is over. It may have been sent no NMI: a CPU
+/// that faults on the loader's tables can't, in xAPIC mode. A CPU with a fault of its own goes on.
+fn stop_if_over() {
+    let is_well = || cpu::try_with(|here| !here.shared().end.has_begun());
+    if stop::is_requested() && is_well() == Some(true) {
+        stop::stop_here(stop_if_over as *const () as u64);
     }
 }
 

@@ -54,6 +54,22 @@ macro_rules! falls_at {
     };
 }
 
+/// It takes an exception there, where in xAPIC mode it can't send the others an NMI yet, but has the
+/// serial port's lock for good: the BSP, which wants to say that the roll call is over, stops.
+macro_rules! falls_early_at {
+    ($step:literal) => {
+        panics(
+            concat!("fall-early-", $step),
+            &["3", concat!("fall=", $step), "stress=none", "deadline=300"],
+            &[
+                "CPU 2: invalid opcode, error code",
+                "CPU 0, at work, stopped at .* in muster::lock::",
+                BACKTRACE,
+            ],
+        )
+    };
+}
+
 /// It waits there until it has been given up.
 macro_rules! is_late_at {
     ($step:literal) => {
@@ -106,6 +122,9 @@ pub const FAULTS: &[Case] = &[
     falls_at!("stack"),
     falls_at!("descriptors"),
     falls_at!("online"),
+    falls_early_at!("entered"),
+    falls_early_at!("block"),
+    falls_early_at!("control"),
     is_late_at!("entered"),
     is_late_at!("block"),
     is_late_at!("control"),
