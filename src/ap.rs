@@ -7,7 +7,7 @@ use limine::mp;
 use crate::cpu::{Block, Cpu};
 use crate::roll::Phase;
 use crate::stack::{self, Slot};
-use crate::{control, cpu, crew, exceptions, exit, lapic, mishap, shared, stop};
+use crate::{control, cpu, crew, exceptions, exit, lapic, machine_check, mishap, shared, stop};
 
 /// Where the loader sends an AP: on the loader's stack, tables and GDT, with the
 /// address of its block in `extra`.
@@ -63,6 +63,7 @@ extern "C" fn run() -> ! {
         let reach = |phase| reach(here.index(), here.shared(), phase);
         reach(Phase::Stack);
         here.local().load_descriptors();
+        machine_check::start();
         lapic::enable(&[]);
         here.shared().home.record();
         reach(Phase::Descriptors);

@@ -22,10 +22,8 @@
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use x86_64::instructions::port::Port;
-
 use crate::exceptions::{self, Heap};
-use crate::{call, cpu, crew, events, lapic, pic, timer, tlb};
+use crate::{call, cpu, crew, events, lapic, machine_check, pic, timer, tlb};
 
 /// The interrupt of a CPU's own timer.
 pub const TIMER_VECTOR: u8 = 0xe0;
@@ -210,14 +208,6 @@ fn end_unexpected(vector: u8) {
     }
 }
 
-/// The NMI status and control register, and its bits for an error of memory or of the bus (Intel
-/// ICH9 datasheet, 13.7.1).
-const NMI_STATUS: u16 = 0x61;
-const NMI_ERRORS: u8 = 0b11 << 6;
-
-/// What an absent port reads as.
-const ABSENT: u8 = 0xff;
-
 /// Takes an NMI that no other CPU stops this one by. `false`: the machine is broken, and the run ends.
 ///
 /// Any other is counted and told, as other kernels do: management controllers, watchdogs and buttons
@@ -225,9 +215,7 @@ const ABSENT: u8 = 0xff;
 /// handler uses neither the heap nor locks, nor the local APIC, nor anything that is ever unmapped: so
 /// it needs no [`tlb::wake_up`], and what it interrupted goes on where it was.
 pub fn take_nmi() -> bool {
-    // SAFETY: reading has no side effect on any PC, and an absent port answers with all ones.
-    let status = unsafe { Port::<u8>::new(NMI_STATUS).read() };
-    if status != ABSENT && status & NMI_ERRORS != 0 {
+    if machine_check::nmi_status().is_error() {
         return false;
     }
     cpu::try_with(|here| here.shared().interrupts.count(Kind::Nmi));

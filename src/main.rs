@@ -59,6 +59,7 @@ mod interrupts;
 mod journal;
 mod lapic;
 mod lock;
+mod machine_check;
 mod mapping;
 mod median;
 mod mishap;
@@ -197,6 +198,8 @@ extern "C" fn muster() -> ! {
         report.reach(Phase::Online);
         report.tell(here.index(), &here.shared().home);
     });
+    machine_check::start();
+    machine_check::enable_nmis();
     pic::silence();
     lapic::enable(&firmware::nmi_lines(boot));
     // Once more, with the local APIC as it is now.

@@ -15,7 +15,9 @@ use crate::exceptions::{self, Frame, PAGE_FAULT};
 use crate::exit::{self, Outcome};
 use crate::stack::Place;
 use crate::window::MAPPINGS;
-use crate::{checked, control, cpu, events, image, journal, lapic, serial, shared, stop};
+use crate::{
+    checked, control, cpu, events, image, journal, lapic, machine_check, serial, shared, stop,
+};
 
 /// Bits of a page fault's error code (Intel SDM vol. 3A, 4.7).
 const PROTECTION: u64 = 1 << 0;
@@ -23,8 +25,10 @@ const WRITE: u64 = 1 << 1;
 const RESERVED_BIT: u64 = 1 << 3;
 const FETCH: u64 = 1 << 4;
 
-/// Double-fault vector.
+/// Vectors of which there is more to say.
+const NMI: u64 = 2;
 const DOUBLE_FAULT: u64 = 8;
+const MACHINE_CHECK: u64 = 18;
 
 /// Return addresses printed at most.
 const DEPTH: usize = 32;
@@ -98,6 +102,13 @@ pub fn exception(frame: &Frame) -> ! {
                 log::error!(target: "panic", "touched {address:#x}:");
                 log::error!(target: "panic", "the guard page of a stack that was mapped for some work: stack overflow");
             }
+        }
+        if frame.vector == MACHINE_CHECK {
+            machine_check::tell();
+        }
+        if frame.vector == NMI {
+            let status = machine_check::nmi_status();
+            log::error!(target: "panic", "{status} (port 0x61: {:#04x})", status.0);
         }
         registers(frame, address);
         backtrace(Some(frame.rip), frame.rbp);

@@ -1140,6 +1140,30 @@ pub const CASES: &[Case] = &[
             &["audit: clean"],
         )
     },
+    // An error of the data cache, read by CPU 1, with an address; after the roll call.
+    Case {
+        debugged: Some(Debugged {
+            asks: &[
+                "hbreak muster::reclaim::reclaim",
+                "continue",
+                "delete",
+                "monitor mce 1 3 0xbd80000000100134 0x5 0x1234000 0x8c",
+            ],
+            answers: &[],
+            agrees: &[],
+        }),
+        ..panics(
+            "machine-check",
+            &["2", "stress=churn", "seconds=2", "deadline=60000", "timeout=60"],
+            &[
+                "CPU 1: machine check, error code 0x0",
+                r"what was interrupted could go on; the error is of no instruction in particular \(status 0x5\)",
+                "machine-check bank 3, now: a cache error, not corrected",
+                "  status 0xbd80000000100134, address 0x1234000, misc 0x8c",
+                BACKTRACE,
+            ],
+        )
+    },
     // The runner would not pass these on: QEMU's last -append counts.
     refuses(
         "word-kernel",
