@@ -113,11 +113,11 @@ impl Entry<'_> {
         }
     }
 
-    /// The CPU it stands for, if its type is one of the two.
+    /// The CPU it stands for, if its type is one of the two, and its id not the one that no CPU has.
     fn cpu(&self) -> Option<(u32, u8)> {
         match *self {
-            Self::LocalApic { id, flags } => Some((id.into(), flags)),
-            Self::LocalX2Apic { id, flags } => Some((id, flags)),
+            Self::LocalApic { id, flags } if id != u8::MAX => Some((id.into(), flags)),
+            Self::LocalX2Apic { id, flags } if id != u32::MAX => Some((id, flags)),
             _ => None,
         }
     }

@@ -49,6 +49,10 @@ const ENTRY_HEADER: usize = 2;
 const LOCAL_APIC: u8 = 0;
 const LOCAL_X2APIC: u8 = 9;
 
+/// The ids of the two that no CPU has: they mean all of them (Intel SDM vol. 3A, 11.6.2.1, 11.12.9).
+const NO_APIC: u32 = 0xff;
+const NO_X2APIC: u32 = 0xffff_ffff;
+
 /// And the two that say at which line of which local APICs NMIs arrive (5.2.12.7, 5.2.12.13), by the
 /// CPU's number in ACPI's namespace; the number that means all CPUs; and in the flags (table 5.26), the
 /// polarity, of which this value means active low.
@@ -114,23 +118,31 @@ impl Cpu {
         self.is_enabled() != (self.flags & ONLINE_CAPABLE != 0)
     }
 
-    /// What an entry tells of a CPU; `None` if it is of something else. The entry is as long as it
+    /// What an entry tells of a CPU; `None` if it is of something else, or has the id that no CPU has:
+    /// firmware lists sockets and threads that are not there in that way. The entry is as long as it
     /// says.
     fn of(entry: &[u8]) -> Result<Option<Self>, MadtError> {
         let short = MadtError::Entries;
-        Ok(match entry.first() {
-            Some(&LOCAL_APIC) => Some(Self {
-                acpi_id: number(entry, 2, 1).ok_or(short)? as u32,
-                lapic_id: number(entry, 3, 1).ok_or(short)? as u32,
-                flags: number(entry, 4, 4).ok_or(short)? as u32,
-            }),
-            Some(&LOCAL_X2APIC) => Some(Self {
-                lapic_id: number(entry, 4, 4).ok_or(short)? as u32,
-                flags: number(entry, 8, 4).ok_or(short)? as u32,
-                acpi_id: number(entry, 12, 4).ok_or(short)? as u32,
-            }),
-            _ => None,
-        })
+        let (cpu, nobody) = match entry.first() {
+            Some(&LOCAL_APIC) => (
+                Self {
+                    acpi_id: number(entry, 2, 1).ok_or(short)? as u32,
+                    lapic_id: number(entry, 3, 1).ok_or(short)? as u32,
+                    flags: number(entry, 4, 4).ok_or(short)? as u32,
+                },
+                NO_APIC,
+            ),
+            Some(&LOCAL_X2APIC) => (
+                Self {
+                    lapic_id: number(entry, 4, 4).ok_or(short)? as u32,
+                    flags: number(entry, 8, 4).ok_or(short)? as u32,
+                    acpi_id: number(entry, 12, 4).ok_or(short)? as u32,
+                },
+                NO_X2APIC,
+            ),
+            _ => return Ok(None),
+        };
+        Ok(Some(cpu).filter(|cpu| cpu.lapic_id != nobody))
     }
 }
 
@@ -439,6 +451,20 @@ mod tests {
     }
 
     #[test]
+    fn entries_that_stand_for_no_cpu_are_passed_over() {
+        let mut memory = Memory::new();
+        let madt = memory.add_madt(&[
+            &[0, 8, 1, 0xff, 1, 0, 0, 0],
+            APIC_5,
+            &[9, 16, 0, 0, 0xff, 0xff, 0xff, 0xff, 1, 0, 0, 0, 7, 0, 0, 0],
+            // An x2APIC's id like any other.
+            &[9, 16, 0, 0, 0xff, 0, 0, 0, 1, 0, 0, 0, 7, 0, 0, 0],
+        ]);
+        let rsdp = memory.add_root(2, &[madt]);
+        assert_eq!(memory.lapic_ids(rsdp), Ok(vec![5, 0xff]));
+    }
+
+    #[test]
     fn nmis_arrive_where_the_madt_says() {
         let mut memory = Memory::new();
         let madt = memory.add_madt(&[
@@ -552,7 +578,9 @@ mod tests {
             let madt = memory.add_madt(&entries);
             let rsdp = memory.add_root(revision, &[madt]);
             let expected: Vec<u32> = cpus.iter()
-                .map(|&(id, is_x2apic)| if is_x2apic { id } else { id & 0xff })
+                .map(|&(id, is_x2apic)| if is_x2apic { (id, u32::MAX) } else { (id & 0xff, 0xff) })
+                .filter(|(id, nobody)| id != nobody)
+                .map(|(id, _)| id)
                 .collect();
             match change {
                 None => prop_assert_eq!(memory.lapic_ids(rsdp), Ok(expected)),

@@ -1154,7 +1154,13 @@ pub const CASES: &[Case] = &[
         }),
         ..panics(
             "machine-check",
-            &["2", "stress=churn", "seconds=2", "deadline=60000", "timeout=60"],
+            &[
+                "2",
+                "stress=churn",
+                "seconds=2",
+                "deadline=60000",
+                "timeout=60",
+            ],
             &[
                 "CPU 1: machine check, error code 0x0",
                 r"what was interrupted could go on; the error is of no instruction in particular \(status 0x5\)",
