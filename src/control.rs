@@ -15,6 +15,11 @@ use x86_64::{PhysAddr, instructions::tlb};
 /// IA32_PAT (Intel SDM vol. 4, table 2-2).
 const IA32_PAT: u32 = 0x277;
 
+/// IA32_MISC_ENABLE, and its bit by which the firmware has CPUID deny NX and EFER refuse it (Intel SDM
+/// vol. 4, table 2-2).
+const IA32_MISC_ENABLE: u32 = 0x1a0;
+const XD_DISABLE: u64 = 1 << 34;
+
 /// What this kernel uses of what a CPU can do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Features {
@@ -58,6 +63,37 @@ impl Features {
         muster_memory::Features {
             gigabyte_pages: self.gigabyte_pages,
         }
+    }
+}
+
+/// What is said where NX was disabled.
+pub const NO_EXECUTE_REVEALED: &str = "the firmware had disabled NX (IA32_MISC_ENABLE, bit 34): enabled again; its setup may call it XD";
+
+/// Enables NX on this CPU if its firmware has disabled it. Returns whether it had.
+pub fn reveal_no_execute() -> bool {
+    let cpuid = CpuId::new();
+    let is_intel = cpuid
+        .get_vendor_info()
+        .is_some_and(|vendor| vendor.as_str() == "GenuineIntel");
+    // The register is there from the Pentium M on (family 6, model 0xd).
+    let has_register = is_intel
+        && cpuid.get_feature_info().is_some_and(|features| {
+            let (family, model) = (features.family_id(), features.model_id());
+            family > 6 || family == 6 && model >= 0xd
+        });
+    if !has_register || Features::detect().no_execute {
+        return false;
+    }
+    let mut register = Msr::new(IA32_MISC_ENABLE);
+    // SAFETY: the register is there, and reading it has no side effect; the bit denies a feature that
+    // nothing here uses before it is asked for again.
+    unsafe {
+        let value = register.read();
+        let is_disabled = value & XD_DISABLE != 0;
+        if is_disabled {
+            register.write(value & !XD_DISABLE);
+        }
+        is_disabled
     }
 }
 
@@ -191,6 +227,10 @@ impl fmt::Display for Protection {
 /// The loader's tables stay in use; its mappings use the same PAT and so keep
 /// their meaning.
 pub fn set(features: &Features) {
+    // Each CPU has a bit of its own, by which EFER.NXE would be a general protection fault.
+    if reveal_no_execute() {
+        log::warn!("{NO_EXECUTE_REVEALED}");
+    }
     let wanted = Registers::wanted(features);
     // SAFETY: (1) this is ring 0 in long mode, so PE, PG, PAE, LME and LMA are set
     // already and stay set, and the number of levels stays as it is; (2) the

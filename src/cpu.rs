@@ -23,7 +23,7 @@ use crate::roll::Report;
 use crate::stack::Slot;
 use crate::step::Stepper;
 use crate::timer::Timer;
-use crate::{call, exceptions, tlb};
+use crate::{call, exceptions, lapic, tlb};
 
 /// The part of a block that only its own CPU touches.
 pub struct Local {
@@ -32,6 +32,7 @@ pub struct Local {
     stepper: Stepper,
     timer: Timer,
     held: Held,
+    lapic: lapic::Mode,
 }
 
 impl Local {
@@ -54,6 +55,12 @@ impl Local {
     /// The locks that this CPU holds.
     pub fn held(&self) -> &Held {
         &self.held
+    }
+
+    /// How this CPU reaches the registers of its local APIC.
+    #[inline]
+    pub fn lapic(&self) -> &lapic::Mode {
+        &self.lapic
     }
 
     /// Loads this CPU's GDT and TSS, and the IDT that uses the TSS's stacks.
@@ -101,6 +108,7 @@ pub unsafe fn create(index: u32, lapic_id: u32, memory: NonNull<u8>) -> &'static
                 stepper: Stepper::new(),
                 timer: Timer::new(),
                 held: Held::new(),
+                lapic: lapic::Mode::new(),
             };
             (local, Shared::new(lapic_id, cache))
         })

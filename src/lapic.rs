@@ -15,7 +15,7 @@ use x86_64::registers::model_specific::{ApicBase, Msr};
 
 use crate::clock::Deadline;
 use crate::interrupts::{ERROR_VECTOR, SPURIOUS_VECTOR, TIMER_VECTOR, WAKE_VECTOR};
-use crate::shared;
+use crate::{cpu, shared};
 
 /// Where the xAPIC's registers are mapped; 0 until they are.
 static REGISTERS: AtomicU64 = AtomicU64::new(0);
@@ -129,9 +129,10 @@ fn wanted(register: Register, found: u32) -> u32 {
 /// BSP gives them. All other entries of the local vector table are masked: the legacy PIC's line, and
 /// those of the CPU's condition, unless the firmware gets those as SMIs.
 pub fn enable(nmi_lines: &[NmiLine]) {
-    let Some(registers) = Registers::get() else {
+    let Some(registers) = Registers::find() else {
         return;
     };
+    cpu::with(|here| here.local().lapic().note(registers));
     for line in nmi_lines {
         if let Some(entry) = LINES.get(usize::from(line.lint)) {
             let polarity = if line.is_active_low {
@@ -306,10 +307,51 @@ enum Registers {
     XApic(usize),
 }
 
+/// How one CPU reaches the registers of its local APIC, once it has switched it on: IA32_APIC_BASE says
+/// so, but to read it is an exit to the hypervisor in a virtual machine, and interrupts are ended often.
+pub struct Mode(AtomicU64);
+
+impl Mode {
+    /// Not known yet.
+    const UNKNOWN: u64 = 0;
+    /// In MSRs. Any other number is the address of the page.
+    const X2APIC: u64 = 1;
+
+    /// Not known yet.
+    pub const fn new() -> Self {
+        Self(AtomicU64::new(Self::UNKNOWN))
+    }
+
+    /// Notes it. Called by its own CPU, on the kernel's tables, which it never leaves, nor its mode.
+    fn note(&self, registers: Registers) {
+        let mode = match registers {
+            Registers::X2Apic => Self::X2APIC,
+            Registers::XApic(base) => base as u64,
+        };
+        // Relaxed: only this CPU reads it, an NMI in between as it was or as it is.
+        self.0.store(mode, Ordering::Relaxed);
+    }
+
+    fn registers(&self) -> Option<Registers> {
+        match self.0.load(Ordering::Relaxed) {
+            Self::UNKNOWN => None,
+            Self::X2APIC => Some(Registers::X2Apic),
+            base => Some(Registers::XApic(base as usize)),
+        }
+    }
+}
+
 impl Registers {
     /// `None` where the page is not mapped: before it is at all, and on an AP that
     /// still runs on the loader's tables.
     fn get() -> Option<Self> {
+        cpu::try_with(|here| here.local().lapic().registers())
+            .flatten()
+            .or_else(Self::find)
+    }
+
+    /// The same, as the CPU itself says.
+    fn find() -> Option<Self> {
         if ApicBase::read_raw().1 & BASE_X2APIC != 0 {
             return Some(Self::X2Apic);
         }

@@ -144,6 +144,9 @@ extern "C" fn build() -> ! {
     });
     journal::set_serial_level(arguments.log.into());
     addresses::heed(&arguments);
+    if control::reveal_no_execute() {
+        log::warn!("{}", control::NO_EXECUTE_REVEALED);
+    }
     let features = Features::detect();
     if arguments.output == Output::Json {
         events::start(&boot, &features, hz);
