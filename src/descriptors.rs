@@ -3,6 +3,10 @@
 //! Segments have no say in long mode, but the selectors must exist, and the TSS
 //! holds the stacks on which the faults that can't trust the current one run.
 
+use core::cell::UnsafeCell;
+use core::mem::MaybeUninit;
+use core::sync::atomic::{AtomicBool, Ordering};
+
 use x86_64::instructions::tables::{lgdt, load_tss};
 use x86_64::registers::segmentation::{CS, DS, ES, SS, Segment};
 use x86_64::structures::DescriptorTablePointer;
@@ -35,6 +39,30 @@ pub enum InterruptStack {
 impl InterruptStack {
     /// How many there are.
     pub const COUNT: usize = 3;
+}
+
+/// The BSP's tables until it has a block.
+struct Boot(UnsafeCell<MaybeUninit<Descriptors>>);
+
+// SAFETY: the cell is reached only once, in `load_boot`.
+unsafe impl Sync for Boot {}
+
+/// Loads tables on the BSP, whose interrupt stacks have these tops, for as long as it has no block: so
+/// that an overflow of the boot stack ends in words as well.
+///
+/// # Panics
+///
+/// If it is called again.
+pub fn load_boot(tops: [u64; InterruptStack::COUNT]) {
+    static BOOT: Boot = Boot(UnsafeCell::new(MaybeUninit::uninit()));
+    static TAKEN: AtomicBool = AtomicBool::new(false);
+
+    assert!(
+        !TAKEN.swap(true, Ordering::Relaxed),
+        "the boot stack's descriptors are loaded twice"
+    );
+    // SAFETY: the place is aligned and stays for good, and the flag lets one caller through, once.
+    unsafe { Descriptors::create(BOOT.0.get().cast(), tops) }.load();
 }
 
 /// One CPU's tables. They stay where they are for as long as the CPU runs.

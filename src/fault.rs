@@ -189,6 +189,8 @@ fn strike(fault: Fault, victim: Option<u64>) {
         // SAFETY: nothing is written to what is read-only, as it should not be.
         Fault::WriteProtectionOff => unsafe { control::give_up_write_protection() },
         Fault::StrayInterrupts => get_stray_interrupts(),
+        // Brought about before there is anybody else.
+        Fault::BootStackOverflow => {}
         // Brought about by several CPUs, one after the other: `Misuse`.
         Fault::HeapDoubleFree
         | Fault::HeapOverflow
@@ -303,6 +305,15 @@ fn await_sleepers(answers: &AtomicUsize, sleepers: impl Fn(u32) -> bool) {
     while !is_over() && !deadline.passed() {
         core::hint::spin_loop();
     }
+}
+
+/// Runs off the stack that the BSP is on before it has its own.
+pub fn overflow_boot_stack() {
+    log::info!(
+        "bringing about {:?}, as fault= asks",
+        Fault::BootStackOverflow
+    );
+    overflow(0);
 }
 
 /// Recurses until the stack is used up.

@@ -34,10 +34,12 @@ unsafe extern "C" {
     static rodata_end: u8;
     static data_start: u8;
     static data_end: u8;
+    static boot_stack_start: u8;
+    static boot_stack_end: u8;
 }
 
 /// The sections in the order in which they lie.
-pub fn sections() -> [Section; 3] {
+pub fn sections() -> [Section; 4] {
     let section = |name, start: *const u8, end: *const u8, access| Section {
         name,
         start: start.addr() as u64,
@@ -61,6 +63,13 @@ pub fn sections() -> [Section; 3] {
             "kernel data",
             &raw const data_start,
             &raw const data_end,
+            Access::ReadWrite,
+        ),
+        // Below it lies a page that is not mapped.
+        section(
+            "boot stack",
+            &raw const boot_stack_start,
+            &raw const boot_stack_end,
             Access::ReadWrite,
         ),
     ]

@@ -87,7 +87,7 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use conquer_once::spin::OnceCell;
-use muster_arguments::{Arguments, Output, help};
+use muster_arguments::{Arguments, Fault, Output, help};
 use muster_events::Moment;
 
 use crate::boot::Boot;
@@ -122,6 +122,8 @@ extern "C" fn entry() -> ! {
 
 /// The BSP on the boot stack: builds everything that the others will share.
 extern "C" fn build() -> ! {
+    descriptors::load_boot(stack::boot_interrupt_tops());
+    exceptions::load();
     journal::start();
     heap::start();
     let (hz, source) = clock::calibrate();
@@ -153,6 +155,9 @@ extern "C" fn build() -> ! {
     }
     boot.tell();
     famine::ask(arguments.frames_fail);
+    if arguments.fault == Some(Fault::BootStackOverflow) {
+        fault::overflow_boot_stack();
+    }
 
     let (shared, blocks) =
         Shared::build(&boot, features, arguments.cpus).unwrap_or_else(|error| refuse(&error));

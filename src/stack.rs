@@ -140,11 +140,17 @@ pub enum Place {
     In(u32, &'static str),
     /// In the guard below a stack: that stack overflowed.
     GuardBelow(u32, &'static str),
+    /// In the guard below the boot stack.
+    GuardBelowBoot,
 }
 
 impl Place {
-    /// What lies at `address`, if it is in the window.
+    /// What lies at `address`, if it is in the window, or in the guard below the boot stack.
     pub fn of(address: u64) -> Option<Self> {
+        let boot = boot_top() - BOOT as u64;
+        if (boot - GUARD..boot).contains(&address) {
+            return Some(Self::GuardBelowBoot);
+        }
         if !STACKS.contains(address) {
             return None;
         }
@@ -172,6 +178,9 @@ impl fmt::Display for Place {
                     f,
                     "the guard page below the {name} of CPU {cpu}: stack overflow"
                 )
+            }
+            Self::GuardBelowBoot => {
+                f.write_str("the guard page below the boot stack: stack overflow")
             }
         }
     }
@@ -295,14 +304,33 @@ fn call_on<F: FnOnce()>(top: u64, work: &mut Option<F>) {
 /// The stack on which the BSP plans and builds what all others stand on, in bytes.
 const BOOT: usize = 256 * 1024;
 
-/// Its memory, in the image: the loader's own stack need only be 64 KiB.
+/// Its memory, in the image: the loader's own stack need only be 64 KiB. The page below it is in no
+/// segment (`linker.ld`), so it has a guard in the loader's tables, too.
 #[repr(C, align(4096))]
 struct BootStack(UnsafeCell<[u8; BOOT]>);
 
 // SAFETY: only the BSP runs on it, and others look at it only as `peek_boot` does.
 unsafe impl Sync for BootStack {}
 
+#[unsafe(link_section = ".boot_stack")]
 static BOOT_STACK: BootStack = BootStack(UnsafeCell::new([0; BOOT]));
+
+/// The interrupt stacks of the BSP while it is on the boot stack.
+#[repr(C, align(16))]
+struct BootInterruptStacks(UnsafeCell<[[u8; INTERRUPT as usize]; InterruptStack::COUNT]>);
+
+// SAFETY: only the BSP runs on them.
+unsafe impl Sync for BootInterruptStacks {}
+
+static BOOT_INTERRUPT_STACKS: BootInterruptStacks = BootInterruptStacks(UnsafeCell::new(
+    [[0; INTERRUPT as usize]; InterruptStack::COUNT],
+));
+
+/// The tops of the BSP's interrupt stacks while it is on the boot stack.
+pub fn boot_interrupt_tops() -> [u64; InterruptStack::COUNT] {
+    let bottom = BOOT_INTERRUPT_STACKS.0.get().addr() as u64;
+    core::array::from_fn(|number| bottom + (number as u64 + 1) * INTERRUPT)
+}
 
 /// The first address above the boot stack.
 pub fn boot_top() -> u64 {

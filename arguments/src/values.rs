@@ -205,6 +205,8 @@ named! {
         PanicInShootdown = "panic-in-shootdown",
         /// The last CPU lets itself write to read-only pages, and works on.
         WriteProtectionOff = "write-protection-off",
+        /// The BSP runs off the boot stack, before there is another CPU or a table of the kernel's.
+        BootStackOverflow = "boot-stack-overflow",
         /// Every CPU gets an interrupt at each vector that nobody uses, and works on.
         StrayInterrupts = "stray-interrupts",
         /// One CPU allocates, another one frees, and the last one frees again.

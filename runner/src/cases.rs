@@ -849,6 +849,16 @@ pub const CASES: &[Case] = &[
         ],
     ),
     panics(
+        "boot-stack-overflow",
+        &["4", "fault=boot-stack-overflow"],
+        &[
+            "CPU 0: double fault",
+            "the guard page below the boot stack: stack overflow",
+            r"in muster::fault::overflow",
+            BACKTRACE,
+        ],
+    ),
+    panics(
         "mapped-stack-overflow",
         &["4", "fault=mapped-stack-overflow"],
         &[
