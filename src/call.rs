@@ -36,8 +36,32 @@ const LONGEST: u64 = 60_000;
 /// What CPUs are called for: run with the number of the CPU that runs it.
 pub type Work<'a> = dyn Fn(u32) + Sync + 'a;
 
+/// What a call's closure uses, which says by whom it is served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Uses {
+    /// The heap, or it may.
+    Heap,
+    /// Never the heap, nor any lock: a CPU that waits for a lock of the heap's serves it, too.
+    NoHeap,
+}
+
+/// The calls under way: apart by what they use, so that a CPU can serve the one kind alone.
+struct Exchanges {
+    heap: Exchange<&'static Work<'static>>,
+    no_heap: Exchange<&'static Work<'static>>,
+}
+
+impl Exchanges {
+    fn of(&self, uses: Uses) -> &Exchange<&'static Work<'static>> {
+        match uses {
+            Uses::Heap => &self.heap,
+            Uses::NoHeap => &self.no_heap,
+        }
+    }
+}
+
 /// Set up before the first AP is released.
-static EXCHANGE: OnceCell<Exchange<&'static Work<'static>>> = OnceCell::uninit();
+static EXCHANGES: OnceCell<Exchanges> = OnceCell::uninit();
 
 /// The CPUs that a call goes to, of those at work.
 #[derive(Clone, Copy)]
@@ -133,8 +157,11 @@ impl Counters {
 /// Sets calls up for so many CPUs. Called once, by the BSP, when the heap is open and no AP released.
 pub fn start(cpus: usize) {
     // Made first: who needs memory and gets none looks for calls, and would wait here for itself.
-    let exchange = Exchange::new(cpus);
-    EXCHANGE.init_once(|| exchange);
+    let exchanges = Exchanges {
+        heap: Exchange::new(cpus),
+        no_heap: Exchange::new(cpus),
+    };
+    EXCHANGES.init_once(|| exchanges);
 }
 
 /// Has `targets` run `work`, and waits until they have.
@@ -147,10 +174,19 @@ pub fn start(cpus: usize) {
 ///
 /// If this CPU holds a lock. If a CPU has taken the call and is not done with it within a minute.
 pub fn run(targets: Targets<'_>, patience_millis: u64, work: &Work<'_>) -> Result<(), CallError> {
+    run_using(Uses::Heap, targets, patience_millis, work)
+}
+
+fn run_using(
+    uses: Uses,
+    targets: Targets<'_>,
+    patience_millis: u64,
+    work: &Work<'_>,
+) -> Result<(), CallError> {
     // SAFETY: only the lifetime changes. Every way out of this function leads past the end of
     // `Pending::finish`, after which no CPU has the reference; nothing unwinds (panics end the run).
     let work = unsafe { core::mem::transmute::<&Work<'_>, &'static Work<'static>>(work) };
-    begin(targets, patience_millis, work)?.wait()
+    begin_using(uses, targets, patience_millis, work)?.wait()
 }
 
 /// As [`run`], but where this CPU has too many calls under way it waits until one of them is done:
@@ -164,13 +200,14 @@ pub fn run(targets: Targets<'_>, patience_millis: u64, work: &Work<'_>) -> Resul
 ///
 /// As [`run`].
 pub fn insist(
+    uses: Uses,
     targets: Targets<'_>,
     patience_millis: u64,
     work: &Work<'_>,
 ) -> Result<(), CallError> {
     let deadline = Deadline::after_millis(patience_millis);
     loop {
-        match run(targets, patience_millis, work) {
+        match run_using(uses, targets, patience_millis, work) {
             Err(CallError::TooDeep) if !deadline.passed() => {
                 serve();
                 core::hint::spin_loop();
@@ -194,6 +231,15 @@ pub fn begin(
     patience_millis: u64,
     work: &'static Work<'static>,
 ) -> Result<Pending, CallError> {
+    begin_using(Uses::Heap, targets, patience_millis, work)
+}
+
+fn begin_using(
+    uses: Uses,
+    targets: Targets<'_>,
+    patience_millis: u64,
+    work: &'static Work<'static>,
+) -> Result<Pending, CallError> {
     lock::forbid("CPUs may not be called");
     let own = cpu::with(|here| here.index());
     let at_work = |index| crew::members().any(|(member, _)| member == index);
@@ -202,8 +248,8 @@ pub fn begin(
     {
         return Err(CallError::NotAtWork(index));
     }
-    let exchange = EXCHANGE.get().ok_or(CallError::NotAtWork(own))?;
-    let call = exchange
+    let exchanges = EXCHANGES.get().ok_or(CallError::NotAtWork(own))?;
+    let call = (exchanges.of(uses))
         .call(own as usize, work)
         .ok_or(CallError::TooDeep)?;
     let pending = Pending {
@@ -298,9 +344,20 @@ impl Drop for Pending {
 /// Runs what others have called this CPU for, each of them once at most for each call that it may
 /// have under way: so it ends, however fast they call again. For every wait, which looks again.
 pub fn serve() {
-    let Some(exchange) = EXCHANGE.get() else {
+    serve_using(Uses::NoHeap);
+    serve_using(Uses::Heap);
+}
+
+/// The same, of what never uses the heap: for a CPU that waits for a lock of the heap's.
+pub fn serve_without_heap() {
+    serve_using(Uses::NoHeap);
+}
+
+fn serve_using(uses: Uses) {
+    let Some(exchanges) = EXCHANGES.get() else {
         return;
     };
+    let exchange = exchanges.of(uses);
     cpu::try_with(|here| {
         let own = here.index();
         // Whoever waits looks again and again.
@@ -328,9 +385,11 @@ pub fn serve() {
 pub fn answer() {
     serve();
     let is_called = |own: u32| {
-        EXCHANGE
-            .get()
-            .is_some_and(|exchange| exchange.is_called(own as usize))
+        EXCHANGES.get().is_some_and(|exchanges| {
+            [Uses::NoHeap, Uses::Heap]
+                .into_iter()
+                .any(|uses| exchanges.of(uses).is_called(own as usize))
+        })
     };
     cpu::try_with(|here| {
         if is_called(here.index()) {

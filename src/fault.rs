@@ -18,7 +18,7 @@ use crate::lock::{Level, Lock};
 use crate::mapping::Mapping;
 use crate::misuse::Misuse;
 use crate::stack::Stack;
-use crate::{control, cpu, image, lapic, stop};
+use crate::{control, cpu, heap, image, lapic, stop};
 
 /// How long the others wait for a fault that does not come, in milliseconds.
 const PATIENCE: u64 = 10_000;
@@ -66,6 +66,8 @@ pub fn bring_about(fault: Fault) {
             call_the_deaf();
         } else if fault == Fault::PanicInShootdown {
             shoot_down();
+        } else if fault == Fault::HaltInHeap && place == 0 {
+            wait_for_heap();
         }
     });
     // What is wrong with a CPU's registers shows in the audit, and an interrupt changes nothing.
@@ -147,6 +149,7 @@ fn strike(fault: Fault, victim: Option<u64>) {
         }
         Fault::PanicInPanic => panic!("{}", Unspeakable),
         Fault::DeafAp => go_deaf(),
+        Fault::HaltInHeap => heap::halt_in_growth(),
         Fault::LockOrder => {
             let (first, second) = (Lock::new(Level::Workload, ()), Lock::new(Level::Tables, ()));
             let _second = second.lock();
@@ -270,6 +273,15 @@ fn go_deaf() {
     while !deadline.passed() {
         core::hint::spin_loop();
     }
+}
+
+/// Allocates what the heap has to grow for, while another CPU has halted there.
+fn wait_for_heap() {
+    let deadline = Deadline::after_millis(PATIENCE);
+    while !heap::has_halted_in_growth() && !deadline.passed() {
+        core::hint::spin_loop();
+    }
+    heap::outgrow();
 }
 
 /// Calls all others, of whom one does not hear it.

@@ -10,7 +10,7 @@ use alloc::alloc::{GlobalAlloc, Layout};
 use core::cell::UnsafeCell;
 use core::mem::MaybeUninit;
 use core::ptr::{self, NonNull};
-use core::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering};
 
 use muster_arguments::HeapKind;
 use muster_heap::{
@@ -22,7 +22,7 @@ use x86_64::instructions::interrupts;
 
 use crate::audit::Bytes;
 use crate::lock::{self, Level};
-use crate::{checked, clock, cpu, crew, frames, relief, shared, window};
+use crate::{call, checked, clock, cpu, crew, frames, relief, shared, window};
 
 /// What the heap lives on until the kernel's tables are loaded: enough for the
 /// physical map and the mapping plan of a machine with hundreds of memory-map
@@ -223,6 +223,13 @@ unsafe impl Platform for Kernel {
     }
 
     fn grow(&self, at_least: usize) -> Option<NonNull<[u8]>> {
+        let is_here = |index| cpu::try_with(|here| here.index() == index) == Some(true);
+        if is_here(HALTS_IN_GROWTH.load(Ordering::Relaxed)) {
+            HAS_HALTED.store(true, Ordering::Release);
+            loop {
+                x86_64::instructions::hlt();
+            }
+        }
         shared::get().grow_heap(at_least)
     }
 
@@ -298,7 +305,8 @@ unsafe impl FramePlatform for Kernel {
     }
 }
 
-/// Waits a moment for a lock of the heap's. `state` is the time when the wait has lasted too long.
+/// Waits a moment for a lock of the heap's, and flushes for others at the same time. `state` is the
+/// time when the wait has lasted too long.
 fn wait_for_lock(holder: Option<usize>, state: &mut u64) {
     let now = clock::ticks();
     if *state == 0 {
@@ -306,6 +314,7 @@ fn wait_for_lock(holder: Option<usize>, state: &mut u64) {
     } else if now >= *state {
         lock_stuck(holder);
     }
+    call::serve_without_heap();
     core::hint::spin_loop();
 }
 
@@ -315,6 +324,31 @@ fn lock_stuck(holder: Option<usize>) -> ! {
         Some(cpu) => panic!("CPU {cpu} holds a lock of the heap and does not go on"),
         None => panic!("a CPU that has no block yet holds a lock of the heap and does not go on"),
     }
+}
+
+/// The CPU that halts for good the next time that it makes the list grow: `fault=halt-in-heap`.
+static HALTS_IN_GROWTH: AtomicU32 = AtomicU32::new(u32::MAX);
+
+/// Whether it has.
+static HAS_HALTED: AtomicBool = AtomicBool::new(false);
+
+/// Halts this CPU for good while it holds the lock of the list's growth.
+pub fn halt_in_growth() {
+    cpu::with(|here| HALTS_IN_GROWTH.store(here.index(), Ordering::Relaxed));
+    outgrow();
+}
+
+/// Whether a CPU has halted in growth, and not just begun to.
+pub fn has_halted_in_growth() -> bool {
+    HAS_HALTED.load(Ordering::Acquire)
+}
+
+/// Allocates from the list until it has to grow.
+pub fn outgrow() {
+    let layout = Layout::new::<[u8; 64 * 1024]>();
+    let growths = LIST.statistics().growths;
+    // SAFETY: the size is not zero. Nothing is freed: the run ends by it.
+    while LIST.statistics().growths == growths && !unsafe { LIST.alloc(layout) }.is_null() {}
 }
 
 /// Where code that was interrupted at `instruction` by something that may have used the

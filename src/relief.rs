@@ -2,7 +2,7 @@
 
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use crate::call::{self, Targets};
+use crate::call::{self, Targets, Uses};
 use crate::clock::Deadline;
 use crate::{cpu, crew, heap, lock, shared};
 
@@ -35,7 +35,7 @@ pub fn ask_others() {
     let deadline = Deadline::after_millis(PATIENCE);
     loop {
         let kept = AtomicBool::new(false);
-        let answered = call::insist(Targets::Others, PATIENCE, &|_| {
+        let answered = call::insist(Uses::Heap, Targets::Others, PATIENCE, &|_| {
             if !heap::drain_here() {
                 kept.store(true, Ordering::Relaxed);
             }

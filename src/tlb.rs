@@ -21,7 +21,7 @@ use x86_64::instructions::interrupts;
 use x86_64::instructions::tlb::{self, InvPcidCommand};
 use x86_64::registers::control::{Cr4, Cr4Flags};
 
-use crate::call::{self, Targets};
+use crate::call::{self, Targets, Uses};
 use crate::cpu;
 use crate::mapping::{Mapping, MappingError};
 use crate::median::Median;
@@ -87,7 +87,8 @@ unsafe impl Shootdown for AllCpus {
             spared.set(spared.get() + u64::from(is_spared));
             !is_spared
         };
-        if let Err(error) = call::insist(Targets::Where(&is_asked), PATIENCE, &|_| flush(pages)) {
+        let targets = Targets::Where(&is_asked);
+        if let Err(error) = call::insist(Uses::NoHeap, targets, PATIENCE, &|_| flush(pages)) {
             panic!("a page can't be unmapped: {error}");
         }
         cpu::with(|here| {

@@ -193,6 +193,9 @@ named! {
         MappingOverflow = "mapping-overflow",
         /// The last AP keeps interrupts out for good, and the BSP calls it.
         DeafAp = "deaf-ap",
+        /// The last AP halts for good while it holds a lock of the heap, and the BSP wants that lock. With
+        /// `heap=linked-list`, whose growth takes one.
+        HaltInHeap = "halt-in-heap",
         /// The last CPU takes two locks in the wrong order.
         LockOrder = "lock-order",
         /// The last CPU calls the others while it holds a lock.

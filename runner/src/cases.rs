@@ -929,6 +929,17 @@ pub const CASES: &[Case] = &[
             BACKTRACE,
         ],
     ),
+    // For as long as a CPU may take to take a call.
+    panics(
+        "halt-in-heap",
+        &["4", "heap=linked-list", "fault=halt-in-heap"],
+        &[
+            "CPU 0 panicked",
+            "CPU 3 holds a lock of the heap and does not go on",
+            "CPU 3, at work, stopped at 0x[0-9a-f]+ in .*(hlt|grow)",
+            BACKTRACE,
+        ],
+    ),
     panics(
         "lock-order",
         &["4", "fault=lock-order"],

@@ -9,7 +9,7 @@ use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use x86_64::instructions::interrupts;
 
 use super::Shift;
-use crate::call::{self, Targets, Work};
+use crate::call::{self, Targets, Uses, Work};
 use crate::clock::Deadline;
 use crate::{cpu, crew};
 
@@ -54,9 +54,9 @@ pub fn work(shift: &mut Shift<'_>) {
             carried_out.fetch_add(1, Ordering::Relaxed);
         };
         let result = if shift.random.below(2) == 0 {
-            interrupts::without_interrupts(|| call::insist(targets, PATIENCE, &work))
+            interrupts::without_interrupts(|| call::insist(Uses::Heap, targets, PATIENCE, &work))
         } else {
-            call::insist(targets, PATIENCE, &work)
+            call::insist(Uses::Heap, targets, PATIENCE, &work)
         };
         shift.tally.operations += 1;
         // It has waited for all of them: from here on nobody counts.
