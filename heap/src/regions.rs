@@ -86,6 +86,7 @@ impl Regions {
         };
         self.accounts.live_blocks += 1;
         self.accounts.live_bytes += layout.size() as u64;
+        self.accounts.allocated_bytes += layout.size() as u64;
         self.accounts.peak_live_bytes = self.accounts.peak_live_bytes.max(self.accounts.live_bytes);
         Some(block)
     }

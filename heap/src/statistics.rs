@@ -1,5 +1,7 @@
 //! What a heap holds, to the byte.
 
+use crate::Traffic;
+
 /// A heap's accounts at one instant.
 ///
 /// Bytes count what was asked for ([`Layout::size`](core::alloc::Layout::size)), not what it took;
@@ -8,6 +10,8 @@
 pub struct Statistics {
     /// Bytes allocated and not freed, the boot arena's included.
     pub live_bytes: u64,
+    /// Bytes allocated so far, the boot arena's included. The number only grows.
+    pub allocated_bytes: u64,
     /// Blocks allocated and not freed, the boot arena's included.
     pub live_blocks: u64,
     /// The highest value that `live_bytes` has had.
@@ -26,6 +30,7 @@ pub struct Statistics {
 impl Statistics {
     pub(crate) const ZERO: Self = Self {
         live_bytes: 0,
+        allocated_bytes: 0,
         live_blocks: 0,
         peak_live_bytes: 0,
         capacity_bytes: 0,
@@ -33,4 +38,12 @@ impl Statistics {
         growths: 0,
         refusals: 0,
     };
+
+    /// Returns what was allocated and freed so far, the boot arena's blocks included.
+    pub const fn traffic(&self) -> Traffic {
+        Traffic {
+            allocated_bytes: self.allocated_bytes,
+            freed_bytes: self.allocated_bytes - self.live_bytes,
+        }
+    }
 }

@@ -126,6 +126,8 @@ fn boot_blocks_outlive_open_and_go_back_where_they_belong() {
     let statistics = heap.statistics();
     assert_eq!((statistics.live_bytes, statistics.live_blocks), (0, 0));
     assert_eq!(statistics.peak_live_bytes, 2000);
+    let traffic = statistics.traffic();
+    assert_eq!((traffic.allocated_bytes, traffic.freed_bytes), (2000, 2000));
 }
 
 #[test]

@@ -235,7 +235,7 @@ fn check_heap(
 
     let mut random = Random::new(seed);
     let mut shadow = Shadow::new(&heap);
-    let (mut refusals, mut peak) = (0, 0);
+    let (mut refusals, mut peak, mut allocated) = (0, 0, 0);
     for (number, (_, step)) in steps.into_iter().enumerate() {
         let is_open = number >= start.open_at;
         if number == start.open_at {
@@ -281,6 +281,7 @@ fn check_heap(
             if served {
                 // A realloc holds two blocks for an instant.
                 peak = peak.max(live + wanted.size() as u64);
+                allocated += wanted.size() as u64;
             } else {
                 refusals += 1;
             }
@@ -300,6 +301,7 @@ fn check_heap(
         prop_assert_eq!(statistics.boot_live_bytes, boot as u64);
         prop_assert_eq!(statistics.refusals, refusals);
         prop_assert_eq!(statistics.peak_live_bytes, peak);
+        prop_assert_eq!(statistics.allocated_bytes, allocated);
         prop_assert_eq!(statistics.growths, now_gave as u64);
         prop_assert_eq!(statistics.capacity_bytes, arena_bytes + given as u64);
     }
