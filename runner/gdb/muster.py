@@ -293,8 +293,9 @@ stack; what it keeps of the heap and of the frames; what it has counted."""
         if thread:
             self.tell_place(thread, tell)
         tell("holds", self.locks(local))
-        cached, live = self.heap(block["head"])
-        tell("heap", f"{cached} free blocks at hand, {live} bytes live of what it allocated and freed")
+        cache = block["head"]
+        allocated, freed = number(cache["allocated"]), number(cache["freed"])
+        tell("heap", f"{self.cached(cache)} free blocks cached, {allocated} bytes allocated, {freed} freed")
         tell("frames", f"{self.frames(local)} at hand")
         calls = shared["calls"]["value"]
         irqs = self.sum(shared["interrupts"]["value"])
@@ -326,7 +327,7 @@ stack; what it keeps of the heap and of the frames; what it has counted."""
         ]
         return f"locks of {', '.join(held)}" if held else "no lock"
 
-    def heap(self, cache):
+    def cached(self, cache):
         bottoms = static("muster_heap::magazines::cache::BOTTOMS")
         cached = 0
         for name, (magazine, bottom) in enumerate(zip(self.items(cache["magazines"]), self.items(bottoms))):
@@ -334,7 +335,7 @@ stack; what it keeps of the heap and of the frames; what it has counted."""
             # One that is closed just now counts as empty, as for the kernel.
             cached += max(top - int(bottom), 0) if top <= end else 0
             cached += number(cache["reserve"][name]) != 0
-        return cached, number(cache["live_bytes"])
+        return cached
 
     def frames(self, local):
         frames = local["frames"]

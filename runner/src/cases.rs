@@ -1140,6 +1140,7 @@ pub const CASES: &[Case] = &[
                 r"\nroll: 4 of 4 CPUs online\n(?:.*\n){4}  3     3      4 online at \d+\.\d{6}, a",
                 r"\nCPU 2, LAPIC 2: online at .*\n  block .*\n  doing     a.*\n  thread    3, at .* muster",
                 r"\n  stack     0xffffff0000090000 to 0xffffff00000a0000, \d+ bytes in use\n  holds     no lock\n",
+                r"\n  heap      \d+ free blocks cached, \d+ bytes allocated, \d+ freed\n",
                 r"\n  counted   \d+ interrupts, 0 calls, [1-9]\d* answers\n",
             ],
             agrees: &[
