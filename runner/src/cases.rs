@@ -1257,7 +1257,7 @@ pub const CASES: &[Case] = &[
             (r"^CPU   7 .* in (exhaustion|soak)", ""),
             ("^CPU   7 ", "cpus"),
             ("^  7 +7 ", "account"),
-            ("bytes  in all$", "call 5"),
+            ("bytes  in all$|^error: memory is out", "call 5"),
             ("^to it and back: |^error: CPU 5", "map ffffff000001fff8"),
             ("^physical 0x", "stress churn"),
             ("^error: the other CPUs are at work", "fault panic-ap"),
