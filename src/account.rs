@@ -7,12 +7,16 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt;
 
-use muster_events::AccountCpu;
+use muster_events::{AccountCommon, AccountCpu};
+use muster_heap::Traffic;
 use muster_memory::{FRAME_SIZE, Owner, Totals};
+use muster_percpu::Outcome;
 
 use crate::audit::Bytes;
+use crate::heap::Reading;
+use crate::interrupts::{Counts, Kind};
 use crate::stack::{self, Slot};
-use crate::{cpu, crew, events, heap, shared};
+use crate::{cpu, events, shared};
 
 /// Logs the account, and whether it adds up. Called on the BSP, between orders.
 ///
@@ -27,16 +31,15 @@ pub fn settle() -> Result<(), String> {
     Ok(())
 }
 
-/// What one CPU has, in bytes.
+/// What one CPU has, or no CPU, in bytes. [`Reading`] says what the words mean.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Holding {
-    /// Free frames that it has at hand.
+    /// Free frames in its cache; of the common ones, those in no cache.
     pub frames: u64,
-    /// Free blocks that it has at hand.
+    /// Free blocks in its cache; of the common ones, those in depots.
     pub cached: u64,
-    /// Blocks that it was given, as asked for, less those that it gave back. Those larger than any
-    /// size class are nobody's.
-    pub live: i64,
+    /// What was allocated and freed on it; the common traffic went past all caches.
+    pub traffic: Traffic,
     /// Frames that it mapped, less those that it unmapped.
     pub mapped: i64,
     /// The most that its stack has had.
@@ -47,31 +50,49 @@ impl Holding {
     fn add(&mut self, other: &Self) {
         self.frames += other.frames;
         self.cached += other.cached;
-        self.live += other.live;
+        self.traffic = self.traffic + other.traffic;
         self.mapped += other.mapped;
         self.stack = self.stack.max(other.stack);
     }
-}
 
-impl fmt::Display for Holding {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{:>9} {:>9} {:>10} {:>8} {:>8}",
+    /// Reads what went through the caches of a CPU, and is in them.
+    fn of(index: u32, cpu: &cpu::Shared) -> Self {
+        let share = shared::get().share_of(index);
+        let mapped = (share.as_ref()).map_or(0, |share| share.handed_out(Owner::Mappings));
+        Self {
+            frames: share.map_or(0, |share| share.cached() as u64) * FRAME_SIZE,
+            cached: cpu.cache.cached_bytes() as u64,
+            traffic: cpu.cache.traffic(),
+            mapped: mapped * FRAME_SIZE as i64,
+            stack: 0,
+        }
+    }
+
+    /// Logs its row of the table of memory.
+    fn tell_memory(&self, row: impl fmt::Display, stack: fmt::Arguments<'_>) {
+        log::info!(
+            "{row:>6} {:>10} {:>10} {:>10} {stack}",
             Bytes(self.frames),
             Bytes(self.cached),
-            Signed(self.live),
-            Signed(self.mapped),
-            Bytes(self.stack)
-        )
+            Signed(self.mapped)
+        );
+    }
+
+    /// Logs its row of the table of traffic.
+    fn tell_traffic(&self, row: impl fmt::Display) {
+        let Traffic {
+            allocated_bytes,
+            freed_bytes,
+        } = self.traffic;
+        log::info!("{row:>6} {allocated_bytes:>20} {freed_bytes:>20}");
     }
 }
 
 /// What one CPU has done for itself and for others: numbers of each.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Deeds {
-    /// Interrupts taken.
-    pub interrupts: u64,
+    /// Interrupts taken, of each kind.
+    pub interrupts: Counts,
     /// Calls to others, one for each of them.
     pub sent: u64,
     /// Calls from others that it carried out.
@@ -87,7 +108,7 @@ pub struct Deeds {
 impl Deeds {
     fn of(shared: &cpu::Shared) -> Self {
         Self {
-            interrupts: shared.interrupts.sum(),
+            interrupts: shared.interrupts.read(),
             sent: shared.calls.sent(),
             served: shared.calls.served(),
             shootdowns: shared.tlb.shootdowns(),
@@ -111,7 +132,12 @@ impl fmt::Display for Deeds {
         write!(
             f,
             "{:>8} {:>7} {:>7} {:>7} {:>7} {:>7}",
-            self.interrupts, self.sent, self.served, self.shootdowns, self.spared, self.flushes
+            self.interrupts.sum(),
+            self.sent,
+            self.served,
+            self.shootdowns,
+            self.spared,
+            self.flushes
         )
     }
 }
@@ -121,17 +147,13 @@ impl fmt::Display for Deeds {
 pub struct Account {
     /// Each CPU at work, by its index.
     pub cpus: Vec<(u32, Holding, Deeds)>,
+    /// What no CPU at work has: free frames in no cache, free blocks in depots, what was allocated,
+    /// freed and mapped past the caches. It has no stack.
+    pub common: Holding,
     /// Who owns how much.
     pub owners: Totals,
-    /// What was mapped past the CPUs' frame caches.
-    mapped_past: i64,
-    /// Free frames that no CPU has at hand, counted one by one.
-    uncached: u64,
-    /// Bytes of the heap's frames, by the heap's own books.
-    heap: u64,
-    /// Of those, what is live, and what CPUs and depots keep.
-    live: i64,
-    cached: u64,
+    /// What the heap holds, by its own counters.
+    heap: Reading,
     /// All that the machine has, without what is reserved.
     memory: u64,
 }
@@ -150,12 +172,14 @@ pub enum AccountError {
     },
     /// There is no memory for the account itself.
     OutOfMemory,
-    /// The heap gave out and keeps more bytes than it has.
+    /// The heap gave back more bytes than it gave out, or gave out and keeps more than it has.
     Heap {
-        /// Live and cached.
-        used: i128,
+        /// Live in its frames.
+        live: i64,
+        /// In free blocks that CPUs and depots keep.
+        cached: u64,
         /// In all its frames.
-        memory: u64,
+        frames: u64,
     },
 }
 
@@ -171,10 +195,15 @@ impl fmt::Display for AccountError {
             Self::OutOfMemory => {
                 write!(f, "memory is out: there is none to draw the account up in")
             }
-            Self::Heap { used, memory } => {
+            Self::Heap {
+                live,
+                cached,
+                frames,
+            } => {
                 write!(
                     f,
-                    "the account does not add up: the heap uses {used} bytes and has {memory}"
+                    "the account does not add up: of the heap's frames, {frames} bytes, {live} are \
+                     live and {cached} cached"
                 )
             }
         }
@@ -193,37 +222,40 @@ impl Account {
         cpus.try_reserve_exact(cpu::all().len())
             .map_err(|_| AccountError::OutOfMemory)?;
         let shared = shared::get();
-        let frames = |count: i64| count * FRAME_SIZE as i64;
-        for (index, cpu) in crew::members() {
-            let share = shared.share_of(index);
-            let mapped = share.map_or(0, |share| share.handed_out(Owner::Mappings));
-            let holding = Holding {
-                frames: share.map_or(0, |share| share.cached() as u64) * FRAME_SIZE,
-                cached: cpu.cache.cached_bytes() as u64,
-                live: cpu.cache.traffic().live_bytes(),
-                mapped: frames(mapped),
+        let heap = Reading::take();
+        let past_caches = shared.common_share().handed_out(Owner::Mappings);
+        let mut common = Holding {
+            frames: shared.uncached_bytes(),
+            cached: heap.depot_bytes,
+            traffic: heap.common_traffic,
+            mapped: past_caches * FRAME_SIZE as i64,
+            stack: 0,
+        };
+        for (index, cpu) in cpu::all() {
+            let mut holding = Holding::of(index, cpu);
+            if cpu.report.admission() == Outcome::Joined {
                 // SAFETY: a CPU at work has its stack, in the shared tables.
-                stack: unsafe { Slot::of(index).main().most_used() },
-            };
-            // There is room: no more CPUs are at work than there are.
-            cpus.push((index, holding, Deeds::of(cpu)));
+                holding.stack = unsafe { Slot::of(index).main().most_used() };
+                // There is room: no more CPUs are at work than there are.
+                cpus.push((index, holding, Deeds::of(cpu)));
+            } else {
+                // What it left when it did not come in time is no CPU's any more.
+                common.add(&holding);
+            }
         }
-        let reading = heap::Reading::take();
         Ok(Self {
             cpus,
+            common,
             owners: shared.totals(),
-            mapped_past: frames(shared.common_share().handed_out(Owner::Mappings)),
-            uncached: shared.uncached_bytes(),
-            heap: reading.magazine_frames * FRAME_SIZE + shared.heap_window_bytes(),
-            live: reading.live_bytes - reading.boot_live_bytes,
-            cached: reading.cached_bytes,
+            heap,
             memory: shared.memory_bytes(),
         })
     }
 
-    /// What all CPUs have together.
+    /// Adds up all rows: what the machine has, which is the CPUs' and the common part, and what its
+    /// CPUs have done.
     pub fn sum(&self) -> (Holding, Deeds) {
-        let mut sum = (Holding::default(), Deeds::default());
+        let mut sum = (self.common, Deeds::default());
         for (_, holding, deeds) in &self.cpus {
             sum.0.add(holding);
             sum.1.add(deeds);
@@ -238,18 +270,24 @@ impl Account {
     /// The first that does not add up.
     pub fn check(&self) -> Result<(), AccountError> {
         let cpus = cpu::all().len() as u64;
-        let (holding, _) = self.sum();
+        let (all, _) = self.sum();
         let owned = |owner| i128::from(self.owners[owner]);
         let sums = [
-            (
-                "free frames",
-                i128::from(holding.frames) + i128::from(self.uncached),
-                owned(Owner::Free),
-            ),
+            ("free frames", i128::from(all.frames), owned(Owner::Free)),
             (
                 "mapped memory",
-                i128::from(holding.mapped) + i128::from(self.mapped_past),
+                i128::from(all.mapped),
                 owned(Owner::Mappings),
+            ),
+            (
+                "live bytes",
+                i128::from(all.traffic.live_bytes()),
+                i128::from(self.heap.live_bytes),
+            ),
+            (
+                "cached blocks",
+                i128::from(all.cached),
+                i128::from(self.heap.cached_bytes),
             ),
             (
                 "stacks",
@@ -261,7 +299,11 @@ impl Account {
                 i128::from(cpus * cpu::BYTES),
                 owned(Owner::PerCpu),
             ),
-            ("the heap", i128::from(self.heap), owned(Owner::Heap)),
+            (
+                "the heap",
+                i128::from(self.heap.frame_bytes()),
+                owned(Owner::Heap),
+            ),
             (
                 "all memory",
                 i128::from(self.owners.sum()) - owned(Owner::Reserved),
@@ -273,11 +315,12 @@ impl Account {
         {
             return Err(AccountError::Sum { what, parts, whole });
         }
-        let used = i128::from(self.live) + i128::from(self.cached);
-        if used > i128::from(self.heap) || holding.cached > self.cached {
+        let live = self.heap.live_in_frames();
+        if live < 0 || self.heap.rest() < 0 {
             return Err(AccountError::Heap {
-                used,
-                memory: self.heap,
+                live,
+                cached: self.heap.cached_bytes,
+                frames: self.heap.frame_bytes(),
             });
         }
         Ok(())
@@ -291,38 +334,58 @@ impl Account {
     }
 
     fn tell_cpus(&self) {
-        log::info!("cpu    frames    cached       live   mapped    stack");
+        let (all, deeds) = self.sum();
+        log::info!("   cpu     frames     cached     mapped        stack");
         for (index, holding, _) in &self.cpus {
-            log::info!("{index:>3} {holding}");
+            holding.tell_memory(index, format_args!("{:>12}", Bytes(holding.stack)));
         }
-        let (holding, deeds) = self.sum();
-        log::info!("all {holding}");
+        (self.common).tell_memory("common", format_args!("{:>12}", "-"));
+        all.tell_memory("all", format_args!("max {:>8}", Bytes(all.stack)));
+        log::info!("   cpu            allocated                freed");
+        for (index, holding, _) in &self.cpus {
+            holding.tell_traffic(index);
+        }
+        self.common.tell_traffic("common");
+        all.tell_traffic("all");
+        log::info!(
+            "live: {} bytes, {} of them in the boot arena",
+            all.traffic.live_bytes(),
+            self.heap.boot_live_bytes
+        );
         log::info!("cpu     irqs    sent  served  shoots  spared flushes");
         for (index, _, deeds) in &self.cpus {
             log::info!("{index:>3} {deeds}");
         }
         log::info!("all {deeds}");
+        for (index, _, deeds) in &self.cpus {
+            log::debug!(target: "irq", "interrupts taken by CPU {index}: {}", deeds.interrupts);
+        }
+        log::info!(target: "irq", "taken: {}", deeds.interrupts);
     }
 
     /// Logs who owns the memory.
     pub fn tell_memory(&self) {
-        let (holding, _) = self.sum();
+        let (all, _) = self.sum();
         let part = |bytes: i128, what: fmt::Arguments<'_>| {
             let bytes = u64::try_from(bytes).unwrap_or(0);
-            log::info!("{:>11} {bytes:>14} bytes  {what}", Bytes(bytes));
+            log::info!("{:>10} {bytes:>14} bytes  {what}", Bytes(bytes));
         };
-        let at_hand = i128::from(holding.frames);
-        part(i128::from(self.uncached), format_args!("free"));
-        part(at_hand, format_args!("free, kept by CPUs"));
+        let uncached = i128::from(self.common.frames);
+        part(uncached, format_args!("free"));
+        part(
+            i128::from(all.frames) - uncached,
+            format_args!("free, kept by CPUs"),
+        );
         for (owner, bytes) in self.owners.iter().filter(|(_, bytes)| *bytes > 0) {
             match owner {
                 Owner::Free | Owner::Reserved => {}
                 Owner::Heap => {
-                    let (live, cached) = (i128::from(self.live), i128::from(self.cached));
-                    part(live, format_args!("heap, live"));
-                    part(cached, format_args!("heap, cached"));
+                    let live = i128::from(self.heap.live_in_frames());
+                    let cached = i128::from(self.heap.cached_bytes);
+                    part(live, format_args!("heap frames, live"));
+                    part(cached, format_args!("heap frames, cached"));
                     let rest = i128::from(bytes) - live - cached;
-                    part(rest, format_args!("heap, the rest"));
+                    part(rest, format_args!("heap frames, rest"));
                 }
                 _ => part(i128::from(bytes), format_args!("{owner}")),
             }
@@ -338,10 +401,11 @@ impl Account {
                 cpu: *index,
                 at_hand_bytes: holding.frames,
                 cached_bytes: holding.cached,
-                live_bytes: holding.live,
+                allocated_bytes: holding.traffic.allocated_bytes,
+                freed_bytes: holding.traffic.freed_bytes,
                 mapped_bytes: holding.mapped,
                 stack_bytes: holding.stack,
-                interrupts: deeds.interrupts,
+                interrupts: deeds.interrupts.sum(),
                 calls_sent: deeds.sent,
                 calls_served: deeds.served,
                 shootdowns: deeds.shootdowns,
@@ -349,14 +413,34 @@ impl Account {
                 flushes: deeds.flushes,
             });
         }
+        let common = &self.common;
+        events::tell(AccountCommon {
+            free_bytes: common.frames,
+            cached_bytes: common.cached,
+            allocated_bytes: common.traffic.allocated_bytes,
+            freed_bytes: common.traffic.freed_bytes,
+            mapped_bytes: common.mapped,
+        });
         events::tell(muster_events::Account {
             memory_bytes: self.memory,
-            free_bytes: self.uncached,
-            at_hand_bytes: self.sum().0.frames,
-            heap_live_bytes: self.live,
-            heap_cached_bytes: self.cached,
+            free_bytes: common.frames,
+            at_hand_bytes: self.sum().0.frames - common.frames,
+            heap_live_bytes: self.heap.live_in_frames(),
+            boot_live_bytes: self.heap.boot_live_bytes,
+            heap_cached_bytes: self.heap.cached_bytes,
             owners: events::owners(&self.owners),
         });
+        for (index, _, deeds) in &self.cpus {
+            let of = |kind| deeds.interrupts.of(kind);
+            events::tell(muster_events::Interrupts {
+                cpu: *index,
+                timer: of(Kind::Timer),
+                wake_up: of(Kind::Wake),
+                error: of(Kind::Error),
+                spurious: of(Kind::Spurious),
+                nmi: of(Kind::Nmi),
+            });
+        }
     }
 }
 

@@ -32,7 +32,7 @@ impl Books {
         }
         let (before, after) = (self.0, Reading::take());
         log::info!(
-            "heap: {} B live before, {} B after",
+            "live, arena included: {} B before, {} B after",
             before.live_bytes,
             after.live_bytes
         );

@@ -15,7 +15,7 @@ use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering}
 use muster_arguments::HeapKind;
 use muster_heap::{
     Class, CpuCache, FastPath, FramePlatform, Heap, MagazineHeap, MagazineStatistics, NO_CACHE,
-    Platform, resume,
+    Platform, Traffic, resume,
 };
 use muster_memory::FRAME_SIZE;
 use x86_64::instructions::interrupts;
@@ -454,11 +454,9 @@ pub fn relieve() {
     }
 }
 
-/// Logs what the magazines have memory for: blocks that are live, as asked for; cached; and the rest,
-/// which is free in slabs, rounded up, or beyond a slab's last block. And how they have served so
-/// far: allocations from them, how many there were for each refill and flush, how often two CPUs
-/// met at a depot, and blocks that came back to their slab from another CPU than the one that last
-/// got some of it.
+/// Logs what the heap has its frames for, and how the magazines have served so far: allocations from
+/// them, how many there were for each refill and flush, how often two CPUs met at a depot, and blocks
+/// that came back to their slab from another CPU than the one that last got some of it.
 pub fn tell() {
     let mut sum = MagazineStatistics::default();
     let (mut contended, mut remote) = (0, 0);
@@ -473,20 +471,15 @@ pub fn tell() {
         contended += shared.depot_contended;
         remote += shared.remote_blocks;
     }
-    let totals = MAGAZINES.totals();
-    let slabs = totals.slab_frames as u64 * FRAME_SIZE;
-    let cached = totals.cached_bytes as u64;
-    // Rounded up, beyond the last block of a slab, and in slabs that are partly free.
-    let live = u64::try_from(totals.live_bytes).unwrap_or(0);
-    let large = totals.large_frames as u64 * FRAME_SIZE;
-    let rest = (slabs + large).saturating_sub(cached + live);
-    log::info!("in magazines:  blocks     live   cached     rest");
+    let reading = Reading::take();
+    let bytes = |bytes: i64| Bytes(u64::try_from(bytes).unwrap_or(0));
+    log::info!("heap's frames live in them     cached       rest");
     log::info!(
-        "            {:>9} {:>9} {:>8} {:>8}",
-        Bytes(slabs + large),
-        Bytes(live),
-        Bytes(cached),
-        Bytes(rest)
+        "{:>13} {:>12} {:>10} {:>10}",
+        Bytes(reading.frame_bytes()),
+        bytes(reading.live_in_frames()),
+        Bytes(reading.cached_bytes),
+        bytes(reading.rest())
     );
     if sum.allocations > 0 {
         log::info!("allocations per refill per flush contended   remote");
@@ -500,18 +493,35 @@ pub fn tell() {
 }
 
 /// What the heap holds at one moment. Exact while no CPU uses it.
+///
+/// These words mean the same wherever the kernel prints them, and so do the fields of its events:
+///
+/// - **live**: bytes allocated and not freed, as asked for. Each is in the heap's frames or in the boot
+///   arena, which is part of the image: where a figure leaves the arena out, it says "in its frames".
+///   While the heap is checked, a block is asked for with its guards, and is freed when it leaves its
+///   quarantine.
+/// - **cached**: bytes in free blocks that CPUs and depots keep, each as large as its class.
+/// - **rest**: the heap's frames less what is live in them less what is cached: free in slabs, in the
+///   list or in a window's last page, lost to rounding, or the heap's own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Reading {
-    /// Bytes allocated and not freed.
+    /// Bytes allocated and not freed, the boot arena's included.
     pub live_bytes: i64,
-    /// Those of them that lie in the boot arena, which is part of the image.
+    /// Those of them that lie in the boot arena.
     pub boot_live_bytes: i64,
     /// Blocks allocated and not freed.
     pub live_blocks: i64,
-    /// Bytes in free blocks that CPUs keep for themselves.
+    /// What was allocated and freed past the CPUs' caches: before there were any, by code that
+    /// interrupted a CPU inside the heap, and all that the list gave.
+    pub common_traffic: Traffic,
+    /// Bytes in free blocks that CPUs and depots keep.
     pub cached_bytes: u64,
+    /// Those of them that depots keep.
+    pub depot_bytes: u64,
     /// Frames that the magazines hold, for blocks and for their own books.
     pub magazine_frames: u64,
+    /// Bytes of the window that the list is given memory of.
+    pub window_bytes: u64,
     /// The most bytes that both heaps had of memory at once.
     pub peak_bytes: u64,
 }
@@ -521,15 +531,35 @@ impl Reading {
     pub fn take() -> Self {
         let list = LIST.statistics();
         let magazines = MAGAZINES.totals();
+        let in_depot = |class: Class| MAGAZINES.class_statistics(class).depot_blocks * class.size();
+        let depot_bytes: usize = Class::all().map(in_depot).sum();
         Self {
             // Exact: no machine has so much memory.
             live_bytes: list.live_bytes as i64 + magazines.live_bytes,
             boot_live_bytes: list.boot_live_bytes as i64,
             live_blocks: list.live_blocks as i64 + magazines.live_blocks,
+            common_traffic: list.traffic() + MAGAZINES.common_traffic(),
             cached_bytes: magazines.cached_bytes as u64,
+            depot_bytes: depot_bytes as u64,
             magazine_frames: magazines.frames() as u64,
+            window_bytes: shared::get().heap_window_bytes(),
             peak_bytes: list.capacity_bytes + magazines.peak_frames as u64 * FRAME_SIZE,
         }
+    }
+
+    /// Returns the bytes that are live in the heap's frames.
+    pub const fn live_in_frames(&self) -> i64 {
+        self.live_bytes - self.boot_live_bytes
+    }
+
+    /// Returns the bytes of the heap's frames, by the heap's own counters.
+    pub const fn frame_bytes(&self) -> u64 {
+        self.magazine_frames * FRAME_SIZE + self.window_bytes
+    }
+
+    /// Returns the rest of the heap's frames, negative if more is live and cached than there is.
+    pub const fn rest(&self) -> i64 {
+        self.frame_bytes() as i64 - self.live_in_frames() - self.cached_bytes as i64
     }
 }
 

@@ -20,10 +20,11 @@
 //! firmware leaves devices on, and a stray interrupt hurts nothing that is here.
 
 use core::fmt;
+use core::ops::AddAssign;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::exceptions::{self, Heap};
-use crate::{call, cpu, crew, events, lapic, machine_check, pic, timer, tlb};
+use crate::{call, cpu, lapic, machine_check, pic, timer, tlb};
 
 /// The interrupt of a CPU's own timer.
 pub const TIMER_VECTOR: u8 = 0xe0;
@@ -120,20 +121,54 @@ impl Counters {
         Self([const { AtomicU64::new(0) }; Kind::ALL.len()])
     }
 
-    /// How many of this kind.
-    pub fn of(&self, kind: Kind) -> u64 {
-        self.0[kind as usize].load(Ordering::Relaxed)
-    }
-
-    /// How many of all kinds.
-    pub fn sum(&self) -> u64 {
-        Kind::ALL.into_iter().map(|kind| self.of(kind)).sum()
+    /// Reads how many of each kind there have been. Another CPU's are exact while it takes none.
+    pub fn read(&self) -> Counts {
+        // Statistics: no reader concludes anything about other memory from them.
+        Counts(Kind::ALL.map(|kind| self.0[kind as usize].load(Ordering::Relaxed)))
     }
 
     /// One more. Called with interrupts off on the CPU whose counters these are, so no one else
     /// writes them meanwhile.
     fn count(&self, kind: Kind) {
-        self.0[kind as usize].store(self.of(kind) + 1, Ordering::Relaxed);
+        let counter = &self.0[kind as usize];
+        counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+    }
+}
+
+/// How many interrupts of each kind there were, as one reading found them. All that is printed of
+/// one reading agrees, whether it is the sum or the kinds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts([u64; Kind::ALL.len()]);
+
+impl Counts {
+    /// Returns how many of this kind.
+    pub fn of(&self, kind: Kind) -> u64 {
+        self.0[kind as usize]
+    }
+
+    /// Returns how many of all kinds.
+    pub fn sum(&self) -> u64 {
+        self.0.iter().sum()
+    }
+}
+
+impl AddAssign for Counts {
+    fn add_assign(&mut self, other: Self) {
+        for (sum, count) in self.0.iter_mut().zip(other.0) {
+            *sum += count;
+        }
+    }
+}
+
+impl fmt::Display for Counts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let there_were = Kind::ALL.into_iter().zip(self.0);
+        let mut before = "";
+        for (kind, count) in there_were.filter(|&(_, count)| count > 0) {
+            write!(f, "{before}{count} {}", kind.name())?;
+            before = ", ";
+        }
+        f.write_str(if before.is_empty() { "none" } else { "" })
     }
 }
 
@@ -178,7 +213,7 @@ pub fn is_unused(vector: u8) -> bool {
 
 /// Returns how many interrupts this CPU has taken that nobody asked for.
 pub fn unexpected_here() -> u64 {
-    cpu::with(|here| here.shared().interrupts.of(Kind::Unexpected))
+    cpu::with(|here| here.shared().interrupts.read().of(Kind::Unexpected))
 }
 
 /// Vectors at which an interrupt that nobody asked for has come, a bit for each.
@@ -220,41 +255,4 @@ pub fn take_nmi() -> bool {
     }
     cpu::try_with(|here| here.shared().interrupts.count(Kind::Nmi));
     true
-}
-
-/// Logs how many interrupts of each kind there were on all CPUs, and for who wants to know on each.
-pub fn tell() {
-    let counts = |shared: &cpu::Shared| Kind::ALL.map(|kind| shared.interrupts.of(kind));
-    let mut sums = [0; Kind::ALL.len()];
-    for (index, shared) in crew::members() {
-        let counts = counts(shared);
-        let of = |kind| shared.interrupts.of(kind);
-        events::tell(muster_events::Interrupts {
-            cpu: index,
-            timer: of(Kind::Timer),
-            wake_up: of(Kind::Wake),
-            error: of(Kind::Error),
-            spurious: of(Kind::Spurious),
-        });
-        for (sum, count) in sums.iter_mut().zip(counts) {
-            *sum += count;
-        }
-        log::debug!(target: "irq", "interrupts taken by CPU {index}: {}", Counts(counts));
-    }
-    log::info!(target: "irq", "taken: {}", Counts(sums));
-}
-
-/// How many of each kind there were, in words.
-struct Counts([u64; Kind::ALL.len()]);
-
-impl fmt::Display for Counts {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let there_were = Kind::ALL.into_iter().zip(self.0);
-        let mut before = "";
-        for (kind, count) in there_were.filter(|&(_, count)| count > 0) {
-            write!(f, "{before}{count} {}", kind.name())?;
-            before = ", ";
-        }
-        f.write_str(if before.is_empty() { "none" } else { "" })
-    }
 }

@@ -236,7 +236,6 @@ extern "C" fn muster() -> ! {
     let work = work(arguments, &roll);
     let account = account::settle();
     let audit = before.compare();
-    interrupts::tell();
     shared::get().tell_ranges(Moment::End);
     famine::tell(arguments.frames_fail);
 

@@ -165,7 +165,8 @@ pub struct Cost {
     pub rounds: u32,
 }
 
-/// How many interrupts of each kind one CPU has taken.
+/// How many interrupts of each kind one CPU has taken, by the reading that its
+/// [`AccountCpu`](crate::AccountCpu) is of: its `interrupts` is the sum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Interrupts {
@@ -179,4 +180,6 @@ pub struct Interrupts {
     pub error: u64,
     /// Such as went away before they were taken.
     pub spurious: u64,
+    /// NMIs that did not end the run.
+    pub nmi: u64,
 }

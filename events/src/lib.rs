@@ -54,7 +54,8 @@ pub use cpus::{Absent, Cost, Cpu, Interrupts, Measured, Phase, Reached, Roll};
 pub use end::{Fault, Kind, Outcome, ReturnAddress, Stopped, Verdict};
 pub use line::{LONGEST, Line};
 pub use memory::{
-    Account, AccountCpu, Address, Audit, Mapped, Moment, Owner, Owners, Range, Reclaim,
+    Account, AccountCommon, AccountCpu, Address, Audit, Mapped, Moment, Owner, Owners, Range,
+    Reclaim,
 };
 #[cfg(feature = "read")]
 pub use read::read;
@@ -64,4 +65,4 @@ pub use stress::{Memory, Sample, Work, Workload};
 
 /// The schema's version. It grows when a field or an event is renamed, is taken away, or means something
 /// else; not when one is added.
-pub const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 2;

@@ -163,9 +163,10 @@ pub struct AccountCpu {
     pub at_hand_bytes: u64,
     /// In free blocks that it has at hand.
     pub cached_bytes: u64,
-    /// In blocks that it was given, less those that it gave back: negative if it freed more than it
-    /// allocated.
-    pub live_bytes: i64,
+    /// Allocated on it so far, as asked for.
+    pub allocated_bytes: u64,
+    /// Freed on it so far.
+    pub freed_bytes: u64,
     /// In frames that it mapped, less those that it unmapped.
     pub mapped_bytes: i64,
     /// The most that its stack has had.
@@ -184,6 +185,24 @@ pub struct AccountCpu {
     pub flushes: u64,
 }
 
+/// What no CPU has of memory. What all CPUs and this allocated, less what they freed, is live: in the
+/// heap's frames or in the boot arena.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AccountCommon {
+    /// In free frames that no CPU has at hand.
+    pub free_bytes: u64,
+    /// In free blocks that depots keep.
+    pub cached_bytes: u64,
+    /// Allocated past the CPUs' caches so far, as asked for: before there were any, by code that
+    /// interrupted a CPU inside the heap, and from the boot arena and the list.
+    pub allocated_bytes: u64,
+    /// Freed past them so far.
+    pub freed_bytes: u64,
+    /// In frames that were mapped past them, less those that were unmapped.
+    pub mapped_bytes: i64,
+}
+
 /// Whose all memory is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -194,9 +213,11 @@ pub struct Account {
     pub free_bytes: u64,
     /// Free, and at hand of CPUs.
     pub at_hand_bytes: u64,
-    /// Of the heap, what is live.
+    /// Of the heap's frames, what is live: allocated and not freed, as asked for.
     pub heap_live_bytes: i64,
-    /// Of the heap, what CPUs and depots keep.
+    /// Of the boot arena, what is live. It is part of the kernel's image.
+    pub boot_live_bytes: i64,
+    /// Of the heap's frames, what is cached: free blocks that CPUs and depots keep.
     pub heap_cached_bytes: u64,
     /// By owner.
     pub owners: Owners,

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::bench::{Figure, Instructions, Latency};
 use crate::cpus::{Absent, Cost, Cpu, Interrupts, Roll};
 use crate::end::{Fault, ReturnAddress, Stopped, Verdict};
-use crate::memory::{Account, AccountCpu, Audit, Mapped, Range, Reclaim};
+use crate::memory::{Account, AccountCommon, AccountCpu, Audit, Mapped, Range, Reclaim};
 use crate::start::{Run, Start};
 use crate::stress::{Memory, Sample, Work, Workload};
 
@@ -94,6 +94,8 @@ events! {
     Instructions(Instructions<'a>) = "instructions",
     /// What one CPU has of memory, and has done.
     AccountCpu(AccountCpu) = "account_cpu",
+    /// What no CPU has of memory.
+    AccountCommon(AccountCommon) = "account_common",
     /// Whose all memory is, in the end.
     Account(Account) = "account",
     /// What was found of what is left.

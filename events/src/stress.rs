@@ -50,9 +50,9 @@ pub struct Memory<'a> {
     pub free_bytes: u64,
     /// In frames of the heap.
     pub heap_bytes: u64,
-    /// Of the heap, what is live.
+    /// Of the heap's frames, what is live: allocated and not freed, as asked for.
     pub heap_live_bytes: i64,
-    /// Of the heap, what CPUs and depots keep.
+    /// Of the heap's frames, what is cached: free blocks that CPUs and depots keep.
     pub heap_cached_bytes: u64,
     /// In frames that are mapped at run time.
     pub mapped_bytes: u64,

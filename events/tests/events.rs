@@ -203,7 +203,8 @@ fn examples() -> Vec<Event<'static>> {
             cpu: 1,
             at_hand_bytes: 2,
             cached_bytes: 3,
-            live_bytes: -4,
+            allocated_bytes: u64::MAX,
+            freed_bytes: 4,
             mapped_bytes: i64::MIN,
             stack_bytes: 5,
             interrupts: 6,
@@ -213,11 +214,19 @@ fn examples() -> Vec<Event<'static>> {
             spared: 10,
             flushes: 11,
         }),
+        Event::AccountCommon(AccountCommon {
+            free_bytes: u64::MAX,
+            cached_bytes: 1,
+            allocated_bytes: 2,
+            freed_bytes: 3,
+            mapped_bytes: i64::MIN,
+        }),
         Event::Account(Account {
             memory_bytes: u64::MAX,
             free_bytes: u64::MAX,
             at_hand_bytes: u64::MAX,
             heap_live_bytes: i64::MIN,
+            boot_live_bytes: 1,
             heap_cached_bytes: u64::MAX,
             owners: Owners {
                 free: u64::MAX,
@@ -251,6 +260,7 @@ fn examples() -> Vec<Event<'static>> {
             wake_up: 3,
             error: 4,
             spurious: 5,
+            nmi: 6,
         }),
         Event::Fault(Fault {
             cpu: 3,

@@ -320,6 +320,28 @@ pub const CASES: &[Case] = &[
         &["32", "stress=shootdown", "seconds=0.5"],
         &["stress  shootdown", "audit: clean"],
     ),
+    // The account is added up again from the log and the events, as of every run that passes: here with
+    // blocks that grow and shrink where they are, and are freed elsewhere, and with handlers that
+    // allocate on top of the heap; and each CPU's interrupts by kind.
+    Case {
+        tells: &["account_cpu", "account_common", "account", "interrupts"],
+        ..passes(
+            "account-8",
+            &[
+                "8",
+                "stress=handover,growth,interrupts,timer,mappings",
+                "seconds=2",
+                "log=debug",
+                "output=json",
+            ],
+            &[
+                r"account    all +\d+ +\d+\n",
+                "interrupts taken by CPU 7: ",
+                "account: adds up, to the byte",
+                "audit: clean",
+            ],
+        )
+    },
     passes(
         "soak-1",
         &["1", "stress=soak", "seconds=1"],
@@ -505,6 +527,7 @@ pub const CASES: &[Case] = &[
             "work",
             "workload",
             "account_cpu",
+            "account_common",
             "account",
             "interrupts",
             "audit",

@@ -6,6 +6,7 @@
 //! on QEMU's debug console (`boot_log`), and by events on a second serial line
 //! (`events`).
 
+mod account;
 mod arguments;
 mod bench;
 mod camera;

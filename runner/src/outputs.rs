@@ -61,9 +61,9 @@ const EXCERPTS: &[Excerpt] = &[
     excerpt("cpus-8", "calls", "to one CPU", "others and back"),
     excerpt("cpus-8", "shootdown", "a shootdown, ", "a shootdown, "),
     excerpt("cpus-8", "stress", "INFO  stress ", "INFO  stress "),
-    excerpt("cpus-8", "heap", "heap    in magazines", "INFO  heap "),
+    excerpt("cpus-8", "heap", "heap    heap's frames", "INFO  heap "),
     excerpt("cpus-8", "account", "INFO  account ", "INFO  account "),
-    excerpt("cpus-8", "audit", "audit   heap: ", "verdict: "),
+    excerpt("cpus-8", "audit", "audit   live, arena", "verdict: "),
     Excerpt {
         log: "cpu-3.log",
         ..excerpt("cpus-8", "journal", "=== cpu 3", "online at")

@@ -13,6 +13,7 @@ use anyhow::{Context, Result};
 use muster_events::Record;
 use regex_lite::Regex;
 
+use crate::account;
 use crate::arguments::{self, Build, Events};
 use crate::boot_log;
 use crate::camera::Camera;
@@ -286,7 +287,10 @@ fn attempt(
             let text = text.context("cannot read the events")?;
             journals += &text;
             match events::check(&text, outcome.status()) {
-                Ok(records) => untold(case, &records),
+                Ok(records) => {
+                    let account = account::check_events(&records).err();
+                    untold(case, &records).or(account.map(|wrong| format!("{wrong:#}")))
+                }
                 Err(wrong) => Some(wrong.to_string()),
             }
         }
@@ -301,7 +305,12 @@ fn attempt(
         None => None,
     };
     let mismatch = mismatch(case, verdict, &reason, &text, &journals)?;
-    let all = [mismatch, unsaid, unshown, unanswered, wrong_events]
+    let account = match verdict {
+        Verdict::Passed => account::check_log(&text).err(),
+        _ => None,
+    };
+    let account = account.map(|wrong| format!("the account: {wrong:#}"));
+    let all = [mismatch, unsaid, unshown, unanswered, wrong_events, account]
         .into_iter()
         .flatten();
     let why = all.collect::<Vec<_>>().join("; ");

@@ -67,7 +67,7 @@ pub fn cpus() {
         }
         log::info!(
             "{index:>3} {lapic_id:>5} {:>10} {:>10} {:>10} {:>10} {}",
-            shared.interrupts.sum(),
+            shared.interrupts.read().sum(),
             shared.calls.sent(),
             shared.calls.served(),
             shared.activity.operations(),
@@ -133,7 +133,7 @@ pub fn account(is_somebody_at_work: bool) {
     account.tell();
     match account.check() {
         Ok(()) => log::info!("it adds up, to the byte"),
-        Err(AccountError::Sum { .. }) if is_somebody_at_work => {
+        Err(AccountError::Sum { .. } | AccountError::Heap { .. }) if is_somebody_at_work => {
             log::info!("it is a little of each moment: CPUs use memory meanwhile");
         }
         Err(error) => log::error!("{error}"),
@@ -201,13 +201,15 @@ pub fn frames() {
 /// What the heap holds.
 pub fn heap() {
     let reading = heap::Reading::take();
-    let bytes = |bytes: i64| Bytes(u64::try_from(bytes).unwrap_or(0));
     log::info!(
-        "live: {} in {} blocks; cached: {}; of frames: {}, {} at most",
-        bytes(reading.live_bytes),
+        "live: {} bytes in {} blocks, {} bytes of them in the boot arena",
+        reading.live_bytes,
         reading.live_blocks,
-        Bytes(reading.cached_bytes),
-        Bytes(shared::get().owned_heap_bytes()),
+        reading.boot_live_bytes
+    );
+    log::info!(
+        "frames: {}; the most that they and the boot arena were: {}",
+        Bytes(reading.frame_bytes()),
         Bytes(reading.peak_bytes)
     );
     heap::tell();
@@ -247,7 +249,7 @@ const COUNTED: usize = 4;
 fn counted(shared: &cpu::Shared) -> [u64; COUNTED] {
     [
         shared.activity.operations(),
-        shared.interrupts.sum(),
+        shared.interrupts.read().sum(),
         shared.calls.served(),
         shared.tlb.flushes(),
     ]

@@ -328,14 +328,19 @@ fn of_account(told: &Told) -> Markup {
                     "Whose all memory is in the end"
                     @if let Some(audit) = told.audit {
                         "; each frame of " (bytes(audit.memory_bytes.into())) " has one owner, and "
-                        (grouped(audit.live_after_bytes)) " bytes are live on the heap, "
+                        (grouped(audit.live_after_bytes)) " bytes are live, boot arena included, "
                         (grouped(audit.live_before_bytes)) " were before the work"
                     }
                     "."
                 }
                 div.scroll { (tables::account(account)) }
-                p { "What each CPU has of it, and has done:" }
-                div.scroll { (tables::account_cpus(&told.account_cpus)) }
+                p {
+                    "Live is what is allocated and not freed, as asked for; in the boot arena, which is part "
+                    "of the kernel image, " (bytes(account.boot_live_bytes.into())) " more. Cached are free "
+                    "blocks that CPUs and depots keep, and the rest is what else is in the heap’s frames."
+                }
+                p { "What each CPU has of it, and has done, and in common what no CPU has:" }
+                div.scroll { (tables::account_cpus(&told.account_cpus, told.account_common)) }
             }
         }
     }

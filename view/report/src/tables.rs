@@ -1,7 +1,7 @@
 //! The numbers, as tables.
 
 use maud::{Markup, html};
-use muster_events::{Account, AccountCpu, Cost, Cpu, Measured, Start, Workload};
+use muster_events::{Account, AccountCommon, AccountCpu, Cost, Cpu, Measured, Start, Workload};
 
 use crate::allocators::Bench;
 use crate::boot;
@@ -214,14 +214,20 @@ pub fn costs(costs: &[Cost]) -> Markup {
     }
 }
 
-/// What each CPU has in the end, and has done.
-pub fn account_cpus(cpus: &[AccountCpu]) -> Markup {
+/// What each CPU has in the end, and has done; what no CPU has; and the sum of all rows.
+pub fn account_cpus(cpus: &[AccountCpu], common: Option<AccountCommon>) -> Markup {
+    let all = |of: fn(&AccountCpu) -> i128, of_common: fn(&AccountCommon) -> i128| {
+        cpus.iter().map(of).sum::<i128>() + common.as_ref().map_or(0, of_common)
+    };
+    let done = |of: fn(&AccountCpu) -> u64| grouped(cpus.iter().map(of).sum::<u64>());
+    let most = cpus.iter().map(|cpu| cpu.stack_bytes).max().unwrap_or(0);
     html! {
         table {
             thead {
                 tr {
-                    th scope="col" { "CPU" } th scope="col" { "at hand" } th scope="col" { "cached" }
-                    th scope="col" { "live" } th scope="col" { "mapped" } th scope="col" { "stack" }
+                    th scope="col" { "CPU" } th scope="col" { "free frames" } th scope="col" { "cached" }
+                    th scope="col" { "allocated" } th scope="col" { "freed" }
+                    th scope="col" { "mapped" } th scope="col" { "stack" }
                     th scope="col" { "interrupts" } th scope="col" { "calls sent" } th scope="col" { "served" }
                     th scope="col" { "shootdowns" } th scope="col" { "spared" } th scope="col" { "flushes" }
                 }
@@ -232,7 +238,8 @@ pub fn account_cpus(cpus: &[AccountCpu]) -> Markup {
                         th scope="row" { (cpu.cpu) }
                         td { (bytes(cpu.at_hand_bytes.into())) }
                         td { (bytes(cpu.cached_bytes.into())) }
-                        td { (bytes(cpu.live_bytes.into())) }
+                        td { (bytes(cpu.allocated_bytes.into())) }
+                        td { (bytes(cpu.freed_bytes.into())) }
                         td { (bytes(cpu.mapped_bytes.into())) }
                         td { (bytes(cpu.stack_bytes.into())) }
                         td { (grouped(cpu.interrupts)) }
@@ -242,6 +249,32 @@ pub fn account_cpus(cpus: &[AccountCpu]) -> Markup {
                         td { (grouped(cpu.spared)) }
                         td { (grouped(cpu.flushes)) }
                     }
+                }
+                @if let Some(common) = &common {
+                    tr {
+                        th scope="row" { "common" }
+                        td { (bytes(common.free_bytes.into())) }
+                        td { (bytes(common.cached_bytes.into())) }
+                        td { (bytes(common.allocated_bytes.into())) }
+                        td { (bytes(common.freed_bytes.into())) }
+                        td { (bytes(common.mapped_bytes.into())) }
+                        @for _ in 0..7 { td {} }
+                    }
+                }
+                tr.all {
+                    th scope="row" { "all" }
+                    td { (bytes(all(|cpu| cpu.at_hand_bytes.into(), |common| common.free_bytes.into()))) }
+                    td { (bytes(all(|cpu| cpu.cached_bytes.into(), |common| common.cached_bytes.into()))) }
+                    td { (bytes(all(|cpu| cpu.allocated_bytes.into(), |common| common.allocated_bytes.into()))) }
+                    td { (bytes(all(|cpu| cpu.freed_bytes.into(), |common| common.freed_bytes.into()))) }
+                    td { (bytes(all(|cpu| cpu.mapped_bytes.into(), |common| common.mapped_bytes.into()))) }
+                    td { "max " (bytes(most.into())) }
+                    td { (done(|cpu| cpu.interrupts)) }
+                    td { (done(|cpu| cpu.calls_sent)) }
+                    td { (done(|cpu| cpu.calls_served)) }
+                    td { (done(|cpu| cpu.shootdowns)) }
+                    td { (done(|cpu| cpu.spared)) }
+                    td { (done(|cpu| cpu.flushes)) }
                 }
             }
         }
@@ -257,9 +290,9 @@ pub fn account(account: &Account) -> Markup {
     let all: [(&str, i128); 17] = [
         ("free", account.free_bytes.into()),
         ("free, at hand of CPUs", account.at_hand_bytes.into()),
-        ("heap, live", account.heap_live_bytes.into()),
-        ("heap, cached", account.heap_cached_bytes.into()),
-        ("heap, the rest", rest),
+        ("heap frames, live", account.heap_live_bytes.into()),
+        ("heap frames, cached", account.heap_cached_bytes.into()),
+        ("heap frames, rest", rest),
         ("loader", owners.loader.into()),
         ("kernel image", owners.kernel.into()),
         ("frame table", owners.frame_table.into()),
@@ -336,7 +369,8 @@ pub fn configuration(told: &Told, start: &Start<'_>) -> Markup {
                 (grouped(sum(|kinds| kinds.timer))) " by timers, "
                 (grouped(sum(|kinds| kinds.wake_up))) " by other CPUs, "
                 (grouped(sum(|kinds| kinds.error))) " errors, "
-                (grouped(sum(|kinds| kinds.spurious))) " spurious"
+                (grouped(sum(|kinds| kinds.spurious))) " spurious, "
+                (grouped(sum(|kinds| kinds.nmi))) " NMIs"
             }
         }
     }

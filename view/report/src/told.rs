@@ -1,8 +1,8 @@
 //! What a run told, sorted.
 
 use muster_events::{
-    Absent, Account, AccountCpu, Audit, Cost, Cpu, Event, Fault, Figure, Interrupts, Latency,
-    Mapped, Moment, Range, Reclaim, Roll, Run, Start, Verdict, Work, Workload, read,
+    Absent, Account, AccountCommon, AccountCpu, Audit, Cost, Cpu, Event, Fault, Figure, Interrupts,
+    Latency, Mapped, Moment, Range, Reclaim, Roll, Run, Start, Verdict, Work, Workload, read,
 };
 
 /// All that a run told and the page shows.
@@ -24,6 +24,7 @@ pub struct Told {
     pub(crate) figures: Vec<Figure<'static>>,
     pub(crate) latencies: Vec<Latency<'static>>,
     pub(crate) account_cpus: Vec<AccountCpu>,
+    pub(crate) account_common: Option<AccountCommon>,
     pub(crate) account: Option<Account>,
     pub(crate) audit: Option<Audit>,
     pub(crate) interrupts: Vec<Interrupts>,
@@ -59,7 +60,16 @@ impl Told {
             Event::Workload(workload) => self.workloads.push(workload),
             Event::Figure(figure) => self.figures.push(figure),
             Event::Latency(latency) => self.latencies.push(latency),
-            Event::AccountCpu(account) => self.account_cpus.push(account),
+            Event::AccountCpu(cpu) => {
+                // The monitor draws accounts up whenever it is asked to: the last one is shown.
+                if self.account.take().is_some() {
+                    self.account_common = None;
+                    self.account_cpus.clear();
+                    self.interrupts.clear();
+                }
+                self.account_cpus.push(cpu);
+            }
+            Event::AccountCommon(common) => self.account_common = Some(common),
             Event::Account(account) => self.account = Some(account),
             Event::Audit(audit) => self.audit = Some(audit),
             Event::Interrupts(interrupts) => self.interrupts.push(interrupts),

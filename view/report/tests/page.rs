@@ -131,8 +131,8 @@ fn what_was_told_is_on_the_page() {
         "bench=churn,mixed,larson,xfree,frame-pair,frame-bulk rounds=5 time=100",
         "-accel tcg,thread=multi -cpu max -smp 4 -m 64M",
         "7.2.22",
-        "2026-11-25 19:18:00 UTC",
-        "cc831a64c7d2",
+        "2026-11-26 22:32:45 UTC",
+        "9baf4279cffc-dirty",
         "tcg,thread=multi",
         "AMD EPYC",
         "passed",
@@ -220,4 +220,25 @@ fn a_cpu_that_is_missing_is_named_with_how_far_it_came() {
         parts.text
     );
     assert!(!parts.text.contains("can’t be read"), "{}", parts.text);
+}
+
+#[test]
+fn the_account_adds_up_by_rows_and_is_the_last_one() {
+    let text = |stress: &str| parts(&page(&[Told::read(stress)], &[]).unwrap()).text;
+    let once = text(STRESS);
+    for words in ["heap frames, live", "common", "all", "in all, to the byte"] {
+        assert!(once.contains(words), "{words} is not there");
+    }
+    // Drawn up at a prompt, too, before.
+    let account = STRESS.lines().filter(|line| {
+        let names = ["account_cpu", "account_common", "account", "interrupts"];
+        names
+            .iter()
+            .any(|name| line.contains(&format!("\"event\":\"{name}\"")))
+    });
+    let account: String = account.map(|line| format!("{line}\n")).collect();
+    let first = STRESS.find("\n{\"us\":").unwrap() + 1;
+    assert_eq!(account.lines().count(), 4 + 1 + 1 + 4);
+    let twice = [&STRESS[..first], &account, &STRESS[first..]].concat();
+    assert_eq!(text(&twice), once);
 }
