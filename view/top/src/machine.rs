@@ -419,13 +419,13 @@ impl Machine {
     /// Whose memory is: parts that make up all of it, but for a little while CPUs change it.
     pub fn parts(&self) -> [Part; 8] {
         let part = |name, bytes| Part { name, bytes };
-        let slack = self.heap.saturating_sub(self.live + self.cached);
+        let rest = self.heap.saturating_sub(self.live + self.cached);
         let known = self.free + self.heap + self.mapped + self.tables + self.stacks + self.kernel;
         [
             part("free", self.free),
             part("heap, live", self.live),
-            part("heap, caches", self.cached),
-            part("heap, the rest", slack),
+            part("heap, cached", self.cached),
+            part("heap, rest", rest),
             part("mappings", self.mapped),
             part("page tables", self.tables),
             part("stacks", self.stacks),

@@ -539,8 +539,8 @@ impl Painter {
         let colour = match part.name {
             "free" => Color::Green,
             "heap, live" => Color::Blue,
-            "heap, caches" => Color::Cyan,
-            "heap, the rest" => Color::LightBlue,
+            "heap, cached" => Color::Cyan,
+            "heap, rest" => Color::LightBlue,
             "mappings" => Color::Magenta,
             "page tables" => Color::Yellow,
             "stacks" => Color::LightMagenta,
