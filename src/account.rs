@@ -439,6 +439,7 @@ impl Account {
                 error: of(Kind::Error),
                 spurious: of(Kind::Spurious),
                 nmi: of(Kind::Nmi),
+                unexpected: of(Kind::Unexpected),
             });
         }
     }

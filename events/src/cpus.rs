@@ -182,4 +182,6 @@ pub struct Interrupts {
     pub spurious: u64,
     /// NMIs that did not end the run.
     pub nmi: u64,
+    /// Such as nobody asked for.
+    pub unexpected: u64,
 }

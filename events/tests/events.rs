@@ -261,6 +261,7 @@ fn examples() -> Vec<Event<'static>> {
             error: 4,
             spurious: 5,
             nmi: 6,
+            unexpected: 7,
         }),
         Event::Fault(Fault {
             cpu: 3,

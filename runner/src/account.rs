@@ -323,7 +323,14 @@ pub fn check_events(records: &[Record<'_>]) -> Result<()> {
     let told: Vec<_> = (cpus.iter()).map(|cpu| (cpu.cpu, cpu.interrupts)).collect();
     let kinds: Vec<_> = (interrupts.iter())
         .map(|of| {
-            let kinds = [of.timer, of.wake_up, of.error, of.spurious, of.nmi];
+            let kinds = [
+                of.timer,
+                of.wake_up,
+                of.error,
+                of.spurious,
+                of.nmi,
+                of.unexpected,
+            ];
             (of.cpu, kinds.iter().sum::<u64>())
         })
         .collect();
@@ -445,6 +452,7 @@ mod tests {
             error: 0,
             spurious: 0,
             nmi,
+            unexpected: 0,
         };
         let events = [
             Event::from(cpu),

@@ -370,7 +370,8 @@ pub fn configuration(told: &Told, start: &Start<'_>) -> Markup {
                 (grouped(sum(|kinds| kinds.wake_up))) " by other CPUs, "
                 (grouped(sum(|kinds| kinds.error))) " errors, "
                 (grouped(sum(|kinds| kinds.spurious))) " spurious, "
-                (grouped(sum(|kinds| kinds.nmi))) " NMIs"
+                (grouped(sum(|kinds| kinds.nmi))) " NMIs, "
+                (grouped(sum(|kinds| kinds.unexpected))) " unexpected"
             }
         }
     }
