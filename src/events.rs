@@ -103,6 +103,7 @@ pub fn owner(owner: Owner) -> muster_events::Owner {
         Owner::Reserved => muster_events::Owner::Reserved,
         Owner::Bad => muster_events::Owner::Bad,
         Owner::NullFrame => muster_events::Owner::NullFrame,
+        Owner::LowMemory => muster_events::Owner::LowMemory,
     }
 }
 
@@ -124,5 +125,6 @@ pub fn owners(totals: &Totals) -> Owners {
         reserved: totals[Owner::Reserved],
         bad: totals[Owner::Bad],
         null_frame: totals[Owner::NullFrame],
+        low_memory: totals[Owner::LowMemory],
     }
 }

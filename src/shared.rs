@@ -34,14 +34,15 @@ use crate::{addresses, events, famine, frames, heap, image, lapic};
 /// By how much the heap grows at least, in bytes: one large page.
 const HEAP_STEP: u64 = 2 * 1024 * 1024;
 
-/// The first megabyte, where BIOS leaves its tables.
+/// The first megabyte, where BIOS leaves its tables, and firmware and SMM write whatever the memory
+/// map says.
 const LEGACY_END: u64 = 1024 * 1024;
 
 /// Free memory that bring-up needs once the tables stand, in bytes, and for each CPU: what the heap
 /// takes from there to the stress, what calls and mappings take to be measured, and what CPUs keep
 /// at hand meanwhile. With half of it there are machines on which that fails.
 const LEAST: u64 = 192 * 1024;
-const LEAST_PER_CPU: u64 = 16 * 1024;
+const LEAST_PER_CPU: u64 = 32 * 1024;
 
 /// Frames in a large page.
 const LARGE: usize = (HEAP_STEP / FRAME_SIZE) as usize;
@@ -277,6 +278,7 @@ impl Shared {
         // Changes nothing, and fails unless every byte of the image is the kernel's.
         map.assign(boot.image.range, Owner::Kernel, Owner::Kernel)
             .map_err(BuildError::Image)?;
+        withhold_low_memory(&mut map).map_err(BuildError::Image)?;
 
         let mut plan = Plan::new(levels, u32::from(features.physical_bits));
         let largest = if features.gigabyte_pages {
@@ -921,6 +923,22 @@ pub fn name_of(address: u64) -> Option<&'static str> {
         return Some("a mapping, its guard, or one that is gone");
     }
     shared.plan.region_at(address).map(|region| region.name)
+}
+
+/// Keeps all of the first megabyte from being handed out, now or with the loader's memory: firmware
+/// writes there, and a CPU can start nowhere else.
+fn withhold_low_memory(map: &mut PhysicalMap) -> Result<(), AssignError> {
+    for owner in [Owner::Free, Owner::Loader] {
+        let low: Vec<_> = map
+            .ranges(owner)
+            .take_while(|range| range.start() < LEGACY_END)
+            .filter_map(|range| PhysRange::from_bounds(range.start(), range.end().min(LEGACY_END)))
+            .collect();
+        for range in low {
+            map.assign(range, owner, Owner::LowMemory)?;
+        }
+    }
+    Ok(())
 }
 
 /// Sets the frame allocator up over everything free, with its records in the first

@@ -90,6 +90,8 @@ pub enum Owner {
     Bad,
     /// Frame 0, which is never handed out.
     NullFrame,
+    /// The first megabyte, which is left to the firmware and to CPUs that start.
+    LowMemory,
 }
 
 /// Bytes of each owner.
@@ -126,6 +128,8 @@ pub struct Owners {
     pub bad: u64,
     /// [`Owner::NullFrame`].
     pub null_frame: u64,
+    /// [`Owner::LowMemory`].
+    pub low_memory: u64,
 }
 
 /// When the physical memory was looked at.

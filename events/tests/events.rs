@@ -244,6 +244,7 @@ fn examples() -> Vec<Event<'static>> {
                 reserved: u64::MAX,
                 bad: u64::MAX,
                 null_frame: u64::MAX,
+                low_memory: u64::MAX,
             },
         }),
         Event::Audit(Audit {

@@ -133,11 +133,14 @@ pub enum Owner {
     Bad,
     /// Frame 0, which is never handed out.
     NullFrame,
+    /// The first megabyte, where firmware and its SMM write, and where CPUs start: a kernel that keeps
+    /// it assigns it to this owner, and never hands it out.
+    LowMemory,
 }
 
 impl Owner {
     /// All owners, in the order of their values.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Free,
         Self::Loader,
         Self::Kernel,
@@ -153,6 +156,7 @@ impl Owner {
         Self::Reserved,
         Self::Bad,
         Self::NullFrame,
+        Self::LowMemory,
     ];
 
     /// The owner with this value.
@@ -188,6 +192,7 @@ impl fmt::Display for Owner {
             Self::Reserved => "reserved",
             Self::Bad => "bad",
             Self::NullFrame => "null frame",
+            Self::LowMemory => "first megabyte",
         })
     }
 }

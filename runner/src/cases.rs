@@ -665,6 +665,19 @@ pub const CASES: &[Case] = &[
             r"DEBUG shared  .* 0xffffffff[0-9a-f]{8} -> 0x[0-9a-f]+, .* bytes, r-x",
         ],
     ),
+    // Neither a stack nor anything else of the kernel's lies where firmware and SMM write.
+    Case {
+        never: &[r"stack.* -> 0x[0-9a-f]{1,5},", " ERROR "],
+        ..passes(
+            "low-memory",
+            &["4", "log=debug", "stress=churn", "seconds=0.2"],
+            &[
+                r"DEBUG shared  .*stack.* -> 0x[0-9a-f]+,",
+                r"KiB +\d{6} bytes  first megabyte\n",
+                "audit: clean",
+            ],
+        )
+    },
     passes(
         "registers",
         &["4", "stress=churn", "seconds=0.2"],

@@ -110,8 +110,8 @@ pub const FEW: &[Case] = &[
     Case {
         sweep: Some(Sweep {
             before: "mem=",
-            first: 4992,
-            last: 6400,
+            first: 5760,
+            last: 7168,
             step: 64,
             after: "K",
         }),
@@ -124,8 +124,8 @@ pub const FEW: &[Case] = &[
         )
     },
     passes(
-        "memory-5m",
-        &["1", "mem=5M", "seconds=0.5"],
+        "memory-6m",
+        &["1", "mem=6M", "seconds=0.5"],
         &["roll: 1 of 1 CPUs online", "audit: clean"],
     ),
     refuses(
@@ -341,8 +341,8 @@ const LONG: &[Case] = &[
     Case {
         sweep: Some(Sweep {
             before: "mem=",
-            first: 3584,
-            last: 5120,
+            first: 4096,
+            last: 5632,
             step: 8,
             after: "K",
         }),

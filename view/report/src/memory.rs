@@ -55,7 +55,8 @@ pub const fn look_of(owner: Owner) -> Look {
         | Owner::Framebuffer
         | Owner::Reserved
         | Owner::Bad
-        | Owner::NullFrame => look("firmware, reserved", "R", GREY, BLACK),
+        | Owner::NullFrame
+        | Owner::LowMemory => look("firmware, reserved", "R", GREY, BLACK),
     }
 }
 

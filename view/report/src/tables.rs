@@ -287,7 +287,7 @@ pub fn account(account: &Account) -> Markup {
     let rest = i128::from(owners.heap)
         - i128::from(account.heap_live_bytes)
         - i128::from(account.heap_cached_bytes);
-    let all: [(&str, i128); 17] = [
+    let all: [(&str, i128); 18] = [
         ("free", account.free_bytes.into()),
         ("free, at hand of CPUs", account.at_hand_bytes.into()),
         ("heap frames, live", account.heap_live_bytes.into()),
@@ -305,6 +305,7 @@ pub fn account(account: &Account) -> Markup {
         ("framebuffer", owners.framebuffer.into()),
         ("bad", owners.bad.into()),
         ("null frame", owners.null_frame.into()),
+        ("first megabyte", owners.low_memory.into()),
     ];
     let sum: i128 = all.iter().map(|(_, bytes)| bytes).sum();
     let adds_up = sum == i128::from(account.memory_bytes);
