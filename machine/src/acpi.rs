@@ -161,9 +161,9 @@ impl NmiLine {
     /// Returns what an entry says of NMIs; `None` if it is of something else, or names a line that no
     /// local APIC has.
     fn of(entry: &[u8]) -> Option<Self> {
-        let (flags, id, all, lint) = match entry.first()? {
-            &LOCAL_APIC_NMI => (number(entry, 3, 2)?, number(entry, 2, 1)?, ALL_APICS, 5),
-            &LOCAL_X2APIC_NMI => (number(entry, 2, 2)?, number(entry, 4, 4)?, ALL_X2APICS, 8),
+        let (flags, id, all, lint) = match *entry.first()? {
+            LOCAL_APIC_NMI => (number(entry, 3, 2)?, number(entry, 2, 1)?, ALL_APICS, 5),
+            LOCAL_X2APIC_NMI => (number(entry, 2, 2)?, number(entry, 4, 4)?, ALL_X2APICS, 8),
             _ => return None,
         };
         Some(Self {
