@@ -28,7 +28,7 @@ use x86_64::instructions::interrupts;
 
 use crate::clock::Deadline;
 use crate::median::Median;
-use crate::{cpu, crew, lapic, lock};
+use crate::{cpu, crew, lapic, lock, stop};
 
 /// How long a CPU that has taken a call may take for it, in milliseconds, before the run ends.
 const LONGEST: u64 = 60_000;
@@ -354,6 +354,7 @@ pub fn serve_without_heap() {
 }
 
 fn serve_using(uses: Uses) {
+    stop::stop_if_over();
     let Some(exchanges) = EXCHANGES.get() else {
         return;
     };

@@ -152,7 +152,7 @@ impl<T> Lock<T> {
             // With interrupts as they were. Reading leaves the line shared until there is
             // something to win.
             while self.data.is_locked() {
-                stop_if_over();
+                stop::stop_if_over();
                 hint::spin_loop();
             }
         }
@@ -165,15 +165,6 @@ impl<T> Lock<T> {
             data,
             _entry: entry,
         })
-    }
-}
-
-/// Stops this CPU if another one reports that the run is over. It may have been sent no NMI: a CPU
-/// that faults on the loader's tables can't, in xAPIC mode. A CPU with a fault of its own goes on.
-fn stop_if_over() {
-    let is_well = || cpu::try_with(|here| !here.shared().end.has_begun());
-    if stop::is_requested() && is_well() == Some(true) {
-        stop::stop_here(stop_if_over as *const () as u64);
     }
 }
 

@@ -39,6 +39,16 @@ pub fn others() {
     }
 }
 
+/// Stops this CPU if another one reports that the run is over: called in every wait for a lock or for
+/// another CPU, either of which may never come. This CPU may have been sent no NMI: one that faults on
+/// the loader's tables can't send any, in xAPIC mode. A CPU with a fault of its own goes on.
+pub fn stop_if_over() {
+    let is_well = || cpu::try_with(|here| !here.shared().end.has_begun());
+    if is_requested() && is_well() == Some(true) {
+        stop_here(stop_if_over as *const () as u64);
+    }
+}
+
 /// Stops this CPU for good, leaving word where it was.
 pub fn stop_here(address: u64) -> ! {
     cpu::try_with(|here| here.shared().end.stop_at(address));

@@ -55,7 +55,7 @@ macro_rules! falls_at {
 }
 
 /// It takes an exception there, where in xAPIC mode it can't send the others an NMI yet, but has the
-/// serial port's lock for good: the BSP, which wants to say that the roll call is over, stops.
+/// serial port's lock for good: the BSP stops, which waits for the lock, or for an AP that has stopped.
 macro_rules! falls_early_at {
     ($step:literal) => {
         panics(
@@ -63,7 +63,7 @@ macro_rules! falls_early_at {
             &["3", concat!("fall=", $step), "stress=none", "deadline=300"],
             &[
                 "CPU 2: invalid opcode, error code",
-                "CPU 0, at work, stopped at .* in muster::lock::",
+                "CPU 0, at work, stopped at .* in muster::stop::stop_if_over",
                 BACKTRACE,
             ],
         )
