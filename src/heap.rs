@@ -21,7 +21,6 @@ use muster_memory::FRAME_SIZE;
 use x86_64::instructions::interrupts;
 
 use crate::audit::Bytes;
-use crate::lock::{self, Level};
 use crate::{call, checked, clock, cpu, crew, frames, relief, shared, window};
 
 /// What the heap lives on until the kernel's tables are loaded: enough for the
@@ -92,11 +91,7 @@ unsafe impl GlobalAlloc for Global {
         // SAFETY: the caller's promise, handed on.
         unsafe {
             if USE_MAGAZINES.load(Ordering::Relaxed) {
-                let block = MAGAZINES.alloc(layout);
-                if block.is_null() && is_last_resort_due() {
-                    return LIST.alloc(layout);
-                }
-                block
+                MAGAZINES.alloc(layout)
             } else {
                 allocate_otherwise(layout)
             }
@@ -149,12 +144,7 @@ unsafe fn allocate_otherwise(layout: Layout) -> *mut u8 {
     }
     let itself: unsafe fn(Layout) -> *mut u8 = allocate_otherwise;
     let callers = checked::callers(checked::frame_pointer(), itself as *const ());
-    let block = checked::allocate(layout, callers);
-    if block.is_null() && is_last_resort_due() {
-        // SAFETY: the caller's promise, handed on.
-        return unsafe { LIST.alloc(layout) };
-    }
-    block
+    checked::allocate(layout, callers)
 }
 
 /// A free to such a heap.
@@ -173,13 +163,6 @@ unsafe fn free_otherwise(block: *mut u8, layout: Layout) {
     let callers = checked::callers(checked::frame_pointer(), itself as *const ());
     // SAFETY: the caller's promise, handed on to the heap the block is of.
     unsafe { checked::free(block, layout, callers) };
-}
-
-/// Whether code is at work that knows of no answer where memory is out. The books of addresses are
-/// served from the boot arena: they change under a lock, under which the others can't be called to
-/// give back what they cache, and a node that they can't have is a panic.
-fn is_last_resort_due() -> bool {
-    lock::held() == Some(Level::Addresses)
 }
 
 /// What the heaps need of this kernel.

@@ -2,15 +2,14 @@
 //! such as device registers, each with a page on both sides that is never mapped.
 
 use alloc::string::{String, ToString};
-use alloc::vec::Vec;
 use core::fmt;
 use core::ptr;
 
 use conquer_once::spin::OnceCell;
 use muster_events::Measured;
 use muster_memory::{
-    Access, AddressAllocator, AddressError, Cache, ChangeError, FRAME_SIZE, FrameRun, Owner,
-    PageSize, PhysRange, Region, TableError, VirtRange,
+    Access, AddressAllocator, AddressError, Cache, ChangeError, FRAME_SIZE, FrameRun,
+    OwnedAddresses, Owner, PageSize, PhysRange, Region, TableError, VirtRange,
 };
 
 use crate::crew::{self, StartLine};
@@ -28,27 +27,28 @@ const WINDOW: VirtRange = match VirtRange::new(MAPPINGS.start, MAPPINGS.end - MA
     None => panic!("the window is in whole pages"),
 };
 
+/// Mappings that a CPU has at once, more or less: so many have their addresses recorded without memory
+/// from the heap.
+const RANGES_PER_CPU: usize = 8;
+
 /// The addresses of the window. A lock of its own, taken before that of the heap's growth and of
-/// the tables: its books are on the heap.
+/// the tables: its records are on the heap.
 fn addresses() -> &'static Lock<AddressAllocator> {
     static ADDRESSES: OnceCell<Lock<AddressAllocator>> = OnceCell::uninit();
-    ADDRESSES.get_or_init(|| Lock::new(Level::Addresses, AddressAllocator::new(WINDOW)))
+    ADDRESSES.get_or_init(|| {
+        let all = shared::get().with_tables(|tables, _| AddressAllocator::new(tables, WINDOW));
+        Lock::new(Level::Addresses, all)
+    })
 }
 
-/// Makes the books of the window's addresses, which keep their first node on the heap for good: what
-/// is counted from now on does not depend on who maps first.
+/// Makes room for the records of the window's addresses, which stays on the heap for good: what is
+/// counted from now on does not depend on how many mappings there have been at once.
 ///
 /// # Errors
 ///
 /// [`AddressError`]: there is no memory for them.
 pub fn start() -> Result<(), AddressError> {
-    let mut addresses = addresses().lock();
-    let range = addresses.allocate(FRAME_SIZE, FRAME_SIZE)?;
-    let vacant = shared::get().with_tables(|tables, _| tables.vacant(range));
-    let freed = vacant.map(|vacant| addresses.free(vacant));
-    // They were just allocated, and nothing was mapped there.
-    debug_assert_eq!(freed, Some(Ok(())));
-    Ok(())
+    addresses().lock().reserve(crew::size() * RANGES_PER_CPU)
 }
 
 /// Why something can't be mapped.
@@ -91,6 +91,8 @@ enum Frames {
 #[derive(Debug)]
 pub struct Mapping {
     range: VirtRange,
+    /// The right to it, until it is dropped.
+    addresses: Option<OwnedAddresses>,
     /// How much of it is mapped; all, once it is made.
     mapped: u64,
     frames: Frames,
@@ -163,15 +165,20 @@ impl Mapping {
 
     /// Addresses at which nothing is mapped yet.
     fn reserve(length: u64, align: u64, frames: Frames) -> Result<Self, MappingError> {
-        if !has_room_for_books() {
-            return Err(MappingError::OutOfMemory);
-        }
-        let range = addresses()
-            .lock()
-            .allocate(length, align)
+        let allocate = || addresses().lock().allocate(length, align);
+        let owned = allocate()
+            .or_else(|error| match error {
+                // Under the lock, the other CPUs could not be asked for what they cache.
+                AddressError::OutOfMemory { .. } => {
+                    relief::ask_others();
+                    allocate()
+                }
+                _ => Err(error),
+            })
             .map_err(MappingError::Addresses)?;
         Ok(Self {
-            range,
+            range: owned.range(),
+            addresses: Some(owned),
             mapped: 0,
             frames,
             offset: 0,
@@ -254,15 +261,18 @@ impl Mapping {
         })?;
         // Without the tables' lock: a CPU may be waiting for it.
         let unmapped = unmapping.flush(&AllCpus);
-        shared.with_tables(|tables, frames| {
-            tables.complete(unmapped, frames, &mut |page| {
-                let run = PhysRange::new(page.phys, page.size.bytes());
-                if let (Frames::Own, Some(run)) = (self.frames, run.and_then(FrameRun::from_range))
-                {
-                    give_back(run);
-                }
-            });
-        });
+        shared
+            .with_tables(|tables, frames| {
+                tables.complete(unmapped, frames, &mut |page| {
+                    let run = PhysRange::new(page.phys, page.size.bytes());
+                    if let (Frames::Own, Some(run)) =
+                        (self.frames, run.and_then(FrameRun::from_range))
+                    {
+                        give_back(run);
+                    }
+                })
+            })
+            .unwrap_or_else(|unmapped| panic!("there are other tables: {unmapped:?}"));
         Ok(())
     }
 }
@@ -274,24 +284,15 @@ impl Drop for Mapping {
         {
             panic!("a mapping is not as it was made: {error}");
         }
-        let vacant = shared::get().with_tables(|tables, _| tables.vacant(self.range));
-        has_room_for_books();
-        let freed = vacant.map(|vacant| addresses().lock().free(vacant));
-        assert!(
-            freed == Some(Ok(())),
-            "the addresses {} don't come back: {freed:?}",
-            self.range
-        );
+        if let Some(owned) = self.addresses.take() {
+            let mut addresses = addresses().lock();
+            let freed = shared::get().with_tables(|tables, _| addresses.free(owned, tables));
+            assert!(
+                freed.is_ok(),
+                "a mapping's addresses don't come back: {freed:?}"
+            );
+        }
     }
-}
-
-/// Whether the heap has what the books of the addresses may need for a change. Asked without their
-/// lock, under which the other CPUs could not be called to give back what they cache.
-fn has_room_for_books() -> bool {
-    /// More than a few nodes of a tree.
-    const ROOM: usize = 4096;
-
-    Vec::<u8>::new().try_reserve_exact(ROOM).is_ok()
 }
 
 fn give_back(run: FrameRun) {

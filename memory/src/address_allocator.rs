@@ -1,12 +1,11 @@
 //! Addresses to map things at.
 
+use alloc::vec::Vec;
 use core::fmt;
 
-use nodit::interval::ii;
-use nodit::{Interval, NoditSet};
-
 use crate::range::FRAME_SIZE;
-use crate::tables::Vacant;
+use crate::tables::{PhysicalMemory, Tables};
+use crate::unique::Unique;
 use crate::virt_range::VirtRange;
 
 /// Bytes of the guard before and after each allocation: a page that is never mapped.
@@ -29,6 +28,11 @@ pub enum AddressError {
         /// The alignment asked for, in bytes.
         align: u64,
     },
+    /// The heap has no memory for the record of another range.
+    OutOfMemory {
+        /// Ranges that are allocated.
+        ranges: usize,
+    },
 }
 
 impl fmt::Display for AddressError {
@@ -43,65 +47,165 @@ impl fmt::Display for AddressError {
                 "the window has no gap of {length:#x} bytes aligned to {align:#x}: unmap something \
                  or make the window larger"
             ),
+            Self::OutOfMemory { ranges } => write!(
+                f,
+                "the heap has no memory to record another range beside {ranges}: free some memory"
+            ),
         }
     }
 }
 
 impl core::error::Error for AddressError {}
 
-/// The addresses were not allocated, or not as this range.
+/// Why addresses could not be freed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NotAllocated {
-    /// The range.
-    pub range: VirtRange,
+pub enum AddressFreeError {
+    /// They are of another allocator.
+    OtherAllocator,
+    /// The tables are not those that the allocator is for.
+    OtherTables,
+    /// Something is mapped there, or was and may still be cached by a CPU.
+    InUse,
 }
 
-impl fmt::Display for NotAllocated {
+/// Addresses that could not be freed. Nothing has changed.
+#[derive(Debug, PartialEq, Eq)]
+pub struct AddressesNotFreed {
+    /// The addresses, which are still their holder's.
+    pub addresses: OwnedAddresses,
+    /// Why.
+    pub error: AddressFreeError,
+}
+
+impl fmt::Display for AddressesNotFreed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} was not allocated as such", self.range)
+        let range = self.addresses.range();
+        match self.error {
+            AddressFreeError::OtherAllocator => write!(
+                f,
+                "{range} cannot be freed here: free it where it was allocated"
+            ),
+            AddressFreeError::OtherTables => write!(
+                f,
+                "{range} cannot be freed by these tables: give those that its allocator is for"
+            ),
+            AddressFreeError::InUse => write!(
+                f,
+                "{range} cannot be freed: unmap it, and complete that, first"
+            ),
+        }
     }
 }
 
-impl core::error::Error for NotAllocated {}
+impl core::error::Error for AddressesNotFreed {}
 
-/// Gives out the addresses of a window of the address space, each range with a page on both sides
-/// that is never mapped: who runs off its end, faults.
+/// A range of addresses that an [`AddressAllocator`] has given out: the right to map there, and to
+/// free it.
 ///
-/// Neighbours share the page between them. Addresses come back only as [`Vacant`], which there is
-/// when every CPU has flushed what was mapped there: until then they count as allocated.
+/// There is one for each range, as it can be neither copied nor made from numbers:
 ///
-/// The lowest gap that is large enough is taken, after a search through all ranges below: what it
-/// gives out lives long. It allocates memory for its books, so nobody whom the heap needs in order
-/// to grow may use it.
+/// ```compile_fail,E0599
+/// # use muster_memory::OwnedAddresses;
+/// fn twice(addresses: OwnedAddresses) -> [OwnedAddresses; 2] {
+///     [addresses.clone(), addresses]
+/// }
+/// ```
+///
+/// If it is dropped, the addresses stay allocated for good.
+#[must_use = "addresses that are dropped stay allocated for good: free them"]
+#[derive(Debug, PartialEq, Eq)]
+pub struct OwnedAddresses {
+    range: VirtRange,
+    allocator: Unique,
+}
+
+impl OwnedAddresses {
+    /// The addresses. They are a name, not the right to them.
+    pub const fn range(&self) -> VirtRange {
+        self.range
+    }
+}
+
+/// Gives out the addresses of a window of some tables' address space, each range with a page on both
+/// sides that is never mapped: a CPU that runs off its end faults.
+///
+/// Neighbours share the page between them. Addresses come back only when the tables show that nothing
+/// is mapped there, and that every CPU has flushed what was.
+///
+/// It takes the lowest gap that is large enough, after a search through all ranges below: ranges live
+/// long. Its records are 16 bytes for each range, sorted, on the heap: [`Self::allocate`] may allocate
+/// memory for them, so no code that the heap needs in order to grow may use it.
+/// [`Self::free`] never does.
+///
+/// What it proves: no address is given out twice by it. What it does not: that another allocator for
+/// the same tables has another window.
 ///
 /// ```
+/// # use muster_memory::{FrameAllocator, Features, Levels, PhysicalMemory, PhysRange, Tables};
 /// use muster_memory::{AddressAllocator, AddressError, VirtRange};
+/// # struct Direct(u64);
+/// # // SAFETY: the pages below are all that it is asked for.
+/// # unsafe impl PhysicalMemory for Direct {
+/// #     fn pointer(&self, phys: u64) -> Option<core::ptr::NonNull<u8>> {
+/// #         core::ptr::NonNull::new((self.0 + phys) as *mut u8)
+/// #     }
+/// # }
+/// # #[repr(align(4096))]
+/// # #[derive(Clone)]
+/// # struct Page(#[expect(dead_code)] [u8; 4096]);
+/// # let memory = vec![Page([0; 4096]); 16].leak();
+/// # let direct = Direct(memory.as_ptr() as u64 - 0x10_0000);
+/// # let free = [PhysRange::new(0x10_0000, 0x1_0000).unwrap()];
+/// # let storage = Box::leak(Box::new_uninit_slice(1));
+/// # let frames = FrameAllocator::new(free.into_iter(), [].into_iter(), storage)?;
+/// # // SAFETY: the frame allocator hands each frame out once.
+/// # let tables = unsafe { Tables::new(direct, Levels::Four, Features::default(), &frames)? };
 ///
 /// let window = VirtRange::new(0xffff_ff10_0000_0000, 0x6000).unwrap();
-/// let mut addresses = AddressAllocator::new(window);
-/// assert_eq!(addresses.allocate(0x1000, 0x1000)?.start(), 0xffff_ff10_0000_1000);
-/// assert_eq!(addresses.allocate(0x2000, 0x1000)?.start(), 0xffff_ff10_0000_3000);
+/// let mut addresses = AddressAllocator::new(&tables, window);
+/// let one = addresses.allocate(0x1000, 0x1000)?;
+/// let two = addresses.allocate(0x2000, 0x1000)?;
+/// assert_eq!(one.range().start(), 0xffff_ff10_0000_1000);
+/// assert_eq!(two.range().start(), 0xffff_ff10_0000_3000);
 /// let exhausted = AddressError::Exhausted { length: 0x1000, align: 0x1000 };
 /// assert_eq!(addresses.allocate(0x1000, 0x1000), Err(exhausted));
-/// # Ok::<(), AddressError>(())
+///
+/// addresses.free(one, &tables)?;
+/// assert_eq!(addresses.allocated_ranges(), 1);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug)]
 pub struct AddressAllocator {
+    id: Unique,
+    tables: Unique,
     window: VirtRange,
-    /// What is allocated, each range with the guard after it. The guard before it is the one after
-    /// the range below, or the window's first page.
-    taken: NoditSet<u64, Interval<u64>>,
+    /// What is allocated, lowest first, no two with less than a guard between them.
+    taken: Vec<VirtRange>,
     bytes: u64,
 }
 
 impl AddressAllocator {
-    /// All of the window is free.
-    pub fn new(window: VirtRange) -> Self {
+    /// Makes an allocator of all of the window, in the address space of these tables.
+    pub fn new<M: PhysicalMemory>(tables: &Tables<M>, window: VirtRange) -> Self {
         Self {
+            id: Unique::new(),
+            tables: tables.id(),
             window,
-            taken: NoditSet::new(),
+            taken: Vec::new(),
             bytes: 0,
         }
+    }
+
+    /// Makes room for the records of so many ranges at once, beside those there are.
+    ///
+    /// # Errors
+    ///
+    /// [`AddressError::OutOfMemory`].
+    pub fn reserve(&mut self, ranges: usize) -> Result<(), AddressError> {
+        let allocated = self.taken.len();
+        self.taken
+            .try_reserve(ranges)
+            .map_err(|_| AddressError::OutOfMemory { ranges: allocated })
     }
 
     /// The window.
@@ -115,7 +219,7 @@ impl AddressAllocator {
     }
 
     /// How many ranges are allocated.
-    pub fn allocated_ranges(&self) -> usize {
+    pub const fn allocated_ranges(&self) -> usize {
         self.taken.len()
     }
 
@@ -124,54 +228,69 @@ impl AddressAllocator {
     ///
     /// # Errors
     ///
-    /// See [`AddressError`].
-    pub fn allocate(&mut self, length: u64, align: u64) -> Result<VirtRange, AddressError> {
+    /// See [`AddressError`]. Nothing has changed then.
+    pub fn allocate(&mut self, length: u64, align: u64) -> Result<OwnedAddresses, AddressError> {
         if length == 0 || !length.is_multiple_of(FRAME_SIZE) || !align.is_power_of_two() {
             return Err(AddressError::Malformed { length, align });
         }
-        let range = self
+        let (index, range) = self
             .find(length, align.max(FRAME_SIZE))
             .ok_or(AddressError::Exhausted { length, align })?;
-        // A gap overlaps nothing.
-        if self.taken.insert_strict(with_guard(range)).is_err() {
-            return Err(AddressError::Exhausted { length, align });
-        }
+        self.reserve(1)?;
+        self.taken.insert(index, range);
         self.bytes += length;
-        Ok(range)
-    }
-
-    fn find(&self, length: u64, align: u64) -> Option<VirtRange> {
-        let first = self.window.start().checked_add(GUARD)?;
-        if first > self.window.last() {
-            return None;
-        }
-        let searched = ii(first, self.window.last());
-        let needed = length.checked_add(GUARD - 1)?;
-        self.taken.gaps_trimmed(&searched).find_map(|gap| {
-            let start = gap.start().checked_next_multiple_of(align)?;
-            let last = start.checked_add(needed)?;
-            (last <= *gap.end()).then(|| VirtRange::new(start, length))?
+        Ok(OwnedAddresses {
+            range,
+            allocator: self.id,
         })
     }
 
-    /// Takes addresses back.
+    /// The lowest range that fits, and the index of its record.
+    fn find(&self, length: u64, align: u64) -> Option<(usize, VirtRange)> {
+        // Each gap begins after the guard that follows the range below, and ends with the guard
+        // before the range above: the last of the window's pages, above all ranges.
+        let mut from = self.window.start().checked_add(GUARD)?;
+        let ends = self.taken.iter().map(|range| range.start() - 1);
+        for (index, last) in ends.chain([self.window.last()]).enumerate() {
+            let fits = from.checked_next_multiple_of(align).and_then(|start| {
+                let guarded = start.checked_add(length.checked_add(GUARD - 1)?)?;
+                VirtRange::new(start, length).filter(|_| guarded <= last)
+            });
+            if let Some(range) = fits {
+                return Some((index, range));
+            }
+            from = self.taken.get(index)?.last().checked_add(1 + GUARD)?;
+        }
+        None
+    }
+
+    /// Takes addresses back, as these tables, which the allocator is for, show that nothing is mapped
+    /// there nor cached. Allocates nothing.
     ///
     /// # Errors
     ///
-    /// If they were not allocated here as this very range. Nothing has changed then.
-    pub fn free(&mut self, vacant: Vacant) -> Result<(), NotAllocated> {
-        let range = vacant.range();
-        let taken = with_guard(range);
-        if self.taken.get_at_point(&range.start()) != Ok(&taken) {
-            return Err(NotAllocated { range });
-        }
-        drop(self.taken.cut(&taken));
-        self.bytes -= range.len();
-        Ok(())
+    /// See [`AddressFreeError`]. Nothing has changed then.
+    pub fn free<M: PhysicalMemory>(
+        &mut self,
+        addresses: OwnedAddresses,
+        tables: &Tables<M>,
+    ) -> Result<(), AddressesNotFreed> {
+        let range = addresses.range;
+        let error = if addresses.allocator != self.id {
+            AddressFreeError::OtherAllocator
+        } else if tables.id() != self.tables {
+            AddressFreeError::OtherTables
+        } else if !tables.is_vacant(range) {
+            AddressFreeError::InUse
+        } else {
+            let start = |taken: &VirtRange| taken.start();
+            // Always found: whoever has the addresses has them from here, and not freed them.
+            if let Ok(index) = self.taken.binary_search_by_key(&range.start(), start) {
+                self.taken.remove(index);
+                self.bytes -= range.len();
+            }
+            return Ok(());
+        };
+        Err(AddressesNotFreed { addresses, error })
     }
-}
-
-/// What a range takes of its window. No allocated range ends with the last address there is.
-fn with_guard(range: VirtRange) -> Interval<u64> {
-    ii(range.start(), range.last().saturating_add(GUARD))
 }

@@ -104,8 +104,9 @@
 //! }
 //!
 //! let window = VirtRange::new(0xffff_ff10_0000_0000, 0x10_0000).unwrap();
-//! let mut addresses = AddressAllocator::new(window);
-//! let range = addresses.allocate(FRAME_SIZE, FRAME_SIZE)?;
+//! let mut addresses = AddressAllocator::new(&tables, window);
+//! let owned = addresses.allocate(FRAME_SIZE, FRAME_SIZE)?;
+//! let range = owned.range();
 //! let frame = frames.allocate(Owner::Mappings).unwrap();
 //! tables.map_page(range.start(), frame, Access::ReadWrite, Cache::WriteBack, &frames)?;
 //!
@@ -115,8 +116,8 @@
 //! tables.complete(unmapped, &frames, &mut |page| {
 //!     assert_eq!(page.phys, frame.start());
 //!     assert_eq!(frames.free(frame, Owner::Mappings), Ok(()));
-//! });
-//! addresses.free(tables.vacant(range).unwrap())?;
+//! }).unwrap();
+//! addresses.free(owned, &tables)?;
 //! assert_eq!(frames.totals()[Owner::PageTables], 4 * FRAME_SIZE);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
@@ -157,10 +158,13 @@ mod range;
 mod range_map;
 mod sync;
 mod tables;
+mod unique;
 mod virt_range;
 mod zone;
 
-pub use address_allocator::{AddressAllocator, AddressError, NotAllocated};
+pub use address_allocator::{
+    AddressAllocator, AddressError, AddressFreeError, AddressesNotFreed, OwnedAddresses,
+};
 pub use chunk::FrameInfo;
 pub use frame_cache::FrameCache;
 pub use frames::{AdoptError, FrameAllocator, FrameRun, FramesError, FreeError, Share};
@@ -170,6 +174,6 @@ pub use range::{Cut, FRAME_SIZE, Frame, PHYSICAL_LIMIT, PhysRange};
 pub use tables::{
     Census, ChangeError, Exclusion, FLUSH_LIMIT, Features, Flush, FlushSet, FrameSource, FreedPage,
     Leaf, Mismatch, PartlyMapped, PhysicalMemory, Rights, Shootdown, Step, TableError, Tables,
-    Target, Translation, Unmapped, Unmapping, Vacant,
+    Target, Translation, Unmapped, Unmapping,
 };
 pub use virt_range::VirtRange;

@@ -14,10 +14,11 @@ use x86_64::structures::paging::PageTableFlags as Flags;
 
 use crate::plan::{Access, Cache, Levels, PageSize, Plan, PlanError, Region, pat_index};
 use crate::range::{FRAME_SIZE, Frame};
+use crate::unique::Unique;
 
 pub use change::{ChangeError, FreedPage};
 pub use exclusion::Exclusion;
-pub use flush::{FLUSH_LIMIT, Flush, FlushSet, Shootdown, Unmapped, Unmapping, Vacant};
+pub use flush::{FLUSH_LIMIT, Flush, FlushSet, Shootdown, Unmapped, Unmapping};
 pub use frame_source::FrameSource;
 pub use path::{Step, Target};
 
@@ -475,7 +476,7 @@ impl core::error::Error for Mismatch {}
 /// 1. [`Self::unmap`], under the lock that guards the tables: entries are no longer present.
 /// 2. [`Unmapping::flush`], without the lock: all CPUs flush, in one round.
 /// 3. [`Self::complete`], under the lock: the frames are free.
-/// 4. [`Self::vacant`]: the addresses may be used again.
+/// 4. [`AddressAllocator::free`](crate::AddressAllocator::free): the addresses may be used again.
 ///
 /// What it proves: a page is mapped only inside its region, with its rights, its cache type and the
 /// largest size that fits; nothing present is overwritten; no frame is given back that a CPU may
@@ -487,6 +488,7 @@ impl core::error::Error for Mismatch {}
 /// them without the lock under which they change ([`Self::from_root`]) must keep a flush from being
 /// completed meanwhile, as by keeping interrupts off on a CPU that is asked for it by one.
 pub struct Tables<M> {
+    id: Unique,
     memory: M,
     levels: Levels,
     features: Features,
@@ -566,6 +568,7 @@ impl<M: PhysicalMemory> Tables<M> {
     ) -> Result<Self, TableError> {
         let root = empty_table(&memory, frames)?;
         Ok(Self {
+            id: Unique::new(),
             memory,
             levels,
             features,
@@ -582,19 +585,20 @@ impl<M: PhysicalMemory> Tables<M> {
     /// of a table; entries in them may be any garbage as long as they point to no other frames that
     /// `memory` reaches. For later calls of [`Self::map`] and [`Self::map_page`], the same as for
     /// [`Self::new`] holds, and no other value may change the tables at the same time.
-    pub const unsafe fn from_root(
-        memory: M,
-        levels: Levels,
-        features: Features,
-        root: Frame,
-    ) -> Self {
+    pub unsafe fn from_root(memory: M, levels: Levels, features: Features, root: Frame) -> Self {
         Self {
+            id: Unique::new(),
             memory,
             levels,
             features,
             root,
             built: None,
         }
+    }
+
+    /// Which tables these are, for what belongs to no others.
+    pub(crate) const fn id(&self) -> Unique {
+        self.id
     }
 
     /// The root's frame: what CR3 points to.

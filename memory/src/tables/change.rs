@@ -33,7 +33,7 @@ use core::sync::atomic::Ordering;
 
 use x86_64::structures::paging::PageTableFlags as Flags;
 
-use super::flush::{Flush, Unmapped, Unmapping, Vacant};
+use super::flush::{Flush, Unmapped, Unmapping};
 use super::frame_source::FrameSource;
 use super::{
     ENTRIES, Entry, Leaf, PhysicalMemory, Rights, Tables, WITHDRAWN, index, leaf, rights_bits,
@@ -136,7 +136,7 @@ impl<M: PhysicalMemory> Tables<M> {
             &mut flush,
         );
         Ok(Unmapping {
-            root: self.root,
+            tables: self.id,
             range,
             flush,
         })
@@ -145,24 +145,26 @@ impl<M: PhysicalMemory> Tables<M> {
     /// Lets go of pages that no CPU can reach any more: calls `freed` with each, lowest address
     /// first, and gives tables that have become empty back to `frames`.
     ///
-    /// # Panics
+    /// # Errors
     ///
-    /// If the pages were unmapped in other tables.
+    /// If the pages were unmapped in other tables: what was given, for those. Nothing has changed then.
     pub fn complete(
         &mut self,
         unmapped: Unmapped,
         frames: &impl FrameSource,
         freed: &mut impl FnMut(FreedPage),
-    ) {
-        let Unmapped { root, range } = unmapped;
-        assert!(root == self.root, "{range} was unmapped in other tables");
+    ) -> Result<(), Unmapped> {
+        if unmapped.tables != self.id {
+            return Err(unmapped);
+        }
+        let range = unmapped.range;
         let mut tables = 0;
         let mut give_back = |frame| {
             tables += 1;
             frames.give_back(frame);
         };
         self.clear(
-            root,
+            self.root,
             self.levels.count(),
             range.start(),
             range.last(),
@@ -170,14 +172,14 @@ impl<M: PhysicalMemory> Tables<M> {
             &mut give_back,
         );
         self.built = self.built.map(|built| built - tables);
+        Ok(())
     }
 
-    /// The proof that nothing is mapped in the range, and that no CPU has anything cached that was
-    /// mapped there by these tables; `None` if it is not so.
-    pub fn vacant(&self, range: VirtRange) -> Option<Vacant> {
+    /// Returns whether nothing is mapped in the range, and no CPU has anything cached that was mapped
+    /// there by these tables. It is so until something is mapped there.
+    pub fn is_vacant(&self, range: VirtRange) -> bool {
         let (first, last) = (range.start(), range.last());
-        self.is_vacant(self.root, self.levels.count(), first, last)
-            .then_some(Vacant::new(range))
+        self.has_nothing(self.root, self.levels.count(), first, last)
     }
 
     /// Gives all pages in the range other rights. What CPUs have cached of the old ones, they may go
@@ -326,7 +328,7 @@ impl<M: PhysicalMemory> Tables<M> {
         }
     }
 
-    fn is_vacant(&self, frame: Frame, level: u8, first: u64, last: u64) -> bool {
+    fn has_nothing(&self, frame: Frame, level: u8, first: u64, last: u64) -> bool {
         let Some(table) = table(&self.memory, frame) else {
             return false;
         };
@@ -335,7 +337,7 @@ impl<M: PhysicalMemory> Tables<M> {
             match Entry::decode_any(entry, level) {
                 (Entry::Absent, _) => true,
                 (Entry::Table(Some(below)), _) => {
-                    self.is_vacant(below, level - 1, piece.first, piece.last)
+                    self.has_nothing(below, level - 1, piece.first, piece.last)
                 }
                 _ => false,
             }

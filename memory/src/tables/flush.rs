@@ -9,7 +9,7 @@
 use core::fmt;
 use core::mem;
 
-use crate::range::Frame;
+use crate::unique::Unique;
 use crate::virt_range::VirtRange;
 
 /// The most pages that are flushed one by one; beyond, all of the TLB is.
@@ -163,7 +163,7 @@ impl Drop for Flush {
 #[must_use = "until the CPUs have flushed, neither the addresses nor the frames can be used again"]
 #[derive(Debug)]
 pub struct Unmapping {
-    pub(super) root: Frame,
+    pub(super) tables: Unique,
     pub(super) range: VirtRange,
     pub(super) flush: Flush,
 }
@@ -183,7 +183,7 @@ impl Unmapping {
     pub fn flush(self, shootdown: &impl Shootdown) -> Unmapped {
         self.flush.carry_out(shootdown);
         Unmapped {
-            root: self.root,
+            tables: self.tables,
             range: self.range,
         }
     }
@@ -193,24 +193,6 @@ impl Unmapping {
 #[must_use = "the tables keep the frames until `Tables::complete` gets this"]
 #[derive(Debug)]
 pub struct Unmapped {
-    pub(super) root: Frame,
+    pub(super) tables: Unique,
     pub(super) range: VirtRange,
-}
-
-/// Addresses at which nothing is mapped, nor cached as mapped by any CPU: they may be used again.
-#[must_use = "the addresses stay taken until their allocator gets this"]
-#[derive(Debug)]
-pub struct Vacant {
-    range: VirtRange,
-}
-
-impl Vacant {
-    pub(super) const fn new(range: VirtRange) -> Self {
-        Self { range }
-    }
-
-    /// The addresses.
-    pub const fn range(&self) -> VirtRange {
-        self.range
-    }
 }

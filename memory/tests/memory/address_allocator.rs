@@ -1,23 +1,22 @@
 //! Addresses, against a model that knows each page of the window.
 
 use muster_memory::{
-    AddressAllocator, AddressError, FRAME_SIZE, Features, Levels, Tables, Vacant, VirtRange,
+    Access, AddressAllocator, AddressError, AddressFreeError, Cache, FRAME_SIZE, Features, Frame,
+    Levels, OwnedAddresses, Tables, VirtRange,
 };
 use proptest::prelude::*;
 use proptest::sample::Index;
 
+use crate::changes::Alone;
 use crate::oracle::oracle;
 use crate::ram::Ram;
+use crate::scarce;
 
 const WINDOW: u64 = 0xffff_ff10_0000_0000;
 
-/// The proof that a range in which nothing was ever mapped is free.
-fn vacate(range: VirtRange) -> Vacant {
-    let ram = Ram::new(1 << 36);
-    let features = Features::default();
+fn tables(ram: &Ram) -> Tables<&Ram> {
     // SAFETY: the frames of `ram` are used by these tables alone.
-    let tables = unsafe { Tables::new(&ram, Levels::Four, features, &ram) }.unwrap();
-    tables.vacant(range).unwrap()
+    unsafe { Tables::new(ram, Levels::Four, Features::default(), ram) }.unwrap()
 }
 
 #[derive(Clone, Debug)]
@@ -37,14 +36,17 @@ fn check(pages: u64, offset: u64, steps: Vec<Step>) -> Result<usize, TestCaseErr
     let count = steps.len();
     let start = WINDOW + offset * FRAME_SIZE;
     let window = VirtRange::new(start, pages * FRAME_SIZE).unwrap();
-    let mut addresses = AddressAllocator::new(window);
+    let ram = Ram::new(1 << 36);
+    let tables = tables(&ram);
+    let mut addresses = AddressAllocator::new(&tables, window);
     prop_assert_eq!(addresses.window(), window);
-    let mut held: Vec<VirtRange> = Vec::new();
+    let mut held: Vec<OwnedAddresses> = Vec::new();
     for step in steps {
         // Which pages are somebody's.
         let mut taken = vec![false; pages as usize];
         for page in held
             .iter()
+            .map(OwnedAddresses::range)
             .flat_map(|range| (range.start()..=range.last()).step_by(FRAME_SIZE as usize))
         {
             taken[((page - start) / FRAME_SIZE) as usize] = true;
@@ -66,17 +68,17 @@ fn check(pages: u64, offset: u64, steps: Vec<Step>) -> Result<usize, TestCaseErr
                 let expected = place
                     .map(|first| VirtRange::new(start + first * FRAME_SIZE, length).unwrap())
                     .ok_or(AddressError::Exhausted { length, align });
-                prop_assert_eq!(allocated, expected);
+                let range = allocated.as_ref().map(OwnedAddresses::range);
+                prop_assert_eq!(range.map_err(|error| *error), expected);
                 held.extend(allocated);
             }
             Step::Free(which) if !held.is_empty() => {
-                let range = held.swap_remove(which.index(held.len()));
-                prop_assert_eq!(addresses.free(vacate(range)), Ok(()));
-                prop_assert!(addresses.free(vacate(range)).is_err());
+                let owned = held.swap_remove(which.index(held.len()));
+                prop_assert_eq!(addresses.free(owned, &tables), Ok(()));
             }
             Step::Free(_) => {}
         }
-        let bytes: u64 = held.iter().map(|range| range.len()).sum();
+        let bytes: u64 = held.iter().map(|owned| owned.range().len()).sum();
         prop_assert_eq!(addresses.allocated_bytes(), bytes);
         prop_assert_eq!(addresses.allocated_ranges(), held.len());
     }
@@ -91,26 +93,80 @@ fn addresses_are_as_in_the_model() {
     });
 }
 
+/// Another allocator for the same tables and the same window has other addresses, whatever their
+/// numbers; and other tables prove nothing, though their root may be as this one's.
 #[test]
-fn only_what_was_allocated_comes_back() {
+fn addresses_come_back_only_from_where_they_are() {
+    let (ram, other_ram) = (Ram::new(1 << 36), Ram::new(1 << 36));
+    let (mut tables, other_tables) = (tables(&ram), tables(&other_ram));
+    assert_eq!(tables.root(), other_tables.root());
     let window = VirtRange::new(WINDOW, 0x10_0000).unwrap();
-    let mut addresses = AddressAllocator::new(window);
-    let range = addresses.allocate(0x4000, 1).unwrap();
-    let part = VirtRange::new(range.start(), 0x1000).unwrap();
-    let inside = VirtRange::new(range.start() + 0x1000, 0x3000).unwrap();
-    let more = VirtRange::new(range.start(), 0x5000).unwrap();
-    for wrong in [part, inside, more] {
-        let error = addresses.free(vacate(wrong)).unwrap_err();
-        assert_eq!(error.range, wrong);
-        assert!(error.to_string().ends_with("was not allocated as such"));
-    }
-    assert_eq!(addresses.allocated_bytes(), 0x4000);
-    assert_eq!(addresses.free(vacate(range)), Ok(()));
+    let mut addresses = AddressAllocator::new(&tables, window);
+    let mut others = AddressAllocator::new(&tables, window);
+    let owned = addresses.allocate(0x1000, 1).unwrap();
+    let range = owned.range();
+    assert_eq!(others.allocate(0x1000, 1).unwrap().range(), range);
+    let frame = Frame::from_number(9).unwrap();
+    let (access, cache) = (Access::ReadWrite, Cache::WriteBack);
+    tables
+        .map_page(range.start(), frame, access, cache, &ram)
+        .unwrap();
+
+    let refused = others.free(owned, &tables).unwrap_err();
+    assert_eq!(refused.error, AddressFreeError::OtherAllocator);
+    assert!(refused.to_string().contains("free it where it was"));
+    let refused = addresses.free(refused.addresses, &other_tables);
+    let refused = refused.unwrap_err();
+    assert_eq!(refused.error, AddressFreeError::OtherTables);
+    assert!(refused.to_string().contains("that its allocator is for"));
+    let refused = addresses.free(refused.addresses, &tables).unwrap_err();
+    assert_eq!(refused.error, AddressFreeError::InUse);
+    assert!(refused.to_string().contains("unmap it"));
+    assert_eq!(
+        (addresses.allocated_ranges(), others.allocated_ranges()),
+        (1, 1)
+    );
+
+    // SAFETY: nobody uses what these tables map.
+    let unmapping = unsafe { tables.unmap(range) }.unwrap();
+    let refused = addresses.free(refused.addresses, &tables).unwrap_err();
+    assert_eq!(refused.error, AddressFreeError::InUse);
+    let unmapped = unmapping.flush(&Alone);
+    let refused = addresses.free(refused.addresses, &tables).unwrap_err();
+    assert_eq!(refused.error, AddressFreeError::InUse);
+    tables.complete(unmapped, &ram, &mut |_| ()).unwrap();
+    assert_eq!(addresses.free(refused.addresses, &tables), Ok(()));
+    assert_eq!(addresses.allocated_bytes(), 0);
+}
+
+#[test]
+fn no_memory_for_a_range_is_an_error() {
+    let ram = Ram::new(1 << 36);
+    let tables = tables(&ram);
+    let window = VirtRange::new(WINDOW, 0x10_0000).unwrap();
+    let mut addresses = AddressAllocator::new(&tables, window);
+    let error = scarce::with_blocks_up_to(0, || addresses.allocate(0x1000, 0x1000).err());
+    let error = error.unwrap();
+    assert_eq!(error, AddressError::OutOfMemory { ranges: 0 });
+    assert!(error.to_string().contains("has no memory to record"));
+    assert_eq!(addresses.allocated_ranges(), 0);
+
+    // There is room for what was reserved, and to free never needs any.
+    addresses.reserve(2).unwrap();
+    let capacity = scarce::with_blocks_up_to(0, || {
+        let held = std::array::from_fn::<_, 2, _>(|_| addresses.allocate(0x1000, 1).unwrap());
+        let freed = held.map(|owned| addresses.free(owned, &tables).is_ok());
+        (freed, addresses.allocated_bytes())
+    });
+    assert_eq!(capacity, ([true; 2], 0));
 }
 
 #[test]
 fn impossible_wishes_are_refused() {
-    let mut addresses = AddressAllocator::new(VirtRange::new(WINDOW, 0x10_0000).unwrap());
+    let ram = Ram::new(1 << 36);
+    let tables = tables(&ram);
+    let window = VirtRange::new(WINDOW, 0x10_0000).unwrap();
+    let mut addresses = AddressAllocator::new(&tables, window);
     for (length, align) in [(0, 0x1000), (0x1800, 0x1000), (0x1000, 0), (0x1000, 0x3000)] {
         let error = addresses.allocate(length, align).unwrap_err();
         assert_eq!(error, AddressError::Malformed { length, align });
@@ -123,6 +179,6 @@ fn impossible_wishes_are_refused() {
     }
     assert!(addresses.allocate(0xfe000, 0x1000).is_ok());
     // A window of one page is all guard, also where there are no addresses beyond.
-    let mut last = AddressAllocator::new(VirtRange::new(!0xfff, 0x1000).unwrap());
+    let mut last = AddressAllocator::new(&tables, VirtRange::new(!0xfff, 0x1000).unwrap());
     assert!(last.allocate(0x1000, 0x1000).is_err());
 }

@@ -575,7 +575,9 @@ fn the_frame_allocator_s_frames_become_tables_and_come_back() {
     let range = VirtRange::new(REGION.virt, REGION.length).unwrap();
     // SAFETY: nobody uses what these tables map.
     let unmapping = unsafe { tables.unmap(range) }.unwrap();
-    tables.complete(unmapping.flush(&Alone), &frames, &mut |_| ());
+    tables
+        .complete(unmapping.flush(&Alone), &frames, &mut |_| ())
+        .unwrap();
     assert_eq!((counted(), tables.table_count()), (4, 4));
 }
 
