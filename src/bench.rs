@@ -15,7 +15,7 @@ use muster_bench::{
     BuddyFrames, Contender, FrameSource, FrameUser, Kind, Machine, OnFrames, OnHeap, Options, Place,
 };
 use muster_events::Event;
-use muster_memory::{FRAME_SIZE, Frame, FrameRun, Owner, PhysRange};
+use muster_memory::{FRAME_SIZE, Frame, FrameRun, OwnedFrame, OwnedRun, Owner, PhysRange};
 
 use crate::crew::StartLine;
 use crate::{clock, crew, events, frames, heap, shared};
@@ -157,23 +157,26 @@ impl FrameSource for KernelFrames {
 impl FrameUser for KernelFrames {
     #[inline]
     fn take(&mut self) -> Option<Frame> {
-        frames::allocate(OWNER)
+        frames::allocate(OWNER).map(OwnedFrame::into_raw)
     }
 
     #[inline]
-    fn give(&mut self, frame: Frame) -> bool {
-        frames::free(frame, OWNER).is_ok()
+    unsafe fn give(&mut self, frame: Frame) -> bool {
+        // SAFETY: it was taken, and not given back since, as the caller promises.
+        frames::free(unsafe { OwnedFrame::from_raw(frame, OWNER) }).is_ok()
     }
 
     fn take_run(&mut self, frames: usize) -> Option<u64> {
         let run = shared::get().take_run(frames, frames, OWNER)?;
-        Some(run.first().number())
+        Some(run.into_raw().first().number())
     }
 
-    fn give_run(&mut self, first: u64, frames: usize) -> bool {
-        PhysRange::new(first * FRAME_SIZE, frames as u64 * FRAME_SIZE)
-            .and_then(FrameRun::from_range)
-            .is_some_and(|run| shared::get().give_run_back(run, OWNER).is_ok())
+    unsafe fn give_run(&mut self, first: u64, frames: usize) -> bool {
+        let run = PhysRange::new(first * FRAME_SIZE, frames as u64 * FRAME_SIZE)
+            .and_then(FrameRun::from_range);
+        // SAFETY: as for `give`.
+        run.map(|run| unsafe { OwnedRun::from_raw(run, OWNER) })
+            .is_some_and(|run| shared::get().give_run_back(run).is_ok())
     }
 }
 

@@ -5,7 +5,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use muster_memory::{Frame, FrameAllocator, FrameSource};
+use muster_memory::{FrameAllocator, FrameSource, OwnedFrame};
 
 /// Requests until the one that is refused, that one included; 0: none is.
 static LEFT: AtomicU64 = AtomicU64::new(0);
@@ -28,11 +28,11 @@ pub fn strikes() -> bool {
 pub struct Tables<'a>(pub &'a FrameAllocator);
 
 impl FrameSource for Tables<'_> {
-    fn take(&self) -> Option<Frame> {
+    fn take(&self) -> Option<OwnedFrame> {
         if strikes() { None } else { self.0.take() }
     }
 
-    fn give_back(&self, frame: Frame) {
+    fn give_back(&self, frame: OwnedFrame) {
         self.0.give_back(frame);
     }
 }

@@ -3,7 +3,7 @@
 use core::cell::{Cell, UnsafeCell};
 use core::sync::atomic::{Ordering, compiler_fence};
 
-use muster_memory::{Frame, FrameCache, FreeError, Owner};
+use muster_memory::{FrameCache, NotFreed, OwnedFrame, Owner};
 
 use crate::{cpu, shared};
 
@@ -67,13 +67,17 @@ impl Frames {
 
 /// Takes a frame from this CPU's own, if it has a cache.
 #[inline]
-pub fn allocate(owner: Owner) -> Option<Frame> {
-    with_cache(|cache| cache.allocate(owner)).unwrap_or_else(|| allocate_slowly(owner))
+pub fn allocate(owner: Owner) -> Option<OwnedFrame> {
+    let mut taken = None;
+    match with_cache(|cache| taken = cache.allocate(owner)) {
+        Some(()) => taken,
+        None => allocate_slowly(owner),
+    }
 }
 
 #[cold]
 #[inline(never)]
-fn allocate_slowly(owner: Owner) -> Option<Frame> {
+fn allocate_slowly(owner: Owner) -> Option<OwnedFrame> {
     shared::get().take_frame(owner)
 }
 
@@ -81,20 +85,45 @@ fn allocate_slowly(owner: Owner) -> Option<Frame> {
 ///
 /// # Errors
 ///
-/// If the frame was not handed out to `owner`.
+/// If the frame was not handed out to its owner.
 #[inline]
-pub fn free(frame: Frame, owner: Owner) -> Result<(), FreeError> {
-    match with_cache(|cache| cache.free_quickly(frame, owner)) {
-        Some(true) => Ok(()),
-        _ => free_slowly(frame, owner),
-    }
+pub fn free(frame: OwnedFrame) -> Result<(), NotFreed<OwnedFrame>> {
+    let mut left = Some(frame);
+    with_cache(|cache| {
+        left = left
+            .take()
+            .and_then(|frame| cache.free_quickly(frame).err());
+    });
+    left.map_or(Ok(()), free_slowly)
 }
 
 #[cold]
 #[inline(never)]
-fn free_slowly(frame: Frame, owner: Owner) -> Result<(), FreeError> {
-    with_cache(|cache| cache.free(frame, owner))
-        .unwrap_or_else(|| shared::get().give_frame_back(frame, owner))
+fn free_slowly(frame: OwnedFrame) -> Result<(), NotFreed<OwnedFrame>> {
+    let uncached = |frame| shared::get().give_frame_back(frame);
+    give(frame, FrameCache::free, uncached)
+}
+
+/// Gives frames to this CPU's cache, or to `otherwise` where there is none to be had.
+///
+/// # Errors
+///
+/// Those of the one that got them.
+#[inline(always)]
+pub fn give<T, E>(
+    frames: T,
+    cached: impl FnOnce(&mut FrameCache<'static>, T) -> Result<(), E>,
+    otherwise: impl FnOnce(T) -> Result<(), E>,
+) -> Result<(), E> {
+    let mut left = Some(frames);
+    let given = with_cache(|cache| match left.take() {
+        Some(frames) => cached(cache, frames),
+        None => Ok(()),
+    });
+    match left {
+        Some(frames) => otherwise(frames),
+        None => given.unwrap_or(Ok(())),
+    }
 }
 
 /// Lends this CPU's frame cache. `None` where there is none to be had: before the CPU has its

@@ -9,7 +9,7 @@ use conquer_once::spin::OnceCell;
 use muster_events::Measured;
 use muster_memory::{
     Access, AddressAllocator, AddressError, Cache, ChangeError, FRAME_SIZE, FrameRun,
-    OwnedAddresses, Owner, PageSize, PhysRange, Region, TableError, VirtRange,
+    OwnedAddresses, OwnedRun, Owner, PageSize, PhysRange, Region, TableError, VirtRange,
 };
 
 use crate::crew::{self, StartLine};
@@ -209,8 +209,8 @@ impl Mapping {
         let region = Region {
             name: "mapping",
             virt,
-            phys: run.start(),
-            length: run.range().len(),
+            phys: run.run().start(),
+            length: run.run().range().len(),
             access: Access::ReadWrite,
             cache: Cache::WriteBack,
             largest: PageSize::Size2MiB,
@@ -219,6 +219,8 @@ impl Mapping {
             give_back(run);
             return Err(MappingError::Tables(failure.error));
         }
+        // The pages stand for it from here on.
+        let _ = run.into_raw();
         self.mapped += region.length;
         Ok(())
     }
@@ -261,18 +263,20 @@ impl Mapping {
         })?;
         // Without the tables' lock: a CPU may be waiting for it.
         let unmapped = unmapping.flush(&AllCpus);
-        shared
-            .with_tables(|tables, frames| {
-                tables.complete(unmapped, frames, &mut |page| {
-                    let run = PhysRange::new(page.phys, page.size.bytes());
-                    if let (Frames::Own, Some(run)) =
-                        (self.frames, run.and_then(FrameRun::from_range))
-                    {
-                        give_back(run);
-                    }
-                })
+        let completed = shared.with_tables(|tables, frames| {
+            tables.complete(unmapped, frames, &mut |page| {
+                let run = PhysRange::new(page.phys, page.size.bytes());
+                if let (Frames::Own, Some(run)) = (self.frames, run.and_then(FrameRun::from_range))
+                {
+                    // SAFETY: `extend` gave the right up for the page, which no CPU can reach any more.
+                    give_back(unsafe { OwnedRun::from_raw(run, Owner::Mappings) });
+                }
             })
-            .unwrap_or_else(|unmapped| panic!("there are other tables: {unmapped:?}"));
+        });
+        assert!(
+            completed.is_ok(),
+            "a mapping was in other tables: {completed:?}"
+        );
         Ok(())
     }
 }
@@ -295,9 +299,12 @@ impl Drop for Mapping {
     }
 }
 
-fn give_back(run: FrameRun) {
-    let freed = shared::get().give_run_back(run, Owner::Mappings);
-    assert!(freed.is_ok(), "a mapping has {run} and does not own it");
+fn give_back(run: OwnedRun) {
+    let freed = shared::get().give_run_back(run);
+    assert!(
+        freed.is_ok(),
+        "a mapping does not own its frames: {freed:?}"
+    );
 }
 
 /// How long a CPU may take to come to a measurement, or to be done with it, in milliseconds.

@@ -15,9 +15,9 @@ use conquer_once::spin::OnceCell;
 use muster_events::{Mapped, Moment};
 use muster_memory::{
     Access, AdoptError, AssignError, Cache, Census, FRAME_SIZE, Frame, FrameAllocator, FrameCache,
-    FrameInfo, FrameRun, FramesError, FreeError, Levels, MapError, Mismatch, Owner, PageSize,
-    PhysRange, PhysicalMap, PhysicalMemory, Plan, PlanError, Region, Share, Step, TableError,
-    Tables, Totals,
+    FrameInfo, FrameRun, FramesError, Levels, MapError, Mismatch, NotFreed, OwnedFrame, OwnedRun,
+    Owner, PageSize, PhysRange, PhysicalMap, PhysicalMemory, Plan, PlanError, Region, Share, Step,
+    TableError, TableView, Tables, Totals,
 };
 use nodit::interval::ie;
 use nodit::{Interval, NoditSet};
@@ -347,9 +347,7 @@ impl Shared {
             .collect::<Result<Vec<_>, _>>()?;
 
         let source = famine::Tables(&frames);
-        // SAFETY: the frames come from the allocator, so they are free memory that
-        // nothing else uses, and `hhdm` reaches all of it.
-        let mut tables = unsafe { Tables::new(hhdm, levels, features.of_tables(), &source)? };
+        let mut tables = Tables::new(hhdm, levels, features.of_tables(), &source)?;
         for region in plan.regions() {
             tables
                 .map(region, &source)
@@ -465,12 +463,12 @@ impl Shared {
     /// The tables, to be read without their lock: in a fault report its holder may be
     /// the one that faulted. A table that is freed meanwhile is read as what it becomes, so
     /// this is for fault reports, after which nothing is freed, and for when nobody unmaps.
-    fn published_tables(&self) -> Tables<Hhdm> {
+    fn published_tables(&self) -> TableView<Hhdm> {
         let features = self.features.of_tables();
         // SAFETY: `hhdm` reaches every table, and each entry changes by one store of an
-        // aligned word, so whoever reads meanwhile sees it as it was or as it is. Nothing
-        // is ever changed through this value.
-        unsafe { Tables::from_root(self.hhdm, self.levels(), features, self.root) }
+        // aligned word, so whoever reads meanwhile sees it as it was or as it is. No table is given
+        // back meanwhile (see above).
+        unsafe { TableView::new(self.hhdm, self.levels(), features, self.root) }
     }
 
     /// The way of an address through the tables, which does not change meanwhile.
@@ -695,7 +693,7 @@ impl Shared {
 
     /// Takes a frame past the CPUs' caches.
     #[cold]
-    pub fn take_frame(&self, owner: Owner) -> Option<Frame> {
+    pub fn take_frame(&self, owner: Owner) -> Option<OwnedFrame> {
         self.frames.allocate(owner)
     }
 
@@ -703,15 +701,15 @@ impl Shared {
     ///
     /// # Errors
     ///
-    /// If the frame was not handed out to `owner`.
+    /// If the frame was not handed out to its owner.
     #[cold]
-    pub fn give_frame_back(&self, frame: Frame, owner: Owner) -> Result<(), FreeError> {
-        self.frames.free(frame, owner)
+    pub fn give_frame_back(&self, frame: OwnedFrame) -> Result<(), NotFreed<OwnedFrame>> {
+        self.frames.free(frame)
     }
 
     /// Takes frames from this CPU's own, if it has any.
     /// `None` if there is no such run.
-    pub fn take_run(&self, count: usize, align: usize, owner: Owner) -> Option<FrameRun> {
+    pub fn take_run(&self, count: usize, align: usize, owner: Owner) -> Option<OwnedRun> {
         if famine::strikes() {
             return None;
         }
@@ -723,10 +721,9 @@ impl Shared {
     ///
     /// # Errors
     ///
-    /// If the frames were not handed out to `owner`.
-    pub fn give_run_back(&self, run: FrameRun, owner: Owner) -> Result<(), FreeError> {
-        frames::with_cache(|cache| cache.free_run(run, owner))
-            .unwrap_or_else(|| self.frames.free_run(run, owner))
+    /// If the frames were not handed out to their owner.
+    pub fn give_run_back(&self, run: OwnedRun) -> Result<(), NotFreed<OwnedRun>> {
+        frames::give(run, FrameCache::free_run, |run| self.frames.free_run(run))
     }
 
     /// Gives the heap `count` contiguous frames, the first a multiple of `align`, as the
@@ -739,8 +736,8 @@ impl Shared {
         }
         let start = match (count, align) {
             (1, 1) if famine::strikes() => return None,
-            (1, 1) => frames::allocate(Owner::Heap)?.start(),
-            _ => self.take_run(count, align, Owner::Heap)?.start(),
+            (1, 1) => frames::allocate(Owner::Heap)?.into_raw().start(),
+            _ => self.take_run(count, align, Owner::Heap)?.into_raw().start(),
         };
         // The allocator has only what the HHDM shows.
         self.hhdm.pointer(start)
@@ -759,13 +756,19 @@ impl Shared {
     pub unsafe fn free_heap_frames(&self, start: NonNull<u8>, count: usize) {
         let phys = start.as_ptr().addr() as u64 - self.hhdm.offset;
         let run = PhysRange::new(phys, count as u64 * FRAME_SIZE).and_then(FrameRun::from_range);
-        let freed = run.map(|run| match count {
-            1 => frames::free(run.first(), Owner::Heap),
-            _ => self.give_run_back(run, Owner::Heap),
+        // SAFETY: `allocate_heap_frames` gave the right to them up for `start`; the caller promises that
+        // nothing uses them, and so gives them once.
+        let freed = run.map(|run| unsafe {
+            match count {
+                1 => frames::free(OwnedFrame::from_raw(run.first(), Owner::Heap)).is_ok(),
+                _ => self
+                    .give_run_back(OwnedRun::from_raw(run, Owner::Heap))
+                    .is_ok(),
+            }
         });
         assert!(
-            freed == Some(Ok(())),
-            "the heap gives back {count} frames at {phys:#x} that are not its own: {freed:?}"
+            freed == Some(true),
+            "the heap gives back {count} frames at {phys:#x} that are not its own"
         );
     }
 
@@ -813,8 +816,8 @@ impl Shared {
         let region = Region {
             name: "heap",
             virt,
-            phys: run.start(),
-            length: run.range().len(),
+            phys: run.run().start(),
+            length: run.run().range().len(),
             access: Access::ReadWrite,
             cache: Cache::WriteBack,
             largest: PageSize::Size2MiB,
@@ -823,10 +826,12 @@ impl Shared {
         if mapped.is_err() {
             // Only for want of a frame for a table. The run was just taken, so it can
             // be given back; the tables hold no leaf of it, for tables come first.
-            let freed = frames.free_run(run, Owner::Heap);
+            let freed = frames.free_run(run);
             debug_assert!(freed.is_ok());
             return None;
         }
+        // It is never unmapped.
+        let _ = run.into_raw();
         growing.heap_mapped += region.length;
         Some(())
     }
@@ -890,7 +895,8 @@ impl Shared {
                 // shows, writable: the loader's memory is in `hhdm` range by range.
                 unsafe { start.write_bytes(byte, range.len() as usize) };
             }
-            frames += self.frames.adopt(range)?;
+            // SAFETY: nobody uses it, as the caller promises, nor did the allocator hand it out before.
+            frames += unsafe { self.frames.adopt(range) }?;
         }
         Ok(frames as u64 * FRAME_SIZE)
     }
@@ -964,7 +970,9 @@ fn frame_allocator(map: &mut PhysicalMap, hhdm: Hhdm) -> Result<FrameAllocator, 
     // HHDM of both tables for good; (2) the map now gives it to the frame table, so
     // nobody else gets it; (3) uninitialised is a valid state of the element type.
     let storage = unsafe { core::slice::from_raw_parts_mut(storage.as_ptr(), count) };
-    FrameAllocator::new(map.ranges(Owner::Free), map.ranges(Owner::Loader), storage)
+    // SAFETY: what the map calls free, the loader has left unused, and nobody has taken any of it but the
+    // records, which the map no longer calls free.
+    unsafe { FrameAllocator::new(map.ranges(Owner::Free), map.ranges(Owner::Loader), storage) }
         .map_err(BuildError::Frames)
 }
 
@@ -977,10 +985,12 @@ fn add_stacks(
 ) -> Result<(), BuildError> {
     for stack in Slot::of(index).stacks() {
         let count = (stack.length() / FRAME_SIZE) as usize;
+        // Theirs for good.
         let run = (!famine::strikes())
             .then(|| frames.allocate_run(count, 1, Owner::Stacks))
             .flatten()
-            .ok_or(BuildError::OutOfMemory("the stacks of its CPUs"))?;
+            .ok_or(BuildError::OutOfMemory("the stacks of its CPUs"))?
+            .into_raw();
         if let Some(memory) = hhdm.pointer(run.start()) {
             // SAFETY: the run was just taken, is in one piece in the HHDM, and in whole frames.
             unsafe { stack::paint(memory.cast(), stack.length()) };
@@ -1008,7 +1018,7 @@ fn make_block(
     let memory = (!famine::strikes())
         .then(|| frames.allocate_run((cpu::BYTES / FRAME_SIZE) as usize, 1, Owner::PerCpu))
         .flatten()
-        .and_then(|run| hhdm.pointer(run.start()))
+        .and_then(|run| hhdm.pointer(run.into_raw().start()))
         .ok_or(BuildError::OutOfMemory("the blocks of its CPUs"))?;
     // SAFETY: the run was just allocated and is never freed; the HHDM shows it,
     // writable, in the loader's tables and in the kernel's.

@@ -12,7 +12,9 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use muster_memory::{Frame, FrameAllocator, FrameCache, FrameRun, Owner, PhysRange};
+use muster_memory::{
+    FRAME_SIZE, Frame, FrameAllocator, FrameCache, FrameRun, OwnedFrame, OwnedRun, Owner, PhysRange,
+};
 use spin::Mutex;
 
 /// 1 GiB, from 1 MiB on. Nothing touches the memory itself, so there need not be any.
@@ -31,39 +33,42 @@ struct Cached<'a>(FrameCache<'a>);
 struct Uncached<'a>(&'a FrameAllocator);
 struct Buddy<'a>(&'a Mutex<buddy_system_allocator::FrameAllocator>);
 
-fn frame(number: u64) -> Frame {
-    Frame::from_number(number).unwrap()
+fn frame(number: u64) -> OwnedFrame {
+    // SAFETY: there is no memory of these frames; and what is given was taken, and not given since.
+    unsafe { OwnedFrame::from_raw(Frame::from_number(number).unwrap(), OWNER) }
 }
 
-fn run(first: u64, frames: usize) -> FrameRun {
-    FrameRun::from_range(PhysRange::new(first * 4096, frames as u64 * 4096).unwrap()).unwrap()
+fn run(first: u64, frames: usize) -> OwnedRun {
+    let range = PhysRange::new(first * FRAME_SIZE, frames as u64 * FRAME_SIZE).unwrap();
+    // SAFETY: as for one.
+    unsafe { OwnedRun::from_raw(FrameRun::from_range(range).unwrap(), OWNER) }
 }
 
 impl Cpu for Cached<'_> {
     fn take(&mut self, frames: usize) -> u64 {
         if frames == 1 {
-            return self.0.allocate(OWNER).unwrap().number();
+            return self.0.allocate(OWNER).unwrap().into_raw().number();
         }
         let run = self.0.allocate_run(frames, frames, OWNER).unwrap();
-        run.first().number()
+        run.into_raw().first().number()
     }
 
     fn give(&mut self, first: u64, frames: usize) {
         if frames == 1 {
-            return self.0.free(frame(first), OWNER).unwrap();
+            return self.0.free(frame(first)).unwrap();
         }
-        self.0.free_run(run(first, frames), OWNER).unwrap();
+        self.0.free_run(run(first, frames)).unwrap();
     }
 }
 
 impl Cpu for Uncached<'_> {
     fn take(&mut self, frames: usize) -> u64 {
         let run = self.0.allocate_run(frames, frames, OWNER).unwrap();
-        run.first().number()
+        run.into_raw().first().number()
     }
 
     fn give(&mut self, first: u64, frames: usize) {
-        self.0.free_run(run(first, frames), OWNER).unwrap();
+        self.0.free_run(run(first, frames)).unwrap();
     }
 }
 
@@ -151,9 +156,9 @@ fn main() {
     let range = PhysRange::from_bounds(MEMORY.0, MEMORY.1).unwrap();
     let records = FrameAllocator::storage_needed([range].into_iter());
     let records = Box::leak(Box::new_uninit_slice(records));
-    let frames = FrameAllocator::new([range].into_iter(), [].into_iter(), records)
-        .unwrap()
-        .with_caches(2);
+    // SAFETY: nothing uses the memory of these frames, which is none.
+    let frames = unsafe { FrameAllocator::new([range].into_iter(), [].into_iter(), records) };
+    let frames = frames.unwrap().with_caches(2);
     let buddy = Mutex::new(buddy_system_allocator::FrameAllocator::new());
     buddy
         .lock()

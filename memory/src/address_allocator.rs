@@ -157,9 +157,9 @@ impl OwnedAddresses {
 /// # let direct = Direct(memory.as_ptr() as u64 - 0x10_0000);
 /// # let free = [PhysRange::new(0x10_0000, 0x1_0000).unwrap()];
 /// # let storage = Box::leak(Box::new_uninit_slice(1));
-/// # let frames = FrameAllocator::new(free.into_iter(), [].into_iter(), storage)?;
-/// # // SAFETY: the frame allocator hands each frame out once.
-/// # let tables = unsafe { Tables::new(direct, Levels::Four, Features::default(), &frames)? };
+/// # // SAFETY: nothing else uses the pages, which were just leaked.
+/// # let frames = unsafe { FrameAllocator::new(free.into_iter(), [].into_iter(), storage)? };
+/// # let tables = Tables::new(direct, Levels::Four, Features::default(), &frames)?;
 ///
 /// let window = VirtRange::new(0xffff_ff10_0000_0000, 0x6000).unwrap();
 /// let mut addresses = AddressAllocator::new(&tables, window);

@@ -5,8 +5,9 @@ use core::ptr;
 use core::sync::atomic::Ordering::{AcqRel, Relaxed, Release};
 
 use crate::chunk::{Chunk, ROW_FRAMES};
-use crate::frames::{FrameAllocator, FrameRun, FreeError, Ledger, Spot, assert_somebody, check};
+use crate::frames::{FrameAllocator, Ledger, Spot, assert_somebody, check};
 use crate::map::Owner;
+use crate::owned::{NotFreed, OwnedFrame, OwnedRun};
 use crate::owners::Owners;
 use crate::range::Frame;
 use crate::sync::{AtomicBool, AtomicU8, AtomicUsize};
@@ -65,14 +66,16 @@ impl Slot {
 /// let free = [PhysRange::from_bounds(0x20_0000, 0x40_0000).unwrap()];
 /// let storage = FrameAllocator::storage_needed(free.into_iter());
 /// let storage = Box::leak(Box::new_uninit_slice(storage));
-/// let frames = FrameAllocator::new(free.into_iter(), [].into_iter(), storage)?.with_caches(2);
+/// // SAFETY: nothing uses the memory of these frames, which is none.
+/// let frames = unsafe { FrameAllocator::new(free.into_iter(), [].into_iter(), storage)? };
+/// let frames = frames.with_caches(2);
 ///
 /// std::thread::scope(|scope| {
 ///     for _cpu in 0..2 {
 ///         scope.spawn(|| {
 ///             let mut cache = frames.cache().unwrap();
 ///             let frame = cache.allocate(Owner::PageTables).unwrap();
-///             cache.free(frame, Owner::PageTables).unwrap();
+///             cache.free(frame).unwrap();
 ///         });
 ///     }
 /// });
@@ -120,7 +123,7 @@ impl<'a> FrameCache<'a> {
     ///
     /// If `owner` is [`Owner::Free`].
     #[inline]
-    pub fn allocate(&mut self, owner: Owner) -> Option<Frame> {
+    pub fn allocate(&mut self, owner: Owner) -> Option<OwnedFrame> {
         assert_somebody(owner);
         // One comparison tells an empty cache, too.
         let left = self.slot.cached().wrapping_sub(1);
@@ -130,59 +133,72 @@ impl<'a> FrameCache<'a> {
         record.store(owner as u8, Relaxed);
         self.slot.cached.store(left, Relaxed);
         self.slot.ledger.add_alone(owner, 1);
-        Some(frame)
+        Some(OwnedFrame::claimed(frame, owner))
     }
 
     #[cold]
     #[inline(never)]
-    fn allocate_slowly(&mut self, owner: Owner) -> Option<Frame> {
+    fn allocate_slowly(&mut self, owner: Owner) -> Option<OwnedFrame> {
         if self.fill() > 0 {
             return self.allocate(owner);
         }
         let run = self.frames.take_run(1, 1, owner, None)?;
         self.slot.ledger.add_alone(owner, 1);
-        Some(run.first())
+        Some(OwnedFrame::claimed(run.into_raw().first(), owner))
     }
 
     /// Takes a frame back.
     ///
     /// # Errors
     ///
-    /// If the frame was not handed out to `owner`; see [`FreeError`]. Nothing has changed then. Of
-    /// two CPUs that free a frame at the very same time, both may succeed: to tell that would take
-    /// an atomic read-modify-write for each frame. Other double frees are caught.
+    /// If the frame was not handed out to its owner by the allocator that the cache is of; see
+    /// [`FreeError`](crate::FreeError). Nothing has changed then, and the frame is still the caller's.
+    ///
+    /// If the right to the frame was made twice, against the conditions of [`OwnedFrame::from_raw`],
+    /// that is seen unless two CPUs free it at the very same time: to see that, too, would take an
+    /// atomic read-modify-write for each frame.
     #[inline]
-    pub fn free(&mut self, frame: Frame, owner: Owner) -> Result<(), FreeError> {
-        if self.free_quickly(frame, owner) {
-            return Ok(());
-        }
-        self.free_slowly(frame, owner)
+    pub fn free(&mut self, frame: OwnedFrame) -> Result<(), NotFreed<OwnedFrame>> {
+        self.free_quickly(frame)
+            .or_else(|frame| self.free_slowly(frame))
     }
 
     /// Takes a frame back if there is room in the cache and nothing is wrong, which is nearly always
-    /// so. `false`: nothing has changed; let [`Self::free`] see to it, out of the way of what is fast.
+    /// so.
+    ///
+    /// # Errors
+    ///
+    /// The frame. Nothing has changed then; let [`Self::free`] see to it, out of the way of what is
+    /// fast.
     #[inline]
-    pub fn free_quickly(&mut self, frame: Frame, owner: Owner) -> bool {
+    pub fn free_quickly(&mut self, frame: OwnedFrame) -> Result<(), OwnedFrame> {
+        let owner = frame.owner();
         if owner != Owner::Free
-            && let Some(record) = self.owners.get(frame.number())
+            && let Some(record) = self.owners.get(frame.frame().number())
             && record.load(Relaxed) == owner as u8
-            && self.push(frame, record)
+            && self.push(frame.frame(), record)
         {
             record.store(Owner::Free as u8, Relaxed);
             self.slot.ledger.add_alone(owner, -1);
-            return true;
+            return Ok(());
         }
-        false
+        Err(frame)
     }
 
     #[cold]
     #[inline(never)]
-    fn free_slowly(&mut self, frame: Frame, owner: Owner) -> Result<(), FreeError> {
-        check(self.zone_of(frame), frame, owner)?;
+    fn free_slowly(&mut self, owned: OwnedFrame) -> Result<(), NotFreed<OwnedFrame>> {
+        let frame = owned.frame();
+        if let Err(error) = check(self.zone_of(frame), frame, owned.owner()) {
+            return Err(NotFreed {
+                frames: owned,
+                error,
+            });
+        }
         if self.len() == CAPACITY {
             self.give_back(BATCH);
         }
-        self.free(frame, owner)
+        self.free(owned)
     }
 
     /// Hands out a run, as [`FrameAllocator::allocate_run`] does; from the same 2 MiB as the cache's
@@ -197,9 +213,9 @@ impl<'a> FrameCache<'a> {
         frames: usize,
         align_frames: usize,
         owner: Owner,
-    ) -> Option<FrameRun> {
+    ) -> Option<OwnedRun> {
         if (frames, align_frames) == (1, 1) {
-            return FrameRun::from_range(self.allocate(owner)?.range());
+            return Some(self.allocate(owner)?.into());
         }
         let mut run = self
             .frames
@@ -210,7 +226,7 @@ impl<'a> FrameCache<'a> {
                 .take_run(frames, align_frames, owner, Some(&mut self.home));
         }
         let run = run?;
-        self.slot.ledger.add_alone(owner, run.count() as i64);
+        self.slot.ledger.add_alone(owner, run.run().count() as i64);
         Some(run)
     }
 
@@ -218,14 +234,19 @@ impl<'a> FrameCache<'a> {
     ///
     /// # Errors
     ///
-    /// If any of the frames was not handed out to `owner`: the lowest one's error. Nothing has
-    /// changed then.
-    pub fn free_run(&mut self, run: FrameRun, owner: Owner) -> Result<(), FreeError> {
-        if run.count() == 1 {
-            return self.free(run.first(), owner);
+    /// If any of the frames was not handed out to its owner: the lowest one's error. Nothing has
+    /// changed then, and the run is still the caller's.
+    pub fn free_run(&mut self, run: OwnedRun) -> Result<(), NotFreed<OwnedRun>> {
+        let (frames, owner) = (run.run(), run.owner());
+        if frames.count() == 1 {
+            let single = OwnedFrame::claimed(frames.first(), owner);
+            return self.free(single).map_err(|refused| NotFreed {
+                frames: refused.frames.into(),
+                error: refused.error,
+            });
         }
-        self.frames.take_back_run(run, owner)?;
-        self.slot.ledger.add_alone(owner, -(run.count() as i64));
+        self.frames.take_back_run(run)?;
+        self.slot.ledger.add_alone(owner, -(frames.count() as i64));
         Ok(())
     }
 

@@ -15,11 +15,13 @@ use core::sync::atomic::Ordering::{Relaxed, SeqCst};
 use crate::chunk::{CHUNK_FRAMES, Chunk, Claimed, Fit, FrameInfo};
 use crate::frame_cache::{FrameCache, Slot};
 use crate::map::{Owner, Totals};
+use crate::owned::{NotFreed, OwnedFrame, OwnedRun};
 use crate::range::{FRAME_SIZE, Frame, PhysRange};
 use crate::sync::{AtomicI64, AtomicU64, mutated, spin_loop};
 use crate::zone::{Among, Zone};
 
-/// Some frames that follow each other.
+/// Some frames that follow each other: their name, as [`Frame`] is one's; the right to them is
+/// [`OwnedRun`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FrameRun {
     range: PhysRange,
@@ -57,6 +59,15 @@ impl FrameRun {
     /// The frames, lowest first.
     pub fn frames(self) -> impl Iterator<Item = Frame> + Clone {
         self.range.frames()
+    }
+}
+
+impl From<Frame> for FrameRun {
+    fn from(frame: Frame) -> Self {
+        Self {
+            range: frame.range(),
+            first: frame,
+        }
     }
 }
 
@@ -269,27 +280,32 @@ const LOOKS: usize = if cfg!(loom) { usize::MAX } else { 1 << 12 };
 /// long as possible; freed frames join with free ones beside them by themselves.
 ///
 /// What it proves: no frame is handed out twice, and none that is not wholly in a range, nor frame
-/// 0; what is freed was handed out to the one who frees it; frames are neither lost nor invented.
-/// What it does not: that the ranges are memory and are unused, and that a frame's holder stays
-/// within it and lets go of it.
+/// 0; frames are neither lost nor invented. The right to a frame is a value that cannot be copied
+/// ([`OwnedFrame`], [`OwnedRun`]), and that [`Self::free`] takes. What rests on the written conditions
+/// of `unsafe` functions: that the ranges are memory and are unused ([`Self::new`], [`Self::adopt`]),
+/// and that a right which was given up for a name is made again once ([`OwnedFrame::from_raw`]). Most
+/// breaches of the latter are seen nevertheless ([`FreeError`]).
 ///
 /// ```
-/// use muster_memory::{FrameAllocator, FreeError, Owner, PhysRange};
+/// use muster_memory::{FrameAllocator, Owner, PhysRange};
 ///
 /// let free = [PhysRange::from_bounds(0, 0x10_0000).unwrap()];
 /// let later = [PhysRange::from_bounds(0x20_0000, 0x21_0000).unwrap()];
 /// let all = free.into_iter().chain(later);
 /// let storage = Box::leak(Box::new_uninit_slice(FrameAllocator::storage_needed(all)));
 ///
-/// let frames = FrameAllocator::new(free.into_iter(), later.into_iter(), storage)?;
-/// let frame = frames.allocate(Owner::Heap).unwrap();
+/// // SAFETY: nothing uses the memory of these frames, which is none.
+/// let frames = unsafe { FrameAllocator::new(free.into_iter(), later.into_iter(), storage)? };
+/// let owned = frames.allocate(Owner::Heap).unwrap();
+/// let frame = owned.frame();
 /// assert_eq!(frame.start(), 0x1000);
 /// assert_eq!(frames.owner_of(frame), Some(Owner::Heap));
-/// frames.free(frame, Owner::Heap)?;
-/// assert_eq!(frames.free(frame, Owner::Heap), Err(FreeError::AlreadyFree { frame }));
+/// frames.free(owned)?;
+/// assert_eq!(frames.owner_of(frame), Some(Owner::Free));
 ///
 /// assert_eq!(frames.free_frames(), 255);
-/// assert_eq!(frames.adopt(later[0])?, 16);
+/// // SAFETY: nor of these.
+/// assert_eq!(unsafe { frames.adopt(later[0])? }, 16);
 /// assert_eq!(frames.free_frames(), 271);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -325,7 +341,13 @@ impl FrameAllocator {
     ///
     /// If `storage` is smaller than [`Self::storage_needed`] says for all ranges, if any two overlap,
     /// or if there is no memory for the list and the summaries.
-    pub fn new(
+    ///
+    /// # Safety
+    ///
+    /// Nothing else uses the memory of the whole frames in `free`, from now on, nor hands it out:
+    /// no reference, no mapping that code uses, no other allocator, no device. `storage` does not lie
+    /// in it, nor in that of `later`. Where a range is no memory, nobody may use the frames as such.
+    pub unsafe fn new(
         free: impl Iterator<Item = PhysRange>,
         later: impl Iterator<Item = PhysRange>,
         storage: &'static mut [MaybeUninit<FrameInfo>],
@@ -384,6 +406,14 @@ impl FrameAllocator {
     /// each.
     #[must_use]
     pub fn with_caches(mut self, cpus: usize) -> Self {
+        // What went through caches that there were is no longer told apart.
+        for owner in Owner::ALL {
+            let through = |slot: &Slot| slot.ledger.get(owner);
+            let frames = self.slots.iter().map(through).sum();
+            if frames != 0 {
+                self.ledger.add(owner, frames);
+            }
+        }
         self.slots = (0..cpus).map(|_| Slot::default()).collect();
         self
     }
@@ -427,12 +457,12 @@ impl FrameAllocator {
     /// # Panics
     ///
     /// If `owner` is [`Owner::Free`] or [`Owner::NullFrame`]: that would lose the frame.
-    pub fn allocate(&self, owner: Owner) -> Option<Frame> {
+    pub fn allocate(&self, owner: Owner) -> Option<OwnedFrame> {
         assert_somebody(owner);
         let number = self.claim(1, 1, None)?;
         self.hand_out(number..number + 1, owner);
         self.ledger.add(owner, 1);
-        Frame::from_number(number)
+        Some(OwnedFrame::claimed(Frame::from_number(number)?, owner))
     }
 
     /// Hands out `frames` frames that follow each other, the first one's number a multiple of
@@ -450,9 +480,9 @@ impl FrameAllocator {
         frames: usize,
         align_frames: usize,
         owner: Owner,
-    ) -> Option<FrameRun> {
+    ) -> Option<OwnedRun> {
         let run = self.take_run(frames, align_frames, owner, None)?;
-        self.ledger.add(owner, run.count() as i64);
+        self.ledger.add(owner, run.run().count() as i64);
         Some(run)
     }
 
@@ -460,25 +490,34 @@ impl FrameAllocator {
     ///
     /// # Errors
     ///
-    /// If the frame was not handed out to `owner`; see [`FreeError`]. Nothing has changed then.
-    pub fn free(&self, frame: Frame, owner: Owner) -> Result<(), FreeError> {
-        self.take_back(frame.number()..frame.number() + 1, owner)?;
+    /// If the frame was not handed out here to its owner, as when it is another allocator's; see
+    /// [`FreeError`]. Nothing has changed then, and the frame is still the caller's.
+    pub fn free(&self, frame: OwnedFrame) -> Result<(), NotFreed<OwnedFrame>> {
+        let (number, owner) = (frame.frame().number(), frame.owner());
+        if let Err(error) = self.take_back(number..number + 1, owner) {
+            return Err(NotFreed {
+                frames: frame,
+                error,
+            });
+        }
         self.ledger.add(owner, -1);
         Ok(())
     }
 
     /// Takes a run back; a part of one, or frames handed out singly, will do as well.
     ///
-    /// Of CPUs that free the same frames at the very same time, one succeeds; a call for frames that
+    /// If the right to the frames was made twice, against the conditions of [`OwnedRun::from_raw`], then
+    /// of CPUs that free them here at the very same time, one succeeds; and a call for frames that
     /// belong to somebody else is never in the way of one for the owner.
     ///
     /// # Errors
     ///
-    /// If any of the frames was not handed out to `owner`: the lowest one's error. Nothing has
-    /// changed then.
-    pub fn free_run(&self, run: FrameRun, owner: Owner) -> Result<(), FreeError> {
-        self.take_back_run(run, owner)?;
-        self.ledger.add(owner, -(run.count() as i64));
+    /// If any of the frames was not handed out here to its owner: the lowest one's error. Nothing has
+    /// changed then, and the run is still the caller's.
+    pub fn free_run(&self, run: OwnedRun) -> Result<(), NotFreed<OwnedRun>> {
+        let (count, owner) = (run.run().count(), run.owner());
+        self.take_back_run(run)?;
+        self.ledger.add(owner, -(count as i64));
         Ok(())
     }
 
@@ -487,7 +526,11 @@ impl FrameAllocator {
     /// # Errors
     ///
     /// If `range` is none of those, or was adopted before.
-    pub fn adopt(&self, range: PhysRange) -> Result<usize, AdoptError> {
+    ///
+    /// # Safety
+    ///
+    /// Nothing uses the memory of the range any more, as [`Self::new`] asks of the free ones.
+    pub unsafe fn adopt(&self, range: PhysRange) -> Result<usize, AdoptError> {
         let (first, end) = frame_numbers(range).ok_or(AdoptError { range })?;
         let zone = self
             .zone_of(first)
@@ -575,17 +618,23 @@ impl FrameAllocator {
         align_frames: usize,
         owner: Owner,
         home: Option<&mut Option<Spot>>,
-    ) -> Option<FrameRun> {
+    ) -> Option<OwnedRun> {
         assert_somebody(owner);
         let count = frames as u64;
         let first = self.claim(count, align_frames as u64, home)?;
         self.hand_out(first..first + count, owner);
-        FrameRun::from_range(PhysRange::new(first * FRAME_SIZE, count * FRAME_SIZE)?)
+        let range = PhysRange::new(first * FRAME_SIZE, count * FRAME_SIZE)?;
+        Some(OwnedRun::claimed(FrameRun::from_range(range)?, owner))
     }
 
     /// Takes a run back, but leaves counting it to the caller.
-    pub(crate) fn take_back_run(&self, run: FrameRun, owner: Owner) -> Result<(), FreeError> {
-        self.take_back(run.first().number()..run.range().end() / FRAME_SIZE, owner)
+    pub(crate) fn take_back_run(&self, run: OwnedRun) -> Result<(), NotFreed<OwnedRun>> {
+        let range = run.run().range();
+        self.take_back(
+            range.start() / FRAME_SIZE..range.end() / FRAME_SIZE,
+            run.owner(),
+        )
+        .map_err(|error| NotFreed { frames: run, error })
     }
 
     /// Claims a run, and answers its first frame's number.

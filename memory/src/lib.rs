@@ -15,17 +15,18 @@
 //! | [`PhysRange`], [`Frame`] | a range of physical bytes; a frame | never empty or inverted, never beyond what can exist; never frame 0 |
 //! | [`PhysicalMap`] | who owns which byte | each byte of the loader's map has one owner; memory changes hands only from its owner |
 //! | [`FrameAllocator`] | hands out frames, to any number of CPUs at once | no frame twice, none outside free memory, none lost |
+//! | [`OwnedFrame`], [`OwnedRun`] | the right to frames that were handed out | one for each frame; a name alone, such as a [`Frame`], frees nothing |
 //! | [`FrameCache`] | frames that one CPU has at hand | the same, and all of them can be had back |
 //! | [`Plan`], [`hhdm`] | what shall be mapped, and how | no address twice; nothing writable and executable, not even by two addresses; no memory cached in two ways |
-//! | [`Tables`] | page tables | no page reaches beyond its region; after [`Tables::verify`]: the tables hold the plan and nothing else |
+//! | [`Tables`], [`TableView`] | page tables, and such as only are read | no page reaches beyond its region; after [`Tables::verify`]: the tables hold the plan and nothing else |
 //! | [`Unmapping`], [`Flush`] | what the CPUs have to forget, all of them | nothing that a CPU may still reach by its caches is used again |
-//! | [`AddressAllocator`] | addresses for what comes and goes | no address twice; a page that is never mapped on both sides |
+//! | [`AddressAllocator`] | addresses for what comes and goes | no address twice, and none while the tables that it is for have anything there; a page that is never mapped on both sides |
 //!
 //! The frame allocator, which CPUs use at once without a lock, is model-checked under loom, on rows of
 //! 4 frames.
 //!
-//! What it does not prove: that the loader's memory map is true, that a frame's holder keeps to it,
-//! and that CR3, CR4, EFER and the PAT of every CPU are set as the tables assume: EFER.NXE, CR0.WP,
+//! What it does not prove: that the loader's memory map is true, that whoever calls an `unsafe`
+//! function keeps to its conditions, and that CR3, CR4, EFER and the PAT of every CPU are set as the tables assume: EFER.NXE, CR0.WP,
 //! CR4.LA57 as [`Levels`] says, and [`PAT`].
 //!
 //! # In a kernel of your own
@@ -42,8 +43,7 @@
 //!     offset: u64,
 //! }
 //!
-//! // SAFETY: the loader maps all usable memory at `offset`, and it stays so; frames that become
-//! // page tables are taken from the frame allocator, and used for nothing else.
+//! // SAFETY: the loader maps all usable memory at `offset`, and it stays so.
 //! unsafe impl PhysicalMemory for DirectMap {
 //!     fn pointer(&self, phys: u64) -> Option<NonNull<u8>> {
 //!         NonNull::new(self.offset.checked_add(phys)? as *mut u8)
@@ -72,7 +72,8 @@
 //! // The records of the frames; a kernel places them in free memory, by `PhysicalMap::assign`.
 //! let records = FrameAllocator::storage_needed(free.iter().copied());
 //! let records = Box::leak(Box::new_uninit_slice(records));
-//! let frames = FrameAllocator::new(free.into_iter(), [].into_iter(), records)?;
+//! // SAFETY: the map calls the memory free, so nothing uses it, and the records lie elsewhere.
+//! let frames = unsafe { FrameAllocator::new(free.into_iter(), [].into_iter(), records)? };
 //!
 //! // What shall be mapped.
 //! let mut plan = Plan::new(Levels::Four, 40);
@@ -82,8 +83,7 @@
 //!
 //! // The tables, and the proof that they are right.
 //! let features = Features { gigabyte_pages: false };
-//! // SAFETY: the frame allocator hands each frame out once.
-//! let mut tables = unsafe { Tables::new(direct_map, Levels::Four, features, &frames)? };
+//! let mut tables = Tables::new(direct_map, Levels::Four, features, &frames)?;
 //! for region in plan.regions() {
 //!     tables.map(region, &frames)?;
 //! }
@@ -107,7 +107,8 @@
 //! let mut addresses = AddressAllocator::new(&tables, window);
 //! let owned = addresses.allocate(FRAME_SIZE, FRAME_SIZE)?;
 //! let range = owned.range();
-//! let frame = frames.allocate(Owner::Mappings).unwrap();
+//! // The right to the frame is the mapping's from here on; what is left is its name.
+//! let frame = frames.allocate(Owner::Mappings).unwrap().into_raw();
 //! tables.map_page(range.start(), frame, Access::ReadWrite, Cache::WriteBack, &frames)?;
 //!
 //! // SAFETY: nobody uses the page any more.
@@ -115,8 +116,11 @@
 //! let unmapped = unmapping.flush(&AllCpus);
 //! tables.complete(unmapped, &frames, &mut |page| {
 //!     assert_eq!(page.phys, frame.start());
-//!     assert_eq!(frames.free(frame, Owner::Mappings), Ok(()));
-//! }).unwrap();
+//!     // SAFETY: the right to it was given up for the mapping, which is gone; nobody else made it again.
+//!     let owned = unsafe { OwnedFrame::from_raw(frame, Owner::Mappings) };
+//!     assert_eq!(frames.free(owned), Ok(()));
+//! })
+//! .unwrap();
 //! addresses.free(owned, &tables)?;
 //! assert_eq!(frames.totals()[Owner::PageTables], 4 * FRAME_SIZE);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
@@ -152,6 +156,7 @@ mod frames;
 mod map;
 #[cfg(all(test, loom))]
 mod models;
+mod owned;
 mod owners;
 mod plan;
 mod range;
@@ -169,11 +174,12 @@ pub use chunk::FrameInfo;
 pub use frame_cache::FrameCache;
 pub use frames::{AdoptError, FrameAllocator, FrameRun, FramesError, FreeError, Share};
 pub use map::{AssignError, Kind, MapError, MemoryEntry, Owner, PhysicalMap, Totals};
+pub use owned::{NotFreed, OwnedFrame, OwnedRun};
 pub use plan::{Access, Cache, Levels, PAT, PageSize, Plan, PlanError, Region, hhdm};
 pub use range::{Cut, FRAME_SIZE, Frame, PHYSICAL_LIMIT, PhysRange};
 pub use tables::{
     Census, ChangeError, Exclusion, FLUSH_LIMIT, Features, Flush, FlushSet, FrameSource, FreedPage,
-    Leaf, Mismatch, PartlyMapped, PhysicalMemory, Rights, Shootdown, Step, TableError, Tables,
-    Target, Translation, Unmapped, Unmapping,
+    Leaf, Mismatch, PartlyMapped, PhysicalMemory, Rights, Shootdown, Step, TableError, TableView,
+    Tables, Target, Translation, Unmapped, Unmapping,
 };
 pub use virt_range::VirtRange;

@@ -160,6 +160,7 @@ impl Owner {
     ];
 
     /// The owner with this value.
+    #[inline]
     pub(crate) fn from_value(value: u8) -> Option<Self> {
         Self::ALL.get(usize::from(value)).copied()
     }

@@ -7,11 +7,14 @@ mod frame_source;
 mod path;
 
 use core::fmt;
+use core::ops::Deref;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use x86_64::structures::paging::PageTableFlags as Flags;
 
+use crate::map::Owner;
+use crate::owned::OwnedFrame;
 use crate::plan::{Access, Cache, Levels, PageSize, Plan, PlanError, Region, pat_index};
 use crate::range::{FRAME_SIZE, Frame};
 use crate::unique::Unique;
@@ -83,6 +86,11 @@ pub struct Features {
 pub enum TableError {
     /// There was no frame for another table.
     OutOfFrames,
+    /// The frame that the source answered for another table is not of [`Owner::PageTables`].
+    WrongOwner {
+        /// Whose it is.
+        owner: Owner,
+    },
     /// The region cannot be mapped, whatever the tables hold.
     Region(PlanError),
     /// Something is mapped there already.
@@ -106,6 +114,10 @@ impl fmt::Display for TableError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::OutOfFrames => f.write_str("no frame is left for a page table: add memory"),
+            Self::WrongOwner { owner } => write!(
+                f,
+                "the source of page tables answered a frame of {owner}: let it take page tables'"
+            ),
             Self::Region(error) => error.fmt(f),
             Self::AlreadyMapped { virt } => write!(f, "{virt:#x} is mapped already"),
             Self::Unflushed { virt } => {
@@ -465,7 +477,16 @@ impl fmt::Display for Mismatch {
 
 impl core::error::Error for Mismatch {}
 
-/// Page tables, built or walked through some [`PhysicalMemory`].
+/// Page tables that exist, such as those that CR3 points to, to be read through some
+/// [`PhysicalMemory`]; nothing is changed by it.
+pub struct TableView<M> {
+    memory: M,
+    levels: Levels,
+    features: Features,
+    root: Frame,
+}
+
+/// Page tables, built through some [`PhysicalMemory`]; to be read as their [`TableView`].
 ///
 /// Adding a mapping is safe, as it changes what no valid reference points to; what is unsafe is to
 /// use the new addresses. No CPU has anything to flush then, since CPUs do not cache that a page is
@@ -479,22 +500,27 @@ impl core::error::Error for Mismatch {}
 /// 4. [`AddressAllocator::free`](crate::AddressAllocator::free): the addresses may be used again.
 ///
 /// What it proves: a page is mapped only inside its region, with its rights, its cache type and the
-/// largest size that fits; nothing present is overwritten; no frame is given back that a CPU may
-/// still reach by these tables. [`Self::verify`] proves, by walking the
-/// tables as the CPU does, that they hold a plan and nothing else. What neither proves: that the
-/// plan is right, and that the CPU's registers (CR3, CR4, EFER, PAT) are set as the tables assume.
+/// largest size that fits; nothing present is overwritten; the frames of the tables are these tables'
+/// alone, and none is given back that a CPU may still reach by them. [`Self::verify`] proves, by
+/// walking the tables as the CPU does, that they hold a plan and nothing else. What neither proves:
+/// that the plan is right, and that the CPU's registers (CR3, CR4, EFER, PAT) are set as the tables
+/// assume.
 ///
-/// Tables other than the root come and go, so no other root may point to one of them; and who walks
-/// them without the lock under which they change ([`Self::from_root`]) must keep a flush from being
-/// completed meanwhile, as by keeping interrupts off on a CPU that is asked for it by one.
+/// Tables other than the root come and go, so no other root may point to one of them. If the value is
+/// dropped, the tables stay as they are, for good.
 pub struct Tables<M> {
     id: Unique,
-    memory: M,
-    levels: Levels,
-    features: Features,
-    root: Frame,
-    /// How many tables were built; `None` if that was done elsewhere.
-    built: Option<usize>,
+    view: TableView<M>,
+    /// How many tables there are, the root included.
+    built: usize,
+}
+
+impl<M> Deref for Tables<M> {
+    type Target = TableView<M>;
+
+    fn deref(&self) -> &TableView<M> {
+        &self.view
+    }
 }
 
 /// What a walk meets.
@@ -549,51 +575,29 @@ impl Entry {
 }
 
 impl<M: PhysicalMemory> Tables<M> {
-    /// Empty tables.
+    /// Makes empty tables.
     ///
     /// # Errors
     ///
-    /// [`TableError::OutOfFrames`] or [`TableError::Unreachable`].
-    ///
-    /// # Safety
-    ///
-    /// Every frame that `frames`, or the source given to a later [`Self::map`] or
-    /// [`Self::map_page`], answers must be memory that nobody else uses until it is given back, or
-    /// as long as the tables are in use.
-    pub unsafe fn new(
+    /// [`TableError::OutOfFrames`], [`TableError::WrongOwner`] or [`TableError::Unreachable`].
+    pub fn new(
         memory: M,
         levels: Levels,
         features: Features,
         frames: &impl FrameSource,
     ) -> Result<Self, TableError> {
-        let root = empty_table(&memory, frames)?;
+        let root = empty_table(&memory, frames)?.into_raw();
+        let view = TableView {
+            memory,
+            levels,
+            features,
+            root,
+        };
         Ok(Self {
             id: Unique::new(),
-            memory,
-            levels,
-            features,
-            root,
-            built: Some(1),
+            view,
+            built: 1,
         })
-    }
-
-    /// Tables that exist, such as those that CR3 points to.
-    ///
-    /// # Safety
-    ///
-    /// `root` must be the root of page tables, that is, of such memory as [`PhysicalMemory`] asks
-    /// of a table; entries in them may be any garbage as long as they point to no other frames that
-    /// `memory` reaches. For later calls of [`Self::map`] and [`Self::map_page`], the same as for
-    /// [`Self::new`] holds, and no other value may change the tables at the same time.
-    pub unsafe fn from_root(memory: M, levels: Levels, features: Features, root: Frame) -> Self {
-        Self {
-            id: Unique::new(),
-            memory,
-            levels,
-            features,
-            root,
-            built: None,
-        }
     }
 
     /// Which tables these are, for what belongs to no others.
@@ -601,19 +605,18 @@ impl<M: PhysicalMemory> Tables<M> {
         self.id
     }
 
-    /// The root's frame: what CR3 points to.
-    pub const fn root(&self) -> Frame {
-        self.root
+    /// How many tables there are, the root included, and those that are withdrawn.
+    pub const fn table_count(&self) -> usize {
+        self.built
     }
 
-    /// How many levels the tables have.
-    pub const fn levels(&self) -> Levels {
-        self.levels
-    }
-
-    /// How many tables were built, the root included; 0 for tables that existed before.
-    pub fn table_count(&self) -> usize {
-        self.built.unwrap_or(0)
+    /// As [`TableView::verify`], and checks that there are as many tables as were built.
+    ///
+    /// # Errors
+    ///
+    /// The first [`Mismatch`], by virtual address.
+    pub fn verify(&self, plan: &Plan) -> Result<Census, Mismatch> {
+        self.view.audit(plan, Some(self.built))
     }
 
     /// Maps a region with the largest pages that fit inside it.
@@ -663,77 +666,6 @@ impl<M: PhysicalMemory> Tables<M> {
             largest: size,
         };
         self.map(&page, frames).map_err(|failure| failure.error)
-    }
-
-    /// What the virtual address is translated to; `None` if it is not mapped, not canonical, or if
-    /// the tables on the way are malformed.
-    pub fn translate(&self, virt: u64) -> Option<Translation> {
-        match self.path(virt).last()?.target {
-            Target::Page(leaf) => Some(Translation {
-                phys: leaf.phys + (virt - leaf.virt),
-                leaf,
-            }),
-            _ => None,
-        }
-    }
-
-    /// Calls `visit` with every page, lowest virtual address first, and answers how many tables
-    /// there are. It needs no memory and goes no deeper than the tables have levels, whatever they
-    /// hold.
-    ///
-    /// # Errors
-    ///
-    /// [`Mismatch::Unreachable`] or [`Mismatch::Malformed`], and `visit` sees no more pages.
-    pub fn walk(&self, visit: &mut impl FnMut(Leaf)) -> Result<usize, Mismatch> {
-        struct Leaves<'a, F> {
-            visit: &'a mut F,
-            tables: usize,
-        }
-
-        impl<F: FnMut(Leaf)> Visitor for Leaves<'_, F> {
-            fn table(&mut self, _: u64, _: u8, _: u64) -> Result<(), Mismatch> {
-                self.tables += 1;
-                Ok(())
-            }
-
-            fn leaf(&mut self, leaf: Leaf) -> Result<(), Mismatch> {
-                (self.visit)(leaf);
-                Ok(())
-            }
-        }
-
-        let mut leaves = Leaves { visit, tables: 1 };
-        self.descend(self.root, self.levels.count(), 0, Rights::ALL, &mut leaves)?;
-        Ok(leaves.tables)
-    }
-
-    /// Checks, by walking them, that the tables hold the plan and nothing else: every page lies in
-    /// one region and is no larger than it allows, with exactly its rights, its cache type and its
-    /// physical addresses; every region is mapped to the byte; entries that point to tables leave
-    /// all rights to the leaves.
-    ///
-    /// # Errors
-    ///
-    /// The first [`Mismatch`], by virtual address.
-    pub fn verify(&self, plan: &Plan) -> Result<Census, Mismatch> {
-        if plan.levels() != self.levels {
-            return Err(Mismatch::Levels {
-                expected: plan.levels(),
-                found: self.levels,
-            });
-        }
-        let mut audit = Audit {
-            features: self.features,
-            built: self.built,
-            regions: plan.regions(),
-            mapped: 0,
-            census: Census {
-                tables: 1,
-                ..Census::default()
-            },
-        };
-        self.descend(self.root, self.levels.count(), 0, Rights::ALL, &mut audit)?;
-        audit.finish()
     }
 
     /// The largest page that can begin at the addresses whose bits are `address` and fits into
@@ -789,9 +721,7 @@ impl<M: PhysicalMemory> Tables<M> {
                 Ordering::Release,
             );
         }
-        self.built = self
-            .built
-            .map(|built| built + usize::from(level - leaf_level));
+        self.built += usize::from(level - leaf_level);
         Ok(())
     }
 
@@ -805,11 +735,12 @@ impl<M: PhysicalMemory> Tables<M> {
         leaf: u64,
         frames: &impl FrameSource,
     ) -> Result<u64, TableError> {
-        let mut made = [None; MOST_LEVELS_BELOW];
+        let mut made = [const { None::<OwnedFrame> }; MOST_LEVELS_BELOW];
         let mut entry = leaf;
         for (below, place) in (leaf_level..level).zip(&mut made) {
-            let table = empty_table(&self.memory, frames).and_then(|frame| {
-                *place = Some(frame);
+            let table = empty_table(&self.memory, frames).and_then(|owned| {
+                let frame = owned.frame();
+                *place = Some(owned);
                 self.table(frame)?[index(virt, below)].store(entry, Ordering::Relaxed);
                 Ok(frame)
             });
@@ -819,12 +750,122 @@ impl<M: PhysicalMemory> Tables<M> {
                     // No CPU has seen them.
                     made.into_iter()
                         .flatten()
-                        .for_each(|frame| frames.give_back(frame));
+                        .for_each(|owned| frames.give_back(owned));
                     return Err(error);
                 }
             }
         }
+        // The entries name them from here on, by which `complete` makes the rights again.
+        made.into_iter().flatten().for_each(|owned| {
+            let _ = owned.into_raw();
+        });
         Ok(entry)
+    }
+}
+
+impl<M: PhysicalMemory> TableView<M> {
+    /// Makes a view of the tables with this root.
+    ///
+    /// # Safety
+    ///
+    /// As long as the view is used, `root` is the root of page tables, that is, of such memory as
+    /// [`PhysicalMemory`] asks of a table. Entries in them may be any garbage as long as they point to
+    /// no other frames that `memory` reaches. If the tables change meanwhile, no table is given back
+    /// during a walk: the lock under which they change is held, or something keeps a flush from being
+    /// completed, such as disabled interrupts on a CPU that every flush asks.
+    pub const unsafe fn new(memory: M, levels: Levels, features: Features, root: Frame) -> Self {
+        Self {
+            memory,
+            levels,
+            features,
+            root,
+        }
+    }
+
+    /// The root's frame: what CR3 points to.
+    pub const fn root(&self) -> Frame {
+        self.root
+    }
+
+    /// How many levels the tables have.
+    pub const fn levels(&self) -> Levels {
+        self.levels
+    }
+
+    /// What the virtual address is translated to; `None` if it is not mapped, not canonical, or if
+    /// the tables on the way are malformed.
+    pub fn translate(&self, virt: u64) -> Option<Translation> {
+        match self.path(virt).last()?.target {
+            Target::Page(leaf) => Some(Translation {
+                phys: leaf.phys + (virt - leaf.virt),
+                leaf,
+            }),
+            _ => None,
+        }
+    }
+
+    /// Calls `visit` with every page, lowest virtual address first, and answers how many tables
+    /// there are. It needs no memory and goes no deeper than the tables have levels, whatever they
+    /// hold.
+    ///
+    /// # Errors
+    ///
+    /// [`Mismatch::Unreachable`] or [`Mismatch::Malformed`], and `visit` sees no more pages.
+    pub fn walk(&self, visit: &mut impl FnMut(Leaf)) -> Result<usize, Mismatch> {
+        struct Leaves<'a, F> {
+            visit: &'a mut F,
+            tables: usize,
+        }
+
+        impl<F: FnMut(Leaf)> Visitor for Leaves<'_, F> {
+            fn table(&mut self, _: u64, _: u8, _: u64) -> Result<(), Mismatch> {
+                self.tables += 1;
+                Ok(())
+            }
+
+            fn leaf(&mut self, leaf: Leaf) -> Result<(), Mismatch> {
+                (self.visit)(leaf);
+                Ok(())
+            }
+        }
+
+        let mut leaves = Leaves { visit, tables: 1 };
+        self.descend(self.root, self.levels.count(), 0, Rights::ALL, &mut leaves)?;
+        Ok(leaves.tables)
+    }
+
+    /// Checks, by walking them, that the tables hold the plan and nothing else: every page lies in
+    /// one region and is no larger than it allows, with exactly its rights, its cache type and its
+    /// physical addresses; every region is mapped to the byte; entries that point to tables leave
+    /// all rights to the leaves.
+    ///
+    /// # Errors
+    ///
+    /// The first [`Mismatch`], by virtual address.
+    pub fn verify(&self, plan: &Plan) -> Result<Census, Mismatch> {
+        self.audit(plan, None)
+    }
+
+    /// Checks the tables against a plan, and their number if it is known.
+    fn audit(&self, plan: &Plan, built: Option<usize>) -> Result<Census, Mismatch> {
+        if plan.levels() != self.levels {
+            return Err(Mismatch::Levels {
+                expected: plan.levels(),
+                found: self.levels,
+            });
+        }
+        let mut audit = Audit {
+            features: self.features,
+            built,
+            regions: plan.regions(),
+            mapped: 0,
+            census: Census {
+                tables: 1,
+                ..Census::default()
+            },
+        };
+        self.descend(self.root, self.levels.count(), 0, Rights::ALL, &mut audit)?;
+        audit.finish()
     }
 
     fn table(&self, frame: Frame) -> Result<&[AtomicU64; ENTRIES], TableError> {
@@ -867,12 +908,20 @@ impl<M: PhysicalMemory> Tables<M> {
     }
 }
 
-impl<M> fmt::Debug for Tables<M> {
+impl<M> fmt::Debug for TableView<M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Tables")
+        f.debug_struct("TableView")
             .field("root", &self.root)
             .field("levels", &self.levels)
             .field("features", &self.features)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<M> fmt::Debug for Tables<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tables")
+            .field("view", &self.view)
             .field("built", &self.built)
             .finish_non_exhaustive()
     }
@@ -1023,18 +1072,24 @@ const fn leaf(virt: u64, phys: u64, size: PageSize, rights: Rights, entry: u64) 
 fn empty_table<M: PhysicalMemory>(
     memory: &M,
     frames: &impl FrameSource,
-) -> Result<Frame, TableError> {
-    let frame = frames.take().ok_or(TableError::OutOfFrames)?;
-    let Some(table) = table(memory, frame) else {
-        frames.give_back(frame);
-        return Err(TableError::Unreachable {
+) -> Result<OwnedFrame, TableError> {
+    let owned = frames.take().ok_or(TableError::OutOfFrames)?;
+    let (frame, owner) = (owned.frame(), owned.owner());
+    let error = match table(memory, frame) {
+        // Else the right to it could not be made again from its name alone.
+        _ if owner != Owner::PageTables => TableError::WrongOwner { owner },
+        None => TableError::Unreachable {
             phys: frame.start(),
-        });
+        },
+        Some(table) => {
+            for entry in table {
+                entry.store(0, Ordering::Relaxed);
+            }
+            return Ok(owned);
+        }
     };
-    for entry in table {
-        entry.store(0, Ordering::Relaxed);
-    }
-    Ok(frame)
+    frames.give_back(owned);
+    Err(error)
 }
 
 /// A table's entries. Atomic because the CPUs read and write them, too; the `x86_64` crate's entry
@@ -1045,8 +1100,8 @@ fn table<M: PhysicalMemory>(memory: &M, frame: Frame) -> Option<&[AtomicU64; ENT
         .cast::<[AtomicU64; ENTRIES]>();
     // SAFETY: `PhysicalMemory` promises 4096 bytes, aligned and valid as long as `memory` lives
     // (1); the reference does not outlive the borrow of it. The frame is a page table or about to
-    // be one: the callers of `Tables::new` and `Tables::from_root` promised that nobody uses it as
-    // anything else, so that all accesses are atomic (3). Any bytes are valid `AtomicU64`s.
+    // be one. So nobody uses it as anything else and all accesses are atomic (3): `Tables` has had the
+    // right to it, and `TableView::new`'s caller promised it. Any bytes are valid `AtomicU64`s.
     Some(unsafe { pointer.as_ref() })
 }
 

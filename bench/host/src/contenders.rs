@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 use muster_bench::contenders::{self, Arena};
 use muster_bench::{BuddyFrames, Contender, Kind, MusterFrames, OnFrames, OnHeap};
 use muster_heap::{CpuCache, FRAME, FastPath, FramePlatform, MagazineHeap, NO_CACHE};
-use muster_memory::{FRAME_SIZE, FrameAllocator, FrameRun, Owner, PhysRange};
+use muster_memory::{FRAME_SIZE, FrameAllocator, FrameRun, OwnedRun, Owner, PhysRange};
 
 /// What each allocator that doesn't ask the system for memory has, in bytes.
 const ARENA: usize = 512 << 20;
@@ -78,14 +78,21 @@ pub struct MusterFrameArena(FrameAllocator);
 impl MusterFrameArena {
     pub fn new() -> Self {
         let range = PhysRange::from_bounds(FRAMES.0, FRAMES.1).expect("a range");
-        Self(frame_allocator(range).with_caches(CPUS))
+        // SAFETY: the frames are numbers alone.
+        Self(unsafe { frame_allocator(range) }.with_caches(CPUS))
     }
 }
 
-fn frame_allocator(range: PhysRange) -> FrameAllocator {
+/// A frame allocator over this range.
+///
+/// # Safety
+///
+/// Nothing else uses the memory of the range, or it is none.
+unsafe fn frame_allocator(range: PhysRange) -> FrameAllocator {
     let records = FrameAllocator::storage_needed([range].into_iter());
     let records = Box::leak(Box::new_uninit_slice(records));
-    FrameAllocator::new([range].into_iter(), [].into_iter(), records).expect("one range")
+    // SAFETY: as the caller promises; the records are memory of their own.
+    unsafe { FrameAllocator::new([range].into_iter(), [].into_iter(), records) }.expect("one range")
 }
 
 /// Makes the calling thread a CPU of the magazine heap's.
@@ -150,7 +157,9 @@ impl Threads {
     fn frames(&self) -> &FrameAllocator {
         self.frames.get_or_init(|| {
             let start = arena(self.bytes).as_mut_ptr().expose_provenance() as u64;
-            frame_allocator(PhysRange::new(start, self.bytes as u64).expect("a range"))
+            let range = PhysRange::new(start, self.bytes as u64).expect("a range");
+            // SAFETY: the arena was just made, for these frames alone.
+            unsafe { frame_allocator(range) }
         })
     }
 }
@@ -187,15 +196,16 @@ unsafe impl FramePlatform for Threads {
 
     fn allocate_frames(&self, count: usize, align: usize) -> Option<NonNull<u8>> {
         let run = self.frames().allocate_run(count, align, Owner::Heap)?;
-        NonNull::new(ptr::with_exposed_provenance_mut(run.start() as usize))
+        let start = run.into_raw().start();
+        NonNull::new(ptr::with_exposed_provenance_mut(start as usize))
     }
 
     unsafe fn free_frames(&self, start: NonNull<u8>, count: usize) {
         let range = PhysRange::new(start.addr().get() as u64, (count * FRAME) as u64);
         let run = range.and_then(FrameRun::from_range).expect("frames");
-        self.frames()
-            .free_run(run, Owner::Heap)
-            .expect("the heap's frames");
+        // SAFETY: `allocate_frames` gave them up for their address, and nothing uses them any more.
+        let run = unsafe { OwnedRun::from_raw(run, Owner::Heap) };
+        self.frames().free_run(run).expect("the heap's frames");
     }
 }
 

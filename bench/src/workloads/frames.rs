@@ -2,7 +2,9 @@
 
 use core::hint::black_box;
 
-use muster_memory::{FRAME_SIZE, Frame, FrameAllocator, FrameCache, FrameRun, Owner, PhysRange};
+use muster_memory::{
+    FRAME_SIZE, Frame, FrameAllocator, FrameCache, FrameRun, OwnedFrame, OwnedRun, Owner, PhysRange,
+};
 use spin::Mutex;
 
 use super::Workload;
@@ -39,13 +41,22 @@ pub trait FrameUser {
     fn take(&mut self) -> Option<Frame>;
 
     /// Gives a frame back; `false`: it was refused.
-    fn give(&mut self, frame: Frame) -> bool;
+    ///
+    /// # Safety
+    ///
+    /// A user of the same allocator has taken the frame, and none has given it back since.
+    unsafe fn give(&mut self, frame: Frame) -> bool;
 
     /// Takes a run of so many frames, a power of two, aligned to that; gives the first.
     fn take_run(&mut self, frames: usize) -> Option<u64>;
 
     /// Gives a run back; `false`: it was refused.
-    fn give_run(&mut self, first: u64, frames: usize) -> bool;
+    ///
+    /// # Safety
+    ///
+    /// A user of the same allocator has taken so many frames there as a run, and none has given them
+    /// back since.
+    unsafe fn give_run(&mut self, first: u64, frames: usize) -> bool;
 }
 
 /// Muster's frame allocator, with a cache for each CPU.
@@ -68,23 +79,27 @@ impl FrameSource for MusterFrames<'_> {
 impl FrameUser for FrameCache<'_> {
     #[inline]
     fn take(&mut self) -> Option<Frame> {
-        self.allocate(OWNER)
+        self.allocate(OWNER).map(OwnedFrame::into_raw)
     }
 
     #[inline]
-    fn give(&mut self, frame: Frame) -> bool {
-        self.free(frame, OWNER).is_ok()
+    unsafe fn give(&mut self, frame: Frame) -> bool {
+        // SAFETY: it was taken, and not given back since, as the caller promises.
+        self.free(unsafe { OwnedFrame::from_raw(frame, OWNER) })
+            .is_ok()
     }
 
     fn take_run(&mut self, frames: usize) -> Option<u64> {
         let run = self.allocate_run(frames, frames, OWNER)?;
-        Some(run.first().number())
+        Some(run.into_raw().first().number())
     }
 
-    fn give_run(&mut self, first: u64, frames: usize) -> bool {
-        PhysRange::new(first * FRAME_SIZE, frames as u64 * FRAME_SIZE)
-            .and_then(FrameRun::from_range)
-            .is_some_and(|run| self.free_run(run, OWNER).is_ok())
+    unsafe fn give_run(&mut self, first: u64, frames: usize) -> bool {
+        let run = PhysRange::new(first * FRAME_SIZE, frames as u64 * FRAME_SIZE)
+            .and_then(FrameRun::from_range);
+        // SAFETY: as for `give`.
+        run.map(|run| unsafe { OwnedRun::from_raw(run, OWNER) })
+            .is_some_and(|run| self.free_run(run).is_ok())
     }
 }
 
@@ -120,7 +135,7 @@ impl FrameUser for &BuddyFrames {
     }
 
     #[inline]
-    fn give(&mut self, frame: Frame) -> bool {
+    unsafe fn give(&mut self, frame: Frame) -> bool {
         self.0.lock().dealloc(frame.number() as usize, 1);
         true
     }
@@ -129,7 +144,7 @@ impl FrameUser for &BuddyFrames {
         self.0.lock().alloc(frames).map(|frame| frame as u64)
     }
 
-    fn give_run(&mut self, first: u64, frames: usize) -> bool {
+    unsafe fn give_run(&mut self, first: u64, frames: usize) -> bool {
         self.0.lock().dealloc(first as usize, frames);
         true
     }
@@ -153,7 +168,7 @@ impl FrameUser for Nothing {
     }
 
     #[inline(always)]
-    fn give(&mut self, _: Frame) -> bool {
+    unsafe fn give(&mut self, _: Frame) -> bool {
         true
     }
 
@@ -163,7 +178,7 @@ impl FrameUser for Nothing {
     }
 
     #[inline(always)]
-    fn give_run(&mut self, _: u64, _: usize) -> bool {
+    unsafe fn give_run(&mut self, _: u64, _: usize) -> bool {
         true
     }
 }
@@ -210,10 +225,16 @@ impl<U: FrameUser> Cpu<U> {
         NONE
     }
 
+    /// Gives a frame back, if it is one.
+    ///
+    /// # Safety
+    ///
+    /// [`Self::take`] answered this, and it was not given since.
     #[inline(always)]
-    fn give(&mut self, frame: u64) {
+    unsafe fn give(&mut self, frame: u64) {
         if let Some(frame) = Frame::from_number(frame).filter(|_| frame != NONE)
-            && !self.user.give(frame)
+            // SAFETY: the caller's promise.
+            && !unsafe { self.user.give(frame) }
         {
             self.failed();
         }
@@ -226,9 +247,15 @@ impl<U: FrameUser> Cpu<U> {
         first.map_or(NONE, |first| first << 8 | order as u64)
     }
 
-    fn give_run(&mut self, run: u64) {
+    /// Gives a run back, if it is one.
+    ///
+    /// # Safety
+    ///
+    /// [`Self::take_run`] answered this, and it was not given since.
+    unsafe fn give_run(&mut self, run: u64) {
         if run != NONE {
-            let given = self.user.give_run(run >> 8, 1 << (run & 0xff));
+            // SAFETY: the caller's promise.
+            let given = unsafe { self.user.give_run(run >> 8, 1 << (run & 0xff)) };
             self.failures += u64::from(!given);
         }
     }
@@ -238,7 +265,9 @@ fn pair<U: FrameUser>(cpu: &mut Cpu<U>, shift: &mut Shift<'_>) -> Lap {
     let (mut meter, ..) = shift.start();
     while !meter.is_over() {
         step!(meter, {
-            let given = (cpu.user.take()).is_some_and(|frame| cpu.user.give(black_box(frame)));
+            // SAFETY: it was just taken.
+            let given =
+                (cpu.user.take()).is_some_and(|frame| unsafe { cpu.user.give(black_box(frame)) });
             if !given {
                 cpu.failed();
             }
@@ -253,13 +282,15 @@ fn random<U: FrameUser>(cpu: &mut Cpu<U>, shift: &mut Shift<'_>) -> Lap {
     while !meter.is_over() {
         step!(meter, {
             if let Some(frame) = held.get_mut(random.below(HELD)) {
-                cpu.give(*frame);
+                // SAFETY: it was taken, and another one takes its place.
+                unsafe { cpu.give(*frame) };
                 *frame = cpu.take();
             }
         });
     }
     let lap = meter.end();
-    held.iter().for_each(|&frame| cpu.give(frame));
+    // SAFETY: each was taken, and none is used again.
+    held.iter().for_each(|&frame| unsafe { cpu.give(frame) });
     lap
 }
 
@@ -270,7 +301,8 @@ fn bulk<U: FrameUser>(cpu: &mut Cpu<U>, shift: &mut Shift<'_>) -> Lap {
             *frame = step!(meter, cpu.take());
         }
         for &mut frame in held.iter_mut().take(BULK) {
-            step!(meter, cpu.give(frame));
+            // SAFETY: it was taken just above, and not given since.
+            step!(meter, unsafe { cpu.give(frame) });
         }
     }
     meter.end()
@@ -282,13 +314,15 @@ fn repeat<U: FrameUser>(cpu: &mut Cpu<U>, shift: &mut Shift<'_>) -> Lap {
     if let Some(frame) = held.last_mut() {
         while !meter.is_over() {
             step!(meter, {
-                cpu.give(*frame);
+                // SAFETY: it was taken, and another one takes its place.
+                unsafe { cpu.give(*frame) };
                 *frame = cpu.take();
             });
         }
     }
     let lap = meter.end();
-    held.iter().for_each(|&frame| cpu.give(frame));
+    // SAFETY: each was taken, and none is used again.
+    held.iter().for_each(|&frame| unsafe { cpu.give(frame) });
     lap
 }
 
@@ -301,13 +335,17 @@ fn fragmentation<U: FrameUser>(cpu: &mut Cpu<U>, shift: &mut Shift<'_>) -> Lap {
     while !meter.is_over() {
         step!(meter, {
             if let Some(run) = held.get_mut(random.below(RUNS)) {
-                cpu.give_run(*run);
+                // SAFETY: it was taken, and another one takes its place.
+                unsafe { cpu.give_run(*run) };
                 *run = cpu.take_run(order(random));
             }
         });
     }
     let lap = meter.end();
-    held.iter().take(RUNS).for_each(|&run| cpu.give_run(run));
+    // SAFETY: each was taken, and none is used again.
+    held.iter()
+        .take(RUNS)
+        .for_each(|&run| unsafe { cpu.give_run(run) });
     lap
 }
 

@@ -9,7 +9,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use muster_heap::{
     CpuCache, FRAME, FastPath, FramePlatform, Heap, MagazineHeap, NO_CACHE, Platform,
 };
-use muster_memory::{FrameRun, Owner, PhysRange};
+use muster_memory::{FrameRun, OwnedRun, Owner, PhysRange};
 use muster_percpu::head_offset;
 
 use crate::cpu::{CPUS, Cpu};
@@ -143,7 +143,7 @@ unsafe impl FramePlatform for Machine {
             let mut frames = here.local().frames.borrow_mut();
             frames.as_mut()?.allocate_run(count, align, Owner::Heap)
         })?;
-        memory::pointer(run.start())
+        memory::pointer(run.into_raw().start())
     }
 
     unsafe fn free_frames(&self, start: NonNull<u8>, count: usize) {
@@ -152,7 +152,10 @@ unsafe impl FramePlatform for Machine {
         let freed = range.and_then(FrameRun::from_range).and_then(|run| {
             Cpu::with(|here| {
                 let mut frames = here.local().frames.borrow_mut();
-                Some(frames.as_mut()?.free_run(run, Owner::Heap))
+                // SAFETY: `allocate_frames` gave them up for their address, and nothing uses them any
+                // more.
+                let run = unsafe { OwnedRun::from_raw(run, Owner::Heap) };
+                Some(frames.as_mut()?.free_run(run))
             })
         });
         assert!(

@@ -69,7 +69,9 @@ pub fn start(loader: &Loader) -> Result<(), MemoryError> {
     // SAFETY: so many records fit there, in whole frames that the loader maps writable; the map gives
     // them to the frame table now, so nobody else gets them; any bytes will do as `MaybeUninit`.
     let records = unsafe { core::slice::from_raw_parts_mut(records, count) };
-    let frames = FrameAllocator::new(map.ranges(Owner::Free), [].into_iter(), records)
+    // SAFETY: the loader calls the memory usable and has nothing in it, and the map has given that of
+    // the records to the frame table.
+    let frames = unsafe { FrameAllocator::new(map.ranges(Owner::Free), [].into_iter(), records) }
         .map_err(MemoryError::Frames)?
         .with_caches(loader.cpus);
     MEMORY.init_once(|| Memory {

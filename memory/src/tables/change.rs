@@ -36,9 +36,11 @@ use x86_64::structures::paging::PageTableFlags as Flags;
 use super::flush::{Flush, Unmapped, Unmapping};
 use super::frame_source::FrameSource;
 use super::{
-    ENTRIES, Entry, Leaf, PhysicalMemory, Rights, Tables, WITHDRAWN, index, leaf, rights_bits,
-    shift, table,
+    ENTRIES, Entry, Leaf, PhysicalMemory, Rights, TableView, Tables, WITHDRAWN, index, leaf,
+    rights_bits, shift, table,
 };
+use crate::map::Owner;
+use crate::owned::OwnedFrame;
 use crate::plan::{Access, PageSize};
 use crate::range::Frame;
 use crate::virt_range::VirtRange;
@@ -161,25 +163,22 @@ impl<M: PhysicalMemory> Tables<M> {
         let mut tables = 0;
         let mut give_back = |frame| {
             tables += 1;
-            frames.give_back(frame);
+            // SAFETY: (1) and (2) a source answered the frame for the page tables, and the right to it
+            // was given up for the entry that pointed to it (`new_tables`), the only one, which is empty
+            // now. (3) No CPU can reach it: they have all flushed since the last entry went that
+            // was present below it (see above).
+            frames.give_back(unsafe { OwnedFrame::from_raw(frame, Owner::PageTables) });
         };
-        self.clear(
-            self.root,
-            self.levels.count(),
+        self.view.clear(
+            self.view.root,
+            self.view.levels.count(),
             range.start(),
             range.last(),
             freed,
             &mut give_back,
         );
-        self.built = self.built.map(|built| built - tables);
+        self.built -= tables;
         Ok(())
-    }
-
-    /// Returns whether nothing is mapped in the range, and no CPU has anything cached that was mapped
-    /// there by these tables. It is so until something is mapped there.
-    pub fn is_vacant(&self, range: VirtRange) -> bool {
-        let (first, last) = (range.start(), range.last());
-        self.has_nothing(self.root, self.levels.count(), first, last)
     }
 
     /// Gives all pages in the range other rights. What CPUs have cached of the old ones, they may go
@@ -213,6 +212,15 @@ impl<M: PhysicalMemory> Tables<M> {
             &mut flush,
         );
         Ok(flush)
+    }
+}
+
+impl<M: PhysicalMemory> TableView<M> {
+    /// Returns whether nothing is mapped in the range, and no CPU has anything cached that was mapped
+    /// there by these tables. It is so until something is mapped there.
+    pub fn is_vacant(&self, range: VirtRange) -> bool {
+        let (first, last) = (range.start(), range.last());
+        self.has_nothing(self.root, self.levels.count(), first, last)
     }
 
     /// Whether all of the range can change.

@@ -3,7 +3,7 @@
 use nodit::interval::ii;
 use nodit::{Interval, NoditSet};
 
-use super::{Leaf, Mismatch, PhysicalMemory, Tables};
+use super::{Leaf, Mismatch, PhysicalMemory, TableView};
 
 /// What tables allow of memory, each byte counted once for each address at which they do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -14,7 +14,7 @@ pub struct Exclusion {
     pub writable: u64,
 }
 
-impl<M: PhysicalMemory> Tables<M> {
+impl<M: PhysicalMemory> TableView<M> {
     /// Checks, by walking them, that what can be executed can be written nowhere, whatever the plan
     /// said. Of tables that change meanwhile it is true of each page at the moment it was met.
     ///

@@ -2,36 +2,37 @@
 
 use crate::frames::FrameAllocator;
 use crate::map::Owner;
-use crate::range::Frame;
+use crate::owned::OwnedFrame;
 
 /// Gives out the frames that become page tables, and takes them back.
 ///
 /// Both may be called while whatever guards the tables is held, so neither may use the heap.
 pub trait FrameSource {
-    /// A frame that nobody uses, or `None` if there is none left.
-    fn take(&self) -> Option<Frame>;
+    /// Hands out a frame of [`Owner::PageTables`]; `None` if there is none left.
+    fn take(&self) -> Option<OwnedFrame>;
 
-    /// Takes a frame back, which no CPU can reach as a table any more.
-    fn give_back(&self, frame: Frame);
+    /// Takes a frame of [`Owner::PageTables`] back, which no CPU can reach as a table any more. It
+    /// may come from another source: who can't take it, keeps it out of use.
+    fn give_back(&self, frame: OwnedFrame);
 }
 
 impl FrameSource for FrameAllocator {
-    fn take(&self) -> Option<Frame> {
+    fn take(&self) -> Option<OwnedFrame> {
         self.allocate(Owner::PageTables)
     }
 
-    fn give_back(&self, frame: Frame) {
-        let freed = self.free(frame, Owner::PageTables);
+    fn give_back(&self, frame: OwnedFrame) {
+        let freed = self.free(frame);
         debug_assert!(freed.is_ok(), "a page table was not its own: {freed:?}");
     }
 }
 
 impl<S: FrameSource> FrameSource for &S {
-    fn take(&self) -> Option<Frame> {
+    fn take(&self) -> Option<OwnedFrame> {
         (**self).take()
     }
 
-    fn give_back(&self, frame: Frame) {
+    fn give_back(&self, frame: OwnedFrame) {
         (**self).give_back(frame);
     }
 }

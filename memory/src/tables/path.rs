@@ -6,7 +6,7 @@ use core::sync::atomic::Ordering;
 
 use x86_64::structures::paging::PageTableFlags as Flags;
 
-use super::{Entry, Leaf, PhysicalMemory, Rights, Tables, index, leaf, shift, table};
+use super::{Entry, Leaf, PhysicalMemory, Rights, TableView, index, leaf, shift, table};
 
 /// What an entry on the way leads to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,7 +80,7 @@ impl fmt::Display for Step {
     }
 }
 
-impl<M: PhysicalMemory> Tables<M> {
+impl<M: PhysicalMemory> TableView<M> {
     /// The entries that the CPU reads for a virtual address, the root's first. None if the address is
     /// not canonical. Where the last of them leads to a table, that table cannot be reached.
     pub fn path(&self, virt: u64) -> impl Iterator<Item = Step> {

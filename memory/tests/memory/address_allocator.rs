@@ -15,8 +15,7 @@ use crate::scarce;
 const WINDOW: u64 = 0xffff_ff10_0000_0000;
 
 fn tables(ram: &Ram) -> Tables<&Ram> {
-    // SAFETY: the frames of `ram` are used by these tables alone.
-    unsafe { Tables::new(ram, Levels::Four, Features::default(), ram) }.unwrap()
+    Tables::new(ram, Levels::Four, Features::default(), ram).unwrap()
 }
 
 #[derive(Clone, Debug)]

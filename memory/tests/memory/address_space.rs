@@ -138,8 +138,7 @@ fn check_bytes(entries: &[MemoryEntry], read_only: &[PhysRange]) -> Result<usize
     }
     let ram = Ram::new(1 << 24);
     let features = Features::default();
-    // SAFETY: the frames of `ram` are used by these tables alone.
-    let mut tables = unsafe { Tables::new(&ram, Levels::Four, features, &ram) }.unwrap();
+    let mut tables = Tables::new(&ram, Levels::Four, features, &ram).unwrap();
     for region in plan.regions() {
         tables.map(region, &ram).unwrap();
     }

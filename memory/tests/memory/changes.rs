@@ -271,8 +271,7 @@ impl<'a> World<'a> {
     }
 
     fn with_levels(ram: &'a Ram, levels: Levels) -> Self {
-        // SAFETY: the frames of `ram` are used by these tables alone.
-        let tables = unsafe { Tables::new(ram, levels, FEATURES, ram) }.unwrap();
+        let tables = Tables::new(ram, levels, FEATURES, ram).unwrap();
         Self {
             ram,
             tables,

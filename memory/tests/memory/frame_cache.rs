@@ -7,13 +7,13 @@ use std::sync::{Barrier, Mutex};
 use std::thread;
 
 use muster_memory::{
-    AdoptError, FRAME_SIZE, Frame, FrameAllocator, FrameCache, FrameRun, FreeError, Owner,
-    PhysRange, Totals,
+    AdoptError, FRAME_SIZE, Frame, FrameAllocator, FrameCache, FrameRun, FreeError, NotFreed,
+    OwnedFrame, OwnedRun, Owner, PhysRange, Totals,
 };
 use proptest::prelude::*;
 use proptest::sample::Index;
 
-use crate::frames::{allocator, bounds};
+use crate::frames::{adopt, allocator, bounds, forged, take};
 use crate::oracle::oracle;
 
 const OWNERS: [Owner; 3] = [Owner::Heap, Owner::Stacks, Owner::PageTables];
@@ -192,8 +192,22 @@ fn run(first: u64, count: usize) -> FrameRun {
     FrameRun::from_range(range).unwrap()
 }
 
-fn single(frame: Frame) -> FrameRun {
-    FrameRun::from_range(frame.range()).unwrap()
+/// Frees frames by their name.
+fn free_run(
+    frames: &FrameAllocator,
+    cache: Option<&mut FrameCache>,
+    run: FrameRun,
+    owner: Owner,
+) -> Result<(), FreeError> {
+    let forged = forged(run, owner);
+    let freed = match cache {
+        Some(cache) => cache.free_run(forged),
+        None => frames.free_run(forged),
+    };
+    freed.map_err(|NotFreed { frames, error }| {
+        assert_eq!((frames.run(), frames.owner()), (run, owner));
+        error
+    })
 }
 
 /// One to four ranges of a frame to over 2 MiB, some next to each other, some to be adopted later.
@@ -232,19 +246,22 @@ fn behave_as_the_model(
                         Some(cache) => cache.allocate(owner),
                         None => frames.allocate(owner),
                     };
-                    let Some(frame) = frame else {
+                    let Some(frame) = frame.map(OwnedFrame::into_raw) else {
                         prop_assert_eq!(frames.free_frames(), frames.cached_frames());
                         prop_assert!(caches.get(cpu).is_none_or(FrameCache::is_empty));
                         break;
                     };
-                    model.change(single(frame), Owner::Free, owner)?;
+                    model.change(frame.into(), Owner::Free, owner)?;
                 }
             }
             Call::AllocateRun(cpu, count, align, owner) => {
                 let possible = model.has_run(count, align);
-                let allocate = |caches: &mut [FrameCache]| match caches.get_mut(cpu) {
-                    Some(cache) => cache.allocate_run(count, align, owner),
-                    None => frames.allocate_run(count, align, owner),
+                let allocate = |caches: &mut [FrameCache]| {
+                    let run = match caches.get_mut(cpu) {
+                        Some(cache) => cache.allocate_run(count, align, owner),
+                        None => frames.allocate_run(count, align, owner),
+                    };
+                    run.map(OwnedRun::into_raw)
                 };
                 let mut run = allocate(&mut caches);
                 if run.is_none() {
@@ -264,10 +281,7 @@ fn behave_as_the_model(
                 let Some((run, owner)) = model.handed_out(from, most) else {
                     continue;
                 };
-                let freed = match caches.get_mut(cpu) {
-                    Some(cache) => cache.free_run(run, owner),
-                    None => frames.free_run(run, owner),
-                };
+                let freed = free_run(&frames, caches.get_mut(cpu), run, owner);
                 prop_assert_eq!(freed, Ok(()));
                 model.change(run, owner, Owner::Free)?;
                 let is_inside = |(range, _): &(PhysRange, bool)| range.encloses(run.range());
@@ -280,10 +294,7 @@ fn behave_as_the_model(
                     continue;
                 };
                 for frame in run.frames() {
-                    let freed = match caches.get_mut(cpu) {
-                        Some(cache) => cache.free(frame, owner),
-                        None => frames.free(frame, owner),
-                    };
+                    let freed = free_run(&frames, caches.get_mut(cpu), frame.into(), owner);
                     prop_assert_eq!(freed, Ok(()));
                 }
                 model.change(run, owner, Owner::Free)?;
@@ -295,10 +306,7 @@ fn behave_as_the_model(
                 let expected = run
                     .frames()
                     .try_for_each(|frame| model.expected(frame, owner));
-                let freed = match caches.get_mut(cpu) {
-                    Some(cache) => cache.free_run(run, owner),
-                    None => frames.free_run(run, owner),
-                };
+                let freed = free_run(&frames, caches.get_mut(cpu), run, owner);
                 prop_assert_eq!(freed, expected);
                 if expected.is_ok() {
                     model.change(run, owner, Owner::Free)?;
@@ -312,12 +320,15 @@ fn behave_as_the_model(
                 caches.iter_mut().for_each(|cache| {
                     cache.drain();
                 });
-                let mut allocate = || match caches.get_mut(cpu) {
-                    Some(cache) => cache.allocate(owner),
-                    None => frames.allocate(owner),
+                let mut allocate = || {
+                    let frame = match caches.get_mut(cpu) {
+                        Some(cache) => cache.allocate(owner),
+                        None => frames.allocate(owner),
+                    };
+                    frame.map(OwnedFrame::into_raw)
                 };
                 while let Some(frame) = allocate() {
-                    model.change(single(frame), Owner::Free, owner)?;
+                    model.change(frame.into(), Owner::Free, owner)?;
                 }
                 prop_assert_eq!(model.count(Owner::Free), 0);
             }
@@ -340,10 +351,10 @@ fn behave_as_the_model(
                 let (range, is_open) = index.get_mut(&mut model.ranges);
                 let (range, count) = (*range, range.frames().count());
                 if *is_open || count == 0 {
-                    prop_assert_eq!(frames.adopt(range), Err(AdoptError { range }));
+                    prop_assert_eq!(adopt(&frames, range), Err(AdoptError { range }));
                 } else {
                     *is_open = true;
-                    prop_assert_eq!(frames.adopt(range), Ok(count));
+                    prop_assert_eq!(adopt(&frames, range), Ok(count));
                     let first = range.frames().next().unwrap().number();
                     model.change(run(first, count), Owner::Loader, Owner::Free)?;
                 }
@@ -363,7 +374,7 @@ fn behave_as_the_model(
     for number in 0..model.owners.len() {
         if let Some(owner) = model.owners[number].filter(|owner| OWNERS.contains(owner)) {
             let run = run(number as u64, 1);
-            prop_assert_eq!(frames.free_run(run, owner), Ok(()));
+            prop_assert_eq!(frames.free_run(forged(run, owner)), Ok(()));
             model.change(run, owner, Owner::Free)?;
         }
     }
@@ -413,7 +424,7 @@ fn cpus_at_once_never_share_a_frame_and_lose_none() {
     let used: Vec<AtomicBool> = (0..(CHUNKS + 1) * CHUNK)
         .map(|_| AtomicBool::new(false))
         .collect();
-    let handed_over = Mutex::new(Vec::<FrameRun>::new());
+    let handed_over = Mutex::new(Vec::<OwnedRun>::new());
     let refused = AtomicUsize::new(0);
     let barrier = Barrier::new(CPUS);
 
@@ -429,7 +440,7 @@ fn cpus_at_once_never_share_a_frame_and_lose_none() {
             let (mark, barrier) = (&mark, &barrier);
             scope.spawn(move || {
                 let mut cache = frames.cache().unwrap();
-                let mut held: Vec<FrameRun> = Vec::new();
+                let mut held: Vec<OwnedRun> = Vec::new();
                 let mut random = 0x9e37_79b9_7f4a_7c15_u64 ^ (cpu + 1);
                 barrier.wait();
                 for _ in 0..25_000 {
@@ -438,7 +449,7 @@ fn cpus_at_once_never_share_a_frame_and_lose_none() {
                     random ^= random << 17;
                     let pick = (random >> 16) as usize;
                     let run = match random % 16 {
-                        0..6 => cache.allocate(Owner::Heap).map(single),
+                        0..6 => cache.allocate(Owner::Heap).map(OwnedRun::from),
                         6..8 => {
                             let count = 1 << (pick % 7);
                             cache.allocate_run(count, count, Owner::Heap)
@@ -460,23 +471,23 @@ fn cpus_at_once_never_share_a_frame_and_lose_none() {
                         }
                         _ if !held.is_empty() => {
                             let run = held.swap_remove(pick % held.len());
-                            mark(run, false);
-                            cache.free_run(run, Owner::Heap).unwrap();
+                            mark(run.run(), false);
+                            cache.free_run(run).unwrap();
                             continue;
                         }
                         _ => continue,
                     };
                     match run {
                         Some(run) => {
-                            mark(run, true);
+                            mark(run.run(), true);
                             held.push(run);
                         }
                         // Everything goes back, so that memory fills up again and again.
                         None => {
                             refused.fetch_add(1, Ordering::Relaxed);
                             for run in held.drain(..) {
-                                mark(run, false);
-                                cache.free_run(run, Owner::Heap).unwrap();
+                                mark(run.run(), false);
+                                cache.free_run(run).unwrap();
                             }
                         }
                     }
@@ -488,11 +499,11 @@ fn cpus_at_once_never_share_a_frame_and_lose_none() {
 
     assert!(refused.into_inner() > 0, "memory never ran out");
     let left = handed_over.into_inner().unwrap();
-    let count: usize = left.iter().map(|run| run.count()).sum();
+    let count: usize = left.iter().map(|run| run.run().count()).sum();
     assert_eq!(frames.totals()[Owner::Heap], count as u64 * 4096);
     for run in left {
-        mark(run, false);
-        frames.free_run(run, Owner::Heap).unwrap();
+        mark(run.run(), false);
+        frames.free_run(run).unwrap();
     }
     assert_eq!(frames.cached_frames(), 0);
     assert_eq!(frames.free_frames(), frames.capacity());
@@ -513,7 +524,7 @@ fn whenever_all_is_quiet_whole_chunks_are_known_to_be_whole() {
                     for count in [512, 1, 256, 512 >> ((round + cpu) % 10)] {
                         let run = frames.allocate_run(count, count, Owner::Heap);
                         if let Some(run) = run {
-                            frames.free_run(run, Owner::Heap).unwrap();
+                            frames.free_run(run).unwrap();
                         }
                     }
                     barrier.wait();
@@ -538,14 +549,17 @@ fn of_cpus_that_free_a_run_at_once_one_succeeds() {
             scope.spawn(move || {
                 for round in 1..=1000 {
                     if first {
-                        assert_eq!(frames.allocate_run(16, 16, Owner::Heap), Some(run));
+                        let taken = frames.allocate_run(16, 16, Owner::Heap).unwrap();
+                        assert_eq!(taken.into_raw(), run);
                     }
                     start.wait();
-                    match frames.free_run(run, Owner::Heap) {
+                    match frames.free_run(forged(run, Owner::Heap)) {
                         Ok(()) => {
                             freed.fetch_add(1, Ordering::Relaxed);
                         }
-                        Err(error) => assert!(matches!(error, FreeError::AlreadyFree { .. })),
+                        Err(refused) => {
+                            assert!(matches!(refused.error, FreeError::AlreadyFree { .. }));
+                        }
                     }
                     end.wait();
                     assert_eq!(freed.load(Ordering::Relaxed), round);
@@ -568,15 +582,15 @@ fn small_runs_stay_together_and_leave_large_ones() {
         held.push(cache.allocate_run(count, count, Owner::Heap).unwrap());
         if step % 3 == 0 {
             let run = held.swap_remove(step * 7919 % held.len());
-            cache.free_run(run, Owner::Heap).unwrap();
+            cache.free_run(run).unwrap();
         }
     }
-    let used: usize = held.iter().map(|run| run.count()).sum();
+    let used: usize = held.iter().map(|run| run.run().count()).sum();
     // What is used would fill this many; each CPU may have begun another.
     let least = used.div_ceil(512);
     assert!(frames.free_runs_2mib() >= 16 - least - 2);
     for run in held {
-        caches[0].free_run(run, Owner::Heap).unwrap();
+        caches[0].free_run(run).unwrap();
     }
     drop(caches);
     assert_eq!(frames.free_runs_2mib(), 16);
@@ -589,7 +603,8 @@ fn a_cache_takes_what_is_left_and_gives_it_back() {
     let mut second = frames.cache().unwrap();
     assert!(frames.cache().is_none());
 
-    let frame = first.allocate(Owner::Stacks).unwrap();
+    let owned = first.allocate(Owner::Stacks).unwrap();
+    let frame = owned.frame();
     assert_eq!(frame.start(), 0x1000);
     assert_eq!((first.len(), frames.cached_frames()), (4, 4));
     assert_eq!(frames.free_frames(), 4);
@@ -600,26 +615,24 @@ fn a_cache_takes_what_is_left_and_gives_it_back() {
     assert_eq!(second.allocate(Owner::Heap), None);
 
     // Any CPU may free it.
-    second.free(frame, Owner::Stacks).unwrap();
-    assert_eq!(
-        second.free(frame, Owner::Stacks),
-        Err(FreeError::AlreadyFree { frame })
-    );
-    assert_eq!(
-        first.free(frame, Owner::Free),
-        Err(FreeError::AlreadyFree { frame })
-    );
+    second.free(owned).unwrap();
+    let already = Err(FreeError::AlreadyFree { frame });
+    let freed = free_run(&frames, Some(&mut second), frame.into(), Owner::Stacks);
+    assert_eq!(freed, already);
+    let freed = free_run(&frames, Some(&mut first), frame.into(), Owner::Free);
+    assert_eq!(freed, already);
     assert_eq!(frames.free_frames(), 5);
     assert_eq!(frames.allocate_run(5, 1, Owner::Heap), None);
 
     assert_eq!(first.drain(), 4);
     // Its own frames are in the way only until it gives them back by itself.
     let run = second.allocate_run(5, 1, Owner::Heap).unwrap();
-    assert_eq!(run.count(), 5);
+    assert_eq!(run.run().count(), 5);
     assert!(format!("{second:?}").contains("len: 0"));
-    second.free_run(run, Owner::Heap).unwrap();
+    second.free_run(run).unwrap();
     drop(second);
-    assert_eq!(frames.cache().unwrap().allocate(Owner::Heap), Some(frame));
+    let again = frames.cache().unwrap().allocate(Owner::Heap).unwrap();
+    assert_eq!(again.into_raw(), frame);
     assert_eq!(frames.totals()[Owner::Heap], 4096);
 }
 
@@ -633,7 +646,7 @@ fn each_share_is_told_and_all_add_up() {
     let frame = first.allocate(Owner::Mappings).unwrap();
     let other = frames.allocate_run(2, 1, Owner::Mappings);
     assert_eq!(other, None, "the first has all of them");
-    second.free(frame, Owner::Mappings).unwrap();
+    second.free(frame).unwrap();
     let cached = |number| frames.share(number).map(|share| share.cached());
     assert_eq!((frames.cached_frames(), frames.uncached_frames()), (8, 0));
     assert_eq!([cached(0), cached(1), cached(2)], [Some(7), Some(1), None]);
@@ -645,7 +658,7 @@ fn each_share_is_told_and_all_add_up() {
 
     drop((first, second));
     assert_eq!((frames.cached_frames(), frames.uncached_frames()), (0, 8));
-    frames.allocate(Owner::Mappings).unwrap();
+    assert!(take(&frames, Owner::Mappings).is_some());
     let sum: i64 = (0..=2).map(handed_out).sum();
     assert_eq!(sum as u64 * FRAME_SIZE, frames.totals()[Owner::Mappings]);
     assert_eq!([handed_out(0), handed_out(1), handed_out(2)], [1, -1, 1]);
@@ -656,5 +669,5 @@ fn each_share_is_told_and_all_add_up() {
 #[should_panic(expected = "to nobody")]
 fn a_cached_frame_for_nobody_is_a_mistake() {
     let frames = chunks(1).with_caches(1);
-    frames.cache().unwrap().allocate(Owner::Free);
+    let _ = frames.cache().unwrap().allocate(Owner::Free);
 }

@@ -6,7 +6,7 @@ use std::mem::MaybeUninit;
 use crate::scarce;
 use muster_memory::{
     AdoptError, FRAME_SIZE, Frame, FrameAllocator, FrameInfo, FrameRun, FramesError, FreeError,
-    Owner, PhysRange,
+    OwnedFrame, OwnedRun, Owner, PhysRange,
 };
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -22,7 +22,55 @@ fn storage(ranges: &[PhysRange]) -> &'static mut [MaybeUninit<FrameInfo>] {
 
 pub fn allocator(free: &[PhysRange], later: &[PhysRange]) -> FrameAllocator {
     let storage = storage(&[free, later].concat());
-    FrameAllocator::new(free.iter().copied(), later.iter().copied(), storage).unwrap()
+    new(free, later, storage).unwrap()
+}
+
+fn new(
+    free: &[PhysRange],
+    later: &[PhysRange],
+    storage: &'static mut [MaybeUninit<FrameInfo>],
+) -> Result<FrameAllocator, FramesError> {
+    // SAFETY: there is no memory of these frames that anything could use.
+    unsafe { FrameAllocator::new(free.iter().copied(), later.iter().copied(), storage) }
+}
+
+/// The right to frames by their name alone, whoever has it: what safe code can't have.
+pub fn forged(run: impl Into<FrameRun>, owner: Owner) -> OwnedRun {
+    // SAFETY: there is no memory of these frames that anything could use. Where they aren't the
+    // owner's, the conditions are broken on purpose: it must be seen.
+    unsafe { OwnedRun::from_raw(run.into(), owner) }
+}
+
+/// Takes a frame, and answers its name.
+pub fn take(frames: &FrameAllocator, owner: Owner) -> Option<Frame> {
+    frames.allocate(owner).map(OwnedFrame::into_raw)
+}
+
+/// Frees a frame by its name.
+pub fn free_by_name(frames: &FrameAllocator, frame: Frame, owner: Owner) -> Result<(), FreeError> {
+    // SAFETY: as for `forged`.
+    let forged = unsafe { OwnedFrame::from_raw(frame, owner) };
+    frames.free(forged).map_err(|refused| {
+        assert_eq!(
+            (refused.frames.frame(), refused.frames.owner()),
+            (frame, owner)
+        );
+        refused.error
+    })
+}
+
+/// Frees frames by their name.
+pub fn free_run(frames: &FrameAllocator, run: FrameRun, owner: Owner) -> Result<(), FreeError> {
+    frames.free_run(forged(run, owner)).map_err(|refused| {
+        assert_eq!((refused.frames.run(), refused.frames.owner()), (run, owner));
+        refused.error
+    })
+}
+
+/// Adopts a range.
+pub fn adopt(frames: &FrameAllocator, range: PhysRange) -> Result<usize, AdoptError> {
+    // SAFETY: as for `new`.
+    unsafe { frames.adopt(range) }
 }
 
 pub fn bounds(start: u64, end: u64) -> PhysRange {
@@ -179,7 +227,8 @@ fn behave_as_the_model(
             .collect();
         match call {
             Call::Allocate(owner) => match frames.allocate(owner) {
-                Some(frame) => {
+                Some(owned) => {
+                    let frame = owned.into_raw();
                     let before = model.owners.insert(frame.number(), owner);
                     prop_assert_eq!(before, Some(Owner::Free), "{}", frame);
                 }
@@ -188,7 +237,8 @@ fn behave_as_the_model(
             Call::AllocateRun(count, align, owner) => {
                 let possible = model.has_run(count, align);
                 match frames.allocate_run(count, align, owner) {
-                    Some(run) => {
+                    Some(owned) => {
+                        let run = owned.into_raw();
                         prop_assert!(possible);
                         prop_assert_eq!(run.count(), count);
                         prop_assert!(run.first().number().is_multiple_of(align as u64));
@@ -204,7 +254,7 @@ fn behave_as_the_model(
                 let number = *index.get(&held);
                 let expected = model.free(number, owner);
                 let frame = Frame::from_number(number).unwrap();
-                prop_assert_eq!(frames.free(frame, owner), expected);
+                prop_assert_eq!(free_by_name(&frames, frame, owner), expected);
                 if expected.is_ok() {
                     model.owners.insert(number, Owner::Free);
                 }
@@ -212,7 +262,7 @@ fn behave_as_the_model(
             Call::FreeAny(number, owner) => {
                 let expected = model.free(number, owner);
                 let frame = Frame::from_number(number).unwrap();
-                prop_assert_eq!(frames.free(frame, owner), expected);
+                prop_assert_eq!(free_by_name(&frames, frame, owner), expected);
                 if expected.is_ok() {
                     model.owners.insert(number, Owner::Free);
                 }
@@ -225,7 +275,7 @@ fn behave_as_the_model(
                     .try_for_each(|number| model.free(number, owner));
                 let range = bounds(first * FRAME_SIZE, (first + count) * FRAME_SIZE);
                 let run = FrameRun::from_range(range).unwrap();
-                prop_assert_eq!(frames.free_run(run, owner), expected);
+                prop_assert_eq!(free_run(&frames, run, owner), expected);
                 if expected.is_ok() {
                     numbers.for_each(|number| {
                         model.owners.insert(number, Owner::Free);
@@ -235,9 +285,9 @@ fn behave_as_the_model(
             Call::Adopt(index) => {
                 let (range, numbers, open) = &mut *index.get_mut(&mut model.zones);
                 if *open || numbers.is_empty() {
-                    prop_assert_eq!(frames.adopt(*range), Err(AdoptError { range: *range }));
+                    prop_assert_eq!(adopt(&frames, *range), Err(AdoptError { range: *range }));
                 } else {
-                    prop_assert_eq!(frames.adopt(*range), Ok(numbers.len()));
+                    prop_assert_eq!(adopt(&frames, *range), Ok(numbers.len()));
                     *open = true;
                     for number in numbers {
                         model.owners.insert(*number, Owner::Free);
@@ -250,7 +300,7 @@ fn behave_as_the_model(
     }
 
     // Whatever happened, exactly the free frames can still be had, each once.
-    while let Some(frame) = frames.allocate(Owner::PerCpu) {
+    while let Some(frame) = take(&frames, Owner::PerCpu) {
         prop_assert_eq!(
             model.owners.insert(frame.number(), Owner::PerCpu),
             Some(Owner::Free)
@@ -272,30 +322,28 @@ fn behaves_as_the_model_under_any_calls() {
 fn frames_come_lowest_first() {
     let frames = allocator(&[bounds(0x8000, 0xa000), bounds(0, 0x2fff)], &[]);
     let starts: Vec<u64> = std::iter::from_fn(|| frames.allocate(Owner::Heap))
-        .map(Frame::start)
+        .map(|frame| frame.frame().start())
         .collect();
     assert_eq!(starts, [0x1000, 0x8000, 0x9000]);
     for start in [0x9000, 0x1000] {
-        frames
-            .free(Frame::from_start(start).unwrap(), Owner::Heap)
-            .unwrap();
+        free_by_name(&frames, Frame::from_start(start).unwrap(), Owner::Heap).unwrap();
     }
-    assert_eq!(frames.allocate(Owner::Heap), Frame::from_start(0x1000));
-    assert_eq!(frames.allocate(Owner::Heap), Frame::from_start(0x9000));
-    assert_eq!(frames.allocate(Owner::Heap), None);
+    assert_eq!(take(&frames, Owner::Heap), Frame::from_start(0x1000));
+    assert_eq!(take(&frames, Owner::Heap), Frame::from_start(0x9000));
+    assert_eq!(take(&frames, Owner::Heap), None);
 }
 
 #[test]
 fn frames_passed_over_by_an_aligned_run_are_not_lost() {
     let frames = allocator(&[bounds(0x1000, 0x40_0000)], &[]);
     let run = frames.allocate_run(512, 512, Owner::Heap).unwrap();
-    assert_eq!(run.start(), 0x20_0000);
+    assert_eq!(run.run().start(), 0x20_0000);
     assert_eq!(frames.free_frames(), 511);
     let low = frames.allocate_run(511, 1, Owner::Stacks).unwrap();
-    assert_eq!(low.start(), 0x1000);
-    assert_eq!(frames.allocate(Owner::Heap), None);
-    frames.free_run(low, Owner::Stacks).unwrap();
-    assert_eq!(frames.allocate(Owner::Heap), Frame::from_start(0x1000));
+    assert_eq!(low.run().start(), 0x1000);
+    assert_eq!(take(&frames, Owner::Heap), None);
+    frames.free_run(low).unwrap();
+    assert_eq!(take(&frames, Owner::Heap), Frame::from_start(0x1000));
 }
 
 #[test]
@@ -303,13 +351,13 @@ fn a_run_may_begin_with_freed_frames_and_end_with_fresh_ones() {
     let frames = allocator(&[bounds(0x1000, 0x9000)], &[]);
     let low = frames.allocate_run(5, 1, Owner::Heap).unwrap();
     let kept = frames.allocate(Owner::Stacks).unwrap();
-    frames.free_run(low, Owner::Heap).unwrap();
-    frames.free(kept, Owner::Stacks).unwrap();
+    frames.free_run(low).unwrap();
+    frames.free(kept).unwrap();
     let run = frames.allocate_run(5, 4, Owner::PerCpu).unwrap();
-    assert_eq!(run.range(), bounds(0x4000, 0x9000));
+    assert_eq!(run.run().range(), bounds(0x4000, 0x9000));
     assert_eq!(frames.free_frames(), 3);
     let starts: Vec<u64> = std::iter::from_fn(|| frames.allocate(Owner::Heap))
-        .map(Frame::start)
+        .map(|frame| frame.frame().start())
         .collect();
     assert_eq!(starts, [0x1000, 0x2000, 0x3000]);
     assert_eq!(frames.totals()[Owner::PerCpu], 0x5000);
@@ -327,15 +375,15 @@ fn a_large_machine_costs_little_up_front() {
         frames.capacity() as u64,
         ranges.iter().map(|r| r.len()).sum::<u64>() / FRAME_SIZE
     );
-    assert_eq!(frames.allocate(Owner::Heap), Frame::from_start(0x10_0000));
+    assert_eq!(take(&frames, Owner::Heap), Frame::from_start(0x10_0000));
     let run = frames.allocate_run(1 << 18, 1 << 18, Owner::Heap).unwrap();
-    assert_eq!(run.start(), 0x4000_0000);
+    assert_eq!(run.run().start(), 0x4000_0000);
 }
 
 #[test]
 fn bad_ranges_and_storage_are_refused() {
     let (low, high) = (bounds(0x1000, 0x4000), bounds(0x3000, 0x8000));
-    let error = FrameAllocator::new([high].into_iter(), [low].into_iter(), storage(&[low, high]));
+    let error = new(&[high], &[low], storage(&[low, high]));
     assert_eq!(
         error.unwrap_err(),
         FramesError::Overlap {
@@ -346,7 +394,7 @@ fn bad_ranges_and_storage_are_refused() {
 
     // Part of a chunk, a whole one, and part of a third.
     let large = bounds(0x3f_f000, 0x60_1000);
-    let error = FrameAllocator::new([large].into_iter(), [].into_iter(), storage(&[low]));
+    let error = new(&[large], &[], storage(&[low]));
     let error = error.unwrap_err();
     assert_eq!(
         error,
@@ -369,20 +417,20 @@ fn bad_ranges_and_storage_are_refused() {
 #[test]
 fn messages_name_the_frame() {
     let frames = allocator(&[bounds(0x1000, 0x3000)], &[bounds(0x8000, 0x9000)]);
-    let frame = frames.allocate(Owner::Heap).unwrap();
-    let error = frames.free(frame, Owner::Stacks).unwrap_err();
+    let owned = frames.allocate(Owner::Heap).unwrap();
+    let frame = owned.frame();
+    let error = free_by_name(&frames, frame, Owner::Stacks).unwrap_err();
     assert_eq!(
         error.to_string(),
         "frame 0x1000 was freed by stacks but belongs to heap"
     );
-    frames.free(frame, Owner::Heap).unwrap();
-    let error = frames.free(frame, Owner::Heap).unwrap_err();
+    frames.free(owned).unwrap();
+    let error = free_by_name(&frames, frame, Owner::Heap).unwrap_err();
     assert_eq!(error.to_string(), "frame 0x1000 was freed twice");
-    let error = frames
-        .free(Frame::from_start(0x8000).unwrap(), Owner::Loader)
-        .unwrap_err();
+    let foreign = Frame::from_start(0x8000).unwrap();
+    let error = free_by_name(&frames, foreign, Owner::Loader).unwrap_err();
     assert!(error.to_string().contains("never came from"));
-    let error = frames.adopt(bounds(0x8000, 0xa000)).unwrap_err();
+    let error = adopt(&frames, bounds(0x8000, 0xa000)).unwrap_err();
     assert!(
         error
             .to_string()
@@ -394,13 +442,13 @@ fn messages_name_the_frame() {
 #[test]
 #[should_panic(expected = "to nobody")]
 fn a_frame_for_nobody_is_a_mistake() {
-    allocator(&[bounds(0x1000, 0x3000)], &[]).allocate(Owner::Free);
+    let _ = allocator(&[bounds(0x1000, 0x3000)], &[]).allocate(Owner::Free);
 }
 
 #[test]
 #[should_panic(expected = "to nobody")]
 fn a_run_for_nobody_is_a_mistake() {
-    allocator(&[bounds(0x1000, 0x3000)], &[]).allocate_run(1, 1, Owner::Free);
+    let _ = allocator(&[bounds(0x1000, 0x3000)], &[]).allocate_run(1, 1, Owner::Free);
 }
 
 #[test]
@@ -408,10 +456,49 @@ fn no_memory_for_a_summary_is_an_answer() {
     // 32 bytes for each of eight times 128 MiB.
     let range = bounds(0, 1 << 30);
     let storage = storage(&[range]);
-    let error = scarce::with_blocks_up_to(255, || {
-        FrameAllocator::new([range].into_iter(), [].into_iter(), storage).err()
-    });
+    let error = scarce::with_blocks_up_to(255, || new(&[range], &[], storage).err());
     let error = error.unwrap();
     assert_eq!(error, FramesError::OutOfMemory { bytes: 256 });
     assert!(error.to_string().contains("larger boot arena"));
+}
+
+#[test]
+fn another_allocator_s_frames_are_refused_and_stay_their_owner_s() {
+    let mine = allocator(&[bounds(0x1000, 0x4000)], &[]);
+    let others = allocator(&[bounds(0x4000, 0x9000)], &[]).with_caches(1);
+    let mut cache = others.cache().unwrap();
+    let frame = mine.allocate(Owner::Heap).unwrap();
+    let run = mine.allocate_run(2, 1, Owner::Stacks).unwrap();
+    let refused = others.free(frame).unwrap_err();
+    let foreign = FreeError::Foreign {
+        frame: Frame::from_start(0x1000).unwrap(),
+    };
+    assert_eq!(refused.error, foreign);
+    assert_eq!(refused.to_string(), foreign.to_string());
+    let refused = cache.free(refused.frames).unwrap_err();
+    let frame = cache.free_quickly(refused.frames).unwrap_err();
+    let run = others.free_run(run).unwrap_err().frames;
+    let run = cache.free_run(run).unwrap_err().frames;
+    assert_eq!((mine.free_frames(), others.free_frames()), (0, 5));
+
+    // A part of a run at a time, and one more frame.
+    let (first, second) = run.split_at(1).unwrap();
+    assert_eq!((first.owner(), second.run().count()), (Owner::Stacks, 1));
+    let second = second.split_at(0).unwrap_err().split_at(usize::MAX);
+    let second = second.unwrap_err().split_at(1).unwrap_err();
+    mine.free_run(second).unwrap();
+    mine.free_run(frame.into()).unwrap();
+    mine.free_run(first).unwrap();
+    assert_eq!(mine.free_frames(), 3);
+}
+
+#[test]
+fn caches_made_anew_keep_the_totals() {
+    let frames = allocator(&[bounds(0x1000, 0x9000)], &[]).with_caches(1);
+    let kept = frames.cache().unwrap().allocate(Owner::Heap).unwrap();
+    let frames = frames.with_caches(2);
+    assert_eq!(frames.totals()[Owner::Heap], FRAME_SIZE);
+    assert_eq!(frames.common_share().handed_out(Owner::Heap), 1);
+    frames.cache().unwrap().free(kept).unwrap();
+    assert_eq!(frames.free_frames(), frames.capacity());
 }

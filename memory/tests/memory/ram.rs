@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell, UnsafeCell};
 use std::collections::BTreeMap;
 use std::ptr::NonNull;
 
-use muster_memory::{Frame, FrameSource, PhysicalMemory};
+use muster_memory::{Frame, FrameSource, OwnedFrame, Owner, PhysicalMemory};
 
 #[repr(C, align(4096))]
 struct Page(UnsafeCell<[u64; 512]>);
@@ -59,20 +59,25 @@ impl Ram {
 }
 
 impl FrameSource for Ram {
-    fn take(&self) -> Option<Frame> {
+    fn take(&self) -> Option<OwnedFrame> {
         self.left.set(self.left.get().checked_sub(1)?);
         let frame = Frame::from_number(self.next.replace(self.next.get() + 1))?;
         let page = Box::new(Page(UnsafeCell::new([0xaaaa_aaaa_aaaa_aaab; 512])));
         self.pages
             .borrow_mut()
             .insert(frame.start(), NonNull::from(Box::leak(page)));
-        Some(frame)
+        // SAFETY: this is the allocator: each frame is new, and never handed out again.
+        Some(unsafe { OwnedFrame::from_raw(frame, Owner::PageTables) })
     }
 
     /// From now on the frame can't be reached: a table that is still pointed to would be noticed.
-    fn give_back(&self, frame: Frame) {
+    fn give_back(&self, frame: OwnedFrame) {
         self.left.set(self.left.get().saturating_add(1));
-        let page = self.pages.borrow_mut().remove(&frame.start()).unwrap();
+        let page = self
+            .pages
+            .borrow_mut()
+            .remove(&frame.into_raw().start())
+            .unwrap();
         // SAFETY: leaked from a box when it was handed out; it is in the map no more.
         drop(unsafe { Box::from_raw(page.as_ptr()) });
     }

@@ -6,8 +6,9 @@ use std::ptr::NonNull;
 
 use muster_memory::{
     Access, Cache, Census, Exclusion, FRAME_SIZE, Features, Frame, FrameAllocator, FrameSource,
-    Kind, Leaf, Levels, MemoryEntry, Mismatch, Owner, PageSize, PhysRange, PhysicalMemory, Plan,
-    PlanError, Region, Rights, Step, TableError, Tables, Target, VirtRange, hhdm,
+    Kind, Leaf, Levels, MemoryEntry, Mismatch, OwnedFrame, Owner, PageSize, PhysRange,
+    PhysicalMemory, Plan, PlanError, Region, Rights, Step, TableError, TableView, Tables, Target,
+    VirtRange, hhdm,
 };
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -41,8 +42,7 @@ const REGION: Region = Region {
 };
 
 fn new_tables(ram: &Ram, levels: Levels, features: Features) -> Tables<&Ram> {
-    // SAFETY: the frames of `ram` are used by these tables alone.
-    unsafe { Tables::new(ram, levels, features, ram) }.unwrap()
+    Tables::new(ram, levels, features, ram).unwrap()
 }
 
 fn build<'a>(ram: &'a Ram, plan: &Plan, features: Features) -> Tables<&'a Ram> {
@@ -367,9 +367,9 @@ proptest! {
         prop_assume!(!plan.regions().is_empty());
         let ram = Ram::new(TABLES_FROM);
         let tables = build(&ram, &plan, machine.features);
-        // SAFETY: the same tables, and nothing is added to them.
+        // SAFETY: the same tables, and none is given back.
         let found =
-            unsafe { Tables::from_root(&ram, machine.levels, machine.features, tables.root()) };
+            unsafe { TableView::new(&ram, machine.levels, machine.features, tables.root()) };
         let census = tables.verify(&plan);
         prop_assert!(census.is_ok());
         prop_assert_eq!(&found.verify(&plan), &census);
@@ -448,7 +448,7 @@ fn a_window_grows_page_by_page() {
     assert_eq!(tables.translate(0x8000_0000_0000), None);
     assert_eq!(leaves(&tables).len(), 600);
     assert_eq!(tables.levels(), Levels::Four);
-    assert!(format!("{tables:?}").contains("built: Some(5)"));
+    assert!(format!("{tables:?}").contains("built: 5"));
 
     let misaligned = tables.map_page(
         window + 8,
@@ -510,8 +510,7 @@ fn nothing_present_is_overwritten() {
 fn running_out_of_frames_is_an_answer() {
     let ram = Ram::new(TABLES_FROM);
     ram.left.set(0);
-    // SAFETY: no frame is handed out at all.
-    let none = unsafe { Tables::new(&ram, Levels::Five, GIB, &ram) };
+    let none = Tables::new(&ram, Levels::Five, GIB, &ram);
     assert_eq!(none.unwrap_err(), TableError::OutOfFrames);
     ram.left.set(3);
     let mut tables = new_tables(&ram, Levels::Five, GIB);
@@ -550,10 +549,10 @@ fn the_frame_allocator_s_frames_become_tables_and_come_back() {
     let pages = Box::leak(Box::new(Pages([[0; 512]; 8])));
     let free = [PhysRange::new(MEMORY, 8 * FRAME_SIZE).unwrap()];
     let storage = Box::leak(Box::new_uninit_slice(1));
-    let frames = FrameAllocator::new(free.into_iter(), [].into_iter(), storage).unwrap();
+    // SAFETY: nothing else uses the pages, which were just leaked, and the records are no part of them.
+    let frames = unsafe { FrameAllocator::new(free.into_iter(), [].into_iter(), storage) }.unwrap();
     let memory = Piece(NonNull::from(&mut pages.0[..]));
-    // SAFETY: the frame allocator hands each frame out once.
-    let mut tables = unsafe { Tables::new(memory, Levels::Four, GIB, &frames) }.unwrap();
+    let mut tables = Tables::new(memory, Levels::Four, GIB, &frames).unwrap();
     let counted = || frames.totals()[Owner::PageTables] / FRAME_SIZE;
     assert_eq!(counted(), 1);
     tables.map(&REGION, &frames).unwrap();
@@ -584,20 +583,21 @@ fn the_frame_allocator_s_frames_become_tables_and_come_back() {
 #[test]
 fn a_table_that_cannot_be_reached_is_an_error() {
     let ram = Ram::new(TABLES_FROM);
-    struct Elsewhere;
+    struct Elsewhere(Owner);
 
     impl FrameSource for Elsewhere {
-        fn take(&self) -> Option<Frame> {
-            Frame::from_number(77)
+        fn take(&self) -> Option<OwnedFrame> {
+            let frame = Frame::from_number(77).unwrap();
+            // SAFETY: the frame is no memory that anybody can reach.
+            Some(unsafe { OwnedFrame::from_raw(frame, self.0) })
         }
 
-        fn give_back(&self, frame: Frame) {
-            assert_eq!(frame.number(), 77);
+        fn give_back(&self, frame: OwnedFrame) {
+            assert_eq!(frame.into_raw().number(), 77);
         }
     }
 
-    // SAFETY: the frame is not memory that anybody can reach.
-    let error = unsafe { Tables::new(&ram, Levels::Four, GIB, &Elsewhere) }.unwrap_err();
+    let error = Tables::new(&ram, Levels::Four, GIB, &Elsewhere(Owner::PageTables)).unwrap_err();
     assert_eq!(
         error,
         TableError::Unreachable {
@@ -605,6 +605,11 @@ fn a_table_that_cannot_be_reached_is_an_error() {
         }
     );
     assert!(error.to_string().contains("0x4d000 cannot be reached"));
+
+    let owner = Owner::Heap;
+    let error = Tables::new(&ram, Levels::Four, GIB, &Elsewhere(owner)).unwrap_err();
+    assert_eq!(error, TableError::WrongOwner { owner });
+    assert!(error.to_string().contains("a frame of heap"));
 
     let mut tables = new_tables(&ram, Levels::Four, GIB);
     let root = tables.root().start();
