@@ -54,8 +54,8 @@ impl Firmware for FirmwareTables {
             if pages.start() == 0 || !pages.frames().all(|at| shared::get().may_be_firmware(at)) {
                 return None;
             }
-            // SAFETY: the plan maps none of it as a device (`may_be_firmware`), and whatever shows
-            // it besides is write-back memory, too.
+            // SAFETY: the firmware has tables there, or nothing that a read could disturb
+            // (`may_be_firmware`); what is mapped as a device already, the tables refuse.
             let mapping =
                 unsafe { Mapping::physical(pages, Access::ReadOnly, Cache::WriteBack) }.ok()?;
             mapped.push((pages, mapping));

@@ -128,11 +128,13 @@ impl Mapping {
     ///
     /// # Errors
     ///
-    /// [`MappingError`]; nothing is mapped then.
+    /// [`MappingError`], as if other pages map the memory with another cache type; nothing is mapped
+    /// then.
     ///
     /// # Safety
     ///
-    /// No other page shows the memory with another cache type.
+    /// CPUs may read the memory at any time in the way that its cache type lets them: it is there, and
+    /// no device's if the type is write-back.
     pub unsafe fn physical(
         range: PhysRange,
         access: Access,
@@ -150,7 +152,10 @@ impl Mapping {
             cache,
             largest: PageSize::Size4KiB,
         };
-        let mapped = shared::get().with_tables(|tables, frames| tables.map(&region, frames));
+        let mapped = shared::get().with_tables(|tables, frames| {
+            // SAFETY: the addresses are this mapping's; of the memory, the caller's promise.
+            unsafe { tables.map(&region, frames) }
+        });
         match mapped {
             Ok(()) => {
                 mapping.mapped = region.length;
@@ -215,7 +220,11 @@ impl Mapping {
             cache: Cache::WriteBack,
             largest: PageSize::Size2MiB,
         };
-        if let Err(failure) = shared.with_tables(|tables, frames| tables.map(&region, frames)) {
+        let mapped = shared.with_tables(|tables, frames| {
+            // SAFETY: the addresses are this mapping's, and the run is memory.
+            unsafe { tables.map(&region, frames) }
+        });
+        if let Err(failure) = mapped {
             give_back(run);
             return Err(MappingError::Tables(failure.error));
         }

@@ -349,9 +349,9 @@ impl Shared {
         let source = famine::Tables(&frames);
         let mut tables = Tables::new(hhdm, levels, features.of_tables(), &source)?;
         for region in plan.regions() {
-            tables
-                .map(region, &source)
-                .map_err(|failure| failure.error)?;
+            // SAFETY: no CPU has the tables yet, and the plan has each address once; it maps as
+            // memory what the loader's map calls so, and the local APIC as a device.
+            unsafe { tables.map_permanently(region, &source) }.map_err(|failure| failure.error)?;
         }
         // Past this point the heap takes what it needs, and has nobody to tell that there is none.
         let least = LEAST + LEAST_PER_CPU * blocks.len() as u64;
@@ -822,9 +822,10 @@ impl Shared {
             cache: Cache::WriteBack,
             largest: PageSize::Size2MiB,
         };
-        let mapped = growing.tables.map(&region, &famine::Tables(frames));
+        // SAFETY: the window is the heap's, and nothing is there yet; the run is memory.
+        let mapped = unsafe { growing.tables.map(&region, &famine::Tables(frames)) };
         if mapped.is_err() {
-            // Only for want of a frame for a table. The run was just taken, so it can
+            // Only for want of a frame for a table: the HHDM maps the run so, too. The run was just taken, so it can
             // be given back; the tables hold no leaf of it, for tables come first.
             let freed = frames.free_run(run);
             debug_assert!(freed.is_ok());
@@ -839,10 +840,9 @@ impl Shared {
 
 impl Shared {
     /// Whether a frame may hold a firmware table: memory that the map leaves to the
-    /// firmware, or the first megabyte, of which maps often say nothing; and nothing
-    /// that the plan maps as a device, under another cache type.
+    /// firmware, or the first megabyte, of which maps often say nothing.
     pub fn may_be_firmware(&self, frame: Frame) -> bool {
-        let is_left_to_firmware = match self.map.owner_of(frame.start()) {
+        match self.map.owner_of(frame.start()) {
             Some(owner) => {
                 matches!(
                     owner,
@@ -850,14 +850,7 @@ impl Shared {
                 )
             }
             None => frame.start() < LEGACY_END,
-        };
-        let is_device = self.plan.regions().iter().any(|region| {
-            region.cache != Cache::WriteBack
-                && region
-                    .physical()
-                    .is_some_and(|range| range.contains(frame.start()))
-        });
-        is_left_to_firmware && !is_device
+        }
     }
 
     /// Bytes that the loader still has.

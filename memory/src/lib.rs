@@ -18,7 +18,7 @@
 //! | [`OwnedFrame`], [`OwnedRun`] | the right to frames that were handed out | one for each frame; a name alone, such as a [`Frame`], frees nothing |
 //! | [`FrameCache`] | frames that one CPU has at hand | the same, and all of them can be had back |
 //! | [`Plan`], [`hhdm`] | what shall be mapped, and how | no address twice; nothing writable and executable, not even by two addresses; no memory cached in two ways |
-//! | [`Tables`], [`TableView`] | page tables, and such as only are read | no page reaches beyond its region; after [`Tables::verify`]: the tables hold the plan and nothing else |
+//! | [`Tables`], [`TableView`] | page tables, and such as only are read | no page reaches beyond its region; no memory both writable and executable, nor cached in two ways, whatever comes and goes; after [`Tables::verify`]: the tables hold the plan and nothing else |
 //! | [`Unmapping`], [`Flush`] | what the CPUs have to forget, all of them | nothing that a CPU may still reach by its caches is used again |
 //! | [`AddressAllocator`] | addresses for what comes and goes | no address twice, and none while the tables that it is for have anything there; a page that is never mapped on both sides |
 //!
@@ -85,7 +85,8 @@
 //! let features = Features { gigabyte_pages: false };
 //! let mut tables = Tables::new(direct_map, Levels::Four, features, &frames)?;
 //! for region in plan.regions() {
-//!     tables.map(region, &frames)?;
+//!     // SAFETY: nothing uses these addresses yet, and the memory is such as the map says.
+//!     unsafe { tables.map_permanently(region, &frames)? };
 //! }
 //! let census = tables.verify(&plan)?;
 //! assert_eq!((census.pages_4kib, census.bytes), (64, 0x4_0000));
@@ -109,7 +110,9 @@
 //! let range = owned.range();
 //! // The right to the frame is the mapping's from here on; what is left is its name.
 //! let frame = frames.allocate(Owner::Mappings).unwrap().into_raw();
-//! tables.map_page(range.start(), frame, Access::ReadWrite, Cache::WriteBack, &frames)?;
+//! let (access, cache) = (Access::ReadWrite, Cache::WriteBack);
+//! // SAFETY: the addresses are this code's, and the frame is memory.
+//! unsafe { tables.map_page(range.start(), frame, access, cache, &frames)? };
 //!
 //! // SAFETY: nobody uses the page any more.
 //! let unmapping = unsafe { tables.unmap(range)? };
@@ -178,8 +181,8 @@ pub use owned::{NotFreed, OwnedFrame, OwnedRun};
 pub use plan::{Access, Cache, Levels, PAT, PageSize, Plan, PlanError, Region, hhdm};
 pub use range::{Cut, FRAME_SIZE, Frame, PHYSICAL_LIMIT, PhysRange};
 pub use tables::{
-    Census, ChangeError, Exclusion, FLUSH_LIMIT, Features, Flush, FlushSet, FrameSource, FreedPage,
-    Leaf, Mismatch, PartlyMapped, PhysicalMemory, Rights, Shootdown, Step, TableError, TableView,
-    Tables, Target, Translation, Unmapped, Unmapping,
+    Alias, Census, ChangeError, Exclusion, FLUSH_LIMIT, Features, Flush, FlushSet, FrameSource,
+    FreedPage, Leaf, Mismatch, PartlyMapped, PhysicalMemory, Rights, Shootdown, Step, TableError,
+    TableView, Tables, Target, Translation, Unmapped, Unmapping,
 };
 pub use virt_range::VirtRange;

@@ -1,11 +1,13 @@
 //! Page tables: building them, walking them, and checking them against the plan.
 
+mod aliases;
 mod change;
 mod exclusion;
 mod flush;
 mod frame_source;
 mod path;
 
+use alloc::vec::Vec;
 use core::fmt;
 use core::ops::Deref;
 use core::ptr::NonNull;
@@ -16,9 +18,13 @@ use x86_64::structures::paging::PageTableFlags as Flags;
 use crate::map::Owner;
 use crate::owned::OwnedFrame;
 use crate::plan::{Access, Cache, Levels, PageSize, Plan, PlanError, Region, pat_index};
-use crate::range::{FRAME_SIZE, Frame};
+use crate::range::{FRAME_SIZE, Frame, PhysRange};
 use crate::unique::Unique;
+use crate::virt_range::VirtRange;
 
+use aliases::{Aliases, Counted, Refusal, Use};
+
+pub use aliases::Alias;
 pub use change::{ChangeError, FreedPage};
 pub use exclusion::Exclusion;
 pub use flush::{FLUSH_LIMIT, Flush, FlushSet, Shootdown, Unmapped, Unmapping};
@@ -108,6 +114,28 @@ pub enum TableError {
         /// The table's physical address.
         phys: u64,
     },
+    /// The physical memory is mapped already, in a way that excludes this one.
+    Alias(Alias),
+    /// There is no room to record how more of the physical memory is mapped.
+    RecordsFull {
+        /// How many records there may be.
+        records: usize,
+    },
+    /// The heap has no memory for the record of what is mapped.
+    OutOfMemory {
+        /// Bytes that it takes.
+        bytes: usize,
+    },
+}
+
+impl From<Refusal> for TableError {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Alias(alias) => Self::Alias(alias),
+            Refusal::Full(records) => Self::RecordsFull { records },
+            Refusal::OutOfMemory(bytes) => Self::OutOfMemory { bytes },
+        }
+    }
 }
 
 impl fmt::Display for TableError {
@@ -126,8 +154,22 @@ impl fmt::Display for TableError {
             Self::Unreachable { phys } => {
                 write!(f, "the page table at physical {phys:#x} cannot be reached")
             }
+            Self::Alias(alias) => alias.fmt(f),
+            Self::RecordsFull { records } => fmt_full(f, *records),
+            Self::OutOfMemory { bytes } => write!(
+                f,
+                "the heap has no {bytes} bytes to record what is mapped: free some memory"
+            ),
         }
     }
+}
+
+fn fmt_full(f: &mut fmt::Formatter<'_>, records: usize) -> fmt::Result {
+    write!(
+        f,
+        "the {records} records of what is mapped are too few: unmap something, or reserve more when \
+         the tables are made"
+    )
 }
 
 impl core::error::Error for TableError {}
@@ -154,6 +196,16 @@ impl fmt::Display for PartlyMapped {
 }
 
 impl core::error::Error for PartlyMapped {}
+
+/// Nothing is mapped.
+impl<E: Into<TableError>> From<E> for PartlyMapped {
+    fn from(error: E) -> Self {
+        Self {
+            error: error.into(),
+            bytes: 0,
+        }
+    }
+}
 
 /// What the CPU grants to a page: its leaf entry's rights, as far as all entries above it agree
 /// (Intel SDM vol. 3, 5.6 "Access Rights").
@@ -488,10 +540,10 @@ pub struct TableView<M> {
 
 /// Page tables, built through some [`PhysicalMemory`]; to be read as their [`TableView`].
 ///
-/// Adding a mapping is safe, as it changes what no valid reference points to; what is unsafe is to
-/// use the new addresses. No CPU has anything to flush then, since CPUs do not cache that a page is
-/// absent (Intel SDM vol. 3, 5.10.2.3 "Details of TLB Use"). What is taken away, has to be flushed
-/// on all CPUs: [`Self::unmap`] and [`Self::protect`] answer with a value that stands for it, and
+/// What is to stay, as a plan's regions, is mapped by [`Self::map_permanently`], when the kernel
+/// starts; what comes and goes by [`Self::map`]. No CPU has anything to flush then, since CPUs do not
+/// cache that a page is absent (Intel SDM vol. 3, 5.10.2.3 "Details of TLB Use"). What is taken away,
+/// has to be flushed on all CPUs: [`Self::unmap`] and [`Self::protect`] answer with a value that stands for it, and
 /// the frames come back, by [`Self::complete`], only for the proof that it was done:
 ///
 /// 1. [`Self::unmap`], under the lock that guards the tables: entries are no longer present.
@@ -501,10 +553,13 @@ pub struct TableView<M> {
 ///
 /// What it proves: a page is mapped only inside its region, with its rights, its cache type and the
 /// largest size that fits; nothing present is overwritten; the frames of the tables are these tables'
-/// alone, and none is given back that a CPU may still reach by them. [`Self::verify`] proves, by
-/// walking the tables as the CPU does, that they hold a plan and nothing else. What neither proves:
-/// that the plan is right, and that the CPU's registers (CR3, CR4, EFER, PAT) are set as the tables
-/// assume.
+/// alone, and none is given back that a CPU may still reach by them. No physical memory can be written
+/// by one address and executed by another or the same, nor is it cached in two ways, not even while
+/// CPUs go by what they have cached of pages that were unmapped or have lost rights: what would make
+/// it so is refused ([`Alias`]). [`Self::verify`] proves, by walking the tables as the CPU does, that
+/// they hold a plan and nothing else. What neither proves: that the plan is right; what other tables
+/// map, with another root; and that the CPU's registers (CR3, CR4, EFER, PAT, MTRRs) are set as the
+/// tables assume.
 ///
 /// Tables other than the root come and go, so no other root may point to one of them. If the value is
 /// dropped, the tables stay as they are, for good.
@@ -513,6 +568,10 @@ pub struct Tables<M> {
     view: TableView<M>,
     /// How many tables there are, the root included.
     built: usize,
+    /// How the physical memory is mapped.
+    aliases: Aliases,
+    /// The addresses that are mapped for good, sorted.
+    permanent: Vec<VirtRange>,
 }
 
 impl<M> Deref for Tables<M> {
@@ -575,17 +634,20 @@ impl Entry {
 }
 
 impl<M: PhysicalMemory> Tables<M> {
-    /// Makes empty tables.
+    /// Makes empty tables, with room to record how 256 ranges of physical memory are mapped that come
+    /// and go, some 20 KiB.
     ///
     /// # Errors
     ///
-    /// [`TableError::OutOfFrames`], [`TableError::WrongOwner`] or [`TableError::Unreachable`].
+    /// [`TableError::OutOfFrames`], [`TableError::WrongOwner`], [`TableError::Unreachable`] or
+    /// [`TableError::OutOfMemory`].
     pub fn new(
         memory: M,
         levels: Levels,
         features: Features,
         frames: &impl FrameSource,
     ) -> Result<Self, TableError> {
+        let aliases = Aliases::new()?;
         let root = empty_table(&memory, frames)?.into_raw();
         let view = TableView {
             memory,
@@ -597,6 +659,8 @@ impl<M: PhysicalMemory> Tables<M> {
             id: Unique::new(),
             view,
             built: 1,
+            aliases,
+            permanent: Vec::new(),
         })
     }
 
@@ -619,26 +683,80 @@ impl<M: PhysicalMemory> Tables<M> {
         self.view.audit(plan, Some(self.built))
     }
 
-    /// Maps a region with the largest pages that fit inside it.
+    /// Makes room to record how so many more ranges of physical memory are mapped that come and go.
+    /// Frames that are mapped permanently, as by a direct map, and by a mapping that allows no more
+    /// need none; a kernel without a direct map needs one for each frame that follows no other.
+    ///
+    /// # Errors
+    ///
+    /// [`TableError::OutOfMemory`].
+    pub fn reserve(&mut self, ranges: usize) -> Result<(), TableError> {
+        Ok(self.aliases.reserve(ranges)?)
+    }
+
+    /// Maps a region for good, with the largest pages that fit inside it: it can be neither unmapped nor
+    /// given other rights. May allocate memory, to record it: for when the kernel starts.
     ///
     /// # Errors
     ///
     /// See [`TableError`]. The part of the region below the failure stays mapped.
-    pub fn map(&mut self, region: &Region, frames: &impl FrameSource) -> Result<(), PartlyMapped> {
-        let partly = |error, bytes| PartlyMapped { error, bytes };
-        region
-            .check(self.levels)
-            .map_err(|error| partly(error.into(), 0))?;
-        let mut offset = 0;
-        while offset < region.length {
-            let virt = region.virt + offset;
-            let phys = region.phys + offset;
-            let size = self.largest_page(virt | phys, region.length - offset, region.largest);
-            self.set_leaf(virt, phys, size, region.access, region.cache, frames)
-                .map_err(|error| partly(error, offset))?;
-            offset += size.bytes();
+    ///
+    /// # Safety
+    ///
+    /// As for [`Self::map`].
+    pub unsafe fn map_permanently(
+        &mut self,
+        region: &Region,
+        frames: &impl FrameSource,
+    ) -> Result<(), PartlyMapped> {
+        let (memory, wanted) = self.describe(region)?;
+        self.aliases.check_permanent(memory, wanted)?;
+        let one = size_of::<VirtRange>();
+        let reserved = self.permanent.try_reserve(1);
+        reserved.map_err(|_| Refusal::OutOfMemory(one))?;
+        let mapped = self.set_leaves(region, Counted::Not, frames);
+        let bytes = mapped.map_or_else(|failure| failure.bytes, |()| region.length);
+        if let Some(memory) = PhysRange::new(region.phys, bytes)
+            && let Some(range) = VirtRange::new(region.virt, bytes)
+        {
+            self.aliases.add_permanent(memory, wanted);
+            let index = self.permanent_index(range.start());
+            self.permanent.insert(index, range);
         }
-        Ok(())
+        mapped
+    }
+
+    /// Maps a region with the largest pages that fit inside it, until it is unmapped. Takes at most one
+    /// frame per level and page for tables, and allocates nothing else.
+    ///
+    /// # Errors
+    ///
+    /// See [`TableError`]. The part of the region below the failure stays mapped.
+    ///
+    /// # Safety
+    ///
+    /// 1. The addresses are the caller's to map at: no code relies on nothing being mapped there, as a
+    ///    stack on its guard.
+    /// 2. CPUs may read the memory at any time in the way that its cache type lets them, whatever the
+    ///    code does: it is there, and it is no device's if the type is write-back.
+    pub unsafe fn map(
+        &mut self,
+        region: &Region,
+        frames: &impl FrameSource,
+    ) -> Result<(), PartlyMapped> {
+        let (memory, wanted) = self.describe(region)?;
+        let counted = self.aliases.check(memory, wanted, Counted::Not)?;
+        if counted != Counted::Not {
+            self.aliases.check_room(self.aliases.needed(memory))?;
+        }
+        let mapped = self.set_leaves(region, counted, frames);
+        let bytes = mapped.map_or_else(|failure| failure.bytes, |()| region.length);
+        if counted != Counted::Not
+            && let Some(memory) = PhysRange::new(region.phys, bytes)
+        {
+            self.aliases.add(memory, wanted, Counted::Not);
+        }
+        mapped
     }
 
     /// Maps one 4 KiB page, as when a window grows at run time. Takes at most one frame per level
@@ -647,7 +765,11 @@ impl<M: PhysicalMemory> Tables<M> {
     /// # Errors
     ///
     /// See [`TableError`]. Nothing has been mapped then.
-    pub fn map_page(
+    ///
+    /// # Safety
+    ///
+    /// As for [`Self::map`].
+    pub unsafe fn map_page(
         &mut self,
         virt: u64,
         frame: Frame,
@@ -665,7 +787,59 @@ impl<M: PhysicalMemory> Tables<M> {
             cache,
             largest: size,
         };
-        self.map(&page, frames).map_err(|failure| failure.error)
+        // SAFETY: the caller's promise.
+        unsafe { self.map(&page, frames) }.map_err(|failure| failure.error)
+    }
+
+    /// The memory that a region maps, if it can be mapped at all, and how.
+    fn describe(&self, region: &Region) -> Result<(PhysRange, Use), PlanError> {
+        region.check(self.levels)?;
+        let Region {
+            name,
+            phys,
+            length,
+            access,
+            cache,
+            ..
+        } = *region;
+        let memory = region.physical().ok_or(PlanError::BeyondPhysical {
+            name,
+            phys,
+            length,
+            bits: 52,
+        })?;
+        let wanted = Use {
+            name,
+            access,
+            cache,
+        };
+        Ok((memory, wanted))
+    }
+
+    /// The place, in the list of what is mapped for good, of the first range that ends at this address
+    /// or above.
+    fn permanent_index(&self, virt: u64) -> usize {
+        self.permanent.partition_point(|range| range.last() < virt)
+    }
+
+    /// Sets the entries of a region's pages, and marks them with what they are counted as.
+    fn set_leaves(
+        &mut self,
+        region: &Region,
+        counted: Counted,
+        frames: &impl FrameSource,
+    ) -> Result<(), PartlyMapped> {
+        let mut bytes = 0;
+        while bytes < region.length {
+            let virt = region.virt + bytes;
+            let phys = region.phys + bytes;
+            let size = self.largest_page(virt | phys, region.length - bytes, region.largest);
+            let bits = leaf_bits(size, region.access, region.cache) | counted.bits();
+            self.set_leaf(virt, size, phys | bits, frames)
+                .map_err(|error| PartlyMapped { error, bytes })?;
+            bytes += size.bytes();
+        }
+        Ok(())
     }
 
     /// The largest page that can begin at the addresses whose bits are `address` and fits into
@@ -682,14 +856,11 @@ impl<M: PhysicalMemory> Tables<M> {
     fn set_leaf(
         &mut self,
         virt: u64,
-        phys: u64,
         size: PageSize,
-        access: Access,
-        cache: Cache,
+        entry: u64,
         frames: &impl FrameSource,
     ) -> Result<(), TableError> {
         let leaf_level = level_of(size);
-        let entry = phys | leaf_bits(size, access, cache);
         // Tables on the way in which pages were withdrawn, none of them this one.
         let mut withdrawn = [None; MOST_LEVELS_BELOW];
         let mut frame = self.root;

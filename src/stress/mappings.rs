@@ -217,7 +217,7 @@ fn of_a_device(shift: &mut Shift<'_>) -> bool {
     else {
         return true;
     };
-    // SAFETY: the one other page that shows them is uncached, too (`Shared::build`).
+    // SAFETY: they are there (`lapic::physical_base`), and uncached memory is read only when asked for.
     let registers = unsafe { Mapping::physical(range, Access::ReadOnly, Cache::Uncached) };
     let Ok(registers) = registers else {
         shift.tally.refused += 1;

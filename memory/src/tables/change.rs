@@ -29,20 +29,21 @@
 //! an entry, and no store loses what a CPU wrote.
 
 use core::fmt;
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use x86_64::structures::paging::PageTableFlags as Flags;
 
+use super::aliases::{Alias, Aliases, Counted, Refusal, Use};
 use super::flush::{Flush, Unmapped, Unmapping};
 use super::frame_source::FrameSource;
 use super::{
-    ENTRIES, Entry, Leaf, PhysicalMemory, Rights, TableView, Tables, WITHDRAWN, index, leaf,
-    rights_bits, shift, table,
+    ENTRIES, Entry, Leaf, PhysicalMemory, Rights, TableView, Tables, WITHDRAWN, fmt_full, index,
+    leaf, rights_bits, shift, table,
 };
 use crate::map::Owner;
 use crate::owned::OwnedFrame;
-use crate::plan::{Access, PageSize};
-use crate::range::Frame;
+use crate::plan::{Access, Cache, PageSize, pat_index};
+use crate::range::{Frame, PhysRange};
 use crate::virt_range::VirtRange;
 
 /// Why pages could not be taken away, or given other rights. Nothing has changed then.
@@ -67,6 +68,19 @@ pub enum ChangeError {
         /// The first such address.
         virt: u64,
     },
+    /// Some of it is mapped for good, by [`Tables::map_permanently`].
+    Permanent {
+        /// The addresses that are.
+        range: VirtRange,
+    },
+    /// The rights exclude how the same physical memory is mapped, or was since it is: what could be
+    /// written can be executed only after it was unmapped, and the other way round.
+    Alias(Alias),
+    /// There is no room to record how more of the physical memory is mapped.
+    RecordsFull {
+        /// How many records there may be.
+        records: usize,
+    },
     /// Nothing is mapped there.
     NotMapped {
         /// The first such address.
@@ -77,6 +91,16 @@ pub enum ChangeError {
         /// The first such address.
         virt: u64,
     },
+}
+
+impl From<Refusal> for ChangeError {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Alias(alias) => Self::Alias(alias),
+            // Nothing is allocated for a change.
+            Refusal::Full(records) | Refusal::OutOfMemory(records) => Self::RecordsFull { records },
+        }
+    }
 }
 
 impl fmt::Display for ChangeError {
@@ -97,6 +121,12 @@ impl fmt::Display for ChangeError {
             Self::Unflushed { virt } => {
                 write!(f, "{virt:#x} was unmapped, and not yet flushed on all CPUs")
             }
+            Self::Permanent { range } => write!(
+                f,
+                "{range} is mapped for good: map what is to change by `Tables::map`"
+            ),
+            Self::Alias(alias) => alias.fmt(f),
+            Self::RecordsFull { records } => fmt_full(f, *records),
             Self::NotMapped { virt } => write!(f, "{virt:#x} is not mapped"),
             Self::Malformed { virt } => write!(f, "the page tables for {virt:#x} are broken"),
         }
@@ -128,7 +158,7 @@ impl<M: PhysicalMemory> Tables<M> {
     /// Nothing uses the addresses any more, from now on: no code that runs on any CPU, no reference,
     /// no stack pointer.
     pub unsafe fn unmap(&mut self, range: VirtRange) -> Result<Unmapping, ChangeError> {
-        self.check(range)?;
+        self.check_change(range)?;
         let mut flush = Flush::new();
         self.withdraw(
             self.root,
@@ -169,12 +199,19 @@ impl<M: PhysicalMemory> Tables<M> {
             // was present below it (see above).
             frames.give_back(unsafe { OwnedFrame::from_raw(frame, Owner::PageTables) });
         };
-        self.view.clear(
-            self.view.root,
-            self.view.levels.count(),
+        let Self { view, aliases, .. } = self;
+        let mut free = |page: FreedPage, counted| {
+            if let Some(memory) = PhysRange::new(page.phys, page.size.bytes()) {
+                aliases.remove(memory, counted);
+            }
+            freed(page);
+        };
+        view.clear(
+            view.root,
+            view.levels.count(),
             range.start(),
             range.last(),
-            freed,
+            &mut free,
             &mut give_back,
         );
         self.built -= tables;
@@ -192,26 +229,94 @@ impl<M: PhysicalMemory> Tables<M> {
     ///
     /// # Safety
     ///
-    /// From now on nothing uses the addresses in a way that the new rights do not allow; and what they
-    /// allow anew is sound: memory that becomes executable is writable by no other address, and
-    /// memory that becomes writable is executable by none, and has no references that rely on it not
-    /// to change.
+    /// From now on nothing uses the addresses in a way that the new rights do not allow; and memory
+    /// that becomes writable has no references that rely on it not to change.
     pub unsafe fn protect(
         &mut self,
         range: VirtRange,
         access: Access,
     ) -> Result<Flush, ChangeError> {
-        self.check(range)?;
+        self.check_change(range)?;
+        self.check_aliases(range, access)?;
         let mut flush = Flush::new();
-        self.set_rights(
-            self.root,
-            self.levels.count(),
-            range.start(),
-            range.last(),
-            access,
-            &mut flush,
-        );
+        let Self { view, aliases, .. } = self;
+        view.each_leaf(range, &mut |slot, virt, leaf| {
+            let counted = leaf.after(aliases, access).unwrap_or(leaf.counted);
+            if counted != leaf.counted {
+                aliases.add(leaf.memory, leaf.wanted(access), leaf.counted);
+            }
+            let kept = leaf.entry & !(RIGHTS | Counted::BITS);
+            let changed = kept | rights_bits(access) | counted.bits();
+            if changed != leaf.entry {
+                slot.store(changed, Ordering::Release);
+                flush.add(virt);
+            }
+        })?;
         Ok(flush)
+    }
+
+    /// Whether the pages of a range, all of which can change, may have these rights.
+    fn check_aliases(&self, range: VirtRange, access: Access) -> Result<(), ChangeError> {
+        let mut checked = Ok(());
+        let mut needed = 0;
+        // Memory that is in one piece is recorded so.
+        let mut piece: Option<PhysRange> = None;
+        self.each_leaf(
+            range,
+            &mut |_, _, leaf| match leaf.after(&self.aliases, access) {
+                Ok(counted) if counted == leaf.counted => {}
+                Ok(_) => {
+                    let before = piece.filter(|before| before.end() == leaf.memory.start());
+                    if before.is_none() {
+                        needed += piece.map_or(0, |piece| self.aliases.needed(piece));
+                    }
+                    let start = before.unwrap_or(leaf.memory).start();
+                    piece = PhysRange::from_bounds(start, leaf.memory.end());
+                }
+                Err(refusal) if checked.is_ok() => checked = Err(refusal),
+                Err(_) => {}
+            },
+        )?;
+        checked?;
+        needed += piece.map_or(0, |piece| self.aliases.needed(piece));
+        if needed > 0 {
+            self.aliases.check_room(needed)?;
+        }
+        Ok(())
+    }
+
+    /// Whether all of the range can change.
+    fn check_change(&self, range: VirtRange) -> Result<(), ChangeError> {
+        let permanent = self.permanent.get(self.permanent_index(range.start()));
+        if let Some(&permanent) = permanent
+            && permanent.start() <= range.last()
+        {
+            return Err(ChangeError::Permanent { range: permanent });
+        }
+        self.check(range)
+    }
+}
+
+/// A page, as its entry has it.
+struct Page {
+    entry: u64,
+    memory: PhysRange,
+    cache: Cache,
+    counted: Counted,
+}
+
+impl Page {
+    /// As what it would be counted if it got these rights.
+    fn after(&self, aliases: &Aliases, access: Access) -> Result<Counted, Refusal> {
+        aliases.check(self.memory, self.wanted(access), self.counted)
+    }
+
+    fn wanted(&self, access: Access) -> Use {
+        Use {
+            name: "page",
+            access,
+            cache: self.cache,
+        }
     }
 }
 
@@ -306,7 +411,7 @@ impl<M: PhysicalMemory> TableView<M> {
         level: u8,
         first: u64,
         last: u64,
-        freed: &mut impl FnMut(FreedPage),
+        freed: &mut impl FnMut(FreedPage, Counted),
         give_back: &mut impl FnMut(Frame),
     ) {
         let Some(tables) = table(&self.memory, frame) else {
@@ -318,11 +423,8 @@ impl<M: PhysicalMemory> TableView<M> {
             match Entry::decode_any(entry, level) {
                 (Entry::Leaf { phys, size }, true) => {
                     slot.store(0, Ordering::Relaxed);
-                    freed(FreedPage {
-                        virt: piece.first,
-                        phys,
-                        size,
-                    });
+                    let virt = piece.first;
+                    freed(FreedPage { virt, phys, size }, Counted::of(entry));
                 }
                 (Entry::Table(Some(below)), is_withdrawn) => {
                     self.clear(below, level - 1, piece.first, piece.last, freed, give_back);
@@ -362,35 +464,57 @@ impl<M: PhysicalMemory> TableView<M> {
         })
     }
 
-    fn set_rights(
+    /// Calls `visit` with each page in a range that is all mapped: its entry's place, its address, and
+    /// the page.
+    ///
+    /// # Errors
+    ///
+    /// [`ChangeError::Malformed`], for an entry that these tables have not made.
+    fn each_leaf(
+        &self,
+        range: VirtRange,
+        visit: &mut impl FnMut(&AtomicU64, u64, &Page),
+    ) -> Result<(), ChangeError> {
+        let (first, last) = (range.start(), range.last());
+        self.each_leaf_in(self.root, self.levels.count(), first, last, visit)
+    }
+
+    fn each_leaf_in(
         &self,
         frame: Frame,
         level: u8,
         first: u64,
         last: u64,
-        access: Access,
-        flush: &mut Flush,
-    ) {
-        let Some(table) = table(&self.memory, frame) else {
-            return;
-        };
+        visit: &mut impl FnMut(&AtomicU64, u64, &Page),
+    ) -> Result<(), ChangeError> {
+        let table = table(&self.memory, frame).ok_or(ChangeError::Malformed { virt: first })?;
         for piece in pieces(first, last, level) {
             let slot = &table[piece.index];
             let entry = slot.load(Ordering::Relaxed);
+            let virt = piece.first;
             match Entry::decode(entry, level) {
-                Entry::Leaf { .. } => {
-                    let changed = entry & !RIGHTS | rights_bits(access);
-                    if changed != entry {
-                        slot.store(changed, Ordering::Release);
-                        flush.add(piece.first);
-                    }
+                Entry::Leaf { phys, size } => {
+                    let memory = PhysRange::new(phys, size.bytes());
+                    let cache = Cache::from_pat_index(pat_index(entry, size));
+                    let (Some(memory), Some(cache)) = (memory, cache) else {
+                        return Err(ChangeError::Malformed { virt });
+                    };
+                    let counted = Counted::of(entry);
+                    let page = Page {
+                        entry,
+                        memory,
+                        cache,
+                        counted,
+                    };
+                    visit(slot, virt, &page);
                 }
                 Entry::Table(Some(below)) => {
-                    self.set_rights(below, level - 1, piece.first, piece.last, access, flush);
+                    self.each_leaf_in(below, level - 1, virt, piece.last, visit)?;
                 }
                 Entry::Absent | Entry::Table(None) | Entry::Malformed => {}
             }
         }
+        Ok(())
     }
 }
 

@@ -1,8 +1,8 @@
 //! Addresses, against a model that knows each page of the window.
 
 use muster_memory::{
-    Access, AddressAllocator, AddressError, AddressFreeError, Cache, FRAME_SIZE, Features, Frame,
-    Levels, OwnedAddresses, Tables, VirtRange,
+    Access, AddressAllocator, AddressError, AddressFreeError, FRAME_SIZE, Features, Levels,
+    OwnedAddresses, Tables, VirtRange,
 };
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -11,6 +11,7 @@ use crate::changes::Alone;
 use crate::oracle::oracle;
 use crate::ram::Ram;
 use crate::scarce;
+use crate::tables::map_page;
 
 const WINDOW: u64 = 0xffff_ff10_0000_0000;
 
@@ -105,11 +106,7 @@ fn addresses_come_back_only_from_where_they_are() {
     let owned = addresses.allocate(0x1000, 1).unwrap();
     let range = owned.range();
     assert_eq!(others.allocate(0x1000, 1).unwrap().range(), range);
-    let frame = Frame::from_number(9).unwrap();
-    let (access, cache) = (Access::ReadWrite, Cache::WriteBack);
-    tables
-        .map_page(range.start(), frame, access, cache, &ram)
-        .unwrap();
+    map_page(&mut tables, range.start(), 9, Access::ReadWrite, &ram).unwrap();
 
     let refused = others.free(owned, &tables).unwrap_err();
     assert_eq!(refused.error, AddressFreeError::OtherAllocator);

@@ -14,6 +14,7 @@ use proptest::prelude::*;
 use crate::maps::{HALF_4, HALF_5};
 use crate::oracle::oracle;
 use crate::ram::Ram;
+use crate::tables::map_permanently;
 
 const FRAME: usize = FRAME_SIZE as usize;
 const FRAMES: usize = 12;
@@ -140,7 +141,7 @@ fn check_bytes(entries: &[MemoryEntry], read_only: &[PhysRange]) -> Result<usize
     let features = Features::default();
     let mut tables = Tables::new(&ram, Levels::Four, features, &ram).unwrap();
     for region in plan.regions() {
-        tables.map(region, &ram).unwrap();
+        map_permanently(&mut tables, region, &ram).unwrap();
     }
 
     let painted = paint(entries, read_only);

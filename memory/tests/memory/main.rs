@@ -7,6 +7,7 @@
 
 mod address_allocator;
 mod address_space;
+mod aliases;
 mod changes;
 mod frame_cache;
 mod frames;

@@ -6,9 +6,9 @@ use std::ptr::NonNull;
 
 use muster_memory::{
     Access, Cache, Census, Exclusion, FRAME_SIZE, Features, Frame, FrameAllocator, FrameSource,
-    Kind, Leaf, Levels, MemoryEntry, Mismatch, OwnedFrame, Owner, PageSize, PhysRange,
-    PhysicalMemory, Plan, PlanError, Region, Rights, Step, TableError, TableView, Tables, Target,
-    VirtRange, hhdm,
+    Kind, Leaf, Levels, MemoryEntry, Mismatch, OwnedFrame, Owner, PageSize, PartlyMapped,
+    PhysRange, PhysicalMemory, Plan, PlanError, Region, Rights, Step, TableError, TableView,
+    Tables, Target, VirtRange, hhdm,
 };
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -45,10 +45,43 @@ fn new_tables(ram: &Ram, levels: Levels, features: Features) -> Tables<&Ram> {
     Tables::new(ram, levels, features, ram).unwrap()
 }
 
+/// Maps a region that may be unmapped.
+pub fn map<M: PhysicalMemory>(
+    tables: &mut Tables<M>,
+    region: &Region,
+    frames: &impl FrameSource,
+) -> Result<(), PartlyMapped> {
+    // SAFETY: nobody uses the addresses, and no CPU has these tables.
+    unsafe { tables.map(region, frames) }
+}
+
+/// Maps a region for good.
+pub fn map_permanently<M: PhysicalMemory>(
+    tables: &mut Tables<M>,
+    region: &Region,
+    frames: &impl FrameSource,
+) -> Result<(), PartlyMapped> {
+    // SAFETY: as for `map`.
+    unsafe { tables.map_permanently(region, frames) }
+}
+
+/// Maps a page.
+pub fn map_page(
+    tables: &mut Tables<&Ram>,
+    virt: u64,
+    number: u64,
+    access: Access,
+    frames: &Ram,
+) -> Result<(), TableError> {
+    let frame = Frame::from_number(number).unwrap();
+    // SAFETY: as for `map`.
+    unsafe { tables.map_page(virt, frame, access, Cache::WriteBack, frames) }
+}
+
 fn build<'a>(ram: &'a Ram, plan: &Plan, features: Features) -> Tables<&'a Ram> {
     let mut tables = new_tables(ram, plan.levels(), features);
     for region in plan.regions() {
-        tables.map(region, ram).unwrap();
+        map_permanently(&mut tables, region, ram).unwrap();
     }
     tables
 }
@@ -424,14 +457,10 @@ fn a_window_grows_page_by_page() {
     let ram = Ram::new(TABLES_FROM);
     let mut tables = new_tables(&ram, Levels::Four, NO_GIB);
     let window = 0xffff_ff40_0000_0000;
+    tables.reserve(600).unwrap();
     let mut map = |page: u64, number| {
-        tables.map_page(
-            window + page * FRAME_SIZE,
-            Frame::from_number(number).unwrap(),
-            Access::ReadWrite,
-            Cache::WriteBack,
-            &ram,
-        )
+        let virt = window + page * FRAME_SIZE;
+        map_page(&mut tables, virt, number, Access::ReadWrite, &ram)
     };
     for page in 0..600 {
         map(page, 1000 - page).unwrap();
@@ -450,13 +479,7 @@ fn a_window_grows_page_by_page() {
     assert_eq!(tables.levels(), Levels::Four);
     assert!(format!("{tables:?}").contains("built: 5"));
 
-    let misaligned = tables.map_page(
-        window + 8,
-        Frame::from_number(1).unwrap(),
-        Access::ReadOnly,
-        Cache::WriteBack,
-        &ram,
-    );
+    let misaligned = map_page(&mut tables, window + 8, 1, Access::ReadOnly, &ram);
     assert!(matches!(
         misaligned,
         Err(TableError::Region(PlanError::Misaligned { .. }))
@@ -472,7 +495,7 @@ fn nothing_present_is_overwritten() {
         length: large,
         ..REGION
     };
-    tables.map(&region, &ram).unwrap();
+    map(&mut tables, &region, &ram).unwrap();
     let before = leaves(&tables);
     assert_eq!(before.len(), 1);
 
@@ -482,25 +505,25 @@ fn nothing_present_is_overwritten() {
         length: 0x1000,
         ..REGION
     };
-    let error = tables.map(&small, &ram).unwrap_err().error;
+    let error = map(&mut tables, &small, &ram).unwrap_err().error;
     assert_eq!(
         error,
         TableError::AlreadyMapped {
             virt: HALF_4 + 0x5000
         }
     );
-    assert!(tables.map(&region, &ram).is_err());
+    assert!(map(&mut tables, &region, &ram).is_err());
     let beside = Region {
         virt: HALF_4 + large,
         length: 0x1000,
         ..REGION
     };
-    tables.map(&beside, &ram).unwrap();
+    map(&mut tables, &beside, &ram).unwrap();
     let over = Region {
         length: large,
         ..beside
     };
-    let error = tables.map(&over, &ram).unwrap_err().error;
+    let error = map(&mut tables, &over, &ram).unwrap_err().error;
     assert_eq!(error.to_string(), "0xffff800040000000 is mapped already");
     assert_eq!(leaves(&tables)[0], before[0]);
     assert_eq!(leaves(&tables).len(), 2);
@@ -514,13 +537,13 @@ fn running_out_of_frames_is_an_answer() {
     assert_eq!(none.unwrap_err(), TableError::OutOfFrames);
     ram.left.set(3);
     let mut tables = new_tables(&ram, Levels::Five, GIB);
-    let error = tables.map(&REGION, &ram).unwrap_err().error;
+    let error = map(&mut tables, &REGION, &ram).unwrap_err().error;
     assert!(error.to_string().contains("no frame is left"));
     assert_eq!(tables.translate(REGION.virt), None);
     // What could be had is not kept: two were free, and four are needed.
     assert_eq!((ram.left.get(), tables.table_count()), (2, 1));
     ram.left.set(4);
-    tables.map(&REGION, &ram).unwrap();
+    map(&mut tables, &REGION, &ram).unwrap();
     assert_eq!(tables.table_count(), 5);
 }
 
@@ -555,19 +578,19 @@ fn the_frame_allocator_s_frames_become_tables_and_come_back() {
     let mut tables = Tables::new(memory, Levels::Four, GIB, &frames).unwrap();
     let counted = || frames.totals()[Owner::PageTables] / FRAME_SIZE;
     assert_eq!(counted(), 1);
-    tables.map(&REGION, &frames).unwrap();
+    map(&mut tables, &REGION, &frames).unwrap();
     assert_eq!((counted(), tables.table_count()), (4, 4));
     // Three more tables elsewhere, and then two for which there is but one frame.
     let elsewhere = Region {
         virt: 0x1000,
         ..REGION
     };
-    tables.map(&elsewhere, &&frames).unwrap();
+    map(&mut tables, &elsewhere, &&frames).unwrap();
     let further = Region {
         virt: HALF_4 + (1 << 30),
         ..REGION
     };
-    let error = tables.map(&further, &&frames).unwrap_err();
+    let error = map(&mut tables, &further, &&frames).unwrap_err();
     assert_eq!(error.error, TableError::OutOfFrames);
     assert_eq!((counted(), frames.free_frames()), (7, 1));
 
@@ -615,7 +638,7 @@ fn a_table_that_cannot_be_reached_is_an_error() {
     let root = tables.root().start();
     for (entry, phys) in [((77 * FRAME_SIZE) | 3, 77 * FRAME_SIZE), (3, 0)] {
         ram.set_entry(root, 256, entry);
-        let error = tables.map(&REGION, &ram).unwrap_err().error;
+        let error = map(&mut tables, &REGION, &ram).unwrap_err().error;
         assert_eq!(error, TableError::Unreachable { phys });
         assert_eq!(tables.translate(REGION.virt), None);
         let error = tables.walk(&mut |_| ()).unwrap_err();
@@ -792,7 +815,7 @@ fn entries_the_cpu_rejects_are_malformed() {
     ));
     assert!(error.to_string().contains("which the CPU rejects"));
     assert_eq!(tables.translate(HALF_4), None);
-    assert!(tables.map(&REGION, &ram).is_err());
+    assert!(map(&mut tables, &REGION, &ram).is_err());
     ram.set_entry(level_3, 0, entry);
 
     let root = tables.root().start();
@@ -967,8 +990,8 @@ fn no_two_tables_share_a_frame() {
 }
 
 proptest! {
-    /// What a plan refuses, tables take: a second address at which code, or a part of it, can be
-    /// written, in pages of another size.
+    /// A second address at which code, or a part of it, can be written, in pages of another size: the
+    /// tables refuse it, and if memory was overwritten and has it nevertheless, it is found.
     #[test]
     fn code_that_can_be_written_at_another_address_is_found(
         text in (0..512_u64, 1..600_u64),
@@ -987,10 +1010,31 @@ proptest! {
         };
         let ram = Ram::new(TABLES_FROM);
         let mut tables = new_tables(&ram, Levels::Four, GIB);
-        let access = if is_writable { Access::ReadWrite } else { Access::ReadOnly };
-        tables.map(&region(HALF_4, text, Access::ReadExecute, sizes.0), &&ram).unwrap();
-        tables.map(&region(HALF_4 + (1 << 39), alias, access, sizes.1), &&ram).unwrap();
+        let code = region(HALF_4, text, Access::ReadExecute, sizes.0);
+        let other = region(HALF_4 + (1 << 39), alias, Access::ReadOnly, sizes.1);
+        let writable = Region { access: Access::ReadWrite, ..other };
+        map(&mut tables, &code, &ram).unwrap();
         let overlaps = text.0 < alias.0 + alias.1 && alias.0 < text.0 + text.1;
+        // The first of them.
+        let first = base + text.0.max(alias.0) * FRAME_SIZE;
+        if overlaps {
+            let refused = map(&mut tables, &writable, &ram).unwrap_err();
+            prop_assert_eq!(refused.bytes, 0);
+            let TableError::Alias(alias) = refused.error else {
+                panic!("{}", refused);
+            };
+            prop_assert_eq!(alias.memory.start(), first);
+        }
+        map(&mut tables, &other, &ram).unwrap();
+        let mut virt = other.virt;
+        while is_writable && virt < other.virt + other.length {
+            let step = tables.path(virt).last().unwrap();
+            let Target::Page(leaf) = step.target else {
+                panic!("{} is mapped", virt);
+            };
+            ram.set_entry(step.table, step.index, step.entry | 2);
+            virt = leaf.last() + 1;
+        }
         match tables.verify_exclusion() {
             Ok(exclusion) => {
                 prop_assert!(!(overlaps && is_writable));
@@ -1000,8 +1044,6 @@ proptest! {
             }
             Err(Mismatch::WritableCode { leaf }) => {
                 prop_assert!(overlaps && is_writable);
-                // The first of them.
-                let first = base + text.0.max(alias.0) * FRAME_SIZE;
                 prop_assert!((leaf.phys..leaf.phys + leaf.size.bytes()).contains(&first));
                 prop_assert!(leaf.virt >= HALF_4 + (1 << 39));
             }

@@ -1,0 +1,469 @@
+//! How physical memory is mapped: none both writable and executable, none with two cache types.
+//!
+//! A page table says what each address maps, and not at which addresses some memory is mapped. So
+//! the tables record that as they change, by ranges of physical memory ([`Aliases`]).
+//!
+//! What is mapped *permanently* (the direct map, the kernel's image) is recorded as ranges that never
+//! go. A mapping that comes and goes adds nothing to them as long as it allows no more than they do,
+//! as one of ordinary memory that the direct map has as well: such a one is looked up, by a binary
+//! search, and not recorded. All others are counted, range by range, and their entries marked with
+//! what they count as ([`Counted`]). The records of these have their memory reserved beforehand.
+//!
+//! A count is what a page was allowed since it was mapped, not what it is allowed now: a CPU may go
+//! by old rights until it has flushed, and nobody says when it has, after a change of rights. It goes
+//! down when the page's unmapping is completed, when all CPUs have flushed.
+
+use alloc::vec::Vec;
+use core::fmt;
+use core::ops::Range;
+
+use x86_64::structures::paging::PageTableFlags as Flags;
+
+use super::Rights;
+use crate::plan::{Access, Cache};
+use crate::range::PhysRange;
+
+/// Ranges of physical memory for whose records the tables have room, unless more are
+/// [reserved](super::Tables::reserve), beside those that are mapped permanently.
+pub(super) const RECORDS: usize = 256;
+
+/// Records that a change of some memory may add, beside one for each that has a part of it: two are
+/// cut, and there is one more gap than records. Page by page, two more are cut in between.
+const MAX_ADDED: usize = 5;
+
+/// How some physical memory is to be mapped.
+#[derive(Clone, Copy)]
+pub(super) struct Use {
+    /// The region's name.
+    pub(super) name: &'static str,
+    pub(super) access: Access,
+    pub(super) cache: Cache,
+}
+
+/// As what a page is counted that is mapped and may be unmapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Counted {
+    /// Not at all: the permanent mappings allow as much.
+    Not,
+    /// It can be read.
+    Readable,
+    /// It can be written, or could since it was mapped.
+    Writable,
+    /// It can be executed, or could since it was mapped.
+    Executable,
+}
+
+impl Counted {
+    /// The bits of an entry that say so, of those that the CPU ignores (Intel SDM vol. 3, 5.5.4).
+    pub(super) const BITS: u64 = Flags::BIT_10.bits() | Flags::BIT_11.bits();
+
+    /// The bits that say this.
+    pub(super) const fn bits(self) -> u64 {
+        match self {
+            Self::Not => 0,
+            Self::Readable => Flags::BIT_10.bits(),
+            Self::Writable => Flags::BIT_11.bits(),
+            Self::Executable => Self::BITS,
+        }
+    }
+
+    /// What an entry says.
+    pub(super) const fn of(entry: u64) -> Self {
+        match (
+            entry & Flags::BIT_10.bits() != 0,
+            entry & Flags::BIT_11.bits() != 0,
+        ) {
+            (false, false) => Self::Not,
+            (true, false) => Self::Readable,
+            (false, true) => Self::Writable,
+            (true, true) => Self::Executable,
+        }
+    }
+
+    /// As what a page with these rights is counted.
+    pub(super) const fn by(access: Access) -> Self {
+        match access {
+            Access::ReadOnly => Self::Readable,
+            Access::ReadWrite => Self::Writable,
+            Access::ReadExecute => Self::Executable,
+        }
+    }
+
+    /// Whether such a page may have these rights without being counted otherwise.
+    const fn covers(self, access: Access) -> bool {
+        match access {
+            Access::ReadOnly => !matches!(self, Self::Not),
+            Access::ReadWrite => matches!(self, Self::Writable),
+            Access::ReadExecute => matches!(self, Self::Executable),
+        }
+    }
+}
+
+/// Physical memory is mapped in a way that excludes the one that was asked for: writable and
+/// executable, at whatever addresses, or with two cache types, which leads to undefined operations
+/// (Intel SDM vol. 3, 13.12.4 "Programming the PAT").
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Alias {
+    /// The region that was to be mapped, or to get other rights.
+    pub name: &'static str,
+    /// The rights that were asked for.
+    pub access: Access,
+    /// The cache type that was asked for.
+    pub cache: Cache,
+    /// The region that is mapped: the one that was first, or that got the rights.
+    pub with: &'static str,
+    /// What is allowed of the memory, by all addresses together, or was since they were mapped.
+    pub rights: Rights,
+    /// How the memory is cached.
+    pub cached: Cache,
+    /// The memory that is mapped so, as far as it was asked for.
+    pub memory: PhysRange,
+}
+
+impl fmt::Display for Alias {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            name,
+            access,
+            cache,
+            with,
+            rights,
+            cached,
+            memory,
+        } = self;
+        write!(
+            f,
+            "\"{name}\" can't map {memory} as {access} {cache}, for \"{with}\" maps it as {rights} \
+             {cached}: "
+        )?;
+        f.write_str(if cache == cached {
+            "unmap that first, or map this read-only"
+        } else {
+            "map both with one cache type"
+        })
+    }
+}
+
+impl core::error::Error for Alias {}
+
+/// Why some memory can't be recorded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refusal {
+    Alias(Alias),
+    /// So many records there may be, and are, more or less.
+    Full(usize),
+    /// There is no memory for so many bytes of records.
+    OutOfMemory(usize),
+}
+
+/// What the permanent mappings of some memory allow together.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Permanent {
+    /// The region that was first, or that got the rights.
+    name: &'static str,
+    writable: bool,
+    executable: bool,
+}
+
+/// Some memory that is mapped in one way throughout.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Record {
+    start: u64,
+    end: u64,
+    cache: Cache,
+    permanent: Option<Permanent>,
+    /// The name of the counted region that was first, or that got the rights; empty if there is none.
+    name: &'static str,
+    /// Counted mappings, how many of them can be written, and how many executed.
+    mapped: u64,
+    writable: u64,
+    executable: u64,
+}
+
+impl Record {
+    const fn new(start: u64, end: u64, cache: Cache) -> Self {
+        Self {
+            start,
+            end,
+            cache,
+            permanent: None,
+            name: "",
+            mapped: 0,
+            writable: 0,
+            executable: 0,
+        }
+    }
+
+    fn rights(&self) -> Rights {
+        Rights {
+            writable: self.writable > 0 || self.permanent.is_some_and(|all| all.writable),
+            executable: self.executable > 0 || self.permanent.is_some_and(|all| all.executable),
+            user: false,
+        }
+    }
+
+    /// Whether the permanent mappings allow as much.
+    fn implies(&self, wanted: Use) -> bool {
+        self.permanent.is_some_and(|all| match wanted.access {
+            Access::ReadOnly => true,
+            Access::ReadWrite => all.writable,
+            Access::ReadExecute => all.executable,
+        })
+    }
+
+    /// The one that excludes the one wanted, if there is such.
+    fn excludes(&self, wanted: Use) -> Option<&'static str> {
+        let permanent = self.permanent.map(|all| all.name);
+        let rights = self.rights();
+        let (excluded, is_permanent) = match wanted.access {
+            _ if self.cache != wanted.cache => (true, permanent.is_some()),
+            Access::ReadOnly => (false, false),
+            Access::ReadWrite => (rights.executable, self.executable == 0),
+            Access::ReadExecute => (rights.writable, self.writable == 0),
+        };
+        let name = permanent.filter(|_| is_permanent).unwrap_or(self.name);
+        excluded.then_some(name)
+    }
+
+    fn add(&mut self, wanted: Use, from: Counted) {
+        let rights = self.rights();
+        let is_new = match wanted.access {
+            Access::ReadOnly => false,
+            Access::ReadWrite => !rights.writable,
+            Access::ReadExecute => !rights.executable,
+        };
+        if self.mapped == 0 || is_new {
+            self.name = wanted.name;
+        }
+        self.mapped += u64::from(from == Counted::Not);
+        self.writable += u64::from(wanted.access == Access::ReadWrite);
+        self.executable += u64::from(wanted.access == Access::ReadExecute);
+    }
+
+    fn remove(&mut self, counted: Counted) {
+        self.mapped -= 1;
+        self.writable -= u64::from(counted == Counted::Writable);
+        self.executable -= u64::from(counted == Counted::Executable);
+        if self.mapped == 0 {
+            self.name = "";
+        }
+    }
+
+    fn add_permanent(&mut self, wanted: Use) {
+        let rights = self.permanent.unwrap_or(Permanent {
+            name: wanted.name,
+            writable: false,
+            executable: false,
+        });
+        let writable = rights.writable || wanted.access == Access::ReadWrite;
+        let executable = rights.executable || wanted.access == Access::ReadExecute;
+        let is_new = (writable, executable) != (rights.writable, rights.executable);
+        self.permanent = Some(Permanent {
+            name: if is_new { wanted.name } else { rights.name },
+            writable,
+            executable,
+        });
+    }
+
+    /// Whether the two are one in all but their bounds, and follow each other.
+    fn continues(&self, next: &Self) -> bool {
+        let moved = Self {
+            start: self.start,
+            end: self.end,
+            ..*next
+        };
+        self.end == next.start && *self == moved
+    }
+}
+
+/// The physical memory that some tables map, and how.
+pub(super) struct Aliases {
+    /// Sorted, apart from one another. Never longer than its capacity, but where memory for it may be
+    /// allocated.
+    records: Vec<Record>,
+    /// Room that is kept for mappings that come and go.
+    spare: usize,
+}
+
+impl Aliases {
+    /// Nothing is mapped. There is room for [`RECORDS`] records.
+    pub(super) fn new() -> Result<Self, Refusal> {
+        let mut aliases = Self {
+            records: Vec::new(),
+            spare: 0,
+        };
+        aliases.reserve(RECORDS)?;
+        Ok(aliases)
+    }
+
+    /// Makes room for so many more records.
+    pub(super) fn reserve(&mut self, records: usize) -> Result<(), Refusal> {
+        self.spare = self.spare.saturating_add(records);
+        self.grow(0)
+    }
+
+    /// Makes room for so many permanent records.
+    fn grow(&mut self, records: usize) -> Result<(), Refusal> {
+        let room = self.spare.saturating_add(records);
+        let bytes = room.saturating_mul(size_of::<Record>());
+        let reserved = self.records.try_reserve(room);
+        reserved.map_err(|_| Refusal::OutOfMemory(bytes))
+    }
+
+    /// How many records a change of some memory may add, in one step or page by page.
+    pub(super) fn needed(&self, memory: PhysRange) -> usize {
+        self.overlapping(memory).len() + MAX_ADDED
+    }
+
+    /// Whether there is room for so many more records.
+    pub(super) fn check_room(&self, needed: usize) -> Result<(), Refusal> {
+        let capacity = self.records.capacity();
+        if needed <= capacity - self.records.len() {
+            Ok(())
+        } else {
+            Err(Refusal::Full(capacity))
+        }
+    }
+
+    /// As what a page of this memory would be counted, after its rights have changed.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::Alias`].
+    pub(super) fn check(
+        &self,
+        memory: PhysRange,
+        wanted: Use,
+        from: Counted,
+    ) -> Result<Counted, Refusal> {
+        if from.covers(wanted.access) {
+            return Ok(from);
+        }
+        let mut implied_to = memory.start();
+        for record in &self.records[self.overlapping(memory)] {
+            if let Some(with) = record.excludes(wanted) {
+                let start = record.start.max(memory.start());
+                let end = record.end.min(memory.end());
+                return Err(Refusal::Alias(Alias {
+                    name: wanted.name,
+                    access: wanted.access,
+                    cache: wanted.cache,
+                    with,
+                    rights: record.rights(),
+                    cached: record.cache,
+                    // They overlap.
+                    memory: PhysRange::from_bounds(start, end).unwrap_or(memory),
+                }));
+            }
+            if record.start <= implied_to && record.implies(wanted) {
+                implied_to = record.end;
+            }
+        }
+        Ok(if implied_to >= memory.end() {
+            from
+        } else {
+            Counted::by(wanted.access)
+        })
+    }
+
+    /// Counts this memory, for which there is room ([`Self::check_room`]), and which nothing excludes
+    /// ([`Self::check`]), after it was counted otherwise or not at all.
+    pub(super) fn add(&mut self, memory: PhysRange, wanted: Use, from: Counted) {
+        self.change(memory, Some(wanted.cache), |record| {
+            record.add(wanted, from);
+        });
+    }
+
+    /// Counts this memory no more. If there is no room to cut a record, it stays counted, which only
+    /// excludes more than it must.
+    pub(super) fn remove(&mut self, memory: PhysRange, counted: Counted) {
+        if counted != Counted::Not {
+            self.change(memory, None, |record| record.remove(counted));
+        }
+    }
+
+    /// Makes room for a range of memory to be recorded as permanent.
+    pub(super) fn check_permanent(
+        &mut self,
+        memory: PhysRange,
+        wanted: Use,
+    ) -> Result<(), Refusal> {
+        self.check(memory, wanted, Counted::Not)?;
+        self.grow(self.needed(memory))
+    }
+
+    /// Records this memory as mapped permanently, which [`Self::check_permanent`] found possible.
+    pub(super) fn add_permanent(&mut self, memory: PhysRange, wanted: Use) {
+        self.change(memory, Some(wanted.cache), |record| {
+            record.add_permanent(wanted);
+        });
+    }
+
+    /// The records that have some of the memory.
+    fn overlapping(&self, memory: PhysRange) -> Range<usize> {
+        let first = self
+            .records
+            .partition_point(|record| record.end <= memory.start());
+        let last = self
+            .records
+            .partition_point(|record| record.start < memory.end());
+        first..last
+    }
+
+    /// Changes all records of some memory, and makes records of what has none if there is a cache type
+    /// for it. Does nothing if there is no room.
+    fn change(&mut self, memory: PhysRange, missing: Option<Cache>, change: impl Fn(&mut Record)) {
+        let can_cut = self.cut(memory.start()) && self.cut(memory.end());
+        let mut index = self.overlapping(memory).start;
+        let first = index;
+        let mut at = memory.start();
+        while can_cut && at < memory.end() {
+            let next = self.records.get(index).map_or(u64::MAX, |next| next.start);
+            if at < next {
+                let end = next.min(memory.end());
+                if let Some(cache) = missing {
+                    self.records.insert(index, Record::new(at, end, cache));
+                } else {
+                    at = end;
+                    continue;
+                }
+            }
+            let record = &mut self.records[index];
+            at = record.end;
+            change(record);
+            if record.mapped == 0 && record.permanent.is_none() {
+                self.records.remove(index);
+            } else {
+                index += 1;
+            }
+        }
+        // What is alike now, is one.
+        let mut before = first.saturating_sub(1);
+        while before < index && before + 1 < self.records.len() {
+            let next = self.records[before + 1];
+            if self.records[before].continues(&next) {
+                self.records[before].end = next.end;
+                self.records.remove(before + 1);
+                index -= 1;
+            } else {
+                before += 1;
+            }
+        }
+    }
+
+    /// Makes two of the record that has the bytes before and after this address. Fails if there is no
+    /// room for one more.
+    fn cut(&mut self, at: u64) -> bool {
+        let index = self.records.partition_point(|record| record.end <= at);
+        let Some(&whole) = self.records.get(index).filter(|record| record.start < at) else {
+            return true;
+        };
+        if self.records.len() == self.records.capacity() {
+            return false;
+        }
+        self.records[index].end = at;
+        self.records
+            .insert(index + 1, Record { start: at, ..whole });
+        true
+    }
+}

@@ -1,0 +1,565 @@
+//! Physical memory that is mapped at several addresses, against a model of each of its pages: never
+//! both writable and executable, never cached in two ways.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
+use muster_memory::{
+    Access, Alias, Cache, ChangeError, FRAME_SIZE, Features, Levels, PageSize, PartlyMapped,
+    PhysRange, PlanError, Region, TableError, Tables, Unmapping, VirtRange,
+};
+use proptest::prelude::*;
+use proptest::sample::Index;
+
+use crate::changes::Alone;
+use crate::maps::HALF_4;
+use crate::oracle::oracle;
+use crate::ram::Ram;
+use crate::tables::{map, map_page, map_permanently};
+use crate::{scarce, walker};
+
+const PHYS: u64 = 0x4000_0000;
+
+/// Pages of memory that are played with.
+const PAGES: u64 = 24;
+
+const ACCESSES: [Access; 3] = [Access::ReadOnly, Access::ReadWrite, Access::ReadExecute];
+const CACHES: [Cache; 3] = [Cache::WriteBack, Cache::WriteCombining, Cache::Uncached];
+
+fn new_tables(ram: &Ram) -> Tables<&Ram> {
+    Tables::new(ram, Levels::Four, Features::default(), ram).unwrap()
+}
+
+/// Some pages of the memory, at addresses of their own.
+fn region(number: u64, first: u64, count: u64, access: Access, cache: Cache) -> Region {
+    Region {
+        name: "region",
+        virt: HALF_4 + (number << 21) + first * FRAME_SIZE,
+        phys: PHYS + first * FRAME_SIZE,
+        length: count * FRAME_SIZE,
+        access,
+        cache,
+        largest: PageSize::Size4KiB,
+    }
+}
+
+fn range(region: &Region) -> VirtRange {
+    VirtRange::new(region.virt, region.length).unwrap()
+}
+
+fn unmap(tables: &mut Tables<&Ram>, range: VirtRange) -> Result<Unmapping, ChangeError> {
+    // SAFETY: nobody uses what these tables map.
+    unsafe { tables.unmap(range) }
+}
+
+fn protect(tables: &mut Tables<&Ram>, range: VirtRange, access: Access) -> Result<(), ChangeError> {
+    // SAFETY: nobody uses what these tables map.
+    let flush = unsafe { tables.protect(range, access) }?;
+    flush.carry_out(&Alone);
+    Ok(())
+}
+
+fn vacate(tables: &mut Tables<&Ram>, ram: &Ram, range: VirtRange) {
+    let unmapped = unmap(tables, range).unwrap().flush(&Alone);
+    tables.complete(unmapped, ram, &mut |_| ()).unwrap();
+}
+
+/// A page that is mapped, or of which a CPU may still think so.
+#[derive(Clone, Copy, Debug)]
+struct Page {
+    phys: u64,
+    cache: Cache,
+    /// What was allowed since it is mapped.
+    writable: bool,
+    executable: bool,
+    is_permanent: bool,
+    is_withdrawn: bool,
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Map {
+        first: u64,
+        count: u64,
+        access: Access,
+        cache: Cache,
+        is_permanent: bool,
+    },
+    Unmap(Index, u64),
+    Complete(Index),
+    Protect(Index, u64, Access),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let access = || prop::sample::select(&ACCESSES[..]);
+    let cache = prop_oneof![5 => Just(Cache::WriteBack), 1 => prop::sample::select(&CACHES[..])];
+    let pages = (0..PAGES, 1..9u64).prop_map(|(first, count)| (first, count.min(PAGES - first)));
+    prop_oneof![
+        6 => (pages, access(), cache, prop::bool::weighted(0.15)).prop_map(
+            |((first, count), access, cache, is_permanent)| Step::Map {
+                first,
+                count,
+                access,
+                cache,
+                is_permanent,
+            }
+        ),
+        3 => (any::<Index>(), 1..9u64).prop_map(|(index, count)| Step::Unmap(index, count)),
+        3 => any::<Index>().prop_map(Step::Complete),
+        3 => (any::<Index>(), 1..9u64, access())
+            .prop_map(|(index, count, access)| Step::Protect(index, count, access)),
+    ]
+}
+
+struct World<'a> {
+    ram: &'a Ram,
+    tables: Tables<&'a Ram>,
+    mapped: u64,
+    pages: BTreeMap<u64, Page>,
+    pending: Vec<Unmapping>,
+    refused: usize,
+}
+
+impl Drop for World<'_> {
+    /// A forgotten flush would hide why the test failed.
+    fn drop(&mut self) {
+        for unmapping in self.pending.drain(..) {
+            let _ = unmapping.flush(&Alone);
+        }
+    }
+}
+
+impl World<'_> {
+    /// Whether some memory may be mapped so, beside all that is mapped.
+    fn allows(&self, phys: u64, access: Access, cache: Cache) -> bool {
+        self.pages
+            .values()
+            .filter(|page| page.phys == phys)
+            .all(|page| {
+                page.cache == cache
+                    && !(page.executable && access == Access::ReadWrite)
+                    && !(page.writable && access == Access::ReadExecute)
+            })
+    }
+
+    /// Some pages that follow each other, are mapped, and are all permanent or none.
+    fn run(&self, index: Index, count: u64) -> Option<VirtRange> {
+        let mapped: Vec<u64> = self
+            .pages
+            .iter()
+            .filter(|(_, page)| !page.is_withdrawn)
+            .map(|(&virt, _)| virt)
+            .collect();
+        let first = *mapped.get(index.index(mapped.len().max(1)))?;
+        let is_permanent = self.pages[&first].is_permanent;
+        let count = (1..count)
+            .take_while(|page| {
+                let page = self.pages.get(&(first + page * FRAME_SIZE));
+                page.is_some_and(|page| !page.is_withdrawn && page.is_permanent == is_permanent)
+            })
+            .count() as u64;
+        VirtRange::new(first, (count + 1) * FRAME_SIZE)
+    }
+
+    fn in_range(&self, range: VirtRange) -> impl Iterator<Item = (u64, Page)> {
+        let pages = self.pages.range(range.start()..=range.last());
+        pages.map(|(&virt, &page)| (virt, page))
+    }
+
+    fn take(&mut self, step: Step) -> Result<(), TestCaseError> {
+        match step {
+            Step::Map {
+                first,
+                count,
+                access,
+                cache,
+                is_permanent,
+            } => {
+                self.mapped += 1;
+                let region = region(self.mapped, first, count, access, cache);
+                let mapped = if is_permanent {
+                    map_permanently(&mut self.tables, &region, self.ram)
+                } else {
+                    map(&mut self.tables, &region, self.ram)
+                };
+                let excluded = (first..first + count)
+                    .map(|page| PHYS + page * FRAME_SIZE)
+                    .find(|&phys| !self.allows(phys, access, cache));
+                self.refused += usize::from(excluded.is_some());
+                match (mapped, excluded) {
+                    (Ok(()), None) => {}
+                    (
+                        Err(PartlyMapped {
+                            error: TableError::Alias(alias),
+                            bytes: 0,
+                        }),
+                        Some(phys),
+                    ) => {
+                        prop_assert_eq!(alias.memory.start(), phys);
+                        prop_assert_eq!((alias.access, alias.cache), (access, cache));
+                        return Ok(());
+                    }
+                    other => prop_assert!(false, "{:?}", other),
+                }
+                for page in 0..count {
+                    let offset = page * FRAME_SIZE;
+                    let page = Page {
+                        phys: region.phys + offset,
+                        cache,
+                        writable: access == Access::ReadWrite,
+                        executable: access == Access::ReadExecute,
+                        is_permanent,
+                        is_withdrawn: false,
+                    };
+                    self.pages.insert(region.virt + offset, page);
+                }
+            }
+            Step::Unmap(index, count) => {
+                let Some(range) = self.run(index, count) else {
+                    return Ok(());
+                };
+                let is_permanent = self.in_range(range).any(|(_, page)| page.is_permanent);
+                match unmap(&mut self.tables, range) {
+                    Ok(unmapping) => self.pending.push(unmapping),
+                    Err(ChangeError::Permanent { .. }) if is_permanent => return Ok(()),
+                    Err(error) => prop_assert!(false, "{}", error),
+                }
+                prop_assert!(!is_permanent);
+                for (_, page) in self.pages.range_mut(range.start()..=range.last()) {
+                    page.is_withdrawn = true;
+                }
+            }
+            Step::Complete(index) => {
+                if !self.pending.is_empty() {
+                    let index = index.index(self.pending.len());
+                    self.complete(index);
+                }
+            }
+            Step::Protect(index, count, access) => {
+                let Some(range) = self.run(index, count) else {
+                    return Ok(());
+                };
+                let pages: Vec<_> = self.in_range(range).map(|(_, page)| page).collect();
+                let is_permanent = pages.iter().any(|page| page.is_permanent);
+                let is_allowed = pages
+                    .iter()
+                    .all(|page| self.allows(page.phys, access, page.cache));
+                let protected = protect(&mut self.tables, range, access);
+                match protected {
+                    Err(ChangeError::Permanent { .. }) if is_permanent => return Ok(()),
+                    // What is counted already is looked up no more.
+                    Err(ChangeError::Alias(_)) => prop_assert!(!is_allowed),
+                    Ok(()) => prop_assert!(is_allowed && !is_permanent),
+                    Err(error) => prop_assert!(false, "{}", error),
+                }
+                if protected.is_ok() {
+                    for (_, page) in self.pages.range_mut(range.start()..=range.last()) {
+                        page.writable |= access == Access::ReadWrite;
+                        page.executable |= access == Access::ReadExecute;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn complete(&mut self, index: usize) {
+        let unmapped = self.pending.swap_remove(index).flush(&Alone);
+        let pages = &mut self.pages;
+        let freed = &mut |page: muster_memory::FreedPage| {
+            pages.remove(&page.virt);
+        };
+        self.tables.complete(unmapped, self.ram, freed).unwrap();
+    }
+
+    /// What the CPU sees, page by page: no memory in two ways.
+    fn check(&self) -> Result<(), TestCaseError> {
+        let root = self.tables.root().start();
+        let mut seen = BTreeMap::new();
+        for page in walker::walk(self.ram, root, 4) {
+            let (cache, rights) = seen.entry(page.phys).or_insert((page.cache, page.access));
+            prop_assert_eq!(*cache, page.cache);
+            let both = [*rights, page.access];
+            prop_assert!(
+                !(both.contains(&Access::ReadWrite) && both.contains(&Access::ReadExecute)),
+                "{:?}",
+                page
+            );
+            if page.access != Access::ReadOnly {
+                *rights = page.access;
+            }
+        }
+        prop_assert!(self.tables.verify_exclusion().is_ok());
+        Ok(())
+    }
+}
+
+#[test]
+fn memory_is_mapped_in_one_way_as_in_the_model() {
+    let refused = RefCell::new(0);
+    oracle(
+        "memory at several addresses",
+        256,
+        prop::collection::vec(step(), 1..60),
+        |steps| {
+            let count = steps.len();
+            let ram = Ram::new(1 << 36);
+            let mut world = World {
+                tables: new_tables(&ram),
+                ram: &ram,
+                mapped: 0,
+                pages: BTreeMap::new(),
+                pending: Vec::new(),
+                refused: 0,
+            };
+            for step in steps {
+                world.take(step)?;
+                world.check()?;
+            }
+            *refused.borrow_mut() += world.refused;
+            // What is gone excludes nothing.
+            while !world.pending.is_empty() {
+                world.complete(0);
+            }
+            let mapped = world.pages.iter().filter(|(_, page)| !page.is_permanent);
+            let mapped: Vec<u64> = mapped.map(|(&virt, _)| virt).collect();
+            for virt in mapped {
+                vacate(
+                    &mut world.tables,
+                    &ram,
+                    VirtRange::new(virt, FRAME_SIZE).unwrap(),
+                );
+                world.pages.remove(&virt);
+            }
+            for page in 0..PAGES {
+                for access in ACCESSES {
+                    for cache in CACHES {
+                        world.mapped += 1;
+                        let region = region(world.mapped, page, 1, access, cache);
+                        let is_mapped = map(&mut world.tables, &region, &ram).is_ok();
+                        prop_assert_eq!(is_mapped, world.allows(region.phys, access, cache));
+                        if is_mapped {
+                            vacate(&mut world.tables, &ram, range(&region));
+                        }
+                    }
+                }
+            }
+            Ok(count)
+        },
+    );
+    assert!(refused.take() > 100, "little was refused");
+}
+
+#[test]
+fn a_device_is_not_mapped_as_memory_nor_memory_as_a_device() {
+    let ram = Ram::new(1 << 36);
+    let mut tables = new_tables(&ram);
+    let memory = Region {
+        name: "HHDM",
+        ..region(1, 0, 512, Access::ReadWrite, Cache::WriteBack)
+    };
+    let device = Region {
+        name: "local APIC",
+        ..region(2, 600, 1, Access::ReadWrite, Cache::Uncached)
+    };
+    for region in [&memory, &device] {
+        map_permanently(&mut tables, region, &ram).unwrap();
+    }
+    let as_device = region(3, 7, 2, Access::ReadOnly, Cache::Uncached);
+    let alias = Alias {
+        name: "region",
+        access: Access::ReadOnly,
+        cache: Cache::Uncached,
+        with: "HHDM",
+        rights: tables.translate(memory.virt).unwrap().leaf.rights,
+        cached: Cache::WriteBack,
+        memory: PhysRange::new(PHYS + 7 * FRAME_SIZE, 2 * FRAME_SIZE).unwrap(),
+    };
+    let error = map(&mut tables, &as_device, &ram).unwrap_err();
+    assert_eq!(error.error, TableError::Alias(alias));
+    assert_eq!(
+        error.to_string(),
+        "\"region\" can't map 0x40007000..0x40009000 as r-- UC, for \"HHDM\" maps it as rw- WB: map \
+         both with one cache type"
+    );
+    let as_memory = region(4, 599, 3, Access::ReadOnly, Cache::WriteBack);
+    let error = map(&mut tables, &as_memory, &ram).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("\"local APIC\" maps it as rw- UC")
+    );
+    // The registers once more, and for as long.
+    let again = region(5, 600, 1, Access::ReadOnly, Cache::Uncached);
+    map(&mut tables, &again, &ram).unwrap();
+    protect(&mut tables, range(&again), Access::ReadWrite).unwrap();
+    vacate(&mut tables, &ram, range(&again));
+}
+
+#[test]
+fn what_was_writable_is_executable_only_after_it_was_unmapped() {
+    let ram = Ram::new(1 << 36);
+    let mut tables = new_tables(&ram);
+    let code = region(1, 0, 2, Access::ReadWrite, Cache::WriteBack);
+    map(&mut tables, &code, &ram).unwrap();
+    protect(&mut tables, range(&code), Access::ReadOnly).unwrap();
+    let error = protect(&mut tables, range(&code), Access::ReadExecute).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "\"page\" can't map 0x40000000..0x40001000 as r-x WB, for \"region\" maps it as rw- WB: unmap \
+         that first, or map this read-only"
+    );
+    protect(&mut tables, range(&code), Access::ReadWrite).unwrap();
+
+    // Nor is it before the CPUs have forgotten it.
+    let executable = region(2, 0, 2, Access::ReadExecute, Cache::WriteBack);
+    let unmapping = unmap(&mut tables, range(&code)).unwrap();
+    assert!(map(&mut tables, &executable, &ram).is_err());
+    let unmapped = unmapping.flush(&Alone);
+    assert!(map(&mut tables, &executable, &ram).is_err());
+    tables.complete(unmapped, &ram, &mut |_| ()).unwrap();
+    map(&mut tables, &executable, &ram).unwrap();
+    assert!(map_page(&mut tables, HALF_4, PHYS >> 12, Access::ReadWrite, &ram).is_err());
+
+    // A large page is counted as a whole.
+    let large = Region {
+        largest: PageSize::Size2MiB,
+        ..region(4, 512, 512, Access::ReadExecute, Cache::WriteBack)
+    };
+    map(&mut tables, &large, &ram).unwrap();
+    let last = (PHYS >> 12) + 1023;
+    assert!(map_page(&mut tables, HALF_4, last, Access::ReadWrite, &ram).is_err());
+    vacate(&mut tables, &ram, range(&large));
+    map_page(&mut tables, HALF_4, last, Access::ReadWrite, &ram).unwrap();
+}
+
+#[test]
+fn what_is_mapped_for_good_stays() {
+    let ram = Ram::new(1 << 36);
+    let mut tables = new_tables(&ram);
+    let text = region(1, 4, 4, Access::ReadExecute, Cache::WriteBack);
+    map_permanently(&mut tables, &text, &ram).unwrap();
+    let beside = region(1, 8, 4, Access::ReadOnly, Cache::WriteBack);
+    map(&mut tables, &beside, &ram).unwrap();
+    let across = VirtRange::new(text.virt + 0x3000, 0x2000).unwrap();
+    let permanent = ChangeError::Permanent {
+        range: range(&text),
+    };
+    assert_eq!(unmap(&mut tables, across).unwrap_err(), permanent);
+    let error = protect(&mut tables, range(&text), Access::ReadOnly).unwrap_err();
+    assert_eq!(error, permanent);
+    assert!(error.to_string().ends_with("by `Tables::map`"));
+    vacate(&mut tables, &ram, range(&beside));
+    // Of a region that is mapped in part, that part.
+    ram.left.set(0);
+    let partly = region(2, 0, 1, Access::ReadWrite, Cache::WriteBack);
+    let partly = Region {
+        virt: partly.virt - 0x1000,
+        length: 0x2000,
+        ..partly
+    };
+    let failure = map_permanently(&mut tables, &partly, &ram).unwrap_err();
+    assert_eq!(
+        (failure.error, failure.bytes),
+        (TableError::OutOfFrames, 0x1000)
+    );
+    ram.left.set(9);
+    let second = region(3, 1, 1, Access::ReadExecute, Cache::WriteBack);
+    map(&mut tables, &second, &ram).unwrap();
+    let first = region(4, 0, 1, Access::ReadExecute, Cache::WriteBack);
+    assert!(map(&mut tables, &first, &ram).is_err());
+    let error = map_permanently(&mut tables, &Region { length: 0, ..text }, &ram).unwrap_err();
+    assert!(matches!(
+        error.error,
+        TableError::Region(PlanError::Empty { .. })
+    ));
+}
+
+#[test]
+fn there_are_so_many_records_and_more_if_reserved() {
+    let ram = Ram::new(1 << 36);
+    let mut tables = new_tables(&ram);
+    let page = |number| region(number, 2 * number, 1, Access::ReadWrite, Cache::WriteBack);
+    let failed = (1..)
+        .find_map(|number| Some((number, map(&mut tables, &page(number), &ram).err()?)))
+        .unwrap();
+    let (count, failure) = failed;
+    let TableError::RecordsFull { records } = failure.error else {
+        panic!("{failure}");
+    };
+    // Some room is kept for what a change takes.
+    assert!(
+        (240..records as u64).contains(&count),
+        "{count} of {records}"
+    );
+    assert!(failure.to_string().contains("reserve more"));
+    // What needs no record goes on, and what comes back is room again.
+    let readable = range(&page(1));
+    protect(&mut tables, readable, Access::ReadOnly).unwrap();
+    vacate(&mut tables, &ram, range(&page(2)));
+    map(&mut tables, &page(2), &ram).unwrap();
+    let read = region(count + 1, 2 * count, 1, Access::ReadOnly, Cache::WriteBack);
+    assert!(map(&mut tables, &read, &ram).is_err());
+    tables.reserve(100).unwrap();
+    map(&mut tables, &read, &ram).unwrap();
+    // Memory in one piece needs one, however it is mapped, and unmapped.
+    for number in 0..600 {
+        let page = region(500, 1000 + number, 1, Access::ReadWrite, Cache::WriteBack);
+        map(&mut tables, &page, &ram).unwrap();
+    }
+    for number in count + 2..count + 90 {
+        map(&mut tables, &page(number), &ram).unwrap();
+    }
+}
+
+#[test]
+fn memory_whose_record_can_t_be_cut_stays_counted() {
+    let ram = Ram::new(1 << 36);
+    let mut tables = new_tables(&ram);
+    let long = region(0, 0, 60, Access::ReadWrite, Cache::WriteBack);
+    map(&mut tables, &long, &ram).unwrap();
+    // As many records as there can be.
+    let page = |number| region(number, 2 * number, 1, Access::ReadWrite, Cache::WriteBack);
+    let full = (50..).find(|&number| map(&mut tables, &page(number), &ram).is_err());
+    scarce::with_blocks_up_to(0, || {
+        for number in (0..60).step_by(2).chain((1..60).step_by(2)) {
+            let page = VirtRange::new(long.virt + number * FRAME_SIZE, FRAME_SIZE).unwrap();
+            vacate(&mut tables, &ram, page);
+        }
+    });
+    for number in 50..full.unwrap() {
+        vacate(&mut tables, &ram, range(&page(number)));
+    }
+    // It can be mapped as it was, and not otherwise.
+    let counted = (0..60).filter(|&number| {
+        let writable = region(400, number, 1, Access::ReadWrite, Cache::WriteBack);
+        map(&mut tables, &writable, &ram).unwrap();
+        vacate(&mut tables, &ram, range(&writable));
+        let executable = region(401, number, 1, Access::ReadExecute, Cache::WriteBack);
+        let refused = map(&mut tables, &executable, &ram);
+        if refused.is_ok() {
+            vacate(&mut tables, &ram, range(&executable));
+        }
+        refused.is_err()
+    });
+    let counted = counted.count();
+    assert!((1..60).contains(&counted), "{counted}");
+}
+
+#[test]
+fn no_memory_for_records_is_an_error() {
+    let ram = Ram::new(1 << 36);
+    let error = scarce::with_blocks_up_to(4096, || {
+        Tables::new(&ram, Levels::Four, Features::default(), &ram).err()
+    });
+    assert!(matches!(error, Some(TableError::OutOfMemory { .. })));
+    assert!(ram.frames().is_empty());
+    let mut tables = new_tables(&ram);
+    let error = scarce::with_blocks_up_to(0, || tables.reserve(1 << 20).unwrap_err());
+    assert!(error.to_string().contains("to record what is mapped"));
+    let text = region(1, 4, 4, Access::ReadExecute, Cache::WriteBack);
+    let error =
+        scarce::with_blocks_up_to(0, || map_permanently(&mut tables, &text, &ram).unwrap_err());
+    assert!(matches!(error.error, TableError::OutOfMemory { .. }));
+    assert_eq!(tables.table_count(), 1);
+}
