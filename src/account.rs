@@ -348,7 +348,7 @@ impl Account {
         self.common.tell_traffic("common");
         all.tell_traffic("all");
         log::info!(
-            "live: {} bytes, {} of them in the boot arena",
+            "live: {} bytes, {} in the boot arena",
             all.traffic.live_bytes(),
             self.heap.boot_live_bytes
         );

@@ -356,7 +356,7 @@ mod tests {
   2.002059  0 INFO  account      1                 5000                  500
   2.014439  0 INFO  account common                  300                  100
   2.014585  0 INFO  account    all                 6300                 3100
-  2.014687  0 INFO  account live: 3200 bytes, 200 of them in the boot arena
+  2.014687  0 INFO  account live: 3200 bytes, 200 in the boot arena
   2.014879  0 INFO  account cpu     irqs    sent  served  shoots  spared flushes
   2.015117  0 INFO  account   0       14    1270      30     324     906     354
   2.015231  0 INFO  account   1      630      30     644      10       0      54

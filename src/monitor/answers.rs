@@ -202,7 +202,7 @@ pub fn frames() {
 pub fn heap() {
     let reading = heap::Reading::take();
     log::info!(
-        "live: {} bytes in {} blocks, {} bytes of them in the boot arena",
+        "live: {} bytes in {} blocks, {} bytes in the boot arena",
         reading.live_bytes,
         reading.live_blocks,
         reading.boot_live_bytes
