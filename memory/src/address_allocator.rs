@@ -120,7 +120,7 @@ pub struct OwnedAddresses {
 }
 
 impl OwnedAddresses {
-    /// The addresses. They are a name, not the right to them.
+    /// Returns the addresses, which are a name and not the right to them.
     pub const fn range(&self) -> VirtRange {
         self.range
     }
@@ -245,7 +245,7 @@ impl AddressAllocator {
         })
     }
 
-    /// The lowest range that fits, and the index of its record.
+    /// Returns the lowest range that fits, and the index of its record.
     fn find(&self, length: u64, align: u64) -> Option<(usize, VirtRange)> {
         // Each gap begins after the guard that follows the range below, and ends with the guard
         // before the range above: the last of the window's pages, above all ranges.

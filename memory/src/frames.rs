@@ -506,9 +506,9 @@ impl FrameAllocator {
 
     /// Takes a run back; a part of one, or frames handed out singly, will do as well.
     ///
-    /// If the right to the frames was made twice, against the conditions of [`OwnedRun::from_raw`], then
-    /// of CPUs that free them here at the very same time, one succeeds; and a call for frames that
-    /// belong to somebody else is never in the way of one for the owner.
+    /// If the right to the frames was made twice, against the conditions of [`OwnedRun::from_raw`],
+    /// then of CPUs that free them here at the very same time, one succeeds; and a call for frames
+    /// that belong to somebody else is never in the way of one for the owner.
     ///
     /// # Errors
     ///

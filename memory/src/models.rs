@@ -28,14 +28,6 @@ use crate::*;
 /// Which model finds which mistake, made where [`mutated`](crate::sync::mutated) says so.
 const MISTAKES: [(&str, &str); 10] = [
     ("frames are claimed in two steps", "claim_against_claim"),
-    (
-        "frames are claimed in two steps",
-        "a_frame_from_hand_to_hand",
-    ),
-    (
-        "what a holder wrote is not published",
-        "a_frame_from_hand_to_hand",
-    ),
     ("rows are looked at once", "claim_against_release"),
     (
         "nothing is sequentially consistent",

@@ -57,7 +57,7 @@ impl OwnedFrame {
         Self::claimed(frame, owner)
     }
 
-    /// What [`Self::from_raw`] is for the allocator itself, which has just claimed the frame.
+    /// Makes the right to a frame for the allocator itself, which has just claimed it.
     #[inline]
     pub(crate) const fn claimed(frame: Frame, owner: Owner) -> Self {
         Self {
@@ -66,7 +66,7 @@ impl OwnedFrame {
         }
     }
 
-    /// Gives the right up for its name and answers that: the frame stays the owner's until
+    /// Gives the right up for its name, and returns that: the frame stays the owner's until
     /// [`Self::from_raw`] makes the right again.
     #[inline]
     #[must_use = "a frame whose name is lost is lost"]
@@ -74,13 +74,13 @@ impl OwnedFrame {
         self.frame
     }
 
-    /// Which frame it is.
+    /// Returns which frame it is.
     #[inline]
     pub const fn frame(&self) -> Frame {
         self.frame
     }
 
-    /// Whose it is.
+    /// Returns whose it is.
     #[inline]
     pub fn owner(&self) -> Owner {
         // Always one: it was made from an owner.
@@ -118,12 +118,12 @@ impl OwnedRun {
         Self { run, owner }
     }
 
-    /// What [`Self::from_raw`] is for the allocator itself, which has just claimed the frames.
+    /// Makes the right to frames for the allocator itself, which has just claimed them.
     pub(crate) const fn claimed(run: FrameRun, owner: Owner) -> Self {
         Self { run, owner }
     }
 
-    /// Gives the right up for its name and answers that: the frames stay the owner's until
+    /// Gives the right up for its name, and returns that: the frames stay the owner's until
     /// [`Self::from_raw`] makes the right again.
     #[inline]
     #[must_use = "frames whose name is lost are lost"]
@@ -131,13 +131,13 @@ impl OwnedRun {
         self.run
     }
 
-    /// Which frames they are.
+    /// Returns which frames they are.
     #[inline]
     pub const fn run(&self) -> FrameRun {
         self.run
     }
 
-    /// Whose they are.
+    /// Returns whose they are.
     #[inline]
     pub const fn owner(&self) -> Owner {
         self.owner

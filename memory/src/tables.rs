@@ -543,8 +543,8 @@ pub struct TableView<M> {
 /// What is to stay, as a plan's regions, is mapped by [`Self::map_permanently`], when the kernel
 /// starts; what comes and goes by [`Self::map`]. No CPU has anything to flush then, since CPUs do not
 /// cache that a page is absent (Intel SDM vol. 3, 5.10.2.3 "Details of TLB Use"). What is taken away,
-/// has to be flushed on all CPUs: [`Self::unmap`] and [`Self::protect`] answer with a value that stands for it, and
-/// the frames come back, by [`Self::complete`], only for the proof that it was done:
+/// has to be flushed on all CPUs: [`Self::unmap`] and [`Self::protect`] return a value that stands for
+/// it, and the frames come back, by [`Self::complete`], only for the proof that it was done:
 ///
 /// 1. [`Self::unmap`], under the lock that guards the tables: entries are no longer present.
 /// 2. [`Unmapping::flush`], without the lock: all CPUs flush, in one round.
@@ -664,12 +664,12 @@ impl<M: PhysicalMemory> Tables<M> {
         })
     }
 
-    /// Which tables these are, for what belongs to no others.
+    /// Tells which tables these are, for what belongs to no others.
     pub(crate) const fn id(&self) -> Unique {
         self.id
     }
 
-    /// How many tables there are, the root included, and those that are withdrawn.
+    /// Returns how many tables there are, the root included, and those that are withdrawn.
     pub const fn table_count(&self) -> usize {
         self.built
     }
@@ -791,7 +791,7 @@ impl<M: PhysicalMemory> Tables<M> {
         unsafe { self.map(&page, frames) }.map_err(|failure| failure.error)
     }
 
-    /// The memory that a region maps, if it can be mapped at all, and how.
+    /// Returns the memory that a region maps, if it can be mapped at all, and how.
     fn describe(&self, region: &Region) -> Result<(PhysRange, Use), PlanError> {
         region.check(self.levels)?;
         let Region {
@@ -816,8 +816,7 @@ impl<M: PhysicalMemory> Tables<M> {
         Ok((memory, wanted))
     }
 
-    /// The place, in the list of what is mapped for good, of the first range that ends at this address
-    /// or above.
+    /// Returns the index of the first permanent range that ends at this address or above.
     fn permanent_index(&self, virt: u64) -> usize {
         self.permanent.partition_point(|range| range.last() < virt)
     }

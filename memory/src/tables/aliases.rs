@@ -57,7 +57,7 @@ impl Counted {
     /// The bits of an entry that say so, of those that the CPU ignores (Intel SDM vol. 3, 5.5.4).
     pub(super) const BITS: u64 = Flags::BIT_10.bits() | Flags::BIT_11.bits();
 
-    /// The bits that say this.
+    /// Returns the bits that say this.
     pub(super) const fn bits(self) -> u64 {
         match self {
             Self::Not => 0,
@@ -67,7 +67,7 @@ impl Counted {
         }
     }
 
-    /// What an entry says.
+    /// Reads what an entry says.
     pub(super) const fn of(entry: u64) -> Self {
         match (
             entry & Flags::BIT_10.bits() != 0,
@@ -80,7 +80,7 @@ impl Counted {
         }
     }
 
-    /// As what a page with these rights is counted.
+    /// Returns as what a page with these rights is counted.
     pub(super) const fn by(access: Access) -> Self {
         match access {
             Access::ReadOnly => Self::Readable,
@@ -89,7 +89,7 @@ impl Counted {
         }
     }
 
-    /// Whether such a page may have these rights without being counted otherwise.
+    /// Tells whether such a page may have these rights without being counted otherwise.
     const fn covers(self, access: Access) -> bool {
         match access {
             Access::ReadOnly => !matches!(self, Self::Not),
@@ -202,7 +202,7 @@ impl Record {
         }
     }
 
-    /// Whether the permanent mappings allow as much.
+    /// Tells whether the permanent mappings allow as much.
     fn implies(&self, wanted: Use) -> bool {
         self.permanent.is_some_and(|all| match wanted.access {
             Access::ReadOnly => true,
@@ -211,7 +211,7 @@ impl Record {
         })
     }
 
-    /// The one that excludes the one wanted, if there is such.
+    /// Returns the name of the region that excludes the one wanted, if any does.
     fn excludes(&self, wanted: Use) -> Option<&'static str> {
         let permanent = self.permanent.map(|all| all.name);
         let rights = self.rights();
@@ -265,7 +265,7 @@ impl Record {
         });
     }
 
-    /// Whether the two are one in all but their bounds, and follow each other.
+    /// Tells whether the two are alike in all but their bounds, and follow each other.
     fn continues(&self, next: &Self) -> bool {
         let moved = Self {
             start: self.start,
@@ -286,7 +286,7 @@ pub(super) struct Aliases {
 }
 
 impl Aliases {
-    /// Nothing is mapped. There is room for [`RECORDS`] records.
+    /// Records that nothing is mapped, with room for [`RECORDS`] records.
     pub(super) fn new() -> Result<Self, Refusal> {
         let mut aliases = Self {
             records: Vec::new(),
@@ -298,11 +298,12 @@ impl Aliases {
 
     /// Makes room for so many more records.
     pub(super) fn reserve(&mut self, records: usize) -> Result<(), Refusal> {
+        self.grow(records)?;
         self.spare = self.spare.saturating_add(records);
-        self.grow(0)
+        Ok(())
     }
 
-    /// Makes room for so many permanent records.
+    /// Makes room for so many records beside those that are kept for what comes and goes.
     fn grow(&mut self, records: usize) -> Result<(), Refusal> {
         let room = self.spare.saturating_add(records);
         let bytes = room.saturating_mul(size_of::<Record>());
@@ -310,12 +311,12 @@ impl Aliases {
         reserved.map_err(|_| Refusal::OutOfMemory(bytes))
     }
 
-    /// How many records a change of some memory may add, in one step or page by page.
+    /// Returns how many records a change of some memory may add, in one step or page by page.
     pub(super) fn needed(&self, memory: PhysRange) -> usize {
         self.overlapping(memory).len() + MAX_ADDED
     }
 
-    /// Whether there is room for so many more records.
+    /// Checks that there is room for so many more records.
     pub(super) fn check_room(&self, needed: usize) -> Result<(), Refusal> {
         let capacity = self.records.capacity();
         if needed <= capacity - self.records.len() {
@@ -325,7 +326,7 @@ impl Aliases {
         }
     }
 
-    /// As what a page of this memory would be counted, after its rights have changed.
+    /// Returns as what a page of this memory would be counted after its rights have changed.
     ///
     /// # Errors
     ///
@@ -399,7 +400,7 @@ impl Aliases {
         });
     }
 
-    /// The records that have some of the memory.
+    /// Returns the indices of the records that have some of the memory.
     fn overlapping(&self, memory: PhysRange) -> Range<usize> {
         let first = self
             .records

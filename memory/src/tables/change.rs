@@ -123,7 +123,7 @@ impl fmt::Display for ChangeError {
             }
             Self::Permanent { range } => write!(
                 f,
-                "{range} is mapped for good: map what is to change by `Tables::map`"
+                "{range} is mapped for good: map what is to change by Tables::map"
             ),
             Self::Alias(alias) => alias.fmt(f),
             Self::RecordsFull { records } => fmt_full(f, *records),
@@ -255,7 +255,7 @@ impl<M: PhysicalMemory> Tables<M> {
         Ok(flush)
     }
 
-    /// Whether the pages of a range, all of which can change, may have these rights.
+    /// Checks that the pages of a range, all of which can change, may have these rights.
     fn check_aliases(&self, range: VirtRange, access: Access) -> Result<(), ChangeError> {
         let mut checked = Ok(());
         let mut needed = 0;
@@ -285,7 +285,7 @@ impl<M: PhysicalMemory> Tables<M> {
         Ok(())
     }
 
-    /// Whether all of the range can change.
+    /// Checks that all of the range can change.
     fn check_change(&self, range: VirtRange) -> Result<(), ChangeError> {
         let permanent = self.permanent.get(self.permanent_index(range.start()));
         if let Some(&permanent) = permanent
@@ -306,7 +306,7 @@ struct Page {
 }
 
 impl Page {
-    /// As what it would be counted if it got these rights.
+    /// Returns as what it would be counted if it got these rights.
     fn after(&self, aliases: &Aliases, access: Access) -> Result<Counted, Refusal> {
         aliases.check(self.memory, self.wanted(access), self.counted)
     }

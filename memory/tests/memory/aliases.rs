@@ -448,7 +448,7 @@ fn what_is_mapped_for_good_stays() {
     assert_eq!(unmap(&mut tables, across).unwrap_err(), permanent);
     let error = protect(&mut tables, range(&text), Access::ReadOnly).unwrap_err();
     assert_eq!(error, permanent);
-    assert!(error.to_string().ends_with("by `Tables::map`"));
+    assert!(error.to_string().ends_with("by Tables::map"));
     vacate(&mut tables, &ram, range(&beside));
     // Of a region that is mapped in part, that part.
     ram.left.set(0);
