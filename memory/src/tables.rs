@@ -714,16 +714,14 @@ impl<M: PhysicalMemory> Tables<M> {
         let one = size_of::<VirtRange>();
         let reserved = self.permanent.try_reserve(1);
         reserved.map_err(|_| Refusal::OutOfMemory(one))?;
-        let mapped = self.set_leaves(region, Counted::Not, frames);
-        let bytes = mapped.map_or_else(|failure| failure.bytes, |()| region.length);
-        if let Some(memory) = PhysRange::new(region.phys, bytes)
-            && let Some(range) = VirtRange::new(region.virt, bytes)
-        {
-            self.aliases.add_permanent(memory, wanted);
-            let index = self.permanent_index(range.start());
-            self.permanent.insert(index, range);
+        Mapping {
+            tables: self,
+            region,
+            wanted,
+            counted: None,
+            bytes: 0,
         }
-        mapped
+        .set_leaves(frames)
     }
 
     /// Maps a region with the largest pages that fit inside it, until it is unmapped. Takes at most one
@@ -749,14 +747,14 @@ impl<M: PhysicalMemory> Tables<M> {
         if counted != Counted::Not {
             self.aliases.check_room(self.aliases.needed(memory))?;
         }
-        let mapped = self.set_leaves(region, counted, frames);
-        let bytes = mapped.map_or_else(|failure| failure.bytes, |()| region.length);
-        if counted != Counted::Not
-            && let Some(memory) = PhysRange::new(region.phys, bytes)
-        {
-            self.aliases.add(memory, wanted, Counted::Not);
+        Mapping {
+            tables: self,
+            region,
+            wanted,
+            counted: Some(counted),
+            bytes: 0,
         }
-        mapped
+        .set_leaves(frames)
     }
 
     /// Maps one 4 KiB page, as when a window grows at run time. Takes at most one frame per level
@@ -819,26 +817,6 @@ impl<M: PhysicalMemory> Tables<M> {
     /// Returns the index of the first permanent range that ends at this address or above.
     fn permanent_index(&self, virt: u64) -> usize {
         self.permanent.partition_point(|range| range.last() < virt)
-    }
-
-    /// Sets the entries of a region's pages, and marks them with what they are counted as.
-    fn set_leaves(
-        &mut self,
-        region: &Region,
-        counted: Counted,
-        frames: &impl FrameSource,
-    ) -> Result<(), PartlyMapped> {
-        let mut bytes = 0;
-        while bytes < region.length {
-            let virt = region.virt + bytes;
-            let phys = region.phys + bytes;
-            let size = self.largest_page(virt | phys, region.length - bytes, region.largest);
-            let bits = leaf_bits(size, region.access, region.cache) | counted.bits();
-            self.set_leaf(virt, size, phys | bits, frames)
-                .map_err(|error| PartlyMapped { error, bytes })?;
-            bytes += size.bytes();
-        }
-        Ok(())
     }
 
     /// The largest page that can begin at the addresses whose bits are `address` and fits into
@@ -930,6 +908,60 @@ impl<M: PhysicalMemory> Tables<M> {
             let _ = owned.into_raw();
         });
         Ok(entry)
+    }
+}
+
+/// A region that is being mapped. What of it is mapped is recorded when this goes, also if the source
+/// of frames, which is anybody's code, panics meanwhile.
+struct Mapping<'a, M: PhysicalMemory> {
+    tables: &'a mut Tables<M>,
+    region: &'a Region,
+    wanted: Use,
+    /// As what its pages are counted; `None` if they are mapped for good. There is room to record it.
+    counted: Option<Counted>,
+    /// How many bytes of it are mapped, from its start on.
+    bytes: u64,
+}
+
+impl<M: PhysicalMemory> Mapping<'_, M> {
+    /// Sets the entries of the region's pages, and marks them with what they are counted as.
+    fn set_leaves(mut self, frames: &impl FrameSource) -> Result<(), PartlyMapped> {
+        let region = self.region;
+        let counted = self.counted.unwrap_or(Counted::Not);
+        while self.bytes < region.length {
+            let bytes = self.bytes;
+            let virt = region.virt + bytes;
+            let phys = region.phys + bytes;
+            let left = region.length - bytes;
+            let size = self.tables.largest_page(virt | phys, left, region.largest);
+            let bits = leaf_bits(size, region.access, region.cache) | counted.bits();
+            self.tables
+                .set_leaf(virt, size, phys | bits, frames)
+                .map_err(|error| PartlyMapped { error, bytes })?;
+            self.bytes += size.bytes();
+        }
+        Ok(())
+    }
+}
+
+impl<M: PhysicalMemory> Drop for Mapping<'_, M> {
+    fn drop(&mut self) {
+        let Self { region, wanted, .. } = *self;
+        let tables = &mut *self.tables;
+        let Some(memory) = PhysRange::new(region.phys, self.bytes) else {
+            return;
+        };
+        match self.counted {
+            Some(Counted::Not) => {}
+            Some(_) => tables.aliases.add(memory, wanted, Counted::Not),
+            None => {
+                tables.aliases.add_permanent(memory, wanted);
+                if let Some(range) = VirtRange::new(region.virt, self.bytes) {
+                    let index = tables.permanent_index(range.start());
+                    tables.permanent.insert(index, range);
+                }
+            }
+        }
     }
 }
 

@@ -190,16 +190,21 @@ impl<M: PhysicalMemory> Tables<M> {
             return Err(unmapped);
         }
         let range = unmapped.range;
-        let mut tables = 0;
+        let Self {
+            view,
+            aliases,
+            built,
+            ..
+        } = self;
         let mut give_back = |frame| {
-            tables += 1;
+            // First: a source may panic.
+            *built -= 1;
             // SAFETY: (1) and (2) a source answered the frame for the page tables, and the right to it
             // was given up for the entry that pointed to it (`new_tables`), the only one, which is empty
             // now. (3) No CPU can reach it: they have all flushed since the last entry went that
             // was present below it (see above).
             frames.give_back(unsafe { OwnedFrame::from_raw(frame, Owner::PageTables) });
         };
-        let Self { view, aliases, .. } = self;
         let mut free = |page: FreedPage, counted| {
             if let Some(memory) = PhysRange::new(page.phys, page.size.bytes()) {
                 aliases.remove(memory, counted);
@@ -214,7 +219,6 @@ impl<M: PhysicalMemory> Tables<M> {
             &mut free,
             &mut give_back,
         );
-        self.built -= tables;
         Ok(())
     }
 

@@ -1,12 +1,13 @@
 //! Physical memory that is mapped at several addresses, against a model of each of its pages: never
 //! both writable and executable, never cached in two ways.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::panic::{self, AssertUnwindSafe};
 
 use muster_memory::{
-    Access, Alias, Cache, ChangeError, FRAME_SIZE, Features, Levels, PageSize, PartlyMapped,
-    PhysRange, PlanError, Region, TableError, Tables, Unmapping, VirtRange,
+    Access, Alias, Cache, ChangeError, FRAME_SIZE, Features, FrameSource, Levels, OwnedFrame,
+    PageSize, PartlyMapped, PhysRange, PlanError, Region, TableError, Tables, Unmapping, VirtRange,
 };
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -562,4 +563,95 @@ fn no_memory_for_records_is_an_error() {
         scarce::with_blocks_up_to(0, || map_permanently(&mut tables, &text, &ram).unwrap_err());
     assert!(matches!(error.error, TableError::OutOfMemory { .. }));
     assert_eq!(tables.table_count(), 1);
+}
+
+/// Answers so many frames, and panics instead of answering one more.
+struct Failing<'a> {
+    ram: &'a Ram,
+    left: Cell<usize>,
+}
+
+impl FrameSource for Failing<'_> {
+    fn take(&self) -> Option<OwnedFrame> {
+        let left = self.left.get();
+        assert!(left > 0, "a source may panic");
+        self.left.set(left - 1);
+        self.ram.take()
+    }
+
+    fn give_back(&self, frame: OwnedFrame) {
+        self.ram.give_back(frame);
+    }
+}
+
+/// Maps a page on each side of where the next table begins, with frames for the tables of the first
+/// only.
+fn map_half(tables: &mut Tables<&Ram>, ram: &Ram, is_permanent: bool) -> Region {
+    let half = Region {
+        virt: HALF_4 + (2 << 21) - FRAME_SIZE,
+        ..region(1, 0, 2, Access::ReadWrite, Cache::WriteBack)
+    };
+    let frames = Failing {
+        ram,
+        left: Cell::new(3),
+    };
+    let mapping = panic::catch_unwind(AssertUnwindSafe(|| {
+        if is_permanent {
+            map_permanently(tables, &half, &frames)
+        } else {
+            map(tables, &half, &frames)
+        }
+    }));
+    assert!(mapping.is_err());
+    assert!(tables.translate(half.virt).is_some());
+    assert!(tables.translate(half.virt + FRAME_SIZE).is_none());
+    half
+}
+
+#[test]
+fn what_is_mapped_is_recorded_even_if_the_source_of_tables_panics() {
+    let ram = Ram::new(1 << 36);
+    let code = region(3, 0, 1, Access::ReadExecute, Cache::WriteBack);
+    for is_permanent in [false, true] {
+        let mut tables = new_tables(&ram);
+        let half = map_half(&mut tables, &ram, is_permanent);
+        let refused = map(&mut tables, &code, &ram).map_err(|failure| failure.error);
+        assert!(matches!(refused, Err(TableError::Alias(_))), "{refused:?}");
+
+        let mapped = VirtRange::new(half.virt, FRAME_SIZE).unwrap();
+        if is_permanent {
+            let error = unmap(&mut tables, mapped).unwrap_err();
+            assert_eq!(error, ChangeError::Permanent { range: mapped });
+        } else {
+            vacate(&mut tables, &ram, mapped);
+            map(&mut tables, &code, &ram).unwrap();
+        }
+    }
+}
+
+#[test]
+fn tables_are_counted_even_if_who_gets_one_back_panics() {
+    struct Refusing<'a>(&'a Ram);
+
+    impl FrameSource for Refusing<'_> {
+        fn take(&self) -> Option<OwnedFrame> {
+            self.0.take()
+        }
+
+        fn give_back(&self, _: OwnedFrame) {
+            panic!("a source may panic");
+        }
+    }
+
+    let ram = Ram::new(1 << 36);
+    let mut tables = new_tables(&ram);
+    let page = region(1, 0, 1, Access::ReadWrite, Cache::WriteBack);
+    map(&mut tables, &page, &ram).unwrap();
+    let unmapped = unmap(&mut tables, range(&page)).unwrap().flush(&Alone);
+    let completing = panic::catch_unwind(AssertUnwindSafe(|| {
+        let _ = tables.complete(unmapped, &Refusing(&ram), &mut |_| ());
+    }));
+    assert!(completing.is_err());
+    // The lowest one is gone from the tables; those above it are withdrawn.
+    assert_eq!(tables.table_count(), 3);
 }
