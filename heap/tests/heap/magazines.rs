@@ -324,7 +324,8 @@ on_all_machines! {
         }));
         let shared = heap.class_statistics(class);
         assert!(shared.most_used_blocks >= BLOCKS, "{shared:?}");
-        assert!(shared.remote_blocks > 0, "{shared:?}");
+        // Tasks may have been on one CPU all the time.
+        assert!(shared.remote_blocks > 0 || M::PART > 1, "{shared:?}");
         assert_all_back(heap, frames);
     }
 

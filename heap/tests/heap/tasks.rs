@@ -92,10 +92,13 @@ fn may_switch() -> bool {
 /// Lets another task have the CPU, and goes on on one that is idle, rather another.
 fn switch() {
     let Some(machine) = MACHINE.get() else { return };
-    IS_DUE.set(false);
     let before = CPU.get();
+    // A tick amid the switch would give up a CPU that the task no longer has.
+    PREEMPTION_DISABLED.set(PREEMPTION_DISABLED.get() + 1);
+    IS_DUE.set(false);
     machine.give_cpu();
     machine.take_cpu();
+    PREEMPTION_DISABLED.set(PREEMPTION_DISABLED.get() - 1);
     SWITCHES.fetch_add(1, Ordering::Relaxed);
     MIGRATIONS.fetch_add(usize::from(CPU.get() != before), Ordering::Relaxed);
 }
@@ -229,8 +232,10 @@ impl<const KIND: u8> Scheduler for Tasks<KIND> {
     }
 
     fn give_cpu(&self) {
+        let cpu = 1 << CPU.get();
         // Release: for `take_cpu`.
-        self.idle.fetch_or(1 << CPU.get(), Ordering::Release);
+        let idle = self.idle.fetch_or(cpu, Ordering::Release);
+        assert!(idle & cpu == 0, "a task gave up a CPU that it did not have");
     }
 
     fn restarts(&self) -> bool {
@@ -365,9 +370,13 @@ impl<const KIND: u8> Machine for Tasks<KIND> {
         result
     }
 
-    fn is_shown(&self, _pairs: u64) -> bool {
-        let enough = if Self::PART > 1 { 500 } else { 20_000 };
-        SWITCHES.load(Ordering::Relaxed) > self.switches_before + enough
+    fn is_shown(&self, pairs: u64) -> bool {
+        // On a busy host switches are rare: then so many pairs must do.
+        let (switches, most) = match KIND {
+            FLAGGED | RESTARTED => (200, 5_000_000),
+            _ => (20_000, 50_000_000),
+        };
+        SWITCHES.load(Ordering::Relaxed) > self.switches_before + switches || pairs == most
     }
 
     fn drain_all(heap: &MagazineHeap<Self>) {
