@@ -460,14 +460,16 @@ impl Shared {
         )
     }
 
-    /// The tables, to be read without their lock: in a fault report its holder may be
-    /// the one that faulted. A table that is freed meanwhile is read as what it becomes, so
-    /// this is for fault reports, after which nothing is freed, and for when nobody unmaps.
-    fn published_tables(&self) -> TableView<Hhdm> {
+    /// Returns the tables, to be read without their lock: in a fault report its holder may be the one
+    /// that faulted.
+    ///
+    /// # Safety
+    ///
+    /// No table is given back while the result lives: nobody unmaps, or the run is over.
+    unsafe fn published_tables(&self) -> TableView<Hhdm> {
         let features = self.features.of_tables();
-        // SAFETY: `hhdm` reaches every table, and each entry changes by one store of an
-        // aligned word, so whoever reads meanwhile sees it as it was or as it is. No table is given
-        // back meanwhile (see above).
+        // SAFETY: `hhdm` reaches every table, and each entry changes by one store of an aligned word,
+        // so a reader sees it as it was or as it is. No table is given back, as the caller promises.
         unsafe { TableView::new(self.hhdm, self.levels(), features, self.root) }
     }
 
@@ -506,13 +508,17 @@ impl Shared {
     /// # Errors
     ///
     /// The first thing that does not add up.
-    pub fn recount(&self) -> Result<u64, RecountError> {
+    ///
+    /// # Safety
+    ///
+    /// Nobody unmaps at the same time.
+    pub unsafe fn recount(&self) -> Result<u64, RecountError> {
         // No lock is held while the set takes memory, which the heap may have to grow for.
         let mut window = NoditSet::<u64, Interval<u64>>::new();
         let mut shown_twice = None;
         let mut mapped = 0;
-        let tables = self
-            .published_tables()
+        // SAFETY: nobody unmaps, as the caller promises.
+        let tables = unsafe { self.published_tables() }
             .walk(&mut |leaf| {
                 let range = ie(leaf.phys, leaf.phys + leaf.size.bytes());
                 let owner = || self.frames.owner_of(Frame::from_start(leaf.phys)?);
@@ -580,8 +586,13 @@ impl Shared {
     /// # Errors
     ///
     /// What can be written and executed.
-    pub fn verify_exclusion(&self) -> Result<u64, Mismatch> {
-        let exclusion = self.published_tables().verify_exclusion()?;
+    ///
+    /// # Safety
+    ///
+    /// Nobody unmaps at the same time.
+    pub unsafe fn verify_exclusion(&self) -> Result<u64, Mismatch> {
+        // SAFETY: the caller's promise.
+        let exclusion = unsafe { self.published_tables() }.verify_exclusion()?;
         Ok(exclusion.executable)
     }
 
@@ -860,8 +871,7 @@ impl Shared {
 
     /// Whether what lies at a virtual address was the loader's when the kernel started.
     pub fn is_loader_memory(&self, address: u64) -> bool {
-        self.published_tables()
-            .translate(address)
+        self.with_tables(|tables, _| tables.translate(address))
             .is_some_and(|found| self.map.owner_of(found.phys) == Some(Owner::Loader))
     }
 
@@ -874,12 +884,12 @@ impl Shared {
     ///
     /// # Errors
     ///
-    /// If it was done before.
+    /// If a part of it is none that the frame allocator has set aside.
     ///
     /// # Safety
     ///
-    /// Nobody uses the memory any more: no CPU that runs or may come to run in the loader, and
-    /// no one who has a reference to what the loader left there.
+    /// It was not done before. Nobody uses the memory any more: no CPU that runs or may come to run in
+    /// the loader, and no one who has a reference to what the loader left there.
     pub unsafe fn adopt_loader_memory(&self, byte: u8) -> Result<u64, AdoptError> {
         let mut frames = 0;
         for range in self.map.ranges(Owner::Loader) {
@@ -905,7 +915,11 @@ pub fn peek(address: u64) -> Option<u64> {
     let Ok(shared) = SHARED.try_get() else {
         return stack::peek_boot(address);
     };
-    let phys = shared.published_tables().translate(address)?.phys;
+    // SAFETY: the run is over: whoever unmaps is stopped, or about to be, and what it gives back nobody
+    // gets any more.
+    let phys = unsafe { shared.published_tables() }
+        .translate(address)?
+        .phys;
     let word = shared.hhdm.pointer(phys)?.cast::<u64>();
     // SAFETY: the HHDM maps the word, which is aligned and lies in one page. Whoever
     // may be writing it, a stale value does no harm in a report.

@@ -67,7 +67,8 @@ const MOST_LEVELS_BELOW: usize = 4;
 /// 1. the pointer is valid for reads and writes of 4096 bytes and aligned to 4096;
 /// 2. it always reaches the memory of that frame, and no other frame's;
 /// 3. if the frame is a page table, its memory is accessed only by atomic operations of 8 bytes,
-///    and by the CPU that walks it.
+///    and by the CPU that walks it;
+/// 4. while the frame is a page table, the answer stays `Some`.
 pub unsafe trait PhysicalMemory {
     /// Where the frame that starts at `phys` can be accessed; `None` if it cannot.
     fn pointer(&self, phys: u64) -> Option<NonNull<u8>>;
