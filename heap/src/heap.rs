@@ -182,7 +182,8 @@ impl<P: Platform> Heap<P> {
 
 // SAFETY: (1) blocks come from free lists over memory that belongs to the heap alone (the contracts
 // of `start_boot` and `Platform::grow`), with the size and alignment asked for, and stay until
-// released. (2) Nothing unwinds except over a free that breaks this trait's contract.
+// released. (2) Nothing unwinds except over a free that breaks this trait's contract, or to end a run
+// (`lock_stuck`).
 unsafe impl<P: Platform> GlobalAlloc for Heap<P> {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let _interrupts = self.platform.disable_interrupts();

@@ -43,7 +43,7 @@ impl<T> Lock<T> {
     /// Waits for the lock; returns `None` if the CPU itself holds it.
     pub(crate) fn lock(&self, waiter: &impl Waiter) -> Option<Guard<'_, T>> {
         let cpu = waiter.cpu();
-        let (mut seen, mut state) = (FREE, 0);
+        let mut watch = Watch::NOBODY;
         loop {
             if let Some(guard) = self.try_lock(cpu) {
                 return Some(guard);
@@ -55,14 +55,11 @@ impl<T> Lock<T> {
             loop {
                 // Relaxed: only for whom to wait; `try_lock` acquires.
                 let holder = self.holder.load(Ordering::Relaxed);
+                watch.see(holder);
                 if holder == FREE {
                     break;
                 }
-                // Time counts against one holder: among many that come and go, none is stuck.
-                if holder != seen {
-                    (seen, state) = (holder, 0);
-                }
-                waiter.wait(cpu_of(holder), &mut state);
+                waiter.wait(cpu_of(holder), &mut watch.state);
             }
         }
     }
@@ -90,6 +87,27 @@ impl<T> Lock<T> {
         }
         // Relaxed: a CPU sees its own stores in order, and no other CPU stores this one's number.
         cpu.is_some() && self.holder.load(Ordering::Relaxed) == tag(cpu)
+    }
+}
+
+/// For whom a CPU waits, and what its [`Waiter`] keeps about that wait.
+struct Watch {
+    holder: usize,
+    state: u64,
+}
+
+impl Watch {
+    const NOBODY: Self = Self {
+        holder: FREE,
+        state: 0,
+    };
+
+    /// Begins anew with each holder: among many that come and go, none is stuck, nor is one that has
+    /// released the lock and taken it again.
+    const fn see(&mut self, holder: usize) {
+        if holder != self.holder {
+            *self = Self { holder, state: 0 };
+        }
     }
 }
 
@@ -288,6 +306,18 @@ mod tests {
         };
         assert!(lock.lock(&waiter).is_some());
         assert_eq!(waiter.turns.get(), 5);
+    }
+
+    #[test]
+    fn time_does_not_count_against_a_holder_that_was_seen_to_release_the_lock() {
+        let mut watch = Watch::NOBODY;
+        watch.see(tag(Some(1)));
+        watch.state = 1000;
+        watch.see(tag(Some(1)));
+        assert_eq!(watch.state, 1000);
+        watch.see(FREE);
+        watch.see(tag(Some(1)));
+        assert_eq!(watch.state, 0);
     }
 
     #[test]

@@ -28,7 +28,8 @@ pub unsafe trait Platform: Sync {
     /// Disables interrupts on this CPU until the result is dropped, and with them preemption.
     fn disable_interrupts(&self) -> Self::InterruptGuard;
 
-    /// The number of the CPU this runs on, or `None` before the CPU's own state exists.
+    /// The number of the CPU this runs on, less than `usize::MAX - 1`, or `None` before the CPU's own
+    /// state exists.
     ///
     /// Called with interrupts disabled, and also from an NMI. By the number the heap tells a CPU
     /// that waits for itself from one that waits for another.

@@ -139,7 +139,7 @@ impl<W: Copy> Exchange<W> {
 
     /// Takes one call to CPU `cpu`, on which this runs, if there is one: runs `run` with what it is
     /// about, and then tells the caller. Says whether there was one. The callers take turns: nobody
-    /// waits for more than one call of each of the others'.
+    /// waits for more than [`DEPTH`] calls of each of the others'.
     ///
     /// May be called from within `run`, and by a handler on top of it.
     ///

@@ -21,14 +21,15 @@ macro_rules! thread_register {
         $visibility struct $name;
 
         const _: () = {
-            std::thread_local! {
-                static BLOCK: core::cell::Cell<*const $crate::Header> =
-                    const { core::cell::Cell::new($crate::UNREGISTERED.header()) };
+            ::std::thread_local! {
+                static BLOCK: ::core::cell::Cell<*const $crate::Header> =
+                    const { ::core::cell::Cell::new($crate::UNREGISTERED.header()) };
             }
 
             // SAFETY: (1) the thread-local starts with `UNREGISTERED`, whose address field is null,
             // and holds what was last stored. (2) Each use of the macro has a thread-local of its
-            // own, which nothing else can name. (3) Code doesn't move between threads. (4) Nothing
+            // own, which nothing else can name; and all names here are absolute, so that they mean the same
+            // in any module. (3) Code doesn't move between threads. (4) Nothing
             // interrupts a thread but a signal handler, which tests don't have.
             unsafe impl $crate::Register for $name {
                 type Local = $local;

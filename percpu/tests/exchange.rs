@@ -159,6 +159,23 @@ fn callers_take_turns() {
 }
 
 #[test]
+fn nobody_waits_for_more_than_all_that_each_other_may_have_under_way() {
+    let exchange = Exchange::new(3);
+    let busy: Vec<_> = (0..DEPTH).filter_map(|_| exchange.call(0, 0)).collect();
+    let call = exchange.call(1, 1).unwrap();
+    for call in busy.iter().chain([&call]) {
+        call.send(2).unwrap();
+    }
+    let mut before = 0;
+    while !call.is_done() {
+        assert!(exchange.serve(2, |caller| before += usize::from(caller == 0)));
+        // Whoever is served calls again.
+        busy.iter().for_each(|call| _ = call.send(2));
+    }
+    assert_eq!(before, DEPTH);
+}
+
+#[test]
 fn a_call_is_not_sent_where_it_is_under_way() {
     let refused = Err(SendError::AlreadySent { target: 1 });
     let exchange = Exchange::new(2);

@@ -44,6 +44,24 @@ fn directory(cpus: u32) -> Directory<Local, Shared> {
     directory
 }
 
+/// Names that the macro uses mean what they mean everywhere: with these, it would not even compile.
+mod names_of_its_own {
+    mod core {}
+    mod std {}
+
+    muster_percpu::thread_register!(
+        pub struct Elsewhere {
+            local: u32,
+            shared: u32,
+        }
+    );
+}
+
+#[test]
+fn the_register_of_threads_goes_by_no_name_of_the_module_it_is_in() {
+    assert!(Storage::<names_of_its_own::Elsewhere>::try_with(|here| here.index()).is_none());
+}
+
 #[test]
 fn each_cpu_sees_its_own_and_what_the_others_share() {
     const CPUS: u32 = 8;

@@ -92,7 +92,7 @@ impl HostedFrames {
     fn with_free<T>(&self, f: impl FnOnce(&Memory, &mut FreeFrames) -> T) -> Option<T> {
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
         let memory = (self.memory)
-            .get_or_init(|| Memory::new(self.count * FRAME, HUGE))
+            .get_or_init(|| Memory::new(self.count.checked_mul(FRAME)?, HUGE))
             .as_ref()?;
         let free = free.get_or_insert_with(|| FreeFrames::new(memory, self.count));
         Some(f(memory, free))

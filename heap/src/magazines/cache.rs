@@ -534,8 +534,11 @@ impl Closed<'_> {
         if let Some(room) = self.memory().get_mut(..batch) {
             self.blocks = fill(room).min(batch);
         }
-        count(&self.cache.tallies[self.class].refills);
-        self.grow();
+        // A miss that nothing could be done about is none.
+        if self.blocks > 0 {
+            count(&self.cache.tallies[self.class].refills);
+            self.grow();
+        }
     }
 
     /// Lets `empty` have the blocks that have been here longest, as many as move at once.

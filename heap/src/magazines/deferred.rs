@@ -127,12 +127,17 @@ impl DeferredList {
         }
     }
 
+    /// Whether there is nothing in it.
+    pub(super) fn is_empty(&self) -> bool {
+        // Relaxed: a block that arrives just now is for another time.
+        self.first.load(Ordering::Relaxed).is_null()
+    }
+
     /// Takes out the blocks that were put in last, up to a [`BATCH`]; none if another CPU, or the code
     /// that this interrupted, is taking some out.
     pub(super) fn take(&self, cpu: Option<usize>) -> Batch {
         let mut batch = Batch::new();
-        // Relaxed: a block that arrives just now is for another time.
-        if self.first.load(Ordering::Relaxed).is_null() {
+        if self.is_empty() {
             return batch;
         }
         let taking = self.taking.try_lock(cpu);

@@ -45,12 +45,13 @@ use super::{ClassStatistics, FastPath, FramePlatform, Totals, Traffic};
 /// Before it returns null, the heap drains this CPU's cache, empties the depots, returns empty
 /// slabs, asks the platform to [drain the other CPUs](FramePlatform::drain_others), and tries again.
 /// It does so only if that can help: not for more than the machine [has](FramePlatform::capacity),
-/// and not again as long as nothing has been freed since it last did not help.
+/// and not again as long as nothing has been freed or brought back since it last did not help.
 ///
 /// A `realloc` that makes a block smaller needs no memory: where none is left, the block stays where
 /// it is, and is then a larger one than its size asks for. Only a block larger than
-/// [`LARGEST`](super::LARGEST) that shrinks below can be refused: if no slab is near, and what it gives
-/// back is too little for the three frames that describe its own.
+/// [`LARGEST`](super::LARGEST) can be refused: where no slab is near and it shrinks below, if what it gives
+/// back is too little for the three frames that describe its own; and in code that interrupted a slow
+/// path, if it has whole frames to give back.
 ///
 /// A CPU that waits for a lock of the heap's answers others, and does not wait for ever: see
 /// [`FramePlatform::wait_for_lock`].
@@ -73,8 +74,13 @@ pub struct MagazineHeap<P> {
 struct Shared {
     allocated: AtomicU64,
     freed: AtomicU64,
-    /// [`MagazineHeap::gains`] when the last relief began that did not help.
+    /// What drains outside a relief brought back, and free blocks from the deferred list; and drains that
+    /// were refused: what a relief may find beside what was freed since. Only grows.
+    returned: AtomicU64,
+    /// [`MagazineHeap::gains`] during the last relief that did not help.
     barren: AtomicU64,
+    /// Blocks in the deferred list.
+    waiting: AtomicUsize,
     large_blocks: AtomicUsize,
     refusals: AtomicU64,
     reentries: AtomicU64,
@@ -161,7 +167,9 @@ impl<P: FramePlatform> MagazineHeap<P> {
             shared: Shared {
                 allocated: AtomicU64::new(0),
                 freed: AtomicU64::new(0),
+                returned: AtomicU64::new(0),
                 barren: AtomicU64::new(u64::MAX),
+                waiting: AtomicUsize::new(0),
                 large_blocks: AtomicUsize::new(0),
                 refusals: AtomicU64::new(0),
                 reentries: AtomicU64::new(0),
@@ -201,6 +209,8 @@ impl<P: FramePlatform> MagazineHeap<P> {
                             return true;
                         }
                         cache.want_drain();
+                        // What this CPU has is still to be had.
+                        self.count_returned(1);
                         return false;
                     }
                 }
@@ -230,6 +240,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
                 }
             }
             self.step(|context| {
+                let _relief = self.relieve();
                 self.depots[class].release(context, class);
                 self.slabs[class].trim(context);
                 (false, Ok(()))
@@ -286,6 +297,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
             }
         });
         let mut used = self.shared.large_blocks.load(Ordering::Relaxed);
+        let waiting = self.shared.waiting.load(Ordering::Relaxed);
         for class in Class::all() {
             let depot = self.depots[class].length();
             cached_blocks += depot;
@@ -295,7 +307,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
         Totals {
             live_bytes: traffic.live_bytes(),
             // Exact: no machine has so many blocks.
-            live_blocks: used as i64 - cached_blocks as i64,
+            live_blocks: used as i64 - cached_blocks as i64 - waiting as i64,
             cached_bytes,
             slab_frames: self.frames.held(Use::Slab),
             large_frames: self.frames.held(Use::Large),
@@ -361,12 +373,12 @@ impl<P: FramePlatform> MagazineHeap<P> {
 
     /// Frees a block that is in the magazine of another class than its slab's, and not there again.
     fn send_home(&self, class: Class, block: Block, size: usize) {
-        self.count_resized(size, 0);
         let freed = self.step(|context| ((), self.free_to_slabs(context, class, &[block])));
         if freed.is_none() {
             // SAFETY: allocated just now as one of this class, and nobody has it.
-            unsafe { self.shared.deferred.push(block, Kind::Small(class)) };
+            unsafe { self.defer(block, Kind::Small(class)) };
         }
+        self.count_resized(size, 0);
     }
 
     #[inline(always)]
@@ -414,38 +426,42 @@ impl<P: FramePlatform> MagazineHeap<P> {
             Err(Refused::Nested) => return None,
             Err(Refused::Short) => {}
         }
-        // Before anything comes back: what is freed from now on may be what is missing.
-        let gains = self.gains();
-        let is_barren = self.shared.barren.load(Ordering::Relaxed) == gains
+        // Relaxed: whoever does not see the last value asks once more, for nothing.
+        let is_barren = self.shared.barren.load(Ordering::Relaxed) == self.gains()
             && self.platform().reclaimable() == 0;
-        if !is_barren {
-            let reliefs: [&dyn Fn(); 2] = [
-                &|| {
-                    self.drain();
-                },
-                &|| self.platform().drain_others(),
-            ];
-            for relieve in reliefs {
-                relieve();
-                self.trim();
-                if let Ok(block) = attempt(false) {
-                    return Some(block);
-                }
-            }
+        if is_barren {
+            return self.seek(|| attempt(false).ok());
         }
+        self.drain();
+        self.trim();
+        if let Ok(block) = attempt(false) {
+            return Some(block);
+        }
+        // After what was here came back, which is a gain, and before all that follows: of what comes
+        // back from now on nobody knows whether this relief finds it.
+        let gains = self.gains();
+        self.platform().drain_others();
+        self.drain();
+        self.trim();
         let found = self.seek(|| attempt(false).ok());
         if found.is_none() {
-            // Relaxed: a CPU that does not see it asks once more, for nothing.
+            // Relaxed, as above.
             self.shared.barren.store(gains, Ordering::Relaxed);
         }
         found
     }
 
-    /// Returns a number that grows whenever a block is freed, or comes into a CPU's cache: as long as
-    /// it stays the same, a relief finds nothing that the last one did not.
+    /// Returns a number that grows whenever a block is freed, comes into a CPU's cache, or comes back from
+    /// where a relief may not have found it: as long as it stays the same, a relief finds nothing that
+    /// the last one did not. It grows *after* that, so whoever sees it grow finds the block.
     fn gains(&self) -> u64 {
-        // Relaxed: each number only grows, and a free that happened before this request is seen.
-        let mut gains = self.shared.freed.load(Ordering::Relaxed);
+        let Shared {
+            freed, returned, ..
+        } = &self.shared;
+        // Acquire, with the Release of the counts: the block is where it can be found. What CPUs count
+        // in their caches is of blocks there, for which they are asked.
+        let mut gains = freed.load(Ordering::Acquire);
+        gains = gains.wrapping_add(returned.load(Ordering::Acquire));
         (self.platform()).each_cache(&mut |cache| gains = gains.wrapping_add(cache.gains()));
         gains
     }
@@ -585,14 +601,15 @@ impl<P: FramePlatform> MagazineHeap<P> {
                 }
                 Entry::Guest(_) => {
                     self.count_reentry();
+                    let freed = self.free_to_slabs(&context, class, &[block]);
                     self.count_freed(size);
-                    self.free_to_slabs(&context, class, &[block])
+                    freed
                 }
                 Entry::Nested => {
                     self.count_reentry();
-                    self.count_freed(size);
                     // SAFETY: the caller has freed it, as one of this class.
-                    unsafe { self.shared.deferred.push(block, Kind::Small(class)) };
+                    unsafe { self.defer(block, Kind::Small(class)) };
+                    self.count_freed(size);
                     Ok(())
                 }
             }
@@ -661,14 +678,17 @@ impl<P: FramePlatform> MagazineHeap<P> {
         let _relief = self.relieve();
         let context = self.context();
         let mut freed = Ok(());
+        let mut count = 0;
         let reserve = owner.take_reserve(class);
         owner.close(class).empty(|blocks| {
             for blocks in [reserve.as_slice(), blocks] {
                 if !blocks.is_empty() {
                     freed = freed.and(self.free_to_slabs(&context, class, blocks));
+                    count += blocks.len();
                 }
             }
         });
+        self.count_returned(count);
         freed
     }
 
@@ -679,9 +699,14 @@ impl<P: FramePlatform> MagazineHeap<P> {
 
     /// Frees blocks whose free had to wait, up to a batch, and returns how many.
     fn free_some_deferred(&self, context: &Context<'_, P>) -> (usize, Result<(), Misuse>) {
+        if self.shared.deferred.is_empty() {
+            return (0, Ok(()));
+        }
+        let _relief = self.relieve();
         let mut freed = Ok(());
         let batch = self.shared.deferred.take(context.cpu);
         let count = batch.len();
+        self.shared.waiting.fetch_sub(count, Ordering::Relaxed);
         for deferred in batch {
             match deferred {
                 Ok((block, Kind::Small(class))) => {
@@ -694,7 +719,20 @@ impl<P: FramePlatform> MagazineHeap<P> {
                 Err(Written(block)) => freed = freed.and(Err(Misuse::Written(block))),
             }
         }
+        self.count_returned(count);
         (count, freed)
+    }
+
+    /// Notes that a block is to be freed.
+    ///
+    /// # Safety
+    ///
+    /// As for [`DeferredList::push`].
+    unsafe fn defer(&self, block: Block, kind: Kind) {
+        // First, so that it isn't counted down before.
+        self.shared.waiting.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the caller's promise.
+        unsafe { self.shared.deferred.push(block, kind) };
     }
 
     fn allocate_large(&self, layout: Layout) -> Option<Block> {
@@ -733,17 +771,17 @@ impl<P: FramePlatform> MagazineHeap<P> {
         let _preemption = self.platform().disable_preemption();
         let _interrupts = self.platform().disable_interrupts();
         let entry = self.platform().cache().enter();
-        match &entry {
-            Entry::Owner(owner) => owner.count_freed(layout.size()),
-            _ => self.count_freed(layout.size()),
-        }
         if matches!(entry, Entry::Nested) {
             self.count_reentry();
             // SAFETY: the caller has freed it, so many frames.
-            unsafe { self.shared.deferred.push(block, Kind::Large { frames }) };
+            unsafe { self.defer(block, Kind::Large { frames }) };
         } else {
             // SAFETY: allocated so, and dead now.
             unsafe { self.free_frames(block, frames as usize) };
+        }
+        match &entry {
+            Entry::Owner(owner) => owner.count_freed(layout.size()),
+            _ => self.count_freed(layout.size()),
         }
     }
 
@@ -784,15 +822,14 @@ impl<P: FramePlatform> MagazineHeap<P> {
     ///
     /// # Safety
     ///
-    /// `block` is a large one of `before` frames, of which nobody uses those from `after` on.
+    /// `block` is a large one of `before` frames, of which nobody uses those from `after` on, of which
+    /// there are some.
     unsafe fn give_back_tail(&self, block: Block, before: usize, after: usize) -> bool {
         self.step(|_| {
-            if after < before {
-                // SAFETY: the caller's promise; the tail lies within the block.
-                unsafe {
-                    let tail = block.add(after * FRAME);
-                    self.frames.free(tail, before - after, Use::Large);
-                }
+            // SAFETY: the caller's promise; the tail lies within the block.
+            unsafe {
+                let tail = block.add(after * FRAME);
+                self.frames.free(tail, before - after, Use::Large);
             }
             ((), Ok(()))
         })
@@ -837,8 +874,18 @@ impl<P: FramePlatform> MagazineHeap<P> {
         (self.shared.allocated).fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
+    /// Counts what was freed, when it is where others find it.
     fn count_freed(&self, bytes: usize) {
-        (self.shared.freed).fetch_add(bytes as u64, Ordering::Relaxed);
+        // Release: see `gains`.
+        (self.shared.freed).fetch_add(bytes as u64, Ordering::Release);
+    }
+
+    /// Counts blocks that have come back, when they are where others find them.
+    fn count_returned(&self, blocks: usize) {
+        if blocks > 0 {
+            // Release: see `gains`.
+            (self.shared.returned).fetch_add(blocks as u64, Ordering::Release);
+        }
     }
 
     fn count_reentry(&self) {
@@ -877,7 +924,7 @@ fn settle(freed: Result<(), Misuse>) {
 // SAFETY: (1) blocks come from frames that belong to the heap alone (the contract of
 // `FramePlatform`), of a class that has the size and alignment asked for, and each is in one place
 // only: live, in one magazine, in one depot, on the deferred list or free in its slab. (2) Nothing
-// unwinds except over a free that breaks this trait's contract.
+// unwinds except over a free that breaks this trait's contract, or to end a run (`lock_stuck`).
 unsafe impl<P: FramePlatform> GlobalAlloc for MagazineHeap<P> {
     #[inline]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
@@ -908,12 +955,13 @@ unsafe impl<P: FramePlatform> GlobalAlloc for MagazineHeap<P> {
         let (before, after) = (Class::of(layout), Class::of(new));
         let is_less = new_size < layout.size();
         let stays = match (before, after) {
-            (None, None) if !is_less => frames_of(layout) == frames_of(new),
+            (None, None) if frames_of(layout) == frames_of(new) => true,
             // SAFETY: the contract of `GlobalAlloc::realloc`: a live block isn't null, and is the
             // caller's up to its new size.
-            (None, None) => unsafe {
+            (None, None) if is_less => unsafe {
                 self.shrink_in_place(NonNull::new_unchecked(block), layout, new)
             },
+            (None, None) => false,
             _ => before == after,
         };
         if stays {

@@ -34,6 +34,10 @@ pub enum FastPath {
 /// non-maskable interrupt may use the heap, it must not find the platform waiting for a lock that the
 /// interrupted code holds: let the platform return `None` then.
 ///
+/// Where the platform itself allocates or frees in these two, the heap knows by the CPU's cache that it is
+/// inside already, and answers as to an NMI. A CPU without a cache it can't know of: there the platform
+/// must not, or the heap asks it for frames again, and so on.
+///
 /// # Safety
 ///
 /// 1. While a [`NoPreempt`](Self::NoPreempt) is alive, the code that holds it is neither preempted nor
@@ -73,7 +77,8 @@ pub unsafe trait FramePlatform: Sync {
     /// Disables interrupts on this CPU until the result is dropped. On slow paths only.
     fn disable_interrupts(&self) -> Self::InterruptGuard;
 
-    /// The number of the CPU this runs on, or `None` before the CPU's own state exists.
+    /// The number of the CPU this runs on, less than `usize::MAX - 1`, or `None` before the CPU's own
+    /// state exists.
     ///
     /// By the number the heap tells a CPU that waits for itself from one that waits for another; a
     /// CPU that has none must not use the heap in a non-maskable interrupt.
@@ -110,7 +115,8 @@ pub unsafe trait FramePlatform: Sync {
     ///
     /// Called when memory has run out, with no lock held and interrupts as the caller of the heap
     /// has them; several CPUs may call it at the same time, and a CPU that waits here must still
-    /// drain when asked. To do nothing is allowed: what others cache is then out of reach.
+    /// drain when asked. It must not allocate, as that would end up here again. To do nothing is
+    /// allowed: what others cache is then out of reach.
     fn drain_others(&self) {}
 
     /// Returns how many frames there are at most, used or not: a request for more is refused at once,

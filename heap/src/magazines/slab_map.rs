@@ -67,7 +67,8 @@ struct Region {
 pub(super) enum Refused {
     /// There is no frame for its description.
     NoMemory,
-    /// The slab can't lie there: it would reach across the end of a leaf, or in one region too many.
+    /// The slab can't lie there: it would have blocks on both sides of the end of a leaf, or is in one
+    /// region too many.
     NoPlace,
 }
 
@@ -165,8 +166,8 @@ impl SlabMap {
         }
     }
 
-    /// Returns the slab that the address lies in. `None` if it lies in none, for any address; but while
-    /// slabs come and go, the answer is right only for a block.
+    /// Returns the slab that the address lies in. `None` if it lies in none, for any address (or in the
+    /// midst of a slab's only block); but while slabs come and go, the answer is right only for a block.
     pub(super) fn find(&self, address: usize) -> Option<&Slab> {
         let frame = self.frame(address / FRAME)?;
         if !frame.is_in_use() {
@@ -233,7 +234,11 @@ impl SlabMap {
         spares: &mut Spares<'_, P>,
     ) -> Result<&Slab, Refused> {
         let number = start.addr().get() / FRAME;
-        if number % LEAF + usize::from(count) > LEAF {
+        let place = number % LEAF;
+        // A slab of a single block is found by the frame that the block begins in: the others need no
+        // description, which is in another leaf where the slab reaches across the end of one.
+        let has_one_block = usize::from(count) * FRAME < 2 * class.size();
+        if place + usize::from(count) > LEAF && !has_one_block {
             return Err(Refused::NoPlace);
         }
         loop {
@@ -243,11 +248,9 @@ impl SlabMap {
                 let missing = missing(&region.root, number);
                 if missing <= spares.count() {
                     let leaf = extend(&region.root, number, spares).ok_or(Refused::NoMemory)?;
-                    let [first, rest @ ..] = &leaf[number % LEAF..][..count.into()] else {
-                        return Err(Refused::NoPlace);
-                    };
+                    let (first, rest) = (&leaf[place], &leaf[place + 1..]);
                     first.describe(start, count, class);
-                    for (back, slab) in (1..).zip(rest) {
+                    for (back, slab) in (1..count).zip(rest) {
                         slab.describe_rest(back);
                     }
                     return Ok(first);
@@ -270,7 +273,8 @@ impl SlabMap {
             let Some(_changes) = self.changes.lock(context) else {
                 return;
             };
-            for rest in (0..count).rev() {
+            // Those in the slab's own leaf: see `insert`.
+            for rest in (0..count.min(LEAF - number % LEAF)).rev() {
                 if let Some(frame) = self.frame(number + rest) {
                     frame.forget();
                 }

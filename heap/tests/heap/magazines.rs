@@ -761,3 +761,12 @@ fn what_others_cache_is_asked_for_before_the_answer_is_null() {
         shadow.free_all();
     });
 }
+
+#[test]
+fn a_machine_that_no_memory_could_hold_has_no_frames() {
+    for frames in [usize::MAX / FRAME + 2, usize::MAX] {
+        let machine = HostedFrames::new(frames);
+        assert_eq!(machine.frames_left(), 0);
+        assert_eq!(machine.allocate_frames(1, 1), None);
+    }
+}

@@ -45,6 +45,8 @@ macro_rules! hosted_frames {
 }
 
 mod checked;
+mod hands;
+mod histories;
 mod interrupts;
 mod magazines;
 #[path = "../../../memory/tests/memory/oracle.rs"]

@@ -178,6 +178,19 @@ fn relief_that_did_not_help_is_repeated_only_when_something_may_have_come_back()
 }
 
 #[test]
+fn relief_that_did_not_help_is_not_repeated_for_small_blocks_either() {
+    let heap = heap(64);
+    let drains = || heap.platform().drains.load(Ordering::Relaxed);
+    let small = layout(FRAME, 8);
+    while alloc(&heap, small).is_some() {}
+    let before = drains();
+    for _ in 0..10 {
+        assert_eq!(alloc(&heap, small), None);
+    }
+    assert_eq!(drains(), before, "nothing has been freed");
+}
+
+#[test]
 fn relief_counts_no_refusal_if_it_helped() {
     let heap = heap(256);
     let small = layout(64, 8);

@@ -192,6 +192,34 @@ fn a_large_block_that_becomes_small_takes_its_description_from_what_it_gives_bac
 }
 
 #[test]
+fn a_large_block_becomes_small_wherever_it_lies() {
+    // In each place that a block can have among the descriptions of a leaf, which fill a frame.
+    for place in 0..80 {
+        for before in [3, 4, 20] {
+            let heap = Heap::new(HostedFrames::new(256));
+            let frames = heap.platform().frames_left();
+            // There is a slab, whose tables may serve.
+            let first = alloc(&heap, layout(16, 1)).unwrap();
+            let gap = layout((3 + place) * FRAME, 8);
+            let gap = (alloc(&heap, gap).unwrap(), gap);
+            let old = layout(before * FRAME, 8);
+            let block = alloc(&heap, old).unwrap();
+            let mut others = exhaust(&heap);
+            let new = layout(8192, 8);
+            let at = block.addr().get() / FRAME % 64;
+            let shrunk = shrink(&heap, block, old, new.size());
+            assert!(shrunk.is_some(), "{before} frames at {at}");
+            others.extend(shrunk.map(|block| (block, new)));
+            others.extend([gap, (first, layout(16, 1))]);
+            for (block, layout) in others {
+                free(&heap, block, layout);
+            }
+            assert_all_back(&heap, frames);
+        }
+    }
+}
+
+#[test]
 fn only_a_description_that_fits_nowhere_keeps_a_large_block_from_becoming_small() {
     let heap = Heap::new(HostedFrames::new(4));
     let frames = heap.platform().frames_left();
