@@ -263,26 +263,28 @@ impl<M: PhysicalMemory> Tables<M> {
     fn check_aliases(&self, range: VirtRange, access: Access) -> Result<(), ChangeError> {
         let mut checked = Ok(());
         let mut needed = 0;
-        // Memory that is in one piece is recorded so.
-        let mut piece: Option<PhysRange> = None;
+        // Memory that is in one piece, and was counted alike, is recorded in one piece.
+        let mut piece: Option<(PhysRange, Counted)> = None;
         self.each_leaf(
             range,
             &mut |_, _, leaf| match leaf.after(&self.aliases, access) {
                 Ok(counted) if counted == leaf.counted => {}
                 Ok(_) => {
-                    let before = piece.filter(|before| before.end() == leaf.memory.start());
+                    let (memory, from) = (leaf.memory, leaf.counted);
+                    let before =
+                        piece.filter(|(before, of)| before.end() == memory.start() && *of == from);
                     if before.is_none() {
-                        needed += piece.map_or(0, |piece| self.aliases.needed(piece));
+                        needed += piece.map_or(0, |(piece, _)| self.aliases.needed(piece));
                     }
-                    let start = before.unwrap_or(leaf.memory).start();
-                    piece = PhysRange::from_bounds(start, leaf.memory.end());
+                    let start = before.map_or(memory.start(), |(before, _)| before.start());
+                    piece = PhysRange::from_bounds(start, memory.end()).map(|all| (all, from));
                 }
                 Err(refusal) if checked.is_ok() => checked = Err(refusal),
                 Err(_) => {}
             },
         )?;
         checked?;
-        needed += piece.map_or(0, |piece| self.aliases.needed(piece));
+        needed += piece.map_or(0, |(piece, _)| self.aliases.needed(piece));
         if needed > 0 {
             self.aliases.check_room(needed)?;
         }

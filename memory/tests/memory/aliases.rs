@@ -655,3 +655,48 @@ fn tables_are_counted_even_if_who_gets_one_back_panics() {
     // The lowest one is gone from the tables; those above it are withdrawn.
     assert_eq!(tables.table_count(), 3);
 }
+
+/// Pages that follow each other in memory, and in one record, may be counted otherwise from one to the
+/// next: then a change of their rights cuts that into one record for each.
+#[test]
+fn a_change_of_rights_is_refused_unless_all_that_it_cuts_can_be_recorded() {
+    const PAGES: u64 = 24;
+
+    let ram = Ram::new(1 << 36);
+    let mut tables = new_tables(&ram);
+    let read =
+        |number, first, count| region(number, first, count, Access::ReadOnly, Cache::WriteBack);
+    for page in 0..PAGES {
+        map(&mut tables, &read(page % 2, page, 1), &ram).unwrap();
+    }
+    map_permanently(&mut tables, &read(2, 0, PAGES), &ram).unwrap();
+    // These are not counted, as the permanent mapping allows as much; their neighbours are.
+    for page in (1..PAGES).step_by(2) {
+        map(&mut tables, &read(0, page, 1), &ram).unwrap();
+    }
+    // Room for what a change of one piece takes, and no more.
+    let other = |number: u64| read(8, 100 + 2 * number, 1);
+    let full = (0..).find(|&number| map(&mut tables, &other(number), &ram).is_err());
+    let mut others = 0..full.unwrap();
+    for number in others.by_ref().take(2) {
+        vacate(&mut tables, &ram, range(&other(number)));
+    }
+    let all = range(&read(0, 0, PAGES));
+    let protected = protect(&mut tables, all, Access::ReadWrite);
+    assert!(
+        matches!(protected, Err(ChangeError::RecordsFull { .. })),
+        "{protected:?}"
+    );
+
+    for number in others {
+        vacate(&mut tables, &ram, range(&other(number)));
+    }
+    protect(&mut tables, all, Access::ReadWrite).unwrap();
+    for page in 0..PAGES {
+        let code = region(3, page, 1, Access::ReadExecute, Cache::WriteBack);
+        assert!(map(&mut tables, &code, &ram).is_err(), "page {page}");
+    }
+    vacate(&mut tables, &ram, all);
+    let code = region(3, 0, PAGES, Access::ReadExecute, Cache::WriteBack);
+    map(&mut tables, &code, &ram).unwrap();
+}
