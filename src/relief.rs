@@ -26,7 +26,7 @@ pub fn ask_others() {
     }
     heap::relieve();
     // All CPUs meet the end of memory together, and most have nothing left then.
-    let has_some = |shared: &cpu::Shared| shared.cache.cached_bytes() > 0;
+    let has_some = |shared: &cpu::Shared| shared.cache.may_have_blocks();
     if shared::get().cached_frames() == 0
         && !crew::members().any(|(index, shared)| index != own && has_some(shared))
     {

@@ -217,6 +217,18 @@ mod tests {
     }
 
     #[test]
+    fn the_global_status_says_whether_it_could_go_on_and_where() {
+        let said = [0b00, 0b11].map(|status| GlobalStatus(status).to_string());
+        assert_eq!(
+            said,
+            [
+                "what was interrupted can't go on; the error is of no instruction in particular",
+                "what was interrupted could go on; the error is of the instruction at rip",
+            ]
+        );
+    }
+
+    #[test]
     fn errors_have_words() {
         for (status, words) in [
             (
@@ -232,6 +244,24 @@ mod tests {
                 "an error of the memory controller, corrected, has misc",
             ),
             (0x8000_0000_0000_0017, "a TLB error, corrected"),
+            (0x8000_0000_0000_0000, "no error, corrected"),
+            (0x8000_0000_0000_0001, "an unclassified error, corrected"),
+            (
+                0x8000_0000_0000_0002,
+                "a parity error in the microcode, corrected",
+            ),
+            (
+                0x8000_0000_0000_0003,
+                "an error reported by another part of the machine, corrected",
+            ),
+            (
+                0x8000_0000_0000_0004,
+                "a mismatch of redundant CPUs, corrected",
+            ),
+            (
+                0x8000_0000_0000_0005,
+                "a parity error within the CPU, corrected",
+            ),
             (
                 0x8000_0000_0000_0c0f,
                 "an error of a bus or an interconnect, corrected",

@@ -91,6 +91,9 @@ impl<R: Register> Storage<R> {
 
     /// Makes `block` this CPU's own, for good.
     ///
+    /// For the code that starts the CPU. A handler that registers another block in the midst of this, which
+    /// nothing here can see, has its block replaced.
+    ///
     /// # Errors
     ///
     /// [`RegisterError`] if this CPU has a block already, or if another CPU has claimed this one.

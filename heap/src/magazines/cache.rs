@@ -196,6 +196,13 @@ impl CpuCache {
             .sum()
     }
 
+    /// Whether the CPU may have blocks that it would give back if it were asked to drain: it has some, or
+    /// is on a slow path, where a magazine that it works on counts as empty.
+    pub fn may_have_blocks(&self) -> bool {
+        // Acquire: a CPU that has left its slow path has what it put into its magazines there.
+        self.state.load(Ordering::Acquire) == SLOW || self.cached_bytes() > 0
+    }
+
     /// Returns what was allocated and freed on this CPU, large blocks included. What it did in code that
     /// interrupted it inside the heap is the heap's
     /// [common traffic](super::MagazineHeap::common_traffic).
@@ -384,7 +391,8 @@ impl Drop for Inside<'_> {
     fn drop(&mut self) {
         if self.before != ABSENT {
             compiler_fence(Ordering::SeqCst);
-            self.cache.state.store(self.before, Ordering::Relaxed);
+            // Release: see `may_have_blocks`.
+            self.cache.state.store(self.before, Ordering::Release);
         }
     }
 }
@@ -557,6 +565,8 @@ impl Closed<'_> {
     fn take_oldest(&mut self, most: usize, empty: impl FnOnce(&[Block])) {
         let blocks = self.blocks;
         let taken = blocks.min(most);
+        // If `empty` unwinds, it may have given them away: none is here any more.
+        self.blocks = 0;
         let memory = self.memory();
         let Some(oldest) = memory.get(..taken) else {
             return;

@@ -1112,6 +1112,21 @@ mod tests {
     }
 
     #[test]
+    fn a_cpu_on_a_slow_path_may_have_blocks() {
+        let heap = Heap::new(HostedFrames::new(256));
+        let cache = heap.platform().cache();
+        assert!(!cache.may_have_blocks());
+        {
+            let _entry = cache.enter();
+            assert!(cache.may_have_blocks() && cache.cached_bytes() == 0);
+        }
+        assert!(!cache.may_have_blocks());
+        free(&heap, alloc(&heap, LAYOUT), LAYOUT);
+        assert!(cache.may_have_blocks());
+        assert_all_back(&heap);
+    }
+
+    #[test]
     fn nmi_on_top_of_a_slow_path_gets_what_is_there_and_frees_later() {
         let heap = Heap::new(HostedFrames::new(256));
         let large = Layout::new::<[u64; 4096]>();

@@ -770,3 +770,26 @@ fn a_machine_that_no_memory_could_hold_has_no_frames() {
         assert_eq!(machine.allocate_frames(1, 1), None);
     }
 }
+
+#[test]
+fn no_block_has_two_owners_after_the_platform_has_panicked() {
+    thread_local! {
+        static PANICS: Cell<bool> = const { Cell::new(false) };
+    }
+    HAS_CACHE.set(true);
+    let heap = MagazineHeap::new(Scripted {
+        machine: HostedFrames::new(4096),
+        on_frames: || assert!(!PANICS.replace(false), "the platform has found something"),
+        on_drain: || {},
+    });
+    let layout = layout(64, 16);
+    let blocks: Vec<_> = (0..400).map(|_| alloc(&heap, layout).unwrap()).collect();
+    (blocks.into_iter()).for_each(|block| free(&heap, block, layout));
+    PANICS.set(true);
+    let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| heap.drain()));
+    assert!(caught.is_err());
+    let mut blocks: Vec<_> = (0..2000).map(|_| alloc(&heap, layout).unwrap()).collect();
+    blocks.sort_unstable();
+    blocks.dedup();
+    assert_eq!(blocks.len(), 2000);
+}
