@@ -58,6 +58,8 @@ thread_local! {
     /// The machine whose task this thread is, and on which CPU it is.
     static MACHINE: Cell<Option<&'static dyn Scheduler>> = const { Cell::new(None) };
     static CPU: Cell<usize> = const { Cell::new(usize::MAX) };
+    /// Whether the task has that CPU, and does not wait for one.
+    static HAS_CPU: Cell<bool> = const { Cell::new(false) };
     static PREEMPTION_DISABLED: Cell<usize> = const { Cell::new(0) };
     static INTERRUPTS_DISABLED: Cell<usize> = const { Cell::new(0) };
     static IS_DUE: Cell<bool> = const { Cell::new(false) };
@@ -89,18 +91,33 @@ fn may_switch() -> bool {
     PREEMPTION_DISABLED.get() == 0 && INTERRUPTS_DISABLED.get() == 0
 }
 
-/// Lets another task have the CPU, and goes on on one that is idle, rather another.
+/// Lets another task have the CPU, and goes on on one that is idle, rather another. No tick switches
+/// meanwhile.
 fn switch() {
     let Some(machine) = MACHINE.get() else { return };
     let before = CPU.get();
-    // A tick amid the switch would give up a CPU that the task no longer has.
-    PREEMPTION_DISABLED.set(PREEMPTION_DISABLED.get() + 1);
-    IS_DUE.set(false);
     machine.give_cpu();
     machine.take_cpu();
-    PREEMPTION_DISABLED.set(PREEMPTION_DISABLED.get() - 1);
+    // The ticks while it waited were no time that it had: or it would never get on.
+    IS_DUE.set(false);
+    forget_ticks();
     SWITCHES.fetch_add(1, Ordering::Relaxed);
     MIGRATIONS.fetch_add(usize::from(CPU.get() != before), Ordering::Relaxed);
+}
+
+/// Takes the timer's signals that wait for this thread, if they are blocked, as in their handler.
+fn forget_ticks() {
+    let no_time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: a set of one signal; nothing is kept, and nothing else written.
+    unsafe {
+        let mut set = core::mem::MaybeUninit::uninit();
+        libc::sigemptyset(set.as_mut_ptr());
+        libc::sigaddset(set.as_mut_ptr(), signal());
+        while libc::sigtimedwait(set.as_ptr(), ptr::null_mut(), &no_time) > 0 {}
+    }
 }
 
 extern "C" fn on_tick(_: libc::c_int, _: *mut libc::siginfo_t, context: *mut libc::c_void) {
@@ -174,10 +191,12 @@ impl NoPreempt {
 
 impl Drop for NoPreempt {
     fn drop(&mut self) {
-        PREEMPTION_DISABLED.set(PREEMPTION_DISABLED.get() - 1);
-        if IS_DUE.get() && may_switch() {
+        let is_last = PREEMPTION_DISABLED.get() == 1 && INTERRUPTS_DISABLED.get() == 0;
+        if is_last && IS_DUE.get() {
+            // Still disabled: a tick on top of this must not switch once more.
             switch();
         }
+        PREEMPTION_DISABLED.set(PREEMPTION_DISABLED.get() - 1);
     }
 }
 
@@ -201,6 +220,7 @@ impl<const KIND: u8> Tasks<KIND> {
 
     fn go_to(&self, cpu: usize) {
         CPU.set(cpu);
+        HAS_CPU.set(true);
         if matches!(KIND, RESTARTED | NOT_RESTARTED) {
             Self::set_gs_base(&self.caches[cpu]);
         }
@@ -232,10 +252,9 @@ impl<const KIND: u8> Scheduler for Tasks<KIND> {
     }
 
     fn give_cpu(&self) {
-        let cpu = 1 << CPU.get();
+        assert!(HAS_CPU.replace(false), "it is another task's by now");
         // Release: for `take_cpu`.
-        let idle = self.idle.fetch_or(cpu, Ordering::Release);
-        assert!(idle & cpu == 0, "a task gave up a CPU that it did not have");
+        self.idle.fetch_or(1 << CPU.get(), Ordering::Release);
     }
 
     fn restarts(&self) -> bool {
@@ -373,7 +392,7 @@ impl<const KIND: u8> Machine for Tasks<KIND> {
     fn is_shown(&self, pairs: u64) -> bool {
         // On a busy host switches are rare: then so many pairs must do.
         let (switches, most) = match KIND {
-            FLAGGED | RESTARTED => (200, 5_000_000),
+            FLAGGED | RESTARTED => (500, 5_000_000),
             _ => (20_000, 50_000_000),
         };
         SWITCHES.load(Ordering::Relaxed) > self.switches_before + switches || pairs == most
