@@ -552,8 +552,9 @@ fn pieces(first: u64, last: u64, level: u8) -> impl Iterator<Item = Piece> {
         next = end.checked_add(1).filter(|&next| next <= last);
         Some(piece)
     })
-    // A range lies in one table, whatever a caller says.
-    .take(ENTRIES)
+    // A range lies in one table, whatever a caller says. One more, for what lies beyond the root: it
+    // may come back to the entry in which it began, before the place where it did.
+    .take(ENTRIES + 1)
 }
 
 const fn withdrawn(entry: u64) -> u64 {

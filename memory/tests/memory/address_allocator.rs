@@ -135,6 +135,25 @@ fn addresses_come_back_only_from_where_they_are() {
     assert_eq!(addresses.allocated_bytes(), 0);
 }
 
+/// A range may begin among the addresses that the CPU does not accept, with as many of them before
+/// those that it does as bring it back into the root's entry in which it began.
+#[test]
+fn addresses_beyond_a_whole_root_stay_in_use() {
+    let ram = Ram::new(1 << 36);
+    let mut tables = tables(&ram);
+    // Both by the same entry of the root; the page lies below the place where the range begins in it.
+    let (start, page) = (0xfffe_ff10_4000_0000, 0xffff_ff10_0000_0000);
+    map_page(&mut tables, page, 9, Access::ReadWrite, &ram).unwrap();
+    let length = page + FRAME_SIZE - start;
+    let window = VirtRange::new(start - FRAME_SIZE, length + 2 * FRAME_SIZE).unwrap();
+    let mut addresses = AddressAllocator::new(&tables, window);
+    let owned = addresses.allocate(length, 1).unwrap();
+    assert!(owned.range().contains(page) && tables.translate(page).is_some());
+    assert!(!tables.is_vacant(owned.range()));
+    let refused = addresses.free(owned, &tables).unwrap_err();
+    assert_eq!(refused.error, AddressFreeError::InUse);
+}
+
 #[test]
 fn no_memory_for_a_range_is_an_error() {
     let ram = Ram::new(1 << 36);
