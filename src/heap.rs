@@ -288,15 +288,31 @@ unsafe impl FramePlatform for Kernel {
     }
 }
 
-/// Waits a moment for a lock of the heap's, and flushes for others at the same time. `state` is the
-/// time when the wait has lasted too long.
+/// Waits a moment for a lock of the heap's, and flushes for others at the same time.
+///
+/// `state` has the time of the last look, and how long the wait has lasted so far, 32 bits each. A long
+/// time between two looks counts as a short one: it was this CPU that stood still then, as one does
+/// whose host has stopped the whole machine.
 fn wait_for_lock(holder: Option<usize>, state: &mut u64) {
-    let now = clock::ticks();
-    if *state == 0 {
-        *state = now.saturating_add(clock::from_micros(LOCK_TIMEOUT * 1000));
-    } else if now >= *state {
+    /// Ticks in a unit of time: half a millisecond at 2 GHz.
+    const UNIT_SHIFT: u32 = 20;
+    /// The longest time between two looks that counts, in milliseconds.
+    const MAX_STEP: u64 = 100;
+
+    let units = |millis: u64| clock::from_micros(millis * 1000) >> UNIT_SHIFT;
+    // 32 bits of these units are weeks; they wrap.
+    let now = (clock::ticks() >> UNIT_SHIFT) as u32;
+    let (last, waited) = ((*state >> 32) as u32, *state & u64::from(u32::MAX));
+    let step = if *state == 0 {
+        1
+    } else {
+        u64::from(now.wrapping_sub(last)).min(units(MAX_STEP))
+    };
+    let waited = waited + step;
+    if waited > units(LOCK_TIMEOUT) {
         lock_stuck(holder);
     }
+    *state = u64::from(now) << 32 | waited;
     call::serve_without_heap();
     core::hint::spin_loop();
 }
