@@ -59,8 +59,8 @@ use super::{ClassStatistics, FastPath, FramePlatform, Totals, Traffic};
 /// # Panics
 ///
 /// [`dealloc`](GlobalAlloc::dealloc) panics if it finds that a block was freed twice, or isn't the
-/// heap's, or is smaller than the layout it was freed with. It finds it when the block gets back to its slab, so the free at
-/// fault may be an earlier one, on this CPU or another.
+/// heap's, or is smaller than the layout it was freed with. It finds it when the block gets back to its
+/// slab, so the free at fault may be an earlier one, on this CPU or another.
 pub struct MagazineHeap<P> {
     frames: Frames<P>,
     depots: [Depot; CLASSES],
@@ -209,7 +209,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
                             return true;
                         }
                         cache.want_drain();
-                        // What this CPU has is still to be had.
+                        // What this CPU caches is still available.
                         self.count_returned(1);
                         return false;
                     }
@@ -243,7 +243,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
                 let _relief = self.relieve();
                 self.depots[class].release(context, class);
                 self.slabs[class].trim(context);
-                (false, Ok(()))
+                ((), Ok(()))
             });
         }
     }
@@ -268,7 +268,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
         let _relief = self.relieve();
         let mut room = [MaybeUninit::uninit(); MOST_DEPTH];
         let count = self.depots[class].take(context, &mut room);
-        // SAFETY: so many were written.
+        // SAFETY: `take` has written `count` blocks.
         let blocks = unsafe { slice::from_raw_parts(room.as_ptr().cast::<Block>(), count) };
         (count > 0, self.free_to_slabs(context, class, blocks))
     }
@@ -665,7 +665,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
         freed
     }
 
-    /// Does some of what had to wait for a slow path: this one shall not be much longer for it.
+    /// Does some of what had to wait for a slow path, which must not become much longer by it.
     fn catch_up(&self, context: &Context<'_, P>, owner: &mut Owner<'_>) -> Result<(), Misuse> {
         let (_, freed) = self.free_some_deferred(context);
         match owner.next_undrained() {

@@ -43,17 +43,7 @@ unsafe impl FramePlatform for Pausing {
 
     fn disable_interrupts(&self) {}
 
-    fn cpu(&self) -> Option<usize> {
-        self.machine.cpu()
-    }
-
-    fn cache(&self) -> &CpuCache {
-        self.machine.cache()
-    }
-
-    fn each_cache(&self, visit: &mut dyn FnMut(&CpuCache)) {
-        self.machine.each_cache(visit);
-    }
+    hosted_cpus!(machine);
 
     fn allocate_frames(&self, count: usize, align: usize) -> Option<NonNull<u8>> {
         if let (Some(blocks), Some(heap)) = (FREED.take(), HEAP.get()) {

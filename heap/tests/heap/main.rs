@@ -18,20 +18,27 @@ use std::thread;
 use muster_heap::hosted::{Growth, Hosted};
 use muster_heap::{Heap, MAX_REGIONS, Platform, StartError};
 
-/// What a machine around `HostedFrames` leaves to it.
-macro_rules! hosted_frames {
-    () => {
+/// What a machine around `HostedFrames` leaves to that field: its CPUs and their caches.
+macro_rules! hosted_cpus {
+    ($machine:tt) => {
         fn cpu(&self) -> Option<usize> {
-            self.0.cpu()
+            self.$machine.cpu()
         }
 
         fn cache(&self) -> &CpuCache {
-            self.0.cache()
+            self.$machine.cache()
         }
 
         fn each_cache(&self, visit: &mut dyn FnMut(&CpuCache)) {
-            self.0.each_cache(visit);
+            self.$machine.each_cache(visit);
         }
+    };
+}
+
+/// The same, and its frames.
+macro_rules! hosted_frames {
+    () => {
+        hosted_cpus!(0);
 
         fn allocate_frames(&self, count: usize, align: usize) -> Option<NonNull<u8>> {
             self.0.allocate_frames(count, align)

@@ -55,17 +55,7 @@ unsafe impl FramePlatform for Counting {
         Disabled
     }
 
-    fn cpu(&self) -> Option<usize> {
-        self.machine.cpu()
-    }
-
-    fn cache(&self) -> &CpuCache {
-        self.machine.cache()
-    }
-
-    fn each_cache(&self, visit: &mut dyn FnMut(&CpuCache)) {
-        self.machine.each_cache(visit);
-    }
+    hosted_cpus!(machine);
 
     fn allocate_frames(&self, count: usize, align: usize) -> Option<NonNull<u8>> {
         count_call();
