@@ -217,11 +217,9 @@ unsafe impl Platform for Kernel {
     }
 
     fn wait_for_lock(&self, holder: Option<usize>, state: &mut u64) {
-        wait_for_lock(holder, state);
-    }
-
-    fn lock_stuck(&self, holder: Option<usize>) -> ! {
-        lock_stuck(holder)
+        if is_overdue(state) {
+            Platform::lock_stuck(self, holder);
+        }
     }
 }
 
@@ -280,20 +278,19 @@ unsafe impl FramePlatform for Kernel {
     }
 
     fn wait_for_lock(&self, holder: Option<usize>, state: &mut u64) {
-        wait_for_lock(holder, state);
-    }
-
-    fn lock_stuck(&self, holder: Option<usize>) -> ! {
-        lock_stuck(holder)
+        if is_overdue(state) {
+            FramePlatform::lock_stuck(self, holder);
+        }
     }
 }
 
-/// Waits a moment for a lock of the heap's, and flushes for others at the same time.
+/// Waits a moment for a lock of the heap's, and flushes for others at the same time. Says whether the
+/// wait has lasted too long.
 ///
 /// `state` has the time of the last look, and how long the wait has lasted so far, 32 bits each. A long
 /// time between two looks counts as a short one: it was this CPU that stood still then, as one does
 /// whose host has stopped the whole machine.
-fn wait_for_lock(holder: Option<usize>, state: &mut u64) {
+fn is_overdue(state: &mut u64) -> bool {
     /// Ticks in a unit of time: half a millisecond at 2 GHz.
     const UNIT_SHIFT: u32 = 20;
     /// The longest time between two looks that counts, in milliseconds.
@@ -309,20 +306,10 @@ fn wait_for_lock(holder: Option<usize>, state: &mut u64) {
         u64::from(now.wrapping_sub(last)).min(units(MAX_STEP))
     };
     let waited = waited + step;
-    if waited > units(LOCK_TIMEOUT) {
-        lock_stuck(holder);
-    }
     *state = u64::from(now) << 32 | waited;
     call::serve_without_heap();
     core::hint::spin_loop();
-}
-
-/// Ends the run, as a CPU has stopped with a lock of the heap's.
-fn lock_stuck(holder: Option<usize>) -> ! {
-    match holder {
-        Some(cpu) => panic!("CPU {cpu} holds a lock of the heap and does not go on"),
-        None => panic!("a CPU that has no block yet holds a lock of the heap and does not go on"),
-    }
+    waited > units(LOCK_TIMEOUT)
 }
 
 /// The CPU that halts for good the next time that it makes the list grow: `fault=halt-in-heap`.
