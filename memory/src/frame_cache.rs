@@ -121,7 +121,7 @@ impl<'a> FrameCache<'a> {
     ///
     /// # Panics
     ///
-    /// If `owner` is [`Owner::Free`].
+    /// As [`FrameAllocator::allocate`] does.
     #[inline]
     pub fn allocate(&mut self, owner: Owner) -> Option<OwnedFrame> {
         assert_somebody(owner);
@@ -207,7 +207,7 @@ impl<'a> FrameCache<'a> {
     ///
     /// # Panics
     ///
-    /// If `owner` is [`Owner::Free`].
+    /// As [`FrameAllocator::allocate`] does.
     pub fn allocate_run(
         &mut self,
         frames: usize,

@@ -198,9 +198,21 @@ impl core::error::Error for AdoptError {}
 /// How many frames each owner was given, less those it gave back.
 ///
 /// A CPU may give back what another was given, so a single count may be negative. There is none for
-/// frame 0, the last of the owners, which is never handed out.
+/// the last of the owners, to whom nothing is handed out ([`assert_somebody`]).
 #[derive(Default)]
-pub(crate) struct Ledger([AtomicI64; Owner::NullFrame as usize]);
+pub(crate) struct Ledger([AtomicI64; COUNTED]);
+
+/// Owners that have a count: the first ones.
+const COUNTED: usize = Owner::NullFrame as usize;
+
+// Whoever may get frames has a count.
+const _: () = {
+    let mut place = COUNTED;
+    while place < Owner::ALL.len() {
+        assert!(!is_somebody(Owner::ALL[place]));
+        place += 1;
+    }
+};
 
 impl Ledger {
     /// Counts frames, whoever else counts here.
@@ -456,7 +468,8 @@ impl FrameAllocator {
     ///
     /// # Panics
     ///
-    /// If `owner` is [`Owner::Free`] or [`Owner::NullFrame`]: that would lose the frame.
+    /// If `owner` is [`Owner::Free`], [`Owner::NullFrame`] or [`Owner::LowMemory`], to whom no frame is
+    /// handed out: that would lose it.
     pub fn allocate(&self, owner: Owner) -> Option<OwnedFrame> {
         assert_somebody(owner);
         let number = self.claim(1, 1, None)?;
@@ -474,7 +487,7 @@ impl FrameAllocator {
     ///
     /// # Panics
     ///
-    /// If `owner` is [`Owner::Free`] or [`Owner::NullFrame`].
+    /// As for [`Self::allocate`].
     pub fn allocate_run(
         &self,
         frames: usize,
@@ -893,12 +906,14 @@ pub(crate) fn check(zone: Option<&Zone>, frame: Frame, owner: Owner) -> Result<(
     }
 }
 
+/// Returns whether frames may be handed out to this owner.
+const fn is_somebody(owner: Owner) -> bool {
+    !matches!(owner, Owner::Free | Owner::NullFrame | Owner::LowMemory)
+}
+
 #[inline]
 pub(crate) fn assert_somebody(owner: Owner) {
-    assert!(
-        !matches!(owner, Owner::Free | Owner::NullFrame),
-        "frames cannot be handed out to nobody"
-    );
+    assert!(is_somebody(owner), "frames cannot be handed out to nobody");
 }
 
 impl fmt::Debug for FrameAllocator {

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::mem::MaybeUninit;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::scarce;
 use muster_memory::{
-    AdoptError, FRAME_SIZE, Frame, FrameAllocator, FrameInfo, FrameRun, FramesError, FreeError,
-    OwnedFrame, OwnedRun, Owner, PhysRange,
+    AdoptError, FRAME_SIZE, Frame, FrameAllocator, FrameCache, FrameInfo, FrameRun, FramesError,
+    FreeError, OwnedFrame, OwnedRun, Owner, PhysRange,
 };
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -449,6 +450,34 @@ fn a_frame_for_nobody_is_a_mistake() {
 #[should_panic(expected = "to nobody")]
 fn a_run_for_nobody_is_a_mistake() {
     let _ = allocator(&[bounds(0x1000, 0x3000)], &[]).allocate_run(1, 1, Owner::Free);
+}
+
+#[test]
+fn no_frame_is_handed_out_to_an_owner_that_has_no_count_of_them() {
+    let frames = allocator(&[bounds(0x20_0000, 0x40_0000)], &[]).with_caches(1);
+    let mut cache = frames.cache().unwrap();
+    for owner in [Owner::Free, Owner::NullFrame, Owner::LowMemory] {
+        let mut refuse = |work: &mut dyn FnMut(&mut FrameCache<'_>)| {
+            let refused = catch_unwind(AssertUnwindSafe(|| work(&mut cache))).unwrap_err();
+            let words = refused.downcast::<&str>().unwrap();
+            assert!(words.ends_with("to nobody"), "{words}");
+        };
+        refuse(&mut |_| assert!(frames.allocate(owner).is_none()));
+        refuse(&mut |_| assert!(frames.allocate_run(3, 1, owner).is_none()));
+        refuse(&mut |cache| assert!(cache.allocate(owner).is_none()));
+        refuse(&mut |cache| assert!(cache.allocate_run(3, 1, owner).is_none()));
+    }
+    // Each of the others is counted, and none of the frames is lost.
+    let somebody =
+        |owner: &Owner| !matches!(owner, Owner::Free | Owner::NullFrame | Owner::LowMemory);
+    for owner in Owner::ALL.into_iter().filter(somebody) {
+        let frame = cache.allocate(owner).unwrap();
+        let run = frames.allocate_run(3, 1, owner).unwrap();
+        assert_eq!(frames.totals()[owner], 4 * FRAME_SIZE, "{owner}");
+        cache.free(frame).unwrap();
+        frames.free_run(run).unwrap();
+    }
+    assert_eq!(cache.len() + frames.uncached_frames(), 512);
 }
 
 #[test]
