@@ -87,7 +87,7 @@ pub enum FramesError {
         /// Records there is room for.
         given: usize,
     },
-    /// The heap has no memory for the summary of a range.
+    /// The heap has no memory for the list of the ranges, or for the summary of one.
     OutOfMemory {
         /// Bytes that it takes.
         bytes: usize,
@@ -110,7 +110,8 @@ impl fmt::Display for FramesError {
             ),
             Self::OutOfMemory { bytes } => write!(
                 f,
-                "the summary of a range of memory takes {bytes} bytes, which the heap does not have: \
+                "the list of memory ranges, or the summary of one, takes {bytes} bytes, which the heap \
+                 does not have: \
                  give it a larger boot arena"
             ),
             Self::Overlap { first, second } => {
@@ -364,16 +365,25 @@ impl FrameAllocator {
         later: impl Iterator<Item = PhysRange>,
         storage: &'static mut [MaybeUninit<FrameInfo>],
     ) -> Result<Self, FramesError> {
-        let mut ranges: Vec<(PhysRange, bool)> = free
+        let mut ranges: Vec<(PhysRange, bool)> = Vec::new();
+        let all = free
             .map(|range| (range, true))
-            .chain(later.map(|range| (range, false)))
-            .collect();
+            .chain(later.map(|range| (range, false)));
+        for range in all {
+            let bytes = (ranges.len() + 1) * size_of_val(&range);
+            ranges
+                .try_reserve(1)
+                .map_err(|_| FramesError::OutOfMemory { bytes })?;
+            ranges.push(range);
+        }
         ranges.sort_unstable_by_key(|&(range, _)| range);
         for (&(first, _), &(second, _)) in ranges.iter().zip(ranges.iter().skip(1)) {
             if first.overlaps(second) {
                 return Err(FramesError::Overlap { first, second });
             }
         }
+        // One zone for each of the others: exactly as many as are reserved, as to shrink a list may fail.
+        ranges.retain(|&(range, _)| frame_numbers(range).is_some());
         let needed = Self::storage_needed(ranges.iter().map(|&(range, _)| range));
         let given = storage.len();
 

@@ -492,6 +492,14 @@ fn no_memory_for_a_summary_is_an_answer() {
 }
 
 #[test]
+fn no_memory_for_the_list_of_ranges_is_an_answer() {
+    let ranges = [bounds(0x1000, 0x4000), bounds(0x8000, 0x9000)];
+    let storage = storage(&ranges);
+    let error = scarce::with_blocks_up_to(0, || new(&ranges, &[], storage).err());
+    assert!(matches!(error, Some(FramesError::OutOfMemory { bytes }) if bytes > 0));
+}
+
+#[test]
 fn another_allocator_s_frames_are_refused_and_stay_their_owner_s() {
     let mine = allocator(&[bounds(0x1000, 0x4000)], &[]);
     let others = allocator(&[bounds(0x4000, 0x9000)], &[]).with_caches(1);
