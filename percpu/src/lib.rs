@@ -243,7 +243,7 @@
 
 #[cfg(feature = "alloc")]
 extern crate alloc;
-#[cfg(loom)]
+#[cfg(any(feature = "std", loom))]
 extern crate std;
 
 mod admission;
@@ -261,7 +261,8 @@ mod sleep;
 mod storage;
 mod sync;
 #[cfg(feature = "std")]
-mod threads;
+#[doc(hidden)]
+pub mod threads;
 
 pub use admission::{Admission, Outcome};
 pub use block::{Block, Header, UNREGISTERED, Unregistered, head_offset};

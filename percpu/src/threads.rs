@@ -1,5 +1,61 @@
 //! Threads standing for CPUs, so that per-CPU code can be tested on a host.
 
+use core::cell::Cell;
+
+use crate::{Header, UNREGISTERED};
+
+// By way of this crate, where `std` is the standard library whatever the macro's user has under that
+// name.
+pub use std::thread_local;
+
+/// The register of a thread, for [`thread_register!`](crate::thread_register) to keep in a
+/// thread-local.
+///
+/// What the types in the macro's arguments say stands where the thread-local's name is known, as items
+/// of a macro have no hygiene. So this is a type of its own, which safe code can't change:
+///
+/// ```compile_fail,E0599
+/// # #![allow(non_local_definitions)]
+/// struct Intruder;
+///
+/// muster_percpu::thread_register!(struct Threads {
+///     local: [u8; {
+///         impl Intruder {
+///             fn point_anywhere() {
+///                 BLOCK.set(core::ptr::dangling());
+///             }
+///         }
+///         1
+///     }],
+///     shared: u32,
+/// });
+/// ```
+pub struct ThreadSlot(Cell<*const Header>);
+
+impl ThreadSlot {
+    /// Makes the register of a thread that has no block.
+    #[expect(clippy::new_without_default, reason = "for the macro alone")]
+    pub const fn new() -> Self {
+        Self(Cell::new(UNREGISTERED.header()))
+    }
+
+    /// As [`Register::load`](crate::Register::load).
+    pub fn load(&self) -> *const Header {
+        // SAFETY: what is there is the header of `UNREGISTERED` or of a `'static` block: nothing but
+        // `store` changes it.
+        unsafe { &*self.0.get() }.this()
+    }
+
+    /// As [`Register::store`](crate::Register::store).
+    ///
+    /// # Safety
+    ///
+    /// As there.
+    pub unsafe fn store(&self, header: *const Header) {
+        self.0.set(header);
+    }
+}
+
 /// Defines a [`Register`](crate::Register) in which each thread is a CPU.
 ///
 /// ```
@@ -21,15 +77,15 @@ macro_rules! thread_register {
         $visibility struct $name;
 
         const _: () = {
-            ::std::thread_local! {
-                static BLOCK: ::core::cell::Cell<*const $crate::Header> =
-                    const { ::core::cell::Cell::new($crate::UNREGISTERED.header()) };
+            $crate::threads::thread_local! {
+                static BLOCK: $crate::threads::ThreadSlot =
+                    const { $crate::threads::ThreadSlot::new() };
             }
 
-            // SAFETY: (1) the thread-local starts with `UNREGISTERED`, whose address field is null,
-            // and holds what was last stored. (2) Each use of the macro has a thread-local of its
-            // own, which nothing else can name; and all names here are absolute, so that they mean the same
-            // in any module. (3) Code doesn't move between threads. (4) Nothing
+            // SAFETY: (1) a new slot has `UNREGISTERED`, and then what was last stored, of which `load`
+            // reads the address field. (2) Each use of the macro has a thread-local of its own, in which
+            // only `store` changes anything; and all names here are this crate's, so that they mean the
+            // same in any module and any crate. (3) Code doesn't move between threads. (4) Nothing
             // interrupts a thread but a signal handler, which tests don't have.
             unsafe impl $crate::Register for $name {
                 type Local = $local;
@@ -44,12 +100,12 @@ macro_rules! thread_register {
                 }
 
                 fn load() -> *const $crate::Header {
-                    // SAFETY: `store` admits only headers of 'static blocks and `UNREGISTERED`.
-                    unsafe { &*BLOCK.get() }.this()
+                    BLOCK.with($crate::threads::ThreadSlot::load)
                 }
 
                 unsafe fn store(header: *const $crate::Header) {
-                    BLOCK.set(header);
+                    // SAFETY: the caller's promise.
+                    BLOCK.with(|slot| unsafe { slot.store(header) });
                 }
             }
         };
