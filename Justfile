@@ -157,12 +157,12 @@ miri:
     cargo +nightly miri test --package muster-percpu --test percpu
     cargo +nightly miri test --package muster-memory --test memory -- range::what frame_cache::a_cache changes::what
 
-# Boot the kernel in every way it must survive: just test-kernel [FILTER…]
+# Boot the kernel in every way it must survive: just test-kernel [qemu=PATH] [FILTER…]
 [group('test')]
 test-kernel *FILTER:
     @{{ runner }} test "$@"
 
-# Boot it on every machine it must come up on, for some ten minutes: just matrix [FILTER…]
+# Boot it on every machine it must come up on, for some ten minutes: just matrix [qemu=PATH] [FILTER…]
 [group('test')]
 matrix *FILTER:
     @{{ runner }} matrix "$@"

@@ -13,6 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::arguments::Run;
 use crate::boot_log::BootLog;
+use crate::emulator::Emulator;
 use crate::images::{self, Images};
 use crate::machine;
 use crate::run;
@@ -68,8 +69,8 @@ pub fn command(run: &Run, interrupt: &Interrupt) -> Result<ExitCode> {
     }
     let images = images::build(run.build)?;
     let folder = workspace::boot_log();
-    let log = BootLog::create(&folder)?;
-    let mut qemu = stopped(run, &images, &log, &folder)?;
+    let mut log = BootLog::create(&folder)?;
+    let mut qemu = stopped(run, &images, &mut log, &folder)?;
     qemu.stdin(Stdio::null()).stdout(log.file()?);
     let _guest = Guest::start(&mut qemu)?;
     println!("muster: the log goes to {}", shown(&log.all()));
@@ -95,7 +96,7 @@ pub fn wait(run: &Run, interrupt: &Interrupt) -> Result<ExitCode> {
     let images = images::build(run.build)?;
     let folder = workspace::boot_log();
     let mut log = BootLog::create(&folder)?;
-    let qemu = stopped(run, &images, &log, &folder)?;
+    let qemu = stopped(run, &images, &mut log, &folder)?;
     let line = attachment(&images.kernel);
     let line = shlex::try_join(line.iter().map(String::as_str))?;
     println!("{WAITS}; in another terminal:\n\n  gdb {line}\n");
@@ -115,7 +116,8 @@ pub fn wait(run: &Run, interrupt: &Interrupt) -> Result<ExitCode> {
 }
 
 /// QEMU, stopped before its first instruction.
-fn stopped(run: &Run, images: &Images, log: &BootLog, folder: &Path) -> Result<Command> {
+fn stopped(run: &Run, images: &Images, log: &mut BootLog, folder: &Path) -> Result<Command> {
+    log.write(&format!("muster: {}", Emulator::qemu(&run.qemu)?.reported))?;
     let medium = run::medium(run, images, folder)?;
     let mut qemu = machine::command(run, &medium, &log.debug_console());
     qemu.args(["-S", "-gdb", &format!("tcp:{ADDRESS}")]);

@@ -14,6 +14,7 @@ mod cases;
 mod check;
 mod coverage;
 mod debugger;
+mod emulator;
 mod faults;
 mod floor;
 mod fuzz;
@@ -59,8 +60,9 @@ commands:
                              boot the kernel to a prompt on its serial line
   top [CPUS] [key=value…] [--once]
                              the CPUs at work, in a terminal, or one picture
-  test [FILTER…]             the whole-kernel tests whose name contains a FILTER
-  matrix [FILTER…]           the same, of all machines that the kernel must come up on
+  test [qemu=PATH] [FILTER…] the boot tests whose name contains a FILTER
+  matrix [qemu=PATH] [FILTER…]
+                             the same, of all machines that the kernel must come up on
   bench [WHAT] [CPUS] [key=value…]
                              the benchmarks in the kernel; WHAT may be
                              instructions, to count them in the kernel, or

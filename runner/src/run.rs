@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::arguments::{Boot, Drive, Events, Firmware, Run};
 use crate::boot_log::{self, BootLog};
+use crate::emulator::Emulator;
 use crate::events;
 use crate::images::{self, Images};
 use crate::limine::{self, BootableFrom, Limine, NotInstalled};
@@ -71,7 +72,8 @@ pub fn watch(run: &Run, folder: &Path, interrupt: &Interrupt) -> Result<Verdict>
         verdict == Verdict::Passed,
         &format!("muster: {verdict}{}", dashed(&reason)),
     )?;
-    screen.note(&summary(&outcome, folder, &cpus))?;
+    let emulator = Emulator::qemu(&run.qemu)?;
+    screen.note(&summary(&emulator, &outcome, folder, &cpus))?;
     if run.events != Events::Nowhere {
         let file = boot_log::events(folder);
         screen.note(&format!("        events: {}", shown(&file)))?;
@@ -87,10 +89,10 @@ fn dashed(reason: &str) -> String {
     }
 }
 
-/// Times, status and logs, in a line or two.
-fn summary(outcome: &Outcome, folder: &Path, cpus: &[u32]) -> String {
+/// Names the emulator, times, status and logs, in a line or two.
+fn summary(emulator: &Emulator, outcome: &Outcome, folder: &Path, cpus: &[u32]) -> String {
     let roll = match outcome.roll() {
-        Some((_, time)) => format!("roll call {:.2} s after QEMU's start", time.as_secs_f64()),
+        Some((_, time)) => format!("roll call {:.2} s after its start", time.as_secs_f64()),
         None => "no roll call".into(),
     };
     let status = outcome
@@ -102,7 +104,7 @@ fn summary(outcome: &Outcome, folder: &Path, cpus: &[u32]) -> String {
     };
     let end = outcome.elapsed.as_secs_f64();
     format!(
-        "        {roll}; end after {end:.2} s, {status}\n        logs: {}/all.log{cpus}",
+        "        {emulator}: {roll}; end after {end:.2} s, {status}\n        logs: {}/all.log{cpus}",
         shown(folder)
     )
 }
@@ -125,7 +127,9 @@ pub fn boot(
     typist: Option<&mut dyn Typist>,
     tell: Option<&mut Tell<'_>>,
 ) -> Result<(Outcome, Vec<u32>)> {
+    let emulator = Emulator::qemu(&run.qemu)?;
     let mut log = BootLog::create(folder)?;
+    log.write(&format!("muster: {}", emulator.reported))?;
     let medium = medium(run, images, folder)?;
     let mut qemu = machine::command(run, &medium, &log.debug_console());
     let symbols = Symbols::of(&images.kernel);

@@ -19,6 +19,7 @@ use crate::boot_log;
 use crate::camera::Camera;
 use crate::cases::{CASES, Case, Debugged, Limit};
 use crate::debugger::{self, NoGdb};
+use crate::emulator::Emulator;
 use crate::events;
 use crate::faults::FAULTS;
 use crate::images::{self, Images};
@@ -58,28 +59,40 @@ enum Report {
 ///
 /// # Errors
 /// If the images do not build, or nobody reads the output.
-pub fn command(filters: &[String], interrupt: &Interrupt) -> Result<ExitCode> {
+pub fn command(words: &[String], interrupt: &Interrupt) -> Result<ExitCode> {
     let cases: Vec<Case> = CASES
         .iter()
         .chain(FAULTS)
         .chain(matrix::FEW)
         .copied()
         .collect();
-    run_all(&cases, filters, interrupt)
+    run_all(&cases, words, interrupt)
 }
 
 /// The cases that are about machines, those that take minutes included.
 ///
 /// # Errors
 /// As [`command`].
-pub fn matrix(filters: &[String], interrupt: &Interrupt) -> Result<ExitCode> {
+pub fn matrix(words: &[String], interrupt: &Interrupt) -> Result<ExitCode> {
     let cases: Vec<Case> = matrix::all().collect();
-    run_all(&cases, filters, interrupt)
+    run_all(&cases, words, interrupt)
 }
 
-/// Runs the cases whose name contains one of `filters`, or all. Success if
+/// Splits the words of `test` into the arguments that name emulators, which every case gets, and the
+/// filters.
+fn emulators_and_filters(words: &[String]) -> (Vec<String>, Vec<String>) {
+    words
+        .iter()
+        .cloned()
+        .partition(|word| word.starts_with("qemu="))
+}
+
+/// Runs the cases whose name contains one of the filters among `words`, or all. Success if
 /// there was one and none failed.
-fn run_all(cases: &[Case], filters: &[String], interrupt: &Interrupt) -> Result<ExitCode> {
+fn run_all(cases: &[Case], words: &[String], interrupt: &Interrupt) -> Result<ExitCode> {
+    let (emulators, filters) = emulators_and_filters(words);
+    let emulator = Emulator::qemu(&arguments::parse(&emulators)?.qemu)?;
+    println!("{}", emulator.reported);
     let chosen: Vec<&Case> = cases
         .iter()
         .filter(|case| {
@@ -106,7 +119,7 @@ fn run_all(cases: &[Case], filters: &[String], interrupt: &Interrupt) -> Result<
                 if interrupt.came() {
                     break;
                 }
-                let report = examine(case, &builds, interrupt);
+                let report = examine(case, &emulators, &builds, interrupt);
                 if let Ok(mut counts) = counts.lock() {
                     counts.add(case, &report, screen)?;
                 }
@@ -121,7 +134,7 @@ fn run_all(cases: &[Case], filters: &[String], interrupt: &Interrupt) -> Result<
     })?;
     let counts = counts.into_inner().unwrap_or_default();
     println!("\n{} configurations booted", counts.boots);
-    println!("{}", counts.line());
+    println!("{}, on {emulator}", counts.line());
     Ok(
         match counts.failed == 0 && counts.passed > 0 && !interrupt.came() {
             true => ExitCode::SUCCESS,
@@ -188,11 +201,12 @@ impl Counts {
 }
 
 /// Boots a case, as often as it has arguments, and compares.
-fn examine(case: &Case, builds: &Builds, interrupt: &Interrupt) -> Report {
+fn examine(case: &Case, emulators: &[String], builds: &Builds, interrupt: &Interrupt) -> Report {
     let folder = workspace::target().join("test-log").join(case.name);
     let (mut time, mut boots, mut figures) = (Duration::ZERO, 0, Vec::new());
     let mut unseen = case.ends.to_vec();
-    for arguments in case.boots() {
+    for mut arguments in case.boots() {
+        arguments.extend_from_slice(emulators);
         let failed = |why, tail| Report::Failed {
             why,
             arguments: arguments.clone(),
@@ -226,7 +240,9 @@ fn examine(case: &Case, builds: &Builds, interrupt: &Interrupt) -> Report {
     if let Some(verdict) = unseen.first() {
         return Report::Failed {
             why: format!("none of {boots} boots {verdict}"),
-            arguments: case.arguments.iter().copied().map(str::to_owned).collect(),
+            arguments: (case.arguments.iter().copied().map(str::to_owned))
+                .chain(emulators.iter().cloned())
+                .collect(),
             log: folder.join("all.log"),
             tail: Vec::new(),
         };
@@ -541,6 +557,14 @@ mod tests {
         assert!(compared(&log("60.01")).unwrap().contains("60.01"));
         assert!(compared(&log("")).unwrap().contains("no instructions"));
         assert_eq!(figures(&case, &log("59.25")).count(), 1);
+    }
+
+    #[test]
+    fn emulators_are_no_filters() {
+        let words = ["panic", "qemu=/opt/qemu", "cpus-8"].map(str::to_owned);
+        let (emulators, filters) = emulators_and_filters(&words);
+        assert_eq!(emulators, ["qemu=/opt/qemu"]);
+        assert_eq!(filters, ["panic", "cpus-8"]);
     }
 
     #[test]

@@ -1,0 +1,109 @@
+//! Which emulator boots the kernel, and which version of it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
+
+use anyhow::{Context, Result};
+
+/// An emulator's version, as the emulator itself reports it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Emulator {
+    /// `QEMU`.
+    name: &'static str,
+    /// `10.0.13`.
+    version: String,
+    /// The line that reports it, with what the distribution adds.
+    pub reported: String,
+}
+
+impl fmt::Display for Emulator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.name, self.version)
+    }
+}
+
+impl Emulator {
+    /// Asks a QEMU program for its version. Each program is asked once.
+    ///
+    /// # Errors
+    /// If there is no such program, or it does not say that it is QEMU.
+    pub fn qemu(program: &Path) -> Result<Self> {
+        static ASKED: Mutex<BTreeMap<PathBuf, Emulator>> = Mutex::new(BTreeMap::new());
+        let mut asked = ASKED.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = asked.get(program) {
+            return Ok(known.clone());
+        }
+        let output = Command::new(program)
+            .arg("--version")
+            .stdin(Stdio::null())
+            .output()
+            .with_context(|| {
+                format!(
+                    "cannot start {}: ./bootstrap installs QEMU",
+                    program.display()
+                )
+            })?;
+        let emulator = Self::read(&String::from_utf8_lossy(&output.stdout)).with_context(|| {
+            format!(
+                "{} is not QEMU: `--version` does not report a version of QEMU",
+                program.display()
+            )
+        })?;
+        asked.insert(program.into(), emulator.clone());
+        Ok(emulator)
+    }
+
+    /// Reads what `--version` prints.
+    fn read(text: &str) -> Option<Self> {
+        let reported = text.lines().next()?;
+        let version = reported
+            .strip_prefix("QEMU emulator version ")?
+            .split_whitespace()
+            .next()?;
+        Some(Self {
+            name: "QEMU",
+            version: version.into(),
+            reported: reported.into(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_read() {
+        let debian = "QEMU emulator version 10.0.13 (Debian 1:10.0.13+ds-0+deb13u1)\n\
+                      Copyright (c) 2003-2025 Fabrice Bellard and the QEMU Project developers\n";
+        let emulator = Emulator::read(debian).unwrap();
+        assert_eq!(emulator.to_string(), "QEMU 10.0.13");
+        assert!(
+            emulator
+                .reported
+                .ends_with("(Debian 1:10.0.13+ds-0+deb13u1)")
+        );
+        for other in [
+            "",
+            "GNU bash, version 5.2.15(1)-release",
+            "QEMU emulator version ",
+        ] {
+            assert_eq!(Emulator::read(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_missing_program_says_how_to_get_it() {
+        let error = Emulator::qemu(Path::new("/nonexistent/qemu")).unwrap_err();
+        assert!(error.to_string().contains("./bootstrap"), "{error}");
+    }
+
+    #[test]
+    fn another_program_is_refused() {
+        let error = Emulator::qemu(Path::new("/bin/true")).unwrap_err();
+        assert!(error.to_string().contains("is not QEMU"), "{error}");
+    }
+}
