@@ -148,11 +148,16 @@ pub fn command(run: &Run, medium: &Medium, debug_console: &Path) -> Command {
         "-accel",
         run.acceleration.qemu_name(),
     ]);
+    let mut cpu = run.cpu.clone();
     if run.acceleration == Acceleration::Icount {
         // One nanosecond of the guest's time for each instruction, and none for idling.
         qemu.args(["-icount", "shift=0,sleep=off"]);
+        // From QEMU 9 on the translator has the x2APIC, but an access to its timer's registers, which
+        // are MSRs, ends QEMU with "Bad icount read": the clock may be read only by an instruction that
+        // ends its block of translated code, and RDMSR and WRMSR do not.
+        cpu += ",-x2apic";
     }
-    qemu.args(["-cpu", &run.cpu, "-smp", &run.smp, "-m", &run.memory]);
+    qemu.args(["-cpu", &cpu, "-smp", &run.smp, "-m", &run.memory]);
     // Its threads have names then, by which `pause=` knows them.
     qemu.args(["-name", "muster,debug-threads=on"]);
     // A reset (a triple fault) ends QEMU rather than booting again.
@@ -262,6 +267,15 @@ mod tests {
     fn instructions_are_counted_in_one_thread() {
         let line = line(&crate::arguments::parse(&["1", "accel=icount"]).unwrap());
         assert!(line.contains("-accel tcg,thread=single -icount shift=0,sleep=off "));
+    }
+
+    #[test]
+    fn instructions_are_counted_without_the_x2apic() {
+        let words = ["1", "accel=icount", "cpu=Haswell"];
+        let counted = line(&crate::arguments::parse(&words).unwrap());
+        assert!(counted.contains("-cpu Haswell,-x2apic "), "{counted}");
+        let other = line(&crate::arguments::parse(&["1", "accel=tcg"]).unwrap());
+        assert!(other.contains("-cpu max "), "{other}");
     }
 
     #[test]
