@@ -38,7 +38,7 @@ impl Machine {
     }
 }
 
-/// The minimal firmware that QEMU brings with it; microvm has its own build of it.
+/// The minimal firmware that QEMU brings with it.
 const QBOOT: &str = "/usr/share/qemu/qboot.rom";
 
 /// What executes the guest's instructions.
@@ -166,13 +166,13 @@ pub fn command(run: &Run, medium: &Medium, debug_console: &Path) -> Command {
     qemu.arg("-debugcon").arg(prefixed("file:", debug_console));
     match medium {
         Medium::Embedded { loader, kernel } => {
-            start_without_disc(&mut qemu, run, loader, kernel, &run.words.join(" "));
+            start_without_disc(&mut qemu, loader, kernel, &run.words.join(" "));
         }
         Medium::Linux {
             image,
             initramfs,
             words,
-        } => start_without_disc(&mut qemu, run, image, initramfs, words),
+        } => start_without_disc(&mut qemu, image, initramfs, words),
         Medium::Disc { image, firmware } => {
             qemu.args(["-vga", "std"]).args(firmware);
             match run.drive {
@@ -198,10 +198,11 @@ pub fn add_second_port(qemu: &mut Command, file: &Path) {
 }
 
 /// Adds a kernel that QEMU itself puts into memory.
-fn start_without_disc(qemu: &mut Command, run: &Run, kernel: &Path, initrd: &Path, words: &str) {
+fn start_without_disc(qemu: &mut Command, kernel: &Path, initrd: &Path, words: &str) {
     // Such a kernel needs no firmware but for its tables, and SeaBIOS takes
-    // several times as long to get there, more so with many CPUs.
-    if run.machine != Machine::Microvm && Path::new(QBOOT).exists() {
+    // several times as long to get there, more so with many CPUs. On microvm it also
+    // puts them where QEMU puts the initial RAM disk: at the end of memory.
+    if Path::new(QBOOT).exists() {
         qemu.args(["-bios", QBOOT]);
     }
     qemu.arg("-kernel").arg(kernel).arg("-initrd").arg(initrd);
@@ -260,6 +261,18 @@ mod tests {
             "-debugcon file:/tmp/a,,b ",
         ] {
             assert!(line.contains(part), "{part} in {line}");
+        }
+    }
+
+    #[test]
+    fn every_machine_has_the_firmware_that_keeps_off_the_initial_ram_disk() {
+        if !Path::new(QBOOT).exists() {
+            return;
+        }
+        for machine in ["pc", "q35", "microvm"] {
+            let words = ["1".into(), format!("machine={machine}")];
+            let line = line(&crate::arguments::parse(&words).unwrap());
+            assert!(line.contains(&format!("-bios {QBOOT} ")), "{line}");
         }
     }
 
