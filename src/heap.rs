@@ -31,6 +31,10 @@ const BOOT_BYTES: usize = 1024 * 1024;
 /// How long a CPU may hold a lock of the heap's, in milliseconds: as long as it may take to take a call.
 const LOCK_TIMEOUT: u64 = 10_000;
 
+/// How long a CPU may keep another one waiting with memory in transit, in milliseconds: that takes
+/// microseconds, but a host may stop a virtual CPU for hundreds of milliseconds.
+const MEMORY_TIMEOUT: u64 = 1000;
+
 /// How long a CPU may take to drain its cache, in milliseconds.
 const DRAIN_PATIENCE: u64 = 10_000;
 
@@ -217,7 +221,7 @@ unsafe impl Platform for Kernel {
     }
 
     fn wait_for_lock(&self, holder: Option<usize>, state: &mut u64) {
-        if is_overdue(state) {
+        if is_overdue(state, LOCK_TIMEOUT) {
             Platform::lock_stuck(self, holder);
         }
     }
@@ -277,20 +281,24 @@ unsafe impl FramePlatform for Kernel {
         shared::get().cached_frames()
     }
 
+    fn wait_for_memory(&self, state: &mut u64) -> bool {
+        !is_overdue(state, MEMORY_TIMEOUT)
+    }
+
     fn wait_for_lock(&self, holder: Option<usize>, state: &mut u64) {
-        if is_overdue(state) {
+        if is_overdue(state, LOCK_TIMEOUT) {
             FramePlatform::lock_stuck(self, holder);
         }
     }
 }
 
-/// Waits a moment for a lock of the heap's, and flushes for others at the same time. Says whether the
-/// wait has lasted too long.
+/// Waits a moment for another CPU that uses the heap, and flushes for others at the same time. Says
+/// whether the wait has lasted longer than the timeout, in milliseconds.
 ///
 /// `state` has the time of the last look, and how long the wait has lasted so far, 32 bits each. A long
 /// time between two looks counts as a short one: it was this CPU that stood still then, as one does
 /// whose host has stopped the whole machine.
-fn is_overdue(state: &mut u64) -> bool {
+fn is_overdue(state: &mut u64, timeout: u64) -> bool {
     /// Ticks in a unit of time: half a millisecond at 2 GHz.
     const UNIT_SHIFT: u32 = 20;
     /// The longest time between two looks that counts, in milliseconds.
@@ -309,7 +317,7 @@ fn is_overdue(state: &mut u64) -> bool {
     *state = u64::from(now) << 32 | waited;
     call::serve_without_heap();
     core::hint::spin_loop();
-    waited > units(LOCK_TIMEOUT)
+    waited > units(timeout)
 }
 
 /// The CPU that halts for good the next time that it makes the list grow: `fault=halt-in-heap`.

@@ -6,7 +6,7 @@ use core::sync::atomic::Ordering;
 use crate::sync::{AtomicUsize, MutPtr, UnsafeCell, const_unless_modelled, mutated, spin_loop};
 
 /// Nobody holds the lock.
-const FREE: usize = 0;
+pub(crate) const FREE: usize = 0;
 /// A CPU that has no number yet holds the lock.
 const NAMELESS: usize = usize::MAX;
 
@@ -111,7 +111,8 @@ impl Watch {
     }
 }
 
-fn tag(cpu: Option<usize>) -> usize {
+/// Returns what stands for a CPU in a lock's word.
+pub(crate) fn tag(cpu: Option<usize>) -> usize {
     cpu.map_or(NAMELESS, |number| number.saturating_add(1))
 }
 

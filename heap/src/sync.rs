@@ -6,7 +6,9 @@
 #[cfg(not(loom))]
 mod real {
     pub(crate) use core::hint::spin_loop;
-    pub(crate) use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU16, AtomicU64, AtomicUsize};
+    pub(crate) use core::sync::atomic::{
+        AtomicPtr, AtomicU8, AtomicU16, AtomicU64, AtomicUsize, fence,
+    };
 
     /// Whether this mistake is to be made: never, but where a model must show that it finds it.
     pub(crate) const fn mutated(_mistake: &str) -> bool {
@@ -64,7 +66,9 @@ mod modelled {
 
     pub(crate) use loom::cell::{MutPtr, UnsafeCell};
     pub(crate) use loom::hint::spin_loop;
-    pub(crate) use loom::sync::atomic::{AtomicPtr, AtomicU8, AtomicU16, AtomicU64, AtomicUsize};
+    pub(crate) use loom::sync::atomic::{
+        AtomicPtr, AtomicU8, AtomicU16, AtomicU64, AtomicUsize, fence,
+    };
 
     /// The mistake to make, by the environment.
     static MISTAKE: LazyLock<Option<String>> = LazyLock::new(|| std::env::var("MISTAKE").ok());

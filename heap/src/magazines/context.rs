@@ -3,14 +3,27 @@
 use super::FramePlatform;
 use super::frames::Frames;
 use super::slab_map::SlabMap;
+use super::transit::{InTransit, Transit};
 use crate::lock::Waiter;
+use crate::sync::mutated;
 
 /// The parts of the heap that depots and slabs use, and the CPU that this runs on. That stays the same
 /// while this lives: interrupts are disabled.
 pub(super) struct Context<'a, P> {
     pub(super) map: &'a SlabMap,
     pub(super) frames: &'a Frames<P>,
+    pub(super) transit: &'a Transit,
     pub(super) cpu: Option<usize>,
+    /// Whether the whole operation is announced already ([`Transit::seek`]).
+    pub(super) is_announced: bool,
+}
+
+impl<P> Context<'_, P> {
+    /// Says that this CPU has memory in transit, until the result is dropped.
+    pub(super) fn announce(&self) -> Option<InTransit<'_>> {
+        let is_announced = self.is_announced || mutated("operations are not announced");
+        (!is_announced).then(|| self.transit.begin())
+    }
 }
 
 impl<P: FramePlatform> Waiter for Context<'_, P> {

@@ -134,6 +134,8 @@ impl Depot {
     /// Gets the depot its memory.
     fn furnish<P: FramePlatform>(&self, context: &Context<'_, P>, class: Class) -> bool {
         let count = frames_of(class);
+        // Another CPU may be faster: then this gives the frames back.
+        let _transit = context.announce();
         let Some(memory) = context.frames.allocate(count, 1, Use::Own) else {
             return false;
         };

@@ -4,7 +4,7 @@ use core::alloc::{GlobalAlloc, Layout};
 use core::mem::MaybeUninit;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use core::{fmt, hint, slice};
+use core::{fmt, slice};
 
 use super::cache::{Block, Entry, Owner};
 use super::class::{CLASSES, Class, FRAME, MOST_DEPTH};
@@ -17,6 +17,7 @@ use super::restart;
 use super::slab::Wrong;
 use super::slab_map::{SlabMap, Spares};
 use super::slabs::Slabs;
+use super::transit::Transit;
 use super::{ClassStatistics, FastPath, FramePlatform, Totals, Traffic};
 
 /// A heap that scales with the number of CPUs: `#[global_allocator]` material.
@@ -47,6 +48,10 @@ use super::{ClassStatistics, FastPath, FramePlatform, Totals, Traffic};
 /// It does so only if that can help: not for more than the machine [has](FramePlatform::capacity),
 /// and not again as long as nothing has been freed or brought back since it last did not help.
 ///
+/// Contention is not "out of memory": what another CPU has in transit, be it for an attempt that fails or
+/// on its way back, is waited for, and CPUs that would keep the last frames from each other try one after
+/// the other. For how long they wait, [`FramePlatform::wait_for_memory`] says.
+///
 /// A `realloc` that makes a block smaller needs no memory: where none is left, the block stays where
 /// it is, and is then a larger one than its size asks for. Only a block larger than
 /// [`LARGEST`](super::LARGEST) can be refused: where no slab is near and it shrinks below, if what it gives
@@ -66,6 +71,7 @@ pub struct MagazineHeap<P> {
     depots: [Depot; CLASSES],
     slabs: [Slabs; CLASSES],
     map: SlabMap,
+    transit: Transit,
     shared: Shared,
 }
 
@@ -84,27 +90,18 @@ struct Shared {
     large_blocks: AtomicUsize,
     refusals: AtomicU64,
     reentries: AtomicU64,
-    /// Drains and trims that are under way, and that there have been.
-    relieving: AtomicUsize,
-    relieved: AtomicUsize,
     deferred: DeferredList,
 }
 
-/// How often an allocation that finds nothing tries again, while memory comes back.
-const SEARCHES: usize = 16;
-
-/// How often it looks whether memory is still on its way: for longer than a drain takes, unless the
-/// CPU that drains is interrupted.
-const LOOKS: usize = 1 << 20;
-
-/// A drain or a trim.
-struct Relief<'a>(&'a Shared);
-
-impl Drop for Relief<'_> {
-    fn drop(&mut self) {
-        self.0.relieved.fetch_add(1, Ordering::SeqCst);
-        self.0.relieving.fetch_sub(1, Ordering::SeqCst);
-    }
+/// What an attempt may do, and how it is announced to other CPUs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Attempt {
+    /// It may fill the cache.
+    First,
+    /// It may not: once memory is short, it is for blocks.
+    Again,
+    /// The same, in [`Transit::seek`].
+    Last,
 }
 
 /// Why there is no block.
@@ -164,6 +161,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
             depots: [const { Depot::new() }; CLASSES],
             slabs: [const { Slabs::new() }; CLASSES],
             map: SlabMap::new(),
+            transit: Transit::new(),
             shared: Shared {
                 allocated: AtomicU64::new(0),
                 freed: AtomicU64::new(0),
@@ -173,8 +171,6 @@ impl<P: FramePlatform> MagazineHeap<P> {
                 large_blocks: AtomicUsize::new(0),
                 refusals: AtomicU64::new(0),
                 reentries: AtomicU64::new(0),
-                relieving: AtomicUsize::new(0),
-                relieved: AtomicUsize::new(0),
                 deferred: DeferredList::new(),
             },
         }
@@ -240,7 +236,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
                 }
             }
             self.step(|context| {
-                let _relief = self.relieve();
+                let _transit = self.transit.begin();
                 self.depots[class].release(context, class);
                 self.slabs[class].trim(context);
                 ((), Ok(()))
@@ -265,7 +261,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
 
     /// Takes a magazine's worth of blocks from a depot to the slabs. Says whether there may be more.
     fn trim_depot(&self, context: &Context<'_, P>, class: Class) -> (bool, Result<(), Misuse>) {
-        let _relief = self.relieve();
+        let _transit = self.transit.begin();
         let mut room = [MaybeUninit::uninit(); MOST_DEPTH];
         let count = self.depots[class].take(context, &mut room);
         // SAFETY: `take` has written `count` blocks.
@@ -337,7 +333,9 @@ impl<P: FramePlatform> MagazineHeap<P> {
         Context {
             map: &self.map,
             frames: &self.frames,
+            transit: &self.transit,
             cpu: self.platform().cpu(),
+            is_announced: false,
         }
     }
 
@@ -361,7 +359,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
         loop {
             let block = self
                 .pop(class, size)
-                .or_else(|| self.until_short(|is_first| self.attempt(class, size, is_first)))?;
+                .or_else(|| self.until_short(|kind| self.attempt(class, size, kind)))?;
             // All blocks are aligned to a unit. For more, not to a fast path's account, there is one
             // exception: a block of a larger class that shrank where it was.
             if block.addr().get().is_multiple_of(layout.align()) {
@@ -420,8 +418,8 @@ impl<P: FramePlatform> MagazineHeap<P> {
     }
 
     /// Tries, and tries again after each thing that can be done about a shortage.
-    fn until_short(&self, attempt: impl Fn(bool) -> Result<Block, Refused>) -> Option<Block> {
-        match attempt(true) {
+    fn until_short(&self, attempt: impl Fn(Attempt) -> Result<Block, Refused>) -> Option<Block> {
+        match attempt(Attempt::First) {
             Ok(block) => return Some(block),
             Err(Refused::Nested) => return None,
             Err(Refused::Short) => {}
@@ -430,11 +428,11 @@ impl<P: FramePlatform> MagazineHeap<P> {
         let is_barren = self.shared.barren.load(Ordering::Relaxed) == self.gains()
             && self.platform().reclaimable() == 0;
         if is_barren {
-            return self.seek(|| attempt(false).ok());
+            return self.seek(|| attempt(Attempt::Last).ok());
         }
         self.drain();
         self.trim();
-        if let Ok(block) = attempt(false) {
+        if let Ok(block) = attempt(Attempt::Again) {
             return Some(block);
         }
         // After what was here came back, which is a gain, and before all that follows: of what comes
@@ -443,7 +441,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
         self.platform().drain_others();
         self.drain();
         self.trim();
-        let found = self.seek(|| attempt(false).ok());
+        let found = self.seek(|| attempt(Attempt::Last).ok());
         if found.is_none() {
             // Relaxed, as above.
             self.shared.barren.store(gains, Ordering::Relaxed);
@@ -466,49 +464,25 @@ impl<P: FramePlatform> MagazineHeap<P> {
         gains
     }
 
-    /// Tries for the last time, and once more whenever memory has come back since or is on its way, in
-    /// the hands of a CPU that drains or trims: memory that is between two places must not count as
-    /// out. Within bounds: others may do so for ever.
+    /// Tries for the last time, and again as long as memory is in transit on other CPUs: contention must
+    /// not count as out. Within bounds: others may do so for ever.
     fn seek(&self, attempt: impl Fn() -> Option<Block>) -> Option<Block> {
-        let Shared {
-            relieving,
-            relieved,
-            ..
-        } = &self.shared;
-        let mut looks = LOOKS;
-        for _ in 0..SEARCHES {
-            let before = relieved.load(Ordering::SeqCst);
-            if let Some(block) = attempt() {
-                return Some(block);
-            }
-            // In this order: what has ended has said so before.
-            while relieving.load(Ordering::SeqCst) > 0 && relieved.load(Ordering::SeqCst) == before
-            {
-                looks -= 1;
-                if looks == 0 {
-                    return None;
-                }
-                hint::spin_loop();
-            }
-            if relieved.load(Ordering::SeqCst) == before {
-                return None;
-            }
-        }
-        None
+        let platform = self.platform();
+        // The other CPUs wait for the turn, which a task that is switched away would keep.
+        let _preemption = platform.disable_preemption();
+        let wait = |state: &mut u64| platform.wait_for_memory(state);
+        self.transit.seek(platform.cpu(), wait, attempt)
     }
 
-    /// Says that memory is on its way back, until the result is dropped.
-    fn relieve(&self) -> Relief<'_> {
-        self.shared.relieving.fetch_add(1, Ordering::SeqCst);
-        Relief(&self.shared)
-    }
-
-    /// Only the first attempt may fill the cache: once memory is short, it is for blocks.
-    fn attempt(&self, class: Class, size: usize, fills: bool) -> Result<Block, Refused> {
+    fn attempt(&self, class: Class, size: usize, kind: Attempt) -> Result<Block, Refused> {
+        let fills = kind == Attempt::First;
         let _preemption = self.platform().disable_preemption();
         let (block, freed) = {
             let _interrupts = self.platform().disable_interrupts();
-            let context = self.context();
+            let context = Context {
+                is_announced: kind == Attempt::Last,
+                ..self.context()
+            };
             match self.platform().cache().enter() {
                 Entry::Owner(mut owner) => {
                     let freed = self.catch_up(&context, &mut owner);
@@ -675,7 +649,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
     }
 
     fn drain_class(&self, owner: &mut Owner<'_>, class: Class) -> Result<(), Misuse> {
-        let _relief = self.relieve();
+        let _transit = self.transit.begin();
         let context = self.context();
         let mut freed = Ok(());
         let mut count = 0;
@@ -702,7 +676,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
         if self.shared.deferred.is_empty() {
             return (0, Ok(()));
         }
-        let _relief = self.relieve();
+        let _transit = self.transit.begin();
         let mut freed = Ok(());
         let batch = self.shared.deferred.take(context.cpu);
         let count = batch.len();
@@ -848,6 +822,8 @@ impl<P: FramePlatform> MagazineHeap<P> {
         let split = self.step(|context| {
             let frames = &self.frames;
             let tail = before - kept;
+            // Frames for a description that the tail is too small for may go back.
+            let _transit = context.announce();
             // The slab's description can lie in what the block gives back, wherever memory is.
             // SAFETY: the block's last frames, which nobody uses, and which are ours until below.
             let mut spares = unsafe { Spares::lent(frames, block.add(kept * FRAME), tail) };
@@ -971,8 +947,8 @@ unsafe impl<P: FramePlatform> GlobalAlloc for MagazineHeap<P> {
         let mut moved = ptr::null_mut();
         if is_less && let Some(class) = after {
             // Not at the cost of what others cache: the block may stay where it is.
-            let found =
-                (self.pop(class, new_size)).or_else(|| self.attempt(class, new_size, true).ok());
+            let found = (self.pop(class, new_size))
+                .or_else(|| self.attempt(class, new_size, Attempt::First).ok());
             match found {
                 Some(found) if found.addr().get().is_multiple_of(new.align()) => {
                     moved = found.as_ptr();

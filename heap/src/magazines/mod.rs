@@ -17,6 +17,7 @@ mod slab;
 mod slab_map;
 mod slabs;
 mod statistics;
+mod transit;
 
 pub use cache::{CpuCache, MagazineStatistics, NO_CACHE};
 pub use class::{CLASSES, Class, FRAME, LARGEST, MOST_CACHED};

@@ -12,6 +12,7 @@
 
 use core::mem::MaybeUninit;
 use core::ptr::{self, NonNull};
+use core::sync::atomic::Ordering;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::{Arc, Mutex};
 use std::vec::Vec;
@@ -24,14 +25,16 @@ use super::context::Context;
 use super::deferred::{BATCH, DeferredList, Kind};
 use super::depot::Depot;
 use super::frames::{Frames, Use};
-use super::slab_map::{REGION_FRAMES, REGIONS, SlabMap, Spares};
+use super::slab_map::{REGION_FRAMES, REGIONS, SlabMap, Spares, TABLES};
 use super::slabs::Slabs;
+use super::transit::Transit;
 use super::{CpuCache, FRAME, FramePlatform, NO_CACHE};
 use crate::lock::Lock;
 use crate::modelled::{assert_found, model};
+use crate::sync::{AtomicUsize, spin_loop};
 
 /// Which model finds which mistake, made where [`mutated`](crate::sync::mutated) says so.
-const MISTAKES: [(&str, &str); 14] = [
+const MISTAKES: [(&str, &str); 17] = [
     ("the lock does not acquire", "lock_against_lock"),
     ("the lock does not release", "lock_against_lock"),
     ("the lock does not release", "drain_against_free"),
@@ -61,6 +64,12 @@ const MISTAKES: [(&str, &str); 14] = [
         "deferred_frees_against_one_another",
     ),
     ("the lock does not acquire", "insert_against_insert"),
+    ("operations are not announced", "slab_against_slab"),
+    (
+        "the end of an operation is not published",
+        "last_frames_against_failing_attempt",
+    ),
+    ("everybody has the turn", "last_frames_against_last_frames"),
 ];
 
 /// Frames that are memory, and all that they are in, but for the CPUs' caches.
@@ -69,6 +78,7 @@ struct Machine {
     depot: Depot,
     slabs: Slabs,
     map: SlabMap,
+    transit: Transit,
 }
 
 /// As much as the map has room for.
@@ -95,6 +105,11 @@ impl Ram {
             start: NonNull::new(start).unwrap(),
             free: Mutex::new([true; FRAMES]),
         }
+    }
+
+    /// Has some of the frames used by somebody else.
+    fn take_all_but(&self, left: usize) {
+        self.free.lock().unwrap()[left..].fill(false);
     }
 }
 
@@ -154,6 +169,7 @@ impl Machine {
             depot: Depot::new(),
             slabs: Slabs::new(),
             map: SlabMap::new(),
+            transit: Transit::new(),
         })
     }
 
@@ -161,7 +177,9 @@ impl Machine {
         Context {
             map: &self.map,
             frames: &self.frames,
+            transit: &self.transit,
             cpu: Some(cpu),
+            is_announced: false,
         }
     }
 
@@ -510,6 +528,114 @@ fn deferred_frees_against_one_another() {
             assert_eq!(numbers, [1, 2, 3], "a block was lost or doubled");
             // SAFETY: leaked above, and in no list any more.
             drop(unsafe { std::boxed::Box::from_raw(start.cast::<Memory>().as_ptr()) });
+        },
+    );
+}
+
+fn wait(_state: &mut u64) -> bool {
+    spin_loop();
+    true
+}
+
+#[test]
+fn slab_against_slab() {
+    /// For one slab and its tables.
+    const LEFT: usize = 1 + TABLES;
+
+    model("slabs: the last one against the last one", Some(3), || {
+        let machine = Machine::new();
+        machine.frames.platform().take_all_but(LEFT);
+        let allocate = |machine: &Machine, cpu| {
+            let attempt = |is_announced| {
+                let context = Context {
+                    is_announced,
+                    ..machine.context(cpu)
+                };
+                let blocks = filled(1, |room| machine.slabs.allocate(&context, class(), room));
+                blocks.first().copied()
+            };
+            let block =
+                attempt(false).or_else(|| machine.transit.seek(Some(cpu), wait, || attempt(true)));
+            Blocks(std::vec![block.unwrap()])
+        };
+        let other = on_other_cpu(&machine, move |machine| allocate(machine, 1));
+        let mut blocks = allocate(&machine, 0).0;
+        blocks.extend(other.join().unwrap().0);
+        machine.assert_settled(blocks);
+    });
+}
+
+/// Two frames, of which a CPU takes one after the other, and gives them back unless it gets both.
+struct LastFrames([AtomicUsize; 2]);
+
+impl LastFrames {
+    fn new() -> Self {
+        Self([(); 2].map(|()| AtomicUsize::new(1)))
+    }
+
+    /// Takes a frame. Relaxed, as the platform need not order anything.
+    fn take(&self) -> Option<&AtomicUsize> {
+        let take = |frame: &AtomicUsize| {
+            let (free, taken) = (1, 0);
+            frame.load(Ordering::Relaxed) == free
+                && (frame.compare_exchange(free, taken, Ordering::Relaxed, Ordering::Relaxed))
+                    .is_ok()
+        };
+        self.0.iter().find(|frame| take(frame))
+    }
+
+    fn take_both(&self) -> Option<()> {
+        let first = self.take()?;
+        let second = self.take();
+        if second.is_none() {
+            first.store(1, Ordering::Relaxed);
+        }
+        second.map(|_| ())
+    }
+}
+
+#[test]
+fn last_frames_against_last_frames() {
+    model(
+        "transit: the last frames against the last frames",
+        None,
+        || {
+            let shared = Arc::new((Transit::new(), LastFrames::new()));
+            let seek = |(transit, frames): &(Transit, LastFrames), cpu| {
+                transit.seek(Some(cpu), wait, || frames.take_both())
+            };
+            let others = shared.clone();
+            let other = thread::spawn(move || seek(&others, 1));
+            let own = seek(&shared, 0);
+            let found = [own, other.join().unwrap()];
+            assert_eq!(
+                found.iter().flatten().count(),
+                1,
+                "refused because of each other"
+            );
+        },
+    );
+}
+
+#[test]
+fn last_frames_against_failing_attempt() {
+    model(
+        "transit: the last frames against a failing attempt",
+        None,
+        || {
+            let shared = Arc::new((Transit::new(), LastFrames::new()));
+            let others = shared.clone();
+            let other = thread::spawn(move || {
+                let (transit, frames) = &*others;
+                let _transit = transit.begin();
+                if let Some(frame) = frames.take() {
+                    frame.store(1, Ordering::Relaxed);
+                }
+            });
+            let (transit, frames) = &*shared;
+            let found = transit.seek(Some(0), wait, || frames.take_both());
+            assert!(found.is_some(), "refused because of what was given back");
+            other.join().unwrap();
         },
     );
 }

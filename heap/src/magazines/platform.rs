@@ -1,9 +1,14 @@
 //! What the magazine heap asks of the kernel around it.
 
+use core::hint;
 use core::ptr::NonNull;
 
 use super::CpuCache;
 use crate::lock;
+
+/// How often a CPU looks for memory that is in transit, where nobody knows the time: for longer than a
+/// drain takes, unless the CPU that drains is interrupted.
+const MAX_LOOKS: u64 = 1 << 20;
 
 /// What a fast path does about interrupts whose handlers use the heap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,6 +135,19 @@ pub unsafe trait FramePlatform: Sync {
     /// nothing has been freed, the heap doesn't ask again for what did not help the last time.
     fn reclaimable(&self) -> usize {
         0
+    }
+
+    /// Waits a moment while another CPU has memory in transit, of which it may give something back, or tries
+    /// for the last of it. Called again and again when memory has run out, with preemption disabled, no
+    /// lock held, and interrupts as the caller of the heap has them. It must not use the heap.
+    ///
+    /// `state` is 0 when the wait begins, and then what the last call left there. `false`: the wait has
+    /// lasted longer than any such operation takes, as if a CPU had stopped in it, and the heap goes on
+    /// without. Unless overridden, that is after 2²⁰ looks.
+    fn wait_for_memory(&self, state: &mut u64) -> bool {
+        *state += 1;
+        hint::spin_loop();
+        *state < MAX_LOOKS
     }
 
     /// Waits a moment for a lock of the heap's that the CPU `holder` holds; `None`: a CPU that has no

@@ -1,37 +1,92 @@
-//! Memory that a CPU has in its hands, between two places, is not out: another one that is short waits.
+//! Memory that a CPU has in transit, between two places, is not out: another one that is short waits.
 
 use core::alloc::{GlobalAlloc, Layout};
+use core::hint;
 use core::ptr::NonNull;
-use std::cell::Cell;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::cell::{Cell, RefCell};
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::thread;
 
 use muster_heap::hosted::HostedFrames;
 use muster_heap::{CpuCache, FRAME, FramePlatform, MagazineHeap};
 
 use crate::layout;
+use crate::shadow::Random;
 
 type Heap = MagazineHeap<Pausing>;
 
-/// A machine on which a CPU can be held up where it gives frames back.
+/// A machine of two CPUs, on which one can be held up until the other can do nothing but wait.
 struct Pausing {
     machine: HostedFrames,
-    is_paused: AtomicBool,
-    /// Requests for frames that were answered.
-    answered: AtomicUsize,
-    /// How many there must be before the CPU goes on.
-    awaited: AtomicUsize,
+    /// What each CPU does.
+    doing: [AtomicU8; 2],
+    /// How often each CPU was held up in lockstep.
+    steps: [AtomicUsize; 2],
 }
+
+/// It is at work, in the heap or before.
+const WORKS: u8 = 0;
+/// It is held up.
+const PAUSED: u8 = 1;
+/// It waits for memory.
+const WAITS: u8 = 2;
+/// It is done with all that the test has it do.
+const DONE: u8 = 3;
 
 /// A block, and the layout that it is freed with.
 type Freed = (NonNull<u8>, Layout);
 
+/// Where a CPU is held up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pause {
+    Never,
+    /// The next time it gives frames back.
+    Free,
+    /// Whenever it asks for frames while it has these many.
+    Ask {
+        held: usize,
+    },
+    /// Whenever it asks for frames while it has some, or gives some back: as often as the other one.
+    Lockstep,
+}
+
 thread_local! {
-    /// Whether this CPU is held up the next time.
-    static PAUSES: Cell<bool> = const { Cell::new(false) };
+    static CPU: Cell<usize> = const { Cell::new(0) };
+    static PAUSE: Cell<Pause> = const { Cell::new(Pause::Never) };
+    /// Frames that this CPU has taken, less those that it has given back.
+    static HELD: Cell<usize> = const { Cell::new(0) };
     /// Large blocks that are freed from within the heap the next time it asks for frames.
     static FREED: Cell<Option<[Freed; 2]>> = const { Cell::new(None) };
     static HEAP: Cell<Option<&'static Heap>> = const { Cell::new(None) };
+}
+
+impl Pausing {
+    fn does(&self, what: u8) {
+        self.doing[CPU.get()].store(what, Ordering::SeqCst);
+    }
+
+    fn other(&self) -> u8 {
+        self.doing[1 - CPU.get()].load(Ordering::SeqCst)
+    }
+
+    /// Holds this CPU up until the other one is held up, too, or can't go on without it.
+    fn pause(&self) {
+        self.does(PAUSED);
+        while self.other() == WORKS {
+            thread::yield_now();
+        }
+        self.does(WORKS);
+    }
+
+    /// Holds this CPU up until the other one has been as often, or can't go on without it.
+    fn step(&self) {
+        let step = self.steps[CPU.get()].fetch_add(1, Ordering::SeqCst) + 1;
+        let other = &self.steps[1 - CPU.get()];
+        while other.load(Ordering::SeqCst) < step && self.other() == WORKS {
+            thread::yield_now();
+        }
+    }
 }
 
 // SAFETY: everything is `HostedFrames`'.
@@ -49,96 +104,107 @@ unsafe impl FramePlatform for Pausing {
         if let (Some(blocks), Some(heap)) = (FREED.take(), HEAP.get()) {
             (blocks.into_iter()).for_each(|(block, layout)| free(heap, block, layout));
         }
+        match PAUSE.get() {
+            Pause::Ask { held } if held == HELD.get() => self.pause(),
+            Pause::Lockstep if HELD.get() > 0 => self.step(),
+            _ => {}
+        }
         let start = self.machine.allocate_frames(count, align);
-        self.answered.fetch_add(1, Ordering::SeqCst);
+        if start.is_some() {
+            HELD.set(HELD.get() + count);
+        }
         start
     }
 
     unsafe fn free_frames(&self, start: NonNull<u8>, count: usize) {
-        if PAUSES.replace(false) {
-            self.is_paused.store(true, Ordering::SeqCst);
-            while self.answered.load(Ordering::SeqCst) < self.awaited.load(Ordering::SeqCst) {
-                thread::yield_now();
+        match PAUSE.get() {
+            Pause::Free => {
+                PAUSE.set(Pause::Never);
+                self.pause();
             }
+            Pause::Lockstep => self.step(),
+            _ => {}
         }
+        HELD.set(HELD.get() - count);
         // SAFETY: the caller's promise.
         unsafe { self.machine.free_frames(start, count) };
     }
+
+    /// Without a bound: the other CPU may not have a core for long.
+    fn wait_for_memory(&self, _state: &mut u64) -> bool {
+        self.does(WAITS);
+        thread::yield_now();
+        self.does(WORKS);
+        true
+    }
 }
 
-fn heap() -> &'static Heap {
+fn heap(frames: usize) -> &'static Heap {
     Box::leak(Box::new(MagazineHeap::new(Pausing {
-        machine: HostedFrames::new(64),
-        is_paused: AtomicBool::new(false),
-        answered: AtomicUsize::new(0),
-        awaited: AtomicUsize::new(usize::MAX),
+        machine: HostedFrames::new(frames),
+        doing: [const { AtomicU8::new(WORKS) }; 2],
+        steps: [const { AtomicUsize::new(0) }; 2],
     })))
 }
 
-fn alloc(heap: &Heap, layout: Layout) -> Option<NonNull<u8>> {
+fn alloc<P: FramePlatform>(heap: &MagazineHeap<P>, layout: Layout) -> Option<NonNull<u8>> {
     // SAFETY: no test asks for zero bytes.
     NonNull::new(unsafe { heap.alloc(layout) })
 }
 
-fn free(heap: &Heap, block: NonNull<u8>, layout: Layout) {
+fn free<P: FramePlatform>(heap: &MagazineHeap<P>, block: NonNull<u8>, layout: Layout) {
     // SAFETY: tests free what they allocated, once, with the same layout.
     unsafe { heap.dealloc(block.as_ptr(), layout) };
 }
 
-/// All frames that there are.
-fn all(heap: &Heap) -> Layout {
-    layout(heap.platform().machine.frames_left() * FRAME, 8)
-}
-
-/// How often a request for all frames asks for them before it is refused.
-fn requests() -> usize {
-    let heap = heap();
-    let all = all(heap);
-    let kept = alloc(heap, layout(3 * FRAME, 8)).unwrap();
-    let before = heap.platform().answered.load(Ordering::SeqCst);
-    assert_eq!(alloc(heap, all), None);
-    free(heap, kept, layout(3 * FRAME, 8));
-    heap.platform().answered.load(Ordering::SeqCst) - before
-}
-
-fn is_found(scene: fn(&'static Heap)) -> bool {
-    let heap = heap();
+/// Runs two CPUs, the second one from when the first is held up, and returns what that gets.
+fn second_gets(
+    heap: &'static Heap,
+    first: fn(&'static Heap),
+    second: Layout,
+) -> Option<NonNull<u8>> {
     let machine = heap.platform();
-    let all = all(heap);
-    let requests = requests();
     thread::scope(|scope| {
-        scope.spawn(move || scene(heap));
-        while !machine.is_paused.load(Ordering::SeqCst) {
+        scope.spawn(move || {
+            CPU.set(0);
+            first(heap);
+            machine.does(DONE);
+        });
+        CPU.set(1);
+        while machine.other() != PAUSED {
             thread::yield_now();
         }
-        // The other CPU goes on when this one has tried all it can by itself.
-        let awaited = machine.answered.load(Ordering::SeqCst) + requests;
-        machine.awaited.store(awaited, Ordering::SeqCst);
-        alloc(heap, all).is_some()
+        let block = alloc(heap, second);
+        machine.does(DONE);
+        block
     })
 }
 
-/// A wait has a bound, and the other CPU may not have a core in time.
-fn assert_found(scene: fn(&'static Heap)) {
-    assert!((0..200).any(|_| is_found(scene)));
+/// Says whether a request for all frames of a machine is met, while the other CPU has some of them in
+/// transit.
+#[track_caller]
+fn assert_all_found(frames: usize, first: fn(&'static Heap)) {
+    let heap = heap(frames);
+    let all = layout(heap.platform().machine.frames_left() * FRAME, 8);
+    assert!(second_gets(heap, first, all).is_some());
 }
 
 #[test]
 fn a_slab_that_another_cpu_trims_is_not_out() {
-    assert_found(|heap| {
+    assert_all_found(64, |heap| {
         let layout = layout(8192, 8);
         let block = alloc(heap, layout).unwrap();
         free(heap, block, layout);
         assert!(heap.drain());
         assert!(heap.totals().slab_frames > 0, "an empty slab is kept");
-        PAUSES.set(true);
+        PAUSE.set(Pause::Free);
         heap.trim();
     });
 }
 
 #[test]
 fn frees_that_had_to_wait_and_that_another_cpu_does_are_not_out() {
-    assert_found(|heap| {
+    assert_all_found(64, |heap| {
         let layouts = [layout(20 * FRAME, 8), layout(3 * FRAME, 8)];
         let blocks = layouts.map(|layout| (alloc(heap, layout).unwrap(), layout));
         HEAP.set(Some(heap));
@@ -146,7 +212,166 @@ fn frees_that_had_to_wait_and_that_another_cpu_does_are_not_out() {
         let other = alloc(heap, layouts[1]).unwrap();
         free(heap, other, layouts[1]);
         assert_eq!(heap.totals().large_frames, 23, "they wait");
-        PAUSES.set(true);
+        PAUSE.set(Pause::Free);
         assert!(heap.drain());
     });
+}
+
+/// Of which three are left: a slab takes one, and its description does not fit in the others.
+const TOO_FEW: usize = 4;
+/// One more, which is enough for one slab.
+const FOR_ONE: usize = 5;
+
+#[test]
+fn frames_of_an_attempt_that_fails_are_not_out() {
+    assert_all_found(TOO_FEW, |heap| {
+        PAUSE.set(Pause::Free);
+        assert_eq!(alloc(heap, layout(64, 8)), None);
+    });
+}
+
+#[test]
+fn a_slab_that_another_cpu_makes_of_the_last_frames_is_not_out() {
+    for held in 1..4 {
+        let heap = heap(FOR_ONE);
+        assert_eq!(heap.platform().machine.frames_left(), 4);
+        let first = match held {
+            1 => |heap| pauses_with(heap, 1),
+            2 => |heap| pauses_with(heap, 2),
+            _ => |heap| pauses_with(heap, 3),
+        };
+        assert!(second_gets(heap, first, layout(64, 8)).is_some(), "{held}");
+    }
+
+    fn pauses_with(heap: &'static Heap, held: usize) {
+        PAUSE.set(Pause::Ask { held });
+        assert!(alloc(heap, layout(64, 8)).is_some());
+    }
+}
+
+/// As often as a CPU has taken some of the last frames, so has the other one. One of them must get all.
+#[test]
+fn two_cpus_do_not_keep_the_last_frames_from_each_other() {
+    let heap = heap(FOR_ONE);
+    let got = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        for (cpu, size) in [64, 512].into_iter().enumerate() {
+            let got = &got;
+            scope.spawn(move || {
+                CPU.set(cpu);
+                PAUSE.set(Pause::Lockstep);
+                if alloc(heap, layout(size, 8)).is_some() {
+                    got.fetch_add(1, Ordering::SeqCst);
+                }
+                heap.platform().does(DONE);
+            });
+        }
+    });
+    assert_eq!(got.into_inner(), 1);
+    assert_eq!(heap.totals().frames(), 4);
+}
+
+/// The same, as it happens.
+#[test]
+fn of_cpus_that_want_the_last_frames_at_once_one_gets_them() {
+    const ROUNDS: usize = 5000;
+
+    let heap = MagazineHeap::new(Yielding(HostedFrames::new(FOR_ONE)));
+    let [start, end] = [(); 2].map(|()| Barrier::new(2));
+    let got = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        for (cpu, size) in [64, 512].into_iter().enumerate() {
+            let (heap, start, end, got) = (&heap, &start, &end, &got);
+            scope.spawn(move || {
+                CPU.set(cpu);
+                let layout = layout(size, 8);
+                for _ in 0..ROUNDS {
+                    start.wait();
+                    let block = alloc(heap, layout);
+                    got.fetch_add(usize::from(block.is_some()), Ordering::SeqCst);
+                    end.wait();
+                    if let Some(block) = block {
+                        free(heap, block, layout);
+                        assert!(heap.drain());
+                        heap.trim();
+                    }
+                }
+            });
+        }
+    });
+    assert_eq!(got.into_inner(), ROUNDS);
+    assert_eq!(heap.totals().frames(), 0);
+}
+
+/// One CPU wants all frames, and another one more than there are: it takes some, again and again.
+#[test]
+fn frames_of_attempts_that_fail_again_and_again_are_not_out() {
+    const ROUNDS: usize = 5000;
+
+    let heap = MagazineHeap::new(Yielding(HostedFrames::new(TOO_FEW)));
+    let all = layout((TOO_FEW - 1) * FRAME, 8);
+    let is_over = AtomicBool::new(false);
+    let refused = thread::scope(|scope| {
+        scope.spawn(|| {
+            CPU.set(1);
+            while !is_over.load(Ordering::SeqCst) {
+                assert_eq!(alloc(&heap, layout(64, 8)), None);
+            }
+        });
+        let refused = (0..ROUNDS)
+            .filter(|_| match alloc(&heap, all) {
+                Some(block) => {
+                    free(&heap, block, all);
+                    false
+                }
+                None => true,
+            })
+            .count();
+        is_over.store(true, Ordering::SeqCst);
+        refused
+    });
+    assert_eq!(refused, 0);
+}
+
+/// A machine whose CPUs are slow with their frames, each time for another while, and share the cores of a
+/// busy host.
+struct Yielding(HostedFrames);
+
+thread_local! {
+    static RANDOM: RefCell<Random> = RefCell::new(Random::new(CPU.get() as u64));
+}
+
+impl Yielding {
+    fn linger() {
+        let turns = RANDOM.with_borrow_mut(|random| random.below(1000));
+        (0..turns).for_each(|_| hint::spin_loop());
+    }
+}
+
+// SAFETY: everything is `HostedFrames`'.
+unsafe impl FramePlatform for Yielding {
+    type NoPreempt = ();
+    type InterruptGuard = ();
+
+    fn disable_preemption(&self) {}
+
+    fn disable_interrupts(&self) {}
+
+    hosted_cpus!(0);
+
+    fn allocate_frames(&self, count: usize, align: usize) -> Option<NonNull<u8>> {
+        Self::linger();
+        self.0.allocate_frames(count, align)
+    }
+
+    unsafe fn free_frames(&self, start: NonNull<u8>, count: usize) {
+        Self::linger();
+        // SAFETY: the caller's promise.
+        unsafe { self.0.free_frames(start, count) };
+    }
+
+    fn wait_for_memory(&self, _state: &mut u64) -> bool {
+        thread::yield_now();
+        true
+    }
 }

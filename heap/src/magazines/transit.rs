@@ -1,0 +1,262 @@
+//! Memory in transit: taken from one place and not yet in the next, so that nobody finds it.
+
+use core::mem::ManuallyDrop;
+use core::sync::atomic::Ordering;
+
+use crate::lock::{FREE, tag};
+use crate::sync::{AtomicU64, AtomicUsize, const_unless_modelled, fence, mutated};
+
+/// How often a CPU that has the turn tries. Each try but the last met an operation of another CPU,
+/// which waits for the turn if it finds nothing either: so this many in a row means that the others get
+/// memory.
+const MAX_TRIES: usize = if cfg!(loom) { 2 } else { 64 };
+
+/// One operation that is under way, in the lower half of the word.
+const UNDER_WAY: u64 = 1;
+/// One that has ended, in the upper half. The number wraps.
+const ENDED: u64 = 1 << 32;
+
+/// Says whether other CPUs have memory in transit, and whose turn it is to try for the last of it.
+///
+/// A CPU may be refused because of what others hold for an instant: frames of an attempt that fails,
+/// or blocks on their way to a slab. Two may be refused because of each other, again and again. So an
+/// allocation that found nothing tries for the last time in [`seek`](Self::seek), one CPU after
+/// the other, until no other CPU had anything in transit during a whole try.
+///
+/// The turn is no lock: it protects no data, and a CPU that has waited long enough takes it. A CPU that
+/// has stopped for good costs the others time, and what it holds.
+#[repr(align(128))]
+pub(super) struct Transit {
+    /// Operations under way, and those that have ended.
+    operations: AtomicU64,
+    /// The CPU that has the turn, as in a lock's word.
+    turn: AtomicUsize,
+}
+
+impl Transit {
+    const_unless_modelled! {
+        pub(super) const fn new() -> Self {
+            Self {
+                operations: AtomicU64::new(0),
+                turn: AtomicUsize::new(FREE),
+            }
+        }
+    }
+
+    /// Says that this CPU has memory in transit from now on, until the result is dropped.
+    pub(super) fn begin(&self) -> InTransit<'_> {
+        // Relaxed: the fence orders it before whatever is taken.
+        let before = self.operations.fetch_add(UNDER_WAY, Ordering::Relaxed);
+        // With the one in `seek`: a CPU that is refused because of what is taken from here on finds
+        // this operation in the word. The platform need not order that for us.
+        fence(Ordering::SeqCst);
+        InTransit {
+            transit: self,
+            before,
+        }
+    }
+
+    fn finish(&self) -> u64 {
+        let change = ENDED - UNDER_WAY;
+        // Release: what this operation took is where it belongs, for whoever sees that it has ended.
+        // Acquire: `seek` goes by the word.
+        let order = if mutated("the end of an operation is not published") {
+            Ordering::Relaxed
+        } else {
+            Ordering::AcqRel
+        };
+        let before = self.operations.fetch_add(change, order);
+        before.wrapping_add(change)
+    }
+
+    /// Tries, when it is this CPU's turn, until no other CPU has anything in transit during a try.
+    ///
+    /// The caller has preemption disabled and holds no lock. `wait` waits a moment, or returns `false`
+    /// if that has lasted too long. What `attempt` announces by itself counts as another CPU's.
+    pub(super) fn seek<T>(
+        &self,
+        cpu: Option<usize>,
+        wait: impl Fn(&mut u64) -> bool,
+        attempt: impl Fn() -> Option<T>,
+    ) -> Option<T> {
+        let _turn = self.take_turn(cpu, &wait);
+        let mut state = 0;
+        for _ in 0..MAX_TRIES {
+            let this = self.begin();
+            if let Some(found) = attempt() {
+                return Some(found);
+            }
+            // See `begin`.
+            fence(Ordering::SeqCst);
+            let expected = this.ended_alone();
+            let now = this.end();
+            if now == expected {
+                return None;
+            }
+            // Acquire: what an operation that has ended brought is there for the next try.
+            while self.operations.load(Ordering::Acquire) / ENDED == expected / ENDED {
+                if !wait(&mut state) {
+                    return None;
+                }
+            }
+        }
+        None
+    }
+
+    /// Waits until no other CPU has the turn, or for too long, and takes it.
+    fn take_turn(&self, cpu: Option<usize>, wait: impl Fn(&mut u64) -> bool) -> Turn<'_> {
+        let own = tag(cpu);
+        let mut state = 0;
+        loop {
+            // Relaxed, all three: the turn decides only who waits. What a try finds is ordered by
+            // `operations`.
+            let holder = self.turn.load(Ordering::Relaxed);
+            let is_free = holder == FREE || mutated("everybody has the turn");
+            // The code that this one interrupted has it, and does nothing with it until this returns.
+            // CPUs without a number can't be told apart.
+            if holder == own && cpu.is_some() {
+                return Turn(None);
+            }
+            let takes = is_free || !wait(&mut state);
+            if takes
+                && (self.turn)
+                    .compare_exchange(holder, own, Ordering::Relaxed, Ordering::Relaxed)
+                    .is_ok()
+            {
+                return Turn(Some((&self.turn, own)));
+            }
+        }
+    }
+}
+
+/// An operation that has memory in transit, until dropped.
+#[must_use]
+pub(super) struct InTransit<'a> {
+    transit: &'a Transit,
+    /// The word before this operation.
+    before: u64,
+}
+
+impl InTransit<'_> {
+    /// Returns what [`end`](Self::end) returns if there is no other operation from the beginning of this
+    /// one to its end.
+    const fn ended_alone(&self) -> u64 {
+        // Without those that were under way: they have ended since, or still are.
+        (self.before / ENDED * ENDED).wrapping_add(ENDED)
+    }
+
+    /// Ends the operation, and returns the word after it.
+    fn end(self) -> u64 {
+        let this = ManuallyDrop::new(self);
+        this.transit.finish()
+    }
+}
+
+impl Drop for InTransit<'_> {
+    fn drop(&mut self) {
+        self.transit.finish();
+    }
+}
+
+/// The turn, if it is to be given up when this is dropped.
+struct Turn<'a>(Option<(&'a AtomicUsize, usize)>);
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        if let Some((turn, own)) = self.0 {
+            // Fails if another CPU has waited too long and taken it. Relaxed, as in `take_turn`.
+            let _ = turn.compare_exchange(own, FREE, Ordering::Relaxed, Ordering::Relaxed);
+        }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use core::cell::Cell;
+
+    use super::*;
+
+    const MAX_WAITS: u64 = 100;
+
+    fn wait(state: &mut u64) -> bool {
+        *state += 1;
+        assert!(*state <= MAX_WAITS);
+        *state < MAX_WAITS
+    }
+
+    fn never(_state: &mut u64) -> bool {
+        panic!("there is nothing to wait for")
+    }
+
+    #[test]
+    fn who_is_alone_tries_once() {
+        let transit = Transit::new();
+        let tries = Cell::new(0);
+        let found = transit.seek(Some(1), never, || -> Option<()> {
+            tries.set(tries.get() + 1);
+            None
+        });
+        assert_eq!((found, tries.get()), (None, 1));
+    }
+
+    #[test]
+    fn code_that_interrupts_the_cpu_that_has_the_turn_does_not_wait_for_it() {
+        for cpu in [0, 7].map(Some) {
+            let transit = Transit::new();
+            let turn = transit.take_turn(cpu, never);
+            assert_eq!(transit.seek(cpu, never, || Some(5)), Some(5));
+            // The interrupted code still has it.
+            let waits = Cell::new(0);
+            let count = |_: &mut u64| {
+                waits.set(waits.get() + 1);
+                false
+            };
+            drop(transit.take_turn(Some(3), count));
+            assert_eq!(waits.get(), 1);
+            // And no longer has, as another CPU has taken and given it up.
+            drop(turn);
+            drop(transit.take_turn(Some(3), never));
+        }
+    }
+
+    #[test]
+    fn a_cpu_that_has_stopped_with_the_turn_is_waited_for_once() {
+        for cpu in [Some(0), None] {
+            let transit = Transit::new();
+            core::mem::forget(transit.take_turn(cpu, never));
+            assert_eq!(transit.seek(Some(1), wait, || Some(5)), Some(5));
+            assert_eq!(transit.seek(Some(2), never, || Some(5)), Some(5));
+        }
+    }
+
+    #[test]
+    fn a_cpu_that_has_stopped_with_memory_in_transit_is_not_waited_for_for_ever() {
+        let transit = Transit::new();
+        core::mem::forget(transit.begin());
+        assert_eq!(transit.seek(Some(1), wait, || None::<()>), None);
+        assert_eq!(transit.seek(Some(1), never, || Some(5)), Some(5));
+    }
+
+    #[test]
+    fn an_operation_that_ended_during_a_try_is_reason_for_another_one() {
+        let transit = Transit::new();
+        // Also where the number of those that have ended wraps.
+        (transit.operations).store(u64::MAX / ENDED * ENDED, Ordering::Relaxed);
+        for _ in 0..3 {
+            let tries = Cell::new(0);
+            let found = transit.seek(Some(1), never, || {
+                tries.set(tries.get() + 1);
+                drop(transit.begin());
+                (tries.get() == 3).then_some(())
+            });
+            assert_eq!(found, Some(()));
+        }
+        let tries = Cell::new(0);
+        let found = transit.seek(Some(1), never, || {
+            tries.set(tries.get() + 1);
+            drop(transit.begin());
+            None::<()>
+        });
+        assert_eq!((found, tries.get()), (None, MAX_TRIES));
+    }
+}
