@@ -88,15 +88,27 @@ struct Shared {
     /// Blocks in the deferred list.
     waiting: AtomicUsize,
     large_blocks: AtomicUsize,
+    /// CPUs that are short of memory: as long as there are any, nobody takes more than it needs.
+    short: AtomicUsize,
     refusals: AtomicU64,
     reentries: AtomicU64,
     deferred: DeferredList,
 }
 
+/// A CPU is short of memory, until this is dropped.
+struct Shortage<'a>(&'a AtomicUsize);
+
+impl Drop for Shortage<'_> {
+    fn drop(&mut self) {
+        // Relaxed: see `is_short`.
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// What an attempt may do, and how it is announced to other CPUs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Attempt {
-    /// It may fill the cache.
+    /// It may fill the cache, unless another CPU is short.
     First,
     /// It may not: once memory is short, it is for blocks.
     Again,
@@ -169,6 +181,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
                 barren: AtomicU64::new(u64::MAX),
                 waiting: AtomicUsize::new(0),
                 large_blocks: AtomicUsize::new(0),
+                short: AtomicUsize::new(0),
                 refusals: AtomicU64::new(0),
                 reentries: AtomicU64::new(0),
                 deferred: DeferredList::new(),
@@ -424,6 +437,9 @@ impl<P: FramePlatform> MagazineHeap<P> {
             Err(Refused::Nested) => return None,
             Err(Refused::Short) => {}
         }
+        // Relaxed: see `is_short`.
+        self.shared.short.fetch_add(1, Ordering::Relaxed);
+        let _shortage = Shortage(&self.shared.short);
         // Relaxed: whoever does not see the last value asks once more, for nothing.
         let is_barren = self.shared.barren.load(Ordering::Relaxed) == self.gains()
             && self.platform().reclaimable() == 0;
@@ -447,6 +463,14 @@ impl<P: FramePlatform> MagazineHeap<P> {
             self.shared.barren.store(gains, Ordering::Relaxed);
         }
         found
+    }
+
+    /// Says whether a CPU is short of memory. What this one would take beside what it needs is out of the
+    /// other's reach, unless it is there when that asks for it.
+    fn is_short(&self) -> bool {
+        // Relaxed: the other CPU counts itself before it asks this one to drain, which this one does
+        // after a slow path that has not seen it, and before one that does.
+        self.shared.short.load(Ordering::Relaxed) > 0
     }
 
     /// Returns a number that grows whenever a block is freed, comes into a CPU's cache, or comes back from
@@ -475,7 +499,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
     }
 
     fn attempt(&self, class: Class, size: usize, kind: Attempt) -> Result<Block, Refused> {
-        let fills = kind == Attempt::First;
+        let fills = kind == Attempt::First && !self.is_short();
         let _preemption = self.platform().disable_preemption();
         let (block, freed) = {
             let _interrupts = self.platform().disable_interrupts();
@@ -603,7 +627,8 @@ impl<P: FramePlatform> MagazineHeap<P> {
         let mut magazine = owner.close(class);
         if !magazine.push(block, size) {
             magazine.flush(|blocks| {
-                if !self.depots[class].put(context, class, blocks) {
+                // A depot may need frames.
+                if self.is_short() || !self.depots[class].put(context, class, blocks) {
                     freed = freed.and(self.free_to_slabs(context, class, blocks));
                 }
             });

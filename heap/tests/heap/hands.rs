@@ -37,6 +37,9 @@ const DONE: u8 = 3;
 /// A block, and the layout that it is freed with.
 type Freed = (NonNull<u8>, Layout);
 
+/// Something to be done with a block.
+type Then = (fn(&'static Heap, Freed), Freed);
+
 /// Where a CPU is held up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Pause {
@@ -59,7 +62,15 @@ thread_local! {
     /// Large blocks that are freed from within the heap the next time it asks for frames.
     static FREED: Cell<Option<[Freed; 2]>> = const { Cell::new(None) };
     static HEAP: Cell<Option<&'static Heap>> = const { Cell::new(None) };
+    /// What the other CPU does, once, after it has drained for this one.
+    static THEN: Cell<Option<Then>> = const { Cell::new(None) };
 }
+
+/// On its way to another CPU.
+struct Sent(Freed);
+
+// SAFETY: a block is memory that whoever has it may use.
+unsafe impl Send for Sent {}
 
 impl Pausing {
     fn does(&self, what: u8) {
@@ -125,9 +136,24 @@ unsafe impl FramePlatform for Pausing {
             Pause::Lockstep => self.step(),
             _ => {}
         }
-        HELD.set(HELD.get() - count);
+        // Another CPU may have taken them.
+        HELD.set(HELD.get().saturating_sub(count));
         // SAFETY: the caller's promise.
         unsafe { self.machine.free_frames(start, count) };
+    }
+
+    fn drain_others(&self) {
+        let (Some(heap), Some((then, freed))) = (HEAP.get(), THEN.take()) else {
+            return;
+        };
+        let sent = Sent(freed);
+        thread::scope(|scope| {
+            scope.spawn(move || {
+                // The whole of it, not its parts.
+                let Sent(freed) = { sent };
+                then(heap, freed);
+            });
+        });
     }
 
     /// Without a bound: the other CPU may not have a core for long.
@@ -247,6 +273,21 @@ fn a_slab_that_another_cpu_makes_of_the_last_frames_is_not_out() {
         PAUSE.set(Pause::Ask { held });
         assert!(alloc(heap, layout(64, 8)).is_some());
     }
+}
+
+#[test]
+fn a_cpu_caches_nothing_while_another_one_is_short() {
+    let heap = heap(FOR_ONE);
+    let (half, all) = (layout(FRAME / 2, 8), layout(4 * FRAME, 8));
+    let block = alloc(heap, all).unwrap();
+    HEAP.set(Some(heap));
+    let then = |heap: &'static Heap, (block, all)| {
+        free(heap, block, all);
+        // One of two that there are then.
+        assert!(alloc(heap, layout(FRAME / 2, 8)).is_some());
+    };
+    THEN.set(Some((then, (block, all))));
+    assert!(alloc(heap, half).is_some());
 }
 
 /// As often as a CPU has taken some of the last frames, so has the other one. One of them must get all.
