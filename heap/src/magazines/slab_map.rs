@@ -191,7 +191,7 @@ impl SlabMap {
 
     /// Returns the region of a frame, if there ever was a slab in it.
     fn region(&self, number: usize) -> Option<&Region> {
-        let tag = number / REGION_FRAMES + 1;
+        let tag = region_tag(number);
         // Where few regions are used, which is nearly always, each is the first that is looked at.
         for step in 0..REGIONS {
             let region = &self.regions[(tag + step) % REGIONS];
@@ -206,18 +206,16 @@ impl SlabMap {
         None
     }
 
-    /// Returns the region of a frame, or makes an unused one the frame's. The caller has the lock.
-    fn claim_region(&self, number: usize) -> Option<&Region> {
-        if let Some(region) = self.region(number) {
-            return Some(region);
-        }
-        let tag = number / REGION_FRAMES + 1;
-        let region = (0..REGIONS)
-            .map(|step| &self.regions[(tag + step) % REGIONS])
-            .find(|region| region.tag.load(Ordering::Relaxed) == 0)?;
+    /// Returns the region of a frame, or an unused one that may become it: by its tag, once it is sure
+    /// that there will be a slab, as it never becomes unused again. The caller has the lock.
+    fn region_for(&self, number: usize) -> Option<&Region> {
+        let tag = region_tag(number);
         // Relaxed, as in `region`.
-        region.tag.store(tag, Ordering::Relaxed);
-        Some(region)
+        self.region(number).or_else(|| {
+            (0..REGIONS)
+                .map(|step| &self.regions[(tag + step) % REGIONS])
+                .find(|region| region.tag.load(Ordering::Relaxed) == 0)
+        })
     }
 
     /// Makes frames a slab.
@@ -244,9 +242,13 @@ impl SlabMap {
         loop {
             let missing = {
                 let _changes = self.changes.lock(context).ok_or(Refused::NoPlace)?;
-                let region = self.claim_region(number).ok_or(Refused::NoPlace)?;
+                let region = self.region_for(number).ok_or(Refused::NoPlace)?;
                 let missing = missing(&region.root, number);
                 if missing <= spares.count() {
+                    // Relaxed, as in `region`. A look first: others read the line all the time.
+                    if region.tag.load(Ordering::Relaxed) == 0 {
+                        region.tag.store(region_tag(number), Ordering::Relaxed);
+                    }
                     let leaf = extend(&region.root, number, spares).ok_or(Refused::NoMemory)?;
                     let (first, rest) = (&leaf[place], &leaf[place + 1..]);
                     first.describe(start, count, class);
@@ -326,6 +328,11 @@ impl SlabMap {
         }
         pruned
     }
+}
+
+/// Returns what the tag of a frame's region is.
+const fn region_tag(number: usize) -> usize {
+    number / REGION_FRAMES + 1
 }
 
 /// Returns how many tables are missing on the way from a region's root to a frame's description.

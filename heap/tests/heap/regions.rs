@@ -3,6 +3,7 @@
 use core::alloc::{GlobalAlloc, Layout};
 use core::ptr::{self, NonNull};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use muster_heap::{CpuCache, FRAME, FramePlatform, MagazineHeap};
 
@@ -163,4 +164,80 @@ fn memory_may_lie_anywhere_in_the_address_space() {
         assert_eq!(heap.totals().frames(), 0, "{apart:#x}");
         assert!(heap.platform().is_all_back());
     }
+}
+
+/// A machine that has a frame in another region each time, but none for a description, until it has
+/// memory.
+struct Scattered {
+    /// How many regions it has had a frame in.
+    regions: AtomicUsize,
+    /// Whether that is in use.
+    is_given: AtomicBool,
+    memory: Places,
+    cache: CpuCache,
+}
+
+// SAFETY: one thread, which nothing interrupts. A frame that is not memory is not used before it is
+// described, which needs another one.
+unsafe impl FramePlatform for Scattered {
+    type NoPreempt = ();
+    type InterruptGuard = ();
+
+    fn disable_preemption(&self) {}
+
+    fn disable_interrupts(&self) {}
+
+    fn cpu(&self) -> Option<usize> {
+        Some(0)
+    }
+
+    fn cache(&self) -> &CpuCache {
+        &self.cache
+    }
+
+    fn each_cache(&self, visit: &mut dyn FnMut(&CpuCache)) {
+        visit(&self.cache);
+    }
+
+    fn allocate_frames(&self, count: usize, align: usize) -> Option<NonNull<u8>> {
+        const REGION: usize = 64 << 30;
+        /// More than there can be slabs in.
+        const REGIONS: usize = 1100;
+
+        if self.regions.load(Ordering::Relaxed) == REGIONS {
+            return self.memory.allocate_frames(count, align);
+        }
+        if self.is_given.swap(true, Ordering::Relaxed) {
+            return None;
+        }
+        // Beyond the region of the memory.
+        let region = self.regions.fetch_add(1, Ordering::Relaxed) + 2;
+        NonNull::new(ptr::without_provenance_mut(region * REGION))
+    }
+
+    unsafe fn free_frames(&self, start: NonNull<u8>, count: usize) {
+        if !self.is_given.swap(false, Ordering::Relaxed) {
+            // SAFETY: the caller's promise.
+            unsafe { self.memory.free_frames(start, count) };
+        }
+    }
+}
+
+#[test]
+fn a_slab_that_could_not_be_described_keeps_no_region() {
+    let Some(memory) = Places::new(&[0x10_0000_0000]) else {
+        return;
+    };
+    let heap = MagazineHeap::new(Scattered {
+        regions: AtomicUsize::new(0),
+        is_given: AtomicBool::new(false),
+        memory,
+        cache: CpuCache::new(),
+    });
+    let layout = layout(64, 8);
+    // SAFETY: the size isn't zero.
+    let alloc = || NonNull::new(unsafe { heap.alloc(layout) });
+    let block = (0..2000).find_map(|_| alloc());
+    // SAFETY: allocated above.
+    unsafe { heap.dealloc(block.unwrap().as_ptr(), layout) };
 }
