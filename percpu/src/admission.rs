@@ -51,10 +51,12 @@ impl Admission {
         Self(AtomicU8::new(Outcome::Pending as u8))
     }
 
-    /// The CPU's last step. `false`: it has been given up.
+    /// Joins, as the CPU's last step, and returns whether the CPU is taken in. `false`: it has been given
+    /// up. A CPU that has joined before gets the same answer again; what it did in between is not
+    /// published by that.
     #[must_use = "a CPU that has been given up stays out"]
     pub fn join(&self) -> bool {
-        let joined = self.decide(Outcome::Joined);
+        let joined = self.decide(Outcome::Joined) || self.outcome() == Outcome::Joined;
         // With that of `before_looking`: either the CPU sees the change, or whoever made it the CPU.
         fence(Ordering::SeqCst);
         joined
