@@ -370,16 +370,17 @@ impl Aliases {
     /// Counts this memory, for which there is room ([`Self::check_room`]), and which nothing excludes
     /// ([`Self::check`]), after it was counted otherwise or not at all.
     pub(super) fn add(&mut self, memory: PhysRange, wanted: Use, from: Counted) {
-        self.change(memory, Some(wanted.cache), |record| {
+        let is_added = self.change(memory, Some(wanted.cache), |record| {
             record.add(wanted, from);
         });
+        debug_assert!(is_added, "there is no room for the record of {memory}");
     }
 
     /// Counts this memory no more. If there is no room to cut a record, it stays counted, which only
     /// excludes more than it must.
     pub(super) fn remove(&mut self, memory: PhysRange, counted: Counted) {
         if counted != Counted::Not {
-            self.change(memory, None, |record| record.remove(counted));
+            let _is_removed = self.change(memory, None, |record| record.remove(counted));
         }
     }
 
@@ -395,9 +396,10 @@ impl Aliases {
 
     /// Records this memory as mapped permanently, which [`Self::check_permanent`] found possible.
     pub(super) fn add_permanent(&mut self, memory: PhysRange, wanted: Use) {
-        self.change(memory, Some(wanted.cache), |record| {
+        let is_added = self.change(memory, Some(wanted.cache), |record| {
             record.add_permanent(wanted);
         });
+        debug_assert!(is_added, "there is no room for the record of {memory}");
     }
 
     /// Returns the indices of the records that have some of the memory.
@@ -412,8 +414,13 @@ impl Aliases {
     }
 
     /// Changes all records of some memory, and makes records of what has none if there is a cache type
-    /// for it. Does nothing if there is no room.
-    fn change(&mut self, memory: PhysRange, missing: Option<Cache>, change: impl Fn(&mut Record)) {
+    /// for it. `false`: it has changed nothing, as there is no room to cut a record.
+    fn change(
+        &mut self,
+        memory: PhysRange,
+        missing: Option<Cache>,
+        change: impl Fn(&mut Record),
+    ) -> bool {
         let can_cut = self.cut(memory.start()) && self.cut(memory.end());
         let mut index = self.overlapping(memory).start;
         let first = index;
@@ -423,6 +430,10 @@ impl Aliases {
             if at < next {
                 let end = next.min(memory.end());
                 if let Some(cache) = missing {
+                    debug_assert!(
+                        self.records.len() < self.records.capacity(),
+                        "there is no room for the record of {memory}"
+                    );
                     self.records.insert(index, Record::new(at, end, cache));
                 } else {
                     at = end;
@@ -450,6 +461,7 @@ impl Aliases {
                 before += 1;
             }
         }
+        can_cut
     }
 
     /// Makes two of the record that has the bytes before and after this address. Fails if there is no
@@ -466,5 +478,57 @@ impl Aliases {
         self.records
             .insert(index + 1, Record { start: at, ..whole });
         true
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+#[allow(clippy::unwrap_used, reason = "helpers of tests, not only tests")]
+mod tests {
+    use super::*;
+    use crate::range::FRAME_SIZE;
+
+    const WRITABLE: Use = Use {
+        name: "test",
+        access: Access::ReadWrite,
+        cache: Cache::WriteBack,
+    };
+
+    fn pages(first: u64, count: u64) -> PhysRange {
+        PhysRange::new(first * FRAME_SIZE, count * FRAME_SIZE).unwrap()
+    }
+
+    /// As many records as there is room for, of every other three pages.
+    fn full() -> Aliases {
+        let mut aliases = Aliases::new().unwrap();
+        let mut first = 1;
+        while aliases.check_room(1).is_ok() {
+            aliases.add(pages(first, 3), WRITABLE, Counted::Not);
+            first += 6;
+        }
+        aliases
+    }
+
+    #[test]
+    #[should_panic(expected = "there is no room for the record of")]
+    fn a_record_that_must_be_cut_without_room_is_a_mistake() {
+        full().add(pages(2, 1), WRITABLE, Counted::Not);
+    }
+
+    #[test]
+    #[should_panic(expected = "there is no room for the record of")]
+    fn a_new_record_without_room_is_a_mistake() {
+        full().add(pages(5, 1), WRITABLE, Counted::Not);
+    }
+
+    #[test]
+    fn memory_stays_counted_if_its_record_cannot_be_cut() {
+        let mut aliases = full();
+        aliases.remove(pages(2, 1), Counted::Writable);
+        let executable = Use {
+            access: Access::ReadExecute,
+            ..WRITABLE
+        };
+        let checked = aliases.check(pages(2, 1), executable, Counted::Not);
+        assert!(matches!(checked, Err(Refusal::Alias(_))));
     }
 }
