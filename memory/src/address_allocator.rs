@@ -138,7 +138,8 @@ impl OwnedAddresses {
 /// [`Self::free`] never does.
 ///
 /// What it proves: no address is given out twice by it. What it does not: that another allocator for
-/// the same tables has another window.
+/// the same tables has another window, or that nothing else is mapped in this one. [`Self::allocate`]
+/// does not look at the tables, and [`Tables::map`] refuses addresses where there is something.
 ///
 /// ```
 /// # use muster_memory::{FrameAllocator, Features, Levels, PhysicalMemory, PhysRange, Tables};

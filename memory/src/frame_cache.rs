@@ -58,7 +58,8 @@ impl Slot {
 /// frames, make sure that none comes in between, say by [disabling
 /// them](https://docs.rs/x86_64/latest/x86_64/instructions/interrupts/fn.without_interrupts.html).
 ///
-/// If a cache is dropped, its frames go back.
+/// If a cache is dropped, its frames go back. If it is forgotten ([`mem::forget`](core::mem::forget)),
+/// they are lost: nobody gets them again, though they count as free; nor does anybody get its place.
 ///
 /// ```
 /// use muster_memory::{FrameAllocator, Owner, PhysRange};

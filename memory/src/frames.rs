@@ -426,6 +426,9 @@ impl FrameAllocator {
 
     /// Makes it possible for this many CPUs to have a [cache](Self::cache). Allocates 128 bytes for
     /// each.
+    ///
+    /// All caches that there were have been dropped by now, or forgotten: the frames of those are lost
+    /// for good, and are no longer in [`Self::cached_frames`].
     #[must_use]
     pub fn with_caches(mut self, cpus: usize) -> Self {
         // What went through caches that there were is no longer told apart.

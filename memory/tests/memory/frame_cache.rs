@@ -671,3 +671,21 @@ fn a_cached_frame_for_nobody_is_a_mistake() {
     let frames = chunks(1).with_caches(1);
     let _ = frames.cache().unwrap().allocate(Owner::Free);
 }
+
+#[test]
+fn the_frames_of_a_cache_that_was_forgotten_are_lost_and_nobody_gets_them() {
+    let frames = allocator(&[bounds(0x1000, 0x9000)], &[]).with_caches(1);
+    let mut cache = frames.cache().unwrap();
+    let kept = cache.allocate(Owner::Heap).unwrap();
+    assert_eq!(cache.len(), 7);
+    std::mem::forget(cache);
+    assert!(frames.cache().is_none());
+    assert_eq!((frames.cached_frames(), frames.uncached_frames()), (7, 0));
+
+    let frames = frames.with_caches(1);
+    assert_eq!((frames.cached_frames(), frames.uncached_frames()), (0, 0));
+    assert_eq!(frames.free_frames(), 7);
+    let mut cache = frames.cache().unwrap();
+    assert!(cache.allocate(Owner::Heap).is_none());
+    cache.free(kept).unwrap();
+}
