@@ -53,6 +53,12 @@ impl Places {
         self.given.lock().unwrap().0 = place;
     }
 
+    fn place_of(&self, address: NonNull<u8>) -> Option<usize> {
+        let offset = |place: &NonNull<u8>| address.addr().get().wrapping_sub(place.addr().get());
+        let is_in = |place: &NonNull<u8>| offset(place) < FRAMES * FRAME;
+        self.places.iter().position(is_in)
+    }
+
     fn is_all_back(&self) -> bool {
         let given = self.given.lock().unwrap();
         given.1.iter().flatten().all(|is_given| !is_given)
@@ -104,10 +110,8 @@ unsafe impl FramePlatform for Places {
     }
 
     unsafe fn free_frames(&self, start: NonNull<u8>, count: usize) {
-        let offset = |place: &NonNull<u8>| start.addr().get().wrapping_sub(place.addr().get());
-        let is_in = |place: &NonNull<u8>| offset(place) < FRAMES * FRAME;
-        let place = self.places.iter().position(is_in).unwrap();
-        let first = offset(&self.places[place]) / FRAME;
+        let place = self.place_of(start).unwrap();
+        let first = (start.addr().get() - self.places[place].addr().get()) / FRAME;
         for is_given in &mut self.given.lock().unwrap().1[place][first..first + count] {
             assert!(core::mem::replace(is_given, false));
         }
@@ -144,11 +148,17 @@ fn memory_may_lie_anywhere_in_the_address_space() {
         for place in [0, 1, 0, 1] {
             heap.platform().use_place(place);
             for layout in layouts() {
-                // SAFETY: the size isn't zero.
-                let block = NonNull::new(unsafe { heap.alloc(layout) }).unwrap();
-                // SAFETY: the block is so long.
-                unsafe { block.write_bytes(place as u8 + 1, layout.size()) };
-                blocks.push((block, layout, place as u8 + 1));
+                // Until a slab, too, lies there, and not only in the place before.
+                loop {
+                    // SAFETY: the size isn't zero.
+                    let block = NonNull::new(unsafe { heap.alloc(layout) }).unwrap();
+                    // SAFETY: the block is so long.
+                    unsafe { block.write_bytes(place as u8 + 1, layout.size()) };
+                    blocks.push((block, layout, place as u8 + 1));
+                    if heap.platform().place_of(block) == Some(place) {
+                        break;
+                    }
+                }
             }
             assert!(heap.drain());
         }
