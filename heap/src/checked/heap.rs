@@ -12,7 +12,8 @@ use super::{CheckPlatform, Quarantine};
 /// How often an allocation that finds nothing tries again, while memory comes back.
 const ATTEMPTS: usize = 16;
 
-/// How often a second free looks for the first one's note.
+/// How often a second free looks for the first one's note, and an allocation for memory that another CPU
+/// is about to give back.
 const LOOKS: usize = 1 << 16;
 
 /// A heap that finds what is done wrong with the blocks of another one, and says who did it.
@@ -42,9 +43,10 @@ const LOOKS: usize = 1 << 16;
 pub struct CheckedHeap<H, P> {
     heap: H,
     platform: P,
-    /// Flushes that are under way, and those there have been that had something to give.
-    flushing: AtomicUsize,
-    flushed: AtomicUsize,
+    /// CPUs that may have blocks between a quarantine and the wrapped heap, and how often one had and
+    /// gave them back.
+    releasing: AtomicUsize,
+    released: AtomicUsize,
 }
 
 /// What a checked heap holds. Exact while no CPU uses it.
@@ -60,12 +62,21 @@ pub struct CheckedTotals {
     pub sound_blocks: u64,
 }
 
-/// A flush that is under way.
-struct Flush<'a>(&'a AtomicUsize);
+/// That a CPU may have blocks between a quarantine and the wrapped heap: while this lives, its memory
+/// is not out.
+struct Releasing<'a> {
+    releasing: &'a AtomicUsize,
+    released: &'a AtomicUsize,
+    /// How many it has given back.
+    blocks: usize,
+}
 
-impl Drop for Flush<'_> {
+impl Drop for Releasing<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::SeqCst);
+        if self.blocks > 0 {
+            self.released.fetch_add(1, Ordering::SeqCst);
+        }
+        self.releasing.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -75,8 +86,8 @@ impl<H: GlobalAlloc, P: CheckPlatform> CheckedHeap<H, P> {
         Self {
             heap,
             platform,
-            flushing: AtomicUsize::new(0),
-            flushed: AtomicUsize::new(0),
+            releasing: AtomicUsize::new(0),
+            released: AtomicUsize::new(0),
         }
     }
 
@@ -180,20 +191,25 @@ impl<H: GlobalAlloc, P: CheckPlatform> CheckedHeap<H, P> {
     /// Checks all that waits in quarantines, gives it back to the wrapped heap, and says how many
     /// blocks that were.
     pub fn flush(&self) -> usize {
-        self.flushing.fetch_add(1, Ordering::SeqCst);
-        let _flush = Flush(&self.flushing);
+        let mut releasing = self.begin_release();
         let here = self.here(Callers::NONE);
-        let mut blocks = 0;
         self.platform.each_quarantine(&mut |quarantine| {
             for block in quarantine.take_all() {
                 self.release(quarantine, block, here);
-                blocks += 1;
+                releasing.blocks += 1;
             }
         });
-        if blocks > 0 {
-            self.flushed.fetch_add(1, Ordering::SeqCst);
+        releasing.blocks
+    }
+
+    /// Says that blocks may be on their way from a quarantine, until the result is dropped.
+    fn begin_release(&self) -> Releasing<'_> {
+        self.releasing.fetch_add(1, Ordering::SeqCst);
+        Releasing {
+            releasing: &self.releasing,
+            released: &self.released,
+            blocks: 0,
         }
-        blocks
     }
 
     /// What the heap holds.
@@ -218,18 +234,26 @@ impl<H: GlobalAlloc, P: CheckPlatform> CheckedHeap<H, P> {
 
     /// Gets memory, if there is any, be it in quarantine or on its way from there.
     fn obtain(&self, layout: Layout) -> Option<NonNull<u8>> {
+        let mut looks = LOOKS;
         for _ in 0..ATTEMPTS {
-            let before = self.flushed.load(Ordering::SeqCst);
+            let before = self.released.load(Ordering::SeqCst);
             // SAFETY: a guard at least is more than nothing.
             let start = NonNull::new(unsafe { self.heap.alloc(layout) });
             if start.is_some() {
                 return start;
             }
-            // In this order: a flush that has ended has said so before.
-            if self.flush() == 0
-                && self.flushing.load(Ordering::SeqCst) == 0
-                && self.flushed.load(Ordering::SeqCst) == before
+            if self.flush() > 0 {
+                continue;
+            }
+            // In this order: a release that has ended has said so before. With a bound: it may be that
+            // of the code that this interrupted.
+            while self.releasing.load(Ordering::SeqCst) > 0
+                && self.released.load(Ordering::SeqCst) == before
             {
+                looks = looks.checked_sub(1)?;
+                hint::spin_loop();
+            }
+            if self.released.load(Ordering::SeqCst) == before {
                 return None;
             }
         }
@@ -257,11 +281,12 @@ impl<H: GlobalAlloc, P: CheckPlatform> CheckedHeap<H, P> {
             .live_bytes
             .fetch_sub(size, Ordering::Relaxed);
         let bytes = checked.outer.layout.size();
-        if let Some(block) = quarantine.push(checked.block(), bytes) {
+        let mut releasing = self.begin_release();
+        let first = quarantine.push(checked.block(), bytes);
+        let others = core::iter::from_fn(|| quarantine.pop_surplus());
+        for block in first.into_iter().chain(others) {
             self.release(quarantine, block, here);
-        }
-        while let Some(block) = quarantine.pop_surplus() {
-            self.release(quarantine, block, here);
+            releasing.blocks += 1;
         }
     }
 

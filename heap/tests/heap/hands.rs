@@ -9,7 +9,10 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::thread;
 
 use muster_heap::hosted::HostedFrames;
-use muster_heap::{CpuCache, FRAME, FramePlatform, MagazineHeap};
+use muster_heap::{
+    CheckPlatform, CheckedHeap, CpuCache, FRAME, FramePlatform, MOST_QUARANTINED, MagazineHeap,
+    Quarantine,
+};
 
 use crate::layout;
 use crate::shadow::Random;
@@ -73,6 +76,14 @@ struct Sent(Freed);
 unsafe impl Send for Sent {}
 
 impl Pausing {
+    fn new(frames: usize) -> Self {
+        Self {
+            machine: HostedFrames::new(frames),
+            doing: [const { AtomicU8::new(WORKS) }; 2],
+            steps: [const { AtomicUsize::new(0) }; 2],
+        }
+    }
+
     fn does(&self, what: u8) {
         self.doing[CPU.get()].store(what, Ordering::SeqCst);
     }
@@ -166,11 +177,7 @@ unsafe impl FramePlatform for Pausing {
 }
 
 fn heap(frames: usize) -> &'static Heap {
-    Box::leak(Box::new(MagazineHeap::new(Pausing {
-        machine: HostedFrames::new(frames),
-        doing: [const { AtomicU8::new(WORKS) }; 2],
-        steps: [const { AtomicUsize::new(0) }; 2],
-    })))
+    Box::leak(Box::new(MagazineHeap::new(Pausing::new(frames))))
 }
 
 fn alloc<P: FramePlatform>(heap: &MagazineHeap<P>, layout: Layout) -> Option<NonNull<u8>> {
@@ -415,4 +422,80 @@ unsafe impl FramePlatform for Yielding {
         thread::yield_now();
         true
     }
+}
+
+type Checked = CheckedHeap<Heap, OneQuarantine>;
+
+/// A machine whose CPUs have one quarantine.
+struct OneQuarantine(Quarantine);
+
+thread_local! {
+    /// The heap in whose quarantine this CPU looks for memory, and how often it has.
+    static LOOKED: Cell<Option<(&'static Checked, usize)>> = const { Cell::new(None) };
+}
+
+// SAFETY: (1) the test frees nothing but blocks; (2) the quarantine is one heap's.
+unsafe impl CheckPlatform for OneQuarantine {
+    fn cpu(&self) -> Option<usize> {
+        None
+    }
+
+    fn quarantine(&self) -> &Quarantine {
+        &self.0
+    }
+
+    fn each_quarantine(&self, visit: &mut dyn FnMut(&Quarantine)) {
+        visit(&self.0);
+        if let Some((heap, looked)) = LOOKED.take() {
+            LOOKED.set(Some((heap, looked + 1)));
+            if looked == 1 {
+                // It has found nothing more: the other CPU goes on.
+                heap.heap().platform().does(DONE);
+            }
+        }
+    }
+
+    fn may_read(&self, _start: usize, _length: usize) -> bool {
+        true
+    }
+}
+
+#[test]
+fn a_block_on_its_way_from_a_quarantine_is_not_out() {
+    let [first, second, third] = [600, 500, 590].map(|kib| layout(kib << 10, 8));
+    assert!(first.size() < MOST_QUARANTINED && first.size() + second.size() > MOST_QUARANTINED);
+    // Room for the first two, and not for the third beside either.
+    let is_found = || {
+        let machine = OneQuarantine(Quarantine::new());
+        let heap = MagazineHeap::new(Pausing::new(282));
+        let heap: &'static Checked = Box::leak(Box::new(CheckedHeap::new(heap, machine)));
+        // SAFETY: nothing is zero bytes; each is freed once, with its layout.
+        unsafe {
+            let blocks = [first, second].map(|layout| (heap.alloc(layout).addr(), layout));
+            let [(first, _), (second, _)] = blocks;
+            assert!(first != 0 && second != 0);
+            let free = |(block, layout): (usize, Layout)| {
+                heap.dealloc(core::ptr::with_exposed_provenance_mut(block), layout);
+            };
+            free(blocks[0]);
+            thread::scope(|scope| {
+                scope.spawn(move || {
+                    CPU.set(0);
+                    PAUSE.set(Pause::Free);
+                    // The first block goes for this one.
+                    heap.dealloc(core::ptr::with_exposed_provenance_mut(second), blocks[1].1);
+                });
+                CPU.set(1);
+                while heap.heap().platform().other() != PAUSED {
+                    thread::yield_now();
+                }
+                LOOKED.set(Some((heap, 0)));
+                let found = heap.alloc(third);
+                heap.heap().platform().does(DONE);
+                LOOKED.set(None);
+                !found.is_null()
+            })
+        }
+    };
+    assert!((0..200).any(|_| is_found()));
 }
