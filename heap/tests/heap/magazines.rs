@@ -493,38 +493,6 @@ fn what_cpus_count_is_together_what_is_live_whoever_frees() {
 }
 
 #[test]
-fn threads_beyond_those_that_have_caches_do_without() {
-    // `HostedFrames` has 64 caches; other tests' threads may have some of them.
-    const THREADS: usize = 80;
-    let heap = &MagazineHeap::new(HostedFrames::new(1024));
-    let frames = heap.platform().frames_left();
-    let barrier = &Barrier::new(THREADS);
-    let without = &AtomicUsize::new(0);
-    thread::scope(|scope| {
-        for seed in 0..THREADS {
-            scope.spawn(move || {
-                let mut random = Random::new(seed as u64);
-                let mut shadow = Shadow::new(heap);
-                for _ in 0..50 {
-                    shadow.alloc(layout(1 + random.below(200) as usize, 8));
-                    shadow.free_any(&mut random);
-                }
-                if heap.platform().cpu().is_none() {
-                    without.fetch_add(1, Ordering::Relaxed);
-                    assert!(std::ptr::eq(heap.platform().cache(), &NO_CACHE));
-                }
-                // Until here, nobody's number comes free.
-                barrier.wait();
-                shadow.free_all();
-                assert!(heap.drain());
-            });
-        }
-    });
-    assert!(without.load(Ordering::Relaxed) >= THREADS - 64);
-    assert_all_back(heap, frames);
-}
-
-#[test]
 fn a_new_cache_is_empty() {
     let cache = CpuCache::default();
     assert_eq!(cache.cached_bytes(), 0);
