@@ -186,7 +186,8 @@ pub struct AddressAllocator {
 }
 
 impl AddressAllocator {
-    /// Makes an allocator of all of the window, in the address space of these tables.
+    /// Makes an allocator of all of the window, in the address space of these tables. Nothing else uses
+    /// the window: what is mapped there already is not looked for.
     pub fn new<M: PhysicalMemory>(tables: &Tables<M>, window: VirtRange) -> Self {
         Self {
             id: Unique::new(),

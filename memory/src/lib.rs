@@ -20,7 +20,7 @@
 //! | [`Plan`], [`hhdm`] | what shall be mapped, and how | no address twice; nothing writable and executable, not even by two addresses; no memory cached in two ways |
 //! | [`Tables`], [`TableView`] | page tables, and such as only are read | no page reaches beyond its region; no memory both writable and executable, nor cached in two ways, whatever comes and goes; after [`Tables::verify`]: the tables hold the plan and nothing else |
 //! | [`Unmapping`], [`Flush`] | what the CPUs have to forget, all of them | nothing that a CPU may still reach by its caches is used again |
-//! | [`AddressAllocator`] | addresses for what comes and goes | no address twice, and none comes back while the tables that it is for have anything there; a page that is never mapped on both sides |
+//! | [`AddressAllocator`] | addresses for what comes and goes | no address twice; none comes back while the tables that it is for have anything there; a page that is given to nobody on both sides |
 //!
 //! The frame allocator, which CPUs use at once without a lock, is model-checked under loom, on rows of
 //! 4 frames.

@@ -300,8 +300,9 @@ impl core::error::Error for AssignError {}
 /// Who owns which byte of physical memory.
 ///
 /// Every byte of every entry of the loader's map has exactly one owner, and no other byte has any.
-/// Free and loader memory consists of whole frames and never contains frame 0. The map records; it
-/// does not stop anybody from using what is not theirs.
+/// As the loader describes them, free and loader memory consists of whole frames without frame 0; what
+/// is [assigned](Self::assign) later is to the byte what the caller says. The map records; it does not
+/// stop anybody from using what is not theirs.
 ///
 /// ```
 /// use muster_memory::{Kind, MemoryEntry, Owner, PhysRange, PhysicalMap};

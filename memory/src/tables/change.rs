@@ -177,6 +177,10 @@ impl<M: PhysicalMemory> Tables<M> {
     /// Lets go of pages that no CPU can reach any more: calls `freed` with each, lowest address
     /// first, and gives tables that have become empty back to `frames`.
     ///
+    /// Where a range that was mapped at once is unmapped in parts, each part may take a record of its own
+    /// of what is left. If there is none ([`Tables::reserve`]), the memory of this part counts as mapped
+    /// for good: it can be mapped again as it was, and not with rights or a cache type that exclude that.
+    ///
     /// # Errors
     ///
     /// If the pages were unmapped in other tables: what was given, for those. Nothing has changed then.
