@@ -189,7 +189,8 @@ impl CpuCache {
         }
     }
 
-    /// Bytes in free blocks that the CPU keeps to itself. Exact while it doesn't use the heap.
+    /// Bytes in free blocks that the CPU keeps to itself. Exact while it doesn't use the heap; but a block
+    /// that shrank where it was counts as of its new size, though all of it is kept.
     pub fn cached_bytes(&self) -> usize {
         Class::all()
             .map(|class| self.statistics(class).cached_blocks * class.size())

@@ -31,7 +31,8 @@ const LEAST_DEPTH: usize = 8;
 pub(super) const MOST_DEPTH: usize = 128;
 
 /// The budget of one CPU: the most bytes that it keeps to itself, when all its magazines have grown
-/// to their full depth and are full, and so is its reserve. Less than 1.3 MiB.
+/// to their full depth and are full, and so is its reserve. Less than 1.3 MiB. A block that shrank where
+/// it was, as no memory was left ([`MagazineHeap`](super::MagazineHeap)), is larger than it counts here.
 pub const MOST_CACHED: usize = {
     let mut bytes = 0;
     let mut class = 0;

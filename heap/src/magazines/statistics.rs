@@ -43,7 +43,8 @@ pub struct Totals {
     pub live_bytes: i64,
     /// Blocks allocated and not freed; negative as above.
     pub live_blocks: i64,
-    /// Bytes in free blocks that CPUs and depots keep.
+    /// Bytes in free blocks that CPUs and depots keep; a block that shrank where it was counts as of its
+    /// new size.
     pub cached_bytes: usize,
     /// Frames in slabs.
     pub slab_frames: usize,
