@@ -182,7 +182,7 @@ pub use plan::{Access, Cache, Levels, PAT, PageSize, Plan, PlanError, Region, hh
 pub use range::{Cut, FRAME_SIZE, Frame, PHYSICAL_LIMIT, PhysRange};
 pub use tables::{
     Alias, Census, ChangeError, Exclusion, FLUSH_LIMIT, Features, Flush, FlushSet, FrameSource,
-    FreedPage, Leaf, Mismatch, PartlyMapped, PhysicalMemory, Rights, Shootdown, Step, TableError,
-    TableView, Tables, Target, Translation, Unmapped, Unmapping,
+    FreedPage, Leaf, Mismatch, PartialRoot, PartlyMapped, PhysicalMemory, Rights, Shootdown, Step,
+    TableError, TableView, Tables, Target, Translation, Unmapped, Unmapping,
 };
 pub use virt_range::VirtRange;

@@ -5,6 +5,7 @@ mod change;
 mod exclusion;
 mod flush;
 mod frame_source;
+mod partial;
 mod path;
 
 use alloc::vec::Vec;
@@ -29,6 +30,7 @@ pub use change::{ChangeError, FreedPage};
 pub use exclusion::Exclusion;
 pub use flush::{FLUSH_LIMIT, Flush, FlushSet, Shootdown, Unmapped, Unmapping};
 pub use frame_source::FrameSource;
+pub use partial::PartialRoot;
 pub use path::{Step, Target};
 
 /// Entries in a table of any level.
@@ -562,8 +564,9 @@ pub struct TableView<M> {
 /// map, with another root; and that the CPU's registers (CR3, CR4, EFER, PAT, MTRRs) are set as the
 /// tables assume.
 ///
-/// Tables other than the root come and go, so no other root may point to one of them. If the value is
-/// dropped, the tables stay as they are, for good.
+/// Tables other than the root come and go, so no other root may point to one of them, but for what is
+/// never unmapped ([`Self::root_without`]). If the value is dropped, the tables stay as they are, for
+/// good.
 pub struct Tables<M> {
     id: Unique,
     view: TableView<M>,

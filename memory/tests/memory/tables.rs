@@ -486,6 +486,109 @@ fn a_window_grows_page_by_page() {
     ));
 }
 
+/// A part of the address space between places where something is mapped, or nearly.
+fn window(machine: &Machine, tables: &Tables<&Ram>, ends: [(Index, u32, u64); 2]) -> VirtRange {
+    let leaves = leaves(tables);
+    let levels = u32::from(machine.levels.count());
+    let [first, second] = ends.map(|(index, level, pages)| {
+        let near = match leaves.is_empty() {
+            true => HALF_4,
+            false => index.get(&leaves).virt,
+        };
+        // Where the span of a table's entry begins, of some level, or a page beside it.
+        let bits = 12 + 9 * (level % levels);
+        let border = near >> bits << bits;
+        border.wrapping_add(pages * FRAME_SIZE) | HALF_5
+    });
+    let (start, end) = (first.min(second), first.max(second));
+    VirtRange::new(start, (end - start).max(FRAME_SIZE)).unwrap()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn a_second_root_reaches_all_but_a_window(
+        machine in machine(1..30),
+        ends in any::<[(Index, u32, bool); 2]>(),
+        left in 0_usize..12,
+    ) {
+        let ends = ends.map(|(index, bit, beside)| (index, bit, u64::from(beside)));
+        let ram = Ram::new(TABLES_FROM);
+        let tables = build(&ram, &plan(&machine), machine.features);
+        let window = window(&machine, &tables, ends);
+        let all = leaves(&tables);
+        let before = ram.frames();
+        let is_cut = |leaf: &Leaf| {
+            window.contains(leaf.virt) != window.contains(leaf.last())
+                || leaf.virt < window.start() && window.last() < leaf.last()
+        };
+        ram.left.set(left);
+        let second = tables.root_without(window, &ram);
+        match second {
+            Ok(second) => {
+                prop_assert!(!all.iter().any(is_cut));
+                prop_assert_eq!(second.tables, ram.frames().len() - before.len());
+                let outside = all.iter().filter(|leaf| !window.contains(leaf.virt));
+                let expected: Vec<_> = outside.map(as_seen).collect();
+                let levels = machine.levels.count();
+                prop_assert_eq!(walk(&ram, second.root.start(), levels), expected);
+                // No table for anything in the window is shared.
+                for frame in before {
+                    let is_shared = reaches(&ram, second.root.start(), levels, frame);
+                    let covers = span(&ram, tables.root().start(), levels, frame);
+                    let meets = covers.is_some_and(|(first, last)| {
+                        first <= window.last() && window.start() <= last
+                    });
+                    prop_assert!(!(is_shared && meets), "{frame:#x} is shared");
+                }
+            }
+            Err(error) => {
+                let is_right = match error {
+                    TableError::OutOfFrames => ram.left.get() == left,
+                    TableError::AlreadyMapped { virt } => all
+                        .iter()
+                        .any(|leaf| leaf.virt == virt && is_cut(leaf)),
+                    _ => false,
+                };
+                prop_assert!(is_right, "{}", error);
+                prop_assert_eq!(ram.frames(), before);
+            }
+        }
+        // What there was is as it was.
+        prop_assert_eq!(leaves(&tables), all);
+    }
+}
+
+/// The first and last address that a table is for, if it is reached from this root.
+fn span(ram: &Ram, root: u64, levels: u8, frame: u64) -> Option<(u64, u64)> {
+    fn search(ram: &Ram, at: u64, level: u8, from: u64, frame: u64) -> Option<(u64, u8)> {
+        if at == frame {
+            return Some((from, level));
+        }
+        let below = (0..512)
+            .filter(|_| level > 1)
+            .map(|index| (index, ram.entry(at, index)));
+        let tables = below.filter(|(_, entry)| entry & 1 != 0 && entry & 1 << 7 == 0);
+        let mut spans = tables.filter_map(|(index, entry)| {
+            let from = from | (index as u64) << (12 + 9 * (level - 1));
+            search(ram, entry & 0x000f_ffff_ffff_f000, level - 1, from, frame)
+        });
+        spans.next()
+    }
+
+    let (from, level) = search(ram, root, levels, 0, frame)?;
+    let bits = 12 + 9 * u32::from(levels);
+    let first = ((from << (64 - bits)) as i64 >> (64 - bits)) as u64;
+    // A root is for both halves: here the upper one alone is played with.
+    let bits = 12 + 9 * u32::from(level);
+    Some((first, first | ((1 << bits) - 1)))
+}
+
+fn reaches(ram: &Ram, root: u64, levels: u8, frame: u64) -> bool {
+    span(ram, root, levels, frame).is_some()
+}
+
 #[test]
 fn nothing_present_is_overwritten() {
     let ram = Ram::new(TABLES_FROM);
