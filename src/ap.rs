@@ -15,7 +15,8 @@ use crate::{control, cpu, crew, exceptions, exit, lapic, machine_check, mishap, 
 /// The order counts. Faults end in words first, since the loader leaves no IDT, and
 /// the block tells whose words they are. Then the control registers, because the
 /// kernel's tables fault on a CPU that has no NX yet; then the tables, because the
-/// stack lies only in them.
+/// stack lies only in them, but for what is ever unmapped: with that they are loaded
+/// when the CPU has joined, and is asked to flush.
 ///
 /// # Safety
 ///
@@ -42,7 +43,7 @@ pub unsafe extern "C" fn entry(parked: &mp::Cpu) -> ! {
     control::set(&shared.features());
     reach(Phase::Control);
 
-    shared.load_tables();
+    shared.load_bring_up_tables();
     reach(Phase::Tables);
 
     // SAFETY: the slot is this CPU's own, mapped in the tables just loaded, and not yet
@@ -68,11 +69,12 @@ extern "C" fn run() -> ! {
         here.shared().home.record();
         reach(Phase::Descriptors);
         let joined = report.join();
-        // A shootdown goes only to CPUs that have joined, so whatever changed in the
-        // tables before that moment must not linger here (`Admission`). Were it the other
-        // way round, what changes in between would.
-        x86_64::instructions::tlb::flush_all();
         if joined {
+            // A shootdown goes only to CPUs that have joined, so nothing of what changed in the
+            // tables before that moment may linger here (`Admission`). Were it the other way round,
+            // what changes in between would.
+            shared::get().load_tables();
+            here.shared().home.record_tables();
             reach(Phase::Online);
         }
         (here.index(), joined)
@@ -81,6 +83,10 @@ extern "C" fn run() -> ! {
         stop::stop_here(run as *const () as u64);
     }
     if !joined {
+        assert!(
+            !shared::get().is_loaded(),
+            "CPU {index} stays out with the tables of all: it may walk those that are given back"
+        );
         log::warn!("CPU {index} came after the roll call's deadline and stays out");
         exit::halt();
     }

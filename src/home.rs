@@ -76,6 +76,12 @@ impl Home {
         }
     }
 
+    /// Reads the root of this CPU's tables alone, after they were loaded again.
+    pub fn record_tables(&self) {
+        // Relaxed, as all of it: the report that follows publishes it.
+        self.cr3.store(control::loaded_tables(), Ordering::Relaxed);
+    }
+
     /// The address of its block, from GS base.
     pub fn block(&self) -> u64 {
         self.block.load(Ordering::Relaxed)

@@ -22,7 +22,8 @@ use crate::{relief, shared};
 /// Bytes in a large page.
 const LARGE: u64 = PageSize::Size2MiB.bytes();
 
-const WINDOW: VirtRange = match VirtRange::new(MAPPINGS.start, MAPPINGS.end - MAPPINGS.start) {
+/// The window, which has all that is ever unmapped.
+pub const WINDOW: VirtRange = match VirtRange::new(MAPPINGS.start, MAPPINGS.end - MAPPINGS.start) {
     Some(window) => window,
     None => panic!("the window is in whole pages"),
 };

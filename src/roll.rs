@@ -21,6 +21,10 @@ use crate::home::{self, Home};
 use crate::stack::Slot;
 use crate::{addresses, ap, crew, events};
 
+/// How long a CPU that has joined may take to be online, in milliseconds: a virtual one may be off its
+/// host core. If it takes longer, it is named when it is called.
+const ONLINE_TIMEOUT: u64 = 10_000;
+
 /// The columns of the roll-call table.
 const COLUMNS: [(Phase, &str); 7] = [
     (Phase::Entered, "entry"),
@@ -154,6 +158,11 @@ impl RollCall {
         }
         for (_, shared) in cpu::all() {
             shared.report.give_up();
+        }
+        // A CPU that joined in that very moment loads the tables of all, and says so.
+        let deadline = Deadline::after_millis(ONLINE_TIMEOUT);
+        while crew::members().any(|(_, shared)| !answered(shared)) && !deadline.passed() {
+            core::hint::spin_loop();
         }
         Self {
             unlisted: unlisted(boot),

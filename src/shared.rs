@@ -16,8 +16,8 @@ use muster_events::{Mapped, Moment};
 use muster_memory::{
     Access, AdoptError, AssignError, Cache, Census, FRAME_SIZE, Frame, FrameAllocator, FrameCache,
     FrameInfo, FrameRun, FramesError, Levels, MapError, Mismatch, NotFreed, OwnedFrame, OwnedRun,
-    Owner, PageSize, PhysRange, PhysicalMap, PhysicalMemory, Plan, PlanError, Region, Share, Step,
-    TableError, TableView, Tables, Totals,
+    Owner, PageSize, PartialRoot, PhysRange, PhysicalMap, PhysicalMemory, Plan, PlanError, Region,
+    Share, Step, TableError, TableView, Tables, Totals,
 };
 use nodit::interval::ie;
 use nodit::{Interval, NoditSet};
@@ -29,7 +29,7 @@ use crate::cpu::{self, Block};
 use crate::lock::{Level, Lock};
 use crate::stack::{self, Slot};
 use crate::window::{self, HEAP, MAPPINGS};
-use crate::{addresses, events, famine, frames, heap, image, lapic};
+use crate::{addresses, events, famine, frames, heap, image, lapic, mapping};
 
 /// By how much the heap grows at least, in bytes: one large page.
 const HEAP_STEP: u64 = 2 * 1024 * 1024;
@@ -61,6 +61,8 @@ pub struct Shared {
     features: Features,
     plan: Plan,
     root: Frame,
+    /// What an AP runs on until it has joined, where there is one.
+    bring_up: Option<PartialRoot>,
     map: PhysicalMap,
     frames: FrameAllocator,
     growing: Lock<Growing>,
@@ -246,11 +248,16 @@ pub fn get() -> &'static Shared {
     }
 }
 
-/// Whether this CPU runs on the published tables.
+/// Returns whether this CPU runs on the published tables, or on those for bring-up: both have all that
+/// is mapped for good.
 pub fn is_loaded() -> bool {
-    SHARED
-        .try_get()
-        .is_ok_and(|shared| control::loaded_tables() == shared.root.start())
+    SHARED.try_get().is_ok_and(|shared| {
+        let bring_up = shared.bring_up.map(|partial| partial.root);
+        let roots = [Some(shared.root), bring_up].into_iter().flatten();
+        roots
+            .map(Frame::start)
+            .any(|root| root == control::loaded_tables())
+    })
 }
 
 /// Publishes the state, for good (Release; [`get`] is the Acquire).
@@ -353,6 +360,10 @@ impl Shared {
             // memory what the loader's map calls so, and the local APIC as a device.
             unsafe { tables.map_permanently(region, &source) }.map_err(|failure| failure.error)?;
         }
+        // After all that is mapped for good.
+        let bring_up = (blocks.len() > 1)
+            .then(|| tables.root_without(mapping::WINDOW, &source))
+            .transpose()?;
         // Past this point the heap takes what it needs, and has nobody to tell that there is none.
         let least = LEAST + LEAST_PER_CPU * blocks.len() as u64;
         if (frames.free_frames() as u64) < least / FRAME_SIZE {
@@ -362,6 +373,7 @@ impl Shared {
             hhdm,
             features,
             root: tables.root(),
+            bring_up,
             plan,
             map,
             frames: frames.with_caches(blocks.len()),
@@ -377,13 +389,31 @@ impl Shared {
         Ok((shared, blocks))
     }
 
-    /// Loads the tables on this CPU.
+    /// Returns whether this CPU runs on the tables of all.
+    pub fn is_loaded(&self) -> bool {
+        control::loaded_tables() == self.root.start()
+    }
+
+    /// Loads the tables on this CPU, which is asked to flush them from then on: the BSP, or an AP that
+    /// has joined.
     pub fn load_tables(&self) {
+        self.load(self.root);
+    }
+
+    /// Loads tables on this AP that lack what is ever unmapped. It is not asked to flush until it has
+    /// joined, and a CPU may walk tables ahead of what it executes: so it may not come by one that is
+    /// given back.
+    pub fn load_bring_up_tables(&self) {
+        self.load(self.bring_up.map_or(self.root, |partial| partial.root));
+    }
+
+    fn load(&self, root: Frame) {
         // SAFETY: the tables are built from the plan, which maps the image, all memory
         // the loader's HHDM shows (this stack, the loader's GDT) at the same
         // addresses, and the kernel's stacks, at as many levels as are in use. They
-        // are never freed: what is unmapped later lies in windows of its own.
-        unsafe { control::load_tables(self.root.start()) };
+        // are never freed: what is unmapped later lies in a window of its own, which the
+        // second root lacks.
+        unsafe { control::load_tables(root.start()) };
         if lapic::physical_base().is_some() {
             // SAFETY: the plan maps the page there, uncached, in these tables, which every
             // CPU loads before it sends or takes an interrupt.
@@ -565,7 +595,8 @@ impl Shared {
                 shown: mapped,
             });
         }
-        let table_bytes = tables as u64 * FRAME_SIZE;
+        let apart = self.bring_up.map_or(0, |partial| partial.tables);
+        let table_bytes = (tables + apart) as u64 * FRAME_SIZE;
         if counted[Owner::PageTables] != table_bytes {
             let counted = counted[Owner::PageTables];
             return Err(RecountError::Books(Owner::PageTables, table_bytes, counted));

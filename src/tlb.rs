@@ -6,7 +6,7 @@
 //! may walk those ahead of what it executes.
 //!
 //! Neither global pages nor PCIDs are used. Both keep translations across a load of CR3, and a CPU
-//! loads CR3 once; after that only to flush all, for which these make it do more. [`compare_ways`]
+//! loads CR3 as it comes up; after that only to flush all, for which these make it do more. [`compare_ways`]
 //! holds the ways to flush against each other.
 
 use core::cell::Cell;
@@ -67,8 +67,8 @@ pub struct AllCpus;
 
 // SAFETY: (1) every CPU at work is called, and this one flushes itself, but for (3) those that are
 // asleep: they flush in `wake_up`, which is the first thing that any of their interrupts does, and
-// none is spared a table; (2) an AP that joins later flushes after it has joined (`ap`); one that
-// came too late uses nothing of what is unmapped and halts; (4) the others are stopped or never came.
+// none is spared a table; (2) an AP that joins later loads these tables, which flushes, only after it has
+// joined (`ap`), and one that comes too late never does; (4) the others are stopped or never came.
 unsafe impl Shootdown for AllCpus {
     /// # Panics
     ///

@@ -94,7 +94,8 @@ impl fmt::Debug for FlushSet {
 ///
 /// 1. it has flushed the pages, or everything, after the call began; or
 /// 2. it had nothing of the tables cached when the call began, and none of the pages since: as one
-///    that loads the tables later; or
+///    that loads the tables later, or runs on [a root that lacks the pages](super::Tables::root_without);
+///    or
 /// 3. it is halted and flushes before it touches any of the pages, and [no table goes with
 ///    them](FlushSet::has_tables); or
 /// 4. it has stopped for good.
