@@ -157,7 +157,7 @@ impl OwnedAddresses {
 /// # let memory = vec![Page([0; 4096]); 16].leak();
 /// # let direct = Direct(memory.as_ptr() as u64 - 0x10_0000);
 /// # let free = [PhysRange::new(0x10_0000, 0x1_0000).unwrap()];
-/// # let storage = Box::leak(Box::new_uninit_slice(1));
+/// # let storage = Box::leak(Box::new_uninit_slice(2));
 /// # // SAFETY: nothing else uses the pages, which were just leaked.
 /// # let frames = unsafe { FrameAllocator::new(free.into_iter(), [].into_iter(), storage)? };
 /// # let tables = Tables::new(direct, Levels::Four, Features::default(), &frames)?;

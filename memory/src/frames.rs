@@ -8,7 +8,7 @@
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::fmt;
-use core::mem::{MaybeUninit, take};
+use core::mem::MaybeUninit;
 use core::ops::Range;
 use core::sync::atomic::Ordering::{Relaxed, SeqCst};
 
@@ -18,7 +18,7 @@ use crate::map::{Owner, Totals};
 use crate::owned::{NotFreed, OwnedFrame, OwnedRun};
 use crate::range::{FRAME_SIZE, Frame, PhysRange};
 use crate::sync::{AtomicI64, AtomicU64, mutated, spin_loop};
-use crate::zone::{Among, Zone};
+use crate::zone::{Among, Group, Zone};
 
 /// Some frames that follow each other: their name, as [`Frame`] is one's; the right to them is
 /// [`OwnedRun`].
@@ -87,7 +87,7 @@ pub enum FramesError {
         /// Records there is room for.
         given: usize,
     },
-    /// The heap has no memory for the list of the ranges, or for the summary of one.
+    /// The heap has no memory for the list of the ranges.
     OutOfMemory {
         /// Bytes that it takes.
         bytes: usize,
@@ -110,8 +110,7 @@ impl fmt::Display for FramesError {
             ),
             Self::OutOfMemory { bytes } => write!(
                 f,
-                "the list of memory ranges, or the summary of one, takes {bytes} bytes, which the heap \
-                 does not have: \
+                "the list of the ranges of memory takes {bytes} bytes, which the heap does not have: \
                  give it a larger boot arena"
             ),
             Self::Overlap { first, second } => {
@@ -335,25 +334,29 @@ pub struct FrameAllocator {
 }
 
 impl FrameAllocator {
-    /// How many [`FrameInfo`]s of storage [`Self::new`] needs for these ranges: one for every
-    /// naturally aligned 2 MiB that a range has a frame in.
+    /// Returns how many [`FrameInfo`]s of storage [`Self::new`] needs for these ranges: one for every
+    /// naturally aligned 2 MiB that a range has a frame in, and some for the summaries of these, one for
+    /// every 2.5 GiB.
     pub fn storage_needed(ranges: impl Iterator<Item = PhysRange>) -> usize {
-        ranges
+        let chunks = ranges
             .filter_map(frame_numbers)
-            .map(|(first, end)| Zone::chunks_needed(first, end))
-            .sum()
+            .map(|(first, end)| Zone::chunks_needed(first, end));
+        let (chunks, groups) = chunks.fold((0, 0), |(all, groups), chunks| {
+            (all + chunks, groups + Zone::groups_needed(chunks))
+        });
+        chunks + (groups * size_of::<Group>()).div_ceil(size_of::<FrameInfo>())
     }
 
     /// An allocator of the frames that lie wholly in one of the ranges, without frame 0.
     ///
     /// `later` are the ranges that may be adopted later. `storage` keeps the records; no range may
-    /// include it. Apart from a list of the ranges, and 32 bytes for every 128 MiB, nothing is
-    /// allocated. The time taken is that of writing the records: 640 bytes for 2 MiB.
+    /// include it. Apart from a list of the ranges nothing is allocated, however much memory there is.
+    /// The time taken is that of writing the records: 640 bytes for 2 MiB.
     ///
     /// # Errors
     ///
     /// If `storage` is smaller than [`Self::storage_needed`] says for all ranges, if any two overlap,
-    /// or if there is no memory for the list and the summaries.
+    /// or if there is no memory for the list.
     ///
     /// # Safety
     ///
@@ -387,7 +390,13 @@ impl FrameAllocator {
         let needed = Self::storage_needed(ranges.iter().map(|&(range, _)| range));
         let given = storage.len();
 
-        let mut rest = storage;
+        // The records of the chunks first, then the summaries of all zones.
+        let chunks = ranges.iter().filter_map(|&(range, _)| frame_numbers(range));
+        let chunks = chunks.map(|(first, end)| Zone::chunks_needed(first, end));
+        let Some((mut rest, groups)) = storage.split_at_mut_checked(chunks.sum()) else {
+            return Err(FramesError::StorageTooSmall { needed, given });
+        };
+        let mut groups = Group::room(groups);
         let mut zones = Vec::new();
         let no_list = |_| FramesError::OutOfMemory {
             bytes: ranges.len() * size_of::<Zone>(),
@@ -398,15 +407,14 @@ impl FrameAllocator {
             let Some((first, end)) = frame_numbers(range) else {
                 continue;
             };
-            let Some((records, remaining)) =
-                take(&mut rest).split_at_mut_checked(Zone::chunks_needed(first, end))
-            else {
+            let count = Zone::chunks_needed(first, end);
+            let records = rest.split_off_mut(..count);
+            let summary = groups.split_off_mut(..Zone::groups_needed(count));
+            let (Some(records), Some(summary)) = (records, summary) else {
                 return Err(FramesError::StorageTooSmall { needed, given });
             };
-            rest = remaining;
             capacity += end - first;
-            let zone = Zone::new(first, end, records)
-                .map_err(|bytes| FramesError::OutOfMemory { bytes })?;
+            let zone = Zone::new(first, end, records, summary);
             if open {
                 zone.open();
                 zone.release(first..end);

@@ -152,7 +152,7 @@ impl OwnedRun {
     /// ```
     /// # use muster_memory::{FrameAllocator, Owner, PhysRange};
     /// # let free = [PhysRange::from_bounds(0x20_0000, 0x40_0000).unwrap()];
-    /// # let storage = Box::leak(Box::new_uninit_slice(1));
+    /// # let storage = Box::leak(Box::new_uninit_slice(2));
     /// # // SAFETY: nothing uses the memory of these frames, which is none.
     /// # let frames = unsafe { FrameAllocator::new(free.into_iter(), [].into_iter(), storage)? };
     /// let run = frames.allocate_run(8, 1, Owner::Heap).unwrap();

@@ -1,9 +1,8 @@
 //! A run of frames that the frame allocator manages, with the records of them.
 
-use alloc::boxed::Box;
-use alloc::vec::Vec;
 use core::mem::MaybeUninit;
 use core::ops::Range;
+use core::slice;
 use core::sync::atomic::Ordering::{AcqRel, Relaxed, Release, SeqCst};
 
 use crate::chunk::{CHUNK_FRAMES, Chunk, FREE_ROW, FrameInfo, ROW_FRAMES, ROWS, changes_fill};
@@ -14,7 +13,7 @@ use crate::sync::{AtomicBool, AtomicU64, AtomicUsize, mutated};
 /// A summary of 64 chunks, a bit for each. It only says where to look: what is free, the rows say.
 #[derive(Default)]
 #[repr(align(32))]
-struct Group {
+pub(crate) struct Group {
     /// Chunks with a free frame.
     any: AtomicU64,
     /// Chunks with nothing but free frames.
@@ -25,6 +24,28 @@ struct Group {
 
 /// Chunks in a group.
 const GROUP_CHUNKS: usize = u64::BITS as usize;
+
+impl Group {
+    /// Makes room for groups in storage for records.
+    pub(crate) fn room(
+        storage: &'static mut [MaybeUninit<FrameInfo>],
+    ) -> &'static mut [MaybeUninit<Self>] {
+        const { assert!(align_of::<Self>() <= align_of::<FrameInfo>()) };
+        let count = size_of_val(storage) / size_of::<Self>();
+        // SAFETY: the memory is as long, aligned enough, borrowed for good and not used by its other
+        // name again; uninitialised is a valid state of the element type.
+        unsafe { slice::from_raw_parts_mut(storage.as_mut_ptr().cast(), count) }
+    }
+
+    /// Makes them all groups of chunks that are not free.
+    fn fill(room: &'static mut [MaybeUninit<Self>]) -> &'static [Self] {
+        room.iter_mut().for_each(|group| {
+            group.write(Self::default());
+        });
+        // SAFETY: all of them are written, and borrowed for good.
+        unsafe { slice::from_raw_parts(room.as_ptr().cast(), room.len()) }
+    }
+}
 
 /// Which chunks to look in.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -59,7 +80,7 @@ pub(crate) struct Zone {
     base: u64,
     chunks: &'static [Chunk],
     owners: Owners<'static>,
-    groups: Box<[Group]>,
+    groups: &'static [Group],
     /// Whether its frames may be handed out: not before it is adopted.
     open: AtomicBool,
     transit: Transit,
@@ -71,34 +92,31 @@ impl Zone {
         (end.div_ceil(CHUNK_FRAMES) - first / CHUNK_FRAMES) as usize
     }
 
-    /// A zone of these frames, not open. `storage` has a place for every chunk.
-    ///
-    /// # Errors
-    ///
-    /// If there is no memory for the summary: the bytes that it takes.
+    /// How many groups these chunks make.
+    pub(crate) const fn groups_needed(chunks: usize) -> usize {
+        chunks.div_ceil(GROUP_CHUNKS)
+    }
+
+    /// Makes a zone of these frames, not open. `storage` has a place for every chunk, `groups` for every
+    /// group of them.
     pub(crate) fn new(
         first: u64,
         end: u64,
         storage: &'static mut [MaybeUninit<FrameInfo>],
-    ) -> Result<Self, usize> {
+        groups: &'static mut [MaybeUninit<Group>],
+    ) -> Self {
         let base = first / CHUNK_FRAMES * CHUNK_FRAMES;
         let (chunks, records) = FrameInfo::divide(storage);
-        let count = chunks.len().div_ceil(GROUP_CHUNKS);
-        let mut groups = Vec::new();
-        groups
-            .try_reserve_exact(count)
-            .map_err(|_| count * size_of::<Group>())?;
-        groups.resize_with(count, Group::default);
-        Ok(Self {
+        Self {
             first,
             end,
             base,
             chunks,
             owners: Owners::new(base, records),
-            groups: groups.into(),
+            groups: Group::fill(groups),
             open: AtomicBool::new(false),
             transit: Transit::default(),
-        })
+        }
     }
 
     pub(crate) const fn first(&self) -> u64 {

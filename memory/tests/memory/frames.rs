@@ -400,11 +400,11 @@ fn bad_ranges_and_storage_are_refused() {
     assert_eq!(
         error,
         FramesError::StorageTooSmall {
-            needed: 3,
-            given: 1
+            needed: 4,
+            given: 2
         }
     );
-    assert!(error.to_string().contains("room for 3"));
+    assert!(error.to_string().contains("room for 4"));
     assert!(
         FramesError::Overlap {
             first: low,
@@ -481,14 +481,55 @@ fn no_frame_is_handed_out_to_an_owner_that_has_no_count_of_them() {
 }
 
 #[test]
-fn no_memory_for_a_summary_is_an_answer() {
-    // 32 bytes for each of eight times 128 MiB.
+fn no_memory_for_the_list_of_zones_is_an_answer() {
     let range = bounds(0, 1 << 30);
     let storage = storage(&[range]);
-    let error = scarce::with_blocks_up_to(255, || new(&[range], &[], storage).err());
-    let error = error.unwrap();
-    assert_eq!(error, FramesError::OutOfMemory { bytes: 256 });
-    assert!(error.to_string().contains("larger boot arena"));
+    // Enough for that of the ranges.
+    let error = scarce::with_blocks_up_to(128, || new(&[range], &[], storage).err());
+    let Some(FramesError::OutOfMemory { bytes }) = error else {
+        panic!("{error:?}");
+    };
+    assert!(bytes > 128);
+    assert!(error.unwrap().to_string().contains("larger boot arena"));
+}
+
+#[test]
+fn what_is_taken_of_the_heap_does_not_grow_with_the_memory() {
+    let range = bounds(0, 1 << 36);
+    let storage = storage(&[range]);
+    let frames = scarce::with_blocks_up_to(1024, || new(&[range], &[], storage)).unwrap();
+    assert_eq!(frames.free_runs_2mib(), (1 << 15) - 1);
+    // In the last group of chunks, too.
+    let last = frames.allocate_run(1, 1, Owner::Heap).unwrap();
+    assert_eq!(last.run().start(), 0x1000);
+    while frames
+        .allocate_run(512, 512, Owner::Heap)
+        .is_some_and(|run| {
+            let start = run.run().start();
+            let _ = run.into_raw();
+            start < (1 << 36) - (2 << 20)
+        })
+    {}
+    assert_eq!(frames.free_runs_2mib(), 0);
+}
+
+#[test]
+fn the_storage_has_room_for_the_summaries_of_any_memory() {
+    // A record of 640 bytes for 2 MiB, and 32 bytes for 128 MiB.
+    for (tib, records) in [(4, (2 << 20) + 1639), (16, (8 << 20) + 6554)] {
+        let all = bounds(0, tib << 40);
+        assert_eq!(FrameAllocator::storage_needed([all].into_iter()), records);
+        // In two pieces.
+        let (low, high) = (bounds(0, 1 << 32), bounds(1 << 33, (tib << 40) + (1 << 32)));
+        let pieces = FrameAllocator::storage_needed([low, high].into_iter());
+        assert_eq!(pieces, records);
+    }
+    // So many ranges of a page as have a record of their own for every twenty.
+    for count in [0, 1, 20, 21] {
+        let pages = (1..=count).map(|chunk| bounds(chunk << 21, (chunk << 21) + 0x1000));
+        let records = count + count.div_ceil(20);
+        assert_eq!(FrameAllocator::storage_needed(pages) as u64, records);
+    }
 }
 
 #[test]

@@ -674,7 +674,7 @@ fn the_frame_allocator_s_frames_become_tables_and_come_back() {
 
     let pages = Box::leak(Box::new(Pages([[0; 512]; 8])));
     let free = [PhysRange::new(MEMORY, 8 * FRAME_SIZE).unwrap()];
-    let storage = Box::leak(Box::new_uninit_slice(1));
+    let storage = Box::leak(Box::new_uninit_slice(2));
     // SAFETY: nothing else uses the pages, which were just leaked, and the records are no part of them.
     let frames = unsafe { FrameAllocator::new(free.into_iter(), [].into_iter(), storage) }.unwrap();
     let memory = Piece(NonNull::from(&mut pages.0[..]));
