@@ -719,6 +719,25 @@ pub const CASES: &[Case] = &[
             "audit: clean",
         ],
     ),
+    // QEMU tells of each time that a CPU reads IA32_APIC_BASE: some as they come up and are looked at,
+    // none for each interrupt.
+    Case {
+        never: &[
+            " ERROR ",
+            "(?i)panicked",
+            r"(?s)(?:cpu_get_apic_base.*?){200}",
+        ],
+        ..passes(
+            "apic-base-read-once",
+            &[
+                "2",
+                "stress=calls,timer",
+                "seconds=0.3",
+                "qemu-args=-D /dev/stdout -trace cpu_get_apic_base",
+            ],
+            &["cpu_get_apic_base", r"taken: \d{2,} timer, \d{3,} wake-up"],
+        )
+    },
     fails(
         "loader-unstarted",
         &["4", "loader.unstarted=2", "seconds=0.5"],
