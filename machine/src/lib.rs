@@ -1,6 +1,6 @@
 //! What a PC's firmware says, and what its local APIC understands: the way from the ACPI root
-//! pointer to the list of CPUs ([`acpi`]), and the local APIC's registers and commands ([`lapic`]); and
-//! what it reports of its own errors ([`mca`]).
+//! pointer to the list of CPUs ([`acpi`]), and the local APIC's registers and commands ([`lapic`]); what
+//! it reports of its own errors ([`mca`]); and how fast it counts ([`time`]).
 //!
 //! Nothing here touches a register or an address. Whoever uses it brings the bytes
 //! ([`Firmware`](acpi::Firmware)) or carries the numbers to the hardware, so all of it runs, and is
@@ -12,3 +12,4 @@
 pub mod acpi;
 pub mod lapic;
 pub mod mca;
+pub mod time;
