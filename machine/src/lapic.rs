@@ -53,6 +53,8 @@ const XAPIC_BROADCAST: u32 = 0xff;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Register {
+    /// The APIC's id: see [`xapic_id`].
+    Id = 0x020,
     /// Which APIC it is, and how many entries its local vector table has.
     Version = 0x030,
     /// What is urgent enough to interrupt this CPU.
@@ -102,6 +104,12 @@ impl Register {
     pub const fn msr(self) -> u32 {
         X2APIC_BASE + (self.offset() >> 4)
     }
+}
+
+/// Returns the id of a local APIC in xAPIC mode, whose [`Register::Id`] has this value (10.4.6). In x2APIC
+/// mode it is the value itself.
+pub const fn xapic_id(register: u32) -> u32 {
+    register >> 24
 }
 
 /// Returns which of the eight registers from [`Register::InService`] on has the bit of a vector, and the
@@ -212,6 +220,7 @@ mod tests {
     #[test]
     fn registers_are_msrs_as_table_11_6_has_them() {
         for (register, msr) in [
+            (Register::Id, 0x802),
             (Register::TaskPriority, 0x808),
             (Register::Eoi, 0x80b),
             (Register::Spurious, 0x80f),

@@ -1,6 +1,7 @@
 //! What a PC's firmware says, and what its local APIC understands: the way from the ACPI root
-//! pointer to the list of CPUs ([`acpi`]), and the local APIC's registers and commands ([`lapic`]); what
-//! it reports of its own errors ([`mca`]); and how fast it counts ([`time`]).
+//! pointer to the list of CPUs ([`acpi`]), the local APIC's registers and commands ([`lapic`]), and
+//! what it reports of its own errors ([`mca`]); how its CPUs cache memory ([`mtrr`]), how fast they count
+//! ([`time`]), and what must be the same on all of them ([`identity`]).
 //!
 //! Nothing here touches a register or an address. Whoever uses it brings the bytes
 //! ([`Firmware`](acpi::Firmware)) or carries the numbers to the hardware, so all of it runs, and is
@@ -10,6 +11,8 @@
 #![forbid(unsafe_code)]
 
 pub mod acpi;
+pub mod identity;
 pub mod lapic;
 pub mod mca;
+pub mod mtrr;
 pub mod time;
