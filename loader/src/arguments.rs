@@ -10,6 +10,20 @@ const PREFIX: &str = "loader.";
 /// The most APIC ids that one word may list.
 const MAX_IDS: usize = 64;
 
+/// The most registers that one word may list.
+const MAX_REGISTERS: usize = 16;
+
+/// What a CPU is to be sent to the kernel with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OddRegister {
+    /// The CPU's APIC id; `None` for all CPUs.
+    pub apic_id: Option<u32>,
+    /// The MSR's number.
+    pub register: u32,
+    /// Its value.
+    pub value: u64,
+}
+
 /// Something the loader can refuse to serve.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Feature {
@@ -64,6 +78,11 @@ pub struct Arguments {
     pub unstarted: Vec<u32, MAX_IDS>,
     /// APIC ids of CPUs that are started and listed, but never released.
     pub silent: Vec<u32, MAX_IDS>,
+    /// APIC ids of two CPUs each of which is listed under the other's.
+    pub swapped: Option<(u32, u32)>,
+    /// Registers that CPUs have other values in than a loader would leave, in the order in which they
+    /// are written.
+    pub odd_registers: Vec<OddRegister, MAX_REGISTERS>,
     /// The highest base revision to admit to.
     pub revision: Option<u64>,
     /// Give the kernel an awkward memory map.
@@ -92,6 +111,8 @@ pub enum ArgumentError<'line> {
     },
     /// More APIC ids in one word than the loader keeps.
     TooManyIds(&'line str),
+    /// More registers than the loader keeps.
+    TooManyRegisters(&'line str),
 }
 
 impl fmt::Display for ArgumentError<'_> {
@@ -100,9 +121,13 @@ impl fmt::Display for ArgumentError<'_> {
             Self::Unknown(word) => write!(f, "unknown word `{word}`")?,
             Self::BadValue { word, value } => write!(f, "bad value `{value}` for `{word}`")?,
             Self::TooManyIds(word) => write!(f, "more than {MAX_IDS} APIC ids in `{word}`")?,
+            Self::TooManyRegisters(word) => {
+                write!(f, "more than {MAX_REGISTERS} registers in `{word}`")?;
+            }
         }
         f.write_str(
             "; the loader's words are loader.unstarted=APICID[,..] loader.silent=APICID[,..] \
+             loader.swapped=APICID,APICID loader.msr=APICID|all:MSR:VALUE[,..] \
              loader.deny=FEATURE[,..] loader.revision=N loader.memory-map=awkward \
              loader.hhdm=random loader.levels=4|5 loader.verbose; FEATURE is one of",
         )?;
@@ -139,6 +164,19 @@ impl Arguments {
         match name {
             "loader.unstarted" => add_ids(&mut self.unstarted, name, value)?,
             "loader.silent" => add_ids(&mut self.silent, name, value)?,
+            "loader.swapped" => {
+                let ids = value
+                    .split_once(',')
+                    .and_then(|(first, second)| Some((first.parse().ok()?, second.parse().ok()?)));
+                self.swapped = Some(ids.ok_or(bad_value)?);
+            }
+            "loader.msr" => {
+                for part in value.split(',') {
+                    let odd = odd_register(part).ok_or(bad_value)?;
+                    let added = self.odd_registers.push(odd);
+                    added.map_err(|_| ArgumentError::TooManyRegisters(name))?;
+                }
+            }
             "loader.deny" => {
                 for name in value.split(',') {
                     let feature = Feature::from_name(name).ok_or(bad_value)?;
@@ -181,9 +219,24 @@ fn add_ids<'line>(
     Ok(())
 }
 
+/// Reads `APICID:MSR:VALUE`, the latter two in hexadecimal.
+fn odd_register(part: &str) -> Option<OddRegister> {
+    let mut numbers = part.splitn(3, ':');
+    let apic_id = match numbers.next()? {
+        "all" => None,
+        id => Some(id.parse().ok()?),
+    };
+    let mut hexadecimal = || u64::from_str_radix(numbers.next()?.strip_prefix("0x")?, 16).ok();
+    Some(OddRegister {
+        apic_id,
+        register: hexadecimal()?.try_into().ok()?,
+        value: hexadecimal()?,
+    })
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{ArgumentError, Arguments, Feature, kernel_words};
+    use super::{ArgumentError, Arguments, Feature, OddRegister, kernel_words};
 
     #[test]
     fn the_kernel_gets_its_words_and_the_loader_its_own() {
@@ -199,6 +252,27 @@ mod tests {
         assert_eq!(arguments.levels, None);
         let arguments = Arguments::parse("loader.levels=5").unwrap();
         assert_eq!(arguments.levels, Some(5));
+    }
+
+    #[test]
+    fn cpus_can_be_swapped_and_registers_set() {
+        let line = "loader.swapped=1,2 loader.msr=3:0x277:0x7,all:0x2ff:0xffffffffffffffff";
+        let arguments = Arguments::parse(line).unwrap();
+        assert_eq!(arguments.swapped, Some((1, 2)));
+        let odd = |apic_id, register, value| OddRegister {
+            apic_id,
+            register,
+            value,
+        };
+        assert_eq!(
+            arguments.odd_registers,
+            [odd(Some(3), 0x277, 7), odd(None, 0x2ff, u64::MAX)]
+        );
+        let line = format!("loader.msr=1:0x1:0x1{}", ",1:0x1:0x1".repeat(16));
+        assert_eq!(
+            Arguments::parse(&line).unwrap_err(),
+            ArgumentError::TooManyRegisters("loader.msr")
+        );
     }
 
     #[test]
@@ -224,6 +298,13 @@ mod tests {
             ("loader.deny", ""),
             ("loader.silent", "1,,2"),
             ("loader.unstarted", "-1"),
+            ("loader.swapped", "1"),
+            ("loader.swapped", "1,2,3"),
+            ("loader.msr", "1:0x277"),
+            ("loader.msr", "1:277:0x1"),
+            ("loader.msr", "1:0x277:0x1:0x2"),
+            ("loader.msr", "1:0x123456789:0x1"),
+            ("loader.msr", "any:0x277:0x1"),
             ("loader.revision", "three"),
             ("loader.memory-map", "odd"),
             ("loader.hhdm", ""),

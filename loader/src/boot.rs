@@ -28,7 +28,7 @@ use core::panic::PanicInfo;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use heapless::{String, Vec};
-use muster_loader::arguments::{ArgumentError, Arguments, kernel_words};
+use muster_loader::arguments::{ArgumentError, Arguments, OddRegister, kernel_words};
 use muster_loader::image::{Image, ImageError, Segment};
 use muster_loader::memory_map::{CAPACITY, Kind, MapError, MemoryMap, PAGE};
 use muster_machine::acpi::{Cpu, Madt};
@@ -36,7 +36,7 @@ use raw_cpuid::CpuId;
 use x86_64::instructions::port::Port;
 use x86_64::structures::idt::InterruptDescriptorTable;
 
-use cpus::{DOOR, Slot};
+use cpus::{DOOR, MAX_REGISTERS, Slot};
 use firmware::{FirmwareError, FirmwareMemory};
 use lapic::Lapic;
 use paging::{Access, OutOfTables, Shape, Tables};
@@ -246,7 +246,12 @@ fn boot(start_info: StartInfo, line: &str) -> Result<Infallible, Failure<'_>> {
     let mut slots = Vec::<Slot, MOST_CPUS>::new();
     for Processor { id, apic_id } in processors {
         let stack = map.allocate(stack_size, PAGE, physical::LIMIT, Kind::Loader)?;
-        let info = arena.place(MpInfo::new(id, apic_id))?.address;
+        let listed_id = match arguments.swapped {
+            Some((first, second)) if apic_id == first => second,
+            Some((first, second)) if apic_id == second => first,
+            _ => apic_id,
+        };
+        let info = arena.place(MpInfo::new(id, listed_id))?.address;
         let goto_address = match apic_id {
             id if id == bsp => address_of(&KERNEL_ENTRY),
             id if arguments.silent.contains(&id) => address_of(&NEVER),
@@ -261,6 +266,8 @@ fn boot(start_info: StartInfo, line: &str) -> Result<Infallible, Failure<'_>> {
         slots.push(slot).map_err(|_| Failure::TooManyCpus)?;
     }
     let slots = arena.place_all(slots)?;
+    let mtrrs = cpus::own_mtrrs().ok_or(Failure::Sizing("registers"))?;
+    let registers = arena.place_all(mtrrs.into_iter().chain(arguments.odd_registers.clone()))?;
     let idt = arena.place(cpus::parked_idt())?.address;
     let pool_size = PAGE * tables_needed(shape, &map, &image);
     let pool = map.allocate(pool_size, PAGE, physical::LIMIT, Kind::Loader)?;
@@ -281,6 +288,9 @@ fn boot(start_info: StartInfo, line: &str) -> Result<Infallible, Failure<'_>> {
     DOOR.kernel_root.store(kernel_root, Ordering::Relaxed);
     DOOR.hhdm.store(hhdm, Ordering::Relaxed);
     DOOR.idt.store(idt, Ordering::Relaxed);
+    DOOR.registers.store(registers.address, Ordering::Relaxed);
+    DOOR.register_count
+        .store(registers.value.len() as u64, Ordering::Relaxed);
     DOOR.x2apic.store(x2apic, Ordering::Release);
 
     // The other CPUs.
@@ -374,9 +384,11 @@ fn boot(start_info: StartInfo, line: &str) -> Result<Infallible, Failure<'_>> {
 const MP_X2APIC: u64 = 1;
 
 /// Bytes for responses: the memory map's entries and their pointers at worst,
-/// and as much again for the strings, the IDT and all the rest.
+/// and as much again for the strings, the IDT, the CPUs' registers and all the rest.
 const ARENA: u64 = 2 * CAPACITY as u64 * 32;
-const _: () = assert!(CAPACITY * 32 > 2 * LINE + size_of::<InterruptDescriptorTable>() + 1024);
+const REGISTERS: usize = 2 * MAX_REGISTERS * size_of::<OddRegister>();
+const _: () =
+    assert!(CAPACITY * 32 >= 2 * LINE + size_of::<InterruptDescriptorTable>() + REGISTERS + 1024);
 
 /// Bytes for each CPU: slot, info, pointer.
 const ARENA_PER_CPU: u64 = 128;

@@ -560,6 +560,16 @@ const KEYS: &[Key] = &[
         "APIC ids of CPUs that never leave the loader",
     ),
     loader(
+        "loader.swapped",
+        Form::ListOf(&[]),
+        "APIC ids of two CPUs, each listed under the other's",
+    ),
+    loader(
+        "loader.msr",
+        Form::Text("APICID|all:MSR:VALUE, several by commas"),
+        "registers in which CPUs are odd",
+    ),
+    loader(
         "loader.deny",
         Form::ListOf(FEATURES),
         "features left unanswered",

@@ -3,6 +3,9 @@
 
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
+use heapless::Vec;
+use muster_loader::arguments::OddRegister;
+use muster_machine::mtrr::{self, IA32_MTRR_DEF_TYPE, IA32_MTRRCAP};
 use raw_cpuid::CpuId;
 use x86_64::VirtAddr;
 use x86_64::instructions::{hlt, interrupts, nop, tables};
@@ -13,6 +16,9 @@ use x86_64::structures::idt::InterruptDescriptorTable;
 use super::clock::Clock;
 use super::entry;
 use super::lapic::{Lapic, TIMER_VECTOR};
+
+/// The most registers that a CPU is given before it goes to the kernel.
+pub const MAX_REGISTERS: usize = 64;
 
 /// IA32_PAT, and the value that the protocol fixes: WB, WT, UC-, UC, WP, WC.
 const PAT: Msr = Msr::new(0x277);
@@ -50,6 +56,10 @@ pub struct Door {
     pub idt: AtomicU64,
     /// Whether the kernel wants x2APIC mode.
     pub x2apic: AtomicBool,
+    /// Address in the direct map of the [`OddRegister`]s that CPUs are given before they go to the kernel.
+    pub registers: AtomicU64,
+    /// Number of those.
+    pub register_count: AtomicU64,
 }
 
 /// The one door.
@@ -62,6 +72,8 @@ pub static DOOR: Door = Door {
     hhdm: AtomicU64::new(0),
     idt: AtomicU64::new(0),
     x2apic: AtomicBool::new(false),
+    registers: AtomicU64::new(0),
+    register_count: AtomicU64::new(0),
 };
 
 /// One CPU's place, found by its APIC id.
@@ -168,6 +180,7 @@ pub extern "C" fn arrive(slot: &'static Slot) -> ! {
     } else {
         stop()
     };
+    set_registers(slot.apic_id);
     let hhdm = DOOR.hhdm.load(Ordering::Relaxed);
     let root = DOOR.kernel_root.load(Ordering::Relaxed);
     // SAFETY: the door tables are the kernel's and more, and both have the
@@ -184,6 +197,59 @@ fn set_protocol_state() {
     FsBase::write(VirtAddr::zero());
     GsBase::write(VirtAddr::zero());
     KernelGsBase::write(VirtAddr::zero());
+}
+
+/// Returns the MTRRs of this CPU, the bootstrap CPU, to be given to the others, as Limine does: INIT leaves
+/// a CPU's MTRRs as they are (Intel SDM vol. 3A, table 10-1), but QEMU clears them. `None` if there are more
+/// than can be kept.
+pub fn own_mtrrs() -> Option<Vec<OddRegister, MAX_REGISTERS>> {
+    let mut mtrrs = Vec::new();
+    let has_mtrrs = CpuId::new()
+        .get_feature_info()
+        .is_some_and(|info| info.has_mtrr());
+    if !has_mtrrs {
+        return Some(mtrrs);
+    }
+    // SAFETY: the CPU has MTRRs, and IA32_MTRRCAP says which; reading has no side effect.
+    let read = |register| unsafe { Msr::new(register).read() };
+    let settable = mtrr::registers(read(IA32_MTRRCAP))
+        .filter(|register| ![IA32_MTRRCAP, IA32_MTRR_DEF_TYPE].contains(register));
+    // The last one switches the others on.
+    for register in settable.chain([IA32_MTRR_DEF_TYPE]) {
+        let value = read(register);
+        let odd = OddRegister {
+            apic_id: None,
+            register,
+            value,
+        };
+        mtrrs.push(odd).ok()?;
+    }
+    Some(mtrrs)
+}
+
+/// Gives this CPU the registers that it is to have. On a machine with caches it would take the steps of
+/// Intel SDM vol. 3A, 12.11.8; this loader runs where there are none that follow the MTRRs, or where the
+/// values are there already.
+fn set_registers(apic_id: u32) {
+    let first = DOOR.registers.load(Ordering::Relaxed) as usize;
+    let count = DOOR.register_count.load(Ordering::Relaxed) as usize;
+    // SAFETY: so many are placed there, in the arena for good, and never written again; the door tables
+    // have the direct map.
+    let registers: &[OddRegister] =
+        unsafe { core::slice::from_raw_parts(core::ptr::with_exposed_provenance(first), count) };
+    for odd in registers {
+        if odd.apic_id.is_some_and(|id| id != apic_id) {
+            continue;
+        }
+        let mut register = Msr::new(odd.register);
+        // SAFETY: an MTRR that all CPUs have, with the bootstrap CPU's value; or what `loader.msr` asks
+        // for, and then whoever does has to expect what comes of it.
+        unsafe {
+            if register.read() != odd.value {
+                register.write(odd.value);
+            }
+        }
+    }
 }
 
 /// The interrupts a parked CPU can have: its timer wakes it; a non-maskable one
