@@ -12,11 +12,12 @@ use crate::{control, cpu, crew, exceptions, exit, lapic, machine_check, mishap, 
 /// Where the loader sends an AP: on the loader's stack, tables and GDT, with the
 /// address of its block in `extra`.
 ///
-/// The order counts. Faults end in words first, since the loader leaves no IDT, and
-/// the block tells whose words they are. Then the control registers, because the
-/// kernel's tables fault on a CPU that has no NX yet; then the tables, because the
-/// stack lies only in them, but for what is ever unmapped: with that they are loaded
-/// when the CPU has joined, and is asked to flush.
+/// The order counts. Faults end in words first, since the loader leaves no IDT. Then
+/// the PAT, for until it is set this CPU may cache what it touches in another way than
+/// the others; and the block, which tells whose words they are. Then the control
+/// registers, because the kernel's tables fault on a CPU that has no NX yet; then the
+/// tables, because the stack lies only in them, but for what is ever unmapped: with
+/// that they are loaded when the CPU has joined, and is asked to flush.
 ///
 /// # Safety
 ///
@@ -26,6 +27,7 @@ pub unsafe extern "C" fn entry(parked: &mp::Cpu) -> ! {
     // SAFETY: this CPU has no block yet.
     unsafe { Cpu::reset() };
     exceptions::load_early();
+    let odd_pat = control::set_pat();
     let address = parked.extra.load(Ordering::Acquire);
     let block: *const Block = core::ptr::with_exposed_provenance(address as usize);
     // SAFETY: the BSP stored the address of this CPU's block, made for good, before
@@ -38,6 +40,12 @@ pub unsafe extern "C" fn entry(parked: &mp::Cpu) -> ! {
         panic!("an AP can't register its block: {error}");
     }
     reach(Phase::Block);
+    if let Some(found) = odd_pat {
+        log::warn!(
+            "the loader left {found:#x} in the PAT of CPU {}: set",
+            block.index()
+        );
+    }
 
     let shared = shared::get();
     control::set(&shared.features());

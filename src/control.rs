@@ -12,8 +12,9 @@ use x86_64::registers::model_specific::{Efer, EferFlags, Msr};
 use x86_64::structures::paging::PhysFrame;
 use x86_64::{PhysAddr, instructions::tlb};
 
-/// IA32_PAT (Intel SDM vol. 4, table 2-2).
+/// IA32_PAT (Intel SDM vol. 4, table 2-2), and the six of its eight entries that the Limine protocol fixes.
 const IA32_PAT: u32 = 0x277;
+const PROTOCOL_ENTRIES: u64 = 0x0000_ffff_ffff_ffff;
 
 /// IA32_MISC_ENABLE, and its bit by which the firmware has CPUID deny NX and EFER refuse it (Intel SDM
 /// vol. 4, table 2-2).
@@ -137,8 +138,7 @@ impl Registers {
             cr0: Cr0::read_raw(),
             cr4: Cr4::read_raw(),
             efer: Efer::read_raw(),
-            // SAFETY: every CPU in long mode has a PAT.
-            pat: unsafe { Msr::new(IA32_PAT).read() },
+            pat: read_pat(),
         }
     }
 
@@ -222,10 +222,87 @@ impl fmt::Display for Protection {
     }
 }
 
-/// Sets CR0, CR4, EFER and the PAT of this CPU to the kernel's values.
+/// The loader has left the BSP's PAT as the protocol does not have it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WrongPat(u64);
+
+impl fmt::Display for WrongPat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "the loader left {:#x} in the PAT instead of {PAT:#x}, of which the protocol fixes the lower \
+             six bytes: take a loader that keeps to the Limine protocol",
+            self.0
+        )
+    }
+}
+
+/// Checks that the BSP's PAT is as the protocol has it. If it is not, nobody can tell as what the loader's
+/// tables have had memory cached until now, and no change of one CPU's PAT would mend that.
 ///
-/// The loader's tables stay in use; its mappings use the same PAT and so keep
-/// their meaning.
+/// # Errors
+///
+/// [`WrongPat`], with what it is.
+pub fn check_pat() -> Result<(), WrongPat> {
+    let found = read_pat();
+    if (found ^ PAT) & PROTOCOL_ENTRIES == 0 {
+        Ok(())
+    } else {
+        Err(WrongPat(found))
+    }
+}
+
+/// Sets this CPU's PAT to the kernel's value, if it is another. Returns what it was then.
+///
+/// To be called as early as can be, on the loader's tables and before the kernel's: an AP may come with the
+/// value of reset, or its firmware's, and what it cached under another type than the others would linger.
+/// It is that CPU alone that is out of step: so it alone goes through the steps of Intel SDM vol. 3A,
+/// 12.11.8, which 12.12.4 asks for, with none of its cache in use while the types change. What the manual
+/// has all CPUs wait for each other for is a change of what they already use together, and there is none:
+/// on the BSP only the two entries can change that the protocol leaves open and that no table uses
+/// ([`check_pat`]).
+pub fn set_pat() -> Option<u64> {
+    let found = read_pat();
+    if found == PAT {
+        return None;
+    }
+    let (cr0, cr4) = (Cr0::read_raw(), Cr4::read_raw());
+    let without_cache =
+        (cr0 | Cr0Flags::CACHE_DISABLE.bits()) & !Cr0Flags::NOT_WRITE_THROUGH.bits();
+    // SAFETY: (1) this is ring 0, where interrupts are off and every CPU has a PAT; (2) with CD set and NW
+    // clear the CPU fills its caches no more, but stays coherent, and both come back as they were;
+    // (3) `wbinvd` writes back whatever it holds, so nothing is lost; (4) clearing PGE, or writing CR3 back
+    // as it is, only flushes the TLB, and that of what was translated under the old types, before and after
+    // the change; (5) the new value gives each entry that the loader's tables may use the type that the
+    // protocol has for it. MTRRs don't change, so they stay on.
+    unsafe {
+        Cr0::write_raw(without_cache);
+        write_back_and_invalidate();
+        Cr4::write_raw(cr4 & !Cr4Flags::PAGE_GLOBAL.bits());
+        tlb::flush_all();
+        Msr::new(IA32_PAT).write(PAT);
+        write_back_and_invalidate();
+        tlb::flush_all();
+        Cr0::write_raw(cr0);
+        Cr4::write_raw(cr4);
+    }
+    Some(found)
+}
+
+fn read_pat() -> u64 {
+    // SAFETY: every CPU in long mode has a PAT; reading it has no side effect.
+    unsafe { Msr::new(IA32_PAT).read() }
+}
+
+/// Writes this CPU's caches back and empties them.
+fn write_back_and_invalidate() {
+    // SAFETY: this is ring 0, and no data is lost: memory has it all afterwards.
+    unsafe { core::arch::asm!("wbinvd", options(nostack, preserves_flags)) };
+}
+
+/// Sets CR0, CR4 and EFER of this CPU to the kernel's values; its PAT has its own already ([`set_pat`]).
+///
+/// The loader's tables stay in use.
 pub fn set(features: &Features) {
     // Each CPU has a bit of its own, by which EFER.NXE would be a general protection fault.
     if reveal_no_execute() {
@@ -237,21 +314,11 @@ pub fn set(features: &Features) {
     // optional CR4 bits are set only where CPUID has them; (3) there are no user
     // pages, so SMEP and SMAP forbid nothing that is done; (4) no code here uses
     // the FPU or an alignment check; (5) clearing PGE flushes the loader's global
-    // entries, which is wanted; (6) the PAT gives every index that is in use the
-    // type the protocol gave it; were it another one before, the caches would
-    // have to go first, so it is only written if it differs, with the flushes of
-    // Intel SDM vol. 3A, 12.12.4.
+    // entries, which is wanted.
     unsafe {
         Efer::write_raw(wanted.efer);
         Cr0::write_raw(wanted.cr0);
         Cr4::write_raw(wanted.cr4);
-        let mut pat = Msr::new(IA32_PAT);
-        if pat.read() != wanted.pat {
-            core::arch::asm!("wbinvd", options(nostack, preserves_flags));
-            pat.write(wanted.pat);
-            core::arch::asm!("wbinvd", options(nostack, preserves_flags));
-            tlb::flush_all();
-        }
     }
 }
 

@@ -146,6 +146,10 @@ extern "C" fn build() -> ! {
     });
     journal::set_serial_level(arguments.log.into());
     addresses::heed(&arguments);
+    control::check_pat().unwrap_or_else(|error| refuse(&error));
+    if let Some(found) = control::set_pat() {
+        log::info!("the two upper bytes of the PAT were the loader's: {found:#x}");
+    }
     if control::reveal_no_execute() {
         log::warn!("{}", control::NO_EXECUTE_REVEALED);
     }

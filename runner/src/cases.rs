@@ -706,6 +706,39 @@ pub const CASES: &[Case] = &[
         ],
         &["failed: CPU 3 has 0x80000033 in CR0 instead of 0x80010033"],
     ),
+    // What a CPU has after reset.
+    refuses(
+        "pat-bsp",
+        &["2", "loader.msr=0:0x277:0x7040600070406"],
+        &[
+            "ERROR .*can't start: the loader left 0x7040600070406 in the PAT instead of 0x10500070406",
+        ],
+    ),
+    passes(
+        "pat-ap",
+        &[
+            "4",
+            "loader.msr=3:0x277:0x7040600070406",
+            "stress=churn",
+            "seconds=0.2",
+        ],
+        &[
+            "WARN .*the loader left 0x7040600070406 in the PAT of CPU 3: set",
+            "4 of 4 CPUs online",
+            "registers: on every CPU as set",
+        ],
+    ),
+    // The protocol leaves the last two entries open.
+    passes(
+        "pat-open-entries",
+        &[
+            "2",
+            "loader.msr=all:0x277:0x706010500070406",
+            "stress=churn",
+            "seconds=0.2",
+        ],
+        &["registers: on every CPU as set"],
+    ),
     passes(
         "stray-interrupts",
         &["4", "fault=stray-interrupts", "stress=calls", "seconds=0.2"],
