@@ -18,7 +18,7 @@ use crate::lock::{Level, Lock};
 use crate::mapping::Mapping;
 use crate::misuse::Misuse;
 use crate::stack::Stack;
-use crate::{control, cpu, heap, image, lapic, stop};
+use crate::{control, cpu, heap, identity, image, lapic, stop};
 
 /// How long the others wait for a fault that does not come, in milliseconds.
 const PATIENCE: u64 = 10_000;
@@ -72,7 +72,10 @@ pub fn bring_about(fault: Fault) {
     });
     // What is wrong with a CPU's registers shows in the audit, and an interrupt changes nothing.
     assert!(
-        matches!(fault, Fault::WriteProtectionOff | Fault::StrayInterrupts),
+        matches!(
+            fault,
+            Fault::WriteProtectionOff | Fault::MemoryTypesChanged | Fault::StrayInterrupts
+        ),
         "{fault:?} did not end the run"
     );
 }
@@ -191,6 +194,7 @@ fn strike(fault: Fault, victim: Option<u64>) {
         }
         // SAFETY: nothing is written to what is read-only, as it should not be.
         Fault::WriteProtectionOff => unsafe { control::give_up_write_protection() },
+        Fault::MemoryTypesChanged => identity::disturb_mtrrs(),
         Fault::StrayInterrupts => get_stray_interrupts(),
         // Brought about before there is anybody else.
         Fault::BootStackOverflow => {}

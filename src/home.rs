@@ -1,18 +1,19 @@
 //! What a CPU runs with: its own block, stack and GDT, the tables and the IDT of all, and the control
-//! registers as they should be.
+//! registers as they should be; and whether it is the CPU that it should be.
 
 use alloc::format;
 use alloc::string::String;
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use muster_machine::identity::Difference;
 use muster_percpu::Register;
 use x86_64::instructions::tables::{sgdt, sidt};
 
 use crate::control::{self, Features, Registers};
 use crate::cpu::{self, Gs};
 use crate::stack::Slot;
-use crate::{crew, lapic, shared};
+use crate::{crew, identity, lapic, shared};
 
 /// How long a CPU may take to look at itself, in milliseconds.
 const PATIENCE: u64 = 10_000;
@@ -30,7 +31,15 @@ pub struct Home {
     /// The entries of the local vector table, in their order: as they are in the upper half, and as
     /// they were set in the lower one.
     entries: [AtomicU64; lapic::ENTRY_COUNT],
+    /// The first register in which it is not as the BSP, or not what the loader said: flags and number,
+    /// value found, value wanted.
+    difference: [AtomicU64; 3],
 }
+
+/// Flags beside the number of a register that differs: there is one at all, and which of the values are.
+const DIFFERS: u64 = 1 << 32;
+const FOUND: u64 = 1 << 33;
+const WANTED: u64 = 1 << 34;
 
 impl Home {
     /// Nothing is known of it yet.
@@ -44,12 +53,14 @@ impl Home {
             found: [const { AtomicU64::new(0) }; Registers::COUNT],
             wanted: [const { AtomicU64::new(0) }; Registers::COUNT],
             entries: [const { AtomicU64::new(0) }; lapic::ENTRY_COUNT],
+            difference: [const { AtomicU64::new(0) }; 3],
         }
     }
 
-    /// Reads this CPU's registers. Called by the CPU itself, before it reports
-    /// that it is online, which publishes this; and again in an order.
-    pub fn record(&self) {
+    /// Reads this CPU's registers, which the loader lists under this LAPIC id. Called by the CPU itself,
+    /// before it reports that it is online, or asks to be kept out, which publishes this; and again in an
+    /// order.
+    pub fn record(&self, lapic_id: u32) {
         let here = 0u8;
         let places = [
             (&self.block, Gs::load().addr() as u64),
@@ -74,6 +85,29 @@ impl Home {
             let value = u64::from(entry.found) << 32 | u64::from(entry.wanted);
             place.store(value, Ordering::Relaxed);
         }
+        let difference = identity::find_difference(lapic_id).map_or([0; 3], |difference| {
+            let flag = |value: Option<u64>, flag| value.map_or(0, |_| flag);
+            let flags = DIFFERS | flag(difference.found, FOUND) | flag(difference.wanted, WANTED);
+            [
+                flags | u64::from(difference.register),
+                difference.found.unwrap_or(0),
+                difference.wanted.unwrap_or(0),
+            ]
+        });
+        for (place, value) in self.difference.iter().zip(difference) {
+            place.store(value, Ordering::Relaxed);
+        }
+    }
+
+    /// Returns the first register in which it is not as the BSP, or not what the loader said.
+    pub fn difference(&self) -> Option<Difference> {
+        let [flags, found, wanted] =
+            (self.difference.each_ref()).map(|value| value.load(Ordering::Relaxed));
+        (flags & DIFFERS != 0).then_some(Difference {
+            register: flags as u32,
+            found: (flags & FOUND != 0).then_some(found),
+            wanted: (flags & WANTED != 0).then_some(wanted),
+        })
     }
 
     /// Reads the root of this CPU's tables alone, after they were loaded again.
@@ -136,6 +170,9 @@ impl Home {
 
     /// The first thing about CPU `index` that is not as it should be.
     fn find_deviation(&self, index: u32) -> Option<Deviation> {
+        if let Some(difference) = self.difference() {
+            return Some(Deviation::Identity(difference));
+        }
         Aspect::ALL
             .into_iter()
             .find(|aspect| !self.is_right(index, *aspect))
@@ -168,7 +205,11 @@ impl Home {
             Aspect::Gdt => others().all(|(_, other)| gdt(&other.home) != gdt(self)),
             Aspect::Idt => others().all(|(_, other)| idt(&other.home) == idt(self)),
             Aspect::Tables => self.cr3() == shared::get().root(),
-            Aspect::Registers => self.registers() == self.wanted() && self.odd_entry().is_none(),
+            Aspect::Registers => {
+                self.registers() == self.wanted()
+                    && self.odd_entry().is_none()
+                    && self.difference().is_none()
+            }
         }
     }
 }
@@ -210,6 +251,7 @@ enum Deviation {
     Place(Aspect),
     Register { found: Registers, wanted: Registers },
     Entry(lapic::Entry),
+    Identity(Difference),
 }
 
 impl fmt::Display for Deviation {
@@ -221,6 +263,7 @@ impl fmt::Display for Deviation {
             Self::Place(Aspect::Idt) => f.write_str("has another IDT than the others"),
             Self::Place(Aspect::Tables) => f.write_str("runs on other tables than all"),
             Self::Place(Aspect::Registers) => f.write_str("has other control registers than set"),
+            Self::Identity(difference) => difference.fmt(f),
             Self::Register { found, wanted } => found.fmt_difference(wanted, f),
             Self::Entry(lapic::Entry {
                 name,
@@ -228,10 +271,15 @@ impl fmt::Display for Deviation {
                 wanted,
             }) => write!(
                 f,
-                "has {found:#x} in its local vector table for {name} instead of {wanted:#x}"
+                "has {found:#x} in its local APIC for {name} instead of {wanted:#x}"
             ),
         }
     }
+}
+
+/// Has this CPU look at itself.
+pub fn record_here() {
+    cpu::with(|here| here.shared().home.record(here.shared().lapic_id));
 }
 
 /// Prints what each CPU at work runs with, and how far it is what it should be.
@@ -271,7 +319,7 @@ pub fn tell() {
 ///
 /// The first thing that is not as it should be, in words.
 pub fn check() -> Result<(), String> {
-    crew::all(PATIENCE, &|_| cpu::with(|here| here.shared().home.record()));
+    crew::all(PATIENCE, &|_| record_here());
     match crew::members()
         .find_map(|(index, shared)| Some((index, shared.home.find_deviation(index)?)))
     {

@@ -5,9 +5,9 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use muster_machine::acpi::NmiLine;
 use muster_machine::lapic::{
-    BASE_IS_BSP, BASE_X2APIC, Command, DIVIDE_BY_1, Errors, IA32_TSC_DEADLINE, LVT_ACTIVE_LOW,
-    LVT_DELIVERY, LVT_MASKED, LVT_NMI, LVT_SETTINGS, LVT_SMI, LVT_TSC_DEADLINE, Register,
-    SOFTWARE_ENABLE, has_entry, in_service, is_pending,
+    BASE_ENABLED, BASE_IS_BSP, BASE_X2APIC, Command, DIVIDE_BY_1, Errors, IA32_TSC_DEADLINE,
+    LVT_ACTIVE_LOW, LVT_DELIVERY, LVT_MASKED, LVT_NMI, LVT_SETTINGS, LVT_SMI, LVT_TSC_DEADLINE,
+    Register, SOFTWARE_ENABLE, has_entry, in_service, is_pending, xapic_id,
 };
 use raw_cpuid::CpuId;
 use x86_64::instructions::interrupts;
@@ -20,10 +20,12 @@ use crate::{cpu, shared};
 /// Where the xAPIC's registers are mapped; 0 until they are.
 static REGISTERS: AtomicU64 = AtomicU64::new(0);
 
-/// Physical address of the xAPIC's page, or `None` in x2APIC mode, which needs none.
+/// Physical address of the xAPIC's page, or `None` in x2APIC mode, which needs none, and where this CPU's
+/// local APIC is switched off.
 pub fn physical_base() -> Option<u64> {
     let (frame, flags) = ApicBase::read_raw();
-    (flags & BASE_X2APIC == 0).then(|| frame.start_address().as_u64())
+    let is_xapic = flags & (BASE_ENABLED | BASE_X2APIC) == BASE_ENABLED;
+    is_xapic.then(|| frame.start_address().as_u64())
 }
 
 /// Tells where the xAPIC's page is mapped, once it is.
@@ -52,8 +54,21 @@ pub fn own_id() -> u32 {
     topology.or_else(initial).unwrap_or(0)
 }
 
-/// The entries of the local vector table but the timer's, each of which is set on every CPU.
+/// Returns the id in this CPU's local APIC, by which interrupts find it. `None`: there is none, or it can't
+/// be reached yet.
+pub fn registered_id() -> Option<u32> {
+    let registers = Registers::get()?;
+    let id = registers.read(Register::Id);
+    Some(match registers {
+        Registers::X2Apic => id,
+        Registers::XApic(_) => xapic_id(id),
+    })
+}
+
+/// The switch of the APIC, and the entries of the local vector table but the timer's, each of which is set
+/// on every CPU: the switch first, as the others stay masked while it is off (Intel SDM vol. 3A, 11.4.7.2).
 const ENTRIES: [(Register, &str); ENTRY_COUNT] = [
+    (Register::Spurious, "its switch"),
     (Register::LvtLint0, "LINT0"),
     (Register::LvtLint1, "LINT1"),
     (Register::LvtError, "errors"),
@@ -63,7 +78,7 @@ const ENTRIES: [(Register, &str); ENTRY_COUNT] = [
 ];
 
 /// How many entries there are at most.
-pub const ENTRY_COUNT: usize = 6;
+pub const ENTRY_COUNT: usize = 7;
 
 /// What the BSP's two lines are set to: the MADT says at which NMIs arrive.
 static LINES: [AtomicU32; 2] = [const { AtomicU32::new(LVT_MASKED) }; 2];
@@ -116,6 +131,7 @@ fn wanted(register: Register, found: u32) -> u32 {
         false => LVT_MASKED,
     };
     match register {
+        Register::Spurious => SOFTWARE_ENABLE | u32::from(SPURIOUS_VECTOR),
         Register::LvtLint0 => line(0),
         Register::LvtLint1 => line(1),
         Register::LvtError => u32::from(ERROR_VECTOR),
@@ -352,8 +368,10 @@ impl Registers {
 
     /// The same, as the CPU itself says.
     fn find() -> Option<Self> {
-        if ApicBase::read_raw().1 & BASE_X2APIC != 0 {
-            return Some(Self::X2Apic);
+        match ApicBase::read_raw().1 & (BASE_ENABLED | BASE_X2APIC) {
+            BASE_ENABLED => {}
+            0 | BASE_X2APIC => return None,
+            _ => return Some(Self::X2Apic),
         }
         Some(REGISTERS.load(Ordering::Acquire))
             .filter(|&base| base != 0 && shared::is_loaded())

@@ -53,6 +53,7 @@ mod firmware;
 mod frames;
 mod heap;
 mod home;
+mod identity;
 mod idle;
 mod image;
 mod interrupts;
@@ -158,6 +159,7 @@ extern "C" fn build() -> ! {
         events::start(&boot, &features, hz);
     }
     boot.tell();
+    identity::start();
     famine::ask(arguments.frames_fail);
     if arguments.fault == Some(Fault::BootStackOverflow) {
         fault::overflow_boot_stack();
@@ -204,7 +206,7 @@ extern "C" fn muster() -> ! {
         let report = &here.shared().report;
         report.reach(Phase::Stack);
         here.local().load_descriptors();
-        here.shared().home.record();
+        here.shared().home.record(here.shared().lapic_id);
         report.reach(Phase::Descriptors);
         report.join();
         report.reach(Phase::Online);
@@ -215,7 +217,10 @@ extern "C" fn muster() -> ! {
     pic::silence();
     lapic::enable(&firmware::nmi_lines(boot));
     // Once more, with the local APIC as it is now.
-    cpu::with(|here| here.shared().home.record());
+    home::record_here();
+    if let Some(difference) = cpu::with(|here| here.shared().home.difference()) {
+        refuse(&format_args!("the BSP {difference}"));
+    }
     match timer::calibrate() {
         Some(source) => log::info!("timers {source}"),
         None => log::warn!("no timer: the local APIC's does not count"),

@@ -121,7 +121,7 @@ impl Report {
         self.admission.give_up()
     }
 
-    /// How the roll call ended for this CPU.
+    /// How the roll call ended, or the CPU itself ended it.
     pub fn admission(&self) -> Outcome {
         self.admission.outcome()
     }
@@ -152,7 +152,10 @@ impl RollCall {
             unsafe { cpu.release(ap::entry, argument) };
         }
         let deadline = Deadline::after_millis(arguments.deadline_millis);
-        let answered = |shared: &Shared| shared.report.phase() == Phase::Online;
+        // One that keeps itself out has answered, too.
+        let answered = |shared: &Shared| {
+            shared.report.phase() == Phase::Online || shared.report.admission() == Outcome::GivenUp
+        };
         while !cpu::all().all(|(_, shared)| answered(shared)) && !deadline.passed() {
             core::hint::spin_loop();
         }
@@ -204,6 +207,13 @@ impl RollCall {
             log::info!("{} CPUs stay with the loader, as cpus= asks", self.left_out);
         }
         for (index, shared) in self.absent() {
+            if let Some(difference) = shared.home.difference() {
+                log::error!(
+                    "CPU {index} (LAPIC {}) {difference}: kept out",
+                    shared.lapic_id
+                );
+                continue;
+            }
             log::error!(
                 "CPU {index} (LAPIC {}) did not answer within {} ms; last phase: {}",
                 shared.lapic_id,
@@ -272,7 +282,12 @@ impl RollCall {
 
     /// Why a CPU may still be in the loader's memory, in words; `None` if none can be.
     pub fn who_may_be_in_the_loader(&self) -> Option<alloc::string::String> {
-        let missing = self.missing();
+        // One that is kept out halts in the kernel.
+        let is_lost = |shared: &Shared| shared.home.difference().is_none();
+        let absent = self.absent().filter(|(_, shared)| is_lost(shared));
+        let missing: Vec<_> = (absent.map(|(_, shared)| shared.lapic_id))
+            .chain(self.unlisted().iter().copied())
+            .collect();
         if !missing.is_empty() {
             Some(format!(
                 "CPUs with LAPIC ids {missing:?} are missing, and may be in it"

@@ -208,6 +208,8 @@ named! {
         PanicInShootdown = "panic-in-shootdown",
         /// The last CPU lets itself write to read-only pages, and works on.
         WriteProtectionOff = "write-protection-off",
+        /// The last CPU changes one of its MTRRs that is not in use, and works on.
+        MemoryTypesChanged = "memory-types-changed",
         /// The BSP runs off the boot stack, before there is another CPU or a table of the kernel's.
         BootStackOverflow = "boot-stack-overflow",
         /// Every CPU gets an interrupt at each vector that nobody uses, and works on.

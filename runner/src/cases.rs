@@ -706,6 +706,77 @@ pub const CASES: &[Case] = &[
         ],
         &["failed: CPU 3 has 0x80000033 in CR0 instead of 0x80010033"],
     ),
+    fails(
+        "memory-types-changed",
+        &[
+            "4",
+            "fault=memory-types-changed",
+            "stress=churn",
+            "seconds=0.2",
+        ],
+        &["failed: CPU 3 has 0x6 in IA32_MTRR_PHYSBASE7 instead of 0x0"],
+    ),
+    // Each has the other's block.
+    Case {
+        tells: &["absent"],
+        ..fails(
+            "identity-swapped",
+            &[
+                "4",
+                "loader.swapped=1,2",
+                "stress=churn",
+                "seconds=0.2",
+                "output=json",
+            ],
+            &[
+                r"ERROR .*CPU 1 \(LAPIC 2\) has 0x1 in its local APIC's id register instead of 0x2: kept out",
+                r"ERROR .*CPU 2 \(LAPIC 1\) has 0x2 in its local APIC's id register instead of 0x1: kept out",
+                "2 of 4 CPUs online",
+                // They have left the loader.
+                "reclaimed .* from the loader",
+                "audit: clean",
+                r"failed: 2 CPUs are missing, with LAPIC ids \[2, 1\]",
+            ],
+        )
+    },
+    fails(
+        "identity-apic-off",
+        &[
+            "4",
+            "loader.msr=3:0x1b:0xfee00000",
+            "stress=churn",
+            "seconds=0.2",
+        ],
+        &[
+            r"ERROR .*CPU 3 \(LAPIC 3\) has 0xfee00000 in IA32_APIC_BASE instead of 0xfee00[8c]00: kept out",
+            "3 of 4 CPUs online",
+            "audit: clean",
+        ],
+    ),
+    fails(
+        "identity-mtrrs-off",
+        &[
+            "4",
+            "loader.msr=all:0x2ff:0xc06,2:0x2ff:0x6",
+            "stress=churn",
+            "seconds=0.2",
+        ],
+        &[
+            r"ERROR .*CPU 2 \(LAPIC 2\) has 0x6 in IA32_MTRR_DEF_TYPE instead of 0xc06: kept out",
+            "3 of 4 CPUs online",
+            "audit: clean",
+        ],
+    ),
+    fails(
+        "identity-mtrr-fixed",
+        &["2", "loader.msr=1:0x26f:0x606060606060606", "stress=none"],
+        &["CPU 1 .* has 0x606060606060606 in IA32_MTRR_FIX4K_F8000 instead of 0x0: kept out"],
+    ),
+    fails(
+        "identity-mtrr-variable",
+        &["2", "loader.msr=1:0x203:0xff00000800", "stress=none"],
+        &["CPU 1 .* has 0xff00000800 in IA32_MTRR_PHYSMASK1 instead of 0x0: kept out"],
+    ),
     // What a CPU has after reset.
     refuses(
         "pat-bsp",
