@@ -149,6 +149,13 @@ pub fn enable(nmi_lines: &[NmiLine]) {
         return;
     };
     cpu::with(|here| here.local().lapic().note(registers));
+    log::debug!(
+        "local APIC in {} mode",
+        match registers {
+            Registers::X2Apic => "x2APIC",
+            Registers::XApic(_) => "xAPIC",
+        }
+    );
     for line in nmi_lines {
         if let Some(entry) = LINES.get(usize::from(line.lint)) {
             let polarity = if line.is_active_low {
