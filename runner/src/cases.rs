@@ -27,6 +27,8 @@ pub struct Case {
     /// Regular expressions that the text on the screen matches, each somewhere, before the last line
     /// is typed.
     pub shows: &'static [&'static str],
+    /// The oldest QEMU that has such a machine, by its major version; 0 if all do.
+    pub since_qemu: u32,
     /// What a debugger does to it.
     pub debugged: Option<Debugged>,
     /// What a pair of an allocation and a free may take.
@@ -125,6 +127,7 @@ pub const fn passes(
         never: BAD,
         hides: ADDRESS,
         shows: &[],
+        since_qemu: 0,
         debugged: None,
         limits: &[],
         tells: &[],

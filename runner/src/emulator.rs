@@ -57,7 +57,7 @@ impl Emulator {
     }
 
     /// Reads what `--version` prints.
-    fn read(text: &str) -> Option<Self> {
+    pub fn read(text: &str) -> Option<Self> {
         let reported = text.lines().next()?;
         let version = reported
             .strip_prefix("QEMU emulator version ")?
@@ -68,6 +68,12 @@ impl Emulator {
             version: version.into(),
             reported: reported.into(),
         })
+    }
+
+    /// Returns the major version: 10 for QEMU 10.0.13; 0 if it is no number.
+    pub fn major(&self) -> u32 {
+        let major = self.version.split('.').next().unwrap_or_default();
+        major.parse().unwrap_or(0)
     }
 }
 
@@ -86,6 +92,9 @@ mod tests {
                 .reported
                 .ends_with("(Debian 1:10.0.13+ds-0+deb13u1)")
         );
+        assert_eq!(emulator.major(), 10);
+        let older = Emulator::read("QEMU emulator version 7.2.0").map(|older| older.major());
+        assert_eq!(older, Some(7));
         for other in [
             "",
             "GNU bash, version 5.2.15(1)-release",

@@ -1,9 +1,8 @@
 //! The machines that the kernel must come up on: how many CPUs they have and which, how much
 //! memory, and how both are wired.
 //!
-//! QEMU's translator takes up to 255 CPUs, whose APIC ids end at 254: above that it wants the
-//! interrupt controller of KVM, and says so. There the kernel's own limit is not met: it serves
-//! x2APIC as well, and names a CPU whose id the xAPIC can't reach as one that the loader lost.
+//! Up to QEMU 8 the translator has no x2APIC, and so takes up to 255 CPUs, whose APIC ids end at 254;
+//! from 9 on it takes as many as the machine type.
 
 use crate::cases::{Case, Sweep, passes, refuses};
 use crate::session::Verdict;
@@ -50,6 +49,51 @@ pub const FEW: &[Case] = &[
         &[
             "roll: 255 of 255 CPUs online",
             "to all 254 others and back: ",
+            "audit: clean",
+        ],
+    ),
+    // The last CPUs have ids that only the x2APIC reaches.
+    Case {
+        since_qemu: 9,
+        ..passes(
+            "cpus-288",
+            &[
+                "288",
+                "machine=microvm",
+                "accel=turns",
+                "stress=none",
+                "log=debug",
+                "deadline=10000",
+                "timeout=300",
+            ],
+            &[
+                "roll: 288 of 288 CPUs online",
+                r"287 DEBUG lapic +local APIC in x2APIC mode",
+                "to all 287 others and back: ",
+                "audit: clean",
+            ],
+        )
+    },
+    Case {
+        since_qemu: 9,
+        ..passes(
+            "cpu-x2apic",
+            &["8", "cpu=max,+x2apic", "log=debug", "seconds=1"],
+            &[
+                "roll: 8 of 8 CPUs online",
+                r"(?m) 0 DEBUG lapic +local APIC in x2APIC mode",
+                r"(?m) 7 DEBUG lapic +local APIC in x2APIC mode",
+                "audit: clean",
+            ],
+        )
+    },
+    passes(
+        "cpu-xapic",
+        &["4", "cpu=max,-x2apic", "log=debug", SHORT, "seconds=0.3"],
+        &[
+            "roll: 4 of 4 CPUs online",
+            r"(?m) 0 DEBUG lapic +local APIC in xAPIC mode",
+            r"(?m) 3 DEBUG lapic +local APIC in xAPIC mode",
             "audit: clean",
         ],
     ),
@@ -325,6 +369,21 @@ const LONG: &[Case] = &[
         &["255", "accel=turns", SHORT, "seconds=0.3", "timeout=300"],
         &["roll: 255 of 255 CPUs online", "audit: clean"],
     ),
+    Case {
+        since_qemu: 9,
+        ..passes(
+            "cpus-288-q35",
+            &[
+                "288",
+                "accel=turns",
+                SHORT,
+                "seconds=0.3",
+                "deadline=10000",
+                "timeout=300",
+            ],
+            &["roll: 288 of 288 CPUs online", "audit: clean"],
+        )
+    },
     // Ids up to 190, of which a third is nobody's.
     passes(
         "cpus-108-with-gaps",

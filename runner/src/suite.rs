@@ -119,7 +119,10 @@ fn run_all(cases: &[Case], words: &[String], interrupt: &Interrupt) -> Result<Ex
                 if interrupt.came() {
                     break;
                 }
-                let report = examine(case, &emulators, &builds, interrupt);
+                let report = match unsupported(case, &emulator) {
+                    Some(why) => Report::Skipped(why),
+                    None => examine(case, &emulators, &builds, interrupt),
+                };
                 if let Ok(mut counts) = counts.lock() {
                     counts.add(case, &report, screen)?;
                 }
@@ -198,6 +201,13 @@ impl Counts {
             skipped => format!("{line}, {skipped} skipped"),
         }
     }
+}
+
+/// Returns why this emulator can't boot the case, if it can't.
+fn unsupported(case: &Case, emulator: &Emulator) -> Option<String> {
+    let since = case.since_qemu;
+    (emulator.major() < since)
+        .then(|| format!("needs QEMU {since} or newer (qemu=PATH); this is {emulator}"))
 }
 
 /// Boots a case, as often as it has arguments, and compares.
@@ -496,6 +506,7 @@ mod tests {
         never: &["ERROR"],
         hides: &["secret"],
         shows: &[],
+        since_qemu: 0,
         debugged: None,
         limits: &[],
         tells: &["log"],
@@ -565,6 +576,23 @@ mod tests {
         let (emulators, filters) = emulators_and_filters(&words);
         assert_eq!(emulators, ["qemu=/opt/qemu"]);
         assert_eq!(filters, ["panic", "cpus-8"]);
+    }
+
+    #[test]
+    fn what_an_emulator_is_too_old_for_is_skipped_with_the_reason() {
+        let seven = Emulator::read("QEMU emulator version 7.2.22 (Debian)").unwrap();
+        assert_eq!(unsupported(&CASE, &seven), None);
+        let case = Case {
+            since_qemu: 9,
+            ..CASE
+        };
+        let why = unsupported(&case, &seven).unwrap();
+        assert!(
+            why.contains("QEMU 9") && why.contains("QEMU 7.2.22"),
+            "{why}"
+        );
+        let ten = Emulator::read("QEMU emulator version 10.0.13").unwrap();
+        assert_eq!(unsupported(&case, &ten), None);
     }
 
     #[test]
