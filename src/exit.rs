@@ -1,16 +1,23 @@
-//! How a run ends: a verdict in words, an exit status for QEMU, and a halt.
+//! How a run ends: a verdict in words, an exit status for the emulator, and a halt.
 
-use core::fmt;
+use core::fmt::{self, Write as _};
 
 pub use muster_events::Outcome;
 use muster_events::Verdict;
+use heapless::String;
 use qemu_exit::{QEMUExit, X86};
+use x86_64::instructions::port::Port;
 
-use crate::{events, journal};
+use crate::{events, journal, serial};
 
 /// I/O port of QEMU's `isa-debug-exit` device as the runner configures it
 /// (`-device isa-debug-exit,iobase=0xf4,iosize=4`).
 const DEBUG_EXIT_PORT: u16 = 0xf4;
+
+/// I/O port at which Bochs ends when it has taken these bytes one after the other (Bochs,
+/// iodev/unmapped.cc). Its exit status is always the same, so the outcome goes to its debug console first.
+const BOCHS_PORT: u16 = 0x8900;
+const BOCHS_SHUTDOWN: &[u8] = b"Shutdown";
 
 /// Prints the verdict as the last line of the log and ends the run.
 pub fn conclude(outcome: Outcome, reason: fmt::Arguments<'_>) -> ! {
@@ -30,8 +37,11 @@ pub fn conclude(outcome: Outcome, reason: fmt::Arguments<'_>) -> ! {
     quit(outcome)
 }
 
-/// Ends the run without a word: tells QEMU the outcome and, where there is no
-/// QEMU to tell, halts this CPU for good.
+/// Ends the run without a word in the log: reports the outcome to the emulator and, where there is
+/// none, halts this CPU for good.
+///
+/// QEMU's CPUs say that they are virtual. Bochs' do not, but its debug console answers, which no other
+/// machine has at that port.
 pub fn quit(outcome: Outcome) -> ! {
     if raw_cpuid::CpuId::new()
         .get_feature_info()
@@ -43,7 +53,24 @@ pub fn quit(outcome: Outcome) -> ! {
         let device = unsafe { X86::new(DEBUG_EXIT_PORT, Outcome::Passed as u32) };
         device.exit(outcome as u32 >> 1);
     }
+    if serial::has_debug_console() {
+        quit_bochs(outcome);
+    }
     halt()
+}
+
+/// Reports the outcome on the debug console, and has Bochs end; an emulator that has only the console
+/// goes on.
+fn quit_bochs(outcome: Outcome) {
+    let mut status = String::<32>::new();
+    // An `i32` fits.
+    let _ = writeln!(status, "=== status {}", outcome.status());
+    serial::write_debug_console(status.bytes());
+    for &byte in BOCHS_SHUTDOWN {
+        // SAFETY: only an emulator's debug console answers as this machine's did. Where the port is not
+        // the one that ends Bochs nothing claims it, and a write has no effect on memory.
+        unsafe { Port::new(BOCHS_PORT).write(byte) };
+    }
 }
 
 /// Stops this CPU for good. An NMI wakes it, and it halts again.

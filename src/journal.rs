@@ -239,7 +239,7 @@ impl Write for Clipped {
     }
 }
 
-/// Hands every CPU's journal to QEMU's debug console, where there is one.
+/// Hands every CPU's journal to the emulator's debug console, where there is one.
 ///
 /// Called when the run is over: a CPU that still holds its journal's lock then
 /// was stopped in the middle of a line, and its journal is left out.

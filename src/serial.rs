@@ -1,4 +1,4 @@
-//! COM1, for people; COM2, for programs; and QEMU's debug console, for the journals.
+//! COM1, for people; COM2, for programs; and the debug console of QEMU and Bochs, for the journals.
 //!
 //! A line that somebody is typing at COM1 is erased before another one is written, and whoever has
 //! drawn it has to draw it again.
@@ -17,7 +17,7 @@ use crate::lock::{self, Level, Lock};
 const COM1: u16 = 0x3f8;
 const COM2: u16 = 0x2f8;
 
-/// QEMU's `isa-debugcon` port; a read of it gives the port number back.
+/// The port of QEMU's `isa-debugcon` and of Bochs' `port_e9_hack`; a read of it gives the port number back.
 const DEBUG_CONSOLE: u16 = 0xe9;
 
 /// How long a UART may take to accept bytes, in milliseconds. A full FIFO of 16
@@ -224,7 +224,7 @@ fn send(uart: &mut Uart16550<PioBackend>, mut bytes: &[u8]) -> bool {
     true
 }
 
-/// Whether QEMU's debug console is there to take the journals.
+/// Returns whether an emulator's debug console is there to take the journals.
 pub fn has_debug_console() -> bool {
     // SAFETY: reading this port has no side effect: the console answers with the
     // port's number, an empty bus with 0xff.
@@ -232,7 +232,7 @@ pub fn has_debug_console() -> bool {
     answer == DEBUG_CONSOLE as u8
 }
 
-/// Writes to QEMU's debug console. Call only if [`has_debug_console`] says so.
+/// Writes to the emulator's debug console. Call only if [`has_debug_console`] says so.
 pub fn write_debug_console(bytes: impl Iterator<Item = u8>) {
     let mut port = Port::<u8>::new(DEBUG_CONSOLE);
     for byte in bytes {

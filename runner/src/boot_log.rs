@@ -13,7 +13,7 @@ use crate::workspace::shown;
 
 /// The serial line's log, in order.
 const ALL: &str = "all.log";
-/// What the kernel wrote on QEMU's debug console: each CPU's own buffer.
+/// What the kernel wrote on the emulator's debug console: each CPU's own buffer.
 const DUMP: &str = "debug-console.log";
 /// The kernel's events.
 const EVENTS: &str = "events.jsonl";
@@ -47,7 +47,7 @@ impl BootLog {
         })
     }
 
-    /// The file for QEMU's debug console.
+    /// The file for the emulator's debug console.
     pub fn debug_console(&self) -> PathBuf {
         self.folder.join(DUMP)
     }
@@ -106,6 +106,15 @@ fn file_of(cpu: u32) -> String {
     format!("cpu-{cpu}.log")
 }
 
+/// What the kernel writes behind the CPUs' buffers for an emulator whose exit status says nothing.
+const STATUS: &str = "=== status ";
+
+/// Returns the exit status that the kernel left at the end of the dump, if it did.
+pub fn status(dump: &[u8]) -> Option<i32> {
+    let mut lines = dump.split(|&byte| byte == b'\n').map(line::plain).rev();
+    lines.find_map(|text| text.strip_prefix(STATUS)?.parse().ok())
+}
+
 /// Takes the dump of the CPUs' buffers apart at its headers,
 /// `=== cpu 3 lapic 3`.
 pub fn by_section(dump: &[u8], symbols: &Symbols) -> BTreeMap<u32, String> {
@@ -115,6 +124,9 @@ pub fn by_section(dump: &[u8], symbols: &Symbols) -> BTreeMap<u32, String> {
         let text = line::plain(raw);
         if let Some(cpu) = header(&text) {
             current = Some(cpu);
+        }
+        if text.starts_with(STATUS) {
+            current = None;
         }
         if let (Some(cpu), false) = (current, text.is_empty()) {
             let section = sections.entry(cpu).or_default();
@@ -237,6 +249,20 @@ mod tests {
             read(folder.path(), "1").unwrap(),
             format!("=== cpu 1 lapic 2\n{}\n", line(1, "own"))
         );
+    }
+
+    #[test]
+    fn a_status_is_found_and_is_no_cpu_s() {
+        let dump = format!(
+            "Bochs\n=== cpu 0 lapic 0\n{}\n=== status 33\nthe end\n",
+            line(0, "own")
+        );
+        assert_eq!(status(dump.as_bytes()), Some(33));
+        let (folder, _) = written(&[], &dump);
+        let own = read(folder.path(), "0").unwrap();
+        assert_eq!(own, format!("=== cpu 0 lapic 0\n{}\n", line(0, "own")));
+        assert_eq!(status(b"=== cpu 0 lapic 0\n=== status \n"), None);
+        assert_eq!(status(b""), None);
     }
 
     #[test]
