@@ -18,7 +18,7 @@ use crate::images::{self, Images};
 use crate::machine;
 use crate::run;
 use crate::screen::Screen;
-use crate::session::{self, Guest, Interrupt, Rules};
+use crate::session::{self, Guest, Interrupt, Launch, Rules};
 use crate::symbols::Symbols;
 use crate::workspace::{self, shown};
 
@@ -104,7 +104,7 @@ pub fn wait(run: &Run, interrupt: &Interrupt) -> Result<ExitCode> {
     let symbols = Symbols::of(&images.kernel);
     let show = &mut |text: &str| screen.line(text);
     session::run(
-        qemu,
+        Launch::qemu(qemu),
         Rules::default(),
         interrupt,
         &symbols,

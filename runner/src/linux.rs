@@ -22,7 +22,7 @@ use crate::figures::{self, Comparison, Figure, Measure, Sitting};
 use crate::images::{self, Images};
 use crate::machine::{self, Acceleration, Machine, Medium};
 use crate::run;
-use crate::session::{self, Interrupt, Rules, Verdict};
+use crate::session::{self, Interrupt, Launch, Rules, Verdict};
 use crate::symbols::Symbols;
 use crate::workspace::{self, shown};
 
@@ -450,7 +450,7 @@ impl Linux {
             Ok(())
         };
         let outcome = session::run(
-            qemu,
+            Launch::qemu(qemu),
             Rules {
                 limit: options.run.time_limit,
                 pause: None,

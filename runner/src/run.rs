@@ -16,7 +16,7 @@ use crate::images::{self, Images};
 use crate::limine::{self, BootableFrom, Limine, NotInstalled};
 use crate::machine::{self, Medium};
 use crate::screen::Screen;
-use crate::session::{self, Interrupt, Outcome, Rules, Typist, Verdict};
+use crate::session::{self, Interrupt, Launch, Outcome, Rules, Typist, Verdict};
 use crate::symbols::Symbols;
 use crate::terminal::Terminal;
 use crate::workspace::{self, shown};
@@ -63,7 +63,7 @@ pub fn watch(run: &Run, folder: &Path, interrupt: &Interrupt) -> Result<Verdict>
 
     let (verdict, reason) = outcome.verdict();
     if verdict == Verdict::Hung && outcome.last_lines().next().is_some() {
-        screen.news(false, "muster: QEMU was killed; the last line of each CPU:")?;
+        screen.news(false, "muster: the emulator was killed; the last line of each CPU:")?;
         for text in outcome.last_lines() {
             screen.line(text)?;
         }
@@ -142,7 +142,7 @@ pub fn boot(
     }
     let watch = |show: &mut dyn FnMut(&str) -> io::Result<()>| {
         session::run(
-            qemu,
+            Launch::qemu(qemu),
             Rules {
                 limit: run.time_limit,
                 pause: run.pause,

@@ -1,11 +1,10 @@
 //! Lines that a test types at the kernel's prompt, each once the log says something; and a picture of
 //! the screen before the last of them.
 
-use std::io::{self, Write};
-use std::process::ChildStdin;
+use std::io;
 
 use anyhow::Result;
-use muster_runner::session::Typist;
+use muster_runner::session::{Keyboard, Typist};
 use regex_lite::Regex;
 
 use crate::camera::Camera;
@@ -18,7 +17,7 @@ pub struct Script<'a> {
     /// What is still to be typed, the next first.
     cues: std::vec::IntoIter<(Regex, &'static str)>,
     next: Option<(Regex, &'static str)>,
-    keyboard: Option<ChildStdin>,
+    keyboard: Option<Keyboard>,
     camera: Option<&'a Camera>,
 }
 
@@ -47,7 +46,7 @@ impl<'a> Script<'a> {
 }
 
 impl Typist for Script<'_> {
-    fn take_keyboard(&mut self, keyboard: ChildStdin) -> Result<()> {
+    fn take_keyboard(&mut self, keyboard: Keyboard) -> Result<()> {
         self.keyboard = Some(keyboard);
         Ok(())
     }

@@ -1,11 +1,12 @@
-//! One run of QEMU, watched from its start to its end, and how it ended.
+//! One run of an emulator, watched from its start to its end, and how it ended.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::mem;
+use std::net::TcpListener;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
@@ -39,7 +40,7 @@ pub struct Interrupt(Arc<AtomicBool>);
 
 impl Interrupt {
     /// Takes note of Ctrl-C, a closed terminal and a polite kill from here on,
-    /// instead of dying and leaving QEMU behind.
+    /// instead of dying and leaving the emulator behind.
     ///
     /// # Errors
     /// If the system refuses to deliver signals.
@@ -81,7 +82,7 @@ pub enum Verdict {
     Hung,
     /// The user ended the run.
     Interrupted,
-    /// QEMU itself failed, or ended in a way that the kernel did not ask for.
+    /// The emulator itself failed, or ended in a way that the kernel did not ask for.
     Broken,
 }
 
@@ -95,12 +96,12 @@ impl fmt::Display for Verdict {
             Self::Reset => "RESET",
             Self::Hung => "HUNG",
             Self::Interrupted => "interrupted",
-            Self::Broken => "QEMU FAILED",
+            Self::Broken => "EMULATOR FAILED",
         })
     }
 }
 
-/// How QEMU ended.
+/// How the emulator ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ending {
     Exited(ExitStatus),
@@ -153,7 +154,7 @@ impl Record {
 pub struct Outcome {
     ending: Ending,
     record: Record,
-    /// From QEMU's start to its end.
+    /// From the emulator's start to its end.
     pub elapsed: Duration,
 }
 
@@ -186,11 +187,11 @@ impl Outcome {
                 (Some(PASSED), Some("passed")) => (Verdict::Passed, String::new()),
                 (Some(PASSED), Some(said)) => (
                     Verdict::Failed,
-                    format!("QEMU's status says passed, the log says {said}"),
+                    format!("the status says passed, the log says {said}"),
                 ),
                 (Some(PASSED), None) => (
                     Verdict::Failed,
-                    "QEMU's status says passed, but the log has no verdict".into(),
+                    "the status says passed, but the log has no verdict".into(),
                 ),
                 (Some(code @ (FAILED | REFUSED | PANICKED)), _) => {
                     let verdict = match code {
@@ -223,7 +224,7 @@ impl Outcome {
         }
     }
 
-    /// QEMU's exit status, unless it was killed.
+    /// Returns the kernel's exit status, or the emulator's own, unless it was killed.
     pub fn status(&self) -> Option<i32> {
         match self.ending {
             Ending::Exited(status) => status.code(),
@@ -231,7 +232,7 @@ impl Outcome {
         }
     }
 
-    /// The roll call's answer, and when it came after QEMU's start.
+    /// The roll call's answer, and when it came after the emulator's start.
     pub fn roll(&self) -> Option<(&str, Duration)> {
         self.record
             .roll
@@ -250,12 +251,12 @@ impl Outcome {
     }
 }
 
-/// QEMU, killed when the runner lets go of it for whatever reason.
+/// The emulator, killed when the runner lets go of it for whatever reason.
 pub struct Guest(Child);
 
 impl Guest {
-    /// Starts QEMU in a process group of its own: Ctrl-C is for the runner
-    /// (or for a debugger), which ends QEMU when it is done with it.
+    /// Starts the emulator in a process group of its own: Ctrl-C is for the runner
+    /// (or for a debugger), which ends the emulator when it is done with it.
     ///
     /// # Errors
     /// If there is no such program.
@@ -263,7 +264,7 @@ impl Guest {
         command.process_group(0);
         let child = command.spawn().with_context(|| {
             format!(
-                "cannot start {}: ./bootstrap installs QEMU",
+                "cannot start {}: ./bootstrap installs what is missing",
                 command.get_program().display()
             )
         })?;
@@ -273,11 +274,68 @@ impl Guest {
 
 impl Drop for Guest {
     fn drop(&mut self) {
-        // Both fail only if QEMU has ended already, and then all is well.
+        // Both fail only if it has ended already, and then all is well.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
+
+/// An emulator that is about to start, and how its machine reaches the runner.
+pub struct Launch {
+    /// What it is called before each line of its complaints.
+    name: &'static str,
+    command: Command,
+    serial: Serial,
+    /// Whether a line of its standard error is a complaint.
+    is_complaint: fn(&str) -> bool,
+    status: FindStatus,
+}
+
+/// Finds the kernel's exit status by the emulator's own and its complaints.
+type FindStatus = Box<dyn Fn(ExitStatus, &[String]) -> ExitStatus>;
+
+/// Where the machine's serial line is.
+enum Serial {
+    /// The emulator's standard input and output.
+    Standard,
+    /// The emulator connects to this.
+    Socket(TcpListener),
+}
+
+impl Launch {
+    /// QEMU, with the serial line at its standard input and output, and ended by the kernel with the
+    /// kernel's own status.
+    pub fn qemu(command: Command) -> Self {
+        Self {
+            name: "qemu",
+            command,
+            serial: Serial::Standard,
+            is_complaint: |_| true,
+            status: Box::new(|own, _| own),
+        }
+    }
+
+    /// An emulator whose serial line is the first connection to a socket, which complains among other
+    /// lines, and which leaves it to `status` to find the kernel's.
+    pub fn apart(
+        name: &'static str,
+        command: Command,
+        serial: TcpListener,
+        is_complaint: fn(&str) -> bool,
+        status: impl Fn(ExitStatus, &[String]) -> ExitStatus + 'static,
+    ) -> Self {
+        Self {
+            name,
+            command,
+            serial: Serial::Socket(serial),
+            is_complaint,
+            status: Box::new(status),
+        }
+    }
+}
+
+/// The way to the serial line: what is written to it is typed.
+pub type Keyboard = Box<dyn Write + Send>;
 
 /// Somebody at the serial line, who reads and types.
 pub trait Typist {
@@ -285,7 +343,7 @@ pub trait Typist {
     ///
     /// # Errors
     /// If there is no keeping it.
-    fn take_keyboard(&mut self, keyboard: ChildStdin) -> Result<()>;
+    fn take_keyboard(&mut self, keyboard: Keyboard) -> Result<()>;
 
     /// Sees more of a line, without its end, as it comes.
     ///
@@ -300,14 +358,14 @@ pub trait Typist {
     fn read(&mut self, text: &str) -> io::Result<()>;
 }
 
-/// What reaches the watch from QEMU.
+/// What reaches the watch from the emulator.
 enum Event {
     /// A part of a line, or all of it, with its end.
     Serial(Vec<u8>),
     Complaint(String),
 }
 
-/// What QEMU is subject to while it runs.
+/// What the emulator is subject to while it runs.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Rules {
     /// How long it may run.
@@ -316,14 +374,14 @@ pub struct Rules {
     pub pause: Option<Pause>,
 }
 
-/// Runs QEMU to its end, by these rules. Each line of the log goes, with its
+/// Runs the emulator to its end, by these rules. Each line of the log goes, with its
 /// symbols, to `log` and to `show`; or rather to the `typist`, if there is one.
 ///
 /// # Errors
-/// If QEMU does not start, a CPU cannot be stopped, or the log cannot be
-/// written or shown; QEMU does not outlive that either.
+/// If the emulator does not start, a CPU cannot be stopped, or the log cannot be
+/// written or shown; the emulator does not outlive that either.
 pub fn run(
-    mut command: Command,
+    launch: Launch,
     Rules { limit, pause }: Rules,
     interrupt: &Interrupt,
     symbols: &Symbols,
@@ -331,24 +389,41 @@ pub fn run(
     show: &mut dyn FnMut(&str) -> io::Result<()>,
     mut typist: Option<&mut dyn Typist>,
 ) -> Result<Outcome> {
-    command
-        .stdin(match typist {
-            Some(_) => Stdio::piped(),
-            None => Stdio::null(),
-        })
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
+    let Launch {
+        name,
+        mut command,
+        serial,
+        is_complaint,
+        status,
+    } = launch;
+    command.stdin(Stdio::null()).stderr(Stdio::piped());
+    if let Serial::Standard = serial {
+        command.stdout(Stdio::piped());
+        if typist.is_some() {
+            command.stdin(Stdio::piped());
+        }
+    }
     let start = Instant::now();
     let mut guest = Guest::start(&mut command)?;
     let (sender, events) = mpsc::channel();
-    if let Some(serial) = guest.0.stdout.take() {
-        read_parts(serial, sender.clone());
-    }
     if let Some(complaints) = guest.0.stderr.take() {
-        read_lines(complaints, sender);
+        read_lines(complaints, sender.clone());
     }
-    if let (Some(typist), Some(keyboard)) = (&mut typist, guest.0.stdin.take()) {
-        typist.take_keyboard(keyboard)?;
+    let mut unconnected = None;
+    match serial {
+        Serial::Standard => {
+            if let (Some(typist), Some(keyboard)) = (&mut typist, guest.0.stdin.take()) {
+                typist.take_keyboard(Box::new(keyboard))?;
+            }
+            if let Some(serial) = guest.0.stdout.take() {
+                read_parts(serial, sender);
+            }
+        }
+        Serial::Socket(listener) => {
+            // So that an emulator that ends before it connects is not waited for.
+            listener.set_nonblocking(true)?;
+            unconnected = Some((listener, sender));
+        }
     }
 
     let mut record = Record::default();
@@ -358,6 +433,23 @@ pub fn run(
     loop {
         let mut is_over = false;
         let mut line = None;
+        if let Some((listener, sender)) = unconnected.take() {
+            match listener.accept() {
+                Ok((stream, _)) => {
+                    stream.set_nonblocking(false)?;
+                    if let Some(typist) = &mut typist {
+                        typist.take_keyboard(Box::new(stream.try_clone()?))?;
+                    }
+                    read_parts(stream, sender);
+                }
+                // Without the sender the wait for its events ends.
+                Err(_) if guest.0.try_wait()?.is_some() => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    unconnected = Some((listener, sender));
+                }
+                Err(error) => return Err(error).context("no serial line from the emulator"),
+            }
+        }
         match events.recv_timeout(TICK) {
             Ok(Event::Serial(part)) => {
                 let is_whole = part.ends_with(b"\n");
@@ -367,10 +459,11 @@ pub fn run(
                 begun.extend(part);
                 line = is_whole.then(|| mem::take(&mut begun));
             }
-            Ok(Event::Complaint(text)) => {
-                show(&format!("qemu: {text}"))?;
+            Ok(Event::Complaint(text)) if is_complaint(&text) => {
+                show(&format!("{name}: {text}"))?;
                 record.complaints.push(text);
             }
+            Ok(Event::Complaint(_)) => {}
             Err(RecvTimeoutError::Timeout) => is_over = killed.is_some(),
             Err(RecvTimeoutError::Disconnected) => is_over = true,
         }
@@ -402,7 +495,7 @@ pub fn run(
             };
             if killed.is_some() {
                 // The loop goes on for the last words on their way.
-                guest.0.kill().context("cannot end QEMU")?;
+                guest.0.kill().context("cannot end the emulator")?;
             }
         }
         if let Some(pausing) = &pausing
@@ -413,7 +506,10 @@ pub fn run(
     }
     let ending = match killed {
         Some(ending) => ending,
-        None => Ending::Exited(guest.0.wait().context("cannot wait for QEMU")?),
+        None => {
+            let own = guest.0.wait().context("cannot wait for the emulator")?;
+            Ending::Exited(status(own, &record.complaints))
+        }
     };
     if let Some(pause) = pause {
         let told = match pausing {
@@ -452,7 +548,7 @@ fn read_parts(mut pipe: impl Read + Send + 'static, to: Sender<Event>) {
     });
 }
 
-/// Sends each line of QEMU's complaints, until it closes.
+/// Sends each line of the emulator's standard error, until it closes.
 fn read_lines(pipe: impl Read + Send + 'static, to: Sender<Event>) {
     thread::spawn(move || {
         let mut pipe = BufReader::new(pipe);
@@ -474,7 +570,7 @@ mod tests {
     use super::*;
     use std::path::Path;
 
-    /// A shell script in QEMU's place.
+    /// Runs a shell script in QEMU's place.
     fn fake(script: &str, limit: Duration, interrupt: &Interrupt) -> (Outcome, String) {
         let folder = tempfile::tempdir().unwrap();
         let mut log = BootLog::create(folder.path()).unwrap();
@@ -487,7 +583,7 @@ mod tests {
             Ok(())
         };
         let outcome = run(
-            command,
+            Launch::qemu(command),
             Rules {
                 limit: Some(limit),
                 pause: None,
@@ -605,6 +701,53 @@ mod tests {
         interrupt.0.store(true, Ordering::Relaxed);
         let (outcome, _) = fake("exec sleep 1000", Duration::from_secs(100), &interrupt);
         assert_eq!(outcome.verdict().0, Verdict::Interrupted);
+    }
+
+    /// Runs a shell script in the place of an emulator whose serial line is a socket.
+    fn apart(script: &str, limit: Duration) -> (Outcome, String) {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let mut command = Command::new("bash");
+        command.args(["-c", script]).env("PORT", port.to_string());
+        let is_complaint = |line: &str| line.starts_with("no ");
+        let status = |own: ExitStatus, complaints: &[String]| match complaints.is_empty() {
+            true => ExitStatus::from_raw(PASSED << 8),
+            false => own,
+        };
+        let launch = Launch::apart("other", command, listener, is_complaint, status);
+        let folder = tempfile::tempdir().unwrap();
+        let mut log = BootLog::create(folder.path()).unwrap();
+        let mut shown = String::new();
+        let mut show = |text: &str| {
+            shown += &format!("{text}\n");
+            Ok(())
+        };
+        let rules = Rules {
+            limit: Some(limit),
+            pause: None,
+        };
+        let (interrupt, symbols) = (Interrupt::default(), Symbols::of(Path::new("/nonexistent")));
+        let outcome = run(
+            launch, rules, &interrupt, &symbols, &mut log, &mut show, None,
+        );
+        (outcome.unwrap(), shown)
+    }
+
+    #[test]
+    fn a_serial_line_may_be_a_socket_and_the_status_elsewhere() {
+        let script = format!("exec >/dev/tcp/127.0.0.1/$PORT; echo hello >&2; {ROLL}{PASS} exit 1");
+        let (outcome, shown) = apart(&script, Duration::from_secs(20));
+        assert_eq!(outcome.verdict(), (Verdict::Passed, String::new()));
+        assert_eq!(shown.lines().count(), 2, "{shown}");
+    }
+
+    #[test]
+    fn an_emulator_that_never_connects_is_not_waited_for() {
+        let (outcome, shown) = apart("echo 'no BIOS' >&2; exit 7", Duration::from_secs(1000));
+        let (verdict, why) = outcome.verdict();
+        assert_eq!(verdict, Verdict::Broken);
+        assert!(why.contains("status 7") && why.contains("no BIOS"), "{why}");
+        assert_eq!(shown, "other: no BIOS\n");
     }
 
     #[test]

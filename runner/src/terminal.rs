@@ -2,16 +2,15 @@
 //! as it comes, so that a line can be typed at the kernel's own prompt.
 
 use std::io::{self, Read, Write};
-use std::process::ChildStdin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use anyhow::{Context, Result};
 use muster_runner::line::Line;
-use muster_runner::session::{Interrupt, Typist};
+use muster_runner::session::{self, Interrupt, Typist};
 use rustix::termios::{self, OptionalActions, OutputModes, Termios};
 
-/// The key that ends QEMU, whatever the kernel does: Ctrl-], as in telnet.
+/// The key that ends the emulator, whatever the kernel does: Ctrl-], as in telnet.
 const QUIT: u8 = 0x1d;
 
 /// What is typed where there is nothing more: the line is over, and there is no other (Ctrl-D).
@@ -33,7 +32,7 @@ pub struct Terminal {
 /// The way to the kernel, which is open once it reads: it clears what came before.
 #[derive(Default)]
 struct Keyboard {
-    pipe: Option<ChildStdin>,
+    pipe: Option<session::Keyboard>,
     is_open: bool,
     early: Vec<u8>,
 }
@@ -82,7 +81,7 @@ impl Terminal {
 }
 
 impl Typist for Terminal {
-    fn take_keyboard(&mut self, pipe: ChildStdin) -> Result<()> {
+    fn take_keyboard(&mut self, pipe: session::Keyboard) -> Result<()> {
         lock(&self.keyboard).pipe = Some(pipe);
         let (keyboard, interrupt) = (self.keyboard.clone(), self.interrupt.clone());
         thread::spawn(move || {
@@ -93,7 +92,7 @@ impl Typist for Terminal {
                     Ok(_) if key == [QUIT] => return interrupt.raise(),
                     Ok(_) => &key[..],
                 };
-                // It fails only when QEMU has ended, and then all is over.
+                // It fails only when the emulator has ended, and then all is over.
                 if lock(&keyboard).press(pressed).is_err() || pressed == END {
                     return;
                 }
