@@ -8,6 +8,8 @@ use std::time::Duration;
 use muster_arguments::{Fault, Heap, LogLevel, Output, Reclaim, Step, Workload};
 use muster_runner::pause::Pause;
 
+use crate::bochs;
+use crate::emulator::Kind;
 use crate::machine::{Acceleration, Machine};
 
 /// The CPUs of a run that names none.
@@ -18,6 +20,9 @@ const MOST_CPUS: u32 = 288;
 
 /// A run without `timeout=` may take this long beyond the stress itself.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The same on Bochs, whose time goes as many times slower than the host's as it has CPUs, or worse.
+const BOCHS_PATIENCE: Duration = Duration::from_secs(600);
 
 /// How long the kernel's stress lasts when no `seconds=` says so.
 const DEFAULT_STRESS: Duration = Duration::from_secs(8);
@@ -39,7 +44,7 @@ const MIN_MEMORY: u64 = 2 * 1024 * 1024;
 /// What puts the kernel into memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Boot {
-    /// Muster's own loader, by QEMU's `-kernel`.
+    /// Muster's own loader, by QEMU's `-kernel`. Bochs has nothing like it.
     Embedded,
     /// The Limine bootloader, from a disc image.
     Limine,
@@ -86,13 +91,15 @@ pub enum Events {
 /// One run of the kernel, as asked for.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Run {
-    /// QEMU's `-smp`: a number of CPUs, or a topology.
+    /// The emulator.
+    pub emulator: Kind,
+    /// QEMU's `-smp`, or Bochs' `count`: a number of CPUs, or a topology.
     pub smp: String,
     /// QEMU's `-m`.
     pub memory: String,
-    /// The machine type.
+    /// QEMU's machine type.
     pub machine: Machine,
-    /// QEMU's `-cpu`.
+    /// QEMU's `-cpu`, or Bochs' `model`.
     pub cpu: String,
     /// What executes the guest's instructions.
     pub acceleration: Acceleration,
@@ -108,6 +115,8 @@ pub struct Run {
     pub time_limit: Option<Duration>,
     /// QEMU itself.
     pub qemu: PathBuf,
+    /// Bochs itself.
+    pub bochs: PathBuf,
     /// What is in the kernel.
     pub build: Build,
     /// Where the kernel's events go.
@@ -125,6 +134,7 @@ pub struct Run {
 impl Default for Run {
     fn default() -> Self {
         Self {
+            emulator: Kind::Qemu,
             smp: DEFAULT_CPUS.to_string(),
             memory: "512M".into(),
             machine: Machine::Q35,
@@ -136,6 +146,7 @@ impl Default for Run {
             resolution: None,
             time_limit: Some(DEFAULT_STRESS + PATIENCE),
             qemu: "qemu-system-x86_64".into(),
+            bochs: "bochs".into(),
             build: Build::Plain,
             events: Events::Nowhere,
             pause: None,
@@ -150,6 +161,11 @@ impl Run {
     /// Whether the kernel gives a prompt.
     pub fn is_monitored(&self) -> bool {
         self.words.iter().any(|word| word == MONITOR)
+    }
+
+    /// Returns the machine's memory in bytes.
+    pub fn memory_bytes(&self) -> Option<u64> {
+        size(&self.memory)
     }
 }
 
@@ -173,6 +189,8 @@ pub enum ArgumentError {
     Repeated(String),
     /// Two arguments that exclude each other.
     Contradiction(&'static str),
+    /// A key that means nothing on Bochs.
+    ForQemu(String),
 }
 
 impl fmt::Display for ArgumentError {
@@ -186,6 +204,7 @@ impl fmt::Display for ArgumentError {
             }
             Self::Repeated(what) => write!(f, "{what} is given twice")?,
             Self::Contradiction(why) => f.write_str(why)?,
+            Self::ForQemu(name) => write!(f, "{name}= is for QEMU, not for machine=bochs")?,
         }
         writeln!(f, "\n")?;
         f.write_str(&help())
@@ -263,6 +282,19 @@ impl Key {
 /// Where a key's meaning and form begin in the help.
 const FORM_COLUMN: usize = 21;
 
+/// Keys that mean nothing on Bochs.
+const FOR_QEMU: [&str; 9] = [
+    "accel",
+    "firmware",
+    "drive",
+    "resolution",
+    "pause",
+    "qemu",
+    "qemu-args",
+    "events",
+    "output",
+];
+
 const FEATURES: &[&str] = &[
     "hhdm",
     "memory-map",
@@ -288,17 +320,21 @@ const KEYS: &[Key] = &[
     ),
     runner(
         "machine",
-        Form::OneOf(&["pc", "q35", "microvm"]),
-        "machine type (q35)",
+        Form::OneOf(&["pc", "q35", "microvm", "bochs"]),
+        "machine type of QEMU (q35), or Bochs, by Limine",
         |run, value| {
-            run.machine = Machine::named(value)?;
+            match Machine::named(value) {
+                Some(machine) => run.machine = machine,
+                None if value == "bochs" => run.emulator = Kind::Bochs,
+                None => return None,
+            }
             Some(())
         },
     ),
     runner(
         "cpu",
-        Form::Text("a QEMU CPU model, such as max,-pdpe1gb"),
-        "CPU (max)",
+        Form::Text("a model of QEMU's, such as max,-pdpe1gb, or of Bochs', such as ryzen"),
+        "CPU (max; on Bochs corei7_haswell_4770)",
         |run, value| {
             run.cpu = value.into();
             Some(())
@@ -306,7 +342,7 @@ const KEYS: &[Key] = &[
     ),
     runner(
         "smp",
-        Form::Text("QEMU's -smp, such as 8,sockets=2"),
+        Form::Text("QEMU's -smp, such as 8,sockets=2, or Bochs' count, such as 2:4:1"),
         "topology, for CPUS",
         |run, value| {
             run.smp = value.into();
@@ -376,7 +412,7 @@ const KEYS: &[Key] = &[
     runner(
         "timeout",
         Form::Seconds,
-        "a longer run is a hang (60 + seconds=)",
+        "a longer run is a hang (60 + seconds=; Bochs: 600 +)",
         |run, value| {
             run.time_limit = Some(duration(value)?);
             Some(())
@@ -397,6 +433,15 @@ const KEYS: &[Key] = &[
         "QEMU (qemu-system-x86_64)",
         |run, value| {
             run.qemu = value.into();
+            Some(())
+        },
+    ),
+    runner(
+        "bochs",
+        Form::Text("a path"),
+        "Bochs (bochs), for machine=bochs",
+        |run, value| {
+            run.bochs = value.into();
             Some(())
         },
     ),
@@ -786,17 +831,45 @@ pub fn parse<A: AsRef<str>>(arguments: &[A]) -> Result<Run, ArgumentError> {
     if !time_limit_given {
         run.time_limit = match run.build {
             _ if run.is_monitored() => None,
-            Build::Plain => Some(stress + PATIENCE),
+            Build::Plain => Some(
+                stress
+                    + match run.emulator {
+                        Kind::Qemu => PATIENCE,
+                        Kind::Bochs => BOCHS_PATIENCE,
+                    },
+            ),
             Build::Bench => Some(BENCH_PATIENCE),
         };
     }
     if run.build == Build::Bench && !seen.contains(&"mem") {
         run.memory = BENCH_MEMORY.into();
     }
+    if run.emulator == Kind::Bochs {
+        // It boots from discs alone.
+        if !seen.contains(&"boot") {
+            run.boot = Boot::Limine;
+        }
+        if !seen.contains(&"cpu") {
+            run.cpu = bochs::DEFAULT_CPU.into();
+        }
+    }
+    let is_for_qemu = |name: &&&str| FOR_QEMU.contains(name);
+    if let Some(name) = (seen.iter().find(is_for_qemu)).filter(|_| run.emulator == Kind::Bochs) {
+        return Err(ArgumentError::ForQemu((*name).into()));
+    }
+    let is_whole = run
+        .memory_bytes()
+        .is_some_and(|bytes| bytes % (1 << 20) == 0);
     let contradiction = if seen.contains(&"CPUS") && seen.contains(&"smp") {
         "CPUS and smp= exclude each other"
     } else if seen.contains(&"events") && !output_is_json {
         "events= needs output=json"
+    } else if seen.contains(&"bochs") && run.emulator != Kind::Bochs {
+        "bochs= needs machine=bochs"
+    } else if run.emulator == Kind::Bochs && run.boot != Boot::Limine {
+        "machine=bochs needs boot=limine"
+    } else if run.emulator == Kind::Bochs && !is_whole {
+        "machine=bochs needs mem= in whole MiB"
     } else if run.boot == Boot::Embedded && run.firmware == Firmware::Uefi {
         "firmware=uefi needs boot=limine"
     } else if run.boot == Boot::Embedded && run.drive == Drive::Usb {
@@ -909,6 +982,37 @@ mod tests {
         assert_eq!(run.qemu_arguments, ["-d", "int", "-D", "a b"]);
         let run = parse(&["boot=limine", "firmware=uefi", "log=debug"]).unwrap();
         assert_eq!((run.boot, run.firmware), (Boot::Limine, Firmware::Uefi));
+    }
+
+    #[test]
+    fn bochs_is_a_machine_with_defaults_of_its_own() {
+        let run = parse(&["4", "machine=bochs", "stress=none"]).unwrap();
+        assert_eq!((run.emulator, run.boot), (Kind::Bochs, Boot::Limine));
+        assert_eq!(
+            (run.smp.as_str(), run.cpu.as_str()),
+            ("4", bochs::DEFAULT_CPU)
+        );
+        assert_eq!(run.memory_bytes(), Some(512 << 20));
+        assert_eq!(run.time_limit, Some(Duration::from_secs(608)));
+        let words = [
+            "cpu=ryzen",
+            "machine=bochs",
+            "bochs=/b",
+            "smp=2:2:1",
+            "timeout=9",
+        ];
+        let run = parse(&words).unwrap();
+        assert_eq!((run.cpu.as_str(), run.smp.as_str()), ("ryzen", "2:2:1"));
+        assert_eq!(run.bochs, PathBuf::from("/b"));
+        assert_eq!(run.time_limit, Some(Duration::from_secs(9)));
+        for word in ["accel=tcg", "pause=1:1", "output=json", "qemu-args=-S"] {
+            let error = parse(&["machine=bochs", word]).unwrap_err();
+            assert!(
+                matches!(error, ArgumentError::ForQemu(_)),
+                "{word}: {error}"
+            );
+        }
+        assert_eq!(parse(&["machine=pc"]).unwrap().emulator, Kind::Qemu);
     }
 
     #[test]
@@ -1045,6 +1149,10 @@ mod tests {
             &["boot=limine", "loader.hhdm=random"],
             &["events=-"],
             &["output=text", "events=file"],
+            &["bochs=/bin/bochs"],
+            &["machine=bochs", "boot=embedded"],
+            &["machine=bochs", "mem=6500K"],
+            &["machine=bochs", "loader.hhdm=random"],
         ] {
             assert!(
                 matches!(error(arguments), ArgumentError::Contradiction(_)),

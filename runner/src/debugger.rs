@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::arguments::Run;
 use crate::boot_log::BootLog;
-use crate::emulator::Emulator;
+use crate::emulator::{Emulator, Kind};
 use crate::images::{self, Images};
 use crate::machine;
 use crate::run;
@@ -117,6 +117,10 @@ pub fn wait(run: &Run, interrupt: &Interrupt) -> Result<ExitCode> {
 
 /// QEMU, stopped before its first instruction.
 fn stopped(run: &Run, images: &Images, log: &mut BootLog, folder: &Path) -> Result<Command> {
+    ensure!(
+        run.emulator == Kind::Qemu,
+        "GDB needs QEMU: machine=bochs has no place for it"
+    );
     log.write(&format!("muster: {}", Emulator::qemu(&run.qemu)?.reported))?;
     let medium = run::medium(run, images, folder)?;
     let mut qemu = machine::command(run, &medium, &log.debug_console());

@@ -8,10 +8,22 @@ use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result};
 
+use crate::arguments::Run;
+use crate::bochs::Bochs;
+
+/// The emulators that boot the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// QEMU.
+    Qemu,
+    /// Bochs.
+    Bochs,
+}
+
 /// An emulator's version, as the emulator itself reports it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Emulator {
-    /// `QEMU`.
+    /// `QEMU`, or `Bochs`.
     name: &'static str,
     /// `10.0.13`.
     version: String,
@@ -26,6 +38,26 @@ impl fmt::Display for Emulator {
 }
 
 impl Emulator {
+    /// Asks the emulator of a run for its version.
+    ///
+    /// # Errors
+    /// If it is not installed, or another program.
+    pub fn of(run: &Run) -> Result<Self> {
+        match run.emulator {
+            Kind::Qemu => Self::qemu(&run.qemu),
+            Kind::Bochs => Ok(Self::bochs(&Bochs::find(&run.bochs)?)),
+        }
+    }
+
+    /// Returns what a Bochs program has reported.
+    pub fn bochs(bochs: &Bochs) -> Self {
+        Self {
+            name: "Bochs",
+            version: bochs.version.clone(),
+            reported: bochs.reported.clone(),
+        }
+    }
+
     /// Asks a QEMU program for its version. Each program is asked once.
     ///
     /// # Errors

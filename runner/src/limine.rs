@@ -71,6 +71,12 @@ pub enum NotInstalled {
     LimineTool,
     /// UEFI firmware.
     Ovmf,
+    /// Bochs, by this name.
+    Bochs(PathBuf),
+    /// The BIOS of Bochs.
+    BochsFirmware,
+    /// A display of Bochs' that needs no window.
+    BochsDisplay,
 }
 
 impl fmt::Display for NotInstalled {
@@ -105,6 +111,19 @@ impl fmt::Display for NotInstalled {
             Self::Ovmf => f.write_str(
                 "no UEFI firmware for QEMU is installed: get the package ovmf (Debian, Ubuntu) or \
                  edk2-ovmf (Fedora, Arch)",
+            ),
+            Self::Bochs(program) => write!(
+                f,
+                "{} is not installed: get the packages bochs and bochs-term (Debian, Ubuntu), or name \
+                 the program: bochs=PATH",
+                program.display()
+            ),
+            Self::BochsFirmware => f.write_str(
+                "the BIOS of Bochs is not installed: get the packages bochsbios and vgabios (Debian, \
+                 Ubuntu), or name its folder: BXSHARE=FOLDER",
+            ),
+            Self::BochsDisplay => f.write_str(
+                "Bochs has no display that needs no window: get the package bochs-term (Debian, Ubuntu)",
             ),
         }
     }

@@ -9,6 +9,7 @@
 mod account;
 mod arguments;
 mod bench;
+mod bochs;
 mod camera;
 mod cases;
 mod check;

@@ -9,8 +9,9 @@ use std::thread;
 use anyhow::{Context, Result, bail};
 
 use crate::arguments::{Boot, Drive, Events, Firmware, Run};
+use crate::bochs::Bochs;
 use crate::boot_log::{self, BootLog};
-use crate::emulator::Emulator;
+use crate::emulator::{Emulator, Kind};
 use crate::events;
 use crate::images::{self, Images};
 use crate::limine::{self, BootableFrom, Limine, NotInstalled};
@@ -27,7 +28,7 @@ const INTERRUPTED: u8 = 130;
 /// Builds, boots and watches. Success only if the kernel passed.
 ///
 /// # Errors
-/// If there is nothing to boot, or QEMU does not start.
+/// If there is nothing to boot, or the emulator does not start.
 pub fn command(run: &Run, interrupt: &Interrupt) -> Result<ExitCode> {
     watch(run, &workspace::boot_log(), interrupt).map(code)
 }
@@ -44,13 +45,13 @@ pub fn code(verdict: Verdict) -> ExitCode {
 /// Builds, boots and watches, with the log in `folder`, and says how it ended.
 ///
 /// # Errors
-/// If there is nothing to boot, or QEMU does not start.
+/// If there is nothing to boot, or the emulator does not start.
 pub fn watch(run: &Run, folder: &Path, interrupt: &Interrupt) -> Result<Verdict> {
     let screen = Screen::for_run(run);
     let images = images::build(run.build)?;
     let mut terminal = None;
     if run.is_monitored() {
-        screen.note("muster: Ctrl-] ends QEMU, whatever the kernel does")?;
+        screen.note("muster: Ctrl-] ends the emulator, whatever the kernel does")?;
         terminal = Some(Terminal::new(interrupt, screen.beside_events())?);
     }
     let typist = terminal
@@ -63,7 +64,10 @@ pub fn watch(run: &Run, folder: &Path, interrupt: &Interrupt) -> Result<Verdict>
 
     let (verdict, reason) = outcome.verdict();
     if verdict == Verdict::Hung && outcome.last_lines().next().is_some() {
-        screen.news(false, "muster: the emulator was killed; the last line of each CPU:")?;
+        screen.news(
+            false,
+            "muster: the emulator was killed; the last line of each CPU:",
+        )?;
         for text in outcome.last_lines() {
             screen.line(text)?;
         }
@@ -72,7 +76,7 @@ pub fn watch(run: &Run, folder: &Path, interrupt: &Interrupt) -> Result<Verdict>
         verdict == Verdict::Passed,
         &format!("muster: {verdict}{}", dashed(&reason)),
     )?;
-    let emulator = Emulator::qemu(&run.qemu)?;
+    let emulator = Emulator::of(run)?;
     screen.note(&summary(&emulator, &outcome, folder, &cpus))?;
     if run.events != Events::Nowhere {
         let file = boot_log::events(folder);
@@ -117,7 +121,7 @@ pub type Tell<'a> = dyn FnMut(&str) -> io::Result<()> + Send + 'a;
 /// file, and to whom they are to be told. Gives how it ended, and the CPUs that left a log.
 ///
 /// # Errors
-/// If Limine or UEFI firmware is asked for and missing, or QEMU does not start.
+/// If Limine or UEFI firmware is asked for and missing, or the emulator does not start.
 pub fn boot(
     run: &Run,
     images: &Images,
@@ -127,22 +131,31 @@ pub fn boot(
     typist: Option<&mut dyn Typist>,
     tell: Option<&mut Tell<'_>>,
 ) -> Result<(Outcome, Vec<u32>)> {
-    let emulator = Emulator::qemu(&run.qemu)?;
+    let emulator = Emulator::of(run)?;
     let mut log = BootLog::create(folder)?;
     log.write(&format!("muster: {}", emulator.reported))?;
     let medium = medium(run, images, folder)?;
-    let mut qemu = machine::command(run, &medium, &log.debug_console());
     let symbols = Symbols::of(&images.kernel);
-    if run.events != Events::Nowhere {
-        let file = boot_log::events(folder);
-        machine::add_second_port(&mut qemu, &file);
-        let words = run.arguments.iter().map(String::as_str);
-        let command = events::typed(["just", "run-smp"].into_iter().chain(words));
-        events::begin(&file, &command, &qemu)?;
-    }
+    let launch = match (run.emulator, &medium) {
+        (Kind::Bochs, Medium::Disc { image, .. }) => {
+            Bochs::find(&run.bochs)?.launch(run, image, &log.debug_console(), folder)?
+        }
+        (Kind::Bochs, _) => bail!("Bochs boots from a disc image alone"),
+        (Kind::Qemu, _) => {
+            let mut qemu = machine::command(run, &medium, &log.debug_console());
+            if run.events != Events::Nowhere {
+                let file = boot_log::events(folder);
+                machine::add_second_port(&mut qemu, &file);
+                let words = run.arguments.iter().map(String::as_str);
+                let command = events::typed(["just", "run-smp"].into_iter().chain(words));
+                events::begin(&file, &command, &qemu)?;
+            }
+            Launch::qemu(qemu)
+        }
+    };
     let watch = |show: &mut dyn FnMut(&str) -> io::Result<()>| {
         session::run(
-            Launch::qemu(qemu),
+            launch,
             Rules {
                 limit: run.time_limit,
                 pause: run.pause,

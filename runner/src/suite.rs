@@ -235,6 +235,13 @@ fn examine(case: &Case, emulators: &[String], builds: &Builds, interrupt: &Inter
                     }
                     Some(NotInstalled::LimineTool) => Report::Skipped("no limine tool".into()),
                     Some(NotInstalled::Ovmf) => Report::Skipped("no UEFI firmware (ovmf)".into()),
+                    Some(NotInstalled::Bochs(_)) => Report::Skipped("no Bochs (bochs)".into()),
+                    Some(NotInstalled::BochsFirmware) => {
+                        Report::Skipped("no BIOS of Bochs (bochsbios, vgabios)".into())
+                    }
+                    Some(NotInstalled::BochsDisplay) => {
+                        Report::Skipped("no terminal display of Bochs (bochs-term)".into())
+                    }
                     None => failed(format!("{error:#}"), Vec::new()),
                 };
             }
