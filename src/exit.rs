@@ -2,9 +2,9 @@
 
 use core::fmt::{self, Write as _};
 
+use heapless::String;
 pub use muster_events::Outcome;
 use muster_events::Verdict;
-use heapless::String;
 use qemu_exit::{QEMUExit, X86};
 use x86_64::instructions::port::Port;
 

@@ -492,10 +492,14 @@ impl<P: FramePlatform> MagazineHeap<P> {
     /// not count as out. Within bounds: others may do so for ever.
     fn seek(&self, attempt: impl Fn() -> Option<Block>) -> Option<Block> {
         let platform = self.platform();
-        // The other CPUs wait for the turn, which a task that is switched away would keep.
-        let _preemption = platform.disable_preemption();
+        let enter = || {
+            let preemption = platform.disable_preemption();
+            // Dropped in this order.
+            let guards = (platform.disable_interrupts(), preemption);
+            (platform.cpu(), guards)
+        };
         let wait = |state: &mut u64| platform.wait_for_memory(state);
-        self.transit.seek(platform.cpu(), wait, attempt)
+        self.transit.seek(enter, wait, attempt)
     }
 
     fn attempt(&self, class: Class, size: usize, kind: Attempt) -> Result<Block, Refused> {

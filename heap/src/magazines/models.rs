@@ -554,8 +554,11 @@ fn slab_against_slab() {
                 let blocks = filled(1, |room| machine.slabs.allocate(&context, class(), room));
                 blocks.first().copied()
             };
-            let block =
-                attempt(false).or_else(|| machine.transit.seek(Some(cpu), wait, || attempt(true)));
+            let block = attempt(false).or_else(|| {
+                machine
+                    .transit
+                    .seek(|| (Some(cpu), ()), wait, || attempt(true))
+            });
             Blocks(std::vec![block.unwrap()])
         };
         let other = on_other_cpu(&machine, move |machine| allocate(machine, 1));
@@ -602,7 +605,7 @@ fn last_frames_against_last_frames() {
         || {
             let shared = Arc::new((Transit::new(), LastFrames::new()));
             let seek = |(transit, frames): &(Transit, LastFrames), cpu| {
-                transit.seek(Some(cpu), wait, || frames.take_both())
+                transit.seek(|| (Some(cpu), ()), wait, || frames.take_both())
             };
             let others = shared.clone();
             let other = thread::spawn(move || seek(&others, 1));
@@ -633,7 +636,7 @@ fn last_frames_against_failing_attempt() {
                 }
             });
             let (transit, frames) = &*shared;
-            let found = transit.seek(Some(0), wait, || frames.take_both());
+            let found = transit.seek(|| (Some(0), ()), wait, || frames.take_both());
             assert!(found.is_some(), "refused because of what was given back");
             other.join().unwrap();
         },

@@ -138,8 +138,8 @@ pub unsafe trait FramePlatform: Sync {
     }
 
     /// Waits a moment while another CPU has memory in transit, of which it may give something back, or tries
-    /// for the last of it. Called again and again when memory has run out, with preemption disabled, no
-    /// lock held, and interrupts as the caller of the heap has them. It must not use the heap.
+    /// for the last of it. Called again and again when memory has run out, with no lock held, and
+    /// interrupts as the caller of the heap has them. It must not use the heap.
     ///
     /// `state` is 0 when the wait begins, and then what the last call left there. `false`: the wait has
     /// lasted longer than any such operation takes, as if a CPU had stopped in it, and the heap goes on

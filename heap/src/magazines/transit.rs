@@ -71,17 +71,18 @@ impl Transit {
 
     /// Tries, when it is this CPU's turn, until no other CPU has anything in transit during a try.
     ///
-    /// The caller has preemption disabled and holds no lock. `wait` waits a moment, or returns `false`
-    /// if that has lasted too long. What `attempt` announces by itself counts as another CPU's.
-    pub(super) fn seek<T>(
+    /// The caller holds no lock. `enter` disables interrupts, and says which CPU this is; `wait` waits a
+    /// moment, or returns `false` if that has lasted too long. What `attempt` announces by itself counts
+    /// as another CPU's.
+    pub(super) fn seek<T, G>(
         &self,
-        cpu: Option<usize>,
+        enter: impl Fn() -> (Option<usize>, G),
         wait: impl Fn(&mut u64) -> bool,
         attempt: impl Fn() -> Option<T>,
     ) -> Option<T> {
-        let _turn = self.take_turn(cpu, &wait);
         let mut state = 0;
         for _ in 0..MAX_TRIES {
+            let turn = self.take_turn(&enter, || wait(&mut state));
             let this = self.begin();
             if let Some(found) = attempt() {
                 return Some(found);
@@ -90,6 +91,7 @@ impl Transit {
             fence(Ordering::SeqCst);
             let expected = this.ended_alone();
             let now = this.end();
+            drop(turn);
             if now == expected {
                 return None;
             }
@@ -104,27 +106,40 @@ impl Transit {
     }
 
     /// Waits until no other CPU has the turn, or for too long, and takes it.
-    fn take_turn(&self, cpu: Option<usize>, wait: impl Fn(&mut u64) -> bool) -> Turn<'_> {
-        let own = tag(cpu);
-        let mut state = 0;
+    fn take_turn<G>(
+        &self,
+        enter: impl Fn() -> (Option<usize>, G),
+        mut wait: impl FnMut() -> bool,
+    ) -> Turn<'_, G> {
+        let mut is_late = false;
         loop {
-            // Relaxed, all three: the turn decides only who waits. What a try finds is ordered by
-            // `operations`.
+            let (cpu, guard) = enter();
+            let own = tag(cpu);
+            // Relaxed, here and where it is given up: the turn decides only who waits. What a try finds is
+            // ordered by `operations`.
             let holder = self.turn.load(Ordering::Relaxed);
-            let is_free = holder == FREE || mutated("everybody has the turn");
             // The code that this one interrupted has it, and does nothing with it until this returns.
             // CPUs without a number can't be told apart.
             if holder == own && cpu.is_some() {
-                return Turn(None);
+                return Turn {
+                    _held: None,
+                    _guard: guard,
+                };
             }
-            let takes = is_free || !wait(&mut state);
-            if takes
+            let may_take = holder == FREE || is_late || mutated("everybody has the turn");
+            if may_take
                 && (self.turn)
                     .compare_exchange(holder, own, Ordering::Relaxed, Ordering::Relaxed)
                     .is_ok()
             {
-                return Turn(Some((&self.turn, own)));
+                let turn = &self.turn;
+                return Turn {
+                    _held: Some(Held { turn, own }),
+                    _guard: guard,
+                };
             }
+            drop(guard);
+            is_late = !wait();
         }
     }
 }
@@ -158,15 +173,22 @@ impl Drop for InTransit<'_> {
     }
 }
 
-/// The turn, if it is to be given up when this is dropped.
-struct Turn<'a>(Option<(&'a AtomicUsize, usize)>);
+/// The right to try, with interrupts disabled: nobody must wait for code that was interrupted.
+struct Turn<'a, G> {
+    /// `None`: it is given up by the code that this one interrupted. Dropped before the guard.
+    _held: Option<Held<'a>>,
+    _guard: G,
+}
 
-impl Drop for Turn<'_> {
+struct Held<'a> {
+    turn: &'a AtomicUsize,
+    own: usize,
+}
+
+impl Drop for Held<'_> {
     fn drop(&mut self) {
-        if let Some((turn, own)) = self.0 {
-            // Fails if another CPU has waited too long and taken it. Relaxed, as in `take_turn`.
-            let _ = turn.compare_exchange(own, FREE, Ordering::Relaxed, Ordering::Relaxed);
-        }
+        // Fails if another CPU has waited too long and taken it. Relaxed, as in `take_turn`.
+        let _ = (self.turn).compare_exchange(self.own, FREE, Ordering::Relaxed, Ordering::Relaxed);
     }
 }
 
@@ -177,6 +199,10 @@ mod tests {
     use super::*;
 
     const MAX_WAITS: u64 = 100;
+
+    fn cpu(number: usize) -> impl Fn() -> (Option<usize>, ()) {
+        move || (Some(number), ())
+    }
 
     fn wait(state: &mut u64) -> bool {
         *state += 1;
@@ -192,7 +218,7 @@ mod tests {
     fn who_is_alone_tries_once() {
         let transit = Transit::new();
         let tries = Cell::new(0);
-        let found = transit.seek(Some(1), never, || -> Option<()> {
+        let found = transit.seek(cpu(1), never, || -> Option<()> {
             tries.set(tries.get() + 1);
             None
         });
@@ -201,31 +227,64 @@ mod tests {
 
     #[test]
     fn code_that_interrupts_the_cpu_that_has_the_turn_does_not_wait_for_it() {
-        for cpu in [0, 7].map(Some) {
+        for number in [0, 7] {
             let transit = Transit::new();
-            let turn = transit.take_turn(cpu, never);
-            assert_eq!(transit.seek(cpu, never, || Some(5)), Some(5));
+            let turn = transit.take_turn(cpu(number), || never(&mut 0));
+            assert_eq!(transit.seek(cpu(number), never, || Some(5)), Some(5));
             // The interrupted code still has it.
-            let waits = Cell::new(0);
-            let count = |_: &mut u64| {
-                waits.set(waits.get() + 1);
-                false
-            };
-            drop(transit.take_turn(Some(3), count));
-            assert_eq!(waits.get(), 1);
-            // And no longer has, as another CPU has taken and given it up.
+            let mut waits = 0;
+            let other = transit.take_turn(cpu(3), || {
+                waits += 1;
+                waits < 10
+            });
+            assert_eq!(waits, 10);
+            // And no longer has it, and doesn't give up the other CPU's.
             drop(turn);
-            drop(transit.take_turn(Some(3), never));
+            assert_eq!(transit.turn.load(Ordering::Relaxed), tag(Some(3)));
+            drop(other);
+            assert_eq!(transit.seek(cpu(4), never, || Some(5)), Some(5));
         }
     }
 
     #[test]
+    fn the_turn_is_had_with_interrupts_disabled_and_not_while_waiting() {
+        struct Disabled<'a>(&'a Cell<bool>);
+
+        impl Drop for Disabled<'_> {
+            fn drop(&mut self) {
+                self.0.set(false);
+            }
+        }
+
+        let (transit, are_disabled) = (Transit::new(), Cell::new(false));
+        let other = Cell::new(Some(transit.begin()));
+        let enter = || {
+            are_disabled.set(true);
+            (Some(1), Disabled(&are_disabled))
+        };
+        let state = || (are_disabled.get(), transit.turn.load(Ordering::Relaxed));
+        let wait = |_: &mut u64| {
+            assert_eq!(state(), (false, FREE));
+            drop(other.take());
+            true
+        };
+        let tries = Cell::new(0);
+        let found = transit.seek(enter, wait, || {
+            assert_eq!(state(), (true, tag(Some(1))));
+            tries.set(tries.get() + 1);
+            None::<()>
+        });
+        assert_eq!((found, tries.get()), (None, 2));
+        assert_eq!(state(), (false, FREE));
+    }
+
+    #[test]
     fn a_cpu_that_has_stopped_with_the_turn_is_waited_for_once() {
-        for cpu in [Some(0), None] {
+        for stopped in [Some(0), None] {
             let transit = Transit::new();
-            core::mem::forget(transit.take_turn(cpu, never));
-            assert_eq!(transit.seek(Some(1), wait, || Some(5)), Some(5));
-            assert_eq!(transit.seek(Some(2), never, || Some(5)), Some(5));
+            core::mem::forget(transit.take_turn(|| (stopped, ()), || never(&mut 0)));
+            assert_eq!(transit.seek(cpu(1), wait, || Some(5)), Some(5));
+            assert_eq!(transit.seek(cpu(2), never, || Some(5)), Some(5));
         }
     }
 
@@ -233,8 +292,8 @@ mod tests {
     fn a_cpu_that_has_stopped_with_memory_in_transit_is_not_waited_for_for_ever() {
         let transit = Transit::new();
         core::mem::forget(transit.begin());
-        assert_eq!(transit.seek(Some(1), wait, || None::<()>), None);
-        assert_eq!(transit.seek(Some(1), never, || Some(5)), Some(5));
+        assert_eq!(transit.seek(cpu(1), wait, || None::<()>), None);
+        assert_eq!(transit.seek(cpu(1), never, || Some(5)), Some(5));
     }
 
     #[test]
@@ -244,7 +303,7 @@ mod tests {
         (transit.operations).store(u64::MAX / ENDED * ENDED, Ordering::Relaxed);
         for _ in 0..3 {
             let tries = Cell::new(0);
-            let found = transit.seek(Some(1), never, || {
+            let found = transit.seek(cpu(1), never, || {
                 tries.set(tries.get() + 1);
                 drop(transit.begin());
                 (tries.get() == 3).then_some(())
@@ -252,7 +311,7 @@ mod tests {
             assert_eq!(found, Some(()));
         }
         let tries = Cell::new(0);
-        let found = transit.seek(Some(1), never, || {
+        let found = transit.seek(cpu(1), never, || {
             tries.set(tries.get() + 1);
             drop(transit.begin());
             None::<()>

@@ -62,6 +62,8 @@ thread_local! {
     static PAUSE: Cell<Pause> = const { Cell::new(Pause::Never) };
     /// Frames that this CPU has taken, less those that it has given back.
     static HELD: Cell<usize> = const { Cell::new(0) };
+    /// How often interrupts are disabled.
+    static DISABLED: Cell<usize> = const { Cell::new(0) };
     /// Large blocks that are freed from within the heap the next time it asks for frames.
     static FREED: Cell<Option<[Freed; 2]>> = const { Cell::new(None) };
     static HEAP: Cell<Option<&'static Heap>> = const { Cell::new(None) };
@@ -111,14 +113,32 @@ impl Pausing {
     }
 }
 
+/// Interrupts are disabled.
+struct Disabled;
+
+impl Disabled {
+    fn new() -> Self {
+        DISABLED.set(DISABLED.get() + 1);
+        Self
+    }
+}
+
+impl Drop for Disabled {
+    fn drop(&mut self) {
+        DISABLED.set(DISABLED.get() - 1);
+    }
+}
+
 // SAFETY: everything is `HostedFrames`'.
 unsafe impl FramePlatform for Pausing {
     type NoPreempt = ();
-    type InterruptGuard = ();
+    type InterruptGuard = Disabled;
 
     fn disable_preemption(&self) {}
 
-    fn disable_interrupts(&self) {}
+    fn disable_interrupts(&self) -> Disabled {
+        Disabled::new()
+    }
 
     hosted_cpus!(machine);
 
@@ -126,6 +146,7 @@ unsafe impl FramePlatform for Pausing {
         if let (Some(blocks), Some(heap)) = (FREED.take(), HEAP.get()) {
             (blocks.into_iter()).for_each(|(block, layout)| free(heap, block, layout));
         }
+        assert!(DISABLED.get() > 0);
         match PAUSE.get() {
             Pause::Ask { held } if held == HELD.get() => self.pause(),
             Pause::Lockstep if HELD.get() > 0 => self.step(),
@@ -169,6 +190,7 @@ unsafe impl FramePlatform for Pausing {
 
     /// Without a bound: the other CPU may not have a core for long.
     fn wait_for_memory(&self, _state: &mut u64) -> bool {
+        assert_eq!(DISABLED.get(), 0, "interrupts are as the caller has them");
         self.does(WAITS);
         thread::yield_now();
         self.does(WORKS);
