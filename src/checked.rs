@@ -10,7 +10,7 @@ use core::ptr;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use conquer_once::spin::OnceCell;
-use muster_heap::{Callers, CheckPlatform, CheckedHeap, CheckedTotals, Misuse, Quarantine};
+use muster_heap::{Callers, CheckPlatform, CheckedHeap, CheckedTotals, FRAME, Misuse, Quarantine};
 
 use crate::{cpu, heap, image, panic, shared, stack};
 
@@ -154,6 +154,10 @@ unsafe impl CheckPlatform for Watch {
 
     fn may_read(&self, start: usize, length: usize) -> bool {
         shared::get().is_heap_memory(start as u64, length as u64)
+    }
+
+    fn capacity(&self) -> usize {
+        shared::get().frame_count() * FRAME
     }
 
     fn report(&self, misuse: &Misuse) -> ! {

@@ -39,7 +39,9 @@ const LOOKS: usize = 1 << 16;
 ///
 /// # Out of memory
 ///
-/// Before it answers null, all quarantines are flushed.
+/// Before it answers null, all quarantines are flushed; but not for more than the machine
+/// [has](CheckPlatform::capacity). A `realloc` is an allocation and a free here, so that the old block is
+/// watched: one that makes a block smaller needs memory, too.
 pub struct CheckedHeap<H, P> {
     heap: H,
     platform: P,
@@ -239,7 +241,8 @@ impl<H: GlobalAlloc, P: CheckPlatform> CheckedHeap<H, P> {
             let before = self.released.load(Ordering::SeqCst);
             // SAFETY: a guard at least is more than nothing.
             let start = NonNull::new(unsafe { self.heap.alloc(layout) });
-            if start.is_some() {
+            // Asked for after all, as the wrapped heap counts what it refuses.
+            if start.is_some() || layout.size() > self.platform.capacity() {
                 return start;
             }
             if self.flush() > 0 {

@@ -32,6 +32,12 @@ pub unsafe trait CheckPlatform: Sync {
         Callers::NONE
     }
 
+    /// Returns how many bytes the wrapped heap can have at most, used or not: for a request that takes more
+    /// no quarantine is flushed.
+    fn capacity(&self) -> usize {
+        usize::MAX
+    }
+
     /// Ends the program, or this thread of it, because of a misuse. No lock is held.
     #[track_caller]
     fn report(&self, misuse: &Misuse) -> ! {

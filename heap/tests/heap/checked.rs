@@ -28,6 +28,8 @@ const FRONT: usize = 128;
 /// A machine on which tests say which CPU they are, and catch what is reported.
 pub struct Watch {
     quarantines: [Quarantine; CPUS],
+    /// Bytes that the machine has.
+    capacity: usize,
 }
 
 thread_local! {
@@ -40,6 +42,7 @@ impl Watch {
     pub const fn new() -> Self {
         Self {
             quarantines: [const { Quarantine::new() }; CPUS],
+            capacity: usize::MAX,
         }
     }
 }
@@ -67,6 +70,10 @@ unsafe impl CheckPlatform for Watch {
         Callers::new([CALLER.get()])
     }
 
+    fn capacity(&self) -> usize {
+        self.capacity
+    }
+
     fn report(&self, misuse: &Misuse) -> ! {
         FOUND.set(Some(*misuse));
         panic::resume_unwind(Box::new(()))
@@ -77,7 +84,11 @@ type Machine = CheckedHeap<MagazineHeap<HostedFrames>, Watch>;
 
 fn machine(frames: usize) -> Machine {
     CPU.set(Some(0));
-    CheckedHeap::new(MagazineHeap::new(HostedFrames::new(frames)), Watch::new())
+    let watch = Watch {
+        capacity: frames * FRAME,
+        ..Watch::new()
+    };
+    CheckedHeap::new(MagazineHeap::new(HostedFrames::new(frames)), watch)
 }
 
 /// Does something as another CPU.
@@ -434,6 +445,28 @@ fn impossible_layouts_get_null() {
         }
     }
     assert_all_back(&heap, frames);
+}
+
+#[test]
+fn what_exceeds_the_machine_leaves_quarantines_alone() {
+    const FRAMES: usize = 256;
+
+    let heap = machine(FRAMES);
+    let small = layout(100, 8);
+    let block = alloc(&heap, small);
+    free(&heap, block, small);
+    let waiting = heap.totals().quarantined_bytes;
+    assert!(waiting > 0);
+    for size in [FRAMES * FRAME, 1 << 40, 1 << 60] {
+        // SAFETY: the size isn't zero.
+        assert!(unsafe { heap.alloc(layout(size, 8)) }.is_null());
+    }
+    assert_eq!(heap.totals().quarantined_bytes, waiting);
+    assert_eq!(heap.heap().totals().refusals, 3);
+    // One that the machine might have room for.
+    // SAFETY: as above.
+    assert!(unsafe { heap.alloc(layout((FRAMES - 1) * FRAME, 8)) }.is_null());
+    assert_eq!(heap.totals().quarantined_bytes, 0);
 }
 
 #[test]
