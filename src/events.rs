@@ -104,6 +104,7 @@ pub fn owner(owner: Owner) -> muster_events::Owner {
         Owner::Bad => muster_events::Owner::Bad,
         Owner::NullFrame => muster_events::Owner::NullFrame,
         Owner::LowMemory => muster_events::Owner::LowMemory,
+        Owner::NotWriteBack => muster_events::Owner::NotWriteBack,
     }
 }
 
@@ -126,5 +127,6 @@ pub fn owners(totals: &Totals) -> Owners {
         bad: totals[Owner::Bad],
         null_frame: totals[Owner::NullFrame],
         low_memory: totals[Owner::LowMemory],
+        not_write_back: totals[Owner::NotWriteBack],
     }
 }

@@ -8,10 +8,11 @@ use alloc::vec::Vec;
 use conquer_once::spin::OnceCell;
 use muster_machine::identity::{Difference, IA32_TSC_ADJUST, LAPIC_ID, common};
 use muster_machine::lapic::IA32_APIC_BASE;
-use muster_machine::mtrr::{self, IA32_MTRRCAP, SYSCFG, TOP_MEM2};
+use muster_machine::mtrr::{self, IA32_MTRRCAP, Mtrrs, SYSCFG, TOP_MEM2};
 use raw_cpuid::CpuId;
 use x86_64::registers::model_specific::Msr;
 
+use crate::control::Features;
 use crate::lapic;
 
 /// The BSP's registers, which all others are compared with. Written before the shared state is published,
@@ -25,6 +26,12 @@ pub fn start() {
 
 fn bsp() -> &'static [(u32, u64)] {
     BSP.try_get().map_or(&[], Vec::as_slice)
+}
+
+/// Returns what the BSP's MTRRs say, and so those of every CPU that is admitted; `None` if there are none,
+/// or they are off.
+pub fn mtrrs(features: &Features) -> Option<Mtrrs<'static>> {
+    Some(Mtrrs::new(bsp(), features.physical_bits)).filter(Mtrrs::are_enabled)
 }
 
 /// Returns the first register in which this CPU is not what it should be, the one that the loader lists

@@ -13,6 +13,7 @@ use core::ptr::{self, NonNull};
 
 use conquer_once::spin::OnceCell;
 use muster_events::{Mapped, Moment};
+use muster_machine::mtrr::{MemoryType, Mtrrs};
 use muster_memory::{
     Access, AdoptError, AssignError, Cache, Census, FRAME_SIZE, Frame, FrameAllocator, FrameCache,
     FrameInfo, FrameRun, FramesError, Levels, MapError, Mismatch, NotFreed, OwnedFrame, OwnedRun,
@@ -29,7 +30,7 @@ use crate::cpu::{self, Block};
 use crate::lock::{Level, Lock};
 use crate::stack::{self, Slot};
 use crate::window::{self, HEAP, MAPPINGS};
-use crate::{addresses, events, famine, frames, heap, image, lapic, mapping};
+use crate::{addresses, events, famine, frames, heap, identity, image, lapic, mapping};
 
 /// By how much the heap grows at least, in bytes: one large page.
 const HEAP_STEP: u64 = 2 * 1024 * 1024;
@@ -109,6 +110,8 @@ pub enum BuildError {
     Map(MapError),
     /// The image lies in memory that the memory map calls something else.
     Image(AssignError),
+    /// The MTRRs give a part of the image this type.
+    ImageNotWriteBack(PhysRange, MemoryType),
     /// The loader's HHDM, at this address, does not lie below the kernel's windows.
     HhdmInTheWay(u64),
     /// The mapping plan contradicts itself.
@@ -137,6 +140,13 @@ impl fmt::Display for BuildError {
                 write!(
                     f,
                     "the loader's memory map does not show the kernel image: {error}"
+                )
+            }
+            Self::ImageNotWriteBack(range, kind) => {
+                write!(
+                    f,
+                    "the kernel image lies in memory that the MTRRs make {kind} rather than WB, {range}: \
+                     update the machine's firmware, or use another loader"
                 )
             }
             Self::HhdmInTheWay(offset) => {
@@ -286,6 +296,11 @@ impl Shared {
         map.assign(boot.image.range, Owner::Kernel, Owner::Kernel)
             .map_err(BuildError::Image)?;
         withhold_low_memory(&mut map).map_err(BuildError::Image)?;
+        let mtrrs = identity::mtrrs(&features);
+        match &mtrrs {
+            Some(mtrrs) => withhold_uncached(&mut map, mtrrs, boot.image.range)?,
+            None => log::warn!("no MTRRs are in use: all memory is taken as write-back"),
+        }
 
         let mut plan = Plan::new(levels, u32::from(features.physical_bits));
         let largest = if features.gigabyte_pages {
@@ -312,7 +327,14 @@ impl Shared {
                 .collect::<Vec<_>>()
                 .leak(),
         };
-        for region in aliases {
+        let pieces = aliases.into_iter().flat_map(|region| {
+            let borders = mtrrs.iter().flat_map(move |mtrrs| {
+                let ranges = mtrrs.ranges(region.phys..region.phys + region.length);
+                ranges.map(|(range, _)| range.end)
+            });
+            region.cut_at(borders)
+        });
+        for region in pieces {
             if region.virt + (region.length - 1) >= window::ALL.start {
                 return Err(BuildError::HhdmInTheWay(boot.hhdm));
             }
@@ -983,6 +1005,62 @@ fn withhold_low_memory(map: &mut PhysicalMap) -> Result<(), AssignError> {
         }
     }
     Ok(())
+}
+
+/// Keeps memory that the MTRRs do not make write-back from being handed out, now or with the loader's: whoever
+/// got it would find it many times as slow, and what a CPU stores there combined or not cached at all.
+///
+/// # Errors
+///
+/// [`BuildError::ImageNotWriteBack`]: the kernel itself can't go elsewhere.
+fn withhold_uncached(
+    map: &mut PhysicalMap,
+    mtrrs: &Mtrrs<'_>,
+    image: PhysRange,
+) -> Result<(), BuildError> {
+    let uncached = |range: PhysRange| {
+        let parts = mtrrs.ranges(range.start()..range.end());
+        parts.filter_map(|(part, kind)| {
+            Some((PhysRange::from_bounds(part.start, part.end)?, kind))
+                .filter(|_| kind != MemoryType::WriteBack)
+        })
+    };
+    if let Some((range, kind)) = uncached(image).next() {
+        return Err(BuildError::ImageNotWriteBack(range, kind));
+    }
+    for owner in [Owner::Free, Owner::Loader] {
+        let parts: Vec<_> = map.ranges(owner).flat_map(uncached).collect();
+        for (range, _) in parts {
+            map.assign(range, owner, Owner::NotWriteBack)
+                .map_err(BuildError::Image)?;
+        }
+    }
+    let bytes = map.totals()[Owner::NotWriteBack];
+    if bytes > 0 {
+        log::warn!(
+            "{} of memory is not write-back by the MTRRs, and not used:{}",
+            Bytes(bytes),
+            Ranges(map)
+        );
+    }
+    Ok(())
+}
+
+/// Where the memory lies that is not write-back; of many parts the first ones.
+struct Ranges<'a>(&'a PhysicalMap);
+
+impl fmt::Display for Ranges<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const SHOWN: usize = 3;
+        let mut ranges = self.0.ranges(Owner::NotWriteBack);
+        for range in ranges.by_ref().take(SHOWN) {
+            write!(f, " {range}")?;
+        }
+        match ranges.count() {
+            0 => Ok(()),
+            more => write!(f, " and {more} more"),
+        }
+    }
 }
 
 /// Sets the frame allocator up over everything free, with its records in the first

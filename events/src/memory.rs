@@ -92,6 +92,8 @@ pub enum Owner {
     NullFrame,
     /// The first megabyte, which is left to the firmware and to CPUs that start.
     LowMemory,
+    /// Memory that the MTRRs do not make write-back, which is not used.
+    NotWriteBack,
 }
 
 /// Bytes of each owner.
@@ -130,6 +132,8 @@ pub struct Owners {
     pub null_frame: u64,
     /// [`Owner::LowMemory`].
     pub low_memory: u64,
+    /// [`Owner::NotWriteBack`].
+    pub not_write_back: u64,
 }
 
 /// When the physical memory was looked at.

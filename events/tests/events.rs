@@ -245,6 +245,7 @@ fn examples() -> Vec<Event<'static>> {
                 bad: u64::MAX,
                 null_frame: u64::MAX,
                 low_memory: u64::MAX,
+                not_write_back: u64::MAX,
             },
         }),
         Event::Audit(Audit {

@@ -489,8 +489,8 @@ impl FrameAllocator {
     ///
     /// # Panics
     ///
-    /// If `owner` is [`Owner::Free`], [`Owner::NullFrame`] or [`Owner::LowMemory`], to whom no frame is
-    /// handed out: that would lose it.
+    /// If `owner` is [`Owner::Free`], [`Owner::NullFrame`], [`Owner::LowMemory`] or
+    /// [`Owner::NotWriteBack`], to whom no frame is handed out: that would lose it.
     pub fn allocate(&self, owner: Owner) -> Option<OwnedFrame> {
         assert_somebody(owner);
         let number = self.claim(1, 1, None)?;
@@ -929,7 +929,10 @@ pub(crate) fn check(zone: Option<&Zone>, frame: Frame, owner: Owner) -> Result<(
 
 /// Returns whether frames may be handed out to this owner.
 const fn is_somebody(owner: Owner) -> bool {
-    !matches!(owner, Owner::Free | Owner::NullFrame | Owner::LowMemory)
+    !matches!(
+        owner,
+        Owner::Free | Owner::NullFrame | Owner::LowMemory | Owner::NotWriteBack
+    )
 }
 
 #[inline]

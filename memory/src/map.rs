@@ -136,11 +136,14 @@ pub enum Owner {
     /// The first megabyte, where firmware and its SMM write, and where CPUs start: a kernel that keeps
     /// it assigns it to this owner, and never hands it out.
     LowMemory,
+    /// Memory that the machine's memory-type range registers do not make write-back: a kernel assigns it to
+    /// this owner, and never hands it out.
+    NotWriteBack,
 }
 
 impl Owner {
     /// All owners, in the order of their values.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Free,
         Self::Loader,
         Self::Kernel,
@@ -157,6 +160,7 @@ impl Owner {
         Self::Bad,
         Self::NullFrame,
         Self::LowMemory,
+        Self::NotWriteBack,
     ];
 
     /// The owner with this value.
@@ -194,6 +198,7 @@ impl fmt::Display for Owner {
             Self::Bad => "bad",
             Self::NullFrame => "null frame",
             Self::LowMemory => "first megabyte",
+            Self::NotWriteBack => "not write-back",
         })
     }
 }

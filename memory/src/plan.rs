@@ -271,6 +271,55 @@ impl Region {
             .is_some_and(|offset| offset < self.length)
     }
 
+    /// Cuts the region at these physical addresses, which ascend, so that no large page of what comes of it
+    /// crosses one. An address outside it, or that is no multiple of [`FRAME_SIZE`], cuts nothing.
+    ///
+    /// Intel SDM vol. 3, 12.11.9 "Large Page Size Considerations": a large page must lie in memory that the
+    /// MTRRs give one type.
+    ///
+    /// ```
+    /// use muster_memory::{Access, Cache, PageSize, Region};
+    ///
+    /// let region = Region {
+    ///     name: "HHDM",
+    ///     virt: 0xffff_8000_0010_0000,
+    ///     phys: 0x10_0000,
+    ///     length: 0x40_0000,
+    ///     access: Access::ReadWrite,
+    ///     cache: Cache::WriteBack,
+    ///     largest: PageSize::Size2MiB,
+    /// };
+    /// let pieces = region.cut_at([0x1000, 0x10_0000, 0x30_0000, 0x50_0000]);
+    /// let pieces: Vec<_> = pieces.map(|piece| (piece.virt, piece.phys, piece.length)).collect();
+    /// assert_eq!(pieces, [
+    ///     (0xffff_8000_0010_0000, 0x10_0000, 0x20_0000),
+    ///     (0xffff_8000_0030_0000, 0x30_0000, 0x20_0000),
+    /// ]);
+    /// ```
+    pub fn cut_at(self, borders: impl IntoIterator<Item = u64>) -> impl Iterator<Item = Self> {
+        let mut rest = Some(self);
+        let mut borders = borders.into_iter();
+        core::iter::from_fn(move || {
+            let whole = rest.take()?;
+            let inside = |&border: &u64| {
+                border.is_multiple_of(FRAME_SIZE)
+                    && border > whole.phys
+                    && border - whole.phys < whole.length
+            };
+            let Some(border) = borders.find(inside) else {
+                return Some(whole);
+            };
+            let length = border - whole.phys;
+            rest = Some(Self {
+                virt: whole.virt + length,
+                phys: border,
+                length: whole.length - length,
+                ..whole
+            });
+            Some(Self { length, ..whole })
+        })
+    }
+
     /// The physical memory it shows; `None` if it is empty or beyond what can exist.
     pub fn physical(&self) -> Option<PhysRange> {
         PhysRange::new(self.phys, self.length)

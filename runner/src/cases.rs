@@ -780,6 +780,58 @@ pub const CASES: &[Case] = &[
         &["2", "loader.msr=1:0x203:0xff00000800", "stress=none"],
         &["CPU 1 .* has 0xff00000800 in IA32_MTRR_PHYSMASK1 instead of 0x0: kept out"],
     ),
+    passes(
+        "mtrrs-off",
+        &["2", "stress=churn", "seconds=0.2"],
+        &["WARN .*no MTRRs are in use: all memory is taken as write-back"],
+    ),
+    // As a PC's firmware sets them, and on the APs as on the BSP, though INIT clears them in QEMU.
+    Case {
+        never: &["no MTRRs", " ERROR ", "not write-back"],
+        ..passes(
+            "mtrrs-of-firmware",
+            &[
+                "4",
+                "mem=512M",
+                "stress=churn",
+                "seconds=0.2",
+                "qemu-args=-bios bios-256k.bin",
+            ],
+            &["4 of 4 CPUs online", "audit: clean"],
+        )
+    },
+    // One MiB, in the middle of what would be a large page, and 16 MiB write-combining; the masks are of
+    // addresses of 40 bits.
+    Case {
+        never: &["no MTRRs", " ERROR "],
+        ..passes(
+            "mtrrs-uncached-memory",
+            &[
+                "4",
+                "mem=512M",
+                "loader.msr=all:0x200:0x10100000,all:0x201:0xfffff00800,all:0x202:0x8000001,all:0x203:0xffff000800,all:0x2ff:0x806",
+                "log=debug",
+                "stress=exhaustion",
+                "seconds=0.5",
+            ],
+            &[
+                "WARN .*17.0 MiB of memory is not write-back by the MTRRs, and not used: .*0x8000000.*0x10100000",
+                r"DEBUG shared  HHDM: 0xffff800000100000 -> 0x100000, 0x7f00000 bytes, rw- WB",
+                r"DEBUG shared  HHDM: 0xffff800008000000 -> 0x8000000, 0x1000000 bytes, rw- WB",
+                r"DEBUG shared  HHDM: 0xffff800010100000 -> 0x10100000, 0x100000 bytes, rw- WB",
+                r"17.0 MiB +17825792 bytes  not write-back\n",
+                "4 of 4 CPUs online",
+                "audit: clean",
+            ],
+        )
+    },
+    refuses(
+        "mtrrs-uncached-image",
+        &["2", "loader.msr=all:0x2ff:0x804"],
+        &[
+            "ERROR .*can't start: the kernel image lies in memory that the MTRRs make WT rather than WB",
+        ],
+    ),
     // What a CPU has after reset.
     refuses(
         "pat-bsp",

@@ -456,7 +456,13 @@ fn a_run_for_nobody_is_a_mistake() {
 fn no_frame_is_handed_out_to_an_owner_that_has_no_count_of_them() {
     let frames = allocator(&[bounds(0x20_0000, 0x40_0000)], &[]).with_caches(1);
     let mut cache = frames.cache().unwrap();
-    for owner in [Owner::Free, Owner::NullFrame, Owner::LowMemory] {
+    let nobody = [
+        Owner::Free,
+        Owner::NullFrame,
+        Owner::LowMemory,
+        Owner::NotWriteBack,
+    ];
+    for owner in nobody {
         let mut refuse = |work: &mut dyn FnMut(&mut FrameCache<'_>)| {
             let refused = catch_unwind(AssertUnwindSafe(|| work(&mut cache))).unwrap_err();
             let words = refused.downcast::<&str>().unwrap();
@@ -468,8 +474,7 @@ fn no_frame_is_handed_out_to_an_owner_that_has_no_count_of_them() {
         refuse(&mut |cache| assert!(cache.allocate_run(3, 1, owner).is_none()));
     }
     // Each of the others is counted, and none of the frames is lost.
-    let somebody =
-        |owner: &Owner| !matches!(owner, Owner::Free | Owner::NullFrame | Owner::LowMemory);
+    let somebody = |owner: &Owner| !nobody.contains(owner);
     for owner in Owner::ALL.into_iter().filter(somebody) {
         let frame = cache.allocate(owner).unwrap();
         let run = frames.allocate_run(3, 1, owner).unwrap();

@@ -1,8 +1,11 @@
 //! The plan's rules, by example.
 
 use muster_memory::{
-    Access, Cache, Kind, Levels, MemoryEntry, PageSize, PhysRange, Plan, PlanError, Region, hhdm,
+    Access, Cache, FRAME_SIZE, Kind, Levels, MemoryEntry, PageSize, PhysRange, Plan, PlanError,
+    Region, hhdm,
 };
+use proptest::collection::btree_set;
+use proptest::prelude::*;
 
 use crate::maps::{HALF_4, HALF_5};
 
@@ -15,6 +18,42 @@ const REGION: Region = Region {
     cache: Cache::WriteBack,
     largest: PageSize::Size1GiB,
 };
+
+proptest! {
+    #[test]
+    fn no_piece_has_a_border_inside_and_all_of_them_are_the_region(
+        first in 0..64u64,
+        pages in 1..64u64,
+        borders in btree_set(0..0x8_0000u64, 0..12),
+        aligned in any::<bool>(),
+    ) {
+        let region = Region {
+            phys: first * FRAME_SIZE,
+            length: pages * FRAME_SIZE,
+            ..REGION
+        };
+        let borders: Vec<_> = (borders.into_iter())
+            .map(|border| if aligned { border & !(FRAME_SIZE - 1) } else { border })
+            .collect();
+        let counts = |border: &u64| border.is_multiple_of(FRAME_SIZE);
+        let mut offset = 0;
+        for piece in region.cut_at(borders.iter().copied()) {
+            let expected = Region {
+                virt: region.virt + offset,
+                phys: region.phys + offset,
+                length: piece.length,
+                ..region
+            };
+            prop_assert_eq!(piece, expected);
+            prop_assert!(piece.length > 0);
+            let end = piece.phys + piece.length;
+            prop_assert!(borders.iter().filter(|border| counts(border)).all(|&at| at <= piece.phys || at >= end));
+            offset += piece.length;
+            prop_assert!(offset == region.length || borders.contains(&end), "cut for nothing");
+        }
+        prop_assert_eq!(offset, region.length);
+    }
+}
 
 #[test]
 fn what_cannot_be_mapped_is_refused() {

@@ -56,7 +56,8 @@ pub const fn look_of(owner: Owner) -> Look {
         | Owner::Reserved
         | Owner::Bad
         | Owner::NullFrame
-        | Owner::LowMemory => look("firmware, reserved", "R", GREY, BLACK),
+        | Owner::LowMemory
+        | Owner::NotWriteBack => look("firmware, reserved", "R", GREY, BLACK),
     }
 }
 

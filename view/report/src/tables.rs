@@ -287,7 +287,7 @@ pub fn account(account: &Account) -> Markup {
     let rest = i128::from(owners.heap)
         - i128::from(account.heap_live_bytes)
         - i128::from(account.heap_cached_bytes);
-    let all: [(&str, i128); 18] = [
+    let all: [(&str, i128); 19] = [
         ("free", account.free_bytes.into()),
         ("free, at hand of CPUs", account.at_hand_bytes.into()),
         ("heap frames, live", account.heap_live_bytes.into()),
@@ -306,6 +306,7 @@ pub fn account(account: &Account) -> Markup {
         ("bad", owners.bad.into()),
         ("null frame", owners.null_frame.into()),
         ("first megabyte", owners.low_memory.into()),
+        ("not write-back", owners.not_write_back.into()),
     ];
     let sum: i128 = all.iter().map(|(_, bytes)| bytes).sum();
     let adds_up = sum == i128::from(account.memory_bytes);
