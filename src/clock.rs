@@ -1,56 +1,169 @@
 //! Time: the time-stamp counter, its origin at the kernel's entry, and its rate.
+//!
+//! What CPUID tells of the rate is believed if a window of the PIT agrees, or of the ACPI timer where
+//! there is no PIT: emulators and firmware tell wrong ones. Where both are missing it stands, with a
+//! warning.
 
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use muster_machine::acpi::PmTimer;
+use muster_machine::time::{self, PIT_HZ, PM_TIMER_HZ, Verdict, Window, elapsed, judge};
 use raw_cpuid::CpuId;
 use x86_64::instructions::port::Port;
 
-/// Input clock of the 8253/8254 timer, in Hz (Intel 82C54 datasheet: 14.31818 MHz / 12).
-const PIT_HZ: u64 = 1_193_182;
+/// How many windows there are in a second: each lasts 2 ms.
+const WINDOWS_PER_SECOND: u64 = 500;
 
-/// How many PIT ticks one calibration window lasts: 2 ms.
-const PIT_WINDOW: u16 = (PIT_HZ / 500) as u16;
+/// How many windows are measured at first, and at most: a virtual CPU may lose its host core in any of
+/// them, so what is told is not refuted by the first ones.
+const WINDOWS: usize = 3;
+const MAX_WINDOWS: usize = 9;
 
-/// How many windows are measured. A virtual CPU may lose its host core for so
-/// long that the PIT's 55 ms period wraps unseen; that only ever makes the
-/// rate look too high, so the lowest of the windows stands.
-const PIT_WINDOWS: usize = 3;
-
-/// PIT polls before the timer counts as absent: each poll is several port
+/// Polls before a timer counts as absent: each poll is several port
 /// reads of about a microsecond, so this is well over a window.
-const PIT_POLLS: u32 = 50_000;
+const MAX_POLLS: u32 = 50_000;
 
 /// The rate assumed when nothing tells it, in Hz: faster than any CPU, so that every
 /// deadline is rather too late than too early, and times are only an order.
 const ASSUMED_HZ: u64 = 8_000_000_000;
 
-impl fmt::Display for RateSource {
+/// A counter of known rate, by which the TSC is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reference {
+    /// Counter 0 of the 8254, whose gate is always open: the PC speaker's counter 2 needs port 0x61,
+    /// which small machines lack.
+    Pit,
+    /// The ACPI power-management timer.
+    PmTimer(PmTimer),
+}
+
+impl fmt::Display for Reference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Cpuid => "told by CPUID",
-            Self::Hypervisor => "told by the hypervisor",
-            Self::Pit => "measured by the PIT",
-            Self::Assumed => "assumed: times are not to scale",
+            Self::Pit => "the PIT",
+            Self::PmTimer(_) => "the ACPI timer",
         })
+    }
+}
+
+/// Who tells the TSC's rate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Teller {
+    /// CPUID leaf 0x15 (Intel SDM vol. 2A, CPUID).
+    Cpuid,
+    /// The hypervisor's timing leaf 0x4000_0010 (VMware's proposal, also KVM's).
+    Hypervisor,
+}
+
+impl fmt::Display for Teller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Cpuid => "CPUID",
+            Self::Hypervisor => "the hypervisor",
+        })
+    }
+}
+
+/// Where the counter's rate was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Source {
+    /// It was told, and what was measured agrees.
+    Confirmed(Teller, Reference),
+    /// It was told, and there was nothing to measure it by.
+    Told(Teller),
+    /// It was measured.
+    Measured(Reference),
+    /// Not found.
+    Assumed,
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Confirmed(teller, reference) => {
+                write!(f, "told by {teller}, confirmed by {reference}")
+            }
+            Self::Told(teller) => write!(f, "told by {teller}, not confirmed"),
+            Self::Measured(reference) => write!(f, "measured by {reference}"),
+            Self::Assumed => f.write_str("assumed: times are not to scale"),
+        }
+    }
+}
+
+/// The counter's rate, and how it was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rate {
+    hz: u64,
+    source: Source,
+    /// What was told, and is not so.
+    refuted: Option<(Teller, u64)>,
+}
+
+impl Rate {
+    /// The rate in Hz.
+    pub const fn hz(&self) -> u64 {
+        self.hz
+    }
+
+    /// Finds the rate by a counter, if there is one, and what is told. `None` if the counter does not
+    /// count.
+    fn by(reference: Reference) -> Option<Self> {
+        let told = told();
+        let hz = told.map(|(_, hz)| hz);
+        let counter = Counter::start(reference);
+        // The counter may not have taken its new period yet: the first window is for that.
+        counter.window()?;
+        let mut windows = heapless::Vec::<Window, MAX_WINDOWS>::new();
+        let verdict = loop {
+            for _ in 0..WINDOWS {
+                // There is room.
+                let _ = windows.push(counter.window()?);
+            }
+            let verdict = judge(&windows, counter.hz, hz)?;
+            if hz.is_none() || verdict == Verdict::Confirmed || windows.is_full() {
+                break verdict;
+            }
+        };
+        Some(match (verdict, told) {
+            (Verdict::Confirmed, Some((teller, hz))) => Self {
+                hz,
+                source: Source::Confirmed(teller, reference),
+                refuted: None,
+            },
+            (Verdict::Confirmed, None) => return None,
+            (Verdict::Measured(hz), refuted) => Self {
+                hz,
+                source: Source::Measured(reference),
+                refuted,
+            },
+        })
+    }
+
+    /// Whether it was measured, or confirmed by a measurement.
+    const fn is_sure(&self) -> bool {
+        matches!(self.source, Source::Confirmed(..) | Source::Measured(_))
+    }
+
+    /// Logs it, and what was told and is not so.
+    pub fn tell(&self) {
+        let kind = match has_invariant_tsc() {
+            true => "invariant",
+            false => "not invariant",
+        };
+        log::info!("TSC at {} MHz, {}; {kind}", time::mhz(self.hz), self.source);
+        if let Some((teller, hz)) = self.refuted {
+            log::warn!(
+                "{teller} tells {} MHz of the TSC, which is wrong: the {} MHz that were measured stand",
+                time::mhz(hz),
+                time::mhz(self.hz)
+            );
+        }
     }
 }
 
 static ORIGIN: AtomicU64 = AtomicU64::new(0);
 static HZ: AtomicU64 = AtomicU64::new(ASSUMED_HZ);
-
-/// Where the counter's rate was found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RateSource {
-    /// CPUID leaf 0x15 (Intel SDM vol. 2A, CPUID).
-    Cpuid,
-    /// The hypervisor's timing leaf 0x4000_0010 (VMware's proposal, also KVM's).
-    Hypervisor,
-    /// Measured against the 8254 timer.
-    Pit,
-    /// Not found.
-    Assumed,
-}
 
 /// The time-stamp counter. Not ordered against other instructions: fit for
 /// stamps and deadlines, not for counting single instructions.
@@ -65,15 +178,54 @@ pub fn start() {
     ORIGIN.store(ticks(), Ordering::Relaxed);
 }
 
-/// Finds the counter's rate. Called once on the BSP, before any AP runs.
-pub fn calibrate() -> (u64, RateSource) {
-    let (hz, source) = cpuid_rate()
-        .map(|hz| (hz, RateSource::Cpuid))
-        .or_else(|| hypervisor_rate().map(|hz| (hz, RateSource::Hypervisor)))
-        .or_else(|| pit_rate().map(|hz| (hz, RateSource::Pit)))
-        .unwrap_or((ASSUMED_HZ, RateSource::Assumed));
-    HZ.store(hz, Ordering::Relaxed);
-    (hz, source)
+/// Finds the counter's rate, as far as that can be without the firmware's tables. Called once on the BSP,
+/// before any AP runs.
+pub fn calibrate() -> Rate {
+    let rate = Rate::by(Reference::Pit).unwrap_or_else(|| match told() {
+        Some((teller, hz)) => Rate {
+            hz,
+            source: Source::Told(teller),
+            refuted: None,
+        },
+        None => Rate {
+            hz: ASSUMED_HZ,
+            source: Source::Assumed,
+            refuted: None,
+        },
+    });
+    HZ.store(rate.hz, Ordering::Relaxed);
+    rate
+}
+
+/// Finds it by the ACPI timer, if `rate` is not sure yet, and logs what comes of it. Called once on the
+/// BSP, before any AP runs.
+pub fn make_sure(rate: Rate, pm_timer: impl FnOnce() -> Option<PmTimer>) {
+    if rate.is_sure() {
+        return;
+    }
+    let found = pm_timer().and_then(|timer| Rate::by(Reference::PmTimer(timer)));
+    if let Some(found) = found {
+        HZ.store(found.hz, Ordering::Relaxed);
+        found.tell();
+        return;
+    }
+    match rate.source {
+        Source::Told(teller) => log::warn!(
+            "neither a PIT nor an ACPI timer confirms the TSC's rate, which {teller} tells"
+        ),
+        _ => log::warn!(
+            "the TSC's rate is assumed, as neither CPUID, a hypervisor, a PIT nor an ACPI timer tells \
+             it: times are not to scale, and deadlines are later than they say"
+        ),
+    }
+}
+
+/// Returns whether the TSC counts at one rate whatever the CPU's clock does, and while it halts (CPUID
+/// 8000_0007h, EDX bit 8; Intel SDM vol. 3B, 18.17.1).
+fn has_invariant_tsc() -> bool {
+    CpuId::new()
+        .get_advanced_power_mgmt_info()
+        .is_some_and(|leaf| leaf.has_invariant_tsc())
 }
 
 /// The counter's rate in Hz, as far as it is known.
@@ -131,73 +283,110 @@ impl Deadline {
     }
 }
 
-fn cpuid_rate() -> Option<u64> {
-    CpuId::new()
-        .get_tsc_info()?
-        .tsc_frequency()
-        .filter(|&hz| hz > 0)
+/// What is told of the rate, in Hz, and by whom.
+fn told() -> Option<(Teller, u64)> {
+    let cpuid = || {
+        let hz = CpuId::new().get_tsc_info()?.tsc_frequency()?;
+        Some((Teller::Cpuid, hz))
+    };
+    let hypervisor = || {
+        let khz = CpuId::new().get_hypervisor_info()?.tsc_frequency()?;
+        Some((Teller::Hypervisor, u64::from(khz) * 1000))
+    };
+    let sound = |&(_, hz): &(Teller, u64)| hz > 0;
+    cpuid().filter(sound).or_else(|| hypervisor().filter(sound))
 }
 
-fn hypervisor_rate() -> Option<u64> {
-    let khz = CpuId::new().get_hypervisor_info()?.tsc_frequency()?;
-    Some(u64::from(khz) * 1000).filter(|&hz| hz > 0)
+/// A count with the stamp that belongs to it.
+struct Reading {
+    count: u32,
+    at: u64,
+    /// How long it took to read.
+    width: u64,
 }
 
-/// Measures the counter against PIT channel 0, whose gate is always open: the
-/// PC speaker's channel 2 needs port 0x61, which small machines lack.
-fn pit_rate() -> Option<u64> {
-    // SAFETY: ports 0x40 and 0x43 are the PIT's on every PC (or nobody's). Mode 2,
-    // both bytes, full period: the interrupt it would raise is masked, since
-    // interrupts are off and no one enables IRQ 0.
-    unsafe {
-        Port::<u8>::new(0x43).write(0x34);
-        Port::<u8>::new(0x40).write(0x00);
-        Port::<u8>::new(0x40).write(0x00);
-    }
-    // The counter may not have taken its new period yet: the first window is for that.
-    pit_window()?;
-    let mut lowest = None;
-    for _ in 0..PIT_WINDOWS {
-        let hz = pit_window()?;
-        lowest = Some(lowest.map_or(hz, |low: u64| low.min(hz)));
-    }
-    lowest
+/// A reference that counts.
+#[derive(Clone, Copy)]
+struct Counter {
+    reference: Reference,
+    hz: u64,
 }
 
-/// One reading of the PIT's count with the stamp that belongs to it.
-fn pit_read() -> (u16, u64) {
-    let mut best: Option<(u64, u16, u64)> = None;
-    // Of a few readings the one with the shortest way around it: another may
-    // have lost its core between the stamp and the count.
-    for _ in 0..3 {
-        let before = ticks();
-        // SAFETY: the PIT's ports, as in `pit_rate`. The latch command freezes
-        // one 16-bit count, read low byte first; interrupts are off and only
-        // the BSP runs, so no one else latches in between.
-        let count = unsafe {
-            Port::<u8>::new(0x43).write(0x00);
-            let mut counter = Port::<u8>::new(0x40);
-            u16::from(counter.read()) | u16::from(counter.read()) << 8
+impl Counter {
+    fn start(reference: Reference) -> Self {
+        let hz = match reference {
+            Reference::Pit => {
+                // SAFETY: ports 0x40 and 0x43 are the PIT's on every PC (or nobody's). Mode 2,
+                // both bytes, full period: the interrupt it would raise is masked, since
+                // interrupts are off and no one enables IRQ 0.
+                unsafe {
+                    Port::<u8>::new(0x43).write(0x34);
+                    Port::<u8>::new(0x40).write(0x00);
+                    Port::<u8>::new(0x40).write(0x00);
+                }
+                PIT_HZ
+            }
+            Reference::PmTimer(_) => PM_TIMER_HZ,
         };
-        let after = ticks();
-        let width = after.wrapping_sub(before);
-        if best.is_none_or(|(shortest, ..)| width < shortest) {
-            best = Some((width, count, before + width / 2));
-        }
+        Self { reference, hz }
     }
-    best.map_or((0, 0), |(_, count, at)| (count, at))
-}
 
-fn pit_window() -> Option<u64> {
-    let (first, began) = pit_read();
-    for _ in 0..PIT_POLLS {
-        let (count, now) = pit_read();
-        // The counter counts down.
-        let elapsed = first.wrapping_sub(count);
-        if elapsed >= PIT_WINDOW {
-            let span = u128::from(now.checked_sub(began)?);
-            return u64::try_from(span * u128::from(PIT_HZ) / u128::from(elapsed)).ok();
+    /// Reads the count alone.
+    fn count(&self) -> u32 {
+        match self.reference {
+            // SAFETY: the PIT's ports, as in `start`. The latch command freezes
+            // one 16-bit count, read low byte first; interrupts are off and only
+            // the BSP runs, so no one else latches in between.
+            Reference::Pit => unsafe {
+                Port::<u8>::new(0x43).write(0x00);
+                let mut counter = Port::<u8>::new(0x40);
+                let count = u16::from(counter.read()) | u16::from(counter.read()) << 8;
+                // It counts down.
+                u32::from(!count)
+            },
+            // SAFETY: the FADT has the timer at this port; reading it has no side effect.
+            Reference::PmTimer(timer) => unsafe { Port::<u32>::new(timer.port).read() },
         }
     }
-    None
+
+    /// One reading, of a few the one with the shortest way around it: another may
+    /// have lost its core between the stamp and the count.
+    fn read(&self) -> Reading {
+        let once = || {
+            let before = ticks();
+            let count = self.count();
+            let width = ticks().wrapping_sub(before);
+            Reading {
+                count,
+                at: before + width / 2,
+                width,
+            }
+        };
+        let quicker = |one: Reading, other: Reading| match one.width <= other.width {
+            true => one,
+            false => other,
+        };
+        quicker(quicker(once(), once()), once())
+    }
+
+    /// Measures one window. `None` if the counter does not count.
+    fn window(&self) -> Option<Window> {
+        let bits = match self.reference {
+            Reference::Pit => 16,
+            Reference::PmTimer(timer) => timer.bits,
+        };
+        let first = self.read();
+        for _ in 0..MAX_POLLS {
+            let last = self.read();
+            let counts = elapsed(first.count, last.count, bits);
+            if u64::from(counts) >= self.hz / WINDOWS_PER_SECOND {
+                return Some(Window {
+                    ticks: last.at.checked_sub(first.at)?,
+                    blur: (first.width + last.width).div_ceil(2),
+                    counts,
+                });
+            }
+        }
+        None
+    }
 }

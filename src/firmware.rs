@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 use core::cell::RefCell;
 
-use muster_machine::acpi::{Firmware, Madt, NmiLine};
+use muster_machine::acpi::{Firmware, Madt, NmiLine, PmTimer};
 use muster_memory::{Access, Cache, PhysRange};
 
 use crate::boot::Boot;
@@ -24,6 +24,11 @@ pub fn nmi_lines(boot: &Boot) -> Vec<NmiLine> {
             is_active_low: false,
         }])
     })
+}
+
+/// Returns where the ACPI timer is, if there is one.
+pub fn pm_timer(boot: &Boot) -> Option<PmTimer> {
+    PmTimer::find(&FirmwareTables::new(), boot.rsdp?)
 }
 
 /// What has been read of the firmware's tables. They are unmapped when it is dropped.

@@ -92,6 +92,7 @@ use muster_arguments::{Arguments, Fault, Output, help};
 use muster_events::Moment;
 
 use crate::boot::Boot;
+use crate::clock::Rate;
 use crate::control::Features;
 use crate::cpu::{Block, Cpu};
 use crate::exit::Outcome;
@@ -104,6 +105,7 @@ struct Plan {
     boot: Boot,
     arguments: Arguments,
     blocks: &'static [&'static Block],
+    rate: Rate,
 }
 
 static PLAN: OnceCell<Plan> = OnceCell::uninit();
@@ -127,7 +129,7 @@ extern "C" fn build() -> ! {
     exceptions::load();
     journal::start();
     heap::start();
-    let (hz, source) = clock::calibrate();
+    let rate = clock::calibrate();
 
     let boot = Boot::check().unwrap_or_else(|error| refuse(&error));
     if let Some(Ok(framebuffer)) = &boot.framebuffer {
@@ -138,7 +140,7 @@ extern "C" fn build() -> ! {
         "entered {} ms after reset",
         clock::micros_before_entry() / 1000
     );
-    log::info!("TSC at {} MHz, {source}", hz / 1_000_000);
+    rate.tell();
     let arguments = Arguments::parse(&boot.command_line).unwrap_or_else(|error| {
         for line in help() {
             log::error!("{line}");
@@ -156,7 +158,7 @@ extern "C" fn build() -> ! {
     }
     let features = Features::detect();
     if arguments.output == Output::Json {
-        events::start(&boot, &features, hz);
+        events::start(&boot, &features, rate.hz());
     }
     boot.tell();
     identity::start();
@@ -186,6 +188,7 @@ extern "C" fn build() -> ! {
         boot,
         arguments,
         blocks,
+        rate,
     });
     // SAFETY: the slot is the BSP's own, mapped in the tables it has loaded, and not yet
     // in use; what is still needed has moved to `PLAN` and `SHARED`.
@@ -198,6 +201,7 @@ extern "C" fn muster() -> ! {
         boot,
         arguments,
         blocks,
+        rate,
     }) = PLAN.get()
     else {
         panic!("the BSP left the boot stack without a plan");
@@ -221,6 +225,7 @@ extern "C" fn muster() -> ! {
     if let Some(difference) = cpu::with(|here| here.shared().home.difference()) {
         refuse(&format_args!("the BSP {difference}"));
     }
+    clock::make_sure(*rate, || firmware::pm_timer(boot));
     match timer::calibrate() {
         Some(source) => log::info!("timers {source}"),
         None => log::warn!("no timer: the local APIC's does not count"),

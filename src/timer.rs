@@ -9,6 +9,7 @@ use core::cell::Cell;
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use muster_machine::time;
 use raw_cpuid::CpuId;
 use x86_64::instructions::interrupts;
 
@@ -42,7 +43,7 @@ impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Deadline => f.write_str("by TSC deadline"),
-            Self::Counter(hz) => write!(f, "by the APIC's counter at {} MHz", hz / 1_000_000),
+            Self::Counter(hz) => write!(f, "by the APIC's counter at {} MHz", time::mhz(*hz)),
         }
     }
 }

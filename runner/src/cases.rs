@@ -258,6 +258,38 @@ pub const CASES: &[Case] = &[
         &["audit: clean"],
     ),
     passes(
+        "tsc-by-the-pit",
+        &["1", "accel=icount", "stress=none"],
+        // One nanosecond for each instruction; as QEMU says, not invariant.
+        &[r"INFO .*TSC at 1000 MHz, measured by the PIT; not invariant"],
+    ),
+    passes(
+        "tsc-by-the-acpi-timer",
+        &[
+            "2",
+            "accel=icount",
+            "qemu-args=-M q35,pit=off",
+            "stress=calls",
+            "seconds=0.1",
+        ],
+        &[
+            "INFO .*TSC at 8000 MHz, assumed",
+            "INFO .*TSC at 1000 MHz, measured by the ACPI timer",
+            "audit: clean",
+        ],
+    ),
+    passes(
+        "tsc-assumed",
+        &[
+            "2",
+            "machine=microvm",
+            "qemu-args=-M microvm,pit=off",
+            "stress=calls",
+            "seconds=0.1",
+        ],
+        &["WARN .*the TSC's rate is assumed", "audit: clean"],
+    ),
+    passes(
         "calls-1",
         &["1", "stress=calls", "seconds=0.3"],
         &["audit: clean"],
