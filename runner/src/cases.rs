@@ -278,6 +278,23 @@ pub const CASES: &[Case] = &[
             "audit: clean",
         ],
     ),
+    // It tells the rate of the CPU that it imitates, and runs at what its configuration says.
+    passes(
+        "tsc-told-wrongly",
+        &[
+            "2",
+            "machine=bochs",
+            "cpu=corei7_icelake_u",
+            "mem=64M",
+            "stress=calls",
+            "seconds=0.1",
+        ],
+        &[
+            "INFO .*TSC at 10 MHz, measured by the PIT; invariant",
+            "WARN .*CPUID tells 1498 MHz of the TSC, which is wrong: the 10 MHz that were measured stand",
+            "audit: clean",
+        ],
+    ),
     passes(
         "tsc-assumed",
         &[
