@@ -262,6 +262,32 @@ pub fn from_micros(micros: u64) -> u64 {
     u64::try_from(ticks).unwrap_or(u64::MAX)
 }
 
+/// Counts the time since the last look at what a CPU waits for, and says whether the wait has lasted
+/// longer than `millis` milliseconds.
+///
+/// `state` is 0 at the first look; it keeps the time of the last one, and how long the wait has lasted so
+/// far, 32 bits each. A long time between two looks counts as a short one: it was this CPU that stood
+/// still then, as one does whose host has stopped the whole machine.
+pub fn has_waited(state: &mut u64, millis: u64) -> bool {
+    /// Ticks in a unit of time: half a millisecond at 2 GHz.
+    const UNIT_SHIFT: u32 = 20;
+    /// The longest time between two looks that counts, in milliseconds.
+    const MAX_STEP: u64 = 100;
+
+    let units = |millis: u64| from_micros(millis * 1000) >> UNIT_SHIFT;
+    // 32 bits of these units are weeks; they wrap.
+    let now = (ticks() >> UNIT_SHIFT) as u32;
+    let (last, waited) = ((*state >> 32) as u32, *state & u64::from(u32::MAX));
+    let step = if *state == 0 {
+        1
+    } else {
+        u64::from(now.wrapping_sub(last)).min(units(MAX_STEP))
+    };
+    let waited = waited + step;
+    *state = u64::from(now) << 32 | waited;
+    waited > units(millis)
+}
+
 /// A point in time that a wait may not go past.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Deadline(u64);

@@ -293,31 +293,12 @@ unsafe impl FramePlatform for Kernel {
 }
 
 /// Waits a moment for another CPU that uses the heap, and flushes for others at the same time. Says
-/// whether the wait has lasted longer than the timeout, in milliseconds.
-///
-/// `state` has the time of the last look, and how long the wait has lasted so far, 32 bits each. A long
-/// time between two looks counts as a short one: it was this CPU that stood still then, as one does
-/// whose host has stopped the whole machine.
+/// whether the wait has lasted longer than the timeout, in milliseconds; `state` is
+/// [`clock::has_waited`]'s.
 fn is_overdue(state: &mut u64, timeout: u64) -> bool {
-    /// Ticks in a unit of time: half a millisecond at 2 GHz.
-    const UNIT_SHIFT: u32 = 20;
-    /// The longest time between two looks that counts, in milliseconds.
-    const MAX_STEP: u64 = 100;
-
-    let units = |millis: u64| clock::from_micros(millis * 1000) >> UNIT_SHIFT;
-    // 32 bits of these units are weeks; they wrap.
-    let now = (clock::ticks() >> UNIT_SHIFT) as u32;
-    let (last, waited) = ((*state >> 32) as u32, *state & u64::from(u32::MAX));
-    let step = if *state == 0 {
-        1
-    } else {
-        u64::from(now.wrapping_sub(last)).min(units(MAX_STEP))
-    };
-    let waited = waited + step;
-    *state = u64::from(now) << 32 | waited;
     call::serve_without_heap();
     core::hint::spin_loop();
-    waited > units(timeout)
+    clock::has_waited(state, timeout)
 }
 
 /// The CPU that halts for good the next time that it makes the list grow: `fault=halt-in-heap`.
