@@ -68,6 +68,8 @@ pub fn bring_about(fault: Fault) {
             shoot_down();
         } else if fault == Fault::HaltInHeap && place == 0 {
             wait_for_heap();
+        } else if fault == Fault::HaltInLock && place == 0 {
+            wait_for_lock();
         }
     });
     // What is wrong with a CPU's registers shows in the audit, and an interrupt changes nothing.
@@ -153,6 +155,7 @@ fn strike(fault: Fault, victim: Option<u64>) {
         Fault::PanicInPanic => panic!("{}", Unspeakable),
         Fault::DeafAp => go_deaf(),
         Fault::HaltInHeap => heap::halt_in_growth(),
+        Fault::HaltInLock => halt_in_lock(),
         Fault::LockOrder => {
             let (first, second) = (Lock::new(Level::Workload, ()), Lock::new(Level::Tables, ()));
             let _second = second.lock();
@@ -286,6 +289,29 @@ fn wait_for_heap() {
         core::hint::spin_loop();
     }
     heap::outgrow();
+}
+
+/// A lock whose holder halts, and whether it has.
+static HALTS_HOLDER: Lock<()> = Lock::new(Level::Workload, ());
+static HOLDER_HAS_HALTED: AtomicBool = AtomicBool::new(false);
+
+/// Halts this CPU for good while it holds a lock.
+fn halt_in_lock() {
+    let _held = HALTS_HOLDER.lock();
+    HOLDER_HAS_HALTED.store(true, Ordering::Release);
+    loop {
+        // Interrupts are disabled: an NMI alone ends it, which does not return.
+        x86_64::instructions::hlt();
+    }
+}
+
+/// Waits for a lock whose holder has halted.
+fn wait_for_lock() {
+    let deadline = Deadline::after_millis(PATIENCE);
+    while !HOLDER_HAS_HALTED.load(Ordering::Acquire) && !deadline.passed() {
+        core::hint::spin_loop();
+    }
+    drop(HALTS_HOLDER.lock());
 }
 
 /// Calls all others, of whom one does not hear it.

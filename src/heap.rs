@@ -21,15 +21,15 @@ use muster_memory::FRAME_SIZE;
 use x86_64::instructions::interrupts;
 
 use crate::audit::Bytes;
-use crate::{call, checked, clock, cpu, crew, frames, relief, shared, window};
+use crate::{call, checked, clock, cpu, crew, frames, lock, relief, shared, window};
 
 /// What the heap lives on until the kernel's tables are loaded: enough for the
 /// physical map and the mapping plan of a machine with hundreds of memory-map
 /// entries and hundreds of CPUs.
 const BOOT_BYTES: usize = 1024 * 1024;
 
-/// How long a CPU may hold a lock of the heap's, in milliseconds: as long as it may take to take a call.
-const LOCK_TIMEOUT: u64 = 10_000;
+/// How long a CPU may hold a lock of the heap's, in milliseconds.
+const LOCK_TIMEOUT: u64 = lock::TIMEOUT;
 
 /// How long a CPU may keep another one waiting with memory in transit, in milliseconds: that takes
 /// microseconds, but a host may stop a virtual CPU for hundreds of milliseconds.

@@ -10,16 +10,24 @@
 //! CPU that waits for a lock lets interrupts in, and so calls, if it did before; if not, it answers
 //! nothing until it has the lock. So nobody calls other CPUs who holds one ([`forbid`]), nor from
 //! within the heap's own locks, which [`forbid`] does not know of.
+//!
+//! No CPU waits without a bound: one that waits for [`TIMEOUT`] while the same CPU holds the lock ends the
+//! run with that CPU's number. The holder has stopped: a host gives its virtual CPU no time, or it has
+//! halted.
 
 use core::cell::Cell;
 use core::fmt;
 use core::hint;
 use core::ops::{Deref, DerefMut};
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use spin::{Mutex, MutexGuard};
 use x86_64::instructions::interrupts;
 
-use crate::{cpu, stop};
+use crate::{clock, cpu, stop};
+
+/// How long a CPU may hold a lock, in milliseconds: as long as it may take to take a call.
+pub const TIMEOUT: u64 = 10_000;
 
 /// What a lock guards. A CPU that holds one takes only such as stand below it here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -114,9 +122,40 @@ pub fn held() -> Option<Level> {
     cpu::try_with(|here| here.local().held().last()).flatten()
 }
 
+/// Who holds a lock, for those that wait: the CPU's index plus one in the lower half, 0 for a CPU
+/// without an index; in the upper half a number that each change gets anew, so that a CPU that has released
+/// the lock and taken it again is not taken for one that still holds it.
+struct Holder(AtomicU64);
+
+impl Holder {
+    const INDEX_BITS: u32 = 32;
+
+    /// Notes the CPU that has just taken the lock; `None` for one about to release it, or without an index.
+    fn note(&self, cpu: Option<u32>) {
+        // Relaxed: only the CPU that holds the lock writes it, and the lock orders one holder's accesses
+        // with the next one's. Who waits reads it for the report alone.
+        let changes = (self.0.load(Ordering::Relaxed) >> Self::INDEX_BITS) as u32;
+        let tag = cpu.map_or(0, |index| u64::from(index) + 1);
+        let next = u64::from(changes.wrapping_add(1)) << Self::INDEX_BITS | tag;
+        self.0.store(next, Ordering::Relaxed);
+    }
+
+    /// Returns what changes with each holder.
+    fn look(&self) -> u64 {
+        // Relaxed: as for `note`.
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Returns the CPU that a look has seen.
+    fn cpu(look: u64) -> Option<u64> {
+        (look & u64::from(u32::MAX)).checked_sub(1)
+    }
+}
+
 /// A lock.
 pub struct Lock<T> {
     level: Level,
+    holder: Holder,
     data: Mutex<T>,
 }
 
@@ -125,6 +164,7 @@ impl<T> Lock<T> {
     pub const fn new(level: Level, data: T) -> Self {
         Self {
             level,
+            holder: Holder(AtomicU64::new(0)),
             data: Mutex::new(data),
         }
     }
@@ -134,7 +174,8 @@ impl<T> Lock<T> {
     ///
     /// # Panics
     ///
-    /// If this CPU holds one of the same level, or of one that stands below.
+    /// If this CPU holds one of the same level, or of one that stands below. If another CPU holds this one
+    /// for longer than [`TIMEOUT`].
     #[track_caller]
     pub fn lock(&self) -> Guard<'_, T> {
         if let Some(last) = held()
@@ -149,19 +190,46 @@ impl<T> Lock<T> {
             if let Some(guard) = self.try_lock() {
                 return guard;
             }
-            // With interrupts as they were. Reading leaves the line shared until there is
-            // something to win.
-            while self.data.is_locked() {
-                stop::stop_if_over();
-                hint::spin_loop();
+            self.wait();
+        }
+    }
+
+    /// Waits until the lock is free, with interrupts as they were.
+    #[track_caller]
+    fn wait(&self) {
+        let (mut holder, mut waited) = (self.holder.look(), 0);
+        // Reading leaves the line shared until there is something to win.
+        while self.data.is_locked() {
+            stop::stop_if_over();
+            hint::spin_loop();
+            let now = self.holder.look();
+            if now != holder {
+                (holder, waited) = (now, 0);
             }
+            // Once the run is over, its end is nobody's to report but the CPU's that reports it.
+            if clock::has_waited(&mut waited, TIMEOUT) && !stop::is_requested() {
+                self.report_stuck(Holder::cpu(holder));
+            }
+        }
+    }
+
+    #[cold]
+    #[track_caller]
+    fn report_stuck(&self, holder: Option<u64>) -> ! {
+        let level = self.level;
+        match holder {
+            Some(cpu) => panic!("CPU {cpu} holds the lock of {level} and does not go on"),
+            None => panic!("a CPU holds the lock of {level} and does not go on"),
         }
     }
 
     /// Takes the lock if that needs no waiting, whatever this CPU holds.
     pub fn try_lock(&self) -> Option<Guard<'_, T>> {
         let entry = Entry::new(self.level);
-        self.data.try_lock().map(|data| Guard {
+        let data = self.data.try_lock()?;
+        self.holder.note(cpu::try_with(|here| here.index()));
+        Some(Guard {
+            holder: &self.holder,
             data,
             _entry: entry,
         })
@@ -213,9 +281,17 @@ fn one_of(level: Level) -> u64 {
 
 /// The right to the data, until dropped.
 pub struct Guard<'a, T> {
+    holder: &'a Holder,
     // Dropped before the entry: first unlocked, then interrupts let in.
     data: MutexGuard<'a, T>,
     _entry: Entry,
+}
+
+impl<T> Drop for Guard<'_, T> {
+    fn drop(&mut self) {
+        // Before it is unlocked: the next holder's own note comes after.
+        self.holder.note(None);
+    }
 }
 
 impl<T> Deref for Guard<'_, T> {

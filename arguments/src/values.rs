@@ -196,6 +196,8 @@ named! {
         /// The last AP halts for good while it holds a lock of the heap, and the BSP wants that lock. With
         /// `heap=linked-list`, whose growth takes one.
         HaltInHeap = "halt-in-heap",
+        /// The last CPU halts for good while it holds a lock of the kernel's, and the BSP wants that lock.
+        HaltInLock = "halt-in-lock",
         /// The last CPU takes two locks in the wrong order.
         LockOrder = "lock-order",
         /// The last CPU calls the others while it holds a lock.

@@ -1204,6 +1204,16 @@ pub const CASES: &[Case] = &[
         ],
     ),
     panics(
+        "halt-in-lock",
+        &["4", "fault=halt-in-lock"],
+        &[
+            "CPU 0 panicked",
+            "CPU 3 holds the lock of the workload's books and does not go on",
+            "CPU 3, at work, stopped at 0x[0-9a-f]+ in muster::fault::",
+            BACKTRACE,
+        ],
+    ),
+    panics(
         "lock-order",
         &["4", "fault=lock-order"],
         &[
