@@ -52,6 +52,13 @@ const TRIPLE_FAULT: &str = "exception with no resolution";
 const ENDS: &str = "Bochs is exiting";
 const SHUT_DOWN: &str = "shutdown requested";
 
+/// What it complains of in its log that is no kernel's fault: its CPUs have machine checks by CPUID, and
+/// lack IA32_MCG_CAP; and its end, when a kernel asks for it.
+const EXPECTED: [&str; 2] = ["RDMSR: Unknown register 0x179", SHUT_DOWN];
+
+/// Its log, in the folder of a run.
+const LOG: &str = "bochs.log";
+
 /// A Bochs program.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bochs {
@@ -61,8 +68,8 @@ pub struct Bochs {
     pub version: String,
     /// One of [`DISPLAYS`].
     display: &'static str,
-    /// Whether it waits for a debugger's commands unless it is given some.
-    starts_in_debugger: bool,
+    /// What starts it in its debugger, if it was built with one.
+    debugger: Option<&'static [&'static str]>,
     firmware: Firmware,
 }
 
@@ -143,8 +150,11 @@ impl Bochs {
             reported,
             version,
             display: display.ok_or(NotInstalled::BochsDisplay)?,
-            // Built with the debugger, it starts in it; from 3.0 on only if asked to.
-            starts_in_debugger: has("-rc") && !has("-debugger"),
+            debugger: match (has("-rc"), has("-debugger")) {
+                (true, true) => Some(&["-debugger", "-rc"]),
+                (true, false) => Some(&["-rc"]),
+                (false, _) => None,
+            },
             firmware: Firmware::find()?,
         })
     }
@@ -162,15 +172,19 @@ impl Bochs {
         };
         let serial = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no socket for Bochs")?;
         let port = serial.local_addr()?.port();
-        let log = folder.join("bochs.log");
+        let log = folder.join(LOG);
         let file = write("bochsrc", &self.configuration(run, image, port, &log))?;
         let output = File::create(console);
         let output = output.with_context(|| format!("cannot write {}", shown(console)))?;
 
         let mut bochs = Command::new(&self.program);
         bochs.arg("-q").arg("-f").arg(file);
-        if self.starts_in_debugger {
-            bochs.arg("-rc").arg(write("bochs-commands", "continue\n")?);
+        // Without its debugger, which 2.7 starts in and 3.0 if asked to, several CPUs run in a loop that
+        // takes a breakpoint again and again in its own handler: after an exception it looks for one at
+        // the instruction before (Bochs 3.0, main.cc and cpu/event.cc: `prev_rip`).
+        if let Some(words) = self.debugger {
+            let commands = write("bochs-commands", "continue\n")?;
+            bochs.args(words).arg(commands);
         }
         // The debug console is its standard output, into which no terminal's codes belong.
         bochs.env("TERM", "dumb").stdout(output);
@@ -194,8 +208,8 @@ impl Bochs {
         let host = guest.min(MAX_HOST_MEMORY);
         let Run { cpu, smp, .. } = run;
         let mwait_is_nop = u8::from(self.oversleeps());
-        // Its CPUs have machine checks by CPUID, and lack IA32_MCG_CAP and what else goes with them. By
-        // default it reads such registers as 0 and says so in its log; the alternative is a fault.
+        // A register that it does not know is read as 0 and complained of: the alternative is a fault, by
+        // which no kernel would come up that goes by CPUID (see `EXPECTED`).
         format!(
             "display_library: {display}\n\
              romimage: file=\"{bios}\", options=fastboot\n\
@@ -236,6 +250,26 @@ fn version(help: &str) -> Option<(String, String)> {
     Some((line.into(), version.into()))
 }
 
+/// Returns the first thing that it complains of in its log, such as a register that its CPUs do not have.
+///
+/// # Errors
+/// If there is no log.
+pub fn complaint(folder: &Path) -> Result<Option<String>> {
+    let log = folder.join(LOG);
+    let text = fs::read_to_string(&log).with_context(|| format!("no {}", shown(&log)))?;
+    Ok(text
+        .lines()
+        .find(|line| is_unexpected(line))
+        .map(str::to_owned))
+}
+
+/// Returns whether a line of its log is an error (`e[`) or a panic (`p[`), and an unexpected one.
+fn is_unexpected(line: &str) -> bool {
+    let level = line.trim_start_matches(|character: char| character.is_ascii_digit());
+    let is_error = level.starts_with("e[") || level.starts_with("p[");
+    is_error && !EXPECTED.iter().any(|end| line.ends_with(end))
+}
+
 /// Returns whether a line of its standard error is a complaint, and not what it says at each start and end.
 fn is_complaint(line: &str) -> bool {
     // Levels of its log, after a number of ticks: `00000000000i[PLUGIN] …`.
@@ -269,7 +303,7 @@ mod tests {
             reported: String::new(),
             version: version.into(),
             display: "term",
-            starts_in_debugger: false,
+            debugger: None,
             firmware: Firmware {
                 bios: "/s/BIOS".into(),
                 vga_bios: "/s/VGA".into(),
@@ -309,6 +343,24 @@ mod tests {
             ("3.0", false),
         ] {
             assert_eq!(bochs(number).oversleeps(), oversleeps, "{number}");
+        }
+    }
+
+    #[test]
+    fn the_log_is_searched_for_what_a_kernel_did_wrong() {
+        for line in [
+            "00108613930e[CPU0  ] RDMSR: Unknown register 0x179",
+            "00354818355p[UNMAP ] >>PANIC<< Shutdown port: shutdown requested",
+            "00000000000i[PCI   ] i440FX PMC write",
+        ] {
+            assert!(!is_unexpected(line), "{line}");
+        }
+        for line in [
+            "00108613930e[CPU0  ] RDMSR: Unknown register 0x17a",
+            "00108613930e[CPU0  ] WRMSR: Unknown register 0x179",
+            "00108613930p[CPU0  ] >>PANIC<< exception(): 3rd (13) exception with no resolution",
+        ] {
+            assert!(is_unexpected(line), "{line}");
         }
     }
 

@@ -25,6 +25,7 @@ mod linux;
 mod listing;
 mod machine;
 mod matrix;
+mod on_bochs;
 mod outputs;
 mod picture;
 mod report;
@@ -61,7 +62,8 @@ commands:
                              boot the kernel to a prompt on its serial line
   top [CPUS] [key=value…] [--once]
                              the CPUs at work, in a terminal, or one picture
-  test [qemu=PATH] [FILTER…] the boot tests whose name contains a FILTER
+  test [qemu=PATH] [bochs=PATH] [FILTER…]
+                             the boot tests whose name contains a FILTER
   matrix [qemu=PATH] [FILTER…]
                              the same, of all machines that the kernel must come up on
   bench [WHAT] [CPUS] [key=value…]

@@ -15,17 +15,19 @@ use regex_lite::Regex;
 
 use crate::account;
 use crate::arguments::{self, Build, Events};
+use crate::bochs;
 use crate::boot_log;
 use crate::camera::Camera;
 use crate::cases::{CASES, Case, Debugged, Limit};
 use crate::debugger::{self, NoGdb};
-use crate::emulator::Emulator;
+use crate::emulator::{Emulator, Kind};
 use crate::events;
 use crate::faults::FAULTS;
 use crate::images::{self, Images};
 use crate::limine::NotInstalled;
 use crate::line::Line;
 use crate::matrix;
+use crate::on_bochs::ON_BOCHS;
 use crate::outputs;
 use crate::run;
 use crate::screen::Screen;
@@ -64,6 +66,7 @@ pub fn command(words: &[String], interrupt: &Interrupt) -> Result<ExitCode> {
         .iter()
         .chain(FAULTS)
         .chain(matrix::FEW)
+        .chain(ON_BOCHS)
         .copied()
         .collect();
     run_all(&cases, words, interrupt)
@@ -84,15 +87,53 @@ fn emulators_and_filters(words: &[String]) -> (Vec<String>, Vec<String>) {
     words
         .iter()
         .cloned()
-        .partition(|word| word.starts_with("qemu="))
+        .partition(|word| word.starts_with("qemu=") || word.starts_with("bochs="))
 }
+
+/// Selects of the arguments that name emulators those that a case gets.
+fn emulators_of(case: &Case, emulators: &[String]) -> Vec<String> {
+    let prefix = match case.arguments.contains(&ON) {
+        true => "bochs=",
+        false => "qemu=",
+    };
+    let all = emulators.iter();
+    all.filter(|word| word.starts_with(prefix))
+        .cloned()
+        .collect()
+}
+
+/// Names the emulators that boot the cases, with their versions; one that is not installed is left out,
+/// for its cases are skipped.
+///
+/// # Errors
+/// If QEMU is to boot one and is not installed, or a program is another one.
+fn emulators_named(cases: &[&Case], emulators: &[String]) -> Result<String> {
+    let mut names = Vec::new();
+    for on_bochs in [false, true] {
+        let mut cases = cases.iter();
+        let Some(case) = cases.find(|case| case.arguments.contains(&ON) == on_bochs) else {
+            continue;
+        };
+        let machine = on_bochs.then_some(ON.to_owned());
+        let words: Vec<_> = (emulators_of(case, emulators).into_iter())
+            .chain(machine)
+            .collect();
+        match Emulator::of(&arguments::parse(&words)?) {
+            Ok(emulator) => names.push(emulator.to_string()),
+            Err(error) if error.is::<NotInstalled>() => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(names.join(" and "))
+}
+
+/// The argument of a case on Bochs.
+const ON: &str = "machine=bochs";
 
 /// Runs the cases whose name contains one of the filters among `words`, or all. Success if
 /// there was one and none failed.
 fn run_all(cases: &[Case], words: &[String], interrupt: &Interrupt) -> Result<ExitCode> {
     let (emulators, filters) = emulators_and_filters(words);
-    let emulator = Emulator::qemu(&arguments::parse(&emulators)?.qemu)?;
-    println!("{}", emulator.reported);
     let chosen: Vec<&Case> = cases
         .iter()
         .filter(|case| {
@@ -105,6 +146,8 @@ fn run_all(cases: &[Case], words: &[String], interrupt: &Interrupt) -> Result<Ex
             println!("  {}", case.name);
         }
     }
+    let names = emulators_named(&chosen, &emulators)?;
+    println!("{names}");
     let builds = Builds::of(&chosen)?;
     let workers = match thread::available_parallelism() {
         Ok(cpus) if cpus.get() > SIDE_BY_SIDE => SIDE_BY_SIDE,
@@ -119,7 +162,7 @@ fn run_all(cases: &[Case], words: &[String], interrupt: &Interrupt) -> Result<Ex
                 if interrupt.came() {
                     break;
                 }
-                let report = match unsupported(case, &emulator) {
+                let report = match missing(case, &emulators)? {
                     Some(why) => Report::Skipped(why),
                     None => examine(case, &emulators, &builds, interrupt),
                 };
@@ -137,7 +180,10 @@ fn run_all(cases: &[Case], words: &[String], interrupt: &Interrupt) -> Result<Ex
     })?;
     let counts = counts.into_inner().unwrap_or_default();
     println!("\n{} configurations booted", counts.boots);
-    println!("{}, on {emulator}", counts.line());
+    match names.is_empty() {
+        true => println!("{}", counts.line()),
+        false => println!("{}, on {names}", counts.line()),
+    }
     Ok(
         match counts.failed == 0 && counts.passed > 0 && !interrupt.came() {
             true => ExitCode::SUCCESS,
@@ -203,6 +249,18 @@ impl Counts {
     }
 }
 
+/// Returns why the emulator that is to boot a case can't, if it can't.
+///
+/// # Errors
+/// If QEMU is not installed, or the program is another one.
+fn missing(case: &Case, emulators: &[String]) -> Result<Option<String>> {
+    if case.since_qemu == 0 {
+        return Ok(None);
+    }
+    let run = arguments::parse(&emulators_of(case, emulators))?;
+    Ok(unsupported(case, &Emulator::qemu(&run.qemu)?))
+}
+
 /// Returns why this emulator can't boot the case, if it can't.
 fn unsupported(case: &Case, emulator: &Emulator) -> Option<String> {
     let since = case.since_qemu;
@@ -215,8 +273,9 @@ fn examine(case: &Case, emulators: &[String], builds: &Builds, interrupt: &Inter
     let folder = workspace::target().join("test-log").join(case.name);
     let (mut time, mut boots, mut figures) = (Duration::ZERO, 0, Vec::new());
     let mut unseen = case.ends.to_vec();
+    let emulators = emulators_of(case, emulators);
     for mut arguments in case.boots() {
-        arguments.extend_from_slice(emulators);
+        arguments.extend_from_slice(&emulators);
         let failed = |why, tail| Report::Failed {
             why,
             arguments: arguments.clone(),
@@ -343,9 +402,21 @@ fn attempt(
         _ => None,
     };
     let account = account.map(|wrong| format!("the account: {wrong:#}"));
-    let all = [mismatch, unsaid, unshown, unanswered, wrong_events, account]
-        .into_iter()
-        .flatten();
+    let complaint = match run.emulator {
+        Kind::Bochs => bochs::complaint(folder)?,
+        Kind::Qemu => None,
+    };
+    let complaint = complaint.map(|line| format!("Bochs says {line}"));
+    let all = [
+        mismatch,
+        unsaid,
+        unshown,
+        unanswered,
+        wrong_events,
+        account,
+        complaint,
+    ];
+    let all = all.into_iter().flatten();
     let why = all.collect::<Vec<_>>().join("; ");
     let mismatch = match why.is_empty() {
         true => outputs::stale(case.name, folder)?,
@@ -579,10 +650,19 @@ mod tests {
 
     #[test]
     fn emulators_are_no_filters() {
-        let words = ["panic", "qemu=/opt/qemu", "cpus-8"].map(str::to_owned);
+        let words = ["panic", "qemu=/opt/qemu", "bochs=/b", "cpus-8"].map(str::to_owned);
         let (emulators, filters) = emulators_and_filters(&words);
-        assert_eq!(emulators, ["qemu=/opt/qemu"]);
+        assert_eq!(emulators, ["qemu=/opt/qemu", "bochs=/b"]);
         assert_eq!(filters, ["panic", "cpus-8"]);
+        assert_eq!(emulators_of(&CASE, &emulators), ["qemu=/opt/qemu"]);
+        for case in ON_BOCHS {
+            assert_eq!(
+                emulators_of(case, &emulators),
+                ["bochs=/b"],
+                "{}",
+                case.name
+            );
+        }
     }
 
     #[test]
