@@ -13,7 +13,7 @@ use raw_cpuid::CpuId;
 use x86_64::registers::model_specific::Msr;
 
 use crate::control::Features;
-use crate::lapic;
+use crate::{lapic, serial};
 
 /// The BSP's registers, which all others are compared with. Written before the shared state is published,
 /// which is before any AP is released.
@@ -59,10 +59,12 @@ fn registers() -> impl Iterator<Item = (u32, u64)> {
         .get_extended_feature_info()
         .is_some_and(|features| features.has_tsc_adjust_msr());
     // Not in a virtual machine, which may have none of AMD's own registers: there is no memory controller
-    // behind them.
-    let is_amd = !cpuid
+    // behind them. An emulator that does not say that it is one has a debug console.
+    let is_virtual = cpuid
         .get_feature_info()
         .is_some_and(|features| features.has_hypervisor())
+        || serial::has_debug_console();
+    let is_amd = !is_virtual
         && cpuid
             .get_vendor_info()
             .is_some_and(|vendor| ["AuthenticAMD", "HygonGenuine"].contains(&vendor.as_str()));
