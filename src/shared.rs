@@ -299,7 +299,7 @@ impl Shared {
         let mtrrs = identity::mtrrs(&features);
         match &mtrrs {
             Some(mtrrs) => withhold_uncached(&mut map, mtrrs, boot.image.range)?,
-            None => log::warn!("no MTRRs are in use: all memory is taken as write-back"),
+            None => log::warn!("no MTRRs in use: memory is taken as write-back"),
         }
 
         let mut plan = Plan::new(levels, u32::from(features.physical_bits));

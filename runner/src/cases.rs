@@ -832,7 +832,7 @@ pub const CASES: &[Case] = &[
     passes(
         "mtrrs-off",
         &["2", "stress=churn", "seconds=0.2"],
-        &["WARN .*no MTRRs are in use: all memory is taken as write-back"],
+        &["WARN .*no MTRRs in use: memory is taken as write-back"],
     ),
     // As a PC's firmware sets them, and on the APs as on the BSP, though INIT clears them in QEMU.
     Case {
