@@ -256,6 +256,12 @@ pub fn to_micros(ticks: u64) -> u64 {
     u64::try_from(micros).unwrap_or(u64::MAX)
 }
 
+/// A number of counter ticks in nanoseconds.
+pub fn to_nanos(ticks: u64) -> u64 {
+    let nanos = u128::from(ticks) * 1_000_000_000 / u128::from(HZ.load(Ordering::Relaxed).max(1));
+    u64::try_from(nanos).unwrap_or(u64::MAX)
+}
+
 /// A number of microseconds in counter ticks.
 pub fn from_micros(micros: u64) -> u64 {
     let ticks = u128::from(micros) * u128::from(HZ.load(Ordering::Relaxed)) / 1_000_000;

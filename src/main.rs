@@ -75,6 +75,7 @@ mod roll;
 mod screen;
 mod serial;
 mod shared;
+mod skew;
 mod stack;
 mod step;
 mod stop;

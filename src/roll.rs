@@ -18,8 +18,9 @@ use crate::clock::{self, Deadline};
 use crate::cpu::{self, Block, Shared};
 use crate::firmware::FirmwareTables;
 use crate::home::{self, Home};
+use crate::skew::Skew;
 use crate::stack::Slot;
-use crate::{addresses, ap, crew, events};
+use crate::{addresses, ap, crew, events, skew};
 
 /// How long a CPU that has joined may take to be online, in milliseconds: a virtual one may be off its
 /// host core. If it takes longer, it is named when it is called.
@@ -48,6 +49,7 @@ pub struct Report {
     phase: AtomicU8,
     admission: Admission,
     stamps: [AtomicU64; Phase::COUNT],
+    skew: Skew,
 }
 
 impl Report {
@@ -57,6 +59,7 @@ impl Report {
             phase: AtomicU8::new(Phase::Parked as u8),
             admission: Admission::new(),
             stamps: [const { AtomicU64::new(0) }; Phase::COUNT],
+            skew: Skew::new(),
         }
     }
 
@@ -89,6 +92,11 @@ impl Report {
             descriptors: at(Phase::Descriptors),
             online: at(Phase::Online),
         }
+    }
+
+    /// How far its TSC is from the BSP's.
+    pub const fn skew(&self) -> &Skew {
+        &self.skew
     }
 
     /// Writes the CPU's own story to its journal, once it is there to be told.
@@ -167,6 +175,7 @@ impl RollCall {
         while crew::members().any(|(_, shared)| !answered(shared)) && !deadline.passed() {
             core::hint::spin_loop();
         }
+        skew::measure();
         Self {
             unlisted: unlisted(boot),
             left_out: boot.cpus.len() - blocks.len(),
@@ -203,6 +212,7 @@ impl RollCall {
             log::info!("{index:>3} {:>5}{row}", shared.lapic_id);
         }
         home::tell();
+        skew::tell();
         if self.left_out > 0 {
             log::info!("{} CPUs stay with the loader, as cpus= asks", self.left_out);
         }

@@ -172,7 +172,7 @@ mod tests {
         assert_eq!(elapsed(5, 5, 24), 0);
         assert_eq!(elapsed(0xff_ffff, 0, 24), 1);
         // What lies above the timer's bits is reserved.
-        assert_eq!(elapsed(0xab_ff_ffff, 0, 24), 1);
+        assert_eq!(elapsed(0xabff_ffff, 0, 24), 1);
         assert_eq!(elapsed(0xffff_ffff, 1, 32), 2);
         assert_eq!(elapsed(u32::from(!3_u16), u32::from(!9_u16), 16), 0xfffa);
     }

@@ -278,6 +278,15 @@ pub const CASES: &[Case] = &[
             "audit: clean",
         ],
     ),
+    // One clock for all CPUs: none may be ahead, or behind, for sure.
+    Case {
+        never: &[" ERROR ", "(?i)panicked", "their times don't compare"],
+        ..passes(
+            "tsc-offsets",
+            &["4", "accel=icount", "stress=none"],
+            &[r"that each TSC is ahead .*\n.* {3}1 +[+-]\d+ \d+ +2 +[+-]\d+ \d+ +3 +[+-]\d+ \d+\n"],
+        )
+    },
     // It tells the rate of the CPU that it imitates, and runs at what its configuration says.
     passes(
         "tsc-told-wrongly",
