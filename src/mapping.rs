@@ -38,6 +38,8 @@ fn addresses() -> &'static Lock<AddressAllocator> {
     static ADDRESSES: OnceCell<Lock<AddressAllocator>> = OnceCell::uninit();
     ADDRESSES.get_or_init(|| {
         let all = shared::get().with_tables(|tables, _| AddressAllocator::new(tables, WINDOW));
+        // Nothing is mapped there but with addresses from here.
+        let all = all.unwrap_or_else(|error| panic!("no addresses for mappings: {error}"));
         Lock::new(Level::Addresses, all)
     })
 }

@@ -11,6 +11,54 @@ use crate::virt_range::VirtRange;
 /// Bytes of the guard before and after each allocation: a page that is never mapped.
 const GUARD: u64 = FRAME_SIZE;
 
+/// Why a window can't be given out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WindowError {
+    /// Something is mapped in the window, or was and may still be cached by a CPU.
+    InUse {
+        /// The window.
+        window: VirtRange,
+    },
+    /// Another allocator for the same tables gives some of the window out.
+    Overlap {
+        /// The window.
+        window: VirtRange,
+        /// The other allocator's window.
+        with: VirtRange,
+    },
+    /// The tables have as many windows as they can record.
+    TooMany {
+        /// The window.
+        window: VirtRange,
+        /// How many windows they have.
+        windows: usize,
+    },
+}
+
+impl fmt::Display for WindowError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::InUse { window } => write!(
+                f,
+                "the window {window} is in use: unmap what is mapped there, and complete that, or \
+                 choose another window"
+            ),
+            Self::Overlap { window, with } => write!(
+                f,
+                "the window {window} overlaps {with}, which another allocator gives out: choose \
+                 another window"
+            ),
+            Self::TooMany { window, windows } => write!(
+                f,
+                "the window {window} is one more than the {windows} that these tables can have: make \
+                 one of them larger instead"
+            ),
+        }
+    }
+}
+
+impl core::error::Error for WindowError {}
+
 /// Why there are no addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AddressError {
@@ -137,9 +185,12 @@ impl OwnedAddresses {
 /// memory for them, so no code that the heap needs in order to grow may use it.
 /// [`Self::free`] never does.
 ///
-/// What it proves: no address is given out twice by it. What it does not: that another allocator for
-/// the same tables has another window, or that nothing else is mapped in this one. [`Self::allocate`]
-/// does not look at the tables, and [`Tables::map`] refuses addresses where there is something.
+/// What it proves: no address is given out twice, by this allocator or by another one for the same
+/// tables, and nothing was mapped in the window when the allocator was made. What it does not: that
+/// nothing is mapped there later without the right to the addresses. [`Tables::map`] takes addresses as
+/// numbers, so that is left to its safety condition; [`Self::allocate`] does not look at the tables. A
+/// page that was mapped in breach of it is never mapped over ([`Tables::map`] refuses that), and keeps
+/// the addresses from being [freed](Self::free).
 ///
 /// ```
 /// # use muster_memory::{FrameAllocator, Features, Levels, PhysicalMemory, PhysRange, Tables};
@@ -160,10 +211,10 @@ impl OwnedAddresses {
 /// # let storage = Box::leak(Box::new_uninit_slice(2));
 /// # // SAFETY: nothing else uses the pages, which were just leaked.
 /// # let frames = unsafe { FrameAllocator::new(free.into_iter(), [].into_iter(), storage)? };
-/// # let tables = Tables::new(direct, Levels::Four, Features::default(), &frames)?;
+/// # let mut tables = Tables::new(direct, Levels::Four, Features::default(), &frames)?;
 ///
 /// let window = VirtRange::new(0xffff_ff10_0000_0000, 0x6000).unwrap();
-/// let mut addresses = AddressAllocator::new(&tables, window);
+/// let mut addresses = AddressAllocator::new(&mut tables, window)?;
 /// let one = addresses.allocate(0x1000, 0x1000)?;
 /// let two = addresses.allocate(0x2000, 0x1000)?;
 /// assert_eq!(one.range().start(), 0xffff_ff10_0000_1000);
@@ -186,16 +237,25 @@ pub struct AddressAllocator {
 }
 
 impl AddressAllocator {
-    /// Makes an allocator of all of the window, in the address space of these tables. Nothing else uses
-    /// the window: what is mapped there already is not looked for.
-    pub fn new<M: PhysicalMemory>(tables: &Tables<M>, window: VirtRange) -> Self {
-        Self {
+    /// Makes an allocator of all of the window, in the address space of these tables. The window is this
+    /// allocator's for good, also after it was dropped: addresses that it gave out may still be somebody's.
+    /// Allocates nothing.
+    ///
+    /// # Errors
+    ///
+    /// See [`WindowError`]. Nothing has changed then.
+    pub fn new<M: PhysicalMemory>(
+        tables: &mut Tables<M>,
+        window: VirtRange,
+    ) -> Result<Self, WindowError> {
+        tables.claim_window(window)?;
+        Ok(Self {
             id: Unique::new(),
             tables: tables.id(),
             window,
             taken: Vec::new(),
             bytes: 0,
-        }
+        })
     }
 
     /// Makes room for the records of so many ranges at once, beside those there are.

@@ -20,7 +20,7 @@
 //! | [`Plan`], [`hhdm`] | what shall be mapped, and how | no address twice; nothing writable and executable, not even by two addresses; no memory cached in two ways |
 //! | [`Tables`], [`TableView`] | page tables, and such as only are read | no page reaches beyond its region; no memory both writable and executable, nor cached in two ways, whatever comes and goes; after [`Tables::verify`]: the tables hold the plan and nothing else |
 //! | [`Unmapping`], [`Flush`] | what the CPUs have to forget, all of them | nothing that a CPU may still reach by its caches is used again |
-//! | [`AddressAllocator`] | addresses for what comes and goes | no address twice; none comes back while the tables that it is for have anything there; a page that is given to nobody on both sides |
+//! | [`AddressAllocator`] | addresses for what comes and goes | no address twice, by all allocators for some tables together; none comes back while the tables that it is for have anything there; a page that is given to nobody on both sides |
 //!
 //! The frame allocator, which CPUs use at once without a lock, is model-checked under loom, on rows of
 //! 4 frames.
@@ -105,7 +105,7 @@
 //! }
 //!
 //! let window = VirtRange::new(0xffff_ff10_0000_0000, 0x10_0000).unwrap();
-//! let mut addresses = AddressAllocator::new(&tables, window);
+//! let mut addresses = AddressAllocator::new(&mut tables, window)?;
 //! let owned = addresses.allocate(FRAME_SIZE, FRAME_SIZE)?;
 //! let range = owned.range();
 //! // The right to the frame is the mapping's from here on; what is left is its name.
@@ -172,6 +172,7 @@ mod zone;
 
 pub use address_allocator::{
     AddressAllocator, AddressError, AddressFreeError, AddressesNotFreed, OwnedAddresses,
+    WindowError,
 };
 pub use chunk::FrameInfo;
 pub use frame_cache::FrameCache;

@@ -16,6 +16,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use x86_64::structures::paging::PageTableFlags as Flags;
 
+use crate::address_allocator::WindowError;
 use crate::map::Owner;
 use crate::owned::OwnedFrame;
 use crate::plan::{Access, Cache, Levels, PageSize, Plan, PlanError, Region, pat_index};
@@ -56,6 +57,10 @@ const TABLE_CHECKED: u64 = Flags::PRESENT.bits()
 /// An entry that is not present, but keeps what it had until all CPUs have flushed it. Of an entry
 /// that is not present, the CPU ignores all other bits (Intel SDM vol. 3, 5.5.4).
 const WITHDRAWN: u64 = Flags::BIT_9.bits();
+
+/// Windows whose addresses are given out, at most: a kernel has a few. Their room is in [`Tables`], as
+/// nobody may allocate while those are locked.
+const MAX_WINDOWS: usize = 16;
 
 /// Tables below the root, at most.
 const MOST_LEVELS_BELOW: usize = 4;
@@ -576,6 +581,8 @@ pub struct Tables<M> {
     aliases: Aliases,
     /// The addresses that are mapped for good, sorted.
     permanent: Vec<VirtRange>,
+    /// The addresses that allocators give out; no two overlap.
+    windows: [Option<VirtRange>; MAX_WINDOWS],
 }
 
 impl<M> Deref for Tables<M> {
@@ -665,12 +672,29 @@ impl<M: PhysicalMemory> Tables<M> {
             built: 1,
             aliases,
             permanent: Vec::new(),
+            windows: [None; MAX_WINDOWS],
         })
     }
 
     /// Tells which tables these are, for what belongs to no others.
     pub(crate) const fn id(&self) -> Unique {
         self.id
+    }
+
+    /// Records that an allocator gives out the addresses of this window, and no other one ever does.
+    pub(crate) fn claim_window(&mut self, window: VirtRange) -> Result<(), WindowError> {
+        let overlaps =
+            |with: &VirtRange| with.start() <= window.last() && window.start() <= with.last();
+        if let Some(with) = self.windows.iter().flatten().copied().find(overlaps) {
+            return Err(WindowError::Overlap { window, with });
+        }
+        if !self.is_vacant(window) {
+            return Err(WindowError::InUse { window });
+        }
+        let place = self.windows.iter_mut().find(|place| place.is_none());
+        let windows = MAX_WINDOWS;
+        *place.ok_or(WindowError::TooMany { window, windows })? = Some(window);
+        Ok(())
     }
 
     /// Returns how many tables there are, the root included, and those that are withdrawn.

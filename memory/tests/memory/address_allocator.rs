@@ -2,7 +2,7 @@
 
 use muster_memory::{
     Access, AddressAllocator, AddressError, AddressFreeError, FRAME_SIZE, Features, Levels,
-    OwnedAddresses, Tables, VirtRange,
+    OwnedAddresses, Tables, VirtRange, WindowError,
 };
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -37,8 +37,8 @@ fn check(pages: u64, offset: u64, steps: Vec<Step>) -> Result<usize, TestCaseErr
     let start = WINDOW + offset * FRAME_SIZE;
     let window = VirtRange::new(start, pages * FRAME_SIZE).unwrap();
     let ram = Ram::new(1 << 36);
-    let tables = tables(&ram);
-    let mut addresses = AddressAllocator::new(&tables, window);
+    let mut tables = tables(&ram);
+    let mut addresses = AddressAllocator::new(&mut tables, window).unwrap();
     prop_assert_eq!(addresses.window(), window);
     let mut held: Vec<OwnedAddresses> = Vec::new();
     for step in steps {
@@ -93,16 +93,16 @@ fn addresses_are_as_in_the_model() {
     });
 }
 
-/// Another allocator for the same tables and the same window has other addresses, whatever their
-/// numbers; and other tables prove nothing, though their root may be as this one's.
+/// Addresses are of one allocator, though another one for other tables has the same numbers; and other
+/// tables prove nothing, though their root may be as this one's.
 #[test]
 fn addresses_come_back_only_from_where_they_are() {
     let (ram, other_ram) = (Ram::new(1 << 36), Ram::new(1 << 36));
-    let (mut tables, other_tables) = (tables(&ram), tables(&other_ram));
+    let (mut tables, mut other_tables) = (tables(&ram), tables(&other_ram));
     assert_eq!(tables.root(), other_tables.root());
     let window = VirtRange::new(WINDOW, 0x10_0000).unwrap();
-    let mut addresses = AddressAllocator::new(&tables, window);
-    let mut others = AddressAllocator::new(&tables, window);
+    let mut addresses = AddressAllocator::new(&mut tables, window).unwrap();
+    let mut others = AddressAllocator::new(&mut other_tables, window).unwrap();
     let owned = addresses.allocate(0x1000, 1).unwrap();
     let range = owned.range();
     assert_eq!(others.allocate(0x1000, 1).unwrap().range(), range);
@@ -143,11 +143,11 @@ fn addresses_beyond_a_whole_root_stay_in_use() {
     let mut tables = tables(&ram);
     // Both by the same entry of the root; the page lies below the place where the range begins in it.
     let (start, page) = (0xfffe_ff10_4000_0000, 0xffff_ff10_0000_0000);
-    map_page(&mut tables, page, 9, Access::ReadWrite, &ram).unwrap();
     let length = page + FRAME_SIZE - start;
     let window = VirtRange::new(start - FRAME_SIZE, length + 2 * FRAME_SIZE).unwrap();
-    let mut addresses = AddressAllocator::new(&tables, window);
+    let mut addresses = AddressAllocator::new(&mut tables, window).unwrap();
     let owned = addresses.allocate(length, 1).unwrap();
+    map_page(&mut tables, page, 9, Access::ReadWrite, &ram).unwrap();
     assert!(owned.range().contains(page) && tables.translate(page).is_some());
     assert!(!tables.is_vacant(owned.range()));
     let refused = addresses.free(owned, &tables).unwrap_err();
@@ -157,9 +157,9 @@ fn addresses_beyond_a_whole_root_stay_in_use() {
 #[test]
 fn no_memory_for_a_range_is_an_error() {
     let ram = Ram::new(1 << 36);
-    let tables = tables(&ram);
+    let mut tables = tables(&ram);
     let window = VirtRange::new(WINDOW, 0x10_0000).unwrap();
-    let mut addresses = AddressAllocator::new(&tables, window);
+    let mut addresses = AddressAllocator::new(&mut tables, window).unwrap();
     let error = scarce::with_blocks_up_to(0, || addresses.allocate(0x1000, 0x1000).err());
     let error = error.unwrap();
     assert_eq!(error, AddressError::OutOfMemory { ranges: 0 });
@@ -179,9 +179,9 @@ fn no_memory_for_a_range_is_an_error() {
 #[test]
 fn impossible_wishes_are_refused() {
     let ram = Ram::new(1 << 36);
-    let tables = tables(&ram);
+    let mut tables = tables(&ram);
     let window = VirtRange::new(WINDOW, 0x10_0000).unwrap();
-    let mut addresses = AddressAllocator::new(&tables, window);
+    let mut addresses = AddressAllocator::new(&mut tables, window).unwrap();
     for (length, align) in [(0, 0x1000), (0x1800, 0x1000), (0x1000, 0), (0x1000, 0x3000)] {
         let error = addresses.allocate(length, align).unwrap_err();
         assert_eq!(error, AddressError::Malformed { length, align });
@@ -194,6 +194,73 @@ fn impossible_wishes_are_refused() {
     }
     assert!(addresses.allocate(0xfe000, 0x1000).is_ok());
     // A window of one page is all guard, also where there are no addresses beyond.
-    let mut last = AddressAllocator::new(&tables, VirtRange::new(!0xfff, 0x1000).unwrap());
+    let last = VirtRange::new(!0xfff, 0x1000).unwrap();
+    let mut last = AddressAllocator::new(&mut tables, last).unwrap();
     assert!(last.allocate(0x1000, 0x1000).is_err());
+}
+
+/// A window in which something is mapped, or was and is not flushed yet, would give out addresses in use.
+#[test]
+fn a_window_in_use_is_refused() {
+    let ram = Ram::new(1 << 36);
+    let mut tables = tables(&ram);
+    let window = VirtRange::new(WINDOW, 0x10_0000).unwrap();
+    let page = VirtRange::new(WINDOW + 0xf_f000, FRAME_SIZE).unwrap();
+    map_page(&mut tables, page.start(), 77, Access::ReadOnly, &ram).unwrap();
+    let refused = |tables: &mut _| {
+        let error = AddressAllocator::new(tables, window).unwrap_err();
+        assert_eq!(error, WindowError::InUse { window });
+        error.to_string()
+    };
+    assert!(refused(&mut tables).contains(&format!("{window} is in use: unmap")));
+    // SAFETY: nobody uses what these tables map.
+    let unmapping = unsafe { tables.unmap(page) }.unwrap();
+    refused(&mut tables);
+    let unmapped = unmapping.flush(&Alone);
+    refused(&mut tables);
+    tables.complete(unmapped, &ram, &mut |_| ()).unwrap();
+    assert!(AddressAllocator::new(&mut tables, window).is_ok());
+}
+
+/// Two allocators with a page in common would give it two owners, whatever is mapped.
+#[test]
+fn a_window_is_one_allocator_s_for_good() {
+    let ram = Ram::new(1 << 36);
+    let mut tables = tables(&ram);
+    let window = |page: u64, pages: u64| {
+        VirtRange::new(WINDOW + page * FRAME_SIZE, pages * FRAME_SIZE).unwrap()
+    };
+    let first = window(16, 16);
+    drop(AddressAllocator::new(&mut tables, first).unwrap());
+    for window in [
+        first,
+        window(17, 1),
+        window(0, 17),
+        window(31, 9),
+        window(0, 99),
+    ] {
+        let error = AddressAllocator::new(&mut tables, window).unwrap_err();
+        let overlap = WindowError::Overlap {
+            window,
+            with: first,
+        };
+        assert_eq!(error, overlap);
+        assert!(error.to_string().contains("choose another window"));
+    }
+    let mut beside = [window(0, 16), window(32, 1)]
+        .into_iter()
+        .chain((33..).map(|page| window(page, 1)));
+    for window in beside.by_ref().take(15) {
+        AddressAllocator::new(&mut tables, window).unwrap();
+    }
+    let window = beside.next().unwrap();
+    let error = AddressAllocator::new(&mut tables, window).unwrap_err();
+    assert_eq!(
+        error,
+        WindowError::TooMany {
+            window,
+            windows: 16
+        }
+    );
+    assert!(error.to_string().contains("make one of them larger"));
 }
