@@ -12,6 +12,11 @@
 //! A count is what a page was allowed since it was mapped, not what it is allowed now: a CPU may go
 //! by old rights until it has flushed, and nobody says when it has, after a change of rights. It goes
 //! down when the page's unmapping is completed, when all CPUs have flushed.
+//!
+//! To unmap a part of some memory may take a record more, and when there is none left, nobody may
+//! allocate one nor be refused: what is unmapped, has been by then. Its record becomes *coarse*: it
+//! counts bytes for all of its memory together, and no longer which of them are mapped. So it excludes
+//! more than it must, until the last of them is unmapped, and then nothing.
 
 use alloc::vec::Vec;
 use core::fmt;
@@ -116,8 +121,12 @@ pub struct Alias {
     pub rights: Rights,
     /// How the memory is cached.
     pub cached: Cache,
-    /// The memory that is mapped so, as far as it was asked for.
+    /// The memory that is mapped so, as far as it was asked for. If only a part [is](Self::is_partly), all
+    /// of which that is a part.
     pub memory: PhysRange,
+    /// Only a part of the memory is mapped so, and it is not known which: when the rest was unmapped,
+    /// there was no record left ([`Tables::reserve`](super::Tables::reserve)).
+    pub is_partly: bool,
 }
 
 impl fmt::Display for Alias {
@@ -130,13 +139,17 @@ impl fmt::Display for Alias {
             rights,
             cached,
             memory,
+            is_partly,
         } = self;
+        let it = if *is_partly { "a part of it" } else { "it" };
         write!(
             f,
-            "\"{name}\" can't map {memory} as {access} {cache}, for \"{with}\" maps it as {rights} \
+            "\"{name}\" can't map {memory} as {access} {cache}, for \"{with}\" maps {it} as {rights} \
              {cached}: "
         )?;
-        f.write_str(if cache == cached {
+        f.write_str(if *is_partly {
+            "unmap all of that, or reserve more records when the tables are made"
+        } else if cache == cached {
             "unmap that first, or map this read-only"
         } else {
             "map both with one cache type"
@@ -165,7 +178,7 @@ struct Permanent {
     executable: bool,
 }
 
-/// Some memory that is mapped in one way throughout.
+/// Some memory that is mapped in one way throughout, unless the record is coarse.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Record {
     start: u64,
@@ -174,10 +187,14 @@ struct Record {
     permanent: Option<Permanent>,
     /// The name of the counted region that was first, or that got the rights; empty if there is none.
     name: &'static str,
-    /// Counted mappings, how many of them can be written, and how many executed.
+    /// Counted mappings, how many of them can be written, and how many executed; if the record is coarse,
+    /// how many bytes all of them together have in this memory.
     mapped: u64,
     writable: u64,
     executable: u64,
+    /// Not all of the memory is mapped alike, and there was no room to cut the record. It stays as long
+    /// as it is, until nothing of it is mapped that is counted.
+    is_coarse: bool,
 }
 
 impl Record {
@@ -191,6 +208,27 @@ impl Record {
             mapped: 0,
             writable: 0,
             executable: 0,
+            is_coarse: false,
+        }
+    }
+
+    /// Counts for all of the memory together from now on.
+    fn coarsen(&mut self) {
+        if !self.is_coarse {
+            let bytes = self.end - self.start;
+            self.mapped *= bytes;
+            self.writable *= bytes;
+            self.executable *= bytes;
+            self.is_coarse = true;
+        }
+    }
+
+    /// Returns as how many a mapping of this memory counts that is in the record, or has some of it.
+    fn weight(&self, memory: PhysRange) -> u64 {
+        if self.is_coarse {
+            self.end.min(memory.end()) - self.start.max(memory.start())
+        } else {
+            1
         }
     }
 
@@ -225,7 +263,7 @@ impl Record {
         excluded.then_some(name)
     }
 
-    fn add(&mut self, wanted: Use, from: Counted) {
+    fn add(&mut self, wanted: Use, from: Counted, weight: u64) {
         let rights = self.rights();
         let is_new = match wanted.access {
             Access::ReadOnly => false,
@@ -235,17 +273,18 @@ impl Record {
         if self.mapped == 0 || is_new {
             self.name = wanted.name;
         }
-        self.mapped += u64::from(from == Counted::Not);
-        self.writable += u64::from(wanted.access == Access::ReadWrite);
-        self.executable += u64::from(wanted.access == Access::ReadExecute);
+        self.mapped += weight * u64::from(from == Counted::Not);
+        self.writable += weight * u64::from(wanted.access == Access::ReadWrite);
+        self.executable += weight * u64::from(wanted.access == Access::ReadExecute);
     }
 
-    fn remove(&mut self, counted: Counted) {
-        self.mapped -= 1;
-        self.writable -= u64::from(counted == Counted::Writable);
-        self.executable -= u64::from(counted == Counted::Executable);
+    fn remove(&mut self, counted: Counted, weight: u64) {
+        self.mapped -= weight;
+        self.writable -= weight * u64::from(counted == Counted::Writable);
+        self.executable -= weight * u64::from(counted == Counted::Executable);
         if self.mapped == 0 {
             self.name = "";
+            self.is_coarse = false;
         }
     }
 
@@ -265,14 +304,15 @@ impl Record {
         });
     }
 
-    /// Tells whether the two are alike in all but their bounds, and follow each other.
+    /// Tells whether the two are alike in all but their bounds, and follow each other. Equal counts of
+    /// bytes are no likeness.
     fn continues(&self, next: &Self) -> bool {
         let moved = Self {
             start: self.start,
             end: self.end,
             ..*next
         };
-        self.end == next.start && *self == moved
+        self.end == next.start && *self == moved && !self.is_coarse
     }
 }
 
@@ -343,8 +383,9 @@ impl Aliases {
         let mut implied_to = memory.start();
         for record in &self.records[self.overlapping(memory)] {
             if let Some(with) = record.excludes(wanted) {
-                let start = record.start.max(memory.start());
-                let end = record.end.min(memory.end());
+                let all = PhysRange::from_bounds(record.start, record.end);
+                let asked_for = all.and_then(|all| all.intersection(memory));
+                let is_partly = record.is_coarse;
                 return Err(Refusal::Alias(Alias {
                     name: wanted.name,
                     access: wanted.access,
@@ -352,8 +393,9 @@ impl Aliases {
                     with,
                     rights: record.rights(),
                     cached: record.cache,
-                    // They overlap.
-                    memory: PhysRange::from_bounds(start, end).unwrap_or(memory),
+                    // A record is not empty, and they overlap.
+                    memory: if is_partly { all } else { asked_for }.unwrap_or(memory),
+                    is_partly,
                 }));
             }
             if record.start <= implied_to && record.implies(wanted) {
@@ -370,17 +412,18 @@ impl Aliases {
     /// Counts this memory, for which there is room ([`Self::check_room`]), and which nothing excludes
     /// ([`Self::check`]), after it was counted otherwise or not at all.
     pub(super) fn add(&mut self, memory: PhysRange, wanted: Use, from: Counted) {
-        let is_added = self.change(memory, Some(wanted.cache), |record| {
-            record.add(wanted, from);
+        let is_added = self.change(memory, Some(wanted.cache), |record, weight| {
+            record.add(wanted, from, weight);
         });
         debug_assert!(is_added, "there is no room for the record of {memory}");
     }
 
-    /// Counts this memory no more. If there is no room to cut a record, it stays counted, which only
-    /// excludes more than it must.
+    /// Counts this memory no more. If there is no room to cut a record, it becomes coarse.
     pub(super) fn remove(&mut self, memory: PhysRange, counted: Counted) {
         if counted != Counted::Not {
-            let _is_removed = self.change(memory, None, |record| record.remove(counted));
+            let _is_exact = self.change(memory, None, |record, weight| {
+                record.remove(counted, weight);
+            });
         }
     }
 
@@ -391,12 +434,17 @@ impl Aliases {
         wanted: Use,
     ) -> Result<(), Refusal> {
         self.check(memory, wanted, Counted::Not)?;
+        // What is permanent is recorded to the byte, and a coarse record can't be cut.
+        let mut records = self.records[self.overlapping(memory)].iter();
+        if records.any(|record| record.is_coarse) {
+            return Err(Refusal::Full(self.records.capacity()));
+        }
         self.grow(self.needed(memory))
     }
 
     /// Records this memory as mapped permanently, which [`Self::check_permanent`] found possible.
     pub(super) fn add_permanent(&mut self, memory: PhysRange, wanted: Use) {
-        let is_added = self.change(memory, Some(wanted.cache), |record| {
+        let is_added = self.change(memory, Some(wanted.cache), |record, _| {
             record.add_permanent(wanted);
         });
         debug_assert!(is_added, "there is no room for the record of {memory}");
@@ -414,18 +462,19 @@ impl Aliases {
     }
 
     /// Changes all records of some memory, and makes records of what has none if there is a cache type
-    /// for it. `false`: it has changed nothing, as there is no room to cut a record.
+    /// for it. `change` gets with each as how many this memory counts. `false`: there was no room to cut a
+    /// record, and it is coarse now.
     fn change(
         &mut self,
         memory: PhysRange,
         missing: Option<Cache>,
-        change: impl Fn(&mut Record),
+        change: impl Fn(&mut Record, u64),
     ) -> bool {
-        let can_cut = self.cut(memory.start()) && self.cut(memory.end());
+        let is_exact = [memory.start(), memory.end()].map(|border| self.cut(border)) == [true; 2];
         let mut index = self.overlapping(memory).start;
         let first = index;
         let mut at = memory.start();
-        while can_cut && at < memory.end() {
+        while at < memory.end() {
             let next = self.records.get(index).map_or(u64::MAX, |next| next.start);
             if at < next {
                 let end = next.min(memory.end());
@@ -442,7 +491,8 @@ impl Aliases {
             }
             let record = &mut self.records[index];
             at = record.end;
-            change(record);
+            let weight = record.weight(memory);
+            change(record, weight);
             if record.mapped == 0 && record.permanent.is_none() {
                 self.records.remove(index);
             } else {
@@ -461,20 +511,25 @@ impl Aliases {
                 before += 1;
             }
         }
-        can_cut
+        is_exact
     }
 
-    /// Makes two of the record that has the bytes before and after this address. Fails if there is no
-    /// room for one more.
+    /// Makes two of the record that has the bytes before and after this address, unless it is coarse. If
+    /// there is no room for one more, it becomes so: `false`.
     fn cut(&mut self, at: u64) -> bool {
         let index = self.records.partition_point(|record| record.end <= at);
-        let Some(&whole) = self.records.get(index).filter(|record| record.start < at) else {
+        let is_full = self.records.len() == self.records.capacity();
+        let record = self.records.get_mut(index);
+        let cut = |record: &&mut Record| record.start < at && !record.is_coarse;
+        let Some(record) = record.filter(cut) else {
             return true;
         };
-        if self.records.len() == self.records.capacity() {
+        if is_full {
+            record.coarsen();
             return false;
         }
-        self.records[index].end = at;
+        let whole = *record;
+        record.end = at;
         self.records
             .insert(index + 1, Record { start: at, ..whole });
         true
@@ -521,14 +576,30 @@ mod tests {
     }
 
     #[test]
-    fn memory_stays_counted_if_its_record_cannot_be_cut() {
+    fn memory_is_counted_with_the_rest_of_its_record_if_that_cannot_be_cut() {
         let mut aliases = full();
-        aliases.remove(pages(2, 1), Counted::Writable);
         let executable = Use {
             access: Access::ReadExecute,
             ..WRITABLE
         };
-        let checked = aliases.check(pages(2, 1), executable, Counted::Not);
-        assert!(matches!(checked, Err(Refusal::Alias(_))));
+        let check = |aliases: &Aliases| aliases.check(pages(1, 3), executable, Counted::Not);
+        for page in [2, 1, 3] {
+            assert!(matches!(check(&aliases), Err(Refusal::Alias(_))));
+            aliases.remove(pages(page, 1), Counted::Writable);
+        }
+        assert_eq!(check(&aliases), Ok(Counted::Executable));
+    }
+
+    #[test]
+    fn what_is_permanent_is_not_recorded_where_it_is_not_known_what_is_mapped() {
+        let mut aliases = full();
+        aliases.remove(pages(2, 1), Counted::Writable);
+        for memory in [pages(1, 1), pages(0, 9)] {
+            let checked = aliases.check_permanent(memory, WRITABLE);
+            assert!(matches!(checked, Err(Refusal::Full(_))));
+        }
+        aliases.remove(pages(1, 1), Counted::Writable);
+        aliases.remove(pages(3, 1), Counted::Writable);
+        assert_eq!(aliases.check_permanent(pages(1, 3), WRITABLE), Ok(()));
     }
 }

@@ -179,7 +179,8 @@ impl<M: PhysicalMemory> Tables<M> {
     ///
     /// Where a range that was mapped at once is unmapped in parts, each part may take a record of its own
     /// of what is left. If there is none ([`Tables::reserve`]), the memory of this part counts as mapped
-    /// for good: it can be mapped again as it was, and not with rights or a cache type that exclude that.
+    /// until the rest of that record is unmapped: it can be mapped again as it was, and not with rights or
+    /// a cache type that exclude that ([`Alias::is_partly`]).
     ///
     /// # Errors
     ///
