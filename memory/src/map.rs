@@ -163,6 +163,11 @@ impl Owner {
         Self::NotWriteBack,
     ];
 
+    /// Returns whether its memory is handed out in frames, at once or once it is reclaimed.
+    const fn has_whole_frames(self) -> bool {
+        matches!(self, Self::Free | Self::Loader)
+    }
+
     /// The owner with this value.
     #[inline]
     pub(crate) fn from_value(value: u8) -> Option<Self> {
@@ -265,37 +270,79 @@ impl fmt::Display for MapError {
 
 impl core::error::Error for MapError {}
 
-/// A range could not change hands because not all of it was the giver's.
+/// Why a range could not change hands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct AssignError {
-    /// The range that was to change hands.
-    pub range: PhysRange,
-    /// Who was to give it.
-    pub from: Owner,
-    /// Who was to get it.
-    pub to: Owner,
-    /// The first address that is not the giver's.
-    pub at: u64,
-    /// Whose that address is; `None` if the map does not know it.
-    pub found: Option<Owner>,
+pub enum AssignError {
+    /// Not all of it was the giver's.
+    NotOwned {
+        /// The range that was to change hands.
+        range: PhysRange,
+        /// Who was to give it.
+        from: Owner,
+        /// Who was to get it.
+        to: Owner,
+        /// The first address that is not the giver's.
+        at: u64,
+        /// Whose that address is; `None` if the map does not know it.
+        found: Option<Owner>,
+    },
+    /// It begins or ends inside a frame, and would part it between two owners, of whom one has whole
+    /// frames only.
+    InsideFrame {
+        /// The range that was to change hands.
+        range: PhysRange,
+        /// Who was to give it.
+        from: Owner,
+        /// Who was to get it.
+        to: Owner,
+        /// The first of its borders that lies inside a frame.
+        at: u64,
+    },
+    /// It has frame 0, which would be handed out.
+    NullFrame {
+        /// The range that was to change hands.
+        range: PhysRange,
+        /// Who was to get it.
+        to: Owner,
+    },
 }
 
 impl fmt::Display for AssignError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            range,
-            from,
-            to,
-            at,
-            found,
-        } = self;
-        write!(
-            f,
-            "cannot give {range} from {from} to {to}: {at:#x} belongs to "
-        )?;
-        match found {
-            Some(owner) => owner.fmt(f),
-            None => f.write_str("nobody the memory map knows"),
+        match self {
+            Self::NotOwned {
+                range,
+                from,
+                to,
+                at,
+                found,
+            } => {
+                write!(
+                    f,
+                    "cannot give {range} from {from} to {to}: {at:#x} belongs to "
+                )?;
+                match found {
+                    Some(owner) => owner.fmt(f),
+                    None => f.write_str("nobody the memory map knows"),
+                }
+            }
+            Self::InsideFrame {
+                range,
+                from,
+                to,
+                at,
+            } => {
+                let owner = if from.has_whole_frames() { from } else { to };
+                write!(
+                    f,
+                    "cannot give {range} from {from} to {to}: {at:#x} lies inside a frame, and {owner} \
+                     memory is whole frames: give all of the frame"
+                )
+            }
+            Self::NullFrame { range, to } => write!(
+                f,
+                "cannot give {range} to {to}: frame 0 is never handed out: give what lies above it"
+            ),
         }
     }
 }
@@ -305,9 +352,9 @@ impl core::error::Error for AssignError {}
 /// Who owns which byte of physical memory.
 ///
 /// Every byte of every entry of the loader's map has exactly one owner, and no other byte has any.
-/// As the loader describes them, free and loader memory consists of whole frames without frame 0; what
-/// is [assigned](Self::assign) later is to the byte what the caller says. The map records; it does not
-/// stop anybody from using what is not theirs.
+/// Free and loader memory, which is handed out, consists of whole frames without frame 0, also after what
+/// is [assigned](Self::assign); other owners have what they are given, to the byte. The map records; it
+/// does not stop anybody from using what is not theirs.
 ///
 /// ```
 /// use muster_memory::{Kind, MemoryEntry, Owner, PhysRange, PhysicalMap};
@@ -357,7 +404,7 @@ impl PhysicalMap {
 
         let mut owners = bytes.clone();
         for (range, owner) in bytes.iter() {
-            if !matches!(owner, Owner::Free | Owner::Loader) {
+            if !owner.has_whole_frames() {
                 continue;
             }
             owners.put(range, Owner::Reserved);
@@ -382,7 +429,8 @@ impl PhysicalMap {
     ///
     /// # Errors
     ///
-    /// If any byte of `range` is not `from`'s. Nothing has changed then.
+    /// See [`AssignError`]: if any byte of `range` is not `from`'s, or if free or loader memory would not
+    /// be whole frames without frame 0 any more. Nothing has changed then.
     pub fn assign(&mut self, range: PhysRange, from: Owner, to: Owner) -> Result<(), AssignError> {
         let mut at = range.start();
         for (part, owner) in self.owners.overlapping(range) {
@@ -392,13 +440,27 @@ impl PhysicalMap {
             at = part.end();
         }
         if at != range.end() {
-            return Err(AssignError {
+            return Err(AssignError::NotOwned {
                 range,
                 from,
                 to,
                 at,
                 found: self.owner_of(at),
             });
+        }
+        if from.has_whole_frames() || to.has_whole_frames() {
+            let is_inside = |border: &u64| !border.is_multiple_of(FRAME_SIZE);
+            if let Some(at) = [range.start(), range.end()].into_iter().find(is_inside) {
+                return Err(AssignError::InsideFrame {
+                    range,
+                    from,
+                    to,
+                    at,
+                });
+            }
+        }
+        if to.has_whole_frames() && range.start() < FRAME_SIZE {
+            return Err(AssignError::NullFrame { range, to });
         }
         self.owners.put(range, to);
         Ok(())

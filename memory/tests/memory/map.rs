@@ -184,21 +184,43 @@ fn check_moves(
     for (range, from, to) in moves {
         let part = &mut model[granules(range)];
         let wrong = part.iter().position(|owner| *owner != Some(from));
-        let expected = match wrong {
-            None => {
-                part.fill(Some(to));
-                Ok(())
-            }
-            Some(place) => Err(AssignError {
+        let in_frames = [Owner::Free, Owner::Loader];
+        let borders = [range.start(), range.end()];
+        let inside = borders
+            .into_iter()
+            .find(|border| !border.is_multiple_of(FRAME_SIZE));
+        let expected = match (wrong, inside) {
+            (Some(place), _) => Err(AssignError::NotOwned {
                 range,
                 from,
                 to,
                 at: range.start() + place as u64 * GRANULE,
                 found: part[place],
             }),
+            (None, Some(at)) if in_frames.contains(&from) || in_frames.contains(&to) => {
+                Err(AssignError::InsideFrame {
+                    range,
+                    from,
+                    to,
+                    at,
+                })
+            }
+            (None, _) if in_frames.contains(&to) && range.start() == 0 => {
+                Err(AssignError::NullFrame { range, to })
+            }
+            (None, _) => {
+                part.fill(Some(to));
+                Ok(())
+            }
         };
         prop_assert_eq!(map.assign(range, from, to), expected);
         check(&map, &model)?;
+        for owner in in_frames {
+            for range in map.ranges(owner) {
+                prop_assert_eq!(range.whole_frames(), Some(range));
+                prop_assert!(range.start() != 0);
+            }
+        }
         prop_assert_eq!(map.totals().sum(), sum);
     }
     Ok(count)
@@ -206,12 +228,18 @@ fn check_moves(
 
 #[test]
 fn memory_changes_hands_as_in_the_model() {
-    let (from, to) = (&Owner::ALL[..4], &Owner::ALL[..]);
-    let change = (
-        range(),
-        prop::sample::select(from),
-        prop::sample::select(to),
-    );
+    let from = || prop::sample::select(&Owner::ALL[..4]);
+    let to = || prop::sample::select(&Owner::ALL[..]);
+    let change = prop_oneof![
+        4 => (range(), from(), to()),
+        // From the owner of frame 0, and back.
+        1 => (
+            prop::sample::select(&[GRANULE, FRAME_SIZE][..])
+                .prop_map(|end| PhysRange::from_bounds(0, end).unwrap()),
+            prop::sample::select(&[Owner::NullFrame, Owner::Kernel][..]),
+            to(),
+        ),
+    ];
     let values = (sound_entries(), prop::collection::vec(change, 0..24));
     oracle(
         "memory that changes hands",
@@ -250,6 +278,22 @@ fn messages_name_the_memory_and_its_owners() {
     map.assign(range, Owner::Free, Owner::Stacks).unwrap();
     let error = map.assign(range, Owner::Free, Owner::Heap).unwrap_err();
     assert!(error.to_string().ends_with("0x2000 belongs to stacks"));
+    let range = PhysRange::from_bounds(0x1000, 0x1010).unwrap();
+    let error = map.assign(range, Owner::Free, Owner::Heap).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "cannot give 0x1000..0x1010 from free to heap: 0x1010 lies inside a frame, and free memory is \
+         whole frames: give all of the frame"
+    );
+    let mut map = PhysicalMap::from_entries(&[entry(0, 0x4000, Kind::Usable)]).unwrap();
+    let range = PhysRange::from_bounds(0, 0x1000).unwrap();
+    let error = map
+        .assign(range, Owner::NullFrame, Owner::Loader)
+        .unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "cannot give 0x0..0x1000 to loader: frame 0 is never handed out: give what lies above it"
+    );
 }
 
 #[test]
