@@ -41,6 +41,11 @@ pub(crate) struct Slot {
 const _: () = assert!(size_of::<Slot>() == 128);
 
 impl Slot {
+    /// Returns whether there is a cache, or was one that has been forgotten.
+    pub(crate) fn is_taken(&self) -> bool {
+        self.taken.load(Relaxed)
+    }
+
     /// How many frames are in the cache.
     #[inline]
     pub(crate) fn cached(&self) -> usize {
@@ -59,7 +64,8 @@ impl Slot {
 /// them](https://docs.rs/x86_64/latest/x86_64/instructions/interrupts/fn.without_interrupts.html).
 ///
 /// If a cache is dropped, its frames go back. If it is forgotten ([`mem::forget`](core::mem::forget)),
-/// they are lost: nobody gets them again, though they count as free; nor does anybody get its place.
+/// they count as [cached](FrameAllocator::cached_frames), and nobody gets them nor its place, until caches
+/// are [made anew](FrameAllocator::with_caches).
 ///
 /// ```
 /// use muster_memory::{FrameAllocator, Owner, PhysRange};

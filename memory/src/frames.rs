@@ -435,10 +435,13 @@ impl FrameAllocator {
     /// Makes it possible for this many CPUs to have a [cache](Self::cache). Allocates 128 bytes for
     /// each.
     ///
-    /// All caches that there were have been dropped by now, or forgotten: the frames of those are lost
-    /// for good, and are no longer in [`Self::cached_frames`].
+    /// All caches that there were have been dropped by now, or forgotten. The frames of those come back,
+    /// which takes a look at the record of each frame that there is.
     #[must_use]
     pub fn with_caches(mut self, cpus: usize) -> Self {
+        if self.slots.iter().any(Slot::is_taken) {
+            self.zones.iter_mut().for_each(Zone::forget_caches);
+        }
         // What went through caches that there were is no longer told apart.
         for owner in Owner::ALL {
             let through = |slot: &Slot| slot.ledger.get(owner);

@@ -347,6 +347,23 @@ impl Zone {
         }
     }
 
+    /// Frees the frames that are claimed and nobody's, and gives up all homes, as there are no caches any
+    /// more that could have them.
+    pub(crate) fn forget_caches(&mut self) {
+        for group in self.groups {
+            group.homes.store(0, SeqCst);
+        }
+        if !self.is_open() {
+            return;
+        }
+        for number in self.first..self.end {
+            let is_nobody_s = self.owners.are_all(number..number + 1, Owner::Free);
+            if is_nobody_s && self.last_used(number..number + 1).is_some() {
+                self.release(number..number + 1);
+            }
+        }
+    }
+
     /// Frees claimed frames of one row of the zone: those at the set bits, from a multiple of
     /// [`ROW_FRAMES`] on.
     pub(crate) fn release_row(&self, start: u64, mask: u64) {

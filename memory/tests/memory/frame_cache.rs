@@ -672,20 +672,43 @@ fn a_cached_frame_for_nobody_is_a_mistake() {
     let _ = frames.cache().unwrap().allocate(Owner::Free);
 }
 
+/// As long as caches may live, its frames count as cached; once none can, they are free again.
 #[test]
-fn the_frames_of_a_cache_that_was_forgotten_are_lost_and_nobody_gets_them() {
-    let frames = allocator(&[bounds(0x1000, 0x9000)], &[]).with_caches(1);
-    let mut cache = frames.cache().unwrap();
-    let kept = cache.allocate(Owner::Heap).unwrap();
-    assert_eq!(cache.len(), 7);
-    std::mem::forget(cache);
+fn the_frames_of_a_cache_that_was_forgotten_come_back_when_caches_are_made_anew() {
+    let ranges = [bounds(0x1000, 0x9000), bounds(0x1f_e000, 0x20_3000)];
+    let later = [bounds(0x40_0000, 0x40_8000)];
+    let frames = allocator(&ranges, &later).with_caches(2);
+    let mut caches = [(); 2].map(|()| frames.cache().unwrap());
+    let run = caches[1].allocate_run(2, 1, Owner::Stacks).unwrap();
+    let kept = caches[0].allocate(Owner::Heap).unwrap();
+    let other = caches[0].allocate(Owner::PageTables).unwrap();
+    let cached = frames.cached_frames();
+    assert!(cached > 0);
+    std::mem::forget(caches);
     assert!(frames.cache().is_none());
-    assert_eq!((frames.cached_frames(), frames.uncached_frames()), (7, 0));
+    assert_eq!(frames.cached_frames(), cached);
+    assert_eq!(frames.cached_frames() + frames.uncached_frames(), 13 - 4);
 
     let frames = frames.with_caches(1);
-    assert_eq!((frames.cached_frames(), frames.uncached_frames()), (0, 0));
-    assert_eq!(frames.free_frames(), 7);
+    assert_eq!((frames.cached_frames(), frames.uncached_frames()), (0, 9));
+    assert_eq!(frames.free_frames(), 9);
     let mut cache = frames.cache().unwrap();
-    assert!(cache.allocate(Owner::Heap).is_none());
-    cache.free(kept).unwrap();
+    let mut taken: Vec<_> = std::iter::from_fn(|| cache.allocate(Owner::Heap)).collect();
+    taken.push(kept);
+    let mut numbers: Vec<_> = taken.iter().map(|owned| owned.frame().number()).collect();
+    numbers.extend(run.run().frames().map(|frame| frame.number()));
+    numbers.push(other.frame().number());
+    numbers.sort_unstable();
+    assert_eq!(
+        numbers,
+        [(1..9).collect::<Vec<u64>>(), (0x1fe..0x203).collect()].concat()
+    );
+    for owned in taken {
+        cache.free(owned).unwrap();
+    }
+    cache.free_run(run).unwrap();
+    cache.free(other).unwrap();
+    assert_eq!(frames.free_frames(), 13);
+    // SAFETY: nothing uses the memory of these frames, which is none.
+    assert_eq!(unsafe { frames.adopt(later[0]) }, Ok(8));
 }
