@@ -12,7 +12,7 @@ pub trait FrameSource {
     fn take(&self) -> Option<OwnedFrame>;
 
     /// Takes a frame of [`Owner::PageTables`] back, which no CPU can reach as a table any more. It
-    /// may come from another source: who can't take it, keeps it out of use.
+    /// may come from another source: one that can't take it keeps it out of use.
     fn give_back(&self, frame: OwnedFrame);
 }
 
@@ -22,8 +22,10 @@ impl FrameSource for FrameAllocator {
     }
 
     fn give_back(&self, frame: OwnedFrame) {
-        let freed = self.free(frame);
-        debug_assert!(freed.is_ok(), "a page table was not its own: {freed:?}");
+        // Another source's stays recorded as page tables' there, and nobody gets it.
+        if let Err(refused) = self.free(frame) {
+            let _ = refused.frames.into_raw();
+        }
     }
 }
 

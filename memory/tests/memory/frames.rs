@@ -6,8 +6,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::scarce;
 use muster_memory::{
-    AdoptError, FRAME_SIZE, Frame, FrameAllocator, FrameCache, FrameInfo, FrameRun, FramesError,
-    FreeError, OwnedFrame, OwnedRun, Owner, PhysRange,
+    AdoptError, FRAME_SIZE, Frame, FrameAllocator, FrameCache, FrameInfo, FrameRun, FrameSource,
+    FramesError, FreeError, OwnedFrame, OwnedRun, Owner, PhysRange,
 };
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -543,6 +543,23 @@ fn no_memory_for_the_list_of_ranges_is_an_answer() {
     let storage = storage(&ranges);
     let error = scarce::with_blocks_up_to(0, || new(&ranges, &[], storage).err());
     assert!(matches!(error, Some(FramesError::OutOfMemory { bytes }) if bytes > 0));
+}
+
+/// As a source of page tables, which gets back what another source may have handed out.
+#[test]
+fn another_allocator_s_page_table_is_kept_out_of_use() {
+    let mine = allocator(&[bounds(0x1000, 0x4000)], &[]);
+    let others = allocator(&[bounds(0x4000, 0x9000)], &[]);
+    let table = FrameSource::take(&mine).unwrap();
+    let frame = table.frame();
+    others.give_back(table);
+    assert_eq!((mine.free_frames(), others.free_frames()), (2, 5));
+    assert_eq!(mine.owner_of(frame), Some(Owner::PageTables));
+    assert_eq!(others.owner_of(frame), None);
+
+    let table = FrameSource::take(&mine).unwrap();
+    mine.give_back(table);
+    assert_eq!(mine.free_frames(), 2);
 }
 
 #[test]
