@@ -36,9 +36,17 @@ pub struct Arrival {
 }
 
 impl Line {
-    /// A line for so many CPUs.
+    /// Makes a line for so many CPUs.
+    ///
+    /// # Panics
+    ///
+    /// If there are none: no CPU that came would be the last, and it would never be left.
     #[cfg(not(loom))]
     pub const fn new(cpus: usize) -> Self {
+        assert!(
+            cpus > 0,
+            "a line is for one CPU at least, and this one for 0"
+        );
         Self {
             cpus,
             waiting: AtomicUsize::new(0),
@@ -46,9 +54,13 @@ impl Line {
         }
     }
 
-    /// A line for so many CPUs.
+    /// Makes a line for so many CPUs.
     #[cfg(loom)]
     pub fn new(cpus: usize) -> Self {
+        assert!(
+            cpus > 0,
+            "a line is for one CPU at least, and this one for 0"
+        );
         Self {
             cpus,
             waiting: AtomicUsize::new(0),

@@ -187,6 +187,13 @@ fn a_line_is_left_by_all_together_and_shows_what_each_did() {
 }
 
 #[test]
+#[should_panic(expected = "a line is for one CPU at least, and this one for 0")]
+fn a_line_for_nobody_is_refused() {
+    // The first CPU to come would wait for ever.
+    let _ = Line::new(0);
+}
+
+#[test]
 fn the_first_note_counts_and_is_dropped_once() {
     let notes: Vec<Note<Arc<usize>>> = (0..ROUNDS).map(|_| Note::default()).collect();
     assert_eq!(format!("{:?}", notes[0]), "Note(None)");
