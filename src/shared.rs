@@ -391,6 +391,9 @@ impl Shared {
         if (frames.free_frames() as u64) < least / FRAME_SIZE {
             return Err(BuildError::OutOfMemory("the rest of bring-up"));
         }
+        let frames = frames
+            .with_caches(blocks.len())
+            .map_err(BuildError::Frames)?;
         let shared = Self {
             hhdm,
             features,
@@ -398,7 +401,7 @@ impl Shared {
             bring_up,
             plan,
             map,
-            frames: frames.with_caches(blocks.len()),
+            frames,
             growing: Lock::new(
                 Level::Tables,
                 Growing {

@@ -197,7 +197,7 @@ fn every_frame_goes_back() {
     // SAFETY: nothing uses the memory of these frames, which is none.
     let frames =
         unsafe { FrameAllocator::new([range].into_iter(), [].into_iter(), records) }.unwrap();
-    let frames = frames.with_caches(4);
+    let frames = frames.with_caches(4).unwrap();
     let muster = OnFrames::new("muster", Kind::Muster, MusterFrames(&frames));
     run_all(&muster, |workload, failures| {
         assert_eq!(failures, 0, "{workload:?}");
@@ -209,7 +209,7 @@ fn every_frame_goes_back() {
         assert_eq!(failures, 0, "{workload:?}")
     });
     // As many CPUs as caches: one more is told, and nobody waits for it in vain.
-    let frames = frames.with_caches(1);
+    let frames = frames.with_caches(1).unwrap();
     let short = OnFrames::new("muster", Kind::Muster, MusterFrames(&frames));
     let course = Course {
         machine: &Threads::new(2),

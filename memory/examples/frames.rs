@@ -158,7 +158,7 @@ fn main() {
     let records = Box::leak(Box::new_uninit_slice(records));
     // SAFETY: nothing uses the memory of these frames, which is none.
     let frames = unsafe { FrameAllocator::new([range].into_iter(), [].into_iter(), records) };
-    let frames = frames.unwrap().with_caches(2);
+    let frames = frames.unwrap().with_caches(2).unwrap();
     let buddy = Mutex::new(buddy_system_allocator::FrameAllocator::new());
     buddy
         .lock()

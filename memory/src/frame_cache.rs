@@ -75,7 +75,7 @@ impl Slot {
 /// let storage = Box::leak(Box::new_uninit_slice(storage));
 /// // SAFETY: nothing uses the memory of these frames, which is none.
 /// let frames = unsafe { FrameAllocator::new(free.into_iter(), [].into_iter(), storage)? };
-/// let frames = frames.with_caches(2);
+/// let frames = frames.with_caches(2)?;
 ///
 /// std::thread::scope(|scope| {
 ///     for _cpu in 0..2 {

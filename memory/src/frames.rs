@@ -92,6 +92,13 @@ pub enum FramesError {
         /// Bytes that it takes.
         bytes: usize,
     },
+    /// The heap has no memory for the caches.
+    NoCaches {
+        /// How many there were to be.
+        cpus: usize,
+        /// Bytes that they take.
+        bytes: usize,
+    },
     /// Two ranges overlap.
     Overlap {
         /// The one that starts first.
@@ -112,6 +119,11 @@ impl fmt::Display for FramesError {
                 f,
                 "the list of the ranges of memory takes {bytes} bytes, which the heap does not have: \
                  give it a larger boot arena"
+            ),
+            Self::NoCaches { cpus, bytes } => write!(
+                f,
+                "the frame caches of {cpus} CPUs take {bytes} bytes, which the heap does not have: give \
+                 it a larger boot arena, or have fewer"
             ),
             Self::Overlap { first, second } => {
                 write!(
@@ -437,8 +449,19 @@ impl FrameAllocator {
     ///
     /// All caches that there were have been dropped by now, or forgotten. The frames of those come back,
     /// which takes a look at the record of each frame that there is.
-    #[must_use]
-    pub fn with_caches(mut self, cpus: usize) -> Self {
+    ///
+    /// # Errors
+    ///
+    /// [`FramesError::NoCaches`]. The allocator is gone then, so this is for when a kernel starts.
+    pub fn with_caches(mut self, cpus: usize) -> Result<Self, FramesError> {
+        let mut slots = Vec::new();
+        slots
+            .try_reserve_exact(cpus)
+            .map_err(|_| FramesError::NoCaches {
+                cpus,
+                bytes: cpus.saturating_mul(size_of::<Slot>()),
+            })?;
+        slots.resize_with(cpus, Slot::default);
         if self.slots.iter().any(Slot::is_taken) {
             self.zones.iter_mut().for_each(Zone::forget_caches);
         }
@@ -450,8 +473,9 @@ impl FrameAllocator {
                 self.ledger.add(owner, frames);
             }
         }
-        self.slots = (0..cpus).map(|_| Slot::default()).collect();
-        self
+        // Exactly as many as are reserved, as to shrink a list may fail.
+        self.slots = slots.into();
+        Ok(self)
     }
 
     /// A cache of frames for one CPU, or `None` if there are as many as there may be (see

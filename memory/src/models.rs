@@ -56,7 +56,7 @@ fn allocator(free: core::ops::Range<u64>, later: core::ops::Range<u64>) -> &'sta
     // SAFETY: there is no memory of these frames that anything could use.
     let frames =
         unsafe { FrameAllocator::new(free.into_iter(), later.into_iter(), storage) }.unwrap();
-    Box::leak(Box::new(frames.with_caches(2)))
+    Box::leak(Box::new(frames.with_caches(2).unwrap()))
 }
 
 /// Runs a model, with at most so many preemptions where all would take too long, and says how many

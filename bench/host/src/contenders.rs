@@ -79,7 +79,11 @@ impl MusterFrameArena {
     pub fn new() -> Self {
         let range = PhysRange::from_bounds(FRAMES.0, FRAMES.1).expect("a range");
         // SAFETY: the frames are numbers alone.
-        Self(unsafe { frame_allocator(range) }.with_caches(CPUS))
+        Self(
+            unsafe { frame_allocator(range) }
+                .with_caches(CPUS)
+                .expect("room for the caches"),
+        )
     }
 }
 

@@ -72,8 +72,8 @@ pub fn start(loader: &Loader) -> Result<(), MemoryError> {
     // SAFETY: the loader calls the memory usable and has nothing in it, and the map has given that of
     // the records to the frame table.
     let frames = unsafe { FrameAllocator::new(map.ranges(Owner::Free), [].into_iter(), records) }
-        .map_err(MemoryError::Frames)?
-        .with_caches(loader.cpus);
+        .and_then(|frames| frames.with_caches(loader.cpus))
+        .map_err(MemoryError::Frames)?;
     MEMORY.init_once(|| Memory {
         frames,
         hhdm: loader.hhdm,

@@ -235,7 +235,9 @@ fn behave_as_the_model(
         let ranges = ranges.iter().filter(move |(_, is_open)| *is_open == open);
         ranges.map(|(range, _)| *range).collect::<Vec<_>>()
     };
-    let frames = allocator(&of_kind(true), &of_kind(false)).with_caches(2);
+    let frames = allocator(&of_kind(true), &of_kind(false))
+        .with_caches(2)
+        .unwrap();
     let mut model = Model::new(ranges);
     let mut caches: Vec<FrameCache> = std::iter::from_fn(|| frames.cache()).collect();
     for call in calls.iter().cloned() {
@@ -420,7 +422,7 @@ fn chunks(count: u64) -> FrameAllocator {
 fn cpus_at_once_never_share_a_frame_and_lose_none() {
     const CPUS: usize = 4;
     const CHUNKS: u64 = 8;
-    let frames = chunks(CHUNKS).with_caches(CPUS);
+    let frames = chunks(CHUNKS).with_caches(CPUS).unwrap();
     let used: Vec<AtomicBool> = (0..(CHUNKS + 1) * CHUNK)
         .map(|_| AtomicBool::new(false))
         .collect();
@@ -573,7 +575,7 @@ fn of_cpus_that_free_a_run_at_once_one_succeeds() {
 
 #[test]
 fn small_runs_stay_together_and_leave_large_ones() {
-    let frames = chunks(16).with_caches(2);
+    let frames = chunks(16).with_caches(2).unwrap();
     let mut caches = [frames.cache().unwrap(), frames.cache().unwrap()];
     let mut held = Vec::new();
     for step in 0..600 {
@@ -598,7 +600,9 @@ fn small_runs_stay_together_and_leave_large_ones() {
 
 #[test]
 fn a_cache_takes_what_is_left_and_gives_it_back() {
-    let frames = allocator(&[bounds(0x1000, 0x6000)], &[]).with_caches(2);
+    let frames = allocator(&[bounds(0x1000, 0x6000)], &[])
+        .with_caches(2)
+        .unwrap();
     let mut first = frames.cache().unwrap();
     let mut second = frames.cache().unwrap();
     assert!(frames.cache().is_none());
@@ -638,7 +642,9 @@ fn a_cache_takes_what_is_left_and_gives_it_back() {
 
 #[test]
 fn each_share_is_told_and_all_add_up() {
-    let frames = allocator(&[bounds(0x1000, 0x9000)], &[]).with_caches(2);
+    let frames = allocator(&[bounds(0x1000, 0x9000)], &[])
+        .with_caches(2)
+        .unwrap();
     let mut second = frames.cache_of(1).unwrap();
     assert!(frames.cache_of(1).is_none() && frames.cache_of(2).is_none());
     let mut first = frames.cache().unwrap();
@@ -668,7 +674,7 @@ fn each_share_is_told_and_all_add_up() {
 #[test]
 #[should_panic(expected = "to nobody")]
 fn a_cached_frame_for_nobody_is_a_mistake() {
-    let frames = chunks(1).with_caches(1);
+    let frames = chunks(1).with_caches(1).unwrap();
     let _ = frames.cache().unwrap().allocate(Owner::Free);
 }
 
@@ -677,7 +683,7 @@ fn a_cached_frame_for_nobody_is_a_mistake() {
 fn the_frames_of_a_cache_that_was_forgotten_come_back_when_caches_are_made_anew() {
     let ranges = [bounds(0x1000, 0x9000), bounds(0x1f_e000, 0x20_3000)];
     let later = [bounds(0x40_0000, 0x40_8000)];
-    let frames = allocator(&ranges, &later).with_caches(2);
+    let frames = allocator(&ranges, &later).with_caches(2).unwrap();
     let mut caches = [(); 2].map(|()| frames.cache().unwrap());
     let run = caches[1].allocate_run(2, 1, Owner::Stacks).unwrap();
     let kept = caches[0].allocate(Owner::Heap).unwrap();
@@ -689,7 +695,7 @@ fn the_frames_of_a_cache_that_was_forgotten_come_back_when_caches_are_made_anew(
     assert_eq!(frames.cached_frames(), cached);
     assert_eq!(frames.cached_frames() + frames.uncached_frames(), 13 - 4);
 
-    let frames = frames.with_caches(1);
+    let frames = frames.with_caches(1).unwrap();
     assert_eq!((frames.cached_frames(), frames.uncached_frames()), (0, 9));
     assert_eq!(frames.free_frames(), 9);
     let mut cache = frames.cache().unwrap();

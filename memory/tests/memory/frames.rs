@@ -454,7 +454,9 @@ fn a_run_for_nobody_is_a_mistake() {
 
 #[test]
 fn no_frame_is_handed_out_to_an_owner_that_has_no_count_of_them() {
-    let frames = allocator(&[bounds(0x20_0000, 0x40_0000)], &[]).with_caches(1);
+    let frames = allocator(&[bounds(0x20_0000, 0x40_0000)], &[])
+        .with_caches(1)
+        .unwrap();
     let mut cache = frames.cache().unwrap();
     let nobody = [
         Owner::Free,
@@ -563,9 +565,25 @@ fn another_allocator_s_page_table_is_kept_out_of_use() {
 }
 
 #[test]
+fn no_memory_for_caches_is_an_error() {
+    for (cpus, bytes) in [(4, 512), (usize::MAX, usize::MAX)] {
+        let frames = allocator(&[bounds(0x1000, 0x4000)], &[]);
+        let error = scarce::with_blocks_up_to(511, || frames.with_caches(cpus).err()).unwrap();
+        assert_eq!(error, FramesError::NoCaches { cpus, bytes });
+        assert!(
+            error
+                .to_string()
+                .contains("larger boot arena, or have fewer")
+        );
+    }
+}
+
+#[test]
 fn another_allocator_s_frames_are_refused_and_stay_their_owner_s() {
     let mine = allocator(&[bounds(0x1000, 0x4000)], &[]);
-    let others = allocator(&[bounds(0x4000, 0x9000)], &[]).with_caches(1);
+    let others = allocator(&[bounds(0x4000, 0x9000)], &[])
+        .with_caches(1)
+        .unwrap();
     let mut cache = others.cache().unwrap();
     let frame = mine.allocate(Owner::Heap).unwrap();
     let run = mine.allocate_run(2, 1, Owner::Stacks).unwrap();
@@ -594,9 +612,11 @@ fn another_allocator_s_frames_are_refused_and_stay_their_owner_s() {
 
 #[test]
 fn caches_made_anew_keep_the_totals() {
-    let frames = allocator(&[bounds(0x1000, 0x9000)], &[]).with_caches(1);
+    let frames = allocator(&[bounds(0x1000, 0x9000)], &[])
+        .with_caches(1)
+        .unwrap();
     let kept = frames.cache().unwrap().allocate(Owner::Heap).unwrap();
-    let frames = frames.with_caches(2);
+    let frames = frames.with_caches(2).unwrap();
     assert_eq!(frames.totals()[Owner::Heap], FRAME_SIZE);
     assert_eq!(frames.common_share().handed_out(Owner::Heap), 1);
     frames.cache().unwrap().free(kept).unwrap();
