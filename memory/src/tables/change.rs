@@ -182,6 +182,8 @@ impl<M: PhysicalMemory> Tables<M> {
     /// until the rest of that record is unmapped: it can be mapped again as it was, and not with rights or
     /// a cache type that exclude that ([`Alias::is_partly`]).
     ///
+    /// If `freed` or `frames` panics, pages that it has not come to stay withdrawn for good.
+    ///
     /// # Errors
     ///
     /// If the pages were unmapped in other tables: what was given, for those. Nothing has changed then.

@@ -6,7 +6,9 @@ use crate::owned::OwnedFrame;
 
 /// Gives out the frames that become page tables, and takes them back.
 ///
-/// Both may be called while whatever guards the tables is held, so neither may use the heap.
+/// Both may be called while whatever guards the tables is held, so neither may use the heap. If one
+/// panics and the panic is caught, the tables are as sound as before; but the frames that were taken for
+/// tables in which nothing is yet, and the pages that were to be given up, are lost.
 pub trait FrameSource {
     /// Hands out a frame of [`Owner::PageTables`]; `None` if there is none left.
     fn take(&self) -> Option<OwnedFrame>;
