@@ -6,6 +6,7 @@ use crate::{Header, UNREGISTERED};
 
 // By way of this crate, where `std` is the standard library whatever the macro's user has under that
 // name.
+pub use std::thread::LocalKey;
 pub use std::thread_local;
 
 /// The register of a thread, for [`thread_register!`](crate::thread_register) to keep in a
@@ -84,9 +85,10 @@ macro_rules! thread_register {
 
             // SAFETY: (1) a new slot has `UNREGISTERED`, and then what was last stored, of which `load`
             // reads the address field. (2) Each use of the macro has a thread-local of its own, in which
-            // only `store` changes anything; and all names here are this crate's, so that they mean the
-            // same in any module and any crate. (3) Code doesn't move between threads. (4) Nothing
-            // interrupts a thread but a signal handler, which tests don't have.
+            // only `store` changes anything; and all names here are this crate's, a method's by way of its
+            // type, as a trait of the module's may have one of that name: so they mean the same in any
+            // module and any crate. (3) Code doesn't move between threads. (4) Nothing interrupts a
+            // thread but a signal handler, which tests don't have.
             unsafe impl $crate::Register for $name {
                 type Local = $local;
                 type Shared = $shared;
@@ -100,12 +102,14 @@ macro_rules! thread_register {
                 }
 
                 fn load() -> *const $crate::Header {
-                    BLOCK.with($crate::threads::ThreadSlot::load)
+                    $crate::threads::LocalKey::with(&BLOCK, $crate::threads::ThreadSlot::load)
                 }
 
                 unsafe fn store(header: *const $crate::Header) {
-                    // SAFETY: the caller's promise.
-                    BLOCK.with(|slot| unsafe { slot.store(header) });
+                    $crate::threads::LocalKey::with(&BLOCK, |slot| {
+                        // SAFETY: the caller's promise.
+                        unsafe { $crate::threads::ThreadSlot::store(slot, header) };
+                    });
                 }
             }
         };

@@ -1,0 +1,54 @@
+//! A crate with a trait whose method has the name of one that `thread_register!` calls: the macro is not led
+//! astray by it.
+#![forbid(unsafe_code)]
+
+use std::thread::LocalKey;
+
+use muster_percpu::threads::ThreadSlot;
+use muster_percpu::{Block, Header, Storage};
+
+/// What `load` and `store` of a register return.
+#[allow(dead_code, reason = "nobody should come upon it")]
+trait Returned {
+    fn make() -> Self;
+}
+
+impl Returned for *const Header {
+    fn make() -> Self {
+        std::ptr::without_provenance(0x1000)
+    }
+}
+
+impl Returned for () {
+    fn make() -> Self {}
+}
+
+/// What takes a value is preferred to what takes a reference to it, even if that is the type's own.
+#[allow(dead_code, reason = "as above")]
+trait Intruder {
+    fn with<R: Returned>(self, _: impl FnOnce(&ThreadSlot) -> R) -> R;
+}
+
+impl Intruder for LocalKey<ThreadSlot> {
+    fn with<R: Returned>(self, _: impl FnOnce(&ThreadSlot) -> R) -> R {
+        R::make()
+    }
+}
+
+muster_percpu::thread_register!(
+    struct Threads {
+        local: u64,
+        shared: u64,
+    }
+);
+
+#[test]
+fn the_register_of_threads_is_reached_by_no_method_of_the_module_it_is_in() {
+    assert!(Storage::<Threads>::try_with(|here| here.index()).is_none());
+    let block = Box::leak(Box::new(Block::new(7, 8, 9)));
+    assert!(Storage::<Threads>::register(block).is_ok());
+    assert_eq!(
+        Storage::<Threads>::try_with(|here| (here.index(), *here.local())),
+        Some((7, 8))
+    );
+}
