@@ -569,8 +569,8 @@ pub struct TableView<M> {
 /// map, with another root; and that the CPU's registers (CR3, CR4, EFER, PAT, MTRRs) are set as the
 /// tables assume.
 ///
-/// Tables other than the root come and go, so no other root may point to one of them, but for what is
-/// never unmapped ([`Self::root_without`]). If the value is dropped, the tables stay as they are, for
+/// Tables other than the root come and go, so no other root may point to one of them, but one that these
+/// tables know of, and for whose sake what it shares with them stays ([`Self::root_without`]). If the value is dropped, the tables stay as they are, for
 /// good.
 pub struct Tables<M> {
     id: Unique,
@@ -583,6 +583,8 @@ pub struct Tables<M> {
     permanent: Vec<VirtRange>,
     /// The addresses that allocators give out; no two overlap.
     windows: [Option<VirtRange>; MAX_WINDOWS],
+    /// What second roots lack, one for each: the tables for all else are theirs, too.
+    lacking: Vec<VirtRange>,
 }
 
 impl<M> Deref for Tables<M> {
@@ -673,6 +675,7 @@ impl<M: PhysicalMemory> Tables<M> {
             aliases,
             permanent: Vec::new(),
             windows: [None; MAX_WINDOWS],
+            lacking: Vec::new(),
         })
     }
 

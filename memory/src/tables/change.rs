@@ -73,6 +73,12 @@ pub enum ChangeError {
         /// The addresses that are.
         range: VirtRange,
     },
+    /// Some of it lies where a second root has the same tables ([`Tables::root_without`]): the CPU that goes
+    /// by that is not asked to flush.
+    Shared {
+        /// What the second root lacks, the addresses where there can be changes.
+        window: VirtRange,
+    },
     /// The rights exclude how the same physical memory is mapped, or was since it is: what could be
     /// written can be executed only after it was unmapped, and the other way round.
     Alias(Alias),
@@ -124,6 +130,11 @@ impl fmt::Display for ChangeError {
             Self::Permanent { range } => write!(
                 f,
                 "{range} is mapped for good: map what is to change by Tables::map"
+            ),
+            Self::Shared { window } => write!(
+                f,
+                "only {window} can change, as a second root shares the tables for all else: map there what \
+                 is to change"
             ),
             Self::Alias(alias) => alias.fmt(f),
             Self::RecordsFull { records } => fmt_full(f, *records),
@@ -305,6 +316,11 @@ impl<M: PhysicalMemory> Tables<M> {
             && permanent.start() <= range.last()
         {
             return Err(ChangeError::Permanent { range: permanent });
+        }
+        let is_changeable =
+            |window: &VirtRange| window.contains(range.start()) && window.contains(range.last());
+        if let Some(&window) = self.lacking.iter().find(|window| !is_changeable(window)) {
+            return Err(ChangeError::Shared { window });
         }
         self.check(range)
     }

@@ -26,9 +26,10 @@ impl<M: PhysicalMemory> Tables<M> {
     ///
     /// It is for a CPU that runs already and is not yet asked to flush ([`Shootdown`](super::Shootdown)).
     /// A CPU may walk tables ahead of what it executes, and keep what it read of them, so it may not
-    /// come by a table that is given back without its being asked. By this root it doesn't if only what
-    /// lies in `window` is ever unmapped. Whatever is mapped later it may lack. It stays as it is, for
-    /// good.
+    /// come by a table that is given back without its being asked. By this root it doesn't, as only what
+    /// lies in `window` can be unmapped, or get other rights, from now on
+    /// ([`ChangeError::Shared`](super::ChangeError::Shared)). Whatever is mapped later it may lack. It stays
+    /// as it is, for good.
     ///
     /// # Errors
     ///
@@ -36,14 +37,18 @@ impl<M: PhysicalMemory> Tables<M> {
     /// [`TableError::OutOfMemory`], or [`TableError::AlreadyMapped`] if a large page reaches across a
     /// border of the window. Nothing was taken then.
     pub fn root_without(
-        &self,
+        &mut self,
         window: VirtRange,
         frames: &impl FrameSource,
     ) -> Result<PartialRoot, TableError> {
+        let bytes = size_of::<VirtRange>();
+        let reserved = self.lacking.try_reserve(1);
+        reserved.map_err(|_| TableError::OutOfMemory { bytes })?;
         let mut made = Vec::new();
         let (root, level) = (self.root, self.levels.count());
         match self.copy_without(window, root, level, 0, frames, &mut made) {
             Ok(root) => {
+                self.lacking.push(window);
                 let tables = made.len();
                 // The entries name them from here on, for good.
                 made.into_iter().for_each(|owned| {

@@ -999,3 +999,39 @@ fn pages_come_back_to_the_tables_they_were_in() {
         .complete(unmapped, &other_ram, &mut |_| ())
         .unwrap();
 }
+
+#[test]
+fn what_a_second_root_shares_stays() {
+    let ram = Ram::new(TABLES_FROM);
+    let mut world = World::new(&ram);
+    let tables = &mut world.tables;
+    let window = range(HALF_4 + (1 << 40), 1 << 39);
+    let outside = [range(BASE, 0x1000), range(window.last() + 1, 0x1000)];
+    let inside = range(window.last() - 0xfff, 0x1000);
+    for page in outside.into_iter().chain([inside]) {
+        map(tables, &ram, page.start(), 0x1000, PageSize::Size4KiB);
+    }
+    let second = tables.root_without(window, &ram).unwrap();
+    let shared = walk(&ram, second.root.start(), Levels::Four.count());
+    assert_eq!(shared.len(), 2);
+    let border = range(inside.start(), 0x2000);
+    for page in outside.into_iter().chain([border]) {
+        // SAFETY: nobody uses what these tables map.
+        let unmapped = unsafe { tables.unmap(page) }.map(|unmapping| unmapping.range());
+        assert_eq!(unmapped, Err(ChangeError::Shared { window }));
+        // SAFETY: as above.
+        let changed = unsafe { tables.protect(page, Access::ReadOnly) }.map(|_| ());
+        assert_eq!(changed, Err(ChangeError::Shared { window }));
+    }
+    let refused = ChangeError::Shared { window }.to_string();
+    assert!(refused.contains("0xffff810000000000..=0xffff817fffffffff"));
+    // SAFETY: as above.
+    let unmapping = unsafe { tables.unmap(inside) }.unwrap();
+    let completed = tables.complete(unmapping.flush(&Alone), &ram, &mut |_| ());
+    completed.unwrap();
+    // No table that it has was given back.
+    assert_eq!(
+        walk(&ram, second.root.start(), Levels::Four.count()),
+        shared
+    );
+}

@@ -515,7 +515,7 @@ proptest! {
     ) {
         let ends = ends.map(|(index, bit, beside)| (index, bit, u64::from(beside)));
         let ram = Ram::new(TABLES_FROM);
-        let tables = build(&ram, &plan(&machine), machine.features);
+        let mut tables = build(&ram, &plan(&machine), machine.features);
         let window = window(&machine, &tables, ends);
         let all = leaves(&tables);
         let before = ram.frames();
