@@ -101,6 +101,10 @@ impl fmt::Debug for FlushSet {
 /// 4. it has stopped for good.
 ///
 /// What was stored before the call is visible to each of them before it flushes.
+///
+/// The tables are those that the pages are of, whichever they are: nothing else keeps safe code from
+/// giving one address space's [`Unmapping`] to the shootdown of another. A kernel that has several, used by
+/// different CPUs, asks all of these.
 pub unsafe trait Shootdown {
     /// Returns when all CPUs have flushed. Called without any lock: a CPU that waits for a lock with
     /// interrupts off does not answer.
