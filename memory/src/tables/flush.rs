@@ -7,7 +7,7 @@
 //! even set accessed bits in it. So what was taken away belongs to nobody until then.
 
 use core::fmt;
-use core::mem;
+use core::mem::ManuallyDrop;
 
 use crate::unique::Unique;
 use crate::virt_range::VirtRange;
@@ -143,10 +143,11 @@ impl Flush {
 
     /// Has all CPUs flush, if there is something.
     pub fn carry_out(self, shootdown: &impl Shootdown) {
-        if !self.pages.is_empty() {
-            shootdown.flush_on_all_cpus(&self.pages);
+        // First: if the shootdown panics, a second panic by the drop would end the program.
+        let this = ManuallyDrop::new(self);
+        if !this.pages.is_empty() {
+            shootdown.flush_on_all_cpus(&this.pages);
         }
-        mem::forget(self);
     }
 }
 

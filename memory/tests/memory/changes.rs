@@ -890,6 +890,17 @@ unsafe impl Shootdown for Nobody {
 }
 
 #[test]
+#[should_panic(expected = "nobody is to flush")]
+fn a_shootdown_that_panics_is_no_flush_that_was_forgotten() {
+    let ram = Ram::new(TABLES_FROM);
+    let mut world = World::new(&ram);
+    map(&mut world.tables, &ram, BASE, 0x1000, PageSize::Size4KiB);
+    // SAFETY: nobody uses what these tables map.
+    let unmapping = unsafe { world.tables.unmap(range(BASE, 0x1000)) }.unwrap();
+    drop(unmapping.flush(&Nobody));
+}
+
+#[test]
 fn what_cannot_change_is_told() {
     let ram = Ram::new(TABLES_FROM);
     let mut world = World::new(&ram);
