@@ -480,12 +480,23 @@ pub enum Mismatch {
         /// The page.
         leaf: Leaf,
     },
+    /// The heap has no memory to record what can be executed.
+    OutOfMemory {
+        /// Bytes that it takes.
+        bytes: usize,
+    },
 }
 
 impl fmt::Display for Mismatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the page tables are wrong: ")?;
+        if !matches!(self, Self::OutOfMemory { .. }) {
+            f.write_str("the page tables are wrong: ")?;
+        }
         match self {
+            Self::OutOfMemory { bytes } => write!(
+                f,
+                "the heap has no {bytes} bytes to record what can be executed: free some memory"
+            ),
             Self::Levels { expected, found } => {
                 write!(
                     f,

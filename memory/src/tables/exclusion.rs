@@ -1,7 +1,6 @@
 //! That no memory is both written and executed: at one address, or at two that show the same.
 
-use nodit::interval::ii;
-use nodit::{Interval, NoditSet};
+use alloc::vec::Vec;
 
 use super::{Leaf, Mismatch, PhysicalMemory, TableView};
 
@@ -14,28 +13,45 @@ pub struct Exclusion {
     pub writable: u64,
 }
 
+/// Some physical memory, from its first byte to its last.
+type Bytes = (u64, u64);
+
 impl<M: PhysicalMemory> TableView<M> {
     /// Checks, by walking them, that what can be executed can be written nowhere, whatever the plan
     /// said. Of tables that change meanwhile it is true of each page at the moment it was met.
     ///
+    /// It takes 16 bytes of memory for each stretch of physical memory that can be executed.
+    ///
     /// # Errors
     ///
-    /// [`Mismatch::WritableCode`], or what keeps the walk from its end.
+    /// [`Mismatch::WritableCode`], [`Mismatch::OutOfMemory`], or what keeps the walk from its end.
     pub fn verify_exclusion(&self) -> Result<Exclusion, Mismatch> {
-        let memory = |leaf: &Leaf| ii(leaf.phys, leaf.phys + (leaf.size.bytes() - 1));
         let mut exclusion = Exclusion::default();
-        let mut code = NoditSet::<u64, Interval<u64>>::new();
+        let mut code = Vec::new();
+        let mut recorded = Ok(());
         self.walk(&mut |leaf| {
             if leaf.rights.executable {
-                code.insert_merge_touching_or_overlapping(memory(&leaf));
                 exclusion.executable += leaf.size.bytes();
+                recorded = recorded.and_then(|()| record(&mut code, memory(&leaf)));
             }
         })?;
+        recorded?;
+        code.sort_unstable();
+        code.dedup_by(|next, before| {
+            let is_same = next.0 <= before.1;
+            if is_same {
+                before.1 = before.1.max(next.1);
+            }
+            is_same
+        });
         let mut wrong = None;
         self.walk(&mut |leaf| {
             if leaf.rights.writable {
                 exclusion.writable += leaf.size.bytes();
-                if code.overlaps(&memory(&leaf)) {
+                let (first, last) = memory(&leaf);
+                // Sorted, and apart from one another.
+                let index = code.partition_point(|&(_, end)| end < first);
+                if code.get(index).is_some_and(|&(start, _)| start <= last) {
                     wrong.get_or_insert(leaf);
                 }
             }
@@ -45,4 +61,21 @@ impl<M: PhysicalMemory> TableView<M> {
             None => Ok(exclusion),
         }
     }
+}
+
+fn memory(leaf: &Leaf) -> Bytes {
+    (leaf.phys, leaf.phys + (leaf.size.bytes() - 1))
+}
+
+/// Adds memory to a list, to its last entry if it follows that.
+fn record(code: &mut Vec<Bytes>, memory: Bytes) -> Result<(), Mismatch> {
+    if let Some((_, end)) = code.last_mut().filter(|(_, end)| end + 1 == memory.0) {
+        *end = memory.1;
+        return Ok(());
+    }
+    let bytes = (code.len() + 1) * size_of::<Bytes>();
+    let reserved = code.try_reserve(1);
+    reserved.map_err(|_| Mismatch::OutOfMemory { bytes })?;
+    code.push(memory);
+    Ok(())
 }

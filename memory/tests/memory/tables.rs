@@ -17,6 +17,7 @@ use crate::changes::Alone;
 use crate::maps::{HALF_4, HALF_5, memory_map};
 use crate::oracle::oracle;
 use crate::ram::Ram;
+use crate::scarce;
 use crate::shown::{Shown, shown};
 use crate::walker::{Seen, joined, walk};
 
@@ -1153,4 +1154,58 @@ proptest! {
             Err(error) => prop_assert!(false, "{}", error),
         }
     }
+}
+
+/// Code in two pieces, the higher one first and mapped twice, and what can be written between them.
+fn code_in_pieces(ram: &Ram) -> Tables<&Ram> {
+    let mut tables = new_tables(ram, Levels::Four, GIB);
+    for (place, (phys, length, access)) in (0..).zip([
+        (0x8000, 0x2000, Access::ReadExecute),
+        (0x3000, 0x1000, Access::ReadExecute),
+        (0x9000, 0x2000, Access::ReadExecute),
+        (0x4000, 0x4000, Access::ReadWrite),
+        (0x2000, 0x1000, Access::ReadWrite),
+    ]) {
+        let region = Region {
+            virt: HALF_4 + (place << 21),
+            phys,
+            length,
+            access,
+            ..REGION
+        };
+        map(&mut tables, &region, ram).unwrap();
+    }
+    tables
+}
+
+#[test]
+fn what_can_be_written_is_found_in_any_piece_of_code() {
+    for code in [None, Some(0x3000), Some(0x8000), Some(0x9000), Some(0xa000)] {
+        let ram = Ram::new(TABLES_FROM);
+        let tables = code_in_pieces(&ram);
+        let step = tables.path(HALF_4 + (3 << 21)).last().unwrap();
+        if let Some(code) = code {
+            ram.set_entry(step.table, step.index, step.entry & !0x4000 | code);
+        }
+        let (executable, writable) = (0x5000, 0x5000);
+        let expected = Exclusion {
+            executable,
+            writable,
+        };
+        match tables.verify_exclusion() {
+            Ok(found) => assert_eq!((code, found), (None, expected)),
+            Err(Mismatch::WritableCode { leaf }) => assert_eq!(Some(leaf.phys), code),
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+#[test]
+fn no_memory_to_look_for_writable_code_is_an_error() {
+    let ram = Ram::new(TABLES_FROM);
+    let tables = code_in_pieces(&ram);
+    let error = scarce::with_blocks_up_to(0, || tables.verify_exclusion().err()).unwrap();
+    assert_eq!(error, Mismatch::OutOfMemory { bytes: 16 });
+    let message = "the heap has no 16 bytes to record what can be executed: free some memory";
+    assert_eq!(error.to_string(), message);
 }
