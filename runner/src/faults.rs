@@ -60,7 +60,13 @@ macro_rules! falls_early_at {
     ($step:literal) => {
         panics(
             concat!("fall-early-", $step),
-            &["3", concat!("fall=", $step), "stress=none", "deadline=300"],
+            &[
+                "3",
+                "cpu=max,-x2apic",
+                concat!("fall=", $step),
+                "stress=none",
+                "deadline=300",
+            ],
             &[
                 "CPU 2: invalid opcode, error code",
                 "CPU 0, at work, stopped at .* in muster::stop::stop_if_over",
