@@ -80,9 +80,11 @@ impl Transit {
         wait: impl Fn(&mut u64) -> bool,
         attempt: impl Fn() -> Option<T>,
     ) -> Option<T> {
-        let mut state = 0;
+        // Two waits: CPUs that had the turn for long, one after the other, are no reason to be refused because
+        // of what one of them has in transit.
+        let (mut for_turn, mut for_memory) = (0, 0);
         for _ in 0..MAX_TRIES {
-            let turn = self.take_turn(&enter, || wait(&mut state));
+            let turn = self.take_turn(&enter, || wait(&mut for_turn));
             let this = self.begin();
             if let Some(found) = attempt() {
                 return Some(found);
@@ -97,7 +99,7 @@ impl Transit {
             }
             // Acquire: what an operation that has ended brought is there for the next try.
             while self.operations.load(Ordering::Acquire) / ENDED == expected / ENDED {
-                if !wait(&mut state) {
+                if !wait(&mut for_memory) {
                     return None;
                 }
             }
@@ -286,6 +288,26 @@ mod tests {
             assert_eq!(transit.seek(cpu(1), wait, || Some(5)), Some(5));
             assert_eq!(transit.seek(cpu(2), never, || Some(5)), Some(5));
         }
+    }
+
+    #[test]
+    fn time_spent_for_the_turn_is_none_spent_for_memory_in_transit() {
+        let transit = Transit::new();
+        core::mem::forget(transit.take_turn(cpu(0), || never(&mut 0)));
+        let other = Cell::new(Some(transit.begin()));
+        let tries = Cell::new(0);
+        let wait = |state: &mut u64| {
+            // Once the turn was had.
+            if tries.get() > 0 {
+                drop(other.take());
+            }
+            wait(state)
+        };
+        let found = transit.seek(cpu(1), wait, || {
+            tries.set(tries.get() + 1);
+            (tries.get() == 2).then_some(5)
+        });
+        assert_eq!((found, tries.get()), (Some(5), 2));
     }
 
     #[test]
