@@ -306,12 +306,16 @@ impl Region {
                     && border > whole.phys
                     && border - whole.phys < whole.length
             };
-            let Some(border) = borders.find(inside) else {
+            // What goes on behind the last address stays in one piece, so that it is refused.
+            let cut = (borders.find(inside)).and_then(|border| {
+                let length = border - whole.phys;
+                Some((border, length, whole.virt.checked_add(length)?))
+            });
+            let Some((border, length, virt)) = cut else {
                 return Some(whole);
             };
-            let length = border - whole.phys;
             rest = Some(Self {
-                virt: whole.virt + length,
+                virt,
                 phys: border,
                 length: whole.length - length,
                 ..whole

@@ -310,3 +310,21 @@ fn messages_are_short() {
     );
     assert_eq!(Cache::Uncached.bits(PageSize::Size2MiB), 1 << 4 | 1 << 3);
 }
+
+#[test]
+fn a_region_that_no_plan_takes_has_no_piece_that_one_does() {
+    let beyond = Region {
+        virt: !0xfff,
+        length: 0x2000,
+        ..REGION
+    };
+    let refused = Err(PlanError::NotCanonical {
+        name: "region",
+        virt: beyond.virt,
+        length: beyond.length,
+        bits: 48,
+    });
+    assert_eq!(beyond.check(Levels::Four), refused);
+    let pieces: Vec<_> = beyond.cut_at([REGION.phys + 0x1000]).collect();
+    assert_eq!(pieces, [beyond]);
+}
