@@ -146,8 +146,11 @@ fn run_all(cases: &[Case], words: &[String], interrupt: &Interrupt) -> Result<Ex
             println!("  {}", case.name);
         }
     }
-    let names = emulators_named(&chosen, &emulators)?;
-    println!("{names}");
+    let on = match emulators_named(&chosen, &emulators)? {
+        names if names.is_empty() => names,
+        names => format!(" on {names}"),
+    };
+    println!("{} cases{on}", chosen.len());
     let builds = Builds::of(&chosen)?;
     let workers = match thread::available_parallelism() {
         Ok(cpus) if cpus.get() > SIDE_BY_SIDE => SIDE_BY_SIDE,
@@ -179,11 +182,8 @@ fn run_all(cases: &[Case], words: &[String], interrupt: &Interrupt) -> Result<Ex
             .collect::<Result<()>>()
     })?;
     let counts = counts.into_inner().unwrap_or_default();
-    println!("\n{} configurations booted", counts.boots);
-    match names.is_empty() {
-        true => println!("{}", counts.line()),
-        false => println!("{}, on {names}", counts.line()),
-    }
+    println!("\n{} configurations booted{on}", counts.boots);
+    println!("{}", counts.line());
     Ok(
         match counts.failed == 0 && counts.passed > 0 && !interrupt.came() {
             true => ExitCode::SUCCESS,
