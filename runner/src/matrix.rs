@@ -154,8 +154,8 @@ pub const FEW: &[Case] = &[
     Case {
         sweep: Some(Sweep {
             before: "mem=",
-            first: 5760,
-            last: 7168,
+            first: 6016,
+            last: 7424,
             step: 64,
             after: "K",
         }),
