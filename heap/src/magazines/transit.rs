@@ -93,8 +93,11 @@ impl Transit {
             fence(Ordering::SeqCst);
             let expected = this.ended_alone();
             let now = this.end();
+            // The code that this one interrupted, in a handler that nothing masks, has nothing in transit:
+            // what it announced is its own try, which is interrupted before or after its attempt.
+            let is_own = turn.held.is_none() && now == expected.wrapping_add(UNDER_WAY);
             drop(turn);
-            if now == expected {
+            if now == expected || is_own {
                 return None;
             }
             // Acquire: what an operation that has ended brought is there for the next try.
@@ -124,7 +127,7 @@ impl Transit {
             // CPUs without a number can't be told apart.
             if holder == own && cpu.is_some() {
                 return Turn {
-                    _held: None,
+                    held: None,
                     _guard: guard,
                 };
             }
@@ -136,7 +139,7 @@ impl Transit {
             {
                 let turn = &self.turn;
                 return Turn {
-                    _held: Some(Held { turn, own }),
+                    held: Some(Held { turn, own }),
                     _guard: guard,
                 };
             }
@@ -178,7 +181,7 @@ impl Drop for InTransit<'_> {
 /// The right to try, with interrupts disabled: nobody must wait for code that was interrupted.
 struct Turn<'a, G> {
     /// `None`: it is given up by the code that this one interrupted. Dropped before the guard.
-    _held: Option<Held<'a>>,
+    held: Option<Held<'a>>,
     _guard: G,
 }
 
@@ -246,6 +249,13 @@ mod tests {
             drop(other);
             assert_eq!(transit.seek(cpu(4), never, || Some(5)), Some(5));
         }
+    }
+
+    #[test]
+    fn code_that_interrupts_its_cpu_s_own_try_does_not_wait_for_it() {
+        let transit = Transit::new();
+        let nested = || transit.seek(cpu(1), never, || None::<()>);
+        assert_eq!(transit.seek(cpu(1), never, nested), None);
     }
 
     #[test]
