@@ -109,7 +109,7 @@ mod tests {
             words("fault map"),
             ["mapped-stack-overflow", "mapping-overflow"]
         );
-        assert_eq!(addition("fault m"), ("app", ""));
+        assert_eq!(addition("fault ma"), ("pp", ""));
         assert_eq!(addition("fault deaf"), ("-ap", " "));
         assert_eq!(addition("call "), ("all", " "));
         assert_eq!(addition("log "), ("", ""));
