@@ -6,9 +6,9 @@
 //! tested, on the host. It needs `alloc`; what runs after start-up allocates nothing (see
 //! [`FrameAllocator`] and [`Tables::map_page`]), so a heap may grow by it.
 //!
-//! Where the heap has no memory, an error is returned. Not so by [`PhysicalMap`], [`Plan`] and [`hhdm`],
-//! which are for a kernel that starts, nor by [`TableView::verify_exclusion`]: they keep collections of
-//! `alloc`'s, which end in [`handle_alloc_error`](alloc::alloc::handle_alloc_error).
+//! Where the heap has no memory, an error is returned. Not so by [`PhysicalMap`] and [`hhdm`], which are
+//! for a kernel that starts: the map of ranges that they keep ends in
+//! [`handle_alloc_error`](alloc::alloc::handle_alloc_error).
 //!
 //! # What is here
 //!

@@ -392,6 +392,11 @@ impl PhysicalMap {
     ///
     /// If two usable or bootloader-reclaimable entries overlap: no rule could tell whose the memory
     /// is, and handing it out twice corrupts it.
+    ///
+    /// # Aborts
+    ///
+    /// If the heap has no memory for the map, this ends in
+    /// [`handle_alloc_error`](alloc::alloc::handle_alloc_error).
     pub fn from_entries(entries: &[MemoryEntry]) -> Result<Self, MapError> {
         check_allocatable(entries)?;
 
@@ -431,6 +436,10 @@ impl PhysicalMap {
     ///
     /// See [`AssignError`]: if any byte of `range` is not `from`'s, or if free or loader memory would not
     /// be whole frames without frame 0 any more. Nothing has changed then.
+    ///
+    /// # Aborts
+    ///
+    /// As [`Self::from_entries`] does: a part that changes hands may need an entry of its own.
     pub fn assign(&mut self, range: PhysRange, from: Owner, to: Owner) -> Result<(), AssignError> {
         let mut at = range.start();
         for (part, owner) in self.owners.overlapping(range) {

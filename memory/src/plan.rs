@@ -479,6 +479,13 @@ pub enum PlanError {
         /// The region that is already there.
         with: &'static str,
     },
+    /// The heap has no memory for the list of the regions.
+    OutOfMemory {
+        /// The region.
+        name: &'static str,
+        /// Bytes that the list takes.
+        bytes: usize,
+    },
 }
 
 impl fmt::Display for PlanError {
@@ -529,6 +536,11 @@ impl fmt::Display for PlanError {
             Self::CacheAlias { name, with } => write!(
                 f,
                 "regions \"{name}\" and \"{with}\" show the same memory with different cache types"
+            ),
+            Self::OutOfMemory { name, bytes } => write!(
+                f,
+                "the list of what to map takes {bytes} bytes with region \"{name}\", which the heap does \
+                 not have: give it a larger boot arena"
             ),
         }
     }
@@ -630,6 +642,10 @@ impl Plan {
                 return Err(PlanError::CacheAlias { name, with });
             }
         }
+        let bytes = (self.regions.len() + 1) * size_of::<Region>();
+        self.regions
+            .try_reserve(1)
+            .map_err(|_| PlanError::OutOfMemory { name, bytes })?;
         let place = self
             .regions
             .partition_point(|other| other.virt < region.virt);
@@ -675,6 +691,11 @@ enum Alias {
 ///
 /// [`PlanError::NotCanonical`] if `offset` plus a physical address overflows. The regions are
 /// otherwise checked when they are added to a plan.
+///
+/// # Aborts
+///
+/// If the heap has no memory for the regions, or for the map that they are found by, this ends in
+/// [`handle_alloc_error`](alloc::alloc::handle_alloc_error).
 ///
 /// ```
 /// use muster_memory::{hhdm, Access, Kind, MemoryEntry, PageSize, PhysRange};

@@ -8,6 +8,7 @@ use proptest::collection::btree_set;
 use proptest::prelude::*;
 
 use crate::maps::{HALF_4, HALF_5};
+use crate::scarce;
 
 const REGION: Region = Region {
     name: "region",
@@ -53,6 +54,37 @@ proptest! {
         }
         prop_assert_eq!(offset, region.length);
     }
+}
+
+#[test]
+fn no_memory_for_a_region_is_an_error() {
+    let mut plan = Plan::new(Levels::Four, 40);
+    let at = |virt| Region { virt, ..REGION };
+    let error = scarce::with_blocks_up_to(0, || plan.add(REGION).unwrap_err());
+    let bytes = size_of::<Region>();
+    assert_eq!(
+        error,
+        PlanError::OutOfMemory {
+            name: "region",
+            bytes
+        }
+    );
+    assert!(error.to_string().contains("give it a larger boot arena"));
+    assert_eq!(plan.regions(), []);
+
+    // There is room for some more, and those stay as they are when it is used up.
+    plan.add(REGION).unwrap();
+    let mut virt = HALF_4;
+    let (before, error) = loop {
+        virt += REGION.length;
+        let before = plan.regions().to_vec();
+        if let Some(error) = scarce::with_blocks_up_to(0, || plan.add(at(virt)).err()) {
+            break (before, error);
+        }
+    };
+    assert_eq!(plan.regions(), before);
+    let bytes = (plan.regions().len() + 1) * size_of::<Region>();
+    assert!(matches!(error, PlanError::OutOfMemory { bytes: told, .. } if told == bytes));
 }
 
 #[test]
