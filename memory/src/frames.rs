@@ -375,6 +375,12 @@ impl FrameAllocator {
     /// Nothing else uses the memory of the whole frames in `free`, from now on, nor hands it out:
     /// no reference, no mapping that code uses, no other allocator, no device. `storage` does not lie
     /// in it, nor in that of `later`. Where a range is no memory, nobody may use the frames as such.
+    ///
+    /// If another allocator handed the frames out, as a run whose right was
+    /// [given up](OwnedRun::into_raw) for this, nobody makes that right again, and nothing relies on the
+    /// frames coming back here. For an allocator goes by its own records: it takes back what is
+    /// recorded there as the same owner's, also if this one handed it out, and hands it out again. So a
+    /// frame may go from one to the other by safe code, though never to two at once.
     pub unsafe fn new(
         free: impl Iterator<Item = PhysRange>,
         later: impl Iterator<Item = PhysRange>,
@@ -590,7 +596,8 @@ impl FrameAllocator {
     ///
     /// # Safety
     ///
-    /// Nothing uses the memory of the range any more, as [`Self::new`] asks of the free ones.
+    /// Nothing uses the memory of the range any more, as [`Self::new`] asks of the free ones, with all that
+    /// it says of frames that another allocator handed out.
     pub unsafe fn adopt(&self, range: PhysRange) -> Result<usize, AdoptError> {
         let (first, end) = frame_numbers(range).ok_or(AdoptError { range })?;
         let zone = self

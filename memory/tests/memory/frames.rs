@@ -611,6 +611,34 @@ fn another_allocator_s_frames_are_refused_and_stay_their_owner_s() {
 }
 
 #[test]
+fn a_frame_of_an_allocator_inside_another_s_run_is_never_with_both() {
+    let outer = allocator(&[bounds(0x1000, 0x5000)], &[]);
+    let run = outer.allocate_run(4, 1, Owner::Heap).unwrap().into_raw();
+    let inner = allocator(&[run.range()], &[]);
+
+    // The outer one has the same owner recorded, and takes it.
+    let frame = inner.allocate(Owner::Heap).unwrap();
+    let moved = frame.frame();
+    outer.free(frame).unwrap();
+    let inside: Vec<_> = std::iter::from_fn(|| inner.allocate(Owner::Heap)).collect();
+    assert_eq!(inside.len(), 3);
+    assert!(inside.iter().all(|frame| frame.frame() != moved));
+    let frame = outer.allocate(Owner::Heap).unwrap();
+    assert_eq!(frame.frame(), moved);
+    assert!(outer.allocate(Owner::Heap).is_none());
+
+    // And back again.
+    inner.free(frame).unwrap();
+    assert_eq!((inner.free_frames(), outer.free_frames()), (1, 0));
+
+    // With another owner it stays where it is from.
+    let frame = inner.allocate(Owner::Stacks).unwrap();
+    let refused = outer.free(frame).unwrap_err();
+    assert!(matches!(refused.error, FreeError::WrongOwner { .. }));
+    inner.free(refused.frames).unwrap();
+}
+
+#[test]
 fn caches_made_anew_keep_the_totals() {
     let frames = allocator(&[bounds(0x1000, 0x9000)], &[])
         .with_caches(1)
