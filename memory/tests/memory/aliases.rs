@@ -797,6 +797,33 @@ fn tables_are_counted_even_if_who_gets_one_back_panics() {
     assert_eq!(tables.table_count(), 3);
 }
 
+#[test]
+fn pages_that_a_panic_left_behind_stay_withdrawn_and_recorded() {
+    let ram = Ram::new(1 << 36);
+    let mut tables = new_tables(&ram);
+    let pages = region(1, 0, 3, Access::ReadWrite, Cache::WriteBack);
+    map(&mut tables, &pages, &ram).unwrap();
+    let all = range(&pages);
+    let unmapped = unmap(&mut tables, all).unwrap().flush(&Alone);
+    let second = pages.virt + FRAME_SIZE;
+    let completing = panic::catch_unwind(AssertUnwindSafe(|| {
+        let _ = tables.complete(unmapped, &ram, &mut |page| assert_ne!(page.virt, second));
+    }));
+    assert!(completing.is_err());
+
+    // Both that were told are gone, and the third is neither mapped nor to be had.
+    let third = second + FRAME_SIZE;
+    let page = |virt| VirtRange::new(virt, FRAME_SIZE).unwrap();
+    assert!(tables.is_vacant(page(pages.virt)) && tables.is_vacant(page(second)));
+    assert!(!tables.is_vacant(page(third)) && tables.translate(third).is_none());
+    let error = unmap(&mut tables, page(third)).unwrap_err();
+    assert_eq!(error, ChangeError::Unflushed { virt: third });
+    let text = |count| region(5, 0, count, Access::ReadExecute, Cache::WriteBack);
+    let refused = map(&mut tables, &text(3), &ram).unwrap_err();
+    assert!(matches!(refused.error, TableError::Alias(_)));
+    map(&mut tables, &text(2), &ram).unwrap();
+}
+
 /// Pages that follow each other in memory, and in one record, may be counted otherwise from one to the
 /// next: then a change of their rights cuts that into one record for each.
 #[test]
