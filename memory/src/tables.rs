@@ -581,8 +581,8 @@ pub struct TableView<M> {
 /// tables assume.
 ///
 /// Tables other than the root come and go, so no other root may point to one of them, but one that these
-/// tables know of, and for whose sake what it shares with them stays ([`Self::root_without`]). If the value is dropped, the tables stay as they are, for
-/// good.
+/// tables know of, and for whose sake what it shares with them stays ([`Self::root_without`]). If the value
+/// is dropped, the tables stay as they are, for good.
 pub struct Tables<M> {
     id: Unique,
     view: TableView<M>,
