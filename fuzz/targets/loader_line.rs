@@ -26,7 +26,8 @@ fuzz_target!(|line: &str| {
         Err(error) => {
             let (ArgumentError::Unknown(word)
             | ArgumentError::BadValue { word, .. }
-            | ArgumentError::TooManyIds(word)) = error;
+            | ArgumentError::TooManyIds(word)
+            | ArgumentError::TooManyRegisters(word)) = error;
             assert!(line.contains(word) && error.to_string().contains(word));
         }
     }
