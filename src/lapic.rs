@@ -140,6 +140,19 @@ fn wanted(register: Register, found: u32) -> u32 {
     }
 }
 
+/// Logs the mode of this CPU's APIC.
+pub fn log_mode() {
+    if let Some(registers) = Registers::get() {
+        log::debug!(
+            "local APIC in {} mode",
+            match registers {
+                Registers::X2Apic => "x2APIC",
+                Registers::XApic(_) => "xAPIC",
+            }
+        );
+    }
+}
+
 /// Switches this CPU's APIC on, with all that it may interrupt for: other CPUs, its own timer and
 /// errors, and the machine's NMI lines, which are the BSP's, so that one NMI is one report: only the
 /// BSP gives them. All other entries of the local vector table are masked: the legacy PIC's line, and
@@ -149,13 +162,6 @@ pub fn enable(nmi_lines: &[NmiLine]) {
         return;
     };
     cpu::with(|here| here.local().lapic().note(registers));
-    log::debug!(
-        "local APIC in {} mode",
-        match registers {
-            Registers::X2Apic => "x2APIC",
-            Registers::XApic(_) => "xAPIC",
-        }
-    );
     for line in nmi_lines {
         if let Some(entry) = LINES.get(usize::from(line.lint)) {
             let polarity = if line.is_active_low {

@@ -20,7 +20,7 @@ use crate::firmware::FirmwareTables;
 use crate::home::{self, Home};
 use crate::skew::Skew;
 use crate::stack::Slot;
-use crate::{addresses, ap, crew, events, skew};
+use crate::{addresses, ap, crew, events, lapic, skew};
 
 /// How long a CPU that has joined may take to be online, in milliseconds: a virtual one may be off its
 /// host core. If it takes longer, it is named when it is called.
@@ -108,6 +108,7 @@ impl Report {
                 log::debug!("{} at {seconds}.{micros:06}", phase.name());
             }
         }
+        lapic::log_mode();
         if !addresses::are_shown() {
             return;
         }
