@@ -72,6 +72,9 @@ const STATES: [State; 4] = [
     State::Filled,
 ];
 
+/// How often a CPU idles until it is interrupted where it should be.
+const MAX_IDLES: usize = 16;
+
 /// Sends this CPU a wake-up while interrupts are disabled, idles, and interrupts it between `sti` and
 /// `hlt` by a debug exception, in whose handler an NMI comes, too. That ends the interrupt shadow of
 /// `sti`, so the CPU takes the wake-up before the halt, and must not halt then.
@@ -86,13 +89,17 @@ fn interrupt_idle(shift: &mut Shift<'_>) {
     if cpu::with(|here| here.index() == 0) {
         return;
     }
-    interrupts::disable();
-    // Without a local APIC nothing can be lost, nor end the halt.
-    if lapic::wake(own) && !step::before(idle::halt(), &send_nmi, &crew::nap) {
+    // Another CPU's NMI may come just before the halt, which the CPU then leaves out.
+    let comes_to_halt = (0..MAX_IDLES).any(|_| {
+        interrupts::disable();
+        // Without a local APIC nothing can be lost, nor end the halt.
+        !lapic::wake(own) || step::before(idle::halt(), &send_nmi, &crew::nap)
+    });
+    interrupts::enable();
+    if !comes_to_halt {
         shift.tally.corrupt += 1;
         log::error!("an idle CPU did not come to its halt");
     }
-    interrupts::enable();
     shift.tally.operations += 1;
 }
 
