@@ -63,7 +63,7 @@ pub const FEW: &[Case] = &[
                 "accel=turns",
                 "stress=none",
                 "log=debug",
-                "deadline=10000",
+                "deadline=30000",
                 "timeout=300",
             ],
             &[
@@ -378,7 +378,7 @@ const LONG: &[Case] = &[
                 "accel=turns",
                 SHORT,
                 "seconds=0.3",
-                "deadline=10000",
+                "deadline=30000",
                 "timeout=300",
             ],
             &["roll: 288 of 288 CPUs online", "audit: clean"],
