@@ -22,7 +22,7 @@ const MOST_CPUS: u32 = 288;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The same on Bochs, whose time goes as many times slower than the host's as it has CPUs, or worse.
-const BOCHS_PATIENCE: Duration = Duration::from_secs(600);
+const BOCHS_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// How long the kernel's stress lasts when no `seconds=` says so.
 const DEFAULT_STRESS: Duration = Duration::from_secs(8);
@@ -835,7 +835,7 @@ pub fn parse<A: AsRef<str>>(arguments: &[A]) -> Result<Run, ArgumentError> {
                 stress
                     + match run.emulator {
                         Kind::Qemu => PATIENCE,
-                        Kind::Bochs => BOCHS_PATIENCE,
+                        Kind::Bochs => BOCHS_TIMEOUT,
                     },
             ),
             Build::Bench => Some(BENCH_PATIENCE),

@@ -4,7 +4,6 @@
 //! instructions: the same run again is the same to the instruction. It has what QEMU's translator has not:
 //! x2APIC mode, the TSC deadline, PCID and INVPCID, and MTRRs that mean something.
 
-use std::collections::BTreeMap;
 use std::env;
 use std::fs::{self, File};
 use std::io::ErrorKind;
@@ -12,7 +11,6 @@ use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
-use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result};
 use muster_runner::boot_log;
@@ -20,6 +18,7 @@ use muster_runner::session::Launch;
 use muster_runner::workspace::shown;
 
 use crate::arguments::Run;
+use crate::emulator::Known;
 use crate::limine::NotInstalled;
 
 /// The model of its CPUs if none is named.
@@ -103,14 +102,8 @@ impl Bochs {
     /// [`NotInstalled`] if there is no such program, or it has no firmware or no display that needs no
     /// window; or if the program is not Bochs.
     pub fn find(program: &Path) -> Result<Self> {
-        static ASKED: Mutex<BTreeMap<PathBuf, Bochs>> = Mutex::new(BTreeMap::new());
-        let mut asked = ASKED.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = asked.get(program) {
-            return Ok(known.clone());
-        }
-        let bochs = Self::ask(program)?;
-        asked.insert(program.into(), bochs.clone());
-        Ok(bochs)
+        static KNOWN: Known<Bochs> = Known::new();
+        KNOWN.get(program, Self::ask)
     }
 
     fn ask(program: &Path) -> Result<Self> {
@@ -141,8 +134,9 @@ impl Bochs {
         for name in DISPLAYS {
             let line = format!("display_library: {name}");
             let answer = ask(&["-n", &line, "--help", "features"])?;
-            if display.is_none() && !answer.contains("not available") {
+            if !answer.contains("not available") {
                 display = Some(name);
+                break;
             }
         }
         Ok(Self {

@@ -63,11 +63,11 @@ impl Emulator {
     /// # Errors
     /// If there is no such program, or it does not say that it is QEMU.
     pub fn qemu(program: &Path) -> Result<Self> {
-        static ASKED: Mutex<BTreeMap<PathBuf, Emulator>> = Mutex::new(BTreeMap::new());
-        let mut asked = ASKED.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = asked.get(program) {
-            return Ok(known.clone());
-        }
+        static KNOWN: Known<Emulator> = Known::new();
+        KNOWN.get(program, Self::ask)
+    }
+
+    fn ask(program: &Path) -> Result<Self> {
         let output = Command::new(program)
             .arg("--version")
             .stdin(Stdio::null())
@@ -78,14 +78,12 @@ impl Emulator {
                     program.display()
                 )
             })?;
-        let emulator = Self::read(&String::from_utf8_lossy(&output.stdout)).with_context(|| {
+        Self::read(&String::from_utf8_lossy(&output.stdout)).with_context(|| {
             format!(
                 "{} is not QEMU: `--version` does not report a version of QEMU",
                 program.display()
             )
-        })?;
-        asked.insert(program.into(), emulator.clone());
-        Ok(emulator)
+        })
     }
 
     /// Reads what `--version` prints.
@@ -106,6 +104,30 @@ impl Emulator {
     pub fn major(&self) -> u32 {
         let major = self.version.split('.').next().unwrap_or_default();
         major.parse().unwrap_or(0)
+    }
+}
+
+/// What programs have said of themselves.
+pub struct Known<T>(Mutex<BTreeMap<PathBuf, T>>);
+
+impl<T: Clone> Known<T> {
+    /// Nothing is known yet.
+    pub const fn new() -> Self {
+        Self(Mutex::new(BTreeMap::new()))
+    }
+
+    /// Returns what a program says, which `ask` asks it the first time.
+    ///
+    /// # Errors
+    /// As `ask`.
+    pub fn get(&self, program: &Path, ask: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(said) = known.get(program) {
+            return Ok(said.clone());
+        }
+        let said = ask(program)?;
+        known.insert(program.into(), said.clone());
+        Ok(said)
     }
 }
 

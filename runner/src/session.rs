@@ -572,30 +572,29 @@ mod tests {
 
     /// Runs a shell script in QEMU's place.
     fn fake(script: &str, limit: Duration, interrupt: &Interrupt) -> (Outcome, String) {
-        let folder = tempfile::tempdir().unwrap();
-        let mut log = BootLog::create(folder.path()).unwrap();
         let mut command = Command::new("sh");
         command.args(["-c", script]);
+        watched(Launch::qemu(command), limit, interrupt)
+    }
+
+    /// Runs what stands in the place of an emulator, and returns what was shown, too.
+    fn watched(launch: Launch, limit: Duration, interrupt: &Interrupt) -> (Outcome, String) {
+        let folder = tempfile::tempdir().unwrap();
+        let mut log = BootLog::create(folder.path()).unwrap();
         let symbols = Symbols::of(Path::new("/nonexistent"));
         let mut shown = String::new();
         let mut show = |text: &str| {
             shown += &format!("{text}\n");
             Ok(())
         };
+        let rules = Rules {
+            limit: Some(limit),
+            pause: None,
+        };
         let outcome = run(
-            Launch::qemu(command),
-            Rules {
-                limit: Some(limit),
-                pause: None,
-            },
-            interrupt,
-            &symbols,
-            &mut log,
-            &mut show,
-            None,
-        )
-        .unwrap();
-        (outcome, shown)
+            launch, rules, interrupt, &symbols, &mut log, &mut show, None,
+        );
+        (outcome.unwrap(), shown)
     }
 
     fn verdict(script: &str) -> (Verdict, String) {
@@ -715,22 +714,7 @@ mod tests {
             false => own,
         };
         let launch = Launch::apart("other", command, listener, is_complaint, status);
-        let folder = tempfile::tempdir().unwrap();
-        let mut log = BootLog::create(folder.path()).unwrap();
-        let mut shown = String::new();
-        let mut show = |text: &str| {
-            shown += &format!("{text}\n");
-            Ok(())
-        };
-        let rules = Rules {
-            limit: Some(limit),
-            pause: None,
-        };
-        let (interrupt, symbols) = (Interrupt::default(), Symbols::of(Path::new("/nonexistent")));
-        let outcome = run(
-            launch, rules, &interrupt, &symbols, &mut log, &mut show, None,
-        );
-        (outcome.unwrap(), shown)
+        watched(launch, limit, &Interrupt::default())
     }
 
     #[test]
