@@ -252,14 +252,19 @@ pub fn micros_before_entry() -> u64 {
 
 /// A number of counter ticks in microseconds.
 pub fn to_micros(ticks: u64) -> u64 {
-    let micros = u128::from(ticks) * 1_000_000 / u128::from(HZ.load(Ordering::Relaxed).max(1));
-    u64::try_from(micros).unwrap_or(u64::MAX)
+    to_units(ticks, 1_000_000)
 }
 
 /// A number of counter ticks in nanoseconds.
 pub fn to_nanos(ticks: u64) -> u64 {
-    let nanos = u128::from(ticks) * 1_000_000_000 / u128::from(HZ.load(Ordering::Relaxed).max(1));
-    u64::try_from(nanos).unwrap_or(u64::MAX)
+    to_units(ticks, 1_000_000_000)
+}
+
+/// A number of counter ticks in units of which a second has `per_second`.
+fn to_units(ticks: u64, per_second: u64) -> u64 {
+    let hz = u128::from(HZ.load(Ordering::Relaxed).max(1));
+    let units = u128::from(ticks) * u128::from(per_second) / hz;
+    u64::try_from(units).unwrap_or(u64::MAX)
 }
 
 /// A number of microseconds in counter ticks.

@@ -16,7 +16,7 @@ use crate::call::{self, Targets};
 use crate::clock::{self, Deadline};
 use crate::crew;
 
-/// How often each AP is asked. The first answer is late, as the AP sleeps; of so many, some come at once.
+/// How often each AP is asked. The first answer is late, as the AP sleeps; of the others some come at once.
 const ROUNDS: u64 = 32;
 
 /// How long an AP may take for all of its answers, in milliseconds, and all APs together: a virtual CPU
@@ -85,13 +85,12 @@ pub fn measure() {
 
 /// Asks one AP. `None` if it does not answer in time, or its answers contradict each other.
 fn ask(index: u32) -> Option<Offset> {
-    // Relaxed: who is called sees what was before the call.
+    // Relaxed, both: the call publishes them to the AP.
     QUESTION.store(0, Ordering::Relaxed);
     ANSWER.0.store(0, Ordering::Relaxed);
     let pending = call::begin(Targets::One(index), TIMEOUT, &|_| answer()).ok()?;
     let deadline = Deadline::after_millis(TIMEOUT);
     let mut all = None;
-    let mut is_sound = true;
     for number in 1..=ROUNDS {
         let Some(round) = ask_once(number, deadline) else {
             break;
@@ -101,20 +100,20 @@ fn ask(index: u32) -> Option<Offset> {
             None => offset,
             Some(all) => offset.and_then(|offset| offset.and(all)),
         };
-        is_sound = all.is_some();
-        if !is_sound {
+        if all.is_none() {
             break;
         }
     }
-    // Release is enough, and more than is needed: the AP reads nothing else.
+    // Release, as each question: it comes after the answer to the one before.
     QUESTION.store(OVER, Ordering::Release);
     // If it has not taken the call, it never will; else it is done now.
     let answered = pending.wait();
-    all.filter(|_| is_sound && answered.is_ok())
+    all.filter(|_| answered.is_ok())
 }
 
 fn ask_once(number: u64, deadline: Deadline) -> Option<Round> {
     let asked = stamp();
+    // Release: the question is seen after the stamp was taken.
     QUESTION.store(number, Ordering::Release);
     // Acquire: with the number comes the stamp that was stored before it.
     while ANSWER.0.load(Ordering::Acquire) != number {
@@ -127,6 +126,7 @@ fn ask_once(number: u64, deadline: Deadline) -> Option<Round> {
     let received = stamp();
     Some(Round {
         asked,
+        // Relaxed: the number was acquired.
         answered: ANSWER.1.load(Ordering::Relaxed),
         received,
     })
@@ -141,6 +141,7 @@ fn answer() {
         match QUESTION.load(Ordering::Acquire) {
             OVER => break,
             number if number != last => {
+                // Relaxed: the number that follows releases it.
                 ANSWER.1.store(stamp(), Ordering::Relaxed);
                 ANSWER.0.store(number, Ordering::Release);
                 last = number;
@@ -197,7 +198,7 @@ pub fn tell() {
         let Some(offset) = shared.report.skew().offset() else {
             continue;
         };
-        let distance = clock::to_nanos(offset.least_distance());
+        let distance = clock::to_nanos(offset.min_distance());
         if distance > MAX_DISTANCE {
             let side = if offset.least > 0 {
                 "ahead of"

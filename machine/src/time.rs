@@ -16,7 +16,7 @@ pub const fn mhz(hz: u64) -> u64 {
     hz.saturating_add(500_000) / 1_000_000
 }
 
-/// Returns how far a counter of so many bits, 1 to 32, has come that counts up and wraps.
+/// Returns how far a counter of `bits` bits, 1 to 32, has come that counts up and wraps.
 ///
 /// ```
 /// use muster_machine::time::elapsed;
@@ -142,7 +142,7 @@ impl Offset {
     }
 
     /// Returns how far the two are apart for sure.
-    pub const fn least_distance(self) -> u64 {
+    pub const fn min_distance(self) -> u64 {
         if self.least <= 0 && self.most >= 0 {
             0
         } else if self.least > 0 {
@@ -278,7 +278,7 @@ mod tests {
             let all = all.flatten().unwrap();
             prop_assert!((all.least..=all.most).contains(&offset), "{:?}", all);
             prop_assert!(all.middle().abs_diff(offset) <= all.uncertainty());
-            prop_assert!(all.least_distance() <= offset.unsigned_abs());
+            prop_assert!(all.min_distance() <= offset.unsigned_abs());
             let quickest = ways.iter().map(|(there, back)| u64::from(there + back)).min().unwrap();
             prop_assert!(all.uncertainty() <= quickest.div_ceil(2), "{:?}", all);
         }
@@ -292,7 +292,7 @@ mod tests {
             let offset = Offset::of(Round { asked, answered, received });
             prop_assert!(offset.is_none() || asked <= received);
             if let Some(offset) = offset {
-                let _ = (offset.middle(), offset.uncertainty(), offset.least_distance());
+                let _ = (offset.middle(), offset.uncertainty(), offset.min_distance());
             }
         }
     }
@@ -302,8 +302,8 @@ mod tests {
         let offset = |least, most| Offset { least, most };
         assert_eq!(offset(1, 5).and(offset(3, 9)), Some(offset(3, 5)));
         assert_eq!(offset(1, 5).and(offset(6, 9)), None);
-        assert_eq!(offset(-9, -3).least_distance(), 3);
-        assert_eq!(offset(4, 9).least_distance(), 4);
-        assert_eq!(offset(-4, 9).least_distance(), 0);
+        assert_eq!(offset(-9, -3).min_distance(), 3);
+        assert_eq!(offset(4, 9).min_distance(), 4);
+        assert_eq!(offset(-4, 9).min_distance(), 0);
     }
 }
