@@ -74,26 +74,33 @@ impl Drop for Places {
     }
 }
 
+/// The one CPU of a machine, which nothing interrupts.
+macro_rules! one_cpu {
+    () => {
+        type NoPreempt = ();
+        type InterruptGuard = ();
+
+        fn disable_preemption(&self) {}
+
+        fn disable_interrupts(&self) {}
+
+        fn cpu(&self) -> Option<usize> {
+            Some(0)
+        }
+
+        fn cache(&self) -> &CpuCache {
+            &self.cache
+        }
+
+        fn each_cache(&self, visit: &mut dyn FnMut(&CpuCache)) {
+            visit(&self.cache);
+        }
+    };
+}
+
 // SAFETY: one thread, which nothing interrupts; each frame is given once at a time.
 unsafe impl FramePlatform for Places {
-    type NoPreempt = ();
-    type InterruptGuard = ();
-
-    fn disable_preemption(&self) {}
-
-    fn disable_interrupts(&self) {}
-
-    fn cpu(&self) -> Option<usize> {
-        Some(0)
-    }
-
-    fn cache(&self) -> &CpuCache {
-        &self.cache
-    }
-
-    fn each_cache(&self, visit: &mut dyn FnMut(&CpuCache)) {
-        visit(&self.cache);
-    }
+    one_cpu!();
 
     fn allocate_frames(&self, count: usize, align: usize) -> Option<NonNull<u8>> {
         let mut given = self.given.lock().unwrap();
@@ -190,24 +197,7 @@ struct Scattered {
 // SAFETY: one thread, which nothing interrupts. A frame that is not memory is not used before it is
 // described, which needs another one.
 unsafe impl FramePlatform for Scattered {
-    type NoPreempt = ();
-    type InterruptGuard = ();
-
-    fn disable_preemption(&self) {}
-
-    fn disable_interrupts(&self) {}
-
-    fn cpu(&self) -> Option<usize> {
-        Some(0)
-    }
-
-    fn cache(&self) -> &CpuCache {
-        &self.cache
-    }
-
-    fn each_cache(&self, visit: &mut dyn FnMut(&CpuCache)) {
-        visit(&self.cache);
-    }
+    one_cpu!();
 
     fn allocate_frames(&self, count: usize, align: usize) -> Option<NonNull<u8>> {
         const REGION: usize = 64 << 30;

@@ -593,6 +593,18 @@ fn fill_records(tables: &mut Tables<&Ram>, ram: &Ram, first: u64) -> std::ops::R
     first..full
 }
 
+/// Pages of the region that [`with_full_records`] maps.
+const CODE_PAGES: u64 = 60;
+
+/// Makes tables that map a region of code, and other pages until there is no record left; returns those, too.
+fn with_full_records(ram: &Ram) -> (Tables<&Ram>, Region, std::ops::Range<u64>) {
+    let mut tables = new_tables(ram);
+    let code = region(0, 0, CODE_PAGES, Access::ReadExecute, Cache::WriteBack);
+    map(&mut tables, &code, ram).unwrap();
+    let others = fill_records(&mut tables, ram, CODE_PAGES);
+    (tables, code, others)
+}
+
 /// A page beside the next one's, whose memory is apart from that one's.
 fn apart(number: u64) -> Region {
     Region {
@@ -605,15 +617,10 @@ fn apart(number: u64) -> Region {
 /// of it is unmapped.
 #[test]
 fn memory_whose_record_can_t_be_cut_counts_until_all_of_it_is_unmapped() {
-    const PAGES: u64 = 60;
-
     let ram = Ram::new(1 << 36);
-    let mut tables = new_tables(&ram);
-    let code = region(0, 0, PAGES, Access::ReadExecute, Cache::WriteBack);
-    map(&mut tables, &code, &ram).unwrap();
-    let others = fill_records(&mut tables, &ram, PAGES);
-    let data = region(401, 0, PAGES, Access::ReadWrite, Cache::WriteBack);
-    for number in by_turns(PAGES) {
+    let (mut tables, code, others) = with_full_records(&ram);
+    let data = region(401, 0, CODE_PAGES, Access::ReadWrite, Cache::WriteBack);
+    for number in by_turns(CODE_PAGES) {
         let refused = map(&mut tables, &data, &ram).unwrap_err();
         assert!(matches!(refused.error, TableError::Alias(_)), "{refused}");
         let page = VirtRange::new(code.virt + number * FRAME_SIZE, FRAME_SIZE).unwrap();
@@ -639,19 +646,14 @@ fn memory_whose_record_can_t_be_cut_counts_until_all_of_it_is_unmapped() {
 /// What is refused for memory that is not mapped, says what is, and what to do.
 #[test]
 fn a_refusal_for_a_record_that_can_t_be_cut_names_all_of_it() {
-    const PAGES: u64 = 60;
-
     let ram = Ram::new(1 << 36);
-    let mut tables = new_tables(&ram);
-    let code = region(0, 0, PAGES, Access::ReadExecute, Cache::WriteBack);
-    map(&mut tables, &code, &ram).unwrap();
-    let others = fill_records(&mut tables, &ram, PAGES);
-    for number in by_turns(PAGES).take(PAGES as usize - 1) {
+    let (mut tables, code, others) = with_full_records(&ram);
+    for number in by_turns(CODE_PAGES).take(CODE_PAGES as usize - 1) {
         let page = VirtRange::new(code.virt + number * FRAME_SIZE, FRAME_SIZE).unwrap();
         vacate(&mut tables, &ram, page);
     }
     // The last page is mapped; there was no room to record that the one before is not.
-    let before = region(401, PAGES - 2, 1, Access::ReadWrite, Cache::WriteBack);
+    let before = region(401, CODE_PAGES - 2, 1, Access::ReadWrite, Cache::WriteBack);
     let error = map(&mut tables, &before, &ram).unwrap_err();
     let TableError::Alias(alias) = error.error else {
         panic!("{error}");
@@ -675,11 +677,11 @@ fn a_refusal_for_a_record_that_can_t_be_cut_names_all_of_it() {
         ..before
     };
     map(&mut tables, &read, &ram).unwrap();
-    let last = VirtRange::new(code.virt + (PAGES - 1) * FRAME_SIZE, FRAME_SIZE).unwrap();
+    let last = VirtRange::new(code.virt + (CODE_PAGES - 1) * FRAME_SIZE, FRAME_SIZE).unwrap();
     vacate(&mut tables, &ram, last);
     let refused = map(
         &mut tables,
-        &region(402, PAGES - 2, 1, Access::ReadWrite, Cache::WriteBack),
+        &region(402, CODE_PAGES - 2, 1, Access::ReadWrite, Cache::WriteBack),
         &ram,
     );
     assert!(matches!(refused.unwrap_err().error, TableError::Alias(_)));
