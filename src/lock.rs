@@ -123,7 +123,7 @@ pub fn held() -> Option<Level> {
 }
 
 /// Who holds a lock, for those that wait: the CPU's index plus one in the lower half, 0 for a CPU
-/// without an index; in the upper half a number that each change gets anew, so that a CPU that has released
+/// without an index; in the upper half a number that each change increments, so that a CPU that has released
 /// the lock and taken it again is not taken for one that still holds it.
 struct Holder(AtomicU64);
 

@@ -102,7 +102,7 @@ impl Watch {
         state: 0,
     };
 
-    /// Begins anew with each holder: among many that come and go, none is stuck, nor is one that has
+    /// Begins again with each holder: among many that come and go, none is stuck, nor is one that has
     /// released the lock and taken it again.
     const fn see(&mut self, holder: usize) {
         if holder != self.holder {

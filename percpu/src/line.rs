@@ -36,7 +36,7 @@ pub struct Arrival {
 }
 
 impl Line {
-    /// Makes a line for so many CPUs.
+    /// Makes a line for `cpus` CPUs.
     ///
     /// # Panics
     ///
@@ -54,7 +54,7 @@ impl Line {
         }
     }
 
-    /// Makes a line for so many CPUs.
+    /// Makes a line for `cpus` CPUs.
     #[cfg(loom)]
     pub fn new(cpus: usize) -> Self {
         assert!(

@@ -233,7 +233,7 @@ pub fn own_mtrrs() -> Option<Vec<OddRegister, MAX_REGISTERS>> {
 fn set_registers(apic_id: u32) {
     let first = DOOR.registers.load(Ordering::Relaxed) as usize;
     let count = DOOR.register_count.load(Ordering::Relaxed) as usize;
-    // SAFETY: so many are placed there, in the arena for good, and never written again; the door tables
+    // SAFETY: `count` of them are placed there, in the arena for good, and never written again; the door tables
     // have the direct map.
     let registers: &[OddRegister] =
         unsafe { core::slice::from_raw_parts(core::ptr::with_exposed_provenance(first), count) };
