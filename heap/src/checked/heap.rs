@@ -15,11 +15,6 @@ const ATTEMPTS: usize = 16;
 /// How often a second free looks for the first one's note.
 const LOOKS: usize = 1 << 16;
 
-/// How often an allocation that finds nothing looks for memory that another CPU is about to give back.
-/// For microseconds, as it may stand in the way of that CPU, and of all others: in a handler that nothing
-/// masks, on top of code that holds a lock of the wrapped heap.
-const MAX_RELEASE_LOOKS: usize = 1 << 8;
-
 /// A heap that finds what is done wrong with the blocks of another one, and says who did it.
 ///
 /// Around each block it has the wrapped heap give 144 to 159 bytes more: in front, a record of who
@@ -240,7 +235,7 @@ impl<H: GlobalAlloc, P: CheckPlatform> CheckedHeap<H, P> {
 
     /// Gets memory, if there is any, be it in quarantine or on its way from there.
     fn obtain(&self, layout: Layout) -> Option<NonNull<u8>> {
-        let mut looks = MAX_RELEASE_LOOKS;
+        let mut waited = 0;
         for _ in 0..ATTEMPTS {
             let before = self.released.load(Ordering::SeqCst);
             // SAFETY: a guard at least is more than nothing.
@@ -252,13 +247,13 @@ impl<H: GlobalAlloc, P: CheckPlatform> CheckedHeap<H, P> {
             if self.flush() > 0 {
                 continue;
             }
-            // In this order: a release that has ended has said so before. With a bound: it may be that
-            // of the code that this interrupted, or wait for that.
+            // In this order: a release that has ended has said so before.
             while self.releasing.load(Ordering::SeqCst) > 0
                 && self.released.load(Ordering::SeqCst) == before
             {
-                looks = looks.checked_sub(1)?;
-                hint::spin_loop();
+                if !self.platform.wait_for_release(&mut waited) {
+                    return None;
+                }
             }
             if self.released.load(Ordering::SeqCst) == before {
                 return None;

@@ -1,6 +1,11 @@
 //! What the checked heap asks of the kernel around it.
 
+use core::hint;
+
 use super::{Callers, Misuse, Quarantine};
+
+/// How often an allocation looks for memory that another CPU is about to give back: for microseconds.
+const MAX_RELEASE_LOOKS: u64 = 1 << 8;
 
 /// The kernel (or the operating system) around a [`CheckedHeap`](super::CheckedHeap).
 ///
@@ -36,6 +41,20 @@ pub unsafe trait CheckPlatform: Sync {
     /// no quarantine is flushed.
     fn capacity(&self) -> usize {
         usize::MAX
+    }
+
+    /// Waits a moment while another CPU has blocks between its quarantine and the wrapped heap. Called
+    /// again and again by an allocation that finds no memory, with no lock held. It must not use the heap.
+    ///
+    /// `state` is 0 when the allocation waits for the first time, and then what the last call left there.
+    /// `false`: the allocation has waited long enough, and is refused. Unless overridden, that is after
+    /// 2⁸ looks. A longer wait is not for a machine where handlers that nothing masks use the heap: such a
+    /// handler may stand on top of the very code that it waits for, or of code that holds a lock of the
+    /// wrapped heap.
+    fn wait_for_release(&self, state: &mut u64) -> bool {
+        *state += 1;
+        hint::spin_loop();
+        *state < MAX_RELEASE_LOOKS
     }
 
     /// Ends the program, or this thread of it, because of a misuse. No lock is held.

@@ -452,8 +452,8 @@ type Checked = CheckedHeap<Heap, OneQuarantine>;
 struct OneQuarantine(Quarantine);
 
 thread_local! {
-    /// The heap in whose quarantine this CPU looks for memory, and how often it has.
-    static LOOKED: Cell<Option<(&'static Checked, usize)>> = const { Cell::new(None) };
+    /// The heap in which this CPU waits for what another one releases.
+    static WAITS_IN: Cell<Option<&'static Checked>> = const { Cell::new(None) };
 }
 
 // SAFETY: (1) the test frees nothing but blocks; (2) the quarantine is one heap's.
@@ -468,16 +468,18 @@ unsafe impl CheckPlatform for OneQuarantine {
 
     fn each_quarantine(&self, visit: &mut dyn FnMut(&Quarantine)) {
         visit(&self.0);
-        if let Some((heap, looked)) = LOOKED.take() {
-            LOOKED.set(Some((heap, looked + 1)));
-            if looked == 1 {
-                // It has found nothing more: the other CPU goes on.
-                heap.heap().platform().does(DONE);
-            }
-        }
     }
 
     fn may_read(&self, _start: usize, _length: usize) -> bool {
+        true
+    }
+
+    /// Without a bound: the other CPU, which goes on now, may not have a core for long.
+    fn wait_for_release(&self, _state: &mut u64) -> bool {
+        if let Some(heap) = WAITS_IN.get() {
+            heap.heap().platform().does(DONE);
+        }
+        thread::yield_now();
         true
     }
 }
@@ -487,37 +489,34 @@ fn a_block_on_its_way_from_a_quarantine_is_not_out() {
     let [first, second, third] = [600, 500, 590].map(|kib| layout(kib << 10, 8));
     assert!(first.size() < MOST_QUARANTINED && first.size() + second.size() > MOST_QUARANTINED);
     // Room for the first two, and not for the third beside either.
-    let is_found = || {
-        let machine = OneQuarantine(Quarantine::new());
-        let heap = MagazineHeap::new(Pausing::new(282));
-        let heap: &'static Checked = Box::leak(Box::new(CheckedHeap::new(heap, machine)));
-        // SAFETY: nothing is zero bytes; each is freed once, with its layout.
-        unsafe {
-            let blocks = [first, second].map(|layout| (heap.alloc(layout).addr(), layout));
-            let [(first, _), (second, _)] = blocks;
-            assert!(first != 0 && second != 0);
-            let free = |(block, layout): (usize, Layout)| {
-                heap.dealloc(core::ptr::with_exposed_provenance_mut(block), layout);
-            };
-            free(blocks[0]);
-            thread::scope(|scope| {
-                scope.spawn(move || {
-                    CPU.set(0);
-                    PAUSE.set(Pause::Free);
-                    // The first block goes for this one.
-                    heap.dealloc(core::ptr::with_exposed_provenance_mut(second), blocks[1].1);
-                });
-                CPU.set(1);
-                while heap.heap().platform().other() != PAUSED {
-                    thread::yield_now();
-                }
-                LOOKED.set(Some((heap, 0)));
-                let found = heap.alloc(third);
-                heap.heap().platform().does(DONE);
-                LOOKED.set(None);
-                !found.is_null()
-            })
-        }
-    };
-    assert!((0..200).any(|_| is_found()));
+    let machine = OneQuarantine(Quarantine::new());
+    let heap = MagazineHeap::new(Pausing::new(282));
+    let heap: &'static Checked = Box::leak(Box::new(CheckedHeap::new(heap, machine)));
+    let platform = heap.heap().platform();
+    // SAFETY: nothing is zero bytes; each is freed once, with its layout.
+    unsafe {
+        let blocks = [first, second].map(|layout| (heap.alloc(layout).addr(), layout));
+        assert!(blocks.iter().all(|&(block, _)| block != 0));
+        let free = move |(block, layout): (usize, Layout)| {
+            heap.dealloc(core::ptr::with_exposed_provenance_mut(block), layout);
+        };
+        free(blocks[0]);
+        let found = thread::scope(|scope| {
+            scope.spawn(move || {
+                CPU.set(0);
+                PAUSE.set(Pause::Free);
+                // The first block goes for this one.
+                free(blocks[1]);
+            });
+            CPU.set(1);
+            while platform.other() != PAUSED {
+                thread::yield_now();
+            }
+            WAITS_IN.set(Some(heap));
+            let found = heap.alloc(third);
+            platform.does(DONE);
+            found
+        });
+        assert!(!found.is_null());
+    }
 }
