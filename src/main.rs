@@ -89,7 +89,7 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use conquer_once::spin::OnceCell;
-use muster_arguments::{Arguments, Fault, Output, help};
+use muster_arguments::{Arguments, Fault, Output};
 use muster_events::Moment;
 
 use crate::boot::Boot;
@@ -142,12 +142,8 @@ extern "C" fn build() -> ! {
         clock::micros_before_entry() / 1000
     );
     rate.tell();
-    let arguments = Arguments::parse(&boot.command_line).unwrap_or_else(|error| {
-        for line in help() {
-            log::error!("{line}");
-        }
-        refuse(&error)
-    });
+    let arguments = Arguments::parse(&boot.command_line)
+        .unwrap_or_else(|error| refuse(&format_args!("in the command line: {error}")));
     journal::set_serial_level(arguments.log.into());
     addresses::heed(&arguments);
     control::check_pat().unwrap_or_else(|error| refuse(&error));

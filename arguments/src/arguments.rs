@@ -1,9 +1,7 @@
 //! A command line, read.
 
-use core::fmt;
-use core::str::FromStr;
-
-use crate::named::named;
+use crate::form::millis;
+use crate::options::{BENCH, KERNEL, OptionError, OptionInfo};
 use crate::values::{Fault, Heap, LogLevel, Mishap, Output, Reclaim, Step, Workloads};
 
 /// What a run is asked to do.
@@ -68,185 +66,73 @@ impl Default for Arguments {
     }
 }
 
-named! {
-    /// What stands before a word's `=`.
-    pub(crate) enum Key {
-        Stress = "stress",
-        Seconds = "seconds",
-        Seed = "seed",
-        Cpus = "cpus",
-        Deadline = "deadline",
-        Heap = "heap",
-        Reclaim = "reclaim",
-        Log = "log",
-        Output = "output",
-        ShowAddresses = "show-addresses",
-        Fault = "fault",
-        Monitor = "monitor",
-        Die = Mishap::Die.name(),
-        Fall = Mishap::Fall.name(),
-        Late = Mishap::Late.name(),
-        FramesFail = "frames-fail",
-        Nmis = "nmis",
-    }
-}
-
-/// The keys of the benchmarks' words, for a kernel without them.
-#[cfg(any(test, not(feature = "bench")))]
-const BENCH_KEYS: [&str; 7] = [
-    "bench",
-    "allocators",
-    "on",
-    "rounds",
-    "time",
-    "measure",
-    "format",
-];
-
-/// A word that the kernel does not understand.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ArgumentError<'a> {
-    /// The key is not known, or the word has no `=`.
-    Unknown(&'a str),
-    /// The key is known, the value is not of its form.
-    Value {
-        /// The key.
-        key: &'a str,
-        /// The value as given.
-        value: &'a str,
-    },
-    /// A word of the benchmarks', which this kernel is built without.
-    #[cfg(not(feature = "bench"))]
-    NoBench(&'a str),
-}
-
-impl fmt::Display for ArgumentError<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unknown(word) => write!(f, "unknown word `{word}` on the command line"),
-            Self::Value { key, value } => write!(f, "`{value}` is no value for `{key}`"),
-            #[cfg(not(feature = "bench"))]
-            Self::NoBench(key) => write!(
-                f,
-                "`{key}` is for a kernel with the benchmarks in it, and this one is without: \
-                 build it with `--features bench`, as `just bench` does"
-            ),
-        }
-    }
-}
-
-impl core::error::Error for ArgumentError<'_> {}
-
 impl Arguments {
-    /// Reads a command line. Of a key given twice the last one counts.
+    /// Reads a command line. Of an option given twice the last one counts.
     ///
     /// # Errors
     ///
-    /// The first word that is not understood.
-    pub fn parse(line: &str) -> Result<Self, ArgumentError<'_>> {
+    /// [`OptionError`], of the first word that is not understood.
+    pub fn parse(line: &str) -> Result<Self, OptionError<'_>> {
         let mut arguments = Self::default();
         for word in line.split_ascii_whitespace() {
-            let (key, value) = word.split_once('=').ok_or(ArgumentError::Unknown(word))?;
-            match Key::parse(key) {
-                Some(known) => arguments
-                    .take(known, value)
-                    .ok_or(ArgumentError::Value { key, value })?,
-                None => arguments.take_bench(word, key, value)?,
-            }
+            let (option, value) = find(word)?;
+            arguments
+                .take(option.name, value)
+                .ok_or(OptionError::Value { option, value })?;
         }
         Ok(arguments)
     }
 
-    fn take(&mut self, key: Key, value: &str) -> Option<()> {
-        match key {
-            Key::Stress => self.stress = Workloads::parse(value)?,
-            Key::Seconds => self.stress_millis = millis(value)?,
-            Key::Seed => self.seed = number(value)?,
-            Key::Cpus => self.cpus = number(value).filter(|&cpus| cpus > 0)?,
-            Key::Deadline => {
-                self.deadline_millis = number(value).filter(|&millis| millis <= LONGEST)?;
-            }
-            Key::Heap => self.heap = Heap::parse(value)?,
-            Key::Reclaim => self.reclaim = Reclaim::parse(value)?,
-            Key::Log => self.log = LogLevel::parse(value)?,
-            Key::Output => self.output = Output::parse(value)?,
-            Key::ShowAddresses => self.show_addresses = yes_or_no(value)?,
-            Key::Fault => self.fault = Some(Fault::parse(value)?),
-            Key::Monitor => self.monitor = yes_or_no(value)?,
-            Key::Die => self.mishap = Some((Mishap::Die, Step::parse(value)?)),
-            Key::Fall => self.mishap = Some((Mishap::Fall, Step::parse(value)?)),
-            Key::Late => self.mishap = Some((Mishap::Late, Step::parse(value)?)),
-            Key::FramesFail => {
-                self.frames_fail = Some(number(value).filter(|&request| request > 0)?);
-            }
-            Key::Nmis => self.nmis = yes_or_no(value)?,
+    fn take(&mut self, name: &str, value: &str) -> Option<()> {
+        match name {
+            "stress" => self.stress = Workloads::parse(value)?,
+            "seconds" => self.stress_millis = millis(value)?,
+            "seed" => self.seed = value.parse().ok()?,
+            "cpus" => self.cpus = value.parse().ok()?,
+            "deadline" => self.deadline_millis = value.parse().ok()?,
+            "heap" => self.heap = Heap::parse(value)?,
+            "reclaim" => self.reclaim = Reclaim::parse(value)?,
+            "log" => self.log = LogLevel::parse(value)?,
+            "output" => self.output = Output::parse(value)?,
+            "show-addresses" => self.show_addresses = value == "yes",
+            "fault" => self.fault = Some(Fault::parse(value)?),
+            "monitor" => self.monitor = value == "yes",
+            "frames-fail" => self.frames_fail = Some(value.parse().ok()?),
+            "nmis" => self.nmis = value == "yes",
+            _ => match Mishap::parse(name) {
+                Some(mishap) => self.mishap = Some((mishap, Step::parse(value)?)),
+                None => self.take_bench(name, value)?,
+            },
         }
         Some(())
     }
 
-    /// Takes note of a word that can only be the benchmarks'.
     #[cfg(feature = "bench")]
-    fn take_bench<'a>(
-        &mut self,
-        word: &'a str,
-        key: &'a str,
-        value: &'a str,
-    ) -> Result<(), ArgumentError<'a>> {
-        let mut options = self.bench.take().unwrap_or_default();
-        options.take(key, value).map_err(|error| match error {
-            muster_bench::WordError::Unknown => ArgumentError::Unknown(word),
-            muster_bench::WordError::Value => ArgumentError::Value { key, value },
-        })?;
-        self.bench = Some(options);
-        Ok(())
+    fn take_bench(&mut self, name: &str, value: &str) -> Option<()> {
+        let options = self.bench.get_or_insert_default();
+        options.take(name, value)
     }
 
-    /// Tells a word that could be the benchmarks' from any other.
     #[cfg(not(feature = "bench"))]
-    fn take_bench<'a>(
-        &self,
-        word: &'a str,
-        key: &'a str,
-        _value: &str,
-    ) -> Result<(), ArgumentError<'a>> {
-        Err(if BENCH_KEYS.contains(&key) {
-            ArgumentError::NoBench(key)
-        } else {
-            ArgumentError::Unknown(word)
-        })
+    fn take_bench(&self, _name: &str, _value: &str) -> Option<()> {
+        None
     }
 }
 
-fn yes_or_no(value: &str) -> Option<bool> {
-    match value {
-        "yes" => Some(true),
-        "no" => Some(false),
-        _ => None,
-    }
+#[cfg(feature = "bench")]
+fn find(word: &str) -> Result<(&'static OptionInfo, &str), OptionError<'_>> {
+    OptionInfo::find(word, &[KERNEL, BENCH])
 }
 
-fn number<T: FromStr>(value: &str) -> Option<T> {
-    value.parse().ok()
-}
-
-/// The longest stress, in seconds: a year. The same number of milliseconds is more than any AP
-/// needs to report.
-const LONGEST: u64 = 365 * 24 * 60 * 60;
-
-/// Seconds with up to three decimals, in milliseconds: the kernel has no
-/// floating point. `None`: it is no such number, or more than a year.
-pub fn millis(seconds: &str) -> Option<u64> {
-    let (whole, decimals) = seconds.split_once('.').unwrap_or((seconds, ""));
-    if decimals.len() > 3 || !decimals.bytes().all(|digit| digit.is_ascii_digit()) {
-        return None;
-    }
-    let whole = number(whole).filter(|&whole: &u64| whole <= LONGEST)?;
-    let thousandths = decimals
-        .bytes()
-        .chain(*b"000")
-        .take(3)
-        .fold(0, |sum, digit| sum * 10 + u64::from(digit - b'0'));
-    Some(whole * 1000 + thousandths)
+/// Finds an option of the kernel's, and tells one of the benchmarks' from a slip.
+#[cfg(not(feature = "bench"))]
+fn find(word: &str) -> Result<(&'static OptionInfo, &str), OptionError<'_>> {
+    OptionInfo::find(word, &[KERNEL]).map_err(|error| match error {
+        OptionError::Unknown { name, .. } if BENCH.iter().any(|option| option.name == name) => {
+            OptionError::NoBench(name)
+        }
+        other => other,
+    })
 }
 
 #[cfg(test)]
@@ -283,8 +169,8 @@ mod tests {
             bench: None,
         };
         assert_eq!(Arguments::parse(line), Ok(expected));
-        for key in Key::ALL {
-            assert!(line.contains(&format!("{}=", key.name())));
+        for option in KERNEL {
+            assert!(line.contains(&format!("{}=", option.name)));
         }
     }
 
@@ -318,108 +204,82 @@ mod tests {
     }
 
     #[test]
-    fn seconds_have_up_to_three_decimals() {
-        for (seconds, expected) in [
-            ("0", Some(0)),
-            ("2", Some(2_000)),
-            ("2.", Some(2_000)),
-            ("0.5", Some(500)),
-            ("1.25", Some(1_250)),
-            ("1.005", Some(1_005)),
-            ("31536000", Some(31_536_000_000)),
-            ("31536001", None),
-            ("18446744073709551616", None),
-            ("0.0001", None),
-            (".5", None),
-            ("1.-5", None),
-            ("1e3", None),
-            ("-1", None),
-            ("", None),
-        ] {
-            assert_eq!(millis(seconds), expected, "{seconds}");
-        }
-    }
-
-    #[test]
-    fn a_word_that_is_none_is_named() {
+    fn a_word_that_is_no_option_is_named() {
         for word in [
-            "stress",
             "",
             "=",
             "=1",
             "speed=1",
             "Seed=1",
             "fault-panic=1",
+            "stress",
         ] {
             let error = Arguments::parse(word).err();
-            let expected = (!word.is_empty()).then_some(ArgumentError::Unknown(word));
-            assert_eq!(error, expected);
+            assert_eq!(error.is_none(), word.is_empty(), "{word}");
         }
         let error = Arguments::parse("seed=1 speed=2 seed=x").unwrap_err();
         assert_eq!(
             error.to_string(),
-            "unknown word `speed=2` on the command line"
+            "unknown option `speed`, did you mean `seed`?"
         );
+        let error = Arguments::parse("mem=2G").unwrap_err();
+        assert!(error.to_string().starts_with("unknown option `mem`"));
     }
 
     #[test]
-    fn a_value_that_is_none_is_named_with_its_key() {
-        for key in Key::ALL {
-            let values: &[&str] = match key {
-                Key::Stress => &["all,churn", "chrun"],
-                Key::Seconds => &["1e3", "forever"],
-                Key::Seed => &["-1", "0x2a", "18446744073709551616"],
-                Key::Cpus => &["0", "-1"],
-                Key::Deadline => &["31536001", "1.5"],
-                Key::Heap => &["both", "list"],
-                Key::Reclaim => &["maybe"],
-                Key::Log => &["off", "INFO"],
-                Key::Output => &["xml", "JSON"],
-                Key::ShowAddresses => &["1", "true"],
-                Key::Fault => &["panic", "PanicBsp"],
-                Key::Monitor => &["true", "YES"],
-                Key::Die | Key::Fall | Key::Late => &["parked", "Stack"],
-                Key::FramesFail => &["0", "-1"],
-                Key::Nmis => &["maybe", "1"],
+    fn every_option_refuses_what_is_not_of_its_form() {
+        for option in KERNEL {
+            let values: &[&str] = match option.name {
+                "stress" => &["all,churn", "chrun", "churn,"],
+                "seconds" => &["1e3", "forever", "0"],
+                "seed" => &["-1", "0x2a", "18446744073709551616"],
+                "cpus" | "frames-fail" => &["0", "-1"],
+                "deadline" => &["31536001", "1.5"],
+                "heap" => &["both", "list"],
+                "log" => &["off", "INFO"],
+                "output" => &["xml", "JSON"],
+                _ => &["maybe", "1"],
             };
-            for value in values.iter().copied().chain(["", "all=none"]) {
-                let line = format!("{}={value}", key.name());
+            for &value in values.iter().chain(&["", "all=none"]) {
+                let line = format!("{}={value}", option.name);
                 let error = Arguments::parse(&line).unwrap_err();
-                let key = key.name();
-                assert_eq!(error, ArgumentError::Value { key, value });
-                let words = format!("`{value}` is no value for `{key}`");
-                assert_eq!(error.to_string(), words);
+                assert_eq!(error, OptionError::Value { option, value });
             }
         }
     }
 
     #[cfg(not(feature = "bench"))]
     #[test]
-    fn words_of_the_benchmarks_are_told_from_others() {
-        for key in BENCH_KEYS {
-            let line = format!("{key}=1");
+    fn options_of_the_benchmarks_are_told_from_others() {
+        for option in BENCH {
+            let line = format!("{}=1", option.name);
             let error = Arguments::parse(&line).unwrap_err();
-            assert_eq!(error, ArgumentError::NoBench(key));
+            assert_eq!(error, OptionError::NoBench(option.name));
             assert!(error.to_string().contains("just bench"));
         }
     }
 
     #[cfg(feature = "bench")]
     #[test]
-    fn words_of_the_benchmarks_are_handed_on() {
+    fn options_of_the_benchmarks_are_passed_on() {
         assert_eq!(Arguments::parse("seed=1").unwrap().bench, None);
         let arguments = Arguments::parse("rounds=3 seed=2 bench=mixed").unwrap();
         let options = arguments.bench.unwrap();
         assert_eq!((options.rounds, arguments.seed), (3, 2));
         assert_eq!(options.workloads, [muster_bench::Workload::Mixed]);
-        for key in BENCH_KEYS {
-            let line = format!("{key}=");
-            let expected = ArgumentError::Value { key, value: "" };
+        let line = "bench=frames allocators=talc,rlsf on=1,8 rounds=3 time=4294967295 \
+                    measure=instructions format=json";
+        assert!(Arguments::parse(line).is_ok());
+        for option in BENCH {
+            assert!(
+                line.contains(&format!("{}=", option.name)),
+                "{}",
+                option.name
+            );
+            let line = format!("{}=", option.name);
+            let expected = OptionError::Value { option, value: "" };
             assert_eq!(Arguments::parse(&line), Err(expected));
-            assert!(muster_bench::HELP.concat().contains(&line));
         }
-        let keys = muster_bench::HELP.concat().matches('=').count();
-        assert_eq!(keys, BENCH_KEYS.len());
     }
 
     proptest! {
@@ -432,7 +292,7 @@ mod tests {
         }
 
         #[test]
-        fn numbers_are_taken_as_they_are(seed: u64, cpus in 1usize.., millis in 0..=LONGEST) {
+        fn numbers_are_taken_as_they_are(seed: u64, cpus in 1usize.., millis in 1..=31_536_000_u64) {
             let line = format!("seed={seed} cpus={cpus} deadline={millis} seconds={}.{:03}",
                 millis / 1000, millis % 1000);
             let arguments = Arguments::parse(&line).unwrap();

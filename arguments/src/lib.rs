@@ -1,8 +1,8 @@
 //! The kernel's command line: `key=value` words, what they ask for, and how they are called.
 //!
 //! Plain data without the kernel: it matches on what [`Arguments::parse`] gives and does it. Every
-//! name stands in one place, beside its value, so that what is understood, what [`help()`] lists and
-//! what the runner offers can't differ.
+//! option stands in one table, with its form and meaning, and every name beside its value, so that what the
+//! kernel understands, what the runner takes, and what help, monitor and book list can't differ.
 
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
@@ -10,12 +10,16 @@
 extern crate alloc;
 
 mod arguments;
-mod help;
+mod form;
 mod named;
+mod nearest;
+mod options;
 mod values;
 
-pub use arguments::{ArgumentError, Arguments, millis};
-pub use help::help;
+pub use arguments::Arguments;
+pub use form::{Form, bytes, millis};
+pub use nearest::nearest;
+pub use options::{BENCH, KERNEL, LOADER, OptionError, OptionInfo, RUNNER};
 pub use values::{
     Fault, Heap, HeapKind, LogLevel, Mishap, Output, Reclaim, Step, Workload, Workloads,
 };

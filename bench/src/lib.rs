@@ -45,7 +45,7 @@ pub use compare::{FRAME_BASELINE, HEAP_BASELINE, Problem, compare};
 pub use course::{Course, Room, Score};
 pub use histogram::Histogram;
 pub use machine::{Machine, Place};
-pub use options::{Format, HELP, Measure, Options, WordError};
+pub use options::{Format, Measure, Options};
 pub use random::Random;
 pub use workloads::{
     BuddyFrames, Contender, Empty, FrameSource, FrameUser, Kind, MusterFrames, OnFrames, OnHeap,

@@ -1,11 +1,10 @@
-//! The arguments of a run, `[CPUS] [key=value…]`: one table holds every key with
-//! its form, and reads, checks and explains it.
+//! The arguments of a run, `[CPUS] [key=value…]`, read, checked and explained by the table of options.
 
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use muster_arguments::{Fault, Heap, LogLevel, Output, Reclaim, Step, Workload};
+use muster_arguments::{BENCH, Form, KERNEL, LOADER, OptionInfo, Output, RUNNER, bytes, millis};
 use muster_runner::pause::Pause;
 
 use crate::bochs;
@@ -36,10 +35,6 @@ const BENCH_MEMORY: &str = "1G";
 
 /// The word that asks the kernel for its prompt.
 pub const MONITOR: &str = "monitor=yes";
-
-/// The least memory of a machine, in bytes. With less, QEMU's firmware finds no place for itself, and
-/// stands still or resets without a word.
-const MIN_MEMORY: u64 = 2 * 1024 * 1024;
 
 /// What puts the kernel into memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -165,124 +160,70 @@ impl Run {
 
     /// Returns the machine's memory in bytes.
     pub fn memory_bytes(&self) -> Option<u64> {
-        size(&self.memory)
+        bytes(&self.memory)
     }
 }
 
-/// Arguments that make no sense. Shown with the list of those that do.
+/// Arguments that make no sense.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ArgumentError {
-    /// No such key.
-    UnknownKey(String),
-    /// A key with a value that is not of its form.
-    BadValue {
-        /// The argument as given.
-        argument: String,
-        /// What the value must look like.
-        form: String,
-    },
+    /// No option, or an option with a value that is not of its form: what [`OptionInfo::find`] says.
+    Option(String),
     /// A number of CPUs that no machine has.
     BadCpus(String),
-    /// Neither a number nor `key=value`.
-    NotUnderstood(String),
-    /// The same key, or the number of CPUs, more than once.
+    /// The same option, or the number of CPUs, more than once.
     Repeated(String),
     /// Two arguments that exclude each other.
     Contradiction(&'static str),
-    /// A key that means nothing on Bochs.
+    /// An option that means nothing on Bochs.
     ForQemu(String),
+}
+
+impl ArgumentError {
+    /// An argument with a value that is not of its form.
+    pub fn bad_value(name: &str, value: &str, form: impl fmt::Display) -> Self {
+        Self::Option(format!(
+            "invalid value `{value}` for `{name}`: must be {form}"
+        ))
+    }
 }
 
 impl fmt::Display for ArgumentError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::UnknownKey(argument) => write!(f, "no such key: {argument}")?,
-            Self::BadValue { argument, form } => write!(f, "{argument}: must be {form}")?,
-            Self::BadCpus(cpus) => write!(f, "{cpus} CPUs: must be 1 to {MOST_CPUS}")?,
-            Self::NotUnderstood(argument) => {
-                write!(f, "{argument}: neither a number of CPUs nor key=value")?;
-            }
-            Self::Repeated(what) => write!(f, "{what} is given twice")?,
-            Self::Contradiction(why) => f.write_str(why)?,
-            Self::ForQemu(name) => write!(f, "{name}= is for QEMU, not for machine=bochs")?,
+            Self::Option(wrong) => f.write_str(wrong),
+            Self::BadCpus(cpus) => write!(f, "{cpus} CPUs: must be 1 to {MOST_CPUS}"),
+            Self::Repeated(what) => write!(f, "{what} is given twice"),
+            Self::Contradiction(why) => f.write_str(why),
+            Self::ForQemu(name) => write!(f, "{name}= is for QEMU, not for machine=bochs"),
         }
-        writeln!(f, "\n")?;
-        f.write_str(&help())
     }
 }
 
 impl std::error::Error for ArgumentError {}
 
-/// Who reads a key, and how the runner takes the ones that are its own.
-#[derive(Clone, Copy)]
-enum Reader {
-    /// The runner; gives `None` for a bad value.
-    Runner(fn(&mut Run, &str) -> Option<()>),
-    /// The kernel: passed on as it is.
-    Kernel,
-    /// The benchmarks: passed on as it is, to a kernel that has them.
-    Bench,
-    /// The loader: passed on as it is.
-    Loader,
-}
-
-/// What a value looks like.
-#[derive(Clone, Copy)]
-enum Form {
-    /// One of these words.
-    OneOf(&'static [&'static str]),
-    /// One or several of these words, or of numbers if there are none.
-    ListOf(&'static [&'static str]),
-    /// A word without a value.
-    Flag,
-    /// `all`, `none`, or one or several of these words.
-    AllNoneOr(&'static [&'static str]),
-    /// A whole number.
-    Number,
-    /// Seconds, with at most three decimals; not 0.
-    Seconds,
-    /// A number and a unit.
-    Size,
-    /// Any text, described.
-    Text(&'static str),
-}
-
-/// One key of the table.
-struct Key {
-    name: &'static str,
-    form: Form,
-    meaning: &'static str,
-    reader: Reader,
-}
-
-impl Key {
-    /// Its name as it is written on the command line.
-    fn written(&self) -> String {
-        match self.form {
-            Form::Flag => self.name.into(),
-            _ => format!("{}=", self.name),
-        }
-    }
-
-    /// Adds its name and meaning, and below them its form.
-    fn explain(&self, text: &mut String) {
-        *text += &format!("  {:<18} {}\n", self.written(), self.meaning);
-        let mut line = String::new();
-        for word in self.form.to_string().split_inclusive([' ', '|']) {
-            if FORM_COLUMN + line.len() + word.trim_end().len() > 80 {
-                *text += &format!("{:FORM_COLUMN$}{}\n", "", line.trim_end());
-                line.clear();
-            }
-            line += word;
-        }
-        *text += &format!("{:FORM_COLUMN$}{}\n", "", line.trim_end());
-    }
-}
-
-/// Where a key's meaning and form begin in the help.
+/// Where an option's meaning and form begin in the help.
 const FORM_COLUMN: usize = 21;
 
-/// Keys that mean nothing on Bochs.
+/// Adds an option's name and meaning to the help, and below them its form.
+fn explain(option: &OptionInfo, text: &mut String) {
+    let name = match option.form {
+        Form::Flag => option.name.into(),
+        _ => format!("{}=", option.name),
+    };
+    *text += &format!("  {name:<18} {}\n", option.meaning);
+    let mut line = String::new();
+    for word in option.form.to_string().split_inclusive([' ', '|']) {
+        if FORM_COLUMN + line.len() + word.trim_end().len() > 80 {
+            *text += &format!("{:FORM_COLUMN$}{}\n", "", line.trim_end());
+            line.clear();
+        }
+        line += word;
+    }
+    *text += &format!("{:FORM_COLUMN$}{}\n", "", line.trim_end());
+}
+
+/// Options that mean nothing on Bochs.
 const FOR_QEMU: [&str; 9] = [
     "accel",
     "firmware",
@@ -295,486 +236,81 @@ const FOR_QEMU: [&str; 9] = [
     "output",
 ];
 
-const FEATURES: &[&str] = &[
-    "hhdm",
-    "memory-map",
-    "mp",
-    "rsdp",
-    "cmdline",
-    "executable-address",
-    "stack-size",
-    "bootloader-info",
-    "paging-mode",
-    "base-revision",
-];
-
-const KEYS: &[Key] = &[
-    runner(
-        "mem",
-        Form::Size,
-        "memory of the machine (512M)",
-        |run, value| {
-            run.memory = value.into();
-            Some(())
-        },
-    ),
-    runner(
-        "machine",
-        Form::OneOf(&["pc", "q35", "microvm", "bochs"]),
-        "machine type of QEMU (q35), or Bochs, by Limine",
-        |run, value| {
-            match Machine::named(value) {
-                Some(machine) => run.machine = machine,
-                None if value == "bochs" => run.emulator = Kind::Bochs,
-                None => return None,
+impl Run {
+    /// Takes an option of the runner's own. `None`: its value is not what the option is about.
+    fn take(&mut self, name: &str, value: &str) -> Option<()> {
+        match name {
+            "mem" => self.memory = value.into(),
+            "machine" if value == "bochs" => self.emulator = Kind::Bochs,
+            "machine" => self.machine = Machine::named(value)?,
+            "cpu" => self.cpu = value.into(),
+            "smp" => self.smp = value.into(),
+            "accel" => self.acceleration = Acceleration::named(value)?,
+            "boot" => {
+                self.boot = match value {
+                    "embedded" => Boot::Embedded,
+                    _ => Boot::Limine,
+                }
             }
-            Some(())
-        },
-    ),
-    runner(
-        "cpu",
-        Form::Text("a model of QEMU's, such as max,-pdpe1gb, or of Bochs', such as ryzen"),
-        "CPU (max; on Bochs corei7_haswell_4770)",
-        |run, value| {
-            run.cpu = value.into();
-            Some(())
-        },
-    ),
-    runner(
-        "smp",
-        Form::Text("QEMU's -smp, such as 8,sockets=2, or Bochs' count, such as 2:4:1"),
-        "topology, for CPUS",
-        |run, value| {
-            run.smp = value.into();
-            Some(())
-        },
-    ),
-    runner(
-        "accel",
-        Form::OneOf(&["auto", "tcg", "kvm", "turns", "icount"]),
-        "acceleration (auto); icount counts instructions",
-        |run, value| {
-            run.acceleration = Acceleration::named(value)?;
-            Some(())
-        },
-    ),
-    runner(
-        "boot",
-        Form::OneOf(&["embedded", "limine"]),
-        "boot path (embedded)",
-        |run, value| {
-            run.boot = match value {
-                "embedded" => Boot::Embedded,
-                "limine" => Boot::Limine,
-                _ => return None,
-            };
-            Some(())
-        },
-    ),
-    runner(
-        "firmware",
-        Form::OneOf(&["bios", "uefi"]),
-        "for boot=limine (bios)",
-        |run, value| {
-            run.firmware = match value {
-                "bios" => Firmware::Bios,
-                "uefi" => Firmware::Uefi,
-                _ => return None,
-            };
-            Some(())
-        },
-    ),
-    runner(
-        "drive",
-        Form::OneOf(&["cd", "usb"]),
-        "for boot=limine (cd)",
-        |run, value| {
-            run.drive = match value {
-                "cd" => Drive::Cd,
-                "usb" => Drive::Usb,
-                _ => return None,
-            };
-            Some(())
-        },
-    ),
-    runner(
-        "resolution",
-        Form::Text("pixels and bits, such as 1920x1080 or 1024x768x24"),
-        "of the screen, for boot=limine",
-        |run, value| {
-            let numbers = value.split('x');
-            let are_numbers = numbers.clone().all(|number| number.parse::<u16>().is_ok());
-            let is_one = are_numbers && (2..=3).contains(&numbers.count());
-            run.resolution = Some(value.into()).filter(|_| is_one);
-            run.resolution.is_some().then_some(())
-        },
-    ),
-    runner(
-        "timeout",
-        Form::Seconds,
-        "a longer run is a hang (60 + seconds=; Bochs: 600 +)",
-        |run, value| {
-            run.time_limit = Some(duration(value)?);
-            Some(())
-        },
-    ),
-    runner(
-        "pause",
-        Form::Text("CPU:SECONDS, whole ones"),
-        "stop a CPU from outside, once the stress runs",
-        |run, value| {
-            run.pause = Some(value.parse().ok()?);
-            Some(())
-        },
-    ),
-    runner(
-        "qemu",
-        Form::Text("a path"),
-        "QEMU (qemu-system-x86_64)",
-        |run, value| {
-            run.qemu = value.into();
-            Some(())
-        },
-    ),
-    runner(
-        "bochs",
-        Form::Text("a path"),
-        "Bochs (bochs), for machine=bochs",
-        |run, value| {
-            run.bochs = value.into();
-            Some(())
-        },
-    ),
-    runner(
-        "events",
-        Form::OneOf(&["file", "-"]),
-        "of output=json: beside the log, or also stdout (file)",
-        |run, value| {
-            run.events = match value {
-                "file" => Events::File,
-                "-" => Events::Stdout,
-                _ => return None,
-            };
-            Some(())
-        },
-    ),
-    runner(
-        "qemu-args",
-        Form::Text("arguments, quoted as in a shell"),
-        "more for QEMU",
-        |run, value| {
-            run.qemu_arguments = shlex::split(value)?;
-            Some(())
-        },
-    ),
-    kernel(
-        "stress",
-        Form::AllNoneOr(Workload::NAMES),
-        "workloads (all)",
-    ),
-    kernel(
-        "seconds",
-        Form::Seconds,
-        "length of all workloads together (8)",
-    ),
-    kernel("seed", Form::Number, "seed of everything random (1)"),
-    kernel("cpus", Form::Number, "use at most so many CPUs"),
-    kernel(
-        "deadline",
-        Form::Number,
-        "milliseconds for all CPUs to report (2000)",
-    ),
-    kernel("log", Form::OneOf(LogLevel::NAMES), "log level (info)"),
-    kernel(
-        "output",
-        Form::OneOf(Output::NAMES),
-        "json: events for programs, too (text)",
-    ),
-    kernel(
-        "show-addresses",
-        Form::OneOf(&["yes", "no"]),
-        "whether the log shows the kernel's (no)",
-    ),
-    kernel(
-        "heap",
-        Form::OneOf(Heap::NAMES),
-        "the heap under stress (magazines)",
-    ),
-    kernel(
-        "reclaim",
-        Form::OneOf(Reclaim::NAMES),
-        "whether loader memory is reclaimed (yes)",
-    ),
-    kernel(
-        "fault",
-        Form::OneOf(Fault::NAMES),
-        "what to do wrong, to see it reported",
-    ),
-    kernel(
-        "monitor",
-        Form::OneOf(&["yes", "no"]),
-        "a prompt on the serial line (no)",
-    ),
-    kernel(
-        "die",
-        Form::OneOf(Step::NAMES),
-        "where on its way up the last AP halts for good",
-    ),
-    kernel(
-        "fall",
-        Form::OneOf(Step::NAMES),
-        "where it takes an exception",
-    ),
-    kernel(
-        "late",
-        Form::OneOf(Step::NAMES),
-        "where it waits until it has been given up",
-    ),
-    kernel(
-        "frames-fail",
-        Form::Number,
-        "the request for frames that is refused, from 1",
-    ),
-    kernel(
-        "nmis",
-        Form::OneOf(&["yes", "no"]),
-        "whether CPUs send each other NMIs under stress (no)",
-    ),
-    bench(
-        "bench",
-        Form::ListOf(&[
-            "all",
-            "heaps",
-            "frames",
-            "churn",
-            "mixed",
-            "larson",
-            "xfree",
-            "sh8bench",
-            "mstress",
-            "cache-scratch",
-            "cache-thrash",
-            "realloc",
-            "large",
-            "frame-pair",
-            "frame-random",
-            "frame-bulk",
-            "frame-repeat",
-            "frame-fragmentation",
-        ]),
-        "workloads (all)",
-    ),
-    bench(
-        "allocators",
-        Form::Text("names, by commas"),
-        "allocators to compare (all)",
-    ),
-    bench(
-        "on",
-        Form::ListOf(&[]),
-        "numbers of CPUs to compare on (1,2,4,8)",
-    ),
-    bench(
-        "rounds",
-        Form::Number,
-        "rounds of which medians are taken (5)",
-    ),
-    bench(
-        "time",
-        Form::Number,
-        "milliseconds of each measurement (100)",
-    ),
-    bench(
-        "measure",
-        Form::OneOf(&["time", "instructions"]),
-        "what is measured (time)",
-    ),
-    bench(
-        "format",
-        Form::OneOf(&["table", "json"]),
-        "of the figures (table)",
-    ),
-    loader(
-        "loader.unstarted",
-        Form::ListOf(&[]),
-        "APIC ids of CPUs never started",
-    ),
-    loader(
-        "loader.silent",
-        Form::ListOf(&[]),
-        "APIC ids of CPUs that never leave the loader",
-    ),
-    loader(
-        "loader.swapped",
-        Form::ListOf(&[]),
-        "APIC ids of two CPUs, each listed under the other's",
-    ),
-    loader(
-        "loader.msr",
-        Form::Text("APICID|all:MSR:VALUE, several by commas"),
-        "registers in which CPUs are odd",
-    ),
-    loader(
-        "loader.deny",
-        Form::ListOf(FEATURES),
-        "features left unanswered",
-    ),
-    loader(
-        "loader.revision",
-        Form::Number,
-        "newest base revision supported",
-    ),
-    loader(
-        "loader.memory-map",
-        Form::OneOf(&["awkward"]),
-        "a memory map in odd pieces",
-    ),
-    loader(
-        "loader.hhdm",
-        Form::OneOf(&["random"]),
-        "the HHDM at a random base",
-    ),
-    loader(
-        "loader.levels",
-        Form::OneOf(&["4", "5"]),
-        "levels of page tables, where the CPU has them",
-    ),
-    loader(
-        "loader.verbose",
-        Form::Flag,
-        "every step of the loader's in the log",
-    ),
-];
-
-const fn runner(
-    name: &'static str,
-    form: Form,
-    meaning: &'static str,
-    take: fn(&mut Run, &str) -> Option<()>,
-) -> Key {
-    Key {
-        name,
-        form,
-        meaning,
-        reader: Reader::Runner(take),
-    }
-}
-
-const fn kernel(name: &'static str, form: Form, meaning: &'static str) -> Key {
-    Key {
-        name,
-        form,
-        meaning,
-        reader: Reader::Kernel,
-    }
-}
-
-const fn bench(name: &'static str, form: Form, meaning: &'static str) -> Key {
-    Key {
-        name,
-        form,
-        meaning,
-        reader: Reader::Bench,
-    }
-}
-
-const fn loader(name: &'static str, form: Form, meaning: &'static str) -> Key {
-    Key {
-        name,
-        form,
-        meaning,
-        reader: Reader::Loader,
-    }
-}
-
-impl Form {
-    fn admits(self, value: &str) -> bool {
-        match self {
-            Self::OneOf(words) => words.contains(&value),
-            Self::ListOf([]) => value.split(',').all(is_number),
-            Self::ListOf(words) => value.split(',').all(|word| words.contains(&word)),
-            Self::AllNoneOr(words) => {
-                ["all", "none"].contains(&value) || Self::ListOf(words).admits(value)
+            "firmware" => {
+                self.firmware = match value {
+                    "bios" => Firmware::Bios,
+                    _ => Firmware::Uefi,
+                }
             }
-            Self::Flag => value.is_empty(),
-            Self::Number => is_number(value),
-            Self::Seconds => duration(value).is_some_and(|duration| !duration.is_zero()),
-            Self::Size => size(value).is_some_and(|bytes| bytes >= MIN_MEMORY),
-            Self::Text(_) => !value.is_empty(),
+            "drive" => {
+                self.drive = match value {
+                    "cd" => Drive::Cd,
+                    _ => Drive::Usb,
+                }
+            }
+            "resolution" => {
+                let numbers = value.split('x');
+                let are_numbers = numbers.clone().all(|number| number.parse::<u16>().is_ok());
+                let is_one = are_numbers && (2..=3).contains(&numbers.count());
+                self.resolution = Some(Some(value.into()).filter(|_| is_one)?);
+            }
+            "timeout" => self.time_limit = Some(Duration::from_millis(millis(value)?)),
+            "pause" => self.pause = Some(value.parse().ok()?),
+            "qemu" => self.qemu = value.into(),
+            "bochs" => self.bochs = value.into(),
+            "events" => {
+                self.events = match value {
+                    "file" => Events::File,
+                    _ => Events::Stdout,
+                }
+            }
+            "qemu-args" => self.qemu_arguments = shlex::split(value)?,
+            _ => return None,
         }
+        Some(())
     }
-}
-
-impl fmt::Display for Form {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::OneOf(words) => f.write_str(&words.join("|")),
-            Self::ListOf([]) => f.write_str("N[,N…]"),
-            Self::ListOf(words) => write!(f, "one or more, by commas, of {}", words.join("|")),
-            Self::AllNoneOr(words) => write!(f, "all|none|{}, several by commas", words.join("|")),
-            Self::Flag => f.write_str("alone, without a value"),
-            Self::Number => f.write_str("a whole number"),
-            Self::Seconds => f.write_str("seconds above 0, such as 30 or 0.125"),
-            Self::Size => f.write_str("2M or more, with its unit, such as 64M or 6G"),
-            Self::Text(what) => f.write_str(what),
-        }
-    }
-}
-
-fn is_number(text: &str) -> bool {
-    is_digits(text) && text.parse::<u64>().is_ok()
 }
 
 fn is_digits(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
 }
 
-/// Returns the bytes that QEMU takes a size for: a number without a unit counts MiB.
-fn size(text: &str) -> Option<u64> {
-    let number = text.trim_end_matches(['K', 'M', 'G', 'T']);
-    let shift = match text.strip_prefix(number)? {
-        "K" => 10,
-        "" | "M" => 20,
-        "G" => 30,
-        "T" => 40,
-        _ => return None,
-    };
-    let number = number.parse::<u64>().ok().filter(|_| is_digits(number))?;
-    number.checked_mul(1 << shift)
-}
-
-/// Seconds as the kernel reads them too.
-fn duration(seconds: &str) -> Option<Duration> {
-    let (whole, decimals) = seconds.split_once('.').unwrap_or((seconds, "0"));
-    let formed = is_digits(whole) && is_digits(decimals) && decimals.len() <= 3;
-    Duration::try_from_secs_f64(seconds.parse().ok().filter(|_| formed)?).ok()
-}
-
-/// Every argument, with its form and meaning, in lines of at most 80 columns.
+/// Every option, with its form and meaning, in lines of at most 80 columns.
 pub fn help() -> String {
     let mut text =
         format!("arguments: [CPUS] [key=value…]\n  CPUS: 1 to {MOST_CPUS} ({DEFAULT_CPUS})\n");
-    let runners = KEYS
-        .iter()
-        .filter(|key| matches!(key.reader, Reader::Runner(_)));
-    let kernels = KEYS
-        .iter()
-        .filter(|key| matches!(key.reader, Reader::Kernel));
-    let benches = KEYS
-        .iter()
-        .filter(|key| matches!(key.reader, Reader::Bench));
-    let loaders = KEYS
-        .iter()
-        .filter(|key| matches!(key.reader, Reader::Loader));
-    text += "of the machine and its run:\n";
-    runners.for_each(|key| key.explain(&mut text));
-    text += "of the kernel:\n";
-    kernels.for_each(|key| key.explain(&mut text));
-    text += "of the benchmarks:\n";
-    benches.for_each(|key| key.explain(&mut text));
-    text += "of the loader, to play a bad one:\n";
-    loaders.for_each(|key| key.explain(&mut text));
+    for (title, options) in [
+        ("of the machine and its run:", RUNNER),
+        ("of the kernel:", KERNEL),
+        ("of the benchmarks:", BENCH),
+        ("of the loader, to play a bad one:", LOADER),
+    ] {
+        text += title;
+        text.push('\n');
+        options.iter().for_each(|option| explain(option, &mut text));
+    }
     text
+}
+
+/// Returns whether an option of this name is in a table.
+fn is_in(table: &[OptionInfo], name: &str) -> bool {
+    table.iter().any(|option| option.name == name)
 }
 
 /// Reads the arguments of a run.
@@ -789,38 +325,28 @@ pub fn parse<A: AsRef<str>>(arguments: &[A]) -> Result<Run, ArgumentError> {
     let mut output_is_json = false;
     for argument in arguments {
         let argument = argument.as_ref();
-        if argument.starts_with(|first: char| first.is_ascii_digit()) {
+        if is_digits(argument) {
             take_cpus(&mut run, argument)?;
             run.arguments.push(argument.into());
             note(&mut seen, "CPUS")?;
             continue;
         }
-        let (name, value) = argument.split_once('=').unwrap_or((argument, ""));
-        let Some(key) = KEYS.iter().find(|key| key.name == name) else {
-            return Err(match argument.contains('=') {
-                true => ArgumentError::UnknownKey(argument.into()),
-                false => ArgumentError::NotUnderstood(argument.into()),
-            });
-        };
-        note(&mut seen, key.name)?;
+        let (option, value) = OptionInfo::find(argument, &[RUNNER, KERNEL, BENCH, LOADER])
+            .map_err(|error| ArgumentError::Option(error.to_string()))?;
+        note(&mut seen, option.name)?;
         run.arguments.push(argument.into());
-        let bad = || ArgumentError::BadValue {
-            argument: argument.into(),
-            form: key.form.to_string(),
-        };
-        let admitted = key.form.admits(value);
-        match key.reader {
-            _ if !admitted => return Err(bad()),
-            Reader::Runner(take) => take(&mut run, value).ok_or_else(bad)?,
-            Reader::Kernel | Reader::Loader => run.words.push(argument.into()),
-            Reader::Bench => {
-                run.build = Build::Bench;
-                run.words.push(argument.into());
-            }
+        if is_in(RUNNER, option.name) {
+            run.take(option.name, value)
+                .ok_or_else(|| ArgumentError::bad_value(option.name, value, option.form))?;
+        } else {
+            run.words.push(argument.into());
         }
-        match key.name {
+        if is_in(BENCH, option.name) {
+            run.build = Build::Bench;
+        }
+        match option.name {
             "timeout" => time_limit_given = true,
-            "seconds" => stress = duration(value).ok_or_else(bad)?,
+            "seconds" => stress = Duration::from_millis(millis(value).unwrap_or_default()),
             "output" => output_is_json = value == Output::Json.name(),
             _ => {}
         }
@@ -887,19 +413,14 @@ pub fn parse<A: AsRef<str>>(arguments: &[A]) -> Result<Run, ArgumentError> {
 }
 
 /// Parts what is asked for of two runs: the arguments of the one under stress, and of the one of the
-/// benchmarks. Those of the machine are for both, as are those that nobody knows, for [`parse`] to name.
+/// benchmarks. Those of the machine are for both, as are unknown ones, for [`parse`] to name.
 pub fn part(arguments: &[String]) -> (Vec<String>, Vec<String>) {
     let mut parts = (Vec::new(), Vec::new());
     for argument in arguments {
         let name = argument
             .split_once('=')
             .map_or(&**argument, |(name, _)| name);
-        let key = KEYS.iter().find(|key| key.name == name);
-        let (is_of_stress, is_of_bench) = match key.map(|key| key.reader) {
-            Some(Reader::Kernel) => (true, false),
-            Some(Reader::Bench) => (false, true),
-            Some(Reader::Runner(_) | Reader::Loader) | None => (true, true),
-        };
+        let (is_of_stress, is_of_bench) = (!is_in(BENCH, name), !is_in(KERNEL, name));
         if is_of_stress {
             parts.0.push(argument.clone());
         }
@@ -920,9 +441,6 @@ pub fn with_defaults(own: &[impl AsRef<str>], words: &[String]) -> Vec<String> {
 }
 
 fn take_cpus(run: &mut Run, argument: &str) -> Result<(), ArgumentError> {
-    if !is_digits(argument) {
-        return Err(ArgumentError::NotUnderstood(argument.into()));
-    }
     match argument.parse() {
         Ok(cpus) if (1..=MOST_CPUS).contains(&cpus) => run.smp = cpus.to_string(),
         _ => return Err(ArgumentError::BadCpus(argument.into())),
@@ -1084,20 +602,20 @@ mod tests {
     #[test]
     fn wrong_arguments_are_told_apart() {
         let error = |arguments: &[&str]| parse(arguments).unwrap_err();
+        let unknown = ArgumentError::Option("unknown option `fast`".into());
+        assert_eq!(error(&["fast"]), unknown);
         assert_eq!(
-            error(&["sterss=all"]),
-            ArgumentError::UnknownKey("sterss=all".into())
+            error(&["sterss=all"]).to_string(),
+            "unknown option `sterss`, did you mean `stress`?"
         );
         assert_eq!(error(&["0"]), ArgumentError::BadCpus("0".into()));
         assert_eq!(
             error(&["99999999999"]),
             ArgumentError::BadCpus("99999999999".into())
         );
-        assert_eq!(
-            error(&["fast"]),
-            ArgumentError::NotUnderstood("fast".into())
-        );
-        assert_eq!(error(&["-8"]), ArgumentError::NotUnderstood("-8".into()));
+        for word in ["-8", "8x", "+8"] {
+            assert!(matches!(error(&[word]), ArgumentError::Option(_)), "{word}");
+        }
         assert_eq!(error(&["8", "4"]), ArgumentError::Repeated("CPUS".into()));
         assert_eq!(
             error(&["mem=1G", "mem=2G"]),
@@ -1129,14 +647,14 @@ mod tests {
             "qemu-args='unclosed",
             "cpu=",
             "pause=3",
-            "mem=1",
+            "mem=512",
             "mem=1M",
             "mem=2047K",
             "mem=2MM",
             "mem=99999999999T",
         ] {
             assert!(
-                matches!(error(&[argument]), ArgumentError::BadValue { .. }),
+                matches!(error(&[argument]), ArgumentError::Option(_)),
                 "{argument}"
             );
         }
@@ -1164,21 +682,31 @@ mod tests {
     #[test]
     fn the_help_lists_every_key_in_80_columns() {
         let help = help();
-        for key in KEYS {
-            assert!(
-                help.contains(&format!("  {} ", key.written())),
-                "{}",
-                key.name
-            );
+        for option in [RUNNER, KERNEL, BENCH, LOADER].concat() {
+            let name = option.name;
+            let begins = |line: &str| line.starts_with(&format!("  {name}"));
+            assert!(help.lines().any(begins), "{name}");
         }
         for line in help.lines() {
             assert!(line.chars().count() <= 80, "{line}");
         }
-        assert!(
-            parse(&["nonsense=1"])
-                .unwrap_err()
-                .to_string()
-                .contains("stress=")
-        );
+    }
+
+    #[test]
+    fn every_option_of_the_runner_is_taken() {
+        for option in RUNNER {
+            let value = match option.name {
+                "resolution" => "1024x768",
+                "timeout" => "1.5",
+                "pause" => "1:5",
+                _ => option.form.names().next().unwrap_or("64M"),
+            };
+            assert_eq!(
+                Run::default().take(option.name, value),
+                Some(()),
+                "{}",
+                option.name
+            );
+        }
     }
 }

@@ -147,10 +147,7 @@ impl Options {
                 of_machine.push(word);
                 continue;
             };
-            let bad = |form: &str| ArgumentError::BadValue {
-                argument: word.clone(),
-                form: form.into(),
-            };
+            let bad = |form: &str| ArgumentError::bad_value(key, value, form);
             let number = |most: u32| {
                 let number = value.parse().ok();
                 number
@@ -617,7 +614,7 @@ mod tests {
             "format=xml",
         ] {
             assert!(
-                matches!(parse(&[words]), Err(ArgumentError::BadValue { .. })),
+                matches!(parse(&[words]), Err(ArgumentError::Option(_))),
                 "{words}"
             );
         }
@@ -639,7 +636,7 @@ mod tests {
         );
         assert_eq!(
             parse(&["instruction"]),
-            Err(ArgumentError::NotUnderstood("instruction".into()))
+            Err(ArgumentError::Option("unknown option `instruction`".into()))
         );
     }
 

@@ -30,16 +30,15 @@ impl Soak {
             rest: Vec::new(),
         };
         for argument in arguments {
-            let number = |value: &str| {
+            let number = |name: &str, value: &str| {
                 let number = value.parse().ok().filter(|&number| number > 0);
-                number.ok_or_else(|| ArgumentError::BadValue {
-                    argument: argument.clone(),
-                    form: "a whole number, and not 0".into(),
+                number.ok_or_else(|| {
+                    ArgumentError::bad_value(name, value, "a whole number, and not 0")
                 })
             };
             match argument.split_once('=') {
-                Some(("minutes", value)) => soak.minutes = number(value)?,
-                Some(("seed", value)) => soak.seed = number(value)?,
+                Some(("minutes", value)) => soak.minutes = number("minutes", value)?,
+                Some(("seed", value)) => soak.seed = number("seed", value)?,
                 _ => soak.rest.push(argument.clone()),
             }
         }

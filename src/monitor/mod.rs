@@ -14,6 +14,8 @@ use alloc::vec::Vec;
 use core::fmt::Write;
 
 use muster_arguments::{Arguments, Fault, Workloads};
+#[cfg(feature = "bench")]
+use muster_arguments::{BENCH, OptionInfo};
 use muster_monitor::{Command, Editor, Event, Line};
 
 use crate::roll::RollCall;
@@ -200,13 +202,12 @@ impl Monitor<'_> {
     fn bench(&self, words: &str) -> Option<Order> {
         let mut options = self.arguments.bench.clone().unwrap_or_default();
         for word in words.split_ascii_whitespace() {
-            let (key, value) = word.split_once('=').unwrap_or((word, ""));
-            if let Err(error) = options.take(key, value) {
-                log::error!("`{word}` is {error}; the words are:");
-                for line in muster_bench::HELP {
-                    log::info!("{line}");
+            match OptionInfo::find(word, &[BENCH]) {
+                Ok((option, value)) => options.take(option.name, value)?,
+                Err(error) => {
+                    log::error!("{error}");
+                    return None;
                 }
-                return None;
             }
         }
         Some(Order::Bench(options))

@@ -13,6 +13,7 @@ use std::fmt;
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
+use muster_arguments::{BENCH, OptionInfo};
 use muster_bench::report::Console;
 use muster_bench::{Course, Measure, Options, Room, Workload, compare};
 
@@ -24,9 +25,6 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("muster-bench-host: {error}");
-            for line in muster_bench::HELP {
-                eprintln!("  {line}");
-            }
             ExitCode::FAILURE
         }
     }
@@ -67,8 +65,10 @@ fn options(words: &[&str]) -> Result<Options, String> {
     options.cpus.retain(|&number| number <= cpus);
     options.rounds = 7;
     for word in words {
-        let (key, value) = word.split_once('=').unwrap_or((word, ""));
-        (options.take(key, value)).map_err(|error| format!("{word}: {error}"))?;
+        let (option, value) =
+            OptionInfo::find(word, &[BENCH]).map_err(|error| error.to_string())?;
+        let taken = options.take(option.name, value);
+        taken.ok_or(format!("{word}: must be {}", option.form))?;
     }
     Ok(options)
 }
