@@ -1,9 +1,10 @@
-//! What the book shows of the kernel's words: parts of the logs of whole-kernel tests. `book-outputs`
-//! writes them anew, and the README's picture with them; the tests see that the kernel still says so, up
-//! to the figures.
+//! What the book shows of the kernel's output: parts of the logs of boot tests, in blocks of code that begin
+//! with ```` ```text,output=NAME ````. `book-outputs` rewrites them, and the README's picture; the boot tests
+//! see that the kernel still says so, up to the figures.
 
 use std::collections::HashSet;
 use std::fs;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -154,9 +155,60 @@ fn cases() -> impl Iterator<Item = &'static Case> {
     CASES.iter().chain(matrix::FEW)
 }
 
-fn path(name: &str) -> PathBuf {
-    let folder = workspace::root().join("docs/src/outputs");
-    folder.join(name).with_extension("txt")
+/// A block of a page that shows an output.
+struct Block {
+    name: String,
+    page: PathBuf,
+    /// Where in the page's text the output stands.
+    range: Range<usize>,
+}
+
+/// Finds the blocks of all pages of the book.
+fn blocks() -> Result<Vec<Block>> {
+    let block = Regex::new(r"(?ms)^```text,output=([a-z-]+)\n(.*?)^```$")?;
+    let mut blocks = Vec::new();
+    let mut folders = vec![workspace::root().join("docs/src")];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).with_context(|| shown(&folder).to_string())? {
+            let page = entry?.path();
+            if page.is_dir() {
+                folders.push(page);
+            } else if page.extension().is_some_and(|extension| extension == "md") {
+                let text = read(&page)?;
+                blocks.extend(block.captures_iter(&text).filter_map(|found| {
+                    Some(Block {
+                        name: found.get(1)?.as_str().into(),
+                        page: page.clone(),
+                        range: found.get(2)?.range(),
+                    })
+                }));
+            }
+        }
+    }
+    Ok(blocks)
+}
+
+/// Returns what the book shows under a name: once or several times.
+fn shown_as(name: &str) -> Result<Vec<String>> {
+    let blocks = blocks()?.into_iter().filter(|block| block.name == name);
+    let texts = blocks.map(|block| Ok(read(&block.page)?[block.range].to_owned()));
+    let texts: Vec<_> = texts.collect::<Result<_>>()?;
+    ensure!(
+        !texts.is_empty(),
+        "no page has a block of code with output={name}"
+    );
+    Ok(texts)
+}
+
+/// Puts a text into each block of this name.
+fn show(name: &str, text: &str, screen: Screen) -> Result<()> {
+    // From the last one, as those before it stay where they are.
+    for block in blocks()?.iter().rev().filter(|block| block.name == name) {
+        let mut page = read(&block.page)?;
+        page.replace_range(block.range.clone(), text);
+        write(&block.page, &page, screen)?;
+    }
+    Ok(())
 }
 
 /// The name of the README's picture among the outputs.
@@ -189,10 +241,10 @@ pub fn command(names: &[String], interrupt: &Interrupt) -> Result<ExitCode> {
     };
     for excerpt in EXCERPTS.iter().filter(|excerpt| is_wanted(excerpt.name)) {
         let part = excerpt.of(&boot_once(excerpt.case)?)?;
-        write(&path(excerpt.name), &part, screen)?;
+        show(excerpt.name, &part, screen)?;
     }
     for (name, make) in OTHERS.iter().filter(|(name, _)| is_wanted(name)) {
-        write(&path(name), &make(interrupt)?, screen)?;
+        show(name, &make(interrupt)?, screen)?;
     }
     if is_wanted(PICTURE) {
         let log = read(&boot_once(picture::CASE)?.join("all.log"))?;
@@ -238,12 +290,14 @@ fn write(path: &Path, text: &str, screen: Screen) -> Result<()> {
 /// If a file can't be read.
 pub fn stale(case: &str, folder: &Path) -> Result<Option<String>> {
     for excerpt in EXCERPTS.iter().filter(|excerpt| excerpt.case == case) {
-        let shows = read(&path(excerpt.name))?;
-        if let Some(line) = missing(&shows, &excerpt.of(folder)?) {
-            return Ok(Some(format!(
-                "the book shows `{line}`: just book-outputs {}",
-                excerpt.name
-            )));
+        let log = excerpt.of(folder)?;
+        for shows in shown_as(excerpt.name)? {
+            if let Some(line) = missing(&shows, &log) {
+                return Ok(Some(format!(
+                    "the book shows `{line}`: just book-outputs {}",
+                    excerpt.name
+                )));
+            }
         }
     }
     if case == picture::CASE {
@@ -321,6 +375,8 @@ fn shape(line: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
@@ -351,7 +407,7 @@ mod tests {
     }
 
     #[test]
-    fn every_output_is_of_a_case_and_has_a_file_and_no_other_is_there() {
+    fn every_output_is_of_a_case_and_in_a_page_and_no_other_is_there() {
         for excerpt in EXCERPTS {
             let case = cases().find(|case| case.name == excerpt.case).unwrap();
             assert_eq!(case.boots().count(), 1, "one boot, one log");
@@ -359,27 +415,21 @@ mod tests {
             Regex::new(excerpt.to).unwrap();
         }
         let names = EXCERPTS.iter().map(|excerpt| excerpt.name);
-        let mut expected: Vec<_> = names
-            .chain(OTHERS.iter().map(|(name, _)| *name))
-            .map(path)
-            .collect();
-        let folder = path("any").parent().unwrap().read_dir().unwrap();
-        let mut found: Vec<_> = folder.map(|entry| entry.unwrap().path()).collect();
-        expected.sort_unstable();
-        found.sort_unstable();
+        let expected: BTreeSet<_> = names.chain(OTHERS.iter().map(|(name, _)| *name)).collect();
+        let blocks = blocks().unwrap();
+        let found: BTreeSet<_> = blocks.iter().map(|block| block.name.as_str()).collect();
         assert_eq!(found, expected);
     }
 
     #[test]
     fn the_live_view_is_as_its_own_tests_have_it() {
-        let shows = fs::read_to_string(path("top")).unwrap();
         let (_, make) = OTHERS.iter().find(|(name, _)| *name == "top").unwrap();
-        assert_eq!(shows, make(&Interrupt::default()).unwrap());
+        let expected = make(&Interrupt::default()).unwrap();
+        assert_eq!(shown_as("top").unwrap(), [expected]);
     }
 
     #[test]
-    fn the_list_of_arguments_is_as_it_is() {
-        let shows = fs::read_to_string(path("arguments")).unwrap();
-        assert_eq!(shows, arguments::help());
+    fn the_list_of_options_is_as_it_is() {
+        assert_eq!(shown_as("arguments").unwrap(), [arguments::help()]);
     }
 }
