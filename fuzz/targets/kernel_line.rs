@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use libfuzzer_sys::{Corpus, fuzz_target};
 use muster_arguments::{
-    ArgumentError, Arguments, Fault, Heap, LogLevel, Mishap, Output, Reclaim, Step, Workload,
+    Arguments, Fault, Heap, LogLevel, Mishap, OptionError, Output, Reclaim, Step, Workload,
 };
 use muster_bench::{Format, Measure};
 use muster_boot::command_line;
@@ -22,8 +22,7 @@ const YEAR: &str = "31536000";
 
 /// The number that a text is, without what stands before its first digit that counts; the texts of
 /// the least and the most are such numbers.
-fn number(text: &str, least: &str, most: &str) -> Option<String> {
-    let digits = text.strip_prefix('+').unwrap_or(text);
+fn number(digits: &str, least: &str, most: &str) -> Option<String> {
     if digits.is_empty() || digits.contains(|c: char| !c.is_ascii_digit()) {
         return None;
     }
@@ -38,12 +37,13 @@ fn number(text: &str, least: &str, most: &str) -> Option<String> {
 
 fn seconds(text: &str) -> Option<String> {
     let (whole, decimals) = match text.find('.') {
+        Some(point) if point + 1 == text.len() => return None,
         Some(point) => (&text[..point], &text[point + 1..]),
         None => (text, ""),
     };
     let is_fine = decimals.len() <= 3 && decimals.chars().all(|c| c.is_ascii_digit());
     let whole = number(whole, "0", YEAR).filter(|_| is_fine)?;
-    Some(format!("{whole}.{decimals:0<3}"))
+    Some(format!("{whole}.{decimals:0<3}")).filter(|seconds| seconds != "0.000")
 }
 
 fn one_of(text: &str, names: &[&str]) -> Option<String> {
@@ -94,6 +94,25 @@ fn benches(text: &str) -> Option<String> {
             let is_known = all.iter().any(|workload| workload.name() == name);
             is_known.then(|| name.to_owned())
         }),
+    }
+}
+
+/// What is wrong with a word.
+#[derive(Clone, Debug, PartialEq)]
+enum Wrong<'a> {
+    Unknown(&'a str),
+    NoValue(&'a str),
+    Value(&'a str, &'a str),
+}
+
+impl<'a> Wrong<'a> {
+    fn of(error: OptionError<'a>) -> Self {
+        match error {
+            OptionError::Unknown { name, .. } => Self::Unknown(name),
+            OptionError::NoValue(option) => Self::NoValue(option.name),
+            OptionError::Value { option, value } => Self::Value(option.name, value),
+            OptionError::NoBench(name) => panic!("{name} is built in"),
+        }
     }
 }
 
@@ -209,14 +228,15 @@ fn bench_words(options: &muster_bench::Options) -> Words {
 }
 
 /// What a line asks for, word by word; the first one that is wrong is the error.
-fn expected(line: &str) -> Result<Words, ArgumentError<'_>> {
+fn expected(line: &str) -> Result<Words, Wrong<'_>> {
     let mut words = words(&Arguments::default());
     let given = line.split([' ', '\t', '\n', '\r', '\x0c']);
     for word in given.filter(|word| !word.is_empty()) {
-        let unknown = ArgumentError::Unknown(word);
-        let equals = word.find('=').ok_or(unknown)?;
-        let (key, value) = (&word[..equals], &word[equals + 1..]);
-        match naive(key, value) {
+        let equals = word.find('=').unwrap_or(word.len());
+        let (key, value) = (&word[..equals], word.get(equals + 1..));
+        match naive(key, value.unwrap_or_default()) {
+            Naive::NoKey => return Err(Wrong::Unknown(key)),
+            _ if value.is_none() => return Err(Wrong::NoValue(key)),
             Naive::Word(key, value) => {
                 if MISHAPS.contains(&key) {
                     words.retain(|key, _| !MISHAPS.contains(key));
@@ -235,8 +255,7 @@ fn expected(line: &str) -> Result<Words, ArgumentError<'_>> {
                 }
                 words.insert(key, value);
             }
-            Naive::NoValue => return Err(ArgumentError::Value { key, value }),
-            Naive::NoKey => return Err(unknown),
+            Naive::NoValue => return Err(Wrong::Value(key, value.unwrap_or_default())),
         }
     }
     Ok(words)
@@ -245,8 +264,11 @@ fn expected(line: &str) -> Result<Words, ArgumentError<'_>> {
 fn check(line: &str) {
     let parsed = Arguments::parse(line);
     assert_eq!(
-        parsed.as_ref().map(words),
-        expected(line).as_ref().map(Words::clone)
+        parsed
+            .as_ref()
+            .map(words)
+            .map_err(|&error| Wrong::of(error)),
+        expected(line)
     );
     match parsed {
         Ok(arguments) => {
