@@ -1608,7 +1608,7 @@ pub const CASES: &[Case] = &[
                 "bench bench=frame-pair rounds=1 time=1",
             ),
             ("frame-pair", "bench bench=chrun"),
-            ("^error: `bench=chrun` is not of its form", "off"),
+            ("^error: invalid value `chrun` for `bench`", "off"),
         ],
         ..passes(
             "monitor-bench",
