@@ -1,42 +1,50 @@
 //! The name that was probably meant.
 
-use alloc::vec::Vec;
+/// The longest name, in bytes, for which one is found. Nothing here allocates: the kernel's prompt answers
+/// by it when memory is out.
+const MAX_LEN: usize = 32;
 
 /// Returns the candidate that a word was probably meant for: that with the fewest letters to insert, delete,
 /// replace or swap with the next one, if these are no more than a third of the word's. The case of a letter
 /// does not count. The first of several.
 pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let most = (word.chars().count() / 3).max(1);
+    let most = (word.len() / 3).max(1);
     candidates
         .into_iter()
-        .map(|candidate| (distance(word, candidate), candidate))
-        .filter(|&(distance, candidate)| distance <= most && distance < candidate.chars().count())
+        .filter_map(|candidate| Some((distance(word, candidate)?, candidate)))
+        .filter(|&(distance, candidate)| distance <= most && distance < candidate.len())
         .min_by_key(|&(distance, _)| distance)
         .map(|(_, candidate)| candidate)
 }
 
 /// Returns how many letters are to be inserted, deleted, replaced or swapped with the next one to make one
-/// word of another, each letter once: the optimal string alignment distance. The well-kept crates for it
-/// need `std`, and the kernel answers by it, too.
-fn distance(one: &str, other: &str) -> usize {
-    let lower =
-        |text: &str| -> Vec<char> { text.chars().map(|c| c.to_ascii_lowercase()).collect() };
-    let (one, other) = (lower(one), lower(other));
-    // Of the first `i` letters of `one` from the first `j` of `other`.
-    let mut rows: Vec<Vec<usize>> = Vec::from([(0..=other.len()).collect()]);
-    for i in 1..=one.len() {
-        let mut row = Vec::from([i]);
-        for j in 1..=other.len() {
-            let replaced = rows[i - 1][j - 1] + usize::from(one[i - 1] != other[j - 1]);
-            let mut least = replaced.min(rows[i - 1][j] + 1).min(row[j - 1] + 1);
-            if i > 1 && j > 1 && one[i - 1] == other[j - 2] && one[i - 2] == other[j - 1] {
-                least = least.min(rows[i - 2][j - 2] + 1);
-            }
-            row.push(least);
-        }
-        rows.push(row);
+/// word of another, each letter once: the optimal string alignment distance. `None`: one of them is too
+/// long. The well-kept crates for it need `std`, or allocate.
+fn distance(one: &str, other: &str) -> Option<usize> {
+    let (one, other) = (one.as_bytes(), other.as_bytes());
+    if one.len() > MAX_LEN || other.len() > MAX_LEN {
+        return None;
     }
-    rows[one.len()][other.len()]
+    let is_same = |i: usize, j: usize| one[i].eq_ignore_ascii_case(&other[j]);
+    // Of the first `i` letters of `one` from the first `j` of `other`, in the row of `i`, of which the last
+    // three are kept.
+    let mut rows = [[0; MAX_LEN + 1]; 3];
+    rows[0] = core::array::from_fn(|j| j);
+    for i in 1..=one.len() {
+        let row = |back: usize| (i - back) % 3;
+        rows[row(0)][0] = i;
+        for j in 1..=other.len() {
+            let replaced = rows[row(1)][j - 1] + usize::from(!is_same(i - 1, j - 1));
+            let mut least = replaced
+                .min(rows[row(1)][j] + 1)
+                .min(rows[row(0)][j - 1] + 1);
+            if i > 1 && j > 1 && is_same(i - 1, j - 2) && is_same(i - 2, j - 1) {
+                least = least.min(rows[row(2)][j - 2] + 1);
+            }
+            rows[row(0)][j] = least;
+        }
+    }
+    Some(rows[one.len() % 3][other.len()])
 }
 
 #[cfg(test)]
@@ -59,7 +67,7 @@ mod tests {
             ("kitten", "sitting", 3),
             ("ca", "abc", 3),
         ] {
-            assert_eq!(distance(one, other), expected, "{one} {other}");
+            assert_eq!(distance(one, other), Some(expected), "{one} {other}");
         }
     }
 
@@ -79,13 +87,16 @@ mod tests {
         ] {
             assert_eq!(nearest(word, NAMES), expected, "{word}");
         }
+        let long = "x".repeat(MAX_LEN + 1);
+        assert_eq!(nearest(&long, [&long[1..]]), None);
+        assert_eq!(nearest(&long[2..], [&long[1..]]), Some(&long[1..]));
     }
 
     proptest! {
         #[test]
         fn a_distance_is_one(one in "[a-c]{0,6}", other in "[a-c]{0,6}") {
-            let here = distance(&one, &other);
-            prop_assert_eq!(here, distance(&other, &one));
+            let here = distance(&one, &other).unwrap();
+            prop_assert_eq!(Some(here), distance(&other, &one));
             prop_assert_eq!(here == 0, one == other);
             prop_assert!(here <= one.len().max(other.len()));
             prop_assert!(here >= one.len().abs_diff(other.len()));
