@@ -14,7 +14,7 @@ fn check_line(line: &str) {
             assert!(matches!(command, Command::Bench(_)) || again == Ok(Some(command)));
         }
         Err(error) => {
-            let (CommandError::Unknown(word)
+            let (CommandError::Unknown { word, .. }
             | CommandError::Value { value: word, .. }
             | CommandError::Surplus { word, .. }) = error
             else {

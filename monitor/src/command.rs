@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use muster_arguments::{Fault, Workloads, millis, named};
+use muster_arguments::{Fault, Workload, Workloads, millis, named, nearest};
 
 named! {
     /// The first word of a command.
@@ -45,6 +45,35 @@ named! {
 }
 
 impl Verb {
+    /// Other words for it, which people know from elsewhere.
+    pub const fn aliases(self) -> &'static [&'static str] {
+        match self {
+            Self::Help => &["?", "h"],
+            Self::Off => &["quit", "exit", "q", "poweroff"],
+            _ => &[],
+        }
+    }
+
+    /// Returns the command that a word stands for, in upper or lower case.
+    pub fn of(word: &str) -> Option<Self> {
+        let is_it = |name: &&str| name.eq_ignore_ascii_case(word);
+        find(Self::ALL, Self::NAMES, word).or_else(|| {
+            let mut verbs = Self::ALL.iter().copied();
+            verbs.find(|verb| verb.aliases().iter().any(is_it))
+        })
+    }
+
+    /// Returns the words that it takes first, in two lists; none, if it takes a number or nothing.
+    pub const fn choices(self) -> [&'static [&'static str]; 2] {
+        match self {
+            Self::Help => [Self::NAMES, &[]],
+            Self::Stress => [Workload::NAMES, &[ALL]],
+            Self::Call => [&[ALL], &[]],
+            Self::Fault => [Fault::NAMES, &[]],
+            _ => [&[], &[]],
+        }
+    }
+
     /// How it is used.
     pub const fn usage(self) -> &'static str {
         match self {
@@ -88,6 +117,7 @@ impl Verb {
             Self::Help => &[
                 "Tab completes commands and what they take; twice, it lists the choices.",
                 "The arrows, Home, End, and Ctrl-A, E, K, U, W edit; up and down recall.",
+                "COMMAND is one of:",
             ],
             Self::Cpus => &[
                 "What it is doing: asleep, at work, or answering a call. The last column is",
@@ -104,7 +134,7 @@ impl Verb {
             Self::Stress => &[
                 "WORKLOADS is all, or some by commas. With SECONDS, all of them together take so",
                 "long, one after the other; without, they take turns until `stop`. The prompt",
-                "stays: see `watch`, `cpus` and `account` meanwhile.",
+                "stays: see `watch`, `cpus` and `account` meanwhile. The workloads are:",
             ],
             Self::Watch => {
                 &["Once a second, for each CPU: operations, interrupts, calls, flushes."]
@@ -113,7 +143,9 @@ impl Verb {
             Self::Shootdown => {
                 &["A page's rights change, on all CPUs; those that sleep are spared."]
             }
-            Self::Fault => &["Not while the others are under stress: `stop` first."],
+            Self::Fault => {
+                &["Not while the others are under stress: `stop` first. KIND is one of:"]
+            }
             Self::Bench => &[
                 "In a kernel with the benchmarks in it: `just monitor rounds=5`. The words are",
                 "bench=, allocators=, on=, rounds=, time=, measure=, format=: `just arguments`.",
@@ -176,11 +208,38 @@ pub enum Command<'a> {
     Off,
 }
 
+/// What is named by one of a list of words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A [`Verb`].
+    Command,
+    /// A [`Workload`], or all.
+    Workload,
+    /// A [`Fault`].
+    Fault,
+}
+
+impl Kind {
+    /// The command that takes it and, in `help`, lists it; and what it is called.
+    const fn words(self) -> (Verb, &'static str) {
+        match self {
+            Self::Command => (Verb::Help, "command"),
+            Self::Workload => (Verb::Stress, "workload"),
+            Self::Fault => (Verb::Fault, "fault"),
+        }
+    }
+}
+
 /// What is wrong with a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CommandError<'a> {
-    /// Its first word is no command.
-    Unknown(&'a str),
+    /// A word is none of its kind.
+    Unknown {
+        /// What it should name.
+        kind: Kind,
+        /// The word as given.
+        word: &'a str,
+    },
     /// A command has less than it needs.
     Missing(Verb),
     /// A word is not what the command takes there.
@@ -204,7 +263,16 @@ pub enum CommandError<'a> {
 impl fmt::Display for CommandError<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Unknown(word) => write!(f, "no such command: `{word}`; `help` lists them"),
+            Self::Unknown { kind, word } => {
+                let (verb, name) = kind.words();
+                write!(f, "unknown {name} `{word}`")?;
+                let mut names = verb.choices().into_iter().flatten().copied();
+                match (nearest(word, &mut names), kind) {
+                    (Some(name), _) => write!(f, ", did you mean `{name}`?"),
+                    (None, Kind::Command) => write!(f, "; `help` lists them"),
+                    (None, _) => write!(f, "; `help {verb}` lists them"),
+                }
+            }
             Self::Missing(verb) => {
                 write!(f, "`{verb}` needs more: {}", verb.usage())
             }
@@ -239,7 +307,8 @@ impl<'a> Command<'a> {
         let Some(first) = words.next() else {
             return Ok(None);
         };
-        let verb = Verb::parse(first).ok_or(CommandError::Unknown(first))?;
+        let unknown = |kind, word| CommandError::Unknown { kind, word };
+        let verb = Verb::of(first).ok_or(unknown(Kind::Command, first))?;
         if verb == Verb::Bench {
             let rest = line.trim_ascii_start().get(first.len()..);
             return Ok(Some(Self::Bench(rest.unwrap_or_default().trim_ascii())));
@@ -251,7 +320,7 @@ impl<'a> Command<'a> {
         };
         let command = match verb {
             Verb::Help => {
-                let about = |word| Verb::parse(word).ok_or(value(word, "a command"));
+                let about = |word| Verb::of(word).ok_or(unknown(Kind::Command, word));
                 Self::Help(words.next().map(about).transpose()?)
             }
             Verb::Cpus => Self::Cpus,
@@ -276,9 +345,7 @@ impl<'a> Command<'a> {
             }
             Verb::Stress => {
                 let word = words.next().ok_or(CommandError::Missing(verb))?;
-                let workloads = Workloads::parse(word).filter(|all| all.iter().next().is_some());
-                let expected = "all, or workloads by commas (Tab lists them)";
-                let workloads = workloads.ok_or(value(word, expected))?;
+                let workloads = workloads(word).map_err(|name| unknown(Kind::Workload, name))?;
                 let seconds = |word| {
                     let millis = millis(word).filter(|&millis| millis > 0);
                     millis.ok_or(value(word, "seconds, such as 30 or 0.5"))
@@ -291,13 +358,14 @@ impl<'a> Command<'a> {
             Verb::Call => {
                 let word = words.next().ok_or(CommandError::Missing(verb))?;
                 let one = || word.parse().ok().map(Whom::One);
-                let whom = if word == ALL { Some(Whom::All) } else { one() };
+                let is_all = word.eq_ignore_ascii_case(ALL);
+                let whom = if is_all { Some(Whom::All) } else { one() };
                 Self::Call(whom.ok_or(value(word, "the number of a CPU, or all"))?)
             }
             Verb::Fault => {
                 let word = words.next().ok_or(CommandError::Missing(verb))?;
-                let expected = "a kind of fault (Tab lists them)";
-                Self::Fault(Fault::parse(word).ok_or(value(word, expected))?)
+                let fault = find(Fault::ALL, Fault::NAMES, word);
+                Self::Fault(fault.ok_or(unknown(Kind::Fault, word))?)
             }
             Verb::Bench => Self::Bench(""),
         };
@@ -308,8 +376,30 @@ impl<'a> Command<'a> {
     }
 }
 
-/// In the place of a CPU's number: every one.
-pub(crate) const ALL: &str = "all";
+/// In the place of a CPU's number, or of a workload: every one.
+const ALL: &str = "all";
+
+/// Returns the value of a name, in upper or lower case.
+fn find<T: Copy>(values: &[T], names: &[&str], word: &str) -> Option<T> {
+    let mut named = values.iter().zip(names);
+    let (value, _) = named.find(|(_, name)| name.eq_ignore_ascii_case(word))?;
+    Some(*value)
+}
+
+/// Reads names of workloads, by commas.
+///
+/// # Errors
+///
+/// The first that is none.
+fn workloads(list: &str) -> Result<Workloads, &str> {
+    list.split(',').try_fold(Workloads::none(), |set, name| {
+        if name.eq_ignore_ascii_case(ALL) {
+            return Ok(Workloads::all().iter().fold(set, Workloads::with));
+        }
+        let workload = find(Workload::ALL, Workload::NAMES, name).ok_or(name)?;
+        Ok(set.with(workload))
+    })
+}
 
 /// A hexadecimal number, with or without its mark.
 fn address(word: &str) -> Option<u64> {
@@ -321,7 +411,6 @@ fn address(word: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use muster_arguments::Workload;
     use proptest::prelude::*;
 
     use super::*;
@@ -371,6 +460,55 @@ mod tests {
     ];
 
     #[test]
+    fn words_that_people_try_are_taken() {
+        for line in ["quit", "exit", "q", "poweroff", " Quit ", "OFF"] {
+            assert_eq!(Command::parse(line), Ok(Some(Command::Off)), "{line}");
+        }
+        for line in ["?", "h", "HELP"] {
+            assert_eq!(Command::parse(line), Ok(Some(Command::Help(None))));
+        }
+        let about_off = Command::Help(Some(Verb::Off));
+        assert_eq!(Command::parse("h exit"), Ok(Some(about_off)));
+        assert_eq!(Command::parse("Cpus"), Ok(Some(Command::Cpus)));
+        let line = "FAULT Panic-AP";
+        assert_eq!(
+            Command::parse(line),
+            Ok(Some(Command::Fault(Fault::PanicAp)))
+        );
+        assert_eq!(
+            Command::parse("Call ALL"),
+            Ok(Some(Command::Call(Whom::All)))
+        );
+    }
+
+    #[test]
+    fn no_two_commands_share_a_word() {
+        for &verb in Verb::ALL {
+            for word in [verb.name()].iter().chain(verb.aliases()) {
+                assert_eq!(Verb::of(word), Some(verb), "{word}");
+                assert_eq!(Verb::of(&word.to_uppercase()), Some(verb), "{word}");
+            }
+        }
+    }
+
+    #[test]
+    fn all_workloads_are_more_than_one_in_any_case() {
+        for (list, expected) in [
+            ("all", Workloads::all()),
+            ("ALL", Workloads::all()),
+            ("soak,All", Workloads::all().with(Workload::Soak)),
+            ("Churn", Workloads::none().with(Workload::Churn)),
+        ] {
+            let line = format!("stress {list}");
+            let expected = Command::Stress {
+                workloads: expected,
+                millis: None,
+            };
+            assert_eq!(Command::parse(&line), Ok(Some(expected)));
+        }
+    }
+
+    #[test]
     fn every_command_is_read() {
         for (line, command) in LINES {
             assert_eq!(Command::parse(line), Ok(Some(*command)), "{line}");
@@ -385,10 +523,16 @@ mod tests {
     #[test]
     fn what_is_wrong_is_told_in_words() {
         for (line, words) in [
-            ("cpu", "no such command: `cpu`; `help` lists them"),
-            ("CPUS", "no such command: `CPUS`; `help` lists them"),
+            ("cpu", "unknown command `cpu`, did you mean `cpus`?"),
+            ("stres", "unknown command `stres`, did you mean `stress`?"),
+            ("STRES", "unknown command `STRES`, did you mean `stress`?"),
+            ("xyzzy", "unknown command `xyzzy`; `help` lists them"),
+            (
+                "help stres",
+                "unknown command `stres`, did you mean `stress`?",
+            ),
+            ("help xyzzy", "unknown command `xyzzy`; `help` lists them"),
             ("cpus 3", "`cpus` is all, and there is `3`"),
-            ("help me", "`help` takes a command, not `me`"),
             ("help map me", "`help [COMMAND]` is all, and there is `me`"),
             ("log", "`log` needs more: log CPU"),
             ("log -1", "`log` takes the number of a CPU, not `-1`"),
@@ -401,8 +545,20 @@ mod tests {
                 "`map` takes a hexadecimal address, not `10000000000000000`",
             ),
             (
-                "stress none",
-                "`stress` takes all, or workloads by commas (Tab lists them), not `none`",
+                "stress mixd",
+                "unknown workload `mixd`, did you mean `mixed`?",
+            ),
+            (
+                "stress mixed,chrun 3",
+                "unknown workload `chrun`, did you mean `churn`?",
+            ),
+            (
+                "stress churn,",
+                "unknown workload ``; `help stress` lists them",
+            ),
+            (
+                "stress xyzzy",
+                "unknown workload `xyzzy`; `help stress` lists them",
             ),
             (
                 "stress mixed 0",
@@ -418,8 +574,12 @@ mod tests {
                 "`call` takes the number of a CPU, or all, not `me`",
             ),
             (
-                "fault panic",
-                "`fault` takes a kind of fault (Tab lists them), not `panic`",
+                "fault panic-pa",
+                "unknown fault `panic-pa`, did you mean `panic-ap`?",
+            ),
+            (
+                "fault xyzzy",
+                "unknown fault `xyzzy`; `help fault` lists them",
             ),
         ] {
             let error = Command::parse(line).unwrap_err();

@@ -1,8 +1,6 @@
 //! Completion: what the word at the cursor may become.
 
-use muster_arguments::{Fault, Workload};
-
-use crate::command::{ALL, Verb};
+use crate::command::Verb;
 
 /// The ways to go on with a line.
 #[derive(Clone, Copy, Debug)]
@@ -15,8 +13,6 @@ pub struct Completion<'a> {
     is_list: bool,
 }
 
-const ALL_ONLY: &[&str] = &[ALL];
-
 impl<'a> Completion<'a> {
     /// Of what stands before the cursor.
     pub fn of(before: &'a str) -> Self {
@@ -26,16 +22,11 @@ impl<'a> Completion<'a> {
         let mut done = done.split_ascii_whitespace();
         let verb = done.next();
         let place = done.count();
-        let (words, is_list): ([&'static [&'static str]; 2], bool) = match verb.map(Verb::parse) {
+        // Other words for a command are taken, and not offered: one is enough to go on with.
+        let (words, is_list) = match verb.map(Verb::of) {
             None => ([Verb::NAMES, &[]], false),
-            Some(Some(Verb::Help)) if place == 0 => ([Verb::NAMES, &[]], false),
-            Some(Some(Verb::Stress)) if place == 0 => match stem.contains(',') {
-                true => ([Workload::NAMES, &[]], true),
-                false => ([Workload::NAMES, ALL_ONLY], true),
-            },
-            Some(Some(Verb::Call)) if place == 0 => ([ALL_ONLY, &[]], false),
-            Some(Some(Verb::Fault)) if place == 0 => ([Fault::NAMES, &[]], false),
-            Some(_) => ([&[], &[]], false),
+            Some(Some(verb)) if place == 0 => (verb.choices(), verb == Verb::Stress),
+            Some(_) => ([&[] as &[_], &[]], false),
         };
         let stem = match is_list {
             true => stem.rsplit(',').next().unwrap_or(stem),
@@ -51,7 +42,10 @@ impl<'a> Completion<'a> {
     /// The words that begin as the one at the cursor.
     pub fn words(self) -> impl Iterator<Item = &'static str> + Clone + use<'a> {
         let words = self.words.into_iter().flatten().copied();
-        words.filter(move |word| word.starts_with(self.stem))
+        words.filter(move |word| {
+            let start = word.get(..self.stem.len());
+            start.is_some_and(|start| start.eq_ignore_ascii_case(self.stem))
+        })
     }
 
     /// What can be added without a choice being made, and what then has to stand between this word
@@ -77,6 +71,8 @@ impl<'a> Completion<'a> {
 
 #[cfg(test)]
 mod tests {
+    use muster_arguments::Fault;
+
     use super::*;
 
     fn words(before: &str) -> Vec<&'static str> {
@@ -99,6 +95,8 @@ mod tests {
         assert_eq!(addition("x"), ("", ""));
         assert_eq!(words("help fra"), ["frames"]);
         assert_eq!(words("help map fra"), [""; 0]);
+        assert_eq!(words("? fra"), ["frames"]);
+        assert_eq!(words("H fra"), ["frames"]);
     }
 
     #[test]
@@ -122,8 +120,16 @@ mod tests {
         assert_eq!(words("stress mixed,s"), ["shootdown", "soak"]);
         assert_eq!(addition("stress mixed,so"), ("ak", ""));
         assert!(words("stress ").contains(&"all"));
-        assert!(!words("stress mixed,").contains(&"all"));
         assert_eq!(words("stress mixed 1"), [""; 0]);
+    }
+
+    #[test]
+    fn upper_case_is_completed_and_other_words_are_not_offered() {
+        assert_eq!(addition("HE"), ("", ""));
+        assert_eq!(words("HE"), ["help", "heap"]);
+        assert_eq!(addition("FRA"), ("mes", " "));
+        assert_eq!(words("q"), [""; 0]);
+        assert_eq!(words("quit "), [""; 0]);
     }
 
     #[test]

@@ -11,6 +11,6 @@ mod completion;
 mod editor;
 mod keys;
 
-pub use command::{Command, CommandError, Verb, Whom};
+pub use command::{Command, CommandError, Kind, Verb, Whom};
 pub use completion::Completion;
 pub use editor::{Editor, Event, LINE, Line, PROMPT};

@@ -1582,7 +1582,15 @@ pub const CASES: &[Case] = &[
     Case {
         types: &[
             ("`help` lists", "cpu"),
-            ("^error: no such command: `cpu`", "log 9"),
+            (
+                "^error: unknown command `cpu`, did you mean `cpus`",
+                "stress mixd",
+            ),
+            (
+                "^error: unknown workload `mixd`, did you mean `mixed`",
+                "help quit",
+            ),
+            ("^Also: quit, exit, q, poweroff$", "LOG 9"),
             (
                 "^error: there is no CPU 9: there are 0 to 1$",
                 "map 800000000000",

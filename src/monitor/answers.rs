@@ -28,8 +28,21 @@ pub fn help(verb: Option<Verb>) {
     match verb {
         Some(verb) => {
             log::info!("{}: {}", verb.usage(), verb.about());
+            if let [first, others @ ..] = verb.aliases() {
+                let mut words = heapless::String::<COLUMNS>::new();
+                // There is room.
+                let _ = write!(words, "Also: {first}");
+                for word in others {
+                    let _ = write!(words, ", {word}");
+                }
+                log::info!("{words}");
+            }
             for line in verb.details() {
                 log::info!("{line}");
+            }
+            let choices = verb.choices().into_iter().flatten().copied();
+            if choices.clone().nth(1).is_some() {
+                list(choices);
             }
         }
         None => {
