@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use muster_monitor::{Command, CommandError, Completion, Editor, Event, PROMPT};
+use muster_monitor::{Command, CommandError, Completion, Editor, Event, PROMPT, QUESTION};
 
 fn check_line(line: &str) {
     match Command::parse(line) {
@@ -49,7 +49,11 @@ fuzz_target!(|bytes: &[u8]| {
                 check_line(&line);
             }
             Event::Abandoned => assert!(drawn.ends_with(PROMPT)),
-            Event::Over => break,
+            // Only after it has asked.
+            Event::Over => {
+                assert!(before.ends_with(QUESTION));
+                break;
+            }
         }
     }
     if let Ok(line) = str::from_utf8(bytes) {

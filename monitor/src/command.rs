@@ -116,7 +116,8 @@ impl Verb {
         match self {
             Self::Help => &[
                 "Tab completes commands and what they take; twice, it lists the choices.",
-                "The arrows, Home, End, and Ctrl-A, E, K, U, W edit; up and down recall.",
+                "The arrows, Home, End, and Ctrl-A, E, K, U, W edit; up and down recall. Ctrl-C",
+                "drops the line; Ctrl-D deletes, or asks whether to end the run if there is none.",
                 "COMMAND is one of:",
             ],
             Self::Cpus => &[

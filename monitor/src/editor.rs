@@ -15,6 +15,10 @@ use crate::keys::{Key, Keys};
 /// What stands before the line.
 pub const PROMPT: &str = "muster> ";
 
+/// What stands in the place of the prompt and the line, once Ctrl-D has been pressed where there is no
+/// line.
+pub const QUESTION: &str = "end the run? y or Ctrl-D ends it, any other key goes on: ";
+
 /// The longest line, in characters.
 pub const LINE: usize = 200;
 
@@ -49,7 +53,7 @@ pub enum Event {
     Done(Line),
     /// The line is abandoned, and a new one begins.
     Abandoned,
-    /// There will be no more lines.
+    /// There will be no more lines: whoever types has been asked, and wants it so.
     Over,
 }
 
@@ -66,6 +70,8 @@ pub struct Editor {
     back: usize,
     /// The new line, while an old one is shown.
     draft: Line,
+    /// Whether the next key answers [`QUESTION`].
+    is_asking: bool,
 }
 
 impl Default for Editor {
@@ -84,6 +90,7 @@ impl Editor {
             history: Deque::new(),
             back: 0,
             draft: Line::new(),
+            is_asking: false,
         }
     }
 
@@ -105,6 +112,12 @@ impl Editor {
     }
 
     fn press(&mut self, key: Key) -> Event {
+        if core::mem::take(&mut self.is_asking) {
+            return match key {
+                Key::EndOrDelete | Key::Character('y' | 'Y') => Event::Over,
+                _ => Event::Changed,
+            };
+        }
         match key {
             Key::Character(character) => self.insert(character),
             Key::Enter => Event::Done(self.finish()),
@@ -132,7 +145,10 @@ impl Editor {
                 self.start_anew();
                 Event::Abandoned
             }
-            Key::EndOrDelete if self.line.is_empty() => Event::Over,
+            Key::EndOrDelete if self.line.is_empty() => {
+                self.is_asking = true;
+                Event::Changed
+            }
             Key::EndOrDelete => self.erase(Some(self.cursor), self.cursor + 1),
             Key::Unknown => Event::Refused,
         }
@@ -232,6 +248,9 @@ impl fmt::Display for Editor {
     /// What draws the line, with the prompt, over what stands in the terminal's line (ECMA-48: EL, and
     /// CUB to bring the cursor back).
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_asking {
+            return write!(f, "\r\x1b[K{QUESTION}");
+        }
         let start = self.cursor.saturating_sub(SHOWN);
         let end = self.line.len().min(start + SHOWN);
         let shown = self.line.get(start..end).unwrap_or_default();
@@ -298,12 +317,41 @@ mod tests {
     }
 
     #[test]
-    fn ctrl_c_abandons_and_ctrl_d_ends() {
+    fn ctrl_c_abandons() {
         let mut editor = Editor::new();
         typed(&mut editor, "cpus");
         assert_eq!(typed(&mut editor, "\x03"), Event::Abandoned);
         assert_eq!(typed(&mut editor, UP), Event::Refused);
-        assert_eq!(typed(&mut editor, "\x04"), Event::Over);
+    }
+
+    #[test]
+    fn ctrl_d_asks_and_ends_if_that_is_meant() {
+        let asked = || {
+            let mut editor = Editor::new();
+            typed(&mut editor, "cpus\r");
+            assert_eq!(typed(&mut editor, "\x04"), Event::Changed);
+            assert_eq!(editor.to_string(), format!("\r\x1b[K{QUESTION}"));
+            editor
+        };
+        for yes in ["y", "Y", "\x04"] {
+            assert_eq!(typed(&mut asked(), yes), Event::Over);
+        }
+        for no in ["n", "\r", "\x03", "\t", "\x1a", "\x7f", UP, DELETE] {
+            let mut editor = asked();
+            assert_eq!(typed(&mut editor, no), Event::Changed, "{no:?}");
+            assert_eq!(editor.to_string(), format!("\r\x1b[K{PROMPT}"));
+            assert_eq!(typed(&mut editor, "\x04"), Event::Changed);
+        }
+    }
+
+    #[test]
+    fn ctrl_d_deletes_where_there_is_a_line() {
+        let mut editor = Editor::new();
+        typed(&mut editor, &format!("ab{HOME}"));
+        assert_eq!(typed(&mut editor, "\x04"), Event::Changed);
+        assert_eq!(editor.to_string(), format!("\r\x1b[K{PROMPT}b\x1b[1D"));
+        typed(&mut editor, "\x1b[C");
+        assert_eq!(typed(&mut editor, "\x04"), Event::Refused);
     }
 
     #[test]
@@ -365,7 +413,7 @@ mod tests {
     fn keys() -> impl Strategy<Value = Vec<u8>> {
         let key = prop_oneof![
             4 => "[a-z ,]{1,6}".prop_map(|text| text.into_bytes()),
-            3 => prop::sample::select(vec![UP, DOWN, LEFT, HOME, DELETE, "\x1b[C", "\t", "\r"])
+            3 => prop::sample::select(vec![UP, DOWN, LEFT, HOME, DELETE, "\x1b[C", "\t", "\r", "\x04"])
                 .prop_map(|key| key.as_bytes().to_vec()),
             1 => prop::collection::vec(any::<u8>(), 1..4),
         ];
@@ -388,7 +436,8 @@ mod tests {
                     Event::Changed | Event::Abandoned | Event::Over => {
                         let text = drawn.trim_start_matches("\r\x1b[K");
                         let text = text.split('\x1b').next().unwrap_or_default();
-                        prop_assert!(text.len() < 80 && text.starts_with(PROMPT));
+                        prop_assert!(text.len() < 80);
+                        prop_assert!(text == QUESTION || text.starts_with(PROMPT));
                     }
                 }
             }

@@ -35,7 +35,7 @@ pub enum Key {
     Redraw,
     /// Never mind the line.
     Cancel,
-    /// No more lines; erase the character under the cursor if there is a line.
+    /// No more lines, if that is meant; erase the character under the cursor if there is a line.
     EndOrDelete,
     /// Nothing that is known here.
     Unknown,

@@ -1592,6 +1592,18 @@ pub const CASES: &[Case] = &[
             ),
             ("^Also: quit, exit, q, poweroff$", "LOG 9"),
             (
+    // Ctrl-D asks, and the run goes on unless that is meant.
+    Case {
+        types: &[
+            ("`help` lists", "\x04ncpus"),
+            ("^  0 +0 +.* at its prompt$", "\x04y"),
+        ],
+        ..passes(
+            "monitor-ctrl-d",
+            &["1", "monitor=yes", "timeout=120"],
+            &["audit: clean"],
+        )
+    },
                 "^error: there is no CPU 9: there are 0 to 1$",
                 "map 800000000000",
             ),

@@ -13,8 +13,8 @@ use rustix::termios::{self, OptionalActions, OutputModes, Termios};
 /// The key that ends the emulator, whatever the kernel does: Ctrl-], as in telnet.
 const QUIT: u8 = 0x1d;
 
-/// What is typed where there is nothing more: the line is over, and there is no other (Ctrl-D).
-const END: &[u8] = b"\n\x04";
+/// What is typed where there is nothing more: the line is over, and so is the run. Ctrl-D would ask.
+const END: &[u8] = b"\noff\n";
 
 /// The terminal, or the pipe or file in its place.
 pub struct Terminal {
