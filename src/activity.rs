@@ -1,8 +1,9 @@
 //! What each CPU is doing, by its own word: for the monitor, and for fault reports.
 
-use core::fmt;
+use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
+use heapless::String;
 use muster_arguments::Workload;
 
 use crate::cpu;
@@ -92,10 +93,14 @@ impl fmt::Display for Doing<'_> {
         } else {
             "at work"
         };
-        f.write_str(own)?;
         match activity.workload() {
-            Some(workload) => write!(f, ", in {}", workload.name()),
-            None => Ok(()),
+            Some(workload) => {
+                // Each of the words is shorter than half of this.
+                let mut words = String::<64>::new();
+                write!(words, "{own}, in {}", workload.name())?;
+                f.pad(&words)
+            }
+            None => f.pad(own),
         }
     }
 }

@@ -331,7 +331,7 @@ const PATIENCE: u64 = 60_000;
 pub fn measure() -> Result<(), String> {
     let others = crew::size() - 1;
     let asleep = time_shootdown().map_err(|error| error.to_string())?;
-    log::info!("a shootdown, {others} others asleep: {asleep}");
+    log::info!("a shootdown, {others} asleep: {asleep}");
     asleep.tell(Measured::ShootdownAsleep, others);
     let awake = OnceCell::uninit();
     let line = StartLine::new(others + 1, PATIENCE);
@@ -344,7 +344,7 @@ pub fn measure() -> Result<(), String> {
     });
     if let Ok(awake) = awake.try_get() {
         let awake = awake.map_err(|error| error.to_string())?;
-        log::info!("a shootdown, {others} others at work: {awake}");
+        log::info!("a shootdown, {others} at work: {awake}");
         awake.tell(Measured::ShootdownAwake, others);
     }
     tlb::compare_ways().map_err(|error| error.to_string())

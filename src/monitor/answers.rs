@@ -70,7 +70,7 @@ pub fn list(words: impl Iterator<Item = &'static str> + Clone) {
 
 /// Each CPU, and what it is doing.
 pub fn cpus() {
-    log::info!("cpu lapic       irqs      calls    answers operations doing");
+    log::info!("cpu lapic     irqs    calls   answers operations doing");
     for (index, shared) in cpu::all() {
         let lapic_id = shared.lapic_id;
         if shared.report.admission() != Outcome::Joined {
@@ -79,7 +79,7 @@ pub fn cpus() {
             continue;
         }
         log::info!(
-            "{index:>3} {lapic_id:>5} {:>10} {:>10} {:>10} {:>10} {}",
+            "{index:>3} {lapic_id:>5} {:>8} {:>8} {:>9} {:>10} {}",
             shared.interrupts.read().sum(),
             shared.calls.sent(),
             shared.calls.served(),
@@ -295,7 +295,7 @@ pub fn watch(is_over: &dyn Fn() -> bool) {
             let _ = write!(up, "\x1b[{}A", watched().count() + 1);
             serial::extend(up.as_bytes());
         }
-        log::info!("a second:  operations       irqs    answers    flushes  doing");
+        log::info!("cpu      ops/s     irqs/s  answers/s  flushes/s  doing");
         for ((index, shared), last) in watched().zip(&last) {
             let mut row = heapless::String::<COLUMNS>::new();
             for (now, last) in counted(shared).into_iter().zip(last) {
@@ -303,7 +303,7 @@ pub fn watch(is_over: &dyn Fn() -> bool) {
                 let did = now.checked_sub(*last).unwrap_or(now);
                 let _ = write!(row, " {:>10}", did.saturating_mul(1_000_000) / micros);
             }
-            log::info!("CPU {index:>3}  {row}  {:<30}", Doing(shared));
+            log::info!("{index:>3}{row}  {:<31}", Doing(shared));
         }
         serial::draw(b"");
         is_drawn = true;
