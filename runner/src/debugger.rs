@@ -16,6 +16,7 @@ use crate::boot_log::BootLog;
 use crate::emulator::{Emulator, Kind};
 use crate::images::{self, Images};
 use crate::machine;
+use crate::requirements;
 use crate::run;
 use crate::screen::Screen;
 use crate::session::{self, Guest, Interrupt, Launch, Rules};
@@ -67,6 +68,7 @@ pub fn command(run: &Run, interrupt: &Interrupt) -> Result<ExitCode> {
         println!("muster: {NoGdb}");
         return wait(run, interrupt);
     }
+    requirements::check(run)?;
     let images = images::build(run.build)?;
     let folder = workspace::boot_log();
     let mut log = BootLog::create(&folder)?;
@@ -93,6 +95,7 @@ pub fn command(run: &Run, interrupt: &Interrupt) -> Result<ExitCode> {
 /// # Errors
 /// If there is nothing to boot, or QEMU does not start.
 pub fn wait(run: &Run, interrupt: &Interrupt) -> Result<ExitCode> {
+    requirements::check(run)?;
     let images = images::build(run.build)?;
     let folder = workspace::boot_log();
     let mut log = BootLog::create(&folder)?;

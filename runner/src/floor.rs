@@ -6,6 +6,7 @@ use anyhow::Result;
 
 use crate::arguments;
 use crate::images;
+use crate::requirements;
 use crate::run;
 use crate::screen::Screen;
 use crate::session::{Interrupt, PASSED};
@@ -42,6 +43,7 @@ pub fn boot(
     show: &mut dyn FnMut(&str) -> std::io::Result<()>,
 ) -> Result<bool> {
     let run = arguments::parse(arguments)?;
+    requirements::check(&run)?;
     let folder = workspace::target().join("floor-log");
     let (outcome, _) = run::boot(
         &run,

@@ -21,6 +21,7 @@ use crate::boot_log::BootLog;
 use crate::figures::{self, Comparison, Figure, Measure, Sitting};
 use crate::images::{self, Images};
 use crate::machine::{self, Acceleration, Machine, Medium};
+use crate::requirements;
 use crate::run;
 use crate::session::{self, Interrupt, Launch, Rules, Verdict};
 use crate::symbols::Symbols;
@@ -297,6 +298,7 @@ fn headline(options: &Options, linux: &Linux) -> String {
 
 /// Boots Linux and Muster in turn.
 fn compare(options: &Options, linux: &Linux, interrupt: &Interrupt) -> Result<Comparison> {
+    requirements::check(&options.run)?;
     let medium = linux.build(options)?;
     let muster = options.muster();
     let images = images::build(muster.build)?;

@@ -70,14 +70,21 @@ impl Acceleration {
         })
     }
 
-    fn qemu_name(self) -> &'static str {
-        let kvm = match self {
+    /// Returns whether it is KVM.
+    pub fn is_kvm(self) -> bool {
+        match self {
             Self::Auto => host_has_kvm(),
-            Self::Tcg => false,
             Self::Kvm => true,
-            Self::Turns | Self::Icount => return "tcg,thread=single",
-        };
-        if kvm { "kvm" } else { "tcg,thread=multi" }
+            Self::Tcg | Self::Turns | Self::Icount => false,
+        }
+    }
+
+    fn qemu_name(self) -> &'static str {
+        match self {
+            Self::Turns | Self::Icount => "tcg,thread=single",
+            _ if self.is_kvm() => "kvm",
+            _ => "tcg,thread=multi",
+        }
     }
 }
 

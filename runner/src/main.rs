@@ -29,6 +29,7 @@ mod on_bochs;
 mod outputs;
 mod picture;
 mod report;
+mod requirements;
 mod run;
 mod screen;
 mod script;
@@ -36,6 +37,7 @@ mod soak;
 mod suite;
 mod terminal;
 mod toolchain;
+mod topology;
 
 use std::env;
 use std::path::PathBuf;
@@ -47,6 +49,7 @@ use muster_runner::{boot_log, events, figures, line, session, symbols, workspace
 use crate::arguments::{ArgumentError, Build, MONITOR};
 use crate::limine::{Limine, NotInstalled};
 use crate::linux::NoLinux;
+use crate::requirements::Unmet;
 use crate::screen::Screen;
 use crate::session::Interrupt;
 use crate::toolchain::NoToolchain;
@@ -115,6 +118,7 @@ fn main() -> ExitCode {
             let is_usage = error.is::<ArgumentError>()
                 || error.is::<NotInstalled>()
                 || error.is::<NoLinux>()
+                || error.is::<Unmet>()
                 || error.is::<NoToolchain>();
             eprintln!("muster: {}", format!("{error:#}").trim_end());
             if is_usage {

@@ -16,6 +16,7 @@ use crate::events;
 use crate::images::{self, Images};
 use crate::limine::{self, BootableFrom, Limine, NotInstalled};
 use crate::machine::{self, Medium};
+use crate::requirements;
 use crate::screen::Screen;
 use crate::session::{self, Interrupt, Launch, Outcome, Rules, Typist, Verdict};
 use crate::symbols::Symbols;
@@ -47,6 +48,7 @@ pub fn code(verdict: Verdict) -> ExitCode {
 /// # Errors
 /// If there is nothing to boot, or the emulator does not start.
 pub fn watch(run: &Run, folder: &Path, interrupt: &Interrupt) -> Result<Verdict> {
+    requirements::check(run)?;
     let screen = Screen::for_run(run);
     let images = images::build(run.build)?;
     let mut terminal = None;
