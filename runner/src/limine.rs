@@ -31,6 +31,9 @@ const FILES: &[(&str, &str)] = &[
     ("BOOTX64.EFI", "EFI/BOOT"),
 ];
 
+/// The first Limine whose protocol has base revision 3, which the kernel asks for.
+const MIN_VERSION: u32 = 9;
+
 /// OVMF as distributions ship it: the code, and the variables that go with it.
 const OVMF: &[(&str, &str)] = &[
     (
@@ -67,6 +70,13 @@ const OVMF_WHOLE: &[&str] = &["/usr/share/ovmf/OVMF.fd", "/usr/share/qemu/OVMF.f
 pub enum NotInstalled {
     /// Limine's files; in the folder of `LIMINE_DIR`, if that is set.
     Limine(Option<PathBuf>),
+    /// Limine, but one that does not boot the kernel.
+    OldLimine {
+        /// Its version.
+        version: String,
+        /// The folder of its files.
+        folder: PathBuf,
+    },
     /// Limine's host tool.
     LimineTool,
     /// UEFI firmware.
@@ -104,6 +114,13 @@ impl fmt::Display for NotInstalled {
                      and name their folder: LIMINE_DIR=FOLDER just run-smp boot=limine",
                 )
             }
+            Self::OldLimine { version, folder } => write!(
+                f,
+                "Limine {version} in {} is too old, and does not boot the kernel: get version \
+                 {MIN_VERSION} or newer from https://limine-bootloader.org (the binary releases), and \
+                 name its folder: LIMINE_DIR=FOLDER",
+                folder.display()
+            ),
             Self::LimineTool => f.write_str(
                 "a USB stick that boots by BIOS needs the limine tool: `make` it in the folder of \
                  Limine's files, or install your distribution's package `limine`",
@@ -141,22 +158,29 @@ impl Limine {
     /// Finds them in the folder of `LIMINE_DIR`, or where packages put them.
     ///
     /// # Errors
-    /// [`NotInstalled::Limine`] if a file is missing.
+    /// [`NotInstalled::Limine`] if a file is missing, [`NotInstalled::OldLimine`] if one is of a version
+    /// that does not boot the kernel.
     pub fn find() -> Result<Self, NotInstalled> {
         match env::var_os("LIMINE_DIR").filter(|folder| !folder.is_empty()) {
-            Some(folder) => {
-                let folder = PathBuf::from(folder);
-                match is_complete(&folder) {
-                    true => Ok(Self { folder }),
-                    false => Err(NotInstalled::Limine(Some(folder))),
-                }
+            Some(folder) => Self::of(folder.into()),
+            None => {
+                let mut folders = FOLDERS.iter().map(PathBuf::from);
+                let folder = folders.find(|folder| is_complete(folder));
+                Self::of(folder.ok_or(NotInstalled::Limine(None))?)
             }
-            None => FOLDERS
-                .iter()
-                .map(PathBuf::from)
-                .find(|folder| is_complete(folder))
-                .map(|folder| Self { folder })
-                .ok_or(NotInstalled::Limine(None)),
+        }
+    }
+
+    /// Takes those in a folder.
+    fn of(folder: PathBuf) -> Result<Self, NotInstalled> {
+        if !is_complete(&folder) {
+            return Err(NotInstalled::Limine(Some(folder)));
+        }
+        let mut files = FILES.iter().map(|(file, _)| folder.join(file));
+        // A file that can't be read is told of when it is copied.
+        match files.find_map(|file| old_version(&fs::read(file).ok()?)) {
+            Some(version) => Err(NotInstalled::OldLimine { version, folder }),
+            None => Ok(Self { folder }),
         }
     }
 
@@ -251,6 +275,21 @@ impl fmt::Display for BootableFrom {
             }
         })
     }
+}
+
+/// Finds, in one of Limine's files, a version that does not boot the kernel.
+fn old_version(file: &[u8]) -> Option<String> {
+    let version = |text| {
+        let version = str::from_utf8(text).ok()?.strip_prefix("Limine ")?;
+        let version = version.split(' ').next()?;
+        let (major, rest) = version.split_once('.')?;
+        // A message may name `Limine 3.x`.
+        rest.split('.').next()?.parse::<u32>().ok()?;
+        Some((major.parse::<u32>().ok()?, version))
+    };
+    // A string of C's ends with a 0.
+    let (major, version) = file.split(|&byte| byte == 0).find_map(version)?;
+    (major < MIN_VERSION).then(|| version.into())
 }
 
 fn is_complete(folder: &Path) -> bool {
@@ -361,6 +400,43 @@ mod tests {
     #[test]
     fn the_configuration_names_the_kernel_on_the_disc() {
         assert!(template().contains("    path: boot():/boot/muster\n"));
+    }
+
+    #[test]
+    fn an_old_limine_is_refused_with_its_version() {
+        let folder = tempfile::tempdir().unwrap();
+        for (file, _) in FILES {
+            fs::write(folder.path().join(file), "").unwrap();
+        }
+        let find = |file: &str, strings: &str| {
+            fs::write(folder.path().join(file), strings).unwrap();
+            Limine::of(folder.path().into()).map(|_| ())
+        };
+        // In the middle of code that is no text.
+        let file = "limine-bios.sys";
+        let in_code = |version| format!("\u{1}\0{version}\0\u{ff}");
+        for (strings, old) in [
+            ("Limine 8.2.0 (ia-32, BIOS)", Some("8.2.0")),
+            ("Limine 8.2.0", Some("8.2.0")),
+            ("Limine 5.20231207.1", Some("5.20231207.1")),
+            ("Limine 9.6.7", None),
+            ("Limine 10.8.0 (x86-64, UEFI)", None),
+            ("Limine 3.x\0Limine 9.0.0-beta", None),
+            ("Limine does not", None),
+            ("", None),
+        ] {
+            let error = find(file, &in_code(strings)).err();
+            let expected = old.map(|version| NotInstalled::OldLimine {
+                version: version.into(),
+                folder: folder.path().into(),
+            });
+            assert_eq!(error, expected, "{strings}");
+        }
+        // For UEFI alone.
+        let error = find("BOOTX64.EFI", &in_code("Limine 7.13.3")).unwrap_err();
+        let told = error.to_string();
+        assert!(told.starts_with("Limine 7.13.3 in /"), "{told}");
+        assert_eq!(told.lines().count(), 1);
     }
 
     #[test]

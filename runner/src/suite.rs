@@ -292,6 +292,7 @@ fn examine(case: &Case, emulators: &[String], builds: &Builds, interrupt: &Inter
                     Some(NotInstalled::Limine(_)) => {
                         Report::Skipped("no Limine files (LIMINE_DIR)".into())
                     }
+                    Some(old @ NotInstalled::OldLimine { .. }) => Report::Skipped(old.to_string()),
                     Some(NotInstalled::LimineTool) => Report::Skipped("no limine tool".into()),
                     Some(NotInstalled::Ovmf) => Report::Skipped("no UEFI firmware (ovmf)".into()),
                     Some(NotInstalled::Bochs(_)) => Report::Skipped("no Bochs (bochs)".into()),
