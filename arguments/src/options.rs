@@ -122,9 +122,10 @@ const YES_OR_NO: Form = Form::OneOf(&["yes", "no"]);
 /// A number that is not 0.
 const COUNT: Form = Form::Number(1, u64::MAX);
 
-/// The least memory of a machine, in bytes. With less, QEMU's firmware finds no place for itself, and
-/// stands still or resets without a word.
-const MIN_MEMORY: u64 = 2 << 20;
+/// The least memory of a machine, in bytes. With less than 2 MiB QEMU's firmware finds no place for itself,
+/// and with 2 MiB QEMU puts the kernel's file where the loader is: both end without a word. From 3 MiB on
+/// the loader says that memory is too little, if it is.
+const MIN_MEMORY: u64 = 3 << 20;
 
 /// The longest deadline, in milliseconds: more than any AP needs to report.
 const MAX_DEADLINE: u64 = 365 * 24 * 60 * 60;

@@ -649,7 +649,8 @@ mod tests {
             "pause=3",
             "mem=512",
             "mem=1M",
-            "mem=2047K",
+            "mem=2048K",
+            "mem=3071K",
             "mem=2MM",
             "mem=99999999999T",
         ] {
