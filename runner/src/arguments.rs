@@ -8,6 +8,7 @@ use muster_arguments::{BENCH, Form, KERNEL, LOADER, OptionInfo, Output, RUNNER, 
 use muster_runner::pause::Pause;
 
 use crate::bochs;
+use crate::contradictions::{self, Asked};
 use crate::emulator::Kind;
 use crate::machine::{Acceleration, Machine};
 
@@ -173,8 +174,8 @@ pub enum ArgumentError {
     BadCpus(String),
     /// The same option, or the number of CPUs, more than once.
     Repeated(String),
-    /// Two arguments that exclude each other.
-    Contradiction(&'static str),
+    /// Arguments that exclude each other.
+    Contradiction(String),
     /// An option that means nothing on Bochs.
     ForQemu(String),
 }
@@ -319,7 +320,7 @@ fn is_in(table: &[OptionInfo], name: &str) -> bool {
 /// [`ArgumentError`] for the first argument that makes no sense.
 pub fn parse<A: AsRef<str>>(arguments: &[A]) -> Result<Run, ArgumentError> {
     let mut run = Run::default();
-    let mut seen: Vec<&str> = Vec::new();
+    let mut given: Vec<(&str, &str)> = Vec::new();
     let mut time_limit_given = false;
     let mut stress = DEFAULT_STRESS;
     let mut output_is_json = false;
@@ -328,12 +329,12 @@ pub fn parse<A: AsRef<str>>(arguments: &[A]) -> Result<Run, ArgumentError> {
         if is_digits(argument) {
             take_cpus(&mut run, argument)?;
             run.arguments.push(argument.into());
-            note(&mut seen, "CPUS")?;
+            note(&mut given, "CPUS", argument)?;
             continue;
         }
         let (option, value) = OptionInfo::find(argument, &[RUNNER, KERNEL, BENCH, LOADER])
             .map_err(|error| ArgumentError::Option(error.to_string()))?;
-        note(&mut seen, option.name)?;
+        note(&mut given, option.name, value)?;
         run.arguments.push(argument.into());
         if is_in(RUNNER, option.name) {
             run.take(option.name, value)
@@ -351,6 +352,7 @@ pub fn parse<A: AsRef<str>>(arguments: &[A]) -> Result<Run, ArgumentError> {
             _ => {}
         }
     }
+    let seen: Vec<_> = given.iter().map(|&(name, _)| name).collect();
     if output_is_json && run.events == Events::Nowhere {
         run.events = Events::File;
     }
@@ -383,33 +385,14 @@ pub fn parse<A: AsRef<str>>(arguments: &[A]) -> Result<Run, ArgumentError> {
     if let Some(name) = (seen.iter().find(is_for_qemu)).filter(|_| run.emulator == Kind::Bochs) {
         return Err(ArgumentError::ForQemu((*name).into()));
     }
-    let is_whole = run
-        .memory_bytes()
-        .is_some_and(|bytes| bytes % (1 << 20) == 0);
-    let contradiction = if seen.contains(&"CPUS") && seen.contains(&"smp") {
-        "CPUS and smp= exclude each other"
-    } else if seen.contains(&"events") && !output_is_json {
-        "events= needs output=json"
-    } else if seen.contains(&"bochs") && run.emulator != Kind::Bochs {
-        "bochs= needs machine=bochs"
-    } else if run.emulator == Kind::Bochs && run.boot != Boot::Limine {
-        "machine=bochs needs boot=limine"
-    } else if run.emulator == Kind::Bochs && !is_whole {
-        "machine=bochs needs mem= in whole MiB"
-    } else if run.boot == Boot::Embedded && run.firmware == Firmware::Uefi {
-        "firmware=uefi needs boot=limine"
-    } else if run.boot == Boot::Embedded && run.drive == Drive::Usb {
-        "drive=usb needs boot=limine"
-    } else if run.boot == Boot::Embedded && run.resolution.is_some() {
-        "resolution= needs boot=limine"
-    } else if run.boot == Boot::Limine && run.machine == Machine::Microvm {
-        "boot=limine needs a disc, which machine=microvm does not have"
-    } else if run.boot == Boot::Limine && seen.iter().any(|name| name.starts_with("loader.")) {
-        "loader.* words need boot=embedded"
-    } else {
-        return Ok(run);
+    let asked = Asked {
+        run: &run,
+        given: &given,
     };
-    Err(ArgumentError::Contradiction(contradiction))
+    match contradictions::find(&asked) {
+        Some(why) => Err(ArgumentError::Contradiction(why)),
+        None => Ok(run),
+    }
 }
 
 /// Parts what is asked for of two runs: the arguments of the one under stress, and of the one of the
@@ -448,11 +431,16 @@ fn take_cpus(run: &mut Run, argument: &str) -> Result<(), ArgumentError> {
     Ok(())
 }
 
-fn note(seen: &mut Vec<&'static str>, name: &'static str) -> Result<(), ArgumentError> {
-    if seen.contains(&name) {
+/// Takes note of an option that may be given once.
+fn note<'a>(
+    given: &mut Vec<(&'static str, &'a str)>,
+    name: &'static str,
+    value: &'a str,
+) -> Result<(), ArgumentError> {
+    if given.iter().any(|&(other, _)| other == name) {
         return Err(ArgumentError::Repeated(name.into()));
     }
-    seen.push(name);
+    given.push((name, value));
     Ok(())
 }
 

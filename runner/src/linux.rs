@@ -178,17 +178,17 @@ impl Options {
         options.run = arguments::parse(&of_machine)?;
         if !options.run.words.is_empty() || options.run.boot == Boot::Limine {
             return Err(ArgumentError::Contradiction(
-                "Linux takes the machine's arguments alone, and boots without a disc",
+                "Linux takes the machine's arguments alone, and boots without a disc".into(),
             ));
         }
         if options.run.machine == Machine::Microvm {
             return Err(ArgumentError::Contradiction(
-                "Debian's Linux knows no clock of machine=microvm",
+                "Debian's Linux knows no clock of machine=microvm".into(),
             ));
         }
         if options.cpus().is_empty() {
             return Err(ArgumentError::Contradiction(
-                "smp= must begin with the number of CPUs",
+                "smp= must begin with the number of CPUs".into(),
             ));
         }
         if measure == Measure::Instructions {

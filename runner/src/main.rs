@@ -13,6 +13,7 @@ mod bochs;
 mod camera;
 mod cases;
 mod check;
+mod contradictions;
 mod coverage;
 mod debugger;
 mod emulator;
