@@ -229,6 +229,41 @@ named! {
     }
 }
 
+impl Fault {
+    /// Returns whether it ends the run. The others are seen in the audit, or nowhere.
+    pub const fn ends_run(self) -> bool {
+        !matches!(
+            self,
+            Self::WriteProtectionOff | Self::MemoryTypesChanged | Self::StrayInterrupts
+        )
+    }
+
+    /// Returns the least number of CPUs that it takes: one misbehaves, and another one meets that.
+    pub const fn min_cpus(self) -> u32 {
+        match self {
+            Self::PanicTwo
+            | Self::DeafAp
+            | Self::HaltInHeap
+            | Self::HaltInLock
+            | Self::PanicInCall
+            | Self::PanicInShootdown => 2,
+            _ => 1,
+        }
+    }
+
+    /// Returns the heap that it takes, if it is about no other.
+    pub const fn heap(self) -> Option<Heap> {
+        match self {
+            Self::HaltInHeap => Some(Heap::LinkedList),
+            // Only the checks see them.
+            Self::HeapOverflow | Self::HeapUnderflow | Self::HeapUseAfterFree => {
+                Some(Heap::Checked)
+            }
+            _ => None,
+        }
+    }
+}
+
 named! {
     /// What happens to the last AP on its way up.
     pub enum Mishap {

@@ -310,7 +310,7 @@ pub fn help() -> String {
 }
 
 /// Returns whether an option of this name is in a table.
-fn is_in(table: &[OptionInfo], name: &str) -> bool {
+pub fn is_in(table: &[OptionInfo], name: &str) -> bool {
     table.iter().any(|option| option.name == name)
 }
 
@@ -568,7 +568,7 @@ mod tests {
 
     #[test]
     fn a_person_has_time() {
-        let run = parse(&["seconds=5", "monitor=yes"]).unwrap();
+        let run = parse(&["heap=checked", "monitor=yes"]).unwrap();
         assert!(run.is_monitored());
         assert_eq!(run.time_limit, None);
         let run = parse(&["timeout=30", "monitor=yes"]).unwrap();

@@ -372,12 +372,12 @@ mod tests {
 
     #[test]
     fn the_words_become_the_command_line() {
-        let text = configuration(&template(), &run(&["stress=none", "seed=1"])).unwrap();
+        let text = configuration(&template(), &run(&["stress=churn", "seed=1"])).unwrap();
         let lines: Vec<_> = text
             .lines()
             .filter(|line| line.contains("cmdline:"))
             .collect();
-        assert_eq!(lines, ["    cmdline: stress=none seed=1"]);
+        assert_eq!(lines, ["    cmdline: stress=churn seed=1"]);
         assert_eq!(text.lines().count(), template().lines().count());
     }
 

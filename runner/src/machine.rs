@@ -255,7 +255,7 @@ mod tests {
             "mem=2G",
             "machine=pc",
             "accel=tcg",
-            "stress=none",
+            "stress=churn",
             "seed=1",
         ];
         let line = line(&crate::arguments::parse(&words).unwrap());
@@ -264,7 +264,7 @@ mod tests {
             "-smp 16 ",
             "-m 2G ",
             "-accel tcg,thread=multi ",
-            "-kernel /l -initrd /k -append stress=none seed=1",
+            "-kernel /l -initrd /k -append stress=churn seed=1",
             "-debugcon file:/tmp/a,,b ",
         ] {
             assert!(line.contains(part), "{part} in {line}");
