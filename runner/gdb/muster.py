@@ -230,7 +230,7 @@ class OfMuster(gdb.Command):
         except gdb.MemoryError as error:
             raise gdb.GdbError(
                 f"{error}: the tables of this CPU do not show the kernel; `thread 1` is the BSP's,"
-                " whose do from `hbreak entry` on"
+                " whose do from `hbreak *entry` on"
             )
 
 

@@ -26,6 +26,10 @@ use crate::workspace::{self, shown};
 /// Where QEMU waits for a debugger.
 const ADDRESS: &str = "localhost:1234";
 
+/// Where GDB stops first. Without the `*` it would look for the end of the function's prologue, and find it
+/// in what is inlined there.
+const STOP: &str = "hbreak *entry";
+
 /// What is said once QEMU is about to be there; an editor waits for it.
 const WAITS: &str = "muster: QEMU waits for a debugger";
 
@@ -133,13 +137,10 @@ fn stopped(run: &Run, images: &Images, log: &mut BootLog, folder: &Path) -> Resu
 
 /// GDB's arguments to get to the kernel's entry.
 fn attachment(kernel: &Path) -> Vec<String> {
-    let mut arguments = preparation(kernel).to_vec();
+    let mut arguments = vec!["-q".into()];
+    arguments.extend(preparation(kernel));
     // A hardware breakpoint holds in memory that no loader has filled yet.
-    for command in [
-        &format!("target remote {ADDRESS}"),
-        "hbreak entry",
-        "continue",
-    ] {
+    for command in [&format!("target remote {ADDRESS}"), STOP, "continue"] {
         arguments.extend(["-ex".into(), command.into()]);
     }
     arguments
@@ -219,6 +220,8 @@ mod tests {
         let task = &of_editor("tasks.json")["tasks"][0];
         assert_eq!(launch["preLaunchTask"], task["label"]);
         assert_eq!(launch["miDebuggerServerAddress"], ADDRESS);
+
+        assert_eq!(launch["postRemoteConnectCommands"][0]["text"], STOP);
 
         let folder = workspace::bare_metal();
         let folder = folder.strip_prefix(workspace::root()).unwrap();
