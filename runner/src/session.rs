@@ -126,7 +126,9 @@ impl Record {
             self.tail.pop_front();
         }
         self.tail.push_back(text.into());
-        let Some(line) = Line::parse(text) else {
+        // The symbols of what was inlined stand on lines of their own.
+        let first = text.lines().next().unwrap_or_default();
+        let Some(line) = Line::parse(first) else {
             // Our loader says nothing but, in one line, why it does not start the kernel.
             if text.starts_with("loader: ") {
                 self.first_error.get_or_insert_with(|| text.into());
@@ -210,11 +212,9 @@ impl Outcome {
                     "the machine reset or switched itself off (a triple fault?)".into(),
                 ),
                 (Some(status), _) => {
-                    let complaints = self.record.complaints.join("\n  ");
-                    (
-                        Verdict::Broken,
-                        format!("status {status}\n  {complaints}").trim_end().into(),
-                    )
+                    let complaint = self.record.complaints.last();
+                    let why = complaint.map_or(String::new(), |why| format!(": {why}"));
+                    (Verdict::Broken, format!("status {status}{why}"))
                 }
                 (None, _) => {
                     let signal = status.signal().unwrap_or_default();
@@ -460,7 +460,9 @@ pub fn run(
                 line = is_whole.then(|| mem::take(&mut begun));
             }
             Ok(Event::Complaint(text)) if is_complaint(&text) => {
-                show(&format!("{name}: {text}"))?;
+                let line = format!("{name}: {text}");
+                show(&line)?;
+                record.take(&line, start.elapsed());
                 record.complaints.push(text);
             }
             Ok(Event::Complaint(_)) => {}
@@ -643,15 +645,31 @@ mod tests {
             (Verdict::Panicked, "CPU 3 panicked: oh".into())
         );
         assert_eq!(reason(&format!("{PASS} exit 0")).0, Verdict::Reset);
-        let (verdict, why) = reason("echo 'no such machine' >&2; exit 1");
-        assert_eq!(verdict, Verdict::Broken);
-        assert!(
-            why.contains("status 1") && why.contains("no such machine"),
-            "{why}"
+        assert_eq!(
+            reason("echo 'no such machine' >&2; exit 1"),
+            (Verdict::Broken, "status 1: no such machine".into())
         );
         assert_eq!(
             reason("kill -9 $$"),
             (Verdict::Broken, "ended by signal 9".into())
+        );
+    }
+
+    #[test]
+    fn what_was_shown_is_not_all_repeated_in_the_reason() {
+        let script = "echo 'no such machine' >&2; echo 'see -machine help' >&2; exit 1";
+        let (outcome, shown) = fake(script, Duration::from_secs(20), &Interrupt::default());
+        let (_, why) = outcome.verdict();
+        assert_eq!(why, "status 1: see -machine help");
+        assert_eq!(shown, "qemu: no such machine\nqemu: see -machine help\n");
+        assert!(outcome.tail().eq(shown.lines()));
+
+        let mut record = Record::default();
+        let inlined = "  0.1 3 ERROR panic CPU 3 stopped in a (a.rs:1)\n  inlined in b (b.rs:2)";
+        record.take(inlined, Duration::ZERO);
+        assert_eq!(
+            record.first_error.as_deref(),
+            Some("CPU 3 stopped in a (a.rs:1)")
         );
     }
 
