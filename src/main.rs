@@ -4,7 +4,7 @@
 //! It brings all CPUs of a machine into one shared memory system, gives each its
 //! own memory state, proves that it holds under concurrent allocation, and shows
 //! every step. This file is that story, in the order in which it happens; each
-//! step has a module of its own.
+//! step has a module of its own, in one of the rooms that stand below.
 //!
 //! What holds throughout:
 //!
@@ -13,76 +13,29 @@
 //! - No CPU touches per-CPU state before its block is registered; doing so panics
 //!   ([`cpu`]).
 //! - Nobody waits for another CPU or a device without a bound, except for a lock, and
-//!   except an AP that is out of work ([`crew`]). Who waits for a CPU answers calls
+//!   except an AP that is out of work ([`crew`](smp::crew)). Who waits for a CPU answers calls
 //!   meanwhile ([`call`]).
 //! - Locks have levels and are taken in their order, which is checked on every run
-//!   ([`lock`]); no handler waits for the code below it ([`interrupts`]).
+//!   ([`lock`](smp::lock)); no handler waits for the code below it ([`interrupts`](bringup::interrupts)).
 //! - Nothing is both writable and executable, and no page maps more than its
 //!   region: the tables are walked to see it ([`shared`]).
 //! - Loader memory is taken over only when every CPU of the machine has left it
 //!   ([`reclaim`]).
 //! - What is unmapped is free only when all CPUs have flushed it ([`mapping`]).
-//! - Every fault ends in words and a non-zero exit status ([`mod@panic`], [`exit`]).
+//! - Every fault ends in words and a non-zero exit status ([`panic`](mod@report::panic), [`exit`]).
 
 #![no_std]
 #![no_main]
 
 extern crate alloc;
 
-mod account;
-mod activity;
-mod addresses;
-mod ap;
-mod audit;
-#[cfg(feature = "bench")]
-mod bench;
+mod arch;
 mod boot;
-mod call;
-mod checked;
-mod clock;
-mod control;
-mod cpu;
-mod crew;
-mod descriptors;
-mod events;
-mod exceptions;
-mod exit;
-mod famine;
-mod fault;
-mod firmware;
-mod frames;
-mod heap;
-mod home;
-mod identity;
-mod idle;
-mod image;
-mod interrupts;
-mod journal;
-mod lapic;
-mod lock;
-mod machine_check;
-mod mapping;
-mod median;
-mod mishap;
-mod misuse;
-mod monitor;
-mod panic;
-mod pic;
-mod probe;
-mod reclaim;
-mod relief;
-mod roll;
-mod screen;
-mod serial;
-mod shared;
-mod skew;
-mod stack;
-mod step;
-mod stop;
-mod stress;
-mod timer;
-mod tlb;
-mod window;
+mod bringup;
+mod mm;
+mod report;
+mod selftest;
+mod smp;
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -92,14 +45,23 @@ use conquer_once::spin::OnceCell;
 use muster_arguments::{Arguments, Fault, Output};
 use muster_events::Moment;
 
-use crate::boot::Boot;
-use crate::clock::Rate;
-use crate::control::Features;
-use crate::cpu::{Block, Cpu};
-use crate::exit::Outcome;
-use crate::roll::{Phase, RollCall};
-use crate::shared::Shared;
-use crate::stack::Slot;
+use crate::arch::clock::Rate;
+use crate::arch::control::Features;
+use crate::arch::{clock, control, descriptors, exceptions, machine_check, pic};
+use crate::boot::limine::Boot;
+use crate::boot::stack::Slot;
+use crate::boot::{addresses, stack};
+use crate::bringup::roll::{Phase, RollCall};
+use crate::bringup::{account, audit, home, reclaim};
+use crate::mm::shared::Shared;
+use crate::mm::{famine, firmware, heap, mapping, shared};
+use crate::report::exit::Outcome;
+use crate::report::{events, exit, journal, screen};
+#[cfg(feature = "bench")]
+use crate::selftest::bench;
+use crate::selftest::{fault, mishap, monitor, stress};
+use crate::smp::cpu::{Block, Cpu};
+use crate::smp::{call, cpu, identity, lapic, timer};
 
 /// What the BSP carries over from the boot stack to its own.
 struct Plan {

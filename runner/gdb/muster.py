@@ -36,12 +36,12 @@ WITHDRAWN = 1 << 9
 # The PAT as Limine's protocol and the kernel set it (memory/src/plan.rs).
 CACHES = {0: "WB", 3: "UC", 5: "WC"}
 
-# The windows of stacks, the CPUs' own and those that are mapped for some work (src/window.rs).
+# The windows of stacks, the CPUs' own and those that are mapped for some work (src/boot/window.rs).
 STACKS = range(0xFFFF_FF00_0000_0000, 0xFFFF_FF40_0000_0000)
 
 SIZES = {1: (12, "4 KiB"), 2: (21, "2 MiB"), 3: (30, "1 GiB")}
 
-# In the place of a workload: the monitor's prompt (src/activity.rs).
+# In the place of a workload: the monitor's prompt (src/smp/activity.rs).
 PROMPT = 0xFE
 
 # The state of a `OnceCell` that holds its value (the crate conquer-once).
@@ -89,7 +89,7 @@ def selected(thread):
 
 def blocks():
     """Every CPU's block, in order."""
-    cell = static("muster::cpu::DIRECTORY")["blocks"]
+    cell = static("muster::smp::cpu::DIRECTORY")["blocks"]
     if number(cell["state"]) != READY:
         raise gdb.GdbError(
             "no CPU has a block yet: the BSP makes them; `hbreak muster::muster` and `continue`"
@@ -117,8 +117,8 @@ def phase(shared):
     stamp = number(report["stamps"][reached])
     if stamp == 0:
         return name
-    ticks = stamp - number(static("muster::clock::ORIGIN"))
-    micros = max(ticks, 0) * 1_000_000 // number(static("muster::clock::HZ"))
+    ticks = stamp - number(static("muster::arch::clock::ORIGIN"))
+    micros = max(ticks, 0) * 1_000_000 // number(static("muster::arch::clock::HZ"))
     return f"{name} at {micros // 1_000_000}.{micros % 1_000_000:06}"
 
 
@@ -322,7 +322,7 @@ stack; what it keeps of the heap and of the frames; what it has counted."""
         counts = number(local["held"]["counts"])
         held = [
             name
-            for level, name in sorted(variants("muster::lock::Level").items())
+            for level, name in sorted(variants("muster::smp::lock::Level").items())
             if counts >> (8 * level) & 0xFF
         ]
         return f"locks of {', '.join(held)}" if held else "no lock"

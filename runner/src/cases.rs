@@ -196,10 +196,10 @@ const SCREEN: &[&str] = &[
 pub const BACKTRACE: &str = r"#\d+ 0x[0-9a-f]{16} in .+ \(.+:\d+\)";
 
 /// Who allocated the block that a fault misuses, down to the line; and who freed it, or frees it.
-const ALLOCATED: &str = r"allocated on CPU 1:\n[^#]+ #0 0x[0-9a-f]{16} in [^#]+ muster::misuse::allocate \(src/misuse.rs:\d+\)";
-const FREED: &str = r" (freed|found) on CPU 2:\n[^#]+ #0 0x[0-9a-f]{16} in [^#]+ muster::misuse::free \(src/misuse.rs:\d+\)";
-const FREED_AGAIN: &str = r" freed again on CPU 3:\n[^#]+ #0 0x[0-9a-f]{16} in [^#]+ muster::misuse::free_again \(src/misuse.rs:\d+\)";
-const FREED_OTHERWISE: &str = r" freed on CPU 3:\n[^#]+ #0 0x[0-9a-f]{16} in [^#]+ muster::misuse::free_otherwise \(src/misuse.rs:\d+\)";
+const ALLOCATED: &str = r"allocated on CPU 1:\n[^#]+ #0 0x[0-9a-f]{16} in [^#]+ muster::selftest::misuse::allocate \(src/selftest/misuse.rs:\d+\)";
+const FREED: &str = r" (freed|found) on CPU 2:\n[^#]+ #0 0x[0-9a-f]{16} in [^#]+ muster::selftest::misuse::free \(src/selftest/misuse.rs:\d+\)";
+const FREED_AGAIN: &str = r" freed again on CPU 3:\n[^#]+ #0 0x[0-9a-f]{16} in [^#]+ muster::selftest::misuse::free_again \(src/selftest/misuse.rs:\d+\)";
+const FREED_OTHERWISE: &str = r" freed on CPU 3:\n[^#]+ #0 0x[0-9a-f]{16} in [^#]+ muster::selftest::misuse::free_otherwise \(src/selftest/misuse.rs:\d+\)";
 
 /// Above what is counted now, which stands beside each and repeats to the digit, by what another
 /// choice of the compiler's in the loop around may cost: some eight instructions have been seen.
@@ -1129,7 +1129,7 @@ pub const CASES: &[Case] = &[
         &[
             "CPU 0: double fault",
             "the guard page below the boot stack: stack overflow",
-            r"in muster::fault::overflow",
+            r"in muster::selftest::fault::overflow",
             BACKTRACE,
         ],
     ),
@@ -1221,7 +1221,7 @@ pub const CASES: &[Case] = &[
         &[
             "CPU 0 panicked",
             "CPU 3 holds the lock of the workload's books and does not go on",
-            "CPU 3, at work, stopped at 0x[0-9a-f]+ in muster::fault::",
+            "CPU 3, at work, stopped at 0x[0-9a-f]+ in muster::selftest::fault::",
             BACKTRACE,
         ],
     ),
@@ -1399,14 +1399,14 @@ pub const CASES: &[Case] = &[
                 "continue",
                 "roll",
                 "delete",
-                "hbreak muster::ap::run",
+                "hbreak muster::bringup::ap::run",
                 "continue",
                 "roll",
                 "percpu 1",
                 "percpu 4",
                 "pagewalk 0x800000000000",
                 "delete",
-                "hbreak muster::exit::conclude",
+                "hbreak muster::report::exit::conclude",
                 "continue",
                 "roll",
                 "percpu 0",
@@ -1452,7 +1452,7 @@ pub const CASES: &[Case] = &[
     Case {
         debugged: Some(Debugged {
             asks: &[
-                "hbreak muster::reclaim::reclaim",
+                "hbreak muster::bringup::reclaim::reclaim",
                 "continue",
                 "delete",
                 "monitor mce 1 3 0xbd80000000100134 0x5 0x1234000 0x8c",

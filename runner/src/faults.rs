@@ -69,7 +69,7 @@ macro_rules! falls_early_at {
             ],
             &[
                 "CPU 2: invalid opcode, error code",
-                "CPU 0, at work, stopped at .* in muster::stop::stop_if_over",
+                "CPU 0, at work, stopped at .* in muster::smp::stop::stop_if_over",
                 BACKTRACE,
             ],
         )

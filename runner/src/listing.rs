@@ -133,7 +133,7 @@ mod tests {
         for (line, expected) in [
             ("push   rbp", "push   rbp"),
             (
-                "je     ffffffff8000a817 <<muster::heap::Global as core::X>::alloc+0x67>",
+                "je     ffffffff8000a817 <<muster::mm::heap::Global as core::X>::alloc+0x67>",
                 "je     67",
             ),
             (
@@ -141,7 +141,7 @@ mod tests {
                 "jmp    allocate_slowly",
             ),
             (
-                "movzx  eax,BYTE PTR [rip+0x7083f]        # ffffffff8007b000 <muster::heap::USE_MAGAZINES.0>",
+                "movzx  eax,BYTE PTR [rip+0x7083f]        # ffffffff8007b000 <muster::mm::heap::USE_MAGAZINES.0>",
                 "movzx  eax,BYTE PTR [rip+0x7083f]  # USE_MAGAZINES",
             ),
         ] {

@@ -111,7 +111,7 @@ const EXCERPTS: &[Excerpt] = &[
         ..excerpt(
             "debugger",
             "debugger",
-            r"^\(gdb\) hbreak muster::exit",
+            r"^\(gdb\) hbreak muster::report::exit",
             "^physical 0x",
         )
     },
@@ -395,7 +395,7 @@ mod tests {
     #[test]
     fn what_is_shown_reads_well() {
         for line in [
-            "        inlined in muster::crew::nap (src/crew.rs:104)",
+            "        inlined in muster::smp::crew::nap (src/smp/crew.rs:104)",
             " 11.124944  0 INFO  stress  exhaustion: 5 s, 507.5 MiB free",
         ] {
             assert_eq!(readable(line), None);

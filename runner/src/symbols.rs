@@ -188,8 +188,8 @@ mod tests {
 
     #[test]
     fn paths_and_names_are_short() {
-        let own = workspace::root().join("src/panic.rs");
-        assert_eq!(short(own.to_str().unwrap()), "src/panic.rs");
+        let own = workspace::root().join("src/report/panic.rs");
+        assert_eq!(short(own.to_str().unwrap()), "src/report/panic.rs");
         assert_eq!(
             short("/usr/lib/rustlib/src/rust/library/core/src/a.rs"),
             "core/src/a.rs"

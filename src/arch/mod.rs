@@ -1,0 +1,13 @@
+//! The processor and what every PC has beside it: control registers, descriptors, exceptions, clocks,
+//! MTRRs, machine checks, the legacy interrupt controller.
+//!
+//! The lowest room: it imports no other one.
+
+pub mod clock;
+pub mod control;
+pub mod descriptors;
+pub mod exceptions;
+pub mod idle;
+pub mod machine_check;
+pub mod pic;
+pub mod probe;

@@ -1,0 +1,10 @@
+//! What is fixed before the kernel plans anything: the loader's answers, the kernel's image, and the
+//! layout of its part of the address space.
+//!
+//! Imports [`arch`](crate::arch) alone.
+
+pub mod addresses;
+pub mod image;
+pub mod limine;
+pub mod stack;
+pub mod window;

@@ -1,0 +1,349 @@
+//! Where each CPU's stacks lie: a window of equal slots, guard pages between. And stacks that come and
+//! go.
+//!
+//! A slot, from its lowest address: guard, double-fault stack, guard, NMI stack,
+//! guard, machine-check stack, guard, main stack, guard up to the slot's end.
+//! A stack that grows too far runs into a page that is not mapped.
+
+use core::cell::UnsafeCell;
+use core::fmt;
+use core::ptr::{self, NonNull};
+
+use muster_memory::FRAME_SIZE;
+
+use super::window::STACKS;
+use crate::arch::descriptors::InterruptStack;
+use crate::mm::mapping::{Mapping, MappingError};
+
+/// The main stack of each CPU, in bytes.
+const MAIN: u64 = 64 * 1024;
+
+/// Each interrupt stack, in bytes: the fault report runs on it.
+const INTERRUPT: u64 = 16 * 1024;
+
+/// The guard below each stack, in bytes.
+const GUARD: u64 = FRAME_SIZE;
+
+/// What one CPU takes of the window, in bytes.
+const SLOT: u64 = 256 * 1024;
+
+/// Stacks per slot.
+const COUNT: usize = InterruptStack::COUNT + 1;
+
+const _: () = assert!(COUNT as u64 * GUARD + BYTES + GUARD <= SLOT);
+
+/// Bytes that the stacks of a CPU take of memory.
+pub const BYTES: u64 = 3 * INTERRUPT + MAIN;
+
+const _: () = assert!(InterruptStack::COUNT == 3);
+
+/// What a word of a stack holds that was never used. No address, and hardly anybody's number.
+const PAINT: u64 = 0x5ac4_ed00_0000_5ac4;
+
+/// Paints memory that is to be a stack.
+///
+/// # Safety
+///
+/// So many bytes, a multiple of 8, may be written there, and nobody uses them.
+pub unsafe fn paint(memory: NonNull<u64>, length: u64) {
+    for word in 0..length as usize / size_of::<u64>() {
+        // SAFETY: within the memory, as the caller promises.
+        unsafe { memory.add(word).write(PAINT) };
+    }
+}
+
+/// The stacks of one CPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Slot(u32);
+
+/// Where a stack is: `bottom` is its lowest address, `top` the first above it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// What it is for, as it is called in the plan and in reports.
+    pub name: &'static str,
+    /// Its lowest address.
+    pub bottom: u64,
+    /// The first address above it, where the stack pointer starts.
+    pub top: u64,
+}
+
+impl Extent {
+    /// Its size in bytes.
+    pub fn length(&self) -> u64 {
+        self.top - self.bottom
+    }
+
+    /// The most of it that was ever in use, in bytes, as far as the paint tells.
+    ///
+    /// # Safety
+    ///
+    /// It is mapped in the tables in use.
+    pub unsafe fn most_used(&self) -> u64 {
+        let words = (self.bottom..self.top).step_by(size_of::<u64>());
+        let untouched = words
+            .map(|address| ptr::with_exposed_provenance::<u64>(address as usize))
+            // SAFETY: aligned and mapped, as the stack is whole words and, by the caller's promise,
+            // in the tables. Its CPU may write there: then a word is read as it was or as it is.
+            .take_while(|word| unsafe { word.read_volatile() } == PAINT)
+            .count() as u64;
+        self.length() - untouched * size_of::<u64>() as u64
+    }
+
+    /// Whether `address` lies in it.
+    pub fn contains(&self, address: u64) -> bool {
+        (self.bottom..self.top).contains(&address)
+    }
+}
+
+impl Slot {
+    /// The slot of CPU `index`.
+    pub fn of(index: u32) -> Self {
+        Self(index)
+    }
+
+    /// All stacks of the slot: the interrupt stacks in their order, then the main one.
+    pub fn stacks(self) -> [Extent; COUNT] {
+        let mut bottom = STACKS.start + u64::from(self.0) * SLOT;
+        [
+            ("double-fault stack", INTERRUPT),
+            ("NMI stack", INTERRUPT),
+            ("machine-check stack", INTERRUPT),
+            ("stack", MAIN),
+        ]
+        .map(|(name, length)| {
+            let stack = Extent {
+                name,
+                bottom: bottom + GUARD,
+                top: bottom + GUARD + length,
+            };
+            bottom = stack.top;
+            stack
+        })
+    }
+
+    /// The stack the CPU runs on.
+    pub fn main(self) -> Extent {
+        self.stacks()[COUNT - 1]
+    }
+
+    /// The tops of the interrupt stacks, for the TSS.
+    pub fn interrupt_tops(self) -> [u64; InterruptStack::COUNT] {
+        let [double_fault, nmi, machine_check, _] = self.stacks();
+        [double_fault.top, nmi.top, machine_check.top]
+    }
+}
+
+/// What lies at an address of the stack window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// In a stack.
+    In(u32, &'static str),
+    /// In the guard below a stack: that stack overflowed.
+    GuardBelow(u32, &'static str),
+    /// In the guard below the boot stack.
+    GuardBelowBoot,
+}
+
+impl Place {
+    /// What lies at `address`, if it is in the window, or in the guard below the boot stack.
+    pub fn of(address: u64) -> Option<Self> {
+        let boot = boot_top() - BOOT as u64;
+        if (boot - GUARD..boot).contains(&address) {
+            return Some(Self::GuardBelowBoot);
+        }
+        if !STACKS.contains(address) {
+            return None;
+        }
+        let cpu = u32::try_from((address - STACKS.start) / SLOT).ok()?;
+        let stacks = Slot::of(cpu).stacks();
+        stacks
+            .iter()
+            .find(|stack| address < stack.top)
+            .map(|stack| {
+                if stack.contains(address) {
+                    Self::In(cpu, stack.name)
+                } else {
+                    Self::GuardBelow(cpu, stack.name)
+                }
+            })
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::In(cpu, name) => write!(f, "the {name} of CPU {cpu}"),
+            Self::GuardBelow(cpu, name) => {
+                write!(
+                    f,
+                    "the guard page below the {name} of CPU {cpu}: stack overflow"
+                )
+            }
+            Self::GuardBelowBoot => {
+                f.write_str("the guard page below the boot stack: stack overflow")
+            }
+        }
+    }
+}
+
+/// The stack that an address lies in, of those that are mapped for good.
+pub fn around(address: u64) -> Option<Extent> {
+    let boot = Extent {
+        name: "boot stack",
+        bottom: boot_top() - BOOT as u64,
+        top: boot_top(),
+    };
+    let cpu =
+        (address.checked_sub(STACKS.start)).and_then(|offset| (offset / SLOT).try_into().ok());
+    let slot = cpu.filter(|_| STACKS.contains(address)).map(Slot::of);
+    slot.map(Slot::stacks)
+        .into_iter()
+        .flatten()
+        .chain([boot])
+        .find(|stack| stack.contains(address))
+}
+
+/// Leaves the current stack for good and goes on with `next` on the one that ends at
+/// `top`.
+///
+/// # Safety
+///
+/// The stack is mapped, writable, large enough, and used by no one; `top` is a
+/// multiple of 16. Nothing on the current stack is used again.
+pub unsafe fn run_on(top: u64, next: extern "C" fn() -> !) -> ! {
+    // SAFETY: the stack is as the caller promises, and `call` pushes 8 bytes, so that
+    // `next` finds it aligned as the ABI has it. The frame pointer 0 ends every
+    // backtrace here.
+    unsafe {
+        core::arch::asm!(
+            "mov rsp, {top}",
+            "xor ebp, ebp",
+            "call {next}",
+            "ud2",
+            top = in(reg) top,
+            next = in(reg) next,
+            options(noreturn)
+        );
+    }
+}
+
+/// A stack for some work, with a guard page on both sides, which is unmapped when this is dropped.
+#[derive(Debug)]
+pub struct Stack {
+    memory: Mapping,
+}
+
+impl Stack {
+    /// A stack of at least so many bytes. To be made and dropped where a [`Mapping`] may be.
+    ///
+    /// # Errors
+    ///
+    /// [`MappingError`]; nothing is mapped then.
+    pub fn new(bytes: u64) -> Result<Self, MappingError> {
+        let stack = Self {
+            memory: Mapping::memory(bytes)?,
+        };
+        if let Some(memory) = NonNull::new(stack.memory.start().cast()) {
+            // SAFETY: writable memory of this length, just mapped, in whole pages.
+            unsafe { paint(memory, stack.memory.length()) };
+        }
+        Ok(stack)
+    }
+
+    /// Where it is.
+    pub fn extent(&self) -> Extent {
+        let bottom = self.memory.start().expose_provenance() as u64;
+        Extent {
+            name: "stack of its own",
+            bottom,
+            top: bottom + self.memory.length(),
+        }
+    }
+
+    /// Runs `work` on it, and comes back. Interrupts that come meanwhile use it as well.
+    pub fn run(&mut self, work: impl FnOnce()) {
+        let mut work = Some(work);
+        call_on(self.extent().top, &mut work);
+    }
+
+    /// The most of it that was ever in use, in bytes.
+    pub fn most_used(&self) -> u64 {
+        // SAFETY: it is mapped for as long as this lives.
+        unsafe { self.extent().most_used() }
+    }
+}
+
+/// Takes `work` and runs it on the stack that ends at `top`, which is mapped, the caller's alone, and
+/// in whole pages.
+fn call_on<F: FnOnce()>(top: u64, work: &mut Option<F>) {
+    extern "C" fn enter<F: FnOnce()>(work: &mut Option<F>) {
+        if let Some(work) = work.take() {
+            work();
+        }
+    }
+    let enter: extern "C" fn(&mut Option<F>) = enter;
+    // SAFETY: (1) the stack is as described, and `call` pushes 8 bytes below a multiple of 16, as
+    // the ABI has it; (2) the old stack pointer is kept where `enter` leaves it, in a register that
+    // is the callee's to save, and put back; nothing unwinds (panics end the run); (3) all that a
+    // function may change is given as changed, and the flags are whatever the ABI makes them.
+    unsafe {
+        core::arch::asm!(
+            "mov r12, rsp",
+            "mov rsp, {top}",
+            "call {enter}",
+            "mov rsp, r12",
+            top = in(reg) top,
+            enter = in(reg) enter,
+            in("rdi") work,
+            out("r12") _,
+            clobber_abi("C"),
+        );
+    }
+}
+
+/// The stack on which the BSP plans and builds what all others stand on, in bytes.
+const BOOT: usize = 256 * 1024;
+
+/// Its memory, in the image: the loader's own stack need only be 64 KiB. The page below it is in no
+/// segment (`linker.ld`), so it has a guard in the loader's tables, too.
+#[repr(C, align(4096))]
+struct BootStack(UnsafeCell<[u8; BOOT]>);
+
+// SAFETY: only the BSP runs on it, and others look at it only as `peek_boot` does.
+unsafe impl Sync for BootStack {}
+
+#[unsafe(link_section = ".boot_stack")]
+static BOOT_STACK: BootStack = BootStack(UnsafeCell::new([0; BOOT]));
+
+/// The interrupt stacks of the BSP while it is on the boot stack.
+#[repr(C, align(16))]
+struct BootInterruptStacks(UnsafeCell<[[u8; INTERRUPT as usize]; InterruptStack::COUNT]>);
+
+// SAFETY: only the BSP runs on them.
+unsafe impl Sync for BootInterruptStacks {}
+
+static BOOT_INTERRUPT_STACKS: BootInterruptStacks = BootInterruptStacks(UnsafeCell::new(
+    [[0; INTERRUPT as usize]; InterruptStack::COUNT],
+));
+
+/// The tops of the BSP's interrupt stacks while it is on the boot stack.
+pub fn boot_interrupt_tops() -> [u64; InterruptStack::COUNT] {
+    let bottom = BOOT_INTERRUPT_STACKS.0.get().addr() as u64;
+    core::array::from_fn(|number| bottom + (number as u64 + 1) * INTERRUPT)
+}
+
+/// The first address above the boot stack.
+pub fn boot_top() -> u64 {
+    (BOOT_STACK.0.get().addr() + BOOT) as u64
+}
+
+/// Reads a word of the boot stack, for a fault report before there are other stacks.
+pub fn peek_boot(address: u64) -> Option<u64> {
+    let bottom = BOOT_STACK.0.get().addr() as u64;
+    if !address.is_multiple_of(8) || !(bottom..boot_top() - 7).contains(&address) {
+        return None;
+    }
+    let word = core::ptr::with_exposed_provenance::<u64>(address as usize);
+    // SAFETY: an aligned word of the static; whoever writes it is this CPU.
+    Some(unsafe { word.read_volatile() })
+}

@@ -1,0 +1,50 @@
+//! The parts of the address space that the kernel gives away itself.
+//!
+//! All lie in the second highest 512 GiB, which is in the higher half with four
+//! levels of tables as with five. A loader whose HHDM reaches into them is refused.
+
+/// A part of the address space.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Window {
+    /// Its first address.
+    pub start: u64,
+    /// The first address after it.
+    pub end: u64,
+}
+
+impl Window {
+    /// Whether `address` lies in it.
+    pub fn contains(self, address: u64) -> bool {
+        (self.start..self.end).contains(&address)
+    }
+}
+
+/// All of the windows.
+pub const ALL: Window = Window {
+    start: STACKS.start,
+    end: DEVICES.end,
+};
+
+/// Every CPU's stacks.
+pub const STACKS: Window = Window {
+    start: 0xffff_ff00_0000_0000,
+    end: 0xffff_ff10_0000_0000,
+};
+
+/// What is mapped at run time; see [`crate::mm::mapping`].
+pub const MAPPINGS: Window = Window {
+    start: 0xffff_ff10_0000_0000,
+    end: 0xffff_ff40_0000_0000,
+};
+
+/// The global heap.
+pub const HEAP: Window = Window {
+    start: 0xffff_ff40_0000_0000,
+    end: 0xffff_ff7f_0000_0000,
+};
+
+/// Device registers.
+pub const DEVICES: Window = Window {
+    start: 0xffff_ff7f_0000_0000,
+    end: 0xffff_ff80_0000_0000,
+};

@@ -1,0 +1,464 @@
+//! The account: what of the machine's memory each CPU has, what it has done, and that all of it adds up.
+//!
+//! It can be drawn up at any time, on any CPU. What is drawn up while CPUs use memory is a little of
+//! each moment; between orders it is exact, and has to be.
+
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::fmt;
+
+use muster_events::{AccountCommon, AccountCpu};
+use muster_heap::Traffic;
+use muster_memory::{FRAME_SIZE, Owner, Totals};
+use muster_percpu::Outcome;
+
+use super::audit::Bytes;
+use super::interrupts::{Counts, Kind};
+use crate::boot::stack::{self, Slot};
+use crate::mm::heap::Reading;
+use crate::mm::shared;
+use crate::report::events;
+use crate::smp::cpu;
+
+/// Logs the account, and whether it adds up. Called on the BSP, between orders.
+///
+/// # Errors
+///
+/// What does not, in words.
+pub fn settle() -> Result<(), String> {
+    let account = Account::take().map_err(|error| error.to_string())?;
+    account.tell();
+    account.check().map_err(|error| error.to_string())?;
+    log::info!("account: adds up, to the byte");
+    Ok(())
+}
+
+/// What one CPU has, or no CPU, in bytes. [`Reading`] says what the words mean.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Holding {
+    /// Free frames in its cache; of the common ones, those in no cache.
+    pub frames: u64,
+    /// Free blocks in its cache; of the common ones, those in depots.
+    pub cached: u64,
+    /// What was allocated and freed on it; the common traffic went past all caches.
+    pub traffic: Traffic,
+    /// Frames that it mapped, less those that it unmapped.
+    pub mapped: i64,
+    /// The most that its stack has had.
+    pub stack: u64,
+}
+
+impl Holding {
+    fn add(&mut self, other: &Self) {
+        self.frames += other.frames;
+        self.cached += other.cached;
+        self.traffic = self.traffic + other.traffic;
+        self.mapped += other.mapped;
+        self.stack = self.stack.max(other.stack);
+    }
+
+    /// Reads what went through the caches of a CPU, and is in them.
+    fn of(index: u32, cpu: &cpu::Shared) -> Self {
+        let share = shared::get().share_of(index);
+        let mapped = (share.as_ref()).map_or(0, |share| share.handed_out(Owner::Mappings));
+        Self {
+            frames: share.map_or(0, |share| share.cached() as u64) * FRAME_SIZE,
+            cached: cpu.cache.cached_bytes() as u64,
+            traffic: cpu.cache.traffic(),
+            mapped: mapped * FRAME_SIZE as i64,
+            stack: 0,
+        }
+    }
+
+    /// Logs its row of the table of memory.
+    fn tell_memory(&self, row: impl fmt::Display, stack: fmt::Arguments<'_>) {
+        log::info!(
+            "{row:>6} {:>10} {:>10} {:>10} {stack}",
+            Bytes(self.frames),
+            Bytes(self.cached),
+            Signed(self.mapped)
+        );
+    }
+
+    /// Logs its row of the table of traffic.
+    fn tell_traffic(&self, row: impl fmt::Display) {
+        let Traffic {
+            allocated_bytes,
+            freed_bytes,
+        } = self.traffic;
+        log::info!("{row:>6} {allocated_bytes:>20} {freed_bytes:>20}");
+    }
+}
+
+/// What one CPU has done for itself and for others: numbers of each.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Deeds {
+    /// Interrupts taken, of each kind.
+    pub interrupts: Counts,
+    /// Calls to others, one for each of them.
+    pub sent: u64,
+    /// Calls from others that it carried out.
+    pub served: u64,
+    /// Shootdowns that it began.
+    pub shootdowns: u64,
+    /// CPUs that it let sleep on in those.
+    pub spared: u64,
+    /// Flushes of its TLB, for itself and for others.
+    pub flushes: u64,
+}
+
+impl Deeds {
+    fn of(shared: &cpu::Shared) -> Self {
+        Self {
+            interrupts: shared.interrupts.read(),
+            sent: shared.calls.sent(),
+            served: shared.calls.served(),
+            shootdowns: shared.tlb.shootdowns(),
+            spared: shared.tlb.spared(),
+            flushes: shared.tlb.flushes(),
+        }
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.interrupts += other.interrupts;
+        self.sent += other.sent;
+        self.served += other.served;
+        self.shootdowns += other.shootdowns;
+        self.spared += other.spared;
+        self.flushes += other.flushes;
+    }
+}
+
+impl fmt::Display for Deeds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{:>8} {:>7} {:>7} {:>7} {:>7} {:>7}",
+            self.interrupts.sum(),
+            self.sent,
+            self.served,
+            self.shootdowns,
+            self.spared,
+            self.flushes
+        )
+    }
+}
+
+/// All of the machine's memory, in parts.
+#[derive(Debug)]
+pub struct Account {
+    /// Each CPU at work, by its index.
+    pub cpus: Vec<(u32, Holding, Deeds)>,
+    /// What no CPU at work has: free frames in no cache, free blocks in depots, what was allocated,
+    /// freed and mapped past the caches. It has no stack.
+    pub common: Holding,
+    /// Who owns how much.
+    pub owners: Totals,
+    /// What the heap holds, by its own counters.
+    heap: Reading,
+    /// All that the machine has, without what is reserved.
+    memory: u64,
+}
+
+/// What of the account does not add up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AccountError {
+    /// Of something there are so many bytes by the parts, and so many by the whole.
+    Sum {
+        /// What it is.
+        what: &'static str,
+        /// The sum of its parts.
+        parts: i128,
+        /// What they should add up to.
+        whole: i128,
+    },
+    /// There is no memory for the account itself.
+    OutOfMemory,
+    /// The heap gave back more bytes than it gave out, or gave out and keeps more than it has.
+    Heap {
+        /// Live in its frames.
+        live: i64,
+        /// In free blocks that CPUs and depots keep.
+        cached: u64,
+        /// In all its frames.
+        frames: u64,
+    },
+}
+
+impl fmt::Display for AccountError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Sum { what, parts, whole } => {
+                write!(
+                    f,
+                    "the account does not add up: {what}: {parts} bytes in parts, {whole} as a whole"
+                )
+            }
+            Self::OutOfMemory => {
+                write!(f, "memory is out: there is none to draw the account up in")
+            }
+            Self::Heap {
+                live,
+                cached,
+                frames,
+            } => {
+                write!(
+                    f,
+                    "the account does not add up: of the heap's frames, {frames} bytes, {live} are \
+                     live and {cached} cached"
+                )
+            }
+        }
+    }
+}
+
+impl Account {
+    /// Draws the account up.
+    ///
+    /// # Errors
+    ///
+    /// [`AccountError::OutOfMemory`].
+    pub fn take() -> Result<Self, AccountError> {
+        // Before anything is read: it may take a frame.
+        let mut cpus = Vec::new();
+        cpus.try_reserve_exact(cpu::all().len())
+            .map_err(|_| AccountError::OutOfMemory)?;
+        let shared = shared::get();
+        let heap = Reading::take();
+        let past_caches = shared.common_share().handed_out(Owner::Mappings);
+        let mut common = Holding {
+            frames: shared.uncached_bytes(),
+            cached: heap.depot_bytes,
+            traffic: heap.common_traffic,
+            mapped: past_caches * FRAME_SIZE as i64,
+            stack: 0,
+        };
+        for (index, cpu) in cpu::all() {
+            let mut holding = Holding::of(index, cpu);
+            if cpu.report.admission() == Outcome::Joined {
+                // SAFETY: a CPU at work has its stack, in the shared tables.
+                holding.stack = unsafe { Slot::of(index).main().most_used() };
+                // There is room: no more CPUs are at work than there are.
+                cpus.push((index, holding, Deeds::of(cpu)));
+            } else {
+                // What it left when it did not come in time is no CPU's any more.
+                common.add(&holding);
+            }
+        }
+        Ok(Self {
+            cpus,
+            common,
+            owners: shared.totals(),
+            heap,
+            memory: shared.memory_bytes(),
+        })
+    }
+
+    /// Adds up all rows: what the machine has, which is the CPUs' and the common part, and what its
+    /// CPUs have done.
+    pub fn sum(&self) -> (Holding, Deeds) {
+        let mut sum = (self.common, Deeds::default());
+        for (_, holding, deeds) in &self.cpus {
+            sum.0.add(holding);
+            sum.1.add(deeds);
+        }
+        sum
+    }
+
+    /// Holds the parts against the wholes, to the byte. Exact only if nobody used memory meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// The first that does not add up.
+    pub fn check(&self) -> Result<(), AccountError> {
+        let cpus = cpu::all().len() as u64;
+        let (all, _) = self.sum();
+        let owned = |owner| i128::from(self.owners[owner]);
+        let sums = [
+            ("free frames", i128::from(all.frames), owned(Owner::Free)),
+            (
+                "mapped memory",
+                i128::from(all.mapped),
+                owned(Owner::Mappings),
+            ),
+            (
+                "live bytes",
+                i128::from(all.traffic.live_bytes()),
+                i128::from(self.heap.live_bytes),
+            ),
+            (
+                "cached blocks",
+                i128::from(all.cached),
+                i128::from(self.heap.cached_bytes),
+            ),
+            (
+                "stacks",
+                i128::from(cpus * stack::BYTES),
+                owned(Owner::Stacks),
+            ),
+            (
+                "per-CPU blocks",
+                i128::from(cpus * cpu::BYTES),
+                owned(Owner::PerCpu),
+            ),
+            (
+                "the heap",
+                i128::from(self.heap.frame_bytes()),
+                owned(Owner::Heap),
+            ),
+            (
+                "all memory",
+                i128::from(self.owners.sum()) - owned(Owner::Reserved),
+                i128::from(self.memory),
+            ),
+        ];
+        if let Some((what, parts, whole)) =
+            sums.into_iter().find(|(_, parts, whole)| parts != whole)
+        {
+            return Err(AccountError::Sum { what, parts, whole });
+        }
+        let live = self.heap.live_in_frames();
+        if live < 0 || self.heap.rest() < 0 {
+            return Err(AccountError::Heap {
+                live,
+                cached: self.heap.cached_bytes,
+                frames: self.heap.frame_bytes(),
+            });
+        }
+        Ok(())
+    }
+
+    /// Logs what each CPU has, and has done, and who owns the memory.
+    pub fn tell(&self) {
+        self.tell_cpus();
+        self.tell_memory();
+        self.tell_programs();
+    }
+
+    fn tell_cpus(&self) {
+        let (all, deeds) = self.sum();
+        log::info!("   cpu     frames     cached     mapped        stack");
+        for (index, holding, _) in &self.cpus {
+            holding.tell_memory(index, format_args!("{:>12}", Bytes(holding.stack)));
+        }
+        (self.common).tell_memory("common", format_args!("{:>12}", "-"));
+        all.tell_memory("all", format_args!("max {:>8}", Bytes(all.stack)));
+        log::info!("   cpu            allocated                freed");
+        for (index, holding, _) in &self.cpus {
+            holding.tell_traffic(index);
+        }
+        self.common.tell_traffic("common");
+        all.tell_traffic("all");
+        log::info!(
+            "live: {} bytes, {} in the boot arena",
+            all.traffic.live_bytes(),
+            self.heap.boot_live_bytes
+        );
+        log::info!("cpu     irqs    sent  served  shoots  spared flushes");
+        for (index, _, deeds) in &self.cpus {
+            log::info!("{index:>3} {deeds}");
+        }
+        log::info!("all {deeds}");
+        for (index, _, deeds) in &self.cpus {
+            log::debug!(target: "irq", "interrupts taken by CPU {index}: {}", deeds.interrupts);
+        }
+        log::info!(target: "irq", "taken: {}", deeds.interrupts);
+    }
+
+    /// Logs who owns the memory.
+    pub fn tell_memory(&self) {
+        let (all, _) = self.sum();
+        let part = |bytes: i128, what: fmt::Arguments<'_>| {
+            let bytes = u64::try_from(bytes).unwrap_or(0);
+            log::info!("{:>10} {bytes:>14} bytes  {what}", Bytes(bytes));
+        };
+        let uncached = i128::from(self.common.frames);
+        part(uncached, format_args!("free"));
+        part(
+            i128::from(all.frames) - uncached,
+            format_args!("free, kept by CPUs"),
+        );
+        for (owner, bytes) in self.owners.iter().filter(|(_, bytes)| *bytes > 0) {
+            match owner {
+                Owner::Free | Owner::Reserved => {}
+                Owner::Heap => {
+                    let live = i128::from(self.heap.live_in_frames());
+                    let cached = i128::from(self.heap.cached_bytes);
+                    part(live, format_args!("heap frames, live"));
+                    part(cached, format_args!("heap frames, cached"));
+                    let rest = i128::from(bytes) - live - cached;
+                    part(rest, format_args!("heap frames, rest"));
+                }
+                _ => part(i128::from(bytes), format_args!("{owner}")),
+            }
+        }
+        part(i128::from(self.memory), format_args!("in all"));
+    }
+}
+
+impl Account {
+    fn tell_programs(&self) {
+        for (index, holding, deeds) in &self.cpus {
+            events::tell(AccountCpu {
+                cpu: *index,
+                at_hand_bytes: holding.frames,
+                cached_bytes: holding.cached,
+                allocated_bytes: holding.traffic.allocated_bytes,
+                freed_bytes: holding.traffic.freed_bytes,
+                mapped_bytes: holding.mapped,
+                stack_bytes: holding.stack,
+                interrupts: deeds.interrupts.sum(),
+                calls_sent: deeds.sent,
+                calls_served: deeds.served,
+                shootdowns: deeds.shootdowns,
+                spared: deeds.spared,
+                flushes: deeds.flushes,
+            });
+        }
+        let common = &self.common;
+        events::tell(AccountCommon {
+            free_bytes: common.frames,
+            cached_bytes: common.cached,
+            allocated_bytes: common.traffic.allocated_bytes,
+            freed_bytes: common.traffic.freed_bytes,
+            mapped_bytes: common.mapped,
+        });
+        events::tell(muster_events::Account {
+            memory_bytes: self.memory,
+            free_bytes: common.frames,
+            at_hand_bytes: self.sum().0.frames - common.frames,
+            heap_live_bytes: self.heap.live_in_frames(),
+            boot_live_bytes: self.heap.boot_live_bytes,
+            heap_cached_bytes: self.heap.cached_bytes,
+            owners: events::owners(&self.owners),
+        });
+        for (index, _, deeds) in &self.cpus {
+            let of = |kind| deeds.interrupts.of(kind);
+            events::tell(muster_events::Interrupts {
+                cpu: *index,
+                timer: of(Kind::Timer),
+                wake_up: of(Kind::Wake),
+                error: of(Kind::Error),
+                spurious: of(Kind::Spurious),
+                nmi: of(Kind::Nmi),
+                unexpected: of(Kind::Unexpected),
+            });
+        }
+    }
+}
+
+/// A number of bytes that may be negative, for people.
+pub struct Signed(pub i64);
+
+impl fmt::Display for Signed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut text = heapless::String::<24>::new();
+        let sign = if self.0 < 0 { "-" } else { "" };
+        // There is room.
+        let _ = fmt::write(
+            &mut text,
+            format_args!("{sign}{}", Bytes(self.0.unsigned_abs())),
+        );
+        f.pad(&text)
+    }
+}

@@ -1,0 +1,113 @@
+//! The way of an application processor from the loader's parking place to work.
+
+use core::sync::atomic::Ordering;
+
+use limine::mp;
+
+use super::roll::Phase;
+use crate::arch::{control, exceptions, machine_check};
+use crate::boot::stack::{self, Slot};
+use crate::mm::shared;
+use crate::report::exit;
+use crate::selftest::mishap;
+use crate::smp::cpu::{Block, Cpu};
+use crate::smp::{cpu, crew, lapic, stop};
+
+/// Where the loader sends an AP: on the loader's stack, tables and GDT, with the
+/// address of its block in `extra`.
+///
+/// The order counts. Faults end in words first, since the loader leaves no IDT. Then
+/// the PAT, for until it is set this CPU may cache what it touches in another way than
+/// the others; and the block, which tells whose words they are. Then the control
+/// registers, because the kernel's tables fault on a CPU that has no NX yet; then the
+/// tables, because the stack lies only in them, but for what is ever unmapped: with
+/// that they are loaded when the CPU has joined, and is asked to flush.
+///
+/// # Safety
+///
+/// Entered by an AP of the loader's, once, with the address of a block that
+/// [`cpu::create`] made for it.
+pub unsafe extern "C" fn entry(parked: &mp::Cpu) -> ! {
+    // SAFETY: this CPU has no block yet.
+    unsafe { Cpu::reset() };
+    exceptions::load_early();
+    let odd_pat = control::set_pat();
+    let address = parked.extra.load(Ordering::Acquire);
+    let block: *const Block = core::ptr::with_exposed_provenance(address as usize);
+    // SAFETY: the BSP stored the address of this CPU's block, made for good, before
+    // it released the CPU (Release there, Acquire here); it lies in the HHDM, which
+    // the loader's tables map like the kernel's.
+    let block: &'static Block = unsafe { &*block };
+    let reach = |phase| reach(block.index(), block.shared(), phase);
+    reach(Phase::Entered);
+    if let Err(error) = Cpu::register(block) {
+        panic!("an AP can't register its block: {error}");
+    }
+    reach(Phase::Block);
+    if let Some(found) = odd_pat {
+        log::warn!(
+            "the loader left {found:#x} in the PAT of CPU {}: set",
+            block.index()
+        );
+    }
+
+    let shared = shared::get();
+    control::set(&shared.features());
+    reach(Phase::Control);
+
+    shared.load_bring_up_tables();
+    reach(Phase::Tables);
+
+    // SAFETY: the slot is this CPU's own, mapped in the tables just loaded, and not yet
+    // in use; what is on the loader's stack is done with.
+    unsafe { stack::run_on(Slot::of(block.index()).main().top, run) }
+}
+
+/// Reports that AP `index` has come so far, and lets happen what is asked for.
+fn reach(index: u32, shared: &cpu::Shared, phase: Phase) {
+    shared.report.reach(phase);
+    mishap::may_happen(index, &shared.report, phase);
+}
+
+/// An AP on its own stack.
+extern "C" fn run() -> ! {
+    let (index, joined) = cpu::with(|here| {
+        let report = &here.shared().report;
+        let reach = |phase| reach(here.index(), here.shared(), phase);
+        reach(Phase::Stack);
+        here.local().load_descriptors();
+        let home = &here.shared().home;
+        home.record(here.shared().lapic_id);
+        // It is not the CPU that it should be: the BSP names it, and the rest goes on without it.
+        if home.difference().is_some() && report.give_up() {
+            exit::halt();
+        }
+        machine_check::start();
+        lapic::enable(&[]);
+        home.record(here.shared().lapic_id);
+        reach(Phase::Descriptors);
+        let joined = report.join();
+        if joined {
+            // A shootdown goes only to CPUs that have joined, so nothing of what changed in the
+            // tables before that moment may linger here (`Admission`). Were it the other way round,
+            // what changes in between would.
+            shared::get().load_tables();
+            here.shared().home.record_tables();
+            reach(Phase::Online);
+        }
+        (here.index(), joined)
+    });
+    if stop::is_requested() {
+        stop::stop_here(run as *const () as u64);
+    }
+    if !joined {
+        assert!(
+            !shared::get().is_loaded(),
+            "CPU {index} stays out with the tables of all: it may walk those that are given back"
+        );
+        log::warn!("CPU {index} came after the roll call's deadline and stays out");
+        exit::halt();
+    }
+    cpu::with(|here| here.shared().report.tell(index, &here.shared().home));
+    crew::serve(index)
+}

@@ -1,0 +1,105 @@
+//! The audit: nothing that was taken may stay behind.
+
+use alloc::format;
+use alloc::string::String;
+use core::fmt::Write;
+
+use muster_events::Audit;
+
+use super::home;
+use crate::mm::heap::{self, Reading};
+use crate::mm::{checked, shared};
+use crate::report::events;
+
+/// What the heap held before the work.
+pub struct Books(Reading);
+
+impl Books {
+    /// Reads what is held now, with every CPU's cache drained.
+    pub fn read() -> Self {
+        heap::drain();
+        Self(Reading::take())
+    }
+
+    /// Holds what is held now against these books, and all books on the machine's
+    /// memory against the memory itself.
+    ///
+    /// # Errors
+    ///
+    /// What does not add up, in words.
+    pub fn compare(&self) -> Result<(), String> {
+        heap::drain();
+        if let Some(totals) = checked::totals() {
+            log::info!("heap: {} blocks checked, none misused", totals.sound_blocks);
+        }
+        let (before, after) = (self.0, Reading::take());
+        log::info!(
+            "live, arena included: {} B before, {} B after",
+            before.live_bytes,
+            after.live_bytes
+        );
+        log::info!(
+            "heap: {} of frames drained, {} at most",
+            Bytes(shared::get().owned_heap_bytes()),
+            Bytes(after.peak_bytes)
+        );
+        if (after.live_bytes, after.live_blocks) != (before.live_bytes, before.live_blocks) {
+            return Err(format!(
+                "{} bytes in {} blocks are live after the stress, {} in {} were before",
+                after.live_bytes, after.live_blocks, before.live_bytes, before.live_blocks
+            ));
+        }
+        if after.cached_bytes != 0 {
+            return Err(format!(
+                "{} bytes are cached after the drain",
+                after.cached_bytes
+            ));
+        }
+        home::check()?;
+        log::info!("registers: on every CPU as set");
+        // SAFETY: between orders the other CPUs are idle, and this one unmaps nothing.
+        let code =
+            unsafe { shared::get().verify_exclusion() }.map_err(|error| format!("{error}"))?;
+        log::info!("rights: {} of code, written nowhere", Bytes(code));
+        // SAFETY: as above.
+        let memory = unsafe { shared::get().recount() }.map_err(|error| format!("{error}"))?;
+        log::info!(
+            "audit: clean, each frame of {} has one owner",
+            Bytes(memory)
+        );
+        let whole = shared::get().whole_free_bytes();
+        log::info!("free in whole pages of 2 MiB: {}", Bytes(whole));
+        events::tell(Audit {
+            memory_bytes: memory,
+            live_before_bytes: before.live_bytes,
+            live_after_bytes: after.live_bytes,
+            heap_bytes: shared::get().owned_heap_bytes(),
+            heap_peak_bytes: after.peak_bytes,
+            whole_free_bytes: whole,
+        });
+        Ok(())
+    }
+}
+
+/// A number of bytes, for people.
+pub struct Bytes(pub u64);
+
+impl core::fmt::Display for Bytes {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+        let mut unit = 0;
+        let mut tenths = u128::from(self.0) * 10;
+        while tenths >= 10 * 1024 && unit + 1 < UNITS.len() {
+            tenths /= 1024;
+            unit += 1;
+        }
+        // Not on the heap: it may be what has just run out.
+        let mut text = heapless::String::<24>::new();
+        if unit == 0 {
+            write!(text, "{} {}", tenths / 10, UNITS[unit])?;
+        } else {
+            write!(text, "{}.{} {}", tenths / 10, tenths % 10, UNITS[unit])?;
+        }
+        f.pad(&text)
+    }
+}

@@ -1,0 +1,70 @@
+//! The loader's memory, taken over once no CPU can reach it any more.
+//!
+//! In it lie the loader's tables, GDT and stacks, the responses, and the code in which parked APs
+//! wait. The kernel copies what it wants to keep of the responses ([`crate::boot::limine`]), lets go of each
+//! AP's parking place when it releases the AP, and reads firmware tables elsewhere. What is left are
+//! the CPUs themselves: as long as it is not certain of every one that it has left, nothing is taken.
+
+use alloc::format;
+use alloc::string::String;
+
+use muster_arguments::Reclaim;
+
+use super::audit::Bytes;
+use super::roll::RollCall;
+use crate::mm::shared;
+use crate::report::events;
+use crate::smp::crew;
+
+/// What loader memory is poisoned with: as an address or an instruction it faults
+/// (`int3`, and 0xcccc… is not canonical), as a table entry it is not present.
+const POISON: u8 = 0xcc;
+
+/// Takes the loader's memory over, unless a CPU may still be in it: the log says which, then.
+///
+/// # Errors
+///
+/// In words, if a CPU that is at work runs with something that lies in the loader's memory.
+pub fn reclaim(roll: &RollCall, choice: Reclaim) -> Result<(), String> {
+    let shared = shared::get();
+    let keep = |why: &str| {
+        let kept_bytes = shared.loader_bytes();
+        log::warn!("the loader keeps its {}: {why}", Bytes(kept_bytes));
+        events::tell(muster_events::Reclaim {
+            taken_bytes: 0,
+            kept_bytes,
+            why: Some(why.into()),
+        });
+    };
+    if choice == Reclaim::No {
+        keep("reclaim=no asks for it");
+        return Ok(());
+    }
+    if let Some(why) = roll.who_may_be_in_the_loader() {
+        keep(&why);
+        return Ok(());
+    }
+    for (index, cpu) in crew::members() {
+        for (what, address) in cpu.home.places() {
+            if shared.is_loader_memory(address) {
+                return Err(format!(
+                    "CPU {index} has its {what} in the loader's memory, at {address:#x}"
+                ));
+            }
+        }
+    }
+    let (byte, how) = match choice {
+        Reclaim::Poison => (POISON, ", and poisoned"),
+        Reclaim::Yes | Reclaim::No => (0, ""),
+    };
+    // SAFETY: every CPU the machine has came from the loader to its own tables, stack and
+    // descriptors, none of which lie there (above), and nobody else knows the memory.
+    let bytes = unsafe { shared.adopt_loader_memory(byte) }.map_err(|error| format!("{error}"))?;
+    log::info!("reclaimed {} from the loader{how}", Bytes(bytes));
+    events::tell(muster_events::Reclaim {
+        taken_bytes: bytes,
+        kept_bytes: shared.loader_bytes(),
+        why: None,
+    });
+    Ok(())
+}

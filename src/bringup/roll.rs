@@ -1,0 +1,375 @@
+//! The roll call: how far each CPU has come, when, and who is missing.
+
+use alloc::format;
+use alloc::vec::Vec;
+use core::fmt::Write;
+use core::ptr;
+use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+
+use heapless::String;
+use muster_arguments::Arguments;
+pub use muster_events::Phase;
+use muster_events::{Absent, Reached, Roll};
+use muster_machine::acpi::{Cpu, Madt};
+use muster_percpu::{Admission, Outcome};
+
+use super::home::{self, Home};
+use super::skew::Skew;
+use super::{ap, skew};
+use crate::arch::clock::{self, Deadline};
+use crate::boot::addresses;
+use crate::boot::limine::Boot;
+use crate::boot::stack::Slot;
+use crate::mm::firmware::FirmwareTables;
+use crate::report::events;
+use crate::smp::cpu::{self, Block, Shared};
+use crate::smp::{crew, lapic};
+
+/// How long a CPU that has joined may take to be online, in milliseconds: a virtual one may be off its
+/// host core. If it takes longer, it is named when it is called.
+const ONLINE_TIMEOUT: u64 = 10_000;
+
+/// The columns of the roll-call table.
+const COLUMNS: [(Phase, &str); 7] = [
+    (Phase::Entered, "entry"),
+    (Phase::Block, "block"),
+    (Phase::Control, "ctrl"),
+    (Phase::Tables, "cr3"),
+    (Phase::Stack, "stack"),
+    (Phase::Descriptors, "gdt"),
+    (Phase::Online, "up"),
+];
+
+/// What one CPU reports of its bring-up. Written by that CPU, but for the release and
+/// the end of the roll call, which are the BSP's; read by all.
+///
+/// # Ordering
+///
+/// A phase is published with Release after its stamp, and read with Acquire: who
+/// sees a phase sees its stamp, and everything the CPU did before.
+#[derive(Debug)]
+pub struct Report {
+    phase: AtomicU8,
+    admission: Admission,
+    stamps: [AtomicU64; Phase::COUNT],
+    skew: Skew,
+}
+
+impl Report {
+    /// A CPU that the loader has parked.
+    pub const fn new() -> Self {
+        Self {
+            phase: AtomicU8::new(Phase::Parked as u8),
+            admission: Admission::new(),
+            stamps: [const { AtomicU64::new(0) }; Phase::COUNT],
+            skew: Skew::new(),
+        }
+    }
+
+    /// Reports that this CPU has reached `phase`.
+    pub fn reach(&self, phase: Phase) {
+        self.stamps[phase as usize].store(clock::ticks(), Ordering::Relaxed);
+        self.phase.store(phase as u8, Ordering::Release);
+    }
+
+    /// The last phase reached.
+    pub fn phase(&self) -> Phase {
+        Phase::ALL[usize::from(self.phase.load(Ordering::Acquire)).min(Phase::COUNT - 1)]
+    }
+
+    /// When `phase` was reached, as a stamp of the TSC.
+    pub fn stamp(&self, phase: Phase) -> Option<u64> {
+        Some(self.stamps[phase as usize].load(Ordering::Relaxed)).filter(|&stamp| stamp != 0)
+    }
+
+    /// When each phase was reached, in microseconds since the kernel's entry.
+    fn reached(&self) -> Reached {
+        let at = |phase| self.stamp(phase).map(clock::micros_since_entry);
+        Reached {
+            released: at(Phase::Released),
+            entered: at(Phase::Entered),
+            block: at(Phase::Block),
+            control: at(Phase::Control),
+            tables: at(Phase::Tables),
+            stack: at(Phase::Stack),
+            descriptors: at(Phase::Descriptors),
+            online: at(Phase::Online),
+        }
+    }
+
+    /// How far its TSC is from the BSP's.
+    pub const fn skew(&self) -> &Skew {
+        &self.skew
+    }
+
+    /// Writes the CPU's own story to its journal, once it is there to be told.
+    pub fn tell(&self, index: u32, home: &Home) {
+        for phase in Phase::ALL {
+            if let Some(stamp) = self.stamp(phase) {
+                let micros = clock::micros_since_entry(stamp);
+                let (seconds, micros) = (micros / 1_000_000, micros % 1_000_000);
+                log::debug!("{} at {seconds}.{micros:06}", phase.name());
+            }
+        }
+        lapic::log_mode();
+        if !addresses::are_shown() {
+            return;
+        }
+        for stack in Slot::of(index).stacks() {
+            log::debug!("{}: {:#x} to {:#x}", stack.name, stack.bottom, stack.top);
+        }
+        log::debug!("block at {:#x}, tables at {:#x}", home.block(), home.cr3());
+    }
+
+    /// The CPU's last step: asks to be part of the crew. `false` if the roll
+    /// call has given it up.
+    pub fn join(&self) -> bool {
+        self.admission.join()
+    }
+
+    /// The roll call's last step for a silent CPU. `false` if the CPU has
+    /// joined in this very moment.
+    pub fn give_up(&self) -> bool {
+        self.admission.give_up()
+    }
+
+    /// How the roll call ended, or the CPU itself ended it.
+    pub fn admission(&self) -> Outcome {
+        self.admission.outcome()
+    }
+}
+
+/// The roll call and how it ended.
+pub struct RollCall {
+    /// LAPIC ids that the machine's MADT names and the loader does not list; `None` if
+    /// there is no MADT to be read.
+    unlisted: Option<Vec<u32>>,
+    /// CPUs that `cpus=` leaves with the loader.
+    left_out: usize,
+    /// LAPIC ids that the loader lists twice: a second CPU may be parked under one.
+    repeated: Vec<u32>,
+    released_at: u64,
+    deadline_millis: u64,
+}
+
+impl RollCall {
+    /// Releases every AP that has a block, all at once, and waits until each has
+    /// answered or the deadline is over.
+    pub fn hold(boot: &Boot, arguments: &Arguments, blocks: &[&'static Block]) -> Self {
+        let released_at = clock::ticks();
+        for (cpu, block) in boot.cpus.iter().zip(blocks).skip(1) {
+            block.shared().report.reach(Phase::Released);
+            let argument = ptr::from_ref(*block).expose_provenance() as u64;
+            // SAFETY: the entry is the AP's, and the block is the one made for it.
+            unsafe { cpu.release(ap::entry, argument) };
+        }
+        let deadline = Deadline::after_millis(arguments.deadline_millis);
+        // One that keeps itself out has answered, too.
+        let answered = |shared: &Shared| {
+            shared.report.phase() == Phase::Online || shared.report.admission() == Outcome::GivenUp
+        };
+        while !cpu::all().all(|(_, shared)| answered(shared)) && !deadline.passed() {
+            core::hint::spin_loop();
+        }
+        for (_, shared) in cpu::all() {
+            shared.report.give_up();
+        }
+        // A CPU that joined in that very moment loads the tables of all, and says so.
+        let deadline = Deadline::after_millis(ONLINE_TIMEOUT);
+        while crew::members().any(|(_, shared)| !answered(shared)) && !deadline.passed() {
+            core::hint::spin_loop();
+        }
+        skew::measure();
+        Self {
+            unlisted: unlisted(boot),
+            left_out: boot.cpus.len() - blocks.len(),
+            repeated: boot.repeated_lapic_ids.clone(),
+            released_at,
+            deadline_millis: arguments.deadline_millis,
+        }
+    }
+
+    /// Prints who came, when, and with what; and who did not.
+    pub fn print(&self) {
+        let online = crew::size();
+        log::info!(
+            "roll: {online} of {} CPUs online, {} us after the release",
+            cpu::all().len() + self.unlisted().len(),
+            clock::to_micros(self.last_online().saturating_sub(self.released_at)),
+        );
+        log::info!("microseconds (m: milliseconds) from the release to");
+        let mut headings = String::<64>::new();
+        for (_, heading) in COLUMNS {
+            // Seven columns of six characters fit.
+            let _ = write!(headings, "{heading:>6}");
+        }
+        log::info!("cpu lapic{headings}");
+        for (index, shared) in cpu::all() {
+            let mut row = String::<64>::new();
+            for (phase, _) in COLUMNS {
+                let _ = match self.micros_to(&shared.report, phase) {
+                    Some(micros @ 0..100_000) => write!(row, "{micros:>6}"),
+                    Some(micros) => write!(row, "{:>5}m", (micros / 1000).min(99_999)),
+                    None => write!(row, "{:>6}", "-"),
+                };
+            }
+            log::info!("{index:>3} {:>5}{row}", shared.lapic_id);
+        }
+        home::tell();
+        skew::tell();
+        if self.left_out > 0 {
+            log::info!("{} CPUs stay with the loader, as cpus= asks", self.left_out);
+        }
+        for (index, shared) in self.absent() {
+            if let Some(difference) = shared.home.difference() {
+                log::error!(
+                    "CPU {index} (LAPIC {}) {difference}: kept out",
+                    shared.lapic_id
+                );
+                continue;
+            }
+            log::error!(
+                "CPU {index} (LAPIC {}) did not answer within {} ms; last phase: {}",
+                shared.lapic_id,
+                self.deadline_millis,
+                shared.report.phase().name()
+            );
+        }
+        for lapic_id in self.unlisted() {
+            log::error!("the machine has a CPU with LAPIC id {lapic_id}; the loader lost it");
+        }
+    }
+
+    /// Tells programs the same.
+    pub fn tell(&self) {
+        for (index, shared) in cpu::all() {
+            events::tell(muster_events::Cpu {
+                cpu: index,
+                lapic: shared.lapic_id,
+                online: shared.report.admission() == Outcome::Joined,
+                phase: shared.report.phase(),
+                reached_us: shared.report.reached(),
+                stack_top: addresses::shown(Slot::of(index).main().top),
+                block: addresses::shown(shared.home.block()),
+                tables: addresses::shown(shared.home.cr3()),
+            });
+        }
+        for (index, shared) in self.absent() {
+            events::tell(Absent {
+                cpu: Some(index),
+                lapic: shared.lapic_id,
+                phase: Some(shared.report.phase()),
+            });
+        }
+        for &lapic in self.unlisted() {
+            events::tell(Absent {
+                cpu: None,
+                lapic,
+                phase: None,
+            });
+        }
+        events::tell(Roll {
+            online: crew::size() as u32,
+            expected: (cpu::all().len() + self.unlisted().len()) as u32,
+            left_out: self.left_out as u32,
+            released_us: clock::micros_since_entry(self.released_at),
+            took_us: clock::to_micros(self.last_online().saturating_sub(self.released_at)),
+            deadline_ms: self.deadline_millis,
+        });
+    }
+
+    /// Whether everybody is here.
+    ///
+    /// # Errors
+    ///
+    /// Who is not, in words.
+    pub fn verdict(&self) -> Result<(), alloc::string::String> {
+        let missing = self.missing();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        Err(format!(
+            "{} CPUs are missing, with LAPIC ids {missing:?}",
+            missing.len()
+        ))
+    }
+
+    /// Why a CPU may still be in the loader's memory, in words; `None` if none can be.
+    pub fn who_may_be_in_the_loader(&self) -> Option<alloc::string::String> {
+        // One that is kept out halts in the kernel.
+        let is_lost = |shared: &Shared| shared.home.difference().is_none();
+        let absent = self.absent().filter(|(_, shared)| is_lost(shared));
+        let missing: Vec<_> = (absent.map(|(_, shared)| shared.lapic_id))
+            .chain(self.unlisted().iter().copied())
+            .collect();
+        if !missing.is_empty() {
+            Some(format!(
+                "CPUs with LAPIC ids {missing:?} are missing, and may be in it"
+            ))
+        } else if self.left_out > 0 {
+            Some(format!("{} CPUs wait in it, as cpus= asks", self.left_out))
+        } else if !self.repeated.is_empty() {
+            Some(format!(
+                "CPUs may wait in it that it lists under the same LAPIC ids as others: {:?}",
+                self.repeated
+            ))
+        } else if self.unlisted.is_none() {
+            Some("without a MADT, nobody can tell whether a CPU was lost in it".into())
+        } else {
+            None
+        }
+    }
+
+    /// The LAPIC ids of the CPUs that should be here.
+    fn missing(&self) -> Vec<u32> {
+        let absent = self.absent().map(|(_, shared)| shared.lapic_id);
+        absent.chain(self.unlisted().iter().copied()).collect()
+    }
+
+    fn unlisted(&self) -> &[u32] {
+        self.unlisted.as_deref().unwrap_or_default()
+    }
+
+    fn absent(&self) -> impl Iterator<Item = (u32, &'static Shared)> {
+        cpu::all().filter(|(_, shared)| shared.report.admission() != Outcome::Joined)
+    }
+
+    /// Microseconds from the release to `phase`; the BSP went through most of its
+    /// own before it released anyone, and counts as there at 0.
+    fn micros_to(&self, report: &Report, phase: Phase) -> Option<u64> {
+        let stamp = report.stamp(phase)?;
+        Some(clock::to_micros(stamp.saturating_sub(self.released_at)))
+    }
+
+    fn last_online(&self) -> u64 {
+        crew::members()
+            .filter_map(|(_, shared)| shared.report.stamp(Phase::Online))
+            .max()
+            .unwrap_or(self.released_at)
+    }
+}
+
+/// The LAPIC ids that the MADT calls ready for use and the loader did not list; `None` if it
+/// can't be read.
+fn unlisted(boot: &Boot) -> Option<Vec<u32>> {
+    let Some(rsdp) = boot.rsdp else {
+        log::warn!("the loader gave no RSDP: CPUs that it lost can't be told");
+        return None;
+    };
+    match Madt::find(&FirmwareTables::new(), rsdp) {
+        Ok(madt) => {
+            let mut unlisted = Vec::new();
+            for Cpu { lapic_id, .. } in madt.cpus().filter(Cpu::is_enabled) {
+                let is_listed = boot.cpus.iter().any(|cpu| cpu.lapic_id == lapic_id);
+                if !is_listed && !unlisted.contains(&lapic_id) {
+                    unlisted.push(lapic_id);
+                }
+            }
+            Some(unlisted)
+        }
+        Err(error) => {
+            log::warn!("{error}: CPUs that the loader lost can't be told");
+            None
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! How far each CPU's TSC is from the BSP's: times of several CPUs compare only as far as their counters
+//! do.
+//!
+//! When the roll has been called, the BSP asks one AP after the other for its TSC, some times each. The
+//! answer was given between the question and its arrival, which bounds the difference from both sides;
+//! all answers together bound it best ([`Offset`]).
+
+use core::fmt::Write;
+use core::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+
+use crossbeam_utils::CachePadded;
+use heapless::String;
+use muster_machine::time::{Offset, Round};
+
+use crate::arch::clock::{self, Deadline};
+use crate::smp::call::{self, Targets};
+use crate::smp::crew;
+
+/// How often each AP is asked. The first answer is late, as the AP sleeps; of the others some come at once.
+const ROUNDS: u64 = 32;
+
+/// How long an AP may take for all of its answers, in milliseconds, and all APs together: a virtual CPU
+/// may be off its host core, and this is nothing to wait for.
+const TIMEOUT: u64 = 200;
+const TIMEOUT_OF_ALL: u64 = 2000;
+
+/// From how many nanoseconds on it is worth a warning that the times of two CPUs don't compare.
+const MAX_DISTANCE: u64 = 1000;
+
+/// In the place of a round's number: there are no more.
+const OVER: u64 = u64::MAX;
+
+/// What a line of the log has room for, behind its time, CPU, level and target, on a terminal of 80
+/// columns.
+const COLUMNS: usize = 52;
+
+/// The round that the BSP asks for, from 1 on.
+static QUESTION: CachePadded<AtomicU64> = CachePadded::new(AtomicU64::new(0));
+
+/// The round that the AP has answered, and its stamp.
+static ANSWER: CachePadded<(AtomicU64, AtomicU64)> =
+    CachePadded::new((AtomicU64::new(0), AtomicU64::new(0)));
+
+/// What was found of one CPU. The BSP alone writes and reads it, so nothing needs an order.
+#[derive(Debug)]
+pub struct Skew {
+    least: AtomicI64,
+    most: AtomicI64,
+}
+
+impl Skew {
+    /// Not measured: bounds that contradict each other.
+    pub const fn new() -> Self {
+        Self {
+            least: AtomicI64::new(i64::MAX),
+            most: AtomicI64::new(i64::MIN),
+        }
+    }
+
+    fn note(&self, offset: Offset) {
+        self.least.store(offset.least, Ordering::Relaxed);
+        self.most.store(offset.most, Ordering::Relaxed);
+    }
+
+    fn offset(&self) -> Option<Offset> {
+        let offset = Offset {
+            least: self.least.load(Ordering::Relaxed),
+            most: self.most.load(Ordering::Relaxed),
+        };
+        Some(offset).filter(|offset| offset.least <= offset.most)
+    }
+}
+
+/// Measures it for each AP at work. Called on the BSP, when nobody has work yet.
+pub fn measure() {
+    let deadline = Deadline::after_millis(TIMEOUT_OF_ALL);
+    for (index, shared) in crew::members().skip(1) {
+        if deadline.passed() {
+            break;
+        }
+        if let Some(offset) = ask(index) {
+            shared.report.skew().note(offset);
+        }
+    }
+}
+
+/// Asks one AP. `None` if it does not answer in time, or its answers contradict each other.
+fn ask(index: u32) -> Option<Offset> {
+    // Relaxed, both: the call publishes them to the AP.
+    QUESTION.store(0, Ordering::Relaxed);
+    ANSWER.0.store(0, Ordering::Relaxed);
+    let pending = call::begin(Targets::One(index), TIMEOUT, &|_| answer()).ok()?;
+    let deadline = Deadline::after_millis(TIMEOUT);
+    let mut all = None;
+    for number in 1..=ROUNDS {
+        let Some(round) = ask_once(number, deadline) else {
+            break;
+        };
+        let offset = Offset::of(round);
+        all = match all {
+            None => offset,
+            Some(all) => offset.and_then(|offset| offset.and(all)),
+        };
+        if all.is_none() {
+            break;
+        }
+    }
+    // Release, as each question: it comes after the answer to the one before.
+    QUESTION.store(OVER, Ordering::Release);
+    // If it has not taken the call, it never will; else it is done now.
+    let answered = pending.wait();
+    all.filter(|_| answered.is_ok())
+}
+
+fn ask_once(number: u64, deadline: Deadline) -> Option<Round> {
+    let asked = stamp();
+    // Release: the question is seen after the stamp was taken.
+    QUESTION.store(number, Ordering::Release);
+    // Acquire: with the number comes the stamp that was stored before it.
+    while ANSWER.0.load(Ordering::Acquire) != number {
+        if deadline.passed() {
+            return None;
+        }
+        call::serve();
+        core::hint::spin_loop();
+    }
+    let received = stamp();
+    Some(Round {
+        asked,
+        // Relaxed: the number was acquired.
+        answered: ANSWER.1.load(Ordering::Relaxed),
+        received,
+    })
+}
+
+/// Answers on the AP, as a handler, until there are no more questions.
+fn answer() {
+    let deadline = Deadline::after_millis(TIMEOUT);
+    let mut last = 0;
+    while !deadline.passed() {
+        // Acquire: the stamp is taken after the question.
+        match QUESTION.load(Ordering::Acquire) {
+            OVER => break,
+            number if number != last => {
+                // Relaxed: the number that follows releases it.
+                ANSWER.1.store(stamp(), Ordering::Relaxed);
+                ANSWER.0.store(number, Ordering::Release);
+                last = number;
+            }
+            _ => core::hint::spin_loop(),
+        }
+    }
+}
+
+/// The TSC, read after all that comes before it in the program, and before all that comes after it.
+fn stamp() -> u64 {
+    let (low, high): (u32, u32);
+    // SAFETY: every x86-64 CPU has the instructions, CR4.TSD does not bind ring 0, and they write to no
+    // memory. `lfence` waits for earlier instructions, and lets none begin before it is done (Intel SDM
+    // vol. 2A, LFENCE; vol. 2B, RDTSC). Not `nomem`: loads and stores keep their side of it.
+    unsafe {
+        core::arch::asm!(
+            "lfence",
+            "rdtsc",
+            "lfence",
+            out("eax") low,
+            out("edx") high,
+            options(nostack, preserves_flags)
+        );
+    }
+    u64::from(high) << 32 | u64::from(low)
+}
+
+/// Prints by how many nanoseconds each AP's TSC is ahead of the BSP's, and by how many that may be off; and
+/// whose is so far away that times don't compare.
+pub fn tell() {
+    let mut aps = crew::members().skip(1).peekable();
+    if aps.peek().is_none() {
+        return;
+    }
+    log::info!(target: "roll", "ns that each TSC is ahead of the BSP's, and error:");
+    let mut row = String::<COLUMNS>::new();
+    for (index, shared) in aps {
+        // An index and two numbers, of at most 19 digits.
+        let mut cell = String::<56>::new();
+        let _ = match shared.report.skew().offset() {
+            Some(offset) => write!(
+                cell,
+                "{index:>3} {:>+7} {:<6}",
+                nanos(offset.middle()),
+                clock::to_nanos(offset.uncertainty())
+            ),
+            None => write!(cell, "{index:>3} {:>7} {:<6}", "-", ""),
+        };
+        if row.len() + cell.trim_end().len() > COLUMNS {
+            log::info!(target: "roll", "{}", row.trim_end());
+            row.clear();
+        }
+        // There is room for it, and for what of the space behind it is needed.
+        let _ = row
+            .push_str(&cell)
+            .or_else(|_| row.push_str(cell.trim_end()));
+    }
+    log::info!(target: "roll", "{}", row.trim_end());
+    for (index, shared) in crew::members().skip(1) {
+        let Some(offset) = shared.report.skew().offset() else {
+            continue;
+        };
+        let distance = clock::to_nanos(offset.min_distance());
+        if distance > MAX_DISTANCE {
+            let side = if offset.least > 0 {
+                "ahead of"
+            } else {
+                "behind"
+            };
+            log::warn!(
+                target: "roll",
+                "the TSC of CPU {index} is {distance} ns or more {side} the BSP's: their times don't compare"
+            );
+        }
+    }
+}
+
+/// A difference of ticks in nanoseconds.
+fn nanos(ticks: i64) -> i64 {
+    let nanos = clock::to_nanos(ticks.unsigned_abs()).min(i64::MAX as u64) as i64;
+    if ticks < 0 { -nanos } else { nanos }
+}

@@ -1,0 +1,80 @@
+//! The firmware's tables, as far as they are read: mapped when they are, and not for longer.
+
+use alloc::vec::Vec;
+use core::cell::RefCell;
+
+use muster_machine::acpi::{Firmware, Madt, NmiLine, PmTimer};
+use muster_memory::{Access, Cache, PhysRange};
+
+use super::mapping::Mapping;
+use super::shared;
+use crate::boot::limine::Boot;
+use crate::smp::lapic;
+
+/// Returns the lines of this CPU's local APIC at which NMIs arrive, as the MADT has them; without one, as
+/// on every PC, the second.
+pub fn nmi_lines(boot: &Boot) -> Vec<NmiLine> {
+    let madt = boot
+        .rsdp
+        .and_then(|rsdp| Madt::find(&FirmwareTables::new(), rsdp).ok());
+    let lines: Option<Vec<_>> = madt.map(|madt| madt.nmi_lines(lapic::own_id()).collect());
+    lines.unwrap_or_else(|| {
+        Vec::from([NmiLine {
+            acpi_id: None,
+            lint: 1,
+            is_active_low: false,
+        }])
+    })
+}
+
+/// Returns where the ACPI timer is, if there is one.
+pub fn pm_timer(boot: &Boot) -> Option<PmTimer> {
+    PmTimer::find(&FirmwareTables::new(), boot.rsdp?)
+}
+
+/// What has been read of the firmware's tables. They are unmapped when it is dropped.
+pub struct FirmwareTables {
+    /// Whole pages, each with where it is mapped.
+    mapped: RefCell<Vec<(PhysRange, Mapping)>>,
+}
+
+impl FirmwareTables {
+    /// Nothing yet.
+    pub fn new() -> Self {
+        Self {
+            mapped: RefCell::new(Vec::new()),
+        }
+    }
+}
+
+impl Firmware for FirmwareTables {
+    type Bytes = Vec<u8>;
+
+    /// Firmware tables lie in memory that the HHDM does not show.
+    fn bytes(&self, start: u64, length: usize) -> Option<Vec<u8>> {
+        let range = PhysRange::new(start, length as u64)?;
+        let pages = range.covering_frames();
+        let mut mapped = self.mapped.borrow_mut();
+        if !mapped.iter().any(|(known, _)| known.encloses(pages)) {
+            // A null pointer is none.
+            if pages.start() == 0 || !pages.frames().all(|at| shared::get().may_be_firmware(at)) {
+                return None;
+            }
+            // SAFETY: the firmware has tables there, or nothing that a read could disturb
+            // (`may_be_firmware`); what is mapped as a device already, the tables refuse.
+            let mapping =
+                unsafe { Mapping::physical(pages, Access::ReadOnly, Cache::WriteBack) }.ok()?;
+            mapped.push((pages, mapping));
+        }
+        let (known, mapping) = mapped.iter().find(|(known, _)| known.encloses(pages))?;
+        let offset = (start - known.start()) as usize;
+        // SAFETY: every page of the range is mapped, and stays so while `mapped` is borrowed.
+        // Someone else may write there (firmware does), so each byte is read once, as a volatile,
+        // and only the copy is looked at.
+        Some(
+            (offset..offset + length)
+                .map(|at| unsafe { mapping.start().add(at).read_volatile() })
+                .collect(),
+        )
+    }
+}

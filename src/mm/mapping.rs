@@ -1,0 +1,369 @@
+//! Mappings that come and go: large memory out of scattered frames, and physical memory
+//! such as device registers, each with a page on both sides that is never mapped.
+
+use alloc::string::{String, ToString};
+use core::fmt;
+use core::ptr;
+
+use conquer_once::spin::OnceCell;
+use muster_events::Measured;
+use muster_memory::{
+    Access, AddressAllocator, AddressError, Cache, ChangeError, FRAME_SIZE, FrameRun,
+    OwnedAddresses, OwnedRun, Owner, PageSize, PhysRange, Region, TableError, VirtRange,
+};
+
+use super::tlb::{self, AllCpus};
+use super::{relief, shared};
+use crate::boot::window::MAPPINGS;
+use crate::selftest::median::Median;
+use crate::smp::crew::{self, StartLine};
+use crate::smp::lock::{Level, Lock};
+
+/// Bytes in a large page.
+const LARGE: u64 = PageSize::Size2MiB.bytes();
+
+/// The window, which has all that is ever unmapped.
+pub const WINDOW: VirtRange = match VirtRange::new(MAPPINGS.start, MAPPINGS.end - MAPPINGS.start) {
+    Some(window) => window,
+    None => panic!("the window is in whole pages"),
+};
+
+/// Mappings that a CPU has at once, more or less: so many have their addresses recorded without memory
+/// from the heap.
+const RANGES_PER_CPU: usize = 8;
+
+/// The addresses of the window. A lock of its own, taken before that of the heap's growth and of
+/// the tables: its records are on the heap.
+fn addresses() -> &'static Lock<AddressAllocator> {
+    static ADDRESSES: OnceCell<Lock<AddressAllocator>> = OnceCell::uninit();
+    ADDRESSES.get_or_init(|| {
+        let all = shared::get().with_tables(|tables, _| AddressAllocator::new(tables, WINDOW));
+        // Nothing is mapped there but with addresses from here.
+        let all = all.unwrap_or_else(|error| panic!("no addresses for mappings: {error}"));
+        Lock::new(Level::Addresses, all)
+    })
+}
+
+/// Makes room for the records of the window's addresses, which stays on the heap for good: what is
+/// counted from now on does not depend on how many mappings there have been at once.
+///
+/// # Errors
+///
+/// [`AddressError`]: there is no memory for them.
+pub fn start() -> Result<(), AddressError> {
+    addresses().lock().reserve(crew::size() * RANGES_PER_CPU)
+}
+
+/// Why something can't be mapped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MappingError {
+    /// There are no such addresses.
+    Addresses(AddressError),
+    /// There are too few frames.
+    OutOfMemory,
+    /// The tables can't take it.
+    Tables(TableError),
+    /// The tables can't change so.
+    Change(ChangeError),
+}
+
+impl fmt::Display for MappingError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Addresses(error) => error.fmt(f),
+            Self::OutOfMemory => write!(f, "too few frames are free for the mapping"),
+            Self::Tables(error) => error.fmt(f),
+            Self::Change(error) => error.fmt(f),
+        }
+    }
+}
+
+/// Whose the frames of a mapping are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Frames {
+    /// The mapping's: they are free when it is gone.
+    Own,
+    /// Somebody else's.
+    Foreign,
+}
+
+/// Some memory at addresses of its own, for as long as this lives.
+///
+/// It can be made, protected and dropped on any CPU at work, also by several at once; but not by one
+/// that holds a lock, nor in an interrupt handler: CPUs are called to flush.
+#[derive(Debug)]
+pub struct Mapping {
+    range: VirtRange,
+    /// The right to it, until it is dropped.
+    addresses: Option<OwnedAddresses>,
+    /// How much of it is mapped; all, once it is made.
+    mapped: u64,
+    frames: Frames,
+    /// Where in the first page the memory begins.
+    offset: u64,
+}
+
+impl Mapping {
+    /// Writable memory of at least so many bytes, in frames that need not follow each other, the
+    /// largest that are to be had. What is in it is whatever was there.
+    ///
+    /// # Errors
+    ///
+    /// [`MappingError`]; nothing is mapped then.
+    pub fn memory(bytes: u64) -> Result<Self, MappingError> {
+        let length = bytes
+            .checked_next_multiple_of(FRAME_SIZE)
+            .ok_or(MappingError::OutOfMemory)?;
+        // A wish that can't come true must not take what others could use.
+        if length > shared::get().frames_free_bytes() {
+            return Err(MappingError::OutOfMemory);
+        }
+        let align = if length < LARGE { FRAME_SIZE } else { LARGE };
+        let mut mapping = Self::reserve(length, align, Frames::Own)?;
+        while mapping.mapped < length {
+            mapping.extend()?;
+        }
+        Ok(mapping)
+    }
+
+    /// Physical memory that is somebody else's: a device's registers, uncached, or what the firmware
+    /// left.
+    ///
+    /// # Errors
+    ///
+    /// [`MappingError`], as if other pages map the memory with another cache type; nothing is mapped
+    /// then.
+    ///
+    /// # Safety
+    ///
+    /// CPUs may read the memory at any time in the way that its cache type lets them: it is there, and
+    /// no device's if the type is write-back.
+    pub unsafe fn physical(
+        range: PhysRange,
+        access: Access,
+        cache: Cache,
+    ) -> Result<Self, MappingError> {
+        let pages = range.covering_frames();
+        let mut mapping = Self::reserve(pages.len(), FRAME_SIZE, Frames::Foreign)?;
+        mapping.offset = range.start() - pages.start();
+        let region = Region {
+            name: "mapping",
+            virt: mapping.range.start(),
+            phys: pages.start(),
+            length: pages.len(),
+            access,
+            cache,
+            largest: PageSize::Size4KiB,
+        };
+        let mapped = shared::get().with_tables(|tables, frames| {
+            // SAFETY: the addresses are this mapping's; of the memory, the caller's promise.
+            unsafe { tables.map(&region, frames) }
+        });
+        match mapped {
+            Ok(()) => {
+                mapping.mapped = region.length;
+                Ok(mapping)
+            }
+            Err(failure) => {
+                mapping.mapped = failure.bytes;
+                Err(MappingError::Tables(failure.error))
+            }
+        }
+    }
+
+    /// Addresses at which nothing is mapped yet.
+    fn reserve(length: u64, align: u64, frames: Frames) -> Result<Self, MappingError> {
+        let allocate = || addresses().lock().allocate(length, align);
+        let owned = allocate()
+            .or_else(|error| match error {
+                // Under the lock, the other CPUs could not be asked for what they cache.
+                AddressError::OutOfMemory { .. } => {
+                    relief::ask_others();
+                    allocate()
+                }
+                _ => Err(error),
+            })
+            .map_err(MappingError::Addresses)?;
+        Ok(Self {
+            range: owned.range(),
+            addresses: Some(owned),
+            mapped: 0,
+            frames,
+            offset: 0,
+        })
+    }
+
+    /// Maps the next page, a large one if it can be had.
+    fn extend(&mut self) -> Result<(), MappingError> {
+        let shared = shared::get();
+        let virt = self.range.start() + self.mapped;
+        let left = self.range.len() - self.mapped;
+        let take = |bytes: u64| {
+            let count = (bytes / FRAME_SIZE) as usize;
+            shared.take_run(count, count, Owner::Mappings)
+        };
+        let large = if virt.is_multiple_of(LARGE) && left >= LARGE {
+            take(LARGE)
+        } else {
+            None
+        };
+        let run = large
+            .or_else(|| take(FRAME_SIZE))
+            .or_else(|| {
+                relief::ask_others();
+                take(FRAME_SIZE)
+            })
+            .ok_or(MappingError::OutOfMemory)?;
+        let region = Region {
+            name: "mapping",
+            virt,
+            phys: run.run().start(),
+            length: run.run().range().len(),
+            access: Access::ReadWrite,
+            cache: Cache::WriteBack,
+            largest: PageSize::Size2MiB,
+        };
+        let mapped = shared.with_tables(|tables, frames| {
+            // SAFETY: the addresses are this mapping's, and the run is memory.
+            unsafe { tables.map(&region, frames) }
+        });
+        if let Err(failure) = mapped {
+            give_back(run);
+            return Err(MappingError::Tables(failure.error));
+        }
+        // The pages stand for it from here on.
+        let _ = run.into_raw();
+        self.mapped += region.length;
+        Ok(())
+    }
+
+    /// Where the memory begins.
+    pub fn start(&self) -> *mut u8 {
+        ptr::with_exposed_provenance_mut((self.range.start() + self.offset) as usize)
+    }
+
+    /// How many bytes of addresses it takes, in whole pages.
+    pub fn length(&self) -> u64 {
+        self.range.len()
+    }
+
+    /// Changes what may be done with all of it.
+    ///
+    /// # Errors
+    ///
+    /// [`ChangeError`]; nothing has changed then.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Tables::protect`](muster_memory::Tables::protect).
+    pub unsafe fn protect(&mut self, access: Access) -> Result<(), ChangeError> {
+        let range = self.range;
+        let flush = shared::get().with_tables(|tables, _| {
+            // SAFETY: the caller's promise.
+            unsafe { tables.protect(range, access) }
+        })?;
+        flush.carry_out(&AllCpus);
+        Ok(())
+    }
+
+    fn unmap(&self, mapped: VirtRange) -> Result<(), ChangeError> {
+        let shared = shared::get();
+        let unmapping = shared.with_tables(|tables, _| {
+            // SAFETY: the addresses are this mapping's alone, which nobody can name any more: who
+            // still uses a pointer into it, broke the promise by which it was made a reference.
+            unsafe { tables.unmap(mapped) }
+        })?;
+        // Without the tables' lock: a CPU may be waiting for it.
+        let unmapped = unmapping.flush(&AllCpus);
+        let completed = shared.with_tables(|tables, frames| {
+            tables.complete(unmapped, frames, &mut |page| {
+                let run = PhysRange::new(page.phys, page.size.bytes());
+                if let (Frames::Own, Some(run)) = (self.frames, run.and_then(FrameRun::from_range))
+                {
+                    // SAFETY: `extend` gave the right up for the page, which no CPU can reach any more.
+                    give_back(unsafe { OwnedRun::from_raw(run, Owner::Mappings) });
+                }
+            })
+        });
+        assert!(
+            completed.is_ok(),
+            "a mapping was in other tables: {completed:?}"
+        );
+        Ok(())
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        if let Some(mapped) = VirtRange::new(self.range.start(), self.mapped)
+            && let Err(error) = self.unmap(mapped)
+        {
+            panic!("a mapping is not as it was made: {error}");
+        }
+        if let Some(owned) = self.addresses.take() {
+            let mut addresses = addresses().lock();
+            let freed = shared::get().with_tables(|tables, _| addresses.free(owned, tables));
+            assert!(
+                freed.is_ok(),
+                "a mapping's addresses don't come back: {freed:?}"
+            );
+        }
+    }
+}
+
+fn give_back(run: OwnedRun) {
+    let freed = shared::get().give_run_back(run);
+    assert!(
+        freed.is_ok(),
+        "a mapping does not own its frames: {freed:?}"
+    );
+}
+
+/// How long a CPU may take to come to a measurement, or to be done with it, in milliseconds.
+const PATIENCE: u64 = 60_000;
+
+/// Prints what a shootdown costs: what it takes to change the rights of a page, on all CPUs, while the
+/// others are asleep, and while they are at work.
+///
+/// # Errors
+///
+/// Why there is nothing to measure with, in words.
+pub fn measure() -> Result<(), String> {
+    let others = crew::size() - 1;
+    let asleep = time_shootdown().map_err(|error| error.to_string())?;
+    log::info!("a shootdown, {others} asleep: {asleep}");
+    asleep.tell(Measured::ShootdownAsleep, others);
+    let awake = OnceCell::uninit();
+    let line = StartLine::new(others + 1, PATIENCE);
+    crew::all(PATIENCE, &|place| {
+        line.wait();
+        if place == 0 {
+            awake.init_once(time_shootdown);
+        }
+        line.wait();
+    });
+    if let Ok(awake) = awake.try_get() {
+        let awake = awake.map_err(|error| error.to_string())?;
+        log::info!("a shootdown, {others} at work: {awake}");
+        awake.tell(Measured::ShootdownAwake, others);
+    }
+    tlb::compare_ways().map_err(|error| error.to_string())
+}
+
+/// What it takes to change the rights of a page, on all CPUs.
+///
+/// # Errors
+///
+/// [`MappingError`]: there is no page to change.
+pub fn time_shootdown() -> Result<Median, MappingError> {
+    let mut page = Mapping::memory(FRAME_SIZE)?;
+    let mut access = Access::ReadWrite;
+    Median::of(|| {
+        access = match access {
+            Access::ReadWrite => Access::ReadOnly,
+            _ => Access::ReadWrite,
+        };
+        // SAFETY: nobody uses the memory.
+        unsafe { page.protect(access) }.map_err(MappingError::Change)
+    })
+}

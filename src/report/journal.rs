@@ -1,0 +1,265 @@
+//! The log: whole lines on the serial port and on the screen, and each CPU's own lines in a
+//! bounded journal of its own.
+//!
+//! The port and the screen show what `log=` asks for (`info` unless told otherwise);
+//! a journal keeps everything down to `debug`, oldest lines first to go.
+
+use core::fmt::{self, Write};
+use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+
+use heapless::{Deque, String};
+use log::{LevelFilter, Log, Metadata, Record};
+use muster_screen::Colour;
+
+use super::{events, screen, serial};
+use crate::arch::clock;
+use crate::smp::cpu;
+use crate::smp::lock::{Level, Lock};
+
+/// The longest line, in bytes; what goes beyond is cut and marked.
+const LINE: usize = 256;
+
+/// The target of a run's verdict.
+pub const VERDICT: &str = "verdict";
+
+/// What one CPU's journal holds, in bytes: about 200 lines.
+pub const CAPACITY: usize = 16 * 1024;
+
+/// One line of the log, as it is printed and kept.
+pub type Line = String<LINE>;
+
+/// The last lines of one CPU, oldest first.
+#[derive(Default)]
+pub struct Journal(Deque<u8, CAPACITY>);
+
+impl Journal {
+    /// An empty journal.
+    pub const fn new() -> Self {
+        Self(Deque::new())
+    }
+
+    /// Adds a line (with its line feed); whole lines make room for it.
+    pub fn push(&mut self, line: &[u8]) {
+        while self.0.capacity() - self.0.len() < line.len() {
+            while self.0.pop_front().is_some_and(|byte| byte != b'\n') {}
+        }
+        for &byte in line {
+            if self.0.push_back(byte).is_err() {
+                return;
+            }
+        }
+    }
+
+    /// The bytes, oldest first.
+    pub fn bytes(&self) -> impl Iterator<Item = u8> + '_ {
+        self.0.iter().copied()
+    }
+}
+
+/// The BSP's lines from before it had a block.
+static EARLY: Lock<Journal> = Lock::new(Level::EarlyJournal, Journal::new());
+
+static SERIAL_LEVEL: AtomicU8 = AtomicU8::new(LevelFilter::Info as u8);
+
+/// Whether what the BSP logs is the answer to somebody at the serial port.
+static ANSWERING: AtomicBool = AtomicBool::new(false);
+
+struct Logger;
+
+impl Log for Logger {
+    fn enabled(&self, _: &Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        if ANSWERING.load(Ordering::Relaxed) && is_bsp() {
+            serial::write(format_answer(record).as_bytes());
+            return events::log(record.level(), target_of(record), &clip(*record.args()));
+        }
+        let (line, message) = format_line(record);
+        keep(line.as_bytes());
+        if record.level() as u8 <= SERIAL_LEVEL.load(Ordering::Relaxed) {
+            // First, so that it is there for whoever has read it at the port.
+            screen::write(line.trim_end(), colour(record));
+            serial::write(line.as_bytes());
+            let message = line.get(message..).unwrap_or_default();
+            events::log(record.level(), target_of(record), message.trim_end());
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+/// Starts the serial port and the log. Called once, on the BSP.
+pub fn start() {
+    static LOGGER: Logger = Logger;
+    serial::start();
+    // Fails only if a logger is set already, and then logging works.
+    let _ = log::set_logger(&LOGGER);
+    log::set_max_level(LevelFilter::Debug);
+}
+
+/// Sets what the serial port shows; the journals keep `debug` in any case.
+pub fn set_serial_level(level: LevelFilter) {
+    SERIAL_LEVEL.store(level as u8, Ordering::Relaxed);
+    log::set_max_level(level.max(LevelFilter::Debug));
+}
+
+/// Has what the BSP logs in `speak` go to the serial port bare, whatever `log=` hides, and past its
+/// journal: it is the answer to whoever types there. Called on the BSP.
+pub fn answer<T>(speak: impl FnOnce() -> T) -> T {
+    ANSWERING.store(true, Ordering::Relaxed);
+    let result = speak();
+    stop_answering();
+    result
+}
+
+/// Has all that is logged be log from now on: if a fault comes upon an answer.
+pub fn stop_answering() {
+    ANSWERING.store(false, Ordering::Relaxed);
+}
+
+/// What a line is shown in on a screen.
+fn colour(record: &Record<'_>) -> Colour {
+    match record.level() {
+        log::Level::Error => Colour::Error,
+        log::Level::Warn => Colour::Warning,
+        log::Level::Info if record.target() == VERDICT => Colour::Good,
+        log::Level::Info => Colour::Plain,
+        log::Level::Debug | log::Level::Trace => Colour::Dim,
+    }
+}
+
+fn is_bsp() -> bool {
+    cpu::try_with(|here| here.index()) == Some(0)
+}
+
+/// Moves the BSP's lines from before it had a block into `journal`.
+pub fn adopt_early(journal: &mut Journal) {
+    core::mem::swap(&mut *EARLY.lock(), journal);
+}
+
+/// Keeps a line in this CPU's journal.
+///
+/// A journal is only ever locked by its own CPU, with interrupts off, and, once that
+/// CPU has stopped or the run is over, by the reader. So a lock that is taken here means
+/// that a fault came upon this very function, and the line goes to the port only.
+fn keep(line: &[u8]) {
+    let kept = cpu::try_with(|here| {
+        if let Some(mut journal) = here.shared().journal.try_lock() {
+            journal.push(line);
+        }
+    });
+    if kept.is_none()
+        && let Some(mut journal) = EARLY.try_lock()
+    {
+        journal.push(line);
+    }
+}
+
+/// The part of the kernel that speaks.
+fn target_of<'a>(record: &Record<'a>) -> &'a str {
+    let target = record.target();
+    target.rsplit("::").next().unwrap_or(target)
+}
+
+/// One line: time since entry, CPU, level, target, message; and where the message begins.
+fn format_line(record: &Record<'_>) -> (Line, usize) {
+    let target = target_of(record);
+    let micros = clock::micros();
+    let cpu = cpu::try_with(|here| here.index()).unwrap_or(0);
+    let mut line = Clipped(Line::new());
+    // `Clipped` takes any text, so this can't fail.
+    let _ = write!(
+        line,
+        "{:>3}.{:06} {cpu:>2} {:<5} {target:<7} ",
+        micros / 1_000_000,
+        micros % 1_000_000,
+        record.level(),
+    );
+    let message = line.0.len();
+    let _ = line.write_fmt(*record.args());
+    (line.finish(), message)
+}
+
+/// As much of a text as fits a line.
+pub fn clip(text: fmt::Arguments<'_>) -> Line {
+    let mut line = Clipped(Line::new());
+    let _ = line.write_fmt(text);
+    let mut line = line.finish();
+    line.truncate(line.trim_end().len());
+    line
+}
+
+/// One line of an answer: the message, after a word where it is none that was hoped for.
+fn format_answer(record: &Record<'_>) -> Line {
+    let word = match record.level() {
+        log::Level::Error => "error: ",
+        log::Level::Warn => "warning: ",
+        _ => "",
+    };
+    let mut line = Clipped(Line::new());
+    // `Clipped` takes any text, so this can't fail.
+    let _ = write!(line, "{word}{}", record.args());
+    line.finish()
+}
+
+/// A line that takes what fits and drops the rest.
+struct Clipped(Line);
+
+impl Clipped {
+    /// The mark of a line that was cut, with its line feed.
+    const CUT: &str = "…\n";
+
+    fn finish(mut self) -> Line {
+        if self.0.push('\n').is_err() {
+            while self.0.capacity() - self.0.len() < Self::CUT.len() {
+                self.0.pop();
+            }
+            let _ = self.0.push_str(Self::CUT);
+        }
+        self.0
+    }
+}
+
+impl Write for Clipped {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for character in text.chars() {
+            // A line is one line, whatever someone else's text has in it.
+            let character = if character.is_control() {
+                ' '
+            } else {
+                character
+            };
+            if self.0.push(character).is_err() {
+                // Full to the last byte, so that `finish` marks the cut.
+                while self.0.push('.').is_ok() {}
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Hands every CPU's journal to the emulator's debug console, where there is one.
+///
+/// Called when the run is over: a CPU that still holds its journal's lock then
+/// was stopped in the middle of a line, and its journal is left out.
+pub fn dump() {
+    if !serial::has_debug_console() {
+        return;
+    }
+    let mut heading = String::<64>::new();
+    let _ = writeln!(heading, "=== cpu 0 (before its block)");
+    let early = EARLY.try_lock();
+    if let Some(early) = early.filter(|early| early.bytes().next().is_some()) {
+        serial::write_debug_console(heading.bytes().chain(early.bytes()));
+    }
+    for (index, shared) in cpu::all() {
+        if let Some(journal) = shared.journal.try_lock() {
+            heading.clear();
+            let _ = writeln!(heading, "=== cpu {index} lapic {}", shared.lapic_id);
+            serial::write_debug_console(heading.bytes().chain(journal.bytes()));
+        }
+    }
+}

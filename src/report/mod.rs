@@ -1,0 +1,11 @@
+//! What the kernel says: the log on serial port and screen, events for programs, fault reports, and the
+//! verdict with which a run ends.
+//!
+//! Imports [`smp`](crate::smp) and what lies below it. All rooms above may report.
+
+pub mod events;
+pub mod exit;
+pub mod journal;
+pub mod panic;
+pub mod screen;
+pub mod serial;

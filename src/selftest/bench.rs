@@ -1,0 +1,225 @@
+//! The benchmarks: Muster's heap and frame allocator beside others, on this machine's CPUs.
+//!
+//! Each of the others lives on an arena of its own, of frames that nobody else has meanwhile, and
+//! Muster's heap and frame allocator on the machine's free frames, as ever.
+
+use alloc::alloc::{GlobalAlloc, Layout};
+use alloc::format;
+use alloc::string::String;
+use core::fmt;
+use core::ptr::NonNull;
+
+use muster_bench::contenders::{self, Arena};
+use muster_bench::report::Console;
+use muster_bench::{
+    BuddyFrames, Contender, FrameSource, FrameUser, Kind, Machine, OnFrames, OnHeap, Options, Place,
+};
+use muster_events::Event;
+use muster_memory::{FRAME_SIZE, Frame, FrameRun, OwnedFrame, OwnedRun, Owner, PhysRange};
+
+use crate::arch::clock;
+use crate::mm::{frames, heap, shared};
+use crate::report::events;
+use crate::smp::crew;
+use crate::smp::crew::StartLine;
+
+/// Frames of an arena: 64 MiB.
+const ARENA: usize = 16 * 1024;
+
+/// The frames that the other frame allocator is measured with, 256 MiB: it only deals in numbers, so
+/// they need not exist.
+const FRAMES: (u64, u64) = (0x1000_0000, 0x2000_0000);
+
+/// How long a CPU may take beyond a measurement's time, in milliseconds: to allocate before, to
+/// free after, with many CPUs on few cores.
+const PATIENCE: u64 = 60_000;
+
+/// The CPUs at work.
+struct Crew;
+
+impl Machine for Crew {
+    fn cpus(&self) -> usize {
+        crew::size()
+    }
+
+    fn ticks(&self) -> u64 {
+        clock::ticks()
+    }
+
+    fn ticks_per_second(&self) -> u64 {
+        clock::hz()
+    }
+
+    fn run(&self, cpus: usize, work: &(dyn Fn(Place<'_>) + Sync)) {
+        let line = StartLine::new(cpus, PATIENCE);
+        crew::all(PATIENCE, &|cpu| {
+            if cpu < cpus {
+                work(Place {
+                    cpu,
+                    line: &|| line.wait(),
+                });
+            }
+        });
+    }
+}
+
+/// The log.
+struct Log;
+
+impl Console for Log {
+    fn line(&mut self, text: fmt::Arguments<'_>) {
+        log::info!("{text}");
+    }
+
+    fn progress(&mut self, text: fmt::Arguments<'_>) {
+        log::info!("{text}");
+    }
+
+    fn tell(&mut self, event: Event<'_>) {
+        events::tell(event);
+    }
+}
+
+/// Contiguous frames, seen through the HHDM, which go back when this is dropped.
+struct Frames {
+    start: NonNull<u8>,
+    count: usize,
+}
+
+impl Frames {
+    fn take(count: usize) -> Result<Self, String> {
+        // Aligned to a large page, so that arenas differ in nothing but where they are.
+        let start = shared::get().allocate_heap_frames(count, 512);
+        let start = start.ok_or_else(|| {
+            format!(
+                "too little memory for the benchmarks: no {count} contiguous frames are free; \
+                 give the machine 1 GiB"
+            )
+        })?;
+        Ok(Self { start, count })
+    }
+
+    /// The frames' bytes.
+    ///
+    /// # Safety
+    ///
+    /// Called once, and nothing uses the bytes any more when this is dropped.
+    unsafe fn lend(&self) -> Arena {
+        let bytes = self.count * FRAME_SIZE as usize;
+        // SAFETY: frames taken from the frame allocator are nobody else's, and the HHDM shows them in
+        // all tables; that it is only called once makes this the only reference, and by the
+        // caller's promise it is not used for longer than it lasts. Any byte will do.
+        unsafe { core::slice::from_raw_parts_mut(self.start.as_ptr().cast(), bytes) }
+    }
+}
+
+impl Drop for Frames {
+    fn drop(&mut self) {
+        // SAFETY: taken so by `take`, and, by the promise to `lend`, not used any more.
+        unsafe { shared::get().free_heap_frames(self.start, self.count) };
+    }
+}
+
+/// The kernel's heap as a contender.
+struct Magazines;
+
+// SAFETY: all of it is the heap's own.
+unsafe impl GlobalAlloc for Magazines {
+    #[inline]
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller's promise.
+        unsafe { heap::magazines().alloc(layout) }
+    }
+
+    #[inline]
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promise.
+        unsafe { heap::magazines().dealloc(block, layout) }
+    }
+
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        // SAFETY: the caller's promise.
+        unsafe { heap::magazines().realloc(block, layout, new_size) }
+    }
+}
+
+/// The kernel's frames as a contender: each CPU has its own at hand.
+struct KernelFrames;
+
+/// Whose the frames are meanwhile.
+const OWNER: Owner = Owner::Heap;
+
+impl FrameSource for KernelFrames {
+    type User<'a> = Self;
+
+    fn user(&self) -> Option<Self> {
+        Some(Self)
+    }
+}
+
+impl FrameUser for KernelFrames {
+    #[inline]
+    fn take(&mut self) -> Option<Frame> {
+        frames::allocate(OWNER).map(OwnedFrame::into_raw)
+    }
+
+    #[inline]
+    unsafe fn give(&mut self, frame: Frame) -> bool {
+        // SAFETY: it was taken, and not given back since, as the caller promises.
+        frames::free(unsafe { OwnedFrame::from_raw(frame, OWNER) }).is_ok()
+    }
+
+    fn take_run(&mut self, frames: usize) -> Option<u64> {
+        let run = shared::get().take_run(frames, frames, OWNER)?;
+        Some(run.into_raw().first().number())
+    }
+
+    unsafe fn give_run(&mut self, first: u64, frames: usize) -> bool {
+        let run = PhysRange::new(first * FRAME_SIZE, frames as u64 * FRAME_SIZE)
+            .and_then(FrameRun::from_range);
+        // SAFETY: as for `give`.
+        run.map(|run| unsafe { OwnedRun::from_raw(run, OWNER) })
+            .is_some_and(|run| shared::get().give_run_back(run).is_ok())
+    }
+}
+
+/// Runs the benchmarks that are asked for.
+///
+/// # Errors
+///
+/// If there is too little memory for it, or something could not be run.
+pub fn run(options: &Options) -> Result<(), String> {
+    // Dropped in reverse: the allocators before what they live on.
+    let arena = || Frames::take(ARENA);
+    let arenas = [arena()?, arena()?, arena()?, arena()?, arena()?];
+    // SAFETY: each is lent once, below, to allocators that go before `arenas` do.
+    let [a, b, c, d, e] = arenas.each_ref().map(|arena| unsafe { arena.lend() });
+    let linked_list = OnHeap::new("linked_list", Kind::Kernel, contenders::linked_list(a));
+    let talc = OnHeap::new("talc", Kind::Kernel, contenders::talc(b));
+    let buddy_system = OnHeap::new("buddy_system", Kind::Kernel, contenders::buddy_system(c));
+    let rlsf = OnHeap::new("rlsf", Kind::Kernel, contenders::rlsf(d));
+    let good_memory = OnHeap::new("good_memory", Kind::Kernel, contenders::good_memory(e));
+    let muster = OnHeap::new("muster", Kind::Muster, Magazines);
+
+    let numbers = (FRAMES.0 / FRAME_SIZE) as usize..(FRAMES.1 / FRAME_SIZE) as usize;
+    let buddy_frames = OnFrames::new("buddy_system", Kind::Kernel, BuddyFrames::new(numbers));
+    let muster_frames = OnFrames::new("muster", Kind::Muster, KernelFrames);
+
+    let all: [&dyn Contender; 8] = [
+        &linked_list,
+        &talc,
+        &buddy_system,
+        &rlsf,
+        &good_memory,
+        &muster,
+        &buddy_frames,
+        &muster_frames,
+    ];
+    log::info!(
+        "benchmarks on up to {} CPUs, {} rounds of {} ms",
+        crew::size(),
+        options.rounds,
+        options.millis
+    );
+    muster_bench::compare(&Crew, &all, options, &mut Log).map_err(|error| format!("{error}"))
+}

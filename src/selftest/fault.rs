@@ -1,0 +1,365 @@
+//! Faults on demand, so that their reports can be seen and tested.
+
+use alloc::boxed::Box;
+use core::hint::black_box;
+use core::ptr;
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+use muster_arguments::Fault;
+use muster_memory::{Access, FRAME_SIZE};
+use x86_64::instructions::interrupts;
+
+use super::misuse::Misuse;
+use crate::arch::clock::Deadline;
+use crate::arch::control;
+use crate::boot::image;
+use crate::boot::stack::Stack;
+use crate::bringup::audit::Bytes;
+use crate::bringup::interrupts::{is_unused, unexpected_here};
+use crate::mm::heap;
+use crate::mm::mapping::Mapping;
+use crate::smp::call::{self, Targets};
+use crate::smp::crew::{self, StartLine};
+use crate::smp::lock::{Level, Lock};
+use crate::smp::{cpu, identity, lapic, stop};
+
+/// How long the others wait for a fault that does not come, in milliseconds.
+const PATIENCE: u64 = 10_000;
+
+/// How long the BSP waits for an answer, in milliseconds.
+const CALL_PATIENCE: u64 = 1_000;
+
+/// Bytes of a mapping to be misused: so many large pages and small ones that all of the TLB is
+/// flushed.
+const LARGE_MAPPING: u64 = 2 * 1024 * 1024 + 100 * FRAME_SIZE;
+
+/// And so few that the pages are flushed one by one.
+const SMALL_MAPPING: u64 = 3 * FRAME_SIZE;
+
+/// Brings the fault about. On a single CPU, that CPU is the last one too.
+pub fn bring_about(fault: Fault) {
+    let size = crew::size();
+    let culprits = match fault {
+        Fault::PanicBsp | Fault::PanicInCall => 0..1,
+        Fault::PanicTwo => size.saturating_sub(2)..size,
+        Fault::PanicAll | Fault::StrayInterrupts => 0..size,
+        _ => size - 1..size,
+    };
+    log::info!("bringing about {fault:?}, as fault= asks");
+    if let Some(misuse) = Misuse::of(fault) {
+        misuse.happen();
+        panic!("{fault:?} did not end the run");
+    }
+    let victim = prepare(fault);
+    let line = StartLine::new(culprits.len(), PATIENCE);
+    crew::all(PATIENCE, &|place| {
+        if culprits.contains(&place) {
+            let is_second = fault == Fault::PanicTwo && place + 1 < size;
+            if is_second {
+                // Or the first one's NMI would stop this CPU before it can panic.
+                cpu::with(|here| here.shared().end.begin());
+            }
+            line.wait();
+            let deadline = Deadline::after_millis(PATIENCE);
+            while is_second && !stop::is_requested() && !deadline.passed() {
+                core::hint::spin_loop();
+            }
+            strike(fault, victim);
+        } else if fault == Fault::DeafAp && place == 0 {
+            call_the_deaf();
+        } else if fault == Fault::PanicInShootdown {
+            shoot_down();
+        } else if fault == Fault::HaltInHeap && place == 0 {
+            wait_for_heap();
+        } else if fault == Fault::HaltInLock && place == 0 {
+            wait_for_lock();
+        }
+    });
+    // What is wrong with a CPU's registers shows in the audit, and an interrupt changes nothing.
+    assert!(!fault.ends_run(), "{fault:?} did not end the run");
+}
+
+/// Maps memory, has every CPU use it, and takes away what is to be missed. Gives the address
+/// that the fault is at, for those that are about a mapping.
+fn prepare(fault: Fault) -> Option<u64> {
+    let (bytes, offset) = match fault {
+        Fault::UnmappedRead => (LARGE_MAPPING, LARGE_MAPPING - 1),
+        Fault::ProtectedWrite => (SMALL_MAPPING, FRAME_SIZE),
+        Fault::MappingOverflow => (SMALL_MAPPING, SMALL_MAPPING),
+        _ => return None,
+    };
+    let mut mapping = map(bytes);
+    let start = mapping.start().expose_provenance();
+    let is_kept = AtomicBool::new(true);
+    crew::all(PATIENCE, &|place| {
+        let pages = (0..bytes).step_by(FRAME_SIZE as usize);
+        for page in pages.map(|offset| start as u64 + offset) {
+            // A word of this CPU's own in each page.
+            let word = ptr::with_exposed_provenance::<AtomicU64>(page as usize);
+            // SAFETY: the mapping is writable memory of so many bytes, which all CPUs use by
+            // atomics, and lives until the order is done.
+            let word = unsafe { &*word.add(place % (FRAME_SIZE as usize / 8)) };
+            word.store(page, Ordering::Relaxed);
+            is_kept.fetch_and(word.load(Ordering::Relaxed) == page, Ordering::Relaxed);
+        }
+    });
+    assert!(
+        is_kept.into_inner(),
+        "a mapping does not keep what is written to it"
+    );
+    log::info!("every CPU used {} of a mapping", Bytes(mapping.length()));
+    match fault {
+        Fault::UnmappedRead => {
+            drop(mapping);
+            // What comes back is whole: the same again is as good.
+            drop(map(bytes));
+        }
+        Fault::ProtectedWrite => {
+            // SAFETY: no reference to it is left; who writes to it from now on, faults.
+            if let Err(error) = unsafe { mapping.protect(Access::ReadOnly) } {
+                panic!("a mapping can't be made read-only: {error}");
+            }
+            core::mem::forget(mapping);
+        }
+        _ => core::mem::forget(mapping),
+    }
+    Some(start as u64 + offset)
+}
+
+fn strike(fault: Fault, victim: Option<u64>) {
+    let victim = victim.unwrap_or_default();
+    match fault {
+        Fault::UnmappedRead => {
+            let byte = ptr::with_exposed_provenance::<u8>(victim as usize);
+            // SAFETY: the page is not mapped, so the read faults, and the fault ends the run.
+            black_box(unsafe { byte.read_volatile() });
+        }
+        Fault::ProtectedWrite | Fault::MappingOverflow => {
+            let byte = ptr::with_exposed_provenance_mut::<u8>(victim as usize);
+            // SAFETY: as above: the page is read-only, or the guard, so the write faults.
+            unsafe { byte.write_volatile(0) };
+        }
+        Fault::PanicBsp | Fault::PanicAp | Fault::PanicTwo | Fault::PanicAll => {
+            panic!("asked for by fault=")
+        }
+        Fault::PanicInShootdown => {
+            let deadline = Deadline::after_millis(PATIENCE);
+            while SHOOTDOWNS.load(Ordering::Relaxed) < BEFORE_PANIC && !deadline.passed() {
+                core::hint::spin_loop();
+            }
+            panic!("asked for by fault=");
+        }
+        Fault::PanicInPanic => panic!("{}", Unspeakable),
+        Fault::DeafAp => go_deaf(),
+        Fault::HaltInHeap => heap::halt_in_growth(),
+        Fault::HaltInLock => halt_in_lock(),
+        Fault::LockOrder => {
+            let (first, second) = (Lock::new(Level::Workload, ()), Lock::new(Level::Tables, ()));
+            let _second = second.lock();
+            let _first = first.lock();
+        }
+        Fault::CallLocked => {
+            let lock = Lock::new(Level::Tables, ());
+            let _held = lock.lock();
+            call_others(&|_| {});
+        }
+        Fault::PanicInCall => {
+            let own = cpu::with(|here| here.index());
+            let last = cpu::all().len() as u32 - 1;
+            let answers = AtomicUsize::new(0);
+            call_others(&|index| {
+                if index == last {
+                    // So that the report says that they are asleep, however slow they were to answer.
+                    await_sleepers(&answers, |index| index != own && index != last);
+                    panic!("asked for by fault=");
+                }
+                // Release: who sees the answer sees that the CPU was awake for it.
+                answers.fetch_add(1, Ordering::Release);
+            });
+        }
+        Fault::StackOverflow => overflow(0),
+        Fault::MappedStackOverflow => match Stack::new(SMALL_MAPPING) {
+            Ok(mut stack) => stack.run(|| overflow(0)),
+            Err(error) => panic!("no stack to run off: {error}"),
+        },
+        Fault::NullRead => {
+            // SAFETY: the page is not mapped, so the read faults, and the fault ends the
+            // run. In assembly, because no Rust pointer may be null.
+            unsafe { core::arch::asm!("mov {0}, [{0}]", inout(reg) 0u64 => _) };
+        }
+        Fault::WriteText => {
+            let text = ptr::with_exposed_provenance_mut::<u8>(image::sections()[0].start as usize);
+            // SAFETY: as above: the page is read-only, so the write faults.
+            unsafe { text.write_volatile(0) };
+        }
+        // SAFETY: nothing is written to what is read-only, as it should not be.
+        Fault::WriteProtectionOff => unsafe { control::give_up_write_protection() },
+        Fault::MemoryTypesChanged => identity::disturb_mtrrs(),
+        Fault::StrayInterrupts => get_stray_interrupts(),
+        // Brought about before there is anybody else.
+        Fault::BootStackOverflow => {}
+        // Brought about by several CPUs, one after the other: `Misuse`.
+        Fault::HeapDoubleFree
+        | Fault::HeapOverflow
+        | Fault::HeapUnderflow
+        | Fault::HeapUseAfterFree
+        | Fault::HeapWrongLayout => {}
+        Fault::ExecuteHeap => {
+            const RETURN: u8 = 0xc3;
+            let code = Box::new([RETURN; 16]);
+            // SAFETY: as above: the page is not executable, so the call faults. Were
+            // it executable, the code would return at once.
+            unsafe {
+                let code: extern "C" fn() = core::mem::transmute(code.as_ptr());
+                code();
+            }
+        }
+    }
+}
+
+/// Has this CPU take an interrupt at each vector that nobody uses, from a local APIC and by an
+/// instruction, as one that is in service nowhere.
+fn get_stray_interrupts() {
+    let own = cpu::with(|here| here.shared().lapic_id);
+    for vector in (16..=u8::MAX).filter(|&vector| is_unused(vector)) {
+        let before = unexpected_here();
+        assert!(
+            lapic::send_stray(own, vector),
+            "no interrupt can be sent to LAPIC id {own}: there is nothing to see here without a local APIC"
+        );
+        let deadline = Deadline::after_millis(PATIENCE);
+        while unexpected_here() == before && !deadline.passed() {
+            core::hint::spin_loop();
+        }
+        assert!(
+            !deadline.passed(),
+            "the interrupt at vector {vector:#x} did not come"
+        );
+    }
+    // SAFETY: the vector has a handler, which neither uses the heap nor changes a register. The
+    // second is that of the legacy controller's spurious interrupt.
+    unsafe { core::arch::asm!("int 0x50", "int 0x27") };
+}
+
+/// What can't be said without a panic, for the same reason.
+struct Unspeakable;
+
+impl core::fmt::Display for Unspeakable {
+    fn fmt(&self, _: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        panic!("{}", Self)
+    }
+}
+
+fn map(bytes: u64) -> Mapping {
+    Mapping::memory(bytes).unwrap_or_else(|error| panic!("no mapping to misuse: {error}"))
+}
+
+/// How many pages were mapped and unmapped while the last AP waits to panic, and for how many it waits.
+static SHOOTDOWNS: AtomicUsize = AtomicUsize::new(0);
+const BEFORE_PANIC: usize = 8;
+
+/// Maps and unmaps until the run ends.
+fn shoot_down() {
+    let deadline = Deadline::after_millis(PATIENCE);
+    while !deadline.passed() {
+        drop(map(SMALL_MAPPING));
+        SHOOTDOWNS.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Whether a CPU keeps interrupts out and serves no calls.
+static IS_DEAF: AtomicBool = AtomicBool::new(false);
+
+fn go_deaf() {
+    interrupts::disable();
+    IS_DEAF.store(true, Ordering::Release);
+    let deadline = Deadline::after_millis(PATIENCE);
+    while !deadline.passed() {
+        core::hint::spin_loop();
+    }
+}
+
+/// Allocates what the heap has to grow for, while another CPU has halted there.
+fn wait_for_heap() {
+    let deadline = Deadline::after_millis(PATIENCE);
+    while !heap::has_halted_in_growth() && !deadline.passed() {
+        core::hint::spin_loop();
+    }
+    heap::outgrow();
+}
+
+/// A lock whose holder halts, and whether it has.
+static HALTS_HOLDER: Lock<()> = Lock::new(Level::Workload, ());
+static HOLDER_HAS_HALTED: AtomicBool = AtomicBool::new(false);
+
+/// Halts this CPU for good while it holds a lock.
+fn halt_in_lock() {
+    let _held = HALTS_HOLDER.lock();
+    HOLDER_HAS_HALTED.store(true, Ordering::Release);
+    loop {
+        // Interrupts are disabled: an NMI alone ends it, which does not return.
+        x86_64::instructions::hlt();
+    }
+}
+
+/// Waits for a lock whose holder has halted.
+fn wait_for_lock() {
+    let deadline = Deadline::after_millis(PATIENCE);
+    while !HOLDER_HAS_HALTED.load(Ordering::Acquire) && !deadline.passed() {
+        core::hint::spin_loop();
+    }
+    drop(HALTS_HOLDER.lock());
+}
+
+/// Calls all others, of whom one does not hear it.
+fn call_the_deaf() {
+    let deadline = Deadline::after_millis(PATIENCE);
+    while !IS_DEAF.load(Ordering::Acquire) && !deadline.passed() {
+        core::hint::spin_loop();
+    }
+    call_others(&|_| {});
+}
+
+fn call_others(work: &call::Work<'_>) {
+    let answers = AtomicUsize::new(0);
+    let result = call::run(Targets::Others, CALL_PATIENCE, &|index| {
+        work(index);
+        answers.fetch_add(1, Ordering::Relaxed);
+    });
+    log::info!("{} CPUs have answered", answers.into_inner());
+    if let Err(error) = result {
+        panic!("{error}");
+    }
+}
+
+/// Waits until as many CPUs have answered as are among `sleepers`, and all of those are asleep again.
+fn await_sleepers(answers: &AtomicUsize, sleepers: impl Fn(u32) -> bool) {
+    let sleepers = || crew::members().filter(|&(index, _)| sleepers(index));
+    let deadline = Deadline::after_millis(PATIENCE);
+    let is_over = || {
+        // The answers first: before its answer a CPU may still be asleep from before the call.
+        answers.load(Ordering::Acquire) == sleepers().count()
+            && sleepers().all(|(_, shared)| shared.sleep.is_asleep())
+    };
+    while !is_over() && !deadline.passed() {
+        core::hint::spin_loop();
+    }
+}
+
+/// Runs off the stack that the BSP is on before it has its own.
+pub fn overflow_boot_stack() {
+    log::info!(
+        "bringing about {:?}, as fault= asks",
+        Fault::BootStackOverflow
+    );
+    overflow(0);
+}
+
+/// Recurses until the stack is used up.
+fn overflow(depth: u64) {
+    let here = black_box([depth; 64]);
+    if black_box(true) {
+        overflow(depth + 1);
+    }
+    black_box(here);
+}

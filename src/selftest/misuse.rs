@@ -1,0 +1,125 @@
+//! Misuses of the heap on demand: each on three CPUs, to see that the right ones are named.
+
+use alloc::alloc::{alloc, dealloc};
+use core::alloc::Layout;
+use core::hint::black_box;
+use core::ptr;
+use core::sync::atomic::{AtomicPtr, Ordering};
+
+use muster_arguments::Fault;
+
+use crate::mm::heap;
+use crate::smp::crew;
+
+/// How long a CPU may take for its part, in milliseconds.
+const PATIENCE: u64 = 10_000;
+
+/// The block's layout: its size is that of no class, so that its end is not its memory's.
+const LAYOUT: Layout = Layout::new::<[u32; 25]>();
+
+/// What it is not.
+const WRONG_LAYOUT: Layout = Layout::new::<[u32; 250]>();
+
+/// What is done to the block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Misuse {
+    /// It is freed again.
+    Free,
+    /// It is freed with another layout.
+    FreeAs,
+    /// The byte past its end is written.
+    Overflow,
+    /// The byte before its start is written.
+    Underflow,
+    /// Its ninth byte is written after its free.
+    WriteAfterFree,
+}
+
+impl Misuse {
+    /// The misuse that a fault is, if it is one.
+    pub fn of(fault: Fault) -> Option<Self> {
+        match fault {
+            Fault::HeapDoubleFree => Some(Self::Free),
+            Fault::HeapOverflow => Some(Self::Overflow),
+            Fault::HeapUnderflow => Some(Self::Underflow),
+            Fault::HeapUseAfterFree => Some(Self::WriteAfterFree),
+            Fault::HeapWrongLayout => Some(Self::FreeAs),
+            _ => None,
+        }
+    }
+
+    /// Brings it about: of the last three CPUs, if there are as many, the first allocates and the
+    /// last misuses; the second frees, before or after that. At last, all that is freed goes back to
+    /// where it came from.
+    pub fn happen(self) {
+        let last = crew::size() - 1;
+        let (first, second) = (last.saturating_sub(2), last.saturating_sub(1));
+        let block = AtomicPtr::new(ptr::null_mut());
+        let on = |cpu: usize, work: &(dyn Fn(*mut u8) + Sync)| {
+            crew::all(PATIENCE, &|place| {
+                if place == cpu {
+                    work(block.load(Ordering::Acquire));
+                }
+            });
+        };
+        on(first, &|_| block.store(allocate(), Ordering::Release));
+        match self {
+            Self::Free => {
+                on(second, &|block| free(block));
+                on(last, &|block| free_again(block));
+            }
+            Self::FreeAs => on(last, &|block| free_otherwise(block)),
+            Self::Overflow => {
+                on(last, &|block| write(block, LAYOUT.size() as isize));
+                on(second, &|block| free(block));
+            }
+            Self::Underflow => {
+                on(last, &|block| write(block, -1));
+                on(second, &|block| free(block));
+            }
+            Self::WriteAfterFree => {
+                on(second, &|block| free(block));
+                on(last, &|block| write(block, 8));
+            }
+        }
+        heap::drain();
+    }
+}
+
+// Each is a function that a report can name: not inlined, with something left to do after the call,
+// lest that be a jump, and something else in each, lest they be one.
+
+#[inline(never)]
+fn allocate() -> *mut u8 {
+    // SAFETY: the size is not 0.
+    let block = unsafe { alloc(LAYOUT) };
+    assert!(!block.is_null(), "no memory to misuse");
+    block
+}
+
+#[inline(never)]
+fn free(block: *mut u8) {
+    // SAFETY: allocated so, and freed only here; but for the misuse, which ends the run.
+    unsafe { dealloc(block, LAYOUT) };
+    black_box("freed");
+}
+
+#[inline(never)]
+fn free_again(block: *mut u8) {
+    // SAFETY: not safe at all: the heap has to find it.
+    unsafe { dealloc(block, LAYOUT) };
+    black_box("freed again");
+}
+
+#[inline(never)]
+fn free_otherwise(block: *mut u8) {
+    // SAFETY: as above.
+    unsafe { dealloc(block, WRONG_LAYOUT) };
+    black_box("freed otherwise");
+}
+
+#[inline(never)]
+fn write(block: *mut u8, offset: isize) {
+    // SAFETY: as above.
+    unsafe { block.offset(offset).write_volatile(0x21) };
+}

@@ -1,0 +1,13 @@
+//! What tries the kernel out: stress, the monitor, faults on demand and benchmarks.
+//!
+//! The highest room: it imports all others, and none imports it.
+
+#[cfg(feature = "bench")]
+pub mod bench;
+pub mod fault;
+pub mod median;
+pub mod mishap;
+pub mod misuse;
+pub mod monitor;
+pub mod step;
+pub mod stress;

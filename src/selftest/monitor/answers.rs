@@ -1,0 +1,319 @@
+//! What the monitor answers, by way of the log.
+
+use alloc::vec::Vec;
+use core::fmt::Write;
+
+use muster_memory::{FRAME_SIZE, Owner, Target};
+use muster_monitor::{Verb, Whom};
+use muster_percpu::Outcome;
+
+use super::nap_until;
+use crate::arch::clock::{self, Deadline};
+use crate::boot::stack::Place;
+use crate::bringup::account::{Account, AccountError, Signed};
+use crate::bringup::audit::Bytes;
+use crate::mm::{heap, mapping, shared};
+use crate::report::{journal, serial};
+use crate::smp::activity::Doing;
+use crate::smp::call::{self, Targets};
+use crate::smp::lock::{Level, Lock};
+use crate::smp::{cpu, crew};
+
+/// Columns of a terminal.
+const COLUMNS: usize = 80;
+
+/// How long a CPU may take to answer, in milliseconds: a virtual one may be off its host core.
+const PATIENCE: u64 = 10_000;
+
+/// All commands, or one of them in full.
+pub fn help(verb: Option<Verb>) {
+    match verb {
+        Some(verb) => {
+            log::info!("{}: {}", verb.usage(), verb.about());
+            if let [first, others @ ..] = verb.aliases() {
+                let mut words = heapless::String::<COLUMNS>::new();
+                // There is room.
+                let _ = write!(words, "Also: {first}");
+                for word in others {
+                    let _ = write!(words, ", {word}");
+                }
+                log::info!("{words}");
+            }
+            for line in verb.details() {
+                log::info!("{line}");
+            }
+            let choices = verb.choices().into_iter().flatten().copied();
+            if choices.clone().nth(1).is_some() {
+                list(choices);
+            }
+        }
+        None => {
+            for verb in Verb::ALL {
+                log::info!("{:<26} {}", verb.usage(), verb.about());
+            }
+        }
+    }
+}
+
+/// Words, in columns.
+pub fn list(words: impl Iterator<Item = &'static str> + Clone) {
+    let width = words.clone().map(str::len).max().unwrap_or(0) + 2;
+    let mut line = heapless::String::<COLUMNS>::new();
+    for word in words {
+        if line.len() + width > COLUMNS {
+            log::info!("{line}");
+            line.clear();
+        }
+        // There is room.
+        let _ = write!(line, "{word:<width$}");
+    }
+    log::info!("{line}");
+}
+
+/// Each CPU, and what it is doing.
+pub fn cpus() {
+    log::info!("cpu lapic     irqs    calls   answers operations doing");
+    for (index, shared) in cpu::all() {
+        let lapic_id = shared.lapic_id;
+        if shared.report.admission() != Outcome::Joined {
+            let phase = shared.report.phase().name();
+            log::info!("{index:>3} {lapic_id:>5} did not come in time; last phase: {phase}");
+            continue;
+        }
+        log::info!(
+            "{index:>3} {lapic_id:>5} {:>8} {:>8} {:>9} {:>10} {}",
+            shared.interrupts.read().sum(),
+            shared.calls.sent(),
+            shared.calls.served(),
+            shared.activity.operations(),
+            Doing(shared)
+        );
+    }
+}
+
+/// A CPU's journal, as the CPU itself copies it: no line is half there, and none is lost meanwhile.
+pub fn log_of(index: u32) {
+    let Some(target) = cpu::DIRECTORY.get(index) else {
+        log::error!(
+            "there is no CPU {index}: there are 0 to {}",
+            cpu::all().len() - 1
+        );
+        return;
+    };
+    let mut lines = Vec::new();
+    if lines.try_reserve_exact(journal::CAPACITY).is_err() {
+        log::error!("memory is out: there is none to copy a journal to");
+        return;
+    }
+    let lines = Lock::new(Level::Workload, lines);
+    let copy = || {
+        let mut lines = lines.lock();
+        if let Some(journal) = target.journal.try_lock() {
+            // There is room.
+            lines.extend(journal.bytes().take(journal::CAPACITY));
+        }
+    };
+    if target.report.admission() == Outcome::Joined {
+        if let Err(error) = call::run(Targets::One(index), PATIENCE, &|_| copy()) {
+            log::error!("{error}");
+            return;
+        }
+    } else {
+        copy();
+    }
+    for line in lines.lock().split_inclusive(|&byte| byte == b'\n') {
+        serial::write(line);
+    }
+}
+
+/// Draws the account up, or says why not.
+fn draw_up() -> Option<Account> {
+    let account = Account::take();
+    if let Err(error) = &account {
+        log::error!("{error}");
+    }
+    account.ok()
+}
+
+/// Whose the machine's memory is.
+pub fn memory() {
+    if let Some(account) = draw_up() {
+        account.tell_memory();
+    }
+}
+
+/// The whole account, and whether it adds up, if it has to.
+pub fn account(is_somebody_at_work: bool) {
+    let Some(account) = draw_up() else { return };
+    account.tell();
+    match account.check() {
+        Ok(()) => log::info!("it adds up, to the byte"),
+        Err(AccountError::Sum { .. } | AccountError::Heap { .. }) if is_somebody_at_work => {
+            log::info!("it is a little of each moment: CPUs use memory meanwhile");
+        }
+        Err(error) => log::error!("{error}"),
+    }
+}
+
+/// An address's way through the tables.
+pub fn map(address: u64) {
+    let shared = shared::get();
+    if let Some(place) = Place::of(address) {
+        log::info!("{address:#x}: {place}");
+    } else if let Some(name) = shared::name_of(address) {
+        log::info!("{address:#x}: {name}");
+    }
+    let path = shared.path(address);
+    for step in &path {
+        log::info!("{step}");
+    }
+    match path.last().map(|step| step.target) {
+        Some(Target::Page(leaf)) => {
+            log::info!("physical {:#x}", leaf.phys + (address - leaf.virt));
+        }
+        Some(_) => log::info!("a CPU that goes there faults"),
+        None => log::error!(
+            "{address:#x} is not canonical: with {}-level tables no CPU takes it",
+            shared.levels().count()
+        ),
+    }
+}
+
+/// The frames that are free, and whose those are that went through each CPU's cache.
+pub fn frames() {
+    let shared = shared::get();
+    log::info!(
+        "free: {}, of which {} at hand of CPUs",
+        Bytes(shared.frames_free_bytes()),
+        Bytes(
+            shared
+                .frames_free_bytes()
+                .saturating_sub(shared.uncached_bytes())
+        )
+    );
+    log::info!(
+        "in whole pages of 2 MiB: {}",
+        Bytes(shared.whole_free_bytes())
+    );
+    log::info!("cpu   at hand      heap    mapped    tables, as handed out less given back");
+    for (index, _) in crew::members() {
+        let share = shared.share_of(index);
+        let handed_out = |owner| {
+            let count = share.as_ref().map_or(0, |share| share.handed_out(owner));
+            Signed(count * FRAME_SIZE as i64)
+        };
+        let cached = share.as_ref().map_or(0, |share| share.cached() as u64);
+        log::info!(
+            "{index:>3} {:>9} {:>9} {:>9} {:>9}",
+            Bytes(cached * FRAME_SIZE),
+            handed_out(Owner::Heap),
+            handed_out(Owner::Mappings),
+            handed_out(Owner::PageTables)
+        );
+    }
+}
+
+/// What the heap holds.
+pub fn heap() {
+    let reading = heap::Reading::take();
+    log::info!(
+        "live: {} bytes in {} blocks, {} bytes in the boot arena",
+        reading.live_bytes,
+        reading.live_blocks,
+        reading.boot_live_bytes
+    );
+    log::info!(
+        "frames: {}; the most that they and the boot arena were: {}",
+        Bytes(reading.frame_bytes()),
+        Bytes(reading.peak_bytes)
+    );
+    heap::tell();
+}
+
+/// What calls take.
+pub fn call(whom: Whom) {
+    let (targets, words) = match whom {
+        Whom::One(index) => (Targets::One(index), "to it and back"),
+        Whom::All => (Targets::Others, "to all others and back"),
+    };
+    match call::time(targets) {
+        Ok(time) => log::info!("{words}: {time}"),
+        Err(error) => log::error!("{error}"),
+    }
+}
+
+/// What a shootdown takes.
+pub fn shootdown() {
+    let asleep = crew::members().filter(|(_, shared)| shared.sleep.is_asleep());
+    let asleep = asleep.count();
+    match mapping::time_shootdown() {
+        Ok(time) => log::info!("a shootdown, {asleep} CPUs asleep: {time}"),
+        Err(error) => log::error!("{error}"),
+    }
+}
+
+/// How many CPUs are watched at most: what is remembered of each lies on the stack.
+const WATCHED: usize = 64;
+
+/// How often the table is drawn, in milliseconds.
+const REFRESH: u64 = 1_000;
+
+/// What of a CPU's work is counted.
+const COUNTED: usize = 4;
+
+fn counted(shared: &cpu::Shared) -> [u64; COUNTED] {
+    [
+        shared.activity.operations(),
+        shared.interrupts.read().sum(),
+        shared.calls.served(),
+        shared.tlb.flushes(),
+    ]
+}
+
+/// What each CPU does in a second, again and again until something `is_over`.
+pub fn watch(is_over: &dyn Fn() -> bool) {
+    let mut last = [[0; COUNTED]; WATCHED];
+    let watched = || crew::members().take(WATCHED);
+    let take = |last: &mut [[u64; COUNTED]; WATCHED]| {
+        for ((_, shared), last) in watched().zip(last) {
+            *last = counted(shared);
+        }
+        clock::ticks()
+    };
+    let mut before = take(&mut last);
+    let mut is_drawn = false;
+    loop {
+        let next = Deadline::after_millis(REFRESH);
+        let mut ends = false;
+        nap_until(&mut || {
+            ends = is_over();
+            ends || next.passed()
+        });
+        let now = clock::ticks();
+        let micros = clock::to_micros(now - before).max(1);
+        if is_drawn {
+            // Over the last one (ECMA-48: CUU), unless another line has come between.
+            let mut up = heapless::String::<16>::new();
+            let _ = write!(up, "\x1b[{}A", watched().count() + 1);
+            serial::extend(up.as_bytes());
+        }
+        log::info!("cpu      ops/s     irqs/s  answers/s  flushes/s  doing");
+        for ((index, shared), last) in watched().zip(&last) {
+            let mut row = heapless::String::<COLUMNS>::new();
+            for (now, last) in counted(shared).into_iter().zip(last) {
+                // A workload that began meanwhile counts anew. Four numbers fit.
+                let did = now.checked_sub(*last).unwrap_or(now);
+                let _ = write!(row, " {:>10}", did.saturating_mul(1_000_000) / micros);
+            }
+            log::info!("{index:>3}{row}  {:<31}", Doing(shared));
+        }
+        serial::draw(b"");
+        is_drawn = true;
+        if ends {
+            serial::end_typing(b"");
+            return;
+        }
+        before = now;
+        take(&mut last);
+    }
+}

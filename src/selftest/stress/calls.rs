@@ -1,0 +1,113 @@
+//! Calls: every CPU calls the others, one, some and all, with interrupts on and off, and all at
+//! once; what is called for counts on the caller's stack, and uses the heap on top of whatever it
+//! came upon.
+
+use alloc::vec::Vec;
+use core::hint::black_box;
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use x86_64::instructions::interrupts;
+
+use super::Shift;
+use crate::arch::clock::Deadline;
+use crate::smp::call::{self, Targets, Uses, Work};
+use crate::smp::{cpu, crew};
+
+/// How long a CPU may take to answer, in milliseconds: a virtual one may be off its host core.
+const PATIENCE: u64 = 60_000;
+
+/// Calls that nobody waited for, and how many of them were carried out.
+static LEFT: AtomicU64 = AtomicU64::new(0);
+static CARRIED_OUT: AtomicU64 = AtomicU64::new(0);
+
+/// Runs the workload on this CPU.
+pub fn run(shift: &mut Shift<'_>) {
+    work(shift);
+    shift.meet();
+    settle(shift);
+}
+
+/// Calls until the time is up.
+pub fn work(shift: &mut Shift<'_>) {
+    let own = cpu::with(|here| here.index());
+    loop {
+        let one = shift.random.below(shift.cpus);
+        let one = shift.other(one).map_or(own, |(index, _)| index);
+        let is_even = |index: u32| index.is_multiple_of(2);
+        let targets = match shift.random.below(4) {
+            0 => Targets::One(one),
+            1 => Targets::Others,
+            2 => Targets::Where(&is_even),
+            _ => Targets::All,
+        };
+        let expected = crew::members()
+            .filter(|&(index, _)| match targets {
+                Targets::One(_) => index == one,
+                Targets::Others => index != own,
+                Targets::Where(_) => is_even(index),
+                Targets::All => true,
+            })
+            .count();
+        let carried_out = AtomicUsize::new(0);
+        let work = |index| {
+            use_heap(index);
+            carried_out.fetch_add(1, Ordering::Relaxed);
+        };
+        let result = if shift.random.below(2) == 0 {
+            interrupts::without_interrupts(|| call::insist(Uses::Heap, targets, PATIENCE, &work))
+        } else {
+            call::insist(Uses::Heap, targets, PATIENCE, &work)
+        };
+        shift.tally.operations += 1;
+        // It has waited for all of them: from here on nobody counts.
+        let carried_out = carried_out.into_inner();
+        if result.is_err() || carried_out != expected {
+            shift.tally.corrupt += 1;
+            log::error!("{carried_out} of {expected} CPUs carried out a call: {result:?}");
+        }
+        leave(one);
+        if shift.is_over() {
+            break;
+        }
+    }
+}
+
+/// Has the first CPU see to it that all calls that were left are carried out, once nobody calls.
+pub fn settle(shift: &mut Shift<'_>) {
+    if shift.place == 0 {
+        let all = || CARRIED_OUT.load(Ordering::Relaxed) == LEFT.load(Ordering::Relaxed);
+        let deadline = Deadline::after_millis(PATIENCE);
+        while !all() && !deadline.passed() {
+            call::serve();
+            core::hint::spin_loop();
+        }
+        if !all() {
+            shift.tally.corrupt += 1;
+            log::error!("{CARRIED_OUT:?} of {LEFT:?} calls were carried out that were left");
+        }
+    }
+}
+
+/// Allocates and frees, on top of whatever was called, where memory may be out.
+fn use_heap(index: u32) {
+    let mut block = Vec::new();
+    if block.try_reserve_exact(16).is_ok() {
+        block.resize(16, index);
+        drop(black_box(block));
+    }
+}
+
+/// Calls, and does not wait; if too many such calls are under way, it does not call.
+fn leave(one: u32) {
+    const WORK: &Work<'static> = &|_| {
+        CARRIED_OUT.fetch_add(1, Ordering::Relaxed);
+    };
+    // Counted first, so that never more are carried out than there are.
+    LEFT.fetch_add(1, Ordering::Relaxed);
+    match call::begin(Targets::One(one), PATIENCE, WORK) {
+        Ok(pending) => pending.leave(),
+        Err(_) => {
+            LEFT.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}

@@ -1,0 +1,308 @@
+//! Mappings: every CPU maps, touches, protects and unmaps memory, some for itself and some that the
+//! others write to meanwhile: which they must be able to until it is protected, and not after.
+
+use alloc::vec::Vec;
+use core::hint::black_box;
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use crossbeam_utils::CachePadded;
+use muster_machine::lapic::Register;
+use muster_memory::{Access, Cache, FRAME_SIZE, PhysRange};
+
+use super::Shift;
+use crate::smp::{call, lapic};
+
+use crate::arch::probe::{self, Fault};
+use crate::boot::stack::Stack;
+use crate::mm::mapping::Mapping;
+
+/// The most pages of a mapping: more than are flushed one by one.
+const MOST_PAGES: usize = 40;
+
+/// One in so many mappings has a large page and some.
+const LARGE: usize = 16;
+
+/// Bytes of a large one.
+const LARGE_BYTES: u64 = 2 * 1024 * 1024 + 3 * FRAME_SIZE;
+
+/// The smallest stack for some work, in bytes: an interrupt on top of the work takes some of it.
+const LEAST_STACK: u64 = 16 * 1024;
+
+/// Calls within each other on such a stack, and bytes that each of them has there.
+const DEEPEST: u64 = 32;
+const DIVE_BYTES: u64 = 128;
+
+/// How many visits of others a mapping should have in each of its phases, if they come.
+const VISITS: usize = 4;
+
+/// How often a CPU visits others meanwhile, at most.
+const PATIENCE: usize = 64;
+
+/// What a page fault says of a store to a page that is there and read-only (Intel SDM vol. 3A,
+/// 4.7: the bits P and W/R).
+const READ_ONLY: u64 = 0b11;
+
+/// Nobody may visit.
+const CLOSED: u64 = 0;
+/// Visitors may write.
+const WRITABLE: u64 = 1;
+/// Visitors must fault.
+const PROTECTED: u64 = 2;
+
+/// What one CPU has mapped for the others.
+pub struct Board {
+    phase: AtomicU64,
+    start: AtomicU64,
+    pages: AtomicU64,
+    visitors: AtomicUsize,
+    /// Visits since the phase began.
+    visits: AtomicUsize,
+}
+
+/// A board for each CPU.
+pub fn boards(cpus: usize) -> Vec<CachePadded<Board>> {
+    (0..cpus)
+        .map(|_| {
+            CachePadded::new(Board {
+                phase: AtomicU64::new(CLOSED),
+                start: AtomicU64::new(0),
+                pages: AtomicU64::new(0),
+                visitors: AtomicUsize::new(0),
+                visits: AtomicUsize::new(0),
+            })
+        })
+        .collect()
+}
+
+impl Board {
+    /// Lets visitors in.
+    fn open(&self, phase: u64) {
+        self.visits.store(0, Ordering::Relaxed);
+        self.phase.store(phase, Ordering::SeqCst);
+    }
+
+    /// Lets nobody in any more, and waits until all are out.
+    fn close(&self) {
+        // Of a visitor that comes just now, either it sees this or this CPU sees it.
+        self.phase.store(CLOSED, Ordering::SeqCst);
+        while self.visitors.load(Ordering::SeqCst) > 0 {
+            call::serve();
+            core::hint::spin_loop();
+        }
+    }
+
+    /// Writes to one of the pages, if the board is open. `false` if what came of it is wrong.
+    fn visit(&self, shift: &mut Shift<'_>) -> bool {
+        self.visitors.fetch_add(1, Ordering::SeqCst);
+        let phase = self.phase.load(Ordering::SeqCst);
+        let is_right = phase == CLOSED || self.write(shift, phase);
+        self.visitors.fetch_sub(1, Ordering::SeqCst);
+        is_right
+    }
+
+    fn write(&self, shift: &mut Shift<'_>, phase: u64) -> bool {
+        let pages = self.pages.load(Ordering::Relaxed);
+        let page = shift.random.below(pages as usize) as u64;
+        let address =
+            self.start.load(Ordering::Relaxed) + page * FRAME_SIZE + shift.place as u64 * 8;
+        let pointer = core::ptr::with_exposed_provenance_mut::<u64>(address as usize);
+        // SAFETY: the mapping stays while this visitor is counted, and the word is this CPU's own
+        // in the page.
+        let result = unsafe { probe::store(pointer, address) };
+        let expected = match phase {
+            WRITABLE => Ok(()),
+            _ => Err(Fault {
+                address,
+                error: READ_ONLY,
+            }),
+        };
+        self.visits.fetch_add(1, Ordering::Relaxed);
+        shift.tally.operations += 1;
+        if result != expected {
+            log::error!("a store to {address:#x} came to {result:?}, not {expected:?}");
+        }
+        result == expected
+    }
+}
+
+/// Runs the workload on this CPU.
+pub fn run(shift: &mut Shift<'_>, boards: &[CachePadded<Board>]) {
+    work(shift, boards);
+    // Nobody leaves while another's board may be visited.
+    shift.meet();
+}
+
+/// Maps and unmaps until the time is up.
+pub fn work(shift: &mut Shift<'_>, boards: &[CachePadded<Board>]) {
+    // More CPUs than a page has words would share words.
+    let Some(own) = boards.get(shift.place).filter(|_| shift.place < 512) else {
+        return;
+    };
+    loop {
+        if !(alone(shift)
+            && in_public(shift, own, boards)
+            && on_a_stack(shift)
+            && of_a_device(shift))
+        {
+            shift.tally.corrupt += 1;
+        }
+        if shift.is_over() {
+            break;
+        }
+    }
+}
+
+/// A mapping that no other CPU knows of.
+fn alone(shift: &mut Shift<'_>) -> bool {
+    let Some(mapping) = map(shift) else {
+        return true;
+    };
+    fill(&mapping);
+    is_filled(&mapping)
+}
+
+/// A mapping that others write to.
+fn in_public(shift: &mut Shift<'_>, own: &Board, boards: &[CachePadded<Board>]) -> bool {
+    let Some(mut mapping) = map(shift) else {
+        return true;
+    };
+    fill(&mapping);
+    own.start.store(
+        mapping.start().expose_provenance() as u64,
+        Ordering::Relaxed,
+    );
+    own.pages
+        .store(mapping.length() / FRAME_SIZE, Ordering::Relaxed);
+    own.open(WRITABLE);
+    let were_right = visit_others(shift, own, boards);
+    own.close();
+    // SAFETY: no reference to the memory is left, and whoever writes there from now on probes.
+    if let Err(error) = unsafe { mapping.protect(Access::ReadOnly) } {
+        log::error!("a mapping can't be protected: {error}");
+        return false;
+    }
+    shift.tally.operations += 1;
+    own.open(PROTECTED);
+    let were_right = visit_others(shift, own, boards) && were_right;
+    own.close();
+    is_filled(&mapping) && were_right
+}
+
+/// A stack for as long as some work takes.
+fn on_a_stack(shift: &mut Shift<'_>) -> bool {
+    let bytes = LEAST_STACK * (shift.random.below(4) as u64 + 1);
+    let Ok(mut stack) = shift.timed(|| Stack::new(bytes)) else {
+        shift.tally.refused += 1;
+        return true;
+    };
+    shift.tally.bytes += bytes;
+    let depth = shift.random.next() % DEEPEST;
+    let mut sum = 0;
+    stack.run(|| sum = dive(depth));
+    // What an interrupt took of it meanwhile is over the count.
+    let least = depth * DIVE_BYTES;
+    let is_right = sum == depth * (depth + 1) / 2 && stack.most_used() >= least;
+    if !is_right {
+        log::error!(
+            "{depth} calls on a stack of their own came to {sum}, in {} bytes",
+            stack.most_used()
+        );
+    }
+    is_right
+}
+
+/// A device's registers, uncached: those of this CPU's own APIC, where they are in memory.
+fn of_a_device(shift: &mut Shift<'_>) -> bool {
+    let Some(range) = lapic::physical_base().and_then(|start| PhysRange::new(start, FRAME_SIZE))
+    else {
+        return true;
+    };
+    // SAFETY: they are there (`lapic::physical_base`), and uncached memory is read only when asked for.
+    let registers = unsafe { Mapping::physical(range, Access::ReadOnly, Cache::Uncached) };
+    let Ok(registers) = registers else {
+        shift.tally.refused += 1;
+        return true;
+    };
+    let register = registers
+        .start()
+        .wrapping_add(Register::Version.offset() as usize);
+    // SAFETY: mapped as long as `registers` lives, aligned, and to be read at any time.
+    let version = unsafe { register.cast::<u32>().read_volatile() };
+    if Some(version) != lapic::version() {
+        log::error!(
+            "an APIC has version {version:#x} by one page, {:#x?} by another",
+            lapic::version()
+        );
+    }
+    shift.tally.operations += 1;
+    Some(version) == lapic::version()
+}
+
+/// Adds up the numbers to `depth`, each in a frame of its own on the stack.
+fn dive(depth: u64) -> u64 {
+    if depth == 0 {
+        return 0;
+    }
+    let here = black_box([depth; DIVE_BYTES as usize / 8]);
+    dive(depth - 1) + black_box(&here)[0]
+}
+
+/// Maps some memory. `None` if there is none just now.
+fn map(shift: &mut Shift<'_>) -> Option<Mapping> {
+    let bytes = if shift.random.below(LARGE) == 0 && shift.budget as u64 > 2 * LARGE_BYTES {
+        LARGE_BYTES
+    } else {
+        (shift.random.below(MOST_PAGES) as u64 + 1) * FRAME_SIZE
+    };
+    let mapping = shift.timed(|| Mapping::memory(bytes)).ok();
+    match mapping {
+        Some(_) => shift.tally.bytes += bytes,
+        None => shift.tally.refused += 1,
+    }
+    mapping
+}
+
+/// The last word of each page, which no visitor writes to.
+fn marks(mapping: &Mapping) -> impl Iterator<Item = *mut u64> {
+    let start = mapping.start();
+    (0..mapping.length() / FRAME_SIZE).map(move |page| {
+        let offset = (page + 1) * FRAME_SIZE - 8;
+        start.wrapping_add(offset as usize).cast()
+    })
+}
+
+/// Marks each page with its address.
+fn fill(mapping: &Mapping) {
+    for mark in marks(mapping) {
+        // SAFETY: the mapping is writable memory, and this CPU alone writes to the last word of its
+        // pages.
+        unsafe { mark.write_volatile(mark.addr() as u64) };
+    }
+}
+
+/// Whether each page has its mark.
+fn is_filled(mapping: &Mapping) -> bool {
+    marks(mapping).all(|mark| {
+        // SAFETY: the mapping is there, and may be read.
+        let found = unsafe { mark.read_volatile() };
+        if found != mark.addr() as u64 {
+            log::error!("the page at {mark:p} holds {found:#x}: it is somebody else's");
+        }
+        found == mark.addr() as u64
+    })
+}
+
+/// Visits other CPUs' boards until this one's has had its visits, or for so long.
+fn visit_others(shift: &mut Shift<'_>, own: &Board, boards: &[CachePadded<Board>]) -> bool {
+    let mut were_right = true;
+    for _ in 0..PATIENCE {
+        let other = shift.random.below(boards.len());
+        if other != shift.place {
+            were_right &= boards[other].visit(shift);
+        }
+        if own.visits.load(Ordering::Relaxed) >= VISITS {
+            break;
+        }
+    }
+    were_right
+}

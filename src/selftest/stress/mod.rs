@@ -1,0 +1,673 @@
+//! The stress: every CPU allocates and frees at once, and every byte is checked.
+//!
+//! A workload is a loop that each CPU runs on state of its own until its time is
+//! up. Each block is filled with a pattern that only its owner could have written,
+//! and checked when it is freed: two owners of one byte are found out.
+
+mod block;
+mod calls;
+mod churn;
+mod exhaustion;
+mod growth;
+mod handover;
+mod interrupts;
+mod mappings;
+mod marked;
+mod mixed;
+mod random;
+pub mod sample;
+mod shootdown;
+mod soak;
+mod timer;
+
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use crossbeam_utils::CachePadded;
+use muster_arguments::{Arguments, HeapKind, Workload, Workloads};
+
+use self::random::Random;
+use self::sample::Sampler;
+use crate::arch::clock::{self, Deadline};
+use crate::bringup::audit::Bytes;
+use crate::mm::{heap, shared};
+use crate::report::events;
+use crate::smp::activity::Activity;
+use crate::smp::crew::{self, StartLine};
+use crate::smp::lock::{Level, Lock};
+use crate::smp::{cpu, lapic};
+
+/// How long a CPU may take beyond a workload's time before it counts as hung, in
+/// milliseconds: freeing what is left takes a while with many CPUs and few cores.
+const PATIENCE: u64 = 60_000;
+
+/// And for each MiB that exhaustion has to fill and check.
+const PATIENCE_PER_MIB: u64 = 20;
+
+/// Free memory that the stress needs for each CPU, in bytes: with less its own books
+/// would be what runs out.
+const LEAST_PER_CPU: u64 = 512 * 1024;
+
+/// Rounds of a workload's loop between two looks at the clock.
+const STRIDE: u32 = 32;
+
+/// What one CPU did in one workload.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Tally {
+    /// Allocations, frees and resizes.
+    operations: u64,
+    /// Bytes asked for and given.
+    bytes: u64,
+    /// Allocations answered with null.
+    refused: u64,
+    /// Blocks whose contents were not their owner's, or that were misaligned.
+    corrupt: u64,
+    /// The slowest operation, in TSC ticks.
+    slowest: u64,
+    /// Interrupts by its own timer.
+    interrupts: u64,
+}
+
+impl Tally {
+    /// Writes what this CPU did to its journal, and tells programs.
+    fn tell(&self, workload: Workload) {
+        events::tell(muster_events::Work {
+            workload: workload.name().into(),
+            heap: heap::kind().name().into(),
+            cpu: cpu::with(|here| here.index()),
+            operations: self.operations,
+            bytes: self.bytes,
+            refused: self.refused,
+            corrupt: self.corrupt,
+            slowest_ns: clock::to_micros(self.slowest.saturating_mul(1000)),
+            interrupts: self.interrupts,
+        });
+        log::debug!(
+            "{}: {} operations, {}, {} refused, {} corrupt, slowest {} us",
+            workload.name(),
+            self.operations,
+            Bytes(self.bytes),
+            self.refused,
+            self.corrupt,
+            clock::to_micros(self.slowest)
+        );
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.operations += other.operations;
+        self.bytes += other.bytes;
+        self.refused += other.refused;
+        self.corrupt += other.corrupt;
+        self.slowest = self.slowest.max(other.slowest);
+        self.interrupts += other.interrupts;
+    }
+}
+
+/// What a workload's loop on one CPU works with.
+struct Shift<'a> {
+    /// The CPU's number among those in the workload, and how many they are.
+    place: usize,
+    cpus: usize,
+    /// How many CPUs at work come before the first of them.
+    first: usize,
+    /// Bytes this CPU may hold at once, apart from exhaustion.
+    budget: usize,
+    /// The largest piece exhaustion takes, in bytes.
+    largest_piece: usize,
+    random: Random,
+    tally: Tally,
+    rounds: u32,
+    until: Deadline,
+    meeting: &'a Meeting,
+    progress: Option<&'a Progress>,
+    activity: &'a Activity,
+    /// The LAPIC id of the CPU that gets an NMI from this one each round, if `nmis=yes` asks for it.
+    target: Option<u32>,
+}
+
+impl Shift<'_> {
+    /// Whether the workload goes on. Looks at the clock only now and then, and on
+    /// the BSP shows that the kernel is alive.
+    fn goes_on(&mut self) -> bool {
+        self.storm();
+        self.rounds = self.rounds.wrapping_add(1);
+        if !self.rounds.is_multiple_of(STRIDE) {
+            return true;
+        }
+        !self.is_over()
+    }
+
+    /// Whether the time is up, by a look at the clock: for rounds that take long.
+    fn is_over(&mut self) -> bool {
+        self.show();
+        self.storm();
+        self.is_past(self.until)
+    }
+
+    /// Sends the next CPU an NMI, if that is asked for.
+    fn storm(&self) {
+        if let Some(target) = self.target {
+            lapic::send_nmi(target);
+        }
+    }
+
+    /// Whether it is so late, or all have been told to stop.
+    fn is_past(&self, end: Deadline) -> bool {
+        end.passed() || self.meeting.is_stopped.load(Ordering::Relaxed)
+    }
+
+    /// Shows how far it is.
+    fn show(&self) {
+        self.activity.did(self.tally.operations);
+        if let (0, Some(progress)) = (self.place, self.progress) {
+            progress.show();
+        }
+    }
+
+    /// The CPU at another place, and its index.
+    fn other(&self, place: usize) -> Option<(u32, &'static cpu::Shared)> {
+        crew::members().nth(self.first + place)
+    }
+
+    /// Waits until every CPU is here.
+    fn meet(&self) {
+        self.meeting.line.wait();
+    }
+
+    /// Whether the workload goes on, with the same answer on every CPU.
+    fn all_go_on(&self) -> bool {
+        self.show();
+        if self.place == 0 {
+            self.meeting
+                .goes_on
+                .store(!self.is_past(self.until), Ordering::Relaxed);
+        }
+        // The barrier orders the BSP's store before everyone's load, and the next one
+        // keeps the BSP from storing again before all have loaded.
+        self.meet();
+        let goes_on = self.meeting.goes_on.load(Ordering::Relaxed);
+        self.meet();
+        goes_on
+    }
+
+    /// Runs one operation and counts it.
+    fn timed<T>(&mut self, operation: impl FnOnce() -> T) -> T {
+        let before = clock::ticks();
+        let result = operation();
+        let ticks = clock::ticks().saturating_sub(before);
+        self.tally.operations += 1;
+        self.tally.slowest = self.tally.slowest.max(ticks);
+        result
+    }
+}
+
+/// What the CPUs of a workload share of what it is about.
+struct Grounds {
+    mailboxes: Vec<handover::Mailbox>,
+    boards: Vec<CachePadded<mappings::Board>>,
+    range: shootdown::Range,
+    ledger: mixed::Ledger,
+}
+
+impl Grounds {
+    fn new(cpus: usize) -> Self {
+        Self {
+            mailboxes: handover::mailboxes(cpus),
+            boards: mappings::boards(cpus),
+            range: shootdown::Range::new(),
+            ledger: mixed::Ledger::new(),
+        }
+    }
+}
+
+/// Where the CPUs of a workload wait for one another.
+struct Meeting {
+    line: StartLine,
+    goes_on: AtomicBool,
+    /// Whether all are to stop before their time is up.
+    is_stopped: AtomicBool,
+}
+
+/// Work that goes on beside somebody.
+pub struct Work<'a> {
+    is_done: &'a dyn Fn() -> bool,
+    is_stopped: &'a AtomicBool,
+    sampler: Sampler,
+}
+
+impl Work<'_> {
+    /// Whether all are done with it.
+    pub fn is_done(&self) -> bool {
+        (self.is_done)()
+    }
+
+    /// Samples what all do, if it is time: to be called all the while.
+    pub fn sample(&self) {
+        self.sampler.look();
+    }
+
+    /// What it is.
+    pub fn workload(&self) -> Workload {
+        self.sampler.workload()
+    }
+
+    /// Tells all to stop.
+    pub fn stop(&self) {
+        self.is_stopped.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Who is to work.
+enum Party<'a> {
+    /// All CPUs.
+    All,
+    /// All but this one, which does something else: until the work is done, or else has to stop.
+    Others(&'a mut dyn FnMut(&Work<'_>)),
+}
+
+impl Party<'_> {
+    /// How many CPUs at work come before its first.
+    fn first(&self) -> usize {
+        match self {
+            Self::All => 0,
+            Self::Others(_) => 1,
+        }
+    }
+}
+
+/// A line every second, or every ten of a soak, so that a long run is seen to be alive.
+struct Progress {
+    workload: Workload,
+    every_millis: u64,
+    next: Lock<Deadline>,
+    started: u64,
+    sampler: Sampler,
+}
+
+impl Progress {
+    fn new(workload: Workload) -> Self {
+        let every_millis = match workload {
+            Workload::Soak => 10_000,
+            _ => 1_000,
+        };
+        Self {
+            workload,
+            every_millis,
+            next: Lock::new(Level::Workload, Deadline::after_millis(every_millis)),
+            started: clock::ticks(),
+            sampler: Sampler::new(workload),
+        }
+    }
+
+    fn show(&self) {
+        self.sampler.look();
+        let Some(mut next) = self.next.try_lock().filter(|next| next.passed()) else {
+            return;
+        };
+        *next = Deadline::after_millis(self.every_millis);
+        let seconds = clock::to_micros(clock::ticks().saturating_sub(self.started)) / 1_000_000;
+        let free = shared::get().free_bytes();
+        log::info!(
+            "{}: {seconds} s, {} free",
+            self.workload.name(),
+            Bytes(free)
+        );
+    }
+}
+
+/// Runs the workloads that are asked for on all CPUs, one after another, on the heap
+/// that is asked for, or on one after the other to compare them.
+///
+/// # Errors
+///
+/// If any block was corrupt, or a workload did nothing at all.
+pub fn run(arguments: &Arguments) -> Result<(), String> {
+    let kinds = arguments.heap.kinds();
+    let workloads = possible(arguments.stress, kinds);
+    let runs = workloads.len() * kinds.len();
+    let Some(millis) = arguments.stress_millis.checked_div(runs as u64) else {
+        log::info!("no stress asked for");
+        return Ok(());
+    };
+    let cpus = crew::size();
+    check_memory(cpus)?;
+    let mut failures = Vec::new();
+    let mut rates: Vec<Vec<u64>> = Vec::new();
+    for &kind in kinds {
+        heap::open(kind);
+        log::info!(
+            "{} workloads on {cpus} CPUs, {millis} ms each, seed {}",
+            workloads.len(),
+            arguments.seed
+        );
+        log::info!("heap: {}", kind.name());
+        rates.push(run_all(
+            &workloads,
+            arguments,
+            millis,
+            &mut Party::All,
+            &mut failures,
+        ));
+    }
+    heap::tell();
+    if let [first, second] = &rates[..] {
+        compare(&workloads, kinds, first, second);
+    }
+    if failures.is_empty() {
+        Ok(())
+    } else {
+        Err(failures.join(", "))
+    }
+}
+
+/// How long a workload's turn is that has no end, in milliseconds.
+const TURN: u64 = 10_000;
+
+/// Puts all other CPUs to work, at one workload after the other, for so long together, or in turns
+/// until they are told to stop; and does something else `meanwhile`, once for each: until it is done.
+///
+/// Gives what went wrong, as [`run`] does.
+///
+/// # Errors
+///
+/// Why there is no such work, in words: no other CPU, or too little memory.
+pub fn run_beside(
+    workloads: Workloads,
+    millis: Option<u64>,
+    arguments: &Arguments,
+    meanwhile: &mut dyn FnMut(&Work<'_>),
+) -> Result<Vec<String>, String> {
+    let cpus = crew::size() - 1;
+    if cpus == 0 {
+        return Err(String::from("there is no other CPU to put to work"));
+    }
+    let workloads = possible(workloads, arguments.heap.kinds());
+    check_memory(cpus)?;
+    let each = match (millis, workloads.len()) {
+        (_, 0) => return Ok(Vec::new()),
+        (Some(millis), workloads) => millis / workloads as u64,
+        (None, 1) => u64::MAX,
+        (None, _) => TURN,
+    };
+    let mut failures = Vec::new();
+    let mut is_stopped = false;
+    while !is_stopped {
+        let mut party = Party::Others(&mut |work| {
+            meanwhile(work);
+            is_stopped |= work.is_stopped.load(Ordering::Relaxed);
+        });
+        run_all(&workloads, arguments, each, &mut party, &mut failures);
+        if millis.is_some() || !failures.is_empty() {
+            break;
+        }
+    }
+    Ok(failures)
+}
+
+/// Those of the workloads that can be run here, on these heaps.
+fn possible(workloads: Workloads, kinds: &[HeapKind]) -> Vec<Workload> {
+    let mut workloads: Vec<Workload> = workloads.iter().collect();
+    let mut leave_out = |why: &str, which: &[Workload]| {
+        workloads.retain(|workload| {
+            let is_possible = !which.contains(workload);
+            if !is_possible {
+                log::warn!("the workload {} is left out: {why}", workload.name());
+            }
+            is_possible
+        });
+    };
+    if !crate::smp::timer::is_there() {
+        leave_out("no CPU has a timer", &[Workload::Timer]);
+    }
+    if kinds.contains(&HeapKind::LinkedList) {
+        // Left out for both heaps if they are compared.
+        leave_out(
+            "the list answers a handler on top of it with null, and can't free what that frees",
+            &[
+                Workload::Interrupts,
+                Workload::Timer,
+                Workload::Calls,
+                Workload::Soak,
+            ],
+        );
+    }
+    workloads
+}
+
+/// Whether there is memory for a stress on so many CPUs.
+fn check_memory(cpus: usize) -> Result<(), String> {
+    let (available, least) = (available(), LEAST_PER_CPU * cpus as u64);
+    if available < least {
+        return Err(format!(
+            "too little memory for the stress: {} free, {} needed",
+            Bytes(available),
+            Bytes(least)
+        ));
+    }
+    Ok(())
+}
+
+/// Runs the workloads on the heap in use. Gives the operations per second of each,
+/// and adds to `failures` what went wrong.
+fn run_all(
+    workloads: &[Workload],
+    arguments: &Arguments,
+    millis: u64,
+    party: &mut Party<'_>,
+    failures: &mut Vec<String>,
+) -> Vec<u64> {
+    let first = party.first();
+    let cpus = crew::size() - first;
+    let mut per_cpu: Vec<Tally> = (0..cpus).map(|_| Tally::default()).collect();
+    let mut rates = Vec::new();
+    log::info!("workload   operations per second     bytes corrupt");
+    for &workload in workloads {
+        let tallies: Vec<CachePadded<Lock<Tally>>> = (0..cpus)
+            .map(|_| CachePadded::new(Lock::new(Level::Workload, Tally::default())))
+            .collect();
+        let Stint { micros, is_whole } = run_one(workload, arguments, millis, &tallies, party);
+        let mut all = Tally::default();
+        for (sum, tally) in per_cpu.iter_mut().zip(&tallies) {
+            sum.add(&tally.lock());
+            all.add(&tally.lock());
+        }
+        let rate = all.operations * 1_000_000 / micros.max(1);
+        rates.push(rate);
+        log::info!(
+            "{:<10} {:>10} {rate:>10} {:>9} {:>7}",
+            workload.name(),
+            all.operations,
+            Bytes(all.bytes),
+            all.corrupt
+        );
+        events::tell(muster_events::Workload {
+            workload: workload.name().into(),
+            heap: heap::kind().name().into(),
+            cpus: cpus as u32,
+            took_us: micros,
+            operations: all.operations,
+            operations_per_s: rate,
+            bytes: all.bytes,
+            refused: all.refused,
+            corrupt: all.corrupt,
+        });
+        if matches!(workload, Workload::Timer | Workload::Soak) {
+            tell_interrupts(&tallies, micros);
+        }
+        if all.corrupt > 0 {
+            failures.push(format!(
+                "{}: {} corrupt blocks",
+                workload.name(),
+                all.corrupt
+            ));
+        }
+        if workload == Workload::Exhaustion && all.refused == 0 && is_whole {
+            failures.push(String::from("exhaustion: memory never ran out"));
+        }
+        if all.operations == 0 && is_whole {
+            failures.push(format!("{}: not one operation", workload.name()));
+        }
+        if !is_whole {
+            break;
+        }
+    }
+    log::info!("what each CPU did:");
+    log::info!("cpu operations     bytes refused corrupt slowest/us");
+    for ((cpu, _), tally) in crew::members().skip(first).zip(&per_cpu) {
+        log::info!(
+            "{cpu:>3} {:>10} {:>9} {:>7} {:>7} {:>10}",
+            tally.operations,
+            Bytes(tally.bytes),
+            tally.refused,
+            tally.corrupt,
+            clock::to_micros(tally.slowest)
+        );
+    }
+    rates
+}
+
+/// Prints how often the CPUs were interrupted by their timers.
+fn tell_interrupts(tallies: &[CachePadded<Lock<Tally>>], micros: u64) {
+    let rates = || {
+        tallies
+            .iter()
+            .map(|tally| tally.lock().interrupts * 1_000_000 / micros.max(1))
+    };
+    log::info!(
+        "{} interrupts a second on each CPU, {} to {}",
+        rates().sum::<u64>() / tallies.len().max(1) as u64,
+        rates().min().unwrap_or(0),
+        rates().max().unwrap_or(0)
+    );
+}
+
+/// Prints two heaps' figures side by side. What filling and checking the blocks takes
+/// is in both. Not of exhaustion: in a virtual machine it measures how fast the host
+/// finds memory for whoever comes first.
+fn compare(workloads: &[Workload], kinds: &[HeapKind], first: &[u64], second: &[u64]) {
+    let [a, b] = kinds else { return };
+    log::info!("operations per second, every byte checked:");
+    log::info!(
+        "workload   {:>12} {:>12} {:>8}",
+        a.name(),
+        b.name(),
+        "ratio"
+    );
+    for ((workload, &a), &b) in workloads.iter().zip(first).zip(second) {
+        if *workload == Workload::Exhaustion {
+            continue;
+        }
+        let tenths = a.saturating_mul(10) / b.max(1);
+        log::info!(
+            "{:<10} {a:>12} {b:>12} {:>6}.{}",
+            workload.name(),
+            tenths / 10,
+            tenths % 10
+        );
+    }
+}
+
+/// The LAPIC id of the member of the crew that NMIs go to, if they are asked for.
+fn target(nmis: bool, member: usize) -> Option<u32> {
+    let (_, target) = nmis.then(|| crew::members().nth(member)).flatten()?;
+    Some(target.lapic_id)
+}
+
+/// Bytes that can be allocated, in the heap and in free frames.
+fn available() -> u64 {
+    shared::get().free_bytes() + heap::unused_bytes()
+}
+
+/// How long a workload went on.
+struct Stint {
+    micros: u64,
+    /// Whether it had all of its time.
+    is_whole: bool,
+}
+
+/// Runs one workload.
+fn run_one(
+    workload: Workload,
+    arguments: &Arguments,
+    millis: u64,
+    tallies: &[CachePadded<Lock<Tally>>],
+    party: &mut Party<'_>,
+) -> Stint {
+    let cpus = tallies.len();
+    let available = available();
+    let patience = PATIENCE + (available >> 20) * PATIENCE_PER_MIB;
+    // Half of it, so that no workload but exhaustion meets the end.
+    let budget = (available / 2) as usize / cpus;
+    let largest_piece = exhaustion::largest_piece(available);
+    let meeting = Meeting {
+        line: StartLine::new(cpus, patience),
+        goes_on: AtomicBool::new(true),
+        is_stopped: AtomicBool::new(false),
+    };
+    let first = party.first();
+    // Who is at the prompt asks how far it is, and samples.
+    let progress = (first == 0).then(|| Progress::new(workload));
+    let grounds = Grounds::new(cpus);
+    let started = clock::ticks();
+    let order = |place: usize| {
+        // There are as many places as members.
+        let Some((_, shared)) = crew::members().nth(first + place) else {
+            return;
+        };
+        meeting.line.wait();
+        let mut shift = Shift {
+            place,
+            cpus,
+            first,
+            budget,
+            largest_piece,
+            random: Random::new(arguments.seed, workload as u64, place as u64),
+            tally: Tally::default(),
+            rounds: 0,
+            until: Deadline::after_millis(millis),
+            meeting: &meeting,
+            progress: progress.as_ref(),
+            activity: &shared.activity,
+            target: target(arguments.nmis, first + (place + 1) % cpus),
+        };
+        shared.activity.begin(workload);
+        match workload {
+            Workload::Churn => churn::run(&mut shift),
+            Workload::Mixed => mixed::run(&mut shift, &grounds.ledger),
+            Workload::Handover => handover::run(&mut shift, &grounds.mailboxes),
+            Workload::Growth => growth::run(&mut shift),
+            Workload::Interrupts => interrupts::run(&mut shift),
+            Workload::Timer => timer::run(&mut shift),
+            Workload::Calls => calls::run(&mut shift),
+            Workload::Mappings => mappings::run(&mut shift, &grounds.boards),
+            Workload::Shootdown => shootdown::run(&mut shift, &grounds.range),
+            Workload::Exhaustion => exhaustion::run(&mut shift),
+            Workload::Soak => soak::run(&mut shift, &grounds),
+        }
+        shared.activity.end();
+        shift.tally.tell(workload);
+        if let Some(tally) = tallies.get(place) {
+            *tally.lock() = shift.tally;
+        }
+    };
+    match party {
+        Party::All => crew::all(millis.saturating_add(patience), &order),
+        Party::Others(meanwhile) => crew::others(patience, &order, |is_done| {
+            let work = Work {
+                is_done,
+                is_stopped: &meeting.is_stopped,
+                sampler: Sampler::new(workload),
+            };
+            meanwhile(&work);
+            if !work.is_done() {
+                work.stop();
+            }
+        }),
+    }
+    Stint {
+        micros: clock::to_micros(clock::ticks().saturating_sub(started)),
+        is_whole: !meeting.is_stopped.into_inner(),
+    }
+}

@@ -1,0 +1,248 @@
+//! Shootdown: a page loses its rights, or is unmapped, while each of the other CPUs is in one of the
+//! states in which it can be asked to flush. When that is done, each of them must fault there.
+
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+use muster_memory::{Access, FRAME_SIZE};
+use x86_64::instructions::interrupts;
+
+use super::Shift;
+use crate::arch::clock::Deadline;
+use crate::arch::probe::{self, Fault};
+use crate::mm::mapping::Mapping;
+use crate::selftest::step;
+use crate::smp::lock::{Level, Lock};
+use crate::smp::{call, crew, timer};
+
+/// How long a CPU waits for another one to be ready, or done, in milliseconds.
+const PATIENCE: u64 = 60_000;
+
+/// How long a CPU that does not answer goes on not to, once it is asked, in microseconds.
+const DEAF: u64 = 50;
+
+/// How often a CPU that is asleep wakes to look, in microseconds.
+const NAP: u64 = 500;
+
+/// What a page fault says of a store to a page that is not there, and to one that is read-only (Intel
+/// SDM vol. 3A, 4.7: the bits P and W/R).
+const MISSING: u64 = 0b10;
+const READ_ONLY: u64 = 0b11;
+
+/// What a CPU is doing when it is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// It works, with interrupts on.
+    Working,
+    /// It holds a lock, and so keeps interrupts out.
+    Locked,
+    /// It is in an exception's handler.
+    Handling,
+    /// It waits for something with interrupts off, and serves calls.
+    Waiting,
+    /// It is halted.
+    Asleep,
+    /// It asks others itself.
+    Asking,
+}
+
+const STATES: [State; 6] = [
+    State::Working,
+    State::Locked,
+    State::Handling,
+    State::Waiting,
+    State::Asleep,
+    State::Asking,
+];
+
+/// What the CPUs of a round share.
+pub struct Range {
+    /// Where the page is; 0: there is none this time.
+    address: AtomicU64,
+    /// CPUs that are in their state.
+    ready: AtomicUsize,
+    /// Whether the shootdown has begun, and is done.
+    begun: AtomicBool,
+    done: AtomicBool,
+}
+
+impl Range {
+    /// Of a workload that has not begun.
+    pub const fn new() -> Self {
+        Self {
+            address: AtomicU64::new(0),
+            ready: AtomicUsize::new(0),
+            begun: AtomicBool::new(false),
+            done: AtomicBool::new(false),
+        }
+    }
+
+    fn has_begun(&self) -> bool {
+        self.begun.load(Ordering::Acquire)
+    }
+
+    fn is_done(&self) -> bool {
+        self.done.load(Ordering::Acquire)
+    }
+}
+
+/// Waits until something is so, in a loop that does `meanwhile`.
+fn wait_until(is_so: impl Fn() -> bool, mut meanwhile: impl FnMut()) {
+    let deadline = Deadline::after_millis(PATIENCE);
+    while !is_so() {
+        assert!(
+            !deadline.passed(),
+            "a CPU waits in vain in the shootdown workload"
+        );
+        meanwhile();
+        core::hint::spin_loop();
+    }
+}
+
+/// Runs the workload on this CPU.
+pub fn run(shift: &mut Shift<'_>, range: &Range) {
+    let mut round = 0;
+    loop {
+        let unmaps = round % 2 == 0;
+        if round % shift.cpus == shift.place {
+            shoot(shift, range, unmaps);
+        } else {
+            let state = STATES[(round / 2 + shift.place) % STATES.len()];
+            stand(shift, range, state, unmaps);
+        }
+        round += 1;
+        if !shift.all_go_on() {
+            return;
+        }
+    }
+}
+
+/// Maps a page, and takes it, or the right to write to it, away.
+fn shoot(shift: &mut Shift<'_>, range: &Range, unmaps: bool) {
+    let page = Mapping::memory(FRAME_SIZE);
+    let address = page
+        .as_ref()
+        .map_or(0, |page| page.start().expose_provenance() as u64);
+    range.ready.store(0, Ordering::Relaxed);
+    range.begun.store(false, Ordering::Relaxed);
+    range.done.store(false, Ordering::Relaxed);
+    range.address.store(address, Ordering::Relaxed);
+    shift.meet();
+    match page {
+        Ok(mut page) => {
+            let others = shift.cpus - 1;
+            wait_until(
+                || range.ready.load(Ordering::Acquire) == others,
+                call::serve,
+            );
+            range.begun.store(true, Ordering::Release);
+            if unmaps {
+                shift.timed(|| drop(page));
+                range.done.store(true, Ordering::Release);
+                shift.meet();
+            } else {
+                // SAFETY: no reference to the memory is left, and whoever writes there probes.
+                let protected = shift.timed(|| unsafe { page.protect(Access::ReadOnly) });
+                if let Err(error) = protected {
+                    shift.tally.corrupt += 1;
+                    log::error!("a mapping can't be protected: {error}");
+                }
+                range.done.store(true, Ordering::Release);
+                // It stays until all have tried it.
+                shift.meet();
+            }
+            shift.tally.bytes += FRAME_SIZE;
+        }
+        Err(_) => {
+            shift.tally.refused += 1;
+            shift.meet();
+        }
+    }
+}
+
+/// Uses the page, is in a state while it is taken away, and must fault there afterwards.
+fn stand(shift: &mut Shift<'_>, range: &Range, state: State, unmaps: bool) {
+    // Mapped before and unmapped after the other, so that it can't be mapped in its place.
+    let mut own = (state == State::Asking)
+        .then(|| Mapping::memory(FRAME_SIZE).ok())
+        .flatten();
+    shift.meet();
+    let address = range.address.load(Ordering::Relaxed);
+    if address != 0 {
+        let word = address + shift.place as u64 % (FRAME_SIZE / 8) * 8;
+        let expect = |expected: Result<(), Fault>| {
+            let pointer = core::ptr::with_exposed_provenance_mut(word as usize);
+            // SAFETY: where it is mapped, the word is this CPU's (or shared with some that store the
+            // same); nobody maps anything there before all have met again.
+            let result = unsafe { probe::store(pointer, address) };
+            if result != expected {
+                log::error!("a store to {word:#x} came to {result:?}, not {expected:?}, {state:?}");
+            }
+            result == expected
+        };
+        let could_write = expect(Ok(()));
+        be(state, range, own.as_mut());
+        let error = if unmaps { MISSING } else { READ_ONLY };
+        let could_not = expect(Err(Fault {
+            address: word,
+            error,
+        }));
+        shift.tally.corrupt += u64::from(!could_write) + u64::from(!could_not);
+        shift.tally.operations += 2;
+    }
+    shift.meet();
+}
+
+/// Is in a state from before the shootdown begins until it is done.
+fn be(state: State, range: &Range, own: Option<&mut Mapping>) {
+    let ready = || {
+        range.ready.fetch_add(1, Ordering::AcqRel);
+    };
+    let stay_deaf = || {
+        ready();
+        wait_until(|| range.has_begun(), || {});
+        let deadline = Deadline::after_micros(DEAF);
+        while !deadline.passed() {
+            core::hint::spin_loop();
+        }
+    };
+    match state {
+        State::Working => ready(),
+        State::Locked => {
+            let lock = Lock::new(Level::Workload, ());
+            let held = lock.lock();
+            stay_deaf();
+            drop(held);
+        }
+        State::Handling => {
+            step::run(1, &stay_deaf, &|| {});
+        }
+        State::Waiting => {
+            ready();
+            interrupts::without_interrupts(|| wait_until(|| range.is_done(), call::serve));
+        }
+        State::Asleep if timer::is_there() => {
+            ready();
+            timer::every(NAP, &|| {}, || wait_until(|| range.is_done(), crew::nap));
+        }
+        State::Asleep => ready(),
+        State::Asking => {
+            ready();
+            let mut access = Access::ReadOnly;
+            if let Some(own) = own {
+                wait_until(
+                    || range.is_done(),
+                    || {
+                        // SAFETY: nobody has a reference to the memory, nor uses it.
+                        let changed = unsafe { own.protect(access) };
+                        assert!(changed.is_ok(), "a mapping can't be protected: {changed:?}");
+                        access = match access {
+                            Access::ReadOnly => Access::ReadWrite,
+                            _ => Access::ReadOnly,
+                        };
+                    },
+                );
+            }
+        }
+    }
+    wait_until(|| range.is_done(), || {});
+}

@@ -1,0 +1,188 @@
+//! Timer: every CPU allocates and frees, and so does the handler of its timer, on top of it,
+//! thousands of times a second: where the timers don't come so often, as in a virtual machine with
+//! more CPUs than its host, the CPUs ring them for each other.
+
+use core::cell::{Cell, RefCell};
+use core::ptr::{self, NonNull};
+use core::sync::atomic::{AtomicPtr, Ordering};
+
+use heapless::Deque;
+
+use super::Shift;
+use super::block::Block;
+use super::marked::{LAYOUT, Marker, SIZE};
+use super::random::Random;
+use crate::smp::{lapic, timer};
+
+/// From the end of a handler to the next interrupt, in microseconds.
+const PERIOD: u64 = 50;
+
+/// Interrupts that a CPU must have taken before its time can be up: of so little time as a short
+/// run has, a virtual CPU may get none.
+const LEAST: u64 = 4;
+
+/// Slots through which the handler and the code below it pass blocks to each other.
+const SLOTS: usize = 16;
+
+/// Blocks that the handler holds at most: more than a CPU caches of the size, so that it is the
+/// handler that makes the heap refill and flush, and the other way round.
+const HELD: usize = 300;
+
+/// Blocks that the interrupted code keeps, of the handler's size and of mixed ones.
+const ALIVE: usize = 64;
+const MIXED: usize = 32;
+
+/// Passes blocks between a handler and the code below it, by swaps alone.
+struct Slots([AtomicPtr<u64>; SLOTS]);
+
+impl Slots {
+    /// Puts `block` into a slot, and gives what was there.
+    fn swap(&self, slot: usize, block: Option<NonNull<u64>>) -> Option<NonNull<u64>> {
+        let block = block.map_or(ptr::null_mut(), NonNull::as_ptr);
+        // One CPU's own, but there is no telling the compiler so.
+        NonNull::new(self.0[slot % SLOTS].swap(block, Ordering::Relaxed))
+    }
+
+    /// Puts `block` into a slot, and frees what was there.
+    fn exchange(&self, marker: &Marker, slot: usize, block: Option<NonNull<u64>>) {
+        if let Some(block) = self.swap(slot, block) {
+            // SAFETY: the slots hold blocks of markers only, and a swap takes it out.
+            unsafe { marker.free(block) };
+        }
+    }
+}
+
+/// What the handler has of its own; no handler comes on top of it.
+struct Handler {
+    held: Deque<NonNull<u64>, HELD>,
+    random: Random,
+    /// Whether it is taking blocks or giving them back.
+    takes: bool,
+}
+
+/// Rounds of the loop between two rings at another CPU.
+const RING: u32 = 16;
+
+/// Runs the workload on this CPU.
+pub fn run(shift: &mut Shift<'_>) {
+    under_ticks(shift, |shift, ticks| {
+        let mut alive = Deque::<Block, ALIVE>::new();
+        let mut mixed = [const { None::<Block> }; MIXED];
+        while shift.goes_on() || ticks.count() < LEAST {
+            if alive.is_full()
+                && let Some(oldest) = alive.pop_front()
+            {
+                oldest.free(shift);
+            }
+            if let Some(block) = Block::allocate(shift, SIZE, LAYOUT.align()) {
+                // There is room: the oldest was just taken out.
+                let _ = alive.push_back(block);
+            }
+            let size = shift.random.size(4, 12);
+            let place = shift.random.below(MIXED);
+            if let Some(block) = mixed[place].take() {
+                block.free(shift);
+            }
+            mixed[place] = Block::allocate(shift, size, 16);
+            ticks.exchange(shift);
+            if shift.rounds.is_multiple_of(RING) {
+                ring_another(shift);
+            }
+        }
+        for block in alive.into_iter().chain(mixed.into_iter().flatten()) {
+            block.free(shift);
+        }
+    });
+}
+
+/// Has another CPU take its timer's interrupt.
+pub fn ring_another(shift: &mut Shift<'_>) {
+    let place = shift.random.below(shift.cpus);
+    if place != shift.place
+        && let Some((_, other)) = shift.other(place)
+    {
+        // If it can't be sent, the timer rings by itself.
+        lapic::ring(other.lapic_id);
+    }
+}
+
+/// What is known of the handler that comes on top of some work.
+pub struct Ticks<'a> {
+    interrupts: &'a Cell<u64>,
+    slots: &'a Slots,
+    marker: &'a Marker,
+}
+
+impl Ticks<'_> {
+    /// How often it came.
+    pub fn count(&self) -> u64 {
+        self.interrupts.get()
+    }
+
+    /// Puts a block where the handler finds it, and frees two that it may have left.
+    pub fn exchange(&self, shift: &mut Shift<'_>) {
+        let slot = shift.random.below(SLOTS);
+        let block = shift.timed(|| self.marker.allocate());
+        self.slots.exchange(self.marker, slot, block);
+        self.slots.exchange(self.marker, slot + 1, None);
+    }
+}
+
+/// Runs `work` with a timer on top of it whose handler allocates and frees.
+pub fn under_ticks<'s>(shift: &mut Shift<'s>, work: impl FnOnce(&mut Shift<'s>, &Ticks<'_>)) {
+    let slots = Slots([const { AtomicPtr::new(ptr::null_mut()) }; SLOTS]);
+    let (above, below) = (Marker::new(), Marker::new());
+    let interrupts = Cell::new(0);
+    let handler = RefCell::new(Handler {
+        held: Deque::new(),
+        random: Random::new(shift.random.next(), 0, 0),
+        takes: true,
+    });
+    let on_tick = || {
+        interrupts.set(interrupts.get() + 1);
+        // Borrowed by nothing else until the timer is off, and a handler is not interrupted.
+        let Ok(mut handler) = handler.try_borrow_mut() else {
+            return;
+        };
+        let handler = &mut *handler;
+        // What it frees here, the code below has allocated, and the other way round.
+        let slot = handler.random.below(SLOTS);
+        slots.exchange(&above, slot, above.allocate());
+        slots.exchange(&above, slot + 1, None);
+        for _ in 0..handler.random.below(ALIVE) {
+            if handler.takes {
+                handler.takes = match above.allocate() {
+                    // There is room, or it would not take.
+                    Some(block) => handler.held.push_back(block).is_ok() && !handler.held.is_full(),
+                    None => false,
+                };
+            } else if let Some(block) = handler.held.pop_front() {
+                // SAFETY: the marker's, and out of the queue.
+                unsafe { above.free(block) };
+            } else {
+                handler.takes = true;
+            }
+        }
+    };
+
+    let ticks = Ticks {
+        interrupts: &interrupts,
+        slots: &slots,
+        marker: &below,
+    };
+    timer::every(PERIOD, &on_tick, || work(shift, &ticks));
+
+    for slot in 0..SLOTS {
+        slots.exchange(&below, slot, None);
+    }
+    for block in handler.into_inner().held {
+        // SAFETY: the marker's, and out of the queue.
+        unsafe { below.free(block) };
+    }
+    for marker in [&above, &below] {
+        marker.add_to(&mut shift.tally);
+    }
+    shift.tally.operations += 2 * above.allocated();
+    shift.tally.bytes += (above.allocated() + below.allocated()) * SIZE as u64;
+    shift.tally.interrupts += interrupts.get();
+}

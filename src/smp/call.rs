@@ -1,0 +1,432 @@
+//! Calls: a CPU has others run a closure, at once.
+//!
+//! A call is an interrupt to each of its targets, which run the closure as a handler: with
+//! interrupts off, on top of whatever they do. The closure should be short, takes no lock but those
+//! that are held with interrupts off, and may allocate and free. It may call other CPUs itself, as
+//! allocating does when memory runs out; so deep as [`muster_percpu::DEPTH`].
+//!
+//! Three things keep CPUs from waiting for each other forever:
+//!
+//! - Whoever waits here, or anywhere else for another CPU, serves calls meanwhile, with interrupts
+//!   on or off: [`serve`]. Every round of such a wait pauses ([`core::hint::spin_loop`]): where CPUs
+//!   take turns on one thread of the host, only that lets the other one run before its turn is over.
+//! - Nobody calls who holds a lock: the target may be waiting for it with interrupts off.
+//! - Every wait has a deadline. A call that a CPU has not taken by then is taken back from it, and
+//!   the error names it; so what the closure refers to may go. A CPU that has taken a call is
+//!   waited for, for what it refers to may not; if it is not done in a minute the run ends.
+//!
+//! A CPU that is out of work halts, and the interrupt wakes it. Nothing on the way allocates.
+
+use alloc::string::{String, ToString};
+use core::fmt;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use conquer_once::spin::OnceCell;
+use muster_events::Measured;
+use muster_percpu::Exchange;
+use x86_64::instructions::interrupts;
+
+use super::{cpu, crew, lapic, lock, stop};
+use crate::arch::clock::Deadline;
+use crate::selftest::median::Median;
+
+/// How long a CPU that has taken a call may take for it, in milliseconds, before the run ends.
+const LONGEST: u64 = 60_000;
+
+/// What CPUs are called for: run with the number of the CPU that runs it.
+pub type Work<'a> = dyn Fn(u32) + Sync + 'a;
+
+/// What a call's closure uses, which says by whom it is served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Uses {
+    /// The heap, or it may.
+    Heap,
+    /// Never the heap, nor any lock: a CPU that waits for a lock of the heap's serves it, too.
+    NoHeap,
+}
+
+/// The calls under way: apart by what they use, so that a CPU can serve the one kind alone.
+struct Exchanges {
+    heap: Exchange<&'static Work<'static>>,
+    no_heap: Exchange<&'static Work<'static>>,
+}
+
+impl Exchanges {
+    fn of(&self, uses: Uses) -> &Exchange<&'static Work<'static>> {
+        match uses {
+            Uses::Heap => &self.heap,
+            Uses::NoHeap => &self.no_heap,
+        }
+    }
+}
+
+/// Set up before the first AP is released.
+static EXCHANGES: OnceCell<Exchanges> = OnceCell::uninit();
+
+/// The CPUs that a call goes to, of those at work.
+#[derive(Clone, Copy)]
+pub enum Targets<'a> {
+    /// One, by its index. If it is this CPU, the closure runs here.
+    One(u32),
+    /// All but this one.
+    Others,
+    /// All. This one runs the closure while it would wait.
+    All,
+    /// Those of which this holds.
+    Where(&'a dyn Fn(u32) -> bool),
+}
+
+impl Targets<'_> {
+    fn contain(&self, index: u32, own: u32) -> bool {
+        match self {
+            Self::One(one) => *one == index,
+            Self::Others => index != own,
+            Self::All => true,
+            Self::Where(holds) => holds(index),
+        }
+    }
+}
+
+/// Why a call was not carried out, or not by all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CallError {
+    /// CPUs have not taken the call in time, and now never will.
+    Silent {
+        /// The first of them.
+        cpu: u32,
+        /// How many more there are.
+        more: usize,
+        /// How long the call was open for them, in milliseconds.
+        millis: u64,
+    },
+    /// This CPU is not at work.
+    NotAtWork(u32),
+    /// This CPU has too many calls under way, each on top of the wait for another.
+    TooDeep,
+}
+
+impl fmt::Display for CallError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Silent { cpu, more, millis } => {
+                write!(f, "CPU {cpu}")?;
+                if *more > 0 {
+                    write!(f, " (and {more} more)")?;
+                }
+                write!(
+                    f,
+                    " did not take a call within {millis} ms: it keeps interrupts out, or is stuck"
+                )
+            }
+            Self::NotAtWork(cpu) => write!(f, "CPU {cpu} can't be called: it is not at work"),
+            Self::TooDeep => write!(
+                f,
+                "{} calls of this CPU are under way, each within another: call less from closures",
+                muster_percpu::DEPTH
+            ),
+        }
+    }
+}
+
+/// How many calls one CPU has sent, one for each target, and how many it has carried out.
+pub struct Counters {
+    sent: AtomicU64,
+    served: AtomicU64,
+}
+
+impl Counters {
+    /// None yet.
+    pub const fn new() -> Self {
+        Self {
+            sent: AtomicU64::new(0),
+            served: AtomicU64::new(0),
+        }
+    }
+
+    /// Calls to others, one for each target.
+    pub fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
+    }
+
+    /// Calls from others that were carried out.
+    pub fn served(&self) -> u64 {
+        self.served.load(Ordering::Relaxed)
+    }
+}
+
+/// Sets calls up for so many CPUs. Called once, by the BSP, when the heap is open and no AP released.
+pub fn start(cpus: usize) {
+    // Made first: who needs memory and gets none looks for calls, and would wait here for itself.
+    let exchanges = Exchanges {
+        heap: Exchange::new(cpus),
+        no_heap: Exchange::new(cpus),
+    };
+    EXCHANGES.init_once(|| exchanges);
+}
+
+/// Has `targets` run `work`, and waits until they have.
+///
+/// # Errors
+///
+/// [`CallError`]. Those CPUs that are not named have carried it out.
+///
+/// # Panics
+///
+/// If this CPU holds a lock. If a CPU has taken the call and is not done with it within a minute.
+pub fn run(targets: Targets<'_>, patience_millis: u64, work: &Work<'_>) -> Result<(), CallError> {
+    run_using(Uses::Heap, targets, patience_millis, work)
+}
+
+fn run_using(
+    uses: Uses,
+    targets: Targets<'_>,
+    patience_millis: u64,
+    work: &Work<'_>,
+) -> Result<(), CallError> {
+    // SAFETY: only the lifetime changes. Every way out of this function leads past the end of
+    // `Pending::finish`, after which no CPU has the reference; nothing unwinds (panics end the run).
+    let work = unsafe { core::mem::transmute::<&Work<'_>, &'static Work<'static>>(work) };
+    begin_using(uses, targets, patience_millis, work)?.wait()
+}
+
+/// As [`run`], but where this CPU has too many calls under way it waits until one of them is done:
+/// for those who can't do without.
+///
+/// # Errors
+///
+/// As [`run`]; [`CallError::TooDeep`] only if none is done in time.
+///
+/// # Panics
+///
+/// As [`run`].
+pub fn insist(
+    uses: Uses,
+    targets: Targets<'_>,
+    patience_millis: u64,
+    work: &Work<'_>,
+) -> Result<(), CallError> {
+    let deadline = Deadline::after_millis(patience_millis);
+    loop {
+        match run_using(uses, targets, patience_millis, work) {
+            Err(CallError::TooDeep) if !deadline.passed() => {
+                serve();
+                core::hint::spin_loop();
+            }
+            result => return result,
+        }
+    }
+}
+
+/// Has `targets` run `work`, and goes on meanwhile.
+///
+/// # Errors
+///
+/// [`CallError`]: no CPU is called then.
+///
+/// # Panics
+///
+/// If this CPU holds a lock.
+pub fn begin(
+    targets: Targets<'_>,
+    patience_millis: u64,
+    work: &'static Work<'static>,
+) -> Result<Pending, CallError> {
+    begin_using(Uses::Heap, targets, patience_millis, work)
+}
+
+fn begin_using(
+    uses: Uses,
+    targets: Targets<'_>,
+    patience_millis: u64,
+    work: &'static Work<'static>,
+) -> Result<Pending, CallError> {
+    lock::forbid("CPUs may not be called");
+    let own = cpu::with(|here| here.index());
+    let at_work = |index| crew::members().any(|(member, _)| member == index);
+    if let Targets::One(index) = targets
+        && !at_work(index)
+    {
+        return Err(CallError::NotAtWork(index));
+    }
+    let exchanges = EXCHANGES.get().ok_or(CallError::NotAtWork(own))?;
+    let call = (exchanges.of(uses))
+        .call(own as usize, work)
+        .ok_or(CallError::TooDeep)?;
+    let pending = Pending {
+        call,
+        patience_millis,
+        deadline: Deadline::after_millis(patience_millis),
+    };
+    let mut sent = 0;
+    for (index, shared) in crew::members() {
+        let is_meant = index != own && targets.contain(index, own);
+        // Each member is sent it once, and has a desk.
+        if is_meant && pending.call.send(index as usize).is_ok() {
+            // If it can't be woken it does not answer, and will be named.
+            lapic::wake(shared.lapic_id);
+            sent += 1;
+        }
+    }
+    cpu::with(|here| here.shared().calls.sent.fetch_add(sent, Ordering::Relaxed));
+    if targets.contain(own, own) {
+        interrupts::without_interrupts(|| work(own));
+    }
+    Ok(pending)
+}
+
+/// A call under way. Waits for its targets when dropped.
+#[must_use = "dropped at once it waits at once; `leave` does not wait"]
+pub struct Pending {
+    call: muster_percpu::Call<'static, &'static Work<'static>>,
+    patience_millis: u64,
+    deadline: Deadline,
+}
+
+impl Pending {
+    /// Waits until every target has run the closure.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError::Silent`].
+    ///
+    /// # Panics
+    ///
+    /// As [`run`].
+    pub fn wait(self) -> Result<(), CallError> {
+        let result = self.finish();
+        // Nothing is open any more; the slot is to be freed, without another wait.
+        self.leave();
+        result
+    }
+
+    /// Lets the targets run the closure when they can. Nobody waits for it, and the slot is taken
+    /// until they have.
+    pub fn leave(self) {
+        let this = core::mem::ManuallyDrop::new(self);
+        // SAFETY: read once, and `this` is not used again, nor dropped.
+        drop(unsafe { core::ptr::read(&raw const this.call) });
+    }
+
+    /// Waits until no target has the closure any more.
+    fn finish(&self) -> Result<(), CallError> {
+        while !self.call.is_done() && !self.deadline.passed() {
+            serve();
+            core::hint::spin_loop();
+        }
+        let mut silent = self.call.open().filter(|&cpu| self.call.take_back(cpu));
+        let error = silent.next().map(|cpu| CallError::Silent {
+            cpu: cpu as u32,
+            more: silent.count(),
+            millis: self.patience_millis,
+        });
+        let deadline = Deadline::after_millis(LONGEST);
+        while let Some(cpu) = self.call.open().next() {
+            assert!(
+                !deadline.passed(),
+                "CPU {cpu} has taken a call and is not done with it after {} s",
+                LONGEST / 1000
+            );
+            serve();
+            core::hint::spin_loop();
+        }
+        error.map_or(Ok(()), Err)
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        if let Err(error) = self.finish() {
+            log::error!("{error}");
+        }
+    }
+}
+
+/// Runs what others have called this CPU for, each of them once at most for each call that it may
+/// have under way: so it ends, however fast they call again. For every wait, which looks again.
+pub fn serve() {
+    serve_using(Uses::NoHeap);
+    serve_using(Uses::Heap);
+}
+
+/// The same, of what never uses the heap: for a CPU that waits for a lock of the heap's.
+pub fn serve_without_heap() {
+    serve_using(Uses::NoHeap);
+}
+
+fn serve_using(uses: Uses) {
+    stop::stop_if_over();
+    let Some(exchanges) = EXCHANGES.get() else {
+        return;
+    };
+    let exchange = exchanges.of(uses);
+    cpu::try_with(|here| {
+        let own = here.index();
+        // Whoever waits looks again and again.
+        if !exchange.is_called(own as usize) {
+            return;
+        }
+        interrupts::without_interrupts(|| {
+            let most = cpu::all().len() * muster_percpu::DEPTH;
+            for _ in 0..most {
+                let served = exchange.serve(own as usize, |work| {
+                    here.shared().activity.answer(|| work(own));
+                    let served = &here.shared().calls.served;
+                    // Not in one step with another call within this one, but with interrupts off.
+                    served.store(served.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+                });
+                if !served {
+                    break;
+                }
+            }
+        });
+    });
+}
+
+/// The same, for the handler of the wake-up, which nobody calls again for what it leaves.
+pub fn answer() {
+    serve();
+    let is_called = |own: u32| {
+        EXCHANGES.get().is_some_and(|exchanges| {
+            [Uses::NoHeap, Uses::Heap]
+                .into_iter()
+                .any(|uses| exchanges.of(uses).is_called(own as usize))
+        })
+    };
+    cpu::try_with(|here| {
+        if is_called(here.index()) {
+            lapic::wake(here.shared().lapic_id);
+        }
+    });
+}
+
+/// How long a CPU may take to answer while calls are measured, in milliseconds: a virtual one may be
+/// off its host core.
+const PATIENCE: u64 = 10_000;
+
+/// Prints what calls to CPUs cost that are idle, asleep.
+///
+/// # Errors
+///
+/// Who did not answer, in words.
+pub fn measure() -> Result<(), String> {
+    let others = crew::size() - 1;
+    let Some((first, _)) = crew::members().nth(1) else {
+        return Ok(());
+    };
+    let one = time(Targets::One(first)).map_err(|error| error.to_string())?;
+    log::info!("to one CPU and back: {one}");
+    one.tell(Measured::CallOne, 1);
+    let all = time(Targets::Others).map_err(|error| error.to_string())?;
+    log::info!("to all {others} others and back: {all}");
+    all.tell(Measured::CallAll, others);
+    Ok(())
+}
+
+/// What a call to these CPUs takes that asks for nothing, from its beginning to the last answer.
+///
+/// # Errors
+///
+/// Who did not answer, or can't be called.
+pub fn time(targets: Targets<'_>) -> Result<Median, CallError> {
+    Median::of(|| run(targets, PATIENCE, &|_| {}))
+}

@@ -1,0 +1,291 @@
+//! What each CPU has of its own, and what of it the others may see.
+
+use core::fmt::{self, Write};
+use core::mem::MaybeUninit;
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use crossbeam_utils::CachePadded;
+use muster_heap::CpuCache;
+use muster_memory::FRAME_SIZE;
+use muster_percpu::{Directory, Header, Here, Note, Register, Sleep, Storage, Unregistered};
+use x86_64::VirtAddr;
+use x86_64::registers::model_specific::GsBase;
+
+use super::activity::Activity;
+use super::lock::{Held, Level, Lock};
+use super::timer::Timer;
+use super::{call, lapic};
+use crate::arch::descriptors::Descriptors;
+use crate::arch::exceptions;
+use crate::boot::stack::Slot;
+use crate::bringup::home::Home;
+use crate::bringup::interrupts::Counters;
+use crate::bringup::roll::Report;
+use crate::mm::frames::Frames;
+use crate::mm::tlb;
+use crate::report::journal::{Journal, Line};
+use crate::selftest::step::Stepper;
+
+/// The part of a block that only its own CPU touches.
+pub struct Local {
+    descriptors: &'static Descriptors,
+    frames: Frames,
+    stepper: Stepper,
+    timer: Timer,
+    held: Held,
+    lapic: lapic::Mode,
+}
+
+impl Local {
+    /// The frames that this CPU has at hand.
+    #[inline]
+    pub fn frames(&self) -> &Frames {
+        &self.frames
+    }
+
+    /// What this CPU steps through.
+    pub fn stepper(&self) -> &Stepper {
+        &self.stepper
+    }
+
+    /// What this CPU's timer is used for.
+    pub fn timer(&self) -> &Timer {
+        &self.timer
+    }
+
+    /// The locks that this CPU holds.
+    pub fn held(&self) -> &Held {
+        &self.held
+    }
+
+    /// How this CPU reaches the registers of its local APIC.
+    #[inline]
+    pub fn lapic(&self) -> &lapic::Mode {
+        &self.lapic
+    }
+
+    /// Loads this CPU's GDT and TSS, and the IDT that uses the TSS's stacks.
+    pub fn load_descriptors(&self) {
+        self.descriptors.load();
+        exceptions::load();
+    }
+}
+
+/// What one CPU's state takes of memory: whole frames of its own. GS base is its address.
+#[repr(C)]
+struct Memory {
+    block: Block,
+    descriptors: Descriptors,
+}
+
+/// How far from GS base the CPU's part of the heap lies, in bytes, with a block and without.
+pub const CACHE_FROM_GS: usize = muster_percpu::head_offset::<CpuCache>();
+
+/// What GS base points to while the CPU has no block: a cache that is empty, full and never used.
+static UNREGISTERED: Unregistered<CpuCache> = Unregistered::new(CpuCache::new());
+
+/// Bytes of memory per CPU, a multiple of a frame.
+pub const BYTES: u64 = (size_of::<Memory>() as u64).next_multiple_of(FRAME_SIZE);
+
+/// Makes the block of CPU `index` in `memory`.
+///
+/// # Safety
+///
+/// `memory` is [`BYTES`] of frame-aligned, writable memory, mapped for good in
+/// the tables of the loader and of the kernel, and used by nothing else.
+pub unsafe fn create(index: u32, lapic_id: u32, memory: NonNull<u8>) -> &'static Block {
+    let memory = memory.cast::<Memory>().as_ptr();
+    // SAFETY: (1) the memory is large and aligned enough and no one else's, as the
+    // caller promises; (2) the two fields don't overlap, and each is written once,
+    // before a reference to it exists.
+    unsafe {
+        let tops = Slot::of(index).interrupt_tops();
+        let descriptors = Descriptors::create(&raw mut (*memory).descriptors, tops);
+        let place: &mut MaybeUninit<Block> = &mut *(&raw mut (*memory).block).cast();
+        Block::init(place, index, CpuCache::new(), |cache| {
+            let local = Local {
+                descriptors,
+                frames: Frames::new(),
+                stepper: Stepper::new(),
+                timer: Timer::new(),
+                held: Held::new(),
+                lapic: lapic::Mode::new(),
+            };
+            (local, Shared::new(lapic_id, cache))
+        })
+    }
+}
+
+/// The part of a block that every CPU may read.
+pub struct Shared {
+    /// The CPU's local APIC id.
+    pub lapic_id: u32,
+    /// How far its bring-up has come.
+    pub report: Report,
+    /// Its own log lines.
+    pub journal: Lock<Journal>,
+    /// What it keeps of the heap; others only read its counters.
+    pub cache: &'static CpuCache,
+    /// What it runs with.
+    pub home: Home,
+    /// Why it was stopped, if it was.
+    pub end: End,
+    /// What it is doing, on a line that no one else writes.
+    pub activity: CachePadded<Activity>,
+    /// Whether it sleeps, and is spared shootdowns, on a line that others write only then.
+    pub sleep: CachePadded<Sleep>,
+    /// What it has done about TLBs, on a line that no one else writes.
+    pub tlb: CachePadded<tlb::Counters>,
+    /// The calls it has sent and carried out, on a line that no one else writes.
+    pub calls: CachePadded<call::Counters>,
+    /// The interrupts it has taken, on a line that no one else writes.
+    pub interrupts: CachePadded<Counters>,
+}
+
+impl Shared {
+    /// The shared part of a CPU that the loader has parked.
+    pub const fn new(lapic_id: u32, cache: &'static CpuCache) -> Self {
+        Self {
+            lapic_id,
+            cache,
+            report: Report::new(),
+            journal: Lock::new(Level::Journal, Journal::new()),
+            home: Home::new(),
+            end: End {
+                begun: AtomicBool::new(false),
+                stopped_at: AtomicU64::new(0),
+                last_words: Note::new(),
+            },
+            activity: CachePadded::new(Activity::new()),
+            sleep: CachePadded::new(Sleep::new()),
+            tlb: CachePadded::new(tlb::Counters::new()),
+            calls: CachePadded::new(call::Counters::new()),
+            interrupts: CachePadded::new(Counters::new()),
+        }
+    }
+}
+
+/// What a CPU leaves behind when another one's fault ends the run.
+pub struct End {
+    begun: AtomicBool,
+    stopped_at: AtomicU64,
+    last_words: Note<Line>,
+}
+
+impl End {
+    /// Says that the CPU is at its end by a fault of its own.
+    pub fn begin(&self) {
+        self.begun.store(true, Ordering::Release);
+    }
+
+    /// Whether the CPU is at its end by a fault of its own, and will stop by itself.
+    pub fn has_begun(&self) -> bool {
+        self.begun.load(Ordering::Acquire)
+    }
+
+    /// Records that the CPU stops for good, at `address` of its code.
+    pub fn stop_at(&self, address: u64) {
+        self.stopped_at.store(address, Ordering::Release);
+    }
+
+    /// Where it stopped, if it did.
+    pub fn stopped_at(&self) -> Option<u64> {
+        Some(self.stopped_at.load(Ordering::Acquire)).filter(|&address| address != 0)
+    }
+
+    /// Leaves words for the CPU that reports, the first time. A fault while they are
+    /// put down leaves none.
+    pub fn leave_words(&self, words: fmt::Arguments<'_>) {
+        self.last_words.leave(|| {
+            let mut line = Line::new();
+            // Too long for a line: its beginning will do.
+            let _ = line.write_fmt(words);
+            line
+        });
+    }
+
+    /// The words left, if any.
+    pub fn words(&self) -> Option<&Line> {
+        self.last_words.read()
+    }
+}
+
+/// One CPU's block, which begins with what it keeps of the heap.
+pub type Block = muster_percpu::Block<Local, Shared, CpuCache>;
+
+/// The register that tells a CPU its block: GS base.
+pub struct Gs;
+
+// SAFETY: (1) GS base is a register of each CPU of its own; (2) nothing but
+// `store` writes it after `reset`, and no one loads the GS selector;
+// (3) `store` is always given a header whose first word is its own address, or
+// that of `UNREGISTERED`, whose first word is null, so the word at gs:0 is the block that
+// runs here or null; (4) Muster has no tasks: nothing preempts code or moves it to another
+// CPU, so there is nothing to disable.
+unsafe impl Register for Gs {
+    type Local = Local;
+    type Shared = Shared;
+    type Head = CpuCache;
+    type NoPreempt = ();
+
+    fn disable_preemption() -> Self::NoPreempt {}
+
+    fn unregistered() -> &'static Unregistered<CpuCache> {
+        &UNREGISTERED
+    }
+
+    #[inline]
+    fn load() -> *const Header {
+        let header: *const Header;
+        // SAFETY: GS base points to a `Header` since the first instruction of this
+        // CPU in the kernel (`reset`); the read touches nothing else.
+        unsafe {
+            core::arch::asm!(
+                "mov {}, gs:[0]",
+                out(reg) header,
+                // Not `pure`: with that, a value from before a switch of tasks could be used after
+                // it. There are none here, but it costs nothing to leave it out.
+                options(nostack, preserves_flags, readonly)
+            );
+        }
+        header
+    }
+
+    unsafe fn store(header: *const Header) {
+        // SAFETY: the address of a live object is canonical for the number of levels
+        // in use; `VirtAddr::new` knows only four.
+        GsBase::write(unsafe { VirtAddr::new_unsafe(header.expose_provenance() as u64) });
+    }
+}
+
+/// Access to the block of the CPU this runs on.
+pub type Cpu = Storage<Gs>;
+
+/// Every CPU's block, by CPU index.
+pub static DIRECTORY: Directory<Local, Shared, CpuCache> = Directory::new();
+
+/// Runs `f` with this CPU's block, or gives `None` if it has none yet: for code
+/// that also runs before registration, in faults and in NMIs.
+#[inline]
+pub fn try_with<T>(
+    f: impl for<'here> FnOnce(&Here<'here, Local, Shared, CpuCache>) -> T,
+) -> Option<T> {
+    Cpu::try_with(f)
+}
+
+/// Runs `f` with this CPU's block.
+///
+/// # Panics
+///
+/// If this CPU has not registered its block.
+#[track_caller]
+#[inline]
+pub fn with<T>(f: impl for<'here> FnOnce(&Here<'here, Local, Shared, CpuCache>) -> T) -> T {
+    Cpu::with(f)
+}
+
+/// The shared part of every CPU's block, with its index. Empty until the blocks exist.
+pub fn all() -> impl ExactSizeIterator<Item = (u32, &'static Shared)> {
+    DIRECTORY.iter()
+}

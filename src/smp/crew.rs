@@ -1,0 +1,152 @@
+//! Orders for all CPUs: one closure, run once on each, the BSP included; or on each but that, while
+//! it does something else.
+
+use conquer_once::spin::OnceCell;
+use muster_percpu::{Board, Line, Outcome};
+use x86_64::instructions::interrupts;
+
+use super::{call, cpu, lapic};
+use crate::arch::clock::Deadline;
+use crate::arch::idle;
+use crate::mm::tlb;
+
+/// An order: called with the number of the CPU among those at work, 0 first.
+type Order<'a> = dyn Fn(usize) + Sync + 'a;
+
+/// Where the BSP puts orders up. Made for the first one, when the roll call is over: from then on the
+/// places of those at work stand.
+static BOARD: OnceCell<Board<&'static Order<'static>>> = OnceCell::uninit();
+
+/// The CPUs at work: the BSP and every AP that the roll call admitted.
+pub fn members() -> impl Iterator<Item = (u32, &'static cpu::Shared)> {
+    cpu::all().filter(|(_, shared)| shared.report.admission() == Outcome::Joined)
+}
+
+/// How many CPUs are at work.
+pub fn size() -> usize {
+    members().count()
+}
+
+/// A line that CPUs wait at until all are there, and then leave together; they serve calls meanwhile.
+pub struct StartLine {
+    line: Line,
+    patience_millis: u64,
+}
+
+impl StartLine {
+    /// A line for `cpus` CPUs, each of which waits at most `patience_millis` for the
+    /// others.
+    pub const fn new(cpus: usize, patience_millis: u64) -> Self {
+        Self {
+            line: Line::new(cpus),
+            patience_millis,
+        }
+    }
+
+    /// Waits until every CPU is at the line.
+    ///
+    /// # Panics
+    ///
+    /// If one of them does not come in time.
+    pub fn wait(&self) {
+        let arrival = self.line.come();
+        let deadline = Deadline::after_millis(self.patience_millis);
+        while !self.line.is_left(&arrival) {
+            assert!(
+                !deadline.passed(),
+                "only {} of {} CPUs came to the line within {} ms",
+                self.line.waiting(),
+                self.line.cpus(),
+                self.patience_millis
+            );
+            call::serve();
+            core::hint::spin_loop();
+        }
+    }
+}
+
+/// Runs `order` on every CPU at work, side by side, and waits until all are done.
+///
+/// # Panics
+///
+/// If called anywhere but on the BSP, or while an order is carried out. If a CPU is not done within
+/// `patience_millis` of the BSP's own part: `order` may not go out of scope while a CPU still runs it,
+/// so there is no way back.
+pub fn all(patience_millis: u64, order: &(dyn Fn(usize) + Sync)) {
+    give(patience_millis, order, |_| {});
+}
+
+/// Runs `order` on every AP at work, of which the first has place 0 then, and meanwhile `aside` here,
+/// which can ask whether all are done. Waits until they are.
+///
+/// # Panics
+///
+/// As [`all`], where `aside` is the BSP's own part.
+pub fn others(
+    patience_millis: u64,
+    order: &(dyn Fn(usize) + Sync),
+    aside: impl FnOnce(&dyn Fn() -> bool),
+) {
+    let order = |place: usize| place.checked_sub(1).map_or((), order);
+    give(patience_millis, &order, aside);
+}
+
+fn give(
+    patience_millis: u64,
+    order: &(dyn Fn(usize) + Sync),
+    aside: impl FnOnce(&dyn Fn() -> bool),
+) {
+    let is_bsp = cpu::with(|here| here.index() == 0);
+    let board = BOARD.get_or_init(|| Board::new(size()));
+    // SAFETY: only the lifetime changes. This function does not return, nor unwind
+    // (panics end the run), before every CPU has finished with the reference.
+    let order: &'static Order<'static> =
+        unsafe { core::mem::transmute::<&Order<'_>, &'static Order<'static>>(order) };
+    assert!(is_bsp && board.give(order), "an order within an order");
+    for (index, shared) in members().skip(1) {
+        assert!(
+            lapic::wake(shared.lapic_id),
+            "CPU {index} can't be woken: no interrupt reaches LAPIC id {}",
+            shared.lapic_id
+        );
+    }
+    board.carry_out(0, |order| order(0));
+    aside(&|| board.is_done());
+    let deadline = Deadline::after_millis(patience_millis);
+    while let Some(place) = board.late() {
+        if deadline.passed() {
+            let late = members().nth(place).map_or(0, |(index, _)| index);
+            panic!("CPU {late} did not finish its part within {patience_millis} ms of the BSP's");
+        }
+        call::serve();
+        core::hint::spin_loop();
+    }
+}
+
+/// Halts this CPU, asleep, until something interrupts it: another CPU, or its timer if that is in use
+/// ([`super::timer::every`]). Interrupts come on together with the halt, and stay on. May return
+/// without an interrupt: the caller looks for itself what there is to do.
+pub fn nap() {
+    interrupts::disable();
+    tlb::fall_asleep();
+    idle::enable_and_halt();
+    tlb::wake_up();
+}
+
+/// The life of AP `index` after it came online: carries out orders as they are given,
+/// and halts while there are none.
+pub fn serve(index: u32) -> ! {
+    let place = || members().position(|(member, _)| member == index);
+    loop {
+        // Interrupts are disabled from before the look at the board until the halt: a wake-up sent
+        // since then ends the halt, so none is lost (`idle`).
+        let found = (BOARD.get().zip(place())).filter(|(board, place)| board.has_order(*place));
+        if let Some((board, place)) = found {
+            interrupts::enable();
+            board.carry_out(place, |order| order(place));
+        } else {
+            nap();
+        }
+        interrupts::disable();
+    }
+}

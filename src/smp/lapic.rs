@@ -1,0 +1,429 @@
+//! The local APIC: interrupts from one CPU to another, and each CPU's timer. It stays in the mode that
+//! firmware and loader brought it to: both are served alike.
+
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use muster_machine::acpi::NmiLine;
+use muster_machine::lapic::{
+    BASE_ENABLED, BASE_IS_BSP, BASE_X2APIC, Command, DIVIDE_BY_1, Errors, IA32_TSC_DEADLINE,
+    LVT_ACTIVE_LOW, LVT_DELIVERY, LVT_MASKED, LVT_NMI, LVT_SETTINGS, LVT_SMI, LVT_TSC_DEADLINE,
+    Register, SOFTWARE_ENABLE, has_entry, in_service, is_pending, xapic_id,
+};
+use raw_cpuid::CpuId;
+use x86_64::instructions::interrupts;
+use x86_64::registers::model_specific::{ApicBase, Msr};
+
+use super::cpu;
+use crate::arch::clock::Deadline;
+use crate::bringup::interrupts::{ERROR_VECTOR, SPURIOUS_VECTOR, TIMER_VECTOR, WAKE_VECTOR};
+use crate::mm::shared;
+
+/// Where the xAPIC's registers are mapped; 0 until they are.
+static REGISTERS: AtomicU64 = AtomicU64::new(0);
+
+/// Physical address of the xAPIC's page, or `None` in x2APIC mode, which needs none, and where this CPU's
+/// local APIC is switched off.
+pub fn physical_base() -> Option<u64> {
+    let (frame, flags) = ApicBase::read_raw();
+    let is_xapic = flags & (BASE_ENABLED | BASE_X2APIC) == BASE_ENABLED;
+    is_xapic.then(|| frame.start_address().as_u64())
+}
+
+/// Tells where the xAPIC's page is mapped, once it is.
+///
+/// # Safety
+///
+/// The page is mapped there, uncached, in the tables of every CPU that uses this
+/// module from now on.
+pub unsafe fn mapped_at(virtual_: u64) {
+    REGISTERS.store(virtual_, Ordering::Release);
+}
+
+/// The LAPIC id of the CPU this runs on, from CPUID: it needs no mapping and
+/// so works at any time.
+pub fn own_id() -> u32 {
+    let cpuid = CpuId::new();
+    let topology = cpuid
+        .get_extended_topology_info()
+        .and_then(|mut levels| levels.next())
+        .map(|level| level.x2apic_id());
+    let initial = || {
+        cpuid
+            .get_feature_info()
+            .map(|leaf| u32::from(leaf.initial_local_apic_id()))
+    };
+    topology.or_else(initial).unwrap_or(0)
+}
+
+/// Returns the id in this CPU's local APIC, by which interrupts find it. `None`: there is none, or it can't
+/// be reached yet.
+pub fn registered_id() -> Option<u32> {
+    let registers = Registers::get()?;
+    let id = registers.read(Register::Id);
+    Some(match registers {
+        Registers::X2Apic => id,
+        Registers::XApic(_) => xapic_id(id),
+    })
+}
+
+/// The switch of the APIC, and the entries of the local vector table but the timer's, each of which is set
+/// on every CPU: the switch first, as the others stay masked while it is off (Intel SDM vol. 3A, 11.4.7.2).
+const ENTRIES: [(Register, &str); ENTRY_COUNT] = [
+    (Register::Spurious, "its switch"),
+    (Register::LvtLint0, "LINT0"),
+    (Register::LvtLint1, "LINT1"),
+    (Register::LvtError, "errors"),
+    (Register::LvtPerformance, "performance counters"),
+    (Register::LvtThermal, "temperature"),
+    (Register::LvtCorrected, "corrected machine checks"),
+];
+
+/// How many entries there are at most.
+pub const ENTRY_COUNT: usize = 7;
+
+/// What the BSP's two lines are set to: the MADT says at which NMIs arrive.
+static LINES: [AtomicU32; 2] = [const { AtomicU32::new(LVT_MASKED) }; 2];
+
+/// An entry of this CPU's local vector table, as it is and as it was set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Entry {
+    /// What it is for.
+    pub name: &'static str,
+    /// What it is.
+    pub found: u32,
+    /// What it was set to.
+    pub wanted: u32,
+}
+
+impl Entry {
+    /// Returns what each is for, in the order of [`Entry::all`].
+    pub fn names() -> impl Iterator<Item = &'static str> {
+        ENTRIES.into_iter().map(|(_, name)| name)
+    }
+
+    /// Reads the entries of this CPU, but for the timer's; an older local APIC does not have the last
+    /// ones. None where there is no local APIC.
+    pub fn all() -> impl Iterator<Item = Self> {
+        let registers = Registers::get();
+        let there = registers.into_iter().flat_map(|registers| {
+            let version = registers.read(Register::Version);
+            ENTRIES
+                .into_iter()
+                .filter(move |&(register, _)| has_entry(version, register))
+                .map(move |(register, name)| (registers, register, name))
+        });
+        there.map(|(registers, register, name)| {
+            let found = registers.read(register) & LVT_SETTINGS;
+            Self {
+                name,
+                found,
+                wanted: wanted(register, found),
+            }
+        })
+    }
+}
+
+/// Returns what an entry of this CPU is to be, which is `found` now: masked, but for the APIC's errors,
+/// the BSP's NMI lines, and interrupts of the CPU's condition that the firmware handles itself.
+fn wanted(register: Register, found: u32) -> u32 {
+    let is_bsp = || ApicBase::read_raw().1 & BASE_IS_BSP != 0;
+    let line = |number: usize| match is_bsp() {
+        true => LINES[number].load(Ordering::Relaxed),
+        false => LVT_MASKED,
+    };
+    match register {
+        Register::Spurious => SOFTWARE_ENABLE | u32::from(SPURIOUS_VECTOR),
+        Register::LvtLint0 => line(0),
+        Register::LvtLint1 => line(1),
+        Register::LvtError => u32::from(ERROR_VECTOR),
+        _ if found & LVT_DELIVERY == LVT_SMI => found,
+        _ => LVT_MASKED,
+    }
+}
+
+/// Logs the mode of this CPU's APIC.
+pub fn log_mode() {
+    if let Some(registers) = Registers::get() {
+        log::debug!(
+            "local APIC in {} mode",
+            match registers {
+                Registers::X2Apic => "x2APIC",
+                Registers::XApic(_) => "xAPIC",
+            }
+        );
+    }
+}
+
+/// Switches this CPU's APIC on, with all that it may interrupt for: other CPUs, its own timer and
+/// errors, and the machine's NMI lines, which are the BSP's, so that one NMI is one report: only the
+/// BSP gives them. All other entries of the local vector table are masked: the legacy PIC's line, and
+/// those of the CPU's condition, unless the firmware gets those as SMIs.
+pub fn enable(nmi_lines: &[NmiLine]) {
+    let Some(registers) = Registers::find() else {
+        return;
+    };
+    cpu::with(|here| here.local().lapic().note(registers));
+    for line in nmi_lines {
+        if let Some(entry) = LINES.get(usize::from(line.lint)) {
+            let polarity = if line.is_active_low {
+                LVT_ACTIVE_LOW
+            } else {
+                0
+            };
+            entry.store(LVT_NMI | polarity, Ordering::Relaxed);
+        }
+    }
+    // First: while the APIC is off it keeps every entry masked (Intel SDM vol. 3A, 11.4.7.2).
+    registers.write(
+        Register::Spurious,
+        SOFTWARE_ENABLE | u32::from(SPURIOUS_VECTOR),
+    );
+    registers.write(Register::TaskPriority, 0);
+    registers.write(Register::LvtTimer, LVT_MASKED | u32::from(TIMER_VECTOR));
+    // What happened in the loader's time is no error of this kernel's.
+    take_errors();
+    let version = registers.read(Register::Version);
+    for (register, _) in ENTRIES {
+        if has_entry(version, register) {
+            registers.write(register, wanted(register, registers.read(register)));
+        }
+    }
+}
+
+/// Takes note of the errors of this CPU's APIC, which begins anew.
+pub fn take_errors() -> Errors {
+    Errors(Registers::get().map_or(0, |registers| {
+        // The register shows what there was up to the last write (Intel SDM vol. 3A, 11.5.3).
+        registers.write(Register::ErrorStatus, 0);
+        registers.read(Register::ErrorStatus)
+    }))
+}
+
+/// What the end of a countdown leads to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fires {
+    /// One interrupt.
+    Once,
+    /// Nothing: the counter is only read.
+    Never,
+}
+
+/// Starts this CPU's countdown from `count`. `None`: there is no APIC.
+pub fn arm_counter(count: u32, fires: Fires) -> Option<()> {
+    let registers = Registers::get()?;
+    let masked = match fires {
+        Fires::Once => 0,
+        Fires::Never => LVT_MASKED,
+    };
+    registers.write(Register::Divide, DIVIDE_BY_1);
+    registers.write(Register::LvtTimer, masked | u32::from(TIMER_VECTOR));
+    registers.write(Register::InitialCount, count);
+    Some(())
+}
+
+/// Where this CPU's countdown is. `None`: there is no APIC.
+pub fn counter() -> Option<u32> {
+    Some(Registers::get()?.read(Register::CurrentCount))
+}
+
+/// What this CPU's APIC says of its version. `None`: there is none.
+pub fn version() -> Option<u32> {
+    Some(Registers::get()?.read(Register::Version))
+}
+
+/// Lets this CPU's timer fire once the TSC has reached `stamp`. Call only where CPUID has it.
+pub fn arm_deadline(stamp: u64) {
+    let Some(registers) = Registers::get() else {
+        return;
+    };
+    registers.write(
+        Register::LvtTimer,
+        LVT_TSC_DEADLINE | u32::from(TIMER_VECTOR),
+    );
+    // SAFETY: the MSR exists, as the caller knows, and its one effect is the timer's interrupt,
+    // which has a handler. The fence: a write to the xAPIC's page is not ordered with one to an
+    // MSR, and before the mode is set this one is lost (Intel SDM vol. 3A, 11.5.4.1).
+    unsafe {
+        core::arch::asm!("mfence", options(nostack, preserves_flags));
+        Msr::new(IA32_TSC_DEADLINE).write(stamp.max(1));
+    }
+}
+
+/// Switches this CPU's timer off. An interrupt that is on its way still comes.
+pub fn disarm() {
+    if let Some(registers) = Registers::get() {
+        registers.write(Register::LvtTimer, LVT_MASKED | u32::from(TIMER_VECTOR));
+        registers.write(Register::InitialCount, 0);
+    }
+}
+
+/// Returns whether this CPU's APIC has an interrupt of this vector in service.
+pub fn is_in_service(vector: u8) -> bool {
+    let (register, bit) = in_service(vector);
+    Registers::get()
+        .is_some_and(|registers| registers.read_nth(Register::InService, register) & bit != 0)
+}
+
+/// Ends the interrupt in service on this CPU.
+pub fn end_of_interrupt() {
+    if let Some(registers) = Registers::get() {
+        registers.write(Register::Eoi, 0);
+    }
+}
+
+/// Sends an NMI to one CPU. Says whether it could be sent.
+pub fn send_nmi(lapic_id: u32) -> bool {
+    send(lapic_id, Command::NMI)
+}
+
+/// Wakes one CPU if it is halted. Says whether it could be.
+pub fn wake(lapic_id: u32) -> bool {
+    send(lapic_id, Command::fixed(WAKE_VECTOR))
+}
+
+/// Sends an interrupt that nobody asked for. Says whether it could be sent.
+pub fn send_stray(lapic_id: u32, vector: u8) -> bool {
+    send(lapic_id, Command::fixed(vector))
+}
+
+/// Has one CPU take its timer's interrupt, as if its time had come. Says whether it could be sent.
+pub fn ring(lapic_id: u32) -> bool {
+    send(lapic_id, Command::fixed(TIMER_VECTOR))
+}
+
+fn send(lapic_id: u32, command: Command) -> bool {
+    let Some(registers) = Registers::get() else {
+        return false;
+    };
+    if let Registers::X2Apic = registers {
+        // SAFETY: the MSR exists in x2APIC mode. The interrupt is an NMI or of some vector, and every
+        // CPU that is ever named here has handlers for all of them (`stop` and `crew` see to it). The fences: this write, unlike one to the
+        // xAPIC's page, does not wait for earlier stores (Intel SDM vol. 3A,
+        // 11.12.3), and the other CPU is to see what it is woken for.
+        unsafe {
+            core::arch::asm!("mfence", "lfence", options(nostack, preserves_flags));
+            Msr::new(Register::IcrLow.msr()).write(command.x2apic(lapic_id));
+        }
+        return true;
+    }
+    let Some((high, low)) = command.xapic(lapic_id) else {
+        return false;
+    };
+    let sent = || {
+        let deadline = Deadline::after_millis(1);
+        while is_pending(registers.read(Register::IcrLow)) {
+            if deadline.passed() {
+                return false;
+            }
+        }
+        true
+    };
+    // So that no handler writes the high half in between.
+    interrupts::without_interrupts(|| {
+        sent() && {
+            registers.write(Register::IcrHigh, high);
+            registers.write(Register::IcrLow, low);
+            sent()
+        }
+    })
+}
+
+/// Where this CPU's APIC registers are.
+#[derive(Debug, Clone, Copy)]
+enum Registers {
+    /// In MSRs.
+    X2Apic,
+    /// In a page, mapped at this address.
+    XApic(usize),
+}
+
+/// How one CPU reaches the registers of its local APIC, once it has switched it on: IA32_APIC_BASE says
+/// so, but to read it is an exit to the hypervisor in a virtual machine, and interrupts are ended often.
+pub struct Mode(AtomicU64);
+
+impl Mode {
+    /// Not known yet.
+    const UNKNOWN: u64 = 0;
+    /// In MSRs. Any other number is the address of the page.
+    const X2APIC: u64 = 1;
+
+    /// Not known yet.
+    pub const fn new() -> Self {
+        Self(AtomicU64::new(Self::UNKNOWN))
+    }
+
+    /// Notes it. Called by its own CPU, on the kernel's tables, which it never leaves, nor its mode.
+    fn note(&self, registers: Registers) {
+        let mode = match registers {
+            Registers::X2Apic => Self::X2APIC,
+            Registers::XApic(base) => base as u64,
+        };
+        // Relaxed: only this CPU reads it, an NMI in between as it was or as it is.
+        self.0.store(mode, Ordering::Relaxed);
+    }
+
+    fn registers(&self) -> Option<Registers> {
+        match self.0.load(Ordering::Relaxed) {
+            Self::UNKNOWN => None,
+            Self::X2APIC => Some(Registers::X2Apic),
+            base => Some(Registers::XApic(base as usize)),
+        }
+    }
+}
+
+impl Registers {
+    /// `None` where the page is not mapped: before it is at all, and on an AP that
+    /// still runs on the loader's tables.
+    fn get() -> Option<Self> {
+        cpu::try_with(|here| here.local().lapic().registers())
+            .flatten()
+            .or_else(Self::find)
+    }
+
+    /// The same, as the CPU itself says.
+    fn find() -> Option<Self> {
+        match ApicBase::read_raw().1 & (BASE_ENABLED | BASE_X2APIC) {
+            BASE_ENABLED => {}
+            0 | BASE_X2APIC => return None,
+            _ => return Some(Self::X2Apic),
+        }
+        Some(REGISTERS.load(Ordering::Acquire))
+            .filter(|&base| base != 0 && shared::is_loaded())
+            .map(|base| Self::XApic(base as usize))
+    }
+
+    fn write(self, register: Register, value: u32) {
+        match self {
+            // SAFETY: the mode was read from this CPU, so the MSR exists; the registers
+            // written here have no effect on memory of their own.
+            Self::X2Apic => unsafe {
+                Msr::new(register.msr()).write(u64::from(value));
+            },
+            // SAFETY: `mapped_at` was given the page's address in the kernel's tables,
+            // mapped uncached and never unmapped; the register is 32-bit, aligned,
+            // within the page, and this CPU's own.
+            Self::XApic(base) => unsafe {
+                core::ptr::with_exposed_provenance_mut::<u32>(base + register.offset() as usize)
+                    .write_volatile(value);
+            },
+        }
+    }
+
+    fn read(self, register: Register) -> u32 {
+        self.read_nth(register, 0)
+    }
+
+    /// Reads the register that follows on `register` after so many: of eight for vectors at most.
+    fn read_nth(self, register: Register, number: u32) -> u32 {
+        match self {
+            // SAFETY: as for `write`; reading has no side effect. The registers of vectors are next to
+            // one another.
+            Self::X2Apic => unsafe { Msr::new(register.msr() + number).read() as u32 },
+            // SAFETY: as for `write`; and 16 bytes apart.
+            Self::XApic(base) => unsafe {
+                let offset = register.offset() as usize + 16 * number as usize;
+                core::ptr::with_exposed_provenance::<u32>(base + offset).read_volatile()
+            },
+        }
+    }
+}

@@ -1,0 +1,14 @@
+//! What makes many CPUs one machine: each CPU's own block, locks, interrupts from one CPU to another,
+//! cross-CPU calls, the CPUs that are online, and how all are stopped.
+//!
+//! Imports [`arch`](crate::arch) and [`boot`](crate::boot).
+
+pub mod activity;
+pub mod call;
+pub mod cpu;
+pub mod crew;
+pub mod identity;
+pub mod lapic;
+pub mod lock;
+pub mod stop;
+pub mod timer;

@@ -1,0 +1,178 @@
+//! Each CPU's own timer: the local APIC's, set anew for every interrupt.
+//!
+//! Where the CPU has it, the timer fires at a stamp of the TSC; elsewhere it counts down at a rate
+//! of its own, which is measured against the TSC. In both cases the next interrupt is set when the
+//! handler is done: a handler that takes longer than the period slows the timer down, and never
+//! keeps the CPU from what it interrupted.
+
+use core::cell::Cell;
+use core::fmt;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use muster_machine::time;
+use raw_cpuid::CpuId;
+use x86_64::instructions::interrupts;
+
+use super::{cpu, lapic};
+use crate::arch::clock::{self, Deadline};
+
+/// How long one measurement of the counter takes, in microseconds, and how many there are. Of
+/// several, the median: a virtual CPU may lose its host core in the middle of one.
+const WINDOW: u64 = 1_000;
+const WINDOWS: usize = 3;
+
+/// Counts per 2^32 ticks of the TSC.
+static RATE: AtomicU64 = AtomicU64::new(NO_TIMER);
+
+/// In the place of a rate: there is no timer.
+const NO_TIMER: u64 = 0;
+
+/// In the place of a rate: the timer takes stamps of the TSC itself.
+const BY_DEADLINE: u64 = u64::MAX;
+
+/// What makes the timers fire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// A stamp of the TSC.
+    Deadline,
+    /// The APIC's counter, at this many counts a second.
+    Counter(u64),
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Deadline => f.write_str("by TSC deadline"),
+            Self::Counter(hz) => write!(f, "by the APIC's counter at {} MHz", time::mhz(*hz)),
+        }
+    }
+}
+
+/// Finds out how the timers are set. Called once on the BSP, when its APIC is on; the timers of all
+/// CPUs run at one rate (Intel SDM vol. 3A, 11.5.4: the bus or crystal clock).
+///
+/// `None`: there is no APIC, or its counter stands still.
+pub fn calibrate() -> Option<Source> {
+    let has_deadline = CpuId::new()
+        .get_feature_info()
+        .is_some_and(|features| features.has_tsc_deadline());
+    if has_deadline {
+        // Whether there is an APIC.
+        lapic::counter()?;
+        RATE.store(BY_DEADLINE, Ordering::Relaxed);
+        return Some(Source::Deadline);
+    }
+    let mut rates = [0; WINDOWS];
+    for rate in &mut rates {
+        lapic::arm_counter(u32::MAX, lapic::Fires::Never)?;
+        let (first, began) = reading()?;
+        let deadline = Deadline::after_micros(WINDOW);
+        while !deadline.passed() {
+            core::hint::spin_loop();
+        }
+        let (last, ended) = reading()?;
+        *rate = (u64::from(first.checked_sub(last)?) << 32).checked_div(ended - began)?;
+    }
+    lapic::disarm();
+    rates.sort_unstable();
+    let rate = Some(rates[WINDOWS / 2]).filter(|&rate| rate > 0)?;
+    RATE.store(rate, Ordering::Relaxed);
+    let hz = clock::from_micros(1_000_000).saturating_mul(rate >> 8) >> 24;
+    Some(Source::Counter(hz))
+}
+
+/// Whether the CPUs have timers.
+pub fn is_there() -> bool {
+    RATE.load(Ordering::Relaxed) != NO_TIMER
+}
+
+/// The counter with the stamp that belongs to it: of a few readings, the quickest.
+fn reading() -> Option<(u32, u64)> {
+    let mut best: Option<(u64, u32, u64)> = None;
+    for _ in 0..3 {
+        let before = clock::ticks();
+        let count = lapic::counter()?;
+        let width = clock::ticks().wrapping_sub(before);
+        if best.is_none_or(|(shortest, ..)| width < shortest) {
+            best = Some((width, count, before + width / 2));
+        }
+    }
+    best.map(|(_, count, at)| (count, at))
+}
+
+type Handler<'a> = &'a dyn Fn();
+
+/// What one CPU's timer is used for.
+pub struct Timer {
+    handler: Cell<Option<Handler<'static>>>,
+    /// In ticks of the TSC.
+    period: Cell<u64>,
+}
+
+// SAFETY: it is part of one CPU's own state and holds a handler only while that CPU is in `every`;
+// so no handler ever gets to another CPU.
+unsafe impl Send for Timer {}
+
+impl Timer {
+    /// Not used.
+    pub const fn new() -> Self {
+        Self {
+            handler: Cell::new(None),
+            period: Cell::new(0),
+        }
+    }
+
+    fn set(&self) {
+        let ticks = self.period.get();
+        match RATE.load(Ordering::Relaxed) {
+            NO_TIMER => {}
+            BY_DEADLINE => lapic::arm_deadline(clock::ticks().saturating_add(ticks)),
+            rate => {
+                let counts = (u128::from(ticks) * u128::from(rate)) >> 32;
+                let counts = u32::try_from(counts).unwrap_or(u32::MAX).max(1);
+                // There is an APIC: it was calibrated.
+                let _ = lapic::arm_counter(counts, lapic::Fires::Once);
+            }
+        }
+    }
+}
+
+/// Runs `work`, and on top of it, with interrupts off, `handler`: `micros` microseconds after the
+/// start and then after each end of itself, if `work` lets interrupts in. Never where there is no
+/// timer.
+///
+/// # Panics
+///
+/// If this CPU's timer is in use.
+pub fn every(micros: u64, handler: Handler<'_>, work: impl FnOnce()) {
+    cpu::with(|here| {
+        let timer = here.local().timer();
+        assert!(timer.handler.get().is_none(), "the timer is in use");
+        // SAFETY: only the lifetime changes, and the handler is forgotten before this returns;
+        // `work` can't unwind (panics end the run).
+        let handler = unsafe { core::mem::transmute::<Handler<'_>, Handler<'static>>(handler) };
+        // A last interrupt of the timer's last use may still come: it is to find all or nothing.
+        interrupts::without_interrupts(|| {
+            timer.period.set(clock::from_micros(micros));
+            timer.handler.set(Some(handler));
+            timer.set();
+        });
+        work();
+        interrupts::without_interrupts(|| {
+            timer.handler.set(None);
+            lapic::disarm();
+        });
+    });
+}
+
+/// Takes the timer's interrupt.
+pub fn fired() {
+    cpu::try_with(|here| {
+        let timer = here.local().timer();
+        // None: it was on its way when the timer was switched off.
+        if let Some(handler) = timer.handler.get() {
+            handler();
+            timer.set();
+        }
+    });
+}
