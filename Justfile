@@ -14,57 +14,57 @@ default:
     @just --list --unsorted
 
 # Boot the kernel in QEMU: just run-smp [CPUS] [key=value…], 8 CPUs by default
-[group('run')]
+[group('run'), no-exit-message]
 run-smp *ARGS:
-    @{{ runner }} run "$@"
+    @{{ runner }} run-smp "$@"
 
 # Boot the kernel to a prompt: just monitor [CPUS] [key=value…]
-[group('run')]
+[group('run'), no-exit-message]
 monitor *ARGS:
     @{{ runner }} monitor "$@"
 
 # Boot, stress and measure, and write target/report.html: just report [quick] [CPUS] [key=value…]
-[group('run')]
+[group('run'), no-exit-message]
 report *ARGS:
     @{{ runner }} report "$@"
 
 # Watch the CPUs at work, in a terminal: just top [CPUS] [stress=soak] [key=value…]
-[group('run')]
+[group('run'), no-exit-message]
 top *ARGS:
     @{{ runner }} top "$@"
 
 # Show the last run's log of one CPU (just boot-log 3), or all of it
-[group('run')]
-boot-log CPU="all":
-    @{{ runner }} boot-log "$1"
+[group('run'), no-exit-message]
+boot-log *ARGS:
+    @{{ runner }} boot-log "$@"
 
 # Boot the kernel under GDB, stopped before its first instruction
-[group('run')]
+[group('run'), no-exit-message]
 debug *ARGS:
     @{{ runner }} debug "$@"
 
 # Boot the kernel stopped, for a debugger that comes by itself, such as an editor's
-[group('run')]
+[group('run'), no-exit-message]
 debug-server *ARGS:
     @{{ runner }} debug-server "$@"
 
-# List every argument of run-smp and debug
-[group('run')]
-arguments:
-    @{{ runner }} help
+# List every option of run-smp and debug
+[group('run'), no-exit-message]
+arguments *ARGS:
+    @{{ runner }} arguments "$@"
 
 # Build the kernel and the loader
-[group('build')]
-build:
-    @{{ runner }} build
+[group('build'), no-exit-message]
+build *ARGS:
+    @{{ runner }} build "$@"
 
 # Write target/muster.iso for a real machine: just iso [PATH] [key=value…]
-[group('build')]
+[group('build'), no-exit-message]
 iso *ARGS:
     @{{ runner }} iso "$@"
 
 # Boot the book's example of another kernel on Muster's libraries: just floor [CPUS] [key=value…]
-[group('run')]
+[group('run'), no-exit-message]
 floor *ARGS:
     @{{ runner }} floor "$@"
 
@@ -75,7 +75,7 @@ book:
     mdbook build docs
 
 # Write what the book shows of the kernel's words anew: just book-outputs [NAME…]
-[group('build')]
+[group('build'), no-exit-message]
 book-outputs *ARGS:
     @{{ runner }} book-outputs "$@"
 
@@ -119,7 +119,7 @@ test-host: seed models coverage
 # Say what random tests start from
 [private]
 seed:
-    @echo "random tests start from seed {{ seed }}; the same again: just seed={{ seed }} test-host"
+    @{{ runner }} seed
 
 # Try what CPUs can do to one another, in every order, and make mistakes to see that they are found
 [group('test')]
@@ -127,19 +127,18 @@ models:
     RUSTFLAGS="--cfg loom" cargo test --target-dir target/models --profile models \
         --package muster-percpu --package muster-memory --package muster-heap --lib -- --nocapture --test-threads 2
 
-# Check the libraries against naive models, at random: just [seed=N] oracles [TIMES as many new cases as usual]
-[group('test')]
-oracles TIMES="1": seed
-    ORACLE_TIMES="$1" cargo test --package muster-memory --test memory --package muster-heap --test heap \
-        -- --nocapture model
+# Check the libraries against naive models, at random: just [seed=N] oracles [TIMES], with TIMES as many new cases as usual
+[group('test'), no-exit-message]
+oracles *ARGS:
+    @{{ runner }} oracles "$@"
 
 # Run the libraries' tests, and see that they run enough of the libraries' lines
-[group('test')]
-coverage:
-    {{ runner }} coverage
+[group('test'), no-exit-message]
+coverage *ARGS:
+    @{{ runner }} coverage "$@"
 
 # Make up what comes from outside: just fuzz [TARGET…] [seconds=N] [seed=N], a few seconds of each by default
-[group('test')]
+[group('test'), no-exit-message]
 fuzz *ARGS:
     @{{ runner }} fuzz "$@"
 
@@ -158,21 +157,21 @@ miri:
     cargo +nightly miri test --package muster-memory --test memory -- range::what frame_cache::a_cache changes::what
 
 # Boot the kernel in every way it must survive: just test-kernel [qemu=PATH] [FILTER…]
-[group('test')]
+[group('test'), no-exit-message]
 test-kernel *FILTER:
-    @{{ runner }} test "$@"
+    @{{ runner }} test-kernel "$@"
 
 # Boot it on every machine it must come up on, for some ten minutes: just matrix [qemu=PATH] [FILTER…]
-[group('test')]
+[group('test'), no-exit-message]
 matrix *FILTER:
     @{{ runner }} matrix "$@"
 
 # Everything at once, for long, from a seed that is told: just soak [CPUS] [minutes=10] [seed=N]
-[group('test')]
+[group('test'), no-exit-message]
 soak *ARGS:
     @{{ runner }} soak "$@"
 
 # Measure Muster's allocators beside others: just bench [host|linux|instructions|memory|latency] [CPUS] [key=value…]
-[group('test')]
+[group('test'), no-exit-message]
 bench *ARGS:
     @{{ runner }} bench "$@"

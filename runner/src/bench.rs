@@ -2,9 +2,10 @@
 
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Result, bail};
 
 use crate::arguments;
+use crate::commands::WrongWord;
 use crate::linux;
 use crate::run;
 use crate::session::Interrupt;
@@ -13,21 +14,32 @@ use crate::{toolchain, workspace};
 /// The workloads whose instructions are counted if none are named.
 const COUNTED: &str = "bench=churn,mixed,frame-pair,frame-bulk";
 
+/// The benchmarks that are not those of all allocators in the kernel, by time.
+const KINDS: [&str; 5] = ["host", "linux", "instructions", "memory", "latency"];
+
 /// Runs the benchmarks that `what` names and the rest of the arguments describe.
 ///
 /// # Errors
 /// If the arguments make no sense, or there is nothing to run.
 pub fn command(words: &[String], interrupt: &Interrupt) -> Result<ExitCode> {
-    match words.split_first() {
-        Some((what, rest)) if ["host", "memory", "latency"].contains(&what.as_str()) => {
-            on_host(what, rest)
-        }
-        Some((what, rest)) if what == "instructions" => {
+    let is_name = |word: &String| {
+        let is_number = word.starts_with(|first: char| first.is_ascii_digit());
+        !is_number && !word.contains('=') && arguments::parse(&[word]).is_err()
+    };
+    let Some((what, rest)) = words.split_first().filter(|(what, _)| is_name(what)) else {
+        return in_kernel(&["bench=all"], words, interrupt);
+    };
+    match what.as_str() {
+        "host" | "memory" | "latency" => on_host(what, rest),
+        "instructions" => {
             let own = ["1", "accel=icount", "measure=instructions", COUNTED];
             in_kernel(&own, rest, interrupt)
         }
-        Some((what, rest)) if what == "linux" => linux::command(rest, interrupt),
-        _ => in_kernel(&["bench=all"], words, interrupt),
+        "linux" => linux::command(rest, interrupt),
+        _ => {
+            let lists = format!("must be one of {}", KINDS.join(", "));
+            bail!(WrongWord::unknown("kind of benchmark", what, KINDS, &lists));
+        }
     }
 }
 
@@ -39,12 +51,16 @@ fn in_kernel(own: &[&str], words: &[String], interrupt: &Interrupt) -> Result<Ex
 
 /// Runs the host's program, which has allocators in C and C++ to build first.
 fn on_host(what: &str, words: &[String]) -> Result<ExitCode> {
+    arguments::parse(words)?;
+    let (others, _) = arguments::part(words);
+    if let Some(other) = others.first() {
+        let why = "`just bench host` takes the benchmarks' options alone";
+        bail!(WrongWord(format!("`{other}`: {why}")));
+    }
     let mut cargo = toolchain::host_cargo();
     cargo.args(["run", "--quiet", "--release"]);
     cargo.args(["--manifest-path", "bench/host/Cargo.toml", "--target-dir"]);
     cargo.arg(workspace::target().join("bench-host"));
     cargo.arg("--").arg(what).args(words);
-    let status = cargo.status().context("cannot start Cargo")?;
-    let code = status.code().and_then(|code| u8::try_from(code).ok());
-    Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))
+    toolchain::finish(cargo)
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use anyhow::{Context, Result, bail};
 
@@ -159,15 +160,35 @@ pub fn by_cpu(all: &str) -> BTreeMap<u32, String> {
     cpus
 }
 
-/// The last run's log of one CPU, or the whole of it (`all`).
+/// Whose log.
+#[derive(Clone, Copy, Debug)]
+pub enum Which {
+    /// That of one CPU.
+    Cpu(u32),
+    /// The whole of it.
+    All,
+}
+
+impl FromStr for Which {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.parse() {
+            Ok(cpu) => Ok(Self::Cpu(cpu)),
+            Err(_) if text == "all" => Ok(Self::All),
+            Err(_) => Err("must be the number of a CPU, or all"),
+        }
+    }
+}
+
+/// The last run's log.
 ///
 /// # Errors
 /// If there is no such log; says which there are.
-pub fn read(folder: &Path, which: &str) -> Result<String> {
-    let file = match which.parse() {
-        Ok(cpu) => file_of(cpu),
-        Err(_) if which == "all" => ALL.into(),
-        Err(_) => bail!("{which}: must be the number of a CPU, or all"),
+pub fn read(folder: &Path, which: Which) -> Result<String> {
+    let file = match which {
+        Which::Cpu(cpu) => file_of(cpu),
+        Which::All => ALL.into(),
     };
     if let Ok(text) = fs::read_to_string(folder.join(file)) {
         return Ok(text);
@@ -184,17 +205,17 @@ pub fn read(folder: &Path, which: &str) -> Result<String> {
                 .ok()
         })
         .collect();
-    if cpus.is_empty() {
-        bail!(
+    cpus.sort_unstable();
+    match which {
+        Which::Cpu(cpu) if !cpus.is_empty() => bail!(
+            "no log of CPU {cpu}: the last run's CPUs are {}",
+            ranges(&cpus)
+        ),
+        _ => bail!(
             "no log in {}: run the kernel first (just run-smp)",
             shown(folder)
-        );
+        ),
     }
-    cpus.sort_unstable();
-    bail!(
-        "no log of CPU {which}: the last run's CPUs are {}",
-        ranges(&cpus)
-    );
 }
 
 /// Sorted numbers in short: `0-3, 5`.
@@ -246,7 +267,7 @@ mod tests {
         let (folder, cpus) = written(&serial, &dump);
         assert_eq!(cpus, [0, 1]);
         assert_eq!(
-            read(folder.path(), "1").unwrap(),
+            read(folder.path(), Which::Cpu(1)).unwrap(),
             format!("=== cpu 1 lapic 2\n{}\n", line(1, "own"))
         );
     }
@@ -259,7 +280,7 @@ mod tests {
         );
         assert_eq!(status(dump.as_bytes()), Some(33));
         let (folder, _) = written(&[], &dump);
-        let own = read(folder.path(), "0").unwrap();
+        let own = read(folder.path(), Which::Cpu(0)).unwrap();
         assert_eq!(own, format!("=== cpu 0 lapic 0\n{}\n", line(0, "own")));
         assert_eq!(status(b"=== cpu 0 lapic 0\n=== status \n"), None);
         assert_eq!(status(b""), None);
@@ -277,15 +298,15 @@ mod tests {
         let (folder, cpus) = written(&serial, "");
         assert_eq!(cpus, [0, 2]);
         assert_eq!(
-            read(folder.path(), "0").unwrap(),
+            read(folder.path(), Which::Cpu(0)).unwrap(),
             format!("{}\n{}\n", line(0, "a"), line(0, "c"))
         );
         assert_eq!(
-            read(folder.path(), "2").unwrap(),
+            read(folder.path(), Which::Cpu(2)).unwrap(),
             format!("{}\n  more\n", line(2, "b"))
         );
         assert!(
-            read(folder.path(), "all")
+            read(folder.path(), Which::All)
                 .unwrap()
                 .starts_with("firmware\n")
         );
@@ -294,10 +315,10 @@ mod tests {
     #[test]
     fn a_missing_log_names_those_that_are_there() {
         let (folder, _) = written(&[line(0, "a"), line(1, "a"), line(5, "a")], "");
-        let error = read(folder.path(), "3").unwrap_err().to_string();
+        let error = read(folder.path(), Which::Cpu(3)).unwrap_err().to_string();
         assert!(error.ends_with("are 0-1, 5"), "{error}");
-        assert!(read(folder.path(), "x").is_err());
-        let error = read(Path::new("/nonexistent"), "0")
+        assert!("x".parse::<Which>().is_err());
+        let error = read(Path::new("/nonexistent"), Which::All)
             .unwrap_err()
             .to_string();
         assert!(error.contains("just run-smp"), "{error}");
@@ -307,6 +328,6 @@ mod tests {
     fn a_new_log_replaces_the_old() {
         let (folder, _) = written(&[line(7, "a")], "");
         BootLog::create(folder.path()).unwrap();
-        assert!(read(folder.path(), "7").is_err());
+        assert!(read(folder.path(), Which::Cpu(7)).is_err());
     }
 }

@@ -3,16 +3,19 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, ExitStatus, Stdio};
 
 use anyhow::{Context, Result, bail};
 
+use crate::arguments::ArgumentError;
+use crate::commands::WrongWord;
 use crate::toolchain::{self, HostLibraries};
 use crate::workspace::{self, shown};
 
 /// A program in `fuzz/`, by its name there.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Target {
     name: &'static str,
     /// How many inputs a short run tries: a few seconds' worth.
@@ -67,18 +70,24 @@ impl Fuzz {
         };
         for word in words {
             // libFuzzer takes 0 for "any seed", and for "without end".
-            let number = |value: &str| match value.parse() {
+            let number = |name, value: &str| match value.parse() {
                 Ok(number) if number > 0 => Ok(Some(number)),
-                _ => bail!("{word}: must be a whole number, and not 0"),
+                _ => Err(ArgumentError::bad_value(
+                    name,
+                    value,
+                    "a whole number, and not 0",
+                )),
             };
             match word.split_once('=') {
-                Some(("seconds", value)) => fuzz.seconds = number(value)?,
-                Some(("seed", value)) => fuzz.seed = number(value)?,
+                Some(("seconds", value)) => fuzz.seconds = number("seconds", value)?,
+                Some(("seed", value)) => fuzz.seed = number("seed", value)?,
                 _ => {
                     let named = TARGETS.iter().find(|target| target.name == word);
-                    let named = named.with_context(|| {
-                        let names = TARGETS.each_ref().map(|target| target.name).join(", ");
-                        format!("{word}: neither seconds=, seed= nor a target ({names})")
+                    let named = named.ok_or_else(|| {
+                        let names = TARGETS.map(|target| target.name);
+                        let lists =
+                            format!("must be seconds=, seed= or one of {}", names.join(", "));
+                        WrongWord::unknown("fuzz target", word, names, &lists)
                     })?;
                     fuzz.targets.push(named);
                 }
@@ -168,10 +177,16 @@ pub fn command(words: &[String]) -> Result<ExitCode> {
     let fuzz = Fuzz::parse(words)?;
     let libraries = HostLibraries::find()?;
     let programs = build(&libraries)?;
-    println!(
+    writeln!(
+        io::stdout(),
         "{:20}{:>11}{:>8}{:>8}{:>8}{:>8}  findings",
-        "target", "executions", "edges", "of", "seeds", "corpus"
-    );
+        "target",
+        "executions",
+        "edges",
+        "of",
+        "seeds",
+        "corpus"
+    )?;
     let mut is_clean = true;
     for target in &fuzz.targets {
         let seeds = workspace::root().join("fuzz/seeds").join(target.name);
@@ -187,7 +202,8 @@ pub fn command(words: &[String]) -> Result<ExitCode> {
             corpus,
             ..
         } = figures;
-        println!(
+        writeln!(
+            io::stdout(),
             "{:20}{executions:>11}{edges:>8}{all_edges:>8}{:>8}{corpus:>8}  {}",
             target.name,
             fs::read_dir(&seeds).map_or(0, Iterator::count),
@@ -196,10 +212,10 @@ pub fn command(words: &[String]) -> Result<ExitCode> {
                 (false, Some(_)) => "one",
                 (false, None) => "broken off",
             }
-        );
+        )?;
         if !status.success() {
             is_clean = false;
-            tell(&figures, status, &program, &log);
+            tell(&figures, status, &program, &log)?;
         }
     }
     Ok(match is_clean {
@@ -221,7 +237,10 @@ fn build(libraries: &HostLibraries) -> Result<PathBuf> {
         cargo.env("RUSTC_BOOTSTRAP", "1");
         flags += " -Zsanitizer=address";
     } else {
-        println!("without AddressSanitizer: this Rust comes without its library");
+        writeln!(
+            io::stdout(),
+            "without AddressSanitizer: this Rust comes without its library"
+        )?;
     }
     cargo.env("RUSTFLAGS", flags);
     cargo.args(["build", "--quiet", "--release", "--bins"]);
@@ -290,14 +309,20 @@ fn at_fixed_addresses(program: &OsStr) -> Command {
 }
 
 /// Says what was found, and how to see it again.
-fn tell(figures: &Figures, status: ExitStatus, program: &Path, log: &Path) {
+fn tell(figures: &Figures, status: ExitStatus, program: &Path, log: &Path) -> io::Result<()> {
     if let Some(finding) = &figures.finding {
-        println!("  {finding}");
+        writeln!(io::stdout(), "  {finding}")?;
     }
-    println!("  {status}; what it said: {}", shown(log));
+    writeln!(io::stdout(), "  {status}; what it said: {}", shown(log))?;
     if let Some(input) = &figures.input {
-        println!("  once more: {} {}", shown(program), shown(input));
+        writeln!(
+            io::stdout(),
+            "  once more: {} {}",
+            shown(program),
+            shown(input)
+        )?;
     }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -325,9 +350,15 @@ mod tests {
 
     #[test]
     fn nonsense_is_told() {
-        for wrong in ["seconds=0", "seed=", "seconds=1.5", "kernel", "runs=5"] {
+        for (wrong, said) in [
+            ("seconds=0", "`0` for `seconds`"),
+            ("seed=", "`` for `seed`"),
+            ("seconds=1.5", "`1.5` for `seconds`"),
+            ("kernel", "`kernel`"),
+            ("runs=5", "`runs=5`"),
+        ] {
             let error = parse(&[wrong]).unwrap_err().to_string();
-            assert!(error.starts_with(wrong), "{error}");
+            assert!(error.contains(said), "{error}");
         }
         let error = parse(&["kernel"]).unwrap_err().to_string();
         assert!(error.contains("monitor-keys, kernel-output"));

@@ -111,7 +111,7 @@ impl fmt::Display for NotInstalled {
                     "Get them, version 9 or newer, from\n  \
                      https://limine-bootloader.org (the binary releases), or\n  \
                      your distribution's package `limine` (Arch, Alpine, Nix),\n\
-                     and name their folder: LIMINE_DIR=FOLDER just run-smp boot=limine",
+                     and name their folder: LIMINE_DIR=FOLDER before the command",
                 )
             }
             Self::OldLimine { version, folder } => write!(

@@ -13,6 +13,7 @@ mod bochs;
 mod camera;
 mod cases;
 mod check;
+mod commands;
 mod contradictions;
 mod coverage;
 mod debugger;
@@ -27,6 +28,7 @@ mod listing;
 mod machine;
 mod matrix;
 mod on_bochs;
+mod oracles;
 mod outputs;
 mod picture;
 mod report;
@@ -41,13 +43,16 @@ mod toolchain;
 mod topology;
 
 use std::env;
+use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, bail, ensure};
+use clap::error::ErrorKind;
 use muster_runner::{boot_log, events, figures, line, session, symbols, workspace};
 
 use crate::arguments::{ArgumentError, Build, MONITOR};
+use crate::commands::{Command, WrongWord};
 use crate::limine::{Limine, NotInstalled};
 use crate::linux::NoLinux;
 use crate::requirements::Unmet;
@@ -58,159 +63,124 @@ use crate::toolchain::NoToolchain;
 /// The exit status for arguments that make no sense, and for things to install.
 const USAGE: u8 = 2;
 
-const COMMANDS: &str = "\
-commands:
-  build                      build the kernel and the loader
-  run [CPUS] [key=value…]    boot the kernel in QEMU, and watch it to its end
-  monitor [CPUS] [key=value…]
-                             boot the kernel to a prompt on its serial line
-  top [CPUS] [key=value…] [--once]
-                             the CPUs at work, in a terminal, or one picture
-  test [qemu=PATH] [bochs=PATH] [FILTER…]
-                             the boot tests whose name contains a FILTER
-  matrix [qemu=PATH] [FILTER…]
-                             the same, of all machines that the kernel must come up on
-  bench [WHAT] [CPUS] [key=value…]
-                             the benchmarks in the kernel; WHAT may be
-                             instructions, to count them in the kernel, or
-                             host, memory or latency, on this host's threads
-  bench linux [instructions] [CPUS] [key=value…]
-                             Linux 6.1's kmalloc and alloc_page beside Muster's
-                             heap and frames in the same QEMU, with rounds=, time=,
-                             format=, boots=N and linux=bare|default
-  report [quick] [CPUS] [key=value…]
-                             the stress and the benchmarks, and a page of what
-                             they told (target/report.html); or that of files of
-                             events: report EVENTS.jsonl…
-  iso [PATH] [key=value…]    write a disc image for a real machine, with the
-                             kernel's words (target/muster.iso)
-  soak [CPUS] [minutes=N] [key=value…]
-                             everything at once, for ten minutes if none are
-                             named, from a seed that is told
-  floor [CPUS] [key=value…]  the book's example of another kernel
-  book-outputs [NAME…]       write what the book shows of the kernel's words anew
-  boot-log CPU|all           the last run's log of one CPU, or all of it
-  debug [CPUS] [key=value…]  boot the kernel under GDB
-  debug-server [CPUS] [key=value…]
-                             the same, for a debugger that comes by itself
-  fuzz [TARGET…] [seconds=N] [seed=N]
-                             what comes from outside, made up by libFuzzer: a few
-                             seconds of each TARGET, the same each time, or seconds=
-                             of each from where it was last
-  check                      spelling, dependencies, and clippy and rustdoc with
-                             warnings denied, for kernel and host crates
-  coverage                   how many of the libraries' lines their tests run
-";
-
 fn main() -> ExitCode {
-    let mut arguments = Vec::new();
-    for argument in env::args_os().skip(1) {
-        match argument.into_string() {
-            Ok(argument) => arguments.push(argument),
-            Err(argument) => {
-                eprintln!("muster: {} is not UTF-8", argument.display());
-                return ExitCode::from(USAGE);
-            }
-        }
+    let name = env::args_os().nth(1).unwrap_or_default();
+    let refuse = |message: &str| {
+        eprintln!("{}", commands::answer(name.to_str(), message));
+        ExitCode::from(USAGE)
+    };
+    let done = match commands::parse(env::args_os()) {
+        Ok(command) => perform(command),
+        Err(error) if error.kind() == ErrorKind::DisplayHelp => print(&error.to_string()),
+        Err(error) => return refuse(&commands::message(&error)),
+    };
+    let error = match done {
+        Ok(code) => return code,
+        Err(error) => error,
+    };
+    let message = format!("{error:#}");
+    if error.is::<ArgumentError>() || error.is::<WrongWord>() {
+        return refuse(&message);
     }
-    match dispatch(&arguments) {
-        Ok(code) => code,
-        Err(error) => {
-            let is_usage = error.is::<ArgumentError>()
-                || error.is::<NotInstalled>()
-                || error.is::<NoLinux>()
-                || error.is::<Unmet>()
-                || error.is::<NoToolchain>();
-            eprintln!("muster: {}", format!("{error:#}").trim_end());
-            if is_usage {
-                ExitCode::from(USAGE)
-            } else {
-                ExitCode::FAILURE
-            }
-        }
+    eprintln!("muster: {}", message.trim_end());
+    let is_refusal = error.is::<NotInstalled>()
+        || error.is::<NoLinux>()
+        || error.is::<Unmet>()
+        || error.is::<NoToolchain>();
+    match is_refusal {
+        true => ExitCode::from(USAGE),
+        false => ExitCode::FAILURE,
     }
 }
 
-fn dispatch(arguments: &[String]) -> Result<ExitCode> {
-    let (command, rest) = match arguments.split_first() {
-        Some((command, rest)) => (command.as_str(), rest),
-        None => ("help", arguments),
-    };
+/// Does what is asked for.
+fn perform(command: Command) -> Result<ExitCode> {
     match command {
-        "build" => {
-            let images = images::build(Build::Plain)?;
-            for image in [images.kernel, images.loader] {
-                println!("{}", workspace::shown(&image));
-            }
-            Ok(ExitCode::SUCCESS)
+        Command::RunSmp(asked) => {
+            run::command(&arguments::parse(&asked.words)?, &Interrupt::watch()?)
         }
-        "run" => run::command(&arguments::parse(rest)?, &Interrupt::watch()?),
-        "monitor" => {
-            let words: Vec<_> = rest.iter().map(String::as_str).collect();
-            let run = arguments::parse(&[words.as_slice(), &[MONITOR]].concat())?;
-            run::command(&run, &Interrupt::watch()?)
+        Command::Monitor(mut asked) => {
+            asked.words.push(MONITOR.into());
+            run::command(&arguments::parse(&asked.words)?, &Interrupt::watch()?)
         }
-        "top" => top(rest),
-        "bench" => bench::command(rest, &Interrupt::watch()?),
-        "report" => report::command(rest, &Interrupt::watch()?),
-        "fuzz" => fuzz::command(rest),
-        "soak" => soak::command(rest, &Interrupt::watch()?),
-        "test" => suite::command(rest, &Interrupt::watch()?),
-        "matrix" => suite::matrix(rest, &Interrupt::watch()?),
-        "iso" => iso(rest),
-        "boot-log" => {
-            let which = rest.first().map_or("all", String::as_str);
+        Command::Report(asked) => report::command(&asked.words, &Interrupt::watch()?),
+        Command::Top { once, asked } => top(once, &asked.words),
+        Command::BootLog { cpu } => {
             let screen = Screen::new();
-            for text in boot_log::read(&workspace::boot_log(), which)?.lines() {
-                screen.line(text)?;
-            }
+            let log = boot_log::read(&workspace::boot_log(), cpu)?;
+            log.lines().try_for_each(|text| screen.line(text))?;
             Ok(ExitCode::SUCCESS)
         }
-        "floor" => floor::command(rest, &Interrupt::watch()?),
-        "book-outputs" => outputs::command(rest, &Interrupt::watch()?),
-        "debug" => debugger::command(&arguments::parse(rest)?, &Interrupt::watch()?),
-        "debug-server" => debugger::wait(&arguments::parse(rest)?, &Interrupt::watch()?),
-        "check" => check::command(),
-        "coverage" => coverage::command(),
-        "help" | "--help" | "-h" => {
-            println!("{COMMANDS}{}", arguments::help());
-            Ok(ExitCode::SUCCESS)
+        Command::Debug(asked) => {
+            debugger::command(&arguments::parse(&asked.words)?, &Interrupt::watch()?)
         }
-        _ => {
-            eprint!("muster: no such command: {command}\n\n{COMMANDS}");
-            Ok(ExitCode::from(USAGE))
+        Command::DebugServer(asked) => {
+            debugger::wait(&arguments::parse(&asked.words)?, &Interrupt::watch()?)
         }
+        Command::Arguments => print(&arguments::help()),
+        Command::Build => {
+            let images = images::build(Build::Plain)?;
+            let shown =
+                [images.kernel, images.loader].map(|image| workspace::shown(&image).to_string());
+            print(&(shown.join("\n") + "\n"))
+        }
+        Command::Iso(asked) => iso(&asked.words),
+        Command::Floor(asked) => floor::command(&asked.words, &Interrupt::watch()?),
+        Command::BookOutputs(asked) => outputs::command(&asked, &Interrupt::watch()?),
+        Command::Check => check::command(),
+        Command::Oracles { times } => oracles::command(times),
+        Command::Seed => oracles::tell_seed("test-host").map(|()| ExitCode::SUCCESS),
+        Command::Coverage => coverage::command(),
+        Command::Fuzz(asked) => fuzz::command(&asked.words),
+        Command::TestKernel(asked) => suite::command(&asked, &Interrupt::watch()?),
+        Command::Matrix(asked) => suite::matrix(&asked, &Interrupt::watch()?),
+        Command::Soak(asked) => soak::command(&asked.words, &Interrupt::watch()?),
+        Command::Bench(asked) => bench::command(&asked.words, &Interrupt::watch()?),
     }
+}
+
+fn print(text: &str) -> Result<ExitCode> {
+    io::stdout().write_all(text.as_bytes())?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Has the program in `view/` boot the kernel and draw it; what has to be built is built before there is
 /// a picture.
-fn top(arguments: &[String]) -> Result<ExitCode> {
+fn top(is_once: bool, words: &[String]) -> Result<ExitCode> {
+    let own = ["output=json", "events=-"].map(String::from);
+    requirements::check(&arguments::parse(&[words, &own].concat())?)?;
+    ensure!(
+        is_once || io::stdout().is_terminal(),
+        WrongWord(
+            "the standard output is no terminal; `just top --once` prints one picture anywhere"
+                .into()
+        )
+    );
     images::build(Build::Plain)?;
-    let mut cargo = toolchain::view_cargo("run");
-    cargo.args(["--quiet", "--package", "muster-top", "--"]);
-    let status = cargo.args(arguments).status();
-    let code = status.context("cannot start Cargo")?.code();
-    let code = code.and_then(|code| u8::try_from(code).ok());
-    Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))
+    let mut top = toolchain::viewer("muster-top")?;
+    top.args(is_once.then_some("--once")).args(words);
+    toolchain::finish(top)
 }
 
 /// Writes a disc image.
-fn iso(arguments: &[String]) -> Result<ExitCode> {
-    let (paths, keys): (Vec<_>, Vec<_>) = arguments.iter().partition(|word| !word.contains('='));
+fn iso(words: &[String]) -> Result<ExitCode> {
+    let (paths, options): (Vec<_>, Vec<_>) =
+        words.iter().cloned().partition(|word| !word.contains('='));
     let image = match paths.as_slice() {
         [] => workspace::target().join("muster.iso"),
-        [path] => PathBuf::from(path),
-        _ => return Err(anyhow!("iso writes one image, at one path")),
+        [path] if path.contains(['/', '.']) => PathBuf::from(path),
+        [path] => bail!(WrongWord(format!(
+            "`{path}` is neither an option nor a path, which has a `.` or a `/` in it"
+        ))),
+        [_, path, ..] => bail!(WrongWord(format!(
+            "`{path}` is a second path: leave one out"
+        ))),
     };
+    let run = arguments::parse(&[vec!["boot=limine".into()], options].concat())?;
     let limine = Limine::find()?;
-    let boot = ["boot=limine".to_owned()];
-    let words: Vec<_> = boot.iter().chain(keys).collect();
-    let run = arguments::parse(&words)?;
     let images = images::build(run.build)?;
     let good_for = limine
         .write_disc(&images.bootable, &run, &image)
         .with_context(|| format!("cannot make {}", image.display()))?;
-    println!("{}: {good_for}", workspace::shown(&image));
-    Ok(ExitCode::SUCCESS)
+    print(&format!("{}: {good_for}\n", workspace::shown(&image)))
 }

@@ -13,6 +13,7 @@ use regex_lite::Regex;
 
 use crate::arguments::{self, Build};
 use crate::cases::{CASES, Case};
+use crate::commands::{Listed, WrongWord};
 use crate::debugger;
 use crate::floor;
 use crate::images;
@@ -222,15 +223,21 @@ fn picture_path() -> PathBuf {
 ///
 /// # Errors
 /// If a run does not show what it should, or a file can't be written.
-pub fn command(names: &[String], interrupt: &Interrupt) -> Result<ExitCode> {
+pub fn command(asked: &Listed, interrupt: &Interrupt) -> Result<ExitCode> {
+    let names = &asked.words;
     let all = EXCERPTS.iter().map(|excerpt| excerpt.name);
     let all = all.chain(OTHERS.iter().map(|(name, _)| *name));
     let all: Vec<_> = all.chain([PICTURE]).collect();
+    let screen = Screen::new();
+    if asked.list {
+        screen.note(&all.join("\n"))?;
+        return Ok(ExitCode::SUCCESS);
+    }
     if let Some(wrong) = names.iter().find(|name| !all.contains(&name.as_str())) {
-        bail!("no output {wrong}; there are: {}", all.join(", "));
+        let lists = "`just book-outputs --list` lists them";
+        bail!(WrongWord::unknown("output", wrong, all, lists));
     }
     let is_wanted = |name: &str| names.is_empty() || names.iter().any(|wanted| wanted == name);
-    let screen = Screen::new();
     let mut booted = HashSet::new();
     let mut boot_once = |case: &'static str| {
         let folder = workspace::target().join("book-log").join(case);

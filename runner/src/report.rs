@@ -116,9 +116,10 @@ fn files(words: &[String]) -> Option<Vec<PathBuf>> {
 /// Has the page drawn by the program in `view/`, which is built first if need be, and says where it is.
 fn write(files: &[PathBuf]) -> Result<()> {
     let page = workspace::target().join("report.html");
-    let mut cargo = toolchain::view_cargo("run");
-    cargo.args(["--quiet", "--package", "muster-report", "--"]);
-    let status = cargo.arg(&page).args(files).status();
+    let status = toolchain::viewer("muster-report")?
+        .arg(&page)
+        .args(files)
+        .status();
     if !status.context("cannot start Cargo")?.success() {
         bail!("{} was not written", shown(&page));
     }

@@ -2,6 +2,7 @@
 //! expected.
 
 use std::fs;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Mutex;
@@ -9,16 +10,17 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use muster_events::Record;
 use regex_lite::Regex;
 
 use crate::account;
 use crate::arguments::{self, Build, Events};
 use crate::bochs;
-use crate::boot_log;
+use crate::boot_log::{self, Which};
 use crate::camera::Camera;
 use crate::cases::{CASES, Case, Debugged, Limit};
+use crate::commands::{Listed, WrongWord};
 use crate::debugger::{self, NoGdb};
 use crate::emulator::{Emulator, Kind};
 use crate::events;
@@ -61,7 +63,7 @@ enum Report {
 ///
 /// # Errors
 /// If the images do not build, or nobody reads the output.
-pub fn command(words: &[String], interrupt: &Interrupt) -> Result<ExitCode> {
+pub fn command(asked: &Listed, interrupt: &Interrupt) -> Result<ExitCode> {
     let cases: Vec<Case> = CASES
         .iter()
         .chain(FAULTS)
@@ -69,16 +71,16 @@ pub fn command(words: &[String], interrupt: &Interrupt) -> Result<ExitCode> {
         .chain(ON_BOCHS)
         .copied()
         .collect();
-    run_all(&cases, words, interrupt)
+    run_all("test-kernel", &cases, asked, interrupt)
 }
 
 /// The cases that are about machines, those that take minutes included.
 ///
 /// # Errors
 /// As [`command`].
-pub fn matrix(words: &[String], interrupt: &Interrupt) -> Result<ExitCode> {
+pub fn matrix(asked: &Listed, interrupt: &Interrupt) -> Result<ExitCode> {
     let cases: Vec<Case> = matrix::all().collect();
-    run_all(&cases, words, interrupt)
+    run_all("matrix", &cases, asked, interrupt)
 }
 
 /// Splits the words of `test` into the arguments that name emulators, which every case gets, and the
@@ -130,27 +132,38 @@ fn emulators_named(cases: &[&Case], emulators: &[String]) -> Result<String> {
 /// The argument of a case on Bochs.
 const ON: &str = "machine=bochs";
 
-/// Runs the cases whose name contains one of the filters among `words`, or all. Success if
-/// there was one and none failed.
-fn run_all(cases: &[Case], words: &[String], interrupt: &Interrupt) -> Result<ExitCode> {
-    let (emulators, filters) = emulators_and_filters(words);
+/// Runs the cases whose name contains one of the filters among the words, or all; or lists them. Success
+/// if there was one and none failed.
+fn run_all(
+    recipe: &str,
+    cases: &[Case],
+    asked: &Listed,
+    interrupt: &Interrupt,
+) -> Result<ExitCode> {
+    let screen = Screen::new();
+    let names = cases.iter().map(|case| case.name);
+    if asked.list {
+        screen.note(&names.collect::<Vec<_>>().join("\n"))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let (emulators, filters) = emulators_and_filters(&asked.words);
+    let is_of_none = |filter: &&String| !names.clone().any(|name| name.contains(filter.as_str()));
+    if let Some(filter) = filters.iter().find(is_of_none) {
+        let lists = format!("`just {recipe} --list` lists them");
+        let parts = names.flat_map(|name| [name].into_iter().chain(name.split('-')));
+        bail!(WrongWord::unknown("boot test", filter, parts, &lists));
+    }
     let chosen: Vec<&Case> = cases
         .iter()
         .filter(|case| {
             filters.is_empty() || filters.iter().any(|filter| case.name.contains(filter))
         })
         .collect();
-    if chosen.is_empty() {
-        println!("no test has such a name; there are:");
-        for case in cases {
-            println!("  {}", case.name);
-        }
-    }
     let on = match emulators_named(&chosen, &emulators)? {
         names if names.is_empty() => names,
         names => format!(" on {names}"),
     };
-    println!("{} cases{on}", chosen.len());
+    writeln!(io::stdout(), "{} cases{on}", chosen.len())?;
     let builds = Builds::of(&chosen)?;
     let workers = match thread::available_parallelism() {
         Ok(cpus) if cpus.get() > SIDE_BY_SIDE => SIDE_BY_SIDE,
@@ -158,7 +171,6 @@ fn run_all(cases: &[Case], words: &[String], interrupt: &Interrupt) -> Result<Ex
     };
     let next = AtomicUsize::new(0);
     let counts = Mutex::new(Counts::default());
-    let screen = Screen::new();
     thread::scope(|scope| {
         let work = || -> Result<()> {
             while let Some(case) = chosen.get(next.fetch_add(1, Ordering::Relaxed)) {
@@ -182,8 +194,8 @@ fn run_all(cases: &[Case], words: &[String], interrupt: &Interrupt) -> Result<Ex
             .collect::<Result<()>>()
     })?;
     let counts = counts.into_inner().unwrap_or_default();
-    println!("\n{} configurations booted{on}", counts.boots);
-    println!("{}", counts.line());
+    writeln!(io::stdout(), "\n{} configurations booted{on}", counts.boots)?;
+    writeln!(io::stdout(), "{}", counts.line())?;
     Ok(
         match counts.failed == 0 && counts.passed > 0 && !interrupt.came() {
             true => ExitCode::SUCCESS,
@@ -211,14 +223,19 @@ impl Counts {
             } => {
                 self.passed += 1;
                 self.boots += boots;
-                println!("ok      {:<28} {:>6.2} s", case.name, time.as_secs_f64());
+                writeln!(
+                    io::stdout(),
+                    "ok      {:<28} {:>6.2} s",
+                    case.name,
+                    time.as_secs_f64()
+                )?;
                 for figure in figures {
-                    println!("        {figure}");
+                    writeln!(io::stdout(), "        {figure}")?;
                 }
             }
             Report::Skipped(why) => {
                 self.skipped += 1;
-                println!("skipped {:<28} {why}", case.name);
+                writeln!(io::stdout(), "skipped {:<28} {why}", case.name)?;
             }
             Report::Failed {
                 why,
@@ -232,8 +249,8 @@ impl Counts {
                     screen.line(text)?;
                 }
                 let arguments = events::typed(arguments.iter().map(String::as_str));
-                println!("        the whole log: {}", shown(log));
-                println!("        once more: just run-smp {arguments}");
+                writeln!(io::stdout(), "        the whole log: {}", shown(log))?;
+                writeln!(io::stdout(), "        once more: just run-smp {arguments}")?;
             }
         }
         Ok(())
@@ -363,8 +380,8 @@ fn attempt(
     let booted = debugger::alongside(case.asks(), &mut run, kernel, folder, boot);
     let (outcome, cpus) = booted?;
     let mut journals = cpus
-        .iter()
-        .map(|cpu| boot_log::read(folder, &cpu.to_string()))
+        .into_iter()
+        .map(|cpu| boot_log::read(folder, Which::Cpu(cpu)))
         .collect::<Result<String>>()?;
     let text = fs::read_to_string(folder.join("all.log")).context("cannot read the log")?;
     let (verdict, reason) = outcome.verdict();

@@ -2,8 +2,10 @@
 //! clean environment in which it is spawned.
 
 use std::ffi::OsString;
+use std::io::{self, Write};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitCode, Stdio};
 use std::{env, fmt, fs};
 
 use anyhow::{Context, Result};
@@ -126,6 +128,39 @@ pub fn view_cargo(subcommand: &str) -> Command {
     ]);
     command.arg(workspace::target().join("view"));
     command
+}
+
+/// A program of the workspace of what draws, about to start with the arguments that are added. Says that
+/// it has to be built first, if it has to.
+///
+/// # Errors
+/// If nobody reads that.
+pub fn viewer(package: &str) -> io::Result<Command> {
+    let mut command = view_cargo("run");
+    command.args(["--package", package]);
+    if workspace::target()
+        .join("view/debug")
+        .join(package)
+        .exists()
+    {
+        command.arg("--quiet");
+    } else {
+        writeln!(io::stderr(), "muster: builds the viewer, view/, this once")?;
+    }
+    command.arg("--");
+    Ok(command)
+}
+
+/// Runs Cargo to its end. Its exit status is the runner's.
+///
+/// # Errors
+/// If it does not start.
+pub fn finish(mut cargo: Command) -> Result<ExitCode> {
+    let status = cargo.status().context("cannot start Cargo")?;
+    // As shells have it where a signal ended it.
+    let code = status.code().or(status.signal().map(|signal| 128 + signal));
+    let code = code.and_then(|code| u8::try_from(code).ok());
+    Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))
 }
 
 /// Where the host's Rust keeps its libraries.

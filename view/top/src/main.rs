@@ -1,7 +1,8 @@
-//! `top`: starts the kernel at work and draws what it tells, until somebody has seen enough.
+//! `top`: starts the kernel at work and draws what it tells, until somebody has seen enough. The runner
+//! starts it, with arguments that it has checked.
 
 use std::env;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,9 +14,6 @@ use ratatui::backend::TestBackend;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 use ratatui::{DefaultTerminal, Terminal};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-
-/// The exit status for arguments that make no sense, as the runner has it.
-const USAGE: u8 = 2;
 
 /// The exit status after Ctrl-C, as shells have it (128 + SIGINT).
 const INTERRUPTED: u8 = 130;
@@ -38,15 +36,6 @@ const LAST_WORDS: usize = 20;
 
 /// The columns of a picture that is printed.
 const COLUMNS: u16 = 80;
-
-const HELP: &str = "\
-just top [CPUS] [key=value…] [--once]
-  starts the kernel, puts all CPUs but the first to work, and shows them at it
-  stress=WORKLOADS  at what: all, or some by commas (soak, which is everything at once)
-  seconds=N         for how long; else until q is pressed
-  --once            print one picture, without a terminal, and end
-  The others are as of `just monitor`: `just arguments` lists them.
-";
 
 /// What is asked for.
 struct Asked {
@@ -98,21 +87,7 @@ impl Asked {
 }
 
 fn main() -> ExitCode {
-    let arguments: Vec<String> = env::args().skip(1).collect();
-    if arguments
-        .iter()
-        .any(|word| word == "help" || word == "--help" || word == "-h")
-    {
-        print!("{HELP}");
-        return ExitCode::SUCCESS;
-    }
-    let asked = Asked::parse(arguments.into_iter());
-    if !asked.is_once && !io::stdout().is_terminal() {
-        eprintln!("muster: just top draws on a terminal, and the standard output is none;");
-        eprintln!("        `just top --once` prints one picture anywhere");
-        return ExitCode::from(USAGE);
-    }
-    match run(&asked) {
+    match run(&Asked::parse(env::args().skip(1))) {
         Ok(status) => ExitCode::from(status),
         Err(error) => {
             eprintln!("muster: {error:#}");

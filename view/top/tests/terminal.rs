@@ -210,5 +210,8 @@ fn without_a_terminal_it_prints_one_picture_or_says_why_not() {
     let output = top(&["2", "mme=1G", "--once"]);
     assert_eq!(output.status.code(), Some(2), "{output:?}");
     let words = String::from_utf8(output.stderr).unwrap();
-    assert!(words.contains("no such key: mme=1G"), "{words}");
+    assert!(
+        words.contains("unknown option `mme`, did you mean `mem`?"),
+        "{words}"
+    );
 }

@@ -1,0 +1,201 @@
+//! The command line: a command for each of `just`'s recipes, by its name, and what is said of a wrong one.
+
+use std::ffi::OsString;
+use std::fmt;
+
+use clap::error::{ContextKind, ContextValue};
+use clap::{Args, CommandFactory, FromArgMatches, Parser};
+use muster_arguments::nearest;
+
+use crate::arguments;
+use crate::boot_log::Which;
+
+/// How the help of a command is laid out.
+const HELP: &str = "{about}\n\nusage: {usage}{after-help}\n";
+
+/// What a user can ask for.
+#[derive(Debug, Parser)]
+#[command(name = "just", bin_name = "just", disable_help_subcommand = true)]
+pub enum Command {
+    /// Boot the kernel in QEMU, and watch it to its end
+    #[command(override_usage = "just run-smp [CPUS] [key=value…]", after_help = arguments::help())]
+    RunSmp(Words),
+    /// Boot the kernel to a prompt on its serial line
+    #[command(override_usage = "just monitor [CPUS] [key=value…]", after_help = arguments::help())]
+    Monitor(Words),
+    /// Boot, stress and measure, and write target/report.html; or only write it of files of events
+    #[command(
+        override_usage = "just report [quick] [CPUS] [key=value…] | EVENTS.jsonl…",
+        after_help = arguments::help()
+    )]
+    Report(Words),
+    /// Watch the CPUs at work under stress=WORKLOADS (soak) for seconds=N, in a terminal, or print one picture
+    #[command(override_usage = "just top [--once] [CPUS] [key=value…]", after_help = arguments::help())]
+    Top {
+        /// Print one picture, and end.
+        #[arg(long)]
+        once: bool,
+        #[command(flatten)]
+        asked: Words,
+    },
+    /// Show the last run's log of one CPU, or all of it
+    #[command(override_usage = "just boot-log [CPU|all]")]
+    BootLog {
+        /// Whose.
+        #[arg(default_value = "all")]
+        cpu: Which,
+    },
+    /// Boot the kernel under GDB, stopped before its first instruction
+    #[command(override_usage = "just debug [CPUS] [key=value…]", after_help = arguments::help())]
+    Debug(Words),
+    /// Boot the kernel stopped, for a debugger that comes by itself
+    #[command(override_usage = "just debug-server [CPUS] [key=value…]", after_help = arguments::help())]
+    DebugServer(Words),
+    /// List every option of a run
+    Arguments,
+    /// Build the kernel and the loader
+    Build,
+    /// Write a disc image for a real machine, target/muster.iso, with the kernel's options
+    #[command(override_usage = "just iso [PATH] [key=value…]", after_help = arguments::help())]
+    Iso(Words),
+    /// Boot the book's example of another kernel on Muster's libraries
+    #[command(override_usage = "just floor [CPUS] [key=value…]", after_help = arguments::help())]
+    Floor(Words),
+    /// Write again what the book shows of the kernel's output
+    #[command(override_usage = "just book-outputs [--list] [NAME…]")]
+    BookOutputs(Listed),
+    /// Check spelling, dependencies, and clippy and rustdoc with warnings denied
+    Check,
+    /// Check the libraries against naive models, at random, with TIMES as many cases as usual
+    Oracles {
+        /// How many times.
+        #[arg(default_value = "1", value_parser = positive)]
+        times: u32,
+    },
+    /// Say what random tests start from
+    #[command(hide = true)]
+    Seed,
+    /// Run the libraries' tests, and see that they run enough of the libraries' lines
+    Coverage,
+    /// Fuzz what comes from outside: a few seconds of each TARGET, the same each time, or seconds=N of each
+    #[command(override_usage = "just fuzz [TARGET…] [seconds=N] [seed=N]")]
+    Fuzz(Words),
+    /// Boot the kernel in every way it must survive: the boot tests with a FILTER in their name, or all
+    #[command(override_usage = "just test-kernel [--list] [qemu=PATH] [bochs=PATH] [FILTER…]")]
+    TestKernel(Listed),
+    /// Boot it on every machine it must come up on
+    #[command(override_usage = "just matrix [--list] [qemu=PATH] [FILTER…]")]
+    Matrix(Listed),
+    /// Everything at once, for ten minutes if none are given, from a seed that is printed
+    #[command(
+        override_usage = "just soak [CPUS] [minutes=N] [seed=N] [key=value…]",
+        after_help = arguments::help()
+    )]
+    Soak(Words),
+    /// Measure Muster's allocators beside others: in the kernel, on this host, or in Linux
+    #[command(
+        override_usage = "just bench [host|linux|instructions|memory|latency] [CPUS] [key=value…]",
+        after_help = arguments::help()
+    )]
+    Bench(Words),
+}
+
+/// Words that the command reads by itself.
+#[derive(Args, Debug)]
+pub struct Words {
+    /// The words.
+    pub words: Vec<String>,
+}
+
+/// Names of things that can be listed.
+#[derive(Args, Debug)]
+pub struct Listed {
+    /// List the names.
+    #[arg(long)]
+    pub list: bool,
+    /// The words.
+    pub words: Vec<String>,
+}
+
+fn positive(text: &str) -> Result<u32, &'static str> {
+    let number = text.parse().ok().filter(|&number| number > 0);
+    number.ok_or("must be a whole number, and not 0")
+}
+
+fn parser() -> clap::Command {
+    Command::command().mut_subcommands(|command| command.help_template(HELP))
+}
+
+/// Reads the command line, in which `help` asks for help as `--help` does.
+///
+/// # Errors
+/// If it makes no sense, or asks for help.
+pub fn parse(line: impl Iterator<Item = OsString>) -> Result<Command, clap::Error> {
+    let line = line.map(|word| match word.to_str() {
+        Some("help") => "--help".into(),
+        _ => word,
+    });
+    let matches = parser().try_get_matches_from(line)?;
+    Command::from_arg_matches(&matches)
+}
+
+/// Returns what a wrong command line is answered with: the usage of the command of this name, where its
+/// options are listed, and, last, the message.
+pub fn answer(name: Option<&str>, message: &str) -> String {
+    let mut parser = parser();
+    parser.build();
+    let command = match name.and_then(|name| parser.find_subcommand_mut(name)) {
+        Some(command) => command,
+        None => &mut parser,
+    };
+    let usage = command.render_usage().to_string();
+    let usage = usage.trim_start_matches("Usage: ");
+    let options = match command.get_after_help() {
+        Some(_) => "       `just arguments` lists the options\n",
+        None => "",
+    };
+    format!("usage: {usage}\n{options}muster: {message}")
+}
+
+/// Returns in one line what clap finds wrong.
+pub fn message(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let what = text.lines().next().unwrap_or_default();
+    let what = what.trim_start_matches("error: ").replace('\'', "`");
+    let kinds = [ContextKind::SuggestedArg, ContextKind::SuggestedSubcommand];
+    match kinds.into_iter().find_map(|kind| error.get(kind)) {
+        Some(ContextValue::String(meant)) => format!("{what}, did you mean `{meant}`?"),
+        Some(ContextValue::Strings(all)) => match all.first() {
+            Some(meant) => format!("{what}, did you mean `{meant}`?"),
+            None => what,
+        },
+        _ => what,
+    }
+}
+
+/// A word on the command line that its command can't take: what is wrong with it, and what to do.
+#[derive(Debug, PartialEq, Eq)]
+pub struct WrongWord(pub String);
+
+impl WrongWord {
+    /// A name that is none of these, which `lists` says how to see.
+    pub fn unknown<'a>(
+        what: &str,
+        word: &str,
+        names: impl IntoIterator<Item = &'a str>,
+        lists: &str,
+    ) -> Self {
+        Self(match nearest(word, names) {
+            Some(name) => format!("unknown {what} `{word}`, did you mean `{name}`?"),
+            None => format!("unknown {what} `{word}`: {lists}"),
+        })
+    }
+}
+
+impl fmt::Display for WrongWord {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for WrongWord {}

@@ -1,0 +1,331 @@
+//! Wrong command lines, as a user types them after `just`: each is answered in a few lines, the last of which
+//! names the word that is wrong and says what to do, before anything is built or started.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests, not only tests")]
+
+use std::env;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+const RUNNER: &str = env!("CARGO_BIN_EXE_muster-runner");
+
+/// The most lines of an answer, with `just`'s own.
+const MAX_LINES: usize = 5;
+
+/// The exit status for a command line that makes no sense.
+const USAGE: i32 = 2;
+
+/// Programs that would build, boot or debug. Those that a test puts in their place leave a mark.
+const PROGRAMS: [&str; 6] = [
+    "cargo",
+    "qemu-system-x86_64",
+    "bochs",
+    "gdb",
+    "xorriso",
+    "mdbook",
+];
+
+/// Wrong command lines, and parts of the last line of their answer: the wrong word, and what to do.
+const WRONG: &[(&str, &[&str])] = &[
+    (
+        "run-smp stres=mixed",
+        &["unknown option `stres`", "did you mean `stress`?"],
+    ),
+    (
+        "run-smp STRESS=mixed",
+        &["`STRESS`", "did you mean `stress`?"],
+    ),
+    ("run-smp nonsense=1", &["unknown option `nonsense`"]),
+    ("run-smp fast", &["`fast`"]),
+    ("run-smp stress", &["`stress`", "needs a value"]),
+    (
+        "run-smp stress=mixde",
+        &["`mixde`", "did you mean `mixed`?"],
+    ),
+    ("run-smp stress=", &["`stress`", "must be"]),
+    ("run-smp 0", &["0 CPUs", "must be 1 to 288"]),
+    ("run-smp 289", &["289 CPUs", "must be 1 to 288"]),
+    ("run-smp 8x", &["`8x`"]),
+    ("run-smp -8", &["`-8`"]),
+    ("run-smp --verbose", &["`--verbose`"]),
+    ("run-smp 8 4", &["CPUS is given twice"]),
+    ("run-smp mem=1G mem=2G", &["mem is given twice"]),
+    (
+        "run-smp mem=much",
+        &["`much` for `mem`", "must be 3M or more"],
+    ),
+    ("run-smp mem=1K", &["`1K` for `mem`", "must be 3M or more"]),
+    ("run-smp machine=q36", &["`q36` for `machine`"]),
+    (
+        "run-smp accel=hvf",
+        &["`hvf` for `accel`", "must be auto|tcg|kvm"],
+    ),
+    (
+        "run-smp seconds=0",
+        &["`0` for `seconds`", "must be seconds above 0"],
+    ),
+    (
+        "run-smp timeout=soon",
+        &["`soon` for `timeout`", "must be seconds above 0"],
+    ),
+    (
+        "run-smp log=verbose",
+        &["`verbose` for `log`", "must be error|warn"],
+    ),
+    (
+        "run-smp seed=0x2a",
+        &["`0x2a` for `seed`", "must be a whole number"],
+    ),
+    (
+        "run-smp cpus=0",
+        &["`0` for `cpus`", "must be a whole number from 1"],
+    ),
+    (
+        "run-smp loader.silnt=3",
+        &["`loader.silnt`", "did you mean `loader.silent`?"],
+    ),
+    (
+        "run-smp loader.silent=x",
+        &["`x` for `loader.silent`", "must be"],
+    ),
+    (
+        "run-smp loader.verbose=1",
+        &["`1` for `loader.verbose`", "without a value"],
+    ),
+    (
+        "run-smp firmware=uefi",
+        &["firmware=uefi needs boot=limine"],
+    ),
+    ("run-smp 8 smp=8", &["CPUS and smp= exclude each other"]),
+    ("run-smp events=-", &["events= needs output=json"]),
+    ("run-smp bochs=/bin/bochs", &["bochs= needs machine=bochs"]),
+    ("run-smp machine=bochs accel=tcg", &["accel= is for QEMU"]),
+    ("monitor log=debg", &["`debg`", "did you mean `debug`?"]),
+    ("report quic", &["`quic`"]),
+    ("report time=much", &["`much` for `time`", "must be"]),
+    ("top --onse", &["`--onse`", "did you mean `--once`?"]),
+    ("top stress=mixd", &["`mixd`", "did you mean `mixed`?"]),
+    ("top 4", &["no terminal", "`just top --once`"]),
+    (
+        "boot-log x",
+        &["`x`", "must be the number of a CPU, or all"],
+    ),
+    ("boot-log 1 2", &["unexpected argument `2`"]),
+    ("debug mme=1G", &["`mme`", "did you mean `mem`?"]),
+    ("debug-server fast", &["`fast`"]),
+    ("arguments stress", &["unexpected argument `stress`"]),
+    ("build nosuch", &["unexpected argument `nosuch`"]),
+    ("iso nosuch", &["`nosuch`", "neither an option nor a path"]),
+    ("iso a.iso b.iso", &["`b.iso`", "leave one out"]),
+    ("iso log=loud", &["`loud` for `log`", "must be"]),
+    ("floor nonsense", &["`nonsense`"]),
+    ("book-outputs entri", &["`entri`", "did you mean `entry`?"]),
+    (
+        "book-outputs nosuch",
+        &["`nosuch`", "`just book-outputs --list`"],
+    ),
+    ("oracles x", &["`x`", "must be a whole number, and not 0"]),
+    ("oracles 0", &["`0`", "must be a whole number, and not 0"]),
+    ("coverage heap", &["unexpected argument `heap`"]),
+    (
+        "fuzz memory-mao",
+        &["`memory-mao`", "did you mean `memory-map`?"],
+    ),
+    ("fuzz nosuch", &["`nosuch`", "memory-map, limine-answers"]),
+    (
+        "fuzz seconds=x",
+        &["`x` for `seconds`", "must be a whole number, and not 0"],
+    ),
+    (
+        "test-kernel nosuch",
+        &["`nosuch`", "`just test-kernel --list`"],
+    ),
+    ("test-kernel panik", &["`panik`", "did you mean `panic`?"]),
+    (
+        "test-kernel cpus-8 nosuch",
+        &["`nosuch`", "`just test-kernel --list`"],
+    ),
+    ("test-kernel --lst", &["`--lst`", "did you mean `--list`?"]),
+    ("matrix nosuch", &["`nosuch`", "`just matrix --list`"]),
+    (
+        "soak minutes=x",
+        &["`x` for `minutes`", "must be a whole number, and not 0"],
+    ),
+    ("soak minuets=5", &["`minuets`"]),
+    ("bench hots", &["`hots`", "did you mean `host`?"]),
+    ("bench foo", &["`foo`", "must be one of host"]),
+    ("bench rounds=0", &["`0` for `rounds`", "must be"]),
+    (
+        "bench host mem=1G",
+        &["`mem=1G`", "the benchmarks' options alone"],
+    ),
+    ("bench latency time=x", &["`x` for `time`", "must be"]),
+    (
+        "bench linux linux=nosuch",
+        &["`nosuch` for `linux`", "must be bare|default"],
+    ),
+];
+
+/// What `just` answers by itself.
+const WRONG_RECIPES: &[(&str, &[&str])] = &[
+    ("run-smpp", &["run-smp"]),
+    ("clean everything", &["everything"]),
+    (
+        "seed=x oracles",
+        &["`x` for `seed`", "must be a whole number"],
+    ),
+];
+
+/// A folder with programs that leave a mark when they are started.
+struct Programs(tempfile::TempDir);
+
+impl Programs {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        for program in PROGRAMS {
+            let path = folder.path().join(program);
+            // Asking for a version starts nothing.
+            let script = "#!/bin/sh\n\
+                case $1 in --version) echo QEMU emulator version 7.2.22; exit;; esac\n\
+                echo \"$0 $*\" >>\"$(dirname \"$0\")/started\"\nexit 1\n";
+            fs::write(&path, script).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        Self(folder)
+    }
+
+    /// Runs a command line as `just` does, or by it where it is installed.
+    fn run(&self, line: &str) -> Output {
+        let mut command = match just() {
+            Some(just) => {
+                let mut command = Command::new(just);
+                command.arg("--justfile").arg(root().join("Justfile"));
+                command.args([&format!("runner={RUNNER}"), "seed=1"]);
+                command
+            }
+            None => Command::new(RUNNER),
+        };
+        command.args(line.split_whitespace());
+        command.env("PATH", format!("{}:/usr/bin:/bin", self.0.path().display()));
+        command.stdin(Stdio::null()).output().unwrap()
+    }
+
+    fn started(&self) -> String {
+        fs::read_to_string(self.0.path().join("started")).unwrap_or_default()
+    }
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
+}
+
+/// Where `just` is. CI has it.
+fn just() -> Option<std::path::PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let just = env::split_paths(&path)
+        .map(|folder| folder.join("just"))
+        .find(|path| path.is_file());
+    assert!(
+        just.is_some() || env::var_os("CI").is_none(),
+        "CI has no just"
+    );
+    just
+}
+
+#[test]
+fn each_is_answered_in_a_few_lines_before_anything_starts() {
+    assert!(WRONG.len() >= 40);
+    let programs = Programs::new();
+    for (line, parts) in WRONG {
+        let output = programs.run(line);
+        let answer = String::from_utf8(output.stderr).unwrap();
+        let context = format!("just {line}\n{answer}");
+        assert_eq!(output.status.code(), Some(USAGE), "{context}");
+        assert_eq!(String::from_utf8(output.stdout).unwrap(), "", "{context}");
+        let lines: Vec<_> = answer.lines().collect();
+        assert!(lines.len() <= MAX_LINES, "{context}");
+        let recipe = line.split(' ').next().unwrap();
+        assert!(
+            lines[0].starts_with(&format!("usage: just {recipe}")),
+            "{context}"
+        );
+        let message = lines
+            .iter()
+            .find(|line| line.starts_with("muster: "))
+            .unwrap();
+        for part in *parts {
+            assert!(message.contains(part), "no {part}\n{context}");
+        }
+        assert_eq!(programs.started(), "", "{context}");
+    }
+}
+
+#[test]
+fn what_just_answers_is_as_short() {
+    if just().is_none() {
+        return;
+    }
+    let programs = Programs::new();
+    for (line, parts) in WRONG_RECIPES {
+        let output = programs.run(line);
+        let answer = String::from_utf8(output.stderr).unwrap();
+        assert!(
+            !output.status.success() && answer.lines().count() <= MAX_LINES,
+            "{answer}"
+        );
+        for part in *parts {
+            assert!(answer.contains(part), "{answer}");
+        }
+        assert_eq!(programs.started(), "", "{answer}");
+    }
+}
+
+/// The recipes that are commands of the runner's, by the Justfile, each with the command.
+fn recipes() -> Vec<(String, String)> {
+    let justfile = fs::read_to_string(root().join("Justfile")).unwrap();
+    let mut recipes = Vec::new();
+    let mut recipe = "";
+    for line in justfile.lines() {
+        if !line.starts_with([' ', '#', '[']) {
+            recipe = line.split([' ', ':']).next().unwrap();
+        }
+        if let Some(command) = line.trim().strip_prefix("@{{ runner }} ") {
+            recipes.push((recipe.into(), command.into()));
+        }
+    }
+    recipes
+}
+
+#[test]
+fn a_recipe_is_the_command_of_its_name() {
+    let recipes = recipes();
+    assert!(recipes.len() > 15);
+    for (recipe, command) in recipes {
+        let own = [recipe.clone(), format!("{recipe} \"$@\"")];
+        assert!(own.contains(&command), "{recipe}: {command}");
+    }
+}
+
+#[test]
+fn each_recipe_explains_itself() {
+    let programs = Programs::new();
+    for (recipe, command) in recipes() {
+        for word in ["--help", "-h", "help"] {
+            if !command.ends_with("\"$@\"") {
+                continue;
+            }
+            let output = programs.run(&format!("{recipe} {word}"));
+            let help = String::from_utf8(output.stdout).unwrap();
+            assert_eq!(output.status.code(), Some(0), "{recipe} {word}: {help}");
+            assert!(help.contains(&format!("\nusage: just {recipe}")), "{help}");
+            assert_eq!(
+                help.contains("stress="),
+                help.contains("key=value"),
+                "{help}"
+            );
+        }
+    }
+    assert_eq!(programs.started(), "");
+}
