@@ -1,6 +1,7 @@
 //! `check`: what tools can tell without running anything: clippy and rustdoc
 //! with warnings denied, spelling, and what Muster depends on.
 
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
@@ -134,10 +135,11 @@ fn is_free_of_advisories() -> Result<bool> {
     if !fetched.status.success() {
         let words = String::from_utf8_lossy(&fetched.stderr);
         let why = words.lines().rfind(|line| !line.trim().is_empty());
-        println!(
+        writeln!(
+            io::stdout(),
             "advisories skipped, for want of RustSec's database: {}",
             why.unwrap_or("cargo deny does not say why")
-        );
+        )?;
         return Ok(true);
     }
     for folder in WORKSPACES {

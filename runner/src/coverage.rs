@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
@@ -51,17 +52,21 @@ pub fn command() -> Result<ExitCode> {
     let report = fs::read_to_string(&report)
         .with_context(|| format!("cannot read {}", workspace::shown(&report)))?;
     let counts = counts(&report).ok_or_else(|| anyhow!("cargo-llvm-cov's report is broken"))?;
-    println!("lines that a library's own tests run:");
+    writeln!(io::stdout(), "lines that a library's own tests run:")?;
     let mut is_enough = true;
     for (library, least) in LIBRARIES {
         let found = in_library(&counts, &workspace::root().join(library).join("src"))?;
         let share = 100.0 * found.run as f64 / found.lines.max(1) as f64;
-        println!("  muster-{library:<9} {share:5.1} % of {:4}", found.lines);
+        writeln!(
+            io::stdout(),
+            "  muster-{library:<9} {share:5.1} % of {:4}",
+            found.lines
+        )?;
         for missed in found.missed {
-            println!("      not {library}/src/{missed}");
+            writeln!(io::stdout(), "      not {library}/src/{missed}")?;
         }
         if share < least {
-            println!("      at least {least} % must be");
+            writeln!(io::stdout(), "      at least {least} % must be")?;
             is_enough = false;
         }
     }

@@ -4,6 +4,7 @@
 use std::env;
 use std::fmt;
 use std::fs::File;
+use std::io::{self, Write};
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::thread;
@@ -69,7 +70,7 @@ fn preparation(kernel: &Path) -> [String; 3] {
 /// If there is nothing to boot, or QEMU or GDB does not start.
 pub fn command(run: &Run, interrupt: &Interrupt) -> Result<ExitCode> {
     if !is_installed("gdb") {
-        println!("muster: {NoGdb}");
+        writeln!(io::stdout(), "muster: {NoGdb}")?;
         return wait(run, interrupt);
     }
     requirements::check(run)?;
@@ -79,10 +80,15 @@ pub fn command(run: &Run, interrupt: &Interrupt) -> Result<ExitCode> {
     let mut qemu = stopped(run, &images, &mut log, &folder)?;
     qemu.stdin(Stdio::null()).stdout(log.file()?);
     let _guest = Guest::start(&mut qemu)?;
-    println!("muster: the log goes to {}", shown(&log.all()));
-    println!(
+    writeln!(
+        io::stdout(),
+        "muster: the log goes to {}",
+        shown(&log.all())
+    )?;
+    writeln!(
+        io::stdout(),
         "muster: `help roll`, `help percpu` and `help pagewalk` tell of the kernel's own commands"
-    );
+    )?;
     let status = Command::new("gdb")
         .args(attachment(&images.kernel))
         .status()
@@ -106,7 +112,10 @@ pub fn wait(run: &Run, interrupt: &Interrupt) -> Result<ExitCode> {
     let qemu = stopped(run, &images, &mut log, &folder)?;
     let line = attachment(&images.kernel);
     let line = shlex::try_join(line.iter().map(String::as_str))?;
-    println!("{WAITS}; in another terminal:\n\n  gdb {line}\n");
+    writeln!(
+        io::stdout(),
+        "{WAITS}; in another terminal:\n\n  gdb {line}\n"
+    )?;
     let screen = Screen::new();
     let symbols = Symbols::of(&images.kernel);
     let show = &mut |text: &str| screen.line(text);

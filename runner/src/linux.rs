@@ -8,7 +8,7 @@
 use std::env;
 use std::fmt;
 use std::fs;
-use std::io::{self, Cursor};
+use std::io::{self, Cursor, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Duration;
@@ -270,10 +270,10 @@ pub fn command(words: &[String], interrupt: &Interrupt) -> Result<ExitCode> {
     let linux = Linux::find()?;
     let comparison = compare(&options, &linux, interrupt)?;
     if options.is_json {
-        print!("{}", comparison.json());
+        write!(io::stdout(), "{}", comparison.json())?;
     } else {
-        println!("{}", headline(&options, &linux));
-        print!("{}", comparison.table());
+        writeln!(io::stdout(), "{}", headline(&options, &linux))?;
+        write!(io::stdout(), "{}", comparison.table())?;
     }
     match comparison.failures() {
         0 => Ok(ExitCode::SUCCESS),

@@ -6,6 +6,8 @@
 //! on QEMU's debug console (`boot_log`), and by events on a second serial line
 //! (`events`).
 
+#![deny(clippy::print_stdout, reason = "it panics where nobody reads")]
+
 mod account;
 mod arguments;
 mod bench;
@@ -63,6 +65,9 @@ use crate::toolchain::NoToolchain;
 /// The exit status for arguments that make no sense, and for things to install.
 const USAGE: u8 = 2;
 
+/// The exit status where nobody reads the output any more, as shells have it (128 + SIGPIPE).
+const UNREAD: u8 = 141;
+
 fn main() -> ExitCode {
     let name = env::args_os().nth(1).unwrap_or_default();
     let refuse = |message: &str| {
@@ -78,6 +83,13 @@ fn main() -> ExitCode {
         Ok(code) => return code,
         Err(error) => error,
     };
+    let is_unread = |cause: &io::Error| cause.kind() == io::ErrorKind::BrokenPipe;
+    if error
+        .chain()
+        .any(|cause| cause.downcast_ref().is_some_and(is_unread))
+    {
+        return ExitCode::from(UNREAD);
+    }
     let message = format!("{error:#}");
     if error.is::<ArgumentError>() || error.is::<WrongWord>() {
         return refuse(&message);

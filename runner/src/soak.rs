@@ -1,6 +1,7 @@
 //! `soak`: everything at once for as long as is asked for, from a seed that is told, so that what
 //! is found can be looked for again.
 
+use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -80,9 +81,14 @@ pub fn command(arguments: &[String], interrupt: &Interrupt) -> Result<ExitCode> 
     let seed = now.map_or(1, |now| now.as_millis() as u64);
     let soak = Soak::parse(arguments, seed)?;
     let run = arguments::parse(&soak.run())?;
-    println!("{} minutes from seed {}", soak.minutes, soak.seed);
+    writeln!(
+        io::stdout(),
+        "{} minutes from seed {}",
+        soak.minutes,
+        soak.seed
+    )?;
     let code = run::command(&run, interrupt)?;
-    println!("        once more: {}", soak.again());
+    writeln!(io::stdout(), "        once more: {}", soak.again())?;
     Ok(code)
 }
 

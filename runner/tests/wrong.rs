@@ -329,3 +329,21 @@ fn each_recipe_explains_itself() {
     }
     assert_eq!(programs.started(), "");
 }
+
+#[test]
+fn it_ends_quietly_where_nobody_reads() {
+    for line in ["arguments", "test-kernel --list", "run-smp --help"] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = Command::new(RUNNER);
+        command.args(line.split(' ')).stdout(writer);
+        let output = command
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
+            .wait_with_output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(128 + 13), "{line}");
+        assert_eq!(String::from_utf8(output.stderr).unwrap(), "", "{line}");
+    }
+}

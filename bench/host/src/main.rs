@@ -19,13 +19,19 @@ use muster_bench::{Course, Measure, Options, Room, Workload, compare};
 
 use threads::Threads;
 
+/// The exit status for arguments that make no sense, as the runner has it.
+const USAGE: u8 = 2;
+
 fn main() -> ExitCode {
+    // Where nobody reads the output any more, this ends as other programs do.
+    // SAFETY: nothing else runs yet, and the default action is no handler that could be at fault.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
     let words: Vec<_> = std::env::args().skip(1).collect();
     match run(&words) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("muster-bench-host: {error}");
-            ExitCode::FAILURE
+            eprintln!("muster: {error}");
+            ExitCode::from(USAGE)
         }
     }
 }

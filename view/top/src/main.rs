@@ -15,6 +15,9 @@ use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, Ke
 use ratatui::{DefaultTerminal, Terminal};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
+/// The exit status where nobody reads the output any more, as shells have it (128 + SIGPIPE).
+const UNREAD: u8 = 141;
+
 /// The exit status after Ctrl-C, as shells have it (128 + SIGINT).
 const INTERRUPTED: u8 = 130;
 
@@ -89,11 +92,16 @@ impl Asked {
 fn main() -> ExitCode {
     match run(&Asked::parse(env::args().skip(1))) {
         Ok(status) => ExitCode::from(status),
+        Err(error) if error.downcast_ref().is_some_and(is_unread) => ExitCode::from(UNREAD),
         Err(error) => {
             eprintln!("muster: {error:#}");
             ExitCode::FAILURE
         }
     }
+}
+
+fn is_unread(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::BrokenPipe
 }
 
 /// Starts the kernel, shows it, and gives the runner's exit status.
