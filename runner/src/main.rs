@@ -53,7 +53,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::error::ErrorKind;
 use muster_runner::{boot_log, events, figures, line, session, symbols, workspace};
 
-use crate::arguments::{ArgumentError, Build, MONITOR};
+use crate::arguments::{ArgumentError, Boot, Build, MONITOR};
 use crate::commands::{Command, WrongWord};
 use crate::limine::{Limine, NotInstalled};
 use crate::linux::NoLinux;
@@ -188,7 +188,12 @@ fn iso(words: &[String]) -> Result<ExitCode> {
             "`{path}` is a second path: leave one out"
         ))),
     };
-    let run = arguments::parse(&[vec!["boot=limine".into()], options].concat())?;
+    let run = arguments::parse(&arguments::with_defaults(&["boot=limine"], &options))?;
+    let is_from_disc = run.boot == Boot::Limine;
+    ensure!(
+        is_from_disc,
+        WrongWord("a disc needs boot=limine: leave `boot=embedded` out".into())
+    );
     let limine = Limine::find()?;
     let images = images::build(run.build)?;
     let good_for = limine

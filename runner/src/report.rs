@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::arguments::{self, ArgumentError};
 use crate::boot_log;
+use crate::commands::WrongWord;
 use crate::run;
 use crate::screen::Screen;
 use crate::session::{Interrupt, Verdict};
@@ -84,6 +85,10 @@ fn on(smp: &str) -> Option<String> {
 /// written.
 pub fn command(words: &[String], interrupt: &Interrupt) -> Result<ExitCode> {
     if let Some(files) = files(words) {
+        if let Some(missing) = files.iter().find(|file| !file.is_file()) {
+            let why = "a run with output=json leaves one, and says where";
+            bail!(WrongWord(format!("no file `{}`: {why}", shown(missing))));
+        }
         write(&files)?;
         return Ok(ExitCode::SUCCESS);
     }

@@ -39,6 +39,12 @@ impl Soak {
             };
             match argument.split_once('=') {
                 Some(("minutes", value)) => soak.minutes = number("minutes", value)?,
+                Some(("stress" | "seconds", _)) => {
+                    return Err(ArgumentError::Contradiction(
+                        "a soak has its own stress= and seconds=: leave them out, and say minutes="
+                            .into(),
+                    ));
+                }
                 Some(("seed", value)) => soak.seed = number("seed", value)?,
                 _ => soak.rest.push(argument.clone()),
             }

@@ -91,6 +91,14 @@ const WRONG: &[(&str, &[&str])] = &[
         &["`x` for `loader.silent`", "must be"],
     ),
     (
+        "run-smp loader.silent=2,0",
+        &["loader.silent=0", "0 is the BSP's"],
+    ),
+    (
+        "run-smp loader.unstarted=0",
+        &["loader.unstarted=0", "0 is the BSP's"],
+    ),
+    (
         "run-smp loader.verbose=1",
         &["`1` for `loader.verbose`", "without a value"],
     ),
@@ -102,6 +110,36 @@ const WRONG: &[(&str, &[&str])] = &[
     ("run-smp events=-", &["events= needs output=json"]),
     ("run-smp bochs=/bin/bochs", &["bochs= needs machine=bochs"]),
     ("run-smp machine=bochs accel=tcg", &["accel= is for QEMU"]),
+    (
+        "run-smp 4 loader.silent=4",
+        &["APIC id 4", "the last CPU has 3"],
+    ),
+    (
+        "run-smp 1 die=stack",
+        &["die=stack", "ask for 2 CPUs or more"],
+    ),
+    (
+        "run-smp die=stack fall=stack",
+        &["die=, fall= and late= exclude each other"],
+    ),
+    ("run-smp 4 pause=9:1", &["CPU 9", "there are 0 to 3"]),
+    (
+        "run-smp bench=mixed stress=mixed",
+        &["stress=mixed does nothing", "leave it out"],
+    ),
+    (
+        "monitor stress=mixed",
+        &[
+            "stress=mixed does nothing",
+            "type `stress WORKLOADS SECONDS`",
+        ],
+    ),
+    ("soak stress=mixed", &["stress=", "say minutes="]),
+    ("iso boot=embedded", &["`boot=embedded`", "boot=limine"]),
+    (
+        "report nosuch.jsonl",
+        &["`nosuch.jsonl`", "output=json leaves one"],
+    ),
     ("monitor log=debg", &["`debg`", "did you mean `debug`?"]),
     ("report quic", &["`quic`"]),
     ("report time=much", &["`much` for `time`", "must be"]),
@@ -166,6 +204,29 @@ const WRONG: &[(&str, &[&str])] = &[
         "bench linux linux=nosuch",
         &["`nosuch` for `linux`", "must be bare|default"],
     ),
+];
+
+/// What this emulator or host can't do: the command line makes sense, so that its usage is no help.
+const UNMET: &[(&str, &[&str])] = &[
+    ("run-smp 256 machine=pc", &["256 CPUs", "ask for fewer"]),
+    (
+        "run-smp smp=8,sockets=3",
+        &["smp=8,sockets=3", "change one of them"],
+    ),
+    (
+        "run-smp qemu=/nonexistent",
+        &["/nonexistent", "./bootstrap installs"],
+    ),
+    ("run-smp qemu=/bin/true", &["/bin/true is not QEMU"]),
+    (
+        "run-smp machine=bochs bochs=/nonexistent",
+        &["/nonexistent", "bochs=PATH"],
+    ),
+    (
+        "test-kernel qemu=/nonexistent cpus-8",
+        &["/nonexistent", "./bootstrap installs"],
+    ),
+    ("boot-log 4096", &["no log"]),
 ];
 
 /// What `just` answers by itself.
@@ -259,6 +320,24 @@ fn each_is_answered_in_a_few_lines_before_anything_starts() {
             assert!(message.contains(part), "no {part}\n{context}");
         }
         assert_eq!(programs.started(), "", "{context}");
+    }
+}
+
+#[test]
+fn what_can_t_be_done_is_one_line() {
+    let programs = Programs::new();
+    for (line, parts) in UNMET {
+        let output = programs.run(line);
+        let answer = String::from_utf8(output.stderr).unwrap();
+        assert!(
+            !output.status.success() && answer.starts_with("muster: "),
+            "{answer}"
+        );
+        assert_eq!(answer.lines().count(), 1, "{answer}");
+        for part in *parts {
+            assert!(answer.contains(part), "no {part}\n{answer}");
+        }
+        assert_eq!(programs.started(), "", "{answer}");
     }
 }
 
