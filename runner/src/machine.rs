@@ -92,13 +92,17 @@ impl Acceleration {
 /// opens although the CPU has no virtualisation left to give: there QEMU would
 /// fail, or KVM be emulated in turn.
 fn host_has_kvm() -> bool {
-    let flags = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    has_virtualisation(&flags)
+    host_has_virtualisation()
         && OpenOptions::new()
             .read(true)
             .write(true)
             .open("/dev/kvm")
             .is_ok()
+}
+
+/// Returns whether the host's CPU has the extensions that KVM needs.
+pub fn host_has_virtualisation() -> bool {
+    has_virtualisation(&fs::read_to_string("/proc/cpuinfo").unwrap_or_default())
 }
 
 fn has_virtualisation(cpuinfo: &str) -> bool {

@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use crate::arguments::{Boot, Run};
 use crate::emulator::{Emulator, Kind};
 use crate::limine::Limine;
-use crate::machine::{Acceleration, Machine};
+use crate::machine::{Acceleration, Machine, host_has_virtualisation};
 use crate::topology::{Topology, TopologyError};
 
 /// The most CPUs of Bochs, of whose 64 timers each CPU takes three and the devices the rest (Bochs 2.7 to
@@ -59,6 +59,8 @@ pub enum Unmet {
     },
     /// The host's KVM can't be used.
     Kvm(io::Error),
+    /// The host's KVM can be opened, and its CPU has not what KVM needs: a virtual machine, mostly.
+    NoVirtualisation,
     /// QEMU is built without KVM.
     QemuWithoutKvm(Emulator),
 }
@@ -114,6 +116,11 @@ impl fmt::Display for Unmet {
                     "accel=kvm: {KVM} can't be opened ({error}): leave accel= out"
                 ),
             },
+            Self::NoVirtualisation => write!(
+                f,
+                "accel=kvm: this host's CPU has neither VMX nor SVM (flags in /proc/cpuinfo), without which \
+                 {KVM} is of no use: switch them on in the firmware or the hypervisor, or leave accel= out"
+            ),
             Self::QemuWithoutKvm(emulator) => write!(
                 f,
                 "accel=kvm: this {emulator} is built without KVM: name another one (qemu=PATH), or \
@@ -137,6 +144,9 @@ pub fn check(run: &Run) -> Result<()> {
     }
     if run.acceleration == Acceleration::Kvm {
         check_kvm(Path::new(KVM))?;
+        if !host_has_virtualisation() {
+            return Err(Unmet::NoVirtualisation.into());
+        }
         if !has_kvm(&run.qemu)? {
             return Err(Unmet::QemuWithoutKvm(emulator).into());
         }
@@ -338,6 +348,11 @@ mod tests {
         // A folder.
         assert!(error("/").contains("(Is a directory (os error 21)): leave accel= out"));
         assert!(check_kvm(Path::new("/dev/null")).is_ok());
+        assert!(
+            Unmet::NoVirtualisation
+                .to_string()
+                .ends_with("or leave accel= out")
+        );
     }
 
     #[test]
