@@ -13,7 +13,7 @@ use crate::boot_log::Which;
 /// How the help of a command is laid out.
 const HELP: &str = "{about}\n\nusage: {usage}{after-help}\n";
 
-/// What a user can ask for.
+/// Build Muster, boot it, watch it, and measure it
 #[derive(Debug, Parser)]
 #[command(name = "just", bin_name = "just", disable_help_subcommand = true)]
 pub enum Command {
@@ -77,7 +77,9 @@ pub enum Command {
     Seed,
     /// Run the libraries' tests, and see that they run enough of the libraries' lines
     Coverage,
-    /// Fuzz what comes from outside: a few seconds of each TARGET, the same each time, or seconds=N of each
+    /// Fuzz what comes from outside: a few seconds of each TARGET, the same each time
+    ///
+    /// With seconds=N each goes on for so long from where it was last.
     #[command(override_usage = "just fuzz [TARGET…] [seconds=N] [seed=N]")]
     Fuzz(Words),
     /// Boot the kernel in every way it must survive: the boot tests with a FILTER in their name, or all
@@ -92,8 +94,14 @@ pub enum Command {
         after_help = arguments::help()
     )]
     Soak(Words),
-    /// Measure Muster's allocators beside others: in the kernel, on this host, or in Linux
+    /// Measure Muster's allocators beside others, in the kernel on its CPUs
+    ///
+    /// instructions          count them, in the kernel
+    /// host|memory|latency   on this host's threads
+    /// linux [instructions]  beside kmalloc and alloc_page of Linux 6.1 in the same QEMU,
+    ///                       with rounds=, time=, format=, boots=N and linux=bare|default
     #[command(
+        verbatim_doc_comment,
         override_usage = "just bench [host|linux|instructions|memory|latency] [CPUS] [key=value…]",
         after_help = arguments::help()
     )]
@@ -126,13 +134,13 @@ fn parser() -> clap::Command {
     Command::command().mut_subcommands(|command| command.help_template(HELP))
 }
 
-/// Reads the command line, in which `help` asks for help as `--help` does.
+/// Reads the command line, in which `help` and `-h` ask for help as `--help` does.
 ///
 /// # Errors
 /// If it makes no sense, or asks for help.
 pub fn parse(line: impl Iterator<Item = OsString>) -> Result<Command, clap::Error> {
     let line = line.map(|word| match word.to_str() {
-        Some("help") => "--help".into(),
+        Some("help" | "-h") => "--help".into(),
         _ => word,
     });
     let matches = parser().try_get_matches_from(line)?;

@@ -76,8 +76,12 @@ fn main() -> ExitCode {
     };
     let done = match commands::parse(env::args_os()) {
         Ok(command) => perform(command),
-        Err(error) if error.kind() == ErrorKind::DisplayHelp => print(&error.to_string()),
-        Err(error) => return refuse(&commands::message(&error)),
+        Err(error) => match error.kind() {
+            ErrorKind::DisplayHelp | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+                print(&error.to_string())
+            }
+            _ => return refuse(&commands::message(&error)),
+        },
     };
     let error = match done {
         Ok(code) => return code,
