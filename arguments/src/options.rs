@@ -18,6 +18,9 @@ pub struct OptionInfo {
     pub meaning: &'static str,
 }
 
+/// The most names that an error lists.
+const MAX_NAMES: usize = 10;
+
 /// What is wrong with a word of the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OptionError<'a> {
@@ -87,6 +90,9 @@ impl fmt::Display for OptionError<'_> {
                 write!(f, "invalid value `{value}` for `{}`", option.name)?;
                 let wrong = value.split(',').find(|part| !option.form.admits(part));
                 match wrong.and_then(|part| nearest(part, option.form.names())) {
+                    None if option.form.names().count() > MAX_NAMES => {
+                        f.write_str(": `just arguments` lists the names that it takes")
+                    }
                     None => write!(f, ": must be {}", option.form),
                     meant => did_you_mean(meant, f),
                 }
@@ -453,6 +459,10 @@ mod tests {
             (
                 "stress=churn,mixd",
                 "invalid value `churn,mixd` for `stress`, did you mean `mixed`?",
+            ),
+            (
+                "fault=heat",
+                "invalid value `heat` for `fault`: `just arguments` lists the names that it takes",
             ),
             (
                 "log=debug1",
