@@ -1,5 +1,8 @@
 //! `check`: what tools can tell without running anything: clippy and rustdoc
-//! with warnings denied, spelling, and what Muster depends on.
+//! with warnings denied, spelling, what Muster depends on, and what its rooms import of each other.
+
+mod imports;
+mod rooms;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -39,6 +42,9 @@ const VIEW: &str = "view";
 /// # Errors
 /// If no toolchain serves, or a tool does not start.
 pub fn command() -> Result<ExitCode> {
+    if !rooms::are_in_order()? {
+        return Ok(ExitCode::FAILURE);
+    }
     let mut steps = vec![spelling()];
     for folder in WORKSPACES {
         steps.push(unused_dependencies(folder));
