@@ -23,8 +23,8 @@ use muster_boot::{Answer, BootError, Cpus, Framebuffer, MemoryMap, Placement, RE
 use muster_memory::Kind;
 use muster_screen::Channel;
 
+use super::bytes::Bytes;
 use super::{addresses, image};
-use crate::bringup::audit::Bytes;
 
 #[used]
 #[unsafe(link_section = ".requests_start")]

@@ -4,6 +4,7 @@
 //! Imports [`arch`](crate::arch) alone.
 
 pub mod addresses;
+pub mod bytes;
 pub mod image;
 pub mod limine;
 pub mod stack;

@@ -12,8 +12,8 @@ use muster_heap::Traffic;
 use muster_memory::{FRAME_SIZE, Owner, Totals};
 use muster_percpu::Outcome;
 
-use super::audit::Bytes;
 use super::interrupts::{Counts, Kind};
+use crate::boot::bytes::Bytes;
 use crate::boot::stack::{self, Slot};
 use crate::mm::heap::Reading;
 use crate::mm::shared;

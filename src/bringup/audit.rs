@@ -2,11 +2,11 @@
 
 use alloc::format;
 use alloc::string::String;
-use core::fmt::Write;
 
 use muster_events::Audit;
 
 use super::home;
+use crate::boot::bytes::Bytes;
 use crate::mm::heap::{self, Reading};
 use crate::mm::{checked, shared};
 use crate::report::events;
@@ -78,28 +78,5 @@ impl Books {
             whole_free_bytes: whole,
         });
         Ok(())
-    }
-}
-
-/// A number of bytes, for people.
-pub struct Bytes(pub u64);
-
-impl core::fmt::Display for Bytes {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
-        let mut unit = 0;
-        let mut tenths = u128::from(self.0) * 10;
-        while tenths >= 10 * 1024 && unit + 1 < UNITS.len() {
-            tenths /= 1024;
-            unit += 1;
-        }
-        // Not on the heap: it may be what has just run out.
-        let mut text = heapless::String::<24>::new();
-        if unit == 0 {
-            write!(text, "{} {}", tenths / 10, UNITS[unit])?;
-        } else {
-            write!(text, "{}.{} {}", tenths / 10, tenths % 10, UNITS[unit])?;
-        }
-        f.pad(&text)
     }
 }

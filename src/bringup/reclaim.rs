@@ -10,8 +10,8 @@ use alloc::string::String;
 
 use muster_arguments::Reclaim;
 
-use super::audit::Bytes;
 use super::roll::RollCall;
+use crate::boot::bytes::Bytes;
 use crate::mm::shared;
 use crate::report::events;
 use crate::smp::crew;

@@ -22,8 +22,8 @@ use x86_64::instructions::interrupts;
 
 use super::{checked, frames, relief, shared};
 use crate::arch::clock;
+use crate::boot::bytes::Bytes;
 use crate::boot::window;
-use crate::bringup::audit::Bytes;
 use crate::smp::{call, cpu, crew, lock};
 
 /// What the heap lives on until the kernel's tables are loaded: enough for the

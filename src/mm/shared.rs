@@ -25,11 +25,11 @@ use nodit::{Interval, NoditSet};
 
 use super::{famine, frames, heap, mapping};
 use crate::arch::control::{self, Features};
+use crate::boot::bytes::Bytes;
 use crate::boot::limine::Boot;
 use crate::boot::stack::{self, Slot};
 use crate::boot::window::{self, HEAP, MAPPINGS};
 use crate::boot::{addresses, image};
-use crate::bringup::audit::Bytes;
 use crate::report::events;
 use crate::smp::cpu::{self, Block};
 use crate::smp::lock::{Level, Lock};

@@ -9,9 +9,9 @@ use muster_percpu::Outcome;
 
 use super::nap_until;
 use crate::arch::clock::{self, Deadline};
+use crate::boot::bytes::Bytes;
 use crate::boot::stack::Place;
 use crate::bringup::account::{Account, AccountError, Signed};
-use crate::bringup::audit::Bytes;
 use crate::mm::{heap, mapping, shared};
 use crate::report::{journal, serial};
 use crate::smp::activity::Doing;

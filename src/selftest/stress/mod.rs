@@ -31,7 +31,7 @@ use muster_arguments::{Arguments, HeapKind, Workload, Workloads};
 use self::random::Random;
 use self::sample::Sampler;
 use crate::arch::clock::{self, Deadline};
-use crate::bringup::audit::Bytes;
+use crate::boot::bytes::Bytes;
 use crate::mm::{heap, shared};
 use crate::report::events;
 use crate::smp::activity::Activity;
