@@ -2,14 +2,14 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use muster_screen::{Channel, Colour, Format, HEIGHT, WIDTH, glyph, scale};
-use serde_json::{Value, json};
+use serde_json::json;
+
+use crate::qmp::Socket;
 
 /// How long QEMU may take to answer.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -17,8 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Takes a picture by way of QEMU's machine protocol (QMP).
 #[derive(Debug)]
 pub struct Camera {
-    /// A folder of its own, with the socket: the name of one may not be long.
-    folder: tempfile::TempDir,
+    socket: Socket,
     picture: PathBuf,
 }
 
@@ -32,20 +31,14 @@ impl Camera {
         // One of an earlier run shall not pass for this one's.
         let _ = fs::remove_file(&picture);
         Ok(Self {
-            folder: tempfile::tempdir().context("no place for a socket")?,
+            socket: Socket::new()?,
             picture,
         })
     }
 
-    fn socket(&self) -> PathBuf {
-        self.folder.path().join("qmp")
-    }
-
     /// What QEMU has to be told.
     pub fn arguments(&self) -> [String; 2] {
-        let socket = self.socket();
-        let socket = format!("unix:{},server=on,wait=off", socket.display());
-        ["-qmp".into(), socket]
+        self.socket.arguments()
     }
 
     /// Takes the picture.
@@ -53,27 +46,9 @@ impl Camera {
     /// # Errors
     /// If QEMU does not answer, or can't do it.
     pub fn take(&self) -> Result<()> {
-        let stream = UnixStream::connect(self.socket()).context("QEMU has no QMP")?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        let mut answers = BufReader::new(stream.try_clone()?).lines();
-        let mut stream = stream;
-        let mut ask = |command: Value| -> Result<()> {
-            writeln!(stream, "{command}")?;
-            loop {
-                let line = answers.next().context("QEMU closed its QMP")??;
-                let answer: Value = serde_json::from_str(&line)?;
-                if let Some(error) = answer.get("error") {
-                    bail!("QEMU says {error}");
-                }
-                // What else comes is a greeting, or an event.
-                if answer.get("return").is_some() {
-                    return Ok(());
-                }
-            }
-        };
-        ask(json!({ "execute": "qmp_capabilities" }))?;
-        let arguments = json!({ "filename": self.picture });
-        ask(json!({ "execute": "screendump", "arguments": arguments }))
+        let mut qmp = self.socket.connect(PATIENCE)?;
+        qmp.ask("screendump", json!({ "filename": self.picture }))?;
+        Ok(())
     }
 
     /// The text on the picture that was taken.
