@@ -179,6 +179,20 @@ pub const fn panics(
     }
 }
 
+/// One that gets nowhere, and is ended by its `timeout=`.
+const fn hangs(
+    name: &'static str,
+    arguments: &'static [&'static str],
+    says: &'static [&'static str],
+) -> Case {
+    Case {
+        ends: &[Verdict::Hung],
+        never: &["INFO  muster"],
+        hides: &[],
+        ..passes(name, arguments, says)
+    }
+}
+
 /// What a checked heap says in the end.
 const CHECKED: &str = r"heap: \d{4,} blocks checked, none misused";
 
@@ -1654,6 +1668,12 @@ pub const CASES: &[Case] = &[
         "limine-bios",
         &["8", "boot=limine", "seconds=1"],
         &["roll: 8 of 8 CPUs online"],
+    ),
+    // Less than Limine takes for itself and the kernel.
+    hangs(
+        "limine-out-of-memory",
+        &["1", "boot=limine", "mem=4M", "timeout=20"],
+        &["PANIC: .*Out of memory"],
     ),
     passes(
         "limine-bios-pc",

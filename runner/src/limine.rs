@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-use crate::arguments::Run;
+use crate::arguments::{Firmware, Run};
 use crate::machine::prefixed;
 use crate::workspace::{self, shown};
 
@@ -190,6 +190,31 @@ impl Limine {
     /// # Errors
     /// If xorriso is missing or fails, or a file cannot be written.
     pub fn write_disc(&self, kernel: &Path, run: &Run, image: &Path) -> Result<BootableFrom> {
+        self.write(kernel, &configuration(&template()?, run)?, image)
+    }
+
+    /// Writes a disc image as [`Self::write_disc`] does, for an emulator, whose serial line is watched:
+    /// Limine reports there, too, why it can't start a kernel. But not on UEFI, where it leaves its last
+    /// line without an end, and the kernel's first one would follow on it.
+    ///
+    /// # Errors
+    /// As [`Self::write_disc`].
+    pub fn write_watched_disc(
+        &self,
+        kernel: &Path,
+        run: &Run,
+        image: &Path,
+    ) -> Result<BootableFrom> {
+        let configuration = configuration(&template()?, run)?;
+        let serial = match run.firmware {
+            Firmware::Bios => "serial: yes\n",
+            Firmware::Uefi => "",
+        };
+        self.write(kernel, &format!("{serial}{configuration}"), image)
+    }
+
+    /// Writes a disc image with the kernel and Limine's configuration.
+    fn write(&self, kernel: &Path, configuration: &str, image: &Path) -> Result<BootableFrom> {
         let folder = tempfile::tempdir().context("no place for the disc's files")?;
         let tree = folder.path();
         let context = || format!("cannot write {}", shown(tree));
@@ -197,13 +222,7 @@ impl Limine {
             copy(&self.folder.join(file), &tree.join(place))?;
         }
         fs::copy(kernel, tree.join("boot/muster")).with_context(context)?;
-        let template = fs::read_to_string(workspace::root().join("limine.conf"))
-            .context("cannot read limine.conf")?;
-        fs::write(
-            tree.join("boot/limine/limine.conf"),
-            configuration(&template, run)?,
-        )
-        .with_context(context)?;
+        fs::write(tree.join("boot/limine/limine.conf"), configuration).with_context(context)?;
 
         // As Limine's USAGE.md says for an image that boots from CD and USB on
         // BIOS and UEFI.
@@ -303,6 +322,11 @@ fn copy(file: &Path, folder: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Reads the configuration that the disc of every run has.
+fn template() -> Result<String> {
+    fs::read_to_string(workspace::root().join("limine.conf")).context("cannot read limine.conf")
+}
+
 /// The configuration with the kernel's command line put in; as it is if there
 /// are no words.
 fn configuration(template: &str, run: &Run) -> Result<String> {
@@ -362,34 +386,33 @@ pub fn uefi(folder: &Path) -> Result<Vec<OsString>> {
 mod tests {
     use super::*;
 
-    fn template() -> String {
-        fs::read_to_string(workspace::root().join("limine.conf")).unwrap()
-    }
-
     fn run(words: &[&str]) -> Run {
         crate::arguments::parse(&[words, &["boot=limine"]].concat()).unwrap()
     }
 
     #[test]
     fn the_words_become_the_command_line() {
-        let text = configuration(&template(), &run(&["stress=churn", "seed=1"])).unwrap();
+        let text = configuration(&template().unwrap(), &run(&["stress=churn", "seed=1"])).unwrap();
         let lines: Vec<_> = text
             .lines()
             .filter(|line| line.contains("cmdline:"))
             .collect();
         assert_eq!(lines, ["    cmdline: stress=churn seed=1"]);
-        assert_eq!(text.lines().count(), template().lines().count());
+        assert_eq!(text.lines().count(), template().unwrap().lines().count());
     }
 
     #[test]
     fn the_resolution_stands_in_the_kernel_s_entry() {
-        let text = configuration(&template(), &run(&["resolution=640x480x16"])).unwrap();
+        let text = configuration(&template().unwrap(), &run(&["resolution=640x480x16"])).unwrap();
         assert!(text.ends_with("\n    resolution: 640x480x16\n    cmdline: \n"));
     }
 
     #[test]
     fn without_words_the_configuration_stays() {
-        assert_eq!(configuration(&template(), &run(&[])).unwrap(), template());
+        assert_eq!(
+            configuration(&template().unwrap(), &run(&[])).unwrap(),
+            template().unwrap()
+        );
     }
 
     #[test]
@@ -399,7 +422,11 @@ mod tests {
 
     #[test]
     fn the_configuration_names_the_kernel_on_the_disc() {
-        assert!(template().contains("    path: boot():/boot/muster\n"));
+        assert!(
+            template()
+                .unwrap()
+                .contains("    path: boot():/boot/muster\n")
+        );
     }
 
     #[test]

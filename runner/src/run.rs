@@ -206,7 +206,7 @@ pub fn medium(run: &Run, images: &Images, folder: &Path) -> Result<Medium> {
         });
     }
     let image = folder.join("disc.iso");
-    let good_for = Limine::find()?.write_disc(&images.bootable, run, &image)?;
+    let good_for = Limine::find()?.write_watched_disc(&images.bootable, run, &image)?;
     if (run.drive, run.firmware, good_for)
         == (Drive::Usb, Firmware::Bios, BootableFrom::AllButUsbByBios)
     {
