@@ -187,7 +187,9 @@ impl Bochs {
             let dump = fs::read(&console).unwrap_or_default();
             status(own, &dump, complaints)
         };
-        Ok(Launch::apart("bochs", bochs, serial, is_complaint, status))
+        let launch = Launch::apart("bochs", bochs, serial, is_complaint, status);
+        let told = format!("Bochs can't be asked; its own log: {}", shown(&log));
+        Ok(launch.with_postmortem(move |_| vec![told]))
     }
 
     /// Returns its configuration (Bochs user manual, "The configuration file bochsrc").

@@ -33,6 +33,7 @@ mod on_bochs;
 mod oracles;
 mod outputs;
 mod picture;
+mod postmortem;
 mod qmp;
 mod report;
 mod requirements;

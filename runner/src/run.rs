@@ -16,6 +16,7 @@ use crate::events;
 use crate::images::{self, Images};
 use crate::limine::{self, BootableFrom, Limine, NotInstalled};
 use crate::machine::{self, Medium};
+use crate::postmortem::Postmortem;
 use crate::requirements;
 use crate::screen::Screen;
 use crate::session::{self, Interrupt, Launch, Outcome, Rules, Typist, Verdict};
@@ -152,7 +153,9 @@ pub fn boot(
                 let command = events::typed(["just", "run-smp"].into_iter().chain(words));
                 events::begin(&file, &command, &qemu)?;
             }
-            Launch::qemu(qemu)
+            let postmortem = Postmortem::new(folder)?;
+            qemu.args(postmortem.arguments());
+            Launch::qemu(qemu).with_postmortem(move |symbols| postmortem.look(symbols))
         }
     };
     let watch = |show: &mut dyn FnMut(&str) -> io::Result<()>| {

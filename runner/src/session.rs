@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::iter;
 use std::mem;
 use std::net::TcpListener;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -121,6 +122,11 @@ struct Record {
 }
 
 impl Record {
+    /// Whether no CPU has said anything.
+    fn is_silent(&self) -> bool {
+        self.last_of_cpu.is_empty()
+    }
+
     fn take(&mut self, text: &str, since_start: Duration) {
         if self.tail.len() == TAIL {
             self.tail.pop_front();
@@ -289,7 +295,12 @@ pub struct Launch {
     /// Whether a line of its standard error is a complaint.
     is_complaint: fn(&str) -> bool,
     status: FindStatus,
+    /// Looks at the machine if it is ended before the kernel has said anything, and says what it sees.
+    postmortem: Option<Postmortem>,
 }
+
+/// Says in some lines where a machine stands.
+type Postmortem = Box<dyn FnOnce(&Symbols) -> Vec<String>>;
 
 /// Finds the kernel's exit status by the emulator's own and its complaints.
 type FindStatus = Box<dyn Fn(ExitStatus, &[String]) -> ExitStatus>;
@@ -312,6 +323,15 @@ impl Launch {
             serial: Serial::Standard,
             is_complaint: |_| true,
             status: Box::new(|own, _| own),
+            postmortem: None,
+        }
+    }
+
+    /// Has `look` say where the machine stands, if it is ended before the kernel has said anything.
+    pub fn with_postmortem(self, look: impl FnOnce(&Symbols) -> Vec<String> + 'static) -> Self {
+        Self {
+            postmortem: Some(Box::new(look)),
+            ..self
         }
     }
 
@@ -330,6 +350,7 @@ impl Launch {
             serial: Serial::Socket(serial),
             is_complaint,
             status: Box::new(status),
+            postmortem: None,
         }
     }
 }
@@ -395,6 +416,7 @@ pub fn run(
         serial,
         is_complaint,
         status,
+        mut postmortem,
     } = launch;
     command.stdin(Stdio::null()).stderr(Stdio::piped());
     if let Serial::Standard = serial {
@@ -496,6 +518,15 @@ pub fn run(
                 _ => None,
             };
             if killed.is_some() {
+                if let Some(look) = postmortem.take().filter(|_| record.is_silent()) {
+                    let heading = "muster: no CPU has logged a line; where the machine is:";
+                    let sights = look(symbols);
+                    let sights = sights.into_iter().map(|sight| format!("        {sight}"));
+                    for text in iter::once(heading.to_owned()).chain(sights) {
+                        log.write(&text)?;
+                        show(&text)?;
+                    }
+                }
                 // The loop goes on for the last words on their way.
                 guest.0.kill().context("cannot end the emulator")?;
             }
@@ -702,6 +733,27 @@ mod tests {
             last[0].ends_with("three") && last[1].ends_with("two"),
             "{last:?}"
         );
+    }
+
+    #[test]
+    fn a_guest_that_hangs_in_silence_is_looked_at() {
+        let look_at = |script: &str| {
+            let mut command = Command::new("sh");
+            command.args(["-c", script]);
+            let launch = Launch::qemu(command).with_postmortem(|_| vec!["CPU 0 is lost".into()]);
+            let (outcome, shown) =
+                watched(launch, Duration::from_millis(300), &Interrupt::default());
+            assert_eq!(outcome.verdict().0, Verdict::Hung);
+            shown
+        };
+        let expected =
+            "muster: no CPU has logged a line; where the machine is:\n        CPU 0 is lost\n";
+        assert_eq!(look_at("exec sleep 1000"), expected);
+        // A firmware's words are not the kernel's.
+        let shown = look_at("echo 'BdsDxe: starting'; exec sleep 1000");
+        assert_eq!(shown, format!("BdsDxe: starting\n{expected}"));
+        let kernel = "echo '   0.1 0 INFO  a        one'; exec sleep 1000";
+        assert_eq!(look_at(kernel).lines().count(), 1);
     }
 
     #[test]

@@ -62,6 +62,11 @@ impl Symbols {
         annotated
     }
 
+    /// Returns the function at an instruction: the one that the others there were inlined into.
+    pub fn function(&self, instruction: u64) -> Option<String> {
+        self.places(instruction).pop()
+    }
+
     /// The functions at an instruction, the innermost first.
     fn places(&self, instruction: u64) -> Vec<String> {
         let loader = self.loader.get_or_init(|| Loader::new(&self.elf).ok());
