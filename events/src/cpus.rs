@@ -76,6 +76,13 @@ pub struct Cpu {
     pub phase: Phase,
     /// When it reached which.
     pub reached_us: Reached,
+    /// How far its time-stamp counter is ahead of the BSP's, in nanoseconds; `None` for the BSP, and if it
+    /// was not measured.
+    #[serde(default)]
+    pub tsc_ahead_ns: Option<i64>,
+    /// By how many nanoseconds that may be off.
+    #[serde(default)]
+    pub tsc_error_ns: Option<u64>,
     /// Its main stack's top; null unless addresses are shown.
     pub stack_top: Option<Address>,
     /// Its block, from GS base; null while it has none, and as above.

@@ -47,6 +47,10 @@ pub struct Start<'a> {
     pub before_entry_us: u64,
     /// The time-stamp counter's rate.
     pub tsc_hz: u64,
+    /// Whether it counts at that rate whatever the CPU's clock does, and while the CPU halts. `None` in what
+    /// was written before this was said.
+    #[serde(default)]
+    pub tsc_invariant: Option<bool>,
     /// What of its CPU the kernel uses.
     pub features: Features,
 }

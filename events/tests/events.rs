@@ -58,6 +58,7 @@ fn examples() -> Vec<Event<'static>> {
             usable_bytes: u64::MAX,
             before_entry_us: 1,
             tsc_hz: 2_400_000_000,
+            tsc_invariant: Some(true),
             features: Features {
                 no_execute: true,
                 gigabyte_pages: false,
@@ -91,6 +92,8 @@ fn examples() -> Vec<Event<'static>> {
                 released: Some(u64::MAX),
                 ..Reached::default()
             },
+            tsc_ahead_ns: Some(i64::MIN),
+            tsc_error_ns: Some(u64::MAX),
             stack_top: Some(Address(u64::MAX)),
             block: Some(Address(0)),
             tables: None,

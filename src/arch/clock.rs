@@ -222,7 +222,7 @@ pub fn make_sure(rate: Rate, pm_timer: impl FnOnce() -> Option<PmTimer>) {
 
 /// Returns whether the TSC counts at one rate whatever the CPU's clock does, and while it halts (CPUID
 /// 8000_0007h, EDX bit 8; Intel SDM vol. 3B, 18.17.1).
-fn has_invariant_tsc() -> bool {
+pub fn has_invariant_tsc() -> bool {
     CpuId::new()
         .get_advanced_power_mgmt_info()
         .is_some_and(|leaf| leaf.has_invariant_tsc())

@@ -247,12 +247,15 @@ impl RollCall {
                 cpu: index,
                 lapic: shared.lapic_id,
                 online: shared.report.admission() == Outcome::Joined,
+            let (tsc_ahead_ns, tsc_error_ns) = shared.report.skew().nanos().unzip();
                 phase: shared.report.phase(),
                 reached_us: shared.report.reached(),
                 stack_top: addresses::shown(Slot::of(index).main().top),
                 block: addresses::shown(shared.home.block()),
                 tables: addresses::shown(shared.home.cr3()),
             });
+                tsc_ahead_ns,
+                tsc_error_ns,
         }
         for (index, shared) in self.absent() {
             events::tell(Absent {

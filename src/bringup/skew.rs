@@ -62,6 +62,14 @@ impl Skew {
         self.most.store(offset.most, Ordering::Relaxed);
     }
 
+    /// Returns by how many nanoseconds the CPU's TSC is ahead of the BSP's, and by how many that may be off.
+    /// `None`: it was not measured.
+    pub fn nanos(&self) -> Option<(i64, u64)> {
+        let offset = self.offset()?;
+        let ahead = nanos(offset.middle());
+        Some((ahead, clock::to_nanos(offset.uncertainty())))
+    }
+
     fn offset(&self) -> Option<Offset> {
         let offset = Offset {
             least: self.least.load(Ordering::Relaxed),
@@ -183,13 +191,8 @@ pub fn tell() {
     for (index, shared) in aps {
         // An index and two numbers, of at most 19 digits.
         let mut cell = String::<56>::new();
-        let _ = match shared.report.skew().offset() {
-            Some(offset) => write!(
-                cell,
-                "{index:>3} {:>+7} {:<6}",
-                nanos(offset.middle()),
-                clock::to_nanos(offset.uncertainty())
-            ),
+        let _ = match shared.report.skew().nanos() {
+            Some((ahead, error)) => write!(cell, "{index:>3} {ahead:>+7} {error:<6}"),
             None => write!(cell, "{index:>3} {:>7} {:<6}", "-", ""),
         };
         if row.len() + cell.trim_end().len() > COLUMNS {

@@ -36,6 +36,7 @@ pub fn start(boot: &Boot, features: &Features, hz: u64) {
         usable_bytes: boot.memory.usable_bytes(),
         before_entry_us: clock::micros_before_entry(),
         tsc_hz: hz,
+        tsc_invariant: Some(clock::has_invariant_tsc()),
         features: muster_events::Features {
             no_execute: features.no_execute,
             gigabyte_pages: features.gigabyte_pages,

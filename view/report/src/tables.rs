@@ -346,7 +346,9 @@ pub fn configuration(told: &Told, start: &Start<'_>) -> Markup {
         dt { "Kernel" } dd { "Muster " (start.version) ", by " (start.loader) }
         dt { "Its words" } dd { @if start.command_line.is_empty() { "none" } @else { code { (start.command_line) } } }
         dt { "CPUs" } dd {
-            (start.cpus) ", TSC at " ((start.tsc_hz + 500_000) / 1_000_000) " MHz, physical addresses of "
+            (start.cpus) ", TSC at " ((start.tsc_hz + 500_000) / 1_000_000) " MHz"
+            @match start.tsc_invariant { Some(true) => " (invariant)", Some(false) => " (not invariant)", None => "" }
+            ", physical addresses of "
             (features.physical_bits) " bits, " (features.levels) " levels of tables"
             @if !has.is_empty() { "; " (list(has)) }
             @if !lacks.is_empty() { "; without " (list(lacks)) }

@@ -131,8 +131,9 @@ fn what_was_told_is_on_the_page() {
         "bench=churn,mixed,larson,xfree,frame-pair,frame-bulk rounds=5 time=100",
         "-accel tcg,thread=multi -cpu max -smp 4 -m 64M",
         "7.2.22",
-        "2026-11-26 22:32:45 UTC",
-        "9baf4279cffc-dirty",
+        "2026-11-27 04:07:13 UTC",
+        "0fc87760759b-dirty",
+        "TSC at 2599 MHz (not invariant), physical",
         "tcg,thread=multi",
         "AMD EPYC",
         "passed",
@@ -198,7 +199,7 @@ fn a_cpu_that_is_missing_is_named_with_how_far_it_came() {
             format!("{}\n{absent}\n", line.replace("\"online\":4", "\"online\":3"))
         } else if line.contains("\"event\":\"cpu\",\"cpu\":3") {
             let cut = line.find("\"tables\":").unwrap();
-            let rest = line.find("},\"stack_top\"").unwrap();
+            let rest = line.find("},\"tsc_ahead_ns\"").unwrap();
             let none = "\"tables\":null,\"stack\":null,\"descriptors\":null,\"online\":null";
             let line = format!("{}{none}{}\n", &line[..cut], &line[rest..]);
             line.replace(online, "\"phase\":\"control\"")
