@@ -98,6 +98,13 @@ pub fn reveal_no_execute() -> bool {
     }
 }
 
+/// Returns whether this CPU says that it is a virtual one (CPUID 1, ECX bit 31).
+pub fn has_hypervisor() -> bool {
+    CpuId::new()
+        .get_feature_info()
+        .is_some_and(|features| features.has_hypervisor())
+}
+
 /// The number of page-table levels in use. It can't change in long mode.
 pub fn levels() -> Levels {
     if Cr4::read().contains(Cr4Flags::L5_PAGING) {

@@ -9,6 +9,7 @@ use qemu_exit::{QEMUExit, X86};
 use x86_64::instructions::port::Port;
 
 use super::{events, journal, serial};
+use crate::arch::control;
 
 /// I/O port of QEMU's `isa-debug-exit` device as the runner configures it
 /// (`-device isa-debug-exit,iobase=0xf4,iosize=4`).
@@ -43,10 +44,7 @@ pub fn conclude(outcome: Outcome, reason: fmt::Arguments<'_>) -> ! {
 /// QEMU's CPUs say that they are virtual. Bochs' do not, but its debug console answers, which no other
 /// machine has at that port.
 pub fn quit(outcome: Outcome) -> ! {
-    if raw_cpuid::CpuId::new()
-        .get_feature_info()
-        .is_some_and(|features| features.has_hypervisor())
-    {
+    if control::has_hypervisor() {
         // SAFETY: the port is the one the runner gives to `isa-debug-exit`. Only a
         // machine that says it is virtual gets here; without the device the
         // write goes to an unclaimed port, which has no effect on memory.
