@@ -169,7 +169,7 @@ extern "C" fn muster() -> ! {
         let report = &here.shared().report;
         report.reach(Phase::Stack);
         here.local().load_descriptors();
-        here.shared().home.record(here.shared().lapic_id);
+        here.shared().home.record();
         report.reach(Phase::Descriptors);
         report.join();
         report.reach(Phase::Online);
@@ -181,7 +181,7 @@ extern "C" fn muster() -> ! {
     lapic::enable(&firmware::nmi_lines(boot));
     // Once more, with the local APIC as it is now.
     home::record_here();
-    if let Some(difference) = cpu::with(|here| here.shared().home.difference()) {
+    if let Some(difference) = cpu::with(|here| here.shared().differences().next()) {
         refuse(&format_args!("the BSP {difference}"));
     }
     clock::make_sure(*rate, || firmware::pm_timer(boot));

@@ -34,36 +34,31 @@ pub struct Difference {
     pub wanted: Option<u64>,
 }
 
-impl Difference {
-    /// Returns the first difference between the registers of a CPU and those that it should have. A
-    /// register that only one of the two lists has is a difference: both have the same order.
-    pub fn first(
-        found: impl IntoIterator<Item = (u32, u64)>,
-        wanted: impl IntoIterator<Item = (u32, u64)>,
-    ) -> Option<Self> {
-        let (mut found, mut wanted) = (found.into_iter(), wanted.into_iter());
-        loop {
-            return Some(match (found.next(), wanted.next()) {
-                (None, None) => return None,
-                (Some(found), Some(wanted)) if found == wanted => continue,
-                (Some((register, found)), Some((other, wanted))) if register == other => Self {
-                    register,
-                    found: Some(found),
-                    wanted: Some(wanted),
-                },
-                (_, Some((register, wanted))) => Self {
-                    register,
-                    found: None,
-                    wanted: Some(wanted),
-                },
-                (Some((register, found)), None) => Self {
-                    register,
-                    found: Some(found),
-                    wanted: None,
-                },
-            });
-        }
-    }
+/// Returns the differences between the registers that a CPU has and those that it should have, each list
+/// without a register twice: first of what it should have, in that order, then what it has beyond.
+pub fn differences(
+    found: impl Iterator<Item = (u32, u64)> + Clone,
+    wanted: impl Iterator<Item = (u32, u64)> + Clone,
+) -> impl Iterator<Item = Difference> {
+    let have = found.clone();
+    let wrong = wanted.clone().map(move |(register, wanted)| Difference {
+        register,
+        found: value_of(register, have.clone()),
+        wanted: Some(wanted),
+    });
+    let beyond = found.map(move |(register, found)| Difference {
+        register,
+        found: Some(found),
+        wanted: value_of(register, wanted.clone()),
+    });
+    wrong
+        .filter(|difference| difference.found != difference.wanted)
+        .chain(beyond.filter(|difference| difference.wanted.is_none()))
+}
+
+fn value_of(register: u32, mut registers: impl Iterator<Item = (u32, u64)>) -> Option<u64> {
+    let (_, value) = registers.find(|&(other, _)| other == register)?;
+    Some(value)
 }
 
 impl fmt::Display for Difference {
@@ -80,8 +75,9 @@ impl fmt::Display for Difference {
     }
 }
 
-/// A register's name.
-struct Name(u32);
+/// The name of a register, by its number as an MSR.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Name(pub u32);
 
 impl fmt::Display for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -101,31 +97,33 @@ mod tests {
 
     const WANTED: [(u32, u64); 3] = [(IA32_APIC_BASE, 0xfee0_0800), (0x2ff, 0xc06), (0x3b, 0)];
 
-    fn said(found: &[(u32, u64)], wanted: &[(u32, u64)]) -> Option<String> {
-        let difference = Difference::first(found.iter().copied(), wanted.iter().copied());
-        difference.map(|difference| difference.to_string())
+    fn said(found: &[(u32, u64)], wanted: &[(u32, u64)]) -> Vec<String> {
+        differences(found.iter().copied(), wanted.iter().copied())
+            .map(|difference| difference.to_string())
+            .collect()
     }
 
     #[test]
-    fn the_first_difference_is_named_with_both_values() {
-        assert_eq!(said(&WANTED, &WANTED), None);
+    fn each_difference_is_named_with_both_values() {
+        assert_eq!(said(&WANTED, &WANTED), [""; 0]);
         let mut found = WANTED;
         found[2].1 = 0x10;
-        let expected = "has 0x10 in IA32_TSC_ADJUST instead of 0x0";
-        assert_eq!(said(&found, &WANTED).unwrap(), expected);
+        let tsc_adjust = "has 0x10 in IA32_TSC_ADJUST instead of 0x0";
+        assert_eq!(said(&found, &WANTED), [tsc_adjust]);
         found[1].1 = 0;
-        let expected = "has 0x0 in IA32_MTRR_DEF_TYPE instead of 0xc06";
-        assert_eq!(said(&found, &WANTED).unwrap(), expected);
+        let default = "has 0x0 in IA32_MTRR_DEF_TYPE instead of 0xc06";
+        assert_eq!(said(&found, &WANTED), [default, tsc_adjust]);
     }
 
     #[test]
     fn a_register_that_only_one_of_them_has_is_a_difference() {
-        let expected = "has no IA32_TSC_ADJUST, which should be 0x0";
-        assert_eq!(said(&WANTED[..2], &WANTED).unwrap(), expected);
-        let expected = "has 0x0 in IA32_TSC_ADJUST, which the BSP lacks";
-        assert_eq!(said(&WANTED, &WANTED[..2]).unwrap(), expected);
-        let expected = "has no IA32_MTRR_DEF_TYPE, which should be 0xc06";
-        assert_eq!(said(&[WANTED[0], WANTED[2]], &WANTED).unwrap(), expected);
+        let lacks = "has no IA32_TSC_ADJUST, which should be 0x0";
+        assert_eq!(said(&WANTED[..2], &WANTED), [lacks]);
+        let beyond = "has 0x0 in IA32_TSC_ADJUST, which the BSP lacks";
+        assert_eq!(said(&WANTED, &WANTED[..2]), [beyond]);
+        let lacks = "has no IA32_MTRR_DEF_TYPE, which should be 0xc06";
+        assert_eq!(said(&[WANTED[0], WANTED[2]], &WANTED), [lacks]);
+        assert_eq!(said(&WANTED[1..], &[WANTED[0], WANTED[2]]).len(), 2);
     }
 
     #[test]

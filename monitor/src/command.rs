@@ -13,6 +13,8 @@ named! {
         Cpus = "cpus",
         /// How the CPUs came up.
         Roll = "roll",
+        /// What makes a CPU the one that it should be.
+        Registers = "registers",
         /// A CPU's journal.
         Log = "log",
         /// Whose the machine's memory is.
@@ -78,6 +80,7 @@ impl Verb {
     pub const fn usage(self) -> &'static str {
         match self {
             Self::Help => "help [COMMAND]",
+            Self::Registers => "registers CPU",
             Self::Log => "log CPU",
             Self::Map => "map ADDRESS",
             Self::Stress => "stress WORKLOADS [SECONDS]",
@@ -94,6 +97,7 @@ impl Verb {
             Self::Help => "this, or one command in full",
             Self::Cpus => "each CPU, and what it is doing",
             Self::Roll => "how the CPUs came up, phase by phase",
+            Self::Registers => "a CPU's registers that must be as the BSP's",
             Self::Log => "a CPU's own journal",
             Self::Mem => "whose the machine's memory is",
             Self::Map => "an address's way through the page tables",
@@ -123,6 +127,10 @@ impl Verb {
             Self::Cpus => &[
                 "What it is doing: asleep, at work, or answering a call. The last column is",
                 "what it has done in the workload at hand.",
+            ],
+            Self::Registers => &[
+                "As they were when the CPU came, or in the last audit: its local APIC, how it",
+                "caches memory (MTRRs), what is added to its TSC, and its id in its APIC.",
             ],
             Self::Log => {
                 &["The CPU is called and copies it; of one that is not at work it is read."]
@@ -174,6 +182,8 @@ pub enum Command<'a> {
     Cpus,
     /// Tell the roll call again.
     Roll,
+    /// Show a CPU's registers that must be as the BSP's.
+    Registers(u32),
     /// Tell a CPU's journal.
     Log(u32),
     /// Tell whose the memory is.
@@ -334,10 +344,14 @@ impl<'a> Command<'a> {
             Verb::Stop => Self::Stop,
             Verb::Shootdown => Self::Shootdown,
             Verb::Off => Self::Off,
-            Verb::Log => {
+            Verb::Registers | Verb::Log => {
                 let word = words.next().ok_or(CommandError::Missing(verb))?;
                 let cpu = word.parse().ok();
-                Self::Log(cpu.ok_or(value(word, "the number of a CPU"))?)
+                let cpu = cpu.ok_or(value(word, "the number of a CPU"))?;
+                match verb {
+                    Verb::Log => Self::Log(cpu),
+                    _ => Self::Registers(cpu),
+                }
             }
             Verb::Map => {
                 let word = words.next().ok_or(CommandError::Missing(verb))?;
@@ -422,6 +436,7 @@ mod tests {
         (" help  map ", Command::Help(Some(Verb::Map))),
         ("cpus", Command::Cpus),
         ("roll", Command::Roll),
+        ("registers 2", Command::Registers(2)),
         ("log 3", Command::Log(3)),
         ("mem", Command::Mem),
         (

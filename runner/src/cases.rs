@@ -845,6 +845,35 @@ pub const CASES: &[Case] = &[
             "audit: clean",
         ],
     ),
+    // Each register is named, and shown to who asks.
+    Case {
+        types: &[
+            ("`help` lists", "registers 3"),
+            (
+                "^error: CPU 3 has 0x1000 in IA32_MTRR_PHYSBASE1 instead of 0x0$",
+                "registers 0",
+            ),
+            ("^0x0000000000000000 its local APIC's id register$", "off"),
+        ],
+        ..fails(
+            "identity-two-registers",
+            &[
+                "4",
+                "loader.msr=3:0x26f:0x606060606060606,3:0x202:0x1000",
+                "monitor=yes",
+                "timeout=120",
+            ],
+            &[
+                r"ERROR roll +CPU 3 \(LAPIC 3\) has 0x606060606060606 in IA32_MTRR_FIX4K_F8000 instead of 0x0: kept out\n",
+                r"ERROR roll +CPU 3 \(LAPIC 3\) has 0x1000 in IA32_MTRR_PHYSBASE1 instead of 0x0: kept out\n",
+                r"\n0x0606060606060606 IA32_MTRR_FIX4K_F8000\n",
+                r"\n0x0000000000001000 IA32_MTRR_PHYSBASE1\n",
+                r"\n0x0000000000000003 its local APIC's id register\n",
+                "3 of 4 CPUs online",
+                "audit: clean",
+            ],
+        )
+    },
     fails(
         "identity-mtrr-fixed",
         &["2", "loader.msr=1:0x26f:0x606060606060606", "stress=none"],

@@ -76,15 +76,14 @@ extern "C" fn run() -> ! {
         let reach = |phase| reach(here.index(), here.shared(), phase);
         reach(Phase::Stack);
         here.local().load_descriptors();
-        let home = &here.shared().home;
-        home.record(here.shared().lapic_id);
+        here.shared().identity.record(lapic::registered_id);
         // It is not the CPU that it should be: the BSP names it, and the rest goes on without it.
-        if home.difference().is_some() && report.give_up() {
+        if here.shared().differences().next().is_some() && report.give_up() {
             exit::halt();
         }
         machine_check::start();
         lapic::enable(&[]);
-        home.record(here.shared().lapic_id);
+        here.shared().home.record();
         reach(Phase::Descriptors);
         let joined = report.join();
         if joined {

@@ -14,7 +14,7 @@ use crate::arch::control::{self, Features, Registers};
 use crate::boot::stack::Slot;
 use crate::mm::shared;
 use crate::smp::cpu::{self, Gs};
-use crate::smp::{crew, identity, lapic};
+use crate::smp::{crew, lapic};
 
 /// How long a CPU may take to look at itself, in milliseconds.
 const PATIENCE: u64 = 10_000;
@@ -32,15 +32,7 @@ pub struct Home {
     /// The entries of the local vector table, in their order: as they are in the upper half, and as
     /// they were set in the lower one.
     entries: [AtomicU64; lapic::ENTRY_COUNT],
-    /// The first register in which it is not as the BSP, or not what the loader said: flags and number,
-    /// value found, value wanted.
-    difference: [AtomicU64; 3],
 }
-
-/// Flags beside the number of a register that differs: there is one at all, and which of the values are.
-const DIFFERS: u64 = 1 << 32;
-const FOUND: u64 = 1 << 33;
-const WANTED: u64 = 1 << 34;
 
 impl Home {
     /// Nothing is known of it yet.
@@ -54,14 +46,12 @@ impl Home {
             found: [const { AtomicU64::new(0) }; Registers::COUNT],
             wanted: [const { AtomicU64::new(0) }; Registers::COUNT],
             entries: [const { AtomicU64::new(0) }; lapic::ENTRY_COUNT],
-            difference: [const { AtomicU64::new(0) }; 3],
         }
     }
 
-    /// Reads this CPU's registers, which the loader lists under this LAPIC id. Called by the CPU itself,
-    /// before it reports that it is online, or asks to be kept out, which publishes this; and again in an
-    /// order.
-    pub fn record(&self, lapic_id: u32) {
+    /// Reads this CPU's registers. Called by the CPU itself, before it reports that it is online, which
+    /// publishes this; and again in an order.
+    pub fn record(&self) {
         let here = 0u8;
         let places = [
             (&self.block, Gs::load().addr() as u64),
@@ -86,29 +76,6 @@ impl Home {
             let value = u64::from(entry.found) << 32 | u64::from(entry.wanted);
             place.store(value, Ordering::Relaxed);
         }
-        let difference = identity::find_difference(lapic_id).map_or([0; 3], |difference| {
-            let flag = |value: Option<u64>, flag| value.map_or(0, |_| flag);
-            let flags = DIFFERS | flag(difference.found, FOUND) | flag(difference.wanted, WANTED);
-            [
-                flags | u64::from(difference.register),
-                difference.found.unwrap_or(0),
-                difference.wanted.unwrap_or(0),
-            ]
-        });
-        for (place, value) in self.difference.iter().zip(difference) {
-            place.store(value, Ordering::Relaxed);
-        }
-    }
-
-    /// Returns the first register in which it is not as the BSP, or not what the loader said.
-    pub fn difference(&self) -> Option<Difference> {
-        let [flags, found, wanted] =
-            (self.difference.each_ref()).map(|value| value.load(Ordering::Relaxed));
-        (flags & DIFFERS != 0).then_some(Difference {
-            register: flags as u32,
-            found: (flags & FOUND != 0).then_some(found),
-            wanted: (flags & WANTED != 0).then_some(wanted),
-        })
     }
 
     /// Reads the root of this CPU's tables alone, after they were loaded again.
@@ -171,8 +138,9 @@ impl Home {
 
     /// The first thing about CPU `index` that is not as it should be.
     fn find_deviation(&self, index: u32) -> Option<Deviation> {
-        if let Some(difference) = self.difference() {
-            return Some(Deviation::Identity(difference));
+        let mut differences = differences(index);
+        if let Some(first) = differences.next() {
+            return Some(Deviation::Identity(first, differences.count()));
         }
         Aspect::ALL
             .into_iter()
@@ -209,7 +177,7 @@ impl Home {
             Aspect::Registers => {
                 self.registers() == self.wanted()
                     && self.odd_entry().is_none()
-                    && self.difference().is_none()
+                    && differences(index).next().is_none()
             }
         }
     }
@@ -250,9 +218,13 @@ impl Aspect {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Deviation {
     Place(Aspect),
-    Register { found: Registers, wanted: Registers },
+    Register {
+        found: Registers,
+        wanted: Registers,
+    },
     Entry(lapic::Entry),
-    Identity(Difference),
+    /// The first register, and how many there are besides.
+    Identity(Difference, usize),
 }
 
 impl fmt::Display for Deviation {
@@ -264,7 +236,11 @@ impl fmt::Display for Deviation {
             Self::Place(Aspect::Idt) => f.write_str("has another IDT than the others"),
             Self::Place(Aspect::Tables) => f.write_str("runs on other tables than all"),
             Self::Place(Aspect::Registers) => f.write_str("has other control registers than set"),
-            Self::Identity(difference) => difference.fmt(f),
+            Self::Identity(first, 0) => first.fmt(f),
+            Self::Identity(first, 1) => write!(f, "{first}, and another register differs"),
+            Self::Identity(first, others) => {
+                write!(f, "{first}, and {others} other registers differ")
+            }
             Self::Register { found, wanted } => found.fmt_difference(wanted, f),
             Self::Entry(lapic::Entry {
                 name,
@@ -278,9 +254,18 @@ impl fmt::Display for Deviation {
     }
 }
 
+/// Returns the registers in which CPU `index` is not what it should be.
+fn differences(index: u32) -> impl Iterator<Item = Difference> {
+    let shared = cpu::DIRECTORY.get(index);
+    shared.into_iter().flat_map(cpu::Shared::differences)
+}
+
 /// Has this CPU look at itself.
 pub fn record_here() {
-    cpu::with(|here| here.shared().home.record(here.shared().lapic_id));
+    cpu::with(|here| {
+        here.shared().identity.record(lapic::registered_id);
+        here.shared().home.record();
+    });
 }
 
 /// Prints what each CPU at work runs with, and how far it is what it should be.

@@ -221,11 +221,15 @@ impl RollCall {
             log::info!("{} CPUs stay with the loader, as cpus= asks", self.left_out);
         }
         for (index, shared) in self.absent() {
-            if let Some(difference) = shared.home.difference() {
+            let mut is_named = false;
+            for difference in shared.differences() {
+                is_named = true;
                 log::error!(
                     "CPU {index} (LAPIC {}) {difference}: kept out",
                     shared.lapic_id
                 );
+            }
+            if is_named {
                 continue;
             }
             log::error!(
@@ -243,19 +247,19 @@ impl RollCall {
     /// Tells programs the same.
     pub fn tell(&self) {
         for (index, shared) in cpu::all() {
+            let (tsc_ahead_ns, tsc_error_ns) = shared.report.skew().nanos().unzip();
             events::tell(muster_events::Cpu {
                 cpu: index,
                 lapic: shared.lapic_id,
                 online: shared.report.admission() == Outcome::Joined,
-            let (tsc_ahead_ns, tsc_error_ns) = shared.report.skew().nanos().unzip();
                 phase: shared.report.phase(),
                 reached_us: shared.report.reached(),
+                tsc_ahead_ns,
+                tsc_error_ns,
                 stack_top: addresses::shown(Slot::of(index).main().top),
                 block: addresses::shown(shared.home.block()),
                 tables: addresses::shown(shared.home.cr3()),
             });
-                tsc_ahead_ns,
-                tsc_error_ns,
         }
         for (index, shared) in self.absent() {
             events::tell(Absent {
@@ -300,7 +304,7 @@ impl RollCall {
     /// Why a CPU may still be in the loader's memory, in words; `None` if none can be.
     pub fn who_may_be_in_the_loader(&self) -> Option<alloc::string::String> {
         // One that is kept out halts in the kernel.
-        let is_lost = |shared: &Shared| shared.home.difference().is_none();
+        let is_lost = |shared: &Shared| shared.differences().next().is_none();
         let absent = self.absent().filter(|(_, shared)| is_lost(shared));
         let missing: Vec<_> = (absent.map(|(_, shared)| shared.lapic_id))
             .chain(self.unlisted().iter().copied())

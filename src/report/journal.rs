@@ -22,8 +22,9 @@ const LINE: usize = 256;
 /// The target of a run's verdict.
 pub const VERDICT: &str = "verdict";
 
-/// What one CPU's journal holds, in bytes: about 200 lines.
-pub const CAPACITY: usize = 16 * 1024;
+/// What one CPU's journal holds, in bytes: about 200 lines, and what leaves room for the rest of the CPU's block
+/// in 12 frames.
+pub const CAPACITY: usize = 15 * 1024;
 
 /// One line of the log, as it is printed and kept.
 pub type Line = String<LINE>;

@@ -7,12 +7,14 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crossbeam_utils::CachePadded;
 use muster_heap::CpuCache;
+use muster_machine::identity::Difference;
 use muster_memory::FRAME_SIZE;
 use muster_percpu::{Directory, Header, Here, Note, Register, Sleep, Storage, Unregistered};
 use x86_64::VirtAddr;
 use x86_64::registers::model_specific::GsBase;
 
 use super::activity::Activity;
+use super::identity::Identity;
 use super::lock::{Held, Level, Lock};
 use super::timer::Timer;
 use super::{call, lapic};
@@ -129,6 +131,8 @@ pub struct Shared {
     pub cache: &'static CpuCache,
     /// What it runs with.
     pub home: Home,
+    /// Which CPU it is, by its registers.
+    pub identity: Identity,
     /// Why it was stopped, if it was.
     pub end: End,
     /// What it is doing, on a line that no one else writes.
@@ -152,6 +156,7 @@ impl Shared {
             report: Report::new(),
             journal: Lock::new(Level::Journal, Journal::new()),
             home: Home::new(),
+            identity: Identity::new(),
             end: End {
                 begun: AtomicBool::new(false),
                 stopped_at: AtomicU64::new(0),
@@ -163,6 +168,11 @@ impl Shared {
             calls: CachePadded::new(call::Counters::new()),
             interrupts: CachePadded::new(Counters::new()),
         }
+    }
+
+    /// Returns the registers in which the CPU is not what it should be.
+    pub fn differences(&self) -> impl Iterator<Item = Difference> {
+        self.identity.differences(self.lapic_id)
     }
 }
 

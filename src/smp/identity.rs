@@ -4,15 +4,15 @@
 //! corrupts it, and with another TSC_ADJUST its clock is not theirs.
 
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use conquer_once::spin::OnceCell;
-use muster_machine::identity::{Difference, IA32_TSC_ADJUST, LAPIC_ID, common};
+use muster_machine::identity::{Difference, IA32_TSC_ADJUST, LAPIC_ID, common, differences};
 use muster_machine::lapic::IA32_APIC_BASE;
 use muster_machine::mtrr::{self, IA32_MTRRCAP, Mtrrs, SYSCFG, TOP_MEM2};
 use raw_cpuid::CpuId;
 use x86_64::registers::model_specific::Msr;
 
-use super::lapic;
 use crate::arch::control::{self, Features};
 use crate::report::serial;
 
@@ -20,9 +20,20 @@ use crate::report::serial;
 /// which is before any AP is released.
 static BSP: OnceCell<Vec<(u32, u64)>> = OnceCell::uninit();
 
+/// How many registers are recorded of a CPU at most, its local APIC's id among them: enough for 23 pairs of
+/// variable-range MTRRs, and CPUs have ten.
+const MAX_REGISTERS: usize = 64;
+
 /// Takes down what the BSP has. Called once, on the BSP.
 pub fn start() {
-    BSP.init_once(|| registers().collect());
+    let registers: Vec<_> = registers().collect();
+    let beyond = registers.len().saturating_sub(MAX_REGISTERS - 1);
+    if beyond > 0 {
+        log::warn!(
+            "{beyond} registers of the BSP's are not compared with the APs': it has too many"
+        );
+    }
+    BSP.init_once(|| registers);
 }
 
 fn bsp() -> &'static [(u32, u64)] {
@@ -35,18 +46,67 @@ pub fn mtrrs(features: &Features) -> Option<Mtrrs<'static>> {
     Some(Mtrrs::new(bsp(), features.physical_bits)).filter(Mtrrs::are_enabled)
 }
 
-/// Returns the first register in which this CPU is not what it should be, the one that the loader lists
-/// under this LAPIC id.
-pub fn find_difference(lapic_id: u32) -> Option<Difference> {
-    Difference::first(registers(), bsp().iter().copied()).or_else(|| {
-        // Only now is it known that its APIC is where the others' are.
-        let found = lapic::registered_id()?;
-        (found != lapic_id).then(|| Difference {
-            register: LAPIC_ID,
-            found: Some(found.into()),
-            wanted: Some(lapic_id.into()),
-        })
-    })
+/// The registers of one CPU that must be as the BSP's, or as the loader says.
+pub struct Identity {
+    count: AtomicUsize,
+    numbers: [AtomicU32; MAX_REGISTERS],
+    values: [AtomicU64; MAX_REGISTERS],
+}
+
+impl Identity {
+    /// Nothing is known of it yet.
+    pub const fn new() -> Self {
+        Self {
+            count: AtomicUsize::new(0),
+            numbers: [const { AtomicU32::new(0) }; MAX_REGISTERS],
+            values: [const { AtomicU64::new(0) }; MAX_REGISTERS],
+        }
+    }
+
+    /// Reads this CPU's registers, and the id of its local APIC by `read_id`. Called by the CPU itself, before
+    /// it reports that it is online, or asks to be kept out, which publishes this; and again in an order.
+    pub fn record(&self, read_id: impl FnOnce() -> Option<u32>) {
+        let mut registers = registers().take(MAX_REGISTERS - 1).peekable();
+        // IA32_APIC_BASE. Only if it is the BSP's, the APIC is where its id is read.
+        let has_apic = registers.peek() == bsp().first();
+        let id = has_apic.then(read_id).flatten();
+        let id = id.map(|id| (LAPIC_ID, u64::from(id)));
+        let mut count = 0;
+        for ((number, value), (number_place, value_place)) in registers
+            .chain(id)
+            .zip(self.numbers.iter().zip(&self.values))
+        {
+            number_place.store(number, Ordering::Relaxed);
+            value_place.store(value, Ordering::Relaxed);
+            count += 1;
+        }
+        self.count.store(count, Ordering::Relaxed);
+    }
+
+    /// Returns what was recorded: each register's number and value.
+    pub fn registers(&self) -> impl Iterator<Item = (u32, u64)> + Clone {
+        // Relaxed, as all of it: the report or the end of the order publishes it.
+        let count = self.count.load(Ordering::Relaxed);
+        let load = |(number, value): (&AtomicU32, &AtomicU64)| {
+            (
+                number.load(Ordering::Relaxed),
+                value.load(Ordering::Relaxed),
+            )
+        };
+        self.numbers.iter().zip(&self.values).take(count).map(load)
+    }
+
+    /// Returns what of it is not as the BSP has it, or not what the loader says, which lists the CPU under
+    /// this LAPIC id. Nothing, of a CPU of which nothing is known.
+    pub fn differences(&self, lapic_id: u32) -> impl Iterator<Item = Difference> {
+        let found = self.registers();
+        // Nothing of what was not recorded is wanted.
+        let is_recorded = found.clone().next().is_some();
+        let has_id = found.clone().any(|(register, _)| register == LAPIC_ID);
+        let id = has_id.then_some((LAPIC_ID, u64::from(lapic_id)));
+        let wanted = bsp().iter().copied().take(MAX_REGISTERS - 1).chain(id);
+        differences(found, wanted.filter(move |_| is_recorded))
+    }
 }
 
 /// Reads the registers of this CPU that must be the same on all, by what its own CPUID has: those first by

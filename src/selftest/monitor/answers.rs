@@ -3,6 +3,7 @@
 use alloc::vec::Vec;
 use core::fmt::Write;
 
+use muster_machine::identity::Name;
 use muster_memory::{FRAME_SIZE, Owner, Target};
 use muster_monitor::{Verb, Whom};
 use muster_percpu::Outcome;
@@ -91,15 +92,36 @@ pub fn cpus() {
     }
 }
 
-/// A CPU's journal, as the CPU itself copies it: no line is half there, and none is lost meanwhile.
-pub fn log_of(index: u32) {
-    let Some(target) = cpu::DIRECTORY.get(index) else {
+/// The CPU of an index, if there is one; if not, says so.
+fn find(index: u32) -> Option<&'static cpu::Shared> {
+    let found = cpu::DIRECTORY.get(index);
+    if found.is_none() {
         log::error!(
             "there is no CPU {index}: there are 0 to {}",
             cpu::all().len() - 1
         );
-        return;
-    };
+    }
+    found
+}
+
+/// A CPU's registers that must be as the BSP's, and in which it is not what it should be.
+pub fn registers(index: u32) {
+    let Some(shared) = find(index) else { return };
+    let mut registers = shared.identity.registers().peekable();
+    if registers.peek().is_none() {
+        log::info!("CPU {index} has not come so far");
+    }
+    for (register, value) in registers {
+        log::info!("{value:#018x} {}", Name(register));
+    }
+    for difference in shared.differences() {
+        log::error!("CPU {index} {difference}");
+    }
+}
+
+/// A CPU's journal, as the CPU itself copies it: no line is half there, and none is lost meanwhile.
+pub fn log_of(index: u32) {
+    let Some(target) = find(index) else { return };
     let mut lines = Vec::new();
     if lines.try_reserve_exact(journal::CAPACITY).is_err() {
         log::error!("memory is out: there is none to copy a journal to");

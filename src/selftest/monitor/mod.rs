@@ -169,6 +169,7 @@ impl Monitor<'_> {
             Command::Help(verb) => answers::help(verb),
             Command::Cpus => answers::cpus(),
             Command::Roll => self.roll.print(),
+            Command::Registers(cpu) => answers::registers(cpu),
             Command::Log(cpu) => answers::log_of(cpu),
             Command::Mem => answers::memory(),
             Command::Map(address) => answers::map(address),
