@@ -1729,7 +1729,9 @@ pub const CASES: &[Case] = &[
             "timeout=10",
             "qemu-args=-M microvm,isa-serial=off -append fault=halt-in-lock",
         ],
-        &[r"\n +CPU 0 (is|halted) at 0x[0-9a-f]{16} in muster::fault::.* \(src/fault.rs:\d+\)\n"],
+        &[
+            r"\n +CPU 0 (is|halted) at 0x[0-9a-f]{16} in muster::selftest::fault::.* \(src/selftest/fault.rs:\d+\)\n",
+        ],
     ),
     hangs(
         "silent-screen",

@@ -192,7 +192,7 @@ mod tests {
     use super::*;
 
     const RUN: &str = r#"{"us":0,"by":null,"event":"run","schema":1,"command":"just run-smp","qemu":"qemu","qemu_version":"7","host_cpu":"x","host_cpus":2,"started":"","revision":""}"#;
-    const START: &str = r#"{"us":1,"by":0,"event":"start","schema":1,"version":"0","loader":"l","command_line":"","cpus":1,"usable_bytes":1,"before_entry_us":1,"tsc_hz":1,"features":{"no_execute":true,"gigabyte_pages":true,"smep":true,"smap":true,"umip":true,"physical_bits":40,"levels":4}}"#;
+    const START: &str = r#"{"us":1,"by":0,"event":"start","schema":1,"version":"0","loader":"l","command_line":"","cpus":1,"usable_bytes":1,"before_entry_us":1,"tsc_hz":1,"tsc_invariant":true,"features":{"no_execute":true,"gigabyte_pages":true,"smep":true,"smap":true,"umip":true,"physical_bits":40,"levels":4}}"#;
     const LOG: &str = r#"{"us":2,"by":3,"event":"log","level":"info","target":"roll","text":"hi"}"#;
     const PASSED: &str =
         r#"{"us":3,"by":0,"event":"verdict","outcome":"passed","status":33,"reason":null}"#;
