@@ -44,7 +44,7 @@ const WRONG: &[(&str, &[&str])] = &[
         "run-smp stress=mixde",
         &["`mixde`", "did you mean `mixed`?"],
     ),
-    ("run-smp stress=", &["`stress`", "must be"]),
+    ("run-smp stress=", &["`stress`", "`just arguments` lists"]),
     ("run-smp 0", &["0 CPUs", "must be 1 to 288"]),
     ("run-smp 289", &["289 CPUs", "must be 1 to 288"]),
     ("run-smp 8x", &["`8x`"]),
