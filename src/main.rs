@@ -16,7 +16,7 @@
 //!   except an AP that is out of work ([`crew`](smp::crew)). Who waits for a CPU answers calls
 //!   meanwhile ([`call`]).
 //! - Locks have levels and are taken in their order, which is checked on every run
-//!   ([`lock`](smp::lock)); no handler waits for the code below it ([`interrupts`](bringup::interrupts)).
+//!   ([`lock`](smp::lock)); no handler waits for the code below it ([`interrupts`]).
 //! - Nothing is both writable and executable, and no page maps more than its
 //!   region: the tables are walked to see it ([`shared`]).
 //! - Loader memory is taken over only when every CPU of the machine has left it
@@ -47,12 +47,12 @@ use muster_events::Moment;
 
 use crate::arch::clock::Rate;
 use crate::arch::control::Features;
-use crate::arch::{clock, control, descriptors, exceptions, machine_check, pic};
+use crate::arch::{clock, control, descriptors, machine_check, pic};
 use crate::boot::limine::Boot;
 use crate::boot::stack::Slot;
 use crate::boot::{addresses, stack};
 use crate::bringup::roll::{Phase, RollCall};
-use crate::bringup::{account, audit, home, reclaim};
+use crate::bringup::{account, audit, home, interrupts, reclaim};
 use crate::mm::shared::Shared;
 use crate::mm::{famine, firmware, heap, mapping, shared};
 use crate::report::exit::Outcome;
@@ -80,7 +80,7 @@ extern "C" fn entry() -> ! {
     clock::start();
     // SAFETY: this CPU has no block yet.
     unsafe { Cpu::reset() };
-    exceptions::load_early();
+    interrupts::load_early();
     // SAFETY: nobody uses the boot stack yet, it is part of the image, and nothing that
     // is on the loader's stack is needed any more.
     unsafe { stack::run_on(stack::boot_top(), build) }
@@ -89,7 +89,7 @@ extern "C" fn entry() -> ! {
 /// The BSP on the boot stack: builds everything that the others will share.
 extern "C" fn build() -> ! {
     descriptors::load_boot(stack::boot_interrupt_tops());
-    exceptions::load();
+    interrupts::load();
     journal::start();
     heap::start();
     let rate = clock::calibrate();
@@ -169,6 +169,7 @@ extern "C" fn muster() -> ! {
         let report = &here.shared().report;
         report.reach(Phase::Stack);
         here.local().load_descriptors();
+        interrupts::load();
         here.shared().home.record();
         report.reach(Phase::Descriptors);
         report.join();

@@ -1,9 +1,6 @@
 //! The IDT and the entry stubs.
 //!
-//! Of the CPU's own exceptions none is expected but the NMI that stops a CPU and the
-//! debug exception of a CPU that steps through its code; every
-//! other one ends the run in words. What else interrupts a CPU, and what may come on
-//! top of what, stands in [`interrupts`].
+//! All of them lead to one [`Handler`], which a higher room has.
 
 use core::arch::naked_asm;
 
@@ -13,59 +10,18 @@ use x86_64::instructions::tables::lidt;
 use x86_64::structures::DescriptorTablePointer;
 
 use super::descriptors::{CODE, InterruptStack};
-use super::{idle, probe};
-use crate::bringup::interrupts;
-use crate::mm::heap;
-use crate::report::panic;
-use crate::selftest::step;
-use crate::smp::{cpu, stop};
+use super::trap::{DOUBLE_FAULT, Frame, HAS_ERROR_CODE, MACHINE_CHECK, NMI};
 
 /// All vectors.
 const VECTORS: usize = 256;
-/// The vector of page faults.
-pub const PAGE_FAULT: u64 = 14;
-const DEBUG: u64 = 1;
-const NMI: u64 = 2;
-const DOUBLE_FAULT: usize = 8;
-const MACHINE_CHECK: usize = 18;
 
-/// The vectors that push an error code: 8, 10 to 14, 17, 21, 29 and 30
-/// (Intel SDM vol. 3A, table 6-1; AMD APM vol. 2, 8.2).
-const HAS_ERROR_CODE: u32 = 0x6022_7d00;
-
-/// What was running when an exception came, as the stubs lay it on the stack.
-#[derive(Debug)]
-#[repr(C)]
-pub struct Frame {
-    /// General registers, in the order in which the stub pops them.
-    pub r15: u64,
-    pub r14: u64,
-    pub r13: u64,
-    pub r12: u64,
-    pub r11: u64,
-    pub r10: u64,
-    pub r9: u64,
-    pub r8: u64,
-    pub rbp: u64,
-    pub rdi: u64,
-    pub rsi: u64,
-    pub rdx: u64,
-    pub rcx: u64,
-    pub rbx: u64,
-    pub rax: u64,
-    /// The exception's vector.
-    pub vector: u64,
-    /// Its error code; 0 for those that have none.
-    pub error: u64,
-    /// What the CPU itself pushed.
-    pub rip: u64,
-    pub cs: u64,
-    pub rflags: u64,
-    pub rsp: u64,
-    pub ss: u64,
+/// What every exception and every interrupt ends in. The stubs call it directly: they are made for the
+/// type that has it.
+pub trait Handler {
+    /// Handles what the frame tells of, and changes it where the CPU is to go on otherwise. Runs with
+    /// interrupts off.
+    fn handle(frame: &mut Frame);
 }
-
-const _: () = assert!(size_of::<Frame>() == 22 * 8);
 
 /// The part all stubs share: saves every general register, calls [`dispatch`],
 /// puts them back and returns.
@@ -73,7 +29,7 @@ const _: () = assert!(size_of::<Frame>() == 22 * 8);
 /// The CPU aligns the stack to 16 bytes before it pushes 40 (Intel SDM vol. 3A,
 /// 6.14.2); error code, vector and 15 registers make 176: the call is aligned.
 #[unsafe(naked)]
-extern "C" fn common() {
+extern "C" fn common<H: Handler>() {
     naked_asm!(
         "push rax",
         "push rbx",
@@ -110,15 +66,8 @@ extern "C" fn common() {
         "pop rax",
         "add rsp, 16",
         "iretq",
-        dispatch = sym dispatch,
+        dispatch = sym dispatch::<H>,
     )
-}
-
-/// Returns whether the CPU pushes an error code for an exception at this vector.
-pub fn has_error_code(vector: u8) -> bool {
-    HAS_ERROR_CODE
-        .checked_shr(vector.into())
-        .is_some_and(|codes| codes & 1 != 0)
 }
 
 /// Bytes from one vector's stub to the next.
@@ -126,7 +75,7 @@ const STUB: usize = 16;
 
 /// The stubs of all vectors, one after the other: each makes the frame the same for all of them.
 #[unsafe(naked)]
-extern "C" fn stubs() {
+extern "C" fn stubs<H: Handler>() {
     naked_asm!(
         ".set muster_vector, 0",
         ".rept {vectors}",
@@ -141,49 +90,12 @@ extern "C" fn stubs() {
         vectors = const VECTORS,
         stub = const STUB,
         with_error = const HAS_ERROR_CODE,
-        common = sym common,
+        common = sym common::<H>,
     )
 }
 
-extern "C" fn dispatch(frame: &mut Frame) {
-    if handle(frame) == Heap::MayBeUsed {
-        frame.rip = heap::resume_at(frame.rip);
-    }
-    frame.rip = idle::resume_at(frame.rip);
-}
-
-/// What a handler did with the heap, on top of what it interrupted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Heap {
-    /// It may have allocated or freed: a restartable sequence has to begin again. Always right.
-    MayBeUsed,
-    /// Nothing, as was declared for it: what was interrupted goes on where it was.
-    Untouched,
-}
-
-fn handle(frame: &mut Frame) -> Heap {
-    if frame.vector == DEBUG
-        && let Some(heap) = step::trapped(frame)
-    {
-        return heap;
-    }
-    if probe::caught(frame) {
-        return Heap::Untouched;
-    }
-    if let Some(heap) = interrupts::take(frame.vector) {
-        return heap;
-    }
-    if frame.vector == NMI && stop::is_requested() {
-        // A CPU with a fault of its own is about to leave word of it, and then stops.
-        if cpu::try_with(|here| here.shared().end.has_begun()).unwrap_or(false) {
-            return Heap::Untouched;
-        }
-        stop::stop_here(frame.rip);
-    }
-    if frame.vector == NMI && interrupts::take_nmi() {
-        return Heap::Untouched;
-    }
-    panic::exception(frame);
+extern "C" fn dispatch<H: Handler>(frame: &mut Frame) {
+    H::handle(frame);
 }
 
 /// One gate (Intel SDM vol. 3A, figure 6-8).
@@ -209,10 +121,10 @@ const INTERRUPT_GATE: u8 = 0x8e;
 struct Table([Gate; VECTORS]);
 
 impl Table {
-    fn new(stack_of: impl Fn(usize) -> Option<InterruptStack>) -> Self {
+    fn new<H: Handler>(stack_of: impl Fn(usize) -> Option<InterruptStack>) -> Self {
         let mut gates = [Gate::default(); VECTORS];
         for (vector, gate) in gates.iter_mut().enumerate() {
-            let offset = (stubs as *const ()).addr() as u64 + (vector * STUB) as u64;
+            let offset = (stubs::<H> as *const ()).addr() as u64 + (vector * STUB) as u64;
             *gate = Gate {
                 offset_low: offset as u16,
                 selector: CODE.0,
@@ -241,51 +153,21 @@ impl Table {
 
 /// Makes faults end in words from here on, on the stack in use: for a CPU that
 /// has no TSS yet.
-pub fn load_early() {
+pub fn load_early<H: Handler>() {
     static EARLY: OnceCell<Table> = OnceCell::uninit();
-    EARLY.get_or_init(|| Table::new(|_| None)).load();
+    EARLY.get_or_init(|| Table::new::<H>(|_| None)).load();
 }
 
 /// The same with interrupt stacks, for a CPU that has loaded its TSS.
-pub fn load() {
+pub fn load<H: Handler>() {
     static FULL: OnceCell<Table> = OnceCell::uninit();
     FULL.get_or_init(|| {
-        Table::new(|vector| match vector {
+        Table::new::<H>(|vector| match vector as u64 {
             DOUBLE_FAULT => Some(InterruptStack::DoubleFault),
             MACHINE_CHECK => Some(InterruptStack::MachineCheck),
-            _ if vector as u64 == NMI => Some(InterruptStack::Nmi),
+            NMI => Some(InterruptStack::Nmi),
             _ => None,
         })
     })
     .load();
-}
-
-/// The exception's name (Intel SDM vol. 3A, table 6-1).
-pub fn name(vector: u64) -> &'static str {
-    match vector {
-        0 => "divide error",
-        1 => "debug exception",
-        2 => "unexpected NMI",
-        3 => "breakpoint",
-        4 => "overflow",
-        5 => "bound range exceeded",
-        6 => "invalid opcode",
-        7 => "no FPU",
-        8 => "double fault",
-        10 => "invalid TSS",
-        11 => "segment not present",
-        12 => "stack-segment fault",
-        13 => "general protection fault",
-        14 => "page fault",
-        16 => "x87 error",
-        17 => "alignment check",
-        18 => "machine check",
-        19 => "SIMD error",
-        20 => "virtualisation exception",
-        21 => "control protection exception",
-        28 => "hypervisor injection exception",
-        29 => "VMM communication exception",
-        30 => "security exception",
-        _ => "reserved exception",
-    }
 }

@@ -11,3 +11,5 @@ pub mod idle;
 pub mod machine_check;
 pub mod pic;
 pub mod probe;
+pub mod trap;
+pub mod vectors;

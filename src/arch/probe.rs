@@ -4,7 +4,7 @@ use core::arch::naked_asm;
 
 use x86_64::registers::control::Cr2;
 
-use super::exceptions::{Frame, PAGE_FAULT};
+use super::trap::{Frame, PAGE_FAULT};
 
 /// A page fault that a probe ran into.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -12,7 +12,7 @@ use muster_heap::Traffic;
 use muster_memory::{FRAME_SIZE, Owner, Totals};
 use muster_percpu::Outcome;
 
-use super::interrupts::{Counts, Kind};
+use crate::arch::vectors::{Counts, Kind};
 use crate::boot::bytes::Bytes;
 use crate::boot::stack::{self, Slot};
 use crate::mm::heap::Reading;

@@ -4,8 +4,9 @@ use core::sync::atomic::Ordering;
 
 use limine::mp;
 
+use super::interrupts;
 use super::roll::Phase;
-use crate::arch::{control, exceptions, machine_check};
+use crate::arch::{control, machine_check};
 use crate::boot::stack::{self, Slot};
 use crate::mm::shared;
 use crate::report::exit;
@@ -30,7 +31,7 @@ use crate::smp::{cpu, crew, lapic, stop};
 pub unsafe extern "C" fn entry(parked: &mp::Cpu) -> ! {
     // SAFETY: this CPU has no block yet.
     unsafe { Cpu::reset() };
-    exceptions::load_early();
+    interrupts::load_early();
     let odd_pat = control::set_pat();
     let address = parked.extra.load(Ordering::Acquire);
     let block: *const Block = core::ptr::with_exposed_provenance(address as usize);
@@ -76,6 +77,7 @@ extern "C" fn run() -> ! {
         let reach = |phase| reach(here.index(), here.shared(), phase);
         reach(Phase::Stack);
         here.local().load_descriptors();
+        interrupts::load();
         here.shared().identity.record(lapic::registered_id);
         // It is not the CPU that it should be: the BSP names it, and the rest goes on without it.
         if here.shared().differences().next().is_some() && report.give_up() {

@@ -12,7 +12,7 @@ use x86_64::registers::control::Cr2;
 
 use super::exit::{self, Outcome};
 use super::{events, journal, serial};
-use crate::arch::exceptions::{self, Frame, PAGE_FAULT};
+use crate::arch::trap::{self, DOUBLE_FAULT, Frame, MACHINE_CHECK, NMI, PAGE_FAULT};
 use crate::arch::{control, machine_check};
 use crate::boot::image;
 use crate::boot::stack::Place;
@@ -26,11 +26,6 @@ const PROTECTION: u64 = 1 << 0;
 const WRITE: u64 = 1 << 1;
 const RESERVED_BIT: u64 = 1 << 3;
 const FETCH: u64 = 1 << 4;
-
-/// Vectors of which there is more to say.
-const NMI: u64 = 2;
-const DOUBLE_FAULT: u64 = 8;
-const MACHINE_CHECK: u64 = 18;
 
 /// Return addresses printed at most.
 const DEPTH: usize = 32;
@@ -74,7 +69,7 @@ fn panicked(info: &PanicInfo<'_>) -> ! {
 /// Ends the run because of a CPU exception.
 pub fn exception(frame: &Frame) -> ! {
     let address = Cr2::read_raw();
-    let name = exceptions::name(frame.vector);
+    let name = trap::name(frame.vector);
     report(format_args!("{name} at {:#x}", frame.rip), |cpu| {
         let has_address = [PAGE_FAULT, DOUBLE_FAULT].contains(&frame.vector);
         events::tell(Fault {

@@ -5,7 +5,7 @@ use core::cell::Cell;
 
 use x86_64::registers::debug::{DebugAddressRegister, Dr0, Dr7};
 
-use crate::arch::exceptions::{Frame, Heap};
+use crate::arch::trap::{Frame, Heap};
 use crate::smp::cpu;
 
 /// Bit 8 of RFLAGS: the CPU traps after every instruction (Intel SDM vol. 1, 3.4.3.3).

@@ -19,10 +19,9 @@ use super::lock::{Held, Level, Lock};
 use super::timer::Timer;
 use super::{call, lapic};
 use crate::arch::descriptors::Descriptors;
-use crate::arch::exceptions;
+use crate::arch::vectors::Counters;
 use crate::boot::stack::Slot;
 use crate::bringup::home::Home;
-use crate::bringup::interrupts::Counters;
 use crate::bringup::roll::Report;
 use crate::mm::frames::Frames;
 use crate::mm::tlb;
@@ -67,10 +66,9 @@ impl Local {
         &self.lapic
     }
 
-    /// Loads this CPU's GDT and TSS, and the IDT that uses the TSS's stacks.
+    /// Loads this CPU's GDT and TSS.
     pub fn load_descriptors(&self) {
         self.descriptors.load();
-        exceptions::load();
     }
 }
 

@@ -15,7 +15,7 @@ use x86_64::registers::model_specific::{ApicBase, Msr};
 
 use super::cpu;
 use crate::arch::clock::Deadline;
-use crate::bringup::interrupts::{ERROR_VECTOR, SPURIOUS_VECTOR, TIMER_VECTOR, WAKE_VECTOR};
+use crate::arch::vectors::{ERROR_VECTOR, SPURIOUS_VECTOR, TIMER_VECTOR, WAKE_VECTOR};
 use crate::mm::shared;
 
 /// Where the xAPIC's registers are mapped; 0 until they are.
