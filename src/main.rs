@@ -59,7 +59,7 @@ use crate::report::exit::Outcome;
 use crate::report::{events, exit, journal, screen};
 #[cfg(feature = "bench")]
 use crate::selftest::bench;
-use crate::selftest::{fault, mishap, monitor, stress};
+use crate::selftest::{fault, measure, mishap, monitor, stress};
 use crate::smp::cpu::{Block, Cpu};
 use crate::smp::{call, cpu, identity, lapic, timer};
 
@@ -205,7 +205,7 @@ extern "C" fn muster() -> ! {
     if let Err(error) = mapping::start() {
         refuse(&error);
     }
-    let calls = call::measure().and_then(|()| mapping::measure());
+    let calls = measure::calls().and_then(|()| measure::shootdowns());
     let before = audit::Books::read();
     let work = work(arguments, &roll);
     let account = account::settle();

@@ -1,22 +1,19 @@
 //! Mappings that come and go: large memory out of scattered frames, and physical memory
 //! such as device registers, each with a page on both sides that is never mapped.
 
-use alloc::string::{String, ToString};
 use core::fmt;
 use core::ptr;
 
 use conquer_once::spin::OnceCell;
-use muster_events::Measured;
 use muster_memory::{
     Access, AddressAllocator, AddressError, Cache, ChangeError, FRAME_SIZE, FrameRun,
     OwnedAddresses, OwnedRun, Owner, PageSize, PhysRange, Region, TableError, VirtRange,
 };
 
-use super::tlb::{self, AllCpus};
+use super::tlb::AllCpus;
 use super::{relief, shared};
 use crate::boot::window::MAPPINGS;
-use crate::selftest::median::Median;
-use crate::smp::crew::{self, StartLine};
+use crate::smp::crew;
 use crate::smp::lock::{Level, Lock};
 
 /// Bytes in a large page.
@@ -317,53 +314,4 @@ fn give_back(run: OwnedRun) {
         freed.is_ok(),
         "a mapping does not own its frames: {freed:?}"
     );
-}
-
-/// How long a CPU may take to come to a measurement, or to be done with it, in milliseconds.
-const PATIENCE: u64 = 60_000;
-
-/// Prints what a shootdown costs: what it takes to change the rights of a page, on all CPUs, while the
-/// others are asleep, and while they are at work.
-///
-/// # Errors
-///
-/// Why there is nothing to measure with, in words.
-pub fn measure() -> Result<(), String> {
-    let others = crew::size() - 1;
-    let asleep = time_shootdown().map_err(|error| error.to_string())?;
-    log::info!("a shootdown, {others} asleep: {asleep}");
-    asleep.tell(Measured::ShootdownAsleep, others);
-    let awake = OnceCell::uninit();
-    let line = StartLine::new(others + 1, PATIENCE);
-    crew::all(PATIENCE, &|place| {
-        line.wait();
-        if place == 0 {
-            awake.init_once(time_shootdown);
-        }
-        line.wait();
-    });
-    if let Ok(awake) = awake.try_get() {
-        let awake = awake.map_err(|error| error.to_string())?;
-        log::info!("a shootdown, {others} at work: {awake}");
-        awake.tell(Measured::ShootdownAwake, others);
-    }
-    tlb::compare_ways().map_err(|error| error.to_string())
-}
-
-/// What it takes to change the rights of a page, on all CPUs.
-///
-/// # Errors
-///
-/// [`MappingError`]: there is no page to change.
-pub fn time_shootdown() -> Result<Median, MappingError> {
-    let mut page = Mapping::memory(FRAME_SIZE)?;
-    let mut access = Access::ReadWrite;
-    Median::of(|| {
-        access = match access {
-            Access::ReadWrite => Access::ReadOnly,
-            _ => Access::ReadWrite,
-        };
-        // SAFETY: nobody uses the memory.
-        unsafe { page.protect(access) }.map_err(MappingError::Change)
-    })
 }

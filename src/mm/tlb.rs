@@ -6,23 +6,17 @@
 //! may walk those ahead of what it executes.
 //!
 //! Neither global pages nor PCIDs are used. Both keep translations across a load of CR3, and a CPU
-//! loads CR3 as it comes up; after that only to flush all, for which these make it do more. [`compare_ways`]
-//! holds the ways to flush against each other.
+//! loads CR3 as it comes up; after that only to flush all, for which these make it do more. The self-test
+//! measures the ways to flush beside each other.
 
 use core::cell::Cell;
-use core::convert::Infallible;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use muster_memory::{FRAME_SIZE, FlushSet, Shootdown};
+use muster_memory::{FlushSet, Shootdown};
 use muster_percpu::Admission;
-use raw_cpuid::CpuId;
 use x86_64::VirtAddr;
-use x86_64::instructions::interrupts;
-use x86_64::instructions::tlb::{self, InvPcidCommand};
-use x86_64::registers::control::{Cr4, Cr4Flags};
+use x86_64::instructions::tlb;
 
-use super::mapping::{Mapping, MappingError};
-use crate::selftest::median::Median;
 use crate::smp::call::{self, Targets, Uses};
 use crate::smp::cpu;
 
@@ -133,58 +127,4 @@ pub fn wake_up() {
         tlb::flush_all();
         count_flush();
     }
-}
-
-/// Pages that are read after a flush, to have the walks in its cost.
-const TOUCHED: u64 = 64;
-
-/// Writes to the journal what it costs this CPU alone to flush everything, in the ways there are.
-///
-/// # Errors
-///
-/// [`MappingError`]: there is no memory for the pages that are to be read.
-pub fn compare_ways() -> Result<(), MappingError> {
-    let pages = Mapping::memory(TOUCHED * FRAME_SIZE)?;
-    let read = || {
-        for offset in (0..pages.length()).step_by(FRAME_SIZE as usize) {
-            // SAFETY: the mapping is readable memory of this length, of which any byte will do.
-            unsafe { pages.start().add(offset as usize).read_volatile() };
-        }
-    };
-    let has_invpcid = CpuId::new()
-        .get_extended_feature_info()
-        .is_some_and(|features| features.has_invpcid());
-    let ways: [(&str, bool, &dyn Fn()); 3] = [
-        ("CR3", true, &tlb::flush_all),
-        ("CR4.PGE", true, &toggle_global_pages),
-        ("INVPCID", has_invpcid, &invalidate_all),
-    ];
-    for (name, _, flush) in ways.into_iter().filter(|&(_, is_there, _)| is_there) {
-        let Ok(time) = interrupts::without_interrupts(|| {
-            Median::of(|| {
-                flush();
-                read();
-                Ok::<(), Infallible>(())
-            })
-        });
-        log::debug!("a flush by {name}, and {TOUCHED} pages read again: {time}");
-    }
-    Ok(())
-}
-
-/// Flushes all, as a kernel with global pages has to.
-fn toggle_global_pages() {
-    let cr4 = Cr4::read_raw();
-    // SAFETY: global pages are allowed for a moment, in which no entry has the bit (`control`); to
-    // forbid them flushes everything (Intel SDM vol. 3A, 4.10.4.1).
-    unsafe {
-        Cr4::write_raw(cr4 | Cr4Flags::PAGE_GLOBAL.bits());
-        Cr4::write_raw(cr4);
-    }
-}
-
-/// Flushes all, as a kernel with PCIDs has to.
-fn invalidate_all() {
-    // SAFETY: the CPU has the instruction (`compare_ways` asked), and it only forgets.
-    unsafe { tlb::flush_pcid(InvPcidCommand::All) };
 }

@@ -5,6 +5,7 @@
 #[cfg(feature = "bench")]
 pub mod bench;
 pub mod fault;
+pub mod measure;
 pub mod median;
 pub mod mishap;
 pub mod misuse;

@@ -17,18 +17,15 @@
 //!
 //! A CPU that is out of work halts, and the interrupt wakes it. Nothing on the way allocates.
 
-use alloc::string::{String, ToString};
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use conquer_once::spin::OnceCell;
-use muster_events::Measured;
 use muster_percpu::Exchange;
 use x86_64::instructions::interrupts;
 
 use super::{cpu, crew, lapic, lock, stop};
 use crate::arch::clock::Deadline;
-use crate::selftest::median::Median;
 
 /// How long a CPU that has taken a call may take for it, in milliseconds, before the run ends.
 const LONGEST: u64 = 60_000;
@@ -397,36 +394,4 @@ pub fn answer() {
             lapic::wake(here.shared().lapic_id);
         }
     });
-}
-
-/// How long a CPU may take to answer while calls are measured, in milliseconds: a virtual one may be
-/// off its host core.
-const PATIENCE: u64 = 10_000;
-
-/// Prints what calls to CPUs cost that are idle, asleep.
-///
-/// # Errors
-///
-/// Who did not answer, in words.
-pub fn measure() -> Result<(), String> {
-    let others = crew::size() - 1;
-    let Some((first, _)) = crew::members().nth(1) else {
-        return Ok(());
-    };
-    let one = time(Targets::One(first)).map_err(|error| error.to_string())?;
-    log::info!("to one CPU and back: {one}");
-    one.tell(Measured::CallOne, 1);
-    let all = time(Targets::Others).map_err(|error| error.to_string())?;
-    log::info!("to all {others} others and back: {all}");
-    all.tell(Measured::CallAll, others);
-    Ok(())
-}
-
-/// What a call to these CPUs takes that asks for nothing, from its beginning to the last answer.
-///
-/// # Errors
-///
-/// Who did not answer, or can't be called.
-pub fn time(targets: Targets<'_>) -> Result<Median, CallError> {
-    Median::of(|| run(targets, PATIENCE, &|_| {}))
 }

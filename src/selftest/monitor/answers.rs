@@ -13,8 +13,9 @@ use crate::arch::clock::{self, Deadline};
 use crate::boot::bytes::Bytes;
 use crate::boot::stack::Place;
 use crate::bringup::account::{Account, AccountError, Signed};
-use crate::mm::{heap, mapping, shared};
+use crate::mm::{heap, shared};
 use crate::report::{journal, serial};
+use crate::selftest::measure;
 use crate::smp::activity::Doing;
 use crate::smp::call::{self, Targets};
 use crate::smp::lock::{Level, Lock};
@@ -258,7 +259,7 @@ pub fn call(whom: Whom) {
         Whom::One(index) => (Targets::One(index), "to it and back"),
         Whom::All => (Targets::Others, "to all others and back"),
     };
-    match call::time(targets) {
+    match measure::time_call(targets) {
         Ok(time) => log::info!("{words}: {time}"),
         Err(error) => log::error!("{error}"),
     }
@@ -268,7 +269,7 @@ pub fn call(whom: Whom) {
 pub fn shootdown() {
     let asleep = crew::members().filter(|(_, shared)| shared.sleep.is_asleep());
     let asleep = asleep.count();
-    match mapping::time_shootdown() {
+    match measure::time_shootdown() {
         Ok(time) => log::info!("a shootdown, {asleep} CPUs asleep: {time}"),
         Err(error) => log::error!("{error}"),
     }

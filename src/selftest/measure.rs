@@ -1,0 +1,152 @@
+//! What calls and shootdowns cost, measured at each start.
+
+use alloc::string::{String, ToString};
+use core::convert::Infallible;
+
+use conquer_once::spin::OnceCell;
+use muster_events::Measured;
+use muster_memory::{Access, FRAME_SIZE};
+use raw_cpuid::CpuId;
+use x86_64::instructions::interrupts;
+use x86_64::instructions::tlb::{self, InvPcidCommand};
+use x86_64::registers::control::{Cr4, Cr4Flags};
+
+use super::median::Median;
+use crate::mm::mapping::{Mapping, MappingError};
+use crate::smp::call::{self, CallError, Targets};
+use crate::smp::crew::{self, StartLine};
+
+/// How long a CPU may take to answer while calls are measured, in milliseconds: a virtual one may be
+/// off its host core.
+const CALL_TIMEOUT: u64 = 10_000;
+
+/// Prints what calls to CPUs cost that are idle, asleep.
+///
+/// # Errors
+///
+/// Who did not answer, in words.
+pub fn calls() -> Result<(), String> {
+    let others = crew::size() - 1;
+    let Some((first, _)) = crew::members().nth(1) else {
+        return Ok(());
+    };
+    let one = time_call(Targets::One(first)).map_err(|error| error.to_string())?;
+    log::info!(target: "call", "to one CPU and back: {one}");
+    one.tell(Measured::CallOne, 1);
+    let all = time_call(Targets::Others).map_err(|error| error.to_string())?;
+    log::info!(target: "call", "to all {others} others and back: {all}");
+    all.tell(Measured::CallAll, others);
+    Ok(())
+}
+
+/// What a call to these CPUs takes that asks for nothing, from its beginning to the last answer.
+///
+/// # Errors
+///
+/// Who did not answer, or can't be called.
+pub fn time_call(targets: Targets<'_>) -> Result<Median, CallError> {
+    Median::of(|| call::run(targets, CALL_TIMEOUT, &|_| {}))
+}
+
+/// How long a CPU may take to come to a measurement, or to be done with it, in milliseconds.
+const SHOOTDOWN_TIMEOUT: u64 = 60_000;
+
+/// Prints what a shootdown costs: what it takes to change the rights of a page, on all CPUs, while the
+/// others are asleep, and while they are at work.
+///
+/// # Errors
+///
+/// Why there is nothing to measure with, in words.
+pub fn shootdowns() -> Result<(), String> {
+    let others = crew::size() - 1;
+    let asleep = time_shootdown().map_err(|error| error.to_string())?;
+    log::info!(target: "mapping", "a shootdown, {others} asleep: {asleep}");
+    asleep.tell(Measured::ShootdownAsleep, others);
+    let awake = OnceCell::uninit();
+    let line = StartLine::new(others + 1, SHOOTDOWN_TIMEOUT);
+    crew::all(SHOOTDOWN_TIMEOUT, &|place| {
+        line.wait();
+        if place == 0 {
+            awake.init_once(time_shootdown);
+        }
+        line.wait();
+    });
+    if let Ok(awake) = awake.try_get() {
+        let awake = awake.map_err(|error| error.to_string())?;
+        log::info!(target: "mapping", "a shootdown, {others} at work: {awake}");
+        awake.tell(Measured::ShootdownAwake, others);
+    }
+    compare_ways().map_err(|error| error.to_string())
+}
+
+/// What it takes to change the rights of a page, on all CPUs.
+///
+/// # Errors
+///
+/// [`MappingError`]: there is no page to change.
+pub fn time_shootdown() -> Result<Median, MappingError> {
+    let mut page = Mapping::memory(FRAME_SIZE)?;
+    let mut access = Access::ReadWrite;
+    Median::of(|| {
+        access = match access {
+            Access::ReadWrite => Access::ReadOnly,
+            _ => Access::ReadWrite,
+        };
+        // SAFETY: nobody uses the memory.
+        unsafe { page.protect(access) }.map_err(MappingError::Change)
+    })
+}
+
+/// Pages that are read after a flush, to have the walks in its cost.
+const TOUCHED: u64 = 64;
+
+/// Writes to the journal what it costs this CPU alone to flush everything, in the ways there are.
+///
+/// # Errors
+///
+/// [`MappingError`]: there is no memory for the pages that are to be read.
+fn compare_ways() -> Result<(), MappingError> {
+    let pages = Mapping::memory(TOUCHED * FRAME_SIZE)?;
+    let read = || {
+        for offset in (0..pages.length()).step_by(FRAME_SIZE as usize) {
+            // SAFETY: the mapping is readable memory of this length, of which any byte will do.
+            unsafe { pages.start().add(offset as usize).read_volatile() };
+        }
+    };
+    let has_invpcid = CpuId::new()
+        .get_extended_feature_info()
+        .is_some_and(|features| features.has_invpcid());
+    let ways: [(&str, bool, &dyn Fn()); 3] = [
+        ("CR3", true, &tlb::flush_all),
+        ("CR4.PGE", true, &toggle_global_pages),
+        ("INVPCID", has_invpcid, &invalidate_all),
+    ];
+    for (name, _, flush) in ways.into_iter().filter(|&(_, is_there, _)| is_there) {
+        let Ok(time) = interrupts::without_interrupts(|| {
+            Median::of(|| {
+                flush();
+                read();
+                Ok::<(), Infallible>(())
+            })
+        });
+        log::debug!(target: "tlb", "a flush by {name}, and {TOUCHED} pages read again: {time}");
+    }
+    Ok(())
+}
+
+/// Flushes all, as a kernel with global pages has to.
+fn toggle_global_pages() {
+    let cr4 = Cr4::read_raw();
+    // SAFETY: global pages are allowed for a moment, in which no entry has the bit (`control`); to
+    // forbid them flushes everything (Intel SDM vol. 3A, 4.10.4.1).
+    unsafe {
+        Cr4::write_raw(cr4 | Cr4Flags::PAGE_GLOBAL.bits());
+        Cr4::write_raw(cr4);
+    }
+}
+
+/// Flushes all, as a kernel with PCIDs has to.
+fn invalidate_all() {
+    // SAFETY: the CPU has the instruction (`compare_ways` asked), and it only forgets.
+    unsafe { tlb::flush_pcid(InvPcidCommand::All) };
+}
