@@ -61,6 +61,7 @@ use crate::report::{events, exit, journal, screen};
 use crate::selftest::bench;
 use crate::selftest::{fault, measure, mishap, monitor, stress};
 use crate::smp::cpu::{Block, Cpu};
+use crate::smp::hooks::{self, Hooks};
 use crate::smp::{call, cpu, identity, lapic, timer};
 
 /// What the BSP carries over from the boot stack to its own.
@@ -73,11 +74,19 @@ struct Plan {
 
 static PLAN: OnceCell<Plan> = OnceCell::uninit();
 
+/// What rooms need of higher ones.
+const HOOKS: Hooks = Hooks {
+    ap_reached: mishap::may_happen,
+    read_word: shared::peek,
+    name_of: shared::name_of,
+};
+
 /// Where the loader enters, on the BSP: on the loader's stack, tables and GDT, with
 /// interrupts off and no IDT.
 #[unsafe(no_mangle)]
 extern "C" fn entry() -> ! {
     clock::start();
+    hooks::register(HOOKS);
     // SAFETY: this CPU has no block yet.
     unsafe { Cpu::reset() };
     interrupts::load_early();

@@ -11,5 +11,6 @@ pub mod idle;
 pub mod machine_check;
 pub mod pic;
 pub mod probe;
+pub mod step;
 pub mod trap;
 pub mod vectors;

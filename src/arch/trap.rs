@@ -59,6 +59,17 @@ pub enum Heap {
     Untouched,
 }
 
+/// The frame pointer of the function this is inlined in.
+#[inline(always)]
+pub fn frame_pointer() -> u64 {
+    let frame_pointer;
+    // SAFETY: reads one register.
+    unsafe {
+        core::arch::asm!("mov {}, rbp", out(reg) frame_pointer, options(nomem, nostack, preserves_flags));
+    }
+    frame_pointer
+}
+
 /// Returns whether the CPU pushes an error code for an exception at this vector.
 pub fn has_error_code(vector: u8) -> bool {
     HAS_ERROR_CODE

@@ -3,16 +3,15 @@
 use core::sync::atomic::Ordering;
 
 use limine::mp;
+use muster_events::Phase;
 
 use super::interrupts;
-use super::roll::Phase;
 use crate::arch::{control, machine_check};
 use crate::boot::stack::{self, Slot};
 use crate::mm::shared;
 use crate::report::exit;
-use crate::selftest::mishap;
 use crate::smp::cpu::{Block, Cpu};
-use crate::smp::{cpu, crew, lapic, stop};
+use crate::smp::{cpu, crew, hooks, lapic, stop};
 
 /// Where the loader sends an AP: on the loader's stack, tables and GDT, with the
 /// address of its block in `extra`.
@@ -64,10 +63,10 @@ pub unsafe extern "C" fn entry(parked: &mp::Cpu) -> ! {
     unsafe { stack::run_on(Slot::of(block.index()).main().top, run) }
 }
 
-/// Reports that AP `index` has come so far, and lets happen what is asked for.
+/// Reports that AP `index` has come so far.
 fn reach(index: u32, shared: &cpu::Shared, phase: Phase) {
     shared.report.reach(phase);
-    mishap::may_happen(index, &shared.report, phase);
+    (hooks::get().ap_reached)(index, shared, phase);
 }
 
 /// An AP on its own stack.

@@ -29,7 +29,6 @@ use crate::arch::vectors::{
 use crate::arch::{idle, machine_check, pic, probe};
 use crate::mm::{heap, tlb};
 use crate::report::panic;
-use crate::selftest::step;
 use crate::smp::{call, cpu, lapic, stop, timer};
 
 /// Where all exceptions and interrupts go on from the stubs.
@@ -59,7 +58,7 @@ pub fn load() {
 /// CPU that steps through its code, and the page fault of a probe; every other one ends the run in words.
 fn handle(frame: &mut Frame) -> Heap {
     if frame.vector == DEBUG
-        && let Some(heap) = step::trapped(frame)
+        && let Some(heap) = cpu::try_with(|here| here.local().stepper().trapped(frame)).flatten()
     {
         return heap;
     }

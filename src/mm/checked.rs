@@ -40,17 +40,6 @@ pub fn is_on() -> bool {
     IS_ON.load(Ordering::Acquire)
 }
 
-/// The frame pointer of the function this is inlined in.
-#[inline(always)]
-pub fn frame_pointer() -> u64 {
-    let frame_pointer;
-    // SAFETY: reads one register.
-    unsafe {
-        core::arch::asm!("mov {}, rbp", out(reg) frame_pointer, options(nomem, nostack, preserves_flags));
-    }
-    frame_pointer
-}
-
 /// Allocates for these callers. Null: out of memory.
 pub fn allocate(layout: Layout, callers: Callers) -> *mut u8 {
     HEAP.allocate(layout, callers)

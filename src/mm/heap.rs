@@ -21,7 +21,7 @@ use muster_memory::FRAME_SIZE;
 use x86_64::instructions::interrupts;
 
 use super::{checked, frames, relief, shared};
-use crate::arch::clock;
+use crate::arch::{clock, trap};
 use crate::boot::bytes::Bytes;
 use crate::boot::window;
 use crate::smp::{call, cpu, crew, lock};
@@ -150,7 +150,7 @@ unsafe fn allocate_otherwise(layout: Layout) -> *mut u8 {
         return unsafe { LIST.alloc(layout) };
     }
     let itself: unsafe fn(Layout) -> *mut u8 = allocate_otherwise;
-    let callers = checked::callers(checked::frame_pointer(), itself as *const ());
+    let callers = checked::callers(trap::frame_pointer(), itself as *const ());
     checked::allocate(layout, callers)
 }
 
@@ -167,7 +167,7 @@ unsafe fn free_otherwise(block: *mut u8, layout: Layout) {
         return unsafe { LIST.dealloc(block, layout) };
     }
     let itself: unsafe fn(*mut u8, Layout) = free_otherwise;
-    let callers = checked::callers(checked::frame_pointer(), itself as *const ());
+    let callers = checked::callers(trap::frame_pointer(), itself as *const ());
     // SAFETY: the caller's promise, handed on to the heap the block is of.
     unsafe { checked::free(block, layout, callers) };
 }

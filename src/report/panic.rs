@@ -17,9 +17,8 @@ use crate::arch::{control, machine_check};
 use crate::boot::image;
 use crate::boot::stack::Place;
 use crate::boot::window::MAPPINGS;
-use crate::mm::{checked, shared};
 use crate::smp::activity::Doing;
-use crate::smp::{cpu, lapic, stop};
+use crate::smp::{cpu, hooks, lapic, stop};
 
 /// Bits of a page fault's error code (Intel SDM vol. 3A, 4.7).
 const PROTECTION: u64 = 1 << 0;
@@ -43,7 +42,7 @@ static REPORTER: AtomicU64 = AtomicU64::new(NOBODY);
 #[panic_handler]
 fn panicked(info: &PanicInfo<'_>) -> ! {
     interrupts::disable();
-    let frame_pointer = checked::frame_pointer();
+    let frame_pointer = trap::frame_pointer();
     report(format_args!("{}", Panicked(info)), |cpu| {
         // First what can't fail: the message may panic itself.
         log::error!(target: "panic", "CPU {cpu} panicked");
@@ -155,7 +154,7 @@ pub fn misuse(misuse: &Misuse) -> ! {
                 log::error!(target: "panic", "  #{number} {address:#018x}");
             }
         }
-        backtrace(None, checked::frame_pointer());
+        backtrace(None, trap::frame_pointer());
     })
 }
 
@@ -281,8 +280,8 @@ fn backtrace(first: Option<u64>, frame_pointer: u64) {
 /// The return addresses in the frames from `frame_pointer` up.
 fn callers(mut frame_pointer: u64) -> impl Iterator<Item = u64> {
     core::iter::from_fn(move || {
-        let return_address = shared::peek(frame_pointer.checked_add(8)?)?;
-        let next = shared::peek(frame_pointer).filter(|&next| next > frame_pointer);
+        let return_address = (hooks::get().read_word)(frame_pointer.checked_add(8)?)?;
+        let next = (hooks::get().read_word)(frame_pointer).filter(|&next| next > frame_pointer);
         // Nothing is mapped at the last address, so the chain ends after this.
         frame_pointer = next.unwrap_or(u64::MAX - 7);
         image::is_text(return_address).then_some(return_address)
@@ -330,7 +329,7 @@ impl fmt::Display for PageFault {
             write!(f, " (null pointer)")
         } else if let Some(place) = Place::of(self.address) {
             write!(f, " ({place})")
-        } else if let Some(name) = shared::name_of(self.address) {
+        } else if let Some(name) = (hooks::get().name_of)(self.address) {
             write!(f, " ({name})")
         } else {
             Ok(())

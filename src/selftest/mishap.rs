@@ -3,10 +3,10 @@
 
 use conquer_once::spin::OnceCell;
 use muster_arguments::{Mishap, Step};
+use muster_events::Phase;
 use muster_percpu::Outcome;
 
 use crate::arch::clock::Deadline;
-use crate::bringup::roll::{Phase, Report};
 use crate::report::exit;
 use crate::smp::cpu;
 
@@ -24,7 +24,7 @@ pub fn ask(what: Option<(Mishap, Step)>) {
 }
 
 /// Called by AP `index` when it has reported that it has reached `phase`.
-pub fn may_happen(index: u32, report: &Report, phase: Phase) {
+pub fn may_happen(index: u32, shared: &cpu::Shared, phase: Phase) {
     let Ok(&(mishap, step)) = ASKED_FOR.try_get() else {
         return;
     };
@@ -38,7 +38,7 @@ pub fn may_happen(index: u32, report: &Report, phase: Phase) {
         Mishap::Fall => unsafe { core::arch::asm!("ud2", options(noreturn)) },
         Mishap::Late => {
             let deadline = Deadline::after_millis(PATIENCE);
-            while report.admission() == Outcome::Pending && !deadline.passed() {
+            while shared.report.admission() == Outcome::Pending && !deadline.passed() {
                 core::hint::spin_loop();
             }
         }

@@ -1,49 +1,8 @@
-//! Steps and breakpoints: what happens if an interrupt comes just before this instruction?
+//! Steps and breakpoints of the CPU this runs on ([`Stepper`](crate::arch::step::Stepper)).
 
-use core::arch::asm;
-use core::cell::Cell;
-
-use x86_64::registers::debug::{DebugAddressRegister, Dr0, Dr7};
-
-use crate::arch::trap::{Frame, Heap};
 use crate::smp::cpu;
 
-/// Bit 8 of RFLAGS: the CPU traps after every instruction (Intel SDM vol. 1, 3.4.3.3).
-const TRAP_FLAG: u64 = 1 << 8;
-
-/// Bit 16 of RFLAGS: the next instruction runs even if there is a breakpoint at it (Intel SDM vol. 3B,
-/// 17.3.1.1).
-const RESUME_FLAG: u64 = 1 << 16;
-
-/// DR7 with the breakpoint of DR0 on, for the instruction at its address, and with none (Intel SDM
-/// vol. 3B, 17.2.4: L0, R/W0 and LEN0; bit 10 is always set).
-const BREAK_AT_DR0: u64 = 1 << 10 | 1;
-const BREAK_NOWHERE: u64 = 1 << 10;
-
 type Handler<'a> = &'a dyn Fn();
-
-/// What a CPU is stepping through.
-pub struct Stepper {
-    /// Traps until the handler's turn. 0: it is past, or there is none.
-    countdown: Cell<u64>,
-    traps: Cell<u64>,
-    handler: Cell<Option<Handler<'static>>>,
-}
-
-// SAFETY: it is part of one CPU's own state and holds a handler only while that CPU is in `run`;
-// so no handler ever gets to another CPU.
-unsafe impl Send for Stepper {}
-
-impl Stepper {
-    /// Stepping through nothing.
-    pub const fn new() -> Self {
-        Self {
-            countdown: Cell::new(0),
-            traps: Cell::new(0),
-            handler: Cell::new(None),
-        }
-    }
-}
 
 /// Runs `work` with a trap after each instruction; the one before instruction `at`, counted from 1,
 /// runs `handler`, and the rest is run without. With 0, there are traps only.
@@ -51,27 +10,7 @@ impl Stepper {
 /// Returns how many traps there were: one for each instruction of `work`, and some before and after
 /// it, always as many.
 pub fn run(at: u64, handler: Handler<'_>, work: Handler<'_>) -> u64 {
-    cpu::with(|here| {
-        let stepper = here.local().stepper();
-        // SAFETY: only the lifetime changes, and the handler is forgotten before this returns.
-        stepper.handler.set(Some(unsafe {
-            core::mem::transmute::<Handler<'_>, Handler<'static>>(handler)
-        }));
-        stepper.traps.set(0);
-        stepper.countdown.set(at);
-        // SAFETY: sets the trap flag by way of the stack; the handler of the trap is there since
-        // the first IDT was, and changes no register.
-        unsafe {
-            asm!("pushfq", "or qword ptr [rsp], {TRAP_FLAG}", "popfq", TRAP_FLAG = const TRAP_FLAG)
-        };
-        work();
-        // SAFETY: as above, the other way round.
-        unsafe {
-            asm!("pushfq", "and qword ptr [rsp], ~{TRAP_FLAG}", "popfq", TRAP_FLAG = const TRAP_FLAG)
-        };
-        stepper.handler.set(None);
-        stepper.traps.get()
-    })
+    cpu::with(|here| here.local().stepper().run(at, handler, work))
 }
 
 /// Runs `work`, and before the instruction at `address`, the first time that this CPU comes there,
@@ -80,39 +19,5 @@ pub fn run(at: u64, handler: Handler<'_>, work: Handler<'_>) -> u64 {
 ///
 /// Returns whether the CPU came there.
 pub fn before(address: u64, handler: Handler<'_>, work: Handler<'_>) -> bool {
-    cpu::with(|here| {
-        let stepper = here.local().stepper();
-        // SAFETY: only the lifetime changes, and the handler is forgotten before this returns.
-        stepper.handler.set(Some(unsafe {
-            core::mem::transmute::<Handler<'_>, Handler<'static>>(handler)
-        }));
-        stepper.traps.set(0);
-        stepper.countdown.set(1);
-        Dr0::write(address);
-        Dr7::write_raw(BREAK_AT_DR0);
-        work();
-        Dr7::write_raw(BREAK_NOWHERE);
-        stepper.handler.set(None);
-        stepper.traps.get() > 0
-    })
-}
-
-/// Takes a debug exception. `None`: nobody is stepping on this CPU.
-pub fn trapped(frame: &mut Frame) -> Option<Heap> {
-    cpu::try_with(|here| {
-        let stepper = here.local().stepper();
-        let handler = stepper.handler.get()?;
-        stepper.traps.set(stepper.traps.get() + 1);
-        if let Some(left) = stepper.countdown.get().checked_sub(1) {
-            stepper.countdown.set(left);
-            if left == 0 {
-                handler();
-                frame.rflags &= !TRAP_FLAG;
-                frame.rflags |= RESUME_FLAG;
-                return Some(Heap::MayBeUsed);
-            }
-        }
-        // A sequence that began anew at each step would never end.
-        Some(Heap::Untouched)
-    })?
+    cpu::with(|here| here.local().stepper().before(address, handler, work))
 }

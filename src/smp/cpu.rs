@@ -19,6 +19,7 @@ use super::lock::{Held, Level, Lock};
 use super::timer::Timer;
 use super::{call, lapic};
 use crate::arch::descriptors::Descriptors;
+use crate::arch::step::Stepper;
 use crate::arch::vectors::Counters;
 use crate::boot::stack::Slot;
 use crate::bringup::home::Home;
@@ -26,7 +27,6 @@ use crate::bringup::roll::Report;
 use crate::mm::frames::Frames;
 use crate::mm::tlb;
 use crate::report::journal::{Journal, Line};
-use crate::selftest::step::Stepper;
 
 /// The part of a block that only its own CPU touches.
 pub struct Local {

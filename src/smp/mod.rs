@@ -7,6 +7,7 @@ pub mod activity;
 pub mod call;
 pub mod cpu;
 pub mod crew;
+pub mod hooks;
 pub mod identity;
 pub mod lapic;
 pub mod lock;

@@ -1,0 +1,40 @@
+//! Hooks: what a room needs of a higher one. All of them stand in this one table, which the BSP registers
+//! first of all.
+//!
+//! None is on a fast path: no allocation, no free, no call and no entry of an interrupt asks here.
+
+use conquer_once::spin::OnceCell;
+use muster_events::Phase;
+
+use super::cpu;
+use crate::boot::stack;
+
+/// The functions of higher rooms that lower ones call.
+pub struct Hooks {
+    /// Called by AP `index` when it has reported that it has reached a phase: the self-test has faults
+    /// happen there.
+    pub ap_reached: fn(index: u32, shared: &cpu::Shared, phase: Phase),
+    /// Reads a word of memory for a fault report; `None` if it can't be read.
+    pub read_word: fn(address: u64) -> Option<u64>,
+    /// Returns what lies at an address, in a word, for a fault report, if that is known.
+    pub name_of: fn(address: u64) -> Option<&'static str>,
+}
+
+/// Before others are registered: nothing happens on the way up, and a fault report reads the boot stack.
+static NONE: Hooks = Hooks {
+    ap_reached: |_, _, _| {},
+    read_word: stack::peek_boot,
+    name_of: |_| None,
+};
+
+static HOOKS: OnceCell<Hooks> = OnceCell::uninit();
+
+/// Registers the table, for good. Called once, on the BSP, before any AP runs.
+pub fn register(hooks: Hooks) {
+    HOOKS.init_once(|| hooks);
+}
+
+/// Returns the table.
+pub fn get() -> &'static Hooks {
+    HOOKS.try_get().unwrap_or(&NONE)
+}
