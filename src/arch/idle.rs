@@ -45,3 +45,11 @@ pub fn resume_at(instruction: u64) -> u64 {
         instruction
     }
 }
+
+/// Stops this CPU for good. An NMI wakes it, and it halts again.
+pub fn halt_for_good() -> ! {
+    loop {
+        x86_64::instructions::interrupts::disable();
+        x86_64::instructions::hlt();
+    }
+}

@@ -5,6 +5,7 @@
 
 pub mod clock;
 pub mod control;
+pub mod debug_console;
 pub mod descriptors;
 pub mod exceptions;
 pub mod idle;

@@ -1,5 +1,4 @@
-//! Where each CPU's stacks lie: a window of equal slots, guard pages between. And stacks that come and
-//! go.
+//! Where each CPU's stacks lie: a window of equal slots, guard pages between.
 //!
 //! A slot, from its lowest address: guard, double-fault stack, guard, NMI stack,
 //! guard, machine-check stack, guard, main stack, guard up to the slot's end.
@@ -13,7 +12,6 @@ use muster_memory::FRAME_SIZE;
 
 use super::window::STACKS;
 use crate::arch::descriptors::InterruptStack;
-use crate::mm::mapping::{Mapping, MappingError};
 
 /// The main stack of each CPU, in bytes.
 const MAIN: u64 = 64 * 1024;
@@ -223,80 +221,6 @@ pub unsafe fn run_on(top: u64, next: extern "C" fn() -> !) -> ! {
             top = in(reg) top,
             next = in(reg) next,
             options(noreturn)
-        );
-    }
-}
-
-/// A stack for some work, with a guard page on both sides, which is unmapped when this is dropped.
-#[derive(Debug)]
-pub struct Stack {
-    memory: Mapping,
-}
-
-impl Stack {
-    /// A stack of at least so many bytes. To be made and dropped where a [`Mapping`] may be.
-    ///
-    /// # Errors
-    ///
-    /// [`MappingError`]; nothing is mapped then.
-    pub fn new(bytes: u64) -> Result<Self, MappingError> {
-        let stack = Self {
-            memory: Mapping::memory(bytes)?,
-        };
-        if let Some(memory) = NonNull::new(stack.memory.start().cast()) {
-            // SAFETY: writable memory of this length, just mapped, in whole pages.
-            unsafe { paint(memory, stack.memory.length()) };
-        }
-        Ok(stack)
-    }
-
-    /// Where it is.
-    pub fn extent(&self) -> Extent {
-        let bottom = self.memory.start().expose_provenance() as u64;
-        Extent {
-            name: "stack of its own",
-            bottom,
-            top: bottom + self.memory.length(),
-        }
-    }
-
-    /// Runs `work` on it, and comes back. Interrupts that come meanwhile use it as well.
-    pub fn run(&mut self, work: impl FnOnce()) {
-        let mut work = Some(work);
-        call_on(self.extent().top, &mut work);
-    }
-
-    /// The most of it that was ever in use, in bytes.
-    pub fn most_used(&self) -> u64 {
-        // SAFETY: it is mapped for as long as this lives.
-        unsafe { self.extent().most_used() }
-    }
-}
-
-/// Takes `work` and runs it on the stack that ends at `top`, which is mapped, the caller's alone, and
-/// in whole pages.
-fn call_on<F: FnOnce()>(top: u64, work: &mut Option<F>) {
-    extern "C" fn enter<F: FnOnce()>(work: &mut Option<F>) {
-        if let Some(work) = work.take() {
-            work();
-        }
-    }
-    let enter: extern "C" fn(&mut Option<F>) = enter;
-    // SAFETY: (1) the stack is as described, and `call` pushes 8 bytes below a multiple of 16, as
-    // the ABI has it; (2) the old stack pointer is kept where `enter` leaves it, in a register that
-    // is the callee's to save, and put back; nothing unwinds (panics end the run); (3) all that a
-    // function may change is given as changed, and the flags are whatever the ABI makes them.
-    unsafe {
-        core::arch::asm!(
-            "mov r12, rsp",
-            "mov rsp, {top}",
-            "call {enter}",
-            "mov rsp, r12",
-            top = in(reg) top,
-            enter = in(reg) enter,
-            in("rdi") work,
-            out("r12") _,
-            clobber_abi("C"),
         );
     }
 }

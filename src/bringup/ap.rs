@@ -6,10 +6,9 @@ use limine::mp;
 use muster_events::Phase;
 
 use super::interrupts;
-use crate::arch::{control, machine_check};
+use crate::arch::{control, idle, machine_check};
 use crate::boot::stack::{self, Slot};
 use crate::mm::shared;
-use crate::report::exit;
 use crate::smp::cpu::{Block, Cpu};
 use crate::smp::{cpu, crew, hooks, lapic, stop};
 
@@ -80,7 +79,7 @@ extern "C" fn run() -> ! {
         here.shared().identity.record(lapic::registered_id);
         // It is not the CPU that it should be: the BSP names it, and the rest goes on without it.
         if here.shared().differences().next().is_some() && report.give_up() {
-            exit::halt();
+            idle::halt_for_good();
         }
         machine_check::start();
         lapic::enable(&[]);
@@ -106,7 +105,7 @@ extern "C" fn run() -> ! {
             "CPU {index} stays out with the tables of all: it may walk those that are given back"
         );
         log::warn!("CPU {index} came after the roll call's deadline and stays out");
-        exit::halt();
+        idle::halt_for_good();
     }
     cpu::with(|here| here.shared().report.tell(index, &here.shared().home));
     crew::serve(index)

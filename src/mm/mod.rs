@@ -10,4 +10,5 @@ pub mod heap;
 pub mod mapping;
 pub mod relief;
 pub mod shared;
+pub mod stack;
 pub mod tlb;

@@ -8,8 +8,8 @@ use muster_events::Verdict;
 use qemu_exit::{QEMUExit, X86};
 use x86_64::instructions::port::Port;
 
-use super::{events, journal, serial};
-use crate::arch::control;
+use super::{events, journal};
+use crate::arch::{control, debug_console, idle};
 
 /// I/O port of QEMU's `isa-debug-exit` device as the runner configures it
 /// (`-device isa-debug-exit,iobase=0xf4,iosize=4`).
@@ -51,10 +51,10 @@ pub fn quit(outcome: Outcome) -> ! {
         let device = unsafe { X86::new(DEBUG_EXIT_PORT, Outcome::Passed as u32) };
         device.exit(outcome as u32 >> 1);
     }
-    if serial::has_debug_console() {
+    if debug_console::is_there() {
         quit_bochs(outcome);
     }
-    halt()
+    idle::halt_for_good()
 }
 
 /// Reports the outcome on the debug console, and has Bochs end; an emulator that has only the console
@@ -63,18 +63,10 @@ fn quit_bochs(outcome: Outcome) {
     let mut status = String::<32>::new();
     // An `i32` fits.
     let _ = writeln!(status, "=== status {}", outcome.status());
-    serial::write_debug_console(status.bytes());
+    debug_console::write(status.bytes());
     for &byte in BOCHS_SHUTDOWN {
         // SAFETY: only an emulator's debug console answers as this machine's did. Where the port is not
         // the one that ends Bochs nothing claims it, and a write has no effect on memory.
         unsafe { Port::new(BOCHS_PORT).write(byte) };
-    }
-}
-
-/// Stops this CPU for good. An NMI wakes it, and it halts again.
-pub fn halt() -> ! {
-    loop {
-        x86_64::instructions::interrupts::disable();
-        x86_64::instructions::hlt();
     }
 }

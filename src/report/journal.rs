@@ -12,7 +12,7 @@ use log::{LevelFilter, Log, Metadata, Record};
 use muster_screen::Colour;
 
 use super::{events, screen, serial};
-use crate::arch::clock;
+use crate::arch::{clock, debug_console};
 use crate::smp::cpu;
 use crate::smp::lock::{Level, Lock};
 
@@ -247,20 +247,20 @@ impl Write for Clipped {
 /// Called when the run is over: a CPU that still holds its journal's lock then
 /// was stopped in the middle of a line, and its journal is left out.
 pub fn dump() {
-    if !serial::has_debug_console() {
+    if !debug_console::is_there() {
         return;
     }
     let mut heading = String::<64>::new();
     let _ = writeln!(heading, "=== cpu 0 (before its block)");
     let early = EARLY.try_lock();
     if let Some(early) = early.filter(|early| early.bytes().next().is_some()) {
-        serial::write_debug_console(heading.bytes().chain(early.bytes()));
+        debug_console::write(heading.bytes().chain(early.bytes()));
     }
     for (index, shared) in cpu::all() {
         if let Some(journal) = shared.journal.try_lock() {
             heading.clear();
             let _ = writeln!(heading, "=== cpu {index} lapic {}", shared.lapic_id);
-            serial::write_debug_console(heading.bytes().chain(journal.bytes()));
+            debug_console::write(heading.bytes().chain(journal.bytes()));
         }
     }
 }

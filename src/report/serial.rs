@@ -7,7 +7,6 @@ use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use uart_16550::backend::PioBackend;
 use uart_16550::{BaudRate, Config, Uart16550};
-use x86_64::instructions::port::{Port, PortReadOnly};
 
 use crate::arch::clock::Deadline;
 use crate::smp::lapic;
@@ -16,9 +15,6 @@ use crate::smp::lock::{self, Level, Lock};
 /// COM1's and COM2's I/O ports on every PC that has them.
 const COM1: u16 = 0x3f8;
 const COM2: u16 = 0x2f8;
-
-/// The port of QEMU's `isa-debugcon` and of Bochs' `port_e9_hack`; a read of it gives the port number back.
-const DEBUG_CONSOLE: u16 = 0xe9;
 
 /// How long a UART may take to accept bytes, in milliseconds. A full FIFO of 16
 /// drains in 1.4 ms at 115200 baud; one that takes this long is not being served.
@@ -222,22 +218,4 @@ fn send(uart: &mut Uart16550<PioBackend>, mut bytes: &[u8]) -> bool {
         }
     }
     true
-}
-
-/// Returns whether an emulator's debug console is there to take the journals.
-pub fn has_debug_console() -> bool {
-    // SAFETY: reading this port has no side effect: the console answers with the
-    // port's number, an empty bus with 0xff.
-    let answer = unsafe { PortReadOnly::<u8>::new(DEBUG_CONSOLE).read() };
-    answer == DEBUG_CONSOLE as u8
-}
-
-/// Writes to the emulator's debug console. Call only if [`has_debug_console`] says so.
-pub fn write_debug_console(bytes: impl Iterator<Item = u8>) {
-    let mut port = Port::<u8>::new(DEBUG_CONSOLE);
-    for byte in bytes {
-        // SAFETY: the port belongs to the debug console (the caller asked), which
-        // takes any byte and touches nothing else.
-        unsafe { port.write(byte) };
-    }
 }

@@ -7,7 +7,7 @@ use muster_events::Phase;
 use muster_percpu::Outcome;
 
 use crate::arch::clock::Deadline;
-use crate::report::exit;
+use crate::arch::idle;
 use crate::smp::cpu;
 
 /// How long an AP that is to be late waits for the roll call's end, in milliseconds.
@@ -33,7 +33,7 @@ pub fn may_happen(index: u32, shared: &cpu::Shared, phase: Phase) {
     }
     match mishap {
         // With interrupts off, as they are until it is at work.
-        Mishap::Die => exit::halt(),
+        Mishap::Die => idle::halt_for_good(),
         // SAFETY: an invalid opcode, which ends in the handler of its exception.
         Mishap::Fall => unsafe { core::arch::asm!("ud2", options(noreturn)) },
         Mishap::Late => {

@@ -14,7 +14,7 @@ use raw_cpuid::CpuId;
 use x86_64::registers::model_specific::Msr;
 
 use crate::arch::control::{self, Features};
-use crate::report::serial;
+use crate::arch::debug_console;
 
 /// The BSP's registers, which all others are compared with. Written before the shared state is published,
 /// which is before any AP is released.
@@ -121,7 +121,7 @@ fn registers() -> impl Iterator<Item = (u32, u64)> {
         .is_some_and(|features| features.has_tsc_adjust_msr());
     // Not in a virtual machine, which may have none of AMD's own registers: there is no memory controller
     // behind them. An emulator that does not say that it is one has a debug console.
-    let is_virtual = control::has_hypervisor() || serial::has_debug_console();
+    let is_virtual = control::has_hypervisor() || debug_console::is_there();
     let is_amd = !is_virtual
         && cpuid
             .get_vendor_info()

@@ -4,8 +4,9 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use super::{cpu, lapic};
 use crate::arch::clock::Deadline;
-use crate::bringup::roll::Phase;
-use crate::report::exit;
+use muster_events::Phase;
+
+use crate::arch::idle;
 
 /// How long the reporter waits for the others, in milliseconds. An NMI is served
 /// within microseconds, unless a virtual CPU is off its host core: on a busy host for
@@ -53,5 +54,5 @@ pub fn stop_if_over() {
 /// Stops this CPU for good, leaving word where it was.
 pub fn stop_here(address: u64) -> ! {
     cpu::try_with(|here| here.shared().end.stop_at(address));
-    exit::halt()
+    idle::halt_for_good()
 }

@@ -13,8 +13,8 @@ use super::Shift;
 use crate::smp::{call, lapic};
 
 use crate::arch::probe::{self, Fault};
-use crate::boot::stack::Stack;
 use crate::mm::mapping::Mapping;
+use crate::mm::stack::Stack;
 
 /// The most pages of a mapping: more than are flushed one by one.
 const MOST_PAGES: usize = 40;
