@@ -17,7 +17,7 @@ use crate::arch::{control, machine_check};
 use crate::boot::image;
 use crate::boot::stack::Place;
 use crate::boot::window::MAPPINGS;
-use crate::smp::activity::Doing;
+use crate::smp::doing::Doing;
 use crate::smp::{cpu, hooks, lapic, stop};
 
 /// Bits of a page fault's error code (Intel SDM vol. 3A, 4.7).

@@ -1,12 +1,8 @@
-//! What each CPU is doing, by its own word: for the monitor, and for fault reports.
+//! What each CPU is doing, by its own word.
 
-use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
-use heapless::String;
 use muster_arguments::Workload;
-
-use super::cpu;
 
 /// In the place of a workload: none.
 const NONE: u8 = u8::MAX;
@@ -67,40 +63,19 @@ impl Activity {
         self.operations.load(Ordering::Relaxed)
     }
 
-    fn is_at_prompt(&self) -> bool {
+    /// Whether it carries calls out.
+    pub fn is_answering(&self) -> bool {
+        self.answering.load(Ordering::Relaxed) > 0
+    }
+
+    /// Whether it takes lines at the monitor's prompt.
+    pub fn is_at_prompt(&self) -> bool {
         self.workload.load(Ordering::Relaxed) == PROMPT
     }
 
-    fn workload(&self) -> Option<Workload> {
+    /// The workload that it is in, if it is in one.
+    pub fn workload(&self) -> Option<Workload> {
         let number = self.workload.load(Ordering::Relaxed);
         Workload::ALL.get(usize::from(number)).copied()
-    }
-}
-
-/// What a CPU is doing, in words.
-pub struct Doing<'a>(pub &'a cpu::Shared);
-
-impl fmt::Display for Doing<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let activity = &self.0.activity;
-        let own = if activity.answering.load(Ordering::Relaxed) > 0 {
-            "answering a call"
-        } else if activity.is_at_prompt() {
-            // Asleep or not: it naps between keys.
-            "at its prompt"
-        } else if self.0.sleep.is_asleep() {
-            "asleep"
-        } else {
-            "at work"
-        };
-        match activity.workload() {
-            Some(workload) => {
-                // Each of the words is shorter than half of this.
-                let mut words = String::<64>::new();
-                write!(words, "{own}, in {}", workload.name())?;
-                f.pad(&words)
-            }
-            None => f.pad(own),
-        }
     }
 }

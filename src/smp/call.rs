@@ -18,7 +18,6 @@
 //! A CPU that is out of work halts, and the interrupt wakes it. Nothing on the way allocates.
 
 use core::fmt;
-use core::sync::atomic::{AtomicU64, Ordering};
 
 use conquer_once::spin::OnceCell;
 use muster_percpu::Exchange;
@@ -122,32 +121,6 @@ impl fmt::Display for CallError {
                 muster_percpu::DEPTH
             ),
         }
-    }
-}
-
-/// How many calls one CPU has sent, one for each target, and how many it has carried out.
-pub struct Counters {
-    sent: AtomicU64,
-    served: AtomicU64,
-}
-
-impl Counters {
-    /// None yet.
-    pub const fn new() -> Self {
-        Self {
-            sent: AtomicU64::new(0),
-            served: AtomicU64::new(0),
-        }
-    }
-
-    /// Calls to others, one for each target.
-    pub fn sent(&self) -> u64 {
-        self.sent.load(Ordering::Relaxed)
-    }
-
-    /// Calls from others that were carried out.
-    pub fn served(&self) -> u64 {
-        self.served.load(Ordering::Relaxed)
     }
 }
 
@@ -264,7 +237,7 @@ fn begin_using(
             sent += 1;
         }
     }
-    cpu::with(|here| here.shared().calls.sent.fetch_add(sent, Ordering::Relaxed));
+    cpu::with(|here| here.shared().calls.count_sent(sent));
     if targets.contain(own, own) {
         interrupts::without_interrupts(|| work(own));
     }
@@ -367,9 +340,7 @@ fn serve_using(uses: Uses) {
             for _ in 0..most {
                 let served = exchange.serve(own as usize, |work| {
                     here.shared().activity.answer(|| work(own));
-                    let served = &here.shared().calls.served;
-                    // Not in one step with another call within this one, but with interrupts off.
-                    served.store(served.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+                    here.shared().calls.count_served();
                 });
                 if !served {
                     break;

@@ -14,10 +14,11 @@ use x86_64::VirtAddr;
 use x86_64::registers::model_specific::GsBase;
 
 use super::activity::Activity;
+use super::counters::{CallCounters, TlbCounters};
 use super::identity::Identity;
+use super::lapic;
 use super::lock::{Held, Level, Lock};
 use super::timer::Timer;
-use super::{call, lapic};
 use crate::arch::descriptors::Descriptors;
 use crate::arch::step::Stepper;
 use crate::arch::vectors::Counters;
@@ -25,7 +26,6 @@ use crate::boot::stack::Slot;
 use crate::bringup::home::Home;
 use crate::bringup::roll::Report;
 use crate::mm::frames::Frames;
-use crate::mm::tlb;
 use crate::report::journal::{Journal, Line};
 
 /// The part of a block that only its own CPU touches.
@@ -138,9 +138,9 @@ pub struct Shared {
     /// Whether it sleeps, and is spared shootdowns, on a line that others write only then.
     pub sleep: CachePadded<Sleep>,
     /// What it has done about TLBs, on a line that no one else writes.
-    pub tlb: CachePadded<tlb::Counters>,
+    pub tlb: CachePadded<TlbCounters>,
     /// The calls it has sent and carried out, on a line that no one else writes.
-    pub calls: CachePadded<call::Counters>,
+    pub calls: CachePadded<CallCounters>,
     /// The interrupts it has taken, on a line that no one else writes.
     pub interrupts: CachePadded<Counters>,
 }
@@ -162,8 +162,8 @@ impl Shared {
             },
             activity: CachePadded::new(Activity::new()),
             sleep: CachePadded::new(Sleep::new()),
-            tlb: CachePadded::new(tlb::Counters::new()),
-            calls: CachePadded::new(call::Counters::new()),
+            tlb: CachePadded::new(TlbCounters::new()),
+            calls: CachePadded::new(CallCounters::new()),
             interrupts: CachePadded::new(Counters::new()),
         }
     }

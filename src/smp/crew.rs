@@ -5,10 +5,9 @@ use conquer_once::spin::OnceCell;
 use muster_percpu::{Board, Line, Outcome};
 use x86_64::instructions::interrupts;
 
-use super::{call, cpu, lapic};
+use super::{call, cpu, lapic, sleep};
 use crate::arch::clock::Deadline;
 use crate::arch::idle;
-use crate::mm::tlb;
 
 /// An order: called with the number of the CPU among those at work, 0 first.
 type Order<'a> = dyn Fn(usize) + Sync + 'a;
@@ -128,9 +127,9 @@ fn give(
 /// without an interrupt: the caller looks for itself what there is to do.
 pub fn nap() {
     interrupts::disable();
-    tlb::fall_asleep();
+    sleep::fall_asleep();
     idle::enable_and_halt();
-    tlb::wake_up();
+    sleep::wake_up();
 }
 
 /// The life of AP `index` after it came online: carries out orders as they are given,

@@ -5,11 +5,14 @@
 
 pub mod activity;
 pub mod call;
+pub mod counters;
 pub mod cpu;
 pub mod crew;
+pub mod doing;
 pub mod hooks;
 pub mod identity;
 pub mod lapic;
 pub mod lock;
+pub mod sleep;
 pub mod stop;
 pub mod timer;

@@ -16,8 +16,8 @@ use crate::bringup::account::{Account, AccountError, Signed};
 use crate::mm::{heap, shared};
 use crate::report::{journal, serial};
 use crate::selftest::measure;
-use crate::smp::activity::Doing;
 use crate::smp::call::{self, Targets};
+use crate::smp::doing::Doing;
 use crate::smp::lock::{Level, Lock};
 use crate::smp::{cpu, crew};
 

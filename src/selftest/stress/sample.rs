@@ -8,8 +8,8 @@ use crate::arch::clock::Deadline;
 use crate::boot::stack::Slot;
 use crate::mm::{heap, shared};
 use crate::report::{events, journal};
-use crate::smp::activity::Doing;
 use crate::smp::crew;
+use crate::smp::doing::Doing;
 use crate::smp::lock::{Level, Lock};
 
 /// From one sample to the next, in milliseconds: not less, however long it takes to tell it.

@@ -1,0 +1,87 @@
+//! What each CPU counts of its own, for the account.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+/// How many calls one CPU has sent, one for each target, and how many it has carried out.
+pub struct CallCounters {
+    sent: AtomicU64,
+    served: AtomicU64,
+}
+
+impl CallCounters {
+    /// None yet.
+    pub const fn new() -> Self {
+        Self {
+            sent: AtomicU64::new(0),
+            served: AtomicU64::new(0),
+        }
+    }
+
+    /// Calls to others, one for each target.
+    pub fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
+    }
+
+    /// Calls from others that were carried out.
+    pub fn served(&self) -> u64 {
+        self.served.load(Ordering::Relaxed)
+    }
+
+    /// Counts calls to others.
+    pub fn count_sent(&self, targets: u64) {
+        // In one step: a handler on this CPU may call in between. Statistics, so nothing is ordered by it.
+        self.sent.fetch_add(targets, Ordering::Relaxed);
+    }
+
+    /// Counts a call from another CPU, with interrupts off.
+    pub fn count_served(&self) {
+        // Not in one step with another call within this one, but with interrupts off.
+        self.served.store(self.served() + 1, Ordering::Relaxed);
+    }
+}
+
+/// What one CPU has done about TLBs. It alone counts, all may read.
+pub struct TlbCounters {
+    flushes: AtomicU64,
+    shootdowns: AtomicU64,
+    spared: AtomicU64,
+}
+
+impl TlbCounters {
+    /// Nothing yet.
+    pub const fn new() -> Self {
+        Self {
+            flushes: AtomicU64::new(0),
+            shootdowns: AtomicU64::new(0),
+            spared: AtomicU64::new(0),
+        }
+    }
+
+    /// Flushes of its own TLB, for itself and for others.
+    pub fn flushes(&self) -> u64 {
+        self.flushes.load(Ordering::Relaxed)
+    }
+
+    /// Shootdowns it began.
+    pub fn shootdowns(&self) -> u64 {
+        self.shootdowns.load(Ordering::Relaxed)
+    }
+
+    /// CPUs that it did not wake for one.
+    pub fn spared(&self) -> u64 {
+        self.spared.load(Ordering::Relaxed)
+    }
+
+    /// Counts a flush of its own TLB.
+    pub fn count_flush(&self) {
+        // In one step: a handler on this CPU may flush in between. Statistics, so nothing is ordered by it.
+        self.flushes.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts a shootdown, and the CPUs that it did not wake.
+    pub fn count_shootdown(&self, spared: u64) {
+        // As for a flush.
+        self.shootdowns.fetch_add(1, Ordering::Relaxed);
+        self.spared.fetch_add(spared, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,35 @@
+//! What a CPU is doing, in words: for the monitor, and for fault reports.
+
+use core::fmt::{self, Write};
+
+use heapless::String;
+
+use super::cpu;
+
+/// What a CPU is doing, in words.
+pub struct Doing<'a>(pub &'a cpu::Shared);
+
+impl fmt::Display for Doing<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let activity = &self.0.activity;
+        let own = if activity.is_answering() {
+            "answering a call"
+        } else if activity.is_at_prompt() {
+            // Asleep or not: it naps between keys.
+            "at its prompt"
+        } else if self.0.sleep.is_asleep() {
+            "asleep"
+        } else {
+            "at work"
+        };
+        match activity.workload() {
+            Some(workload) => {
+                // Each of the words is shorter than half of this.
+                let mut words = String::<64>::new();
+                write!(words, "{own}, in {}", workload.name())?;
+                f.pad(&words)
+            }
+            None => f.pad(own),
+        }
+    }
+}
