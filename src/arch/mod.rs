@@ -3,6 +3,7 @@
 //!
 //! The lowest room: it imports no other one.
 
+pub mod apic;
 pub mod clock;
 pub mod control;
 pub mod debug_console;
@@ -13,5 +14,6 @@ pub mod machine_check;
 pub mod pic;
 pub mod probe;
 pub mod step;
+pub mod timer;
 pub mod trap;
 pub mod vectors;

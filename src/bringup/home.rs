@@ -10,6 +10,7 @@ use muster_machine::identity::Difference;
 use muster_percpu::Register;
 use x86_64::instructions::tables::{sgdt, sidt};
 
+use crate::arch::apic::ENTRY_COUNT;
 use crate::arch::control::{self, Features, Registers};
 use crate::boot::stack::Slot;
 use crate::mm::shared;
@@ -31,7 +32,7 @@ pub struct Home {
     wanted: [AtomicU64; Registers::COUNT],
     /// The entries of the local vector table, in their order: as they are in the upper half, and as
     /// they were set in the lower one.
-    entries: [AtomicU64; lapic::ENTRY_COUNT],
+    entries: [AtomicU64; ENTRY_COUNT],
 }
 
 impl Home {
@@ -45,7 +46,7 @@ impl Home {
             stack: AtomicU64::new(0),
             found: [const { AtomicU64::new(0) }; Registers::COUNT],
             wanted: [const { AtomicU64::new(0) }; Registers::COUNT],
-            entries: [const { AtomicU64::new(0) }; lapic::ENTRY_COUNT],
+            entries: [const { AtomicU64::new(0) }; ENTRY_COUNT],
         }
     }
 

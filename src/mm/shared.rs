@@ -24,6 +24,7 @@ use nodit::interval::ie;
 use nodit::{Interval, NoditSet};
 
 use super::{famine, frames, heap, mapping};
+use crate::arch::apic;
 use crate::arch::control::{self, Features};
 use crate::boot::bytes::Bytes;
 use crate::boot::limine::Boot;
@@ -32,8 +33,8 @@ use crate::boot::window::{self, HEAP, MAPPINGS};
 use crate::boot::{addresses, image};
 use crate::report::events;
 use crate::smp::cpu::{self, Block};
+use crate::smp::identity;
 use crate::smp::lock::{Level, Lock};
-use crate::smp::{identity, lapic};
 
 /// By how much the heap grows at least, in bytes: one large page.
 const HEAP_STEP: u64 = 2 * 1024 * 1024;
@@ -261,18 +262,6 @@ pub fn get() -> &'static Shared {
     }
 }
 
-/// Returns whether this CPU runs on the published tables, or on those for bring-up: both have all that
-/// is mapped for good.
-pub fn is_loaded() -> bool {
-    SHARED.try_get().is_ok_and(|shared| {
-        let bring_up = shared.bring_up.map(|partial| partial.root);
-        let roots = [Some(shared.root), bring_up].into_iter().flatten();
-        roots
-            .map(Frame::start)
-            .any(|root| root == control::loaded_tables())
-    })
-}
-
 /// Publishes the state, for good (Release; [`get`] is the Acquire).
 pub fn publish(shared: Shared) {
     SHARED.init_once(|| shared);
@@ -354,7 +343,7 @@ impl Shared {
                 largest: PageSize::Size2MiB,
             })?;
         }
-        if let Some(phys) = lapic::physical_base() {
+        if let Some(phys) = apic::physical_base() {
             plan.add(Region {
                 name: "local APIC",
                 virt: window::DEVICES.start,
@@ -442,10 +431,15 @@ impl Shared {
         // are never freed: what is unmapped later lies in a window of its own, which the
         // second root lacks.
         unsafe { control::load_tables(root.start()) };
-        if lapic::physical_base().is_some() {
-            // SAFETY: the plan maps the page there, uncached, in these tables, which every
-            // CPU loads before it sends or takes an interrupt.
-            unsafe { lapic::mapped_at(window::DEVICES.start) };
+        if apic::physical_base().is_some() {
+            let roots = [
+                self.root,
+                self.bring_up.map_or(self.root, |partial| partial.root),
+            ];
+            let roots = roots.map(Frame::start);
+            // SAFETY: the plan maps the page there, uncached and for good, in the tables of all and in
+            // those for bring-up, which have all that is mapped for good.
+            unsafe { apic::mapped_at(window::DEVICES.start, roots) };
         }
     }
 

@@ -16,11 +16,11 @@ use x86_64::registers::model_specific::GsBase;
 use super::activity::Activity;
 use super::counters::{CallCounters, TlbCounters};
 use super::identity::Identity;
-use super::lapic;
 use super::lock::{Held, Level, Lock};
-use super::timer::Timer;
+use crate::arch::apic;
 use crate::arch::descriptors::Descriptors;
 use crate::arch::step::Stepper;
+use crate::arch::timer::Timer;
 use crate::arch::vectors::Counters;
 use crate::boot::stack::Slot;
 use crate::bringup::home::Home;
@@ -35,7 +35,7 @@ pub struct Local {
     stepper: Stepper,
     timer: Timer,
     held: Held,
-    lapic: lapic::Mode,
+    lapic: apic::Mode,
 }
 
 impl Local {
@@ -62,7 +62,7 @@ impl Local {
 
     /// How this CPU reaches the registers of its local APIC.
     #[inline]
-    pub fn lapic(&self) -> &lapic::Mode {
+    pub fn lapic(&self) -> &apic::Mode {
         &self.lapic
     }
 
@@ -110,7 +110,7 @@ pub unsafe fn create(index: u32, lapic_id: u32, memory: NonNull<u8>) -> &'static
                 stepper: Stepper::new(),
                 timer: Timer::new(),
                 held: Held::new(),
-                lapic: lapic::Mode::new(),
+                lapic: apic::Mode::new(),
             };
             (local, Shared::new(lapic_id, cache))
         })

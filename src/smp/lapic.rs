@@ -1,43 +1,22 @@
 //! The local APIC: interrupts from one CPU to another, and each CPU's timer. It stays in the mode that
 //! firmware and loader brought it to: both are served alike.
 
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, Ordering};
 
 use muster_machine::acpi::NmiLine;
 use muster_machine::lapic::{
-    BASE_ENABLED, BASE_IS_BSP, BASE_X2APIC, Command, DIVIDE_BY_1, Errors, IA32_TSC_DEADLINE,
-    LVT_ACTIVE_LOW, LVT_DELIVERY, LVT_MASKED, LVT_NMI, LVT_SETTINGS, LVT_SMI, LVT_TSC_DEADLINE,
-    Register, SOFTWARE_ENABLE, has_entry, in_service, is_pending, xapic_id,
+    BASE_IS_BSP, Command, DIVIDE_BY_1, Errors, IA32_TSC_DEADLINE, LVT_ACTIVE_LOW, LVT_DELIVERY,
+    LVT_MASKED, LVT_NMI, LVT_SETTINGS, LVT_SMI, LVT_TSC_DEADLINE, Register, SOFTWARE_ENABLE,
+    has_entry, in_service, is_pending, xapic_id,
 };
 use raw_cpuid::CpuId;
 use x86_64::instructions::interrupts;
 use x86_64::registers::model_specific::{ApicBase, Msr};
 
 use super::cpu;
+use crate::arch::apic::{ENTRY_COUNT, Registers};
 use crate::arch::clock::Deadline;
 use crate::arch::vectors::{ERROR_VECTOR, SPURIOUS_VECTOR, TIMER_VECTOR, WAKE_VECTOR};
-use crate::mm::shared;
-
-/// Where the xAPIC's registers are mapped; 0 until they are.
-static REGISTERS: AtomicU64 = AtomicU64::new(0);
-
-/// Physical address of the xAPIC's page, or `None` in x2APIC mode, which needs none, and where this CPU's
-/// local APIC is switched off.
-pub fn physical_base() -> Option<u64> {
-    let (frame, flags) = ApicBase::read_raw();
-    let is_xapic = flags & (BASE_ENABLED | BASE_X2APIC) == BASE_ENABLED;
-    is_xapic.then(|| frame.start_address().as_u64())
-}
-
-/// Tells where the xAPIC's page is mapped, once it is.
-///
-/// # Safety
-///
-/// The page is mapped there, uncached, in the tables of every CPU that uses this
-/// module from now on.
-pub unsafe fn mapped_at(virtual_: u64) {
-    REGISTERS.store(virtual_, Ordering::Release);
-}
 
 /// The LAPIC id of the CPU this runs on, from CPUID: it needs no mapping and
 /// so works at any time.
@@ -58,11 +37,11 @@ pub fn own_id() -> u32 {
 /// Returns the id in this CPU's local APIC, by which interrupts find it. `None`: there is none, or it can't
 /// be reached yet.
 pub fn registered_id() -> Option<u32> {
-    let registers = Registers::get()?;
+    let registers = registers()?;
     let id = registers.read(Register::Id);
-    Some(match registers {
-        Registers::X2Apic => id,
-        Registers::XApic(_) => xapic_id(id),
+    Some(match registers.are_msrs() {
+        true => id,
+        false => xapic_id(id),
     })
 }
 
@@ -77,9 +56,6 @@ const ENTRIES: [(Register, &str); ENTRY_COUNT] = [
     (Register::LvtThermal, "temperature"),
     (Register::LvtCorrected, "corrected machine checks"),
 ];
-
-/// How many entries there are at most.
-pub const ENTRY_COUNT: usize = 7;
 
 /// What the BSP's two lines are set to: the MADT says at which NMIs arrive.
 static LINES: [AtomicU32; 2] = [const { AtomicU32::new(LVT_MASKED) }; 2];
@@ -104,7 +80,7 @@ impl Entry {
     /// Reads the entries of this CPU, but for the timer's; an older local APIC does not have the last
     /// ones. None where there is no local APIC.
     pub fn all() -> impl Iterator<Item = Self> {
-        let registers = Registers::get();
+        let registers = registers();
         let there = registers.into_iter().flat_map(|registers| {
             let version = registers.read(Register::Version);
             ENTRIES
@@ -143,12 +119,12 @@ fn wanted(register: Register, found: u32) -> u32 {
 
 /// Logs the mode of this CPU's APIC.
 pub fn log_mode() {
-    if let Some(registers) = Registers::get() {
+    if let Some(registers) = registers() {
         log::debug!(
             "local APIC in {} mode",
-            match registers {
-                Registers::X2Apic => "x2APIC",
-                Registers::XApic(_) => "xAPIC",
+            match registers.are_msrs() {
+                true => "x2APIC",
+                false => "xAPIC",
             }
         );
     }
@@ -174,27 +150,36 @@ pub fn enable(nmi_lines: &[NmiLine]) {
         }
     }
     // First: while the APIC is off it keeps every entry masked (Intel SDM vol. 3A, 11.4.7.2).
-    registers.write(
+    write(
+        registers,
         Register::Spurious,
         SOFTWARE_ENABLE | u32::from(SPURIOUS_VECTOR),
     );
-    registers.write(Register::TaskPriority, 0);
-    registers.write(Register::LvtTimer, LVT_MASKED | u32::from(TIMER_VECTOR));
+    write(registers, Register::TaskPriority, 0);
+    write(
+        registers,
+        Register::LvtTimer,
+        LVT_MASKED | u32::from(TIMER_VECTOR),
+    );
     // What happened in the loader's time is no error of this kernel's.
     take_errors();
     let version = registers.read(Register::Version);
     for (register, _) in ENTRIES {
         if has_entry(version, register) {
-            registers.write(register, wanted(register, registers.read(register)));
+            write(
+                registers,
+                register,
+                wanted(register, registers.read(register)),
+            );
         }
     }
 }
 
 /// Takes note of the errors of this CPU's APIC, which begins anew.
 pub fn take_errors() -> Errors {
-    Errors(Registers::get().map_or(0, |registers| {
+    Errors(registers().map_or(0, |registers| {
         // The register shows what there was up to the last write (Intel SDM vol. 3A, 11.5.3).
-        registers.write(Register::ErrorStatus, 0);
+        write(registers, Register::ErrorStatus, 0);
         registers.read(Register::ErrorStatus)
     }))
 }
@@ -210,33 +195,38 @@ pub enum Fires {
 
 /// Starts this CPU's countdown from `count`. `None`: there is no APIC.
 pub fn arm_counter(count: u32, fires: Fires) -> Option<()> {
-    let registers = Registers::get()?;
+    let registers = registers()?;
     let masked = match fires {
         Fires::Once => 0,
         Fires::Never => LVT_MASKED,
     };
-    registers.write(Register::Divide, DIVIDE_BY_1);
-    registers.write(Register::LvtTimer, masked | u32::from(TIMER_VECTOR));
-    registers.write(Register::InitialCount, count);
+    write(registers, Register::Divide, DIVIDE_BY_1);
+    write(
+        registers,
+        Register::LvtTimer,
+        masked | u32::from(TIMER_VECTOR),
+    );
+    write(registers, Register::InitialCount, count);
     Some(())
 }
 
 /// Where this CPU's countdown is. `None`: there is no APIC.
 pub fn counter() -> Option<u32> {
-    Some(Registers::get()?.read(Register::CurrentCount))
+    Some(registers()?.read(Register::CurrentCount))
 }
 
 /// What this CPU's APIC says of its version. `None`: there is none.
 pub fn version() -> Option<u32> {
-    Some(Registers::get()?.read(Register::Version))
+    Some(registers()?.read(Register::Version))
 }
 
 /// Lets this CPU's timer fire once the TSC has reached `stamp`. Call only where CPUID has it.
 pub fn arm_deadline(stamp: u64) {
-    let Some(registers) = Registers::get() else {
+    let Some(registers) = registers() else {
         return;
     };
-    registers.write(
+    write(
+        registers,
         Register::LvtTimer,
         LVT_TSC_DEADLINE | u32::from(TIMER_VECTOR),
     );
@@ -251,23 +241,27 @@ pub fn arm_deadline(stamp: u64) {
 
 /// Switches this CPU's timer off. An interrupt that is on its way still comes.
 pub fn disarm() {
-    if let Some(registers) = Registers::get() {
-        registers.write(Register::LvtTimer, LVT_MASKED | u32::from(TIMER_VECTOR));
-        registers.write(Register::InitialCount, 0);
+    if let Some(registers) = registers() {
+        write(
+            registers,
+            Register::LvtTimer,
+            LVT_MASKED | u32::from(TIMER_VECTOR),
+        );
+        write(registers, Register::InitialCount, 0);
     }
 }
 
 /// Returns whether this CPU's APIC has an interrupt of this vector in service.
 pub fn is_in_service(vector: u8) -> bool {
     let (register, bit) = in_service(vector);
-    Registers::get()
+    registers()
         .is_some_and(|registers| registers.read_nth(Register::InService, register) & bit != 0)
 }
 
 /// Ends the interrupt in service on this CPU.
 pub fn end_of_interrupt() {
-    if let Some(registers) = Registers::get() {
-        registers.write(Register::Eoi, 0);
+    if let Some(registers) = registers() {
+        write(registers, Register::Eoi, 0);
     }
 }
 
@@ -292,10 +286,10 @@ pub fn ring(lapic_id: u32) -> bool {
 }
 
 fn send(lapic_id: u32, command: Command) -> bool {
-    let Some(registers) = Registers::get() else {
+    let Some(registers) = registers() else {
         return false;
     };
-    if let Registers::X2Apic = registers {
+    if registers.are_msrs() {
         // SAFETY: the MSR exists in x2APIC mode. The interrupt is an NMI or of some vector, and every
         // CPU that is ever named here has handlers for all of them (`stop` and `crew` see to it). The fences: this write, unlike one to the
         // xAPIC's page, does not wait for earlier stores (Intel SDM vol. 3A,
@@ -321,109 +315,24 @@ fn send(lapic_id: u32, command: Command) -> bool {
     // So that no handler writes the high half in between.
     interrupts::without_interrupts(|| {
         sent() && {
-            registers.write(Register::IcrHigh, high);
-            registers.write(Register::IcrLow, low);
+            write(registers, Register::IcrHigh, high);
+            write(registers, Register::IcrLow, low);
             sent()
         }
     })
 }
 
-/// Where this CPU's APIC registers are.
-#[derive(Debug, Clone, Copy)]
-enum Registers {
-    /// In MSRs.
-    X2Apic,
-    /// In a page, mapped at this address.
-    XApic(usize),
+/// How this CPU reaches the registers of its local APIC. `None` where the page is not mapped: before it is at all, and on an AP that
+/// still runs on the loader's tables.
+fn registers() -> Option<Registers> {
+    cpu::try_with(|here| here.local().lapic().registers())
+        .flatten()
+        .or_else(Registers::find)
 }
 
-/// How one CPU reaches the registers of its local APIC, once it has switched it on: IA32_APIC_BASE says
-/// so, but to read it is an exit to the hypervisor in a virtual machine, and interrupts are ended often.
-pub struct Mode(AtomicU64);
-
-impl Mode {
-    /// Not known yet.
-    const UNKNOWN: u64 = 0;
-    /// In MSRs. Any other number is the address of the page.
-    const X2APIC: u64 = 1;
-
-    /// Not known yet.
-    pub const fn new() -> Self {
-        Self(AtomicU64::new(Self::UNKNOWN))
-    }
-
-    /// Notes it. Called by its own CPU, on the kernel's tables, which it never leaves, nor its mode.
-    fn note(&self, registers: Registers) {
-        let mode = match registers {
-            Registers::X2Apic => Self::X2APIC,
-            Registers::XApic(base) => base as u64,
-        };
-        // Relaxed: only this CPU reads it, an NMI in between as it was or as it is.
-        self.0.store(mode, Ordering::Relaxed);
-    }
-
-    fn registers(&self) -> Option<Registers> {
-        match self.0.load(Ordering::Relaxed) {
-            Self::UNKNOWN => None,
-            Self::X2APIC => Some(Registers::X2Apic),
-            base => Some(Registers::XApic(base as usize)),
-        }
-    }
-}
-
-impl Registers {
-    /// `None` where the page is not mapped: before it is at all, and on an AP that
-    /// still runs on the loader's tables.
-    fn get() -> Option<Self> {
-        cpu::try_with(|here| here.local().lapic().registers())
-            .flatten()
-            .or_else(Self::find)
-    }
-
-    /// The same, as the CPU itself says.
-    fn find() -> Option<Self> {
-        match ApicBase::read_raw().1 & (BASE_ENABLED | BASE_X2APIC) {
-            BASE_ENABLED => {}
-            0 | BASE_X2APIC => return None,
-            _ => return Some(Self::X2Apic),
-        }
-        Some(REGISTERS.load(Ordering::Acquire))
-            .filter(|&base| base != 0 && shared::is_loaded())
-            .map(|base| Self::XApic(base as usize))
-    }
-
-    fn write(self, register: Register, value: u32) {
-        match self {
-            // SAFETY: the mode was read from this CPU, so the MSR exists; the registers
-            // written here have no effect on memory of their own.
-            Self::X2Apic => unsafe {
-                Msr::new(register.msr()).write(u64::from(value));
-            },
-            // SAFETY: `mapped_at` was given the page's address in the kernel's tables,
-            // mapped uncached and never unmapped; the register is 32-bit, aligned,
-            // within the page, and this CPU's own.
-            Self::XApic(base) => unsafe {
-                core::ptr::with_exposed_provenance_mut::<u32>(base + register.offset() as usize)
-                    .write_volatile(value);
-            },
-        }
-    }
-
-    fn read(self, register: Register) -> u32 {
-        self.read_nth(register, 0)
-    }
-
-    /// Reads the register that follows on `register` after so many: of eight for vectors at most.
-    fn read_nth(self, register: Register, number: u32) -> u32 {
-        match self {
-            // SAFETY: as for `write`; reading has no side effect. The registers of vectors are next to
-            // one another.
-            Self::X2Apic => unsafe { Msr::new(register.msr() + number).read() as u32 },
-            // SAFETY: as for `write`; and 16 bytes apart.
-            Self::XApic(base) => unsafe {
-                let offset = register.offset() as usize + 16 * number as usize;
-                core::ptr::with_exposed_provenance::<u32>(base + offset).read_volatile()
-            },
-        }
-    }
+/// Writes a register of this CPU's local APIC.
+fn write(registers: Registers, register: Register, value: u32) {
+    // SAFETY: this module sends and asks for nothing but NMIs and interrupts of vectors, each of which has
+    // a handler on every CPU that is ever named here (`stop` and `crew` see to it).
+    unsafe { registers.write(register, value) };
 }

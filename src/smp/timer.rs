@@ -5,7 +5,6 @@
 //! handler is done: a handler that takes longer than the period slows the timer down, and never
 //! keeps the CPU from what it interrupted.
 
-use core::cell::Cell;
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -15,6 +14,7 @@ use x86_64::instructions::interrupts;
 
 use super::{cpu, lapic};
 use crate::arch::clock::{self, Deadline};
+use crate::arch::timer::Timer;
 
 /// How long one measurement of the counter takes, in microseconds, and how many there are. Of
 /// several, the median: a virtual CPU may lose its host core in the middle of one.
@@ -102,37 +102,17 @@ fn reading() -> Option<(u32, u64)> {
 
 type Handler<'a> = &'a dyn Fn();
 
-/// What one CPU's timer is used for.
-pub struct Timer {
-    handler: Cell<Option<Handler<'static>>>,
-    /// In ticks of the TSC.
-    period: Cell<u64>,
-}
-
-// SAFETY: it is part of one CPU's own state and holds a handler only while that CPU is in `every`;
-// so no handler ever gets to another CPU.
-unsafe impl Send for Timer {}
-
-impl Timer {
-    /// Not used.
-    pub const fn new() -> Self {
-        Self {
-            handler: Cell::new(None),
-            period: Cell::new(0),
-        }
-    }
-
-    fn set(&self) {
-        let ticks = self.period.get();
-        match RATE.load(Ordering::Relaxed) {
-            NO_TIMER => {}
-            BY_DEADLINE => lapic::arm_deadline(clock::ticks().saturating_add(ticks)),
-            rate => {
-                let counts = (u128::from(ticks) * u128::from(rate)) >> 32;
-                let counts = u32::try_from(counts).unwrap_or(u32::MAX).max(1);
-                // There is an APIC: it was calibrated.
-                let _ = lapic::arm_counter(counts, lapic::Fires::Once);
-            }
+/// Sets this CPU's timer for the next interrupt.
+fn arm(timer: &Timer) {
+    let ticks = timer.period();
+    match RATE.load(Ordering::Relaxed) {
+        NO_TIMER => {}
+        BY_DEADLINE => lapic::arm_deadline(clock::ticks().saturating_add(ticks)),
+        rate => {
+            let counts = (u128::from(ticks) * u128::from(rate)) >> 32;
+            let counts = u32::try_from(counts).unwrap_or(u32::MAX).max(1);
+            // There is an APIC: it was calibrated.
+            let _ = lapic::arm_counter(counts, lapic::Fires::Once);
         }
     }
 }
@@ -147,19 +127,18 @@ impl Timer {
 pub fn every(micros: u64, handler: Handler<'_>, work: impl FnOnce()) {
     cpu::with(|here| {
         let timer = here.local().timer();
-        assert!(timer.handler.get().is_none(), "the timer is in use");
+        assert!(timer.handler().is_none(), "the timer is in use");
         // SAFETY: only the lifetime changes, and the handler is forgotten before this returns;
         // `work` can't unwind (panics end the run).
         let handler = unsafe { core::mem::transmute::<Handler<'_>, Handler<'static>>(handler) };
         // A last interrupt of the timer's last use may still come: it is to find all or nothing.
         interrupts::without_interrupts(|| {
-            timer.period.set(clock::from_micros(micros));
-            timer.handler.set(Some(handler));
-            timer.set();
+            timer.lend(handler, clock::from_micros(micros));
+            arm(timer);
         });
         work();
         interrupts::without_interrupts(|| {
-            timer.handler.set(None);
+            timer.take_back();
             lapic::disarm();
         });
     });
@@ -170,9 +149,9 @@ pub fn fired() {
     cpu::try_with(|here| {
         let timer = here.local().timer();
         // None: it was on its way when the timer was switched off.
-        if let Some(handler) = timer.handler.get() {
+        if let Some(handler) = timer.handler() {
             handler();
-            timer.set();
+            arm(timer);
         }
     });
 }

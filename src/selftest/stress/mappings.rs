@@ -10,6 +10,7 @@ use muster_machine::lapic::Register;
 use muster_memory::{Access, Cache, FRAME_SIZE, PhysRange};
 
 use super::Shift;
+use crate::arch::apic;
 use crate::smp::{call, lapic};
 
 use crate::arch::probe::{self, Fault};
@@ -213,11 +214,11 @@ fn on_a_stack(shift: &mut Shift<'_>) -> bool {
 
 /// A device's registers, uncached: those of this CPU's own APIC, where they are in memory.
 fn of_a_device(shift: &mut Shift<'_>) -> bool {
-    let Some(range) = lapic::physical_base().and_then(|start| PhysRange::new(start, FRAME_SIZE))
+    let Some(range) = apic::physical_base().and_then(|start| PhysRange::new(start, FRAME_SIZE))
     else {
         return true;
     };
-    // SAFETY: they are there (`lapic::physical_base`), and uncached memory is read only when asked for.
+    // SAFETY: they are there (`apic::physical_base`), and uncached memory is read only when asked for.
     let registers = unsafe { Mapping::physical(range, Access::ReadOnly, Cache::Uncached) };
     let Ok(registers) = registers else {
         shift.tally.refused += 1;

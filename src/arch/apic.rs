@@ -1,0 +1,156 @@
+//! How a CPU reaches the registers of its local APIC, in whichever mode it is.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use muster_machine::lapic::{BASE_ENABLED, BASE_X2APIC, Register};
+use x86_64::registers::model_specific::{ApicBase, Msr};
+
+use super::control;
+
+/// How many entries of the local vector table are set on every CPU, at most.
+pub const ENTRY_COUNT: usize = 7;
+
+/// Where the xAPIC's registers are mapped; 0 until they are.
+static REGISTERS: AtomicU64 = AtomicU64::new(0);
+
+/// The root tables in which they are.
+static ROOTS: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
+
+/// Physical address of the xAPIC's page, or `None` in x2APIC mode, which needs none, and where this CPU's
+/// local APIC is switched off.
+pub fn physical_base() -> Option<u64> {
+    let (frame, flags) = ApicBase::read_raw();
+    let is_xapic = flags & (BASE_ENABLED | BASE_X2APIC) == BASE_ENABLED;
+    is_xapic.then(|| frame.start_address().as_u64())
+}
+
+/// Tells where the xAPIC's page is mapped, once it is, in the tables with these roots.
+///
+/// # Safety
+///
+/// The page is mapped there, uncached, for good, in the tables with either root.
+pub unsafe fn mapped_at(virtual_: u64, roots: [u64; 2]) {
+    for (place, root) in ROOTS.iter().zip(roots) {
+        // Relaxed: published by the store below, and always the same.
+        place.store(root, Ordering::Relaxed);
+    }
+    REGISTERS.store(virtual_, Ordering::Release);
+}
+
+/// Returns whether this CPU runs on tables that map the xAPIC's page. Asked once [`REGISTERS`] was
+/// acquired.
+fn is_on_tables() -> bool {
+    let loaded = control::loaded_tables();
+    ROOTS
+        .iter()
+        .any(|root| root.load(Ordering::Relaxed) == loaded)
+}
+
+/// This CPU's APIC registers, where they are to be reached. Only this file makes one.
+#[derive(Debug, Clone, Copy)]
+pub struct Registers(Place);
+
+#[derive(Debug, Clone, Copy)]
+enum Place {
+    /// In MSRs.
+    Msrs,
+    /// In a page, mapped at this address.
+    Page(usize),
+}
+
+/// How one CPU reaches the registers of its local APIC, once it has switched it on: IA32_APIC_BASE says
+/// so, but to read it is an exit to the hypervisor in a virtual machine, and interrupts are ended often.
+pub struct Mode(AtomicU64);
+
+impl Mode {
+    /// Not known yet.
+    const UNKNOWN: u64 = 0;
+    /// In MSRs. Any other number is the address of the page.
+    const X2APIC: u64 = 1;
+
+    /// Not known yet.
+    pub const fn new() -> Self {
+        Self(AtomicU64::new(Self::UNKNOWN))
+    }
+
+    /// Notes it. Called by its own CPU, on the kernel's tables, which it never leaves, nor its mode.
+    pub fn note(&self, registers: Registers) {
+        let mode = match registers.0 {
+            Place::Msrs => Self::X2APIC,
+            Place::Page(base) => base as u64,
+        };
+        // Relaxed: only this CPU reads it, an NMI in between as it was or as it is.
+        self.0.store(mode, Ordering::Relaxed);
+    }
+
+    /// Returns where they are, once it is noted.
+    pub fn registers(&self) -> Option<Registers> {
+        match self.0.load(Ordering::Relaxed) {
+            Self::UNKNOWN => None,
+            Self::X2APIC => Some(Registers(Place::Msrs)),
+            base => Some(Registers(Place::Page(base as usize))),
+        }
+    }
+}
+
+impl Registers {
+    /// Finds out how this CPU reaches them, as it says itself. `None` where the page is not mapped: before
+    /// it is at all, and on an AP that still runs on the loader's tables.
+    pub fn find() -> Option<Self> {
+        match ApicBase::read_raw().1 & (BASE_ENABLED | BASE_X2APIC) {
+            BASE_ENABLED => {}
+            0 | BASE_X2APIC => return None,
+            _ => return Some(Self(Place::Msrs)),
+        }
+        Some(REGISTERS.load(Ordering::Acquire))
+            .filter(|&base| base != 0 && is_on_tables())
+            .map(|base| Self(Place::Page(base as usize)))
+    }
+
+    /// Returns whether they are MSRs, as in x2APIC mode.
+    pub fn are_msrs(self) -> bool {
+        matches!(self.0, Place::Msrs)
+    }
+
+    /// Writes a register.
+    ///
+    /// # Safety
+    ///
+    /// What the write has this CPU do, or another one that a command is sent to, is what both have handlers for.
+    pub unsafe fn write(self, register: Register, value: u32) {
+        match self.0 {
+            // SAFETY: the mode was read from this CPU, so the MSR exists; of
+            // what comes of it, the caller's promise.
+            Place::Msrs => unsafe {
+                Msr::new(register.msr()).write(u64::from(value));
+            },
+            // SAFETY: `mapped_at` was given the page's address in the kernel's tables,
+            // mapped uncached and never unmapped; the register is 32-bit, aligned,
+            // within the page, and this CPU's own.
+            Place::Page(base) => unsafe {
+                core::ptr::with_exposed_provenance_mut::<u32>(base + register.offset() as usize)
+                    .write_volatile(value);
+            },
+        }
+    }
+
+    /// Reads a register.
+    pub fn read(self, register: Register) -> u32 {
+        self.read_nth(register, 0)
+    }
+
+    /// Reads the register that follows on `register` after so many, of eight for vectors.
+    pub fn read_nth(self, register: Register, number: u32) -> u32 {
+        let number = number.min(7);
+        match self.0 {
+            // SAFETY: as for `write`; reading has no side effect. The registers of vectors are next to
+            // one another.
+            Place::Msrs => unsafe { Msr::new(register.msr() + number).read() as u32 },
+            // SAFETY: as for `write`; and 16 bytes apart.
+            Place::Page(base) => unsafe {
+                let offset = register.offset() as usize + 16 * number as usize;
+                core::ptr::with_exposed_provenance::<u32>(base + offset).read_volatile()
+            },
+        }
+    }
+}

@@ -1,0 +1,47 @@
+//! What a CPU's timer is used for.
+
+use core::cell::Cell;
+
+type Handler<'a> = &'a dyn Fn();
+
+/// What one CPU's timer is used for.
+pub struct Timer {
+    handler: Cell<Option<Handler<'static>>>,
+    /// In ticks of the TSC.
+    period: Cell<u64>,
+}
+
+// SAFETY: it is part of one CPU's own state and holds a handler only while that CPU is in `smp::timer::every`;
+// so no handler ever gets to another CPU.
+unsafe impl Send for Timer {}
+
+impl Timer {
+    /// Not used.
+    pub const fn new() -> Self {
+        Self {
+            handler: Cell::new(None),
+            period: Cell::new(0),
+        }
+    }
+
+    /// Notes a handler, and its period in ticks of the TSC.
+    pub fn lend(&self, handler: Handler<'static>, period: u64) {
+        self.period.set(period);
+        self.handler.set(Some(handler));
+    }
+
+    /// Forgets the handler.
+    pub fn take_back(&self) {
+        self.handler.set(None);
+    }
+
+    /// The handler, while there is one.
+    pub fn handler(&self) -> Option<Handler<'static>> {
+        self.handler.get()
+    }
+
+    /// The period, in ticks of the TSC.
+    pub fn period(&self) -> u64 {
+        self.period.get()
+    }
+}
