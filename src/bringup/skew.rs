@@ -30,9 +30,9 @@ const MAX_DISTANCE: u64 = 1000;
 /// In the place of a round's number: there are no more.
 const OVER: u64 = u64::MAX;
 
-/// What a line of the log has room for, behind its time, CPU, level and target, on a terminal of 80
-/// columns.
-const COLUMNS: usize = 52;
+/// How many CPUs stand in one line of the log, which fits a terminal of 80 columns while no number has more
+/// than ten digits. That does not depend on the numbers, so that runs look alike.
+const COLUMNS: usize = 2;
 
 /// The round that the BSP asks for, from 1 on.
 static QUESTION: CachePadded<AtomicU64> = CachePadded::new(AtomicU64::new(0));
@@ -187,24 +187,17 @@ pub fn tell() {
         return;
     }
     log::info!(target: "roll", "ns that each TSC is ahead of the BSP's, and error:");
-    let mut row = String::<COLUMNS>::new();
-    for (index, shared) in aps {
+    while aps.peek().is_some() {
         // An index and two numbers, of at most 19 digits.
-        let mut cell = String::<56>::new();
-        let _ = match shared.report.skew().nanos() {
-            Some((ahead, error)) => write!(cell, "{index:>3} {ahead:>+7} {error:<6}"),
-            None => write!(cell, "{index:>3} {:>7} {:<6}", "-", ""),
-        };
-        if row.len() + cell.trim_end().len() > COLUMNS {
-            log::info!(target: "roll", "{}", row.trim_end());
-            row.clear();
+        let mut row = String::<{ COLUMNS * 56 }>::new();
+        for (index, shared) in aps.by_ref().take(COLUMNS) {
+            let _ = match shared.report.skew().nanos() {
+                Some((ahead, error)) => write!(row, "{index:>3} {ahead:>+9} {error:<9}"),
+                None => write!(row, "{index:>3} {:>9} {:<9}", "-", ""),
+            };
         }
-        // There is room for it, and for what of the space behind it is needed.
-        let _ = row
-            .push_str(&cell)
-            .or_else(|_| row.push_str(cell.trim_end()));
+        log::info!(target: "roll", "{}", row.trim_end());
     }
-    log::info!(target: "roll", "{}", row.trim_end());
     for (index, shared) in crew::members().skip(1) {
         let Some(offset) = shared.report.skew().offset() else {
             continue;
