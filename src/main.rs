@@ -43,7 +43,7 @@ use core::fmt;
 
 use conquer_once::spin::OnceCell;
 use muster_arguments::{Arguments, Fault, Output};
-use muster_events::Moment;
+use muster_events::{Moment, Phase};
 
 use crate::arch::clock::Rate;
 use crate::arch::control::Features;
@@ -51,7 +51,7 @@ use crate::arch::{clock, control, descriptors, machine_check, pic};
 use crate::boot::limine::Boot;
 use crate::boot::stack::Slot;
 use crate::boot::{addresses, stack};
-use crate::bringup::roll::{Phase, RollCall};
+use crate::bringup::roll::RollCall;
 use crate::bringup::{account, audit, home, interrupts, reclaim};
 use crate::mm::shared::Shared;
 use crate::mm::{famine, firmware, heap, mapping, shared};
@@ -179,11 +179,11 @@ extern "C" fn muster() -> ! {
         report.reach(Phase::Stack);
         here.local().load_descriptors();
         interrupts::load();
-        here.shared().home.record();
+        home::record(here.shared());
         report.reach(Phase::Descriptors);
         report.join();
         report.reach(Phase::Online);
-        report.tell(here.index(), &here.shared().home);
+        home::tell_own(here.index(), here.shared());
     });
     machine_check::start();
     machine_check::enable_nmis();

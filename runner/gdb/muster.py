@@ -322,7 +322,7 @@ stack; what it keeps of the heap and of the frames; what it has counted."""
         counts = number(local["held"]["counts"])
         held = [
             name
-            for level, name in sorted(variants("muster::smp::lock::Level").items())
+            for level, name in sorted(variants("muster::smp::level::Level").items())
             if counts >> (8 * level) & 0xFF
         ]
         return f"locks of {', '.join(held)}" if held else "no lock"

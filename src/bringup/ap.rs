@@ -5,7 +5,7 @@ use core::sync::atomic::Ordering;
 use limine::mp;
 use muster_events::Phase;
 
-use super::interrupts;
+use super::{home, interrupts};
 use crate::arch::{control, idle, machine_check};
 use crate::boot::stack::{self, Slot};
 use crate::mm::shared;
@@ -83,7 +83,7 @@ extern "C" fn run() -> ! {
         }
         machine_check::start();
         lapic::enable(&[]);
-        here.shared().home.record();
+        home::record(here.shared());
         reach(Phase::Descriptors);
         let joined = report.join();
         if joined {
@@ -107,6 +107,6 @@ extern "C" fn run() -> ! {
         log::warn!("CPU {index} came after the roll call's deadline and stays out");
         idle::halt_for_good();
     }
-    cpu::with(|here| here.shared().report.tell(index, &here.shared().home));
+    cpu::with(|here| home::tell_own(index, here.shared()));
     crew::serve(index)
 }

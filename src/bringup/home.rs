@@ -4,182 +4,76 @@
 use alloc::format;
 use alloc::string::String;
 use core::fmt;
-use core::sync::atomic::{AtomicU64, Ordering};
 
+use muster_events::Phase;
 use muster_machine::identity::Difference;
 use muster_percpu::Register;
 use x86_64::instructions::tables::{sgdt, sidt};
 
-use crate::arch::apic::ENTRY_COUNT;
+use crate::arch::clock;
 use crate::arch::control::{self, Features, Registers};
+use crate::boot::addresses;
 use crate::boot::stack::Slot;
 use crate::mm::shared;
 use crate::smp::cpu::{self, Gs};
+use crate::smp::snapshot::{Reading, Snapshot};
 use crate::smp::{crew, lapic};
 
 /// How long a CPU may take to look at itself, in milliseconds.
 const PATIENCE: u64 = 10_000;
 
-/// What a CPU runs with, as read from its own registers.
-pub struct Home {
-    block: AtomicU64,
-    cr3: AtomicU64,
-    gdt: AtomicU64,
-    idt: AtomicU64,
-    stack: AtomicU64,
-    /// The control registers as they are, and as this CPU's own features ask for.
-    found: [AtomicU64; Registers::COUNT],
-    wanted: [AtomicU64; Registers::COUNT],
-    /// The entries of the local vector table, in their order: as they are in the upper half, and as
-    /// they were set in the lower one.
-    entries: [AtomicU64; ENTRY_COUNT],
+/// The first entry of its local vector table that is not as set.
+fn odd_entry(home: &Snapshot) -> Option<lapic::Entry> {
+    let entries = home.entries().zip(lapic::Entry::names());
+    entries
+        .map(|((found, wanted), name)| lapic::Entry {
+            name,
+            found,
+            wanted,
+        })
+        .find(|entry| entry.found != entry.wanted)
 }
 
-impl Home {
-    /// Nothing is known of it yet.
-    pub const fn new() -> Self {
-        Self {
-            block: AtomicU64::new(0),
-            cr3: AtomicU64::new(0),
-            gdt: AtomicU64::new(0),
-            idt: AtomicU64::new(0),
-            stack: AtomicU64::new(0),
-            found: [const { AtomicU64::new(0) }; Registers::COUNT],
-            wanted: [const { AtomicU64::new(0) }; Registers::COUNT],
-            entries: [const { AtomicU64::new(0) }; ENTRY_COUNT],
-        }
+/// The first thing about CPU `index` that is not as it should be.
+fn find_deviation(home: &Snapshot, index: u32) -> Option<Deviation> {
+    let mut differences = differences(index);
+    if let Some(first) = differences.next() {
+        return Some(Deviation::Identity(first, differences.count()));
     }
-
-    /// Reads this CPU's registers. Called by the CPU itself, before it reports that it is online, which
-    /// publishes this; and again in an order.
-    pub fn record(&self) {
-        let here = 0u8;
-        let places = [
-            (&self.block, Gs::load().addr() as u64),
-            (&self.cr3, control::loaded_tables()),
-            (&self.gdt, sgdt().base.as_u64()),
-            (&self.idt, sidt().base.as_u64()),
-            (&self.stack, (&raw const here).addr() as u64),
-        ];
-        for (place, value) in places {
-            place.store(value, Ordering::Relaxed);
-        }
-        let registers = [
-            (&self.found, Registers::read()),
-            (&self.wanted, Registers::wanted(&Features::detect())),
-        ];
-        for (places, registers) in registers {
-            for (place, value) in places.iter().zip(registers.values()) {
-                place.store(value, Ordering::Relaxed);
-            }
-        }
-        for (place, entry) in self.entries.iter().zip(lapic::Entry::all()) {
-            let value = u64::from(entry.found) << 32 | u64::from(entry.wanted);
-            place.store(value, Ordering::Relaxed);
-        }
-    }
-
-    /// Reads the root of this CPU's tables alone, after they were loaded again.
-    pub fn record_tables(&self) {
-        // Relaxed, as all of it: the report that follows publishes it.
-        self.cr3.store(control::loaded_tables(), Ordering::Relaxed);
-    }
-
-    /// The address of its block, from GS base.
-    pub fn block(&self) -> u64 {
-        self.block.load(Ordering::Relaxed)
-    }
-
-    /// What the CPU itself uses without being told, and the address of each.
-    pub fn places(&self) -> [(&'static str, u64); 4] {
-        [
-            ("block", &self.block),
-            ("GDT", &self.gdt),
-            ("IDT", &self.idt),
-            ("stack", &self.stack),
-        ]
-        .map(|(what, address)| (what, address.load(Ordering::Relaxed)))
-    }
-
-    /// The physical address of its root table, from CR3.
-    pub fn cr3(&self) -> u64 {
-        self.cr3.load(Ordering::Relaxed)
-    }
-
-    /// The control registers as they are.
-    pub fn registers(&self) -> Registers {
-        Registers::from_values(
-            self.found
-                .each_ref()
-                .map(|value| value.load(Ordering::Relaxed)),
-        )
-    }
-
-    fn wanted(&self) -> Registers {
-        Registers::from_values(
-            self.wanted
-                .each_ref()
-                .map(|value| value.load(Ordering::Relaxed)),
-        )
-    }
-
-    /// The first entry of its local vector table that is not as set.
-    fn odd_entry(&self) -> Option<lapic::Entry> {
-        let names = lapic::Entry::names();
-        let mut entries = self.entries.iter().zip(names).map(|(value, name)| {
-            let value = value.load(Ordering::Relaxed);
-            lapic::Entry {
-                name,
-                found: (value >> 32) as u32,
-                wanted: value as u32,
-            }
-        });
-        entries.find(|entry| entry.found != entry.wanted)
-    }
-
-    /// The first thing about CPU `index` that is not as it should be.
-    fn find_deviation(&self, index: u32) -> Option<Deviation> {
-        let mut differences = differences(index);
-        if let Some(first) = differences.next() {
-            return Some(Deviation::Identity(first, differences.count()));
-        }
-        Aspect::ALL
-            .into_iter()
-            .find(|aspect| !self.is_right(index, *aspect))
-            .map(|aspect| match aspect {
-                Aspect::Registers => match self.odd_entry() {
-                    Some(entry) => Deviation::Entry(entry),
-                    None => Deviation::Register {
-                        found: self.registers(),
-                        wanted: self.wanted(),
-                    },
+    Aspect::ALL
+        .into_iter()
+        .find(|aspect| !is_right(home, index, *aspect))
+        .map(|aspect| match aspect {
+            Aspect::Registers => match odd_entry(home) {
+                Some(entry) => Deviation::Entry(entry),
+                None => Deviation::Register {
+                    found: home.registers(),
+                    wanted: home.wanted(),
                 },
-                _ => Deviation::Place(aspect),
-            })
-    }
+            },
+            _ => Deviation::Place(aspect),
+        })
+}
 
-    /// Whether an aspect of CPU `index` is as it should be.
-    fn is_right(&self, index: u32, aspect: Aspect) -> bool {
-        let others = || crew::members().filter(|&(other, _)| other != index);
-        let gdt = |home: &Self| home.gdt.load(Ordering::Relaxed);
-        let idt = |home: &Self| home.idt.load(Ordering::Relaxed);
-        match aspect {
-            Aspect::Stack => {
-                let here = self.stack.load(Ordering::Relaxed);
-                Slot::of(index).main().contains(here)
-            }
-            Aspect::Block => cpu::DIRECTORY.get(index).is_some_and(|shared| {
-                let shared = (&raw const *shared).addr() as u64;
-                (self.block()..self.block() + size_of::<cpu::Block>() as u64).contains(&shared)
-            }),
-            Aspect::Gdt => others().all(|(_, other)| gdt(&other.home) != gdt(self)),
-            Aspect::Idt => others().all(|(_, other)| idt(&other.home) == idt(self)),
-            Aspect::Tables => self.cr3() == shared::get().root(),
-            Aspect::Registers => {
-                self.registers() == self.wanted()
-                    && self.odd_entry().is_none()
-                    && differences(index).next().is_none()
-            }
+/// Whether an aspect of CPU `index` is as it should be.
+fn is_right(home: &Snapshot, index: u32, aspect: Aspect) -> bool {
+    let others = || crew::members().filter(|&(other, _)| other != index);
+    match aspect {
+        Aspect::Stack => {
+            let here = home.stack();
+            Slot::of(index).main().contains(here)
+        }
+        Aspect::Block => cpu::DIRECTORY.get(index).is_some_and(|shared| {
+            let shared = (&raw const *shared).addr() as u64;
+            (home.block()..home.block() + size_of::<cpu::Block>() as u64).contains(&shared)
+        }),
+        Aspect::Gdt => others().all(|(_, other)| other.home.gdt() != home.gdt()),
+        Aspect::Idt => others().all(|(_, other)| other.home.idt() == home.idt()),
+        Aspect::Tables => home.cr3() == shared::get().root(),
+        Aspect::Registers => {
+            home.registers() == home.wanted()
+                && odd_entry(home).is_none()
+                && differences(index).next().is_none()
         }
     }
 }
@@ -265,8 +159,46 @@ fn differences(index: u32) -> impl Iterator<Item = Difference> {
 pub fn record_here() {
     cpu::with(|here| {
         here.shared().identity.record(lapic::registered_id);
-        here.shared().home.record();
+        record(here.shared());
     });
+}
+
+/// Reads this CPU's registers into the shared part of its block. Called by the CPU itself, before it
+/// reports that it is online, which publishes this; and again in an order.
+pub fn record(shared: &cpu::Shared) {
+    let here = 0u8;
+    shared.home.store(&Reading {
+        block: Gs::load().addr() as u64,
+        cr3: control::loaded_tables(),
+        gdt: sgdt().base.as_u64(),
+        idt: sidt().base.as_u64(),
+        stack: (&raw const here).addr() as u64,
+        found: Registers::read(),
+        wanted: Registers::wanted(&Features::detect()),
+    });
+    let entries = lapic::Entry::all();
+    shared
+        .home
+        .store_entries(entries.map(|entry| (entry.found, entry.wanted)));
+}
+
+/// Writes the CPU's own story to its journal, once it is there to be told.
+pub fn tell_own(index: u32, shared: &cpu::Shared) {
+    for phase in Phase::ALL {
+        if let Some(stamp) = shared.report.stamp(phase) {
+            let micros = clock::micros_since_entry(stamp);
+            let (seconds, micros) = (micros / 1_000_000, micros % 1_000_000);
+            log::debug!(target: "roll", "{} at {seconds}.{micros:06}", phase.name());
+        }
+    }
+    lapic::log_mode();
+    if !addresses::are_shown() {
+        return;
+    }
+    for stack in Slot::of(index).stacks() {
+        log::debug!(target: "roll", "{}: {:#x} to {:#x}", stack.name, stack.bottom, stack.top);
+    }
+    log::debug!(target: "roll", "block at {:#x}, tables at {:#x}", shared.home.block(), shared.home.cr3());
 }
 
 /// Prints what each CPU at work runs with, and how far it is what it should be.
@@ -275,7 +207,7 @@ pub fn tell() {
     log::info!(target: "roll", "cpu stack block gdt idt cr3 reg protection");
     for (index, shared) in crew::members() {
         let [stack, block, gdt, idt, tables, registers] = Aspect::ALL.map(|aspect| {
-            if shared.home.is_right(index, aspect) {
+            if is_right(&shared.home, index, aspect) {
                 aspect.mark()
             } else {
                 "BAD"
@@ -286,11 +218,11 @@ pub fn tell() {
             "{index:>3} {stack:<5} {block:<5} {gdt} {idt} {tables} {registers} {}",
             shared.home.registers().protection()
         );
-        if let Some(deviation) = shared.home.find_deviation(index) {
+        if let Some(deviation) = find_deviation(&shared.home, index) {
             log::error!(target: "roll", "CPU {index} {deviation}");
         }
     }
-    if crate::boot::addresses::are_shown() {
+    if addresses::are_shown() {
         log::info!(target: "roll", "cpu stack top        block            cr3");
         for (index, shared) in crew::members() {
             let top = Slot::of(index).main().top;
@@ -308,7 +240,7 @@ pub fn tell() {
 pub fn check() -> Result<(), String> {
     crew::all(PATIENCE, &|_| record_here());
     match crew::members()
-        .find_map(|(index, shared)| Some((index, shared.home.find_deviation(index)?)))
+        .find_map(|(index, shared)| Some((index, find_deviation(&shared.home, index)?)))
     {
         Some((index, deviation)) => Err(format!("CPU {index} {deviation}")),
         None => Ok(()),

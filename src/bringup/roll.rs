@@ -4,18 +4,14 @@ use alloc::format;
 use alloc::vec::Vec;
 use core::fmt::Write;
 use core::ptr;
-use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use heapless::String;
 use muster_arguments::Arguments;
-pub use muster_events::Phase;
-use muster_events::{Absent, Reached, Roll};
+use muster_events::{Absent, Phase, Roll};
 use muster_machine::acpi::{Cpu, Madt};
-use muster_percpu::{Admission, Outcome};
+use muster_percpu::Outcome;
 
-use super::home::{self, Home};
-use super::skew::Skew;
-use super::{ap, skew};
+use super::{ap, home, skew};
 use crate::arch::clock::{self, Deadline};
 use crate::boot::addresses;
 use crate::boot::limine::Boot;
@@ -23,7 +19,8 @@ use crate::boot::stack::Slot;
 use crate::mm::firmware::FirmwareTables;
 use crate::report::events;
 use crate::smp::cpu::{self, Block, Shared};
-use crate::smp::{crew, lapic};
+use crate::smp::crew;
+use crate::smp::progress::Progress;
 
 /// How long a CPU that has joined may take to be online, in milliseconds: a virtual one may be off its
 /// host core. If it takes longer, it is named when it is called.
@@ -39,105 +36,6 @@ const COLUMNS: [(Phase, &str); 7] = [
     (Phase::Descriptors, "gdt"),
     (Phase::Online, "up"),
 ];
-
-/// What one CPU reports of its bring-up. Written by that CPU, but for the release and
-/// the end of the roll call, which are the BSP's; read by all.
-///
-/// # Ordering
-///
-/// A phase is published with Release after its stamp, and read with Acquire: who
-/// sees a phase sees its stamp, and everything the CPU did before.
-#[derive(Debug)]
-pub struct Report {
-    phase: AtomicU8,
-    admission: Admission,
-    stamps: [AtomicU64; Phase::COUNT],
-    skew: Skew,
-}
-
-impl Report {
-    /// A CPU that the loader has parked.
-    pub const fn new() -> Self {
-        Self {
-            phase: AtomicU8::new(Phase::Parked as u8),
-            admission: Admission::new(),
-            stamps: [const { AtomicU64::new(0) }; Phase::COUNT],
-            skew: Skew::new(),
-        }
-    }
-
-    /// Reports that this CPU has reached `phase`.
-    pub fn reach(&self, phase: Phase) {
-        self.stamps[phase as usize].store(clock::ticks(), Ordering::Relaxed);
-        self.phase.store(phase as u8, Ordering::Release);
-    }
-
-    /// The last phase reached.
-    pub fn phase(&self) -> Phase {
-        Phase::ALL[usize::from(self.phase.load(Ordering::Acquire)).min(Phase::COUNT - 1)]
-    }
-
-    /// When `phase` was reached, as a stamp of the TSC.
-    pub fn stamp(&self, phase: Phase) -> Option<u64> {
-        Some(self.stamps[phase as usize].load(Ordering::Relaxed)).filter(|&stamp| stamp != 0)
-    }
-
-    /// When each phase was reached, in microseconds since the kernel's entry.
-    fn reached(&self) -> Reached {
-        let at = |phase| self.stamp(phase).map(clock::micros_since_entry);
-        Reached {
-            released: at(Phase::Released),
-            entered: at(Phase::Entered),
-            block: at(Phase::Block),
-            control: at(Phase::Control),
-            tables: at(Phase::Tables),
-            stack: at(Phase::Stack),
-            descriptors: at(Phase::Descriptors),
-            online: at(Phase::Online),
-        }
-    }
-
-    /// How far its TSC is from the BSP's.
-    pub const fn skew(&self) -> &Skew {
-        &self.skew
-    }
-
-    /// Writes the CPU's own story to its journal, once it is there to be told.
-    pub fn tell(&self, index: u32, home: &Home) {
-        for phase in Phase::ALL {
-            if let Some(stamp) = self.stamp(phase) {
-                let micros = clock::micros_since_entry(stamp);
-                let (seconds, micros) = (micros / 1_000_000, micros % 1_000_000);
-                log::debug!("{} at {seconds}.{micros:06}", phase.name());
-            }
-        }
-        lapic::log_mode();
-        if !addresses::are_shown() {
-            return;
-        }
-        for stack in Slot::of(index).stacks() {
-            log::debug!("{}: {:#x} to {:#x}", stack.name, stack.bottom, stack.top);
-        }
-        log::debug!("block at {:#x}, tables at {:#x}", home.block(), home.cr3());
-    }
-
-    /// The CPU's last step: asks to be part of the crew. `false` if the roll
-    /// call has given it up.
-    pub fn join(&self) -> bool {
-        self.admission.join()
-    }
-
-    /// The roll call's last step for a silent CPU. `false` if the CPU has
-    /// joined in this very moment.
-    pub fn give_up(&self) -> bool {
-        self.admission.give_up()
-    }
-
-    /// How the roll call ended, or the CPU itself ended it.
-    pub fn admission(&self) -> Outcome {
-        self.admission.outcome()
-    }
-}
 
 /// The roll call and how it ended.
 pub struct RollCall {
@@ -343,7 +241,7 @@ impl RollCall {
 
     /// Microseconds from the release to `phase`; the BSP went through most of its
     /// own before it released anyone, and counts as there at 0.
-    fn micros_to(&self, report: &Report, phase: Phase) -> Option<u64> {
+    fn micros_to(&self, report: &Progress, phase: Phase) -> Option<u64> {
         let stamp = report.stamp(phase)?;
         Some(clock::to_micros(stamp.saturating_sub(self.released_at)))
     }

@@ -6,7 +6,7 @@
 //! all answers together bound it best ([`Offset`]).
 
 use core::fmt::Write;
-use core::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use crossbeam_utils::CachePadded;
 use heapless::String;
@@ -40,44 +40,6 @@ static QUESTION: CachePadded<AtomicU64> = CachePadded::new(AtomicU64::new(0));
 /// The round that the AP has answered, and its stamp.
 static ANSWER: CachePadded<(AtomicU64, AtomicU64)> =
     CachePadded::new((AtomicU64::new(0), AtomicU64::new(0)));
-
-/// What was found of one CPU. The BSP alone writes and reads it, so nothing needs an order.
-#[derive(Debug)]
-pub struct Skew {
-    least: AtomicI64,
-    most: AtomicI64,
-}
-
-impl Skew {
-    /// Not measured: bounds that contradict each other.
-    pub const fn new() -> Self {
-        Self {
-            least: AtomicI64::new(i64::MAX),
-            most: AtomicI64::new(i64::MIN),
-        }
-    }
-
-    fn note(&self, offset: Offset) {
-        self.least.store(offset.least, Ordering::Relaxed);
-        self.most.store(offset.most, Ordering::Relaxed);
-    }
-
-    /// Returns by how many nanoseconds the CPU's TSC is ahead of the BSP's, and by how many that may be off.
-    /// `None`: it was not measured.
-    pub fn nanos(&self) -> Option<(i64, u64)> {
-        let offset = self.offset()?;
-        let ahead = nanos(offset.middle());
-        Some((ahead, clock::to_nanos(offset.uncertainty())))
-    }
-
-    fn offset(&self) -> Option<Offset> {
-        let offset = Offset {
-            least: self.least.load(Ordering::Relaxed),
-            most: self.most.load(Ordering::Relaxed),
-        };
-        Some(offset).filter(|offset| offset.least <= offset.most)
-    }
-}
 
 /// Measures it for each AP at work. Called on the BSP, when nobody has work yet.
 pub fn measure() {
@@ -215,10 +177,4 @@ pub fn tell() {
             );
         }
     }
-}
-
-/// A difference of ticks in nanoseconds.
-fn nanos(ticks: i64) -> i64 {
-    let nanos = clock::to_nanos(ticks.unsigned_abs()).min(i64::MAX as u64) as i64;
-    if ticks < 0 { -nanos } else { nanos }
 }

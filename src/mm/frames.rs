@@ -1,70 +1,9 @@
 //! The frames that a CPU has at hand.
 
-use core::cell::{Cell, UnsafeCell};
-use core::sync::atomic::{Ordering, compiler_fence};
-
 use muster_memory::{FrameCache, NotFreed, OwnedFrame, Owner};
 
 use super::shared;
 use crate::smp::cpu;
-
-/// There is no cache yet.
-const ABSENT: u8 = 0;
-/// The cache is there and nobody uses it.
-const READY: u8 = 1;
-/// Somebody on this CPU uses the cache, or is making it.
-const BUSY: u8 = 2;
-
-/// A CPU's own frame cache, which it gets when it first needs one.
-pub struct Frames {
-    state: Cell<u8>,
-    cache: UnsafeCell<Option<FrameCache<'static>>>,
-}
-
-impl Frames {
-    /// No frames yet.
-    pub const fn new() -> Self {
-        Self {
-            state: Cell::new(ABSENT),
-            cache: UnsafeCell::new(None),
-        }
-    }
-
-    /// Lends the cache. `None` to a handler that has interrupted its own CPU just here, and where
-    /// the machine has none.
-    #[inline(always)]
-    fn with<T>(&self, f: impl FnOnce(&mut FrameCache<'static>) -> T) -> Option<T> {
-        // A handler that comes between this look and the store is done before the store, and leaves
-        // the state as it was.
-        if self.state.get() != READY && !self.make() {
-            return None;
-        }
-        self.state.set(BUSY);
-        compiler_fence(Ordering::SeqCst);
-        // SAFETY: this CPU alone gets here (`Local` is reached by no other), and while the state is
-        // `BUSY` no second time; it was `READY`, so there is a cache.
-        let result = f(unsafe { (*self.cache.get()).as_mut().unwrap_unchecked() });
-        compiler_fence(Ordering::SeqCst);
-        self.state.set(READY);
-        Some(result)
-    }
-
-    /// Gets the cache, if there is none yet. Says whether it is there to be used.
-    #[cold]
-    fn make(&self) -> bool {
-        if self.state.get() == ABSENT {
-            self.state.set(BUSY);
-            compiler_fence(Ordering::SeqCst);
-            let cache = cpu::try_with(|here| shared::get().frame_cache(here.index())).flatten();
-            let is_there = cache.is_some();
-            // SAFETY: as in `with`; nobody has a reference to the cache while it is absent.
-            unsafe { *self.cache.get() = cache };
-            compiler_fence(Ordering::SeqCst);
-            self.state.set(if is_there { READY } else { ABSENT });
-        }
-        self.state.get() == READY
-    }
-}
 
 /// Takes a frame from this CPU's own, if it has a cache.
 #[inline]
@@ -131,7 +70,7 @@ pub fn give<T, E>(
 /// block, and to a handler that has interrupted the cache's use.
 #[inline(always)]
 pub fn with_cache<T>(f: impl FnOnce(&mut FrameCache<'static>) -> T) -> Option<T> {
-    cpu::try_with(|here| here.local().frames().with(f))?
+    cpu::try_with(|here| here.local().frames().with(make, f))?
 }
 
 /// Gives this CPU's frames back, for the others. `false`: this code has interrupted their use.
@@ -139,7 +78,12 @@ pub fn drain() -> bool {
     cpu::try_with(|here| {
         let frames = here.local().frames();
         // Where there is no cache, none shall be made for this.
-        frames.state.get() == ABSENT || frames.with(FrameCache::drain).is_some()
+        frames.is_absent() || frames.with(make, FrameCache::drain).is_some()
     })
     .unwrap_or(true)
+}
+
+/// Makes this CPU's cache.
+fn make() -> Option<FrameCache<'static>> {
+    cpu::try_with(|here| shared::get().frame_cache(here.index())).flatten()
 }

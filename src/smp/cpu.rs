@@ -15,23 +15,23 @@ use x86_64::registers::model_specific::GsBase;
 
 use super::activity::Activity;
 use super::counters::{CallCounters, TlbCounters};
+use super::frame_slot::FrameSlot;
 use super::identity::Identity;
-use super::lock::{Held, Level, Lock};
+use super::level::{Held, Level, Lock};
+use super::lines::{Journal, Line};
+use super::progress::Progress;
+use super::snapshot::Snapshot;
 use crate::arch::apic;
 use crate::arch::descriptors::Descriptors;
 use crate::arch::step::Stepper;
 use crate::arch::timer::Timer;
 use crate::arch::vectors::Counters;
 use crate::boot::stack::Slot;
-use crate::bringup::home::Home;
-use crate::bringup::roll::Report;
-use crate::mm::frames::Frames;
-use crate::report::journal::{Journal, Line};
 
 /// The part of a block that only its own CPU touches.
 pub struct Local {
     descriptors: &'static Descriptors,
-    frames: Frames,
+    frames: FrameSlot,
     stepper: Stepper,
     timer: Timer,
     held: Held,
@@ -41,7 +41,7 @@ pub struct Local {
 impl Local {
     /// The frames that this CPU has at hand.
     #[inline]
-    pub fn frames(&self) -> &Frames {
+    pub fn frames(&self) -> &FrameSlot {
         &self.frames
     }
 
@@ -106,7 +106,7 @@ pub unsafe fn create(index: u32, lapic_id: u32, memory: NonNull<u8>) -> &'static
         Block::init(place, index, CpuCache::new(), |cache| {
             let local = Local {
                 descriptors,
-                frames: Frames::new(),
+                frames: FrameSlot::new(),
                 stepper: Stepper::new(),
                 timer: Timer::new(),
                 held: Held::new(),
@@ -122,13 +122,13 @@ pub struct Shared {
     /// The CPU's local APIC id.
     pub lapic_id: u32,
     /// How far its bring-up has come.
-    pub report: Report,
+    pub report: Progress,
     /// Its own log lines.
     pub journal: Lock<Journal>,
     /// What it keeps of the heap; others only read its counters.
     pub cache: &'static CpuCache,
     /// What it runs with.
-    pub home: Home,
+    pub home: Snapshot,
     /// Which CPU it is, by its registers.
     pub identity: Identity,
     /// Why it was stopped, if it was.
@@ -151,9 +151,9 @@ impl Shared {
         Self {
             lapic_id,
             cache,
-            report: Report::new(),
+            report: Progress::new(),
             journal: Lock::new(Level::Journal, Journal::new()),
-            home: Home::new(),
+            home: Snapshot::new(),
             identity: Identity::new(),
             end: End {
                 begun: AtomicBool::new(false),

@@ -15,96 +15,19 @@
 //! run with that CPU's number. The holder has stopped: a host gives its virtual CPU no time, or it has
 //! halted.
 
-use core::cell::Cell;
-use core::fmt;
 use core::hint;
 use core::ops::{Deref, DerefMut};
-use core::sync::atomic::{AtomicU64, Ordering};
 
-use spin::{Mutex, MutexGuard};
+use spin::MutexGuard;
 use x86_64::instructions::interrupts;
 
+use super::level::Holder;
+pub use super::level::{Level, Lock};
 use super::{cpu, stop};
 use crate::arch::clock;
 
 /// How long a CPU may hold a lock, in milliseconds: as long as it may take to take a call.
 pub const TIMEOUT: u64 = 10_000;
-
-/// What a lock guards. A CPU that holds one takes only such as stand below it here.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-#[repr(u8)]
-pub enum Level {
-    /// What the CPUs of a workload share. Who holds it may allocate.
-    Workload,
-    /// The addresses of mappings. Who holds it may allocate.
-    Addresses,
-    /// The page tables, and what grows with them. Who holds it may not allocate.
-    Tables,
-    /// A CPU's journal.
-    Journal,
-    /// The BSP's lines from before it had a journal.
-    EarlyJournal,
-    /// The serial port.
-    Serial,
-    /// The screen.
-    Screen,
-}
-
-impl Level {
-    const ALL: [Self; 7] = [
-        Self::Workload,
-        Self::Addresses,
-        Self::Tables,
-        Self::Journal,
-        Self::EarlyJournal,
-        Self::Serial,
-        Self::Screen,
-    ];
-}
-
-impl fmt::Display for Level {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Workload => "the workload's books",
-            Self::Addresses => "the addresses of mappings",
-            Self::Tables => "the page tables",
-            Self::Journal => "a journal",
-            Self::EarlyJournal => "the early journal",
-            Self::Serial => "the serial port",
-            Self::Screen => "the screen",
-        })
-    }
-}
-
-/// Bits for the number of locks of one level that a CPU holds: more than one only by
-/// [`Lock::try_lock`].
-const BITS: u32 = 8;
-
-/// The locks that one CPU holds.
-pub struct Held {
-    /// How many, [`BITS`] for each level.
-    counts: Cell<u64>,
-    /// Whether interrupts were on before the first.
-    were_enabled: Cell<bool>,
-}
-
-const _: () = assert!(Level::ALL.len() as u32 * BITS <= u64::BITS);
-
-impl Held {
-    /// None.
-    pub const fn new() -> Self {
-        Self {
-            counts: Cell::new(0),
-            were_enabled: Cell::new(false),
-        }
-    }
-
-    /// The lowest in the order of those held, which all that are taken now must stand below.
-    fn last(&self) -> Option<Level> {
-        let last = self.counts.get().checked_ilog2()? / BITS;
-        Level::ALL.get(last as usize).copied()
-    }
-}
 
 /// Ends the run if this CPU holds a lock; `what` is what it may not do then.
 ///
@@ -123,53 +46,7 @@ pub fn held() -> Option<Level> {
     cpu::try_with(|here| here.local().held().last()).flatten()
 }
 
-/// Who holds a lock, for those that wait: the CPU's index plus one in the lower half, 0 for a CPU
-/// without an index; in the upper half a number that each change increments, so that a CPU that has released
-/// the lock and taken it again is not taken for one that still holds it.
-struct Holder(AtomicU64);
-
-impl Holder {
-    const INDEX_BITS: u32 = 32;
-
-    /// Notes the CPU that has just taken the lock; `None` for one about to release it, or without an index.
-    fn note(&self, cpu: Option<u32>) {
-        // Relaxed: only the CPU that holds the lock writes it, and the lock orders one holder's accesses
-        // with the next one's. Who waits reads it for the report alone.
-        let changes = (self.0.load(Ordering::Relaxed) >> Self::INDEX_BITS) as u32;
-        let tag = cpu.map_or(0, |index| u64::from(index) + 1);
-        let next = u64::from(changes.wrapping_add(1)) << Self::INDEX_BITS | tag;
-        self.0.store(next, Ordering::Relaxed);
-    }
-
-    /// Returns what changes with each holder.
-    fn look(&self) -> u64 {
-        // Relaxed: as for `note`.
-        self.0.load(Ordering::Relaxed)
-    }
-
-    /// Returns the CPU that a look has seen.
-    fn cpu(look: u64) -> Option<u64> {
-        (look & u64::from(u32::MAX)).checked_sub(1)
-    }
-}
-
-/// A lock.
-pub struct Lock<T> {
-    level: Level,
-    holder: Holder,
-    data: Mutex<T>,
-}
-
 impl<T> Lock<T> {
-    /// A lock of this level.
-    pub const fn new(level: Level, data: T) -> Self {
-        Self {
-            level,
-            holder: Holder(AtomicU64::new(0)),
-            data: Mutex::new(data),
-        }
-    }
-
     /// Waits for the lock; stops this CPU for good if the run is over meanwhile, for then its holder may
     /// never let go.
     ///
@@ -249,11 +126,7 @@ impl Entry {
         let were_enabled = interrupts::are_enabled();
         interrupts::disable();
         let is_listed = cpu::try_with(|here| {
-            let held = here.local().held();
-            if held.counts.get() == 0 {
-                held.were_enabled.set(were_enabled);
-            }
-            held.counts.set(held.counts.get() + one_of(level));
+            here.local().held().add(level, were_enabled);
         })
         .is_some();
         Self { level, is_listed }
@@ -265,19 +138,11 @@ impl Drop for Entry {
         if !self.is_listed {
             return;
         }
-        let enable = cpu::try_with(|here| {
-            let held = here.local().held();
-            held.counts.set(held.counts.get() - one_of(self.level));
-            held.counts.get() == 0 && held.were_enabled.get()
-        });
+        let enable = cpu::try_with(|here| here.local().held().remove(self.level));
         if enable == Some(true) {
             interrupts::enable();
         }
     }
-}
-
-fn one_of(level: Level) -> u64 {
-    1 << (level as u32 * BITS)
 }
 
 /// The right to the data, until dropped.

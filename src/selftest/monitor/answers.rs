@@ -14,12 +14,12 @@ use crate::boot::bytes::Bytes;
 use crate::boot::stack::Place;
 use crate::bringup::account::{Account, AccountError, Signed};
 use crate::mm::{heap, shared};
-use crate::report::{journal, serial};
+use crate::report::serial;
 use crate::selftest::measure;
 use crate::smp::call::{self, Targets};
 use crate::smp::doing::Doing;
 use crate::smp::lock::{Level, Lock};
-use crate::smp::{cpu, crew};
+use crate::smp::{cpu, crew, lines};
 
 /// Columns of a terminal.
 const COLUMNS: usize = 80;
@@ -124,7 +124,7 @@ pub fn registers(index: u32) {
 pub fn log_of(index: u32) {
     let Some(target) = find(index) else { return };
     let mut lines = Vec::new();
-    if lines.try_reserve_exact(journal::CAPACITY).is_err() {
+    if lines.try_reserve_exact(lines::CAPACITY).is_err() {
         log::error!("memory is out: there is none to copy a journal to");
         return;
     }
@@ -133,7 +133,7 @@ pub fn log_of(index: u32) {
         let mut lines = lines.lock();
         if let Some(journal) = target.journal.try_lock() {
             // There is room.
-            lines.extend(journal.bytes().take(journal::CAPACITY));
+            lines.extend(journal.bytes().take(lines::CAPACITY));
         }
     };
     if target.report.admission() == Outcome::Joined {

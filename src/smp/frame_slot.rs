@@ -1,0 +1,73 @@
+//! The place for a CPU's own frame cache, which is made when the CPU first needs one.
+
+use core::cell::{Cell, UnsafeCell};
+use core::sync::atomic::{Ordering, compiler_fence};
+
+use muster_memory::FrameCache;
+
+/// There is no cache yet.
+const ABSENT: u8 = 0;
+/// The cache is there and nobody uses it.
+const READY: u8 = 1;
+/// Somebody on this CPU uses the cache, or is making it.
+const BUSY: u8 = 2;
+
+/// A CPU's own frame cache, which it gets when it first needs one.
+pub struct FrameSlot {
+    state: Cell<u8>,
+    cache: UnsafeCell<Option<FrameCache<'static>>>,
+}
+
+impl FrameSlot {
+    /// No frames yet.
+    pub const fn new() -> Self {
+        Self {
+            state: Cell::new(ABSENT),
+            cache: UnsafeCell::new(None),
+        }
+    }
+
+    /// Lends the cache, which `make` gives if there is none yet. `None` to a handler that has interrupted its own CPU just here, and where
+    /// the machine has none.
+    #[inline(always)]
+    pub fn with<T>(
+        &self,
+        make: impl FnOnce() -> Option<FrameCache<'static>>,
+        f: impl FnOnce(&mut FrameCache<'static>) -> T,
+    ) -> Option<T> {
+        // A handler that comes between this look and the store is done before the store, and leaves
+        // the state as it was.
+        if self.state.get() != READY && !self.make(make) {
+            return None;
+        }
+        self.state.set(BUSY);
+        compiler_fence(Ordering::SeqCst);
+        // SAFETY: this CPU alone gets here (`Local` is reached by no other), and while the state is
+        // `BUSY` no second time; it was `READY`, so there is a cache.
+        let result = f(unsafe { (*self.cache.get()).as_mut().unwrap_unchecked() });
+        compiler_fence(Ordering::SeqCst);
+        self.state.set(READY);
+        Some(result)
+    }
+
+    /// Gets the cache, if there is none yet. Says whether it is there to be used.
+    #[cold]
+    fn make(&self, make: impl FnOnce() -> Option<FrameCache<'static>>) -> bool {
+        if self.state.get() == ABSENT {
+            self.state.set(BUSY);
+            compiler_fence(Ordering::SeqCst);
+            let cache = make();
+            let is_there = cache.is_some();
+            // SAFETY: as in `with`; nobody has a reference to the cache while it is absent.
+            unsafe { *self.cache.get() = cache };
+            compiler_fence(Ordering::SeqCst);
+            self.state.set(if is_there { READY } else { ABSENT });
+        }
+        self.state.get() == READY
+    }
+
+    /// Whether there is no cache yet.
+    pub fn is_absent(&self) -> bool {
+        self.state.get() == ABSENT
+    }
+}

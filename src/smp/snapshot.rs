@@ -1,0 +1,153 @@
+//! What a CPU runs with, as it has read it from its own registers, for all to see.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use crate::arch::apic::ENTRY_COUNT;
+use crate::arch::control::{self, Registers};
+
+/// What a CPU runs with, as read from its own registers.
+pub struct Snapshot {
+    block: AtomicU64,
+    cr3: AtomicU64,
+    gdt: AtomicU64,
+    idt: AtomicU64,
+    stack: AtomicU64,
+    /// The control registers as they are, and as this CPU's own features ask for.
+    found: [AtomicU64; Registers::COUNT],
+    wanted: [AtomicU64; Registers::COUNT],
+    /// The entries of the local vector table, in their order: as they are in the upper half, and as
+    /// they were set in the lower one.
+    entries: [AtomicU64; ENTRY_COUNT],
+}
+
+/// What it reads.
+#[derive(Debug, Clone, Copy)]
+pub struct Reading {
+    /// The address of its block, from GS base.
+    pub block: u64,
+    /// CR3.
+    pub cr3: u64,
+    /// The address of its GDT.
+    pub gdt: u64,
+    /// The address of its IDT.
+    pub idt: u64,
+    /// An address on its stack.
+    pub stack: u64,
+    /// The control registers as they are.
+    pub found: Registers,
+    /// And as this CPU's own features ask for.
+    pub wanted: Registers,
+}
+
+impl Snapshot {
+    /// Nothing is known of it yet.
+    pub const fn new() -> Self {
+        Self {
+            block: AtomicU64::new(0),
+            cr3: AtomicU64::new(0),
+            gdt: AtomicU64::new(0),
+            idt: AtomicU64::new(0),
+            stack: AtomicU64::new(0),
+            found: [const { AtomicU64::new(0) }; Registers::COUNT],
+            wanted: [const { AtomicU64::new(0) }; Registers::COUNT],
+            entries: [const { AtomicU64::new(0) }; ENTRY_COUNT],
+        }
+    }
+
+    /// Takes down what was read, but for the entries of the local vector table. Called by the CPU itself.
+    pub fn store(&self, reading: &Reading) {
+        // Relaxed, as all of it: the report that follows publishes it.
+        let places = [
+            (&self.block, reading.block),
+            (&self.cr3, reading.cr3),
+            (&self.gdt, reading.gdt),
+            (&self.idt, reading.idt),
+            (&self.stack, reading.stack),
+        ];
+        for (place, value) in places {
+            place.store(value, Ordering::Relaxed);
+        }
+        let registers = [(&self.found, reading.found), (&self.wanted, reading.wanted)];
+        for (places, registers) in registers {
+            for (place, value) in places.iter().zip(registers.values()) {
+                place.store(value, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Takes down the entries of its local vector table, in their order, each as it is and as it was set.
+    pub fn store_entries(&self, entries: impl Iterator<Item = (u32, u32)>) {
+        for (place, (found, wanted)) in self.entries.iter().zip(entries) {
+            let value = u64::from(found) << 32 | u64::from(wanted);
+            place.store(value, Ordering::Relaxed);
+        }
+    }
+
+    /// The entries of its local vector table, each as it is and as it was set.
+    pub fn entries(&self) -> impl Iterator<Item = (u32, u32)> + '_ {
+        self.entries.iter().map(|value| {
+            let value = value.load(Ordering::Relaxed);
+            ((value >> 32) as u32, value as u32)
+        })
+    }
+
+    /// The address of its GDT.
+    pub fn gdt(&self) -> u64 {
+        self.gdt.load(Ordering::Relaxed)
+    }
+
+    /// The address of its IDT.
+    pub fn idt(&self) -> u64 {
+        self.idt.load(Ordering::Relaxed)
+    }
+
+    /// An address on its stack.
+    pub fn stack(&self) -> u64 {
+        self.stack.load(Ordering::Relaxed)
+    }
+
+    /// Reads the root of this CPU's tables alone, after they were loaded again.
+    pub fn record_tables(&self) {
+        // Relaxed, as all of it: the report that follows publishes it.
+        self.cr3.store(control::loaded_tables(), Ordering::Relaxed);
+    }
+
+    /// The address of its block, from GS base.
+    pub fn block(&self) -> u64 {
+        self.block.load(Ordering::Relaxed)
+    }
+
+    /// What the CPU itself uses without being told, and the address of each.
+    pub fn places(&self) -> [(&'static str, u64); 4] {
+        [
+            ("block", &self.block),
+            ("GDT", &self.gdt),
+            ("IDT", &self.idt),
+            ("stack", &self.stack),
+        ]
+        .map(|(what, address)| (what, address.load(Ordering::Relaxed)))
+    }
+
+    /// The physical address of its root table, from CR3.
+    pub fn cr3(&self) -> u64 {
+        self.cr3.load(Ordering::Relaxed)
+    }
+
+    /// The control registers as they are.
+    pub fn registers(&self) -> Registers {
+        Registers::from_values(
+            self.found
+                .each_ref()
+                .map(|value| value.load(Ordering::Relaxed)),
+        )
+    }
+
+    /// The control registers as its own features ask for.
+    pub fn wanted(&self) -> Registers {
+        Registers::from_values(
+            self.wanted
+                .each_ref()
+                .map(|value| value.load(Ordering::Relaxed)),
+        )
+    }
+}
