@@ -231,8 +231,8 @@ pub enum StartError {
     ArenaTooSmall {
         /// The arena's size in bytes.
         bytes: usize,
-        /// The least size in bytes.
-        least: usize,
+        /// The minimum size in bytes.
+        min: usize,
     },
 }
 
@@ -240,10 +240,10 @@ impl fmt::Display for StartError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::AlreadyStarted => f.write_str("the heap already has a boot arena"),
-            Self::ArenaTooSmall { bytes, least } => {
+            Self::ArenaTooSmall { bytes, min } => {
                 write!(
                     f,
-                    "a boot arena of {bytes} bytes is too small: give it at least {least}"
+                    "a boot arena of {bytes} bytes is too small: give it at least {min}"
                 )
             }
         }
@@ -310,11 +310,7 @@ mod tests {
     fn errors_say_what_to_do() {
         let text = StartError::AlreadyStarted.to_string();
         assert!(text.contains("already has a boot arena"));
-        let text = StartError::ArenaTooSmall {
-            bytes: 8,
-            least: 31,
-        }
-        .to_string();
+        let text = StartError::ArenaTooSmall { bytes: 8, min: 31 }.to_string();
         assert!(text.contains("8 bytes") && text.contains("at least 31"));
     }
 }

@@ -469,7 +469,7 @@ mod sync;
 pub use checked::{
     CALLERS, Callers, CheckPlatform, CheckedHeap, CheckedTotals, Deed, Misuse, Origin,
 };
-pub use checked::{MOST_QUARANTINED, Quarantine};
+pub use checked::{MAX_QUARANTINED, Quarantine};
 #[cfg(not(loom))]
 pub use heap::{Heap, StartError};
 #[cfg(not(loom))]
@@ -477,8 +477,8 @@ pub use magazines::MagazineHeap;
 #[cfg(target_arch = "x86_64")]
 pub use magazines::resume;
 pub use magazines::{
-    CLASSES, Class, ClassStatistics, CpuCache, FRAME, FastPath, FramePlatform, LARGEST,
-    MOST_CACHED, MagazineStatistics, NO_CACHE, Totals, Traffic,
+    CLASSES, Class, ClassStatistics, CpuCache, FRAME, FastPath, FramePlatform, MAX_CACHED,
+    MAX_CLASS_SIZE, MagazineStatistics, NO_CACHE, Totals, Traffic,
 };
 pub use platform::Platform;
 pub use statistics::Statistics;

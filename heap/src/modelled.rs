@@ -24,7 +24,7 @@ pub(crate) fn model(
     builder.preemption_bound = builder.preemption_bound.or(preemptions);
     builder.max_branches = 20_000;
     let bound = match builder.preemption_bound {
-        Some(most) => format!("up to {most} preemptions"),
+        Some(max) => format!("up to {max} preemptions"),
         None => String::from("any number of preemptions"),
     };
     let count = Arc::new(AtomicUsize::new(0));

@@ -16,7 +16,7 @@ const GRAIN: usize = 16;
 /// A free list describes each hole in the hole itself, by size and successor, aligned like them.
 const HOLE: usize = 2 * size_of::<usize>();
 /// The least memory that surely has room for a block of a grain, wherever it starts.
-const LEAST: usize = 3 * GRAIN - 1;
+const MIN_REGION: usize = 3 * GRAIN - 1;
 
 /// Everything under the heap's lock.
 pub(crate) struct Regions {
@@ -43,10 +43,10 @@ impl Regions {
         if self.has_boot() {
             return Err(StartError::AlreadyStarted);
         }
-        if arena.len() < LEAST {
+        if arena.len() < MIN_REGION {
             return Err(StartError::ArenaTooSmall {
                 bytes: arena.len(),
-                least: LEAST,
+                min: MIN_REGION,
             });
         }
         let skipped = arena.as_ptr().align_offset(GRAIN);
@@ -130,9 +130,9 @@ impl Regions {
             // SAFETY: the piece begins where the list's memory ends and is ours for good (the
             // caller).
             unsafe { list.extend(piece.len()) };
-        } else if piece.len() >= LEAST {
+        } else if piece.len() >= MIN_REGION {
             // SAFETY: the piece is ours for good (the caller), and has room for a hole after what is
-            // skipped: less than a grain of at least `LEAST` bytes.
+            // skipped: less than a grain of at least `MIN_REGION` bytes.
             let list = unsafe { FreeList::new(start.add(skipped), piece.len() - skipped) };
             if self.grown.push(list).is_err() {
                 return;
@@ -156,7 +156,7 @@ pub(crate) fn room_for(layout: Layout) -> Option<usize> {
     let room = placed
         .size()
         .checked_add(placed.align())?
-        .checked_add(2 * HOLE + LEAST)?;
+        .checked_add(2 * HOLE + MIN_REGION)?;
     isize::try_from(room).is_ok().then_some(room)
 }
 

@@ -63,7 +63,7 @@ const WITHDRAWN: u64 = Flags::BIT_9.bits();
 const MAX_WINDOWS: usize = 16;
 
 /// Tables below the root, at most.
-const MOST_LEVELS_BELOW: usize = 4;
+const MAX_LEVELS_BELOW: usize = 4;
 
 /// How to reach physical memory: the direct map in a kernel, a buffer in a test.
 ///
@@ -881,7 +881,7 @@ impl<M: PhysicalMemory> Tables<M> {
     ) -> Result<(), TableError> {
         let leaf_level = level_of(size);
         // Tables on the way in which pages were withdrawn, none of them this one.
-        let mut withdrawn = [None; MOST_LEVELS_BELOW];
+        let mut withdrawn = [None; MAX_LEVELS_BELOW];
         let mut frame = self.root;
         let mut level = self.levels.count();
         let slot = loop {
@@ -925,7 +925,7 @@ impl<M: PhysicalMemory> Tables<M> {
         leaf: u64,
         frames: &impl FrameSource,
     ) -> Result<u64, TableError> {
-        let mut made = [const { None::<OwnedFrame> }; MOST_LEVELS_BELOW];
+        let mut made = [const { None::<OwnedFrame> }; MAX_LEVELS_BELOW];
         let mut entry = leaf;
         for (below, place) in (leaf_level..level).zip(&mut made) {
             let table = empty_table(&self.memory, frames).and_then(|owned| {

@@ -148,7 +148,7 @@ fn model(name: &str, preemptions: Option<usize>, run: impl Fn() + Send + Sync + 
     builder.preemption_bound = builder.preemption_bound.or(preemptions);
     builder.max_branches = 20_000;
     let bound = match builder.preemption_bound {
-        Some(most) => format!("up to {most} preemptions"),
+        Some(max) => format!("up to {max} preemptions"),
         None => String::from("any number of preemptions"),
     };
     let count = Arc::new(AtomicUsize::new(0));

@@ -18,4 +18,4 @@ pub use heap::{CheckedHeap, CheckedTotals};
 pub use misuse::{CALLERS, Callers, Deed, Misuse, Origin};
 #[cfg(not(loom))]
 pub use platform::CheckPlatform;
-pub use quarantine::{MOST_QUARANTINED, Quarantine};
+pub use quarantine::{MAX_QUARANTINED, Quarantine};

@@ -14,7 +14,7 @@ use std::vec::Vec;
 use loom::cell::UnsafeCell;
 use loom::thread;
 
-use super::{MOST_QUARANTINED, Quarantine};
+use super::{MAX_QUARANTINED, Quarantine};
 use crate::modelled::{assert_found, model};
 
 /// Which model finds which mistake.
@@ -108,7 +108,7 @@ fn push_against_flush() {
 fn push_against_push() {
     model("quarantine: push against push", Some(4), || {
         // Two blocks are too many bytes for one.
-        const BYTES: usize = MOST_QUARANTINED / 2 + 1;
+        const BYTES: usize = MAX_QUARANTINED / 2 + 1;
         let quarantine = Arc::new(Quarantine::new());
         let mut handler = Cpu::new(&quarantine);
         let other = thread::spawn(move || {

@@ -14,7 +14,7 @@ type Block = NonNull<u8>;
 const SLOTS: usize = if cfg!(loom) { 2 } else { 1024 };
 
 /// The most bytes that wait in one quarantine, with what the checks add to them.
-pub const MOST_QUARANTINED: usize = 1 << 20;
+pub const MAX_QUARANTINED: usize = 1 << 20;
 
 /// The blocks that one CPU freed last, in a ring.
 ///
@@ -82,7 +82,7 @@ impl Quarantine {
 
     /// Takes one of the oldest blocks if there are too many bytes.
     pub(super) fn pop_surplus(&self) -> Option<Block> {
-        while self.bytes() > MOST_QUARANTINED {
+        while self.bytes() > MAX_QUARANTINED {
             let oldest = self.oldest.load(Ordering::Relaxed);
             let next = self.next.load(Ordering::Relaxed);
             let waiting = next.wrapping_sub(oldest).min(SLOTS);
@@ -172,7 +172,7 @@ mod tests {
 
     #[test]
     fn too_many_bytes_go_oldest_first() {
-        const BYTES: usize = MOST_QUARANTINED / 4;
+        const BYTES: usize = MAX_QUARANTINED / 4;
         let quarantine = Quarantine::new();
         let mut gone = 0;
         for number in 1..=3 * SLOTS {
@@ -185,12 +185,12 @@ mod tests {
             assert_eq!(number - gone, number.min(4));
         }
         // One that is too large alone waits for nobody.
-        assert_eq!(quarantine.push(block(1), MOST_QUARANTINED + 1), None);
+        assert_eq!(quarantine.push(block(1), MAX_QUARANTINED + 1), None);
         let mut last = None;
         for _ in 0..5 {
             last = quarantine.pop_surplus();
             quarantine.forget(if last == Some(block(1)) {
-                MOST_QUARANTINED + 1
+                MAX_QUARANTINED + 1
             } else {
                 BYTES
             });
@@ -207,7 +207,7 @@ mod tests {
         }
         assert_eq!(quarantine.take_all().count(), 10);
         quarantine.forget(10);
-        quarantine.push(block(11), 2 * MOST_QUARANTINED);
+        quarantine.push(block(11), 2 * MAX_QUARANTINED);
         assert_eq!(quarantine.pop_surplus(), Some(block(11)));
     }
 }

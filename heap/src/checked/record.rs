@@ -441,9 +441,9 @@ mod tests {
                 for first in 0..length {
                     bytes[offset + first] = 8;
                     bytes[offset + length - 1] = 9;
-                    let (least, most) = check(&bytes);
-                    assert_eq!(least.map(|(at, _)| at), Some(first));
-                    assert_eq!(most, Some((length - 1, 9)));
+                    let (first_found, last_found) = check(&bytes);
+                    assert_eq!(first_found.map(|(at, _)| at), Some(first));
+                    assert_eq!(last_found, Some((length - 1, 9)));
                     bytes[offset + first] = 7;
                     bytes[offset + length - 1] = 7;
                 }

@@ -563,9 +563,9 @@ impl Closed<'_> {
         self.limit = self.class.first_limit();
     }
 
-    fn take_oldest(&mut self, most: usize, empty: impl FnOnce(&[Block])) {
+    fn take_oldest(&mut self, max: usize, empty: impl FnOnce(&[Block])) {
         let blocks = self.blocks;
-        let taken = blocks.min(most);
+        let taken = blocks.min(max);
         // If `empty` unwinds, it may have given them away: none is here any more.
         self.blocks = 0;
         let memory = self.memory();

@@ -11,7 +11,7 @@ pub const FRAME: usize = 4096;
 pub const CLASSES: usize = EVEN + PER_DOUBLING * DOUBLINGS;
 
 /// The largest block that magazines hold, in bytes. What is larger comes from frames directly.
-pub const LARGEST: usize = (EVEN * UNIT) << DOUBLINGS;
+pub const MAX_CLASS_SIZE: usize = (EVEN * UNIT) << DOUBLINGS;
 
 /// All sizes are multiples of this, which is also the least alignment: that of `max_align_t` on
 /// x86-64 (System V ABI, section 3.1.2).
@@ -26,14 +26,14 @@ const DOUBLINGS: usize = 6;
 /// nothing.
 const MAGAZINE: usize = 16 << 10;
 /// The fewest blocks a magazine holds: with less, the slow path halves the throughput.
-const LEAST_DEPTH: usize = 8;
+const MIN_DEPTH: usize = 8;
 /// The most: what moves at once must not keep a CPU for long, and 16 KiB of the smallest blocks would.
-pub(super) const MOST_DEPTH: usize = 128;
+pub(super) const MAX_DEPTH: usize = 128;
 
 /// The budget of one CPU: the most bytes that it keeps to itself, when all its magazines have grown
 /// to their full depth and are full, and so is its reserve. Less than 1.3 MiB. A block that shrank where
 /// it was, as no memory was left ([`MagazineHeap`](super::MagazineHeap)), is larger than it counts here.
-pub const MOST_CACHED: usize = {
+pub const MAX_CACHED: usize = {
     let mut bytes = 0;
     let mut class = 0;
     while let Some(this) = Class::from_index(class) {
@@ -44,9 +44,9 @@ pub const MOST_CACHED: usize = {
 };
 
 /// The most blocks of a slab: one bit each in a [`Slab`](super::slab::Slab).
-pub(super) const MOST_BLOCKS: usize = 256;
+pub(super) const MAX_BLOCKS: usize = 256;
 /// The largest slab, in frames.
-pub(super) const MOST_FRAMES: usize = 8;
+pub(super) const MAX_FRAMES: usize = 8;
 
 /// A size class: all blocks of a class are of one size.
 ///
@@ -138,10 +138,10 @@ impl Class {
     /// many: Bonwick's loaded and previous magazine.
     pub const fn depth(self) -> usize {
         let depth = MAGAZINE / self.size();
-        if depth < LEAST_DEPTH {
-            LEAST_DEPTH
-        } else if depth > MOST_DEPTH {
-            MOST_DEPTH
+        if depth < MIN_DEPTH {
+            MIN_DEPTH
+        } else if depth > MAX_DEPTH {
+            MAX_DEPTH
         } else {
             depth
         }
@@ -156,7 +156,7 @@ impl Class {
     /// end of the slab and holds 8 blocks; or else the most there may be.
     pub const fn slab_frames(self) -> usize {
         let mut frames = 1;
-        while frames < MOST_FRAMES {
+        while frames < MAX_FRAMES {
             let bytes = frames * FRAME;
             if bytes % self.size() * 8 <= bytes && bytes / self.size() >= 8 {
                 break;
@@ -203,8 +203,8 @@ static INVERSE: [u64; CLASSES] = {
 };
 
 /// The class of a size in units, rounded up. Zero bytes count as one.
-static OF_UNITS: [u16; LARGEST / UNIT + 1] = {
-    let mut table = [0; LARGEST / UNIT + 1];
+static OF_UNITS: [u16; MAX_CLASS_SIZE / UNIT + 1] = {
+    let mut table = [0; MAX_CLASS_SIZE / UNIT + 1];
     let mut class = 0;
     let mut units = 0;
     while units < table.len() {
@@ -237,21 +237,21 @@ mod tests {
         let sizes: Vec<_> = Class::all().map(Class::size).collect();
         assert_eq!(sizes[..9], [16, 32, 48, 64, 80, 96, 112, 128, 160]);
         assert_eq!(sizes[sizes.len() - 5..], [4096, 5120, 6144, 7168, 8192]);
-        assert_eq!(sizes.last(), Some(&LARGEST));
+        assert_eq!(sizes.last(), Some(&MAX_CLASS_SIZE));
         assert!(sizes.is_sorted());
     }
 
     #[test]
     fn every_layout_gets_the_least_class_that_fits_and_is_aligned() {
         for shift in 0..=14 {
-            for size in 1..=LARGEST + 1 {
+            for size in 1..=MAX_CLASS_SIZE + 1 {
                 let layout = Layout::from_size_align(size, 1 << shift).unwrap();
                 let fits = |class: &Class| {
                     class.size() >= size && class.size().is_multiple_of(layout.align())
                 };
                 // Blocks are aligned to a unit in any case.
-                let least = Class::all().find(fits);
-                assert_eq!(Class::of(layout), least, "{layout:?}");
+                let smallest = Class::all().find(fits);
+                assert_eq!(Class::of(layout), smallest, "{layout:?}");
             }
         }
     }
@@ -260,27 +260,27 @@ mod tests {
     fn slabs_waste_little_and_fit_their_bitmap() {
         for class in Class::all() {
             let frames = class.slab_frames();
-            assert!(frames.is_power_of_two() && frames <= MOST_FRAMES);
+            assert!(frames.is_power_of_two() && frames <= MAX_FRAMES);
             let bytes = frames * FRAME;
             assert!(bytes % class.size() * 8 <= bytes, "{class:?}");
-            assert!(bytes / class.size() <= MOST_BLOCKS, "{class:?}");
+            assert!(bytes / class.size() <= MAX_BLOCKS, "{class:?}");
         }
     }
 
     #[test]
     fn a_cpu_caches_what_the_documentation_says() {
-        const { assert!(MOST_CACHED * 10 <= 13 << 20) };
+        const { assert!(MAX_CACHED * 10 <= 13 << 20) };
         let magazines: usize = Class::all()
             .map(|class| 2 * class.depth() * class.size())
             .sum();
         let reserve: usize = Class::all().map(Class::size).sum();
-        assert_eq!(MOST_CACHED, magazines + reserve);
+        assert_eq!(MAX_CACHED, magazines + reserve);
     }
 
     #[test]
     fn block_at_divides_exactly() {
         for class in Class::all() {
-            for offset in 0..MOST_FRAMES * FRAME {
+            for offset in 0..MAX_FRAMES * FRAME {
                 let expected = offset
                     .is_multiple_of(class.size())
                     .then_some(offset / class.size());

@@ -7,7 +7,7 @@ use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use core::{fmt, slice};
 
 use super::cache::{Block, Entry, Owner};
-use super::class::{CLASSES, Class, FRAME, MOST_DEPTH};
+use super::class::{CLASSES, Class, FRAME, MAX_DEPTH};
 use super::context::Context;
 use super::deferred::{BATCH, DeferredList, Kind, Written};
 use super::depot::{Depot, MAGAZINES};
@@ -25,7 +25,7 @@ use super::{ClassStatistics, FastPath, FramePlatform, Totals, Traffic};
 /// Each CPU serves itself from its own [`CpuCache`](super::CpuCache), without locks and without
 /// atomic operations. When that is empty or full, a magazine's worth of blocks moves from or to the
 /// *depot* of the size class, which all CPUs share; and when that can't help, from or to *slabs*,
-/// which are frames cut into blocks. What is larger than [`LARGEST`](super::LARGEST) is frames.
+/// which are frames cut into blocks. What is larger than [`MAX_CLASS_SIZE`](super::MAX_CLASS_SIZE) is frames.
 ///
 /// It needs no start: it works as soon as the platform has frames, at first without caches and
 /// therefore slowly.
@@ -54,7 +54,7 @@ use super::{ClassStatistics, FastPath, FramePlatform, Totals, Traffic};
 ///
 /// A `realloc` that makes a block smaller needs no memory: where none is left, the block stays where
 /// it is, and is then a larger one than its size asks for. Only a block larger than
-/// [`LARGEST`](super::LARGEST) can be refused: where no slab is near and it shrinks below, if what it gives
+/// [`MAX_CLASS_SIZE`](super::MAX_CLASS_SIZE) can be refused: where no slab is near and it shrinks below, if what it gives
 /// back is too little for the three frames that describe its own; and in code that interrupted a slow
 /// path, if it has whole frames to give back.
 ///
@@ -275,7 +275,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
     /// Takes a magazine's worth of blocks from a depot to the slabs. Says whether there may be more.
     fn trim_depot(&self, context: &Context<'_, P>, class: Class) -> (bool, Result<(), Misuse>) {
         let _transit = self.transit.begin();
-        let mut room = [MaybeUninit::uninit(); MOST_DEPTH];
+        let mut room = [MaybeUninit::uninit(); MAX_DEPTH];
         let count = self.depots[class].take(context, &mut room);
         // SAFETY: `take` has written `count` blocks.
         let blocks = unsafe { slice::from_raw_parts(room.as_ptr().cast::<Block>(), count) };
@@ -335,7 +335,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
         ClassStatistics {
             slab_frames: slabs.frames(),
             used_blocks: slabs.used(),
-            most_used_blocks: slabs.most_used(),
+            peak_used_blocks: slabs.peak_used(),
             remote_blocks: slabs.remote(),
             depot_blocks: depot.length(),
             depot_contended: depot.contended(),

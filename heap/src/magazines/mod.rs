@@ -20,7 +20,7 @@ mod statistics;
 mod transit;
 
 pub use cache::{CpuCache, MagazineStatistics, NO_CACHE};
-pub use class::{CLASSES, Class, FRAME, LARGEST, MOST_CACHED};
+pub use class::{CLASSES, Class, FRAME, MAX_CACHED, MAX_CLASS_SIZE};
 #[cfg(not(loom))]
 pub use heap::MagazineHeap;
 pub use platform::{FastPath, FramePlatform};

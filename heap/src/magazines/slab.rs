@@ -5,10 +5,10 @@ use core::ptr::{self, NonNull};
 use core::sync::atomic::Ordering;
 
 use super::cache::Block;
-use super::class::{Class, FRAME, MOST_BLOCKS};
+use super::class::{Class, FRAME, MAX_BLOCKS};
 use crate::sync::{AtomicPtr, AtomicU8, AtomicU16, AtomicU64};
 
-const WORDS: usize = MOST_BLOCKS / 64;
+const WORDS: usize = MAX_BLOCKS / 64;
 
 /// The description of a frame: of the slab it belongs to if it is the slab's first, or else how far
 /// that one is.

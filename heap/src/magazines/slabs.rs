@@ -24,7 +24,7 @@ pub(super) struct Slabs {
     /// Written under the lock, read by anyone.
     frames: AtomicUsize,
     used: AtomicUsize,
-    most_used: AtomicUsize,
+    peak_used: AtomicUsize,
     remote: AtomicUsize,
 }
 
@@ -53,7 +53,7 @@ impl Slabs {
                 }),
                 frames: AtomicUsize::new(0),
                 used: AtomicUsize::new(0),
-                most_used: AtomicUsize::new(0),
+                peak_used: AtomicUsize::new(0),
                 remote: AtomicUsize::new(0),
             }
         }
@@ -70,8 +70,8 @@ impl Slabs {
     }
 
     /// The most that [`Self::used`] has been.
-    pub(super) fn most_used(&self) -> usize {
-        self.most_used.load(Ordering::Relaxed)
+    pub(super) fn peak_used(&self) -> usize {
+        self.peak_used.load(Ordering::Relaxed)
     }
 
     /// Blocks that came back from another CPU than the one that their slab last gave blocks to.
@@ -131,8 +131,8 @@ impl Slabs {
     fn count_used(&self, blocks: usize) {
         self.used.add(blocks);
         let used = self.used();
-        if used > self.most_used() {
-            self.most_used.store(used, Ordering::Relaxed);
+        if used > self.peak_used() {
+            self.peak_used.store(used, Ordering::Relaxed);
         }
     }
 
@@ -143,9 +143,9 @@ impl Slabs {
         let _transit = context.announce();
         // A smaller slab wastes more, but is better than none: when memory is in pieces, and when a
         // larger one would take the frames that its description needs.
-        let least = class.size().div_ceil(super::FRAME).next_power_of_two();
+        let min = class.size().div_ceil(super::FRAME).next_power_of_two();
         let mut count = class.slab_frames();
-        while count >= least {
+        while count >= min {
             if let Some(start) = frames.allocate(count, count, Use::Slab) {
                 let mut spares = Spares::none(frames);
                 match (context.map).insert(context, start, count as u8, class, &mut spares) {

@@ -75,7 +75,7 @@ pub struct ClassStatistics {
     /// Blocks that aren't free in their slab: live or cached.
     pub used_blocks: usize,
     /// The highest value that [`used_blocks`](Self::used_blocks) has had.
-    pub most_used_blocks: usize,
+    pub peak_used_blocks: usize,
     /// Blocks that came back to their slab from another CPU than the one that last got blocks of the
     /// slab: how many are freed where they were not allocated, about.
     pub remote_blocks: usize,

@@ -11,7 +11,7 @@ use std::thread;
 
 use muster_heap::hosted::HostedFrames;
 use muster_heap::{
-    Callers, CheckPlatform, CheckedHeap, Deed, FRAME, MOST_QUARANTINED, MagazineHeap, Misuse,
+    Callers, CheckPlatform, CheckedHeap, Deed, FRAME, MAX_QUARANTINED, MagazineHeap, Misuse,
     Quarantine,
 };
 use proptest::prelude::*;
@@ -320,7 +320,7 @@ fn any_byte_written_after_the_free_is_found_when_the_block_leaves() {
 
 #[test]
 fn a_write_after_the_free_is_found_by_who_frees_so_much_that_the_block_must_go() {
-    for (size, blocks) in [(100, 2000), (20_000, MOST_QUARANTINED / 20_000 + 1)] {
+    for (size, blocks) in [(100, 2000), (20_000, MAX_QUARANTINED / 20_000 + 1)] {
         let heap = machine(4096);
         let layout = layout(size, 8);
         let block = on(1, || alloc(&heap, layout));
@@ -618,7 +618,7 @@ proptest! {
         prop_assert_eq!(totals.live_blocks, shadow.len() as i64);
         prop_assert_eq!(totals.live_bytes, shadow.bytes() as i64);
         // One that is larger than that alone has gone.
-        prop_assert!(totals.quarantined_bytes <= CPUS * MOST_QUARANTINED);
+        prop_assert!(totals.quarantined_bytes <= CPUS * MAX_QUARANTINED);
         shadow.free_all();
         assert_all_back(&heap, frames);
     }

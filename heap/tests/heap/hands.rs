@@ -10,7 +10,7 @@ use std::thread;
 
 use muster_heap::hosted::HostedFrames;
 use muster_heap::{
-    CheckPlatform, CheckedHeap, CpuCache, FRAME, FramePlatform, MOST_QUARANTINED, MagazineHeap,
+    CheckPlatform, CheckedHeap, CpuCache, FRAME, FramePlatform, MAX_QUARANTINED, MagazineHeap,
     Quarantine,
 };
 
@@ -487,7 +487,7 @@ unsafe impl CheckPlatform for OneQuarantine {
 #[test]
 fn a_block_on_its_way_from_a_quarantine_is_not_out() {
     let [first, second, third] = [600, 500, 590].map(|kib| layout(kib << 10, 8));
-    assert!(first.size() < MOST_QUARANTINED && first.size() + second.size() > MOST_QUARANTINED);
+    assert!(first.size() < MAX_QUARANTINED && first.size() + second.size() > MAX_QUARANTINED);
     // Room for the first two, and not for the third beside either.
     let machine = OneQuarantine(Quarantine::new());
     let heap = MagazineHeap::new(Pausing::new(282));

@@ -118,7 +118,7 @@ static SERVED: AtomicUsize = AtomicUsize::new(0);
 /// Handlers that run at least, and rounds of signals that are sent at most until one of them has come
 /// upon the heap.
 const ENOUGH: usize = 500;
-const MOST_ROUNDS: usize = 20_000_000;
+const MAX_ROUNDS: usize = 20_000_000;
 
 static HELD: [AtomicPtr<u8>; 64] = [const { AtomicPtr::new(ptr::null_mut()) }; 64];
 
@@ -181,7 +181,7 @@ fn be_interrupted() {
             // SAFETY: the calling thread's own name.
             let this = unsafe { libc::pthread_self() };
             let interrupter = thread::spawn(move || {
-                for _ in 0..MOST_ROUNDS {
+                for _ in 0..MAX_ROUNDS {
                     let handled = HANDLED.load(Ordering::Relaxed);
                     // Where CPUs are few, signals come together, and seldom amid the heap.
                     if handled >= ENOUGH && HEAP.totals().reentries > reentries {

@@ -155,14 +155,14 @@ fn second_and_tiny_arenas_are_rejected() {
 
 #[test]
 fn smallest_arena_works_wherever_it_starts() {
-    let Err(StartError::ArenaTooSmall { least, .. }) =
+    let Err(StartError::ArenaTooSmall { min, .. }) =
         Heap::new(Hosted::new(0, Growth::Contiguous)).start_boot(arena(0))
     else {
         panic!("an empty arena was accepted");
     };
     for offset in 0..16 {
         let heap = Heap::new(Hosted::new(0, Growth::Contiguous));
-        heap.start_boot(&mut arena(64)[offset..][..least]).unwrap();
+        heap.start_boot(&mut arena(64)[offset..][..min]).unwrap();
         let block = alloc(&heap, layout(16, 16)).unwrap();
         free(&heap, block, layout(16, 16));
     }

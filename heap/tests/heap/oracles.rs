@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, Weak};
 
 use muster_heap::hosted::{Growth, Hosted, HostedFrames};
 use muster_heap::{
-    Class, CpuCache, FRAME, FastPath, FramePlatform, Heap, MAX_REGIONS, MOST_CACHED, MagazineHeap,
+    Class, CpuCache, FRAME, FastPath, FramePlatform, Heap, MAX_CACHED, MAX_REGIONS, MagazineHeap,
     NO_CACHE, Platform,
 };
 use proptest::prelude::*;
@@ -510,7 +510,7 @@ fn check_magazines<const FLAGGED: bool>(
         let large: usize = large.map(|(_, layout)| layout.size().div_ceil(FRAME)).sum();
         prop_assert_eq!(totals.large_frames, large);
         for cache in &machine.caches {
-            prop_assert!(cache.cached_bytes() <= MOST_CACHED);
+            prop_assert!(cache.cached_bytes() <= MAX_CACHED);
         }
         if matches!(step, Step::Drain) && cpu < CPUS {
             prop_assert_eq!(machine.caches[cpu].cached_bytes(), 0);
@@ -550,7 +550,7 @@ fn check_classes<const FLAGGED: bool>(
         let idle = cached + shared.depot_blocks;
         used += shared.used_blocks;
         idle_blocks += idle;
-        prop_assert!(shared.used_blocks <= shared.most_used_blocks);
+        prop_assert!(shared.used_blocks <= shared.peak_used_blocks);
         prop_assert!(shared.used_blocks * class.size() <= shared.slab_frames * FRAME);
         slab_frames += shared.slab_frames;
         cached_bytes += idle * class.size();

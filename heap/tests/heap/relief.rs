@@ -22,7 +22,7 @@ thread_local! {
     static DEPTH: Cell<usize> = const { Cell::new(0) };
     /// Frames given and taken since interrupts were disabled, and the most there ever were.
     static CALLS: Cell<usize> = const { Cell::new(0) };
-    static MOST_CALLS: Cell<usize> = const { Cell::new(0) };
+    static MAX_CALLS: Cell<usize> = const { Cell::new(0) };
 }
 
 struct Disabled;
@@ -36,7 +36,7 @@ impl Drop for Disabled {
 fn count_call() {
     if DEPTH.get() > 0 {
         CALLS.set(CALLS.get() + 1);
-        MOST_CALLS.set(MOST_CALLS.get().max(CALLS.get()));
+        MAX_CALLS.set(MAX_CALLS.get().max(CALLS.get()));
     }
 }
 
@@ -217,5 +217,5 @@ fn drains_and_trims_disable_interrupts_for_a_bounded_time_whatever_there_is() {
     heap.trim();
     assert!(frames > 100);
     assert_eq!(heap.totals().frames(), 0);
-    assert!(MOST_CALLS.get() <= BOUND, "{} calls", MOST_CALLS.get());
+    assert!(MAX_CALLS.get() <= BOUND, "{} calls", MAX_CALLS.get());
 }

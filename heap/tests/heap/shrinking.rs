@@ -6,7 +6,7 @@ use core::ptr::NonNull;
 use std::thread;
 
 use muster_heap::hosted::HostedFrames;
-use muster_heap::{Class, FRAME, LARGEST, MagazineHeap};
+use muster_heap::{Class, FRAME, MAX_CLASS_SIZE, MagazineHeap};
 
 use crate::layout;
 
@@ -37,7 +37,7 @@ fn shrink(heap: &Heap, block: NonNull<u8>, from: Layout, size: usize) -> Option<
 fn exhaust(heap: &Heap) -> Vec<(NonNull<u8>, Layout)> {
     let mut blocks = Vec::new();
     let mut sizes: Vec<_> = Class::all().map(Class::size).collect();
-    sizes.extend([LARGEST + 1, 65536]);
+    sizes.extend([MAX_CLASS_SIZE + 1, 65536]);
     for size in sizes.into_iter().rev() {
         let layout = layout(size, 1);
         while let Some(block) = alloc(heap, layout) {
@@ -80,8 +80,14 @@ fn a_large_block_gives_back_the_frames_behind_its_new_end() {
 
 /// From where to where, in bytes.
 fn shrinkings() -> impl Iterator<Item = (usize, usize)> {
-    let sizes =
-        || (Class::all().map(Class::size)).chain([LARGEST + 1, 4 * FRAME, 5 * FRAME + 1, 60_000]);
+    let sizes = || {
+        (Class::all().map(Class::size)).chain([
+            MAX_CLASS_SIZE + 1,
+            4 * FRAME,
+            5 * FRAME + 1,
+            60_000,
+        ])
+    };
     sizes().flat_map(move |from| {
         let smaller = sizes().filter(move |&to| to < from);
         smaller.map(move |to| (from, to))

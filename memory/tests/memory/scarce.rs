@@ -5,7 +5,7 @@ use std::cell::Cell;
 use std::ptr;
 
 thread_local! {
-    static LARGEST: Cell<usize> = const { Cell::new(usize::MAX) };
+    static MAX_BLOCK: Cell<usize> = const { Cell::new(usize::MAX) };
 }
 
 struct Scarce;
@@ -17,7 +17,7 @@ static HEAP: Scarce = Scarce;
 unsafe impl GlobalAlloc for Scarce {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // A thread that is ending has no cell any more.
-        if LARGEST.try_with(|largest| layout.size() > largest.get()) == Ok(true) {
+        if MAX_BLOCK.try_with(|largest| layout.size() > largest.get()) == Ok(true) {
             return ptr::null_mut();
         }
         // SAFETY: the caller's promise.
@@ -32,8 +32,8 @@ unsafe impl GlobalAlloc for Scarce {
 
 /// Runs `work` on this thread with no block larger than that to be had.
 pub fn with_blocks_up_to<T>(bytes: usize, work: impl FnOnce() -> T) -> T {
-    LARGEST.set(bytes);
+    MAX_BLOCK.set(bytes);
     let result = work();
-    LARGEST.set(usize::MAX);
+    MAX_BLOCK.set(usize::MAX);
     result
 }
