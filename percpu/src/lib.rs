@@ -247,13 +247,13 @@ extern crate alloc;
 extern crate std;
 
 mod admission;
+mod barrier;
 mod block;
 #[cfg(feature = "alloc")]
 mod board;
 mod directory;
 #[cfg(feature = "alloc")]
 mod exchange;
-mod line;
 #[cfg(all(test, loom))]
 mod models;
 mod note;
@@ -265,13 +265,13 @@ mod sync;
 pub mod threads;
 
 pub use admission::{Admission, Outcome};
+pub use barrier::{Arrival, Barrier};
 pub use block::{Block, Header, UNREGISTERED, Unregistered, head_offset};
 #[cfg(feature = "alloc")]
 pub use board::Board;
 pub use directory::{Directory, PublishError};
 #[cfg(feature = "alloc")]
 pub use exchange::{Call, DEPTH, Exchange, SendError};
-pub use line::{Arrival, Line};
 pub use note::Note;
 pub use sleep::Sleep;
 pub use storage::{Here, Register, RegisterError, Storage};

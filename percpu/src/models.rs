@@ -28,8 +28,8 @@ use loom::thread;
 
 use crate::sync::{mutated, order_unless};
 use crate::{
-    Admission, Block, Board, Exchange, Header, Line, Note, Outcome, Register, RegisterError, Sleep,
-    Storage, UNREGISTERED, Unregistered,
+    Admission, Barrier, Block, Board, Exchange, Header, Note, Outcome, Register, RegisterError,
+    Sleep, Storage, UNREGISTERED, Unregistered,
 };
 
 /// Which model finds which mistake, made where [`mutated`] says so.
@@ -80,16 +80,16 @@ const MISTAKES: [(&str, &str); 31] = [
     ("an order is taken without a look", "two_at_one_place"),
     ("that an order is done is not published", "orders"),
     (
-        "what a CPU did before it came is not published",
-        "line_twice",
+        "what a CPU did before it arrived is not published",
+        "barrier_twice",
     ),
     (
-        "a line is left before it can be come to again",
-        "line_twice",
+        "a barrier is released before it can be reached again",
+        "barrier_twice",
     ),
     (
-        "a line is left without a look at what was done before",
-        "line_twice",
+        "a barrier is left without a look at what was done before",
+        "barrier_twice",
     ),
     ("a block is claimed in two steps", "two_claims"),
     (
@@ -597,22 +597,22 @@ fn two_givers() {
     });
 }
 
-/// Two CPUs at a line, twice: what each wrote before the first time, the other reads after it and
+/// Two CPUs at a barrier, twice: what each wrote before the first time, the other reads after it and
 /// writes after the second.
 #[test]
-fn line_twice() {
-    model("a line, twice", Some(3), || {
-        let line: &Line = Box::leak(Box::new(Line::new(2)));
+fn barrier_twice() {
+    model("a barrier, twice", Some(3), || {
+        let barrier: &Barrier = Box::leak(Box::new(Barrier::new(2)));
         let words: &[UnsafeCell<usize>; 2] =
             Box::leak(Box::new([UnsafeCell::new(0), UnsafeCell::new(0)]));
         let come = || {
-            let arrival = line.come();
-            while !line.is_left(&arrival) {
+            let arrival = barrier.arrive();
+            while !barrier.is_released(&arrival) {
                 thread::yield_now();
             }
         };
         let cpu = move |own: usize| {
-            // SAFETY: each writes its own before the line, and the other's after the second time.
+            // SAFETY: each writes its own before the barrier, and the other's after the second time.
             words[own].with_mut(|word| unsafe { *word = own + 1 });
             come();
             // SAFETY: nobody writes between the two.

@@ -4,10 +4,10 @@
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Barrier};
+use std::sync::{self, Arc};
 use std::thread;
 
-use muster_percpu::{Admission, Board, Line, Note, Outcome, Sleep};
+use muster_percpu::{Admission, Barrier, Board, Note, Outcome, Sleep};
 
 const ROUNDS: usize = 400;
 
@@ -16,7 +16,7 @@ fn race<A: Send, B: Send>(
     one: impl Fn(usize) -> A + Sync,
     other: impl Fn(usize) -> B + Sync,
 ) -> Vec<(A, B)> {
-    let barrier = Barrier::new(2);
+    let barrier = sync::Barrier::new(2);
     let rounds = || {
         (0..ROUNDS).inspect(|_| {
             barrier.wait();
@@ -161,18 +161,18 @@ fn of_orders_given_at_once_or_too_early_none_is_lost() {
 }
 
 #[test]
-fn a_line_is_left_by_all_together_and_shows_what_each_did() {
+fn a_barrier_releases_all_together_and_shows_what_each_did() {
     const CPUS: usize = 4;
-    let line = &Line::new(CPUS);
-    assert_eq!(format!("{line:?}"), format!("Line(0 of {CPUS})"));
+    let barrier = &Barrier::new(CPUS);
+    assert_eq!(format!("{barrier:?}"), format!("Barrier(0 of {CPUS})"));
     let steps = &[const { AtomicUsize::new(0) }; CPUS];
     thread::scope(|scope| {
         for own in 0..CPUS {
             scope.spawn(move || {
                 for round in 1..=ROUNDS {
                     steps[own].store(round, Ordering::Relaxed);
-                    let arrival = line.come();
-                    while !line.is_left(&arrival) {
+                    let arrival = barrier.arrive();
+                    while !barrier.is_released(&arrival) {
                         thread::yield_now();
                     }
                     for step in steps {
@@ -183,14 +183,14 @@ fn a_line_is_left_by_all_together_and_shows_what_each_did() {
             });
         }
     });
-    assert_eq!((line.cpus(), line.waiting()), (CPUS, 0));
+    assert_eq!((barrier.cpus(), barrier.waiting()), (CPUS, 0));
 }
 
 #[test]
-#[should_panic(expected = "a line is for one CPU at least, and this one for 0")]
-fn a_line_for_nobody_is_refused() {
+#[should_panic(expected = "a barrier needs at least one CPU, and got 0")]
+fn a_barrier_for_nobody_is_refused() {
     // The first CPU to come would wait for ever.
-    let _ = Line::new(0);
+    let _ = Barrier::new(0);
 }
 
 #[test]

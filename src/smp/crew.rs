@@ -2,7 +2,7 @@
 //! it does something else.
 
 use conquer_once::spin::OnceCell;
-use muster_percpu::{Board, Line, Outcome};
+use muster_percpu::{Barrier, Board, Outcome};
 use x86_64::instructions::interrupts;
 
 use super::{call, cpu, lapic, sleep};
@@ -28,7 +28,7 @@ pub fn size() -> usize {
 
 /// A line that CPUs wait at until all are there, and then leave together; they serve calls meanwhile.
 pub struct StartLine {
-    line: Line,
+    line: Barrier,
     patience_millis: u64,
 }
 
@@ -37,7 +37,7 @@ impl StartLine {
     /// others.
     pub const fn new(cpus: usize, patience_millis: u64) -> Self {
         Self {
-            line: Line::new(cpus),
+            line: Barrier::new(cpus),
             patience_millis,
         }
     }
@@ -48,9 +48,9 @@ impl StartLine {
     ///
     /// If one of them does not come in time.
     pub fn wait(&self) {
-        let arrival = self.line.come();
+        let arrival = self.line.arrive();
         let deadline = Deadline::after_millis(self.patience_millis);
-        while !self.line.is_left(&arrival) {
+        while !self.line.is_released(&arrival) {
             assert!(
                 !deadline.passed(),
                 "only {} of {} CPUs came to the line within {} ms",
