@@ -250,7 +250,7 @@ mod admission;
 mod barrier;
 mod block;
 #[cfg(feature = "alloc")]
-mod board;
+mod broadcast;
 mod directory;
 #[cfg(feature = "alloc")]
 mod exchange;
@@ -268,7 +268,7 @@ pub use admission::{Admission, Outcome};
 pub use barrier::{Arrival, Barrier};
 pub use block::{Block, Header, UNREGISTERED, Unregistered, head_offset};
 #[cfg(feature = "alloc")]
-pub use board::Board;
+pub use broadcast::Broadcast;
 pub use directory::{Directory, PublishError};
 #[cfg(feature = "alloc")]
 pub use exchange::{Call, DEPTH, Exchange, SendError};

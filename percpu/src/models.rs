@@ -28,7 +28,7 @@ use loom::thread;
 
 use crate::sync::{mutated, order_unless};
 use crate::{
-    Admission, Barrier, Block, Board, Exchange, Header, Note, Outcome, Register, RegisterError,
+    Admission, Barrier, Block, Broadcast, Exchange, Header, Note, Outcome, Register, RegisterError,
     Sleep, Storage, UNREGISTERED, Unregistered,
 };
 
@@ -75,10 +75,10 @@ const MISTAKES: [(&str, &str); 31] = [
     ),
     ("a note is taken without a look", "two_notes"),
     ("a note is not published", "note_against_reader"),
-    ("an order is not published", "orders"),
-    ("an order is done before it is carried out", "orders"),
-    ("an order is taken without a look", "two_at_one_place"),
-    ("that an order is done is not published", "orders"),
+    ("a job is not published", "jobs"),
+    ("a job is done before it has run", "jobs"),
+    ("a job is taken without a look", "two_at_one_slot"),
+    ("that a job is done is not published", "jobs"),
     (
         "what a CPU did before it arrived is not published",
         "barrier_twice",
@@ -540,24 +540,24 @@ fn note_against_reader() {
     });
 }
 
-/// Two orders, each about something on the giver's stack.
+/// Two jobs, each with something on the submitter's stack.
 #[test]
-fn orders() {
-    model("two orders, one after the other", Some(3), || {
-        let board: &Board<Frame> = Box::leak(Box::new(Board::new(2)));
+fn jobs() {
+    model("two jobs, one after the other", Some(3), || {
+        let broadcast: &Broadcast<Frame> = Box::leak(Box::new(Broadcast::new(2)));
         let other = thread::spawn(|| {
             for _ in 0..2 {
-                while !board.carry_out(1, Frame::add) {
+                while !broadcast.run(1, Frame::add) {
                     thread::yield_now();
                 }
             }
-            assert!(!board.has_order(1));
+            assert!(!broadcast.has_job(1));
         });
         for _ in 0..2 {
             Frame::with(|frame| {
-                assert!(board.give(frame));
-                assert!(board.carry_out(0, |_| ()));
-                while !board.is_done() {
+                assert!(broadcast.submit(frame));
+                assert!(broadcast.run(0, |_| ()));
+                while !broadcast.is_done() {
                     thread::yield_now();
                 }
                 assert_eq!(frame.get(), 1);
@@ -568,13 +568,13 @@ fn orders() {
 }
 
 #[test]
-fn two_at_one_place() {
-    model("two CPUs at one place", None, || {
-        let board: &Board<Frame> = Box::leak(Box::new(Board::new(1)));
+fn two_at_one_slot() {
+    model("two CPUs at one slot", None, || {
+        let broadcast: &Broadcast<Frame> = Box::leak(Box::new(Broadcast::new(1)));
         Frame::with(|frame| {
-            assert!(board.give(frame));
-            let other = thread::spawn(|| board.carry_out(0, Frame::add));
-            let own = board.carry_out(0, Frame::add);
+            assert!(broadcast.submit(frame));
+            let other = thread::spawn(|| broadcast.run(0, Frame::add));
+            let own = broadcast.run(0, Frame::add);
             assert!(own != other.join().unwrap());
             assert_eq!(frame.get(), 1);
         });
@@ -582,18 +582,18 @@ fn two_at_one_place() {
 }
 
 #[test]
-fn two_givers() {
-    model("two CPUs give orders", None, || {
-        let board: &Board<usize> = Box::leak(Box::new(Board::new(1)));
-        let other = thread::spawn(|| board.give(1));
-        let own = board.give(2);
+fn two_submitters() {
+    model("two CPUs submit jobs", None, || {
+        let broadcast: &Broadcast<usize> = Box::leak(Box::new(Broadcast::new(1)));
+        let other = thread::spawn(|| broadcast.submit(1));
+        let own = broadcast.submit(2);
         let other = other.join().unwrap();
-        // Of two at once one may find the other at it, and none gets in between.
+        // Of two at once one may find the other submitting, and neither gets in between.
         assert!(own != other);
-        let mut order = 0;
-        assert!(board.carry_out(0, |given| order = given));
-        assert_eq!(order, if own { 2 } else { 1 });
-        assert!(!board.carry_out(0, |_| ()));
+        let mut job = 0;
+        assert!(broadcast.run(0, |submitted| job = submitted));
+        assert_eq!(job, if own { 2 } else { 1 });
+        assert!(!broadcast.run(0, |_| ()));
     });
 }
 

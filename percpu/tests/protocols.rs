@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{self, Arc};
 use std::thread;
 
-use muster_percpu::{Admission, Barrier, Board, Note, Outcome, Sleep};
+use muster_percpu::{Admission, Barrier, Broadcast, Note, Outcome, Sleep};
 
 const ROUNDS: usize = 400;
 
@@ -99,65 +99,65 @@ fn a_sleeper_owes_exactly_what_it_was_spared() {
 }
 
 #[test]
-fn each_order_is_carried_out_once_at_each_place() {
+fn each_job_runs_once_at_each_slot() {
     const CPUS: usize = 4;
-    let board = &Board::new(CPUS);
+    let broadcast = &Broadcast::new(CPUS);
     let sums = &[const { AtomicUsize::new(0) }; CPUS];
     thread::scope(|scope| {
-        for (place, sum) in sums.iter().enumerate() {
+        for (slot, sum) in sums.iter().enumerate() {
             scope.spawn(move || {
                 let mut next = 1;
                 while next <= ROUNDS {
-                    let had_order = board.has_order(place);
-                    let carried_out = board.carry_out(place, |order: usize| {
-                        assert_eq!(order, next);
-                        sum.store(sum.load(Ordering::Relaxed) + order, Ordering::Relaxed);
+                    let had_job = broadcast.has_job(slot);
+                    let ran = broadcast.run(slot, |job: usize| {
+                        assert_eq!(job, next);
+                        sum.store(sum.load(Ordering::Relaxed) + job, Ordering::Relaxed);
                         next += 1;
                     });
-                    assert!(carried_out || !had_order);
+                    assert!(ran || !had_job);
                     thread::yield_now();
                 }
             });
         }
-        for order in 1..=ROUNDS {
-            assert!(board.give(order));
-            while let Some(late) = board.late() {
+        for job in 1..=ROUNDS {
+            assert!(broadcast.submit(job));
+            while let Some(late) = broadcast.first_unfinished() {
                 assert!(late < CPUS);
                 thread::yield_now();
             }
             // What was done for it is visible.
-            let all = order * (order + 1) / 2;
+            let all = job * (job + 1) / 2;
             assert!(sums.iter().all(|sum| sum.load(Ordering::Relaxed) == all));
         }
     });
-    assert!(!board.has_order(0) && !board.has_order(CPUS));
-    assert!(!board.carry_out(CPUS, |_| unreachable!()));
+    assert!(!broadcast.has_job(0) && !broadcast.has_job(CPUS));
+    assert!(!broadcast.run(CPUS, |_| unreachable!()));
 }
 
 #[test]
-fn of_orders_given_at_once_or_too_early_none_is_lost() {
-    let board = Board::new(1);
+fn of_jobs_submitted_at_once_or_too_early_none_is_lost() {
+    let broadcast = Broadcast::new(1);
     let results = race(
         |round| {
-            let given = board.give(2 * round);
-            let mut carried_out = Vec::new();
-            while board.carry_out(0, |order| carried_out.push(order)) {}
-            (given, carried_out)
+            let submitted = broadcast.submit(2 * round);
+            let mut ran = Vec::new();
+            while broadcast.run(0, |job| ran.push(job)) {}
+            (submitted, ran)
         },
-        |round| board.give(2 * round + 1),
+        |round| broadcast.submit(2 * round + 1),
     );
-    let mut carried_out: Vec<usize> = Vec::new();
-    let mut given = Vec::new();
-    for (round, ((one, orders), other)) in results.into_iter().enumerate() {
-        given.extend(one.then_some(2 * round));
-        given.extend(other.then_some(2 * round + 1));
-        carried_out.extend(orders);
+    let mut ran: Vec<usize> = Vec::new();
+    let mut submitted = Vec::new();
+    for (round, ((one, jobs), other)) in results.into_iter().enumerate() {
+        submitted.extend(one.then_some(2 * round));
+        submitted.extend(other.then_some(2 * round + 1));
+        ran.extend(jobs);
     }
-    while board.carry_out(0, |order| carried_out.push(order)) {}
-    carried_out.sort_unstable();
-    given.sort_unstable();
-    assert_eq!(carried_out, given);
-    assert!(board.is_done());
+    while broadcast.run(0, |job| ran.push(job)) {}
+    ran.sort_unstable();
+    submitted.sort_unstable();
+    assert_eq!(ran, submitted);
+    assert!(broadcast.is_done());
 }
 
 #[test]
@@ -235,18 +235,18 @@ fn a_note_whose_writer_never_returns_is_never_seen() {
 }
 
 #[test]
-fn an_order_that_panics_at_a_place_is_done_there() {
-    let board = Board::new(2);
-    for order in 0..3 {
-        assert!(board.give(order));
+fn a_job_that_panics_at_a_slot_is_done_there() {
+    let broadcast = Broadcast::new(2);
+    for job in 0..3 {
+        assert!(broadcast.submit(job));
         let panicked = catch_unwind(AssertUnwindSafe(|| {
-            board.carry_out(1, |_| panic!("died"));
+            broadcast.run(1, |_| panic!("died"));
         }));
         assert!(panicked.is_err());
-        assert!(!board.carry_out(1, |_| unreachable!("once")));
-        assert_eq!(board.late(), Some(0));
-        assert!(board.carry_out(0, |given| assert_eq!(given, order)));
-        assert!(board.is_done());
+        assert!(!broadcast.run(1, |_| unreachable!("once")));
+        assert_eq!(broadcast.first_unfinished(), Some(0));
+        assert!(broadcast.run(0, |submitted| assert_eq!(submitted, job)));
+        assert!(broadcast.is_done());
     }
 }
 

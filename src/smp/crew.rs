@@ -2,7 +2,7 @@
 //! it does something else.
 
 use conquer_once::spin::OnceCell;
-use muster_percpu::{Barrier, Board, Outcome};
+use muster_percpu::{Barrier, Broadcast, Outcome};
 use x86_64::instructions::interrupts;
 
 use super::{call, cpu, lapic, sleep};
@@ -14,7 +14,7 @@ type Order<'a> = dyn Fn(usize) + Sync + 'a;
 
 /// Where the BSP puts orders up. Made for the first one, when the roll call is over: from then on the
 /// places of those at work stand.
-static BOARD: OnceCell<Board<&'static Order<'static>>> = OnceCell::uninit();
+static BOARD: OnceCell<Broadcast<&'static Order<'static>>> = OnceCell::uninit();
 
 /// The CPUs at work: the BSP and every AP that the roll call admitted.
 pub fn members() -> impl Iterator<Item = (u32, &'static cpu::Shared)> {
@@ -96,12 +96,12 @@ fn give(
     aside: impl FnOnce(&dyn Fn() -> bool),
 ) {
     let is_bsp = cpu::with(|here| here.index() == 0);
-    let board = BOARD.get_or_init(|| Board::new(size()));
+    let board = BOARD.get_or_init(|| Broadcast::new(size()));
     // SAFETY: only the lifetime changes. This function does not return, nor unwind
     // (panics end the run), before every CPU has finished with the reference.
     let order: &'static Order<'static> =
         unsafe { core::mem::transmute::<&Order<'_>, &'static Order<'static>>(order) };
-    assert!(is_bsp && board.give(order), "an order within an order");
+    assert!(is_bsp && board.submit(order), "an order within an order");
     for (index, shared) in members().skip(1) {
         assert!(
             lapic::wake(shared.lapic_id),
@@ -109,10 +109,10 @@ fn give(
             shared.lapic_id
         );
     }
-    board.carry_out(0, |order| order(0));
+    board.run(0, |order| order(0));
     aside(&|| board.is_done());
     let deadline = Deadline::after_millis(patience_millis);
-    while let Some(place) = board.late() {
+    while let Some(place) = board.first_unfinished() {
         if deadline.passed() {
             let late = members().nth(place).map_or(0, |(index, _)| index);
             panic!("CPU {late} did not finish its part within {patience_millis} ms of the BSP's");
@@ -139,10 +139,10 @@ pub fn serve(index: u32) -> ! {
     loop {
         // Interrupts are disabled from before the look at the board until the halt: a wake-up sent
         // since then ends the halt, so none is lost (`idle`).
-        let found = (BOARD.get().zip(place())).filter(|(board, place)| board.has_order(*place));
+        let found = (BOARD.get().zip(place())).filter(|(board, place)| board.has_job(*place));
         if let Some((board, place)) = found {
             interrupts::enable();
-            board.carry_out(place, |order| order(place));
+            board.run(place, |order| order(place));
         } else {
             nap();
         }
