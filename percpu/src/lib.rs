@@ -16,7 +16,7 @@
     feature = "alloc",
     doc = "With the feature `alloc` there is an [`Exchange`], in which CPUs call each other."
 )]
-//! A CPU that is halted can be [spared](Sleep) what it can do when it wakes.
+//! Work for an [`Idle`] CPU can be deferred until it wakes.
 //!
 //! # Example
 //!
@@ -173,7 +173,7 @@
 //!   head, or in what belongs to the task.
 //! - **Whatever preempts looks at the count first.** A handler that would switch (the timer's, a
 //!   wake-up's) does so only if the count was 0 in the code that it interrupted, and neither it nor that
-//!   code is in the midst of another handler. Otherwise it notes that a switch is due, and whoever
+//!   code is in the midst of another handler. Otherwise it cells that a switch is due, and whoever
 //!   takes the count to 0 does it. So at every switch the count is 0: a count in the head needs no saving.
 //!   A CPU without a block runs no task: its count is the sentinel's, in which all such CPUs count at
 //!   once, and which says nothing.
@@ -254,15 +254,15 @@ mod broadcast;
 mod directory;
 #[cfg(feature = "alloc")]
 mod exchange;
+mod idle;
 #[cfg(all(test, loom))]
 mod models;
-mod note;
-mod sleep;
 mod storage;
 mod sync;
 #[cfg(feature = "std")]
 #[doc(hidden)]
 pub mod threads;
+mod write_once;
 
 pub use admission::{Admission, Outcome};
 pub use barrier::{Arrival, Barrier};
@@ -272,6 +272,6 @@ pub use broadcast::Broadcast;
 pub use directory::{Directory, PublishError};
 #[cfg(feature = "alloc")]
 pub use exchange::{Call, DEPTH, Exchange, SendError};
-pub use note::Note;
-pub use sleep::Sleep;
+pub use idle::Idle;
 pub use storage::{Here, Register, RegisterError, Storage};
+pub use write_once::WriteOnce;

@@ -28,8 +28,8 @@ use loom::thread;
 
 use crate::sync::{mutated, order_unless};
 use crate::{
-    Admission, Barrier, Block, Broadcast, Exchange, Header, Note, Outcome, Register, RegisterError,
-    Sleep, Storage, UNREGISTERED, Unregistered,
+    Admission, Barrier, Block, Broadcast, Exchange, Header, Idle, Outcome, Register, RegisterError,
+    Storage, UNREGISTERED, Unregistered, WriteOnce,
 };
 
 /// Which model finds which mistake, made where [`mutated`] says so.
@@ -54,14 +54,14 @@ const MISTAKES: [(&str, &str); 31] = [
     ("a waiting CPU does not serve", "two_initiators"),
     ("a CPU is woken before it is called", "idle_against_call"),
     (
-        "what a CPU did before its sleep is not published",
-        "sleep_against_shootdown",
+        "what a CPU did before it was idle is not published",
+        "idle_against_shootdown",
     ),
-    ("a CPU wakes in two steps", "sleep_against_shootdown"),
-    ("a CPU is spared without looking", "sleep_against_shootdown"),
+    ("a CPU wakes in two steps", "idle_against_shootdown"),
+    ("work is deferred without a look", "idle_against_shootdown"),
     (
-        "a CPU that falls asleep twice forgets what it owes",
-        "asleep_twice",
+        "a CPU that becomes idle twice forgets what was deferred",
+        "idle_twice",
     ),
     ("a CPU joins without a look", "late_against_deadline"),
     (
@@ -73,8 +73,8 @@ const MISTAKES: [(&str, &str); 31] = [
         "a CPU looks who has joined before its change is seen",
         "joining_against_shootdown",
     ),
-    ("a note is taken without a look", "two_notes"),
-    ("a note is not published", "note_against_reader"),
+    ("a cell is taken without a look", "two_writers"),
+    ("a cell is not published", "write_against_reader"),
     ("a job is not published", "jobs"),
     ("a job is done before it has run", "jobs"),
     ("a job is taken without a look", "two_at_one_slot"),
@@ -367,14 +367,14 @@ fn idle_against_call() {
     });
 }
 
-/// A frame that is mapped, and unmapped on another CPU while this one sleeps, or wakes, or is awake.
+/// A frame that is unmapped on another CPU while this one is idle, or wakes, or is busy.
 #[test]
-fn sleep_against_shootdown() {
+fn idle_against_shootdown() {
     struct Machine {
         /// The table entry: whether the frame is mapped.
         is_mapped: AtomicBool,
         frame: UnsafeCell<usize>,
-        sleep: Sleep,
+        idle: Idle,
         exchange: Exchange<usize>,
     }
 
@@ -387,37 +387,37 @@ fn sleep_against_shootdown() {
         }
     }
 
-    model("sleep against shootdown", None, || {
+    model("idle against shootdown", None, || {
         let machine: &Machine = Box::leak(Box::new(Machine {
             is_mapped: AtomicBool::new(true),
             frame: UnsafeCell::new(0),
-            sleep: Sleep::new(),
+            idle: Idle::new(),
             exchange: Exchange::new(2),
         }));
-        let sleeper = thread::spawn(|| {
+        let idler = thread::spawn(|| {
             let mut tlb = false;
             touch(machine, &mut tlb);
-            machine.sleep.begin();
-            if machine.sleep.end() {
+            machine.idle.enter();
+            if machine.idle.exit() {
                 tlb = false;
             }
             touch(machine, &mut tlb);
             // Served in a handler: after this CPU's last use, before its next.
             machine.exchange.serve(1, |_| tlb = false);
             touch(machine, &mut tlb);
-            machine.sleep.begin();
-            // Whatever is still on its way finds the CPU asleep, or wakes it.
+            machine.idle.enter();
+            // Whatever is still on its way finds the CPU idle, or wakes it.
             machine.exchange.serve(1, |_| ());
         });
         machine.is_mapped.store(false, Ordering::Release);
-        if !machine.sleep.spare() {
+        if !machine.idle.defer() {
             let call = machine.exchange.call(0, 0).unwrap();
             call.send(1).unwrap();
-            let mut sleeper = Some(sleeper);
+            let mut idler = Some(idler);
             while !call.is_done() {
                 // An interrupt that came after its last look.
-                if let Some(sleeper) = sleeper.take() {
-                    sleeper.join().unwrap();
+                if let Some(idler) = idler.take() {
+                    idler.join().unwrap();
                     machine.exchange.serve(1, |_| ());
                 }
                 thread::yield_now();
@@ -429,18 +429,18 @@ fn sleep_against_shootdown() {
     });
 }
 
-/// A CPU that says twice that it falls asleep, and is spared at any time.
+/// A CPU that becomes idle twice, while work is deferred at any time.
 #[test]
-fn asleep_twice() {
-    model("a CPU that falls asleep twice", None, || {
-        let sleep: &Sleep = Box::leak(Box::new(Sleep::new()));
-        let sleeper = thread::spawn(|| {
-            sleep.begin();
-            sleep.begin();
-            sleep.end()
+fn idle_twice() {
+    model("a CPU that becomes idle twice", None, || {
+        let idle: &Idle = Box::leak(Box::new(Idle::new()));
+        let idler = thread::spawn(|| {
+            idle.enter();
+            idle.enter();
+            idle.exit()
         });
-        let spared = sleep.spare();
-        assert_eq!(sleeper.join().unwrap(), spared);
+        let deferred = idle.defer();
+        assert_eq!(idler.join().unwrap(), deferred);
     });
 }
 
@@ -518,25 +518,25 @@ fn joining_against_shootdown() {
 }
 
 #[test]
-fn two_notes() {
-    model("two CPUs leave a note", None, || {
-        let note: &Note<usize> = Box::leak(Box::new(Note::new()));
-        let other = thread::spawn(|| note.leave(|| 1));
-        let first = note.leave(|| 2);
+fn two_writers() {
+    model("two CPUs set a cell", None, || {
+        let cell: &WriteOnce<usize> = Box::leak(Box::new(WriteOnce::new()));
+        let other = thread::spawn(|| cell.set(|| 1));
+        let first = cell.set(|| 2);
         let other = other.join().unwrap();
         assert!(first != other);
-        assert_eq!(note.read(), Some(if first { &2 } else { &1 }));
+        assert_eq!(cell.get(), Some(if first { &2 } else { &1 }));
     });
 }
 
 #[test]
-fn note_against_reader() {
-    model("a note against its reader", None, || {
-        let note: &Note<usize> = Box::leak(Box::new(Note::new()));
-        let writer = thread::spawn(|| assert!(note.leave(|| 7)));
-        assert!(matches!(note.read(), None | Some(7)));
+fn write_against_reader() {
+    model("a cell set against its reader", None, || {
+        let cell: &WriteOnce<usize> = Box::leak(Box::new(WriteOnce::new()));
+        let writer = thread::spawn(|| assert!(cell.set(|| 7)));
+        assert!(matches!(cell.get(), None | Some(7)));
         writer.join().unwrap();
-        assert_eq!(note.read(), Some(&7));
+        assert_eq!(cell.get(), Some(&7));
     });
 }
 

@@ -1,4 +1,4 @@
-//! Threads as CPUs that come late, wait for one another, sleep and leave their last words.
+//! Threads as CPUs that join late, wait for one another, become idle, and write their last words.
 #![allow(clippy::unwrap_used, reason = "helpers of tests, not only tests")]
 
 use std::cell::Cell;
@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{self, Arc};
 use std::thread;
 
-use muster_percpu::{Admission, Barrier, Broadcast, Note, Outcome, Sleep};
+use muster_percpu::{Admission, Barrier, Broadcast, Idle, Outcome, WriteOnce};
 
 const ROUNDS: usize = 400;
 
@@ -76,26 +76,26 @@ fn of_a_change_and_a_cpu_that_joins_one_sees_the_other() {
 }
 
 #[test]
-fn a_sleeper_owes_exactly_what_it_was_spared() {
-    let sleep = Sleep::default();
-    assert_eq!(format!("{sleep:?}"), "Sleep(awake)");
+fn an_idle_cpu_owes_exactly_what_was_deferred() {
+    let idle = Idle::default();
+    assert_eq!(format!("{idle:?}"), "Idle(busy)");
     let results = race(
         |_| {
-            sleep.begin();
+            idle.enter();
             thread::yield_now();
-            sleep.end()
+            idle.exit()
         },
-        |_| sleep.spare(),
+        |_| idle.defer(),
     );
-    assert!(results.iter().all(|(owes, spared)| owes == spared));
-    assert!(!sleep.is_asleep());
-    sleep.begin();
-    assert_eq!(format!("{sleep:?}"), "Sleep(asleep)");
-    assert!(sleep.spare() && sleep.spare());
-    assert_eq!(format!("{sleep:?}"), "Sleep(asleep, owing)");
-    assert!(sleep.is_asleep());
-    assert!(sleep.end());
-    assert!(!sleep.end() && !sleep.spare());
+    assert!(results.iter().all(|(owes, deferred)| owes == deferred));
+    assert!(!idle.is_idle());
+    idle.enter();
+    assert_eq!(format!("{idle:?}"), "Idle(idle)");
+    assert!(idle.defer() && idle.defer());
+    assert_eq!(format!("{idle:?}"), "Idle(idle, work deferred)");
+    assert!(idle.is_idle());
+    assert!(idle.exit());
+    assert!(!idle.exit() && !idle.defer());
 }
 
 #[test]
@@ -194,44 +194,41 @@ fn a_barrier_for_nobody_is_refused() {
 }
 
 #[test]
-fn the_first_note_counts_and_is_dropped_once() {
-    let notes: Vec<Note<Arc<usize>>> = (0..ROUNDS).map(|_| Note::default()).collect();
-    assert_eq!(format!("{:?}", notes[0]), "Note(None)");
+fn the_first_value_counts_and_is_dropped_once() {
+    let cells: Vec<WriteOnce<Arc<usize>>> = (0..ROUNDS).map(|_| WriteOnce::default()).collect();
+    assert_eq!(format!("{:?}", cells[0]), "WriteOnce(None)");
     let texts = [Arc::new(1), Arc::new(2)];
     let leave = |text: usize| {
-        let (notes, texts) = (&notes, &texts);
+        let (cells, texts) = (&cells, &texts);
         move |round: usize| {
-            let left = notes[round].leave(|| texts[text].clone());
-            // Whoever has left it sees it; whoever has not may see nothing yet.
-            let read = notes[round].read().map(|read| **read);
-            assert!(!left || read == Some(text + 1));
-            left
+            let has_set = cells[round].set(|| texts[text].clone());
+            // The writer sees its own value; the other one may see none yet.
+            let read = cells[round].get().map(|read| **read);
+            assert!(!has_set || read == Some(text + 1));
+            has_set
         }
     };
     let results = race(leave(0), leave(1));
-    for (note, (one, other)) in notes.iter().zip(&results) {
+    for (cell, (one, other)) in cells.iter().zip(&results) {
         assert_ne!(one, other);
-        assert_eq!(
-            note.read().map(|read| **read),
-            Some(1 + usize::from(*other))
-        );
+        assert_eq!(cell.get().map(|read| **read), Some(1 + usize::from(*other)));
     }
     let count: usize = texts.iter().map(|text| Arc::strong_count(text) - 1).sum();
     assert_eq!(count, ROUNDS);
-    drop(notes);
+    drop(cells);
     assert!(texts.iter().all(|text| Arc::strong_count(text) == 1));
 }
 
 #[test]
-fn a_note_whose_writer_never_returns_is_never_seen() {
-    let note = Note::new();
+fn a_value_whose_writer_never_returns_is_never_seen() {
+    let cell = WriteOnce::new();
     let failed = catch_unwind(AssertUnwindSafe(|| {
-        note.leave(|| -> Cell<u8> { panic!("died") })
+        cell.set(|| -> Cell<u8> { panic!("died") })
     }));
     assert!(failed.is_err());
-    assert!(note.read().is_none());
-    assert!(!note.leave(|| Cell::new(1)));
-    assert!(note.read().is_none());
+    assert!(cell.get().is_none());
+    assert!(!cell.set(|| Cell::new(1)));
+    assert!(cell.get().is_none());
 }
 
 #[test]
@@ -251,13 +248,13 @@ fn a_job_that_panics_at_a_slot_is_done_there() {
 }
 
 #[test]
-fn who_falls_asleep_twice_still_owes_what_it_was_spared() {
-    let sleep = Sleep::new();
-    sleep.begin();
-    assert!(sleep.spare());
-    sleep.begin();
-    assert!(sleep.end());
-    sleep.begin();
-    sleep.begin();
-    assert!(sleep.is_asleep() && !sleep.end());
+fn a_cpu_that_becomes_idle_twice_still_owes_what_was_deferred() {
+    let idle = Idle::new();
+    idle.enter();
+    assert!(idle.defer());
+    idle.enter();
+    assert!(idle.exit());
+    idle.enter();
+    idle.enter();
+    assert!(idle.is_idle() && !idle.exit());
 }

@@ -41,7 +41,7 @@ unsafe impl Shootdown for AllCpus {
         let is_asked = |index| {
             let is_asleep = || {
                 let target = cpu::DIRECTORY.get(index);
-                target.is_some_and(|target| target.sleep.spare())
+                target.is_some_and(|target| target.sleep.defer())
             };
             let is_spared = index != own && !pages.has_tables() && is_asleep();
             spared.set(spared.get() + u64::from(is_spared));

@@ -339,7 +339,7 @@ fn await_sleepers(answers: &AtomicUsize, sleepers: impl Fn(u32) -> bool) {
     let is_over = || {
         // The answers first: before its answer a CPU may still be asleep from before the call.
         answers.load(Ordering::Acquire) == sleepers().count()
-            && sleepers().all(|(_, shared)| shared.sleep.is_asleep())
+            && sleepers().all(|(_, shared)| shared.sleep.is_idle())
     };
     while !is_over() && !deadline.passed() {
         core::hint::spin_loop();

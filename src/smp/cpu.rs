@@ -9,7 +9,7 @@ use crossbeam_utils::CachePadded;
 use muster_heap::CpuCache;
 use muster_machine::identity::Difference;
 use muster_memory::FRAME_SIZE;
-use muster_percpu::{Directory, Header, Here, Note, Register, Sleep, Storage, Unregistered};
+use muster_percpu::{Directory, Header, Here, Idle, Register, Storage, Unregistered, WriteOnce};
 use x86_64::VirtAddr;
 use x86_64::registers::model_specific::GsBase;
 
@@ -136,7 +136,7 @@ pub struct Shared {
     /// What it is doing, on a line that no one else writes.
     pub activity: CachePadded<Activity>,
     /// Whether it sleeps, and is spared shootdowns, on a line that others write only then.
-    pub sleep: CachePadded<Sleep>,
+    pub sleep: CachePadded<Idle>,
     /// What it has done about TLBs, on a line that no one else writes.
     pub tlb: CachePadded<TlbCounters>,
     /// The calls it has sent and carried out, on a line that no one else writes.
@@ -158,10 +158,10 @@ impl Shared {
             end: End {
                 begun: AtomicBool::new(false),
                 stopped_at: AtomicU64::new(0),
-                last_words: Note::new(),
+                last_words: WriteOnce::new(),
             },
             activity: CachePadded::new(Activity::new()),
-            sleep: CachePadded::new(Sleep::new()),
+            sleep: CachePadded::new(Idle::new()),
             tlb: CachePadded::new(TlbCounters::new()),
             calls: CachePadded::new(CallCounters::new()),
             interrupts: CachePadded::new(Counters::new()),
@@ -178,7 +178,7 @@ impl Shared {
 pub struct End {
     begun: AtomicBool,
     stopped_at: AtomicU64,
-    last_words: Note<Line>,
+    last_words: WriteOnce<Line>,
 }
 
 impl End {
@@ -205,7 +205,7 @@ impl End {
     /// Leaves words for the CPU that reports, the first time. A fault while they are
     /// put down leaves none.
     pub fn leave_words(&self, words: fmt::Arguments<'_>) {
-        self.last_words.leave(|| {
+        self.last_words.set(|| {
             let mut line = Line::new();
             // Too long for a line: its beginning will do.
             let _ = line.write_fmt(words);
@@ -215,7 +215,7 @@ impl End {
 
     /// The words left, if any.
     pub fn words(&self) -> Option<&Line> {
-        self.last_words.read()
+        self.last_words.get()
     }
 }
 

@@ -17,7 +17,7 @@ impl fmt::Display for Doing<'_> {
         } else if activity.is_at_prompt() {
             // Asleep or not: it naps between keys.
             "at its prompt"
-        } else if self.0.sleep.is_asleep() {
+        } else if self.0.sleep.is_idle() {
             "asleep"
         } else {
             "at work"

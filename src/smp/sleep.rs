@@ -13,14 +13,14 @@ pub fn count_flush() {
 
 /// Says that this CPU is about to halt, with interrupts off, and wants to be spared meanwhile.
 pub fn fall_asleep() {
-    cpu::with(|here| here.shared().sleep.begin());
+    cpu::with(|here| here.shared().sleep.enter());
 }
 
 /// Makes up for what this CPU was spared, if it was asleep. To be called before anything that was
 /// mapped at run time is touched: first of all in every interrupt, and after the halt.
 #[inline]
 pub fn wake_up() {
-    if cpu::try_with(|here| here.shared().sleep.end()) == Some(true) {
+    if cpu::try_with(|here| here.shared().sleep.exit()) == Some(true) {
         tlb::flush_all();
         count_flush();
     }

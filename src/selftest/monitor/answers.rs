@@ -267,7 +267,7 @@ pub fn call(whom: Whom) {
 
 /// What a shootdown takes.
 pub fn shootdown() {
-    let asleep = crew::members().filter(|(_, shared)| shared.sleep.is_asleep());
+    let asleep = crew::members().filter(|(_, shared)| shared.sleep.is_idle());
     let asleep = asleep.count();
     match measure::time_shootdown() {
         Ok(time) => log::info!("a shootdown, {asleep} CPUs asleep: {time}"),
