@@ -14,7 +14,7 @@
 //!
 #![cfg_attr(
     feature = "alloc",
-    doc = "With the feature `alloc` there is an [`Exchange`], in which CPUs call each other."
+    doc = "With the feature `alloc` there is an [`CallQueue`], in which CPUs call each other."
 )]
 //! Work for an [`Idle`] CPU can be deferred until it wakes.
 //!
@@ -251,9 +251,9 @@ mod barrier;
 mod block;
 #[cfg(feature = "alloc")]
 mod broadcast;
-mod directory;
 #[cfg(feature = "alloc")]
-mod exchange;
+mod call_queue;
+mod directory;
 mod idle;
 #[cfg(all(test, loom))]
 mod models;
@@ -269,9 +269,9 @@ pub use barrier::{Arrival, Barrier};
 pub use block::{Block, Header, UNREGISTERED, Unregistered, head_offset};
 #[cfg(feature = "alloc")]
 pub use broadcast::Broadcast;
-pub use directory::{Directory, PublishError};
 #[cfg(feature = "alloc")]
-pub use exchange::{Call, DEPTH, Exchange, SendError};
+pub use call_queue::{Call, CallQueue, MAX_CALLS, SendError};
+pub use directory::{Directory, PublishError};
 pub use idle::Idle;
 pub use storage::{Here, Register, RegisterError, Storage};
 pub use write_once::WriteOnce;

@@ -28,8 +28,8 @@ use loom::thread;
 
 use crate::sync::{mutated, order_unless};
 use crate::{
-    Admission, Barrier, Block, Broadcast, Exchange, Header, Idle, Outcome, Register, RegisterError,
-    Storage, UNREGISTERED, Unregistered, WriteOnce,
+    Admission, Barrier, Block, Broadcast, CallQueue, Header, Idle, Outcome, Register,
+    RegisterError, Storage, UNREGISTERED, Unregistered, WriteOnce,
 };
 
 /// Which model finds which mistake, made where [`mutated`] says so.
@@ -37,10 +37,10 @@ const MISTAKES: [(&str, &str); 31] = [
     ("a call is done before it has run", "call_and_reuse"),
     ("that a call is done is not published", "call_and_reuse"),
     ("a call is not published", "call_and_reuse"),
-    ("a call is taken without a look", "take_against_take_back"),
+    ("a call is taken without a look", "take_against_cancel"),
     (
-        "a call counts as taken back when it is not",
-        "take_against_take_back",
+        "a call counts as cancelled when it is not",
+        "take_against_cancel",
     ),
     ("a call is sent while it is under way", "sent_again"),
     (
@@ -48,7 +48,7 @@ const MISTAKES: [(&str, &str); 31] = [
         "sent_again",
     ),
     (
-        "that a slot is let go is not published",
+        "that a slot is released is not published",
         "two_threads_by_one_number",
     ),
     ("a waiting CPU does not serve", "two_initiators"),
@@ -132,12 +132,12 @@ impl Frame {
     }
 }
 
-fn exchange(cpus: usize) -> &'static Exchange<Frame> {
-    Box::leak(Box::new(Exchange::new(cpus)))
+fn queue(cpus: usize) -> &'static CallQueue<Frame> {
+    Box::leak(Box::new(CallQueue::new(cpus)))
 }
 
-fn serve(exchange: &Exchange<Frame>, cpu: usize) -> bool {
-    exchange.serve(cpu, Frame::add)
+fn serve(queue: &CallQueue<Frame>, cpu: usize) -> bool {
+    queue.serve(cpu, Frame::add)
 }
 
 /// Runs a model, with at most so many preemptions where all would take too long, and says how many
@@ -161,14 +161,14 @@ fn model(name: &str, preemptions: Option<usize>, run: impl Fn() + Send + Sync + 
 }
 
 /// Calls `target` and waits, serving meanwhile; says how many calls it served.
-fn call(exchange: &Exchange<Frame>, own: usize, target: usize) -> usize {
+fn call(queue: &CallQueue<Frame>, own: usize, target: usize) -> usize {
     let mut served = 0;
     Frame::with(|frame| {
-        let call = exchange.call(own, frame).unwrap();
+        let call = queue.call(own, frame).unwrap();
         call.send(target).unwrap();
         while !call.is_done() {
             if !mutated("a waiting CPU does not serve") {
-                served += usize::from(serve(exchange, own));
+                served += usize::from(serve(queue, own));
             }
             thread::yield_now();
         }
@@ -180,16 +180,16 @@ fn call(exchange: &Exchange<Frame>, own: usize, target: usize) -> usize {
 #[test]
 fn call_and_reuse() {
     model("call and reuse", None, || {
-        let exchange = exchange(2);
+        let queue = queue(2);
         let other = thread::spawn(|| {
             for _ in 0..2 {
-                while !serve(exchange, 1) {
+                while !serve(queue, 1) {
                     thread::yield_now();
                 }
             }
         });
-        call(exchange, 0, 1);
-        call(exchange, 0, 1);
+        call(queue, 0, 1);
+        call(queue, 0, 1);
         other.join().unwrap();
     });
 }
@@ -197,11 +197,11 @@ fn call_and_reuse() {
 #[test]
 fn two_initiators() {
     model("two CPUs call each other", Some(4), || {
-        let exchange = exchange(2);
+        let queue = queue(2);
         let run = |own: usize| {
-            let mut served = call(exchange, own, 1 - own);
+            let mut served = call(queue, own, 1 - own);
             while served == 0 {
-                served += usize::from(serve(exchange, own));
+                served += usize::from(serve(queue, own));
                 thread::yield_now();
             }
             assert_eq!(served, 1);
@@ -215,13 +215,13 @@ fn two_initiators() {
 #[test]
 fn two_callers() {
     model("two CPUs call a third", Some(3), || {
-        let exchange: &Exchange<usize> = Box::leak(Box::new(Exchange::new(3)));
+        let queue: &CallQueue<usize> = Box::leak(Box::new(CallQueue::new(3)));
         let callers = [0, 1].map(|own| {
-            thread::spawn(move || exchange.call(own, 1 + 9 * own).unwrap().send(2).unwrap())
+            thread::spawn(move || queue.call(own, 1 + 9 * own).unwrap().send(2).unwrap())
         });
         let mut sum = 0;
         for _ in 0..2 {
-            while !exchange.serve(2, |work| sum += work) {
+            while !queue.serve(2, |work| sum += work) {
                 thread::yield_now();
             }
         }
@@ -233,21 +233,21 @@ fn two_callers() {
 }
 
 #[test]
-fn take_against_take_back() {
-    model("take against take back", None, || {
-        let exchange = exchange(2);
-        let other = thread::spawn(|| serve(exchange, 1));
-        let taken_back = Frame::with(|frame| {
-            let call = exchange.call(0, frame).unwrap();
+fn take_against_cancel() {
+    model("take against cancel", None, || {
+        let queue = queue(2);
+        let other = thread::spawn(|| serve(queue, 1));
+        let cancelled = Frame::with(|frame| {
+            let call = queue.call(0, frame).unwrap();
             call.send(1).unwrap();
-            let taken_back = call.take_back(1);
+            let cancelled = call.cancel(1);
             while !call.is_done() {
                 thread::yield_now();
             }
-            assert_eq!(frame.get(), usize::from(!taken_back));
-            taken_back
+            assert_eq!(frame.get(), usize::from(!cancelled));
+            cancelled
         });
-        assert_eq!(other.join().unwrap(), !taken_back);
+        assert_eq!(other.join().unwrap(), !cancelled);
     });
 }
 
@@ -255,7 +255,7 @@ fn take_against_take_back() {
 #[test]
 fn sent_again() {
     model("a call that is sent again", Some(3), || {
-        let exchange = exchange(2);
+        let queue = queue(2);
         let done: &[UnsafeCell<usize>; 2] =
             Box::leak(Box::new([UnsafeCell::new(0), UnsafeCell::new(0)]));
         let other = thread::spawn(move || {
@@ -265,13 +265,13 @@ fn sent_again() {
                     // SAFETY: the caller looks only at what is done.
                     done.with_mut(|done| unsafe { *done = 1 });
                 };
-                while !exchange.serve(1, run) {
+                while !queue.serve(1, run) {
                     thread::yield_now();
                 }
             }
         });
         Frame::with(|frame| {
-            let call = exchange.call(0, frame).unwrap();
+            let call = queue.call(0, frame).unwrap();
             call.send(1).unwrap();
             while call.send(1).is_err() {
                 thread::yield_now();
@@ -283,8 +283,8 @@ fn sent_again() {
             }
             assert_eq!(frame.get(), 2);
         });
-        let next = exchange.call(0, Frame(core::ptr::null())).unwrap();
-        assert!(next.is_done() && !exchange.is_called(1));
+        let next = queue.call(0, Frame(core::ptr::null())).unwrap();
+        assert!(next.is_done() && !queue.is_called(1));
         other.join().unwrap();
     });
 }
@@ -294,25 +294,25 @@ fn sent_again() {
 #[test]
 fn two_threads_by_one_number() {
     model("two callers and two targets by one number", Some(2), || {
-        let exchange: &Exchange<usize> = Box::leak(Box::new(Exchange::new(2)));
+        let queue: &CallQueue<usize> = Box::leak(Box::new(CallQueue::new(2)));
         let call = |work| {
-            let call = exchange.call(0, work).unwrap();
+            let call = queue.call(0, work).unwrap();
             call.send(1).unwrap();
-            if !call.take_back(1) {
+            if !call.cancel(1) {
                 return work;
             }
             0
         };
         let serve = || {
             let mut sum = 0;
-            exchange.serve(1, |work| sum += work);
+            queue.serve(1, |work| sum += work);
             sum
         };
         let caller = thread::spawn(move || call(1));
         let target = thread::spawn(serve);
         let called = call(10) + caller.join().unwrap();
         let mut served = serve() + target.join().unwrap();
-        while exchange.is_called(1) {
+        while queue.is_called(1) {
             served += serve();
         }
         assert_eq!(called, served);
@@ -320,20 +320,20 @@ fn two_threads_by_one_number() {
 }
 
 #[test]
-fn left_against_next() {
-    model("a call that is left, against the next", Some(3), || {
-        let exchange: &Exchange<usize> = Box::leak(Box::new(Exchange::new(2)));
+fn detached_against_next() {
+    model("a detached call against the next", Some(3), || {
+        let queue: &CallQueue<usize> = Box::leak(Box::new(CallQueue::new(2)));
         let other = thread::spawn(|| {
             let mut sum = 0;
             for _ in 0..2 {
-                while !exchange.serve(1, |work| sum += work) {
+                while !queue.serve(1, |work| sum += work) {
                     thread::yield_now();
                 }
             }
             sum
         });
         for work in [1, 10] {
-            exchange.call(0, work).unwrap().send(1).unwrap();
+            queue.call(0, work).unwrap().send(1).unwrap();
         }
         assert_eq!(other.join().unwrap(), 11);
     });
@@ -342,16 +342,16 @@ fn left_against_next() {
 #[test]
 fn idle_against_call() {
     model("idle against call", None, || {
-        let exchange = exchange(2);
+        let queue = queue(2);
         // The interrupt: it waits where the CPU has not halted yet.
         let interrupt: &Notify = Box::leak(Box::new(Notify::new()));
         let idle = thread::spawn(|| {
-            while !serve(exchange, 1) {
+            while !serve(queue, 1) {
                 interrupt.wait();
             }
         });
         Frame::with(|frame| {
-            let call = exchange.call(0, frame).unwrap();
+            let call = queue.call(0, frame).unwrap();
             if mutated("a CPU is woken before it is called") {
                 interrupt.notify();
             }
@@ -375,7 +375,7 @@ fn idle_against_shootdown() {
         is_mapped: AtomicBool,
         frame: UnsafeCell<usize>,
         idle: Idle,
-        exchange: Exchange<usize>,
+        queue: CallQueue<usize>,
     }
 
     /// What CPU 1 does with the page, by its TLB or by the table.
@@ -392,7 +392,7 @@ fn idle_against_shootdown() {
             is_mapped: AtomicBool::new(true),
             frame: UnsafeCell::new(0),
             idle: Idle::new(),
-            exchange: Exchange::new(2),
+            queue: CallQueue::new(2),
         }));
         let idler = thread::spawn(|| {
             let mut tlb = false;
@@ -403,22 +403,22 @@ fn idle_against_shootdown() {
             }
             touch(machine, &mut tlb);
             // Served in a handler: after this CPU's last use, before its next.
-            machine.exchange.serve(1, |_| tlb = false);
+            machine.queue.serve(1, |_| tlb = false);
             touch(machine, &mut tlb);
             machine.idle.enter();
             // Whatever is still on its way finds the CPU idle, or wakes it.
-            machine.exchange.serve(1, |_| ());
+            machine.queue.serve(1, |_| ());
         });
         machine.is_mapped.store(false, Ordering::Release);
         if !machine.idle.defer() {
-            let call = machine.exchange.call(0, 0).unwrap();
+            let call = machine.queue.call(0, 0).unwrap();
             call.send(1).unwrap();
             let mut idler = Some(idler);
             while !call.is_done() {
                 // An interrupt that came after its last look.
                 if let Some(idler) = idler.take() {
                     idler.join().unwrap();
-                    machine.exchange.serve(1, |_| ());
+                    machine.queue.serve(1, |_| ());
                 }
                 thread::yield_now();
             }
@@ -479,7 +479,7 @@ fn joining_against_shootdown() {
         let is_mapped: &AtomicBool = Box::leak(Box::new(AtomicBool::new(true)));
         let frame: &UnsafeCell<usize> = Box::leak(Box::new(UnsafeCell::new(0)));
         let admission: &Admission = Box::leak(Box::new(Admission::new()));
-        let exchange: &Exchange<usize> = Box::leak(Box::new(Exchange::new(2)));
+        let queue: &CallQueue<usize> = Box::leak(Box::new(CallQueue::new(2)));
         let ap = thread::spawn(|| {
             // What it has walked ahead of what it executes; the page itself it does not use yet.
             let mut tlb = is_mapped.load(Ordering::Acquire);
@@ -491,7 +491,7 @@ fn joining_against_shootdown() {
             if !mutated("a CPU flushes before it joins") {
                 tlb = false;
             }
-            exchange.serve(1, |_| tlb = false);
+            queue.serve(1, |_| tlb = false);
             if tlb || is_mapped.load(Ordering::Acquire) {
                 // SAFETY: that it is still the page's frame is what the model is about.
                 frame.with(|frame| unsafe { *frame });
@@ -501,13 +501,13 @@ fn joining_against_shootdown() {
         Admission::before_looking();
         let mut ap = Some(ap);
         if admission.outcome() == Outcome::Joined {
-            let call = exchange.call(0, 0).unwrap();
+            let call = queue.call(0, 0).unwrap();
             call.send(1).unwrap();
             while !call.is_done() {
                 // An interrupt that came after its last look.
                 if let Some(ap) = ap.take() {
                     ap.join().unwrap();
-                    exchange.serve(1, |_| ());
+                    queue.serve(1, |_| ());
                 }
                 thread::yield_now();
             }

@@ -3,7 +3,7 @@
 //! A call is an interrupt to each of its targets, which run the closure as a handler: with
 //! interrupts off, on top of whatever they do. The closure should be short, takes no lock but those
 //! that are held with interrupts off, and may allocate and free. It may call other CPUs itself, as
-//! allocating does when memory runs out; so deep as [`muster_percpu::DEPTH`].
+//! allocating does when memory runs out; so deep as [`muster_percpu::MAX_CALLS`].
 //!
 //! Three things keep CPUs from waiting for each other forever:
 //!
@@ -20,7 +20,7 @@
 use core::fmt;
 
 use conquer_once::spin::OnceCell;
-use muster_percpu::Exchange;
+use muster_percpu::CallQueue;
 use x86_64::instructions::interrupts;
 
 use super::{cpu, crew, lapic, lock, stop};
@@ -43,12 +43,12 @@ pub enum Uses {
 
 /// The calls under way: apart by what they use, so that a CPU can serve the one kind alone.
 struct Exchanges {
-    heap: Exchange<&'static Work<'static>>,
-    no_heap: Exchange<&'static Work<'static>>,
+    heap: CallQueue<&'static Work<'static>>,
+    no_heap: CallQueue<&'static Work<'static>>,
 }
 
 impl Exchanges {
-    fn of(&self, uses: Uses) -> &Exchange<&'static Work<'static>> {
+    fn of(&self, uses: Uses) -> &CallQueue<&'static Work<'static>> {
         match uses {
             Uses::Heap => &self.heap,
             Uses::NoHeap => &self.no_heap,
@@ -118,7 +118,7 @@ impl fmt::Display for CallError {
             Self::TooDeep => write!(
                 f,
                 "{} calls of this CPU are under way, each within another: call less from closures",
-                muster_percpu::DEPTH
+                muster_percpu::MAX_CALLS
             ),
         }
     }
@@ -128,8 +128,8 @@ impl fmt::Display for CallError {
 pub fn start(cpus: usize) {
     // Made first: who needs memory and gets none looks for calls, and would wait here for itself.
     let exchanges = Exchanges {
-        heap: Exchange::new(cpus),
-        no_heap: Exchange::new(cpus),
+        heap: CallQueue::new(cpus),
+        no_heap: CallQueue::new(cpus),
     };
     EXCHANGES.init_once(|| exchanges);
 }
@@ -283,14 +283,14 @@ impl Pending {
             serve();
             core::hint::spin_loop();
         }
-        let mut silent = self.call.open().filter(|&cpu| self.call.take_back(cpu));
+        let mut silent = self.call.pending().filter(|&cpu| self.call.cancel(cpu));
         let error = silent.next().map(|cpu| CallError::Silent {
             cpu: cpu as u32,
             more: silent.count(),
             millis: self.patience_millis,
         });
         let deadline = Deadline::after_millis(LONGEST);
-        while let Some(cpu) = self.call.open().next() {
+        while let Some(cpu) = self.call.pending().next() {
             assert!(
                 !deadline.passed(),
                 "CPU {cpu} has taken a call and is not done with it after {} s",
@@ -336,7 +336,7 @@ fn serve_using(uses: Uses) {
             return;
         }
         interrupts::without_interrupts(|| {
-            let most = cpu::all().len() * muster_percpu::DEPTH;
+            let most = cpu::all().len() * muster_percpu::MAX_CALLS;
             for _ in 0..most {
                 let served = exchange.serve(own as usize, |work| {
                     here.shared().activity.answer(|| work(own));
