@@ -1,31 +1,32 @@
-//! Whether a CPU is taken in: it asks, and somebody's patience ends.
+//! The admission of a CPU: it joins before a timeout, or it is given up.
 
 use core::fmt;
 use core::sync::atomic::Ordering;
 
 use crate::sync::{AtomicU8, fence, mutated, order_unless};
 
-/// How a roll call ended for one CPU.
+/// The outcome of a roll call for one CPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Outcome {
-    /// It has not.
+    /// It is not decided yet.
     Pending,
-    /// The CPU reported in time.
+    /// The CPU joined in time.
     Joined,
-    /// The deadline passed first: the CPU, should it still come, stays out.
+    /// The deadline passed first: if the CPU comes later, it stays out.
     GivenUp,
 }
 
-/// The decision whether a CPU is taken in, between the CPU itself, which comes, and whoever holds the
-/// roll call, who gives it up: exactly one of the two gets their way, and both see which.
+/// The decision whether a CPU is admitted, between the CPU itself, which joins, and the CPU that calls the
+/// roll, which gives it up: exactly one of the two succeeds, and both see which.
 ///
 /// # Ordering
 ///
-/// What the CPU did before it joined is visible to whoever sees that it has. And what a CPU changed
-/// before [`Self::before_looking`], and then saw it [`Pending`](Outcome::Pending), is visible to the
-/// CPU once it has joined: so it asks only those who have joined to take note of a change, and who
-/// joins later drops *then* whatever it may have from before (translations in its TLB, say).
+/// What the CPU did before it joined is visible to every CPU that sees that it has. And if another CPU
+/// changes something, calls [`Self::fence`], and then sees the outcome [`Pending`](Outcome::Pending), the
+/// change is visible to the CPU once it has joined. So a CPU that makes a change need ask only those that
+/// have joined to act on it; one that joins later drops *then* what it may have cached before
+/// (translations in its TLB, say).
 ///
 /// ```
 /// use muster_percpu::{Admission, Outcome};
@@ -39,45 +40,48 @@ pub enum Outcome {
 pub struct Admission(AtomicU8);
 
 impl Admission {
-    /// Nobody has decided yet.
+    /// Creates an admission that is not decided yet.
     #[cfg(not(loom))]
     pub const fn new() -> Self {
         Self(AtomicU8::new(Outcome::Pending as u8))
     }
 
-    /// Nobody has decided yet.
+    /// Creates an admission that is not decided yet.
     #[cfg(loom)]
     pub fn new() -> Self {
         Self(AtomicU8::new(Outcome::Pending as u8))
     }
 
-    /// Joins, as the CPU's last step, and returns whether the CPU is taken in. `false`: it has been given
-    /// up. A CPU that has joined before gets the same answer again; what it did in between is not
-    /// published by that.
+    /// Joins, as the CPU's last step, and returns whether the CPU is admitted. `false`: it has been given
+    /// up. A CPU that has joined before gets the same answer again; the second call does not publish what
+    /// it did in between.
     #[must_use = "a CPU that has been given up stays out"]
     pub fn join(&self) -> bool {
         let joined = self.decide(Outcome::Joined) || self.outcome() == Outcome::Joined;
-        // With that of `before_looking`: either the CPU sees the change, or whoever made it the CPU.
+        // With the fence of `fence`: either this CPU sees the change, or the CPU that made the change
+        // sees that this one has joined.
         fence(Ordering::SeqCst);
         joined
     }
 
-    /// Comes between a change that no CPU may miss and the look at who has joined: without it the
-    /// look can come first, as a processor keeps its stores to itself for a while.
-    pub fn before_looking() {
-        if !mutated("a CPU looks who has joined before its change is seen") {
+    /// Orders a change that no CPU may miss before the check which CPUs have joined. Without it the check
+    /// can come first, as a processor buffers its stores.
+    pub fn fence() {
+        if !mutated("a CPU checks who has joined before its change is seen") {
+            // SeqCst: with the fence of `join`, as a store is ordered before a later load by a pair of such fences.
             fence(Ordering::SeqCst);
         }
     }
 
-    /// The roll call's last step for a CPU that is silent. `false`: it has joined in this very moment,
-    /// or was given up before.
+    /// Gives up a CPU that is silent, as the roll call's last step for it. `false`: it has joined in this
+    /// very moment, or was given up before.
     pub fn give_up(&self) -> bool {
         self.decide(Outcome::GivenUp)
     }
 
-    /// How it stands.
+    /// Returns the outcome so far.
     pub fn outcome(&self) -> Outcome {
+        // Acquire, with the Release of `decide`: what a CPU that has joined did before is visible.
         match self.0.load(Ordering::Acquire) {
             0 => Outcome::Pending,
             1 => Outcome::Joined,
@@ -85,12 +89,15 @@ impl Admission {
         }
     }
 
+    /// Decides, unless it is decided, and returns whether it did.
     fn decide(&self, outcome: Outcome) -> bool {
         if mutated("a CPU joins without a look") && outcome == Outcome::Joined {
             let is_pending = self.outcome() == Outcome::Pending;
             self.0.store(outcome as u8, Ordering::Release);
             return is_pending;
         }
+        // Release, with the Acquire of `outcome`: what a CPU that joins did before is published. Acquire
+        // where it fails: what came before the other's decision is visible.
         let order = order_unless("that a CPU has joined is not published", Ordering::AcqRel);
         let (from, to) = (Outcome::Pending as u8, outcome as u8);
         self.0

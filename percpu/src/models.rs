@@ -70,7 +70,7 @@ const MISTAKES: [(&str, &str); 31] = [
     ),
     ("a CPU flushes before it joins", "joining_against_shootdown"),
     (
-        "a CPU looks who has joined before its change is seen",
+        "a CPU checks who has joined before its change is seen",
         "joining_against_shootdown",
     ),
     ("a cell is taken without a look", "two_writers"),
@@ -498,7 +498,7 @@ fn joining_against_shootdown() {
             }
         });
         is_mapped.store(false, Ordering::Release);
-        Admission::before_looking();
+        Admission::fence();
         let mut ap = Some(ap);
         if admission.outcome() == Outcome::Joined {
             let call = queue.call(0, 0).unwrap();

@@ -422,12 +422,12 @@ fn directory_is_empty_until_published_and_published_once() {
 }
 
 #[test]
-fn directory_rejects_blocks_out_of_place() {
+fn directory_rejects_blocks_in_wrong_slots() {
     let directory = Directory::new();
     let swapped = vec![block(0), block(2), block(1)].leak();
     assert_eq!(
         directory.publish(swapped),
-        Err(PublishError::OutOfPlace { place: 1, index: 2 })
+        Err(PublishError::WrongSlot { slot: 1, index: 2 })
     );
     assert!(directory.is_empty());
 }
@@ -451,8 +451,8 @@ fn errors_say_what_to_do() {
     assert!(text.contains("block 3") && text.contains("of its own"));
     let text = RegisterError::AlreadyRegistered { here: 3 }.to_string();
     assert!(text.contains("block 3") && text.contains("once"));
-    let text = PublishError::OutOfPlace { place: 1, index: 2 }.to_string();
-    assert!(text.contains("CPU 2") && text.contains("place 1"));
+    let text = PublishError::WrongSlot { slot: 1, index: 2 }.to_string();
+    assert!(text.contains("CPU 2") && text.contains("slot 1"));
     let text = PublishError::AlreadyPublished.to_string();
     assert!(text.contains("already published"));
 }

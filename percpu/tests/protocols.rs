@@ -66,7 +66,7 @@ fn of_a_change_and_a_cpu_that_joins_one_sees_the_other() {
         |round| admissions[round].join() && changes[round].load(Ordering::Relaxed) == 0,
         |round| {
             changes[round].store(1, Ordering::Relaxed);
-            Admission::before_looking();
+            Admission::fence();
             admissions[round].outcome() == Outcome::Pending
         },
     );

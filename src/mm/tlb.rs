@@ -37,7 +37,7 @@ unsafe impl Shootdown for AllCpus {
     fn flush_on_all_cpus(&self, pages: &FlushSet) {
         let own = cpu::with(|here| here.index());
         let spared = Cell::new(0);
-        Admission::before_looking();
+        Admission::fence();
         let is_asked = |index| {
             let is_asleep = || {
                 let target = cpu::DIRECTORY.get(index);
