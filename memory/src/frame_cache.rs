@@ -5,7 +5,7 @@ use core::ptr;
 use core::sync::atomic::Ordering::{AcqRel, Relaxed, Release};
 
 use crate::chunk::{Chunk, ROW_FRAMES};
-use crate::frames::{FrameAllocator, Ledger, Spot, assert_somebody, check};
+use crate::frames::{FrameAllocator, Ledger, Spot, assert_can_own, check};
 use crate::map::Owner;
 use crate::owned::{NotFreed, OwnedFrame, OwnedRun};
 use crate::owners::Owners;
@@ -18,14 +18,14 @@ const BATCH: usize = ROW_FRAMES as usize;
 
 /// A cache is filled until it has at least this many frames, if there are. A row may bring in a
 /// single one, and the next would cost as much.
-const ENOUGH: usize = BATCH / 2;
+const MIN_FILL: usize = BATCH / 2;
 
 /// Frames that a cache may have: after a batch came in, and after one went out, the next 32 calls
 /// at least find what they need.
 const CAPACITY: usize = 2 * BATCH;
 
-// A row is taken as a whole while there are fewer than `ENOUGH`.
-const _: () = assert!(ENOUGH - 1 + ROW_FRAMES as usize <= CAPACITY);
+// A row is taken as a whole while there are fewer than `MIN_FILL`.
+const _: () = assert!(MIN_FILL - 1 + ROW_FRAMES as usize <= CAPACITY);
 
 /// What everybody may know of a CPU's cache. Nobody but its owner writes it; it is as large as the
 /// two cache lines that the processor fetches together, so that nobody else's writes slow that down.
@@ -131,7 +131,7 @@ impl<'a> FrameCache<'a> {
     /// As [`FrameAllocator::allocate`] does.
     #[inline]
     pub fn allocate(&mut self, owner: Owner) -> Option<OwnedFrame> {
-        assert_somebody(owner);
+        assert_can_own(owner);
         // One comparison tells an empty cache, too.
         let left = self.slot.cached().wrapping_sub(1);
         let (Some(&frame), Some(record)) = (self.stack.get(left), self.records.get(left)) else {
@@ -139,7 +139,7 @@ impl<'a> FrameCache<'a> {
         };
         record.store(owner as u8, Relaxed);
         self.slot.cached.store(left, Relaxed);
-        self.slot.ledger.add_alone(owner, 1);
+        self.slot.ledger.add_exclusive(owner, 1);
         Some(OwnedFrame::claimed(frame, owner))
     }
 
@@ -150,7 +150,7 @@ impl<'a> FrameCache<'a> {
             return self.allocate(owner);
         }
         let run = self.frames.take_run(1, 1, owner, None)?;
-        self.slot.ledger.add_alone(owner, 1);
+        self.slot.ledger.add_exclusive(owner, 1);
         Some(OwnedFrame::claimed(run.into_raw().first(), owner))
     }
 
@@ -186,7 +186,7 @@ impl<'a> FrameCache<'a> {
             && self.push(frame.frame(), record)
         {
             record.store(Owner::Free as u8, Relaxed);
-            self.slot.ledger.add_alone(owner, -1);
+            self.slot.ledger.add_exclusive(owner, -1);
             return Ok(());
         }
         Err(frame)
@@ -233,7 +233,9 @@ impl<'a> FrameCache<'a> {
                 .take_run(frames, align_frames, owner, Some(&mut self.home));
         }
         let run = run?;
-        self.slot.ledger.add_alone(owner, run.run().count() as i64);
+        self.slot
+            .ledger
+            .add_exclusive(owner, run.run().count() as i64);
         Some(run)
     }
 
@@ -253,7 +255,9 @@ impl<'a> FrameCache<'a> {
             });
         }
         self.frames.take_back_run(run)?;
-        self.slot.ledger.add_alone(owner, -(frames.count() as i64));
+        self.slot
+            .ledger
+            .add_exclusive(owner, -(frames.count() as i64));
         Ok(())
     }
 
@@ -302,7 +306,7 @@ impl<'a> FrameCache<'a> {
 
     /// Claims rows until there are enough frames, or no more. Answers how many there are.
     fn fill(&mut self) -> usize {
-        while self.len() < ENOUGH
+        while self.len() < MIN_FILL
             && let Some((first, row)) = self.frames.claim_from(&mut self.home, Chunk::claim_row)
         {
             // The lowest comes out first.

@@ -210,7 +210,7 @@ impl core::error::Error for AdoptError {}
 /// How many frames each owner was given, less those it gave back.
 ///
 /// A CPU may give back what another was given, so a single count may be negative. There is none for
-/// the last of the owners, to whom nothing is handed out ([`assert_somebody`]).
+/// the last of the owners, to whom nothing is handed out ([`assert_can_own`]).
 #[derive(Default)]
 pub(crate) struct Ledger([AtomicI64; COUNTED]);
 
@@ -221,7 +221,7 @@ const COUNTED: usize = Owner::NullFrame as usize;
 const _: () = {
     let mut place = COUNTED;
     while place < Owner::ALL.len() {
-        assert!(!is_somebody(Owner::ALL[place]));
+        assert!(!can_own_frames(Owner::ALL[place]));
         place += 1;
     }
 };
@@ -234,7 +234,7 @@ impl Ledger {
 
     /// Counts frames in a ledger that nobody else writes: that is cheaper.
     #[inline]
-    pub(crate) fn add_alone(&self, owner: Owner, frames: i64) {
+    pub(crate) fn add_exclusive(&self, owner: Owner, frames: i64) {
         let count = &self.0[owner as usize];
         count.store(count.load(Relaxed) + frames, Relaxed);
     }
@@ -276,19 +276,19 @@ pub(crate) struct Spot {
 
 /// How many partly used chunks are searched for a small run before a whole one is broken up. More
 /// would save memory only where they are badly fragmented, and cost a cache line each.
-const PARTIAL_TRIES: usize = 32;
+const MAX_PARTIAL_TRIES: usize = 32;
 
 /// How often somebody who finds no frame searches for one, while frames come back: nearly always one
 /// that comes back is found the next time, so others have had more luck as often.
-const SEARCHES: usize = 16;
+const MAX_SEARCHES: usize = 16;
 
 /// The same for runs, which frames that come back seldom complete, and which take longer to search
 /// for.
-const RUN_SEARCHES: usize = 4;
+const MAX_RUN_SEARCHES: usize = 4;
 
 /// How often somebody looks whether other CPUs still hold frames which they may not keep: for longer
 /// than it takes to claim the longest runs, unless the CPU is interrupted.
-const LOOKS: usize = if cfg!(loom) { usize::MAX } else { 1 << 12 };
+const MAX_POLLS: usize = if cfg!(loom) { usize::MAX } else { 1 << 12 };
 
 /// The frame allocator.
 ///
@@ -525,7 +525,7 @@ impl FrameAllocator {
     /// If `owner` is [`Owner::Free`], [`Owner::NullFrame`], [`Owner::LowMemory`] or
     /// [`Owner::NotWriteBack`], to whom no frame is handed out: that would lose it.
     pub fn allocate(&self, owner: Owner) -> Option<OwnedFrame> {
-        assert_somebody(owner);
+        assert_can_own(owner);
         let number = self.claim(1, 1, None)?;
         self.hand_out(number..number + 1, owner);
         self.ledger.add(owner, 1);
@@ -687,7 +687,7 @@ impl FrameAllocator {
         owner: Owner,
         home: Option<&mut Option<Spot>>,
     ) -> Option<OwnedRun> {
-        assert_somebody(owner);
+        assert_can_own(owner);
         let count = frames as u64;
         let first = self.claim(count, align_frames as u64, home)?;
         self.hand_out(first..first + count, owner);
@@ -752,15 +752,19 @@ impl FrameAllocator {
                 .fold(0, u64::wrapping_add)
         };
         let is_undecided = || self.zones.iter().any(Zone::is_undecided);
-        let mut looks = LOOKS;
-        let searches = if count == 1 { SEARCHES } else { RUN_SEARCHES };
+        let mut polls = MAX_POLLS;
+        let searches = if count == 1 {
+            MAX_SEARCHES
+        } else {
+            MAX_RUN_SEARCHES
+        };
         let found = (0..searches).find_map(|_| {
             let before = returns();
             if let Some(first) = self.claim_anywhere(count, align, false) {
                 return Some(Some(first));
             }
-            while looks > 0 && is_undecided() && returns() == before {
-                looks -= 1;
+            while polls > 0 && is_undecided() && returns() == before {
+                polls -= 1;
                 spin_loop();
             }
             // In this order: whoever has just undone a claim has said so before.
@@ -799,7 +803,7 @@ impl FrameAllocator {
         claim: impl Fn(&Chunk) -> Option<Claimed<T>>,
     ) -> Option<(Spot, (u64, T))> {
         [
-            (Among::Partial, PARTIAL_TRIES),
+            (Among::Partial, MAX_PARTIAL_TRIES),
             (Among::Whole, usize::MAX),
             (Among::Any, usize::MAX),
         ]
@@ -962,7 +966,7 @@ pub(crate) fn check(zone: Option<&Zone>, frame: Frame, owner: Owner) -> Result<(
 }
 
 /// Returns whether frames may be handed out to this owner.
-const fn is_somebody(owner: Owner) -> bool {
+const fn can_own_frames(owner: Owner) -> bool {
     !matches!(
         owner,
         Owner::Free | Owner::NullFrame | Owner::LowMemory | Owner::NotWriteBack
@@ -970,8 +974,11 @@ const fn is_somebody(owner: Owner) -> bool {
 }
 
 #[inline]
-pub(crate) fn assert_somebody(owner: Owner) {
-    assert!(is_somebody(owner), "frames cannot be handed out to nobody");
+pub(crate) fn assert_can_own(owner: Owner) {
+    assert!(
+        can_own_frames(owner),
+        "frames cannot be handed out to nobody"
+    );
 }
 
 impl fmt::Debug for FrameAllocator {

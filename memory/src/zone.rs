@@ -337,7 +337,7 @@ impl Zone {
         for (row, mask) in self.rows(&numbers) {
             self.release_in(row, mask);
         }
-        self.tell_seekers();
+        self.notify_seekers();
     }
 
     fn release_in(&self, row: usize, mask: u64) {
@@ -357,8 +357,8 @@ impl Zone {
             return;
         }
         for number in self.first..self.end {
-            let is_nobody_s = self.owners.are_all(number..number + 1, Owner::Free);
-            if is_nobody_s && self.last_used(number..number + 1).is_some() {
+            let is_unowned = self.owners.are_all(number..number + 1, Owner::Free);
+            if is_unowned && self.last_used(number..number + 1).is_some() {
                 self.release(number..number + 1);
             }
         }
@@ -369,12 +369,12 @@ impl Zone {
     pub(crate) fn release_row(&self, start: u64, mask: u64) {
         let row = ((start - self.base) / ROW_FRAMES) as usize;
         self.release_in(row, mask);
-        self.tell_seekers();
+        self.notify_seekers();
     }
 
     /// Lets those search again who may have looked for frames just before they came back. If this
     /// sees no seeker, then each that comes will see the frames: both are sequentially consistent.
-    fn tell_seekers(&self) {
+    fn notify_seekers(&self) {
         if self.transit.seekers.load(SeqCst) != 0 {
             self.transit.returns.fetch_add(1, SeqCst);
         }

@@ -259,7 +259,7 @@ impl Mapping {
             // SAFETY: the caller's promise.
             unsafe { tables.protect(range, access) }
         })?;
-        flush.carry_out(&AllCpus);
+        flush.run(&AllCpus);
         Ok(())
     }
 

@@ -113,7 +113,7 @@ pub unsafe trait Shootdown {
 
 /// What has to be flushed on all CPUs, now: a promise to do it.
 ///
-/// It can only be kept by [`Self::carry_out`]. One that is dropped panics where debug assertions
+/// It can only be kept by [`Self::run`]. One that is dropped panics where debug assertions
 /// are on; where not, CPUs may go on by what they have cached.
 #[must_use = "until they have flushed, CPUs go by the old tables"]
 #[derive(Debug)]
@@ -142,7 +142,7 @@ impl Flush {
     }
 
     /// Has all CPUs flush, if there is something.
-    pub fn carry_out(self, shootdown: &impl Shootdown) {
+    pub fn run(self, shootdown: &impl Shootdown) {
         // First: if the shootdown panics, a second panic by the drop would end the program.
         let this = ManuallyDrop::new(self);
         if !this.pages.is_empty() {
@@ -187,7 +187,7 @@ impl Unmapping {
 
     /// Has all CPUs flush, if there is something.
     pub fn flush(self, shootdown: &impl Shootdown) -> Unmapped {
-        self.flush.carry_out(shootdown);
+        self.flush.run(shootdown);
         Unmapped {
             tables: self.tables,
             range: self.range,

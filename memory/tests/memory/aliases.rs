@@ -56,7 +56,7 @@ fn unmap(tables: &mut Tables<&Ram>, range: VirtRange) -> Result<Unmapping, Chang
 fn protect(tables: &mut Tables<&Ram>, range: VirtRange, access: Access) -> Result<(), ChangeError> {
     // SAFETY: nobody uses what these tables map.
     let flush = unsafe { tables.protect(range, access) }?;
-    flush.carry_out(&Alone);
+    flush.run(&Alone);
     Ok(())
 }
 

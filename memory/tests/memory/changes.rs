@@ -609,7 +609,7 @@ impl<'a> World<'a> {
                 return Ok(());
             }
         };
-        flush.carry_out(&self.cpus);
+        flush.run(&self.cpus);
         prop_assert!(is_whole && !excluded);
         for page in all() {
             let page = self.model.get_mut(&page).unwrap();
@@ -807,7 +807,7 @@ fn only_the_last_page_of_a_table_takes_it_along() {
     // SAFETY: as above.
     let flush = unsafe { tables.protect(range(BASE, 0x1000), Access::ReadOnly) }.unwrap();
     assert!(!flush.pages().has_tables());
-    flush.carry_out(&Alone);
+    flush.run(&Alone);
 }
 
 #[test]
@@ -860,7 +860,7 @@ fn a_large_page_changes_as_a_whole() {
     // SAFETY: as above.
     let flush = unsafe { tables.protect(range(start, gib), Access::ReadOnly) }.unwrap();
     assert_eq!(flush.pages().pages().unwrap(), [start]);
-    flush.carry_out(&Alone);
+    flush.run(&Alone);
     assert_eq!(
         tables.translate(start).unwrap().leaf.access(),
         Some(Access::ReadOnly)
@@ -871,7 +871,7 @@ fn a_large_page_changes_as_a_whole() {
     // SAFETY: as above.
     let nothing = unsafe { tables.protect(range(start, gib), Access::ReadOnly) }.unwrap();
     assert!(nothing.pages().is_empty());
-    nothing.carry_out(&Nobody);
+    nothing.run(&Nobody);
     // SAFETY: as above.
     let hole = unsafe { tables.protect(range(start, gib + 0x1000), Access::ReadOnly) };
     let hole = hole.unwrap_err();
