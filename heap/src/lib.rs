@@ -467,7 +467,7 @@ mod sync;
 
 #[cfg(not(loom))]
 pub use checked::{
-    CALLERS, Callers, CheckPlatform, CheckedHeap, CheckedTotals, Deed, Misuse, Origin,
+    CALLERS, Callers, CheckPlatform, CheckedHeap, CheckedTotals, Misuse, Origin, Violation,
 };
 pub use checked::{MAX_QUARANTINED, Quarantine};
 #[cfg(not(loom))]

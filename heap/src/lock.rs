@@ -8,7 +8,7 @@ use crate::sync::{AtomicUsize, MutPtr, UnsafeCell, const_unless_modelled, mutate
 /// Nobody holds the lock.
 pub(crate) const FREE: usize = 0;
 /// A CPU that has no number yet holds the lock.
-const NAMELESS: usize = usize::MAX;
+const UNKNOWN_CPU: usize = usize::MAX;
 
 /// A spin lock that refuses a CPU which holds it already, instead of deadlocking on it.
 ///
@@ -21,7 +21,7 @@ const NAMELESS: usize = usize::MAX;
 /// The lock word is the holder itself, because a holder noted beside the lock would leave an instant
 /// in which the lock is taken and an NMI can't see by whom.
 pub(crate) struct Lock<T> {
-    /// [`FREE`], [`NAMELESS`], or the holder's CPU number plus one.
+    /// [`FREE`], [`UNKNOWN_CPU`], or the holder's CPU number plus one.
     holder: AtomicUsize,
     data: UnsafeCell<T>,
 }
@@ -113,11 +113,11 @@ impl Watch {
 
 /// Returns what stands for a CPU in a lock's word.
 pub(crate) fn tag(cpu: Option<usize>) -> usize {
-    cpu.map_or(NAMELESS, |number| number.saturating_add(1))
+    cpu.map_or(UNKNOWN_CPU, |number| number.saturating_add(1))
 }
 
 fn cpu_of(tag: usize) -> Option<usize> {
-    tag.checked_sub(1).filter(|_| tag != NAMELESS)
+    tag.checked_sub(1).filter(|_| tag != UNKNOWN_CPU)
 }
 
 /// The code that wants a lock: on which CPU it runs, and what it does while it waits.
@@ -132,13 +132,13 @@ pub(crate) trait Waiter {
 
 /// How often a CPU looks for a lock before its holder counts as stopped, where nobody knows the time:
 /// for seconds at least.
-const MAX_LOOKS: u64 = 1 << 32;
+const MAX_POLLS: u64 = 1 << 32;
 
 /// Counts a look at a lock, and waits a moment. Says whether it was one too many.
-pub(crate) fn is_overdue(looks: &mut u64) -> bool {
-    *looks += 1;
+pub(crate) fn is_overdue(polls: &mut u64) -> bool {
+    *polls += 1;
     spin_loop();
-    *looks > MAX_LOOKS
+    *polls > MAX_POLLS
 }
 
 /// Panics, as a lock's holder has stopped.
@@ -233,9 +233,9 @@ mod tests {
         assert!(lock.try_lock(None).is_none());
     }
 
-    /// A CPU that gives up a holder after some looks.
+    /// A CPU that gives up a holder after some polls.
     struct Impatient {
-        looks: Cell<u64>,
+        polls: Cell<u64>,
         last: Cell<Option<usize>>,
     }
 
@@ -245,7 +245,7 @@ mod tests {
         }
 
         fn wait(&self, holder: Option<usize>, state: &mut u64) {
-            self.looks.set(self.looks.get() + 1);
+            self.polls.set(self.polls.get() + 1);
             self.last.set(holder);
             *state += 1;
             if *state > 1000 {
@@ -263,14 +263,14 @@ mod tests {
             let lock = Lock::new(());
             let held = lock.try_lock(holder);
             let waiter = Impatient {
-                looks: Cell::new(0),
+                polls: Cell::new(0),
                 last: Cell::new(Some(99)),
             };
             let caught = catch_unwind(AssertUnwindSafe(|| drop(lock.lock(&waiter)))).unwrap_err();
             let message = (caught.downcast_ref::<String>().cloned())
                 .or_else(|| caught.downcast_ref::<&str>().map(|&words| words.into()));
             assert!(message.unwrap().contains(words));
-            assert_eq!((waiter.looks.get(), waiter.last.get()), (1001, holder));
+            assert_eq!((waiter.polls.get(), waiter.last.get()), (1001, holder));
             drop(held);
         }
     }
@@ -323,9 +323,9 @@ mod tests {
 
     #[test]
     fn looks_are_counted_where_nobody_knows_the_time() {
-        let mut looks = 0;
-        assert!(!is_overdue(&mut looks) && looks == 1);
-        looks = MAX_LOOKS;
-        assert!(is_overdue(&mut looks));
+        let mut polls = 0;
+        assert!(!is_overdue(&mut polls) && polls == 1);
+        polls = MAX_POLLS;
+        assert!(is_overdue(&mut polls));
     }
 }

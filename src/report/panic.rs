@@ -5,7 +5,7 @@ use core::panic::PanicInfo;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use muster_events::{Address, Fault, Kind, ReturnAddress, Stopped};
-use muster_heap::{Deed, Misuse};
+use muster_heap::{Misuse, Violation};
 use muster_memory::FRAME_SIZE;
 use x86_64::instructions::interrupts;
 use x86_64::registers::control::Cr2;
@@ -115,19 +115,19 @@ pub fn exception(frame: &Frame) -> ! {
 pub fn misuse(misuse: &Misuse) -> ! {
     interrupts::disable();
     let Misuse {
-        deed,
+        violation,
         allocated,
         freed,
         found,
         ..
     } = misuse;
-    let how_found = match deed {
-        Deed::FreedTwice => "freed again",
-        Deed::FreedAs(_) | Deed::NoBlock(_) => "freed",
+    let how_found = match violation {
+        Violation::FreedTwice => "freed again",
+        Violation::FreedAs(_) | Violation::NoBlock(_) => "freed",
         _ => "found",
     };
-    report(format_args!("{} {deed}", misuse.block()), |cpu| {
-        let text = journal::clip(format_args!("{} {deed}", misuse.block()));
+    report(format_args!("{} {violation}", misuse.block()), |cpu| {
+        let text = journal::clip(format_args!("{} {violation}", misuse.block()));
         events::tell(Fault {
             cpu,
             kind: Kind::Misuse,
@@ -139,7 +139,7 @@ pub fn misuse(misuse: &Misuse) -> ! {
         });
         log::error!(target: "panic", "CPU {cpu} found a misuse of the heap:");
         log::error!(target: "panic", "{}", misuse.block());
-        log::error!(target: "panic", "{deed}");
+        log::error!(target: "panic", "{violation}");
         let origins = [
             ("allocated", allocated.as_ref()),
             ("freed", freed.as_ref()),

@@ -5,7 +5,7 @@ use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicUsize, Ordering};
 use core::{fmt, hint};
 
-use super::misuse::{Callers, Deed, Misuse, Origin};
+use super::misuse::{Callers, Misuse, Origin, Violation};
 use super::record::{Candidate, Checked, FRONT, Outer, State};
 use super::{CheckPlatform, Quarantine};
 
@@ -135,7 +135,7 @@ impl<H: GlobalAlloc, P: CheckPlatform> CheckedHeap<H, P> {
     pub unsafe fn free(&self, block: *mut u8, layout: Layout, callers: Callers) {
         let here = self.here(callers);
         let unknown = Misuse {
-            deed: Deed::NoBlock(layout),
+            violation: Violation::NoBlock(layout),
             block: block.addr(),
             layout: None,
             allocated: None,
@@ -156,10 +156,10 @@ impl<H: GlobalAlloc, P: CheckPlatform> CheckedHeap<H, P> {
         };
         if !is_first {
             self.platform.report(&Misuse {
-                deed: match (candidate.state(), noted) {
-                    (Some(_), _) => Deed::FreedTwice,
-                    (None, Some(_)) => Deed::Record,
-                    (None, None) => Deed::NoBlock(layout),
+                violation: match (candidate.state(), noted) {
+                    (Some(_), _) => Violation::FreedTwice,
+                    (None, Some(_)) => Violation::Record,
+                    (None, None) => Violation::NoBlock(layout),
                 },
                 freed: first_free(candidate),
                 ..known
@@ -170,23 +170,23 @@ impl<H: GlobalAlloc, P: CheckPlatform> CheckedHeap<H, P> {
             noted.and_then(|(layout, _)| unsafe { Checked::at(candidate.block(), layout) });
         let Some(checked) = checked else {
             self.platform.report(&Misuse {
-                deed: Deed::Record,
+                violation: Violation::Record,
                 ..unknown
             });
         };
-        if let Err(deed) = checked.check_guards() {
-            self.platform.report(&Misuse { deed, ..known });
+        if let Err(violation) = checked.check_guards() {
+            self.platform.report(&Misuse { violation, ..known });
         }
         if checked.layout != layout {
             self.platform.report(&Misuse {
-                deed: Deed::FreedAs(layout),
+                violation: Violation::FreedAs(layout),
                 ..known
             });
         }
         // SAFETY: the caller frees the block, and is the first to do so.
-        unsafe { checked.bury(here) };
+        unsafe { checked.poison(here) };
         candidate.advance(State::Going, State::Waiting);
-        self.put_away(checked, here);
+        self.quarantine(checked, here);
     }
 
     /// Checks all that waits in quarantines, gives it back to the wrapped heap, and says how many
@@ -274,7 +274,7 @@ impl<H: GlobalAlloc, P: CheckPlatform> CheckedHeap<H, P> {
     }
 
     /// Puts a block in quarantine, and others out for it.
-    fn put_away(&self, checked: Checked, here: Origin) {
+    fn quarantine(&self, checked: Checked, here: Origin) {
         let quarantine = self.platform.quarantine();
         quarantine.tally.live_blocks.fetch_sub(1, Ordering::Relaxed);
         let size = checked.layout.size() as i64;
@@ -298,8 +298,8 @@ impl<H: GlobalAlloc, P: CheckPlatform> CheckedHeap<H, P> {
         let candidate = unsafe { Candidate::new(block) };
         let noted = candidate.allocated();
         let freed = candidate.freed();
-        let misuse = |deed| Misuse {
-            deed,
+        let misuse = |violation| Misuse {
+            violation,
             block: block.addr().get(),
             layout: noted.map(|(layout, _)| layout),
             allocated: noted.map(|(_, origin)| origin),
@@ -309,16 +309,16 @@ impl<H: GlobalAlloc, P: CheckPlatform> CheckedHeap<H, P> {
         // SAFETY: as above.
         let checked = noted.and_then(|(layout, _)| unsafe { Checked::at(block, layout) });
         let Some(checked) = checked else {
-            self.platform.report(&misuse(Deed::Record));
+            self.platform.report(&misuse(Violation::Record));
         };
         quarantine.forget(checked.outer.layout.size());
         let checks = [Checked::check_guards, Checked::check_poison];
-        if let Some(deed) = checks.iter().find_map(|check| check(&checked).err()) {
-            self.platform.report(&misuse(deed));
+        if let Some(violation) = checks.iter().find_map(|check| check(&checked).err()) {
+            self.platform.report(&misuse(violation));
         }
         let is_whole = freed.is_some() && candidate.advance(State::Waiting, State::Gone);
         if !is_whole {
-            self.platform.report(&misuse(Deed::Record));
+            self.platform.report(&misuse(Violation::Record));
         }
         quarantine.tally.released.fetch_add(1, Ordering::Relaxed);
         // SAFETY: the wrapped heap gave it for that layout, and who had the block has freed it.

@@ -50,7 +50,7 @@ impl fmt::Display for Origin {
 
 /// What was done wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Deed {
+pub enum Violation {
     /// It was freed, and freed again by [`Misuse::found`].
     FreedTwice,
     /// It was freed as a block of this layout, which it isn't.
@@ -84,7 +84,7 @@ pub enum Deed {
     },
 }
 
-impl fmt::Display for Deed {
+impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::FreedTwice => f.write_str("was freed twice"),
@@ -119,7 +119,7 @@ impl fmt::Display for Deed {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Misuse {
     /// What was done.
-    pub deed: Deed,
+    pub violation: Violation,
     /// The address of the block.
     pub block: usize,
     /// As what it was allocated, if that can be told.
@@ -159,7 +159,7 @@ impl fmt::Display for Subject {
 impl fmt::Display for Misuse {
     /// All of it in one line, but for the return addresses.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.block(), self.deed)?;
+        write!(f, "{} {}", self.block(), self.violation)?;
         if let Some(allocated) = self.allocated {
             write!(f, "; allocated on {allocated}")?;
         }
@@ -191,7 +191,7 @@ mod tests {
     #[test]
     fn a_misuse_is_a_sentence() {
         let misuse = Misuse {
-            deed: Deed::PastEnd {
+            violation: Violation::PastEnd {
                 byte: 100,
                 found: 7,
             },
@@ -213,7 +213,7 @@ mod tests {
              allocated on CPU 1; freed on a CPU without a number; found on CPU 3"
         );
         let misuse = Misuse {
-            deed: Deed::NoBlock(Layout::new::<u64>()),
+            violation: Violation::NoBlock(Layout::new::<u64>()),
             layout: None,
             allocated: None,
             freed: None,

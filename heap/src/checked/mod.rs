@@ -15,7 +15,7 @@ mod record;
 #[cfg(not(loom))]
 pub use heap::{CheckedHeap, CheckedTotals};
 #[cfg(not(loom))]
-pub use misuse::{CALLERS, Callers, Deed, Misuse, Origin};
+pub use misuse::{CALLERS, Callers, Misuse, Origin, Violation};
 #[cfg(not(loom))]
 pub use platform::CheckPlatform;
 pub use quarantine::{MAX_QUARANTINED, Quarantine};

@@ -5,7 +5,7 @@ use core::hint;
 use super::{Callers, Misuse, Quarantine};
 
 /// How often an allocation looks for memory that another CPU is about to give back: for microseconds.
-const MAX_RELEASE_LOOKS: u64 = 1 << 8;
+const MAX_RELEASE_POLLS: u64 = 1 << 8;
 
 /// The kernel (or the operating system) around a [`CheckedHeap`](super::CheckedHeap).
 ///
@@ -54,7 +54,7 @@ pub unsafe trait CheckPlatform: Sync {
     fn wait_for_release(&self, state: &mut u64) -> bool {
         *state += 1;
         hint::spin_loop();
-        *state < MAX_RELEASE_LOOKS
+        *state < MAX_RELEASE_POLLS
     }
 
     /// Ends the program, or this thread of it, because of a misuse. No lock is held.

@@ -9,7 +9,7 @@ use core::alloc::Layout;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
-use super::misuse::{CALLERS, Callers, Deed, Origin};
+use super::misuse::{CALLERS, Callers, Origin, Violation};
 use crate::seal::mix;
 
 type Block = NonNull<u8>;
@@ -51,23 +51,23 @@ pub(super) enum State {
 pub(super) struct Record {
     state: AtomicUsize,
     size: usize,
-    allocated: Note,
-    freed: Note,
+    allocated: SealedOrigin,
+    freed: SealedOrigin,
 }
 
 /// Who did something, sealed.
 #[derive(Clone, Copy)]
 #[repr(C)]
-struct Note {
+struct SealedOrigin {
     callers: [usize; CALLERS],
-    /// [`NAMELESS`], or the CPU's number.
+    /// [`UNKNOWN_CPU`], or the CPU's number.
     cpu: u32,
     /// The alignment's logarithm.
     align: u32,
     seal: u64,
 }
 
-const NAMELESS: u32 = u32::MAX;
+const UNKNOWN_CPU: u32 = u32::MAX;
 
 /// What the wrapped heap is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -180,7 +180,7 @@ impl Candidate {
     }
 }
 
-impl Note {
+impl SealedOrigin {
     fn new(origin: Origin, align: u32, block: Block, size: usize) -> Self {
         let Callers(callers) = origin.callers;
         let note = Self {
@@ -188,7 +188,7 @@ impl Note {
             // A CPU of a greater number is nameless.
             cpu: origin
                 .cpu
-                .map_or(NAMELESS, |cpu| cpu.try_into().unwrap_or(NAMELESS)),
+                .map_or(UNKNOWN_CPU, |cpu| cpu.try_into().unwrap_or(UNKNOWN_CPU)),
             align,
             seal: 0,
         };
@@ -200,7 +200,7 @@ impl Note {
 
     const fn origin(&self) -> Origin {
         Origin {
-            cpu: if self.cpu == NAMELESS {
+            cpu: if self.cpu == UNKNOWN_CPU {
                 None
             } else {
                 Some(self.cpu as usize)
@@ -250,10 +250,10 @@ impl Checked {
         let record = Record {
             state: AtomicUsize::new(state),
             size: layout.size(),
-            allocated: Note::new(by, layout.align().ilog2(), block, layout.size()),
-            freed: Note {
+            allocated: SealedOrigin::new(by, layout.align().ilog2(), block, layout.size()),
+            freed: SealedOrigin {
                 callers: [0; CALLERS],
-                cpu: NAMELESS,
+                cpu: UNKNOWN_CPU,
                 align: 0,
                 seal: 0,
             },
@@ -304,7 +304,7 @@ impl Checked {
     }
 
     /// Looks whether the guards are whole.
-    pub(super) fn check_guards(&self) -> Result<(), Deed> {
+    pub(super) fn check_guards(&self) -> Result<(), Violation> {
         let size = self.layout.size();
         // SAFETY: both guards are the block's, see `create`.
         let (before, behind) = unsafe {
@@ -314,13 +314,13 @@ impl Checked {
             )
         };
         if let Some((at, found)) = behind {
-            return Err(Deed::PastEnd {
+            return Err(Violation::PastEnd {
                 byte: size + at,
                 found,
             });
         }
         match before {
-            Some((at, found)) => Err(Deed::BeforeStart {
+            Some((at, found)) => Err(Violation::BeforeStart {
                 before: GUARD - at,
                 found,
             }),
@@ -333,8 +333,8 @@ impl Checked {
     /// # Safety
     ///
     /// Nobody uses the block any more, and this is the one who frees it.
-    pub(super) unsafe fn bury(&self, by: Origin) {
-        let note = Note::new(by, 0, self.block, 0);
+    pub(super) unsafe fn poison(&self, by: Origin) {
+        let note = SealedOrigin::new(by, 0, self.block, 0);
         // SAFETY: the record is this block's, and nobody reads the note before the state says that
         // it is there; the block is as long as that, and nobody uses it.
         unsafe {
@@ -343,8 +343,8 @@ impl Checked {
         }
     }
 
-    /// Looks whether the block is as [`bury`](Self::bury) left it.
-    pub(super) fn check_poison(&self) -> Result<(), Deed> {
+    /// Looks whether the block is as [`poison`](Self::poison) left it.
+    pub(super) fn check_poison(&self) -> Result<(), Violation> {
         let size = self.layout.size();
         // SAFETY: the block's bytes, which are its wrapped heap's user's, that is, this heap's.
         match unsafe { first_other(self.block, size, POISON) } {
@@ -354,7 +354,7 @@ impl Checked {
                 let count = (byte..size)
                     .filter(|&at| unsafe { self.block.add(at).read_volatile() } != POISON)
                     .count();
-                Err(Deed::AfterFree { byte, found, count })
+                Err(Violation::AfterFree { byte, found, count })
             }
         }
     }
@@ -413,11 +413,11 @@ mod tests {
     #[test]
     fn a_seal_breaks_with_any_byte() {
         let block = NonNull::new(core::ptr::without_provenance_mut(0x1230)).unwrap();
-        let note = Note::new(ORIGIN, 4, block, 100);
+        let note = SealedOrigin::new(ORIGIN, 4, block, 100);
         assert_eq!(note.origin(), ORIGIN);
         assert_eq!(note.seal, note.sealed(block, 100));
         assert_ne!(note.seal, note.sealed(block, 101));
-        for at in 0..size_of::<Note>() {
+        for at in 0..size_of::<SealedOrigin>() {
             for change in 1..=u8::MAX {
                 let mut changed = note;
                 // SAFETY: a byte of the note, which is numbers throughout.

@@ -352,7 +352,7 @@ impl CpuCache {
     }
 
     /// Asks the CPU to drain on its next slow paths, a class on each.
-    pub(super) fn want_drain(&self) {
+    pub(super) fn request_drain(&self) {
         self.undrained.store(CLASSES as u8, Ordering::Relaxed);
     }
 }

@@ -217,7 +217,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
                         if !cache.exists() {
                             return true;
                         }
-                        cache.want_drain();
+                        cache.request_drain();
                         // What this CPU caches is still available.
                         self.count_returned(1);
                         return false;

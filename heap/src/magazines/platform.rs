@@ -8,7 +8,7 @@ use crate::lock;
 
 /// How often a CPU looks for memory that is in transit, where nobody knows the time: for longer than a
 /// drain takes, unless the CPU that drains is interrupted.
-const MAX_LOOKS: u64 = 1 << 20;
+const MAX_POLLS: u64 = 1 << 20;
 
 /// What a fast path does about interrupts whose handlers use the heap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,7 +147,7 @@ pub unsafe trait FramePlatform: Sync {
     fn wait_for_memory(&self, state: &mut u64) -> bool {
         *state += 1;
         hint::spin_loop();
-        *state < MAX_LOOKS
+        *state < MAX_POLLS
     }
 
     /// Waits a moment for a lock of the heap's that the CPU `holder` holds; `None`: a CPU that has no

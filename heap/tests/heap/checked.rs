@@ -11,8 +11,8 @@ use std::thread;
 
 use muster_heap::hosted::HostedFrames;
 use muster_heap::{
-    Callers, CheckPlatform, CheckedHeap, Deed, FRAME, MAX_QUARANTINED, MagazineHeap, Misuse,
-    Quarantine,
+    Callers, CheckPlatform, CheckedHeap, FRAME, MAX_QUARANTINED, MagazineHeap, Misuse, Quarantine,
+    Violation,
 };
 use proptest::prelude::*;
 
@@ -168,7 +168,7 @@ fn a_second_free_is_found_and_three_cpus_are_named() {
     let block = on(1, || alloc(&heap, layout));
     on(2, || free(&heap, block, layout));
     let misuse = reported(|| on(3, || free(&heap, block, layout)));
-    assert_eq!(misuse.deed, Deed::FreedTwice);
+    assert_eq!(misuse.violation, Violation::FreedTwice);
     assert_eq!(
         (misuse.block, misuse.layout),
         (block.addr().get(), Some(layout))
@@ -177,7 +177,7 @@ fn a_second_free_is_found_and_three_cpus_are_named() {
     // And so it is when the block has left the quarantine and nobody else has got it.
     heap.flush();
     let misuse = reported(|| on(4, || free(&heap, block, layout)));
-    assert_eq!(misuse.deed, Deed::FreedTwice);
+    assert_eq!(misuse.violation, Violation::FreedTwice);
     assert_eq!(named(&misuse), [Some(1), Some(2), Some(4)]);
 }
 
@@ -226,8 +226,8 @@ fn of_two_cpus_that_free_at_once_one_is_reported() {
     let mut told = 0;
     for misuse in &reports {
         assert_eq!(
-            (misuse.deed, misuse.layout),
-            (Deed::FreedTwice, Some(layout))
+            (misuse.violation, misuse.layout),
+            (Violation::FreedTwice, Some(layout))
         );
         let [allocated, freed, found] = named(misuse);
         assert_eq!(allocated, Some(1));
@@ -250,7 +250,7 @@ fn any_byte_past_the_end_is_found() {
             let found = scribble(block, (size + past) as isize);
             let misuse = reported(|| on(2, || free(&heap, block, layout)));
             let byte = size + past;
-            assert_eq!(misuse.deed, Deed::PastEnd { byte, found });
+            assert_eq!(misuse.violation, Violation::PastEnd { byte, found });
             assert_eq!(misuse.layout, Some(layout));
             assert_eq!(named(&misuse), [Some(1), None, Some(2)]);
         }
@@ -273,10 +273,10 @@ fn any_byte_before_the_start_is_found() {
             let misuse = reported(|| on(2, || free(&heap, block, layout)));
             assert_eq!(misuse.block, block.addr().get());
             if before <= 16 {
-                assert_eq!(misuse.deed, Deed::BeforeStart { before, found });
+                assert_eq!(misuse.violation, Violation::BeforeStart { before, found });
                 assert_eq!(named(&misuse), [Some(1), None, Some(2)]);
             } else {
-                assert_eq!(misuse.deed, Deed::Record, "{before}");
+                assert_eq!(misuse.violation, Violation::Record, "{before}");
                 assert_eq!(misuse.found.cpu, Some(2));
             }
         }
@@ -294,22 +294,22 @@ fn any_byte_written_after_the_free_is_found_when_the_block_leaves() {
             let found = scribble(block, offset);
             let misuse = reported(|| flush(&heap, 3));
             let expected = match offset {
-                ..-16 => Deed::Record,
-                -16..0 => Deed::BeforeStart {
+                ..-16 => Violation::Record,
+                -16..0 => Violation::BeforeStart {
                     before: offset.unsigned_abs(),
                     found,
                 },
-                _ if offset < size as isize => Deed::AfterFree {
+                _ if offset < size as isize => Violation::AfterFree {
                     byte: offset as usize,
                     found,
                     count: 1,
                 },
-                _ => Deed::PastEnd {
+                _ => Violation::PastEnd {
                     byte: offset as usize,
                     found,
                 },
             };
-            assert_eq!(misuse.deed, expected, "{size} {offset}");
+            assert_eq!(misuse.violation, expected, "{size} {offset}");
             assert_eq!(misuse.block, block.addr().get());
             if offset >= -16 {
                 assert_eq!(named(&misuse), [Some(1), Some(2), Some(3)]);
@@ -338,8 +338,8 @@ fn a_write_after_the_free_is_found_by_who_frees_so_much_that_the_block_must_go()
         });
         assert!(
             matches!(
-                misuse.deed,
-                Deed::AfterFree {
+                misuse.violation,
+                Violation::AfterFree {
                     byte: 10,
                     count: 2,
                     ..
@@ -364,7 +364,7 @@ fn a_free_with_another_layout_is_found() {
     ] {
         let block = on(1, || alloc(&heap, right));
         let misuse = reported(|| on(2, || free(&heap, block, wrong)));
-        assert_eq!(misuse.deed, Deed::FreedAs(wrong));
+        assert_eq!(misuse.violation, Violation::FreedAs(wrong));
         assert_eq!(misuse.layout, Some(right));
         assert_eq!(named(&misuse), [Some(1), None, Some(2)]);
     }
@@ -387,7 +387,7 @@ fn a_free_of_no_block_is_found() {
                 unsafe { heap.dealloc(ptr::with_exposed_provenance_mut(address), layout) };
             });
         });
-        assert_eq!(misuse.deed, Deed::NoBlock(layout));
+        assert_eq!(misuse.violation, Violation::NoBlock(layout));
         assert_eq!((misuse.block, misuse.layout), (address, None));
         assert_eq!(named(&misuse), [None, None, Some(2)]);
     }
@@ -402,7 +402,7 @@ fn a_free_of_no_block_is_found() {
         NonNull::new(copied).unwrap()
     };
     let misuse = reported(|| on(2, || free(&heap, copied, layout)));
-    assert_eq!(misuse.deed, Deed::NoBlock(layout));
+    assert_eq!(misuse.violation, Violation::NoBlock(layout));
     on(2, || free(&heap, block, layout));
 }
 
@@ -425,7 +425,10 @@ fn large_alignments_are_kept_and_checked() {
     let block = on(1, || alloc(&heap, layout));
     let found = scribble(block, -1);
     let misuse = reported(|| on(2, || free(&heap, block, layout)));
-    assert_eq!(misuse.deed, Deed::BeforeStart { before: 1, found });
+    assert_eq!(
+        misuse.violation,
+        Violation::BeforeStart { before: 1, found }
+    );
 }
 
 #[test]
@@ -642,43 +645,43 @@ proptest! {
         run(&mut shadow, &mut random, &before);
         let free = |as_layout| free(&heap, block, as_layout);
         let size = layout.size();
-        let (misuse, deed, freed, found) = match crime {
+        let (misuse, violation, freed, found) = match crime {
             Crime::FreeTwice => {
                 on(frees, || free(layout));
                 // Not so much that the block's memory is somebody else's again.
                 let few = after.len().min(20);
                 run(&mut shadow, &mut random, &after[..few]);
                 let misuse = reported(|| on(misuses, || free(layout)));
-                (misuse, Deed::FreedTwice, Some(frees), misuses)
+                (misuse, Violation::FreedTwice, Some(frees), misuses)
             }
             Crime::Past(past) => {
                 let found = scribble(block, (size + past) as isize);
                 run(&mut shadow, &mut random, &after);
                 let misuse = reported(|| on(misuses, || free(layout)));
                 let byte = size + past;
-                (misuse, Deed::PastEnd { byte, found }, None, misuses)
+                (misuse, Violation::PastEnd { byte, found }, None, misuses)
             }
             Crime::Before(before) => {
                 let found = scribble(block, -(before as isize));
                 run(&mut shadow, &mut random, &after);
                 let misuse = reported(|| on(misuses, || free(layout)));
-                (misuse, Deed::BeforeStart { before, found }, None, misuses)
+                (misuse, Violation::BeforeStart { before, found }, None, misuses)
             }
             Crime::AfterFree(any) => {
                 let byte = any % size;
                 on(frees, || free(layout));
                 let found = scribble(block, byte as isize);
                 let misuse = reported(|| flush(&heap, misuses));
-                (misuse, Deed::AfterFree { byte, found, count: 1 }, Some(frees), misuses)
+                (misuse, Violation::AfterFree { byte, found, count: 1 }, Some(frees), misuses)
             }
             Crime::WrongSize(more) => {
                 run(&mut shadow, &mut random, &after);
                 let wrong = Layout::from_size_align(size + more, layout.align()).unwrap();
                 let misuse = reported(|| on(misuses, || free(wrong)));
-                (misuse, Deed::FreedAs(wrong), None, misuses)
+                (misuse, Violation::FreedAs(wrong), None, misuses)
             }
         };
-        prop_assert_eq!(misuse.deed, deed);
+        prop_assert_eq!(misuse.violation, violation);
         prop_assert_eq!((misuse.block, misuse.layout), (block.addr().get(), Some(layout)));
         let cpus = named(&misuse);
         prop_assert_eq!(cpus, [Some(allocates), freed, Some(found)]);
