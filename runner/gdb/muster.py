@@ -30,7 +30,7 @@ FLAGS = [
 ]
 ADDRESS = 0x000F_FFFF_FFFF_F000
 
-# In an entry that is not present: others may still have it cached (memory/src/tables.rs).
+# In an entry that is not present: others may still have it cached (memory/src/tables/entry.rs).
 WITHDRAWN = 1 << 9
 
 # The PAT as Limine's protocol and the kernel set it (memory/src/plan.rs).
