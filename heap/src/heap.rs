@@ -55,7 +55,7 @@ impl<P: Platform> Waiter for Here<'_, P> {
 }
 
 impl<P: Platform> Heap<P> {
-    /// A heap without memory.
+    /// Creates a heap without memory.
     pub const fn new(platform: P) -> Self {
         Self {
             platform,
@@ -65,7 +65,7 @@ impl<P: Platform> Heap<P> {
         }
     }
 
-    /// Gives the heap the memory it lives on before it may grow.
+    /// Adds the boot arena: the memory that the heap lives on before it may grow.
     ///
     /// Needs nothing to be set up: neither per-CPU state nor page tables of the kernel's own.
     ///
@@ -81,7 +81,7 @@ impl<P: Platform> Heap<P> {
         }
     }
 
-    /// From now on, allocates from memory that [`Platform::grow`] gives.
+    /// Allows the heap to grow by [`Platform::grow`] from now on.
     ///
     /// Called once the platform can grow. What lives in the boot arena stays there until freed.
     pub fn open(&self) {
@@ -91,7 +91,7 @@ impl<P: Platform> Heap<P> {
         }
     }
 
-    /// What the heap holds at this instant, exactly.
+    /// Returns what the heap holds at this instant, exactly.
     ///
     /// # Panics
     ///
@@ -106,22 +106,22 @@ impl<P: Platform> Heap<P> {
         }
     }
 
-    /// What the heap holds, or `None` if any CPU is inside it: never waits, so it is safe in an NMI
-    /// and after a panic.
+    /// Returns what the heap holds, or `None` if any CPU is inside it: never waits, so it is safe in an
+    /// NMI and after a panic.
     pub fn try_statistics(&self) -> Option<Statistics> {
         let _interrupts = self.platform.disable_interrupts();
         let accounts = self.regions.try_lock(self.platform.cpu())?.accounts();
         Some(self.with_refusals(accounts))
     }
 
-    /// Whether this CPU is inside the heap: in an NMI or panic handler, a sign that the heap was
-    /// interrupted or is itself at fault.
+    /// Returns whether this CPU is inside the heap: in an NMI or panic handler, a sign that the heap
+    /// was interrupted or is itself at fault.
     pub fn is_held_here(&self) -> bool {
         let cpu = self.platform.cpu();
         self.regions.is_held_by(cpu) || self.growth.is_held_by(cpu)
     }
 
-    /// The platform this heap stands on.
+    /// Returns the platform this heap stands on.
     pub const fn platform(&self) -> &P {
         &self.platform
     }

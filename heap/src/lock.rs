@@ -80,7 +80,8 @@ impl<T> Lock<T> {
             })
     }
 
-    /// Whether `cpu` holds the lock. Never for `None`: CPUs without a number can't be told apart.
+    /// Returns whether `cpu` holds the lock. Never for `None`: CPUs without a number can't be told
+    /// apart.
     pub(crate) fn is_held_by(&self, cpu: Option<usize>) -> bool {
         if mutated("every CPU is taken for the holder") {
             return self.holder.load(Ordering::Relaxed) != FREE;
@@ -134,7 +135,7 @@ pub(crate) trait Waiter {
 /// for seconds at least.
 const MAX_POLLS: u64 = 1 << 32;
 
-/// Counts a look at a lock, and waits a moment. Says whether it was one too many.
+/// Counts a poll of a lock, waits a moment, and returns whether it was one too many.
 pub(crate) fn is_overdue(polls: &mut u64) -> bool {
     *polls += 1;
     spin_loop();

@@ -28,14 +28,15 @@ pub unsafe trait Platform: Sync {
     /// Disables interrupts on this CPU until the result is dropped, and with them preemption.
     fn disable_interrupts(&self) -> Self::InterruptGuard;
 
-    /// The number of the CPU this runs on, less than `usize::MAX - 1`, or `None` before the CPU's own
-    /// state exists.
+    /// Returns the number of the CPU this runs on, less than `usize::MAX - 1`, or `None` before the
+    /// CPU's own state exists.
     ///
     /// Called with interrupts disabled, and also from an NMI. By the number the heap tells a CPU
     /// that waits for itself from one that waits for another.
     fn cpu(&self) -> Option<usize>;
 
-    /// More memory: at least `at_least` bytes in one piece, or `None` if the machine has no more.
+    /// Returns more memory: at least `at_least` bytes in one piece, or `None` if the machine has no
+    /// more.
     ///
     /// The memory need not be zeroed. A piece that starts where the previous one ended extends it;
     /// any other becomes a region of its own, of which the heap keeps at most

@@ -149,7 +149,7 @@ impl Regions {
     }
 }
 
-/// How much new memory a free list needs to be sure to have room for `layout`: the block, what
+/// Returns how much new memory a free list needs to be sure to have room for `layout`: the block, what
 /// alignment may skip, and a hole before and after. `None`: more than there can be.
 pub(crate) fn room_for(layout: Layout) -> Option<usize> {
     let placed = placed(layout)?;
@@ -160,8 +160,8 @@ pub(crate) fn room_for(layout: Layout) -> Option<usize> {
     isize::try_from(room).is_ok().then_some(room)
 }
 
-/// The layout in whole grains, with a byte to spare: what lies behind may be a hole, which the list
-/// describes in itself and believes. `None`: more than there can be.
+/// Returns the layout in whole grains, with a byte to spare: what lies behind may be a hole, which the
+/// list describes in itself and believes. `None`: more than there can be.
 fn placed(layout: Layout) -> Option<Layout> {
     let size = (layout.size().checked_add(1)?).checked_next_multiple_of(GRAIN)?;
     Layout::from_size_align(size, layout.align().max(GRAIN)).ok()

@@ -10,7 +10,7 @@ mod real {
         AtomicPtr, AtomicU8, AtomicU16, AtomicU64, AtomicUsize, fence,
     };
 
-    /// Whether this mistake is to be made: never, but where a model must show that it finds it.
+    /// Returns whether to make this mistake: never, except where a model has to find it.
     pub(crate) const fn mutated(_mistake: &str) -> bool {
         false
     }
@@ -33,6 +33,8 @@ mod real {
     pub(crate) struct MutPtr<T>(*mut T);
 
     impl<T> MutPtr<T> {
+        /// Returns a reference to the value.
+        ///
         /// # Safety
         ///
         /// As for a raw pointer.

@@ -131,7 +131,7 @@ impl Workload {
         time.as_nanos() as f64 / f64::from(pairs)
     }
 
-    /// The mean of this many CPUs that work at once.
+    /// Measures the mean of this many CPUs that work at once.
     fn measure<C: Cpu>(self, cpus: usize, cpu: impl Fn() -> C + Sync) -> f64 {
         let barrier = Barrier::new(cpus);
         thread::scope(|scope| {

@@ -270,17 +270,17 @@ impl AddressAllocator {
             .map_err(|_| AddressError::OutOfMemory { ranges: allocated })
     }
 
-    /// The window.
+    /// Returns the window.
     pub const fn window(&self) -> VirtRange {
         self.window
     }
 
-    /// How many bytes are allocated, guards not included.
+    /// Returns how many bytes are allocated, guards not included.
     pub const fn allocated_bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// How many ranges are allocated.
+    /// Returns how many ranges are allocated.
     pub const fn allocated_ranges(&self) -> usize {
         self.taken.len()
     }

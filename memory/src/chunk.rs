@@ -61,7 +61,7 @@ pub(crate) struct Claimed<T> {
     pub(crate) changes_fill: bool,
 }
 
-/// Whether what is said of a chunk as a whole may be other after this change of a row: only if one
+/// Returns whether the fill of a chunk as a whole may change by this change of a row: only if one
 /// of the row has no free frame, or nothing but, before or after it and not both times.
 pub(crate) const fn changes_fill(before: u64, after: u64) -> bool {
     (before == 0) != (after == 0) || (before == FREE_ROW) != (after == FREE_ROW)
@@ -90,7 +90,7 @@ impl Fit {
         })
     }
 
-    /// The lowest bit at which the row has such a run.
+    /// Returns the lowest bit at which the row has such a run.
     fn find(self, row: u64) -> Option<u32> {
         // After each step a bit is set if it and the `proven - 1` above it were.
         let mut runs = row;
@@ -150,7 +150,7 @@ impl Chunk {
         &self.returning[row % ROWS]
     }
 
-    /// How many of its frames are free.
+    /// Returns how many of its frames are free.
     pub(crate) fn count(&self) -> usize {
         let free = self.rows.iter().map(|row| row.load(Relaxed).count_ones());
         free.sum::<u32>() as usize

@@ -46,7 +46,7 @@ impl Slot {
         self.taken.load(Relaxed)
     }
 
-    /// How many frames are in the cache.
+    /// Returns how many frames are in the cache.
     #[inline]
     pub(crate) fn cached(&self) -> usize {
         self.cached.load(Relaxed)
@@ -106,7 +106,7 @@ pub struct FrameCache<'a> {
 }
 
 impl<'a> FrameCache<'a> {
-    /// The cache that this slot is for, unless there is one already.
+    /// Creates the cache that this slot is for, unless there is one already.
     pub(crate) fn new(frames: &'a FrameAllocator, slot: &'a Slot) -> Option<Self> {
         let zone = frames.zone(0)?;
         let any = Frame::from_number(zone.first())?;
@@ -261,18 +261,18 @@ impl<'a> FrameCache<'a> {
         Ok(())
     }
 
-    /// How many frames are in the cache.
+    /// Returns how many frames are in the cache.
     pub fn len(&self) -> usize {
         self.slot.cached()
     }
 
-    /// Whether no frame is in the cache.
+    /// Returns whether no frame is in the cache.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Gives all frames back, for other CPUs and for longer runs, and answers how many. To be
-    /// called on every CPU when memory runs out.
+    /// Returns all frames to the allocator, for other CPUs and for longer runs, and returns their
+    /// number. To be called on every CPU when memory runs out.
     pub fn drain(&mut self) -> usize {
         let count = self.len();
         self.give_back(count);
@@ -280,7 +280,7 @@ impl<'a> FrameCache<'a> {
         count
     }
 
-    /// The zone of the frame, if it has one.
+    /// Returns the zone of the frame, if it has one.
     fn zone_of(&mut self, frame: Frame) -> Option<&'a Zone> {
         if !self.zone.contains(frame.number()) {
             self.zone = self.frames.zone(self.frames.zone_of(frame.number())?)?;
@@ -322,7 +322,7 @@ impl<'a> FrameCache<'a> {
         self.len()
     }
 
-    /// Gives frames back, those first that have been in the cache the longest.
+    /// Returns frames to the allocator, those first that have been in the cache the longest.
     fn give_back(&mut self, count: usize) {
         let cached = self.len();
         let mut pending: Option<(&Zone, u64, u64)> = None;

@@ -29,34 +29,34 @@ pub struct FrameRun {
 }
 
 impl FrameRun {
-    /// The frames that `range` consists of, or `None` if it does not consist of whole frames or
+    /// Returns the frames that `range` consists of, or `None` if it does not consist of whole frames or
     /// contains frame 0.
     pub fn from_range(range: PhysRange) -> Option<Self> {
         let first = Frame::from_start(range.start())?;
         (range.whole_frames() == Some(range)).then_some(Self { range, first })
     }
 
-    /// The first frame.
+    /// Returns the first frame.
     pub const fn first(self) -> Frame {
         self.first
     }
 
-    /// The physical address of the first byte; never 0.
+    /// Returns the physical address of the first byte; never 0.
     pub const fn start(self) -> u64 {
         self.range.start()
     }
 
-    /// How many frames; never 0.
+    /// Returns the number of frames; never 0.
     pub const fn count(self) -> usize {
         (self.range.len() / FRAME_SIZE) as usize
     }
 
-    /// The frames' bytes.
+    /// Returns the frames' bytes.
     pub const fn range(self) -> PhysRange {
         self.range
     }
 
-    /// The frames, lowest first.
+    /// Returns the frames, lowest first.
     pub fn frames(self) -> impl Iterator<Item = Frame> + Clone {
         self.range.frames()
     }
@@ -227,7 +227,7 @@ const _: () = {
 };
 
 impl Ledger {
-    /// Counts frames, whoever else counts here.
+    /// Counts frames, while other CPUs may count here as well.
     fn add(&self, owner: Owner, frames: i64) {
         self.0[owner as usize].fetch_add(frames, Relaxed);
     }
@@ -255,13 +255,13 @@ pub struct Share<'a> {
 }
 
 impl Share<'_> {
-    /// Frames in the cache, which are free.
+    /// Returns the number of frames in the cache, which are free.
     pub const fn cached(&self) -> usize {
         self.cached
     }
 
-    /// Frames that were handed out to `owner` here, less those that came back here: negative where
-    /// more came back that others had handed out.
+    /// Returns the number of frames that were handed out to `owner` here, less those that came back
+    /// here: negative where more came back that others had handed out.
     pub fn handed_out(&self, owner: Owner) -> i64 {
         self.ledger.get(owner)
     }
@@ -359,7 +359,7 @@ impl FrameAllocator {
         chunks + (groups * size_of::<Group>()).div_ceil(size_of::<FrameInfo>())
     }
 
-    /// An allocator of the frames that lie wholly in one of the ranges, without frame 0.
+    /// Creates an allocator of the frames that lie wholly in one of the ranges, without frame 0.
     ///
     /// `later` are the ranges that may be adopted later. `storage` keeps the records; no range may
     /// include it. Apart from a list of the ranges nothing is allocated, however much memory there is.
@@ -484,7 +484,7 @@ impl FrameAllocator {
         Ok(self)
     }
 
-    /// A cache of frames for one CPU, or `None` if there are as many as there may be (see
+    /// Creates a cache of frames for one CPU, or `None` if there are as many as there may be (see
     /// [`Self::with_caches`]), or no frames at all.
     pub fn cache(&self) -> Option<FrameCache<'_>> {
         self.slots
@@ -492,13 +492,14 @@ impl FrameAllocator {
             .find_map(|slot| FrameCache::new(self, slot))
     }
 
-    /// The cache of this number, from 0, or `None` if somebody has it, or it is more than there may be:
-    /// for a kernel whose CPUs have numbers, so that [`Self::share`] tells each CPU's.
+    /// Creates the cache of this number, from 0, or returns `None` if it exists, or it is more than
+    /// there may be: for a kernel whose CPUs have numbers, so that [`Self::share`] tells each CPU's.
     pub fn cache_of(&self, number: usize) -> Option<FrameCache<'_>> {
         FrameCache::new(self, self.slots.get(number)?)
     }
 
-    /// What went through the cache of this number; `None` if it is more than there may be.
+    /// Returns the frames that went through the cache of this number; `None` if it is more than there
+    /// may be.
     pub fn share(&self, number: usize) -> Option<Share<'_>> {
         let slot = self.slots.get(number)?;
         Some(Share {
@@ -507,7 +508,7 @@ impl FrameAllocator {
         })
     }
 
-    /// What went past all caches.
+    /// Returns the frames that went past all caches.
     pub const fn common_share(&self) -> Share<'_> {
         Share {
             cached: 0,
@@ -616,7 +617,7 @@ impl FrameAllocator {
         Ok((end - first) as usize)
     }
 
-    /// Whose the frame is; `None` if the allocator does not manage it.
+    /// Returns the owner of the frame; `None` if the allocator does not manage it.
     pub fn owner_of(&self, frame: Frame) -> Option<Owner> {
         let zone = self.zone(self.zone_of(frame.number())?)?;
         if !zone.is_open() {
@@ -625,8 +626,8 @@ impl FrameAllocator {
         Owner::from_value(zone.owners().get(frame.number())?.load(Relaxed))
     }
 
-    /// How many bytes of frames each owner has; those in the CPUs' caches are free. Their sum never
-    /// changes.
+    /// Returns how many bytes of frames each owner has; those in the CPUs' caches are free. Their sum
+    /// never changes.
     ///
     /// Exact if nobody allocates or frees meanwhile; a frame that changes hands meanwhile counts as
     /// either's.
@@ -649,30 +650,30 @@ impl FrameAllocator {
         totals
     }
 
-    /// How many frames there are, free or not.
+    /// Returns how many frames there are, free or not.
     pub fn capacity(&self) -> usize {
         self.capacity as usize
     }
 
-    /// How many frames are free, those in the CPUs' caches among them; as exact as
+    /// Returns how many frames are free, those in the CPUs' caches among them; as exact as
     /// [`Self::totals`].
     pub fn free_frames(&self) -> usize {
         (self.totals()[Owner::Free] / FRAME_SIZE) as usize
     }
 
-    /// How many of the free frames are in no CPU's cache, by a count of all frames' bits: with
+    /// Returns how many of the free frames are in no CPU's cache, by a count of all frames' bits: with
     /// [`Self::cached_frames`] it is [`Self::free_frames`], which comes from what was handed out, if
     /// nobody allocates or frees meanwhile.
     pub fn uncached_frames(&self) -> usize {
         self.zones.iter().map(Zone::count).sum()
     }
 
-    /// How many of the free frames are in the CPUs' caches.
+    /// Returns how many of the free frames are in the CPUs' caches.
     pub fn cached_frames(&self) -> usize {
         self.slots.iter().map(|slot| slot.cached()).sum()
     }
 
-    /// How many naturally aligned runs of 2 MiB are free: `512 * free_runs_2mib()` against
+    /// Returns how many naturally aligned runs of 2 MiB are free: `512 * free_runs_2mib()` against
     /// [`Self::free_frames`] tells how fragmented the free memory is.
     pub fn free_runs_2mib(&self) -> usize {
         self.zones.iter().map(Zone::whole_chunks).sum()
@@ -851,7 +852,7 @@ impl FrameAllocator {
         self.zones.get(index)
     }
 
-    /// The place among the zones of the one that has the frame with this number.
+    /// Returns the index of the zone that has the frame with this number.
     pub(crate) fn zone_of(&self, number: u64) -> Option<usize> {
         let after = self.zones.partition_point(|zone| zone.first() <= number);
         let index = after.checked_sub(1)?;
@@ -917,7 +918,7 @@ impl FrameAllocator {
         checked
     }
 
-    /// Whether the frames were all handed out to `owner`, or why not.
+    /// Checks that the frames were all handed out to `owner`.
     fn check_all(&self, numbers: Range<u64>, owner: Owner) -> Result<(), FreeError> {
         self.parts(numbers).try_for_each(|(part, zone)| {
             if owner != Owner::Free
@@ -930,7 +931,7 @@ impl FrameAllocator {
         })
     }
 
-    /// Frames by their zones; a frame in none is a part of its own.
+    /// Splits frames by their zones; a frame in none is a part of its own.
     fn parts(&self, numbers: Range<u64>) -> impl Iterator<Item = (Range<u64>, Option<&Zone>)> {
         let mut from = numbers.start;
         core::iter::from_fn(move || {
@@ -945,7 +946,7 @@ impl FrameAllocator {
     }
 }
 
-/// Whether a frame was handed out to `owner`, or why not.
+/// Checks that a frame was handed out to `owner`.
 pub(crate) fn check(zone: Option<&Zone>, frame: Frame, owner: Owner) -> Result<(), FreeError> {
     let Some(zone) = zone.filter(|zone| zone.is_open()) else {
         return Err(FreeError::Foreign { frame });
@@ -990,8 +991,8 @@ impl fmt::Debug for FrameAllocator {
     }
 }
 
-/// The numbers of the frames that lie wholly in the range, without frame 0: the first, and one past
-/// the last.
+/// Returns the numbers of the frames that lie wholly in the range, without frame 0: the first, and one
+/// past the last.
 fn frame_numbers(range: PhysRange) -> Option<(u64, u64)> {
     let first = range.start().div_ceil(FRAME_SIZE).max(1);
     let end = range.end() / FRAME_SIZE;

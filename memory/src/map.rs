@@ -47,13 +47,13 @@ impl Kind {
         Self::Bad,
     ];
 
-    /// Whether memory of this kind is handed out in frames, at once or once it is reclaimed. The
-    /// protocol guarantees that such entries are frame-aligned and overlap nothing.
+    /// Returns whether memory of this kind is handed out in frames, at once or once it is reclaimed.
+    /// The protocol guarantees that such entries are frame-aligned and overlap nothing.
     const fn is_allocatable(self) -> bool {
         matches!(self, Self::Usable | Self::BootloaderReclaimable)
     }
 
-    /// Whose such memory is when the kernel starts.
+    /// Returns the owner of such memory when the kernel starts.
     const fn owner(self) -> Owner {
         match self {
             Self::Usable => Owner::Free,
@@ -168,7 +168,7 @@ impl Owner {
         matches!(self, Self::Free | Self::Loader)
     }
 
-    /// The owner with this value.
+    /// Returns the owner with this value.
     #[inline]
     pub(crate) fn from_value(value: u8) -> Option<Self> {
         Self::ALL.get(usize::from(value)).copied()
@@ -222,7 +222,7 @@ impl fmt::Display for Owner {
 pub struct Totals([u64; Owner::ALL.len()]);
 
 impl Totals {
-    /// The bytes of all owners together.
+    /// Returns the bytes of all owners together.
     pub fn sum(&self) -> u64 {
         self.0.iter().sum()
     }
@@ -382,7 +382,7 @@ pub struct PhysicalMap {
 }
 
 impl PhysicalMap {
-    /// The map as a loader describes it, in any order.
+    /// Creates the map as a loader describes it, in any order.
     ///
     /// Where entries overlap, the more restrictive kind wins, to the byte. What is left of free and
     /// loader memory is shrunk to whole frames; the rest of those frames becomes reserved, and
@@ -425,12 +425,12 @@ impl PhysicalMap {
         Ok(Self { owners })
     }
 
-    /// Whose the byte at `addr` is; `None` if no entry of the loader's map speaks of it.
+    /// Returns the owner of the byte at `addr`; `None` if no entry of the loader's map contains it.
     pub fn owner_of(&self, addr: u64) -> Option<Owner> {
         self.owners.get(addr)
     }
 
-    /// Gives the whole of `range` from one owner to another.
+    /// Assigns the whole of `range` from one owner to another.
     ///
     /// # Errors
     ///
@@ -475,7 +475,7 @@ impl PhysicalMap {
         Ok(())
     }
 
-    /// The ranges of one owner, lowest first; no two of them touch.
+    /// Iterates over the ranges of one owner, lowest first; no two of them touch.
     pub fn ranges(&self, owner: Owner) -> impl DoubleEndedIterator<Item = PhysRange> {
         self.iter()
             .filter_map(move |(range, whose)| (whose == owner).then_some(range))
@@ -486,7 +486,7 @@ impl PhysicalMap {
         self.owners.iter()
     }
 
-    /// How many bytes each owner has.
+    /// Returns how many bytes each owner has.
     pub fn totals(&self) -> Totals {
         let mut totals = Totals::default();
         for (range, owner) in self.iter() {

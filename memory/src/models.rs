@@ -45,7 +45,8 @@ const MISTAKES: [(&str, &str); 10] = [
     ("rows are taken in two steps", "cache_against_cache"),
 ];
 
-/// Frames that are free, and ones to adopt, by their numbers; and caches for two CPUs.
+/// Creates an allocator of frames that are free, and of ones to adopt, by their numbers, with caches
+/// for two CPUs.
 fn allocator(free: core::ops::Range<u64>, later: core::ops::Range<u64>) -> &'static FrameAllocator {
     let range = |of: &core::ops::Range<u64>| {
         PhysRange::from_bounds(of.start * FRAME_SIZE, of.end * FRAME_SIZE)
@@ -88,13 +89,14 @@ fn run(numbers: core::ops::Range<u64>) -> FrameRun {
     FrameRun::from_range(range.unwrap()).unwrap()
 }
 
-/// The right to frames by their name alone, against its conditions: what is to be seen.
+/// Forges the right to frames by their name alone, against its conditions: what is to be seen.
 fn forged(run: FrameRun, owner: Owner) -> OwnedRun {
     // SAFETY: there is no memory of these frames that anything could use.
     unsafe { OwnedRun::from_raw(run, owner) }
 }
 
-/// Now that all is quiet: so many frames are handed out, and the summary is right.
+/// Checks, after the CPUs are done, that this many frames are handed out, and that the summary is
+/// right.
 #[track_caller]
 fn assert_settled(frames: &FrameAllocator, used: usize) {
     assert_eq!(frames.free_frames(), frames.capacity() - used);

@@ -66,8 +66,8 @@ impl OwnedFrame {
         }
     }
 
-    /// Gives the right up for its name, and returns that: the frame stays the owner's until
-    /// [`Self::from_raw`] makes the right again.
+    /// Turns the right into the frame's name: the frame stays the owner's until [`Self::from_raw`]
+    /// makes the right again.
     #[inline]
     #[must_use = "a frame whose name is lost is lost"]
     pub const fn into_raw(self) -> Frame {
@@ -123,8 +123,8 @@ impl OwnedRun {
         Self { run, owner }
     }
 
-    /// Gives the right up for its name, and returns that: the frames stay the owner's until
-    /// [`Self::from_raw`] makes the right again.
+    /// Turns the right into the frames' name: the frames stay the owner's until [`Self::from_raw`]
+    /// makes the right again.
     #[inline]
     #[must_use = "frames whose name is lost are lost"]
     pub const fn into_raw(self) -> FrameRun {

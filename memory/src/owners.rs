@@ -25,7 +25,7 @@ impl<'a> Owners<'a> {
         Self { base, records }
     }
 
-    /// The record of the frame with this number, if there is one.
+    /// Returns the record of the frame with this number, if there is one.
     #[inline]
     pub(crate) fn get(self, number: u64) -> Option<&'a AtomicU8> {
         self.records.get(number.wrapping_sub(self.base) as usize)
@@ -39,7 +39,7 @@ impl<'a> Owners<'a> {
             .for_each(|record| record.store(owner as u8, Relaxed));
     }
 
-    /// Whether all these frames are recorded as the owner's.
+    /// Returns whether all these frames are recorded as the owner's.
     pub(crate) fn are_all(self, numbers: Range<u64>, owner: Owner) -> bool {
         let (words, rest) = self.part(numbers).as_chunks();
         let owners = u64::from_ne_bytes([owner as u8; WORD]);

@@ -24,7 +24,7 @@ pub enum Access {
 }
 
 impl Access {
-    /// The bits that say so in a leaf entry.
+    /// Returns the bits that say so in a leaf entry.
     pub(crate) const fn bits(self) -> u64 {
         match self {
             Self::ReadOnly => Flags::NO_EXECUTE.bits(),
@@ -65,7 +65,7 @@ pub enum Cache {
 impl Cache {
     const ALL: [Self; 3] = [Self::WriteBack, Self::WriteCombining, Self::Uncached];
 
-    /// The entry of the [`PAT`] that has this type.
+    /// Returns the entry of the [`PAT`] that has this type.
     pub const fn pat_index(self) -> u8 {
         match self {
             Self::WriteBack => 0,
@@ -74,7 +74,7 @@ impl Cache {
         }
     }
 
-    /// The type that an entry of the [`PAT`] has, or `None` if no value stands for it.
+    /// Returns the type that an entry of the [`PAT`] has, or `None` if no value stands for it.
     pub const fn from_pat_index(index: u8) -> Option<Self> {
         match index {
             0 => Some(Self::WriteBack),
@@ -84,8 +84,8 @@ impl Cache {
         }
     }
 
-    /// The type's encoding in `IA32_PAT` (Intel SDM vol. 3, 13.12.2, table "Memory Types That Can
-    /// Be Encoded With PAT").
+    /// Returns the type's encoding in `IA32_PAT` (Intel SDM vol. 3, 13.12.2, table "Memory Types That
+    /// Can Be Encoded With PAT").
     const fn encoding(self) -> u64 {
         match self {
             Self::Uncached => 0x00,
@@ -94,7 +94,7 @@ impl Cache {
         }
     }
 
-    /// The bits that choose this type in a leaf entry for a page of this size.
+    /// Returns the bits that choose this type in a leaf entry for a page of this size.
     pub const fn bits(self, size: PageSize) -> u64 {
         let index = self.pat_index();
         let mut bits = 0;
@@ -111,8 +111,8 @@ impl Cache {
     }
 }
 
-/// The entry of the PAT that a leaf entry for a page of this size chooses (Intel SDM vol. 3, 5.9.2
-/// "Paging and Memory Typing When the PAT is Supported").
+/// Returns the entry of the PAT that a leaf entry for a page of this size chooses (Intel SDM vol. 3,
+/// 5.9.2 "Paging and Memory Typing When the PAT is Supported").
 pub(crate) const fn pat_index(entry: u64, size: PageSize) -> u8 {
     let mut index = 0;
     if entry & Flags::WRITE_THROUGH.bits() != 0 {
@@ -171,7 +171,7 @@ impl PageSize {
     /// All sizes, the smallest first.
     pub const ALL: [Self; 3] = [Self::Size4KiB, Self::Size2MiB, Self::Size1GiB];
 
-    /// Bytes in a page of this size.
+    /// Returns the bytes in a page of this size.
     pub const fn bytes(self) -> u64 {
         match self {
             Self::Size4KiB => FRAME_SIZE,
@@ -180,9 +180,9 @@ impl PageSize {
         }
     }
 
-    /// The PAT bit of a leaf entry: bit 7, which in an entry for a large page says that it is one,
-    /// so that there it is bit 12 (Intel SDM vol. 3, 5.5.4 "Linear-Address Translation with 4-Level
-    /// Paging and 5-Level Paging", the tables of entry formats).
+    /// Returns the PAT bit of a leaf entry: bit 7, which in an entry for a large page says that it is
+    /// one, so that there it is bit 12 (Intel SDM vol. 3, 5.5.4 "Linear-Address Translation with
+    /// 4-Level Paging and 5-Level Paging", the tables of entry formats).
     const fn pat_bit(self) -> u64 {
         match self {
             Self::Size4KiB => 1 << 7,
@@ -211,7 +211,7 @@ pub enum Levels {
 }
 
 impl Levels {
-    /// The number of levels.
+    /// Returns the number of levels.
     pub const fn count(self) -> u8 {
         match self {
             Self::Four => 4,
@@ -219,7 +219,7 @@ impl Levels {
         }
     }
 
-    /// How many bits of a virtual address are translated.
+    /// Returns how many bits of a virtual address are translated.
     pub const fn bits(self) -> u32 {
         match self {
             Self::Four => 48,
@@ -227,14 +227,14 @@ impl Levels {
         }
     }
 
-    /// The address with its untranslated upper bits made copies of the highest translated one
+    /// Returns the address with its untranslated upper bits made copies of the highest translated one
     /// (Intel SDM vol. 1, 3.3.7.1 "Canonical Addressing").
     pub const fn canonical(self, virt: u64) -> u64 {
         let unused = 64 - self.bits();
         ((virt << unused) as i64 >> unused) as u64
     }
 
-    /// Whether the CPU accepts the address.
+    /// Returns whether the CPU accepts the address.
     pub const fn is_canonical(self, virt: u64) -> bool {
         self.canonical(virt) == virt
     }
@@ -260,12 +260,12 @@ pub struct Region {
 }
 
 impl Region {
-    /// The last virtual address; none if that overflows. (One past it may be 2^64.)
+    /// Returns the last virtual address; none if that overflows. (One past it may be 2^64.)
     pub(crate) fn last(&self) -> Option<u64> {
         self.virt.checked_add(self.length.checked_sub(1)?)
     }
 
-    /// Whether the virtual address lies in the region.
+    /// Returns whether the virtual address lies in the region.
     pub fn contains(&self, virt: u64) -> bool {
         virt.checked_sub(self.virt)
             .is_some_and(|offset| offset < self.length)
@@ -324,7 +324,7 @@ impl Region {
         })
     }
 
-    /// The physical memory it shows; `None` if it is empty or beyond what can exist.
+    /// Returns the physical memory it shows; `None` if it is empty or beyond what can exist.
     pub fn physical(&self) -> Option<PhysRange> {
         PhysRange::new(self.phys, self.length)
     }
@@ -387,7 +387,7 @@ impl Region {
         }
     }
 
-    /// Whether the two show some physical memory in common.
+    /// Returns whether the two show some physical memory in common.
     fn aliases(&self, other: &Self) -> bool {
         match (self.physical(), other.physical()) {
             (Some(physical), Some(other_physical)) => physical.overlaps(other_physical),
@@ -581,8 +581,8 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// An empty plan for tables of so many levels on a CPU whose physical addresses have so many
-    /// bits (MAXPHYADDR, CPUID 8000_0008h EAX bits 7–0; more than 52 counts as 52).
+    /// Creates an empty plan for tables of `levels` levels on a CPU whose physical addresses have
+    /// `physical_bits` bits (MAXPHYADDR, CPUID 8000_0008h EAX bits 7–0; more than 52 counts as 52).
     pub const fn new(levels: Levels, physical_bits: u32) -> Self {
         let physical_bits = if physical_bits > 52 {
             52
@@ -596,7 +596,7 @@ impl Plan {
         }
     }
 
-    /// How many levels the tables have.
+    /// Returns how many levels the tables have.
     pub const fn levels(&self) -> Levels {
         self.levels
     }
@@ -653,12 +653,12 @@ impl Plan {
         Ok(())
     }
 
-    /// The regions, sorted by virtual address.
+    /// Returns the regions, sorted by virtual address.
     pub fn regions(&self) -> &[Region] {
         &self.regions
     }
 
-    /// The region that the virtual address lies in.
+    /// Returns the region that the virtual address lies in.
     pub fn region_at(&self, virt: u64) -> Option<&Region> {
         let after = self.regions.partition_point(|region| region.virt <= virt);
         self.regions
@@ -675,7 +675,8 @@ enum Alias {
     Framebuffer,
 }
 
-/// The regions of the higher-half direct map: physical memory shown at `offset` plus its address.
+/// Returns the regions of the higher-half direct map: physical memory shown at `offset` plus its
+/// address.
 ///
 /// It shows what the Limine boot protocol maps there in base revision 3, and nothing else: usable
 /// and bootloader-reclaimable memory, executables and modules as write-back memory, framebuffers as

@@ -41,8 +41,8 @@ pub struct Cut {
 }
 
 impl PhysRange {
-    /// The `length` bytes from `start`, or `None` if that is empty, overflows, or reaches beyond
-    /// [`PHYSICAL_LIMIT`].
+    /// Returns the `length` bytes from `start`, or `None` if that is empty, overflows, or reaches
+    /// beyond [`PHYSICAL_LIMIT`].
     pub const fn new(start: u64, length: u64) -> Option<Self> {
         match start.checked_add(length) {
             Some(end) => Self::from_bounds(start, end),
@@ -50,8 +50,8 @@ impl PhysRange {
         }
     }
 
-    /// The bytes from `start` up to, not including, `end`, or `None` if that is empty, inverted, or
-    /// reaches beyond [`PHYSICAL_LIMIT`].
+    /// Returns the bytes from `start` up to, not including, `end`, or `None` if that is empty,
+    /// inverted, or reaches beyond [`PHYSICAL_LIMIT`].
     pub const fn from_bounds(start: u64, end: u64) -> Option<Self> {
         if start < end && end <= PHYSICAL_LIMIT {
             Some(Self { start, end })
@@ -60,43 +60,43 @@ impl PhysRange {
         }
     }
 
-    /// The first byte's address.
+    /// Returns the first byte's address.
     pub const fn start(self) -> u64 {
         self.start
     }
 
-    /// The address one past the last byte.
+    /// Returns the address one past the last byte.
     pub const fn end(self) -> u64 {
         self.end
     }
 
-    /// How many bytes; never 0.
+    /// Returns the length in bytes; never 0.
     #[expect(clippy::len_without_is_empty, reason = "a range is never empty")]
     pub const fn len(self) -> u64 {
         self.end - self.start
     }
 
-    /// Whether the byte at `addr` lies in the range.
+    /// Returns whether the byte at `addr` lies in the range.
     pub const fn contains(self, addr: u64) -> bool {
         self.start <= addr && addr < self.end
     }
 
-    /// Whether every byte of `other` lies in the range.
+    /// Returns whether every byte of `other` lies in the range.
     pub const fn encloses(self, other: Self) -> bool {
         self.start <= other.start && other.end <= self.end
     }
 
-    /// Whether the two have a byte in common.
+    /// Returns whether the two have a byte in common.
     pub const fn overlaps(self, other: Self) -> bool {
         self.start < other.end && other.start < self.end
     }
 
-    /// The bytes in both ranges.
+    /// Returns the bytes in both ranges.
     pub fn intersection(self, other: Self) -> Option<Self> {
         Self::from_bounds(self.start.max(other.start), self.end.min(other.end))
     }
 
-    /// The range without the bytes of `hole`.
+    /// Returns the range without the bytes of `hole`.
     ///
     /// The parts and the intersection with `hole` together are the range again, to the byte.
     ///
@@ -116,8 +116,8 @@ impl PhysRange {
         }
     }
 
-    /// The range shrunk inwards to frame borders: the frames that lie wholly in it, or `None` if
-    /// there are none.
+    /// Returns the range shrunk inwards to frame borders: the frames that lie wholly in it, or `None`
+    /// if there are none.
     pub const fn whole_frames(self) -> Option<Self> {
         Self::from_bounds(
             self.start.next_multiple_of(FRAME_SIZE),
@@ -125,7 +125,7 @@ impl PhysRange {
         )
     }
 
-    /// The range grown outwards to frame borders: the frames that have a byte in it.
+    /// Returns the range grown outwards to frame borders: the frames that have a byte in it.
     pub const fn covering_frames(self) -> Self {
         // The limit is a multiple of the frame size, so growing cannot pass it.
         Self {
@@ -134,7 +134,7 @@ impl PhysRange {
         }
     }
 
-    /// The frames that lie wholly in the range, lowest first, without frame 0.
+    /// Returns the frames that lie wholly in the range, lowest first, without frame 0.
     ///
     /// ```
     /// use muster_memory::PhysRange;
@@ -167,8 +167,8 @@ pub struct Frame(NonZeroU64);
 const _: () = assert!(size_of::<Option<Frame>>() == 8);
 
 impl Frame {
-    /// The frame with this number (its start divided by [`FRAME_SIZE`]), or `None` for frame 0 and
-    /// for numbers beyond [`PHYSICAL_LIMIT`].
+    /// Returns the frame with this number (its start divided by [`FRAME_SIZE`]), or `None` for frame 0
+    /// and for numbers beyond [`PHYSICAL_LIMIT`].
     pub const fn from_number(number: u64) -> Option<Self> {
         if number >= PHYSICAL_LIMIT / FRAME_SIZE {
             return None;
@@ -179,7 +179,7 @@ impl Frame {
         }
     }
 
-    /// The frame that starts at `addr`, or `None` if `addr` is no frame's start, is 0, or lies
+    /// Returns the frame that starts at `addr`, or `None` if `addr` is no frame's start, is 0, or lies
     /// beyond [`PHYSICAL_LIMIT`].
     pub const fn from_start(addr: u64) -> Option<Self> {
         if addr.is_multiple_of(FRAME_SIZE) {
@@ -189,23 +189,23 @@ impl Frame {
         }
     }
 
-    /// The frame that the byte at `addr` lies in, or `None` if that is frame 0 or lies beyond
+    /// Returns the frame that the byte at `addr` lies in, or `None` if that is frame 0 or lies beyond
     /// [`PHYSICAL_LIMIT`].
     pub const fn containing(addr: u64) -> Option<Self> {
         Self::from_number(addr / FRAME_SIZE)
     }
 
-    /// The physical address of the frame's first byte; never 0.
+    /// Returns the physical address of the frame's first byte; never 0.
     pub const fn start(self) -> u64 {
         self.number() * FRAME_SIZE
     }
 
-    /// The frame's number: its start divided by [`FRAME_SIZE`]; never 0.
+    /// Returns the frame's number: its start divided by [`FRAME_SIZE`]; never 0.
     pub const fn number(self) -> u64 {
         self.0.get()
     }
 
-    /// The frame's bytes.
+    /// Returns the frame's bytes.
     pub const fn range(self) -> PhysRange {
         PhysRange {
             start: self.start(),

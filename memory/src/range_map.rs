@@ -14,7 +14,7 @@ impl<V: Copy + Eq> RangeMap<V> {
         Self(NoditMap::new())
     }
 
-    /// Gives the whole of `range` this value, whatever it had.
+    /// Sets the whole of `range` to this value.
     pub(crate) fn put(&mut self, range: PhysRange, value: V) {
         self.remove(range);
         let inserted = self
@@ -36,7 +36,7 @@ impl<V: Copy + Eq> RangeMap<V> {
         self.0.iter().filter_map(entry)
     }
 
-    /// The parts of the map that lie in `window`, trimmed to it.
+    /// Returns the parts of the map that lie in `window`, trimmed to it.
     pub(crate) fn overlapping(
         &self,
         window: PhysRange,

@@ -8,7 +8,7 @@ pub(crate) use core::hint::spin_loop;
 #[cfg(not(loom))]
 pub(crate) use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, AtomicUsize};
 
-/// Whether this mistake is to be made: never, but where a model must show that it finds it.
+/// Returns whether to make this mistake: never, except where a model has to find it.
 #[cfg(not(loom))]
 pub(crate) const fn mutated(_mistake: &str) -> bool {
     false

@@ -62,7 +62,7 @@ const MAX_LEVELS_BELOW: usize = 4;
 ///    and by the CPU that walks it;
 /// 4. while the frame is a page table, the answer stays `Some`.
 pub unsafe trait PhysicalMemory {
-    /// Where the frame that starts at `phys` can be accessed; `None` if it cannot.
+    /// Returns where the frame that starts at `phys` can be accessed; `None` if it cannot.
     fn pointer(&self, phys: u64) -> Option<NonNull<u8>>;
 }
 
@@ -171,7 +171,7 @@ impl<M: PhysicalMemory> Tables<M> {
         })
     }
 
-    /// Tells which tables these are, for what belongs to no others.
+    /// Returns the identity of these tables, for what belongs to no others.
     pub(crate) const fn id(&self) -> Unique {
         self.id
     }
@@ -197,7 +197,7 @@ impl<M: PhysicalMemory> Tables<M> {
         self.built
     }
 
-    /// As [`TableView::verify`], and checks that there are as many tables as were built.
+    /// Checks what [`TableView::verify`] does, and that there are as many tables as were built.
     ///
     /// # Errors
     ///

@@ -25,7 +25,7 @@ pub struct VirtRange {
 }
 
 impl VirtRange {
-    /// The `length` bytes from `start`; `None` if that is empty, overflows, or is not in whole
+    /// Returns the `length` bytes from `start`; `None` if that is empty, overflows, or is not in whole
     /// pages.
     pub const fn new(start: u64, length: u64) -> Option<Self> {
         if length == 0 || !(start | length).is_multiple_of(FRAME_SIZE) {
@@ -37,23 +37,23 @@ impl VirtRange {
         }
     }
 
-    /// The first address.
+    /// Returns the first address.
     pub const fn start(self) -> u64 {
         self.start
     }
 
-    /// The last address.
+    /// Returns the last address.
     pub const fn last(self) -> u64 {
         self.last
     }
 
-    /// How many bytes; never 0.
+    /// Returns the length in bytes; never 0.
     #[expect(clippy::len_without_is_empty, reason = "a range is never empty")]
     pub const fn len(self) -> u64 {
         self.last - self.start + 1
     }
 
-    /// Whether the address lies in the range.
+    /// Returns whether the address lies in the range.
     pub const fn contains(self, virt: u64) -> bool {
         self.start <= virt && virt <= self.last
     }

@@ -87,12 +87,12 @@ pub(crate) struct Zone {
 }
 
 impl Zone {
-    /// How many chunks the frames of these numbers lie in.
+    /// Returns how many chunks the frames of these numbers lie in.
     pub(crate) const fn chunks_needed(first: u64, end: u64) -> usize {
         (end.div_ceil(CHUNK_FRAMES) - first / CHUNK_FRAMES) as usize
     }
 
-    /// How many groups these chunks make.
+    /// Returns how many groups these chunks make.
     pub(crate) const fn groups_needed(chunks: usize) -> usize {
         chunks.div_ceil(GROUP_CHUNKS)
     }
@@ -145,18 +145,18 @@ impl Zone {
         self.chunks.get(index)
     }
 
-    /// The chunk of the frame with this number, which is one of the zone's.
+    /// Returns the chunk of the frame with this number, which is one of the zone's.
     #[inline]
     pub(crate) const fn chunk_of(&self, number: u64) -> usize {
         ((number - self.base) / CHUNK_FRAMES) as usize
     }
 
-    /// The number of the first frame of a chunk.
+    /// Returns the number of the first frame of a chunk.
     pub(crate) const fn first_of(&self, chunk: usize) -> u64 {
         self.base + chunk as u64 * CHUNK_FRAMES
     }
 
-    /// The records of whose the frames are.
+    /// Returns the records of the frames' owners.
     pub(crate) const fn owners(&self) -> Owners<'static> {
         self.owners
     }
@@ -223,12 +223,12 @@ impl Zone {
         }
     }
 
-    /// How many frames are free.
+    /// Returns how many frames are free.
     pub(crate) fn count(&self) -> usize {
         self.chunks.iter().map(Chunk::count).sum()
     }
 
-    /// How many chunks have only free frames.
+    /// Returns how many chunks have only free frames.
     pub(crate) fn whole_chunks(&self) -> usize {
         self.groups
             .iter()
@@ -236,7 +236,7 @@ impl Zone {
             .sum()
     }
 
-    /// The chunks to look in, lowest first.
+    /// Returns the chunks to look in, lowest first.
     pub(crate) fn candidates(&self, among: Among) -> impl Iterator<Item = usize> {
         self.groups
             .iter()
@@ -380,7 +380,7 @@ impl Zone {
         }
     }
 
-    /// From now on [`Self::returns`] tells of all frames that come back, until
+    /// Makes [`Self::returns`] count all frames that come back from now on, until
     /// [`Self::end_seeking`].
     pub(crate) fn begin_seeking(&self) {
         self.transit.seekers.fetch_add(1, SeqCst);
@@ -390,12 +390,12 @@ impl Zone {
         self.transit.seekers.fetch_sub(1, SeqCst);
     }
 
-    /// A number that is another one after frames came back.
+    /// Returns a number that changes when frames come back.
     pub(crate) fn returns(&self) -> u64 {
         self.transit.returns.load(SeqCst)
     }
 
-    /// Whether some CPU may have frames of which it doesn't know yet if it can keep them.
+    /// Returns whether some CPU may have frames of which it doesn't know yet if it can keep them.
     pub(crate) fn is_undecided(&self) -> bool {
         self.transit.undecided.load(SeqCst) != 0
     }
@@ -418,8 +418,8 @@ impl Zone {
         }
     }
 
-    /// The lowest free frame from this one on: where the summary says so if it is trusted, and else
-    /// wherever one is. The summary lags behind while somebody is about to set it right.
+    /// Returns the lowest free frame from this one on: where the summary says so if it is trusted, and
+    /// else wherever one is. The summary lags behind while somebody is about to set it right.
     fn next_free(&self, from: u64, trusting: bool) -> Option<u64> {
         if from >= self.end {
             return None;
@@ -446,7 +446,7 @@ impl Zone {
         }
     }
 
-    /// The first chunk, from this one on, with a free frame, as the summary has it.
+    /// Returns the first chunk, from this one on, with a free frame, as the summary has it.
     fn next_candidate(&self, chunk: usize) -> Option<usize> {
         let mut above = u64::MAX << (chunk % GROUP_CHUNKS);
         for (index, group) in self.groups.iter().enumerate().skip(chunk / GROUP_CHUNKS) {
@@ -459,7 +459,7 @@ impl Zone {
         None
     }
 
-    /// The highest of these frames that is not free.
+    /// Returns the highest of these frames that is not free.
     fn last_used(&self, numbers: Range<u64>) -> Option<u64> {
         self.rows(&numbers).rev().find_map(|(row, mask)| {
             let used = !self.row(row).load(SeqCst) & mask;
@@ -476,7 +476,7 @@ impl Zone {
         self.chunks[row / ROWS].returning(row)
     }
 
-    /// The rows that frames of the zone lie in, and their bits in them.
+    /// Returns the rows that frames of the zone lie in, and their bits in them.
     fn rows(&self, numbers: &Range<u64>) -> impl DoubleEndedIterator<Item = (usize, u64)> + use<> {
         let (start, end) = (numbers.start - self.base, numbers.end - self.base);
         (start / ROW_FRAMES..end.div_ceil(ROW_FRAMES)).map(move |row| {

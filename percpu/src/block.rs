@@ -27,8 +27,8 @@ pub struct Header {
 
 const _: () = assert!(offset_of!(Header, this) == 0 && offset_of!(Header, index) == 8);
 
-/// Where the head lies from the address of a [`Block`] or an [`Unregistered`], in bytes: behind the
-/// [`Header`] of 16 bytes, at the next multiple of `H`'s own alignment.
+/// Returns the offset of the head from the address of a [`Block`] or an [`Unregistered`], in bytes:
+/// behind the [`Header`] of 16 bytes, at the next multiple of `H`'s own alignment.
 ///
 /// Where the register is a segment base, so far from it, too: `gs:[head_offset::<H>()]`.
 pub const fn head_offset<H>() -> usize {
@@ -56,7 +56,7 @@ pub struct Unregistered<H = ()> {
 pub static UNREGISTERED: Unregistered = Unregistered::new(());
 
 impl<H> Unregistered<H> {
-    /// A sentinel with this head.
+    /// Creates a sentinel with this head.
     pub const fn new(head: H) -> Self {
         const {
             let head = head_offset::<H>();
@@ -69,7 +69,7 @@ impl<H> Unregistered<H> {
         }
     }
 
-    /// The address of all of it, for a register to hold.
+    /// Returns the address of the whole, for a register to hold.
     pub const fn header(&'static self) -> *const Header {
         // Made from the whole, so that the way to the head is covered by the pointer's provenance.
         ptr::from_ref(self).cast()
@@ -84,7 +84,7 @@ impl Header {
         }
     }
 
-    /// The address stored at offset 0: this header's own once a CPU has claimed the block, null
+    /// Returns the address stored at offset 0: this header's own once a CPU has claimed the block, null
     /// before, and always null for that of an [`Unregistered`].
     ///
     /// For a [`Register`](crate::Register) that holds the pointer itself (a thread-local, a
@@ -138,7 +138,7 @@ pub struct Block<L, S, H = ()> {
 unsafe impl<L: Send, S: Sync, H: Sync> Sync for Block<L, S, H> {}
 
 impl<L, S> Block<L, S> {
-    /// A block for the CPU with the given index, without a head.
+    /// Creates a block for the CPU with the given index, without a head.
     ///
     /// The index is the kernel's own, counted from 0 without gaps (not a LAPIC id).
     #[cfg(not(loom))]
@@ -146,7 +146,7 @@ impl<L, S> Block<L, S> {
         Self::with_head(index, (), local, shared)
     }
 
-    /// A block for the CPU with the given index, without a head.
+    /// Creates a block for the CPU with the given index, without a head.
     #[cfg(loom)]
     pub fn new(index: u32, local: L, shared: S) -> Self {
         Self::with_head(index, (), local, shared)
@@ -162,7 +162,7 @@ impl<L, S, H> Block<L, S, H> {
         assert!(size_of::<Self>().is_multiple_of(128));
     };
 
-    /// A block for the CPU with the given index.
+    /// Creates a block for the CPU with the given index.
     ///
     /// The index is the kernel's own, counted from 0 without gaps (not a LAPIC id).
     #[cfg(not(loom))]
@@ -177,7 +177,7 @@ impl<L, S, H> Block<L, S, H> {
         }
     }
 
-    /// A block for the CPU with the given index.
+    /// Creates a block for the CPU with the given index.
     #[cfg(loom)]
     pub fn with_head(index: u32, head: H, local: L, shared: S) -> Self {
         let () = Self::LAYOUT;
@@ -216,27 +216,27 @@ impl<L, S, H> Block<L, S, H> {
         }
     }
 
-    /// The index of the CPU this block was made for.
+    /// Returns the index of the CPU this block was made for.
     pub const fn index(&self) -> u32 {
         self.header.index
     }
 
-    /// Whether a CPU has claimed this block, or is about to.
+    /// Returns whether a CPU has claimed this block, or is about to.
     pub fn is_claimed(&self) -> bool {
         self.claimed.load(Ordering::Acquire)
     }
 
-    /// The part that code may reach by the register alone, and every CPU by this reference.
+    /// Returns the part that code may reach by the register alone, and every CPU by this reference.
     pub const fn head(&self) -> &H {
         &self.head
     }
 
-    /// The part that every CPU may read.
+    /// Returns the part that every CPU may read.
     pub fn shared(&self) -> &S {
         &self.shared
     }
 
-    /// The part for the owning CPU. `pub(crate)`: the caller must be that CPU.
+    /// Returns the part for the owning CPU. `pub(crate)`: the caller must be that CPU.
     pub(crate) const fn local(&self) -> &L {
         &self.local
     }

@@ -160,7 +160,7 @@ fn model(name: &str, preemptions: Option<usize>, run: impl Fn() + Send + Sync + 
     println!("percpu: {name}: {count:?} interleavings, {bound}");
 }
 
-/// Calls `target` and waits, serving meanwhile; says how many calls it served.
+/// Calls `target`, serves while it waits, and returns how many calls it served.
 fn call(queue: &CallQueue<Frame>, own: usize, target: usize) -> usize {
     let mut served = 0;
     Frame::with(|frame| {
@@ -378,7 +378,7 @@ fn idle_against_shootdown() {
         queue: CallQueue<usize>,
     }
 
-    /// What CPU 1 does with the page, by its TLB or by the table.
+    /// Uses the page as CPU 1 does, by its TLB or by the table.
     fn touch(machine: &Machine, tlb: &mut bool) {
         *tlb = *tlb || machine.is_mapped.load(Ordering::Acquire);
         if *tlb {

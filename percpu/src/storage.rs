@@ -50,7 +50,7 @@ pub unsafe trait Register {
     /// [`UNREGISTERED`](crate::UNREGISTERED) where blocks have no head.
     fn unregistered() -> &'static Unregistered<Self::Head>;
 
-    /// This CPU's block, or null if it has none.
+    /// Returns this CPU's block, or null if it has none.
     fn load() -> *const Header;
 
     /// Makes `header` this CPU's block.
@@ -144,7 +144,7 @@ impl<R: Register> Storage<R> {
         Self::here().map(|here| f(&here))
     }
 
-    /// The caller holds a `NoPreempt` for as long as it uses the result.
+    /// Returns this CPU's block. The caller holds a `NoPreempt` for as long as it uses the result.
     #[inline]
     fn here<'here>() -> Option<Here<'here, R::Local, R::Shared, R::Head>> {
         let block = R::load().cast::<Block<R::Local, R::Shared, R::Head>>();
@@ -189,26 +189,26 @@ pub struct Here<'here, L: 'static, S: 'static, H: 'static = ()> {
 }
 
 impl<L, S, H> Here<'_, L, S, H> {
-    /// This CPU's index.
+    /// Returns this CPU's index.
     #[inline]
     pub fn index(&self) -> u32 {
         self.block.index()
     }
 
-    /// The part that only this CPU reaches.
+    /// Returns the part that only this CPU reaches.
     #[inline]
     pub fn local(&self) -> &L {
         self.block.local()
     }
 
-    /// The part of this CPU's block that code may reach by the register alone. The reference may
-    /// leave the closure, as all CPUs may have one.
+    /// Returns the part of this CPU's block that code may reach by the register alone. The reference
+    /// may leave the closure, as all CPUs may have one.
     #[inline]
     pub fn head(&self) -> &'static H {
         self.block.head()
     }
 
-    /// The part of this CPU's block that other CPUs may read.
+    /// Returns the part of this CPU's block that other CPUs may read.
     #[inline]
     pub fn shared(&self) -> &S {
         self.block.shared()

@@ -10,12 +10,12 @@ mod real {
     use core::sync::atomic::Ordering;
     pub(crate) use core::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, fence};
 
-    /// Whether this mistake is to be made: never, but where a model must show that it finds it.
+    /// Returns whether to make this mistake: never, except where a model has to find it.
     pub(crate) const fn mutated(_mistake: &str) -> bool {
         false
     }
 
-    /// The order of an access.
+    /// Returns the order of an access.
     pub(crate) const fn order_unless(_mistake: &str, order: Ordering) -> Ordering {
         order
     }
@@ -56,7 +56,7 @@ mod modelled {
         MISTAKE.as_deref() == Some(mistake)
     }
 
-    /// The order of an access, or none, if that is the mistake to make.
+    /// Returns the order of an access, or none, if that is the mistake to make.
     pub(crate) fn order_unless(mistake: &str, order: Ordering) -> Ordering {
         match mutated(mistake) {
             true => Ordering::Relaxed,

@@ -40,14 +40,14 @@ impl ThreadSlot {
         Self(Cell::new(UNREGISTERED.header()))
     }
 
-    /// As [`Register::load`](crate::Register::load).
+    /// Does what [`Register::load`](crate::Register::load) does.
     pub fn load(&self) -> *const Header {
         // SAFETY: what is there is the header of `UNREGISTERED` or of a `'static` block: nothing but
         // `store` changes it.
         unsafe { &*self.0.get() }.this()
     }
 
-    /// As [`Register::store`](crate::Register::store).
+    /// Does what [`Register::store`](crate::Register::store) does.
     ///
     /// # Safety
     ///

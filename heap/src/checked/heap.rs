@@ -92,17 +92,17 @@ impl<H: GlobalAlloc, P: CheckPlatform> CheckedHeap<H, P> {
         }
     }
 
-    /// The heap whose blocks these are.
+    /// Returns the heap whose blocks these are.
     pub const fn heap(&self) -> &H {
         &self.heap
     }
 
-    /// The platform this heap stands on.
+    /// Returns the platform this heap stands on.
     pub const fn platform(&self) -> &P {
         &self.platform
     }
 
-    /// What a block takes of the wrapped heap. `None`: more than there can be.
+    /// Returns what a block takes of the wrapped heap. `None`: more than there can be.
     pub const fn taken(layout: Layout) -> Option<Layout> {
         match Outer::of(layout) {
             Some(outer) => Some(outer.layout),
@@ -110,7 +110,7 @@ impl<H: GlobalAlloc, P: CheckPlatform> CheckedHeap<H, P> {
         }
     }
 
-    /// As [`GlobalAlloc::alloc`], for a caller who knows who it is called by.
+    /// Does what [`GlobalAlloc::alloc`] does, for a caller who knows who it is called by.
     pub fn allocate(&self, layout: Layout, callers: Callers) -> *mut u8 {
         let Some((outer, start)) =
             Outer::of(layout).and_then(|outer| Some(outer).zip(self.obtain(outer.layout)))
@@ -127,7 +127,7 @@ impl<H: GlobalAlloc, P: CheckPlatform> CheckedHeap<H, P> {
         checked.block().as_ptr()
     }
 
-    /// As [`GlobalAlloc::dealloc`], for a caller who knows who it is called by.
+    /// Does what [`GlobalAlloc::dealloc`] does, for a caller who knows who it is called by.
     ///
     /// # Safety
     ///
@@ -203,7 +203,7 @@ impl<H: GlobalAlloc, P: CheckPlatform> CheckedHeap<H, P> {
         releasing.blocks
     }
 
-    /// Says that blocks may be on their way from a quarantine, until the result is dropped.
+    /// Announces that blocks may be on their way from a quarantine, until the result is dropped.
     fn begin_release(&self) -> Releasing<'_> {
         self.releasing.fetch_add(1, Ordering::SeqCst);
         Releasing {
@@ -213,7 +213,7 @@ impl<H: GlobalAlloc, P: CheckPlatform> CheckedHeap<H, P> {
         }
     }
 
-    /// What the heap holds.
+    /// Returns what the heap holds.
     pub fn totals(&self) -> CheckedTotals {
         let mut totals = CheckedTotals::default();
         self.platform.each_quarantine(&mut |quarantine| {
@@ -262,7 +262,7 @@ impl<H: GlobalAlloc, P: CheckPlatform> CheckedHeap<H, P> {
         None
     }
 
-    /// What was freed, if it can be looked at.
+    /// Returns what was freed, if it can be read.
     fn candidate(&self, block: *mut u8) -> Option<Candidate> {
         let block = NonNull::new(block)?;
         let start = block.addr().get().checked_sub(FRONT)?;
@@ -326,8 +326,8 @@ impl<H: GlobalAlloc, P: CheckPlatform> CheckedHeap<H, P> {
     }
 }
 
-/// Who freed a block first. Waits for a while for the note, if that is being written just now:
-/// unless the second free is on top of the first on the same CPU, it will come.
+/// Returns the origin of a block's first free. Waits for a while for the note, if that is being written
+/// just now: unless the second free is on top of the first on the same CPU, it will come.
 fn first_free(candidate: Candidate) -> Option<Origin> {
     for _ in 0..LOOKS {
         if candidate.state() != Some(State::Going) {

@@ -14,7 +14,7 @@ impl Callers {
     /// Nothing is known.
     pub const NONE: Self = Self([0; CALLERS]);
 
-    /// The first of these addresses, as many as are kept.
+    /// Keeps the first [`CALLERS`] of these addresses.
     pub fn new(addresses: impl IntoIterator<Item = usize>) -> Self {
         let mut callers = Self::NONE;
         for (place, address) in callers.0.iter_mut().zip(addresses) {
@@ -23,7 +23,7 @@ impl Callers {
         callers
     }
 
-    /// Those that are known.
+    /// Iterates over the addresses that are known.
     pub fn iter(&self) -> impl Iterator<Item = usize> {
         self.0.into_iter().take_while(|&address| address != 0)
     }
@@ -133,7 +133,7 @@ pub struct Misuse {
 }
 
 impl Misuse {
-    /// What it was done to, in words.
+    /// Describes the block in words.
     pub fn block(&self) -> impl fmt::Display {
         Subject {
             block: self.block,

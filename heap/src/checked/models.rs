@@ -77,7 +77,7 @@ impl Cpu {
     }
 }
 
-/// These are all blocks up to this number, and none is left.
+/// Checks that these are all blocks up to this number, and that none is left.
 fn assert_all_out(cpus: impl IntoIterator<Item = Vec<usize>>, count: usize) {
     let mut out: Vec<usize> = cpus.into_iter().flatten().collect();
     out.sort_unstable();

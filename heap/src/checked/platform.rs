@@ -17,21 +17,22 @@ const MAX_RELEASE_POLLS: u64 = 1 << 8;
 /// 1. If [`may_read`](Self::may_read) says so, these bytes are mapped and may be read.
 /// 2. The quarantines that [`quarantine`](Self::quarantine) gives serve one heap only.
 pub unsafe trait CheckPlatform: Sync {
-    /// The number of the CPU this runs on, or `None` before the CPU's own state exists. For reports.
+    /// Returns the number of the CPU this runs on, or `None` before the CPU's own state exists. For
+    /// reports.
     fn cpu(&self) -> Option<usize>;
 
-    /// The quarantine of the CPU this runs on. Any other will do too, only slower: for a CPU that
-    /// has none yet, or if the code goes on on another CPU.
+    /// Returns the quarantine of the CPU this runs on. Any other will do too, only slower: for a CPU
+    /// that has none yet, or if the code goes on on another CPU.
     fn quarantine(&self) -> &Quarantine;
 
     /// Shows the visitor each quarantine that [`quarantine`](Self::quarantine) may have given.
     fn each_quarantine(&self, visit: &mut dyn FnMut(&Quarantine));
 
-    /// Whether so many bytes from an address on may be a part of the wrapped heap's memory, and can
-    /// be read. Asked of whatever is freed.
+    /// Returns whether `length` bytes from `start` on may be a part of the wrapped heap's memory, and
+    /// can be read. The heap asks it of each address that is freed.
     fn may_read(&self, start: usize, length: usize) -> bool;
 
-    /// The return addresses on the way to here, for allocations and frees that come by way of
+    /// Returns the return addresses on the way to here, for allocations and frees that come by way of
     /// [`GlobalAlloc`](core::alloc::GlobalAlloc).
     fn callers(&self) -> Callers {
         Callers::NONE

@@ -45,7 +45,7 @@ pub(super) struct Tally {
 
 impl Quarantine {
     const_unless_modelled! {
-        /// An empty quarantine: all zeroes.
+        /// Creates an empty quarantine: all zeroes.
         pub const fn new() -> Self {
             Self {
                 slots: atomics![AtomicPtr::new(ptr::null_mut()); SLOTS],
@@ -62,7 +62,7 @@ impl Quarantine {
         }
     }
 
-    /// Bytes that wait, with what the checks add to them. Exact while nobody frees.
+    /// Returns the bytes that wait, with what the checks add to them. Exact while nobody frees.
     pub fn bytes(&self) -> usize {
         self.bytes.load(Ordering::Relaxed)
     }

@@ -78,7 +78,7 @@ pub(super) struct Outer {
 }
 
 impl Outer {
-    /// `None`: more than there can be.
+    /// Returns the layout around a block. `None`: more than there can be.
     pub(super) const fn of(layout: Layout) -> Option<Self> {
         let align = if layout.align() < UNIT {
             UNIT
@@ -103,6 +103,8 @@ impl Outer {
 pub(super) struct Candidate(Block);
 
 impl Candidate {
+    /// Takes `block` for a block that may be one.
+    ///
     /// # Safety
     ///
     /// From [`FRONT`] bytes before `block` up to there, there is memory that may be read.
@@ -110,7 +112,7 @@ impl Candidate {
         Self(block)
     }
 
-    /// Whether a block may be here: all are aligned.
+    /// Returns whether a block may be here: all are aligned.
     pub(super) fn may_be_at(block: Block) -> bool {
         block.addr().get().is_multiple_of(UNIT)
     }
@@ -135,7 +137,7 @@ impl Candidate {
         (state as usize) ^ self.0.addr().get().rotate_left(32)
     }
 
-    /// How far the block has come, if there is one.
+    /// Returns the state of the block, if there is one.
     pub(super) fn state(self) -> Option<State> {
         // Acquire: what was noted before.
         let word = self.state_word().load(Ordering::Acquire);
@@ -156,7 +158,7 @@ impl Candidate {
             .is_ok()
     }
 
-    /// As what and by whom the block was allocated, if that is noted and whole.
+    /// Returns the layout and the origin of the block's allocation, if the record is intact.
     pub(super) fn allocated(self) -> Option<(Layout, Origin)> {
         // SAFETY: as in `record`; whatever is there makes a value.
         let (note, size) = unsafe {
@@ -172,7 +174,7 @@ impl Candidate {
         Some((layout, note.origin()))
     }
 
-    /// By whom the block was freed, if that is noted and whole.
+    /// Returns the origin of the block's free, if the record is intact.
     pub(super) fn freed(self) -> Option<Origin> {
         // SAFETY: as in `allocated`.
         let note = unsafe { (&raw const (*self.record().as_ptr()).freed).read() };
@@ -209,7 +211,7 @@ impl SealedOrigin {
         }
     }
 
-    /// The seal that fits, which a change of one word always breaks.
+    /// Returns the seal that fits, which a change of one word always breaks.
     fn sealed(&self, block: Block, size: usize) -> u64 {
         let numbers = u64::from(self.cpu) << 32 | u64::from(self.align);
         self.callers
@@ -270,7 +272,7 @@ impl Checked {
         checked
     }
 
-    /// The block that is there.
+    /// Returns the block that is there.
     ///
     /// # Safety
     ///
@@ -288,7 +290,7 @@ impl Checked {
         self.block
     }
 
-    /// Where the wrapped heap's block begins.
+    /// Returns where the wrapped heap's block begins.
     pub(super) fn start(&self) -> NonNull<u8> {
         // SAFETY: it begins so far in front.
         unsafe { self.block.sub(self.outer.front) }
@@ -298,7 +300,7 @@ impl Checked {
         Candidate(self.block)
     }
 
-    /// Bytes in the guard behind.
+    /// Returns the bytes in the guard behind the block.
     const fn behind(&self) -> usize {
         self.outer.layout.size() - self.outer.front - self.layout.size()
     }
@@ -360,8 +362,8 @@ impl Checked {
     }
 }
 
-/// The first of some bytes that isn't as expected. Volatile: somebody may be writing there who may
-/// not.
+/// Returns the first of some bytes that isn't as expected. Volatile: somebody may be writing there who
+/// may not.
 ///
 /// # Safety
 ///
@@ -387,7 +389,7 @@ unsafe fn first_other(start: NonNull<u8>, length: usize, expected: u8) -> Option
     (at..length).find_map(other)
 }
 
-/// The last of some bytes that isn't as expected.
+/// Returns the last of some bytes that isn't as expected.
 ///
 /// # Safety
 ///

@@ -42,7 +42,7 @@ struct FreeFrames {
 }
 
 impl HostedFrames {
-    /// A machine with this many frames, less what it takes to keep account of them.
+    /// Creates a machine with this many frames, less what it takes to keep account of them.
     pub const fn new(count: usize) -> Self {
         Self {
             count,
@@ -53,7 +53,7 @@ impl HostedFrames {
         }
     }
 
-    /// How many frames are free.
+    /// Returns how many frames are free.
     pub fn frames_left(&self) -> usize {
         self.with_free(|_, frames| frames.free).unwrap_or(0)
     }
@@ -200,7 +200,7 @@ impl FreeFrames {
         frames
     }
 
-    /// The first fit. Linear in the memory's size: a test's frames aren't asked for often.
+    /// Takes the first fit. Linear in the memory's size: a test's frames aren't asked for often.
     fn allocate(&mut self, count: usize, align: usize) -> Option<usize> {
         if count > self.free || align > HUGE / FRAME {
             return None;

@@ -51,7 +51,7 @@ unsafe impl Send for Memory {}
 unsafe impl Sync for Memory {}
 
 impl Hosted {
-    /// A machine with this many bytes of memory, rounded down to whole pages.
+    /// Creates a machine with this many bytes of memory, rounded down to whole pages.
     pub const fn new(bytes: usize, growth: Growth) -> Self {
         Self {
             bytes,

@@ -142,7 +142,7 @@ pub struct MagazineStatistics {
 }
 
 impl CpuCache {
-    /// An empty cache: all zeroes.
+    /// Creates an empty cache: all zeroes.
     pub const fn new() -> Self {
         Self::in_state(IDLE)
     }
@@ -171,7 +171,7 @@ impl CpuCache {
         }
     }
 
-    /// The CPU's figures for a class. Exact while the CPU doesn't use the heap.
+    /// Returns the CPU's figures for a class. Exact while the CPU doesn't use the heap.
     pub fn statistics(&self, class: Class) -> MagazineStatistics {
         let magazine = &self.magazines[class];
         let tally = &self.tallies[class];
@@ -189,16 +189,16 @@ impl CpuCache {
         }
     }
 
-    /// Bytes in free blocks that the CPU keeps to itself. Exact while it doesn't use the heap; but a block
-    /// that shrank where it was counts as of its new size, though all of it is kept.
+    /// Returns the bytes in free blocks that the CPU keeps to itself. Exact while it doesn't use the
+    /// heap; but a block that shrank where it was counts as of its new size, though all of it is kept.
     pub fn cached_bytes(&self) -> usize {
         Class::all()
             .map(|class| self.statistics(class).cached_blocks * class.size())
             .sum()
     }
 
-    /// Whether the CPU may have blocks that it would give back if it were asked to drain: it has some, or
-    /// is on a slow path, where a magazine that it works on counts as empty.
+    /// Returns whether the CPU may have blocks that it would give back if it were asked to drain: it
+    /// has some, or is on a slow path, where a magazine that it works on counts as empty.
     pub fn may_have_blocks(&self) -> bool {
         // Acquire: a CPU that has left its slow path has what it put into its magazines there.
         self.state.load(Ordering::Acquire) == SLOW || self.cached_bytes() > 0
@@ -221,12 +221,12 @@ impl CpuCache {
         refills.fold(self.freed.load(Ordering::Relaxed), u64::wrapping_add)
     }
 
-    /// Whether this is a CPU's, and not [`NO_CACHE`].
+    /// Returns whether this is a CPU's, and not [`NO_CACHE`].
     pub(super) fn exists(&self) -> bool {
         self.state.load(Ordering::Relaxed) != ABSENT
     }
 
-    /// The fast path of an allocation of `size` bytes, flagged or uninterrupted. `None`: see to it on
+    /// Runs the fast path of an allocation of `size` bytes, flagged or uninterrupted. `None`: take
     /// the slow path.
     #[inline(always)]
     pub(super) fn pop<const FLAGGED: bool>(&self, class: Class, size: usize) -> Option<Block> {
@@ -250,7 +250,7 @@ impl CpuCache {
         block
     }
 
-    /// The fast path of a free of `size` bytes, flagged or uninterrupted. `false`: see to it on the
+    /// Runs the fast path of a free of `size` bytes, flagged or uninterrupted. `false`: take the
     /// slow path.
     #[inline(always)]
     pub(super) fn push<const FLAGGED: bool>(
@@ -315,6 +315,8 @@ impl CpuCache {
         unsafe { &*(&raw const self.magazines).byte_add(class.offset()).cast() }
     }
 
+    /// Returns the slot of this number.
+    ///
     /// # Safety
     ///
     /// `number` is less than [`SLOTS`].
@@ -345,7 +347,7 @@ impl CpuCache {
         }
     }
 
-    /// The block in reserve, for code that came upon its own CPU on a slow path.
+    /// Takes the block in reserve, for code that interrupted its own CPU on a slow path.
     pub(super) fn take_reserve(&self, class: Class) -> Option<Block> {
         // An exchange, so that not even an NMI on top of a panic gets the block a second time.
         NonNull::new(self.reserve[class].swap(ptr::null_mut(), Ordering::Relaxed))
@@ -453,7 +455,8 @@ impl Owner<'_> {
         (self.cache().allocated).fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
-    /// As [`count_allocated`](Self::count_allocated).
+    /// Counts a block that was freed past the magazines, as [`count_allocated`](Self::count_allocated)
+    /// does.
     pub(super) fn count_freed(&self, bytes: usize) {
         (self.cache().freed).fetch_add(bytes as u64, Ordering::Relaxed);
     }
@@ -472,7 +475,7 @@ pub(super) struct Closed<'a> {
 }
 
 impl Closed<'_> {
-    /// The memory for the blocks, of which the first `blocks` are there.
+    /// Returns the memory for the blocks, of which the first `blocks` are there.
     fn memory(&mut self) -> &mut [MaybeUninit<Block>] {
         // SAFETY: (1) the class's slots but the lowest are so many, and hold pointers, which a
         // `MaybeUninit<NonNull>` is as large as; (2) the magazine is closed and the state `SLOW`,
@@ -511,12 +514,12 @@ impl Closed<'_> {
         blocks < self.blocks
     }
 
-    /// How many blocks move at once: half of what there may be.
+    /// Returns how many blocks move at once: half of what there may be.
     fn batch(&self) -> usize {
         self.limit / 2
     }
 
-    /// A miss says that the magazine is too small, if it may be larger.
+    /// Lets the magazine hold more, if it may, as a miss shows that it is too small.
     fn grow(&mut self) {
         self.limit = (self.limit * 2).min(capacity(self.class.index()) as usize);
     }
@@ -595,7 +598,7 @@ impl Drop for Closed<'_> {
     }
 }
 
-/// How many blocks of a class a CPU caches at most.
+/// Returns how many blocks of a class a CPU caches at most.
 const fn capacity(class: usize) -> u32 {
     match Class::from_index(class) {
         Some(class) => 2 * class.depth() as u32,

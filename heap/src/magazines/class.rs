@@ -60,7 +60,7 @@ pub struct Class(u16);
 pub(super) const STRIDE: usize = 16;
 
 impl Class {
-    /// The class that serves a layout, or `None` if it is larger than any.
+    /// Returns the class that serves a layout, or `None` if it is larger than any.
     ///
     /// The size of the class is a multiple of the layout's alignment, and slabs are aligned to
     /// their size, so each block is aligned as it must be: with an alignment above 16, the size is
@@ -75,8 +75,8 @@ impl Class {
         }
     }
 
-    /// As [`of`](Self::of), but only for the alignments that every block has: a fast path has no
-    /// instruction to spare for others.
+    /// Does what [`of`](Self::of) does, but only for the alignments that every block has: a fast path
+    /// has no instruction to spare for others.
     #[inline(always)]
     pub(super) const fn of_usual(layout: Layout) -> Option<Self> {
         if layout.align() > UNIT {
@@ -97,7 +97,7 @@ impl Class {
         }
     }
 
-    /// All classes, from the smallest.
+    /// Returns all classes, from the smallest.
     pub fn all() -> impl ExactSizeIterator<Item = Self> + Clone {
         // The cast is exact, as there are few classes.
         (0..CLASSES).map(|index| Self((index * STRIDE) as u16))
@@ -111,31 +111,31 @@ impl Class {
         }
     }
 
-    /// The class's number times [`STRIDE`].
+    /// Returns the class's number times [`STRIDE`].
     #[inline(always)]
     pub(super) const fn offset(self) -> usize {
         self.0 as usize
     }
 
-    /// The class's number, counted from 0.
+    /// Returns the class's number, counted from 0.
     #[inline(always)]
     pub const fn index(self) -> usize {
         self.0 as usize / STRIDE
     }
 
-    /// The size of a block in bytes.
+    /// Returns the size of a block in bytes.
     #[inline]
     pub const fn size(self) -> usize {
         size_of_class(self.index())
     }
 
-    /// What each of its blocks is aligned to: the largest alignment of a layout of this class.
+    /// Returns the alignment of each of its blocks: the largest alignment of a layout of this class.
     pub(super) const fn alignment(self) -> usize {
         1 << self.size().trailing_zeros()
     }
 
-    /// How many blocks move between a CPU, the depot and the slabs at once. A CPU caches twice as
-    /// many: Bonwick's loaded and previous magazine.
+    /// Returns how many blocks move between a CPU, the depot and the slabs at once. A CPU caches twice
+    /// as many: Bonwick's loaded and previous magazine.
     pub const fn depth(self) -> usize {
         let depth = MAGAZINE / self.size();
         if depth < MIN_DEPTH {
@@ -147,13 +147,13 @@ impl Class {
         }
     }
 
-    /// How many blocks a magazine may have at first, before misses make it grow.
+    /// Returns how many blocks a magazine may have at first, before misses make it grow.
     pub(super) const fn first_limit(self) -> usize {
         self.depth() / 2
     }
 
-    /// How many frames a slab has: a power of two, the least that loses at most an eighth to the
-    /// end of the slab and holds 8 blocks; or else the most there may be.
+    /// Returns how many frames a slab has: a power of two, the least that loses at most an eighth to
+    /// the end of the slab and holds 8 blocks; or else the most there may be.
     pub const fn slab_frames(self) -> usize {
         let mut frames = 1;
         while frames < MAX_FRAMES {
@@ -166,7 +166,7 @@ impl Class {
         frames
     }
 
-    /// The number of the block at an offset in a slab, or `None` if no block starts there.
+    /// Returns the number of the block at an offset in a slab, or `None` if no block starts there.
     #[inline]
     pub(super) fn block_at(self, offset: usize) -> Option<usize> {
         // Division by multiplication, as the size isn't known to the compiler: exact for offsets

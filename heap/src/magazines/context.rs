@@ -19,7 +19,7 @@ pub(super) struct Context<'a, P> {
 }
 
 impl<P> Context<'_, P> {
-    /// Says that this CPU has memory in transit, until the result is dropped.
+    /// Announces that this CPU has memory in transit, until the result is dropped.
     pub(super) fn announce(&self) -> Option<InTransit<'_>> {
         let is_announced = self.is_announced || mutated("operations are not announced");
         (!is_announced).then(|| self.transit.begin())

@@ -127,7 +127,7 @@ impl DeferredList {
         }
     }
 
-    /// Whether there is nothing in it.
+    /// Returns whether there is nothing in it.
     pub(super) fn is_empty(&self) -> bool {
         // Relaxed: a block that arrives just now is for another time.
         self.first.load(Ordering::Relaxed).is_null()

@@ -54,12 +54,12 @@ impl Depot {
         }
     }
 
-    /// Blocks in the depot.
+    /// Returns the number of blocks in the depot.
     pub(super) fn length(&self) -> usize {
         self.length.load(Ordering::Relaxed)
     }
 
-    /// How many times a CPU found another one at the depot.
+    /// Returns how many times a CPU found another one at the depot.
     pub(super) fn contended(&self) -> u64 {
         self.contended.load(Ordering::Relaxed)
     }
@@ -151,7 +151,7 @@ impl Depot {
         true
     }
 
-    /// Where its memory begins, if it has any.
+    /// Returns where its memory begins, if it has any.
     #[cfg(all(test, not(loom)))]
     pub(super) fn memory(&self) -> Option<NonNull<u8>> {
         let base = NonNull::new(self.lock(&None)?.base)?;

@@ -43,7 +43,7 @@ impl<P: FramePlatform> Frames<P> {
         &self.platform
     }
 
-    /// As [`FramePlatform::allocate_frames`].
+    /// Does what [`FramePlatform::allocate_frames`] does.
     pub(super) fn allocate(&self, count: usize, align: usize, to: Use) -> Option<NonNull<u8>> {
         let start = self.platform.allocate_frames(count, align)?;
         self.held[to as usize].fetch_add(count, Ordering::Relaxed);
@@ -55,7 +55,7 @@ impl<P: FramePlatform> Frames<P> {
         Some(start)
     }
 
-    /// As [`FramePlatform::free_frames`].
+    /// Does what [`FramePlatform::free_frames`] does.
     ///
     /// # Safety
     ///

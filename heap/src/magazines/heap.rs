@@ -166,7 +166,7 @@ impl Misuse {
 }
 
 impl<P: FramePlatform> MagazineHeap<P> {
-    /// A heap that holds nothing.
+    /// Creates a heap that holds nothing.
     pub const fn new(platform: P) -> Self {
         Self {
             frames: Frames::new(platform),
@@ -189,12 +189,12 @@ impl<P: FramePlatform> MagazineHeap<P> {
         }
     }
 
-    /// The platform this heap stands on.
+    /// Returns the platform this heap stands on.
     pub const fn platform(&self) -> &P {
         self.frames.platform()
     }
 
-    /// Gives all that this CPU caches back to the slabs, and returns the frames that become free. One
+    /// Drains this CPU's cache into the slabs, and returns the frames that become free. One
     /// class after another, with interrupts disabled for each.
     ///
     /// For a CPU that is asked to by another one's [`FramePlatform::drain_others`], and for one that
@@ -272,7 +272,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
         Some(result)
     }
 
-    /// Takes a magazine's worth of blocks from a depot to the slabs. Says whether there may be more.
+    /// Takes a magazine's worth of blocks from a depot to the slabs. Returns whether there may be more.
     fn trim_depot(&self, context: &Context<'_, P>, class: Class) -> (bool, Result<(), Misuse>) {
         let _transit = self.transit.begin();
         let mut room = [MaybeUninit::uninit(); MAX_DEPTH];
@@ -292,7 +292,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
         }
     }
 
-    /// What the heap holds. Exact while no CPU uses it.
+    /// Returns what the heap holds. Exact while no CPU uses it.
     pub fn totals(&self) -> Totals {
         let mut traffic = self.common_traffic();
         let mut cached_blocks = 0;
@@ -327,7 +327,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
         }
     }
 
-    /// What all CPUs share of a class. A CPU's own part is
+    /// Returns the statistics of a class that all CPUs share. A CPU's own part is
     /// [`CpuCache::statistics`](super::CpuCache::statistics).
     pub fn class_statistics(&self, class: Class) -> ClassStatistics {
         let slabs = &self.slabs[class];
@@ -352,8 +352,8 @@ impl<P: FramePlatform> MagazineHeap<P> {
         }
     }
 
-    /// An allocation that the fast path leaves. It takes what the fast path has in its registers, and
-    /// returns what that would, so that the fast path just jumps here.
+    /// Serves an allocation that the fast path can't. It takes what the fast path has in its registers,
+    /// and returns what that would, so that the fast path just jumps here.
     #[cold]
     #[inline(never)]
     fn allocate_slowly(&self, layout: Layout) -> *mut u8 {
@@ -430,7 +430,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
         }
     }
 
-    /// Tries, and tries again after each thing that can be done about a shortage.
+    /// Retries after each thing that can be done about a shortage.
     fn until_short(&self, attempt: impl Fn(Attempt) -> Result<Block, Refused>) -> Option<Block> {
         match attempt(Attempt::First) {
             Ok(block) => return Some(block),
@@ -465,8 +465,8 @@ impl<P: FramePlatform> MagazineHeap<P> {
         found
     }
 
-    /// Says whether a CPU is short of memory. What this one would take beside what it needs is out of the
-    /// other's reach, unless it is there when that asks for it.
+    /// Returns whether a CPU is short of memory. What this one would take beside what it needs is out
+    /// of the other's reach, unless it is there when that asks for it.
     fn is_short(&self) -> bool {
         // Relaxed: the other CPU counts itself before it asks this one to drain, which this one does
         // after a slow path that has not seen it, and before one that does.
@@ -573,7 +573,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
         (self.gather(context, class, &mut room) > 0).then(|| unsafe { room[0].assume_init() })
     }
 
-    /// A free that the fast path leaves.
+    /// Serves a free that the fast path can't.
     ///
     /// # Safety
     ///
@@ -641,7 +641,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
         freed
     }
 
-    /// Gives blocks that were freed as ones of this class back to their slabs.
+    /// Returns blocks that were freed as ones of this class to their slabs.
     fn free_to_slabs(
         &self,
         context: &Context<'_, P>,
@@ -763,6 +763,8 @@ impl<P: FramePlatform> MagazineHeap<P> {
         })
     }
 
+    /// Frees a large block.
+    ///
     /// # Safety
     ///
     /// `block` is live, and was allocated with this layout, which no class serves.
@@ -788,6 +790,8 @@ impl<P: FramePlatform> MagazineHeap<P> {
         }
     }
 
+    /// Frees the frames of a large block.
+    ///
     /// # Safety
     ///
     /// `block` is a large one of so many frames, which nobody uses.
@@ -911,7 +915,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
     }
 }
 
-/// How many frames a large block takes. `None`: more than there can be.
+/// Returns how many frames a large block takes. `None`: more than there can be.
 fn frames_of(layout: Layout) -> Option<u32> {
     layout.size().div_ceil(FRAME).try_into().ok()
 }

@@ -224,7 +224,7 @@ impl Machine {
         self.map.remove(&self.context(cpu), slab);
     }
 
-    /// These are all blocks up to this number, and the depot has given its memory back.
+    /// Checks that these are all blocks up to this number, and the depot has given its memory back.
     #[track_caller]
     fn assert_complete(&self, mut blocks: Vec<Block>, count: usize) {
         blocks.sort();
@@ -233,7 +233,8 @@ impl Machine {
         assert_eq!(self.frames.held(Use::Own), 0);
     }
 
-    /// Now that all is quiet: these blocks are used, and all memory comes back without them.
+    /// Checks, after the CPUs are done, that these blocks are used, and that all memory comes back
+    /// without them.
     #[track_caller]
     fn assert_settled(&self, mut used: Vec<Block>) {
         assert_eq!(self.slabs.used(), used.len());

@@ -82,14 +82,15 @@ pub unsafe trait FramePlatform: Sync {
     /// Disables interrupts on this CPU until the result is dropped. On slow paths only.
     fn disable_interrupts(&self) -> Self::InterruptGuard;
 
-    /// The number of the CPU this runs on, less than `usize::MAX - 1`, or `None` before the CPU's own
-    /// state exists.
+    /// Returns the number of the CPU this runs on, less than `usize::MAX - 1`, or `None` before the
+    /// CPU's own state exists.
     ///
     /// By the number the heap tells a CPU that waits for itself from one that waits for another; a
     /// CPU that has none must not use the heap in a non-maskable interrupt.
     fn cpu(&self) -> Option<usize>;
 
-    /// The cache of the CPU this runs on, or [`NO_CACHE`](super::NO_CACHE) before the CPU's own state exists.
+    /// Returns the cache of the CPU this runs on, or [`NO_CACHE`](super::NO_CACHE) before the CPU's own
+    /// state exists.
     ///
     /// Part of every allocation and free, unless those are [restarted](FastPath::Restarted): make it
     /// one load.
@@ -98,7 +99,7 @@ pub unsafe trait FramePlatform: Sync {
     /// Shows the visitor each CPU's cache once, for statistics.
     fn each_cache(&self, visit: &mut dyn FnMut(&CpuCache));
 
-    /// `count` contiguous frames of [`FRAME`](super::FRAME) bytes, the first one's address a
+    /// Allocates `count` contiguous frames of [`FRAME`](super::FRAME) bytes, the first one's address a
     /// multiple of `align` frames; or `None` if there are none.
     ///
     /// `count` is not zero, and `align` is a power of two. For slabs, which is all that is frequent,

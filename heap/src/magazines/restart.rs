@@ -54,7 +54,7 @@ unsafe extern "C" {
     static TABLE_END: Line;
 }
 
-/// Where code that was interrupted at `instruction` must go on: there, or at the start of the
+/// Returns where code that was interrupted at `instruction` must resume: there, or at the start of the
 /// heap's restartable sequence that it was in the middle of.
 ///
 /// With [`FastPath::Restarted`], a handler that may use the heap passes the address that it is about
@@ -79,7 +79,7 @@ pub fn resume(instruction: usize) -> usize {
     instruction
 }
 
-/// Where this CPU's cache lies from GS base.
+/// Returns where this CPU's cache lies from GS base.
 const fn cache<P: FramePlatform>() -> usize {
     match P::FAST_PATH {
         FastPath::Restarted { cache_from_gs } => cache_from_gs,
@@ -87,7 +87,7 @@ const fn cache<P: FramePlatform>() -> usize {
     }
 }
 
-/// The fast path of an allocation of `size` bytes. `None`: see to it on the slow path.
+/// Runs the fast path of an allocation of `size` bytes. `None`: take the slow path.
 ///
 /// # Safety
 ///
@@ -134,7 +134,7 @@ pub(super) unsafe fn pop<P: FramePlatform>(class: Class, size: usize) -> Option<
     Some(block)
 }
 
-/// The fast path of a free of `size` bytes. `false`: see to it on the slow path.
+/// Runs the fast path of a free of `size` bytes. `false`: take the slow path.
 ///
 /// # Safety
 ///

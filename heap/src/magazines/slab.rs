@@ -58,7 +58,7 @@ pub(super) enum Fill {
 }
 
 impl Slab {
-    /// What all zeroes are where atomics are numbers.
+    /// Creates the description of no slab: all zeroes, where atomics are numbers.
     #[cfg(loom)]
     pub(super) fn none() -> Self {
         Self {
@@ -119,7 +119,7 @@ impl Slab {
         NonNull::new(self.start.load(Ordering::Relaxed))
     }
 
-    /// Whether its blocks are as aligned as those of the class must be.
+    /// Returns whether its blocks are as aligned as those of the class must be.
     pub(super) fn is_aligned(&self, class: Class) -> bool {
         (self.start.load(Ordering::Relaxed).addr()).is_multiple_of(class.alignment())
     }
@@ -176,7 +176,7 @@ impl Slab {
         self.user.store(lowest_byte(cpu), Ordering::Relaxed);
     }
 
-    /// Whether this CPU, or one whose number ends in the same byte, got blocks last.
+    /// Returns whether this CPU, or one whose number ends in the same byte, got blocks last.
     pub(super) fn was_given_to(&self, cpu: Option<usize>) -> bool {
         self.user.load(Ordering::Relaxed) == lowest_byte(cpu)
     }

@@ -93,6 +93,8 @@ impl<'a, P: FramePlatform> Spares<'a, P> {
         }
     }
 
+    /// Lends `count` frames at `start` for tables.
+    ///
     /// # Safety
     ///
     /// [`Frames`] gave `count` frames at `start`, which are the caller's and used by nobody.
@@ -420,8 +422,8 @@ impl SlabMap {
     }
 }
 
-/// The table that an entry leads to, if there is one. They fill frames, so that the lowest bits are
-/// nothing: the first byte of a table is not believed, as the frame before may be a slab whose last
+/// Returns the table that an entry leads to, if there is one. They fill frames, so that the lowest bits
+/// are nothing: the first byte of a table is not believed, as the frame before may be a slab whose last
 /// block somebody writes past.
 fn table(entry: &AtomicPtr<u8>, ordering: Ordering) -> Option<NonNull<u8>> {
     let start = entry.load(ordering);

@@ -59,22 +59,23 @@ impl Slabs {
         }
     }
 
-    /// Frames in slabs of the class.
+    /// Returns the frames in slabs of the class.
     pub(super) fn frames(&self) -> usize {
         self.frames.load(Ordering::Relaxed)
     }
 
-    /// Blocks that aren't free in their slab: live, or cached.
+    /// Returns the number of blocks that aren't free in their slab: live, or cached.
     pub(super) fn used(&self) -> usize {
         self.used.load(Ordering::Relaxed)
     }
 
-    /// The most that [`Self::used`] has been.
+    /// Returns the peak of [`Self::used`].
     pub(super) fn peak_used(&self) -> usize {
         self.peak_used.load(Ordering::Relaxed)
     }
 
-    /// Blocks that came back from another CPU than the one that their slab last gave blocks to.
+    /// Returns the number of blocks that came back from another CPU than the one that their slab last
+    /// gave blocks to.
     pub(super) fn remote(&self) -> usize {
         self.remote.load(Ordering::Relaxed)
     }
@@ -108,7 +109,7 @@ impl Slabs {
             .then(|| unsafe { block[0].assume_init() })
     }
 
-    /// From the fullest slabs first, so that the others have a chance to become empty.
+    /// Takes blocks, from the fullest slabs first, so that the others have a chance to become empty.
     fn take(
         &self,
         lists: &mut Lists,

@@ -61,7 +61,7 @@ pub struct Totals {
 }
 
 impl Totals {
-    /// All frames that the heap has.
+    /// Returns the number of frames that the heap has.
     pub const fn frames(&self) -> usize {
         self.slab_frames + self.large_frames + self.own_frames
     }

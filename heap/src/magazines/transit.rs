@@ -43,7 +43,7 @@ impl Transit {
         }
     }
 
-    /// Says that this CPU has memory in transit from now on, until the result is dropped.
+    /// Announces that this CPU has memory in transit from now on, until the result is dropped.
     pub(super) fn begin(&self) -> InTransit<'_> {
         // Relaxed: the fence orders it before whatever is taken.
         let before = self.operations.fetch_add(UNDER_WAY, Ordering::Relaxed);

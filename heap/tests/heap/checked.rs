@@ -136,7 +136,8 @@ fn reported(work: impl FnOnce()) -> Misuse {
     FOUND.take().expect("a report")
 }
 
-/// The CPUs that a report names: who allocated, who freed, who found. And their callers are theirs.
+/// Returns the CPUs that a report names: who allocated, who freed, who found. And their callers are
+/// theirs.
 fn named(misuse: &Misuse) -> [Option<usize>; 3] {
     let origins = [misuse.allocated, misuse.freed, Some(misuse.found)];
     origins.map(|origin| {

@@ -235,8 +235,8 @@ fn second_gets(
     })
 }
 
-/// Says whether a request for all frames of a machine is met, while the other CPU has some of them in
-/// transit.
+/// Returns whether a request for all frames of a machine is met, while the other CPU has some of them
+/// in transit.
 #[track_caller]
 fn assert_all_found(frames: usize, first: fn(&'static Heap)) {
     let heap = heap(frames);

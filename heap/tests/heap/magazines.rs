@@ -42,7 +42,7 @@ pub trait Machine: FramePlatform + Sized {
     fn enter(heap: &MagazineHeap<Self>) -> Self::Task;
     /// Waits for other threads, and lets them have this one's CPU.
     fn block<T>(wait: impl FnOnce() -> T) -> T;
-    /// Whether so many pairs of an allocation and a free are enough.
+    /// Returns whether so many pairs of an allocation and a free are enough.
     fn is_shown(&self, pairs: u64) -> bool;
     /// Drains every CPU whose thread has not. When no other thread uses the heap.
     fn drain_all(heap: &MagazineHeap<Self>);

@@ -130,7 +130,7 @@ fn room(layout: Layout) -> usize {
     (layout.size() + 1).next_multiple_of(GRAIN)
 }
 
-/// Whether there is a gap for the block between those that live in one of the pieces.
+/// Returns whether there is a gap for the block between those that live in one of the pieces.
 fn has_gap<H: GlobalAlloc>(
     pieces: &[(usize, usize)],
     shadow: &Shadow<'_, H>,
@@ -354,7 +354,7 @@ impl<const FLAGGED: bool> Turns<FLAGGED> {
         result
     }
 
-    /// Whether so many frames could be had, aligned so, and then some single ones.
+    /// Returns whether so many frames could be had, aligned so, and then some single ones.
     fn could_give(&self, count: usize, align: usize, more: usize) -> bool {
         let Some(run) = self.machine.allocate_frames(count, align) else {
             return false;
@@ -424,8 +424,8 @@ unsafe impl<const FLAGGED: bool> FramePlatform for Turns<FLAGGED> {
     }
 }
 
-/// Whether the machine still has what it takes to serve this, once all that CPUs and depots cached
-/// has been given back.
+/// Returns whether the machine still has what it takes to serve this, once all that CPUs and depots
+/// cached has been given back.
 fn is_there_room<const FLAGGED: bool>(machine: &Turns<FLAGGED>, wanted: Layout) -> bool {
     match Class::of(wanted) {
         // The least slab, and three frames, which is what it may take to describe it.

@@ -94,7 +94,7 @@ impl<'a, H: GlobalAlloc> Shadow<'a, H> {
         true
     }
 
-    /// As [`alloc`](Self::alloc), and the block must come with zeroes.
+    /// Does what [`alloc`](Self::alloc) does, and the block must come with zeroes.
     pub fn alloc_zeroed(&mut self, layout: Layout) -> bool {
         // SAFETY: no test asks for zero bytes.
         let Some(start) = NonNull::new(unsafe { self.heap.alloc_zeroed(layout) }) else {
@@ -123,20 +123,20 @@ impl<'a, H: GlobalAlloc> Shadow<'a, H> {
         self.live.insert(start, block);
     }
 
-    /// The live blocks, lowest address first.
+    /// Returns the live blocks, lowest address first.
     pub fn blocks(&self) -> impl Iterator<Item = (usize, Layout)> {
         let blocks = self.live.iter();
         blocks.map(|(start, block)| (*start, block.layout))
     }
 
-    /// One of the live blocks.
+    /// Returns one of the live blocks.
     pub fn any(&self, random: &mut Random) -> Option<(usize, Layout)> {
         let count = self.live.len() as u64;
         let place = random.below(count.max(1)) as usize;
         self.blocks().nth(place)
     }
 
-    /// A live block, checked, which is the caller's from now on.
+    /// Returns a live block, checked, which is the caller's from now on.
     pub fn take_any(&mut self, random: &mut Random) -> Option<Block> {
         let (start, _) = self.any(random)?;
         Some(self.take(start))
@@ -149,8 +149,8 @@ impl<'a, H: GlobalAlloc> Shadow<'a, H> {
         block
     }
 
-    /// One step of a thread that allocates, frees, and hands blocks on to the next: what it is
-    /// handed it takes over, and what the next has no room for it keeps.
+    /// Takes one step of a thread that allocates, frees, and hands blocks on to the next: it takes over
+    /// the blocks that it is handed, and keeps those that the next has no room for.
     pub fn step(&mut self, random: &mut Random, next: &SyncSender<Block>, inbox: &Receiver<Block>) {
         match random.below(8) {
             0..4 => {

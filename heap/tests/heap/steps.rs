@@ -162,7 +162,7 @@ impl<M: Machine> Test<M> {
         unsafe { self.0.dealloc(block.as_ptr(), LAYOUT) };
     }
 
-    /// Several blocks, or fewer where memory is out of reach.
+    /// Returns several blocks, or fewer where memory is out of reach.
     fn alloc_many(&self, blocks: &[Cell<Option<NonNull<u8>>>]) {
         for block in blocks {
             block.set(self.alloc());
@@ -194,8 +194,8 @@ impl<M: Machine> Test<M> {
     }
 }
 
-/// All that may be interrupted, by all that may interrupt it, with a magazine that is new, empty,
-/// full or in between.
+/// Interrupts all that may be interrupted, by all that may interrupt it, with a magazine that is new,
+/// empty, full or in between.
 fn run<M: Machine>() {
     /// More than the magazine of a class holds at most, so that it is refilled and flushed.
     const MANY: usize = 300;

@@ -50,7 +50,7 @@ trait Scheduler: Sync {
     fn take_cpu(&self);
     /// Gives the task's CPU to another.
     fn give_cpu(&self);
-    /// Whether sequences are begun anew.
+    /// Returns whether sequences are begun anew.
     fn restarts(&self) -> bool;
 }
 
@@ -72,7 +72,7 @@ static MIGRATIONS: AtomicUsize = AtomicUsize::new(0);
 /// The threads that are tasks, for the timer.
 static RUNNING: Mutex<BTreeMap<u64, libc::pthread_t>> = Mutex::new(BTreeMap::new());
 
-/// The timer's signal, which nothing else here uses.
+/// Returns the timer's signal, which nothing else here uses.
 fn signal() -> libc::c_int {
     libc::SIGRTMIN() + 3
 }
@@ -315,7 +315,7 @@ unsafe impl<const KIND: u8> FramePlatform for Tasks<KIND> {
         self.machine.capacity()
     }
 
-    /// The task goes to each CPU that is idle, and drains it: where others run, nothing is to be had.
+    /// Moves the task to each CPU that is idle, and drains it: where others run, nothing is available.
     fn drain_others(&self) {
         // SAFETY: the heap that calls this.
         let Some(heap) = (unsafe { self.heap.load(Ordering::Relaxed).as_ref() }) else {
@@ -435,7 +435,7 @@ fn tasks_are_switched_and_migrated() {
     });
 }
 
-/// Whether a test of a machine that does it wrong fails.
+/// Returns whether a test of a machine that does it wrong fails.
 fn fails(test: &str) -> bool {
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--ignored", "--exact", test])

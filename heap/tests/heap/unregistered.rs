@@ -57,7 +57,7 @@ unsafe impl Register for Gs {
     }
 }
 
-/// A sentinel after which no memory is: whoever goes beyond it dies.
+/// Returns a sentinel after which no memory is: whoever goes beyond it dies.
 fn guarded() -> &'static Sentinel {
     const PAGE: usize = 4096;
     let size = size_of::<Sentinel>();

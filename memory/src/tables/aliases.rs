@@ -94,7 +94,7 @@ impl Counted {
         }
     }
 
-    /// Tells whether such a page may have these rights without being counted otherwise.
+    /// Returns whether such a page may have these rights without being counted otherwise.
     const fn covers(self, access: Access) -> bool {
         match access {
             Access::ReadOnly => !matches!(self, Self::Not),
@@ -240,7 +240,7 @@ impl Record {
         }
     }
 
-    /// Tells whether the permanent mappings allow as much.
+    /// Returns whether the permanent mappings allow as much.
     fn implies(&self, wanted: Use) -> bool {
         self.permanent.is_some_and(|all| match wanted.access {
             Access::ReadOnly => true,
@@ -304,8 +304,8 @@ impl Record {
         });
     }
 
-    /// Tells whether the two are alike in all but their bounds, and follow each other. Equal counts of
-    /// bytes are no likeness.
+    /// Returns whether the two are alike in all but their bounds, and follow each other. Equal counts
+    /// of bytes are no likeness.
     fn continues(&self, next: &Self) -> bool {
         let moved = Self {
             start: self.start,
@@ -552,7 +552,7 @@ mod tests {
         PhysRange::new(first * FRAME_SIZE, count * FRAME_SIZE).unwrap()
     }
 
-    /// As many records as there is room for, of every other three pages.
+    /// Returns as many records as there is room for, of every other three pages.
     fn full() -> Aliases {
         let mut aliases = Aliases::new().unwrap();
         let mut first = 1;

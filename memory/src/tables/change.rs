@@ -240,7 +240,7 @@ impl<M: PhysicalMemory> Tables<M> {
         Ok(())
     }
 
-    /// Gives all pages in the range other rights. What CPUs have cached of the old ones, they may go
+    /// Changes the rights of all pages in the range. CPUs that have cached the old rights may go
     /// by until they have flushed. That is so even where they gain rights: a CPU may then fault by
     /// what it has cached (Intel SDM vol. 3, 5.10.4.3 "Optional Invalidation"), which nobody here
     /// would understand.
@@ -357,7 +357,7 @@ impl<M: PhysicalMemory> TableView<M> {
         self.has_nothing(self.root, self.levels.count(), first, last)
     }
 
-    /// Whether all of the range can change.
+    /// Checks that all of the range can change.
     fn check(&self, range: VirtRange) -> Result<(), ChangeError> {
         let (start, last) = (range.start(), range.last());
         let is_canonical = |virt| self.levels.is_canonical(virt);
@@ -483,7 +483,7 @@ impl<M: PhysicalMemory> TableView<M> {
         })
     }
 
-    /// Whether a table has nothing in it, not even what is withdrawn.
+    /// Returns whether a table has nothing in it, not even what is withdrawn.
     fn is_empty(&self, frame: Frame) -> bool {
         let used = Flags::PRESENT.bits() | WITHDRAWN;
         table(&self.memory, frame).is_some_and(|table| {
@@ -561,7 +561,7 @@ struct Piece {
     last: u64,
 }
 
-/// The parts of a range, one for each entry of the table of this level that it lies in.
+/// Splits a range into parts, one for each entry of the table of this level that it lies in.
 fn pieces(first: u64, last: u64, level: u8) -> impl Iterator<Item = Piece> {
     let mut next = Some(first);
     core::iter::from_fn(move || {

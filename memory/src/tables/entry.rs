@@ -68,7 +68,7 @@ impl Entry {
         }
     }
 
-    /// What the entry is, or was before it was withdrawn; and whether it was.
+    /// Decodes the entry as it is, or as it was before it was withdrawn, and returns whether it was.
     pub(super) fn decode_any(entry: u64, level: u8) -> (Self, bool) {
         let present = Flags::PRESENT.bits();
         if entry & (present | WITHDRAWN) == WITHDRAWN {
@@ -79,17 +79,17 @@ impl Entry {
     }
 }
 
-/// The lowest bit of a virtual address that tables of this level translate.
+/// Returns the lowest bit of a virtual address that tables of this level translate.
 pub(super) const fn shift(level: u8) -> u32 {
     12 + 9 * (level as u32 - 1)
 }
 
-/// The place in its table of this level's entry for a virtual address; below [`ENTRIES`].
+/// Returns the index in its table of this level's entry for a virtual address; below [`ENTRIES`].
 pub(super) const fn index(virt: u64, level: u8) -> usize {
     (virt >> shift(level)) as usize % ENTRIES
 }
 
-/// The level of the tables whose entries map pages of this size.
+/// Returns the level of the tables whose entries map pages of this size.
 pub(super) const fn level_of(size: PageSize) -> u8 {
     match size {
         PageSize::Size4KiB => 1,
@@ -98,7 +98,7 @@ pub(super) const fn level_of(size: PageSize) -> u8 {
     }
 }
 
-/// The bits of a leaf entry that say what may be done. Dirty is preset so that the CPU need not
+/// Returns the bits of a leaf entry that say what may be done. Dirty is preset so that the CPU need not
 /// write to the tables, but only where writes are allowed, as a dirty read-only page is a shadow
 /// stack (Intel SDM vol. 3, 5.6.1 "Determination of Access Rights").
 pub(super) const fn rights_bits(access: Access) -> u64 {
@@ -109,7 +109,7 @@ pub(super) const fn rights_bits(access: Access) -> u64 {
     access.bits() | dirty
 }
 
-/// All but the address of a leaf entry. Accessed is preset, as dirty is.
+/// Returns all but the address of a leaf entry. Accessed is preset, as dirty is.
 pub(super) const fn leaf_bits(size: PageSize, access: Access, cache: Cache) -> u64 {
     let mut bits =
         Flags::PRESENT.bits() | Flags::ACCESSED.bits() | rights_bits(access) | cache.bits(size);
@@ -129,7 +129,7 @@ pub(super) const fn leaf(virt: u64, phys: u64, size: PageSize, rights: Rights, e
     }
 }
 
-/// A frame made a table with nothing in it.
+/// Makes a frame a table with nothing in it.
 pub(super) fn empty_table<M: PhysicalMemory>(
     memory: &M,
     frames: &impl FrameSource,
@@ -153,8 +153,8 @@ pub(super) fn empty_table<M: PhysicalMemory>(
     Err(error)
 }
 
-/// A table's entries. Atomic because the CPUs read and write them, too; the `x86_64` crate's entry
-/// type is not, and takes the PAT bit of a large page for a part of its address.
+/// Returns a table's entries. They are atomic because the CPUs read and write them, too; the `x86_64`
+/// crate's entry type is not, and takes the PAT bit of a large page for a part of its address.
 pub(super) fn table<M: PhysicalMemory>(memory: &M, frame: Frame) -> Option<&[AtomicU64; ENTRIES]> {
     let pointer = memory
         .pointer(frame.start())?

@@ -52,20 +52,20 @@ impl FlushSet {
         self.tables = true;
     }
 
-    /// Whether tables may go with the pages. If so, a CPU that is halted has to flush as well: until it
-    /// has, it may walk them, as CPUs do ahead of what they execute. Of a page that it does not use
-    /// it may keep what it has cached until it wakes.
+    /// Returns whether tables may go with the pages. If so, a CPU that is halted has to flush as well:
+    /// until it has, it may walk them, as CPUs do ahead of what they execute. Of a page that it does
+    /// not use it may keep what it has cached until it wakes.
     pub const fn has_tables(&self) -> bool {
         self.tables
     }
 
-    /// Whether there is nothing to flush.
+    /// Returns whether there is nothing to flush.
     pub const fn is_empty(&self) -> bool {
         self.count == 0
     }
 
-    /// An address in each page that has to be flushed, whatever its size, by INVLPG; `None` if it
-    /// is everything, global pages included.
+    /// Returns an address in each page that has to be flushed, whatever its size, by INVLPG; `None` if
+    /// it is everything, global pages included.
     ///
     /// One INVLPG is enough for a page of any size, and for the tables on the way to it: it drops all
     /// paging-structure caches of the current PCID (Intel SDM vol. 3, 5.10.4.1 "Operations that
@@ -136,7 +136,7 @@ impl Flush {
         self.pages.add_table();
     }
 
-    /// What has to be flushed.
+    /// Returns the pages that have to be flushed.
     pub const fn pages(&self) -> &FlushSet {
         &self.pages
     }
@@ -175,12 +175,12 @@ pub struct Unmapping {
 }
 
 impl Unmapping {
-    /// What was unmapped.
+    /// Returns the range that was unmapped.
     pub const fn range(&self) -> VirtRange {
         self.range
     }
 
-    /// What has to be flushed.
+    /// Returns the pages that have to be flushed.
     pub const fn pages(&self) -> &FlushSet {
         self.flush.pages()
     }

@@ -25,7 +25,7 @@ impl Rights {
         user: true,
     };
 
-    /// What is left of the rights below an entry.
+    /// Returns the rights that are left below an entry.
     pub(super) const fn below(self, entry: u64) -> Self {
         Self {
             writable: self.writable && entry & Flags::WRITABLE.bits() != 0,
@@ -34,8 +34,8 @@ impl Rights {
         }
     }
 
-    /// The same as an [`Access`], or `None` if none says it: because it is the user's, or writable
-    /// and executable.
+    /// Returns the same as an [`Access`], or `None` if none says it: because it is the user's, or
+    /// writable and executable.
     pub const fn access(self) -> Option<Access> {
         match self {
             Self {
@@ -91,17 +91,17 @@ pub struct Leaf {
 }
 
 impl Leaf {
-    /// Its last virtual address.
+    /// Returns the page's last virtual address.
     pub const fn last(&self) -> u64 {
         self.virt | (self.size.bytes() - 1)
     }
 
-    /// What may be done with it; see [`Rights::access`].
+    /// Returns the page's rights; see [`Rights::access`].
     pub const fn access(&self) -> Option<Access> {
         self.rights.access()
     }
 
-    /// How it is cached; see [`Cache::from_pat_index`].
+    /// Returns the page's cache type; see [`Cache::from_pat_index`].
     pub const fn cache(&self) -> Option<Cache> {
         Cache::from_pat_index(self.pat_index)
     }

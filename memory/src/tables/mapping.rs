@@ -136,7 +136,7 @@ impl<M: PhysicalMemory> Tables<M> {
         Ok((memory, wanted))
     }
 
-    /// The largest page that can begin at the addresses whose bits are `address` and fits into
+    /// Returns the largest page that can begin at the addresses whose bits are `address` and fits into
     /// `length` bytes.
     fn largest_page(&self, address: u64, length: u64, largest: PageSize) -> PageSize {
         PageSize::ALL

@@ -81,8 +81,8 @@ impl fmt::Display for Step {
 }
 
 impl<M: PhysicalMemory> TableView<M> {
-    /// The entries that the CPU reads for a virtual address, the root's first. None if the address is
-    /// not canonical. Where the last of them leads to a table, that table cannot be reached.
+    /// Returns the entries that the CPU reads for a virtual address, the root's first. None if the
+    /// address is not canonical. Where the last of them leads to a table, that table cannot be reached.
     pub fn path(&self, virt: u64) -> impl Iterator<Item = Step> {
         let begins = self.levels.is_canonical(virt);
         let mut next = begins.then_some((self.root, self.levels.count(), Rights::ALL));

@@ -13,9 +13,9 @@ use super::{
 
 /// What a walk meets.
 pub(super) trait Visitor {
-    /// An entry that points to a table.
+    /// Visits an entry that points to a table.
     fn table(&mut self, virt: u64, level: u8, entry: u64) -> Result<(), Mismatch>;
-    /// A page.
+    /// Visits a page.
     fn leaf(&mut self, leaf: Leaf) -> Result<(), Mismatch>;
 }
 
@@ -38,17 +38,17 @@ impl<M: PhysicalMemory> TableView<M> {
         }
     }
 
-    /// The root's frame: what CR3 points to.
+    /// Returns the root's frame: what CR3 points to.
     pub const fn root(&self) -> Frame {
         self.root
     }
 
-    /// How many levels the tables have.
+    /// Returns how many levels the tables have.
     pub const fn levels(&self) -> Levels {
         self.levels
     }
 
-    /// What the virtual address is translated to; `None` if it is not mapped, not canonical, or if
+    /// Returns the translation of the virtual address; `None` if it is not mapped, not canonical, or if
     /// the tables on the way are malformed.
     pub fn translate(&self, virt: u64) -> Option<Translation> {
         match self.path(virt).last()?.target {

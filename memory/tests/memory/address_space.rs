@@ -69,7 +69,7 @@ fn owners(frame: &[Painted], is_first: bool) -> Vec<Option<Owner>> {
     owners.into_iter().map(corrected).collect()
 }
 
-/// How the direct map shows a frame, if it does.
+/// Returns how the direct map shows a frame, if it does.
 fn shown(frame: &[Painted]) -> Option<(Access, Cache)> {
     let has = |kinds: &[Kind]| {
         frame
@@ -257,7 +257,7 @@ fn pages(region: &Region) -> Vec<(u128, u128)> {
         .collect()
 }
 
-/// Whether a plan with these regions takes another, or why not, page by page.
+/// Returns whether a plan with these regions takes another, or why not, page by page.
 fn expected(taken: &[Region], region: &Region, levels: Levels) -> Result<(), PlanError> {
     let Region {
         name,

@@ -31,7 +31,7 @@ fn new_tables(ram: &Ram) -> Tables<&Ram> {
     Tables::new(ram, Levels::Four, Features::default(), ram).unwrap()
 }
 
-/// Some pages of the memory, at addresses of their own.
+/// Returns some pages of the memory, at addresses of their own.
 fn region(number: u64, first: u64, count: u64, access: Access, cache: Cache) -> Region {
     Region {
         name: "region",
@@ -126,7 +126,7 @@ struct World<'a> {
 }
 
 impl Drop for World<'_> {
-    /// A forgotten flush would hide why the test failed.
+    /// Returns a forgotten flush would hide why the test failed.
     fn drop(&mut self) {
         for unmapping in self.pending.drain(..) {
             let _ = unmapping.flush(&Alone);
@@ -135,7 +135,7 @@ impl Drop for World<'_> {
 }
 
 impl World<'_> {
-    /// Whether some memory may be mapped so, beside all that is mapped.
+    /// Returns whether some memory may be mapped so, beside all that is mapped.
     fn allows(&self, phys: u64, access: Access, cache: Cache) -> bool {
         self.pages
             .values()
@@ -147,7 +147,7 @@ impl World<'_> {
             })
     }
 
-    /// Some pages that follow each other, are mapped, and are all permanent or none.
+    /// Returns some pages that follow each other, are mapped, and are all permanent or none.
     fn run(&self, index: Index, count: u64) -> Option<VirtRange> {
         let mapped: Vec<u64> = self
             .pages
@@ -580,7 +580,7 @@ fn there_are_so_many_records_and_more_if_reserved() {
     }
 }
 
-/// The pages of a region, unmapped one by one: every other one first, then all between.
+/// Returns the pages of a region, unmapped one by one: every other one first, then all between.
 fn by_turns(pages: u64) -> impl Iterator<Item = u64> {
     (0..pages).step_by(2).chain((1..pages).step_by(2))
 }
@@ -605,7 +605,7 @@ fn with_full_records(ram: &Ram) -> (Tables<&Ram>, Region, std::ops::Range<u64>) 
     (tables, code, others)
 }
 
-/// A page beside the next one's, whose memory is apart from that one's.
+/// Returns a page beside the next one's, whose memory is apart from that one's.
 fn apart(number: u64) -> Region {
     Region {
         virt: HALF_4 + (2 << 30) + number * FRAME_SIZE,

@@ -84,7 +84,7 @@ impl Cpu {
         }
     }
 
-    /// The pages that it may use by what it has cached.
+    /// Returns the pages that it may use by what it has cached.
     fn pages_used(&self) -> &[(u64, u64, u64)] {
         if self.owes { &[] } else { &self.pages }
     }
@@ -139,7 +139,7 @@ struct Page {
     was: (bool, bool),
 }
 
-/// Whether pages with these rights can be written, and executed.
+/// Returns whether pages with these rights can be written, and executed.
 fn allowed(access: Access) -> (bool, bool) {
     (access == Access::ReadWrite, access == Access::ReadExecute)
 }
@@ -161,7 +161,7 @@ struct World<'a> {
 }
 
 impl Drop for World<'_> {
-    /// A forgotten flush would hide why the test failed.
+    /// Returns a forgotten flush would hide why the test failed.
     fn drop(&mut self) {
         for (state, _) in self.withdrawn.drain(..) {
             if let Withdrawal::Pending(unmapping) = state {
@@ -298,7 +298,7 @@ impl<'a> World<'a> {
             .any(|(_, pages)| pages.contains_key(&virt))
     }
 
-    /// Whether a large page lies in the range only in part.
+    /// Returns whether a large page lies in the range only in part.
     fn cuts_a_page(&self, range: VirtRange) -> bool {
         [range.start(), range.last()].into_iter().any(|virt| {
             self.model.get(&(virt & !0xfff)).is_some_and(|page| {
@@ -413,8 +413,8 @@ impl<'a> World<'a> {
         cpus[place].touch(self.ram, root, levels, virt, use_caches);
     }
 
-    /// How many tables a page lacks: of each level, a table is there as long as any page of its part
-    /// of the address space is, or was and is not yet completed.
+    /// Returns how many tables a page lacks: of each level, a table is there as long as any page of its
+    /// part of the address space is, or was and is not yet completed.
     fn missing_tables(&self, virt: u64, size: PageSize) -> usize {
         let leaf_level = |size| match size {
             PageSize::Size4KiB => 1,

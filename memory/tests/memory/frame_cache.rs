@@ -210,7 +210,8 @@ fn free_run(
     })
 }
 
-/// One to four ranges of a frame to over 2 MiB, some next to each other, some to be adopted later.
+/// Returns one to four ranges of a frame to over 2 MiB, some next to each other, some to be adopted
+/// later.
 fn ranges() -> impl Strategy<Value = Vec<(PhysRange, bool)>> {
     let gap = prop::sample::select(&[0u64, 0, 1, 100][..]);
     let length = prop_oneof![1 => 1..70u64, 2 => 1..1200u64];

@@ -35,7 +35,7 @@ fn new(
     unsafe { FrameAllocator::new(free.iter().copied(), later.iter().copied(), storage) }
 }
 
-/// The right to frames by their name alone, whoever has it: what safe code can't have.
+/// Returns the right to frames by their name alone, whoever has it: what safe code can't have.
 pub fn forged(run: impl Into<FrameRun>, owner: Owner) -> OwnedRun {
     // SAFETY: there is no memory of these frames that anything could use. Where they aren't the
     // owner's, the conditions are broken on purpose: it must be seen.

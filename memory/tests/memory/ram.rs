@@ -36,7 +36,7 @@ impl Ram {
         }
     }
 
-    /// All frames that are handed out.
+    /// Returns all frames that are handed out.
     pub fn frames(&self) -> Vec<u64> {
         self.pages.borrow().keys().copied().collect()
     }

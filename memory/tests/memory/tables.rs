@@ -131,7 +131,7 @@ fn machine(count: std::ops::Range<usize>) -> impl Strategy<Value = Machine> {
     })
 }
 
-/// The physical memory of a kernel image: the machine's first executable, or a part of it.
+/// Returns the physical memory of a kernel image: the machine's first executable, or a part of it.
 fn image(machine: &Machine) -> Option<PhysRange> {
     let mut entries = machine.entries.iter();
     let entry = entries.find(|entry| entry.kind == Kind::ExecutableAndModules)?;
@@ -381,8 +381,8 @@ fn tables_hold_the_plan_as_the_model_says() {
     assert_eq!(seen.len(), 10, "only of these kinds: {seen:?}");
 }
 
-/// The bits of a present entry whose every change is a fault: present, writable, PWT, PCD, PAT or
-/// page size, the address, and no-execute. (A leaf's user bit alone grants the user nothing.)
+/// Returns the bits of a present entry whose every change is a fault: present, writable, PWT, PCD, PAT
+/// or page size, the address, and no-execute. (A leaf's user bit alone grants the user nothing.)
 fn meaningful_bits() -> impl Strategy<Value = u32> {
     let flag = prop::sample::select(&[0u32, 1, 3, 4, 7, 63][..]);
     prop_oneof![2 => flag, 1 => 12..52u32]
@@ -487,7 +487,7 @@ fn a_window_grows_page_by_page() {
     ));
 }
 
-/// A part of the address space between places where something is mapped, or nearly.
+/// Returns a part of the address space between places where something is mapped, or nearly.
 fn window(machine: &Machine, tables: &Tables<&Ram>, ends: [(Index, u32, u64); 2]) -> VirtRange {
     let leaves = leaves(tables);
     let levels = u32::from(machine.levels.count());
@@ -561,7 +561,7 @@ proptest! {
     }
 }
 
-/// The first and last address that a table is for, if it is reached from this root.
+/// Returns the first and last address that a table is for, if it is reached from this root.
 fn span(ram: &Ram, root: u64, levels: u8, frame: u64) -> Option<(u64, u64)> {
     fn search(ram: &Ram, at: u64, level: u8, from: u64, frame: u64) -> Option<(u64, u8)> {
         if at == frame {

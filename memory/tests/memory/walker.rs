@@ -28,9 +28,9 @@ pub struct Seen {
     pub cache: Cache,
 }
 
-/// All pages, lowest address first. Panics at what the kernel must never map: user pages, such as are
-/// writable and executable, and such as the CPU would mark in the tables as used; or that it would
-/// take for a shadow stack, as they are dirty without being writable.
+/// Returns all pages, lowest address first. Panics at what the kernel must never map: user pages, such
+/// as are writable and executable, and such as the CPU would mark in the tables as used; or that it
+/// would take for a shadow stack, as they are dirty without being writable.
 pub fn walk(ram: &Ram, root: u64, levels: u8) -> Vec<Seen> {
     let mut pages = Vec::new();
     descend(ram, root, levels, levels, 0, (true, true), &mut pages);
@@ -104,7 +104,7 @@ fn sign_extended(virt: u64, bits: u32) -> u64 {
     ((virt << (64 - bits)) as i64 >> (64 - bits)) as u64
 }
 
-/// The same mapping in as few pieces as possible, of whatever size.
+/// Returns the same mapping in as few pieces as possible, of whatever size.
 pub fn joined(pages: impl IntoIterator<Item = Seen>) -> Vec<Seen> {
     let mut joined: Vec<Seen> = Vec::new();
     for page in pages {
