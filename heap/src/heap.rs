@@ -22,13 +22,13 @@ use crate::{Platform, Statistics};
 ///
 /// # Never a deadlock
 ///
-/// Every operation keeps interrupts out on its CPU, so an interrupt handler may allocate and free
-/// at any instruction. What can still reach the heap while its own CPU is inside is a non-maskable
-/// interrupt, a panic, or [`Platform::grow`] itself. It gets null for an allocation, and its free
-/// leaves the block live; both are counted as [refusals](Statistics::refusals). (`grow` holds no
-/// lock that freeing needs, and may free.) This takes a CPU number: a CPU for which
-/// [`Platform::cpu`] is `None` waits for the free lists like any other, so it must not use the heap
-/// from an NMI; and it does not wait for growth, but gets null if one is under way.
+/// Every operation disables interrupts on its CPU, so an interrupt handler may allocate and free at any
+/// instruction. A non-maskable interrupt, a panic, or [`Platform::grow`] itself can still reach the
+/// heap while its own CPU is inside. It gets null for an allocation, and its free leaves the block
+/// live; both are counted as [refusals](Statistics::refusals). (`grow` holds no lock that freeing
+/// needs, and may free.) This takes a CPU number: a CPU for which [`Platform::cpu`] is `None` waits for
+/// the free lists like any other, so it must not use the heap from an NMI; and it does not wait for
+/// growth, but gets null if one is under way.
 pub struct Heap<P> {
     platform: P,
     /// Taken before the platform's locks, and these before `regions`.
@@ -83,7 +83,7 @@ impl<P: Platform> Heap<P> {
 
     /// Allows the heap to grow by [`Platform::grow`] from now on.
     ///
-    /// Called once the platform can grow. What lives in the boot arena stays there until freed.
+    /// Called once the platform can grow. Blocks in the boot arena stay there until they are freed.
     pub fn open(&self) {
         let _interrupts = self.platform.disable_interrupts();
         if let Some(mut regions) = self.regions.lock(&self.here()) {
@@ -144,7 +144,7 @@ impl<P: Platform> Heap<P> {
         self.refusals.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Interrupts are kept out by the caller.
+    /// The caller has disabled interrupts.
     fn allocate(&self, layout: Layout) -> Option<NonNull<u8>> {
         let here = self.here();
         // Refused even where a free block would do: code that allocates while growing must fail

@@ -11,9 +11,9 @@
 //!
 //! Both have in common:
 //!
-//! - **Safe in interrupts**: a handler may allocate and free at any instruction. What can't be kept
-//!   out of a locked part (an NMI, a panic, growth that allocates) is detected, and served or
-//!   refused rather than deadlocked on.
+//! - **Safe in interrupts**: a handler may allocate and free at any instruction. Code that can
+//!   interrupt a critical section all the same (an NMI, a panic, growth that allocates) is detected,
+//!   and served or refused rather than deadlocked on.
 //! - **Running out is an answer**: null, never a hang or a panic, also for layouts so large that
 //!   their arithmetic would overflow.
 //! - **Exact accounts**: [`Statistics`] and [`Totals`] prove that work freed all it allocated.
@@ -21,9 +21,9 @@
 //! # The first heap of a kernel
 //!
 //! [`Heap`] works before everything else: on a boot arena first, on memory that grows once the kernel
-//! can map some. Its free lists are [`linked_list_allocator`]'s, behind one lock. A kernel says in a [`Platform`] which CPU it runs on, how to keep interrupts out, and where more
-//! memory comes from. This one has 4 KiB frames and maps them one after the other into a window of
-//! its own:
+//! can map some. Its free lists are [`linked_list_allocator`]'s, behind one lock. A kernel says in a
+//! [`Platform`] which CPU it runs on, how to disable interrupts, and where more memory comes from. This
+//! one has 4 KiB frames and maps them one after the other into a window of its own:
 //!
 //! ```no_run,standalone_crate
 //! use core::arch::asm;
@@ -229,11 +229,11 @@
 //! # Without the flag
 //!
 //! So that an interrupt can come at any instruction, that kernel's fast paths raise a flag. On x86-64
-//! they can do without, in 28 instructions for an allocation and its free: as
-//! [sequences that start anew](FastPath::Restarted) if something that used the heap came in between.
-//! The cache then lies in what GS base points to, also before the CPU has one: a cache that nobody ever
-//! has, empty and full at once, in which the fast paths find nothing to do. With `muster-percpu` it is
-//! the head of each CPU's block and of what stands for one:
+//! they can do without, in 28 instructions for an allocation and its free: as [sequences that
+//! restart](FastPath::Restarted) if something that used the heap came in between. The cache then lies
+//! in what GS base points to, also before the CPU has one: a cache that nobody ever has, empty and full
+//! at once, in which the fast paths find nothing to do. With `muster-percpu` it is the head of each
+//! CPU's block and of what stands for one:
 //!
 #![cfg_attr(target_arch = "x86_64", doc = "```no_run")]
 #![cfg_attr(not(target_arch = "x86_64"), doc = "```ignore")]
@@ -340,7 +340,7 @@
 //! [`CheckedHeap`] wraps another one, and finds who frees twice, writes past the end, before the start
 //! or after the free: with the CPUs that allocated and freed the block, and from where. Its memory and
 //! time are several times the wrapped heap's, but it takes no lock, so that it shows what happens with
-//! all CPUs at work:
+//! all CPUs busy:
 //!
 #![cfg_attr(feature = "hosted", doc = "```should_panic,standalone_crate")]
 #![cfg_attr(not(feature = "hosted"), doc = "```ignore")]

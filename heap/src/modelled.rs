@@ -1,6 +1,6 @@
 //! How models run, and how it is shown that they find mistakes.
 
-#![allow(clippy::unwrap_used, reason = "what can't be run shall fail the model")]
+#![allow(clippy::unwrap_used, reason = "a model that cannot run must fail")]
 
 use std::env;
 use std::format;
@@ -12,7 +12,7 @@ use std::{eprintln, println};
 
 use loom::model::Builder;
 
-/// Runs a model, with at most so many preemptions where all would take too long, and says how many
+/// Runs a model, with a bound on preemptions where all would take too long, and returns how many
 /// interleavings it has.
 pub(crate) fn model(
     name: &str,

@@ -1,4 +1,4 @@
-//! What the heap asks of the kernel around it.
+//! The platform of the heap: what it asks of the kernel.
 
 use core::ptr::NonNull;
 
@@ -18,7 +18,7 @@ use crate::lock;
 /// 1. [`cpu`](Self::cpu) gives two CPUs that run at the same time different numbers.
 /// 2. While an [`InterruptGuard`](Self::InterruptGuard) is alive, no interrupt handler that may
 ///    allocate or free runs on this CPU, and the code stays on this CPU. (A non-maskable interrupt
-///    can't be kept out; the heap answers it with null, see [`Heap`](crate::Heap).)
+///    cannot be disabled; the heap answers it with null, see [`Heap`](crate::Heap).)
 /// 3. The memory [`grow`](Self::grow) returns is mapped, readable and writable on all CPUs, used by
 ///    nothing else, and stays so for good.
 pub unsafe trait Platform: Sync {

@@ -1,4 +1,4 @@
-//! What a heap holds, to the byte.
+//! The statistics of a heap, to the byte.
 
 use crate::Traffic;
 

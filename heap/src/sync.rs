@@ -1,7 +1,7 @@
-//! What CPUs share: the processor's atomics, or a model's.
+//! Atomics: the processor's, or a model's.
 //!
-//! With `--cfg loom` they are [loom](https://docs.rs/loom)'s, which tries every order in which CPUs
-//! can come upon each other, and every value that a CPU may then read; see `magazines/models.rs`.
+//! With `--cfg loom` they are [loom](https://docs.rs/loom)'s, which tries every interleaving of CPUs,
+//! and every value that a CPU may then read; see `magazines/models.rs`.
 
 #[cfg(not(loom))]
 mod real {

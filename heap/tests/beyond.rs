@@ -1,9 +1,9 @@
-//! More threads than a hosted machine has caches for. A process of its own: whatever else runs in it
-//! meanwhile has no cache either, on which other tests rely.
+//! More threads than a hosted machine has caches for. A process of its own: whatever else runs in it at
+//! the same time has no cache either, on which other tests rely.
 
 #![allow(
     clippy::unwrap_used,
-    reason = "a test that finds nothing to unwrap shall fail"
+    reason = "a test that finds nothing to unwrap must fail"
 )]
 
 use core::alloc::{GlobalAlloc, Layout};

@@ -1,5 +1,5 @@
-//! What a frame costs: this crate's frame allocator, with and without a cache for each CPU, beside
-//! the one of `buddy_system_allocator` behind a spin lock. Threads stand for CPUs.
+//! The cost of a frame: this crate's frame allocator, with and without a cache for each CPU, beside the
+//! one of `buddy_system_allocator` behind a spin lock. Threads stand for CPUs.
 //!
 //! `cargo run --release -p muster-memory --example frames`
 
@@ -23,7 +23,7 @@ const ROUNDS: usize = 7;
 const TIME: Duration = Duration::from_millis(60);
 const OWNER: Owner = Owner::Heap;
 
-/// What one CPU can do, by the numbers of first frames.
+/// The operations of one CPU, by the numbers of first frames.
 trait Cpu {
     fn take(&mut self, frames: usize) -> u64;
     fn give(&mut self, first: u64, frames: usize);

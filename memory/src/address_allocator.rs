@@ -174,8 +174,8 @@ impl OwnedAddresses {
     }
 }
 
-/// Gives out the addresses of a window of some tables' address space, each range with a page on both
-/// sides that is never mapped: a CPU that runs off its end faults.
+/// An allocator of the addresses of a window of some tables' address space, each range with a page on
+/// both sides that is never mapped: a CPU that runs off its end faults.
 ///
 /// Neighbours share the page between them. Addresses come back only when the tables show that nothing
 /// is mapped there, and that every CPU has flushed what was.
@@ -186,7 +186,7 @@ impl OwnedAddresses {
 /// [`Self::free`] never does.
 ///
 /// What it proves: no address is given out twice, by this allocator or by another one for the same
-/// tables, and nothing was mapped in the window when the allocator was made. What it does not: that
+/// tables, and nothing was mapped in the window when the allocator was made. It does not prove that
 /// nothing is mapped there later without the right to the addresses. [`Tables::map`] takes addresses as
 /// numbers, so that is left to its safety condition; [`Self::allocate`] does not look at the tables. A
 /// page that was mapped in breach of it is never mapped over ([`Tables::map`] refuses that), and keeps
@@ -231,7 +231,7 @@ pub struct AddressAllocator {
     id: Unique,
     tables: Unique,
     window: VirtRange,
-    /// What is allocated, lowest first, no two with less than a guard between them.
+    /// The allocated ranges, lowest first, no two with less than a guard between them.
     taken: Vec<VirtRange>,
     bytes: u64,
 }
@@ -258,7 +258,7 @@ impl AddressAllocator {
         })
     }
 
-    /// Makes room for the records of so many ranges at once, beside those there are.
+    /// Makes room for the records of this many ranges at once, beside those there are.
     ///
     /// # Errors
     ///

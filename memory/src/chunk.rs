@@ -1,4 +1,4 @@
-//! What is recorded of 2 MiB of memory: which of its frames are free.
+//! The record of 2 MiB of memory: which of its frames are free.
 
 use core::array;
 use core::mem::MaybeUninit;
@@ -20,7 +20,7 @@ pub(crate) const FREE_ROW: u64 = u64::MAX >> (u64::BITS as u64 - ROW_FRAMES);
 
 pub(crate) const ROWS: usize = (CHUNK_FRAMES / ROW_FRAMES) as usize;
 
-/// What the allocator records of the 512 frames of a naturally aligned 2 MiB: 10 bits each.
+/// The allocator's record of the 512 frames of a naturally aligned 2 MiB: 10 bits each.
 ///
 /// The kernel sets memory for one of these per 2 MiB, or part of it, aside and hands it over
 /// unwritten; see [`FrameAllocator::storage_needed`](crate::FrameAllocator::storage_needed).
@@ -39,7 +39,7 @@ const _: () = assert!(size_of::<FrameInfo>() == 64 + 64 + 512);
 pub(crate) struct Chunk {
     /// A set bit is a free frame, one that whoever clears it owns.
     rows: [AtomicU64; ROWS],
-    /// A set bit is a frame that somebody is taking back; nobody else may meanwhile.
+    /// A set bit is a frame that somebody is taking back; nobody else may until then.
     returning: [AtomicU64; ROWS],
 }
 
@@ -76,7 +76,7 @@ pub(crate) struct Fit {
 }
 
 impl Fit {
-    /// `None` if such runs don't fit in rows.
+    /// Creates a fit; `None` if such runs don't fit in rows.
     pub(crate) fn new(count: u64, align: u64) -> Option<Self> {
         if count == 0 || count > ROW_FRAMES || !align.is_power_of_two() || align > ROW_FRAMES {
             return None;
@@ -134,7 +134,7 @@ impl FrameInfo {
 }
 
 impl Chunk {
-    /// A chunk none of whose frames is free yet.
+    /// Creates a chunk none of whose frames is free yet.
     pub(crate) fn new() -> Self {
         Self {
             rows: array::from_fn(|_| AtomicU64::new(0)),
@@ -226,7 +226,7 @@ impl Chunk {
     }
 }
 
-/// Replaces what a row was by what shall be left, or answers what it is now.
+/// Replaces what a row was by what is left of it, or returns its current value.
 fn replace(row: &AtomicU64, free: u64, left: u64) -> Result<u64, u64> {
     if mutated("frames are claimed in two steps") {
         row.store(left, SeqCst);

@@ -1,4 +1,4 @@
-//! Frames that one CPU has at hand.
+//! Frames that one CPU has cached.
 
 use core::fmt;
 use core::ptr;
@@ -27,7 +27,7 @@ const CAPACITY: usize = 2 * BATCH;
 // A row is taken as a whole while there are fewer than `MIN_FILL`.
 const _: () = assert!(MIN_FILL - 1 + ROW_FRAMES as usize <= CAPACITY);
 
-/// What everybody may know of a CPU's cache. Nobody but its owner writes it; it is as large as the
+/// The part of a CPU's cache that all CPUs may read. Only its owner writes it; it is as large as the
 /// two cache lines that the processor fetches together, so that nobody else's writes slow that down.
 #[derive(Default)]
 #[repr(align(128))]
@@ -53,7 +53,7 @@ impl Slot {
     }
 }
 
-/// Frames that one CPU has at hand: up to 128, from the [`FrameAllocator`] and still free.
+/// Frames that one CPU has cached: up to 128, from the [`FrameAllocator`] and still free.
 ///
 /// Most calls need neither a lock nor an atomic read-modify-write, and touch what no other CPU
 /// writes, but for a byte of record per frame. Frames come in by rows of up to 64, which one atomic
@@ -64,8 +64,8 @@ impl Slot {
 /// them](https://docs.rs/x86_64/latest/x86_64/instructions/interrupts/fn.without_interrupts.html).
 ///
 /// If a cache is dropped, its frames go back. If it is forgotten ([`mem::forget`](core::mem::forget)),
-/// they count as [cached](FrameAllocator::cached_frames), and nobody gets them nor its place, until caches
-/// are [made anew](FrameAllocator::with_caches).
+/// they count as [cached](FrameAllocator::cached_frames), and nobody gets them nor its place, until
+/// caches are [made again](FrameAllocator::with_caches).
 ///
 /// ```
 /// use muster_memory::{FrameAllocator, Owner, PhysRange};
@@ -98,7 +98,7 @@ pub struct FrameCache<'a> {
     owners: Owners<'a>,
     /// The chunk that the cache is filled from, and other CPUs' are not if that can be helped.
     home: Option<Spot>,
-    /// Those below `slot.cached` are in the cache. What lies above is any frame.
+    /// Those below `slot.cached` are in the cache. Entries above that are any frame.
     stack: [Frame; CAPACITY],
     /// Where it is recorded whose each of them is. Beside the stack and not in it, as the processor
     /// scales an index by 8, but not by 16.

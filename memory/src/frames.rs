@@ -154,9 +154,9 @@ pub enum FreeError {
     WrongOwner {
         /// The frame.
         frame: Frame,
-        /// Who frees it.
+        /// The owner that frees it.
         claimed: Owner,
-        /// Whose it is.
+        /// The owner that is recorded.
         recorded: Owner,
     },
 }
@@ -217,7 +217,7 @@ pub(crate) struct Ledger([AtomicI64; COUNTED]);
 /// Owners that have a count: the first ones.
 const COUNTED: usize = Owner::NullFrame as usize;
 
-// Whoever may get frames has a count.
+// Each owner that may get frames has a count.
 const _: () = {
     let mut place = COUNTED;
     while place < Owner::ALL.len() {
@@ -246,7 +246,7 @@ impl Ledger {
     }
 }
 
-/// What one CPU's cache has, and what went through it. All shares together, the
+/// One CPU's cache: the frames in it, and those that went through it. All shares together, the
 /// [common](FrameAllocator::common_share) one included, are the [totals](FrameAllocator::totals).
 #[derive(Clone, Copy)]
 pub struct Share<'a> {
@@ -296,17 +296,17 @@ const MAX_POLLS: usize = if cfg!(loom) { usize::MAX } else { 1 << 12 };
 /// [adopted](Self::adopt): until then they count as [`Owner::Loader`]'s. Once made, it never
 /// allocates memory itself, so the heap may grow from it.
 ///
-/// Any number of CPUs may use it at once, also from interrupt handlers: no call waits for another.
-/// A frame is claimed by an atomic operation on a word that has a bit for each of 64 frames. What
-/// is common goes around even that: a [cache](Self::cache) for each CPU.
+/// Any number of CPUs may use it at once, also from interrupt handlers: no call waits for another. A
+/// frame is claimed by an atomic operation on a word that has a bit for each of 64 frames. The common
+/// case avoids even that: a [cache](Self::cache) for each CPU.
 ///
 /// Frames are taken where others are in use already, lowest first, so that runs of 2 MiB last as
 /// long as possible; freed frames join with free ones beside them by themselves.
 ///
-/// What it proves: no frame is handed out twice, and none that is not wholly in a range, nor frame
-/// 0; frames are neither lost nor invented. The right to a frame is a value that cannot be copied
-/// ([`OwnedFrame`], [`OwnedRun`]), and that [`Self::free`] takes. What rests on the written conditions
-/// of `unsafe` functions: that the ranges are memory and are unused ([`Self::new`], [`Self::adopt`]),
+/// What it proves: no frame is handed out twice, and none that is not wholly in a range, nor frame 0;
+/// frames are neither lost nor invented. The right to a frame is a value that cannot be copied
+/// ([`OwnedFrame`], [`OwnedRun`]), and that [`Self::free`] takes. The written conditions of `unsafe`
+/// functions have to ensure that the ranges are memory and are unused ([`Self::new`], [`Self::adopt`]),
 /// and that a right which was given up for a name is made again once ([`OwnedFrame::from_raw`]). Most
 /// breaches of the latter are seen nevertheless ([`FreeError`]).
 ///
@@ -340,7 +340,7 @@ pub struct FrameAllocator {
     capacity: u64,
     /// Frames in zones that are not adopted yet.
     unadopted: AtomicU64,
-    /// What was handed out and taken back here and not in a CPU's cache.
+    /// The frames that were handed out and taken back here and not in a CPU's cache.
     ledger: Ledger,
     slots: Box<[Slot]>,
 }
@@ -471,7 +471,7 @@ impl FrameAllocator {
         if self.slots.iter().any(Slot::is_taken) {
             self.zones.iter_mut().for_each(Zone::forget_caches);
         }
-        // What went through caches that there were is no longer told apart.
+        // The counts of the former caches are no longer kept apart.
         for owner in Owner::ALL {
             let through = |slot: &Slot| slot.ledger.get(owner);
             let frames = self.slots.iter().map(through).sum();
@@ -629,8 +629,8 @@ impl FrameAllocator {
     /// Returns how many bytes of frames each owner has; those in the CPUs' caches are free. Their sum
     /// never changes.
     ///
-    /// Exact if nobody allocates or frees meanwhile; a frame that changes hands meanwhile counts as
-    /// either's.
+    /// Exact if nobody allocates or frees concurrently; a frame that changes hands concurrently counts
+    /// as either's.
     pub fn totals(&self) -> Totals {
         let unadopted = self.unadopted.load(SeqCst);
         let mut totals = Totals::default();
@@ -663,7 +663,7 @@ impl FrameAllocator {
 
     /// Returns how many of the free frames are in no CPU's cache, by a count of all frames' bits: with
     /// [`Self::cached_frames`] it is [`Self::free_frames`], which comes from what was handed out, if
-    /// nobody allocates or frees meanwhile.
+    /// nobody allocates or frees concurrently.
     pub fn uncached_frames(&self) -> usize {
         self.zones.iter().map(Zone::count).sum()
     }
@@ -727,8 +727,7 @@ impl FrameAllocator {
         } else {
             None
         };
-        // What the summary does not know yet is for those who are about to be told that there is
-        // nothing.
+        // Frames that the summary does not know yet are searched for only before the call fails.
         quickly
             .or_else(|| self.claim_anywhere(count, align, true))
             .or_else(|| self.seek(count, align))
@@ -740,10 +739,10 @@ impl FrameAllocator {
             .find_map(|zone| zone.claim_anywhere(count, align, trusting))
     }
 
-    /// Claims a run wherever it is, for one who has found none so far. Searches until no frame comes
-    /// back meanwhile, and none is held by a CPU that may not keep it: so nobody is told that memory
-    /// has run out who only looked away from it. Both within bounds: what they wait for may have been
-    /// interrupted by this very call, and long runs may be in demand forever.
+    /// Claims a run wherever it is, after the quick search has found none. Searches until no frame
+    /// comes back concurrently, and none is held by a CPU that may not keep it: so no caller is told
+    /// that memory has run out while there is some. Both within bounds: what they wait for may have
+    /// been interrupted by this very call, and long runs may be in demand forever.
     fn seek(&self, count: u64, align: u64) -> Option<u64> {
         self.zones.iter().for_each(Zone::begin_seeking);
         let returns = || {
@@ -885,7 +884,7 @@ impl FrameAllocator {
                     .map_or(Ok(()), |frame| Err(FreeError::AlreadyFree { frame }))
             });
         }
-        // Whose they aren't leaves no trace by which the owner could be refused.
+        // A caller that does not own the frames leaves no trace by which the owner could be refused.
         if !mutated("owners are compared late") {
             self.check_all(numbers.clone(), owner)?;
         }

@@ -20,8 +20,8 @@
 //! | [`PhysicalMap`] | who owns which byte | each byte of the loader's map has one owner; memory changes hands only from its owner |
 //! | [`FrameAllocator`] | hands out frames, to any number of CPUs at once | no frame twice, none outside free memory, none lost |
 //! | [`OwnedFrame`], [`OwnedRun`] | the right to frames that were handed out | one for each frame; a name alone, such as a [`Frame`], frees nothing |
-//! | [`FrameCache`] | frames that one CPU has at hand | the same, and all of them can be had back |
-//! | [`Plan`], [`hhdm`] | what shall be mapped, and how | no address twice; nothing writable and executable, not even by two addresses; no memory cached in two ways |
+//! | [`FrameCache`] | frames that one CPU has cached | the same, and all of them can be taken back |
+//! | [`Plan`], [`hhdm`] | what is to be mapped, and how | no address twice; nothing writable and executable, not even by two addresses; no memory cached in two ways |
 //! | [`Tables`], [`TableView`] | page tables, and such as only are read | no page reaches beyond its region; no memory both writable and executable, nor cached in two ways, whatever comes and goes; after [`Tables::verify`]: the tables hold the plan and nothing else |
 //! | [`Unmapping`], [`Flush`] | what the CPUs have to forget, all of them | nothing that a CPU may still reach by its caches is used again |
 //! | [`AddressAllocator`] | addresses for what comes and goes | no address twice, by all allocators for some tables together; none comes back while the tables that it is for have anything there; a page that is given to nobody on both sides |
@@ -79,7 +79,7 @@
 //! // SAFETY: the map calls the memory free, so nothing uses it, and the records lie elsewhere.
 //! let frames = unsafe { FrameAllocator::new(free.into_iter(), [].into_iter(), records)? };
 //!
-//! // What shall be mapped.
+//! // The plan of what is to be mapped.
 //! let mut plan = Plan::new(Levels::Four, 40);
 //! for region in hhdm(&entries, 0xffff_8000_0000_0000, PageSize::Size1GiB, &[])? {
 //!     plan.add(region)?;

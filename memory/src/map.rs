@@ -7,8 +7,8 @@ use core::ops::{Index, IndexMut};
 use crate::range::{FRAME_SIZE, PhysRange};
 use crate::range_map::RangeMap;
 
-/// What a boot loader says a stretch of physical memory is: the kinds of the Limine boot protocol's
-/// memory map.
+/// The kind of a range of physical memory, as the boot loader reports it: the kinds of the Limine boot
+/// protocol's memory map.
 ///
 /// Declared from the least to the most restrictive; where entries overlap, the greater wins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -89,7 +89,7 @@ impl fmt::Display for Kind {
 pub struct MemoryEntry {
     /// The bytes it speaks of.
     pub range: PhysRange,
-    /// What it says they are.
+    /// Their kind.
     pub kind: Kind,
 }
 
@@ -99,7 +99,7 @@ impl fmt::Display for MemoryEntry {
     }
 }
 
-/// Whose a stretch of physical memory is.
+/// The owner of a range of physical memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum Owner {
@@ -227,7 +227,7 @@ impl Totals {
         self.0.iter().sum()
     }
 
-    /// Each owner with its bytes, in the order of [`Owner::ALL`].
+    /// Iterates over each owner with its bytes, in the order of [`Owner::ALL`].
     pub fn iter(&self) -> impl Iterator<Item = (Owner, u64)> {
         Owner::ALL.into_iter().zip(self.0)
     }
@@ -277,13 +277,13 @@ pub enum AssignError {
     NotOwned {
         /// The range that was to change hands.
         range: PhysRange,
-        /// Who was to give it.
+        /// The owner that was to give it.
         from: Owner,
-        /// Who was to get it.
+        /// The owner that was to get it.
         to: Owner,
         /// The first address that is not the giver's.
         at: u64,
-        /// Whose that address is; `None` if the map does not know it.
+        /// The owner of that address; `None` if the map does not contain it.
         found: Option<Owner>,
     },
     /// It begins or ends inside a frame, and would part it between two owners, of whom one has whole
@@ -291,9 +291,9 @@ pub enum AssignError {
     InsideFrame {
         /// The range that was to change hands.
         range: PhysRange,
-        /// Who was to give it.
+        /// The owner that was to give it.
         from: Owner,
-        /// Who was to get it.
+        /// The owner that was to get it.
         to: Owner,
         /// The first of its borders that lies inside a frame.
         at: u64,
@@ -302,7 +302,7 @@ pub enum AssignError {
     NullFrame {
         /// The range that was to change hands.
         range: PhysRange,
-        /// Who was to get it.
+        /// The owner that was to get it.
         to: Owner,
     },
 }
@@ -349,7 +349,7 @@ impl fmt::Display for AssignError {
 
 impl core::error::Error for AssignError {}
 
-/// Who owns which byte of physical memory.
+/// The owner of each byte of physical memory.
 ///
 /// Every byte of every entry of the loader's map has exactly one owner, and no other byte has any.
 /// Free and loader memory, which is handed out, consists of whole frames without frame 0, also after what
@@ -384,9 +384,9 @@ pub struct PhysicalMap {
 impl PhysicalMap {
     /// Creates the map as a loader describes it, in any order.
     ///
-    /// Where entries overlap, the more restrictive kind wins, to the byte. What is left of free and
-    /// loader memory is shrunk to whole frames; the rest of those frames becomes reserved, and
-    /// frame 0 becomes [`Owner::NullFrame`].
+    /// Where entries overlap, the more restrictive kind wins, to the byte. The remainder of free and
+    /// loader memory is shrunk to whole frames; the rest of those frames becomes reserved, and frame 0
+    /// becomes [`Owner::NullFrame`].
     ///
     /// # Errors
     ///
@@ -481,7 +481,7 @@ impl PhysicalMap {
             .filter_map(move |(range, whose)| (whose == owner).then_some(range))
     }
 
-    /// All ranges with their owners, lowest first.
+    /// Iterates over all ranges with their owners, lowest first.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = (PhysRange, Owner)> {
         self.owners.iter()
     }

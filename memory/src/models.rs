@@ -1,12 +1,12 @@
-//! The frame allocator itself under [loom](https://docs.rs/loom), but with rows of 4 frames and
-//! chunks of 2 rows: every order in which CPUs can come upon each other, up to a number of
-//! preemptions, and every value that they may then read. `just models` runs them.
+//! The frame allocator itself under [loom](https://docs.rs/loom), but with rows of 4 frames and chunks
+//! of 2 rows: every interleaving of CPUs, up to a number of preemptions, and every value that they may
+//! then read. `just models` runs them.
 //!
 //! Each proves something only as far as it finds mistakes: [`MISTAKES`].
 
 #![allow(
     clippy::unwrap_used,
-    reason = "a model that finds nothing to unwrap shall fail"
+    reason = "a model that finds nothing to unwrap must fail"
 )]
 
 use std::boxed::Box;
@@ -60,7 +60,7 @@ fn allocator(free: core::ops::Range<u64>, later: core::ops::Range<u64>) -> &'sta
     Box::leak(Box::new(frames.with_caches(2).unwrap()))
 }
 
-/// Runs a model, with at most so many preemptions where all would take too long, and says how many
+/// Runs a model, with a bound on preemptions where all would take too long, and returns how many
 /// interleavings it has.
 fn model(name: &str, preemptions: Option<usize>, run: impl Fn() + Send + Sync + 'static) {
     let mut builder = Builder::new();

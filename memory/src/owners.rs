@@ -1,4 +1,4 @@
-//! Whose each frame is.
+//! The owner of each frame.
 
 use core::ops::Range;
 use core::sync::atomic::Ordering::Relaxed;
@@ -57,8 +57,8 @@ impl<'a> Owners<'a> {
     }
 }
 
-/// Stores the same in all records of a word, in no order: as so many relaxed stores, which the
-/// compiler leaves as many, and a run of 2 MiB has 512.
+/// Stores the same in all records of a word, in no order: as relaxed stores, which the compiler leaves
+/// as many, and a run of 2 MiB has 512.
 #[inline]
 fn store(word: &[AtomicU8; WORD], value: u8) {
     #[cfg(all(target_arch = "x86_64", not(any(loom, miri))))]

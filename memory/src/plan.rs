@@ -1,4 +1,4 @@
-//! The mapping plan: which virtual memory shall show which physical memory, and how.
+//! The mapping plan: which virtual memory maps which physical memory, and how.
 //!
 //! A [`Plan`] is data: it can be printed, tested, and compared with the tables built from it
 //! ([`Tables::verify`](crate::Tables::verify)).
@@ -12,7 +12,7 @@ use crate::map::{Kind, MemoryEntry};
 use crate::range::{FRAME_SIZE, PhysRange};
 use crate::range_map::RangeMap;
 
-/// What the kernel may do with a mapping. Writable *and* executable cannot be said.
+/// The rights of the kernel to a mapping. Writable *and* executable cannot be said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Access {
     /// Read.
@@ -240,18 +240,18 @@ impl Levels {
     }
 }
 
-/// One stretch of virtual memory that shows one stretch of physical memory.
+/// One range of virtual memory that maps one range of physical memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Region {
-    /// What it is called in messages.
+    /// Its name in messages.
     pub name: &'static str,
     /// The first virtual address; a multiple of [`FRAME_SIZE`].
     pub virt: u64,
-    /// The physical address it shows; a multiple of [`FRAME_SIZE`].
+    /// The physical address it maps; a multiple of [`FRAME_SIZE`].
     pub phys: u64,
     /// Bytes; a multiple of [`FRAME_SIZE`], not 0.
     pub length: u64,
-    /// What the kernel may do with it.
+    /// The rights of the kernel to it.
     pub access: Access,
     /// How it is cached.
     pub cache: Cache,
@@ -306,7 +306,7 @@ impl Region {
                     && border > whole.phys
                     && border - whole.phys < whole.length
             };
-            // What goes on behind the last address stays in one piece, so that it is refused.
+            // A region that goes on beyond the last address stays in one piece, so that it is refused.
             let cut = (borders.find(inside)).and_then(|border| {
                 let length = border - whole.phys;
                 Some((border, length, whole.virt.checked_add(length)?))
@@ -324,7 +324,7 @@ impl Region {
         })
     }
 
-    /// Returns the physical memory it shows; `None` if it is empty or beyond what can exist.
+    /// Returns the physical memory it maps; `None` if it is empty or beyond what can exist.
     pub fn physical(&self) -> Option<PhysRange> {
         PhysRange::new(self.phys, self.length)
     }
@@ -387,7 +387,7 @@ impl Region {
         }
     }
 
-    /// Returns whether the two show some physical memory in common.
+    /// Returns whether the two map some physical memory in common.
     fn aliases(&self, other: &Self) -> bool {
         match (self.physical(), other.physical()) {
             (Some(physical), Some(other_physical)) => physical.overlaps(other_physical),
@@ -464,14 +464,14 @@ pub enum PlanError {
         /// The first virtual address in both.
         virt: u64,
     },
-    /// One shows physical memory writable that the other shows executable.
+    /// One maps physical memory writable that the other maps executable.
     WritableAlias {
         /// The region.
         name: &'static str,
         /// The region that is already there.
         with: &'static str,
     },
-    /// The two show the same physical memory with different cache types, which leads to undefined
+    /// The two map the same physical memory with different cache types, which leads to undefined
     /// operations (Intel SDM vol. 3, 13.12.4 "Programming the PAT").
     CacheAlias {
         /// The region.
@@ -519,7 +519,7 @@ impl fmt::Display for PlanError {
                 bits,
             } => write!(
                 f,
-                "region \"{name}\" shows {length:#x} bytes from physical {phys:#x}, but physical \
+                "region \"{name}\" maps {length:#x} bytes from physical {phys:#x}, but physical \
                  addresses here have {bits} bits: check the memory map"
             ),
             Self::Overlap { name, with, virt } => {
@@ -530,12 +530,12 @@ impl fmt::Display for PlanError {
             }
             Self::WritableAlias { name, with } => write!(
                 f,
-                "regions \"{name}\" and \"{with}\" show the same memory, one writable and one \
+                "regions \"{name}\" and \"{with}\" map the same memory, one writable and one \
                  executable: make the writable one read-only"
             ),
             Self::CacheAlias { name, with } => write!(
                 f,
-                "regions \"{name}\" and \"{with}\" show the same memory with different cache types"
+                "regions \"{name}\" and \"{with}\" map the same memory with different cache types"
             ),
             Self::OutOfMemory { name, bytes } => write!(
                 f,
@@ -548,11 +548,11 @@ impl fmt::Display for PlanError {
 
 impl core::error::Error for PlanError {}
 
-/// All that shall be mapped.
+/// The plan of all that is to be mapped.
 ///
 /// What it proves: regions consist of whole pages and of addresses that exist; no virtual address is
 /// in two of them; no physical memory is writable in one and executable in another, or cached in two
-/// ways. What it does not: that the physical memory is there and is what the region's name says.
+/// ways. It does not prove that the physical memory is there and is what the region's name says.
 ///
 /// ```
 /// use muster_memory::{Access, Cache, Levels, PageSize, Plan, PlanError, Region};
@@ -667,7 +667,7 @@ impl Plan {
     }
 }
 
-/// What of physical memory the HHDM shows, and how.
+/// The part of physical memory that the HHDM maps, and how.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Alias {
     Memory,
@@ -675,13 +675,13 @@ enum Alias {
     Framebuffer,
 }
 
-/// Returns the regions of the higher-half direct map: physical memory shown at `offset` plus its
+/// Returns the regions of the higher-half direct map: physical memory mapped at `offset` plus its
 /// address.
 ///
-/// It shows what the Limine boot protocol maps there in base revision 3, and nothing else: usable
-/// and bootloader-reclaimable memory, executables and modules as write-back memory, framebuffers as
-/// write-combining. Nothing is executable. `read_only` names physical memory that must not be
-/// writable here because it is protected elsewhere: the kernel image's text and constants.
+/// It maps what the Limine boot protocol maps there in base revision 3, and nothing else: usable and
+/// bootloader-reclaimable memory, executables and modules as write-back memory, framebuffers as
+/// write-combining. Nothing is executable. `read_only` names physical memory that must not be writable
+/// here because it is protected elsewhere: the kernel image's text and constants.
 ///
 /// Entries that touch are one region, so that large pages can span their border. Executable and
 /// framebuffer entries may begin and end inside a frame: they take the whole of it, the executable
@@ -780,7 +780,7 @@ pub fn hhdm(
             ),
         };
         let Some(virt) = offset.checked_add(frames.start()) else {
-            // Whatever the width: no address space reaches beyond 64 bits.
+            // For any width: no address space reaches beyond 64 bits.
             return Err(PlanError::NotCanonical {
                 name,
                 virt: offset,

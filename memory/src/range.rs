@@ -31,7 +31,7 @@ pub struct PhysRange {
     end: u64,
 }
 
-/// What [`PhysRange::cut`] leaves of a range: the parts before and after the hole.
+/// The remainder of a range after [`PhysRange::cut`]: the parts before and after the hole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cut {
     /// The part below the hole, if any.

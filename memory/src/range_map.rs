@@ -48,12 +48,13 @@ impl<V: Copy + Eq> RangeMap<V> {
     }
 }
 
-/// The map's own intervals include their end.
+/// Converts a range to an interval of the map, which includes its end.
 fn interval(range: PhysRange) -> Interval<u64> {
     ii(range.start(), range.end() - 1)
 }
 
-/// Never `None`: every interval in the map was made from a range, or cut or merged from such.
+/// Converts an entry of the map to a range; never `None`, as every interval in the map was made from a
+/// range, or cut or merged from such.
 fn entry<V: Copy>((interval, value): (&Interval<u64>, &V)) -> Option<(PhysRange, V)> {
     Some((
         PhysRange::from_bounds(*interval.start(), interval.end() + 1)?,

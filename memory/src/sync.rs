@@ -1,7 +1,7 @@
 //! The atomics of the frame allocator: the processor's, or a model's.
 //!
-//! With `--cfg loom` they are [loom](https://docs.rs/loom)'s, which tries every order in which CPUs
-//! can come upon each other, and every value that a CPU may then read; see `models.rs`.
+//! With `--cfg loom` they are [loom](https://docs.rs/loom)'s, which tries every interleaving of CPUs,
+//! and every value that a CPU may then read; see `models.rs`.
 
 #[cfg(not(loom))]
 pub(crate) use core::hint::spin_loop;

@@ -43,11 +43,11 @@ pub use partial::PartialRoot;
 pub use path::{Step, Target};
 pub use verify::{Census, Mismatch};
 
-/// Windows whose addresses are given out, at most: a kernel has a few. Their room is in [`Tables`], as
-/// nobody may allocate while those are locked.
+/// The maximum number of windows whose addresses are given out: a kernel has a few. Their room is in
+/// [`Tables`], as nobody may allocate while those are locked.
 const MAX_WINDOWS: usize = 16;
 
-/// Tables below the root, at most.
+/// The maximum number of levels of tables below the root.
 const MAX_LEVELS_BELOW: usize = 4;
 
 /// How to reach physical memory: the direct map in a kernel, a buffer in a test.
@@ -73,7 +73,7 @@ unsafe impl<M: PhysicalMemory> PhysicalMemory for &M {
     }
 }
 
-/// What the CPU can do that tables may use.
+/// The features of the CPU that tables may use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Features {
     /// It has 1 GiB pages (CPUID 8000_0001h, EDX bit 26).
@@ -91,11 +91,11 @@ pub struct TableView<M> {
 
 /// Page tables, built through some [`PhysicalMemory`]; to be read as their [`TableView`].
 ///
-/// What is to stay, as a plan's regions, is mapped by [`Self::map_permanently`], when the kernel
-/// starts; what comes and goes by [`Self::map`]. No CPU has anything to flush then, since CPUs do not
-/// cache that a page is absent (Intel SDM vol. 3, 5.10.2.3 "Details of TLB Use"). What is taken away,
-/// has to be flushed on all CPUs: [`Self::unmap`] and [`Self::protect`] return a value that stands for
-/// it, and the frames come back, by [`Self::complete`], only for the proof that it was done:
+/// Permanent mappings, such as a plan's regions, are made by [`Self::map_permanently`] when the kernel
+/// starts; others by [`Self::map`]. No CPU has anything to flush then, since CPUs do not cache that a
+/// page is absent (Intel SDM vol. 3, 5.10.2.3 "Details of TLB Use"). A mapping that is removed or
+/// restricted has to be flushed on all CPUs: [`Self::unmap`] and [`Self::protect`] return a value that
+/// stands for it, and the frames come back, by [`Self::complete`], only for the proof that it was done:
 ///
 /// 1. [`Self::unmap`], under the lock that guards the tables: entries are no longer present.
 /// 2. [`Unmapping::flush`], without the lock: all CPUs flush, in one round.
@@ -106,11 +106,10 @@ pub struct TableView<M> {
 /// largest size that fits; nothing present is overwritten; the frames of the tables are these tables'
 /// alone, and none is given back that a CPU may still reach by them. No physical memory can be written
 /// by one address and executed by another or the same, nor is it cached in two ways, not even while
-/// CPUs go by what they have cached of pages that were unmapped or have lost rights: what would make
-/// it so is refused ([`Alias`]). [`Self::verify`] proves, by walking the tables as the CPU does, that
-/// they hold a plan and nothing else. What neither proves: that the plan is right; what other tables
-/// map, with another root; and that the CPU's registers (CR3, CR4, EFER, PAT, MTRRs) are set as the
-/// tables assume.
+/// CPUs go by what they have cached of pages that were unmapped or have lost rights: what would make it
+/// so is refused ([`Alias`]). [`Self::verify`] proves, by walking the tables as the CPU does, that they
+/// hold a plan and nothing else. Neither proves that the plan is right, what other tables map with
+/// another root, or that the CPU's registers (CR3, CR4, EFER, PAT, MTRRs) are set as the tables assume.
 ///
 /// Tables other than the root come and go, so no other root may point to one of them, but one that these
 /// tables know of, and for whose sake what it shares with them stays ([`Self::root_without`]). If the value
@@ -126,7 +125,7 @@ pub struct Tables<M> {
     permanent: Vec<VirtRange>,
     /// The addresses that allocators give out; no two overlap.
     windows: [Option<VirtRange>; MAX_WINDOWS],
-    /// What second roots lack, one for each: the tables for all else are theirs, too.
+    /// The windows that second roots lack, one for each: the tables for all else are theirs, too.
     lacking: Vec<VirtRange>,
 }
 
@@ -206,7 +205,7 @@ impl<M: PhysicalMemory> Tables<M> {
         self.view.audit(plan, Some(self.built))
     }
 
-    /// Makes room to record how so many more ranges of physical memory are mapped that come and go.
+    /// Makes room to record how this many more ranges of physical memory are mapped that come and go.
     /// Frames that are mapped permanently, as by a direct map, and by a mapping that allows no more
     /// need none; a kernel without a direct map needs one for each frame that follows no other.
     ///

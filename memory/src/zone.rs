@@ -58,7 +58,8 @@ pub(crate) enum Among {
     Any,
 }
 
-/// What is in between, for those who find no frame. Others only look whether there is such a one.
+/// Frames in transit, for CPUs that find no free frame. Other CPUs only check whether there is such a
+/// CPU.
 #[derive(Default)]
 #[repr(align(64))]
 struct Transit {
@@ -169,7 +170,7 @@ impl Zone {
     /// then.
     pub(crate) fn take_back(&self, numbers: Range<u64>, owner: Owner) -> Result<(), u64> {
         let are_all = || self.owners.are_all(numbers.clone(), owner);
-        // Whose they aren't leaves no trace by which the owner could be refused.
+        // A caller that does not own the frames leaves no trace by which the owner could be refused.
         if !mutated("owners are compared late") && !are_all() {
             return Err(numbers.start);
         }
@@ -210,8 +211,8 @@ impl Zone {
         Ok(())
     }
 
-    /// Ends what [`Self::begin_return`] began. Whoever begins next sees the owners that were
-    /// recorded meanwhile.
+    /// Ends what [`Self::begin_return`] began. The next caller of `begin_return` sees the owners that
+    /// were recorded in between.
     pub(crate) fn end_return(&self, numbers: Range<u64>) {
         let order = if mutated("records are not published") {
             Relaxed

@@ -1,4 +1,4 @@
-//! The block: what one CPU owns, and the part of it that others may read.
+//! The per-CPU block: what one CPU owns, and the part of it that others may read.
 
 use core::fmt;
 use core::mem::{MaybeUninit, offset_of};
@@ -35,14 +35,14 @@ pub const fn head_offset<H>() -> usize {
     offset_of!(Unregistered<H>, head)
 }
 
-/// What a CPU's register points to while the CPU has no block: the header and the head of a block, but
-/// the address field is null, so that [`Register::load`](crate::Register::load) yields null instead of
-/// whatever lies at address 0.
+/// The sentinel that a CPU's register points to while the CPU has no block: the header and the head of
+/// a block, but the address field is null, so that [`Register::load`](crate::Register::load) yields
+/// null instead of whatever lies at address 0.
 ///
-/// The head is there for code that goes by the register without asking whether the CPU has a block,
-/// as the fast paths of a heap do. It finds this one, and must find in it that there is nothing to be
-/// had: a cache that is empty and has no room. All CPUs without a block share it, so it is made of
-/// what may be written on several at once, or it is never written at all.
+/// The head is there for code that goes by the register without asking whether the CPU has a block, as
+/// the fast paths of a heap do. It finds this one, and must find in it that there is nothing available:
+/// a cache that is empty and has no room. All CPUs without a block share it, so it is made of what may
+/// be written on several at once, or it is never written at all.
 ///
 /// A kernel has one, in a `static`, which its [`Register::unregistered`](crate::Register::unregistered)
 /// returns; [`UNREGISTERED`] if its blocks have no head.
@@ -98,17 +98,17 @@ impl Header {
 /// One CPU's memory: `local` for that CPU alone, `shared` for all to read, and a head that code may
 /// reach by the register alone.
 ///
-/// `local` needs no `Sync`: it may be made of [`Cell`](core::cell::Cell)s, since the only way to it
-/// is [`Storage::with`](crate::Storage::with) on the CPU that registered the block. What other CPUs
+/// `local` needs no `Sync`: it may be made of [`Cell`](core::cell::Cell)s, since the only way to it is
+/// [`Storage::with`](crate::Storage::with) on the CPU that registered the block. Data that other CPUs
 /// may read (or write: an inbox) goes into `shared`, usually as atomics.
 ///
 /// # The head
 ///
 /// A kernel whose register is a segment base can have code that goes by it directly, without the way
-/// through a pointer: `inc qword ptr gs:[24]`, or the restartable fast paths of a heap. What such code
-/// reaches is the block's head, [`head_offset`] bytes from the base; and as that code doesn't ask
-/// whether the CPU has a block, an [`Unregistered`] has a head at the same distance. Everything else
-/// of a block has no fixed place.
+/// through a pointer: `inc qword ptr gs:[24]`, or the restartable fast paths of a heap. Such code
+/// reaches the block's head, [`head_offset`] bytes from the base; and as that code doesn't ask whether
+/// the CPU has a block, an [`Unregistered`] has a head at the same distance. Everything else of a block
+/// has no fixed place.
 ///
 /// All CPUs may have a reference to the head, so it is `Sync`; and such code may write only where one
 /// could by that reference, to atomics and what lies in an `UnsafeCell`. A kernel without such code

@@ -79,14 +79,15 @@ const HELD: u8 = 1;
 /// The [`Call`] is dropped, and the slot is free as soon as the last CPU is done with it.
 const DETACHED: u8 = 2;
 
-// SAFETY: `work` is written on one CPU and copied on others, which `W: Send + Copy` allows. Whatever
-// indices the callers pass: (1) the slot is written by whoever made it HELD (Acquire, after the
-// Release with which the last holder released it), of whom there is one, and only while no CPU is `pending`;
-// (2) it is read by whoever cleared its bit in an inbox (Acquire, after the Release with which the
-// holder set it, after the write), of whom there is one for each time that the bit was set, and before
-// that reader clears the bit in `pending` (Release); (3) a bit is set in an inbox only by the holder, and
-// only after it has set a bit in `pending` that was not set, so none is set while `pending` has none; (4)
-// the next writer has seen `pending` without any (Acquire), or the last holder had when it released the slot.
+// SAFETY: `work` is written on one CPU and copied on others, which `W: Send + Copy` allows. For any
+// indices that callers pass: (1) the slot is written by whoever made it HELD (Acquire, after the
+// Release with which the last holder released it), of whom there is one, and only while no CPU is
+// `pending`; (2) it is read by whoever cleared its bit in an inbox (Acquire, after the Release with
+// which the holder set it, after the write), of whom there is one for each time that the bit was set,
+// and before that reader clears the bit in `pending` (Release); (3) a bit is set in an inbox only by
+// the holder, and only after it has set a bit in `pending` that was not set, so none is set while
+// `pending` has none; (4) the next writer has seen `pending` without any (Acquire), or the last holder
+// had when it released the slot.
 unsafe impl<W: Copy + Send> Sync for CallQueue<W> {}
 // SAFETY: as above.
 unsafe impl<W: Copy + Send> Send for CallQueue<W> {}
@@ -372,7 +373,7 @@ impl Bits {
             .take(self.words)
     }
 
-    /// Returns whether the set is empty. What came before each removal is visible then.
+    /// Returns whether the set is empty. All that came before each removal is visible then.
     fn is_empty(&self) -> bool {
         // Acquire, with the Release of `clear`.
         self.words().all(|word| word.load(Ordering::Acquire) == 0)

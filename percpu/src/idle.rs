@@ -14,8 +14,9 @@ const IDLE: u8 = 1;
 /// The same, and it has deferred work to do first when it wakes.
 const OWING: u8 = 2;
 
-/// Whether a CPU is idle, and whether it owes work that was deferred until it wakes: a flush of its
-/// TLB, say, for which it need not be woken, as its cached translations are of no use to it until then.
+/// The idle state of a CPU: whether it is idle, and whether it owes work that was deferred until it
+/// wakes: a flush of its TLB, say, for which it need not be woken, as its cached translations are of no
+/// use to it until then.
 ///
 /// A CPU that needs the work done *defers* it; if that fails, the target is busy and has to be asked.
 /// Exactly one of the two happens: if the target wakes in that very moment, either it finds the

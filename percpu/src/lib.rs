@@ -1,8 +1,8 @@
 //! CPU-local storage for kernels.
 //!
-//! Each CPU has a [`Block`] of its own in two parts and a [head](Block#the-head): `local`, which only that CPU reaches and which
-//! therefore needs neither locks nor atomics, and `shared`, which all CPUs may read. What the types
-//! rule out:
+//! Each CPU has a [`Block`] of its own in two parts and a [head](Block#the-head): `local`, which only
+//! that CPU reaches and which therefore needs neither locks nor atomics, and `shared`, which all CPUs
+//! may read. The types rule out:
 //!
 //! - **Use before registration**: a CPU without a block gets a panic that says so
 //!   ([`Storage::with`]) or `None` ([`Storage::try_with`]), not whatever lies at address 0.
@@ -179,8 +179,8 @@
 //!   once, and which says nothing.
 //! - **Nothing in a closure of [`Storage::with`] waits for another task**, or yields: the count is not 0
 //!   there, and a function that switches should assert that it is.
-//! - **[`Register::load`] reads anew at each call**: its assembly is not `pure`. A task that is moved
-//!   between two calls must get two answers.
+//! - **[`Register::load`] reads the register at each call**: its assembly is not `pure`. A task that is
+//!   moved between two calls must get two answers.
 //! - **A task that goes on after a preemption does so where the heap says**, if one of its restartable
 //!   sequences may have been interrupted: see `muster_heap::resume`.
 //! - **What may leave a closure**, a head's reference or what the directory gives, is a CPU's that the
@@ -202,7 +202,7 @@
 //! struct Head {
 //!     /// How many `NoPreempt`s there are on this CPU.
 //!     count: AtomicU32,
-//!     /// Whether a handler would have switched meanwhile.
+//!     /// Whether a handler would have switched in between.
 //!     is_due: AtomicU32,
 //! }
 //!

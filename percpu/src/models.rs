@@ -1,13 +1,13 @@
-//! What CPUs do to one another here, under [loom](https://docs.rs/loom): every order in which CPUs can come upon each
-//! other, up to a number of preemptions, and every value that they may then read. `just models`
-//! runs them.
+//! Models of the protocols between CPUs, under [loom](https://docs.rs/loom): every interleaving of
+//! CPUs, up to a number of preemptions, and every value that they may then read. `just models` runs
+//! them.
 //!
 //! What a call is about lies on the caller's stack, here a cell that loom watches: a CPU that
 //! touches it too early or too late is found out as a race.
 
 #![allow(
     clippy::unwrap_used,
-    reason = "a model that finds nothing to unwrap shall fail"
+    reason = "a model that finds nothing to unwrap must fail"
 )]
 
 use std::boxed::Box;
@@ -115,8 +115,7 @@ impl Frame {
     fn with<T>(f: impl FnOnce(Self) -> T) -> T {
         let frame = UnsafeCell::new(0);
         let result = f(Self(&frame));
-        // What the next function has there.
-        // SAFETY: loom tells if it is in use.
+        // The next function uses the memory. SAFETY: loom tells if it is in use.
         frame.with_mut(|place| unsafe { *place = usize::MAX });
         result
     }
@@ -140,7 +139,7 @@ fn serve(queue: &CallQueue<Frame>, cpu: usize) -> bool {
     queue.serve(cpu, Frame::add)
 }
 
-/// Runs a model, with at most so many preemptions where all would take too long, and says how many
+/// Runs a model, with a bound on preemptions where all would take too long, and returns how many
 /// interleavings it has.
 fn model(name: &str, preemptions: Option<usize>, run: impl Fn() + Send + Sync + 'static) {
     let mut builder = Builder::new();
@@ -406,7 +405,7 @@ fn idle_against_shootdown() {
             machine.queue.serve(1, |_| tlb = false);
             touch(machine, &mut tlb);
             machine.idle.enter();
-            // Whatever is still on its way finds the CPU idle, or wakes it.
+            // A call that is still on its way finds the CPU idle, or wakes it.
             machine.queue.serve(1, |_| ());
         });
         machine.is_mapped.store(false, Ordering::Release);
@@ -444,12 +443,12 @@ fn idle_twice() {
     });
 }
 
-/// An AP that comes just as the roll call's patience ends.
+/// An AP that comes just as the roll call's timeout ends.
 #[test]
 fn late_against_deadline() {
     model("a late AP against the deadline", None, || {
         let admission: &Admission = Box::leak(Box::new(Admission::new()));
-        // What the AP has done before, such as to record where its stack is.
+        // Memory that the AP has written before, such as the address of its stack.
         let home: &UnsafeCell<usize> = Box::leak(Box::new(UnsafeCell::new(0)));
         let late = thread::spawn(|| {
             // SAFETY: nobody reads it before the AP has joined.
@@ -481,7 +480,8 @@ fn joining_against_shootdown() {
         let admission: &Admission = Box::leak(Box::new(Admission::new()));
         let queue: &CallQueue<usize> = Box::leak(Box::new(CallQueue::new(2)));
         let ap = thread::spawn(|| {
-            // What it has walked ahead of what it executes; the page itself it does not use yet.
+            // The TLB may hold what the CPU has walked ahead of what it executes; it does not use the
+            // page itself yet.
             let mut tlb = is_mapped.load(Ordering::Acquire);
             if mutated("a CPU flushes before it joins") {
                 tlb = false;

@@ -1,11 +1,11 @@
-//! The way from "this CPU" to its block, and the guard that keeps it there.
+//! Access to this CPU's block, and the guard that keeps the code on the CPU.
 
 use core::fmt;
 use core::marker::PhantomData;
 
 use crate::{Block, Header, Unregistered};
 
-/// The place in which a CPU keeps the address of its own block: GS base on x86-64, `TPIDR_EL1` on
+/// The register in which a CPU keeps the address of its own block: GS base on x86-64, `TPIDR_EL1` on
 /// AArch64, a thread-local in a test on the host.
 ///
 /// The types of the parts belong to the register, so that one register can't be read as two
@@ -17,8 +17,8 @@ use crate::{Block, Header, Unregistered};
 ///    after it was called with that of [`unregistered`](Self::unregistered); otherwise it returns the
 ///    pointer last stored on this CPU. A register that is a segment base gets this for free by reading
 ///    the pointer at offset 0 of what it points to, provided it never points anywhere else: see
-///    [`Storage::reset`]. Each call reads it anew: where code can go on on another CPU than it began on,
-///    the assembly of `load` must not carry `options(pure)`, nor may anything else let the compiler
+///    [`Storage::reset`]. Each call reads it again: where code can go on on another CPU than it began
+///    on, the assembly of `load` must not carry `options(pure)`, nor may anything else let the compiler
 ///    take the result of one call for that of the next. It merges the two where it sees no reason for
 ///    them to differ, and the move between them is none that it knows of.
 /// 2. No other implementation, and nothing else in the kernel, uses the same place.
@@ -26,11 +26,11 @@ use crate::{Block, Header, Unregistered};
 ///    runs on this CPU in between, nor migrated, so that it stays on this CPU. That begins before
 ///    `disable_preemption` returns, for the compiler as well: no access after the call may be moved
 ///    before it, nor one before the drop behind it.
-/// 4. Whatever can interrupt that code on this CPU and reach this storage (a handler) either is
-///    kept out by `NoPreempt`, or finds in `Local` nothing that it could see half done or change under
-///    the feet of the code it interrupted: values of one machine word in a
-///    [`Cell`](core::cell::Cell) or relaxed atomics are fine, a `Cell<Vec<_>>` is not. NMIs can't
-///    be kept out, so this holds for an NMI handler in any case.
+/// 4. Code that can interrupt that code on this CPU and reach this storage (a handler) either is
+///    disabled by `NoPreempt`, or finds in `Local` nothing that it could see half done or change under
+///    the feet of the code it interrupted: values of one machine word in a [`Cell`](core::cell::Cell)
+///    or relaxed atomics are fine, a `Cell<Vec<_>>` is not. NMIs can't be masked, so this holds for an
+///    NMI handler in any case.
 pub unsafe trait Register {
     /// The part of a block that only its own CPU reaches.
     type Local: Send + 'static;

@@ -8,7 +8,7 @@ use muster_percpu::threads::ThreadSlot;
 use muster_percpu::{Block, Header, Storage};
 
 /// What `load` and `store` of a register return.
-#[allow(dead_code, reason = "nobody should come upon it")]
+#[allow(dead_code, reason = "nobody should reach it")]
 trait Returned {
     fn make() -> Self;
 }

@@ -16,7 +16,7 @@ mod cell {
     use muster_percpu::Header;
 
     /// Not the standard library's: what it returns was never stored.
-    #[allow(dead_code, reason = "nobody should come upon it")]
+    #[allow(dead_code, reason = "nobody should reach it")]
     pub struct Cell<T>(crate::real_std::cell::Cell<T>);
 
     #[allow(dead_code, reason = "as above")]

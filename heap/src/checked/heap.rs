@@ -19,7 +19,7 @@ const LOOKS: usize = 1 << 16;
 ///
 /// Around each block it has the wrapped heap give 144 to 159 bytes more: in front, a record of who
 /// allocated and who freed the block, on which CPU and from where; and a guard on either side, that
-/// behind beginning with the first byte after the size asked for. What is freed is poisoned and waits
+/// behind beginning with the first byte after the size asked for. A freed block is poisoned and waits
 /// in its CPU's [`Quarantine`] for as long as that has room.
 ///
 /// | what is found | when |
@@ -50,7 +50,7 @@ pub struct CheckedHeap<H, P> {
     released: AtomicUsize,
 }
 
-/// What a checked heap holds. Exact while no CPU uses it.
+/// The blocks and bytes that a checked heap holds. Exact while no CPU uses it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CheckedTotals {
     /// Bytes allocated and not freed, as asked for; negative if more were freed.
@@ -213,7 +213,7 @@ impl<H: GlobalAlloc, P: CheckPlatform> CheckedHeap<H, P> {
         }
     }
 
-    /// Returns what the heap holds.
+    /// Returns the blocks and bytes that the heap holds.
     pub fn totals(&self) -> CheckedTotals {
         let mut totals = CheckedTotals::default();
         self.platform.each_quarantine(&mut |quarantine| {

@@ -1,9 +1,9 @@
-//! What was done wrong, to which block, and by whom.
+//! Misuses of the heap: the violation, the block, and its origin.
 
 use core::alloc::Layout;
 use core::fmt;
 
-/// How many return addresses are kept of an allocation, and of a free.
+/// The number of return addresses that are kept of an allocation, and of a free.
 pub const CALLERS: usize = 4;
 
 /// The return addresses on the way to an allocation or a free, the innermost first.
@@ -29,17 +29,17 @@ impl Callers {
     }
 }
 
-/// Who did something to a block.
+/// The origin of an operation on a block: the CPU and its callers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Origin {
     /// The CPU, by [`CheckPlatform::cpu`](super::CheckPlatform::cpu).
     pub cpu: Option<usize>,
-    /// From where.
+    /// The return addresses.
     pub callers: Callers,
 }
 
 impl fmt::Display for Origin {
-    /// The CPU, in words.
+    /// Writes the CPU, in words.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.cpu {
             Some(cpu) => write!(f, "CPU {cpu}"),
@@ -48,7 +48,7 @@ impl fmt::Display for Origin {
     }
 }
 
-/// What was done wrong.
+/// The rule that was violated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Violation {
     /// It was freed, and freed again by [`Misuse::found`].
@@ -61,23 +61,23 @@ pub enum Violation {
     PastEnd {
         /// The first such byte, counted from the block's start.
         byte: usize,
-        /// What is there.
+        /// The byte that is there.
         found: u8,
     },
     /// A byte before its start was written.
     BeforeStart {
         /// The last such byte: 1 is the one just before the start.
         before: usize,
-        /// What is there.
+        /// The byte that is there.
         found: u8,
     },
-    /// What the heap notes in front of the block was overwritten: nothing more is known of it.
+    /// The record in front of the block was overwritten: nothing more is known of the block.
     Record,
     /// It was written after it was freed.
     AfterFree {
         /// The first such byte, counted from the block's start.
         byte: usize,
-        /// What is there.
+        /// The byte that is there.
         found: u8,
         /// How many bytes of the block are not as they were left.
         count: usize,
@@ -118,17 +118,17 @@ impl fmt::Display for Violation {
 /// A misuse of the heap, with all that is known of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Misuse {
-    /// What was done.
+    /// The violation.
     pub violation: Violation,
     /// The address of the block.
     pub block: usize,
-    /// As what it was allocated, if that can be told.
+    /// The layout it was allocated with, if that is known.
     pub layout: Option<Layout>,
-    /// Who allocated it, if that can be told.
+    /// The origin of its allocation, if that is known.
     pub allocated: Option<Origin>,
-    /// Who freed it, if it was freed before this was found.
+    /// The origin of its free, if it was freed before this was found.
     pub freed: Option<Origin>,
-    /// Who came upon it: for what is about a free, who freed.
+    /// The origin of the operation that found it: of a wrong free, the free itself.
     pub found: Origin,
 }
 
@@ -157,7 +157,7 @@ impl fmt::Display for Subject {
 }
 
 impl fmt::Display for Misuse {
-    /// All of it in one line, but for the return addresses.
+    /// Writes all of it in one line, except the return addresses.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}", self.block(), self.violation)?;
         if let Some(allocated) = self.allocated {

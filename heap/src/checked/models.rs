@@ -3,7 +3,7 @@
 
 #![allow(
     clippy::unwrap_used,
-    reason = "a model that finds nothing to unwrap shall fail"
+    reason = "a model that finds nothing to unwrap must fail"
 )]
 
 use core::ptr::NonNull;
@@ -73,7 +73,7 @@ impl Cpu {
         // SAFETY: it came out of the quarantine, so it is this CPU's; a model finds out if not.
         let number = unsafe { block.as_ref() }.with(|contents| unsafe { *contents });
         self.out.push(number);
-        // It is never freed: a second owner, by mistake, shall find it.
+        // It is never freed: a second owner, by mistake, must find it.
     }
 }
 

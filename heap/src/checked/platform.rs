@@ -1,4 +1,4 @@
-//! What the checked heap asks of the kernel around it.
+//! The platform of the checked heap: what it asks of the kernel.
 
 use core::hint;
 

@@ -34,7 +34,7 @@ pub struct Quarantine {
     pub(super) tally: Tally,
 }
 
-/// What the CPU has done.
+/// The CPU's counters.
 #[cfg(not(loom))]
 pub(super) struct Tally {
     pub(super) live_bytes: AtomicI64,
@@ -67,7 +67,7 @@ impl Quarantine {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// Puts in a block that takes so many bytes, and gives the one that must go for it, if any.
+    /// Inserts a block that takes this many bytes, and returns the one that must go for it, if any.
     pub(super) fn push(&self, block: Block, bytes: usize) -> Option<Block> {
         // Before the block can be taken.
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -75,7 +75,7 @@ impl Quarantine {
         self.exchange(number, block.as_ptr())
     }
 
-    /// Notes that a block that came out took so many bytes.
+    /// Counts a removed block that took this many bytes.
     pub(super) fn forget(&self, bytes: usize) {
         self.bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
@@ -112,7 +112,8 @@ impl Quarantine {
             .filter_map(|number| self.exchange(number, ptr::null_mut()))
     }
 
-    /// Release: who takes the block finds it as it was left. Acquire: so does this.
+    /// Exchanges the block in a slot. Release: the CPU that takes the block finds it as it was left.
+    /// Acquire: so does this one.
     fn exchange(&self, number: usize, block: *mut u8) -> Option<Block> {
         let slot = &self.slots[number % SLOTS];
         if mutated("what leaves the quarantine stays there") {

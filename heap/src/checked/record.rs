@@ -1,4 +1,4 @@
-//! What surrounds a block: a record and a guard in front, a guard behind.
+//! The surroundings of a block: a record and a guard in front, a guard behind.
 //!
 //! ```text
 //! start of the wrapped heap's block                                      its end
@@ -14,7 +14,7 @@ use crate::seal::mix;
 
 type Block = NonNull<u8>;
 
-/// What all blocks are aligned to, and their sizes rounded up to.
+/// The alignment of all blocks, and the unit to which their sizes are rounded up.
 const UNIT: usize = 16;
 
 /// Bytes between the start of the record and the block's.
@@ -25,10 +25,10 @@ const GUARD: usize = FRONT - size_of::<Record>();
 
 const _: () = assert!(GUARD == UNIT && align_of::<Record>() <= UNIT);
 
-/// What guards hold.
+/// The content of guards.
 const GUARDED: u8 = 0xbb;
 
-/// What freed blocks hold. Eight of it are no canonical address (Intel SDM, volume 1, section
+/// The content of freed blocks. Eight of it are no canonical address (Intel SDM, volume 1, section
 /// 3.3.7.1): who follows a pointer from a freed block, faults.
 const POISON: u8 = 0x6b;
 
@@ -46,7 +46,7 @@ pub(super) enum State {
     Gone = 0x474f_4e45,
 }
 
-/// What is noted of a block. What matters most lies farthest from it.
+/// The record of a block. Its most important fields lie farthest from the block.
 #[repr(C)]
 pub(super) struct Record {
     state: AtomicUsize,
@@ -55,7 +55,7 @@ pub(super) struct Record {
     freed: SealedOrigin,
 }
 
-/// Who did something, sealed.
+/// An origin, sealed.
 #[derive(Clone, Copy)]
 #[repr(C)]
 struct SealedOrigin {
@@ -69,7 +69,7 @@ struct SealedOrigin {
 
 const UNKNOWN_CPU: u32 = u32::MAX;
 
-/// What the wrapped heap is asked for.
+/// The block that the wrapped heap is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Outer {
     pub(super) layout: Layout,
@@ -367,7 +367,7 @@ impl Checked {
 ///
 /// # Safety
 ///
-/// So many bytes from `start` on may be read.
+/// `length` bytes from `start` on may be read.
 unsafe fn first_other(start: NonNull<u8>, length: usize, expected: u8) -> Option<(usize, u8)> {
     const WORD: usize = size_of::<usize>();
 

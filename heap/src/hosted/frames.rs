@@ -25,7 +25,7 @@ const BITS: usize = u64::BITS as usize;
 /// and goes back when this is dropped; no block of the heap may be used after that.
 pub struct HostedFrames {
     count: usize,
-    /// Tells this machine from all others there ever are; 0 before it is first used.
+    /// The identity of this machine among all; 0 before it is first used.
     number: AtomicU64,
     memory: OnceLock<Option<Memory>>,
     free: Mutex<Option<FreeFrames>>,
@@ -70,7 +70,7 @@ impl HostedFrames {
             .unwrap_or_else(|| self.new_cache(place));
         if self.number.load(Ordering::Relaxed) == 0 {
             let new = MACHINES.fetch_add(1, Ordering::Relaxed) + 1;
-            // Whoever comes second leaves the first one's number.
+            // The second CPU leaves the first one's number.
             let _ = (self.number).compare_exchange(0, new, Ordering::Relaxed, Ordering::Relaxed);
         }
         HERE.set(Here {
@@ -99,7 +99,7 @@ impl HostedFrames {
     }
 }
 
-/// What the memory is aligned to: the largest alignment that frames can have.
+/// The alignment of the memory: the largest that frames can have.
 const HUGE: usize = 2 << 20;
 
 // SAFETY: (1), (6) Nothing interrupts a thread but a signal handler, which must not allocate in any

@@ -1,4 +1,4 @@
-//! What one CPU caches, and the fast paths.
+//! A CPU's cache, and the fast paths.
 
 use core::cell::UnsafeCell;
 use core::marker::PhantomData;
@@ -40,26 +40,26 @@ const CLOSED: u32 = BOTTOMS[CLASSES - 1] + 1 + capacity(CLASSES - 1);
 
 const SLOTS: usize = CLOSED as usize + 1;
 
-/// For CPUs that have no cache yet: whoever uses it goes to the slabs.
+/// The cache of CPUs that have none yet: code that uses it takes from the slabs.
 pub static NO_CACHE: CpuCache = CpuCache::in_state(ABSENT);
 
-/// What one CPU caches: a magazine of free blocks for each size class. Some 30 KiB.
+/// One CPU's cache: a magazine of free blocks for each size class. Some 30 KiB.
 ///
 /// The kernel keeps it wherever it keeps what belongs to a CPU, all zeroes at first, which is also
 /// what [`new`](Self::new) makes. Only the CPU itself writes to it; the methods here only read.
 ///
 /// # Why an interrupt can't break it
 ///
-/// A pop reads `top`, reads the slot of that number, and counts `top` down; a push reads `top`,
-/// writes the slot above, and counts `top` up. An interrupt, or an NMI, may come at any instruction
-/// and its handler may use the heap. What it finds and leaves behind depends on the platform's
+/// A pop reads `top`, reads the slot of that number, and counts `top` down; a push reads `top`, writes
+/// the slot above, and counts `top` up. An interrupt, or an NMI, may come at any instruction and its
+/// handler may use the heap. The state that it finds and leaves behind depends on the platform's
 /// [`FastPath`](super::FastPath).
 ///
 /// **Restarted.** The change of `top` is the last instruction of the sequence and the only one that
-/// counts: the sequence up to there has changed nothing but a slot that is free. So it may be given
-/// up and begun anew, which is what happens if the handler's return comes through
-/// [`resume`](super::resume). The handler itself finds a cache that is whole. All this is true also
-/// if the code goes on on another CPU, as the sequence begins with GS.
+/// counts: the sequence up to there has changed nothing but a slot that is free. So it may be given up
+/// and restarted, which is what happens if the handler's return comes through
+/// [`resume`](super::resume). The handler itself finds a cache that is whole. All this is true also if
+/// the code goes on on another CPU, as the sequence begins with GS.
 ///
 /// **Flagged.** The sequence is enclosed by stores of `FAST` and `IDLE` to `state`, which is `IDLE`
 /// before.
@@ -67,18 +67,18 @@ pub static NO_CACHE: CpuCache = CpuCache::in_state(ABSENT);
 /// 1. *Before the store of `FAST`*, the interrupted code has read nothing but `state`. The handler
 ///    finds `IDLE`, works, and leaves `IDLE` behind: what was read is still true.
 /// 2. *From there until the store of `IDLE`*, the handler finds `FAST`. It touches neither magazines
-///    nor counters here, but takes from the slabs and gives to them. As the interrupted code holds
-///    no lock, it may wait for one. Meanwhile it makes the state `SLOW`, for whoever interrupts it.
+///    nor counters here, but takes from the slabs and gives to them. As the interrupted code holds no
+///    lock, it may wait for one. For that time it makes the state `SLOW`, for whoever interrupts it.
 /// 3. *After the store of `IDLE`*, the interrupted code is done with the cache.
 ///
-/// **Uninterrupted.** Nobody is there who could.
+/// **Uninterrupted.** No handler uses the heap.
 ///
-/// **On a slow path** the state is `SLOW`, and interrupts are kept out. Only an NMI or a panic can
-/// find it so. Each magazine that the slow path works on is *closed* first, by one exchange of its
-/// `top`, and opened last, by one store: a restarted fast path on top finds it neither with a block
-/// nor with room, and the others as usable as ever. A slow path on top of a slow path waits for no
-/// lock, because its own CPU may hold it, but has a reserve of one block of each class. The CPU adds
-/// to the reserve where there is nothing, so both can't have the block.
+/// **On a slow path** the state is `SLOW`, and interrupts are disabled. Only an NMI or a panic can find
+/// it so. Each magazine that the slow path works on is *closed* first, by one exchange of its `top`,
+/// and opened last, by one store: a restarted fast path on top finds it neither with a block nor with
+/// room, and the others as usable as ever. A slow path on top of a slow path waits for no lock, because
+/// its own CPU may hold it, but has a reserve of one block of each class. The CPU adds to the reserve
+/// where there is nothing, so both can't have the block.
 ///
 /// "Before" and "after" are about the order of instructions on one CPU. Compiler fences keep it, and
 /// a CPU sees its own stores in order. No store here is for other CPUs to act on.
@@ -93,7 +93,7 @@ pub struct CpuCache {
     pub(super) freed: AtomicU64,
     pub(super) magazines: [Magazine; CLASSES],
     pub(super) slots: UnsafeCell<[*mut u8; SLOTS]>,
-    /// A block of each class for whoever comes upon this CPU on a slow path, or null.
+    /// A block of each class for code that interrupts this CPU on a slow path, or null.
     reserve: [AtomicPtr<u8>; CLASSES],
     tallies: [Tally; CLASSES],
 }
@@ -136,8 +136,8 @@ pub struct MagazineStatistics {
     pub flushes: u64,
     /// Free blocks in the magazine, and the one in reserve.
     pub cached_blocks: usize,
-    /// The most blocks that the magazine may have now: it grows with each refill and flush, up to
-    /// twice the class's [`depth`](Class::depth), and starts anew when the CPU drains.
+    /// The most blocks that the magazine may have now: it grows with each refill and flush, up to twice
+    /// the class's [`depth`](Class::depth), and starts again when the CPU drains.
     pub limit: usize,
 }
 
@@ -204,9 +204,9 @@ impl CpuCache {
         self.state.load(Ordering::Acquire) == SLOW || self.cached_bytes() > 0
     }
 
-    /// Returns what was allocated and freed on this CPU, large blocks included. What it did in code that
-    /// interrupted it inside the heap is the heap's
-    /// [common traffic](super::MagazineHeap::common_traffic).
+    /// Returns what was allocated and freed on this CPU, large blocks included. The traffic of code
+    /// that interrupted it inside the heap is the heap's [common
+    /// traffic](super::MagazineHeap::common_traffic).
     pub fn traffic(&self) -> Traffic {
         Traffic {
             allocated_bytes: self.allocated.load(Ordering::Relaxed),
@@ -477,10 +477,10 @@ pub(super) struct Closed<'a> {
 impl Closed<'_> {
     /// Returns the memory for the blocks, of which the first `blocks` are there.
     fn memory(&mut self) -> &mut [MaybeUninit<Block>] {
-        // SAFETY: (1) the class's slots but the lowest are so many, and hold pointers, which a
-        // `MaybeUninit<NonNull>` is as large as; (2) the magazine is closed and the state `SLOW`,
-        // and whoever interrupts this leaves both alone: nobody else reads or writes there while
-        // `self` is borrowed.
+        // SAFETY: (1) the class's slots but the lowest are this many, and hold pointers, which a
+        // `MaybeUninit<NonNull>` is as large as; (2) the magazine is closed and the state `SLOW`, and
+        // whoever interrupts this leaves both alone: nobody else reads or writes there while `self` is
+        // borrowed.
         unsafe {
             let first = self.cache.slot(BOTTOMS[self.class] + 1);
             slice::from_raw_parts_mut(first.cast(), capacity(self.class.index()) as usize)
@@ -528,7 +528,7 @@ impl Closed<'_> {
     pub(super) fn keep_reserve(&mut self) {
         let reserve = &self.cache.reserve[self.class];
         if reserve.load(Ordering::Relaxed).is_null() {
-            // Whoever interrupts this only takes, so the reserve is still empty afterwards.
+            // Code that interrupts this only takes, so the reserve is still empty afterwards.
             self.take_oldest(1, |blocks| {
                 if let Some(block) = blocks.first() {
                     reserve.store(block.as_ptr(), Ordering::Relaxed);
@@ -606,7 +606,7 @@ const fn capacity(class: usize) -> u32 {
     }
 }
 
-/// Counts up what only this CPU writes.
+/// Increments a counter that only this CPU writes.
 #[inline(always)]
 fn count(counter: &AtomicU64) {
     add(counter, 1);

@@ -7,10 +7,10 @@ use core::ops::Index;
 /// A page frame, in bytes (Intel SDM, volume 3, section 5.5: the smallest page).
 pub const FRAME: usize = 4096;
 
-/// How many size classes there are.
+/// The number of size classes.
 pub const CLASSES: usize = EVEN + PER_DOUBLING * DOUBLINGS;
 
-/// The largest block that magazines hold, in bytes. What is larger comes from frames directly.
+/// The largest block that magazines hold, in bytes. Larger blocks come from frames directly.
 pub const MAX_CLASS_SIZE: usize = (EVEN * UNIT) << DOUBLINGS;
 
 /// All sizes are multiples of this, which is also the least alignment: that of `max_align_t` on
@@ -22,8 +22,8 @@ const EVEN: usize = 8;
 const PER_DOUBLING: usize = 4;
 const DOUBLINGS: usize = 6;
 
-/// What a magazine holds, in bytes. Half as much costs a few per cent of speed, twice as much gains
-/// nothing.
+/// The size of a magazine's blocks together, in bytes. Half as much costs a few per cent of speed,
+/// twice as much gains nothing.
 const MAGAZINE: usize = 16 << 10;
 /// The fewest blocks a magazine holds: with less, the slow path halves the throughput.
 const MIN_DEPTH: usize = 8;

@@ -1,4 +1,4 @@
-//! What the layers below the heap need of it.
+//! The context that the layers below the heap need of it.
 
 use super::FramePlatform;
 use super::frames::Frames;

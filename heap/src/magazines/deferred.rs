@@ -1,8 +1,9 @@
 //! Blocks that were freed where nothing could be done about it, until something can.
 //!
-//! They are a list through the blocks themselves, as there may be any number of them: the only
-//! pointers that the heap keeps in freed memory. Who still writes there, or past the end of the block
-//! before, must not have the heap follow them: each is sealed, with all that is said beside it.
+//! They are a list through the blocks themselves, as there may be any number of them: the only pointers
+//! that the heap keeps in freed memory. The heap must not follow addresses that a use after free, or a
+//! write past the end of the block before, has changed: each is sealed, with all that is recorded
+//! beside it.
 
 use core::ptr::{self, NonNull};
 use core::sync::atomic::Ordering;
@@ -28,7 +29,7 @@ pub(super) const BATCH: usize = if cfg!(loom) { 2 } else { 16 };
 /// Blocks that were taken out, or what was found instead of one.
 pub(super) type Batch = heapless::Vec<Result<(Block, Kind), Written>, BATCH>;
 
-/// What stands in a dead block.
+/// The record in a dead block.
 #[repr(C)]
 struct Deferred {
     next: *mut Deferred,
@@ -37,14 +38,14 @@ struct Deferred {
 
 const _: () = assert!(size_of::<Deferred>() <= UNIT && align_of::<Deferred>() <= UNIT);
 
-/// What was freed.
+/// The kind of block that was freed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Small(Class),
     Large { frames: u32 },
 }
 
-/// A block that was written to after it was freed. What was freed before it is lost.
+/// A block that was written to after it was freed. The blocks that were freed before it are lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Written(pub(super) Block);
 

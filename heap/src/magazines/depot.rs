@@ -114,8 +114,8 @@ impl Depot {
                 return false;
             }
             if !stack.base.is_null() {
-                // SAFETY: there is room for so many from here up, in the stack's memory, which is
-                // not that of `blocks`.
+                // SAFETY: there is room for this many from here up, in the stack's memory, which is not
+                // that of `blocks`.
                 unsafe {
                     let to = stack.base.add(stack.length);
                     ptr::copy_nonoverlapping(blocks.as_ptr(), to, blocks.len());

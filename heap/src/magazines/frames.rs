@@ -6,7 +6,7 @@ use core::sync::atomic::Ordering;
 use super::FramePlatform;
 use crate::sync::{AtomicUsize, atomics, const_unless_modelled};
 
-/// What frames are taken for.
+/// The use of frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Use {
     /// Blocks of a size class.

@@ -25,7 +25,7 @@ use super::{ClassStatistics, FastPath, FramePlatform, Totals, Traffic};
 /// Each CPU serves itself from its own [`CpuCache`](super::CpuCache), without locks and without
 /// atomic operations. When that is empty or full, a magazine's worth of blocks moves from or to the
 /// *depot* of the size class, which all CPUs share; and when that can't help, from or to *slabs*,
-/// which are frames cut into blocks. What is larger than [`MAX_CLASS_SIZE`](super::MAX_CLASS_SIZE) is frames.
+/// which are frames cut into blocks. Blocks larger than [`MAX_CLASS_SIZE`](super::MAX_CLASS_SIZE) are frames.
 ///
 /// It needs no start: it works as soon as the platform has frames, at first without caches and
 /// therefore slowly.
@@ -75,7 +75,7 @@ pub struct MagazineHeap<P> {
     shared: Shared,
 }
 
-/// What is no single CPU's, and counters of operations past a cache.
+/// The state that is no single CPU's, and counters of operations past a cache.
 #[repr(align(128))]
 struct Shared {
     allocated: AtomicU64,
@@ -105,7 +105,7 @@ impl Drop for Shortage<'_> {
     }
 }
 
-/// What an attempt may do, and how it is announced to other CPUs.
+/// The kind of an attempt: what it may do, and how it is announced to other CPUs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Attempt {
     /// It may fill the cache, unless another CPU is short.
@@ -218,7 +218,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
                             return true;
                         }
                         cache.request_drain();
-                        // What this CPU caches is still available.
+                        // The blocks that this CPU caches are still available.
                         self.count_returned(1);
                         return false;
                     }
@@ -315,7 +315,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
         }
         Totals {
             live_bytes: traffic.live_bytes(),
-            // Exact: no machine has so many blocks.
+            // Exact: no machine has that many blocks.
             live_blocks: used as i64 - cached_blocks as i64 - waiting as i64,
             cached_bytes,
             slab_frames: self.frames.held(Use::Slab),
@@ -465,8 +465,8 @@ impl<P: FramePlatform> MagazineHeap<P> {
         found
     }
 
-    /// Returns whether a CPU is short of memory. What this one would take beside what it needs is out
-    /// of the other's reach, unless it is there when that asks for it.
+    /// Returns whether a CPU is short of memory. Memory that this CPU would take beside what it needs
+    /// is out of the other's reach, unless it is there when the other asks for it.
     fn is_short(&self) -> bool {
         // Relaxed: the other CPU counts itself before it asks this one to drain, which this one does
         // after a slow path that has not seen it, and before one that does.
@@ -480,8 +480,8 @@ impl<P: FramePlatform> MagazineHeap<P> {
         let Shared {
             freed, returned, ..
         } = &self.shared;
-        // Acquire, with the Release of the counts: the block is where it can be found. What CPUs count
-        // in their caches is of blocks there, for which they are asked.
+        // Acquire, with the Release of the counts: the block is where it can be found. The counters in
+        // CPUs' caches count blocks there, for which the CPUs are asked.
         let mut gains = freed.load(Ordering::Acquire);
         gains = gains.wrapping_add(returned.load(Ordering::Acquire));
         (self.platform()).each_cache(&mut |cache| gains = gains.wrapping_add(cache.gains()));
@@ -715,7 +715,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
                 Ok((block, Kind::Small(class))) => {
                     freed = freed.and(self.free_to_slabs(context, class, &[block]));
                 }
-                // SAFETY: a large block that was freed, of so many frames.
+                // SAFETY: a large block that was freed, of this many frames.
                 Ok((block, Kind::Large { frames })) => unsafe {
                     self.free_frames(block, frames as usize);
                 },
@@ -778,7 +778,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
         let entry = self.platform().cache().enter();
         if matches!(entry, Entry::Nested) {
             self.count_reentry();
-            // SAFETY: the caller has freed it, so many frames.
+            // SAFETY: the caller has freed it, this many frames.
             unsafe { self.defer(block, Kind::Large { frames }) };
         } else {
             // SAFETY: allocated so, and dead now.
@@ -794,7 +794,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
     ///
     /// # Safety
     ///
-    /// `block` is a large one of so many frames, which nobody uses.
+    /// `block` is a large one of this many frames, which nobody uses.
     unsafe fn free_frames(&self, block: Block, count: usize) {
         // SAFETY: `allocate_large` allocated it so.
         unsafe { self.frames.free(block, count, Use::Large) };
@@ -883,7 +883,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
         (self.shared.allocated).fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
-    /// Counts what was freed, when it is where others find it.
+    /// Counts freed bytes, once the block is where others find it.
     fn count_freed(&self, bytes: usize) {
         // Release: see `gains`.
         (self.shared.freed).fetch_add(bytes as u64, Ordering::Release);

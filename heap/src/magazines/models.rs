@@ -1,13 +1,13 @@
-//! What CPUs share in the heap, under [loom](https://docs.rs/loom): the lock, the depots, the slabs
-//! and their map, and the deferred frees themselves, only that the map's tables are shorter. Every order in which CPUs can
-//! come upon each other, up to a number of preemptions, and every value that they may then read.
+//! Models of what CPUs share in the heap, under [loom](https://docs.rs/loom): the lock, the depots, the
+//! slabs and their map, and the deferred frees themselves, only that the map's tables are shorter.
+//! Every interleaving of CPUs, up to a number of preemptions, and every value that they may then read.
 //! `just models` runs them.
 //!
 //! Each proves something only as far as it finds mistakes: [`MISTAKES`].
 
 #![allow(
     clippy::unwrap_used,
-    reason = "a model that finds nothing to unwrap shall fail"
+    reason = "a model that finds nothing to unwrap must fail"
 )]
 
 use core::mem::MaybeUninit;
@@ -256,7 +256,7 @@ fn class() -> Class {
 fn filled(count: usize, fill: impl FnOnce(&mut [MaybeUninit<Block>]) -> usize) -> Vec<Block> {
     let mut room = std::vec![MaybeUninit::uninit(); count];
     let filled = fill(&mut room);
-    // SAFETY: so many were written.
+    // SAFETY: this many were written.
     room[..filled]
         .iter()
         .map(|block| unsafe { block.assume_init() })

@@ -1,4 +1,4 @@
-//! What the magazine heap asks of the kernel around it.
+//! The platform of the magazine heap: what it asks of the kernel.
 
 use core::hint;
 use core::ptr::NonNull;
@@ -10,7 +10,7 @@ use crate::lock;
 /// drain takes, unless the CPU that drains is interrupted.
 const MAX_POLLS: u64 = 1 << 20;
 
-/// What a fast path does about interrupts whose handlers use the heap.
+/// The way in which a fast path copes with interrupts whose handlers use the heap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FastPath {
     /// It does nothing: no handler uses the heap, not even an NMI's.
@@ -18,7 +18,7 @@ pub enum FastPath {
     /// It raises a flag, which a handler finds. Works everywhere, and costs some six instructions for
     /// an allocation and its free.
     Flagged,
-    /// It is a sequence that the kernel begins anew if it interrupted it: see
+    /// It is a sequence that the kernel restarts if it interrupted it: see
     #[cfg_attr(target_arch = "x86_64", doc = "[`resume`](super::resume).")]
     #[cfg_attr(not(target_arch = "x86_64"), doc = "`resume`.")]
     /// On x86-64 only.

@@ -97,9 +97,9 @@ pub(super) unsafe fn pop<P: FramePlatform>(class: Class, size: usize) -> Option<
     let block: *mut u8;
     // SAFETY: (1) a class's offset leads to its magazine, whose `top` is the number of a slot: the
     // platform's promise and the cache's; (2) the first three instructions write registers only, the
-    // last one changes `top` for this CPU if the block is not null, and so takes it out; (3)
-    // whatever interrupts the sequence and uses the cache sees to it that it starts anew, so `top`
-    // is still what was read: the platform's promise (`FastPath::Restarted`).
+    // last one changes `top` for this CPU if the block is not null, and so takes it out; (3) whatever
+    // interrupts the sequence and uses the cache makes sure that it restarts, so `top` is still what
+    // was read: the platform's promise (`FastPath::Restarted`).
     unsafe {
         asm!(
             "2:",

@@ -37,7 +37,7 @@ pub(super) struct Slab {
     free: [AtomicU64; WORDS],
 }
 
-/// What is wrong with a block that was to be freed.
+/// The defect of a block that was to be freed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Wrong {
     /// No slab has a block at this address.

@@ -78,7 +78,7 @@ pub(super) struct Spares<'a, P: FramePlatform> {
     /// All zeroes.
     allocated: [Option<NonNull<u8>>; TABLES],
     /// Where frames lie that are the caller's, and how many of them are left: the last is taken first.
-    /// What is in them stays until then.
+    /// Their content stays until then.
     lent: NonNull<u8>,
     lent_count: usize,
 }

@@ -140,7 +140,8 @@ impl Slabs {
     /// Adds a slab. `false`: there is no frame for it, or none for its description.
     fn grow<P: FramePlatform>(&self, context: &Context<'_, P>, class: Class) -> bool {
         let frames = context.frames;
-        // What this takes it may give back, and a slab that it makes is found only at the end.
+        // This may give back the memory that it takes, and a slab that it makes is found only at the
+        // end.
         let _transit = context.announce();
         // A smaller slab wastes more, but is better than none: when memory is in pieces, and when a
         // larger one would take the frames that its description needs.

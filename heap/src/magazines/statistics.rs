@@ -1,4 +1,4 @@
-//! What a magazine heap holds.
+//! The statistics of a magazine heap.
 
 use core::ops::Add;
 
@@ -67,7 +67,7 @@ impl Totals {
     }
 }
 
-/// What all CPUs share of one size class. Exact while no CPU uses the heap.
+/// The statistics of one size class that all CPUs share. Exact while no CPU uses the heap.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ClassStatistics {
     /// Frames in slabs of the class.

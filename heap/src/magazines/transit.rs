@@ -16,7 +16,7 @@ const UNDER_WAY: u64 = 1;
 /// One that has ended, in the upper half. The number wraps.
 const ENDED: u64 = 1 << 32;
 
-/// Says whether other CPUs have memory in transit, and whose turn it is to try for the last of it.
+/// The record of which CPUs have memory in transit, and whose turn it is to try for the last of it.
 ///
 /// A CPU may be refused because of what others hold for an instant: frames of an attempt that fails,
 /// or blocks on their way to a slab. Two may be refused because of each other, again and again. So an
@@ -71,9 +71,9 @@ impl Transit {
 
     /// Tries, when it is this CPU's turn, until no other CPU has anything in transit during a try.
     ///
-    /// The caller holds no lock. `enter` disables interrupts, and says which CPU this is; `wait` waits a
-    /// moment, or returns `false` if that has lasted too long. What `attempt` announces by itself counts
-    /// as another CPU's.
+    /// The caller holds no lock. `enter` disables interrupts, and says which CPU this is; `wait` waits
+    /// a moment, or returns `false` if that has lasted too long. Memory that `attempt` announces by
+    /// itself counts as another CPU's.
     pub(super) fn seek<T, G>(
         &self,
         enter: impl Fn() -> (Option<usize>, G),
@@ -120,8 +120,8 @@ impl Transit {
         loop {
             let (cpu, guard) = enter();
             let own = tag(cpu);
-            // Relaxed, here and where it is given up: the turn decides only who waits. What a try finds is
-            // ordered by `operations`.
+            // Relaxed, here and where it is given up: the turn decides only who waits. `operations`
+            // orders what a try finds.
             let holder = self.turn.load(Ordering::Relaxed);
             // The code that this one interrupted has it, and does nothing with it until this returns.
             // CPUs without a number can't be told apart.

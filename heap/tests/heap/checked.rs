@@ -22,7 +22,7 @@ use crate::shadow::{Random, Shadow};
 /// More CPUs than any test has threads.
 const CPUS: usize = 8;
 
-/// What is in front of a block: nothing that is nearer than so many bytes to it is another block's.
+/// What is in front of a block: nothing that is nearer than this many bytes to it is another block's.
 const FRONT: usize = 128;
 
 /// A machine on which tests say which CPU they are, and catch what is reported.

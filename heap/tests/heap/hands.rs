@@ -28,7 +28,7 @@ struct Pausing {
     steps: [AtomicUsize; 2],
 }
 
-/// It is at work, in the heap or before.
+/// It runs, in the heap or before.
 const WORKS: u8 = 0;
 /// It is held up.
 const PAUSED: u8 = 1;

@@ -1,5 +1,5 @@
 //! One thread that plays all CPUs, so that everything happens in an order that can be repeated: CPUs
-//! that come upon each other inside the heap, a platform that uses the heap, and memory that is out at
+//! that interrupt each other inside the heap, a platform that uses the heap, and memory that is out at
 //! whichever moment.
 
 use core::alloc::{GlobalAlloc, Layout};
@@ -246,12 +246,12 @@ struct Held {
 
 impl Held {
     fn write(&self) {
-        // SAFETY: the block has so many bytes.
+        // SAFETY: the block has this many bytes.
         unsafe { self.block.write_bytes(self.byte, self.layout.size()) };
     }
 
     fn check(&self, bytes: usize) {
-        // SAFETY: the block has so many bytes, which were written.
+        // SAFETY: the block has this many bytes, which were written.
         let bytes = unsafe { core::slice::from_raw_parts(self.block.as_ptr(), bytes) };
         assert!(bytes.iter().all(|&byte| byte == self.byte));
         assert!((self.block.addr().get()).is_multiple_of(self.layout.align()));

@@ -115,9 +115,9 @@ unsafe impl GlobalAlloc for Subject {
 static HANDLED: AtomicUsize = AtomicUsize::new(0);
 static SERVED: AtomicUsize = AtomicUsize::new(0);
 
-/// Handlers that run at least, and rounds of signals that are sent at most until one of them has come
-/// upon the heap.
-const ENOUGH: usize = 500;
+/// Handlers that run at least, and rounds of signals that are sent at most until one of them has
+/// interrupted the heap.
+const MIN_HANDLED: usize = 500;
 const MAX_ROUNDS: usize = 20_000_000;
 
 static HELD: [AtomicPtr<u8>; 64] = [const { AtomicPtr::new(ptr::null_mut()) }; 64];
@@ -145,7 +145,7 @@ extern "C" fn on_signal(_: libc::c_int) {
     let new = unsafe { SUBJECT.alloc(layout) };
     if !new.is_null() {
         SERVED.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: the block has so many bytes.
+        // SAFETY: the block has this many bytes.
         unsafe { new.write_bytes(turn as u8, layout.size()) };
     }
     let old = HELD[slot].swap(new, Ordering::AcqRel);
@@ -184,7 +184,7 @@ fn be_interrupted() {
                 for _ in 0..MAX_ROUNDS {
                     let handled = HANDLED.load(Ordering::Relaxed);
                     // Where CPUs are few, signals come together, and seldom amid the heap.
-                    if handled >= ENOUGH && HEAP.totals().reentries > reentries {
+                    if handled >= MIN_HANDLED && HEAP.totals().reentries > reentries {
                         break;
                     }
                     for signal in [libc::SIGUSR1, libc::SIGUSR2] {

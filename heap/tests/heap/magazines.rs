@@ -42,7 +42,7 @@ pub trait Machine: FramePlatform + Sized {
     fn enter(heap: &MagazineHeap<Self>) -> Self::Task;
     /// Waits for other threads, and lets them have this one's CPU.
     fn block<T>(wait: impl FnOnce() -> T) -> T;
-    /// Returns whether so many pairs of an allocation and a free are enough.
+    /// Returns whether this many pairs of an allocation and a free are enough.
     fn is_shown(&self, pairs: u64) -> bool;
     /// Drains every CPU whose thread has not. When no other thread uses the heap.
     fn drain_all(heap: &MagazineHeap<Self>);
@@ -96,7 +96,7 @@ macro_rules! on_all_machines {
             $(#[test] fn $name() { super::$name::<Tasks<RESTARTED>>(); })*
         }
 
-        /// Machines that do it wrong, which some test must show: see `mistakes_are_found`.
+        /// Machines that do it wrong, which some test must detect: see `mistakes_are_found`.
         #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
         mod wrong {
             use crate::tasks::{NOT_DISABLED, NOT_RESTARTED, Tasks};
@@ -656,7 +656,7 @@ fn use_the_heap() {
         let layout = layout(size, 8);
         if let Some(block) = alloc(&REENTERED, layout) {
             NESTED.fetch_add(1, Ordering::Relaxed);
-            // SAFETY: the block has so many bytes.
+            // SAFETY: the block has this many bytes.
             unsafe { block.write_bytes(0xee, size) };
             if let Some((block, layout)) = TO_FREE.replace(Some((block, layout))) {
                 free(&REENTERED, block, layout);

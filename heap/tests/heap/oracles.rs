@@ -44,7 +44,7 @@ fn layout() -> impl Strategy<Value = Layout> + Clone {
     (size(), align).prop_map(|(size, align)| Layout::from_size_align(size, align).expect("small"))
 }
 
-/// Steps, each on one of so many CPUs. Of some layouts a history has many blocks, so that magazines
+/// Steps, each on one of this many CPUs. Of some layouts a history has many blocks, so that magazines
 /// and slabs become full.
 fn steps(cpus: usize) -> impl Strategy<Value = Vec<(usize, Step)>> {
     let usual = prop::collection::vec(layout(), 1..4);
@@ -156,7 +156,7 @@ fn has_gap<H: GlobalAlloc>(
 struct Start {
     pages: usize,
     growth: Growth,
-    /// A boot arena of so many bytes, that many bytes after a grain's start.
+    /// A boot arena of this many bytes, that many bytes after a grain's start.
     arena: Option<(usize, usize)>,
     /// Before which step the heap is opened.
     open_at: usize,
@@ -354,7 +354,7 @@ impl<const FLAGGED: bool> Turns<FLAGGED> {
         result
     }
 
-    /// Returns whether so many frames could be had, aligned so, and then some single ones.
+    /// Returns whether this many frames could be had, aligned so, and then some single ones.
     fn could_give(&self, count: usize, align: usize, more: usize) -> bool {
         let Some(run) = self.machine.allocate_frames(count, align) else {
             return false;

@@ -1,4 +1,4 @@
-//! The truth a heap is held against: which bytes are live, and what was written there.
+//! The reference that a heap is checked against: which bytes are live, and what was written there.
 
 use core::alloc::{GlobalAlloc, Layout};
 use core::ptr::NonNull;
@@ -100,7 +100,7 @@ impl<'a, H: GlobalAlloc> Shadow<'a, H> {
         let Some(start) = NonNull::new(unsafe { self.heap.alloc_zeroed(layout) }) else {
             return false;
         };
-        // SAFETY: the block has so many bytes, all of them written.
+        // SAFETY: the block has this many bytes, all of them written.
         let bytes = unsafe { slice::from_raw_parts(start.as_ptr(), layout.size()) };
         assert!(bytes.iter().all(|&byte| byte == 0), "{layout:?} not zeroed");
         self.adopt(Block::new(

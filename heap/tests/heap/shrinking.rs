@@ -117,7 +117,7 @@ fn shrinking_never_fails_and_the_block_is_right_for_all_that_follows() {
             .collect();
         assert_eq!(heap.totals().refusals, refusals, "{from} to {to}");
         for (number, block) in (1..).zip(&shrunk) {
-            // SAFETY: the block has so many bytes, which realloc carried over.
+            // SAFETY: the block has this many bytes, which realloc carried over.
             let bytes = unsafe { core::slice::from_raw_parts(block.as_ptr(), to) };
             assert!(bytes.iter().all(|&byte| byte == number), "{from} to {to}");
         }

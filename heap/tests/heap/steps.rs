@@ -146,7 +146,7 @@ impl<M: Machine> Test<M> {
         // SAFETY: the size is not zero.
         let block = NonNull::new(unsafe { self.0.alloc(LAYOUT) });
         if let Some(block) = block {
-            // SAFETY: the block has so many bytes.
+            // SAFETY: the block has this many bytes.
             unsafe { block.write_bytes(block.addr().get() as u8 | 1, SIZE) };
         }
         block

@@ -50,7 +50,7 @@ trait Scheduler: Sync {
     fn take_cpu(&self);
     /// Gives the task's CPU to another.
     fn give_cpu(&self);
-    /// Returns whether sequences are begun anew.
+    /// Returns whether sequences are restarted.
     fn restarts(&self) -> bool;
 }
 
@@ -91,8 +91,8 @@ fn may_switch() -> bool {
     PREEMPTION_DISABLED.get() == 0 && INTERRUPTS_DISABLED.get() == 0
 }
 
-/// Lets another task have the CPU, and goes on on one that is idle, rather another. No tick switches
-/// meanwhile.
+/// Lets another task have the CPU, and goes on on one that is idle, rather another. No tick switches in
+/// between.
 fn switch() {
     let Some(machine) = MACHINE.get() else { return };
     let before = CPU.get();
@@ -390,7 +390,7 @@ impl<const KIND: u8> Machine for Tasks<KIND> {
     }
 
     fn is_shown(&self, pairs: u64) -> bool {
-        // On a busy host switches are rare: then so many pairs must do.
+        // On a busy host switches are rare: then this many pairs must do.
         let (switches, most) = match KIND {
             FLAGGED | RESTARTED => (500, 5_000_000),
             _ => (20_000, 50_000_000),

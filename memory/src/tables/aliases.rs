@@ -117,7 +117,8 @@ pub struct Alias {
     pub cache: Cache,
     /// The region that is mapped: the one that was first, or that got the rights.
     pub with: &'static str,
-    /// What is allowed of the memory, by all addresses together, or was since they were mapped.
+    /// The rights that all addresses together allow of the memory, or have allowed since they were
+    /// mapped.
     pub rights: Rights,
     /// How the memory is cached.
     pub cached: Cache,
@@ -163,13 +164,13 @@ impl core::error::Error for Alias {}
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Refusal {
     Alias(Alias),
-    /// So many records there may be, and are, more or less.
+    /// The number of records that there may be, and are, more or less.
     Full(usize),
-    /// There is no memory for so many bytes of records.
+    /// There is no memory for this many bytes of records.
     OutOfMemory(usize),
 }
 
-/// What the permanent mappings of some memory allow together.
+/// The rights that the permanent mappings of some memory allow together.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Permanent {
     /// The region that was first, or that got the rights.
@@ -336,14 +337,14 @@ impl Aliases {
         Ok(aliases)
     }
 
-    /// Makes room for so many more records.
+    /// Makes room for this many more records.
     pub(super) fn reserve(&mut self, records: usize) -> Result<(), Refusal> {
         self.grow(records)?;
         self.spare = self.spare.saturating_add(records);
         Ok(())
     }
 
-    /// Makes room for so many records beside those that are kept for what comes and goes.
+    /// Makes room for this many records beside those that are kept for what comes and goes.
     fn grow(&mut self, records: usize) -> Result<(), Refusal> {
         let room = self.spare.saturating_add(records);
         let bytes = room.saturating_mul(size_of::<Record>());
@@ -356,7 +357,7 @@ impl Aliases {
         self.overlapping(memory).len() + MAX_ADDED
     }
 
-    /// Checks that there is room for so many more records.
+    /// Checks that there is room for this many more records.
     pub(super) fn check_room(&self, needed: usize) -> Result<(), Refusal> {
         let capacity = self.records.capacity();
         if needed <= capacity - self.records.len() {
@@ -434,7 +435,7 @@ impl Aliases {
         wanted: Use,
     ) -> Result<(), Refusal> {
         self.check(memory, wanted, Counted::Not)?;
-        // What is permanent is recorded to the byte, and a coarse record can't be cut.
+        // Permanent mappings are recorded to the byte, and a coarse record can't be cut.
         let mut records = self.records[self.overlapping(memory)].iter();
         if records.any(|record| record.is_coarse) {
             return Err(Refusal::Full(self.records.capacity()));
@@ -499,7 +500,7 @@ impl Aliases {
                 index += 1;
             }
         }
-        // What is alike now, is one.
+        // Records that are alike now become one.
         let mut before = first.saturating_sub(1);
         while before < index && before + 1 < self.records.len() {
             let next = self.records[before + 1];

@@ -56,9 +56,9 @@ pub enum ChangeError {
     },
     /// A large page lies in the range only in part.
     ///
-    /// It is not split: that would need a frame where one is to be given back, so that a page could
-    /// not be unmapped for want of memory. Who wants to change parts of a region maps it with smaller
-    /// pages ([`Region::largest`](crate::Region::largest)).
+    /// It is not split: that would need a frame where one is to be given back, so that a page could not
+    /// be unmapped for want of memory. To change parts of a region, map it with smaller pages
+    /// ([`Region::largest`](crate::Region::largest)).
     Partly {
         /// The page.
         leaf: Leaf,
@@ -76,7 +76,7 @@ pub enum ChangeError {
     /// Some of it lies where a second root has the same tables ([`Tables::root_without`]): the CPU that goes
     /// by that is not asked to flush.
     Shared {
-        /// What the second root lacks, the addresses where there can be changes.
+        /// The window that the second root lacks: the addresses where there can be changes.
         window: VirtRange,
     },
     /// The rights exclude how the same physical memory is mapped, or was since it is: what could be

@@ -15,7 +15,7 @@ pub enum TableError {
     OutOfFrames,
     /// The frame that the source answered for another table is not of [`Owner::PageTables`].
     WrongOwner {
-        /// Whose it is.
+        /// Its owner.
         owner: Owner,
     },
     /// The region cannot be mapped, whatever the tables hold.

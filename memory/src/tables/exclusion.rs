@@ -1,15 +1,15 @@
-//! That no memory is both written and executed: at one address, or at two that show the same.
+//! That no memory is both written and executed: at one address, or at two that map the same.
 
 use alloc::vec::Vec;
 
 use super::{Leaf, Mismatch, PhysicalMemory, TableView};
 
-/// What tables allow of memory, each byte counted once for each address at which they do.
+/// The rights that tables allow to memory, each byte counted once for each address at which they do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Exclusion {
     /// Bytes that can be executed.
     pub executable: u64,
-    /// Bytes that can be written, none of which show memory of those.
+    /// Bytes that can be written, none of which map memory of those.
     pub writable: u64,
 }
 
@@ -18,7 +18,7 @@ type Bytes = (u64, u64);
 
 impl<M: PhysicalMemory> TableView<M> {
     /// Checks, by walking them, that what can be executed can be written nowhere, whatever the plan
-    /// said. Of tables that change meanwhile it is true of each page at the moment it was met.
+    /// said. If tables change concurrently, it is true of each page at the moment it was visited.
     ///
     /// It takes 16 bytes of memory for each stretch of physical memory that can be executed.
     ///

@@ -1,4 +1,4 @@
-//! What the CPUs have to forget when tables change, and the proof that they did.
+//! The flush that CPUs have to run when tables change, and the proof that they did.
 //!
 //! A CPU keeps translations in its TLB, and pointers to tables in its paging-structure caches, for
 //! as long as it likes, and no CPU looks into another's. Until every one of them has been told
@@ -28,7 +28,7 @@ pub struct FlushSet {
     pages: [u64; FLUSH_LIMIT],
     /// Pages added; only the first [`FLUSH_LIMIT`] are kept.
     count: usize,
-    /// Whether tables went with them.
+    /// Whether tables were removed with them.
     tables: bool,
 }
 
@@ -111,7 +111,7 @@ pub unsafe trait Shootdown {
     fn flush_on_all_cpus(&self, pages: &FlushSet);
 }
 
-/// What has to be flushed on all CPUs, now: a promise to do it.
+/// The pages that have to be flushed on all CPUs, now: a promise to do it.
 ///
 /// It can only be kept by [`Self::run`]. One that is dropped panics where debug assertions
 /// are on; where not, CPUs may go on by what they have cached.

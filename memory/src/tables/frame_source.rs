@@ -4,7 +4,7 @@ use crate::frames::FrameAllocator;
 use crate::map::Owner;
 use crate::owned::OwnedFrame;
 
-/// Gives out the frames that become page tables, and takes them back.
+/// A source of the frames that become page tables, to which they return.
 ///
 /// Both may be called while whatever guards the tables is held, so neither may use the heap. If one
 /// panics and the panic is caught, the tables are as sound as before; but the frames that were taken for

@@ -6,7 +6,7 @@ use x86_64::structures::paging::PageTableFlags as Flags;
 
 use crate::plan::{Access, Cache, PageSize};
 
-/// What the CPU grants to a page: its leaf entry's rights, as far as all entries above it agree
+/// The rights that the CPU grants to a page: its leaf entry's, as far as all entries above it agree
 /// (Intel SDM vol. 3, 5.6 "Access Rights").
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Rights {
@@ -84,7 +84,7 @@ pub struct Leaf {
     pub phys: u64,
     /// Its size.
     pub size: PageSize,
-    /// What may be done with it.
+    /// Its rights.
     pub rights: Rights,
     /// The entry of the PAT that says how it is cached.
     pub pat_index: u8,
@@ -128,7 +128,7 @@ impl fmt::Display for Leaf {
     }
 }
 
-/// What a virtual address is translated to.
+/// The translation of a virtual address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Translation {
     /// The physical address.

@@ -228,8 +228,8 @@ impl<M: PhysicalMemory> Tables<M> {
     }
 }
 
-/// A region that is being mapped. What of it is mapped is recorded when this goes, also if the source
-/// of frames, which is anybody's code, panics meanwhile.
+/// A region that is being mapped. The mapped part is recorded when this is dropped, also if the source
+/// of frames, which is foreign code, panics.
 struct Mapping<'a, M: PhysicalMemory> {
     tables: &'a mut Tables<M>,
     region: &'a Region,

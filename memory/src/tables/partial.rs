@@ -14,7 +14,7 @@ use super::{
 /// A root beside that of some [`Tables`], and the tables on the way from it that are its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PartialRoot {
-    /// What CR3 points to.
+    /// The frame that CR3 points to.
     pub root: Frame,
     /// How many frames were taken for it, the root's included.
     pub tables: usize,
@@ -24,12 +24,12 @@ impl<M: PhysicalMemory> Tables<M> {
     /// Makes a second root, by which the CPU reaches what these tables map now, but for `window`. The
     /// tables for what lies outside it are shared, those that reach across its borders are copied.
     ///
-    /// It is for a CPU that runs already and is not yet asked to flush ([`Shootdown`](super::Shootdown)).
-    /// A CPU may walk tables ahead of what it executes, and keep what it read of them, so it may not
-    /// come by a table that is given back without its being asked. By this root it doesn't, as only what
-    /// lies in `window` can be unmapped, or get other rights, from now on
-    /// ([`ChangeError::Shared`](super::ChangeError::Shared)). Whatever is mapped later it may lack. It stays
-    /// as it is, for good.
+    /// It is for a CPU that runs already and is not yet asked to flush
+    /// ([`Shootdown`](super::Shootdown)). A CPU may walk tables ahead of what it executes, and keep
+    /// what it read of them, so it may not come by a table that is given back without its being asked.
+    /// By this root it doesn't, as only what lies in `window` can be unmapped, or get other rights,
+    /// from now on ([`ChangeError::Shared`](super::ChangeError::Shared)). It may lack mappings that are
+    /// made later. It stays as it is, for good.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! The way that the CPU takes through the tables for one address.
+//! The page-table walk for one address.
 
 use core::fmt;
 use core::iter;
@@ -8,7 +8,7 @@ use x86_64::structures::paging::PageTableFlags as Flags;
 
 use super::{Entry, Leaf, PhysicalMemory, Rights, TableView, index, leaf, shift, table};
 
-/// What an entry on the way leads to.
+/// The target of an entry in a walk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Target {
     /// Nothing: the entry is not present.
@@ -23,7 +23,7 @@ pub enum Target {
     Malformed,
 }
 
-/// One entry on the way.
+/// One entry of a walk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Step {
     /// The level of the entry's table: 1 for a table of 4 KiB pages.
@@ -34,7 +34,7 @@ pub struct Step {
     pub index: usize,
     /// The entry.
     pub entry: u64,
-    /// What it leads to.
+    /// Its target.
     pub target: Target,
 }
 
@@ -51,8 +51,8 @@ const FLAGS: [(Flags, &str); 8] = [
 ];
 
 impl fmt::Display for Step {
-    /// The level, the entry's place and value, its flags by their names in the manual, and what it
-    /// leads to: `4 0x12f000[256] 0x0000000000130023 P W A -> table 0x130000`.
+    /// Writes the level, the entry's address and value, its flags by their names in the manual, and
+    /// what it leads to: `4 0x12f000[256] 0x0000000000130023 P W A -> table 0x130000`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
             level,

@@ -8,7 +8,7 @@ use super::entry::{TABLE, TABLE_CHECKED};
 use super::view::Visitor;
 use super::{Features, Leaf};
 
-/// What finished tables hold.
+/// The number of pages and tables, by a walk of finished tables.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Census {
     /// Pages of 4 KiB.
@@ -114,13 +114,13 @@ pub enum Mismatch {
         /// The page.
         leaf: Leaf,
     },
-    /// A page shows other memory than the region says.
+    /// A page maps other memory than the region says.
     Address {
         /// The region.
         region: Region,
         /// The page.
         leaf: Leaf,
-        /// The physical address it should show.
+        /// The physical address it should map.
         expected: u64,
     },
     /// A page has other rights than the region says.
@@ -137,7 +137,7 @@ pub enum Mismatch {
         /// The page.
         leaf: Leaf,
     },
-    /// What a page lets write, can be executed: there or at another address.
+    /// A page is writable, and its memory is executable: there or at another address.
     WritableCode {
         /// The page.
         leaf: Leaf,
@@ -193,7 +193,7 @@ impl fmt::Display for Mismatch {
                 leaf,
                 expected,
             } => {
-                write!(f, "{leaf} should show {expected:#x} ({region})")
+                write!(f, "{leaf} should map {expected:#x} ({region})")
             }
             Self::Access { region, leaf } | Self::Cache { region, leaf } => {
                 write!(f, "{leaf} is not as in {region}")

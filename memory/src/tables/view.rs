@@ -11,7 +11,7 @@ use super::{
     TableView, Target, Translation, leaf, shift, table,
 };
 
-/// What a walk meets.
+/// A visitor of the entries of a walk.
 pub(super) trait Visitor {
     /// Visits an entry that points to a table.
     fn table(&mut self, virt: u64, level: u8, entry: u64) -> Result<(), Mismatch>;
@@ -26,7 +26,7 @@ impl<M: PhysicalMemory> TableView<M> {
     ///
     /// As long as the view is used, `root` is the root of page tables, that is, of such memory as
     /// [`PhysicalMemory`] asks of a table. Entries in them may be any garbage as long as they point to
-    /// no other frames that `memory` reaches. If the tables change meanwhile, no table is given back
+    /// no other frames that `memory` reaches. If the tables change concurrently, no table is given back
     /// during a walk: the lock under which they change is held, or something keeps a flush from being
     /// completed, such as disabled interrupts on a CPU that every flush asks.
     pub const unsafe fn new(memory: M, levels: Levels, features: Features, root: Frame) -> Self {
@@ -60,9 +60,8 @@ impl<M: PhysicalMemory> TableView<M> {
         }
     }
 
-    /// Calls `visit` with every page, lowest virtual address first, and answers how many tables
-    /// there are. It needs no memory and goes no deeper than the tables have levels, whatever they
-    /// hold.
+    /// Calls `visit` with every page, lowest virtual address first, and returns the number of tables.
+    /// It needs no memory and goes no deeper than the tables have levels, whatever they hold.
     ///
     /// # Errors
     ///

@@ -708,7 +708,7 @@ fn no_memory_for_records_is_an_error() {
     assert_eq!(tables.table_count(), 1);
 }
 
-/// Answers so many frames, and panics instead of answering one more.
+/// Answers this many frames, and panics instead of answering one more.
 struct Failing<'a> {
     ram: &'a Ram,
     left: Cell<usize>,
@@ -813,7 +813,7 @@ fn pages_that_a_panic_left_behind_stay_withdrawn_and_recorded() {
     }));
     assert!(completing.is_err());
 
-    // Both that were told are gone, and the third is neither mapped nor to be had.
+    // Both that were told are gone, and the third is neither mapped nor available.
     let third = second + FRAME_SIZE;
     let page = |virt| VirtRange::new(virt, FRAME_SIZE).unwrap();
     assert!(tables.is_vacant(page(pages.virt)) && tables.is_vacant(page(second)));

@@ -46,7 +46,7 @@ fn range(start: u64, length: u64) -> VirtRange {
 /// still walks, ahead of what it will execute, but uses no page.
 #[derive(Default)]
 struct Cpu {
-    is_asleep: bool,
+    is_idle: bool,
     /// Whether it was spared a flush, and may keep pages until it wakes, but no tables.
     owes: bool,
     /// First address, size, what the leaf entry says.
@@ -90,7 +90,7 @@ impl Cpu {
     }
 
     fn turn(&mut self) {
-        self.is_asleep = !self.is_asleep;
+        self.is_idle = !self.is_idle;
         if std::mem::take(&mut self.owes) {
             self.tables.clear();
             self.pages.clear();
@@ -98,7 +98,7 @@ impl Cpu {
     }
 
     fn flush(&mut self, set: &FlushSet) {
-        if self.is_asleep && !set.has_tables() {
+        if self.is_idle && !set.has_tables() {
             self.owes = true;
             return;
         }
@@ -215,7 +215,7 @@ enum Step {
         which: Index,
         count: u64,
     },
-    /// Falls asleep, or wakes.
+    /// Becomes idle, or wakes.
     Turn(Index),
 }
 
@@ -392,7 +392,7 @@ impl<'a> World<'a> {
         self.check()
     }
 
-    /// What is mapped from the beginning of a page on, up to so many pages of 4 KiB.
+    /// What is mapped from the beginning of a page on, up to this many pages of 4 KiB.
     fn run(&self, which: Index, count: u64) -> VirtRange {
         let place = which.index(self.model.len());
         let (&virt, page) = self.model.iter().nth(place).unwrap();
@@ -758,7 +758,7 @@ fn what_is_unmapped_stays_out_of_reach_until_it_is_flushed() {
         }
     );
     assert!(twice.to_string().contains("not yet flushed"));
-    // Nobody else has taken the frames meanwhile.
+    // Nobody else has taken the frames in between.
     assert_eq!((tables.table_count(), ram.frames().len()), (4, 4));
 
     assert!(unmapping.pages().has_tables());

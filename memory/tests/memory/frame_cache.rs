@@ -22,7 +22,7 @@ const CHUNK: u64 = 512;
 /// What a call does; the first number says by which CPU's cache, or by none.
 #[derive(Clone, Debug)]
 enum Call {
-    /// So many frames, one after the other.
+    /// This many frames, one after the other.
     Allocate(usize, usize, Owner),
     AllocateRun(usize, usize, usize, Owner),
     /// Frees, from one of the frames that are handed out on, as many as are its owner's, but no more
@@ -45,7 +45,7 @@ enum Call {
 enum From {
     /// At one of the frames that are handed out.
     Any(Index),
-    /// So many frames before the end of a range, or at its last one.
+    /// This many frames before the end of a range, or at its last one.
     End(Index, u64),
 }
 

@@ -476,8 +476,8 @@ fn no_frame_is_handed_out_to_an_owner_that_has_no_count_of_them() {
         refuse(&mut |cache| assert!(cache.allocate_run(3, 1, owner).is_none()));
     }
     // Each of the others is counted, and none of the frames is lost.
-    let somebody = |owner: &Owner| !nobody.contains(owner);
-    for owner in Owner::ALL.into_iter().filter(somebody) {
+    let owned = |owner: &Owner| !nobody.contains(owner);
+    for owner in Owner::ALL.into_iter().filter(owned) {
         let frame = cache.allocate(owner).unwrap();
         let run = frames.allocate_run(3, 1, owner).unwrap();
         assert_eq!(frames.totals()[owner], 4 * FRAME_SIZE, "{owner}");
@@ -531,7 +531,7 @@ fn the_storage_has_room_for_the_summaries_of_any_memory() {
         let pieces = FrameAllocator::storage_needed([low, high].into_iter());
         assert_eq!(pieces, records);
     }
-    // So many ranges of a page as have a record of their own for every twenty.
+    // As many ranges of a page as have a record of their own for every twenty.
     for count in [0, 1, 20, 21] {
         let pages = (1..=count).map(|chunk| bounds(chunk << 21, (chunk << 21) + 0x1000));
         let records = count + count.div_ceil(20);

@@ -2,7 +2,7 @@
 
 #![allow(
     clippy::unwrap_used,
-    reason = "a test that finds nothing to unwrap shall fail"
+    reason = "a test that finds nothing to unwrap must fail"
 )]
 
 mod address_allocator;

@@ -30,7 +30,7 @@ unsafe impl GlobalAlloc for Scarce {
     }
 }
 
-/// Runs `work` on this thread with no block larger than that to be had.
+/// Runs `work` on this thread with no larger block available.
 pub fn with_blocks_up_to<T>(bytes: usize, work: impl FnOnce() -> T) -> T {
     MAX_BLOCK.set(bytes);
     let result = work();

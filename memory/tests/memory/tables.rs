@@ -230,7 +230,7 @@ fn check(machine: &Machine) -> Result<usize, TestCaseError> {
     prop_assert_eq!(joined(seen), joined(planned));
 
     // Nothing executable is writable anywhere. (Only the HHDM is writable, so no two writable
-    // pages show the same memory.)
+    // pages map the same memory.)
     let mut writable: Vec<_> = leaves.iter().filter(|leaf| leaf.rights.writable).collect();
     writable.sort_by_key(|leaf| leaf.phys);
     for executable in leaves.iter().filter(|leaf| leaf.rights.executable) {
@@ -851,7 +851,7 @@ fn a_mismatch_says_what_and_where() {
         phys: 0x6000_0000,
         ..data
     };
-    let error = other(&[text, elsewhere], "should show 0x50000000");
+    let error = other(&[text, elsewhere], "should map 0x50000000");
     assert!(matches!(
         error,
         Mismatch::Address {
