@@ -1,8 +1,9 @@
 //! `check`: what tools can tell without running anything: clippy and rustdoc
-//! with warnings denied, spelling, what Muster depends on, and what its rooms import of each other.
+//! with warnings denied, spelling, what Muster depends on, what its rooms import of each other, and its words.
 
 mod imports;
 mod rooms;
+mod words;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -42,7 +43,7 @@ const VIEW: &str = "view";
 /// # Errors
 /// If no toolchain serves, or a tool does not start.
 pub fn command() -> Result<ExitCode> {
-    if !rooms::are_in_order()? {
+    if !rooms::are_in_order()? || !words::are_right()? {
         return Ok(ExitCode::FAILURE);
     }
     let mut steps = vec![spelling()];
