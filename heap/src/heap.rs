@@ -135,12 +135,14 @@ impl<P: Platform> Heap<P> {
 
     fn with_refusals(&self, accounts: Statistics) -> Statistics {
         Statistics {
+            // Relaxed: a counter for reports.
             refusals: self.refusals.load(Ordering::Relaxed),
             ..accounts
         }
     }
 
     fn refuse(&self) {
+        // Relaxed: as in `with_refusals`.
         self.refusals.fetch_add(1, Ordering::Relaxed);
     }
 

@@ -66,6 +66,8 @@ impl<T> Lock<T> {
 
     /// Takes the lock if that needs no waiting.
     pub(crate) fn try_lock(&self, cpu: Option<usize>) -> Option<Guard<'_, T>> {
+        // Acquire, with the Release of `Hold`: all that the last holder did is visible. Relaxed where it
+        // fails, as nothing is read then.
         let acquire = if mutated("the lock does not acquire") {
             Ordering::Relaxed
         } else {
@@ -194,6 +196,7 @@ impl<T> DerefMut for Guard<'_, T> {
 
 impl Drop for Hold<'_> {
     fn drop(&mut self) {
+        // Release, with the Acquire of `try_lock`: the next holder sees all that this one did.
         let release = if mutated("the lock does not release") {
             Ordering::Relaxed
         } else {

@@ -35,11 +35,14 @@ pub struct FrameInfo {
 const _: () = assert!(size_of::<FrameInfo>() == 64 + 64 + 512);
 
 /// Which of the frames of a naturally aligned 2 MiB are free.
+///
+/// Accesses of `rows` are sequentially consistent: of two CPUs that change a row and then read the summary,
+/// or the number of seekers, at least one sees what the other did (`Zone::settle`, `Zone::notify_seekers`).
 #[repr(C, align(64))]
 pub(crate) struct Chunk {
-    /// A set bit is a free frame, one that whoever clears it owns.
+    /// A set bit is a free frame, which the CPU that clears it owns.
     rows: [AtomicU64; ROWS],
-    /// A set bit is a frame that somebody is taking back; nobody else may until then.
+    /// A set bit is a frame that a CPU is taking back; no other CPU may until the bit is cleared.
     returning: [AtomicU64; ROWS],
 }
 
@@ -54,7 +57,7 @@ pub(crate) struct Fill {
 
 /// Frames that were claimed from one row of a chunk.
 pub(crate) struct Claimed<T> {
-    /// The place of the first of them in the chunk, or of the row's.
+    /// The index in the chunk of the first of them, or of the row's first frame.
     pub(crate) place: u64,
     pub(crate) what: T,
     /// Whether the summary may have to change; see [`changes_fill`].
@@ -152,6 +155,7 @@ impl Chunk {
 
     /// Returns how many of its frames are free.
     pub(crate) fn count(&self) -> usize {
+        // Relaxed: for reports, and exact only while nobody allocates or frees.
         let free = self.rows.iter().map(|row| row.load(Relaxed).count_ones());
         free.sum::<u32>() as usize
     }
@@ -203,7 +207,7 @@ impl Chunk {
     }
 
     /// Claims all free frames of a row, in one step; of a row that is partly used if there is one.
-    /// Answers the place of the row's first frame, and the row.
+    /// Returns the index of the row's first frame, and the row.
     pub(crate) fn claim_row(&self) -> Option<Claimed<u64>> {
         [false, true].into_iter().find_map(|whole| {
             (0..).zip(&self.rows).find_map(|(index, row)| {

@@ -32,7 +32,10 @@ const _: () = assert!(MIN_FILL - 1 + ROW_FRAMES as usize <= CAPACITY);
 #[derive(Default)]
 #[repr(align(128))]
 pub(crate) struct Slot {
+    /// Taken with Acquire and given up with Release: a new cache of the slot goes on from the last one's
+    /// counts.
     taken: AtomicBool,
+    /// Written by the cache's CPU alone; others read it for reports, so `Relaxed` will do.
     cached: AtomicUsize,
     pub(crate) ledger: Ledger,
 }

@@ -1,9 +1,9 @@
-//! The frame allocator: hands out frames of physical memory to all CPUs and knows whose each one
-//! is.
+//! The frame allocator: it hands out frames of physical memory to all CPUs and records the owner of
+//! each.
 //!
-//! Two levels of bits say what is free: a word for 64 frames ([`FrameInfo`]), which alone counts,
-//! and above them a word for 64 chunks of 2 MiB, which says where to look ([`Zone`]). A frame
-//! belongs to whoever clears its bit.
+//! Two levels of bits say what is free: a word for 64 frames ([`FrameInfo`]), which alone counts, and
+//! above them a word for 64 chunks of 2 MiB, which says where to look ([`Zone`]). A frame belongs to
+//! the CPU that clears its bit.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -211,6 +211,8 @@ impl core::error::Error for AdoptError {}
 ///
 /// A CPU may give back what another was given, so a single count may be negative. There is none for
 /// the last of the owners, to whom nothing is handed out ([`assert_can_own`]).
+///
+/// The counts are `Relaxed`: they decide nothing, and are exact while nobody allocates or frees.
 #[derive(Default)]
 pub(crate) struct Ledger([AtomicI64; COUNTED]);
 
@@ -267,27 +269,28 @@ impl Share<'_> {
     }
 }
 
-/// A chunk, by its zone's place among the zones and its place in that.
+/// A chunk, by its zone's index and its own index in the zone.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Spot {
     pub(crate) zone: usize,
     chunk: usize,
 }
 
-/// How many partly used chunks are searched for a small run before a whole one is broken up. More
-/// would save memory only where they are badly fragmented, and cost a cache line each.
+/// The number of partly used chunks that are searched for a small run before a whole one is broken up.
+/// More would save memory only where they are badly fragmented, and cost a cache line each.
 const MAX_PARTIAL_TRIES: usize = 32;
 
-/// How often somebody who finds no frame searches for one, while frames come back: nearly always one
-/// that comes back is found the next time, so others have had more luck as often.
+/// The number of times that a call which finds no frame searches for one, while frames come back:
+/// nearly always one that comes back is found the next time, so others have been luckier that many
+/// times.
 const MAX_SEARCHES: usize = 16;
 
 /// The same for runs, which frames that come back seldom complete, and which take longer to search
 /// for.
 const MAX_RUN_SEARCHES: usize = 4;
 
-/// How often somebody looks whether other CPUs still hold frames which they may not keep: for longer
-/// than it takes to claim the longest runs, unless the CPU is interrupted.
+/// The number of times that a call checks whether other CPUs still hold frames which they may not keep:
+/// for longer than it takes to claim the longest runs, unless the CPU is interrupted.
 const MAX_POLLS: usize = if cfg!(loom) { usize::MAX } else { 1 << 12 };
 
 /// The frame allocator.
@@ -706,7 +709,7 @@ impl FrameAllocator {
         .map_err(|error| NotFreed { frames: run, error })
     }
 
-    /// Claims a run, and answers its first frame's number.
+    /// Claims a run, and returns its first frame's number.
     fn claim(&self, count: u64, align: u64, home: Option<&mut Option<Spot>>) -> Option<u64> {
         if count == 0 || align == 0 {
             return None;
@@ -795,9 +798,9 @@ impl FrameAllocator {
         Some(found)
     }
 
-    /// Claims what `claim` can find in a chunk, where it does the least harm: in partly used ones,
-    /// then in whole ones, then in those that other CPUs fill their caches from. Answers the chunk
-    /// and what [`Self::claim_at`] does.
+    /// Claims what `claim` can find in a chunk, where it does the least harm: in partly used ones, then
+    /// in whole ones, then in those that other CPUs fill their caches from. Returns the chunk and what
+    /// [`Self::claim_at`] does.
     fn claim_among<T>(
         &self,
         claim: impl Fn(&Chunk) -> Option<Claimed<T>>,
@@ -815,8 +818,8 @@ impl FrameAllocator {
         })
     }
 
-    /// Claims what `claim` can find in this chunk. Answers the number of the frame whose place in the
-    /// chunk it names, and what it says beside.
+    /// Claims what `claim` can find in this chunk. Returns the number of the frame whose index in the
+    /// chunk it returns, and its value.
     fn claim_at<T>(
         &self,
         spot: Spot,

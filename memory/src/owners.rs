@@ -13,6 +13,10 @@ const WORD: usize = 8;
 ///
 /// [`Owner::Free`] if the frame is free, but also while it is on its way out or in, or in a CPU's
 /// cache, and if there is a record for it only because there is for its neighbours.
+///
+/// Accesses are `Relaxed`: only the CPU that has claimed a frame, or is taking it back, writes its record,
+/// and a CPU that frees a frame has been given the right to it after that. Of frees that are in the wrong,
+/// [`Zone::begin_return`](crate::zone::Zone::begin_return) orders those of several CPUs.
 #[derive(Clone, Copy)]
 pub(crate) struct Owners<'a> {
     /// The number of the frame that the first record is of.
@@ -50,9 +54,9 @@ impl<'a> Owners<'a> {
     }
 
     fn part(self, numbers: Range<u64>) -> &'a [AtomicU8] {
-        let place = |number: u64| number.wrapping_sub(self.base) as usize;
+        let index = |number: u64| number.wrapping_sub(self.base) as usize;
         self.records
-            .get(place(numbers.start)..place(numbers.end))
+            .get(index(numbers.start)..index(numbers.end))
             .unwrap_or_default()
     }
 }

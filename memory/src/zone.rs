@@ -11,6 +11,8 @@ use crate::owners::Owners;
 use crate::sync::{AtomicBool, AtomicU64, AtomicUsize, mutated};
 
 /// A summary of 64 chunks, a bit for each. It only says where to look: what is free, the rows say.
+///
+/// Its accesses are sequentially consistent, as those of the rows are: see [`Zone::settle`].
 #[derive(Default)]
 #[repr(align(32))]
 pub(crate) struct Group {
@@ -59,7 +61,8 @@ pub(crate) enum Among {
 }
 
 /// Frames in transit, for CPUs that find no free frame. Other CPUs only check whether there is such a
-/// CPU.
+/// CPU. Its accesses are sequentially consistent, as those of the rows are: see
+/// [`Zone::notify_seekers`].
 #[derive(Default)]
 #[repr(align(64))]
 struct Transit {
@@ -137,7 +140,7 @@ impl Zone {
         self.open.load(SeqCst)
     }
 
-    /// Has the right to free all its frames, which only the first one has who asks.
+    /// Opens the zone, and returns whether this call did: then the caller may free all its frames.
     pub(crate) fn open(&self) -> bool {
         !self.open.swap(true, SeqCst)
     }
@@ -162,11 +165,12 @@ impl Zone {
         self.owners
     }
 
-    /// Takes frames of the zone back that were handed out to `owner`, who is somebody, all or none.
+    /// Takes frames of the zone back that were handed out to `owner`, which can own frames, all or
+    /// none.
     ///
     /// # Errors
     ///
-    /// The number of a frame that is somebody else's, free, or being taken back. Nothing has changed
+    /// The number of a frame that is another owner's, free, or being taken back. Nothing has changed
     /// then.
     pub(crate) fn take_back(&self, numbers: Range<u64>, owner: Owner) -> Result<(), u64> {
         let are_all = || self.owners.are_all(numbers.clone(), owner);
@@ -192,9 +196,10 @@ impl Zone {
     ///
     /// # Errors
     ///
-    /// The number of the lowest one that somebody is taking back already. Nothing has changed then.
+    /// The number of the lowest one that another CPU is taking back already. Nothing has changed then.
     pub(crate) fn begin_return(&self, numbers: Range<u64>) -> Result<(), u64> {
         for (row, mask) in self.rows(&numbers) {
+            // Acquire, with the Release of `end_return`: the owners that were recorded before are visible.
             let before = if mutated("nobody is kept from taking back, too") {
                 0
             } else {
@@ -281,9 +286,9 @@ impl Zone {
 
     /// Brings the summary up to date after frames of a chunk were claimed or released.
     ///
-    /// Whoever changes a row settles afterwards, and whoever changes the summary looks at the rows
+    /// A CPU that changes a row settles afterwards, and a CPU that changes the summary reads the rows
     /// again, so the last of them leaves it right. All of it is sequentially consistent: of two CPUs
-    /// that change a row and then look at the summary, at least one sees what the other did.
+    /// that change a row and then read the summary, at least one sees what the other did.
     pub(crate) fn settle(&self, chunk: usize) {
         let set = |word: &AtomicU64, bit: u64, wanted: bool| {
             if (word.load(SeqCst) & bit != 0) == wanted {
@@ -373,7 +378,7 @@ impl Zone {
         self.notify_seekers();
     }
 
-    /// Lets those search again who may have looked for frames just before they came back. If this
+    /// Makes CPUs search again that may have searched for frames just before they came back. If this
     /// sees no seeker, then each that comes will see the frames: both are sequentially consistent.
     fn notify_seekers(&self) {
         if self.transit.seekers.load(SeqCst) != 0 {

@@ -256,6 +256,7 @@ impl<L, S, H> Block<L, S, H> {
         // Made from the whole block, so that the way back from header to block is covered by the
         // pointer's provenance.
         let this = ptr::from_ref(self).cast::<Header>();
+        // Relaxed: as in `Header::this`.
         self.header.this.store(this.cast_mut(), Ordering::Relaxed);
         Some(this)
     }

@@ -75,6 +75,7 @@ struct Releasing<'a> {
 impl Drop for Releasing<'_> {
     fn drop(&mut self) {
         if self.blocks > 0 {
+            // Counted before the release ends: `obtain` reads the two in the opposite order.
             self.released.fetch_add(1, Ordering::SeqCst);
         }
         self.releasing.fetch_sub(1, Ordering::SeqCst);

@@ -20,7 +20,7 @@ pub const MAX_QUARANTINED: usize = 1 << 20;
 ///
 /// A block gets in and out by one exchange of its slot, so it has one owner at any time, whoever
 /// pushes or takes: the CPU itself, handlers on top of it, and other CPUs that need memory. The
-/// counters only say where to look first.
+/// counters only say where to look first, and what to report: so all of them are `Relaxed`.
 #[repr(align(128))]
 pub struct Quarantine {
     slots: [AtomicPtr<u8>; SLOTS],
@@ -34,7 +34,7 @@ pub struct Quarantine {
     pub(super) tally: Tally,
 }
 
-/// The CPU's counters.
+/// The CPU's counters, for reports: so all of them are `Relaxed`.
 #[cfg(not(loom))]
 pub(super) struct Tally {
     pub(super) live_bytes: AtomicI64,

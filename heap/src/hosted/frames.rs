@@ -65,6 +65,7 @@ impl HostedFrames {
         let Some(place) = thread_number().and_then(|number| self.caches.get(number)) else {
             return &NO_CACHE;
         };
+        // Relaxed: this thread stored it, or the last one of its number, which was taken with Acquire.
         // SAFETY: made by `new_cache`, and kept until `self` is dropped.
         let cache = unsafe { place.load(Ordering::Relaxed).as_ref() }
             .unwrap_or_else(|| self.new_cache(place));

@@ -26,7 +26,8 @@ pub(super) const MAGAZINES: usize = 8;
 pub(super) struct Depot {
     stack: Lock<Stack>,
     contended: AtomicU64,
-    /// The stack's length, for all to read.
+    /// The stack's length, for all to read. Written under the lock; without it a hint and for reports, as
+    /// `contended` is, so `Relaxed` will do for both.
     length: AtomicUsize,
 }
 

@@ -19,7 +19,8 @@ pub(super) enum Use {
 
 const USES: usize = 3;
 
-/// A platform, and how many of its frames the heap has.
+/// A platform, and how many of its frames the heap has: counters that decide nothing, so all are
+/// `Relaxed`.
 pub(super) struct Frames<P> {
     platform: P,
     held: [AtomicUsize; USES],

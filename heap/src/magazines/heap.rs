@@ -75,7 +75,8 @@ pub struct MagazineHeap<P> {
     shared: Shared,
 }
 
-/// The state that is no single CPU's, and counters of operations past a cache.
+/// The state that is no single CPU's, and counters of operations past a cache. The counters are `Relaxed`,
+/// except where a comment says otherwise: they are for reports, and exact while no CPU uses the heap.
 #[repr(align(128))]
 struct Shared {
     allocated: AtomicU64,

@@ -59,6 +59,7 @@ struct Region {
     /// The region's number in the address space plus one; 0 as long as this is nobody's. Written once,
     /// under the lock.
     tag: AtomicUsize,
+    /// Changed under the lock, and read under it with Relaxed. `find` takes no lock: see `SlabMap::frame`.
     root: AtomicPtr<u8>,
 }
 
@@ -373,6 +374,7 @@ fn extend<'a, P: FramePlatform>(
                         None => fresh.cast::<Leaf>().write(atomics![Slab::none(); LEAF]),
                     }
                 }
+                // Release, with the Acquire of `SlabMap::frame`: the table is seen all zeroes.
                 let publish = if mutated("tables are not published") {
                     Ordering::Relaxed
                 } else {

@@ -21,7 +21,7 @@ const KEPT: usize = 1;
 #[repr(align(128))]
 pub(super) struct Slabs {
     lists: Lock<Lists>,
-    /// Written under the lock, read by anyone.
+    /// Written under the lock, read by anyone for reports: so `Relaxed` will do, here and below.
     frames: AtomicUsize,
     used: AtomicUsize,
     peak_used: AtomicUsize,
@@ -314,7 +314,8 @@ impl Lists {
     }
 }
 
-/// Counters that are written under a lock and read without it.
+/// Counters that are written under a lock, which orders the writers, and read without it for reports: so
+/// `Relaxed` will do.
 trait UnderLock {
     fn add(&self, value: usize);
     fn subtract(&self, value: usize);

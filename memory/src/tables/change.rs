@@ -27,6 +27,11 @@
 //! is. Nobody sees a half of a page's change; of a range, CPUs may see any part changed until they
 //! have flushed. Accessed and dirty are preset wherever they could be set, so no CPU ever writes to
 //! an entry, and no store loses what a CPU wrote.
+//!
+//! Loads here are Relaxed: whoever changes the tables has them to itself, and the lock that gives it the
+//! tables orders it after the last change. Entries that are present, or were, are stored with Release, for
+//! views of the tables that have no lock; an entry that was withdrawn is emptied with Relaxed, as nobody
+//! reads anything by it.
 
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
