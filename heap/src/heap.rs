@@ -1,4 +1,4 @@
-//! The heap: locks, growth, and the face Rust's allocator interface sees.
+//! The heap: locks, growth, and the implementation of Rust's allocator interface.
 
 use core::alloc::{GlobalAlloc, Layout};
 use core::fmt;
@@ -34,7 +34,7 @@ pub struct Heap<P> {
     /// Taken before the platform's locks, and these before `regions`.
     growth: Lock<()>,
     regions: Lock<Regions>,
-    /// Outside the lock: a refusal is what happens when the lock can't be had.
+    /// Outside the lock: an operation is refused when it can't get the lock.
     refusals: AtomicU64,
 }
 
@@ -146,7 +146,7 @@ impl<P: Platform> Heap<P> {
         self.refusals.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// The caller has disabled interrupts.
+    /// Allocates a block. The caller has disabled interrupts.
     fn allocate(&self, layout: Layout) -> Option<NonNull<u8>> {
         let here = self.here();
         // Refused even where a free block would do: code that allocates while growing must fail

@@ -1,5 +1,4 @@
-//! Heaps for kernels, which grow, know to the byte what they hold, and answer with null where others
-//! hang.
+//! Heaps for kernels: they grow, account for each byte, and return null where others hang.
 //!
 //! | | [`Heap`] | [`MagazineHeap`] |
 //! |---|---|---|
@@ -219,7 +218,7 @@
 //!
 //! /// The handler of the interrupt that asks this CPU to drain.
 //! fn on_drain() {
-//!     // On top of a fast path, this only notes that it is wanted.
+//!     // If it interrupted a fast path, this only requests the drain.
 //!     HEAP.drain();
 //!     DRAINED.fetch_add(1, Ordering::Release);
 //! }
@@ -297,7 +296,7 @@
 //! }
 //! ```
 //!
-//! and whatever interrupts a CPU goes back by way of [`resume`]:
+//! and every handler returns by way of [`resume`]:
 //!
 #![cfg_attr(target_arch = "x86_64", doc = "```")]
 #![cfg_attr(not(target_arch = "x86_64"), doc = "```ignore")]
@@ -313,9 +312,9 @@
 //! }
 //! ```
 //!
-//! An address that no sequence has is given back as it is. The sequences are listed in a section that
-//! the linker keeps by itself; a linker script that names every section must have
-//! `muster_heap_restart : { KEEP(*(muster_heap_restart)) }` among the read-only ones.
+//! An address in no sequence is returned unchanged. The sequences are listed in a section that the
+//! linker keeps by itself; a linker script that names every section must have `muster_heap_restart : {
+//! KEEP(*(muster_heap_restart)) }` among the read-only ones.
 //!
 //! # With a scheduler
 //!
@@ -337,10 +336,10 @@
 //!
 //! # A heap that checks
 //!
-//! [`CheckedHeap`] wraps another one, and finds who frees twice, writes past the end, before the start
-//! or after the free: with the CPUs that allocated and freed the block, and from where. Its memory and
-//! time are several times the wrapped heap's, but it takes no lock, so that it shows what happens with
-//! all CPUs busy:
+//! [`CheckedHeap`] wraps another one, and finds code that frees twice, writes past the end, before the
+//! start or after the free: with the CPUs that allocated and freed the block, and from where. Its
+//! memory and time are several times the wrapped heap's, but it takes no lock, so that it shows what
+//! happens with all CPUs busy:
 //!
 #![cfg_attr(feature = "hosted", doc = "```should_panic,standalone_crate")]
 #![cfg_attr(not(feature = "hosted"), doc = "```ignore")]

@@ -5,21 +5,21 @@ use core::sync::atomic::Ordering;
 
 use crate::sync::{AtomicUsize, MutPtr, UnsafeCell, const_unless_modelled, mutated, spin_loop};
 
-/// Nobody holds the lock.
+/// No CPU holds the lock.
 pub(crate) const FREE: usize = 0;
 /// A CPU that has no number yet holds the lock.
 const UNKNOWN_CPU: usize = usize::MAX;
 
 /// A spin lock that refuses a CPU which holds it already, instead of deadlocking on it.
 ///
-/// Whoever locks it has interrupts disabled, so what comes back to a lock on its own CPU is a
-/// non-maskable interrupt, a panic inside the locked code, or something called with the lock held.
+/// A CPU that holds it has interrupts disabled, so only a non-maskable interrupt, a panic inside the
+/// critical section, or code called with the lock held can come back to the lock on the same CPU.
 ///
-/// While a CPU holds the lock it runs code whose length has a bound and never calls the platform.
-/// So a wait that lasts means that the holder was stopped, which the [`Waiter`] finds out.
+/// While a CPU holds the lock it runs code whose length has a bound and never calls the platform. So a
+/// long wait means that the holder has stopped, which the [`Waiter`] detects.
 ///
-/// The lock word is the holder itself, because a holder noted beside the lock would leave an instant
-/// in which the lock is taken and an NMI can't see by whom.
+/// The lock word is the holder itself: with a holder recorded beside the lock there would be an instant
+/// in which the lock is taken and an NMI can't see by which CPU.
 pub(crate) struct Lock<T> {
     /// [`FREE`], [`UNKNOWN_CPU`], or the holder's CPU number plus one.
     holder: AtomicUsize,
@@ -93,7 +93,7 @@ impl<T> Lock<T> {
     }
 }
 
-/// For whom a CPU waits, and what its [`Waiter`] keeps about that wait.
+/// The holder that a CPU waits for, and the state that its [`Waiter`] keeps about that wait.
 struct Watch {
     holder: usize,
     state: u64,
@@ -114,7 +114,7 @@ impl Watch {
     }
 }
 
-/// Returns what stands for a CPU in a lock's word.
+/// Returns the value of a lock's word that stands for a CPU.
 pub(crate) fn tag(cpu: Option<usize>) -> usize {
     cpu.map_or(UNKNOWN_CPU, |number| number.saturating_add(1))
 }
@@ -123,7 +123,7 @@ fn cpu_of(tag: usize) -> Option<usize> {
     tag.checked_sub(1).filter(|_| tag != UNKNOWN_CPU)
 }
 
-/// The code that wants a lock: on which CPU it runs, and what it does while it waits.
+/// The code that takes a lock: its CPU, and its behaviour while it waits.
 pub(crate) trait Waiter {
     /// Returns the number of the CPU, if it has one.
     fn cpu(&self) -> Option<usize>;
@@ -133,8 +133,8 @@ pub(crate) trait Waiter {
     fn wait(&self, holder: Option<usize>, state: &mut u64);
 }
 
-/// How often a CPU looks for a lock before its holder counts as stopped, where nobody knows the time:
-/// for seconds at least.
+/// The number of polls after which a lock's holder counts as stopped, where nobody knows the time: for
+/// seconds at least.
 const MAX_POLLS: u64 = 1 << 32;
 
 /// Counts a poll of a lock, waits a moment, and returns whether it was one too many.
@@ -167,8 +167,8 @@ impl Waiter for Option<usize> {
 
 /// The right to the data, until dropped.
 pub(crate) struct Guard<'a, T> {
-    /// A shared guard lends `&T`, which `Lock`'s own `Sync` says nothing about; so a guard stays
-    /// with whoever took it, as a pointer does.
+    /// A shared guard lends `&T`, which `Lock`'s own `Sync` says nothing about; so a guard stays on the
+    /// CPU that took it, as a pointer does.
     data: MutPtr<T>,
     /// Dropped after the pointer.
     _hold: Hold<'a>,

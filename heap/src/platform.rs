@@ -15,7 +15,7 @@ use crate::lock;
 ///
 /// # Safety
 ///
-/// 1. [`cpu`](Self::cpu) gives two CPUs that run at the same time different numbers.
+/// 1. [`cpu`](Self::cpu) returns different numbers to two CPUs that run at the same time.
 /// 2. While an [`InterruptGuard`](Self::InterruptGuard) is alive, no interrupt handler that may
 ///    allocate or free runs on this CPU, and the code stays on this CPU. (A non-maskable interrupt
 ///    cannot be disabled; the heap answers it with null, see [`Heap`](crate::Heap).)
@@ -31,8 +31,8 @@ pub unsafe trait Platform: Sync {
     /// Returns the number of the CPU this runs on, less than `usize::MAX - 1`, or `None` before the
     /// CPU's own state exists.
     ///
-    /// Called with interrupts disabled, and also from an NMI. By the number the heap tells a CPU
-    /// that waits for itself from one that waits for another.
+    /// Called with interrupts disabled, and also from an NMI. By the number the heap distinguishes a
+    /// CPU that waits for itself from one that waits for another.
     fn cpu(&self) -> Option<usize>;
 
     /// Returns more memory: at least `at_least` bytes in one piece, or `None` if the machine has no

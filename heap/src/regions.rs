@@ -15,7 +15,7 @@ use crate::{MAX_REGIONS, StartError, Statistics};
 const GRAIN: usize = 16;
 /// A free list describes each hole in the hole itself, by size and successor, aligned like them.
 const HOLE: usize = 2 * size_of::<usize>();
-/// The least memory that surely has room for a block of a grain, wherever it starts.
+/// The smallest memory that surely has room for a block of a grain, wherever it starts.
 const MIN_REGION: usize = 3 * GRAIN - 1;
 
 /// Everything under the heap's lock.

@@ -9,18 +9,18 @@ use super::misuse::{Callers, Misuse, Origin, Violation};
 use super::record::{Candidate, Checked, FRONT, Outer, State};
 use super::{CheckPlatform, Quarantine};
 
-/// How often an allocation that finds nothing tries again, while memory comes back.
+/// The number of times that an allocation which finds nothing is retried, while memory comes back.
 const ATTEMPTS: usize = 16;
 
-/// How often a second free looks for the first one's note.
+/// The number of times that a second free polls for the first one's record.
 const LOOKS: usize = 1 << 16;
 
-/// A heap that finds what is done wrong with the blocks of another one, and says who did it.
+/// A heap that finds misuses of the blocks of another one, and names their origin.
 ///
-/// Around each block it has the wrapped heap give 144 to 159 bytes more: in front, a record of who
-/// allocated and who freed the block, on which CPU and from where; and a guard on either side, that
-/// behind beginning with the first byte after the size asked for. A freed block is poisoned and waits
-/// in its CPU's [`Quarantine`] for as long as that has room.
+/// It asks the wrapped heap for 144 to 159 bytes more than each block: in front lies a record of the
+/// CPU and the callers that allocated and freed the block; and on either side lies a guard, of which
+/// the one behind begins with the first byte after the requested size. A freed block is poisoned and
+/// waits in its CPU's [`Quarantine`] for as long as that has room.
 ///
 /// | what is found | when |
 /// |---|---|
@@ -33,7 +33,7 @@ const LOOKS: usize = 1 << 16;
 /// and [`flush`](Self::flush) has all blocks leave. Then [`CheckPlatform::report`] gets all that is
 /// known.
 ///
-/// No lock is taken: what belongs to a block belongs to whoever has the block, and a quarantine is
+/// No lock is taken: the record of a block belongs to the owner of the block, and a quarantine is
 /// atomic exchanges. It may be used wherever the wrapped heap may be.
 ///
 /// # Out of memory
@@ -44,8 +44,8 @@ const LOOKS: usize = 1 << 16;
 pub struct CheckedHeap<H, P> {
     heap: H,
     platform: P,
-    /// CPUs that may have blocks between a quarantine and the wrapped heap, and how often one had and
-    /// gave them back.
+    /// The number of CPUs that may have blocks between a quarantine and the wrapped heap, and how often
+    /// one had some and gave them back.
     releasing: AtomicUsize,
     released: AtomicUsize,
 }
@@ -63,8 +63,8 @@ pub struct CheckedTotals {
     pub sound_blocks: u64,
 }
 
-/// That a CPU may have blocks between a quarantine and the wrapped heap: while this lives, its memory
-/// is not out.
+/// An announcement that a CPU may have blocks between a quarantine and the wrapped heap: while it
+/// lives, the machine is not out of memory.
 struct Releasing<'a> {
     releasing: &'a AtomicUsize,
     released: &'a AtomicUsize,
@@ -146,7 +146,7 @@ impl<H: GlobalAlloc, P: CheckPlatform> CheckedHeap<H, P> {
         let Some(candidate) = self.candidate(block) else {
             self.platform.report(&unknown);
         };
-        // A look first: what is no block may be memory that can only be read.
+        // Checked first: an address that is no block may be memory that can only be read.
         let is_first =
             candidate.state() == Some(State::Live) && candidate.advance(State::Live, State::Going);
         let noted = candidate.allocated();
@@ -190,8 +190,8 @@ impl<H: GlobalAlloc, P: CheckPlatform> CheckedHeap<H, P> {
         self.quarantine(checked, here);
     }
 
-    /// Checks all that waits in quarantines, gives it back to the wrapped heap, and says how many
-    /// blocks that were.
+    /// Checks all blocks in quarantines, gives them back to the wrapped heap, and returns how many
+    /// there were.
     pub fn flush(&self) -> usize {
         let mut releasing = self.begin_release();
         let here = self.here(Callers::NONE);
@@ -248,7 +248,7 @@ impl<H: GlobalAlloc, P: CheckPlatform> CheckedHeap<H, P> {
             if self.flush() > 0 {
                 continue;
             }
-            // In this order: a release that has ended has said so before.
+            // In this order: a release that has ended was counted before.
             while self.releasing.load(Ordering::SeqCst) > 0
                 && self.released.load(Ordering::SeqCst) == before
             {

@@ -4,7 +4,8 @@ use core::hint;
 
 use super::{Callers, Misuse, Quarantine};
 
-/// How often an allocation looks for memory that another CPU is about to give back: for microseconds.
+/// The number of times that an allocation polls for memory that another CPU is about to give back: for
+/// microseconds.
 const MAX_RELEASE_POLLS: u64 = 1 << 8;
 
 /// The kernel (or the operating system) around a [`CheckedHeap`](super::CheckedHeap).
@@ -15,7 +16,7 @@ const MAX_RELEASE_POLLS: u64 = 1 << 8;
 /// # Safety
 ///
 /// 1. If [`may_read`](Self::may_read) says so, these bytes are mapped and may be read.
-/// 2. The quarantines that [`quarantine`](Self::quarantine) gives serve one heap only.
+/// 2. The quarantines that [`quarantine`](Self::quarantine) returns serve one heap only.
 pub unsafe trait CheckPlatform: Sync {
     /// Returns the number of the CPU this runs on, or `None` before the CPU's own state exists. For
     /// reports.
@@ -25,7 +26,7 @@ pub unsafe trait CheckPlatform: Sync {
     /// that has none yet, or if the code goes on on another CPU.
     fn quarantine(&self) -> &Quarantine;
 
-    /// Shows the visitor each quarantine that [`quarantine`](Self::quarantine) may have given.
+    /// Calls the visitor with each quarantine that [`quarantine`](Self::quarantine) may have returned.
     fn each_quarantine(&self, visit: &mut dyn FnMut(&Quarantine));
 
     /// Returns whether `length` bytes from `start` on may be a part of the wrapped heap's memory, and
@@ -47,11 +48,11 @@ pub unsafe trait CheckPlatform: Sync {
     /// Waits a moment while another CPU has blocks between its quarantine and the wrapped heap. Called
     /// again and again by an allocation that finds no memory, with no lock held. It must not use the heap.
     ///
-    /// `state` is 0 when the allocation waits for the first time, and then what the last call left there.
-    /// `false`: the allocation has waited long enough, and is refused. Unless overridden, that is after
-    /// 2⁸ looks. A longer wait is not for a machine where handlers that nothing masks use the heap: such a
-    /// handler may stand on top of the very code that it waits for, or of code that holds a lock of the
-    /// wrapped heap.
+    /// `state` is 0 when the allocation waits for the first time, and then what the last call left
+    /// there. `false`: the allocation has waited long enough, and is refused. Unless overridden, that
+    /// is after 2⁸ polls. A longer wait is not for a machine where handlers that nothing masks use the
+    /// heap: such a handler may stand on top of the very code that it waits for, or of code that holds
+    /// a lock of the wrapped heap.
     fn wait_for_release(&self, state: &mut u64) -> bool {
         *state += 1;
         hint::spin_loop();

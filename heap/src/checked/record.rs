@@ -29,16 +29,16 @@ const _: () = assert!(GUARD == UNIT && align_of::<Record>() <= UNIT);
 const GUARDED: u8 = 0xbb;
 
 /// The content of freed blocks. Eight of it are no canonical address (Intel SDM, volume 1, section
-/// 3.3.7.1): who follows a pointer from a freed block, faults.
+/// 3.3.7.1): code that follows a pointer from a freed block faults.
 const POISON: u8 = 0x6b;
 
-/// How far a block has come. The values are mixed with the block's address, so that a copy of a
-/// record is none.
+/// The state of a block. The values are mixed with the block's address, so that a copy of a record is
+/// none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum State {
     /// Allocated.
     Live = 0x4c49_5645,
-    /// Being freed: who freed it is not noted yet.
+    /// Being freed: the origin of the free is not recorded yet.
     Going = 0x474f_494e,
     /// Freed, and in a quarantine.
     Waiting = 0x5741_4954,
@@ -139,14 +139,14 @@ impl Candidate {
 
     /// Returns the state of the block, if there is one.
     pub(super) fn state(self) -> Option<State> {
-        // Acquire: what was noted before.
+        // Acquire, with the Release of `advance`: what was recorded before is visible.
         let word = self.state_word().load(Ordering::Acquire);
         [State::Live, State::Going, State::Waiting, State::Gone]
             .into_iter()
             .find(|&state| self.state_as(state) == word)
     }
 
-    /// Goes from one state to the next, unless the state is another one or somebody else does it.
+    /// Advances from one state to the next, unless the state is another one or another CPU advances it.
     pub(super) fn advance(self, from: State, to: State) -> bool {
         (self.state_word())
             .compare_exchange(
@@ -187,7 +187,7 @@ impl SealedOrigin {
         let Callers(callers) = origin.callers;
         let note = Self {
             callers,
-            // A CPU of a greater number is nameless.
+            // A CPU of a greater number is recorded as unknown.
             cpu: origin
                 .cpu
                 .map_or(UNKNOWN_CPU, |cpu| cpu.try_into().unwrap_or(UNKNOWN_CPU)),
@@ -230,7 +230,7 @@ pub(super) struct Checked {
 }
 
 impl Checked {
-    /// Makes what the wrapped heap gave a block.
+    /// Makes a block of the memory from the wrapped heap.
     ///
     /// # Safety
     ///
@@ -305,7 +305,7 @@ impl Checked {
         self.outer.layout.size() - self.outer.front - self.layout.size()
     }
 
-    /// Looks whether the guards are whole.
+    /// Checks that the guards are intact.
     pub(super) fn check_guards(&self) -> Result<(), Violation> {
         let size = self.layout.size();
         // SAFETY: both guards are the block's, see `create`.
@@ -330,7 +330,7 @@ impl Checked {
         }
     }
 
-    /// Notes who frees the block, and poisons it. Its state is [`State::Going`].
+    /// Records the origin of the free, and poisons the block. Its state is [`State::Going`].
     ///
     /// # Safety
     ///
@@ -345,7 +345,7 @@ impl Checked {
         }
     }
 
-    /// Looks whether the block is as [`poison`](Self::poison) left it.
+    /// Checks that the block is as [`poison`](Self::poison) left it.
     pub(super) fn check_poison(&self) -> Result<(), Violation> {
         let size = self.layout.size();
         // SAFETY: the block's bytes, which are its wrapped heap's user's, that is, this heap's.
@@ -362,8 +362,7 @@ impl Checked {
     }
 }
 
-/// Returns the first of some bytes that isn't as expected. Volatile: somebody may be writing there who
-/// may not.
+/// Returns the first of some bytes that isn't as expected. Volatile: a misuse may be writing there.
 ///
 /// # Safety
 ///

@@ -375,7 +375,7 @@ impl fmt::Debug for CpuCache {
     }
 }
 
-/// How a slow path was entered, which says what it may touch.
+/// The way in which a slow path was entered, which decides what it may use.
 pub(super) enum Entry<'a> {
     /// From outside the heap: the cache is this code's alone.
     Owner(Owner<'a>),
@@ -463,7 +463,7 @@ impl Owner<'_> {
     }
 }
 
-/// A magazine that nobody else gets at until this is dropped.
+/// A magazine that no other code can use until this is dropped.
 pub(super) struct Closed<'a> {
     cache: &'a CpuCache,
     class: Class,
@@ -525,7 +525,7 @@ impl Closed<'_> {
         self.limit = (self.limit * 2).min(capacity(self.class.index()) as usize);
     }
 
-    /// Sees to it that there is a block in reserve, if the magazine has one.
+    /// Fills the reserve with a block, if the magazine has one.
     pub(super) fn keep_reserve(&mut self) {
         let reserve = &self.cache.reserve[self.class];
         if reserve.load(Ordering::Relaxed).is_null() {
@@ -547,21 +547,21 @@ impl Closed<'_> {
         if let Some(room) = self.memory().get_mut(..batch) {
             self.blocks = fill(room).min(batch);
         }
-        // A miss that nothing could be done about is none.
+        // A miss that could not be refilled does not count.
         if self.blocks > 0 {
             count(&self.cache.tallies[self.class].refills);
             self.grow();
         }
     }
 
-    /// Lets `empty` have the blocks that have been here longest, as many as move at once.
+    /// Passes the blocks that have been here longest to `empty`, as many as move at once.
     pub(super) fn flush(&mut self, empty: impl FnOnce(&[Block])) {
         self.take_oldest(self.batch(), empty);
         count(&self.cache.tallies[self.class].flushes);
         self.grow();
     }
 
-    /// Lets `empty` have all blocks, and makes the magazine as small as at first.
+    /// Passes all blocks to `empty`, and makes the magazine as small as at first.
     pub(super) fn empty(&mut self, empty: impl FnOnce(&[Block])) {
         self.take_oldest(usize::MAX, empty);
         self.limit = self.class.first_limit();
@@ -613,7 +613,7 @@ fn count(counter: &AtomicU64) {
     add(counter, 1);
 }
 
-/// Adds to what only this CPU writes.
+/// Adds to a counter that only this CPU writes.
 #[inline(always)]
 fn add(counter: &AtomicU64, amount: u64) {
     let value = counter.load(Ordering::Relaxed);

@@ -1,4 +1,4 @@
-//! The depot of one class: where full magazines change hands without a look at the slabs.
+//! The depot of one class: CPUs exchange full magazines there without going to the slabs.
 
 use core::mem::MaybeUninit;
 use core::ptr::{self, NonNull};
@@ -15,7 +15,7 @@ use crate::sync::{AtomicU64, AtomicUsize, const_unless_modelled, mutated};
 /// Words in front of the stack.
 const UNUSED: usize = 1;
 
-/// How many magazines a depot holds.
+/// The number of magazines that a depot holds.
 pub(super) const MAGAZINES: usize = 8;
 
 /// A stack of free blocks that moves a magazine's worth at a time.
@@ -96,7 +96,7 @@ impl Depot {
         count
     }
 
-    /// Takes the blocks in. `false`: they don't fit, or there is no frame to keep them in.
+    /// Puts the blocks in. `false`: they don't fit, or there is no frame to keep them in.
     pub(super) fn put<P: FramePlatform>(
         &self,
         context: &Context<'_, P>,
@@ -132,7 +132,7 @@ impl Depot {
         }
     }
 
-    /// Gets the depot its memory.
+    /// Allocates the depot's memory.
     fn furnish<P: FramePlatform>(&self, context: &Context<'_, P>, class: Class) -> bool {
         let count = frames_of(class);
         // Another CPU may be faster: then this gives the frames back.

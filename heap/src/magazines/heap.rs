@@ -1,4 +1,4 @@
-//! The magazine heap: the order in which caches, depots, slabs and frames are asked.
+//! The magazine heap: it asks caches, depots, slabs and frames, in this order.
 
 use core::alloc::{GlobalAlloc, Layout};
 use core::mem::MaybeUninit;
@@ -48,23 +48,23 @@ use super::{ClassStatistics, FastPath, FramePlatform, Totals, Traffic};
 /// It does so only if that can help: not for more than the machine [has](FramePlatform::capacity),
 /// and not again as long as nothing has been freed or brought back since it last did not help.
 ///
-/// Contention is not "out of memory": what another CPU has in transit, be it for an attempt that fails or
-/// on its way back, is waited for, and CPUs that would keep the last frames from each other try one after
-/// the other. For how long they wait, [`FramePlatform::wait_for_memory`] says.
+/// Contention is not "out of memory": an allocation waits for memory that another CPU has in transit,
+/// for an attempt that fails or on its way back, and CPUs that would keep the last frames from each
+/// other try one after the other. [`FramePlatform::wait_for_memory`] decides how long they wait.
 ///
-/// A `realloc` that makes a block smaller needs no memory: where none is left, the block stays where
-/// it is, and is then a larger one than its size asks for. Only a block larger than
-/// [`MAX_CLASS_SIZE`](super::MAX_CLASS_SIZE) can be refused: where no slab is near and it shrinks below, if what it gives
-/// back is too little for the three frames that describe its own; and in code that interrupted a slow
-/// path, if it has whole frames to give back.
+/// A `realloc` that makes a block smaller needs no memory: where none is left, the block stays where it
+/// is, and is then a larger one than its size asks for. Only a block larger than
+/// [`MAX_CLASS_SIZE`](super::MAX_CLASS_SIZE) can be refused: if no slab is near, it shrinks below that
+/// size, and the frames it frees are fewer than the three that its own description takes; and in code
+/// that interrupted a slow path, if it has whole frames to give back.
 ///
-/// A CPU that waits for a lock of the heap's answers others, and does not wait for ever: see
+/// A CPU that waits for a lock of the heap answers others, and its wait has a bound: see
 /// [`FramePlatform::wait_for_lock`].
 ///
 /// # Panics
 ///
 /// [`dealloc`](GlobalAlloc::dealloc) panics if it finds that a block was freed twice, or isn't the
-/// heap's, or is smaller than the layout it was freed with. It finds it when the block gets back to its
+/// heap's, or is smaller than the layout it was freed with. It finds that when the block returns to its
 /// slab, so the free at fault may be an earlier one, on this CPU or another.
 pub struct MagazineHeap<P> {
     frames: Frames<P>,
@@ -81,15 +81,16 @@ pub struct MagazineHeap<P> {
 struct Shared {
     allocated: AtomicU64,
     freed: AtomicU64,
-    /// What drains outside a relief brought back, and free blocks from the deferred list; and drains that
-    /// were refused: what a relief may find beside what was freed since. Only grows.
+    /// The number of blocks that drains outside a relief and the deferred list brought back, and of
+    /// drains that were refused: what a relief may find beside the blocks freed since. Only grows.
     returned: AtomicU64,
     /// [`MagazineHeap::gains`] during the last relief that did not help.
     barren: AtomicU64,
     /// Blocks in the deferred list.
     waiting: AtomicUsize,
     large_blocks: AtomicUsize,
-    /// CPUs that are short of memory: as long as there are any, nobody takes more than it needs.
+    /// The number of CPUs that are short of memory: while there are any, no CPU takes more than it
+    /// needs.
     short: AtomicUsize,
     refusals: AtomicU64,
     reentries: AtomicU64,
@@ -117,7 +118,7 @@ enum Attempt {
     Last,
 }
 
-/// Why there is no block.
+/// The reason why there is no block.
 enum Refused {
     /// Memory is short, and this code may do something about it.
     Short,
@@ -258,8 +259,8 @@ impl<P: FramePlatform> MagazineHeap<P> {
         }
     }
 
-    /// Does something past this CPU's cache, with interrupts disabled. `None`: this code interrupted
-    /// the CPU on a slow path.
+    /// Runs a step past this CPU's cache, with interrupts disabled. `None`: this code interrupted the
+    /// CPU on a slow path.
     fn step<T>(&self, work: impl FnOnce(&Context<'_, P>) -> (T, Result<(), Misuse>)) -> Option<T> {
         let _preemption = self.platform().disable_preemption();
         let (result, freed) = {
@@ -284,8 +285,8 @@ impl<P: FramePlatform> MagazineHeap<P> {
     }
 
     /// Returns what was allocated and freed past all caches: before CPUs have one, and in code that
-    /// interrupted a CPU inside the heap. With each CPU's
-    /// [own](super::CpuCache::traffic) it is all that there was.
+    /// interrupted a CPU inside the heap. Together with each CPU's [own](super::CpuCache::traffic) it
+    /// is all traffic.
     pub fn common_traffic(&self) -> Traffic {
         Traffic {
             allocated_bytes: self.shared.allocated.load(Ordering::Relaxed),
@@ -383,7 +384,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
         }
     }
 
-    /// Frees a block that is in the magazine of another class than its slab's, and not there again.
+    /// Frees a block that is in the magazine of another class than its slab's, into its slab.
     fn send_home(&self, class: Class, block: Block, size: usize) {
         let freed = self.step(|context| ((), self.free_to_slabs(context, class, &[block])));
         if freed.is_none() {
@@ -441,7 +442,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
         // Relaxed: see `is_short`.
         self.shared.short.fetch_add(1, Ordering::Relaxed);
         let _shortage = Shortage(&self.shared.short);
-        // Relaxed: whoever does not see the last value asks once more, for nothing.
+        // Relaxed: a CPU that does not see the last value asks once more, in vain.
         let is_barren = self.shared.barren.load(Ordering::Relaxed) == self.gains()
             && self.platform().reclaimable() == 0;
         if is_barren {
@@ -452,8 +453,8 @@ impl<P: FramePlatform> MagazineHeap<P> {
         if let Ok(block) = attempt(Attempt::Again) {
             return Some(block);
         }
-        // After what was here came back, which is a gain, and before all that follows: of what comes
-        // back from now on nobody knows whether this relief finds it.
+        // After the blocks here came back, which is a gain, and before all that follows: this relief
+        // may or may not find blocks that come back from now on.
         let gains = self.gains();
         self.platform().drain_others();
         self.drain();
@@ -474,9 +475,9 @@ impl<P: FramePlatform> MagazineHeap<P> {
         self.shared.short.load(Ordering::Relaxed) > 0
     }
 
-    /// Returns a number that grows whenever a block is freed, comes into a CPU's cache, or comes back from
-    /// where a relief may not have found it: as long as it stays the same, a relief finds nothing that
-    /// the last one did not. It grows *after* that, so whoever sees it grow finds the block.
+    /// Returns a number that grows whenever a block is freed, comes into a CPU's cache, or comes back
+    /// from where a relief may not have found it: as long as it stays the same, a relief finds nothing
+    /// that the last one did not. It grows *after* that, so a CPU that sees it grow finds the block.
     fn gains(&self) -> u64 {
         let Shared {
             freed, returned, ..
@@ -489,8 +490,8 @@ impl<P: FramePlatform> MagazineHeap<P> {
         gains
     }
 
-    /// Tries for the last time, and again as long as memory is in transit on other CPUs: contention must
-    /// not count as out. Within bounds: others may do so for ever.
+    /// Tries for the last time, and again as long as memory is in transit on other CPUs: contention
+    /// must not count as out of memory. Within bounds, as others may do so forever.
     fn seek(&self, attempt: impl Fn() -> Option<Block>) -> Option<Block> {
         let platform = self.platform();
         let enter = || {
@@ -669,7 +670,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
         freed
     }
 
-    /// Does some of what had to wait for a slow path, which must not become much longer by it.
+    /// Runs some of the work that was deferred to a slow path, which must not become much longer by it.
     fn catch_up(&self, context: &Context<'_, P>, owner: &mut Owner<'_>) -> Result<(), Misuse> {
         let (_, freed) = self.free_some_deferred(context);
         match owner.next_undrained() {
@@ -696,12 +697,12 @@ impl<P: FramePlatform> MagazineHeap<P> {
         freed
     }
 
-    /// Frees all blocks whose free had to wait, in steps.
+    /// Frees all blocks whose free was deferred, in steps.
     fn free_deferred(&self) {
         while let Some(BATCH) = self.step(|context| self.free_some_deferred(context)) {}
     }
 
-    /// Frees blocks whose free had to wait, up to a batch, and returns how many.
+    /// Frees blocks whose free was deferred, up to a batch, and returns how many.
     fn free_some_deferred(&self, context: &Context<'_, P>) -> (usize, Result<(), Misuse>) {
         if self.shared.deferred.is_empty() {
             return (0, Ok(()));
@@ -727,7 +728,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
         (count, freed)
     }
 
-    /// Notes that a block is to be freed.
+    /// Defers the free of a block.
     ///
     /// # Safety
     ///
@@ -817,7 +818,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
                 // SAFETY: the block's last frames, which it no longer needs.
                 unsafe { self.give_back_tail(block, before, after) }
             }
-            // The slab knows the block's class, when it comes home. Until then it is good for all of
+            // The slab knows the block's class when the block returns. Until then it is good for all of
             // the new class, but may be less aligned than they are: see `allocate_small`.
             (Some(_), _) => true,
             // SAFETY: as the caller promises.
@@ -980,7 +981,7 @@ unsafe impl<P: FramePlatform> GlobalAlloc for MagazineHeap<P> {
         }
         let mut moved = ptr::null_mut();
         if is_less && let Some(class) = after {
-            // Not at the cost of what others cache: the block may stay where it is.
+            // The caches of other CPUs are not drained for it: the block may stay where it is.
             let found = (self.pop(class, new_size))
                 .or_else(|| self.attempt(class, new_size, Attempt::First).ok());
             match found {
@@ -1094,8 +1095,8 @@ mod tests {
             });
         };
         fill(1200);
-        // Depots and the map have frames of their own by now. What somebody writes past the end of the
-        // frame before, that is, to the first byte of theirs, changes nothing.
+        // Depots and the map have frames of their own by now. A write past the end of the frame before,
+        // that is, to the first byte of theirs, changes nothing.
         for change in [0x01, 0x08, 0x10, 0x80, 0xff_u8] {
             let mut written = 0;
             let mut write = |frame: NonNull<u8>| {

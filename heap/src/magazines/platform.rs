@@ -6,11 +6,11 @@ use core::ptr::NonNull;
 use super::CpuCache;
 use crate::lock;
 
-/// How often a CPU looks for memory that is in transit, where nobody knows the time: for longer than a
-/// drain takes, unless the CPU that drains is interrupted.
+/// The number of times that a CPU polls for memory in transit, where nobody knows the time: for longer
+/// than a drain takes, unless the CPU that drains is interrupted.
 const MAX_POLLS: u64 = 1 << 20;
 
-/// The way in which a fast path copes with interrupts whose handlers use the heap.
+/// The protection of a fast path against interrupts whose handlers use the heap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FastPath {
     /// It does nothing: no handler uses the heap, not even an NMI's.
@@ -48,24 +48,23 @@ pub enum FastPath {
 /// 1. While a [`NoPreempt`](Self::NoPreempt) is alive, the code that holds it is neither preempted nor
 ///    migrated: it stays on its CPU, and nothing else that uses the heap runs there but what runs to
 ///    its end first, as interrupt handlers do. Another task does not.
-/// 2. [`cache`](Self::cache) gives each CPU a cache that it has for itself, and always the same one
-///    since it first had one; before that, [`NO_CACHE`](super::NO_CACHE). A cache serves one heap only.
-/// 3. [`cpu`](Self::cpu) gives two CPUs that run at the same time different numbers, and a CPU that
-///    has a cache has a number.
+/// 2. [`cache`](Self::cache) returns to each CPU a cache of its own, and always the same one since it
+///    first had one; before that, [`NO_CACHE`](super::NO_CACHE). A cache serves one heap only.
+/// 3. [`cpu`](Self::cpu) returns different numbers to two CPUs that run at the same time, and a CPU
+///    that has a cache has a number.
 /// 4. While an [`InterruptGuard`](Self::InterruptGuard) is alive, no maskable interrupt is taken on
 ///    this CPU. The heap makes one only while it holds a [`NoPreempt`](Self::NoPreempt).
-/// 5. [`allocate_frames`](Self::allocate_frames) gives memory that is mapped, readable and writable
+/// 5. [`allocate_frames`](Self::allocate_frames) returns memory that is mapped, readable and writable
 ///    on all CPUs, aligned and contiguous as asked, and used by nothing else until it is freed.
 /// 6. If [`FAST_PATH`](Self::FAST_PATH) is [`FastPath::Uninterrupted`], nothing that interrupts a CPU
 ///    uses the heap there.
-/// 7. If it is [`FastPath::Restarted`]: (a) as far from GS base as it
-///    says lies what [`cache`](Self::cache) gives, or, where that is
-///    [`NO_CACHE`](super::NO_CACHE), a [`CpuCache`] that nobody has ever had; (b) whatever
-///    interrupts a CPU and uses the heap there (a handler of an interrupt or exception, an NMI's
-///    included, or another task) goes back to where `resume` says, and not to
-///    where it came from; and so does a task that goes on on another CPU.
+/// 7. If it is [`FastPath::Restarted`]: (a) at that offset from GS base lies what
+///    [`cache`](Self::cache) returns, or, where that is [`NO_CACHE`](super::NO_CACHE), a [`CpuCache`]
+///    that nobody has ever had; (b) any code that interrupts a CPU and uses the heap there (a handler
+///    of an interrupt or exception, an NMI's included, or another task) goes back to where `resume`
+///    says, and not to where it came from; and so does a task that goes on on another CPU.
 pub unsafe trait FramePlatform: Sync {
-    /// How a fast path keeps clear of what interrupts it.
+    /// The protection of fast paths against interrupts.
     const FAST_PATH: FastPath = FastPath::Flagged;
 
     /// While alive, the code is neither preempted by another task nor migrated to another CPU. Guards
@@ -75,8 +74,8 @@ pub unsafe trait FramePlatform: Sync {
     /// While alive, interrupts are disabled; afterwards they are as before. Guards nest.
     type InterruptGuard;
 
-    /// Disables preemption and migration of this code until the result is dropped: say, a count in
-    /// the CPU's own memory that the scheduler looks at before it switches.
+    /// Disables preemption and migration of this code until the result is dropped: say, a count in the
+    /// CPU's own memory that the scheduler checks before it switches.
     fn disable_preemption(&self) -> Self::NoPreempt;
 
     /// Disables interrupts on this CPU until the result is dropped. On slow paths only.
@@ -85,8 +84,8 @@ pub unsafe trait FramePlatform: Sync {
     /// Returns the number of the CPU this runs on, less than `usize::MAX - 1`, or `None` before the
     /// CPU's own state exists.
     ///
-    /// By the number the heap tells a CPU that waits for itself from one that waits for another; a
-    /// CPU that has none must not use the heap in a non-maskable interrupt.
+    /// By the number the heap distinguishes a CPU that waits for itself from one that waits for
+    /// another; a CPU that has none must not use the heap in a non-maskable interrupt.
     fn cpu(&self) -> Option<usize>;
 
     /// Returns the cache of the CPU this runs on, or [`NO_CACHE`](super::NO_CACHE) before the CPU's own
@@ -96,7 +95,7 @@ pub unsafe trait FramePlatform: Sync {
     /// one load.
     fn cache(&self) -> &CpuCache;
 
-    /// Shows the visitor each CPU's cache once, for statistics.
+    /// Calls the visitor with each CPU's cache once, for statistics.
     fn each_cache(&self, visit: &mut dyn FnMut(&CpuCache));
 
     /// Allocates `count` contiguous frames of [`FRAME`](super::FRAME) bytes, the first one's address a
@@ -144,7 +143,7 @@ pub unsafe trait FramePlatform: Sync {
     ///
     /// `state` is 0 when the wait begins, and then what the last call left there. `false`: the wait has
     /// lasted longer than any such operation takes, as if a CPU had stopped in it, and the heap goes on
-    /// without. Unless overridden, that is after 2²⁰ looks.
+    /// without. Unless overridden, that is after 2²⁰ polls.
     fn wait_for_memory(&self, state: &mut u64) -> bool {
         *state += 1;
         hint::spin_loop();
@@ -160,7 +159,7 @@ pub unsafe trait FramePlatform: Sync {
     ///
     /// A CPU that holds a lock runs code whose length has a bound, with interrupts disabled. If it
     /// does not release it in a time as generous as for any answer of another CPU, it has stopped:
-    /// call [`lock_stuck`](Self::lock_stuck). Unless overridden, that is after 2³² looks.
+    /// call [`lock_stuck`](Self::lock_stuck). Unless overridden, that is after 2³² polls.
     fn wait_for_lock(&self, holder: Option<usize>, state: &mut u64) {
         if lock::is_overdue(state) {
             self.lock_stuck(holder);

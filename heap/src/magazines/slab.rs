@@ -13,12 +13,12 @@ const WORDS: usize = MAX_BLOCKS / 64;
 /// The description of a frame: of the slab it belongs to if it is the slab's first, or else how far
 /// that one is.
 ///
-/// All zeroes: the frame belongs to no slab. `start`, `class` and `back` are written before any
-/// block of the slab is handed out, and stay until the slab is empty and gone; so whoever has a block
-/// may read them. The rest is under the lock of the class, which is why `Relaxed` will do.
+/// All zeroes: the frame belongs to no slab. `start`, `class` and `back` are written before any block
+/// of the slab is handed out, and stay until the slab is empty and gone; so a CPU that has a block may
+/// read them. The rest is under the lock of the class, which is why `Relaxed` will do.
 ///
-/// The first byte is what matters least: descriptions fill a frame, and the one before may be a slab
-/// whose last block somebody writes past.
+/// The first byte is the least important one: descriptions fill a frame, and the frame before may be a
+/// slab whose last block is written past its end.
 #[repr(C, align(64))]
 pub(super) struct Slab {
     /// The lowest byte of the number of the CPU that last got blocks: for statistics.
@@ -171,7 +171,7 @@ impl Slab {
         taken
     }
 
-    /// Notes which CPU gets blocks.
+    /// Records which CPU gets blocks.
     pub(super) fn given_to(&self, cpu: Option<usize>) {
         self.user.store(lowest_byte(cpu), Ordering::Relaxed);
     }

@@ -41,10 +41,10 @@ pub(super) const TABLES: usize = 3;
 const _: () = assert!(size_of::<Node>() <= FRAME && size_of::<Leaf>() <= FRAME);
 
 /// The descriptions of all slabs: for each region that has slabs, a tree of frames over frame numbers,
-/// with two levels of tables above the leaves. It has what slabs need and no more: 4 KiB for each
-/// 256 KiB of memory in which there are slabs.
+/// with two levels of tables above the leaves. It has the tables that slabs need and no more: 4 KiB for
+/// each 256 KiB of memory in which there are slabs.
 ///
-/// Reading takes no lock: whoever asks for a slab has a block of it, so the slab is there, and so is
+/// Reading takes no lock: a CPU that asks for a slab has a block of it, so the slab is there, and so is
 /// the path to it.
 ///
 /// Tables come and go with the slabs: they are allocated before the lock is taken and freed after it
@@ -63,7 +63,7 @@ struct Region {
     root: AtomicPtr<u8>,
 }
 
-/// Why frames could not become a slab.
+/// The reason why frames could not become a slab.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Refused {
     /// There is no frame for its description.
@@ -198,7 +198,7 @@ impl SlabMap {
         // Where few regions are used, which is nearly always, each is the first that is looked at.
         for step in 0..REGIONS {
             let region = &self.regions[(tag + step) % REGIONS];
-            // Relaxed: whoever has a block of the region got it from a CPU that saw the tag, and it
+            // Relaxed: a CPU that has a block of the region got it from a CPU that saw the tag, and it
             // never changes again.
             match region.tag.load(Ordering::Relaxed) {
                 0 => return None,
@@ -325,7 +325,7 @@ impl SlabMap {
             if !is_idle {
                 break;
             }
-            // Relaxed: whoever comes by here has no block below.
+            // Relaxed: no CPU that reads this has a block below.
             entry.store(ptr::null_mut(), Ordering::Relaxed);
             pruned[level] = Some(below);
         }
@@ -333,7 +333,7 @@ impl SlabMap {
     }
 }
 
-/// Returns what the tag of a frame's region is.
+/// Returns the tag of a frame's region.
 const fn region_tag(number: usize) -> usize {
     number / REGION_FRAMES + 1
 }
@@ -351,8 +351,8 @@ fn missing(root: &AtomicPtr<u8>, number: usize) -> usize {
     usize::from(table(entry, Ordering::Relaxed).is_none())
 }
 
-/// Makes the way to a frame's description complete, and returns its leaf. `None`: there are too few
-/// spares.
+/// Adds the tables that are missing on the way to a frame's description, and returns its leaf. `None`:
+/// there are too few spares.
 fn extend<'a, P: FramePlatform>(
     root: &'a AtomicPtr<u8>,
     number: usize,
@@ -407,7 +407,7 @@ fn clear(frame: NonNull<u8>) {
 
 #[cfg(all(test, not(loom)))]
 impl SlabMap {
-    /// Shows the visitor all tables and leaves. Nobody else uses the map at the same time.
+    /// Calls the visitor with all tables and leaves. Nobody else uses the map at the same time.
     pub(super) fn each_table(&self, visit: &mut dyn FnMut(NonNull<u8>)) {
         fn below(entry: &AtomicPtr<u8>, levels: usize, visit: &mut dyn FnMut(NonNull<u8>)) {
             let Some(start) = table(entry, Ordering::Relaxed) else {

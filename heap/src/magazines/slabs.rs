@@ -14,7 +14,7 @@ use super::slab_map::{SlabMap, Spares};
 use crate::lock::{Guard, Lock};
 use crate::sync::{AtomicUsize, const_unless_modelled, mutated};
 
-/// How many empty slabs a class keeps for the next time.
+/// The number of empty slabs that a class keeps for the next allocation.
 const KEPT: usize = 1;
 
 /// All slabs of a class, by how full they are.

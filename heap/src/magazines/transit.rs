@@ -1,4 +1,4 @@
-//! Memory in transit: taken from one place and not yet in the next, so that nobody finds it.
+//! Memory in transit: taken from one place and not yet in the next, so that no CPU finds it.
 
 use core::mem::ManuallyDrop;
 use core::sync::atomic::Ordering;
@@ -6,9 +6,9 @@ use core::sync::atomic::Ordering;
 use crate::lock::{FREE, tag};
 use crate::sync::{AtomicU64, AtomicUsize, const_unless_modelled, fence, mutated};
 
-/// How often a CPU that has the turn tries. Each try but the last met an operation of another CPU,
-/// which waits for the turn if it finds nothing either: so this many in a row means that the others get
-/// memory.
+/// The number of tries of a CPU that has the turn. Each try but the last met an operation of another
+/// CPU, which waits for the turn if it finds nothing either: so this many in a row means that the
+/// others get memory.
 const MAX_TRIES: usize = if cfg!(loom) { 2 } else { 64 };
 
 /// One operation that is under way, in the lower half of the word.
@@ -18,9 +18,9 @@ const ENDED: u64 = 1 << 32;
 
 /// The record of which CPUs have memory in transit, and whose turn it is to try for the last of it.
 ///
-/// A CPU may be refused because of what others hold for an instant: frames of an attempt that fails,
-/// or blocks on their way to a slab. Two may be refused because of each other, again and again. So an
-/// allocation that found nothing tries for the last time in [`seek`](Self::seek), one CPU after
+/// A CPU may be refused because of memory that others hold for an instant: frames of an attempt that
+/// fails, or blocks on their way to a slab. Two may be refused because of each other, again and again.
+/// So an allocation that found nothing tries for the last time in [`seek`](Self::seek), one CPU after
 /// the other, until no other CPU had anything in transit during a whole try.
 ///
 /// The turn is no lock: it protects no data, and a CPU that has waited long enough takes it. A CPU that
@@ -45,7 +45,7 @@ impl Transit {
 
     /// Announces that this CPU has memory in transit from now on, until the result is dropped.
     pub(super) fn begin(&self) -> InTransit<'_> {
-        // Relaxed: the fence orders it before whatever is taken.
+        // Relaxed: the fence orders it before any memory is taken.
         let before = self.operations.fetch_add(UNDER_WAY, Ordering::Relaxed);
         // With the one in `seek`: a CPU that is refused because of what is taken from here on finds
         // this operation in the word. The platform need not order that for us.
@@ -58,8 +58,8 @@ impl Transit {
 
     fn finish(&self) -> u64 {
         let change = ENDED - UNDER_WAY;
-        // Release: what this operation took is where it belongs, for whoever sees that it has ended.
-        // Acquire: `seek` goes by the word.
+        // Release: a CPU that sees that the operation has ended finds the memory where it belongs.
+        // Acquire: `seek` relies on the word.
         let order = if mutated("the end of an operation is not published") {
             Ordering::Relaxed
         } else {
