@@ -313,8 +313,8 @@
 //! ```
 //!
 //! An address in no sequence is returned unchanged. The sequences are listed in a section that the
-//! linker keeps by itself; a linker script that names every section must have `muster_heap_restart : {
-//! KEEP(*(muster_heap_restart)) }` among the read-only ones.
+//! linker keeps by itself. In a linker script that names every section, the read-only ones must include
+//! `muster_heap_restart : { KEEP(*(muster_heap_restart)) }`.
 //!
 //! # With a scheduler
 //!

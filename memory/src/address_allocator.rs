@@ -1,4 +1,4 @@
-//! Addresses to map things at.
+//! The allocator of virtual addresses for mappings.
 
 use alloc::vec::Vec;
 use core::fmt;
@@ -11,7 +11,7 @@ use crate::virt_range::VirtRange;
 /// Bytes of the guard before and after each allocation: a page that is never mapped.
 const GUARD: u64 = FRAME_SIZE;
 
-/// Why a window can't be given out.
+/// The reason why a window can't be given out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WindowError {
     /// Something is mapped in the window, or was and may still be cached by a CPU.
@@ -178,14 +178,14 @@ impl OwnedAddresses {
 /// both sides that is never mapped: a CPU that runs off its end faults.
 ///
 /// Neighbours share the page between them. Addresses come back only when the tables show that nothing
-/// is mapped there, and that every CPU has flushed what was.
+/// is mapped there, and that every CPU has flushed what was mapped.
 ///
 /// It takes the lowest gap that is large enough, after a search through all ranges below: ranges live
 /// long. Its records are 16 bytes for each range, sorted, on the heap: [`Self::allocate`] may allocate
 /// memory for them, so no code that the heap needs in order to grow may use it.
 /// [`Self::free`] never does.
 ///
-/// What it proves: no address is given out twice, by this allocator or by another one for the same
+/// It proves that no address is given out twice, by this allocator or by another one for the same
 /// tables, and nothing was mapped in the window when the allocator was made. It does not prove that
 /// nothing is mapped there later without the right to the addresses. [`Tables::map`] takes addresses as
 /// numbers, so that is left to its safety condition; [`Self::allocate`] does not look at the tables. A
@@ -237,9 +237,9 @@ pub struct AddressAllocator {
 }
 
 impl AddressAllocator {
-    /// Makes an allocator of all of the window, in the address space of these tables. The window is this
-    /// allocator's for good, also after it was dropped: addresses that it gave out may still be somebody's.
-    /// Allocates nothing.
+    /// Makes an allocator of all of the window, in the address space of these tables. The window is
+    /// this allocator's for good, also after it was dropped: addresses that it gave out may still have
+    /// an owner. Allocates nothing.
     ///
     /// # Errors
     ///
@@ -346,7 +346,7 @@ impl AddressAllocator {
             AddressFreeError::InUse
         } else {
             let start = |taken: &VirtRange| taken.start();
-            // Always found: whoever has the addresses has them from here, and not freed them.
+            // Always found: the holder of the addresses got them from here, and has not freed them.
             if let Ok(index) = self.taken.binary_search_by_key(&range.start(), start) {
                 self.taken.remove(index);
                 self.bytes -= range.len();

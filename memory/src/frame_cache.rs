@@ -28,7 +28,8 @@ const CAPACITY: usize = 2 * BATCH;
 const _: () = assert!(MIN_FILL - 1 + ROW_FRAMES as usize <= CAPACITY);
 
 /// The part of a CPU's cache that all CPUs may read. Only its owner writes it; it is as large as the
-/// two cache lines that the processor fetches together, so that nobody else's writes slow that down.
+/// two cache lines that the processor fetches together, so that writes of other CPUs do not slow it
+/// down.
 #[derive(Default)]
 #[repr(align(128))]
 pub(crate) struct Slot {
@@ -67,8 +68,8 @@ impl Slot {
 /// them](https://docs.rs/x86_64/latest/x86_64/instructions/interrupts/fn.without_interrupts.html).
 ///
 /// If a cache is dropped, its frames go back. If it is forgotten ([`mem::forget`](core::mem::forget)),
-/// they count as [cached](FrameAllocator::cached_frames), and nobody gets them nor its place, until
-/// caches are [made again](FrameAllocator::with_caches).
+/// they count as [cached](FrameAllocator::cached_frames), and they and its slot are lost until caches
+/// are [made again](FrameAllocator::with_caches).
 ///
 /// ```
 /// use muster_memory::{FrameAllocator, Owner, PhysRange};
@@ -99,12 +100,12 @@ pub struct FrameCache<'a> {
     /// The zone that the last frame was in: most machines have one large one.
     zone: &'a Zone,
     owners: Owners<'a>,
-    /// The chunk that the cache is filled from, and other CPUs' are not if that can be helped.
+    /// The chunk that the cache is filled from, and other CPUs' caches only if there is no other.
     home: Option<Spot>,
     /// Those below `slot.cached` are in the cache. Entries above that are any frame.
     stack: [Frame; CAPACITY],
-    /// Where it is recorded whose each of them is. Beside the stack and not in it, as the processor
-    /// scales an index by 8, but not by 16.
+    /// The records of their owners. Beside the stack and not in it, as the processor scales an index by
+    /// 8, but not by 16.
     records: [&'a AtomicU8; CAPACITY],
 }
 
@@ -135,7 +136,7 @@ impl<'a> FrameCache<'a> {
     #[inline]
     pub fn allocate(&mut self, owner: Owner) -> Option<OwnedFrame> {
         assert_can_own(owner);
-        // One comparison tells an empty cache, too.
+        // One comparison detects an empty cache, too.
         let left = self.slot.cached().wrapping_sub(1);
         let (Some(&frame), Some(record)) = (self.stack.get(left), self.records.get(left)) else {
             return self.allocate_slowly(owner);
@@ -173,13 +174,11 @@ impl<'a> FrameCache<'a> {
             .or_else(|frame| self.free_slowly(frame))
     }
 
-    /// Takes a frame back if there is room in the cache and nothing is wrong, which is nearly always
-    /// so.
+    /// Takes a frame back if there is room in the cache and nothing is wrong, as nearly always.
     ///
     /// # Errors
     ///
-    /// The frame. Nothing has changed then; let [`Self::free`] see to it, out of the way of what is
-    /// fast.
+    /// The frame. Nothing has changed then; [`Self::free`] handles it, off the fast path.
     #[inline]
     pub fn free_quickly(&mut self, frame: OwnedFrame) -> Result<(), OwnedFrame> {
         let owner = frame.owner();
@@ -307,7 +306,7 @@ impl<'a> FrameCache<'a> {
         true
     }
 
-    /// Claims rows until there are enough frames, or no more. Answers how many there are.
+    /// Claims rows until there are enough frames, or no more, and returns how many there are.
     fn fill(&mut self) -> usize {
         while self.len() < MIN_FILL
             && let Some((first, row)) = self.frames.claim_from(&mut self.home, Chunk::claim_row)

@@ -77,7 +77,7 @@ impl fmt::Display for FrameRun {
     }
 }
 
-/// Why a frame allocator could not be made.
+/// The reason why a frame allocator could not be created.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FramesError {
     /// The storage for the records is too small.
@@ -137,7 +137,7 @@ impl fmt::Display for FramesError {
 
 impl core::error::Error for FramesError {}
 
-/// Why a frame could not be freed.
+/// The reason why a frame could not be freed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FreeError {
     /// The allocator does not manage the frame, or has not adopted it yet.
@@ -207,7 +207,7 @@ impl fmt::Display for AdoptError {
 
 impl core::error::Error for AdoptError {}
 
-/// How many frames each owner was given, less those it gave back.
+/// The number of frames that each owner was given, less those it gave back.
 ///
 /// A CPU may give back what another was given, so a single count may be negative. There is none for
 /// the last of the owners, to whom nothing is handed out ([`assert_can_own`]).
@@ -306,7 +306,7 @@ const MAX_POLLS: usize = if cfg!(loom) { usize::MAX } else { 1 << 12 };
 /// Frames are taken where others are in use already, lowest first, so that runs of 2 MiB last as
 /// long as possible; freed frames join with free ones beside them by themselves.
 ///
-/// What it proves: no frame is handed out twice, and none that is not wholly in a range, nor frame 0;
+/// It proves that no frame is handed out twice, and none that is not wholly in a range, nor frame 0;
 /// frames are neither lost nor invented. The right to a frame is a value that cannot be copied
 /// ([`OwnedFrame`], [`OwnedRun`]), and that [`Self::free`] takes. The written conditions of `unsafe`
 /// functions have to ensure that the ranges are memory and are unused ([`Self::new`], [`Self::adopt`]),
@@ -592,7 +592,7 @@ impl FrameAllocator {
         Ok(())
     }
 
-    /// Makes the frames of one of the `later` ranges free, and answers how many they are.
+    /// Makes the frames of one of the `later` ranges free, and returns how many they are.
     ///
     /// # Errors
     ///
@@ -770,7 +770,7 @@ impl FrameAllocator {
                 polls -= 1;
                 spin_loop();
             }
-            // In this order: whoever has just undone a claim has said so before.
+            // In this order: a CPU that has just undone a claim has counted it before.
             (returns() == before || mutated("nobody searches again")).then_some(None)
         });
         self.zones.iter().for_each(Zone::end_seeking);
@@ -861,7 +861,7 @@ impl FrameAllocator {
         self.zone(index)?.contains(number).then_some(index)
     }
 
-    /// Records whose claimed frames of one zone are.
+    /// Records the owner of claimed frames of one zone.
     fn hand_out(&self, numbers: Range<u64>, owner: Owner) {
         if let Some(zone) = self
             .zone_of(numbers.start)
@@ -882,7 +882,7 @@ impl FrameAllocator {
         {
             return zone.take_back(numbers.clone(), owner).or_else(|number| {
                 self.check_all(numbers, owner)?;
-                // It was the owner's again just now, but not when this call came to it.
+                // The frame is the owner's again now, but was not when this call checked it.
                 Frame::from_number(number)
                     .map_or(Ok(()), |frame| Err(FreeError::AlreadyFree { frame }))
             });
@@ -895,7 +895,7 @@ impl FrameAllocator {
             self.parts(numbers.clone())
                 .filter_map(|(part, zone)| Some((part, zone?)))
         };
-        // Nobody else may do the same from here on; but somebody may have, just before.
+        // No other CPU may do the same from here on; but one may have, just before.
         let mut begun = numbers.start;
         let begin = |(part, zone): (Range<u64>, &Zone)| match zone.begin_return(part.clone()) {
             Ok(()) => {

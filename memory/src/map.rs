@@ -1,4 +1,4 @@
-//! The physical map: which byte of physical memory is whose.
+//! The physical map: the owner of each byte of physical memory.
 
 use alloc::vec::Vec;
 use core::fmt;
@@ -87,7 +87,7 @@ impl fmt::Display for Kind {
 /// One entry of a boot loader's memory map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryEntry {
-    /// The bytes it speaks of.
+    /// The bytes that it describes.
     pub range: PhysRange,
     /// Their kind.
     pub kind: Kind,
@@ -175,7 +175,7 @@ impl Owner {
     }
 }
 
-// `from_value` and `Totals` take an owner's value as its place in `ALL`.
+// `from_value` and `Totals` take an owner's value as its index in `ALL`.
 const _: () = {
     let mut place = 0;
     while place < Owner::ALL.len() {
@@ -247,8 +247,8 @@ impl IndexMut<Owner> for Totals {
     }
 }
 
-/// Two entries of a memory map overlap that must not: both speak of memory that is or will be
-/// handed out.
+/// Two entries of a memory map overlap that must not: both describe memory that is or will be handed
+/// out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MapError {
     /// The entry that starts first.
@@ -298,7 +298,7 @@ pub enum AssignError {
         /// The first of its borders that lies inside a frame.
         at: u64,
     },
-    /// It has frame 0, which would be handed out.
+    /// It contains frame 0, which would be handed out.
     NullFrame {
         /// The range that was to change hands.
         range: PhysRange,
@@ -351,10 +351,10 @@ impl core::error::Error for AssignError {}
 
 /// The owner of each byte of physical memory.
 ///
-/// Every byte of every entry of the loader's map has exactly one owner, and no other byte has any.
-/// Free and loader memory, which is handed out, consists of whole frames without frame 0, also after what
-/// is [assigned](Self::assign); other owners have what they are given, to the byte. The map records; it
-/// does not stop anybody from using what is not theirs.
+/// Every byte of every entry of the loader's map has exactly one owner, and no other byte has any. Free
+/// and loader memory, which is handed out, consists of whole frames without frame 0, also after what is
+/// [assigned](Self::assign); other owners have what they are given, to the byte. The map only records:
+/// it does not keep code from using memory of another owner.
 ///
 /// ```
 /// use muster_memory::{Kind, MemoryEntry, Owner, PhysRange, PhysicalMap};
@@ -390,8 +390,8 @@ impl PhysicalMap {
     ///
     /// # Errors
     ///
-    /// If two usable or bootloader-reclaimable entries overlap: no rule could tell whose the memory
-    /// is, and handing it out twice corrupts it.
+    /// If two usable or bootloader-reclaimable entries overlap: no rule could decide the owner of the
+    /// memory, and handing it out twice corrupts it.
     ///
     /// # Aborts
     ///

@@ -10,7 +10,7 @@ use crate::range::{FRAME_SIZE, Frame, PhysRange};
 /// memory, and to free it.
 ///
 /// There is one for each frame that is handed out, as it can be neither copied nor, in safe code, made
-/// from a number. So to free a frame twice, or somebody else's, cannot be written:
+/// from a number. So code that frees a frame twice, or another owner's frame, does not compile:
 ///
 /// ```compile_fail,E0382
 /// # use muster_memory::{FrameAllocator, OwnedFrame};
@@ -27,16 +27,16 @@ use crate::range::{FRAME_SIZE, Frame, PhysRange};
 /// }
 /// ```
 ///
-/// What it proves: nobody else has the right to the frame, if each caller of [`Self::from_raw`] and of
-/// [`FrameAllocator::new`](crate::FrameAllocator::new) has kept to its conditions. If it is dropped, the
-/// frame stays its owner's for good.
+/// It proves that no other code has the right to the frame, if each caller of [`Self::from_raw`] and of
+/// [`FrameAllocator::new`](crate::FrameAllocator::new) has kept to its conditions. If it is dropped,
+/// the frame stays its owner's for good.
 #[must_use = "a frame that is dropped is lost: free it, or keep its name by `into_raw`"]
 #[derive(PartialEq, Eq)]
 pub struct OwnedFrame {
     frame: Frame,
-    /// The owner's value. An [`Owner`] has values to spare, and the compiler would tell `None` by one of
-    /// them, with a comparison of its own on each fast path; so it is told by the frame, as it is for
-    /// a [`Frame`].
+    /// The owner's value. An [`Owner`] has values to spare, and the compiler would encode `None` by one
+    /// of them, with a comparison of its own on each fast path; so `None` is encoded by the frame, as
+    /// it is for a [`Frame`].
     owner: u8,
 }
 

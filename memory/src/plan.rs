@@ -12,7 +12,7 @@ use crate::map::{Kind, MemoryEntry};
 use crate::range::{FRAME_SIZE, PhysRange};
 use crate::range_map::RangeMap;
 
-/// The rights of the kernel to a mapping. Writable *and* executable cannot be said.
+/// The rights of the kernel to a mapping. Writable *and* executable cannot be expressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Access {
     /// Read.
@@ -51,7 +51,7 @@ impl fmt::Display for Access {
 /// are UC here.
 pub const PAT: u64 = 0x0000_0105_0007_0406;
 
-/// How a mapping is cached.
+/// The cache type of a mapping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Cache {
     /// Ordinary memory.
@@ -201,7 +201,7 @@ impl fmt::Display for PageSize {
     }
 }
 
-/// How many levels of tables the CPU walks (`CR4.LA57`).
+/// The number of levels of tables that the CPU walks (`CR4.LA57`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Levels {
     /// 48-bit virtual addresses.
@@ -253,7 +253,7 @@ pub struct Region {
     pub length: u64,
     /// The rights of the kernel to it.
     pub access: Access,
-    /// How it is cached.
+    /// Its cache type.
     pub cache: Cache,
     /// The largest pages it may be mapped with.
     pub largest: PageSize,
@@ -329,7 +329,7 @@ impl Region {
         PhysRange::new(self.phys, self.length)
     }
 
-    /// Checks what can be checked of a region alone.
+    /// Checks a region by itself.
     ///
     /// # Errors
     ///
@@ -414,7 +414,7 @@ impl fmt::Display for Region {
     }
 }
 
-/// A region that a plan cannot take in.
+/// The reason why a plan cannot take a region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PlanError {
     /// It has no bytes.
@@ -550,9 +550,9 @@ impl core::error::Error for PlanError {}
 
 /// The plan of all that is to be mapped.
 ///
-/// What it proves: regions consist of whole pages and of addresses that exist; no virtual address is
-/// in two of them; no physical memory is writable in one and executable in another, or cached in two
-/// ways. It does not prove that the physical memory is there and is what the region's name says.
+/// It proves that regions consist of whole pages and of addresses that exist; no virtual address is in
+/// two of them; no physical memory is writable in one and executable in another, or cached in two ways.
+/// It does not prove that the physical memory is there and is what the region's name says.
 ///
 /// ```
 /// use muster_memory::{Access, Cache, Levels, PageSize, Plan, PlanError, Region};

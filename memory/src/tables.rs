@@ -102,7 +102,7 @@ pub struct TableView<M> {
 /// 3. [`Self::complete`], under the lock: the frames are free.
 /// 4. [`AddressAllocator::free`](crate::AddressAllocator::free): the addresses may be used again.
 ///
-/// What it proves: a page is mapped only inside its region, with its rights, its cache type and the
+/// It proves that a page is mapped only inside its region, with its rights, its cache type and the
 /// largest size that fits; nothing present is overwritten; the frames of the tables are these tables'
 /// alone, and none is given back that a CPU may still reach by them. No physical memory can be written
 /// by one address and executed by another or the same, nor is it cached in two ways, not even while

@@ -49,10 +49,10 @@ impl Group {
     }
 }
 
-/// Which chunks to look in.
+/// The chunks to search.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Among {
-    /// Those partly used, but for the CPUs' homes.
+    /// Those partly used, except the CPUs' homes.
     Partial,
     /// Those wholly free.
     Whole,
@@ -66,9 +66,9 @@ pub(crate) enum Among {
 #[derive(Default)]
 #[repr(align(64))]
 struct Transit {
-    /// How many CPUs search once more before they say that there is nothing.
+    /// The number of CPUs that search once more before they fail.
     seekers: AtomicUsize,
-    /// Goes up when frames have come back while somebody is seeking.
+    /// A count that grows when frames have come back while a CPU is seeking.
     returns: AtomicU64,
     /// Claims of several rows that have begun and may have to be undone.
     undecided: AtomicUsize,
@@ -101,7 +101,7 @@ impl Zone {
         chunks.div_ceil(GROUP_CHUNKS)
     }
 
-    /// Makes a zone of these frames, not open. `storage` has a place for every chunk, `groups` for every
+    /// Makes a zone of these frames, not open. `storage` has room for every chunk, `groups` for every
     /// group of them.
     pub(crate) fn new(
         first: u64,
@@ -178,7 +178,7 @@ impl Zone {
         if !mutated("owners are compared late") && !are_all() {
             return Err(numbers.start);
         }
-        // Nobody else may do the same from here on; but somebody may have, just before.
+        // No other CPU may do the same from here on; but one may have, just before.
         self.begin_return(numbers.clone())?;
         let is_right = are_all();
         if is_right {

@@ -71,7 +71,7 @@ impl<H> Unregistered<H> {
 
     /// Returns the address of the whole, for a register to hold.
     pub const fn header(&'static self) -> *const Header {
-        // Made from the whole, so that the way to the head is covered by the pointer's provenance.
+        // Made from the whole, so that the pointer's provenance covers the head.
         ptr::from_ref(self).cast()
     }
 }
@@ -107,8 +107,8 @@ impl Header {
 /// A kernel whose register is a segment base can have code that goes by it directly, without the way
 /// through a pointer: `inc qword ptr gs:[24]`, or the restartable fast paths of a heap. Such code
 /// reaches the block's head, [`head_offset`] bytes from the base; and as that code doesn't ask whether
-/// the CPU has a block, an [`Unregistered`] has a head at the same distance. Everything else of a block
-/// has no fixed place.
+/// the CPU has a block, an [`Unregistered`] has a head at the same distance. Nothing else of a block is
+/// at a fixed offset.
 ///
 /// All CPUs may have a reference to the head, so it is `Sync`; and such code may write only where one
 /// could by that reference, to atomics and what lies in an `UnsafeCell`. A kernel without such code
@@ -253,8 +253,8 @@ impl<L, S, H> Block<L, S, H> {
                 .compare_exchange(false, true, Ordering::AcqRel, Ordering::Acquire)
                 .ok()?;
         }
-        // Made from the whole block, so that the way back from header to block is covered by the
-        // pointer's provenance.
+        // Made from the whole block, so that the pointer's provenance covers the block behind the
+        // header.
         let this = ptr::from_ref(self).cast::<Header>();
         // Relaxed: as in `Header::this`.
         self.header.this.store(this.cast_mut(), Ordering::Relaxed);

@@ -312,7 +312,7 @@ impl<W> Drop for Call<'_, W> {
     }
 }
 
-/// Why a call was not sent.
+/// The reason why a call was not sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SendError {
     /// The queue has no CPU of this index.

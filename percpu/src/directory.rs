@@ -91,7 +91,7 @@ impl<L: Send, S: Sync + fmt::Debug, H: Sync> fmt::Debug for Directory<L, S, H> {
     }
 }
 
-/// Why a directory could not be published.
+/// The reason why a directory could not be published.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PublishError {
     /// The directory has been published before.

@@ -21,7 +21,7 @@ use crate::{Block, Header, Unregistered};
 ///    on, the assembly of `load` must not carry `options(pure)`, nor may anything else let the compiler
 ///    take the result of one call for that of the next. It merges the two where it sees no reason for
 ///    them to differ, and the move between them is none that it knows of.
-/// 2. No other implementation, and nothing else in the kernel, uses the same place.
+/// 2. No other implementation, and nothing else in the kernel, uses the same register.
 /// 3. While a `NoPreempt` is alive, the code that holds it is neither preempted, so that no other task
 ///    runs on this CPU in between, nor migrated, so that it stays on this CPU. That begins before
 ///    `disable_preemption` returns, for the compiler as well: no access after the call may be moved
@@ -77,10 +77,10 @@ impl<R: Register> Storage<R> {
     /// # Safety
     ///
     /// If this CPU has a block: nothing on it is in the midst of using the block (no closure of
-    /// [`with`](Self::with), no code that goes by the register and that this came on top of), and
-    /// nothing relies on the CPU keeping the block. A heap that finds its cache by the register does:
-    /// half of an operation on one block and half on another breaks it, and what the first block's
-    /// cache has is never found again.
+    /// [`with`](Self::with), no code that uses the register and that this interrupted), and nothing
+    /// relies on the CPU keeping the block. A heap that finds its cache by the register does: half of
+    /// an operation on one block and half on another breaks it, and what the first block's cache has is
+    /// never found again.
     ///
     /// A CPU that has none yet, as at its very first instructions, may always do it.
     pub unsafe fn reset() {
@@ -215,7 +215,7 @@ impl<L, S, H> Here<'_, L, S, H> {
     }
 }
 
-/// Why a block could not be registered.
+/// The reason why a block could not be registered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RegisterError {
     /// The block belongs to another CPU (or to this one, before it was reset).

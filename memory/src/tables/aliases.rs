@@ -1,4 +1,5 @@
-//! How physical memory is mapped: none both writable and executable, none with two cache types.
+//! The record of how physical memory is mapped: none both writable and executable, none with two cache
+//! types.
 //!
 //! A page table says what each address maps, and not at which addresses some memory is mapped. So
 //! the tables record that as they change, by ranges of physical memory ([`Aliases`]).
@@ -9,12 +10,12 @@
 //! search, and not recorded. All others are counted, range by range, and their entries marked with
 //! what they count as ([`Counted`]). The records of these have their memory reserved beforehand.
 //!
-//! A count is what a page was allowed since it was mapped, not what it is allowed now: a CPU may go
-//! by old rights until it has flushed, and nobody says when it has, after a change of rights. It goes
-//! down when the page's unmapping is completed, when all CPUs have flushed.
+//! A count is what a page was allowed since it was mapped, not what it is allowed now: a CPU may use
+//! old rights until it has flushed, and the tables do not learn when it has, after a change of rights.
+//! It goes down when the page's unmapping is completed, when all CPUs have flushed.
 //!
-//! To unmap a part of some memory may take a record more, and when there is none left, nobody may
-//! allocate one nor be refused: what is unmapped, has been by then. Its record becomes *coarse*: it
+//! To unmap a part of some memory may take one more record, and when there is none left, it can neither
+//! be allocated nor the unmapping refused, which has happened by then. Its record becomes *coarse*: it
 //! counts bytes for all of its memory together, and no longer which of them are mapped. So it excludes
 //! more than it must, until the last of them is unmapped, and then nothing.
 
@@ -36,7 +37,7 @@ pub(super) const RECORDS: usize = 256;
 /// cut, and there is one more gap than records. Page by page, two more are cut in between.
 const MAX_ADDED: usize = 5;
 
-/// How some physical memory is to be mapped.
+/// The way in which some physical memory is to be mapped.
 #[derive(Clone, Copy)]
 pub(super) struct Use {
     /// The region's name.
@@ -45,7 +46,7 @@ pub(super) struct Use {
     pub(super) cache: Cache,
 }
 
-/// As what a page is counted that is mapped and may be unmapped.
+/// The way in which a page is counted that is mapped and may be unmapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Counted {
     /// Not at all: the permanent mappings allow as much.
@@ -72,7 +73,7 @@ impl Counted {
         }
     }
 
-    /// Reads what an entry says.
+    /// Reads it from an entry.
     pub(super) const fn of(entry: u64) -> Self {
         match (
             entry & Flags::BIT_10.bits() != 0,
@@ -120,7 +121,7 @@ pub struct Alias {
     /// The rights that all addresses together allow of the memory, or have allowed since they were
     /// mapped.
     pub rights: Rights,
-    /// How the memory is cached.
+    /// The cache type of the memory.
     pub cached: Cache,
     /// The memory that is mapped so, as far as it was asked for. If only a part [is](Self::is_partly), all
     /// of which that is a part.
@@ -160,7 +161,7 @@ impl fmt::Display for Alias {
 
 impl core::error::Error for Alias {}
 
-/// Why some memory can't be recorded.
+/// The reason why some memory can't be recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Refusal {
     Alias(Alias),
@@ -327,7 +328,7 @@ pub(super) struct Aliases {
 }
 
 impl Aliases {
-    /// Records that nothing is mapped, with room for [`RECORDS`] records.
+    /// Creates a record that nothing is mapped, with room for [`RECORDS`] records.
     pub(super) fn new() -> Result<Self, Refusal> {
         let mut aliases = Self {
             records: Vec::new(),
@@ -463,8 +464,8 @@ impl Aliases {
     }
 
     /// Changes all records of some memory, and makes records of what has none if there is a cache type
-    /// for it. `change` gets with each as how many this memory counts. `false`: there was no room to cut a
-    /// record, and it is coarse now.
+    /// for it. `change` is called with each, and with how many this memory counts as. `false`: there
+    /// was no room to cut a record, and it is coarse now.
     fn change(
         &mut self,
         memory: PhysRange,

@@ -1,37 +1,37 @@
-//! Taking pages away, and their rights.
+//! Unmapping pages, and changing their rights.
 //!
-//! # How an entry goes
+//! # The life of an entry
 //!
-//! Frames of pages taken away, and of tables that become empty by it, can't be used again before all
-//! CPUs have flushed, nor put in a list: neither may anybody allocate while the tables are locked,
-//! nor may a list run through memory to which a CPU may still write. So they stay where they are
-//! known already, in their entries. [`Tables::unmap`] makes an entry *withdrawn*: not present, with
-//! everything else kept. A table with no present entry left becomes withdrawn itself. After the
-//! flush, [`Tables::complete`] goes over the same range, gives the frames of its withdrawn pages
-//! away, and those of the withdrawn tables in which nothing is left. A range has no holes, and nothing
-//! can be mapped over what is withdrawn, so that all that is withdrawn in it is its own.
+//! Frames of unmapped pages, and of tables that become empty by it, can't be used again before all CPUs
+//! have flushed, nor put in a list: no code may allocate while the tables are locked, nor may a list
+//! run through memory to which a CPU may still write. So they stay where they are known already, in
+//! their entries. [`Tables::unmap`] makes an entry *withdrawn*: not present, with everything else kept.
+//! A table with no present entry left becomes withdrawn itself. After the flush, [`Tables::complete`]
+//! goes over the same range, releases the frames of its withdrawn pages, and those of the withdrawn
+//! tables that are empty. A range has no holes, and nothing can be mapped over what is withdrawn, so
+//! that all that is withdrawn in it is its own.
 //!
-//! Between the two, others may map and unmap pages beside these, in the same tables: to map a page in
-//! a withdrawn table makes that present again. No table is given away too early:
+//! Between the two, others may map and unmap pages beside these, in the same tables: to map a page in a
+//! withdrawn table makes that present again. No table is released too early:
 //!
 //! - A table has a present entry whenever it is present. So it becomes withdrawn only by an
 //!   [`Tables::unmap`] that has just withdrawn a page below it.
-//! - That page's entry stays until the one who withdrew it completes, after a flush that began after
-//!   the table was withdrawn for the last time.
-//! - A table is given away when it is withdrawn and has no entry left: so all who withdrew pages in it
-//!   have completed, the last one to withdraw the table among them.
+//! - That page's entry stays until the caller that withdrew it completes, after a flush that began
+//!   after the table was withdrawn for the last time.
+//! - A table is released when it is withdrawn and has no entry left: so all callers that withdrew pages
+//!   in it have completed, the last one to withdraw the table among them.
 //!
 //! # Other CPUs
 //!
-//! Each entry changes by one store of an aligned word, so whoever walks sees it as it was or as it
-//! is. Nobody sees a half of a page's change; of a range, CPUs may see any part changed until they
-//! have flushed. Accessed and dirty are preset wherever they could be set, so no CPU ever writes to
-//! an entry, and no store loses what a CPU wrote.
+//! Each entry changes by one store of an aligned word, so a CPU that walks the tables sees it as it was
+//! or as it is. No CPU sees half of a page's change; of a range, CPUs may see any part changed until
+//! they have flushed. Accessed and dirty are preset wherever they could be set, so no CPU ever writes
+//! to an entry, and no store loses what a CPU wrote.
 //!
-//! Loads here are Relaxed: whoever changes the tables has them to itself, and the lock that gives it the
-//! tables orders it after the last change. Entries that are present, or were, are stored with Release, for
-//! views of the tables that have no lock; an entry that was withdrawn is emptied with Relaxed, as nobody
-//! reads anything by it.
+//! Loads here are Relaxed: code that changes the tables has them to itself, and the lock that guards
+//! them orders it after the last change. Entries that are present, or were, are stored with Release,
+//! for views of the tables that have no lock; an entry that was withdrawn is emptied with Relaxed, as
+//! it leads nowhere.
 
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -51,7 +51,7 @@ use crate::plan::{Access, Cache, PageSize, pat_index};
 use crate::range::{Frame, PhysRange};
 use crate::virt_range::VirtRange;
 
-/// Why pages could not be taken away, or given other rights. Nothing has changed then.
+/// The reason why pages could not be unmapped, or given other rights. Nothing has changed then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ChangeError {
     /// Some of the addresses do not exist.
@@ -154,7 +154,7 @@ impl core::error::Error for ChangeError {}
 /// A page that was unmapped, and that no CPU can reach any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FreedPage {
-    /// Where it was mapped.
+    /// The virtual address at which it was mapped.
     pub virt: u64,
     /// Its first physical address.
     pub phys: u64,
@@ -163,7 +163,7 @@ pub struct FreedPage {
 }
 
 impl<M: PhysicalMemory> Tables<M> {
-    /// Takes all pages in the range out of the tables.
+    /// Unmaps all pages in the range.
     ///
     /// # Errors
     ///
@@ -190,15 +190,16 @@ impl<M: PhysicalMemory> Tables<M> {
         })
     }
 
-    /// Lets go of pages that no CPU can reach any more: calls `freed` with each, lowest address
-    /// first, and gives tables that have become empty back to `frames`.
+    /// Releases pages that no CPU can reach any more: calls `freed` with each, lowest address first,
+    /// and gives tables that have become empty back to `frames`.
     ///
     /// Where a range that was mapped at once is unmapped in parts, each part may take a record of its own
     /// of what is left. If there is none ([`Tables::reserve`]), the memory of this part counts as mapped
     /// until the rest of that record is unmapped: it can be mapped again as it was, and not with rights or
     /// a cache type that exclude that ([`Alias::is_partly`]).
     ///
-    /// If `freed` or `frames` panics, pages that it has not come to stay withdrawn for good.
+    /// If `freed` or `frames` panics, the pages that have not been released yet stay withdrawn for
+    /// good.
     ///
     /// # Errors
     ///
@@ -245,10 +246,9 @@ impl<M: PhysicalMemory> Tables<M> {
         Ok(())
     }
 
-    /// Changes the rights of all pages in the range. CPUs that have cached the old rights may go
-    /// by until they have flushed. That is so even where they gain rights: a CPU may then fault by
-    /// what it has cached (Intel SDM vol. 3, 5.10.4.3 "Optional Invalidation"), which nobody here
-    /// would understand.
+    /// Changes the rights of all pages in the range. CPUs that have cached the old rights may go by
+    /// until they have flushed. That is so even where they gain rights: a CPU may then fault by what it
+    /// has cached (Intel SDM vol. 3, 5.10.4.3 "Optional Invalidation"), which no handler here expects.
     ///
     /// # Errors
     ///
@@ -366,7 +366,7 @@ impl<M: PhysicalMemory> TableView<M> {
     fn check(&self, range: VirtRange) -> Result<(), ChangeError> {
         let (start, last) = (range.start(), range.last());
         let is_canonical = |virt| self.levels.is_canonical(virt);
-        // The top bit tells the halves apart; between them is nothing.
+        // The top bit distinguishes the halves; between them is nothing.
         if !is_canonical(start) || !is_canonical(last) || start >> 63 != last >> 63 {
             return Err(ChangeError::NotCanonical { range });
         }
@@ -409,8 +409,8 @@ impl<M: PhysicalMemory> TableView<M> {
         Ok(())
     }
 
-    /// Withdraws all pages in a part of what a table is for, and answers whether it has any present
-    /// entry left.
+    /// Withdraws all pages in a part of the addresses of a table, and returns whether the table has any
+    /// present entry left.
     fn withdraw(&self, frame: Frame, level: u8, first: u64, last: u64, flush: &mut Flush) -> bool {
         let Some(table) = table(&self.memory, frame) else {
             return true;
@@ -438,7 +438,7 @@ impl<M: PhysicalMemory> TableView<M> {
             .any(|entry| entry.load(Ordering::Relaxed) & Flags::PRESENT.bits() != 0)
     }
 
-    /// Empties the withdrawn entries of a part of what a table is for.
+    /// Clears the withdrawn entries of a part of the addresses of a table.
     fn clear(
         &self,
         frame: Frame,
@@ -498,8 +498,8 @@ impl<M: PhysicalMemory> TableView<M> {
         })
     }
 
-    /// Calls `visit` with each page in a range that is all mapped: its entry's place, its address, and
-    /// the page.
+    /// Calls `visit` with each page in a range that is all mapped: its entry, its address, and the
+    /// page.
     ///
     /// # Errors
     ///
@@ -560,7 +560,7 @@ const RIGHTS: u64 = Flags::WRITABLE.bits()
 
 /// The part of a range that one entry is for.
 struct Piece {
-    /// The entry's place in its table.
+    /// The entry's index in its table.
     index: usize,
     first: u64,
     last: u64,
@@ -581,7 +581,7 @@ fn pieces(first: u64, last: u64, level: u8) -> impl Iterator<Item = Piece> {
         Some(piece)
     })
     // A range lies in one table, whatever a caller says. One more, for what lies beyond the root: it
-    // may come back to the entry in which it began, before the place where it did.
+    // may come back to the entry in which it began, before its start.
     .take(ENTRIES + 1)
 }
 

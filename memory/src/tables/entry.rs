@@ -1,4 +1,4 @@
-//! The entries of a table, bit by bit.
+//! The entries of a table, and their bits.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 

@@ -1,4 +1,4 @@
-//! Why something could not be mapped.
+//! The errors of mapping.
 
 use core::fmt;
 
@@ -8,12 +8,12 @@ use crate::plan::PlanError;
 use super::Alias;
 use super::aliases::Refusal;
 
-/// Why something could not be mapped.
+/// The reason why something could not be mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TableError {
     /// There was no frame for another table.
     OutOfFrames,
-    /// The frame that the source answered for another table is not of [`Owner::PageTables`].
+    /// The frame that the source returned for another table is not of [`Owner::PageTables`].
     WrongOwner {
         /// Its owner.
         owner: Owner,
@@ -65,7 +65,7 @@ impl fmt::Display for TableError {
             Self::OutOfFrames => f.write_str("no frame is left for a page table: add memory"),
             Self::WrongOwner { owner } => write!(
                 f,
-                "the source of page tables answered a frame of {owner}: let it take page tables'"
+                "the source of page tables returned a frame of {owner}: let it take page tables'"
             ),
             Self::Region(error) => error.fmt(f),
             Self::AlreadyMapped { virt } => write!(f, "{virt:#x} is mapped already"),

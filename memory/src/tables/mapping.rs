@@ -177,7 +177,7 @@ impl<M: PhysicalMemory> Tables<M> {
             }
         };
         let top = self.new_tables(virt, level, leaf_level, entry, frames)?;
-        // Release: whoever sees the entry sees what is in the new tables.
+        // Release: a view that sees the entry sees the content of the new tables.
         slot.store(top, Ordering::Release);
         for slot in withdrawn.into_iter().flatten() {
             let entry = slot.load(Ordering::Relaxed);
@@ -190,8 +190,8 @@ impl<M: PhysicalMemory> Tables<M> {
         Ok(())
     }
 
-    /// Makes the tables for one page below a slot of this level, and answers what is to be put in the
-    /// slot: the page itself, if none are needed.
+    /// Makes the tables for one page below a slot of this level, and returns the entry for the slot:
+    /// the page itself, if none are needed.
     fn new_tables(
         &self,
         virt: u64,
@@ -234,7 +234,8 @@ struct Mapping<'a, M: PhysicalMemory> {
     tables: &'a mut Tables<M>,
     region: &'a Region,
     wanted: Use,
-    /// As what its pages are counted; `None` if they are mapped for good. There is room to record it.
+    /// The way in which its pages are counted; `None` if they are mapped for good. There is room to
+    /// record it.
     counted: Option<Counted>,
     /// How many bytes of it are mapped, from its start on.
     bytes: u64,

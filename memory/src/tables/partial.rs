@@ -21,8 +21,8 @@ pub struct PartialRoot {
 }
 
 impl<M: PhysicalMemory> Tables<M> {
-    /// Makes a second root, by which the CPU reaches what these tables map now, but for `window`. The
-    /// tables for what lies outside it are shared, those that reach across its borders are copied.
+    /// Makes a second root, by which the CPU reaches what these tables map now, except `window`. The
+    /// tables for addresses outside it are shared, those that reach across its borders are copied.
     ///
     /// It is for a CPU that runs already and is not yet asked to flush
     /// ([`Shootdown`](super::Shootdown)). A CPU may walk tables ahead of what it executes, and keep

@@ -30,7 +30,7 @@ pub struct Step {
     pub level: u8,
     /// The physical address of the entry's table.
     pub table: u64,
-    /// The entry's place in its table.
+    /// The entry's index in its table.
     pub index: usize,
     /// The entry.
     pub entry: u64,
@@ -81,8 +81,9 @@ impl fmt::Display for Step {
 }
 
 impl<M: PhysicalMemory> TableView<M> {
-    /// Returns the entries that the CPU reads for a virtual address, the root's first. None if the
-    /// address is not canonical. Where the last of them leads to a table, that table cannot be reached.
+    /// Returns the entries that the CPU reads for a virtual address, the root's first. Returns none if
+    /// the address is not canonical. If the last of them leads to a table, that table cannot be
+    /// reached.
     pub fn path(&self, virt: u64) -> impl Iterator<Item = Step> {
         let begins = self.levels.is_canonical(virt);
         let mut next = begins.then_some((self.root, self.levels.count(), Rights::ALL));

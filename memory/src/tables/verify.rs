@@ -51,7 +51,7 @@ impl fmt::Display for Census {
     }
 }
 
-/// How tables differ from what they should be.
+/// A difference between the tables and the plan, or the rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mismatch {
     /// The plan is for another number of levels.
@@ -210,7 +210,7 @@ impl fmt::Display for Mismatch {
 
 impl core::error::Error for Mismatch {}
 
-/// Compares what a walk meets with the regions of a plan, both in the order of their addresses.
+/// Compares the entries of a walk with the regions of a plan, both in the order of their addresses.
 pub(super) struct Audit<'a> {
     pub(super) features: Features,
     pub(super) built: Option<usize>,
