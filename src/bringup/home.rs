@@ -17,7 +17,7 @@ use crate::boot::stack::Slot;
 use crate::mm::shared;
 use crate::smp::cpu::{self, Gs};
 use crate::smp::snapshot::{Reading, Snapshot};
-use crate::smp::{crew, lapic};
+use crate::smp::{crew, lapic, online};
 
 /// How long a CPU may take to look at itself, in milliseconds.
 const PATIENCE: u64 = 10_000;
@@ -57,7 +57,7 @@ fn find_deviation(home: &Snapshot, index: u32) -> Option<Deviation> {
 
 /// Whether an aspect of CPU `index` is as it should be.
 fn is_right(home: &Snapshot, index: u32, aspect: Aspect) -> bool {
-    let others = || crew::members().filter(|&(other, _)| other != index);
+    let others = || online::cpus().filter(|&(other, _)| other != index);
     match aspect {
         Aspect::Stack => {
             let here = home.stack();
@@ -205,7 +205,7 @@ pub fn tell_own(index: u32, shared: &cpu::Shared) {
 pub fn tell() {
     log::info!(target: "roll", "what each CPU runs with:");
     log::info!(target: "roll", "cpu stack block gdt idt cr3 reg protection");
-    for (index, shared) in crew::members() {
+    for (index, shared) in online::cpus() {
         let [stack, block, gdt, idt, tables, registers] = Aspect::ALL.map(|aspect| {
             if is_right(&shared.home, index, aspect) {
                 aspect.mark()
@@ -224,7 +224,7 @@ pub fn tell() {
     }
     if addresses::are_shown() {
         log::info!(target: "roll", "cpu stack top        block            cr3");
-        for (index, shared) in crew::members() {
+        for (index, shared) in online::cpus() {
             let top = Slot::of(index).main().top;
             let (block, cr3) = (shared.home.block(), shared.home.cr3());
             log::info!(target: "roll", "{index:>3} {top:016x} {block:016x} {cr3:x}");
@@ -239,7 +239,7 @@ pub fn tell() {
 /// The first thing that is not as it should be, in words.
 pub fn check() -> Result<(), String> {
     crew::all(PATIENCE, &|_| record_here());
-    match crew::members()
+    match online::cpus()
         .find_map(|(index, shared)| Some((index, find_deviation(&shared.home, index)?)))
     {
         Some((index, deviation)) => Err(format!("CPU {index} {deviation}")),

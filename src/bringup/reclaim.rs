@@ -14,7 +14,7 @@ use super::roll::RollCall;
 use crate::boot::bytes::Bytes;
 use crate::mm::shared;
 use crate::report::events;
-use crate::smp::crew;
+use crate::smp::online;
 
 /// What loader memory is poisoned with: as an address or an instruction it faults
 /// (`int3`, and 0xcccc… is not canonical), as a table entry it is not present.
@@ -44,7 +44,7 @@ pub fn reclaim(roll: &RollCall, choice: Reclaim) -> Result<(), String> {
         keep(&why);
         return Ok(());
     }
-    for (index, cpu) in crew::members() {
+    for (index, cpu) in online::cpus() {
         for (what, address) in cpu.home.places() {
             if shared.is_loader_memory(address) {
                 return Err(format!(

@@ -19,7 +19,7 @@ use crate::boot::stack::Slot;
 use crate::mm::firmware::FirmwareTables;
 use crate::report::events;
 use crate::smp::cpu::{self, Block, Shared};
-use crate::smp::crew;
+use crate::smp::online;
 use crate::smp::progress::Progress;
 
 /// How long a CPU that has joined may take to be online, in milliseconds: a virtual one may be off its
@@ -74,7 +74,7 @@ impl RollCall {
         }
         // A CPU that joined in that very moment loads the tables of all, and says so.
         let deadline = Deadline::after_millis(ONLINE_TIMEOUT);
-        while crew::members().any(|(_, shared)| !answered(shared)) && !deadline.passed() {
+        while online::cpus().any(|(_, shared)| !answered(shared)) && !deadline.passed() {
             core::hint::spin_loop();
         }
         skew::measure();
@@ -89,7 +89,7 @@ impl RollCall {
 
     /// Prints who came, when, and with what; and who did not.
     pub fn print(&self) {
-        let online = crew::size();
+        let online = online::count();
         log::info!(
             "roll: {online} of {} CPUs online, {} us after the release",
             cpu::all().len() + self.unlisted().len(),
@@ -174,7 +174,7 @@ impl RollCall {
             });
         }
         events::tell(Roll {
-            online: crew::size() as u32,
+            online: online::count() as u32,
             expected: (cpu::all().len() + self.unlisted().len()) as u32,
             left_out: self.left_out as u32,
             released_us: clock::micros_since_entry(self.released_at),
@@ -247,7 +247,7 @@ impl RollCall {
     }
 
     fn last_online(&self) -> u64 {
-        crew::members()
+        online::cpus()
             .filter_map(|(_, shared)| shared.report.stamp(Phase::Online))
             .max()
             .unwrap_or(self.released_at)

@@ -14,7 +14,7 @@ use muster_machine::time::{Offset, Round};
 
 use crate::arch::clock::{self, Deadline};
 use crate::smp::call::{self, Targets};
-use crate::smp::crew;
+use crate::smp::online;
 
 /// How often each AP is asked. The first answer is late, as the AP sleeps; of the others some come at once.
 const ROUNDS: u64 = 32;
@@ -44,7 +44,7 @@ static ANSWER: CachePadded<(AtomicU64, AtomicU64)> =
 /// Measures it for each AP at work. Called on the BSP, when nobody has work yet.
 pub fn measure() {
     let deadline = Deadline::after_millis(TIMEOUT_OF_ALL);
-    for (index, shared) in crew::members().skip(1) {
+    for (index, shared) in online::cpus().skip(1) {
         if deadline.passed() {
             break;
         }
@@ -144,7 +144,7 @@ fn stamp() -> u64 {
 /// Prints by how many nanoseconds each AP's TSC is ahead of the BSP's, and by how many that may be off; and
 /// whose is so far away that times don't compare.
 pub fn tell() {
-    let mut aps = crew::members().skip(1).peekable();
+    let mut aps = online::cpus().skip(1).peekable();
     if aps.peek().is_none() {
         return;
     }
@@ -160,7 +160,7 @@ pub fn tell() {
         }
         log::info!(target: "roll", "{}", row.trim_end());
     }
-    for (index, shared) in crew::members().skip(1) {
+    for (index, shared) in online::cpus().skip(1) {
         let Some(offset) = shared.report.skew().offset() else {
             continue;
         };

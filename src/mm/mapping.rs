@@ -13,8 +13,8 @@ use muster_memory::{
 use super::tlb::AllCpus;
 use super::{relief, shared};
 use crate::boot::window::MAPPINGS;
-use crate::smp::crew;
 use crate::smp::lock::{Level, Lock};
+use crate::smp::online;
 
 /// Bytes in a large page.
 const LARGE: u64 = PageSize::Size2MiB.bytes();
@@ -48,7 +48,7 @@ fn addresses() -> &'static Lock<AddressAllocator> {
 ///
 /// [`AddressError`]: there is no memory for them.
 pub fn start() -> Result<(), AddressError> {
-    addresses().lock().reserve(crew::size() * RANGES_PER_CPU)
+    addresses().lock().reserve(online::count() * RANGES_PER_CPU)
 }
 
 /// Why something can't be mapped.

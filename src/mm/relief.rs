@@ -5,7 +5,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use super::{heap, shared};
 use crate::arch::clock::Deadline;
 use crate::smp::call::{self, Targets, Uses};
-use crate::smp::{cpu, crew, lock};
+use crate::smp::{cpu, lock, online};
 
 /// How long a CPU that needs memory waits for the others, in milliseconds. A CPU answers within
 /// microseconds, unless it is off its host core; memory is out then, for all this CPU knows.
@@ -29,7 +29,7 @@ pub fn ask_others() {
     // All CPUs meet the end of memory together, and most have nothing left then.
     let has_some = |shared: &cpu::Shared| shared.cache.may_have_blocks();
     if shared::get().cached_frames() == 0
-        && !crew::members().any(|(index, shared)| index != own && has_some(shared))
+        && !online::cpus().any(|(index, shared)| index != own && has_some(shared))
     {
         return;
     }

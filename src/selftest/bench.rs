@@ -20,8 +20,8 @@ use muster_memory::{FRAME_SIZE, Frame, FrameRun, OwnedFrame, OwnedRun, Owner, Ph
 use crate::arch::clock;
 use crate::mm::{frames, heap, shared};
 use crate::report::events;
-use crate::smp::crew;
 use crate::smp::crew::StartLine;
+use crate::smp::{crew, online};
 
 /// Frames of an arena: 64 MiB.
 const ARENA: usize = 16 * 1024;
@@ -39,7 +39,7 @@ struct Crew;
 
 impl Machine for Crew {
     fn cpus(&self) -> usize {
-        crew::size()
+        online::count()
     }
 
     fn ticks(&self) -> u64 {
@@ -217,7 +217,7 @@ pub fn run(options: &Options) -> Result<(), String> {
     ];
     log::info!(
         "benchmarks on up to {} CPUs, {} rounds of {} ms",
-        crew::size(),
+        online::count(),
         options.rounds,
         options.millis
     );

@@ -21,7 +21,7 @@ use crate::mm::stack::Stack;
 use crate::smp::call::{self, Targets};
 use crate::smp::crew::{self, StartLine};
 use crate::smp::lock::{Level, Lock};
-use crate::smp::{cpu, identity, lapic, stop};
+use crate::smp::{cpu, identity, lapic, online, stop};
 
 /// How long the others wait for a fault that does not come, in milliseconds.
 const PATIENCE: u64 = 10_000;
@@ -38,7 +38,7 @@ const SMALL_MAPPING: u64 = 3 * FRAME_SIZE;
 
 /// Brings the fault about. On a single CPU, that CPU is the last one too.
 pub fn bring_about(fault: Fault) {
-    let size = crew::size();
+    let size = online::count();
     let culprits = match fault {
         Fault::PanicBsp | Fault::PanicInCall => 0..1,
         Fault::PanicTwo => size.saturating_sub(2)..size,
@@ -334,7 +334,7 @@ fn call_others(work: &call::Work<'_>) {
 
 /// Waits until as many CPUs have answered as are among `sleepers`, and all of those are asleep again.
 fn await_sleepers(answers: &AtomicUsize, sleepers: impl Fn(u32) -> bool) {
-    let sleepers = || crew::members().filter(|&(index, _)| sleepers(index));
+    let sleepers = || online::cpus().filter(|&(index, _)| sleepers(index));
     let deadline = Deadline::after_millis(PATIENCE);
     let is_over = || {
         // The answers first: before its answer a CPU may still be asleep from before the call.

@@ -15,6 +15,7 @@ use super::median::Median;
 use crate::mm::mapping::{Mapping, MappingError};
 use crate::smp::call::{self, CallError, Targets};
 use crate::smp::crew::{self, StartLine};
+use crate::smp::online;
 
 /// How long a CPU may take to answer while calls are measured, in milliseconds: a virtual one may be
 /// off its host core.
@@ -26,8 +27,8 @@ const CALL_TIMEOUT: u64 = 10_000;
 ///
 /// Who did not answer, in words.
 pub fn calls() -> Result<(), String> {
-    let others = crew::size() - 1;
-    let Some((first, _)) = crew::members().nth(1) else {
+    let others = online::count() - 1;
+    let Some((first, _)) = online::cpus().nth(1) else {
         return Ok(());
     };
     let one = time_call(Targets::One(first)).map_err(|error| error.to_string())?;
@@ -58,7 +59,7 @@ const SHOOTDOWN_TIMEOUT: u64 = 60_000;
 ///
 /// Why there is nothing to measure with, in words.
 pub fn shootdowns() -> Result<(), String> {
-    let others = crew::size() - 1;
+    let others = online::count() - 1;
     let asleep = time_shootdown().map_err(|error| error.to_string())?;
     log::info!(target: "mapping", "a shootdown, {others} asleep: {asleep}");
     asleep.tell(Measured::ShootdownAsleep, others);

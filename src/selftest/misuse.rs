@@ -9,7 +9,7 @@ use core::sync::atomic::{AtomicPtr, Ordering};
 use muster_arguments::Fault;
 
 use crate::mm::heap;
-use crate::smp::crew;
+use crate::smp::{crew, online};
 
 /// How long a CPU may take for its part, in milliseconds.
 const PATIENCE: u64 = 10_000;
@@ -52,7 +52,7 @@ impl Misuse {
     /// last misuses; the second frees, before or after that. At last, all that is freed goes back to
     /// where it came from.
     pub fn happen(self) {
-        let last = crew::size() - 1;
+        let last = online::count() - 1;
         let (first, second) = (last.saturating_sub(2), last.saturating_sub(1));
         let block = AtomicPtr::new(ptr::null_mut());
         let on = |cpu: usize, work: &(dyn Fn(*mut u8) + Sync)| {

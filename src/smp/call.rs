@@ -23,7 +23,7 @@ use conquer_once::spin::OnceCell;
 use muster_percpu::CallQueue;
 use x86_64::instructions::interrupts;
 
-use super::{cpu, crew, lapic, lock, stop};
+use super::{cpu, lapic, lock, online, stop};
 use crate::arch::clock::Deadline;
 
 /// How long a CPU that has taken a call may take for it, in milliseconds, before the run ends.
@@ -212,7 +212,7 @@ fn begin_using(
 ) -> Result<Pending, CallError> {
     lock::forbid("CPUs may not be called");
     let own = cpu::with(|here| here.index());
-    let at_work = |index| crew::members().any(|(member, _)| member == index);
+    let at_work = |index| online::cpus().any(|(member, _)| member == index);
     if let Targets::One(index) = targets
         && !at_work(index)
     {
@@ -228,7 +228,7 @@ fn begin_using(
         deadline: Deadline::after_millis(patience_millis),
     };
     let mut sent = 0;
-    for (index, shared) in crew::members() {
+    for (index, shared) in online::cpus() {
         let is_meant = index != own && targets.contain(index, own);
         // Each member is sent it once, and has a desk.
         if is_meant && pending.call.send(index as usize).is_ok() {

@@ -2,10 +2,10 @@
 //! it does something else.
 
 use conquer_once::spin::OnceCell;
-use muster_percpu::{Barrier, Broadcast, Outcome};
+use muster_percpu::{Barrier, Broadcast};
 use x86_64::instructions::interrupts;
 
-use super::{call, cpu, lapic, sleep};
+use super::{call, cpu, lapic, online, sleep};
 use crate::arch::clock::Deadline;
 use crate::arch::idle;
 
@@ -15,16 +15,6 @@ type Order<'a> = dyn Fn(usize) + Sync + 'a;
 /// Where the BSP puts orders up. Made for the first one, when the roll call is over: from then on the
 /// places of those at work stand.
 static BOARD: OnceCell<Broadcast<&'static Order<'static>>> = OnceCell::uninit();
-
-/// The CPUs at work: the BSP and every AP that the roll call admitted.
-pub fn members() -> impl Iterator<Item = (u32, &'static cpu::Shared)> {
-    cpu::all().filter(|(_, shared)| shared.report.admission() == Outcome::Joined)
-}
-
-/// How many CPUs are at work.
-pub fn size() -> usize {
-    members().count()
-}
 
 /// A line that CPUs wait at until all are there, and then leave together; they serve calls meanwhile.
 pub struct StartLine {
@@ -96,13 +86,13 @@ fn give(
     aside: impl FnOnce(&dyn Fn() -> bool),
 ) {
     let is_bsp = cpu::with(|here| here.index() == 0);
-    let board = BOARD.get_or_init(|| Broadcast::new(size()));
+    let board = BOARD.get_or_init(|| Broadcast::new(online::count()));
     // SAFETY: only the lifetime changes. This function does not return, nor unwind
     // (panics end the run), before every CPU has finished with the reference.
     let order: &'static Order<'static> =
         unsafe { core::mem::transmute::<&Order<'_>, &'static Order<'static>>(order) };
     assert!(is_bsp && board.submit(order), "an order within an order");
-    for (index, shared) in members().skip(1) {
+    for (index, shared) in online::cpus().skip(1) {
         assert!(
             lapic::wake(shared.lapic_id),
             "CPU {index} can't be woken: no interrupt reaches LAPIC id {}",
@@ -114,7 +104,7 @@ fn give(
     let deadline = Deadline::after_millis(patience_millis);
     while let Some(place) = board.first_unfinished() {
         if deadline.passed() {
-            let late = members().nth(place).map_or(0, |(index, _)| index);
+            let late = online::cpus().nth(place).map_or(0, |(index, _)| index);
             panic!("CPU {late} did not finish its part within {patience_millis} ms of the BSP's");
         }
         call::serve();
@@ -135,7 +125,7 @@ pub fn nap() {
 /// The life of AP `index` after it came online: carries out orders as they are given,
 /// and halts while there are none.
 pub fn serve(index: u32) -> ! {
-    let place = || members().position(|(member, _)| member == index);
+    let place = || online::cpus().position(|(member, _)| member == index);
     loop {
         // Interrupts are disabled from before the look at the board until the halt: a wake-up sent
         // since then ends the halt, so none is lost (`idle`).

@@ -16,6 +16,7 @@ pub mod lapic;
 pub mod level;
 pub mod lines;
 pub mod lock;
+pub mod online;
 pub mod progress;
 pub mod sleep;
 pub mod snapshot;

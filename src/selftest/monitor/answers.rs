@@ -19,7 +19,7 @@ use crate::selftest::measure;
 use crate::smp::call::{self, Targets};
 use crate::smp::doing::Doing;
 use crate::smp::lock::{Level, Lock};
-use crate::smp::{cpu, crew, lines};
+use crate::smp::{cpu, lines, online};
 
 /// Columns of a terminal.
 const COLUMNS: usize = 80;
@@ -219,7 +219,7 @@ pub fn frames() {
         Bytes(shared.whole_free_bytes())
     );
     log::info!("cpu   at hand      heap    mapped    tables, as handed out less given back");
-    for (index, _) in crew::members() {
+    for (index, _) in online::cpus() {
         let share = shared.share_of(index);
         let handed_out = |owner| {
             let count = share.as_ref().map_or(0, |share| share.handed_out(owner));
@@ -267,7 +267,7 @@ pub fn call(whom: Whom) {
 
 /// What a shootdown takes.
 pub fn shootdown() {
-    let asleep = crew::members().filter(|(_, shared)| shared.sleep.is_idle());
+    let asleep = online::cpus().filter(|(_, shared)| shared.sleep.is_idle());
     let asleep = asleep.count();
     match measure::time_shootdown() {
         Ok(time) => log::info!("a shootdown, {asleep} CPUs asleep: {time}"),
@@ -296,7 +296,7 @@ fn counted(shared: &cpu::Shared) -> [u64; COUNTED] {
 /// What each CPU does in a second, again and again until something `is_over`.
 pub fn watch(is_over: &dyn Fn() -> bool) {
     let mut last = [[0; COUNTED]; WATCHED];
-    let watched = || crew::members().take(WATCHED);
+    let watched = || online::cpus().take(WATCHED);
     let take = |last: &mut [[u64; COUNTED]; WATCHED]| {
         for ((_, shared), last) in watched().zip(last) {
             *last = counted(shared);

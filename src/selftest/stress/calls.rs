@@ -11,7 +11,7 @@ use x86_64::instructions::interrupts;
 use super::Shift;
 use crate::arch::clock::Deadline;
 use crate::smp::call::{self, Targets, Uses, Work};
-use crate::smp::{cpu, crew};
+use crate::smp::{cpu, online};
 
 /// How long a CPU may take to answer, in milliseconds: a virtual one may be off its host core.
 const PATIENCE: u64 = 60_000;
@@ -40,7 +40,7 @@ pub fn work(shift: &mut Shift<'_>) {
             2 => Targets::Where(&is_even),
             _ => Targets::All,
         };
-        let expected = crew::members()
+        let expected = online::cpus()
             .filter(|&(index, _)| match targets {
                 Targets::One(_) => index == one,
                 Targets::Others => index != own,

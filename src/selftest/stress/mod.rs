@@ -37,7 +37,7 @@ use crate::report::events;
 use crate::smp::activity::Activity;
 use crate::smp::crew::{self, StartLine};
 use crate::smp::lock::{Level, Lock};
-use crate::smp::{cpu, lapic};
+use crate::smp::{cpu, lapic, online};
 
 /// How long a CPU may take beyond a workload's time before it counts as hung, in
 /// milliseconds: freeing what is left takes a while with many CPUs and few cores.
@@ -168,7 +168,7 @@ impl Shift<'_> {
 
     /// The CPU at another place, and its index.
     fn other(&self, place: usize) -> Option<(u32, &'static cpu::Shared)> {
-        crew::members().nth(self.first + place)
+        online::cpus().nth(self.first + place)
     }
 
     /// Waits until every CPU is here.
@@ -331,7 +331,7 @@ pub fn run(arguments: &Arguments) -> Result<(), String> {
         log::info!("no stress asked for");
         return Ok(());
     };
-    let cpus = crew::size();
+    let cpus = online::count();
     check_memory(cpus)?;
     let mut failures = Vec::new();
     let mut rates: Vec<Vec<u64>> = Vec::new();
@@ -379,7 +379,7 @@ pub fn run_beside(
     arguments: &Arguments,
     meanwhile: &mut dyn FnMut(&Work<'_>),
 ) -> Result<Vec<String>, String> {
-    let cpus = crew::size() - 1;
+    let cpus = online::count() - 1;
     if cpus == 0 {
         return Err(String::from("there is no other CPU to put to work"));
     }
@@ -459,7 +459,7 @@ fn run_all(
     failures: &mut Vec<String>,
 ) -> Vec<u64> {
     let first = party.first();
-    let cpus = crew::size() - first;
+    let cpus = online::count() - first;
     let mut per_cpu: Vec<Tally> = (0..cpus).map(|_| Tally::default()).collect();
     let mut rates = Vec::new();
     log::info!("workload   operations per second     bytes corrupt");
@@ -515,7 +515,7 @@ fn run_all(
     }
     log::info!("what each CPU did:");
     log::info!("cpu operations     bytes refused corrupt slowest/us");
-    for ((cpu, _), tally) in crew::members().skip(first).zip(&per_cpu) {
+    for ((cpu, _), tally) in online::cpus().skip(first).zip(&per_cpu) {
         log::info!(
             "{cpu:>3} {:>10} {:>9} {:>7} {:>7} {:>10}",
             tally.operations,
@@ -571,7 +571,7 @@ fn compare(workloads: &[Workload], kinds: &[HeapKind], first: &[u64], second: &[
 
 /// The LAPIC id of the member of the crew that NMIs go to, if they are asked for.
 fn target(nmis: bool, member: usize) -> Option<u32> {
-    let (_, target) = nmis.then(|| crew::members().nth(member)).flatten()?;
+    let (_, target) = nmis.then(|| online::cpus().nth(member)).flatten()?;
     Some(target.lapic_id)
 }
 
@@ -613,7 +613,7 @@ fn run_one(
     let started = clock::ticks();
     let order = |place: usize| {
         // There are as many places as members.
-        let Some((_, shared)) = crew::members().nth(first + place) else {
+        let Some((_, shared)) = online::cpus().nth(first + place) else {
             return;
         };
         meeting.line.wait();

@@ -8,9 +8,9 @@ use crate::arch::clock::Deadline;
 use crate::boot::stack::Slot;
 use crate::mm::{heap, shared};
 use crate::report::{events, journal};
-use crate::smp::crew;
 use crate::smp::doing::Doing;
 use crate::smp::lock::{Level, Lock};
+use crate::smp::online;
 
 /// From one sample to the next, in milliseconds: not less, however long it takes to tell it.
 const EVERY: u64 = 250;
@@ -51,7 +51,7 @@ pub fn tell(workload: Option<Workload>) {
     }
     let name = workload.map_or("", Workload::name);
     let shared = shared::get();
-    for (index, cpu) in crew::members() {
+    for (index, cpu) in online::cpus() {
         let stack = Slot::of(index).main();
         let at_hand = shared.share_of(index).map_or(0, |share| share.cached());
         events::tell(Sample {
