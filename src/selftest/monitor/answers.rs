@@ -8,7 +8,7 @@ use muster_memory::{FRAME_SIZE, Owner, Target};
 use muster_monitor::{Verb, Whom};
 use muster_percpu::Outcome;
 
-use super::nap_until;
+use super::nap::nap_until;
 use crate::arch::clock::{self, Deadline};
 use crate::boot::bytes::Bytes;
 use crate::boot::stack::Place;

@@ -1,13 +1,14 @@
 //! The monitor: somebody at the serial port asks, and has things done.
 //!
 //! It is the BSP's work, and the prompt is there while the other CPUs do theirs: an order to them
-//! ([`crew::others`]) leaves the BSP where it takes lines, and with one more way
+//! ([`crew::others`](crate::smp::crew::others)) leaves the BSP where it takes lines, and with one more way
 //! to go on: that the work is done. The BSP serves calls meanwhile, by their interrupts, and sleeps
 //! between keystrokes. What a line means and how it is typed is `muster_monitor`'s.
 //!
 //! Nothing here counts on memory while others are at work: they may have taken it all.
 
 mod answers;
+mod nap;
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -18,15 +19,12 @@ use muster_arguments::{Arguments, Fault, Workloads};
 use muster_arguments::{BENCH, OptionInfo};
 use muster_monitor::{Command, Editor, Event, Line};
 
+use self::nap::nap_until;
 use crate::bringup::roll::RollCall;
 use crate::report::{events, journal, serial};
 use crate::selftest::fault;
 use crate::selftest::stress::{self, Work};
-use crate::smp::{call, cpu, crew, timer};
-
-/// How often the BSP looks for a key, in microseconds: as long as a UART's FIFO of 16 bytes takes to
-/// fill at 115200 baud, so that a line may be pasted.
-const LOOK: u64 = 1_000;
+use crate::smp::cpu;
 
 /// Takes what is typed until that ends the run.
 ///
@@ -279,18 +277,4 @@ fn alone(order: Order, work: Option<&Work<'_>>) -> Option<Order> {
         return None;
     }
     Some(order)
-}
-
-/// Sleeps, and looks now and then, until something is so. Serves calls meanwhile.
-fn nap_until(is_so: &mut dyn FnMut() -> bool) {
-    timer::every(LOOK, &|| {}, || {
-        while !is_so() {
-            call::serve();
-            if timer::is_there() {
-                crew::nap();
-            } else {
-                core::hint::spin_loop();
-            }
-        }
-    });
 }

@@ -2,8 +2,8 @@
 
 use heapless::Deque;
 
-use super::Shift;
 use super::block::Block;
+use super::shift::Shift;
 
 /// The size of every block: a cache line, the size small objects cluster around.
 const SIZE: usize = 64;

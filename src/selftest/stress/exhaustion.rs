@@ -2,8 +2,8 @@
 
 use alloc::vec::Vec;
 
-use super::Shift;
 use super::block::Block;
+use super::shift::Shift;
 
 /// Blocks that the machine's memory is cut into, about: many enough to meet the
 /// end on every CPU at once, few enough to free in a while.

@@ -4,8 +4,8 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use super::Shift;
 use super::block::Block;
+use super::shift::Shift;
 
 /// The longest vector, in elements of eight bytes.
 const LONGEST: usize = 4096;

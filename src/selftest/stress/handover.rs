@@ -5,8 +5,8 @@ use alloc::vec::Vec;
 use crossbeam_utils::CachePadded;
 use heapless::Deque;
 
-use super::Shift;
 use super::block::Block;
+use super::shift::Shift;
 use crate::smp::lock::{Level, Lock};
 
 /// Blocks that may wait for one CPU.

@@ -8,8 +8,8 @@ use core::ptr::NonNull;
 
 use x86_64::instructions::interrupts;
 
-use super::Shift;
 use super::marked::{LAYOUT, Marker, SIZE};
+use super::shift::Shift;
 use crate::arch::idle;
 use crate::mm::heap;
 use crate::selftest::step;

@@ -6,6 +6,8 @@ use core::alloc::Layout;
 use core::cell::Cell;
 use core::ptr::NonNull;
 
+use super::shift::Tally;
+
 /// The size of every block: the handler frees what the interrupted code is allocating from.
 pub const SIZE: usize = 64;
 
@@ -72,7 +74,7 @@ impl Marker {
     }
 
     /// Adds what went wrong to a tally.
-    pub fn add_to(&self, tally: &mut super::Tally) {
+    pub fn add_to(&self, tally: &mut Tally) {
         tally.refused += self.refused.get();
         tally.corrupt += self.corrupt.get();
     }

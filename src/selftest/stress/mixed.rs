@@ -3,8 +3,8 @@
 use nodit::interval::ie;
 use nodit::{Interval, NoditSet};
 
-use super::Shift;
 use super::block::Block;
+use super::shift::Shift;
 use crate::smp::lock::{Level, Lock};
 
 /// Slots for live blocks.

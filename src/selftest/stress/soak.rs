@@ -5,7 +5,9 @@ use alloc::alloc::{alloc, dealloc};
 use core::alloc::Layout;
 use core::ptr::{self, NonNull};
 
-use super::{Grounds, Shift, calls, churn, growth, handover, interrupts, mappings, mixed, timer};
+use super::grounds::Grounds;
+use super::shift::Shift;
+use super::{calls, churn, growth, handover, interrupts, mappings, mixed, timer};
 use crate::arch::clock::Deadline;
 use crate::smp::crew;
 

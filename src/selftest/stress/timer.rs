@@ -8,10 +8,10 @@ use core::sync::atomic::{AtomicPtr, Ordering};
 
 use heapless::Deque;
 
-use super::Shift;
 use super::block::Block;
 use super::marked::{LAYOUT, Marker, SIZE};
 use super::random::Random;
+use super::shift::Shift;
 use crate::smp::{lapic, timer};
 
 /// From the end of a handler to the next interrupt, in microseconds.

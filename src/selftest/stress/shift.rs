@@ -1,0 +1,215 @@
+//! What a workload's loop on one CPU works with, and what it counts.
+
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use muster_arguments::Workload;
+
+use super::random::Random;
+use super::sample::Sampler;
+use crate::arch::clock::{self, Deadline};
+use crate::boot::bytes::Bytes;
+use crate::mm::{heap, shared};
+use crate::report::events;
+use crate::smp::activity::Activity;
+use crate::smp::crew::StartLine;
+use crate::smp::lock::{Level, Lock};
+use crate::smp::{cpu, lapic, online};
+
+/// Rounds of a workload's loop between two looks at the clock.
+const STRIDE: u32 = 32;
+
+/// What one CPU did in one workload.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Tally {
+    /// Allocations, frees and resizes.
+    pub operations: u64,
+    /// Bytes asked for and given.
+    pub bytes: u64,
+    /// Allocations answered with null.
+    pub refused: u64,
+    /// Blocks whose contents were not their owner's, or that were misaligned.
+    pub corrupt: u64,
+    /// The slowest operation, in TSC ticks.
+    pub slowest: u64,
+    /// Interrupts by its own timer.
+    pub interrupts: u64,
+}
+
+impl Tally {
+    /// Writes what this CPU did to its journal, and tells programs.
+    pub fn tell(&self, workload: Workload) {
+        events::tell(muster_events::Work {
+            workload: workload.name().into(),
+            heap: heap::kind().name().into(),
+            cpu: cpu::with(|here| here.index()),
+            operations: self.operations,
+            bytes: self.bytes,
+            refused: self.refused,
+            corrupt: self.corrupt,
+            slowest_ns: clock::to_micros(self.slowest.saturating_mul(1000)),
+            interrupts: self.interrupts,
+        });
+        log::debug!(target: "stress", "{}: {} operations, {}, {} refused, {} corrupt, slowest {} us",
+            workload.name(),
+            self.operations,
+            Bytes(self.bytes),
+            self.refused,
+            self.corrupt,
+            clock::to_micros(self.slowest)
+        );
+    }
+
+    pub fn add(&mut self, other: &Self) {
+        self.operations += other.operations;
+        self.bytes += other.bytes;
+        self.refused += other.refused;
+        self.corrupt += other.corrupt;
+        self.slowest = self.slowest.max(other.slowest);
+        self.interrupts += other.interrupts;
+    }
+}
+
+/// What a workload's loop on one CPU works with.
+pub struct Shift<'a> {
+    /// The CPU's number among those in the workload, and how many they are.
+    pub place: usize,
+    pub cpus: usize,
+    /// How many CPUs at work come before the first of them.
+    pub first: usize,
+    /// Bytes this CPU may hold at once, apart from exhaustion.
+    pub budget: usize,
+    /// The largest piece exhaustion takes, in bytes.
+    pub largest_piece: usize,
+    pub random: Random,
+    pub tally: Tally,
+    pub rounds: u32,
+    pub until: Deadline,
+    pub meeting: &'a Meeting,
+    pub progress: Option<&'a Progress>,
+    pub activity: &'a Activity,
+    /// The LAPIC id of the CPU that gets an NMI from this one each round, if `nmis=yes` asks for it.
+    pub target: Option<u32>,
+}
+
+impl Shift<'_> {
+    /// Whether the workload goes on. Looks at the clock only now and then, and on
+    /// the BSP shows that the kernel is alive.
+    pub fn goes_on(&mut self) -> bool {
+        self.storm();
+        self.rounds = self.rounds.wrapping_add(1);
+        if !self.rounds.is_multiple_of(STRIDE) {
+            return true;
+        }
+        !self.is_over()
+    }
+
+    /// Whether the time is up, by a look at the clock: for rounds that take long.
+    pub fn is_over(&mut self) -> bool {
+        self.show();
+        self.storm();
+        self.is_past(self.until)
+    }
+
+    /// Sends the next CPU an NMI, if that is asked for.
+    pub fn storm(&self) {
+        if let Some(target) = self.target {
+            lapic::send_nmi(target);
+        }
+    }
+
+    /// Whether it is so late, or all have been told to stop.
+    pub fn is_past(&self, end: Deadline) -> bool {
+        end.passed() || self.meeting.is_stopped.load(Ordering::Relaxed)
+    }
+
+    /// Shows how far it is.
+    pub fn show(&self) {
+        self.activity.did(self.tally.operations);
+        if let (0, Some(progress)) = (self.place, self.progress) {
+            progress.show();
+        }
+    }
+
+    /// The CPU at another place, and its index.
+    pub fn other(&self, place: usize) -> Option<(u32, &'static cpu::Shared)> {
+        online::cpus().nth(self.first + place)
+    }
+
+    /// Waits until every CPU is here.
+    pub fn meet(&self) {
+        self.meeting.line.wait();
+    }
+
+    /// Whether the workload goes on, with the same answer on every CPU.
+    pub fn all_go_on(&self) -> bool {
+        self.show();
+        if self.place == 0 {
+            self.meeting
+                .goes_on
+                .store(!self.is_past(self.until), Ordering::Relaxed);
+        }
+        // The barrier orders the BSP's store before everyone's load, and the next one
+        // keeps the BSP from storing again before all have loaded.
+        self.meet();
+        let goes_on = self.meeting.goes_on.load(Ordering::Relaxed);
+        self.meet();
+        goes_on
+    }
+
+    /// Runs one operation and counts it.
+    pub fn timed<T>(&mut self, operation: impl FnOnce() -> T) -> T {
+        let before = clock::ticks();
+        let result = operation();
+        let ticks = clock::ticks().saturating_sub(before);
+        self.tally.operations += 1;
+        self.tally.slowest = self.tally.slowest.max(ticks);
+        result
+    }
+}
+
+/// Where the CPUs of a workload wait for one another.
+pub struct Meeting {
+    pub line: StartLine,
+    pub goes_on: AtomicBool,
+    /// Whether all are to stop before their time is up.
+    pub is_stopped: AtomicBool,
+}
+
+/// A line every second, or every ten of a soak, so that a long run is seen to be alive.
+pub struct Progress {
+    pub workload: Workload,
+    pub every_millis: u64,
+    pub next: Lock<Deadline>,
+    pub started: u64,
+    pub sampler: Sampler,
+}
+
+impl Progress {
+    pub fn new(workload: Workload) -> Self {
+        let every_millis = match workload {
+            Workload::Soak => 10_000,
+            _ => 1_000,
+        };
+        Self {
+            workload,
+            every_millis,
+            next: Lock::new(Level::Workload, Deadline::after_millis(every_millis)),
+            started: clock::ticks(),
+            sampler: Sampler::new(workload),
+        }
+    }
+
+    pub fn show(&self) {
+        self.sampler.look();
+        let Some(mut next) = self.next.try_lock().filter(|next| next.passed()) else {
+            return;
+        };
+        *next = Deadline::after_millis(self.every_millis);
+        let seconds = clock::to_micros(clock::ticks().saturating_sub(self.started)) / 1_000_000;
+        let free = shared::get().free_bytes();
+        log::info!(target: "stress", "{}: {seconds} s, {} free",
+            self.workload.name(),
+            Bytes(free)
+        );
+    }
+}
