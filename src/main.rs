@@ -54,7 +54,7 @@ use crate::boot::{addresses, stack};
 use crate::bringup::roll::RollCall;
 use crate::bringup::{account, audit, home, interrupts, reclaim};
 use crate::mm::shared::Shared;
-use crate::mm::{famine, firmware, heap, mapping, shared};
+use crate::mm::{famine, firmware, heap, mapping, peek, shared};
 use crate::report::exit::Outcome;
 use crate::report::{events, exit, journal, screen};
 #[cfg(feature = "bench")]
@@ -77,8 +77,8 @@ static PLAN: OnceCell<Plan> = OnceCell::uninit();
 /// What rooms need of higher ones.
 const HOOKS: Hooks = Hooks {
     ap_reached: mishap::may_happen,
-    read_word: shared::peek,
-    name_of: shared::name_of,
+    read_word: peek::read_word,
+    name_of: peek::name_of,
 };
 
 /// Where the loader enters, on the BSP: on the loader's stack, tables and GDT, with

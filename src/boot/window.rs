@@ -3,6 +3,8 @@
 //! All lie in the second highest 512 GiB, which is in the higher half with four
 //! levels of tables as with five. A loader whose HHDM reaches into them is refused.
 
+use muster_memory::VirtRange;
+
 /// A part of the address space.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Window {
@@ -48,3 +50,10 @@ pub const DEVICES: Window = Window {
     start: 0xffff_ff7f_0000_0000,
     end: 0xffff_ff80_0000_0000,
 };
+
+/// The window of mappings as a range, which has all that is ever unmapped.
+pub const MAPPINGS_RANGE: VirtRange =
+    match VirtRange::new(MAPPINGS.start, MAPPINGS.end - MAPPINGS.start) {
+        Some(window) => window,
+        None => panic!("the window is in whole pages"),
+    };

@@ -5,7 +5,7 @@ use alloc::string::String;
 
 use muster_events::Audit;
 
-use super::home;
+use super::{home, recount};
 use crate::boot::bytes::Bytes;
 use crate::mm::heap::{self, Reading};
 use crate::mm::{checked, shared};
@@ -62,7 +62,8 @@ impl Books {
             unsafe { shared::get().verify_exclusion() }.map_err(|error| format!("{error}"))?;
         log::info!("rights: {} of code, written nowhere", Bytes(code));
         // SAFETY: as above.
-        let memory = unsafe { shared::get().recount() }.map_err(|error| format!("{error}"))?;
+        let memory =
+            unsafe { recount::recount(shared::get()) }.map_err(|error| format!("{error}"))?;
         log::info!(
             "audit: clean, each frame of {} has one owner",
             Bytes(memory)

@@ -9,5 +9,6 @@ pub mod audit;
 pub mod home;
 pub mod interrupts;
 pub mod reclaim;
+pub mod recount;
 pub mod roll;
 pub mod skew;

@@ -4,10 +4,10 @@ use alloc::vec::Vec;
 use core::cell::RefCell;
 
 use muster_machine::acpi::{Firmware, Madt, NmiLine, PmTimer};
-use muster_memory::{Access, Cache, PhysRange};
+use muster_memory::{Access, Cache, Frame, Owner, PhysRange};
 
 use super::mapping::Mapping;
-use super::shared;
+use super::{physical, shared};
 use crate::boot::limine::Boot;
 use crate::smp::lapic;
 
@@ -57,7 +57,7 @@ impl Firmware for FirmwareTables {
         let mut mapped = self.mapped.borrow_mut();
         if !mapped.iter().any(|(known, _)| known.encloses(pages)) {
             // A null pointer is none.
-            if pages.start() == 0 || !pages.frames().all(|at| shared::get().may_be_firmware(at)) {
+            if pages.start() == 0 || !pages.frames().all(may_be_firmware) {
                 return None;
             }
             // SAFETY: the firmware has tables there, or nothing that a read could disturb
@@ -76,5 +76,19 @@ impl Firmware for FirmwareTables {
                 .map(|at| unsafe { mapping.start().add(at).read_volatile() })
                 .collect(),
         )
+    }
+}
+
+/// Whether a frame may hold a firmware table: memory that the map leaves to the
+/// firmware, or the first megabyte, of which maps often say nothing.
+fn may_be_firmware(frame: Frame) -> bool {
+    match shared::get().map().owner_of(frame.start()) {
+        Some(owner) => {
+            matches!(
+                owner,
+                Owner::Reserved | Owner::AcpiReclaimable | Owner::AcpiNvs
+            )
+        }
+        None => frame.start() < physical::LEGACY_END,
     }
 }

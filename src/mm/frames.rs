@@ -1,8 +1,8 @@
 //! The frames that a CPU has at hand.
 
-use muster_memory::{FrameCache, NotFreed, OwnedFrame, Owner};
+use muster_memory::{FrameCache, NotFreed, OwnedFrame, OwnedRun, Owner};
 
-use super::shared;
+use super::{famine, shared};
 use crate::smp::cpu;
 
 /// Takes a frame from this CPU's own, if it has a cache.
@@ -64,6 +64,27 @@ pub fn give<T, E>(
         Some(frames) => otherwise(frames),
         None => given.unwrap_or(Ok(())),
     }
+}
+
+/// Takes frames from this CPU's own, if it has any.
+/// `None` if there is no such run.
+pub fn take_run(count: usize, align: usize, owner: Owner) -> Option<OwnedRun> {
+    if famine::strikes() {
+        return None;
+    }
+    with_cache(|cache| cache.allocate_run(count, align, owner))
+        .unwrap_or_else(|| shared::get().frames().allocate_run(count, align, owner))
+}
+
+/// Gives frames back to this CPU's own, if it has any.
+///
+/// # Errors
+///
+/// If the frames were not handed out to their owner.
+pub fn give_run_back(run: OwnedRun) -> Result<(), NotFreed<OwnedRun>> {
+    give(run, FrameCache::free_run, |run| {
+        shared::get().frames().free_run(run)
+    })
 }
 
 /// Lends this CPU's frame cache. `None` where there is none to be had: before the CPU has its

@@ -20,7 +20,7 @@ use muster_heap::{
 use muster_memory::FRAME_SIZE;
 use x86_64::instructions::interrupts;
 
-use super::{checked, frames, relief, shared};
+use super::{checked, frames, heap_memory, relief, shared};
 use crate::arch::{clock, trap};
 use crate::boot::bytes::Bytes;
 use crate::boot::window;
@@ -220,7 +220,7 @@ unsafe impl Platform for Kernel {
                 x86_64::instructions::hlt();
             }
         }
-        shared::get().grow_heap(at_least)
+        heap_memory::grow(at_least)
     }
 
     fn wait_for_lock(&self, holder: Option<usize>, state: &mut u64) {
@@ -264,12 +264,12 @@ unsafe impl FramePlatform for Kernel {
     }
 
     fn allocate_frames(&self, count: usize, align: usize) -> Option<NonNull<u8>> {
-        shared::get().allocate_heap_frames(count, align)
+        heap_memory::allocate(count, align)
     }
 
     unsafe fn free_frames(&self, start: NonNull<u8>, count: usize) {
         // SAFETY: the caller's promise, handed on.
-        unsafe { shared::get().free_heap_frames(start, count) };
+        unsafe { heap_memory::free(start, count) };
     }
 
     fn drain_others(&self) {

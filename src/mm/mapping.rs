@@ -11,19 +11,13 @@ use muster_memory::{
 };
 
 use super::tlb::AllCpus;
-use super::{relief, shared};
-use crate::boot::window::MAPPINGS;
+use super::{frames, relief, shared};
+use crate::boot::window::MAPPINGS_RANGE;
 use crate::smp::lock::{Level, Lock};
 use crate::smp::online;
 
 /// Bytes in a large page.
 const LARGE: u64 = PageSize::Size2MiB.bytes();
-
-/// The window, which has all that is ever unmapped.
-pub const WINDOW: VirtRange = match VirtRange::new(MAPPINGS.start, MAPPINGS.end - MAPPINGS.start) {
-    Some(window) => window,
-    None => panic!("the window is in whole pages"),
-};
 
 /// Mappings that a CPU has at once, more or less: so many have their addresses recorded without memory
 /// from the heap.
@@ -34,7 +28,8 @@ const RANGES_PER_CPU: usize = 8;
 fn addresses() -> &'static Lock<AddressAllocator> {
     static ADDRESSES: OnceCell<Lock<AddressAllocator>> = OnceCell::uninit();
     ADDRESSES.get_or_init(|| {
-        let all = shared::get().with_tables(|tables, _| AddressAllocator::new(tables, WINDOW));
+        let all =
+            shared::get().with_tables(|tables, _| AddressAllocator::new(tables, MAPPINGS_RANGE));
         // Nothing is mapped there but with addresses from here.
         let all = all.unwrap_or_else(|error| panic!("no addresses for mappings: {error}"));
         Lock::new(Level::Addresses, all)
@@ -197,7 +192,7 @@ impl Mapping {
         let left = self.range.len() - self.mapped;
         let take = |bytes: u64| {
             let count = (bytes / FRAME_SIZE) as usize;
-            shared.take_run(count, count, Owner::Mappings)
+            frames::take_run(count, count, Owner::Mappings)
         };
         let large = if virt.is_multiple_of(LARGE) && left >= LARGE {
             take(LARGE)
@@ -309,7 +304,7 @@ impl Drop for Mapping {
 }
 
 fn give_back(run: OwnedRun) {
-    let freed = shared::get().give_run_back(run);
+    let freed = frames::give_run_back(run);
     assert!(
         freed.is_ok(),
         "a mapping does not own its frames: {freed:?}"

@@ -18,7 +18,7 @@ use muster_events::Event;
 use muster_memory::{FRAME_SIZE, Frame, FrameRun, OwnedFrame, OwnedRun, Owner, PhysRange};
 
 use crate::arch::clock;
-use crate::mm::{frames, heap, shared};
+use crate::mm::{frames, heap, heap_memory};
 use crate::report::events;
 use crate::smp::crew::StartLine;
 use crate::smp::{crew, online};
@@ -89,7 +89,7 @@ struct Frames {
 impl Frames {
     fn take(count: usize) -> Result<Self, String> {
         // Aligned to a large page, so that arenas differ in nothing but where they are.
-        let start = shared::get().allocate_heap_frames(count, 512);
+        let start = heap_memory::allocate(count, 512);
         let start = start.ok_or_else(|| {
             format!(
                 "too little memory for the benchmarks: no {count} contiguous frames are free; \
@@ -116,7 +116,7 @@ impl Frames {
 impl Drop for Frames {
     fn drop(&mut self) {
         // SAFETY: taken so by `take`, and, by the promise to `lend`, not used any more.
-        unsafe { shared::get().free_heap_frames(self.start, self.count) };
+        unsafe { heap_memory::free(self.start, self.count) };
     }
 }
 
@@ -170,7 +170,7 @@ impl FrameUser for KernelFrames {
     }
 
     fn take_run(&mut self, frames: usize) -> Option<u64> {
-        let run = shared::get().take_run(frames, frames, OWNER)?;
+        let run = frames::take_run(frames, frames, OWNER)?;
         Some(run.into_raw().first().number())
     }
 
@@ -179,7 +179,7 @@ impl FrameUser for KernelFrames {
             .and_then(FrameRun::from_range);
         // SAFETY: as for `give`.
         run.map(|run| unsafe { OwnedRun::from_raw(run, OWNER) })
-            .is_some_and(|run| shared::get().give_run_back(run).is_ok())
+            .is_some_and(|run| frames::give_run_back(run).is_ok())
     }
 }
 

@@ -13,7 +13,7 @@ use crate::arch::clock::{self, Deadline};
 use crate::boot::bytes::Bytes;
 use crate::boot::stack::Place;
 use crate::bringup::account::{Account, AccountError, Signed};
-use crate::mm::{heap, shared};
+use crate::mm::{heap, peek, shared};
 use crate::report::serial;
 use crate::selftest::measure;
 use crate::smp::call::{self, Targets};
@@ -183,7 +183,7 @@ pub fn map(address: u64) {
     let shared = shared::get();
     if let Some(place) = Place::of(address) {
         log::info!("{address:#x}: {place}");
-    } else if let Some(name) = shared::name_of(address) {
+    } else if let Some(name) = peek::name_of(address) {
         log::info!("{address:#x}: {name}");
     }
     let path = shared.path(address);

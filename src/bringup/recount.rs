@@ -1,0 +1,155 @@
+//! The recount of the machine's memory: everything once more, against the books.
+
+use core::fmt;
+
+use muster_memory::{FRAME_SIZE, Frame, Mismatch, Owner, PhysRange, Totals};
+use nodit::interval::ie;
+use nodit::{Interval, NoditSet};
+
+use crate::boot::window::{HEAP, MAPPINGS};
+use crate::mm::heap::Reading;
+use crate::mm::shared::Shared;
+
+/// What a recount of the machine's memory found.
+#[derive(Debug)]
+pub enum RecountError {
+    /// The tables can't be walked to their end.
+    Tables(Mismatch),
+    /// The memory at this physical address is in the heap's window twice.
+    ShownTwice(u64),
+    /// The allocator knows nothing of a frame that it was given.
+    Unowned(Frame),
+    /// A frame is mapped in the heap's window and is not the heap's.
+    Heap(Frame),
+    /// The magazines should hold as many frames as are the heap's outside its window.
+    Magazines {
+        /// Frames that are the heap's by their records, and not in its window.
+        counted: u64,
+        /// Frames that the magazines hold by their own books.
+        books: u64,
+    },
+    /// The mappings' window should show as many bytes of frames as are the mappings'.
+    Mappings {
+        /// Bytes of frames that are the mappings' by their records.
+        counted: u64,
+        /// Bytes of such frames that the window shows.
+        shown: u64,
+    },
+    /// An owner has so many bytes by the books, and so many by the count.
+    Books(Owner, u64, u64),
+}
+
+impl fmt::Display for RecountError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tables(error) => error.fmt(f),
+            Self::ShownTwice(phys) => {
+                write!(f, "the heap's window shows the memory at {phys:#x} twice")
+            }
+            Self::Unowned(frame) => write!(f, "the frame at {:#x} has no owner", frame.start()),
+            Self::Heap(frame) => {
+                write!(
+                    f,
+                    "the heap's window shows {:#x}, which is not its own",
+                    frame.start()
+                )
+            }
+            Self::Magazines { counted, books } => {
+                write!(
+                    f,
+                    "the heap's books have {books} frames, its frames are {counted}"
+                )
+            }
+            Self::Mappings { counted, shown } => {
+                write!(
+                    f,
+                    "the mappings show {shown} bytes of their frames, which are {counted}"
+                )
+            }
+            Self::Books(owner, books, counted) => write!(
+                f,
+                "{owner} should have {books} bytes, but has {counted} by the count"
+            ),
+        }
+    }
+}
+
+/// Counts everything again, from the records of each frame and by a walk of the
+/// tables, and holds it against the books. Gives the bytes of memory there are,
+/// without what is reserved.
+///
+/// # Errors
+///
+/// The first thing that does not add up.
+///
+/// # Safety
+///
+/// Nobody unmaps at the same time.
+pub unsafe fn recount(shared: &Shared) -> Result<u64, RecountError> {
+    // No lock is held while the set takes memory, which the heap may have to grow for.
+    let mut window = NoditSet::<u64, Interval<u64>>::new();
+    let mut shown_twice = None;
+    let mut mapped = 0;
+    // SAFETY: nobody unmaps, as the caller promises.
+    let tables = unsafe { shared.published_tables() }
+        .walk(&mut |leaf| {
+            let range = ie(leaf.phys, leaf.phys + leaf.size.bytes());
+            let owner = || shared.frames().owner_of(Frame::from_start(leaf.phys)?);
+            if MAPPINGS.contains(leaf.virt) && owner() == Some(Owner::Mappings) {
+                mapped += leaf.size.bytes();
+            }
+            if HEAP.contains(leaf.virt) && window.insert_merge_touching(range).is_err() {
+                shown_twice.get_or_insert(leaf.phys);
+            }
+        })
+        .map_err(RecountError::Tables)?;
+    if let Some(phys) = shown_twice {
+        return Err(RecountError::ShownTwice(phys));
+    }
+
+    let mut counted = Totals::default();
+    let mut outside_window = 0;
+    let managed = shared
+        .map()
+        .ranges(Owner::Free)
+        .chain(shared.map().ranges(Owner::Loader));
+    for frame in managed.flat_map(PhysRange::frames) {
+        let owner = shared
+            .frames()
+            .owner_of(frame)
+            .ok_or(RecountError::Unowned(frame))?;
+        counted[owner] += FRAME_SIZE;
+        match (owner, window.contains_point(&frame.start())) {
+            (Owner::Heap, false) => outside_window += 1,
+            (Owner::Heap, true) | (_, false) => {}
+            (_, true) => return Err(RecountError::Heap(frame)),
+        }
+    }
+    let magazines = Reading::take().magazine_frames;
+    if outside_window != magazines {
+        return Err(RecountError::Magazines {
+            counted: outside_window,
+            books: magazines,
+        });
+    }
+    if counted[Owner::Mappings] != mapped {
+        return Err(RecountError::Mappings {
+            counted: counted[Owner::Mappings],
+            shown: mapped,
+        });
+    }
+    let apart = shared.bring_up_tables();
+    let table_bytes = (tables + apart) as u64 * FRAME_SIZE;
+    if counted[Owner::PageTables] != table_bytes {
+        let counted = counted[Owner::PageTables];
+        return Err(RecountError::Books(Owner::PageTables, table_bytes, counted));
+    }
+    let books = shared.frames().totals();
+    match Owner::ALL
+        .into_iter()
+        .find(|&owner| books[owner] != counted[owner])
+    {
+        Some(owner) => Err(RecountError::Books(owner, books[owner], counted[owner])),
+        None => Ok(shared.memory_bytes()),
+    }
+}

@@ -1,0 +1,92 @@
+//! The first frames that are taken: for the records of all frames, and for each CPU's stacks and block.
+
+use core::mem::MaybeUninit;
+
+use muster_memory::{
+    Access, Cache, FRAME_SIZE, FrameAllocator, FrameInfo, Owner, PageSize, PhysRange, PhysicalMap,
+    PhysicalMemory, Plan, Region,
+};
+
+use super::build_error::BuildError;
+use super::famine;
+use super::hhdm::Hhdm;
+use crate::boot::stack::{self, Slot};
+use crate::smp::cpu::{self, Block};
+
+/// Sets the frame allocator up over everything free, with its records in the first
+/// free range that holds them.
+pub fn frame_allocator(map: &mut PhysicalMap, hhdm: Hhdm) -> Result<FrameAllocator, BuildError> {
+    let out_of_memory = BuildError::OutOfMemory("the records of its frames");
+    let count =
+        FrameAllocator::storage_needed(map.ranges(Owner::Free).chain(map.ranges(Owner::Loader)));
+    let bytes = (count * size_of::<FrameInfo>()) as u64;
+    let place = map
+        .ranges(Owner::Free)
+        .find(|range| range.len() >= bytes)
+        .and_then(|range| PhysRange::new(range.start(), bytes))
+        .map(PhysRange::covering_frames)
+        .ok_or(out_of_memory)?;
+    map.assign(place, Owner::Free, Owner::FrameTable)
+        .map_err(|_| BuildError::OutOfMemory("the records of its frames"))?;
+    let storage = hhdm
+        .pointer(place.start())
+        .ok_or(BuildError::OutOfMemory("the records of its frames"))?
+        .cast::<MaybeUninit<FrameInfo>>();
+    // SAFETY: (1) the range is `count` records long, page-aligned, memory, and in the
+    // HHDM of both tables for good; (2) the map now gives it to the frame table, so
+    // nobody else gets it; (3) uninitialised is a valid state of the element type.
+    let storage = unsafe { core::slice::from_raw_parts_mut(storage.as_ptr(), count) };
+    // SAFETY: what the map calls free, the loader has left unused, and nobody has taken any of it but the
+    // records, which the map no longer calls free.
+    unsafe { FrameAllocator::new(map.ranges(Owner::Free), map.ranges(Owner::Loader), storage) }
+        .map_err(BuildError::Frames)
+}
+
+/// Plans the stacks of CPU `index` and takes their frames.
+pub fn add_stacks(
+    plan: &mut Plan,
+    frames: &FrameAllocator,
+    hhdm: Hhdm,
+    index: u32,
+) -> Result<(), BuildError> {
+    for stack in Slot::of(index).stacks() {
+        let count = (stack.length() / FRAME_SIZE) as usize;
+        // Theirs for good.
+        let run = (!famine::strikes())
+            .then(|| frames.allocate_run(count, 1, Owner::Stacks))
+            .flatten()
+            .ok_or(BuildError::OutOfMemory("the stacks of its CPUs"))?
+            .into_raw();
+        if let Some(memory) = hhdm.pointer(run.start()) {
+            // SAFETY: the run was just taken, is in one piece in the HHDM, and in whole frames.
+            unsafe { stack::paint(memory.cast(), stack.length()) };
+        }
+        plan.add(Region {
+            name: stack.name,
+            virt: stack.bottom,
+            phys: run.start(),
+            length: stack.length(),
+            access: Access::ReadWrite,
+            cache: Cache::WriteBack,
+            largest: PageSize::Size4KiB,
+        })?;
+    }
+    Ok(())
+}
+
+/// Makes the block of CPU `index` in frames of its own.
+pub fn make_block(
+    frames: &FrameAllocator,
+    hhdm: Hhdm,
+    index: u32,
+    lapic_id: u32,
+) -> Result<&'static Block, BuildError> {
+    let memory = (!famine::strikes())
+        .then(|| frames.allocate_run((cpu::BYTES / FRAME_SIZE) as usize, 1, Owner::PerCpu))
+        .flatten()
+        .and_then(|run| hhdm.pointer(run.into_raw().start()))
+        .ok_or(BuildError::OutOfMemory("the blocks of its CPUs"))?;
+    // SAFETY: the run was just allocated and is never freed; the HHDM shows it,
+    // writable, in the loader's tables and in the kernel's.
+    Ok(unsafe { cpu::create(index, lapic_id, memory) })
+}

@@ -1,0 +1,131 @@
+//! The memory of the heap: frames that the HHDM shows, and the heap's window, which grows.
+
+use core::ptr::{self, NonNull};
+
+use muster_memory::{
+    Access, Cache, FRAME_SIZE, FrameRun, OwnedFrame, OwnedRun, Owner, PageSize, PhysRange,
+    PhysicalMemory, Region,
+};
+
+use super::shared::{self, Growing, Shared};
+use super::{famine, frames};
+use crate::boot::window::HEAP;
+
+/// By how much the heap grows at least, in bytes: one large page.
+const HEAP_STEP: u64 = 2 * 1024 * 1024;
+
+/// Frames in a large page.
+const LARGE: usize = (HEAP_STEP / FRAME_SIZE) as usize;
+
+/// Gives the heap `count` contiguous frames, the first a multiple of `align`, as the
+/// HHDM shows them, or `None` if there are none.
+pub fn allocate(count: usize, align: usize) -> Option<NonNull<u8>> {
+    let shared = shared::get();
+    // A block's address is the HHDM's plus the frame's: both must be aligned.
+    let bytes = (align as u64).checked_mul(FRAME_SIZE)?;
+    if !shared.hhdm.offset.is_multiple_of(bytes) {
+        return None;
+    }
+    let start = match (count, align) {
+        (1, 1) if famine::strikes() => return None,
+        (1, 1) => frames::allocate(Owner::Heap)?.into_raw().start(),
+        _ => frames::take_run(count, align, Owner::Heap)?
+            .into_raw()
+            .start(),
+    };
+    // The allocator has only what the HHDM shows.
+    shared.hhdm.pointer(start)
+}
+
+/// Takes heap frames back.
+///
+/// # Safety
+///
+/// [`allocate`] gave `start` for `count` frames, and nothing uses
+/// them any more.
+///
+/// # Panics
+///
+/// If they are not the heap's to give back.
+pub unsafe fn free(start: NonNull<u8>, count: usize) {
+    let shared = shared::get();
+    let phys = start.as_ptr().addr() as u64 - shared.hhdm.offset;
+    let run = PhysRange::new(phys, count as u64 * FRAME_SIZE).and_then(FrameRun::from_range);
+    // SAFETY: `allocate` gave the right to them up for `start`; the caller promises that
+    // nothing uses them, and so gives them once.
+    let freed = run.map(|run| unsafe {
+        match count {
+            1 => frames::free(OwnedFrame::from_raw(run.first(), Owner::Heap)).is_ok(),
+            _ => frames::give_run_back(OwnedRun::from_raw(run, Owner::Heap)).is_ok(),
+        }
+    });
+    assert!(
+        freed == Some(true),
+        "the heap gives back {count} frames at {phys:#x} that are not its own"
+    );
+}
+
+/// Gives the heap the next piece of its window, at least `at_least` bytes, or
+/// `None` if the machine has no more frames. What was mapped in vain then waits
+/// for a more modest wish.
+pub fn grow(at_least: usize) -> Option<NonNull<[u8]>> {
+    let shared = shared::get();
+    let at_least = (at_least as u64).checked_next_multiple_of(FRAME_SIZE)?;
+    let mut growing = shared.growing.lock();
+    let wanted = growing
+        .heap_given
+        .checked_add(at_least.max(HEAP_STEP))?
+        .min(HEAP.end);
+    // A wish that can't come true must not take what others could use.
+    let reserve = growing.heap_mapped - growing.heap_given;
+    if at_least > reserve + shared.frames_free_bytes() || at_least > HEAP.end - growing.heap_given {
+        return None;
+    }
+    while growing.heap_mapped < wanted && map_page(shared, &mut growing).is_some() {}
+    let start = growing.heap_given;
+    let length = growing.heap_mapped.min(wanted) - start;
+    if length < at_least {
+        return None;
+    }
+    growing.heap_given += length;
+    let pointer = NonNull::new(ptr::with_exposed_provenance_mut(start as usize))?;
+    Some(NonNull::slice_from_raw_parts(pointer, length as usize))
+}
+
+/// Maps the next page of the heap window, a large one if it can be had.
+fn map_page(shared: &Shared, growing: &mut Growing) -> Option<()> {
+    let virt = growing.heap_mapped;
+    let source = &shared.frames;
+    let run = if virt.is_multiple_of(HEAP_STEP) {
+        source.allocate_run(LARGE, LARGE, Owner::Heap)
+    } else {
+        None
+    };
+    let run = match run {
+        Some(run) => run,
+        None if famine::strikes() => return None,
+        None => source.allocate_run(1, 1, Owner::Heap)?,
+    };
+    let region = Region {
+        name: "heap",
+        virt,
+        phys: run.run().start(),
+        length: run.run().range().len(),
+        access: Access::ReadWrite,
+        cache: Cache::WriteBack,
+        largest: PageSize::Size2MiB,
+    };
+    // SAFETY: the window is the heap's, and nothing is there yet; the run is memory.
+    let mapped = unsafe { growing.tables.map(&region, &famine::Tables(source)) };
+    if mapped.is_err() {
+        // Only for want of a frame for a table: the HHDM maps the run so, too. The run was just taken, so it can
+        // be given back; the tables hold no leaf of it, for tables come first.
+        let freed = source.free_run(run);
+        debug_assert!(freed.is_ok());
+        return None;
+    }
+    // It is never unmapped.
+    let _ = run.into_raw();
+    growing.heap_mapped += region.length;
+    Some(())
+}

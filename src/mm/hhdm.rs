@@ -1,0 +1,45 @@
+//! The higher-half direct map.
+
+use alloc::vec::Vec;
+use core::ptr::{self, NonNull};
+
+use muster_memory::{Access, Cache, PhysRange, PhysicalMemory, Region};
+
+/// The higher-half direct map: which physical memory it shows, and where.
+#[derive(Debug, Clone, Copy)]
+pub struct Hhdm {
+    pub(super) offset: u64,
+    /// Sorted, apart from one another.
+    ranges: &'static [PhysRange],
+}
+
+impl Hhdm {
+    /// The part of `aliases` that can be written and is cached as memory is, at `offset`.
+    ///
+    /// # Safety
+    ///
+    /// The loader's tables and the kernel's map all of it there, for good.
+    pub(super) unsafe fn new(offset: u64, aliases: &[Region]) -> Self {
+        let ranges = (aliases.iter())
+            .filter(|region| region.cache == Cache::WriteBack && region.access == Access::ReadWrite)
+            .filter_map(Region::physical)
+            .collect::<Vec<_>>()
+            .leak();
+        Self { offset, ranges }
+    }
+}
+
+// SAFETY: the ranges are memory that the loader's tables and the kernel's map
+// writable at this offset for good, as `new` asks.
+unsafe impl PhysicalMemory for Hhdm {
+    fn pointer(&self, phys: u64) -> Option<NonNull<u8>> {
+        let after = self.ranges.partition_point(|range| range.start() <= phys);
+        let range = self.ranges.get(after.checked_sub(1)?)?;
+        if !range.contains(phys) {
+            return None;
+        }
+        NonNull::new(ptr::with_exposed_provenance_mut(
+            (self.offset + phys) as usize,
+        ))
+    }
+}
