@@ -12,12 +12,13 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use conquer_once::spin::OnceCell;
 use muster_heap::{Callers, CheckPlatform, CheckedHeap, CheckedTotals, FRAME, Misuse, Quarantine};
 
-use super::{heap, shared};
+use super::{heap_platform, shared};
 use crate::boot::{image, stack};
 use crate::report::panic;
 use crate::smp::cpu;
 
-static HEAP: CheckedHeap<heap::Unchecked, Watch> = CheckedHeap::new(heap::Unchecked, Watch);
+static HEAP: CheckedHeap<heap_platform::Unchecked, Watch> =
+    CheckedHeap::new(heap_platform::Unchecked, Watch);
 
 /// One for each CPU.
 static QUARANTINES: OnceCell<&'static [Quarantine]> = OnceCell::uninit();
@@ -68,7 +69,7 @@ pub fn totals() -> Option<CheckedTotals> {
 /// What a block of this layout takes of the magazines.
 pub fn taken(layout: Layout) -> Layout {
     if is_on() {
-        CheckedHeap::<heap::Unchecked, Watch>::taken(layout).unwrap_or(layout)
+        CheckedHeap::<heap_platform::Unchecked, Watch>::taken(layout).unwrap_or(layout)
     } else {
         layout
     }

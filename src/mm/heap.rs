@@ -9,43 +9,34 @@
 use alloc::alloc::{GlobalAlloc, Layout};
 use core::cell::UnsafeCell;
 use core::mem::MaybeUninit;
-use core::ptr::{self, NonNull};
-use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering};
+use core::ptr;
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 
 use muster_arguments::HeapKind;
-use muster_heap::{
-    Class, CpuCache, FastPath, FramePlatform, Heap, MagazineHeap, MagazineStatistics, NO_CACHE,
-    Platform, Traffic, resume,
-};
+#[cfg(feature = "bench")]
+use muster_heap::MagazineHeap;
+use muster_heap::{Class, MagazineStatistics, Traffic, resume};
 use muster_memory::FRAME_SIZE;
-use x86_64::instructions::interrupts;
 
-use super::{checked, frames, heap_memory, relief, shared};
-use crate::arch::{clock, trap};
+#[cfg(feature = "bench")]
+use super::heap_platform::Kernel;
+use super::heap_platform::{LIST, MAGAZINES, drain_here};
+use super::{checked, frames, shared};
+use crate::arch::trap;
 use crate::boot::bytes::Bytes;
 use crate::boot::window;
-use crate::smp::{call, cpu, crew, lock};
+use crate::smp::{cpu, crew};
 
 /// What the heap lives on until the kernel's tables are loaded: enough for the
 /// physical map and the mapping plan of a machine with hundreds of memory-map
 /// entries and hundreds of CPUs.
 const BOOT_BYTES: usize = 1024 * 1024;
 
-/// How long a CPU may hold a lock of the heap's, in milliseconds.
-const LOCK_TIMEOUT: u64 = lock::TIMEOUT;
-
-/// How long a CPU may keep another one waiting with memory in transit, in milliseconds: that takes
-/// microseconds, but a host may stop a virtual CPU for hundreds of milliseconds.
-const MEMORY_TIMEOUT: u64 = 1000;
-
 /// How long a CPU may take to drain its cache, in milliseconds.
 const DRAIN_PATIENCE: u64 = 10_000;
 
 #[global_allocator]
 static GLOBAL: Global = Global;
-
-static LIST: Heap<Kernel> = Heap::new(Kernel);
-static MAGAZINES: MagazineHeap<Kernel> = MagazineHeap::new(Kernel);
 
 /// Whether new blocks come from the magazines, as they are.
 static USE_MAGAZINES: AtomicBool = AtomicBool::new(false);
@@ -59,26 +50,6 @@ static MAGAZINES_END: AtomicUsize = AtomicUsize::new(window::ALL.start as usize)
 
 /// All heaps as one.
 struct Global;
-
-/// The magazines, for the checked heap.
-pub struct Unchecked;
-
-// SAFETY: the magazines' blocks.
-//
-// Not inlined, as for `Global`.
-unsafe impl GlobalAlloc for Unchecked {
-    #[inline(never)]
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: the caller's promise, handed on.
-        unsafe { MAGAZINES.alloc(layout) }
-    }
-
-    #[inline(never)]
-    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise, handed on.
-        unsafe { MAGAZINES.dealloc(block, layout) };
-    }
-}
 
 /// Whether a block lies in the list's memory, the boot arena included.
 fn is_of_list(block: *mut u8) -> bool {
@@ -172,163 +143,6 @@ unsafe fn free_otherwise(block: *mut u8, layout: Layout) {
     unsafe { checked::free(block, layout, callers) };
 }
 
-/// What the heaps need of this kernel.
-pub struct Kernel;
-
-/// Puts the interrupt flag back to what it was.
-pub struct InterruptGuard {
-    were_enabled: bool,
-}
-
-impl InterruptGuard {
-    fn new() -> Self {
-        let were_enabled = interrupts::are_enabled();
-        interrupts::disable();
-        Self { were_enabled }
-    }
-}
-
-impl Drop for InterruptGuard {
-    fn drop(&mut self) {
-        if self.were_enabled {
-            interrupts::enable();
-        }
-    }
-}
-
-// SAFETY: (1) the CPU number is the index of the block that runs here, and no two
-// CPUs claim one block; (2) the guard keeps IF clear, and nothing moves code from
-// one CPU to another; (3) `grow` gives heap-window addresses, each only once,
-// mapped to frames taken for the heap, in the tables that every CPU loads before
-// it allocates, and never unmapped.
-unsafe impl Platform for Kernel {
-    type InterruptGuard = InterruptGuard;
-
-    fn disable_interrupts(&self) -> InterruptGuard {
-        InterruptGuard::new()
-    }
-
-    fn cpu(&self) -> Option<usize> {
-        cpu::try_with(|here| here.index() as usize)
-    }
-
-    fn grow(&self, at_least: usize) -> Option<NonNull<[u8]>> {
-        let is_here = |index| cpu::try_with(|here| here.index() == index) == Some(true);
-        if is_here(HALTS_IN_GROWTH.load(Ordering::Relaxed)) {
-            HAS_HALTED.store(true, Ordering::Release);
-            loop {
-                x86_64::instructions::hlt();
-            }
-        }
-        heap_memory::grow(at_least)
-    }
-
-    fn wait_for_lock(&self, holder: Option<usize>, state: &mut u64) {
-        if is_overdue(state, LOCK_TIMEOUT) {
-            Platform::lock_stuck(self, holder);
-        }
-    }
-}
-
-// SAFETY: (1) Muster has no tasks: what comes in between on a CPU is an interrupt,
-// which runs to its end; (2) the cache is part of the CPU's own memory, found
-// through its block, which it registers once; only this heap uses it; (3) and (4)
-// as for `Platform`; (5) frames come from the frame allocator, as asked, and are
-// seen through the HHDM, which every CPU's tables map; (7) GS base is the address of
-// a block, or of the sentinel's like, whose head is the cache, so far from it; and all that
-// interrupts a CPU returns by `exceptions`, which asks `resume`.
-unsafe impl FramePlatform for Kernel {
-    const FAST_PATH: FastPath = FastPath::Restarted {
-        cache_from_gs: cpu::CACHE_FROM_GS,
-    };
-
-    type NoPreempt = ();
-    type InterruptGuard = InterruptGuard;
-
-    fn disable_preemption(&self) {}
-
-    fn disable_interrupts(&self) -> InterruptGuard {
-        InterruptGuard::new()
-    }
-
-    fn cpu(&self) -> Option<usize> {
-        Platform::cpu(self)
-    }
-
-    fn cache(&self) -> &CpuCache {
-        cpu::try_with(|here| here.head()).unwrap_or(&NO_CACHE)
-    }
-
-    fn each_cache(&self, visit: &mut dyn FnMut(&CpuCache)) {
-        cpu::all().for_each(|(_, shared)| visit(shared.cache));
-    }
-
-    fn allocate_frames(&self, count: usize, align: usize) -> Option<NonNull<u8>> {
-        heap_memory::allocate(count, align)
-    }
-
-    unsafe fn free_frames(&self, start: NonNull<u8>, count: usize) {
-        // SAFETY: the caller's promise, handed on.
-        unsafe { heap_memory::free(start, count) };
-    }
-
-    fn drain_others(&self) {
-        relief::ask_others();
-    }
-
-    fn capacity(&self) -> usize {
-        shared::get().frame_count()
-    }
-
-    fn reclaimable(&self) -> usize {
-        shared::get().cached_frames()
-    }
-
-    fn wait_for_memory(&self, state: &mut u64) -> bool {
-        !is_overdue(state, MEMORY_TIMEOUT)
-    }
-
-    fn wait_for_lock(&self, holder: Option<usize>, state: &mut u64) {
-        if is_overdue(state, LOCK_TIMEOUT) {
-            FramePlatform::lock_stuck(self, holder);
-        }
-    }
-}
-
-/// Waits a moment for another CPU that uses the heap, and flushes for others at the same time. Says
-/// whether the wait has lasted longer than the timeout, in milliseconds; `state` is
-/// [`clock::has_waited`]'s.
-fn is_overdue(state: &mut u64, timeout: u64) -> bool {
-    call::serve_without_heap();
-    core::hint::spin_loop();
-    clock::has_waited(state, timeout)
-}
-
-/// The CPU that halts for good the next time that it makes the list grow: `fault=halt-in-heap`.
-static HALTS_IN_GROWTH: AtomicU32 = AtomicU32::new(u32::MAX);
-
-/// Whether it has.
-static HAS_HALTED: AtomicBool = AtomicBool::new(false);
-
-/// Halts this CPU for good while it holds the lock of the list's growth.
-pub fn halt_in_growth() {
-    cpu::with(|here| HALTS_IN_GROWTH.store(here.index(), Ordering::Relaxed));
-    outgrow();
-}
-
-/// Whether a CPU has halted in growth, and not just begun to.
-pub fn has_halted_in_growth() -> bool {
-    HAS_HALTED.load(Ordering::Acquire)
-}
-
-/// Allocates from the list until it has to grow.
-pub fn outgrow() {
-    let layout = Layout::new::<[u8; 64 * 1024]>();
-    let growths = LIST.statistics().growths;
-    // SAFETY: the size is not zero. Nothing is freed: the run ends by it.
-    while LIST.statistics().growths == growths && !unsafe { LIST.alloc(layout) }.is_null() {}
-}
-
 /// Where code that was interrupted at `instruction` by something that may have used the
 /// heap has to go on.
 pub fn resume_at(instruction: u64) -> u64 {
@@ -352,12 +166,6 @@ fn statistics_here(layout: Layout) -> MagazineStatistics {
         .zip(cpu::try_with(|here| here.head()))
         .map(|(class, cache)| cache.statistics(class))
         .unwrap_or_default()
-}
-
-/// Gives back what this CPU caches, of blocks and of frames. `false`: this code has
-/// interrupted their use.
-pub fn drain_here() -> bool {
-    MAGAZINES.drain() && frames::drain()
 }
 
 /// Gives the heap its boot arena. Later calls do nothing.
@@ -422,14 +230,6 @@ pub fn drain() {
     MAGAZINES.trim();
     // Trimming has given frames to this CPU's cache.
     frames::drain();
-}
-
-/// Gives back what waits in quarantine, for somebody else who needs memory.
-pub fn relieve() {
-    if checked::flush() {
-        drain_here();
-        MAGAZINES.trim();
-    }
 }
 
 /// Logs what the heap has its frames for, and how the magazines have served so far: allocations from

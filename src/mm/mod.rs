@@ -1,6 +1,11 @@
 //! Memory: the shared page tables and frames, the heap, mappings that come and go, and the TLBs.
 //!
 //! Imports [`report`](crate::report) and what lies below it.
+//!
+//! # Circles
+//!
+//! - `checked`, `heap_platform`, `relief`: when memory runs out, the heaps ask all CPUs for what they cache and
+//!   the checked heap for what waits in quarantine, both of which go back to these heaps.
 
 pub mod blocks;
 pub mod build_error;
@@ -10,6 +15,7 @@ pub mod firmware;
 pub mod frames;
 pub mod heap;
 pub mod heap_memory;
+pub mod heap_platform;
 pub mod hhdm;
 pub mod layout;
 pub mod mapping;

@@ -2,7 +2,7 @@
 
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use super::{heap, shared};
+use super::{heap_platform, shared};
 use crate::arch::clock::Deadline;
 use crate::smp::call::{self, Targets, Uses};
 use crate::smp::{cpu, lock, online};
@@ -25,7 +25,7 @@ pub fn ask_others() {
     if lock::held().is_some() {
         return;
     }
-    heap::relieve();
+    heap_platform::relieve();
     // All CPUs meet the end of memory together, and most have nothing left then.
     let has_some = |shared: &cpu::Shared| shared.cache.may_have_blocks();
     if shared::get().cached_frames() == 0
@@ -37,7 +37,7 @@ pub fn ask_others() {
     loop {
         let kept = AtomicBool::new(false);
         let answered = call::insist(Uses::Heap, Targets::Others, PATIENCE, &|_| {
-            if !heap::drain_here() {
+            if !heap_platform::drain_here() {
                 kept.store(true, Ordering::Relaxed);
             }
         });

@@ -15,7 +15,7 @@ use crate::arch::control;
 use crate::boot::bytes::Bytes;
 use crate::boot::image;
 use crate::bringup::interrupts::{is_unused, unexpected_here};
-use crate::mm::heap;
+use crate::mm::heap_platform;
 use crate::mm::mapping::Mapping;
 use crate::mm::stack::Stack;
 use crate::smp::call::{self, Targets};
@@ -151,7 +151,7 @@ fn strike(fault: Fault, victim: Option<u64>) {
         }
         Fault::PanicInPanic => panic!("{}", Unspeakable),
         Fault::DeafAp => go_deaf(),
-        Fault::HaltInHeap => heap::halt_in_growth(),
+        Fault::HaltInHeap => heap_platform::halt_in_growth(),
         Fault::HaltInLock => halt_in_lock(),
         Fault::LockOrder => {
             let (first, second) = (Lock::new(Level::Workload, ()), Lock::new(Level::Tables, ()));
@@ -282,10 +282,10 @@ fn go_deaf() {
 /// Allocates what the heap has to grow for, while another CPU has halted there.
 fn wait_for_heap() {
     let deadline = Deadline::after_millis(PATIENCE);
-    while !heap::has_halted_in_growth() && !deadline.passed() {
+    while !heap_platform::has_halted_in_growth() && !deadline.passed() {
         core::hint::spin_loop();
     }
-    heap::outgrow();
+    heap_platform::outgrow();
 }
 
 /// A lock whose holder halts, and whether it has.

@@ -11,7 +11,7 @@ use x86_64::instructions::interrupts;
 use super::marked::{LAYOUT, Marker, SIZE};
 use super::shift::Shift;
 use crate::arch::idle;
-use crate::mm::heap;
+use crate::mm::{heap, heap_platform};
 use crate::selftest::step;
 use crate::smp::{cpu, crew, lapic};
 
@@ -132,7 +132,7 @@ pub fn run(shift: &mut Shift<'_>) {
         hands.empty(&hands.theirs);
     };
     let drain = || {
-        heap::drain_here();
+        heap_platform::drain_here();
     };
     let handlers: [&dyn Fn(); 4] = [&swap, &pair, &flood, &drain];
 
@@ -181,7 +181,7 @@ pub fn run(shift: &mut Shift<'_>) {
 
 fn prepare(hands: &Hands, state: State) {
     hands.empty_all();
-    heap::drain_here();
+    heap_platform::drain_here();
     let free_cells = || hands.mine[..MANY - 1].iter();
     match state {
         State::Drained => {}

@@ -1,0 +1,215 @@
+//! The two heaps, a linked list and the magazines, and what they need of this kernel.
+
+use alloc::alloc::{GlobalAlloc, Layout};
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use muster_heap::{CpuCache, FastPath, FramePlatform, Heap, MagazineHeap, NO_CACHE, Platform};
+use x86_64::instructions::interrupts;
+
+use super::{checked, frames, heap_memory, relief, shared};
+use crate::arch::clock;
+use crate::smp::{call, cpu, lock};
+
+/// How long a CPU may hold a lock of the heap's, in milliseconds.
+const LOCK_TIMEOUT: u64 = lock::TIMEOUT;
+
+/// How long a CPU may keep another one waiting with memory in transit, in milliseconds: that takes
+/// microseconds, but a host may stop a virtual CPU for hundreds of milliseconds.
+const MEMORY_TIMEOUT: u64 = 1000;
+
+/// The linked list.
+pub(super) static LIST: Heap<Kernel> = Heap::new(Kernel);
+/// The magazines.
+pub(super) static MAGAZINES: MagazineHeap<Kernel> = MagazineHeap::new(Kernel);
+
+/// The magazines, for the checked heap.
+pub struct Unchecked;
+
+// SAFETY: the magazines' blocks.
+//
+// Not inlined, as for `Global`.
+unsafe impl GlobalAlloc for Unchecked {
+    #[inline(never)]
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller's promise, handed on.
+        unsafe { MAGAZINES.alloc(layout) }
+    }
+
+    #[inline(never)]
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promise, handed on.
+        unsafe { MAGAZINES.dealloc(block, layout) };
+    }
+}
+
+/// What the heaps need of this kernel.
+pub struct Kernel;
+
+/// Puts the interrupt flag back to what it was.
+pub struct InterruptGuard {
+    were_enabled: bool,
+}
+
+impl InterruptGuard {
+    fn new() -> Self {
+        let were_enabled = interrupts::are_enabled();
+        interrupts::disable();
+        Self { were_enabled }
+    }
+}
+
+impl Drop for InterruptGuard {
+    fn drop(&mut self) {
+        if self.were_enabled {
+            interrupts::enable();
+        }
+    }
+}
+
+// SAFETY: (1) the CPU number is the index of the block that runs here, and no two
+// CPUs claim one block; (2) the guard keeps IF clear, and nothing moves code from
+// one CPU to another; (3) `grow` gives heap-window addresses, each only once,
+// mapped to frames taken for the heap, in the tables that every CPU loads before
+// it allocates, and never unmapped.
+unsafe impl Platform for Kernel {
+    type InterruptGuard = InterruptGuard;
+
+    fn disable_interrupts(&self) -> InterruptGuard {
+        InterruptGuard::new()
+    }
+
+    fn cpu(&self) -> Option<usize> {
+        cpu::try_with(|here| here.index() as usize)
+    }
+
+    fn grow(&self, at_least: usize) -> Option<NonNull<[u8]>> {
+        let is_here = |index| cpu::try_with(|here| here.index() == index) == Some(true);
+        if is_here(HALTS_IN_GROWTH.load(Ordering::Relaxed)) {
+            HAS_HALTED.store(true, Ordering::Release);
+            loop {
+                x86_64::instructions::hlt();
+            }
+        }
+        heap_memory::grow(at_least)
+    }
+
+    fn wait_for_lock(&self, holder: Option<usize>, state: &mut u64) {
+        if is_overdue(state, LOCK_TIMEOUT) {
+            Platform::lock_stuck(self, holder);
+        }
+    }
+}
+
+// SAFETY: (1) Muster has no tasks: what comes in between on a CPU is an interrupt,
+// which runs to its end; (2) the cache is part of the CPU's own memory, found
+// through its block, which it registers once; only this heap uses it; (3) and (4)
+// as for `Platform`; (5) frames come from the frame allocator, as asked, and are
+// seen through the HHDM, which every CPU's tables map; (7) GS base is the address of
+// a block, or of the sentinel's like, whose head is the cache, so far from it; and all that
+// interrupts a CPU returns by `exceptions`, which asks `resume`.
+unsafe impl FramePlatform for Kernel {
+    const FAST_PATH: FastPath = FastPath::Restarted {
+        cache_from_gs: cpu::CACHE_FROM_GS,
+    };
+
+    type NoPreempt = ();
+    type InterruptGuard = InterruptGuard;
+
+    fn disable_preemption(&self) {}
+
+    fn disable_interrupts(&self) -> InterruptGuard {
+        InterruptGuard::new()
+    }
+
+    fn cpu(&self) -> Option<usize> {
+        Platform::cpu(self)
+    }
+
+    fn cache(&self) -> &CpuCache {
+        cpu::try_with(|here| here.head()).unwrap_or(&NO_CACHE)
+    }
+
+    fn each_cache(&self, visit: &mut dyn FnMut(&CpuCache)) {
+        cpu::all().for_each(|(_, shared)| visit(shared.cache));
+    }
+
+    fn allocate_frames(&self, count: usize, align: usize) -> Option<NonNull<u8>> {
+        heap_memory::allocate(count, align)
+    }
+
+    unsafe fn free_frames(&self, start: NonNull<u8>, count: usize) {
+        // SAFETY: the caller's promise, handed on.
+        unsafe { heap_memory::free(start, count) };
+    }
+
+    fn drain_others(&self) {
+        relief::ask_others();
+    }
+
+    fn capacity(&self) -> usize {
+        shared::get().frame_count()
+    }
+
+    fn reclaimable(&self) -> usize {
+        shared::get().cached_frames()
+    }
+
+    fn wait_for_memory(&self, state: &mut u64) -> bool {
+        !is_overdue(state, MEMORY_TIMEOUT)
+    }
+
+    fn wait_for_lock(&self, holder: Option<usize>, state: &mut u64) {
+        if is_overdue(state, LOCK_TIMEOUT) {
+            FramePlatform::lock_stuck(self, holder);
+        }
+    }
+}
+
+/// Waits a moment for another CPU that uses the heap, and flushes for others at the same time. Says
+/// whether the wait has lasted longer than the timeout, in milliseconds; `state` is
+/// [`clock::has_waited`]'s.
+fn is_overdue(state: &mut u64, timeout: u64) -> bool {
+    call::serve_without_heap();
+    core::hint::spin_loop();
+    clock::has_waited(state, timeout)
+}
+
+/// The CPU that halts for good the next time that it makes the list grow: `fault=halt-in-heap`.
+static HALTS_IN_GROWTH: AtomicU32 = AtomicU32::new(u32::MAX);
+
+/// Whether it has.
+static HAS_HALTED: AtomicBool = AtomicBool::new(false);
+
+/// Halts this CPU for good while it holds the lock of the list's growth.
+pub fn halt_in_growth() {
+    cpu::with(|here| HALTS_IN_GROWTH.store(here.index(), Ordering::Relaxed));
+    outgrow();
+}
+
+/// Whether a CPU has halted in growth, and not just begun to.
+pub fn has_halted_in_growth() -> bool {
+    HAS_HALTED.load(Ordering::Acquire)
+}
+
+/// Allocates from the list until it has to grow.
+pub fn outgrow() {
+    let layout = Layout::new::<[u8; 64 * 1024]>();
+    let growths = LIST.statistics().growths;
+    // SAFETY: the size is not zero. Nothing is freed: the run ends by it.
+    while LIST.statistics().growths == growths && !unsafe { LIST.alloc(layout) }.is_null() {}
+}
+
+/// Gives back what this CPU caches, of blocks and of frames. `false`: this code has
+/// interrupted their use.
+pub fn drain_here() -> bool {
+    MAGAZINES.drain() && frames::drain()
+}
+
+/// Gives back what waits in quarantine, for somebody else who needs memory.
+pub fn relieve() {
+    if checked::flush() {
+        drain_here();
+        MAGAZINES.trim();
+    }
+}
