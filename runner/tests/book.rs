@@ -59,12 +59,15 @@ fn read(path: &Path) -> String {
     fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// The text of all sources, one after the other.
-static ALL_SOURCES: LazyLock<String> = LazyLock::new(|| {
+/// The text of each source.
+static EACH_SOURCE: LazyLock<Vec<String>> = LazyLock::new(|| {
     let folders = SOURCES.iter().map(|folder| workspace::root().join(folder));
     let files = folders.flat_map(|folder| files(&folder, "rs"));
     files.map(|path| read(&path)).collect()
 });
+
+/// The text of all sources, one after the other.
+static ALL_SOURCES: LazyLock<String> = LazyLock::new(|| EACH_SOURCE.concat());
 
 /// The recipes that `just` knows.
 static RECIPES: LazyLock<BTreeSet<String>> = LazyLock::new(|| {
@@ -395,15 +398,18 @@ fn sayings() -> Vec<String> {
     let continuation = Regex::new(r"\\\n\s*").unwrap();
     let filled = Regex::new(r"\{[^{}]*\}").unwrap();
     let comment = Regex::new(r"(?m)^\s*//.*$").unwrap();
-    let sources = comment.replace_all(&ALL_SOURCES, "").replace("'\"'", "");
-    text.captures_iter(&sources)
-        .map(|found| {
+    let mut sayings = Vec::new();
+    // One by one: where a text looks like a comment, what follows in that file is taken for no text.
+    for source in EACH_SOURCE.iter() {
+        let source = comment.replace_all(source, "").replace("'\"'", "");
+        sayings.extend(text.captures_iter(&source).map(|found| {
             let text = continuation
                 .replace_all(&found[1], "")
                 .replace("\\\"", "\"");
             filled.replace_all(&text, "…").into_owned()
-        })
-        .collect()
+        }));
+    }
+    sayings
 }
 
 #[test]
