@@ -13,17 +13,12 @@ use pulldown_cmark::{CodeBlockKind, Event, Options, Parser, Tag, TagEnd};
 use regex_lite::Regex;
 
 /// The folders of the sources, each with all below it.
-const SOURCES: [&str; 15] = [
+const SOURCES: [&str; 10] = [
     "src",
     "percpu",
     "memory",
     "heap",
-    "arguments",
-    "monitor",
-    "screen",
-    "machine",
-    "boot",
-    "events",
+    "parts",
     "bench",
     "loader",
     "runner/src",
@@ -277,7 +272,7 @@ fn code_is_the_project_s_own() {
             } else if info.starts_with("text,output=") {
                 // Compared with what is said by the runner's own tests, and by the boot tests.
             } else if info == "jq" {
-                // All of this page's are run in events/tests/events.rs.
+                // All of this page's are run in parts/events/tests/events.rs.
                 assert!(page.path.ends_with("events.md"), "{what}");
             } else if info == "sh" {
                 for line in code.lines() {
@@ -378,7 +373,7 @@ fn what_a_thing_is_shown_by_is_there() {
         read(&file.with_extension("rs"))
     });
     let cases = cases.concat();
-    let values = read(&workspace::root().join("arguments/src/values.rs"));
+    let values = read(&workspace::root().join("parts/arguments/src/values.rs"));
     let names: Vec<_> = pages().into_iter().flat_map(|page| page.shown_by).collect();
     assert!(names.len() > 100, "only {} are named", names.len());
     let is_there = |name: &String| {

@@ -11,7 +11,7 @@ use std::{env, fs};
 use html5gum::{Token, Tokenizer};
 use muster_report::{Told, page};
 
-const STRESS: &str = include_str!("../../../events/tests/run.jsonl");
+const STRESS: &str = include_str!("../../../parts/events/tests/run.jsonl");
 const BENCH: &str = include_str!("bench.jsonl");
 
 /// Looks at the page, and leaves on its body what is wrong.

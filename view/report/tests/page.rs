@@ -9,7 +9,7 @@ use html5gum::{Token, Tokenizer};
 use muster_report::{Told, page};
 
 /// Four CPUs under stress for a second, and eight CPUs' benchmarks.
-const STRESS: &str = include_str!("../../../events/tests/run.jsonl");
+const STRESS: &str = include_str!("../../../parts/events/tests/run.jsonl");
 const BENCH: &str = include_str!("bench.jsonl");
 
 /// Every chart that the two runs give, by its name in the page.

@@ -432,7 +432,7 @@ fn phases_are_in_order_and_their_names_those_of_the_schema() {
 
 /// The documentation.
 fn documentation() -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/src/events.md");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/src/events.md");
     std::fs::read_to_string(path).unwrap()
 }
 
