@@ -234,7 +234,7 @@ impl Ledger {
         self.0[owner as usize].fetch_add(frames, Relaxed);
     }
 
-    /// Counts frames in a ledger that nobody else writes: that is cheaper.
+    /// Counts frames in a ledger that no other CPU writes: that is cheaper.
     #[inline]
     pub(crate) fn add_exclusive(&self, owner: Owner, frames: i64) {
         let count = &self.0[owner as usize];
@@ -519,10 +519,10 @@ impl FrameAllocator {
         }
     }
 
-    /// Hands a frame out: the lowest one of the lowest 2 MiB that are partly in use, else of those
-    /// that are not. Its content is whatever was there. `None` if there is no free frame, or only
-    /// in the CPUs' caches: they can be [drained](FrameCache::drain). Frames that come back while
-    /// somebody searches for the last time are searched for once more, for a bounded time.
+    /// Hands a frame out: the lowest one of the lowest 2 MiB that are partly in use, else of those that
+    /// are not. Its content is whatever was there. `None` if there is no free frame, or only in the
+    /// CPUs' caches: they can be [drained](FrameCache::drain). If frames come back during the last
+    /// search, it is repeated, for a bounded time.
     ///
     /// # Panics
     ///
@@ -578,8 +578,8 @@ impl FrameAllocator {
     /// Takes a run back; a part of one, or frames handed out singly, will do as well.
     ///
     /// If the right to the frames was made twice, against the conditions of [`OwnedRun::from_raw`],
-    /// then of CPUs that free them here at the very same time, one succeeds; and a call for frames
-    /// that belong to somebody else is never in the way of one for the owner.
+    /// then of CPUs that free them here at the very same time, one succeeds; and a call for frames that
+    /// belong to another owner is never in the way of one for the owner.
     ///
     /// # Errors
     ///

@@ -29,9 +29,9 @@
 //! The frame allocator, which CPUs use at once without a lock, is model-checked under loom, on rows of
 //! 4 frames.
 //!
-//! What it does not prove: that the loader's memory map is true, that whoever calls an `unsafe`
-//! function keeps to its conditions, and that CR3, CR4, EFER and the PAT of every CPU are set as the tables assume: EFER.NXE, CR0.WP,
-//! CR4.LA57 as [`Levels`] says, and [`PAT`].
+//! It does not prove that the loader's memory map is true, that callers of `unsafe` functions keep to
+//! the conditions, and that CR3, CR4, EFER and the PAT of every CPU are set as the tables assume:
+//! EFER.NXE, CR0.WP, CR4.LA57 as [`Levels`] says, and [`PAT`].
 //!
 //! # In a kernel of your own
 //!

@@ -44,7 +44,7 @@ pub use path::{Step, Target};
 pub use verify::{Census, Mismatch};
 
 /// The maximum number of windows whose addresses are given out: a kernel has a few. Their room is in
-/// [`Tables`], as nobody may allocate while those are locked.
+/// [`Tables`], as no code may allocate while those are locked.
 const MAX_WINDOWS: usize = 16;
 
 /// The maximum number of levels of tables below the root.

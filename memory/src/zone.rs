@@ -353,8 +353,8 @@ impl Zone {
         }
     }
 
-    /// Frees the frames that are claimed and nobody's, and gives up all homes, as there are no caches any
-    /// more that could have them.
+    /// Frees the frames that are claimed and have no owner, and gives up all homes, as there are no
+    /// caches any more that could have them.
     pub(crate) fn forget_caches(&mut self) {
         for group in self.groups {
             group.homes.store(0, SeqCst);
@@ -425,7 +425,7 @@ impl Zone {
     }
 
     /// Returns the lowest free frame from this one on: where the summary says so if it is trusted, and
-    /// else wherever one is. The summary lags behind while somebody is about to set it right.
+    /// else wherever one is. The summary lags behind while a CPU is about to settle it.
     fn next_free(&self, from: u64, trusting: bool) -> Option<u64> {
         if from >= self.end {
             return None;

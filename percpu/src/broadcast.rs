@@ -65,7 +65,8 @@ struct Taken<'a> {
 
 impl Drop for Taken<'_> {
     fn drop(&mut self) {
-        // Release, with the Acquire of whoever sees that all are done: the job's effects are visible then.
+        // Release, with the Acquire of the CPU that sees that all are done: the job's effects are
+        // visible then.
         let publish = order_unless("that a job is done is not published", Ordering::Release);
         self.slot.done.store(self.number, publish);
     }

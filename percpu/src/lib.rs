@@ -14,7 +14,7 @@
 //!
 #![cfg_attr(
     feature = "alloc",
-    doc = "With the feature `alloc` there is an [`CallQueue`], in which CPUs call each other."
+    doc = "With the feature `alloc` there are cross-CPU calls ([`CallQueue`]) and broadcasts ([`Broadcast`])."
 )]
 //! Work for an [`Idle`] CPU can be deferred until it wakes.
 //!
@@ -172,11 +172,11 @@
 //!   which CPU this is, as otherwise the task could be moved between the question and the count: in the
 //!   head, or in what belongs to the task.
 //! - **Whatever preempts looks at the count first.** A handler that would switch (the timer's, a
-//!   wake-up's) does so only if the count was 0 in the code that it interrupted, and neither it nor that
-//!   code is in the midst of another handler. Otherwise it cells that a switch is due, and whoever
-//!   takes the count to 0 does it. So at every switch the count is 0: a count in the head needs no saving.
-//!   A CPU without a block runs no task: its count is the sentinel's, in which all such CPUs count at
-//!   once, and which says nothing.
+//!   wake-up's) does so only if the count was 0 in the code that it interrupted, and neither it nor
+//!   that code is in the middle of another handler. Otherwise it records that a switch is due, and the
+//!   guard that takes the count to 0 switches. So at every switch the count is 0: a count in the head
+//!   needs no saving. A CPU without a block runs no task: its count is the sentinel's, in which all
+//!   such CPUs count at once, and which says nothing.
 //! - **Nothing in a closure of [`Storage::with`] waits for another task**, or yields: the count is not 0
 //!   there, and a function that switches should assert that it is.
 //! - **[`Register::load`] reads the register at each call**: its assembly is not `pure`. A task that is

@@ -83,7 +83,7 @@ impl Drop for Releasing<'_> {
 }
 
 impl<H: GlobalAlloc, P: CheckPlatform> CheckedHeap<H, P> {
-    /// Checks the blocks of a heap of which nobody else frees any.
+    /// Wraps a heap whose blocks no other code frees.
     pub const fn new(heap: H, platform: P) -> Self {
         Self {
             heap,

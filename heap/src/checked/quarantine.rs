@@ -18,7 +18,7 @@ pub const MAX_QUARANTINED: usize = 1 << 20;
 
 /// The blocks that one CPU freed last, in a ring.
 ///
-/// A block gets in and out by one exchange of its slot, so it has one owner at any time, whoever
+/// A block gets in and out by one exchange of its slot, so it has one owner at any time, whichever code
 /// pushes or takes: the CPU itself, handlers on top of it, and other CPUs that need memory. The
 /// counters only say where to look first, and what to report: so all of them are `Relaxed`.
 #[repr(align(128))]
@@ -26,8 +26,8 @@ pub struct Quarantine {
     slots: [AtomicPtr<u8>; SLOTS],
     /// How many blocks were ever pushed.
     next: AtomicUsize,
-    /// No block waits that was pushed before this one, but for some that were in between when
-    /// somebody looked: these go when their slot is used again.
+    /// No block waits that was pushed before this one, except some that were in between when a CPU
+    /// searched: these go when their slot is used again.
     oldest: AtomicUsize,
     bytes: AtomicUsize,
     #[cfg(not(loom))]

@@ -68,7 +68,7 @@ pub static NO_CACHE: CpuCache = CpuCache::in_state(ABSENT);
 ///    finds `IDLE`, works, and leaves `IDLE` behind: what was read is still true.
 /// 2. *From there until the store of `IDLE`*, the handler finds `FAST`. It touches neither magazines
 ///    nor counters here, but takes from the slabs and gives to them. As the interrupted code holds no
-///    lock, it may wait for one. For that time it makes the state `SLOW`, for whoever interrupts it.
+///    lock, it may wait for one. For that time it makes the state `SLOW`, for code that interrupts it.
 /// 3. *After the store of `IDLE`*, the interrupted code is done with the cache.
 ///
 /// **Uninterrupted.** No handler uses the heap.
@@ -441,7 +441,7 @@ impl Owner<'_> {
     /// Returns the next class to drain, if the CPU has been asked to.
     pub(super) fn next_undrained(&mut self) -> Option<Class> {
         // Relaxed, and in two steps: only this CPU uses it. A request that an NMI makes in between is
-        // lost; whoever asked knows from `drain` that it has to ask again.
+        // lost; the code that asked knows from `drain` that it has to ask again.
         let left = self
             .cache()
             .undrained
@@ -480,8 +480,8 @@ impl Closed<'_> {
     fn memory(&mut self) -> &mut [MaybeUninit<Block>] {
         // SAFETY: (1) the class's slots but the lowest are this many, and hold pointers, which a
         // `MaybeUninit<NonNull>` is as large as; (2) the magazine is closed and the state `SLOW`, and
-        // whoever interrupts this leaves both alone: nobody else reads or writes there while `self` is
-        // borrowed.
+        // code that interrupts this leaves both alone: no other code reads or writes there while `self`
+        // is borrowed.
         unsafe {
             let first = self.cache.slot(BOTTOMS[self.class] + 1);
             slice::from_raw_parts_mut(first.cast(), capacity(self.class.index()) as usize)

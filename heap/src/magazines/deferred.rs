@@ -115,7 +115,7 @@ impl DeferredList {
         loop {
             // SAFETY: the block is dead, aligned to a unit, and at least as large as this.
             unsafe { deferred.write(Deferred::new(block, next, kind)) };
-            // Release: whoever takes the block out finds what was written to it.
+            // Release: the CPU that takes the block out finds what was written to it.
             match self.first.compare_exchange_weak(
                 next,
                 deferred,

@@ -208,7 +208,7 @@ fn lowest_byte(cpu: Option<usize>) -> u8 {
     cpu.unwrap_or_default() as u8
 }
 
-/// A list of slabs, all of which belong to whoever holds the list.
+/// A list of slabs, all of which belong to the holder of the list.
 pub(super) struct List {
     first: Option<NonNull<Slab>>,
 }

@@ -56,7 +56,7 @@ pub(super) struct SlabMap {
 
 /// One of the regions, and its tables.
 struct Region {
-    /// The region's number in the address space plus one; 0 as long as this is nobody's. Written once,
+    /// The region's number in the address space plus one; 0 while the slot is unused. Written once,
     /// under the lock.
     tag: AtomicUsize,
     /// Changed under the lock, and read under it with Relaxed. `find` takes no lock: see `SlabMap::frame`.

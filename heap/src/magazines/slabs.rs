@@ -161,8 +161,8 @@ impl Slabs {
         false
     }
 
-    /// Adds a slab that is new, of which the first `live` blocks are somebody's. `false`: this CPU
-    /// holds the lock, and the slab is in no list.
+    /// Adds a slab that is new, of which the first `live` blocks are in use. `false`: this CPU holds
+    /// the lock, and the slab is in no list.
     pub(super) fn add<P: FramePlatform>(
         &self,
         context: &Context<'_, P>,

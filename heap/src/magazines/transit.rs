@@ -178,7 +178,7 @@ impl Drop for InTransit<'_> {
     }
 }
 
-/// The right to try, with interrupts disabled: nobody must wait for code that was interrupted.
+/// The right to try, with interrupts disabled: no CPU must wait for code that was interrupted.
 struct Turn<'a, G> {
     /// `None`: it is given up by the code that this one interrupted. Dropped before the guard.
     held: Option<Held<'a>>,

@@ -1,10 +1,10 @@
 //! The flush that CPUs have to run when tables change, and the proof that they did.
 //!
-//! A CPU keeps translations in its TLB, and pointers to tables in its paging-structure caches, for
-//! as long as it likes, and no CPU looks into another's. Until every one of them has been told
-//! (Intel SDM vol. 3, 5.10.5 "Propagation of Paging-Structure Changes to Multiple Processors"), a
-//! page taken away can still be written to, and a table taken away can still be walked, which may
-//! even set accessed bits in it. So what was taken away belongs to nobody until then.
+//! A CPU keeps translations in its TLB, and pointers to tables in its paging-structure caches, for as
+//! long as it likes, and no CPU looks into another's. Until every one of them has been told (Intel SDM
+//! vol. 3, 5.10.5 "Propagation of Paging-Structure Changes to Multiple Processors"), a page taken away
+//! can still be written to, and a table taken away can still be walked, which may even set accessed
+//! bits in it. So what was unmapped must not be used again until then.
 
 use core::fmt;
 use core::mem::ManuallyDrop;
@@ -21,8 +21,8 @@ pub const FLUSH_LIMIT: usize = 32;
 
 /// The pages that a CPU has to flush.
 ///
-/// It has a fixed size: it comes about while the tables are locked, when nobody may allocate, and is
-/// read by other CPUs in interrupt handlers.
+/// It has a fixed size: it is made while the tables are locked, when no code may allocate, and is read
+/// by other CPUs in interrupt handlers.
 #[derive(Clone)]
 pub struct FlushSet {
     pages: [u64; FLUSH_LIMIT],
