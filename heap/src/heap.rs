@@ -224,7 +224,7 @@ impl<P: Platform> fmt::Debug for Heap<P> {
     }
 }
 
-/// Why a boot arena was not accepted.
+/// The reason why a boot arena was not accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StartError {
     /// The heap has a boot arena already.

@@ -20,7 +20,7 @@ pub struct Statistics {
     pub capacity_bytes: u64,
     /// The part of `live_bytes` that lies in the boot arena.
     pub boot_live_bytes: u64,
-    /// How many times the platform gave more memory.
+    /// The number of times that the platform gave more memory.
     pub growths: u64,
     /// Allocations answered with null, and frees that this very CPU made while inside the heap
     /// (from an NMI or a panic): such a block stays live.

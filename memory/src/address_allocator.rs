@@ -30,7 +30,7 @@ pub enum WindowError {
     TooMany {
         /// The window.
         window: VirtRange,
-        /// How many windows they have.
+        /// The number of windows they have.
         windows: usize,
     },
 }
@@ -59,7 +59,7 @@ impl fmt::Display for WindowError {
 
 impl core::error::Error for WindowError {}
 
-/// Why there are no addresses.
+/// The reason why there are no addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AddressError {
     /// The length is not in whole pages or 0, or the alignment is no power of two.
@@ -105,7 +105,7 @@ impl fmt::Display for AddressError {
 
 impl core::error::Error for AddressError {}
 
-/// Why addresses could not be freed.
+/// The reason why addresses could not be freed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AddressFreeError {
     /// They are of another allocator.
@@ -121,7 +121,7 @@ pub enum AddressFreeError {
 pub struct AddressesNotFreed {
     /// The addresses, which are still their holder's.
     pub addresses: OwnedAddresses,
-    /// Why.
+    /// The reason.
     pub error: AddressFreeError,
 }
 

@@ -46,7 +46,7 @@ pub(crate) struct Chunk {
     returning: [AtomicU64; ROWS],
 }
 
-/// How much of a chunk is free.
+/// The state of a chunk: whether any of it, or all, is free.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Fill {
     /// At least one frame is free.

@@ -94,7 +94,7 @@ pub enum FramesError {
     },
     /// The heap has no memory for the caches.
     NoCaches {
-        /// How many there were to be.
+        /// The number of CPUs.
         cpus: usize,
         /// Bytes that they take.
         bytes: usize,

@@ -270,7 +270,7 @@ impl fmt::Display for MapError {
 
 impl core::error::Error for MapError {}
 
-/// Why a range could not change hands.
+/// The reason why a range could not change hands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AssignError {
     /// Not all of it was the giver's.

@@ -192,7 +192,7 @@ impl From<OwnedFrame> for OwnedRun {
 pub struct NotFreed<T> {
     /// The [`OwnedFrame`] or [`OwnedRun`], which is still its holder's.
     pub frames: T,
-    /// Why.
+    /// The reason.
     pub error: FreeError,
 }
 

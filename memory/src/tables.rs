@@ -50,7 +50,7 @@ const MAX_WINDOWS: usize = 16;
 /// The maximum number of levels of tables below the root.
 const MAX_LEVELS_BELOW: usize = 4;
 
-/// How to reach physical memory: the direct map in a kernel, a buffer in a test.
+/// Access to physical memory: the direct map in a kernel, a buffer in a test.
 ///
 /// # Safety
 ///
@@ -117,9 +117,9 @@ pub struct TableView<M> {
 pub struct Tables<M> {
     id: Unique,
     view: TableView<M>,
-    /// How many tables there are, the root included.
+    /// The number of tables, the root included.
     built: usize,
-    /// How the physical memory is mapped.
+    /// The record of how physical memory is mapped.
     aliases: Aliases,
     /// The addresses that are mapped for good, sorted.
     permanent: Vec<VirtRange>,

@@ -30,7 +30,7 @@ const _: () = assert!(offset_of!(Header, this) == 0 && offset_of!(Header, index)
 /// Returns the offset of the head from the address of a [`Block`] or an [`Unregistered`], in bytes:
 /// behind the [`Header`] of 16 bytes, at the next multiple of `H`'s own alignment.
 ///
-/// Where the register is a segment base, so far from it, too: `gs:[head_offset::<H>()]`.
+/// Where the register is a segment base, the offset from that is the same: `gs:[head_offset::<H>()]`.
 pub const fn head_offset<H>() -> usize {
     offset_of!(Unregistered<H>, head)
 }

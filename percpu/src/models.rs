@@ -115,7 +115,8 @@ impl Frame {
     fn with<T>(f: impl FnOnce(Self) -> T) -> T {
         let frame = UnsafeCell::new(0);
         let result = f(Self(&frame));
-        // The next function uses the memory. SAFETY: loom tells if it is in use.
+        // The next function uses the memory.
+        // SAFETY: loom tells if it is in use.
         frame.with_mut(|place| unsafe { *place = usize::MAX });
         result
     }

@@ -68,7 +68,7 @@ pub struct CheckedTotals {
 struct Releasing<'a> {
     releasing: &'a AtomicUsize,
     released: &'a AtomicUsize,
-    /// How many it has given back.
+    /// The number of blocks that it has given back.
     blocks: usize,
 }
 

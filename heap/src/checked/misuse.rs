@@ -79,7 +79,7 @@ pub enum Violation {
         byte: usize,
         /// The byte that is there.
         found: u8,
-        /// How many bytes of the block are not as they were left.
+        /// The number of bytes of the block that are not as they were left.
         count: usize,
     },
 }

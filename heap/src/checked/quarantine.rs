@@ -10,7 +10,7 @@ use crate::sync::{AtomicPtr, AtomicUsize, atomics, const_unless_modelled, mutate
 
 type Block = NonNull<u8>;
 
-/// How many blocks wait at most. A model has fewer, lest it never ends.
+/// The maximum number of blocks that wait. A model has fewer, lest it never ends.
 const SLOTS: usize = if cfg!(loom) { 2 } else { 1024 };
 
 /// The most bytes that wait in one quarantine, with what the checks add to them.
@@ -24,7 +24,7 @@ pub const MAX_QUARANTINED: usize = 1 << 20;
 #[repr(align(128))]
 pub struct Quarantine {
     slots: [AtomicPtr<u8>; SLOTS],
-    /// How many blocks were ever pushed.
+    /// The number of blocks that were ever pushed.
     next: AtomicUsize,
     /// No block waits that was pushed before this one, except some that were in between when a CPU
     /// searched: these go when their slot is used again.

@@ -73,7 +73,7 @@ const UNKNOWN_CPU: u32 = u32::MAX;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Outer {
     pub(super) layout: Layout,
-    /// How far from its start the block begins.
+    /// The offset of the block from its start.
     pub(super) front: usize,
 }
 

@@ -12,7 +12,7 @@ use std::thread_local;
 use super::Memory;
 use crate::{CpuCache, FRAME, FastPath, FramePlatform, NO_CACHE};
 
-/// How many threads at a time have a cache.
+/// The number of threads that can have a cache at a time.
 const CPUS: usize = 64;
 const BITS: usize = u64::BITS as usize;
 

@@ -17,7 +17,7 @@ pub use frames::HostedFrames;
 /// A page of the machine that [`Hosted`] stands for, in bytes.
 pub const PAGE: usize = 4096;
 
-/// How the pieces that [`Hosted`] gives lie to one another.
+/// The layout of the pieces that [`Hosted`] gives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Growth {
     /// Each starts where the one before ended.

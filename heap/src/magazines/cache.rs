@@ -86,8 +86,8 @@ pub static NO_CACHE: CpuCache = CpuCache::in_state(ABSENT);
 #[repr(C, align(128))]
 pub struct CpuCache {
     state: AtomicU8,
-    /// How many classes the CPU has yet to drain, because it was asked to inside the heap: the last of
-    /// them first.
+    /// The number of classes that the CPU has yet to drain, because it was asked to inside the heap:
+    /// the last of them first.
     undrained: AtomicU8,
     /// Bytes allocated on this CPU, as asked for, and bytes freed: both only grow.
     pub(super) allocated: AtomicU64,
@@ -467,9 +467,9 @@ impl Owner<'_> {
 pub(super) struct Closed<'a> {
     cache: &'a CpuCache,
     class: Class,
-    /// How many blocks there are.
+    /// The number of blocks.
     blocks: usize,
-    /// How many there may be: at most the class's capacity.
+    /// The maximum number of blocks now: at most the class's capacity.
     limit: usize,
     /// One magazine is closed at a time.
     _owner: PhantomData<&'a mut ()>,

@@ -23,7 +23,8 @@ pub(super) struct DeferredList {
     taking: Lock<()>,
 }
 
-/// How many blocks are taken out at once: a CPU has interrupts disabled until it has freed them.
+/// The number of blocks that are taken out at once: a CPU has interrupts disabled until it has freed
+/// them.
 pub(super) const BATCH: usize = if cfg!(loom) { 2 } else { 16 };
 
 /// Blocks that were taken out, or what was found instead of one.

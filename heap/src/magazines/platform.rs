@@ -23,7 +23,7 @@ pub enum FastPath {
     #[cfg_attr(not(target_arch = "x86_64"), doc = "`resume`.")]
     /// On x86-64 only.
     Restarted {
-        /// Where the CPU's cache lies from GS base, in bytes: less than 1 GiB.
+        /// The offset of the CPU's cache from GS base, in bytes: less than 1 GiB.
         cache_from_gs: usize,
     },
 }

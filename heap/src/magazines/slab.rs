@@ -24,9 +24,9 @@ pub(super) struct Slab {
     /// The lowest byte of the number of the CPU that last got blocks: for statistics.
     user: AtomicU8,
     class: AtomicU8,
-    /// How many frames before this one the slab starts.
+    /// The number of frames from the start of the slab to this one.
     back: AtomicU8,
-    /// How many frames the slab has; 0: no slab.
+    /// The number of frames of the slab; 0: no slab.
     frames: AtomicU8,
     used: AtomicU16,
     capacity: AtomicU16,
@@ -48,7 +48,7 @@ pub(super) enum Wrong {
     Free,
 }
 
-/// How full a slab is, by quarters.
+/// The fill of a slab, by quarters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fill {
     Empty,

@@ -28,8 +28,8 @@ const NODE: usize = if cfg!(loom) {
     FRAME / size_of::<usize>()
 };
 
-/// How many regions of [`REGION_FRAMES`] frames there can be slabs in: 64 TiB of memory, wherever in
-/// the address space it lies.
+/// The number of regions of [`REGION_FRAMES`] frames in which there can be slabs: 64 TiB of memory,
+/// wherever in the address space it lies.
 pub(super) const REGIONS: usize = if cfg!(loom) { 2 } else { 1024 };
 
 /// Frames of a region, which is so aligned: 64 GiB.

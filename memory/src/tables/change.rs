@@ -89,7 +89,7 @@ pub enum ChangeError {
     Alias(Alias),
     /// There is no room to record how more of the physical memory is mapped.
     RecordsFull {
-        /// How many records there may be.
+        /// The number of records that there may be.
         records: usize,
     },
     /// Nothing is mapped there.

@@ -39,7 +39,7 @@ pub enum TableError {
     Alias(Alias),
     /// There is no room to record how more of the physical memory is mapped.
     RecordsFull {
-        /// How many records there may be.
+        /// The number of records that there may be.
         records: usize,
     },
     /// The heap has no memory for the record of what is mapped.
@@ -104,9 +104,9 @@ impl From<PlanError> for TableError {
 /// A region could be mapped only in part, or not at all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PartlyMapped {
-    /// Why it went no further.
+    /// The reason why it went no further.
     pub error: TableError,
-    /// How many bytes of it are mapped now, from its start on.
+    /// The number of its bytes that are mapped now, from its start on.
     pub bytes: u64,
 }
 

@@ -237,7 +237,7 @@ struct Mapping<'a, M: PhysicalMemory> {
     /// The way in which its pages are counted; `None` if they are mapped for good. There is room to
     /// record it.
     counted: Option<Counted>,
-    /// How many bytes of it are mapped, from its start on.
+    /// The number of its bytes that are mapped, from its start on.
     bytes: u64,
 }
 

@@ -16,7 +16,7 @@ use super::{
 pub struct PartialRoot {
     /// The frame that CR3 points to.
     pub root: Frame,
-    /// How many frames were taken for it, the root's included.
+    /// The number of frames that were taken for it, the root's included.
     pub tables: usize,
 }
 
