@@ -169,7 +169,7 @@ fn nobody_waits_for_more_than_all_that_each_other_may_have_under_way() {
     let mut before = 0;
     while !call.is_done() {
         assert!(queue.serve(2, |caller| before += usize::from(caller == 0)));
-        // Whoever is served calls again.
+        // Each caller that is served calls again.
         busy.iter().for_each(|call| _ = call.send(2));
     }
     assert_eq!(before, MAX_CALLS);

@@ -7,7 +7,7 @@ use std::thread::LocalKey;
 use muster_percpu::threads::ThreadSlot;
 use muster_percpu::{Block, Header, Storage};
 
-/// What `load` and `store` of a register return.
+/// The result of `load` and `store` of a register.
 #[allow(dead_code, reason = "nobody should reach it")]
 trait Returned {
     fn make() -> Self;
@@ -23,7 +23,8 @@ impl Returned for () {
     fn make() -> Self {}
 }
 
-/// What takes a value is preferred to what takes a reference to it, even if that is the type's own.
+/// A method that takes a value is preferred to one that takes a reference to it, even if that is the
+/// type's own.
 #[allow(dead_code, reason = "as above")]
 trait Intruder {
     fn with<R: Returned>(self, _: impl FnOnce(&ThreadSlot) -> R) -> R;

@@ -26,7 +26,7 @@ mod cell {
         }
     }
 
-    /// What the standard library has for its own alone.
+    /// A trait that the standard library keeps for itself.
     pub trait Access {
         #[allow(dead_code, reason = "as above")]
         fn get(&'static self) -> *const Header {

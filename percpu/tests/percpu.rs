@@ -247,7 +247,7 @@ fn preemption_is_disabled_exactly_as_long_as_the_closure_runs() {
 
 #[test]
 fn a_head_is_as_far_from_the_register_with_a_block_as_without() {
-    /// What goes by the register alone finds it, and takes from it if it has something.
+    /// Code that uses the register alone finds it, and takes from it if it has something.
     #[repr(C, align(64))]
     struct Head {
         left: AtomicU64,
@@ -286,7 +286,7 @@ fn a_head_is_as_far_from_the_register_with_a_block_as_without() {
         }
     }
 
-    /// What stands for code relative to GS base.
+    /// Stands for code relative to GS base.
     fn take() -> bool {
         // SAFETY: a head lies so far from what the base holds, and lives for good.
         let head = unsafe { &*BASE.get().byte_add(head_offset::<Head>()).cast::<Head>() };

@@ -125,7 +125,7 @@ fn each_job_runs_once_at_each_slot() {
                 assert!(late < CPUS);
                 thread::yield_now();
             }
-            // What was done for it is visible.
+            // Its effects are visible.
             let all = job * (job + 1) / 2;
             assert!(sums.iter().all(|sum| sum.load(Ordering::Relaxed) == all));
         }

@@ -1,4 +1,4 @@
-//! What the checked heap finds, and whom it never accuses.
+//! The misuses that the checked heap finds, and those that it must not report.
 
 use core::alloc::{GlobalAlloc, Layout};
 use core::ptr::{self, NonNull};
@@ -22,7 +22,7 @@ use crate::shadow::{Random, Shadow};
 /// More CPUs than any test has threads.
 const CPUS: usize = 8;
 
-/// What is in front of a block: nothing that is nearer than this many bytes to it is another block's.
+/// The bytes in front of a block that are never another block's.
 const FRONT: usize = 128;
 
 /// A machine on which tests say which CPU they are, and catch what is reported.
@@ -119,7 +119,7 @@ fn flush(heap: &Machine, cpu: usize) {
     on(cpu, || heap.flush());
 }
 
-/// Writes a byte near a block: `offset` counts from its start. What was there is there no more.
+/// Writes a byte near a block: `offset` counts from its start. The former byte is overwritten.
 fn scribble(block: NonNull<u8>, offset: isize) -> u8 {
     // SAFETY: in the block or in what surrounds it, which tests leave to the heap otherwise.
     unsafe {
@@ -129,7 +129,7 @@ fn scribble(block: NonNull<u8>, offset: isize) -> u8 {
     }
 }
 
-/// What is reported while this is done, which must be something.
+/// Returns the misuse that is reported in the meantime, of which there must be one.
 #[track_caller]
 fn reported(work: impl FnOnce()) -> Misuse {
     assert!(panic::catch_unwind(AssertUnwindSafe(work)).is_err());
@@ -149,7 +149,7 @@ fn named(misuse: &Misuse) -> [Option<usize>; 3] {
     })
 }
 
-/// Nothing is left: of the checked heap, and of the one it wraps.
+/// Checks that nothing is left of the checked heap, nor of the one it wraps.
 #[track_caller]
 fn assert_all_back(heap: &Machine, frames: usize) {
     heap.flush();
@@ -232,8 +232,8 @@ fn of_two_cpus_that_free_at_once_one_is_reported() {
         );
         let [allocated, freed, found] = named(misuse);
         assert_eq!(allocated, Some(1));
-        // Whoever came first may be kept, amid its free, from saying so for longer than the other
-        // waits for it.
+        // The first CPU may be interrupted, amid its free, for longer than the other waits for its
+        // record.
         let first = found.map(|found| 5 - found);
         assert!(freed.is_none() || freed == first, "{misuse}");
         told += usize::from(freed.is_some());
@@ -266,7 +266,7 @@ fn any_byte_before_the_start_is_found() {
             let layout = layout(size, 8);
             let block = on(1, || alloc(&heap, layout));
             let found = scribble(block, -(before as isize));
-            // What is noted of a free is nothing yet, and is written when there is one.
+            // The record of a free is empty before there is one, and is written then.
             if (17..=64).contains(&before) {
                 on(2, || free(&heap, block, layout));
                 continue;
@@ -564,7 +564,7 @@ fn all_cpus_run_out_at_once_and_everything_comes_back() {
     assert_all_back(heap, frames);
 }
 
-/// What a program does with one of its blocks that it may not do.
+/// A misuse of a block by a program.
 #[derive(Clone, Copy, Debug)]
 enum Crime {
     FreeTwice,

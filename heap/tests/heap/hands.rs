@@ -22,7 +22,7 @@ type Heap = MagazineHeap<Pausing>;
 /// A machine of two CPUs, on which one can be held up until the other can do nothing but wait.
 struct Pausing {
     machine: HostedFrames,
-    /// What each CPU does.
+    /// The activity of each CPU.
     doing: [AtomicU8; 2],
     /// How often each CPU was held up in lockstep.
     steps: [AtomicUsize; 2],
@@ -67,7 +67,7 @@ thread_local! {
     /// Large blocks that are freed from within the heap the next time it asks for frames.
     static FREED: Cell<Option<[Freed; 2]>> = const { Cell::new(None) };
     static HEAP: Cell<Option<&'static Heap>> = const { Cell::new(None) };
-    /// What the other CPU does, once, after it has drained for this one.
+    /// The action of the other CPU, once, after it has drained for this one.
     static THEN: Cell<Option<Then>> = const { Cell::new(None) };
 }
 

@@ -33,7 +33,7 @@ struct Machine {
 type Interruption = Box<dyn FnMut()>;
 
 thread_local! {
-    /// What happens where the heap calls the platform.
+    /// The interruption that happens where the heap calls the platform.
     static INTERRUPTION: RefCell<Option<Interruption>> = const { RefCell::new(None) };
 }
 

@@ -1,4 +1,4 @@
-//! What the magazine heap promises.
+//! The promises of the magazine heap.
 
 use core::alloc::{GlobalAlloc, Layout};
 use core::ptr::{self, NonNull};
@@ -33,7 +33,7 @@ pub trait Machine: FramePlatform + Sized {
     /// That this thread runs there.
     type Task;
 
-    /// What part of the work is enough: tasks that are switched all the time take long.
+    /// The part of the work that is enough: tasks that are switched all the time take long.
     const PART: usize = 1;
 
     fn new(frames: usize) -> Self;
@@ -369,7 +369,7 @@ on_all_machines! {
     }
 
     fn a_slab_leaves_its_description_the_frames_that_it_needs<M: Machine>() {
-        // What a slab's description takes at most, once nothing is described.
+        // The maximum number of tables of a slab's description, when there is no other.
         const TABLES: usize = 3;
         for left in 0..16 {
             for class in Class::all() {
@@ -409,7 +409,7 @@ fn every_class_is_served_from_the_cpu_once_it_is_warm() {
         free(&heap, block, layout);
         let before = heap.platform().cache().statistics(class);
         for _ in 0..100 {
-            // What was freed last is in the caches of the CPU: it is the first to be used again.
+            // The block freed last is in the caches of the CPU: it is the first to be used again.
             assert_eq!(alloc(&heap, layout), Some(block));
             free(&heap, block, layout);
         }
@@ -453,7 +453,7 @@ fn realloc_moves_only_between_classes() {
     assert_all_back(&heap, frames);
 }
 
-/// What all CPUs, and the code that is no CPU's, count together.
+/// Returns the traffic of all CPUs, and of code without a cache.
 fn traffic(heap: &MagazineHeap<impl FramePlatform>) -> Traffic {
     let mut sum = heap.common_traffic();
     (heap.platform()).each_cache(&mut |cache| sum = sum + cache.traffic());
@@ -643,7 +643,7 @@ static REENTERED: MagazineHeap<Scripted<Hook, Hook>> = MagazineHeap::new(Scripte
 });
 static NESTED: AtomicUsize = AtomicUsize::new(0);
 thread_local! {
-    /// What the hook frees next.
+    /// The block that the hook frees next.
     static TO_FREE: Cell<Option<(NonNull<u8>, Layout)>> = const { Cell::new(None) };
 }
 

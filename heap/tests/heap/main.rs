@@ -1,4 +1,4 @@
-//! What a heap promises, on machines that grow contiguously, in scattered pieces, or badly.
+//! The promises of a heap, on machines that grow contiguously, in scattered pieces, or badly.
 
 #![allow(
     clippy::unwrap_used,
@@ -18,7 +18,7 @@ use std::thread;
 use muster_heap::hosted::{Growth, Hosted};
 use muster_heap::{Heap, MAX_REGIONS, Platform, StartError};
 
-/// What a machine around `HostedFrames` leaves to that field: its CPUs and their caches.
+/// The methods that a machine around `HostedFrames` leaves to that field: its CPUs and their caches.
 macro_rules! hosted_cpus {
     ($machine:tt) => {
         fn cpu(&self) -> Option<usize> {

@@ -122,10 +122,10 @@ unsafe impl Platform for Giving {
     }
 }
 
-/// What blocks of the locked heap are multiples of, and begin at.
+/// The unit of the sizes and addresses of blocks of the locked heap.
 const GRAIN: usize = 16;
 
-/// What a block takes: no other begins with the byte after it.
+/// Returns the bytes that a block takes: no other begins with the byte after it.
 fn room(layout: Layout) -> usize {
     (layout.size() + 1).next_multiple_of(GRAIN)
 }
@@ -329,7 +329,7 @@ const CPUS: usize = 3;
 struct Turns<const FLAGGED: bool> {
     machine: HostedFrames,
     caches: [CpuCache; CPUS],
-    /// Whose turn it is.
+    /// The thread that has the turn.
     turn: AtomicUsize,
     heap: Weak<MagazineHeap<Self>>,
 }
@@ -531,9 +531,9 @@ fn check_magazines<const FLAGGED: bool>(
     Ok(count)
 }
 
-/// What is used of all classes is live, in a cache or in a depot, and what is of each fits in its slabs.
-/// Not of each class what is used is there as one of that class: a block that shrank where it was is
-/// not.
+/// Checks that each used block of all classes is live, in a cache or in a depot, and that the blocks of
+/// each class fit in its slabs. Not of each class what is used is there as one of that class: a block
+/// that shrank where it was is not.
 fn check_classes<const FLAGGED: bool>(
     heap: &MagazineHeap<Turns<FLAGGED>>,
     shadow: &Shadow<'_, MagazineHeap<Turns<FLAGGED>>>,

@@ -134,7 +134,7 @@ fn layouts() -> impl Iterator<Item = Layout> {
 #[test]
 fn memory_may_lie_anywhere_in_the_address_space() {
     const LOW: usize = 0x10_0000_0000;
-    /// What the map of slabs was once mistaken about.
+    /// A distance at which the map of slabs was once wrong.
     const APART: usize = 64 << 40;
 
     // The distances at which something of the map could coincide.

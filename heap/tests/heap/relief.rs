@@ -1,4 +1,4 @@
-//! What the heap does when memory is short: only what can help, and in steps.
+//! The relief when memory is short: the heap does only what can help, and in steps.
 
 use core::alloc::{GlobalAlloc, Layout};
 use core::ptr::NonNull;

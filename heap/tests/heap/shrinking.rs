@@ -78,7 +78,7 @@ fn a_large_block_gives_back_the_frames_behind_its_new_end() {
     assert_all_back(&heap, frames);
 }
 
-/// From where to where, in bytes.
+/// Returns pairs of sizes, from and to, in bytes.
 fn shrinkings() -> impl Iterator<Item = (usize, usize)> {
     let sizes = || {
         (Class::all().map(Class::size)).chain([

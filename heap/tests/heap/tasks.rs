@@ -44,7 +44,7 @@ pub struct Tasks<const KIND: u8> {
     heap: AtomicPtr<MagazineHeap<Self>>,
 }
 
-/// What the scheduler does with the task.
+/// The scheduler's treatment of the task.
 trait Scheduler: Sync {
     /// Waits for a CPU.
     fn take_cpu(&self);

@@ -79,7 +79,7 @@ fn guarded() -> &'static Sentinel {
     }
 }
 
-/// What lies in the sentinel, by a way of which the compiler knows nothing.
+/// Returns the bytes of the sentinel, by a pointer of which the compiler knows nothing.
 fn bytes() -> Vec<u8> {
     let mut bytes = vec![0; size_of::<Sentinel>()];
     let address = ptr::from_ref(Gs::unregistered()).addr() as u64;

@@ -20,7 +20,7 @@ const FRAME: usize = FRAME_SIZE as usize;
 const FRAMES: usize = 12;
 const BYTES: usize = FRAMES * FRAME;
 
-/// What the entries say of a byte.
+/// The kinds that the entries give a byte.
 #[derive(Clone, Default)]
 struct Painted {
     /// Kinds of all entries that have it.
@@ -56,7 +56,7 @@ fn whose(kind: Kind) -> Owner {
     }
 }
 
-/// Whose each byte of a frame is.
+/// Returns the owner of each byte of a frame.
 fn owners(frame: &[Painted], is_first: bool) -> Vec<Option<Owner>> {
     let strongest = |byte: &Painted| byte.kinds.iter().copied().max().map(whose);
     let owners: Vec<_> = frame.iter().map(strongest).collect();
@@ -244,7 +244,7 @@ fn region() -> impl Strategy<Value = Region> {
     })
 }
 
-/// What a region does to each of its pages: its address, its frame's.
+/// Returns the address of each page of a region, and of its frame.
 fn pages(region: &Region) -> Vec<(u128, u128)> {
     (0..u128::from(region.length))
         .step_by(FRAME)

@@ -70,7 +70,7 @@ fn vacate(tables: &mut Tables<&Ram>, ram: &Ram, range: VirtRange) {
 struct Page {
     phys: u64,
     cache: Cache,
-    /// What was allowed since it is mapped.
+    /// The rights that were allowed since it was mapped.
     writable: bool,
     executable: bool,
     is_permanent: bool,
@@ -261,7 +261,7 @@ impl World<'_> {
                 let protected = protect(&mut self.tables, range, access);
                 match protected {
                     Err(ChangeError::Permanent { .. }) if is_permanent => return Ok(()),
-                    // What is counted already is looked up no more.
+                    // Counted memory is not looked up any more.
                     Err(ChangeError::RecordsFull { .. }) => prop_assert!(self.has_few_records),
                     Err(ChangeError::Alias(alias)) if alias.is_partly => {
                         prop_assert!(self.has_few_records);
@@ -296,7 +296,7 @@ impl World<'_> {
         self.tables.complete(unmapped, self.ram, freed).unwrap();
     }
 
-    /// What the CPU sees, page by page: no memory in two ways.
+    /// Checks what the CPU sees, page by page: no memory in two ways.
     fn check(&self) -> Result<(), TestCaseError> {
         let root = self.tables.root().start();
         let mut seen = BTreeMap::new();
@@ -351,7 +351,7 @@ fn check_steps(steps: Vec<Step>, full_at: Option<Index>) -> Result<[usize; 2], T
         world.take(step)?;
         world.check()?;
     }
-    // What is gone excludes nothing.
+    // Unmapped memory excludes nothing.
     while !world.pending.is_empty() {
         world.complete(0);
     }
@@ -561,7 +561,7 @@ fn there_are_so_many_records_and_more_if_reserved() {
         "{count} of {records}"
     );
     assert!(failure.to_string().contains("reserve more"));
-    // What needs no record goes on, and what comes back is room again.
+    // Mappings that need no record go on, and released records are room again.
     let readable = range(&page(1));
     protect(&mut tables, readable, Access::ReadOnly).unwrap();
     vacate(&mut tables, &ram, range(&page(2)));
@@ -643,7 +643,7 @@ fn memory_whose_record_can_t_be_cut_counts_until_all_of_it_is_unmapped() {
     map(&mut tables, &code, &ram).unwrap();
 }
 
-/// What is refused for memory that is not mapped, says what is, and what to do.
+/// The refusal for memory that is not mapped names the memory that is, and what to do.
 #[test]
 fn a_refusal_for_a_record_that_can_t_be_cut_names_all_of_it() {
     let ram = Ram::new(1 << 36);
@@ -668,7 +668,7 @@ fn a_refusal_for_a_record_that_can_t_be_cut_names_all_of_it() {
         ),
         "{error}"
     );
-    // What the last page is mapped as, the others can be as well, and they count until they are unmapped.
+    // The others can be mapped as the last page is, and they count until they are unmapped.
     for number in others.take(4) {
         vacate(&mut tables, &ram, range(&apart(number)));
     }
@@ -708,7 +708,7 @@ fn no_memory_for_records_is_an_error() {
     assert_eq!(tables.table_count(), 1);
 }
 
-/// Answers this many frames, and panics instead of answering one more.
+/// A source that returns this many frames, and panics instead of returning one more.
 struct Failing<'a> {
     ram: &'a Ram,
     left: Cell<usize>,

@@ -47,7 +47,7 @@ fn range(start: u64, length: u64) -> VirtRange {
 #[derive(Default)]
 struct Cpu {
     is_idle: bool,
-    /// Whether it was spared a flush, and may keep pages until it wakes, but no tables.
+    /// Whether a flush was deferred, so that it may keep pages until it wakes, but no tables.
     owes: bool,
     /// First address, size, what the leaf entry says.
     pages: Vec<(u64, u64, u64)>,
@@ -128,14 +128,14 @@ unsafe impl Shootdown for Cpus {
     }
 }
 
-/// What is known of a page of 4 KiB.
+/// The state of a page of 4 KiB.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Page {
     phys: u64,
     access: Access,
     cache: Cache,
     size: PageSize,
-    /// What was allowed since it is mapped.
+    /// The rights that were allowed since it was mapped.
     was: (bool, bool),
 }
 
@@ -209,7 +209,7 @@ enum Step {
         page: u64,
         use_caches: bool,
     },
-    /// What is mapped.
+    /// A mapped run.
     TouchRun {
         cpu: Index,
         which: Index,
@@ -392,7 +392,7 @@ impl<'a> World<'a> {
         self.check()
     }
 
-    /// What is mapped from the beginning of a page on, up to this many pages of 4 KiB.
+    /// Returns the mapped range from the beginning of a page on, up to this many pages of 4 KiB.
     fn run(&self, which: Index, count: u64) -> VirtRange {
         let place = which.index(self.model.len());
         let (&virt, page) = self.model.iter().nth(place).unwrap();
@@ -636,7 +636,7 @@ impl<'a> World<'a> {
         let (root, levels) = (self.tables.root().start(), self.tables.levels());
         prop_assert_eq!(walk(self.ram, root, levels.count()), expected);
         let tables = self.tables.walk(&mut |_| ()).unwrap();
-        // What is not walked by is withdrawn, or lost.
+        // A table that no walk reaches is withdrawn, or lost.
         prop_assert_eq!(self.tables.table_count(), self.ram.frames().len());
         prop_assert!(tables <= self.tables.table_count());
         if self.withdrawn.is_empty() {

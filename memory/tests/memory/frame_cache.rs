@@ -19,7 +19,7 @@ use crate::oracle::oracle;
 const OWNERS: [Owner; 3] = [Owner::Heap, Owner::Stacks, Owner::PageTables];
 const CHUNK: u64 = 512;
 
-/// What a call does; the first number says by which CPU's cache, or by none.
+/// A call; the first number is the CPU whose cache it uses, if any.
 #[derive(Clone, Debug)]
 enum Call {
     /// This many frames, one after the other.
@@ -96,7 +96,7 @@ fn call() -> impl Strategy<Value = Call> {
     ]
 }
 
-/// Whose each frame is, by its number; `None` if it is none.
+/// The owner of each frame, by its number; `None` if there is no such frame.
 struct Model {
     owners: Vec<Option<Owner>>,
     /// Each range, and whether it is free or was adopted.
@@ -589,9 +589,9 @@ fn small_runs_stay_together_and_leave_large_ones() {
         }
     }
     let used: usize = held.iter().map(|run| run.run().count()).sum();
-    // What is used would fill this many; each CPU may have begun another.
-    let least = used.div_ceil(512);
-    assert!(frames.free_runs_2mib() >= 16 - least - 2);
+    // The used frames would fill this many chunks; each CPU may have begun another.
+    let min = used.div_ceil(512);
+    assert!(frames.free_runs_2mib() >= 16 - min - 2);
     for run in held {
         caches[0].free_run(run).unwrap();
     }

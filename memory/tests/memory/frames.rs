@@ -300,7 +300,7 @@ fn behave_as_the_model(
         model.check(&frames)?;
     }
 
-    // Whatever happened, exactly the free frames can still be had, each once.
+    // In any case exactly the free frames can still be allocated, each once.
     while let Some(frame) = take(&frames, Owner::PerCpu) {
         prop_assert_eq!(
             model.owners.insert(frame.number(), Owner::PerCpu),

@@ -1,8 +1,8 @@
-//! What the HHDM must show, by a naive model. The fuzzer uses it as well.
+//! The memory that the HHDM must map, by a naive model. The fuzzer uses it as well.
 
 use muster_memory::{FRAME_SIZE, Kind, MemoryEntry, PhysRange};
 
-/// How the HHDM must show the frame that starts at `phys`, worked out from the entries alone.
+/// Returns how the HHDM must map the frame that starts at `phys`, worked out from the entries alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shown {
     Not,
@@ -39,7 +39,7 @@ pub fn shown(entries: &[MemoryEntry], read_only: &[PhysRange], phys: u64) -> Sho
     if touched(&others) {
         return Shown::Not;
     }
-    // What is left of the frame once everything allocatable is cut out of it.
+    // The remainder of the frame once everything allocatable is cut out of it.
     let mut left = vec![frame];
     for entry in entries {
         if matches!(entry.kind, Kind::Usable | Kind::BootloaderReclaimable) {

@@ -183,7 +183,7 @@ fn as_seen(leaf: &Leaf) -> Seen {
     }
 }
 
-/// Answers how many entries the map has.
+/// Returns how many entries the map has.
 fn check(machine: &Machine) -> Result<usize, TestCaseError> {
     let plan = plan(machine);
     let ram = Ram::new(TABLES_FROM);
@@ -216,7 +216,7 @@ fn check(machine: &Machine) -> Result<usize, TestCaseError> {
         }
     }
 
-    // What the CPU sees is what the plan says, in whatever pieces.
+    // The CPU sees what the plan says, in any pieces.
     let seen = walk(&ram, tables.root().start(), machine.levels.count());
     let as_walked: Vec<_> = leaves.iter().map(as_seen).collect();
     prop_assert_eq!(&seen, &as_walked);
@@ -281,7 +281,7 @@ fn check(machine: &Machine) -> Result<usize, TestCaseError> {
     Ok(machine.entries.len())
 }
 
-/// What memory maps may be like, each of which the random ones must have been.
+/// The kinds of memory maps that the random ones must cover.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Trait {
     Hole,
@@ -556,7 +556,7 @@ proptest! {
                 prop_assert_eq!(ram.frames(), before);
             }
         }
-        // What there was is as it was.
+        // The former mappings are unchanged.
         prop_assert_eq!(leaves(&tables), all);
     }
 }
@@ -644,7 +644,7 @@ fn running_out_of_frames_is_an_answer() {
     let error = map(&mut tables, &REGION, &ram).unwrap_err().error;
     assert!(error.to_string().contains("no frame is left"));
     assert_eq!(tables.translate(REGION.virt), None);
-    // What could be had is not kept: two were free, and four are needed.
+    // The frames that were available are not kept: two were free, and four are needed.
     assert_eq!((ram.left.get(), tables.table_count()), (2, 1));
     ram.left.set(4);
     map(&mut tables, &REGION, &ram).unwrap();
