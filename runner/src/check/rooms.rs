@@ -28,6 +28,9 @@ const CIRCLES: &str = "# Circles";
 /// How many circles there may be in all rooms together.
 const MAX_CIRCLES: usize = 3;
 
+/// How many lines a file may have: a file does not grow to avoid an import.
+const MAX_LINES: usize = 500;
+
 /// Prints every import that may not be. Returns whether there is none.
 ///
 /// # Errors
@@ -159,7 +162,7 @@ impl House {
             if is_upward {
                 wrong.push(format!(
                     "src/{}:{line}: `{}` imports `{}`, which stands above it (src/{}): move what it \
-                     needs down, or have it registered from above",
+                     needs down, or register it from above (src/smp/hooks.rs)",
                     importer.path,
                     importer.room().unwrap_or("main"),
                     imported.room().unwrap_or("main"),
@@ -169,7 +172,21 @@ impl House {
         }
         wrong.extend(exceptions.unused());
         wrong.extend(self.check_circles(&left)?);
+        wrong.extend(self.check_lengths());
         Ok(wrong)
+    }
+
+    /// Finds the files that are too long.
+    fn check_lengths(&self) -> impl Iterator<Item = Wrong> {
+        let lengths = (self.0.iter()).map(|source| (source, source.text.lines().count()));
+        lengths
+            .filter(|&(_, lines)| lines > MAX_LINES)
+            .map(|(source, lines)| {
+                format!(
+                    "src/{} has {lines} lines, {MAX_LINES} may be: split it",
+                    source.path
+                )
+            })
     }
 
     /// Compares the circles within rooms with those that the rooms list.
@@ -530,6 +547,17 @@ mod tests {
             .collect();
         let found = wrong(PAGE_OF_TWO, &files);
         assert_eq!(found, ["4 circles are listed in rooms' mod.rs, 3 may be"]);
+    }
+
+    #[test]
+    fn a_file_of_more_than_500_lines_is_wrong() {
+        let lines = |count: usize| "\n".repeat(count);
+        assert!(wrong(PAGE_OF_TWO, &[("low/a.rs", &lines(500))]).is_empty());
+        let found = wrong(PAGE_OF_TWO, &[("low/a.rs", &lines(501))]);
+        assert!(
+            found[0].starts_with("src/low/a.rs has 501 lines"),
+            "{found:?}"
+        );
     }
 
     #[test]
