@@ -5,14 +5,15 @@
 const MAX_LEN: usize = 32;
 
 /// Returns the candidate that a word was probably meant for: that with the fewest letters to insert, delete,
-/// replace or swap with the next one, if these are no more than a third of the word's. The case of a letter
-/// does not count. The first of several.
+/// replace or swap with the next one, if these are no more than a third of the word's and less than half of
+/// the candidate's: of two letters, one alone says nothing. The case of a letter does not count. The first
+/// of several.
 pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let most = (word.len() / 3).max(1);
     candidates
         .into_iter()
         .filter_map(|candidate| Some((distance(word, candidate)?, candidate)))
-        .filter(|&(distance, candidate)| distance <= most && distance < candidate.len())
+        .filter(|&(distance, candidate)| distance <= most && 2 * distance < candidate.len())
         .min_by_key(|&(distance, _)| distance)
         .map(|(_, candidate)| candidate)
 }
@@ -81,7 +82,8 @@ mod tests {
             ("SEED", Some("seed")),
             ("second", Some("seconds")),
             ("fast", None),
-            ("no", Some("on")),
+            ("no", None),
+            ("ON", Some("on")),
             ("x", None),
             ("", None),
         ] {

@@ -277,8 +277,10 @@ impl fmt::Display for CommandError<'_> {
             Self::Unknown { kind, word } => {
                 let (verb, name) = kind.words();
                 write!(f, "unknown {name} `{word}`")?;
-                let mut names = verb.choices().into_iter().flatten().copied();
-                match (nearest(word, &mut names), kind) {
+                let names = verb.choices().into_iter().flatten();
+                let aliases = Verb::ALL.iter().filter(|_| *kind == Kind::Command);
+                let aliases = aliases.flat_map(|verb| verb.aliases());
+                match (nearest(word, names.chain(aliases).copied()), kind) {
                     (Some(name), _) => write!(f, ", did you mean `{name}`?"),
                     (None, Kind::Command) => write!(f, "; `help` lists them"),
                     (None, _) => write!(f, "; `help {verb}` lists them"),
@@ -542,6 +544,8 @@ mod tests {
             ("cpu", "unknown command `cpu`, did you mean `cpus`?"),
             ("stres", "unknown command `stres`, did you mean `stress`?"),
             ("STRES", "unknown command `STRES`, did you mean `stress`?"),
+            ("qiut", "unknown command `qiut`, did you mean `quit`?"),
+            ("x", "unknown command `x`; `help` lists them"),
             ("xyzzy", "unknown command `xyzzy`; `help` lists them"),
             (
                 "help stres",
