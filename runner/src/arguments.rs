@@ -423,6 +423,22 @@ pub fn with_defaults(own: &[impl AsRef<str>], words: &[String]) -> Vec<String> {
     own.map(String::from).chain(words.iter().cloned()).collect()
 }
 
+/// Refuses the options that a recipe sets by itself.
+///
+/// # Errors
+/// [`ArgumentError::Contradiction`] if one of them is given.
+pub fn leave_to(recipe: &str, own: &[&str], words: &[String]) -> Result<(), ArgumentError> {
+    let names = words
+        .iter()
+        .filter_map(|word| Some(word.split_once('=')?.0));
+    match names.into_iter().find(|name| own.contains(name)) {
+        Some(name) => Err(ArgumentError::Contradiction(format!(
+            "`just {recipe}` sets {name}= by itself: leave it out"
+        ))),
+        None => Ok(()),
+    }
+}
+
 fn take_cpus(run: &mut Run, argument: &str) -> Result<(), ArgumentError> {
     match argument.parse() {
         Ok(cpus) if (1..=MOST_CPUS).contains(&cpus) => run.smp = cpus.to_string(),

@@ -40,7 +40,9 @@ impl Asked<'_> {
 
     /// Returns the machine's topology, unless further arguments of QEMU's may have another.
     fn topology(&self) -> Option<Topology> {
-        let is_known = !self.run.qemu_arguments.iter().any(|word| word == "-smp");
+        // QEMU takes an option with one dash or two.
+        let is_smp = |word: &String| word == "-smp" || word == "--smp";
+        let is_known = !self.run.qemu_arguments.iter().any(is_smp);
         let topology = Topology::parse(&self.run.smp, self.run.emulator).ok();
         topology.filter(|_| is_known)
     }
@@ -177,7 +179,7 @@ const IDLE: &[(Condition, Names, &str)] = &[
         "on a machine of one CPU, as it is about APs: ask for 2 CPUs or more",
     ),
     (
-        |asked| asked.value("measure") == Some("instructions"),
+        |asked| asked.value("measure") == Some("instructions") && !asked.run.is_monitored(),
         |name| matches!(name, "on" | "rounds" | "time"),
         "with measure=instructions, which counts once, on one CPU: leave it out",
     ),
@@ -378,6 +380,9 @@ mod tests {
             &["smp=6,sockets=2,cores=3,threads=1", "loader.silent=6"],
             &["4", "loader.swapped=0,3", "loader.msr=0:0x10:0x1"],
             &["1", "die=stack", "qemu-args=-smp 4"],
+            &["1", "die=stack", "qemu-args=--smp 4"],
+            // What `bench measure=time` at the prompt goes by.
+            &["monitor=yes", "measure=instructions", "rounds=2"],
             &["smp=nonsense", "die=stack"],
         ] {
             parse(arguments).unwrap();

@@ -118,6 +118,7 @@ fn perform(command: Command) -> Result<ExitCode> {
             run::command(&arguments::parse(&asked.words)?, &Interrupt::watch()?)
         }
         Command::Monitor(mut asked) => {
+            arguments::leave_to("monitor", &["monitor"], &asked.words)?;
             asked.words.push(MONITOR.into());
             run::command(&arguments::parse(&asked.words)?, &Interrupt::watch()?)
         }
@@ -165,8 +166,18 @@ fn print(text: &str) -> Result<ExitCode> {
 /// Has the program in `view/` boot the kernel and draw it; what has to be built is built before there is
 /// a picture.
 fn top(is_once: bool, words: &[String]) -> Result<ExitCode> {
-    let own = ["output=json", "events=-"].map(String::from);
-    requirements::check(&arguments::parse(&[words, &own].concat())?)?;
+    arguments::leave_to("top", &["monitor", "output", "events"], words)?;
+    // Those of the stress are for the viewer, which types them at the prompt.
+    let is_typed = |word: &&String| word.starts_with("stress=") || word.starts_with("seconds=");
+    let (typed, rest): (Vec<_>, Vec<_>) = words.iter().partition(is_typed);
+    arguments::parse(&typed)?;
+    ensure!(
+        !typed.contains(&&"stress=none".into()),
+        WrongWord("there is nothing to watch with stress=none: leave it out".into())
+    );
+    let own = [MONITOR, "output=json", "events=-"];
+    let rest: Vec<_> = rest.into_iter().map(String::as_str).chain(own).collect();
+    requirements::check(&arguments::parse(&rest)?)?;
     ensure!(
         is_once || io::stdout().is_terminal(),
         WrongWord(

@@ -17,6 +17,9 @@ use crate::workspace::{self, shown};
 /// The word that asks for much less of everything.
 const QUICK: &str = "quick";
 
+/// The word that asks for instructions in the place of time.
+const COUNTED: &str = "measure=instructions";
+
 /// What is asked of the kernel under stress: as much as a run has without a word.
 const STRESS: [&str; 1] = ["output=json"];
 const QUICK_STRESS: [&str; 2] = ["output=json", "seconds=1"];
@@ -42,7 +45,14 @@ struct Report {
 
 impl Report {
     fn parse(words: &[String]) -> Result<Self, ArgumentError> {
+        arguments::leave_to("report", &["monitor", "output", "events"], words)?;
         let is_quick = words.iter().any(|word| word == QUICK);
+        // Instructions are counted once, on one CPU.
+        let is_counted = words.iter().any(|word| word == COUNTED);
+        let is_of_time = |word: &String| {
+            let names = ["on=", "rounds=", "time="];
+            names.iter().any(|name| word.starts_with(name))
+        };
         let words: Vec<_> = words
             .iter()
             .filter(|word| *word != QUICK)
@@ -60,6 +70,7 @@ impl Report {
             .iter()
             .map(|word| (*word).to_owned())
             .chain(on)
+            .filter(|word| !(is_counted && is_of_time(word)))
             .collect();
         let bench = arguments::with_defaults(&own, &bench);
         arguments::parse(&bench)?;
@@ -165,6 +176,18 @@ mod tests {
     }
 
     #[test]
+    fn instructions_are_counted_without_options_of_time() {
+        for words in [
+            &["measure=instructions"][..],
+            &["quick", "measure=instructions"],
+        ] {
+            let bench = of(words).unwrap().bench;
+            assert!(bench.contains(&"measure=instructions".into()), "{bench:?}");
+        }
+        assert!(of(&["measure=instructions", "rounds=2"]).is_err());
+    }
+
+    #[test]
     fn every_number_of_cpus_is_measured_with() {
         assert_eq!(on("1").unwrap(), "on=1");
         assert_eq!(on("8").unwrap(), "on=1,2,4,8");
@@ -188,6 +211,8 @@ mod tests {
             &["time=much"],
             &["4", "8"],
             &["stress=bench"],
+            &["monitor=yes"],
+            &["output=text"],
         ] {
             assert!(of(words).is_err(), "{words:?}");
         }

@@ -134,6 +134,10 @@ const WRONG: &[(&str, &[&str])] = &[
             "type `stress WORKLOADS SECONDS`",
         ],
     ),
+    (
+        "monitor monitor=no",
+        &["monitor= by itself", "leave it out"],
+    ),
     ("soak stress=mixed", &["stress=", "say minutes="]),
     ("iso boot=embedded", &["`boot=embedded`", "boot=limine"]),
     (
@@ -142,9 +146,20 @@ const WRONG: &[(&str, &[&str])] = &[
     ),
     ("monitor log=debg", &["`debg`", "did you mean `debug`?"]),
     ("report quic", &["`quic`"]),
+    ("report output=text", &["output= by itself", "leave it out"]),
+    (
+        "report monitor=yes",
+        &["monitor= by itself", "leave it out"],
+    ),
     ("report time=much", &["`much` for `time`", "must be"]),
     ("top --onse", &["`--onse`", "did you mean `--once`?"]),
     ("top stress=mixd", &["`mixd`", "did you mean `mixed`?"]),
+    ("top events=file", &["events= by itself", "leave it out"]),
+    ("top --once stress=none", &["stress=none", "leave it out"]),
+    (
+        "top --once fault=panic-ap",
+        &["fault= that ends the run", "leave one out"],
+    ),
     ("top 4", &["no terminal", "`just top --once`"]),
     (
         "boot-log x",
