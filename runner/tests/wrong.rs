@@ -41,6 +41,10 @@ const WRONG: &[(&str, &[&str])] = &[
     ("run-smp fast", &["`fast`"]),
     ("run-smp stress", &["`stress`", "needs a value"]),
     (
+        "run-smp bench",
+        &["`bench` needs a value", "`just arguments` lists"],
+    ),
+    (
         "run-smp stress=mixde",
         &["`mixde`", "did you mean `mixed`?"],
     ),

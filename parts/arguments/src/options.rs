@@ -21,6 +21,9 @@ pub struct OptionInfo {
 /// The most names that an error lists.
 const MAX_NAMES: usize = 10;
 
+/// Where those of an option with more of them are listed.
+const LISTED: &str = "`just arguments` lists the names that it takes";
+
 /// What is wrong with a word of the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OptionError<'a> {
@@ -84,14 +87,18 @@ impl fmt::Display for OptionError<'_> {
                 did_you_mean(*nearest, f)
             }
             Self::NoValue(OptionInfo { name, form, .. }) => {
-                write!(f, "`{name}` needs a value, `{name}=`: {form}")
+                write!(f, "`{name}` needs a value, `{name}=`: ")?;
+                match form.names().count() > MAX_NAMES {
+                    true => f.write_str(LISTED),
+                    false => write!(f, "{form}"),
+                }
             }
             Self::Value { option, value } => {
                 write!(f, "invalid value `{value}` for `{}`", option.name)?;
                 let wrong = value.split(',').find(|part| !option.form.admits(part));
                 match wrong.and_then(|part| nearest(part, option.form.names())) {
                     None if option.form.names().count() > MAX_NAMES => {
-                        f.write_str(": `just arguments` lists the names that it takes")
+                        write!(f, ": {LISTED}")
                     }
                     None => write!(f, ": must be {}", option.form),
                     meant => did_you_mean(meant, f),
@@ -448,6 +455,10 @@ mod tests {
             ("quickly", "unknown option `quickly`"),
             ("=1", "unknown option ``"),
             ("seed", "`seed` needs a value, `seed=`: a whole number"),
+            (
+                "bench",
+                "`bench` needs a value, `bench=`: `just arguments` lists the names that it takes",
+            ),
             (
                 "seed=x",
                 "invalid value `x` for `seed`: must be a whole number",
