@@ -1,6 +1,7 @@
 //! The arguments of a run, `[CPUS] [key=value…]`, read, checked and explained by the table of options.
 
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -307,6 +308,21 @@ pub fn help() -> String {
         options.iter().for_each(|option| explain(option, &mut text));
     }
     text
+}
+
+/// Reads a whole number, the value of an option that no table has.
+///
+/// # Errors
+/// [`ArgumentError::Option`] if it is none, or out of the range.
+pub fn number<T: TryFrom<u64>>(
+    name: &str,
+    value: &str,
+    range: RangeInclusive<u64>,
+) -> Result<T, ArgumentError> {
+    let form = Form::Number(*range.start(), *range.end());
+    let number = value.parse().ok().filter(|_| form.admits(value));
+    let number = number.and_then(|number: u64| T::try_from(number).ok());
+    number.ok_or_else(|| ArgumentError::bad_value(name, value, form))
 }
 
 /// Returns whether an option of this name is in a table.

@@ -174,9 +174,10 @@ impl FromStr for Which {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match text.parse() {
-            Ok(cpu) => Ok(Self::Cpu(cpu)),
-            Err(_) if text == "all" => Ok(Self::All),
-            Err(_) => Err("must be the number of a CPU, or all"),
+            // A number's sign is no digit.
+            Ok(cpu) if !text.starts_with('+') => Ok(Self::Cpu(cpu)),
+            _ if text == "all" => Ok(Self::All),
+            _ => Err("must be the number of a CPU, or all"),
         }
     }
 }
@@ -317,7 +318,7 @@ mod tests {
         let (folder, _) = written(&[line(0, "a"), line(1, "a"), line(5, "a")], "");
         let error = read(folder.path(), Which::Cpu(3)).unwrap_err().to_string();
         assert!(error.ends_with("are 0-1, 5"), "{error}");
-        assert!("x".parse::<Which>().is_err());
+        assert!("x".parse::<Which>().is_err() && "+1".parse::<Which>().is_err());
         let error = read(Path::new("/nonexistent"), Which::All)
             .unwrap_err()
             .to_string();

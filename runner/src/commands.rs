@@ -5,7 +5,7 @@ use std::fmt;
 
 use clap::error::{ContextKind, ContextValue};
 use clap::{Args, CommandFactory, FromArgMatches, Parser};
-use muster_arguments::nearest;
+use muster_arguments::{Form, nearest};
 
 use crate::arguments;
 use crate::boot_log::Which;
@@ -125,9 +125,10 @@ pub struct Listed {
     pub words: Vec<String>,
 }
 
-fn positive(text: &str) -> Result<u32, &'static str> {
-    let number = text.parse().ok().filter(|&number| number > 0);
-    number.ok_or("must be a whole number, and not 0")
+fn positive(text: &str) -> Result<u32, String> {
+    let form = Form::Number(1, u32::MAX.into());
+    let number = text.parse().ok().filter(|_| form.admits(text));
+    number.ok_or_else(|| format!("must be {form}"))
 }
 
 fn parser() -> clap::Command {

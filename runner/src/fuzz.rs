@@ -9,7 +9,7 @@ use std::process::{Command, ExitCode, ExitStatus, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-use crate::arguments::ArgumentError;
+use crate::arguments::{self, ArgumentError};
 use crate::commands::WrongWord;
 use crate::toolchain::{self, HostLibraries};
 use crate::workspace::{self, shown};
@@ -70,17 +70,16 @@ impl Fuzz {
         };
         for word in words {
             // libFuzzer takes 0 for "any seed", and for "without end".
-            let number = |name, value: &str| match value.parse() {
-                Ok(number) if number > 0 => Ok(Some(number)),
-                _ => Err(ArgumentError::bad_value(
-                    name,
-                    value,
-                    "a whole number, and not 0",
-                )),
+            let set = |option: &mut Option<u32>, name: &str, value: &str| {
+                let number = arguments::number(name, value, 1..=u32::MAX.into())?;
+                match option.replace(number) {
+                    Some(_) => Err(ArgumentError::Repeated(name.into())),
+                    None => Ok(()),
+                }
             };
             match word.split_once('=') {
-                Some(("seconds", value)) => fuzz.seconds = number("seconds", value)?,
-                Some(("seed", value)) => fuzz.seed = number("seed", value)?,
+                Some(("seconds", value)) => set(&mut fuzz.seconds, "seconds", value)?,
+                Some(("seed", value)) => set(&mut fuzz.seed, "seed", value)?,
                 _ => {
                     let named = TARGETS.iter().find(|target| target.name == word);
                     let named = named.ok_or_else(|| {

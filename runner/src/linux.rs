@@ -149,12 +149,7 @@ impl Options {
                 continue;
             };
             let bad = |form: &str| ArgumentError::bad_value(key, value, form);
-            let number = |most: u32| {
-                let number = value.parse().ok();
-                number
-                    .filter(|number| (1..=most).contains(number))
-                    .ok_or_else(|| bad(&format!("1 to {most}")))
-            };
+            let number = |max: u32| arguments::number(key, value, 1..=max.into());
             match (key, value) {
                 ("linux", "bare") => options.setting = Setting::Bare,
                 ("linux", "default") => options.setting = Setting::Default,
@@ -613,6 +608,7 @@ mod tests {
             "rounds=100",
             "time=x",
             "boots=-1",
+            "boots=+1",
             "format=xml",
         ] {
             assert!(

@@ -9,6 +9,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
+use muster_arguments::Form;
 use nix::sys::ptrace;
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
@@ -38,9 +39,13 @@ impl FromStr for Pause {
 
     fn from_str(text: &str) -> Result<Self, ()> {
         let (cpu, seconds) = text.split_once(':').ok_or(())?;
+        let number = |text: &str, min| {
+            let form = Form::Number(min, u32::MAX.into());
+            text.parse().ok().filter(|_| form.admits(text)).ok_or(())
+        };
         Ok(Self {
-            cpu: cpu.parse().map_err(|_| ())?,
-            time: Duration::from_secs(seconds.parse().map_err(|_| ())?),
+            cpu: number(cpu, 0)?,
+            time: Duration::from_secs(number(seconds, 1)?.into()),
         })
     }
 }
@@ -197,7 +202,9 @@ mod tests {
         let pause = "3:5".parse();
         let time = Duration::from_secs(5);
         assert_eq!(pause, Ok(Pause { cpu: 3, time }));
-        for wrong in ["", "3", ":5", "3:", "-1:5", "3:x", "3:5:7"] {
+        for wrong in [
+            "", "3", ":5", "3:", "-1:5", "+1:5", "3:x", "3:0", "3:+5", "3:5:7",
+        ] {
             assert_eq!(wrong.parse::<Pause>(), Err(()), "{wrong}");
         }
     }

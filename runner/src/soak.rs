@@ -14,6 +14,9 @@ use crate::session::Interrupt;
 /// Minutes of a soak that names none.
 const DEFAULT_MINUTES: u64 = 10;
 
+/// The most minutes: a year, as for `seconds=`.
+const MAX_MINUTES: u64 = 365 * 24 * 60;
+
 /// A soak as asked for: `[CPUS] [minutes=N] [key=value…]`.
 #[derive(Debug, PartialEq, Eq)]
 struct Soak {
@@ -24,29 +27,35 @@ struct Soak {
 }
 
 impl Soak {
-    fn parse(arguments: &[String], seed: u64) -> Result<Self, ArgumentError> {
+    fn parse(words: &[String], seed: u64) -> Result<Self, ArgumentError> {
         let mut soak = Self {
             minutes: DEFAULT_MINUTES,
             seed,
             rest: Vec::new(),
         };
-        for argument in arguments {
-            let number = |name: &str, value: &str| {
-                let number = value.parse().ok().filter(|&number| number > 0);
-                number.ok_or_else(|| {
-                    ArgumentError::bad_value(name, value, "a whole number, and not 0")
-                })
-            };
-            match argument.split_once('=') {
-                Some(("minutes", value)) => soak.minutes = number("minutes", value)?,
+        let mut given = Vec::new();
+        for word in words {
+            let option = word.split_once('=');
+            if let Some((name @ ("minutes" | "seed"), _)) = option {
+                if given.contains(&name) {
+                    return Err(ArgumentError::Repeated(name.into()));
+                }
+                given.push(name);
+            }
+            match option {
+                Some((name @ "minutes", value)) => {
+                    soak.minutes = arguments::number(name, value, 1..=MAX_MINUTES)?;
+                }
                 Some(("stress" | "seconds", _)) => {
                     return Err(ArgumentError::Contradiction(
                         "a soak has its own stress= and seconds=: leave them out, and say minutes="
                             .into(),
                     ));
                 }
-                Some(("seed", value)) => soak.seed = number("seed", value)?,
-                _ => soak.rest.push(argument.clone()),
+                Some((name @ "seed", value)) => {
+                    soak.seed = arguments::number(name, value, 0..=u64::MAX)?;
+                }
+                _ => soak.rest.push(word.clone()),
             }
         }
         Ok(soak)
@@ -56,7 +65,7 @@ impl Soak {
     fn run(&self) -> Vec<String> {
         let words = [
             "stress=soak".to_owned(),
-            format!("seconds={}", self.minutes.saturating_mul(60)),
+            format!("seconds={}", self.minutes * 60),
             format!("seed={}", self.seed),
         ];
         self.rest.iter().cloned().chain(words).collect()
@@ -118,11 +127,21 @@ mod tests {
             Soak::parse(&[], 5).unwrap().again(),
             "just soak minutes=10 seed=5"
         );
+        assert_eq!(Soak::parse(&words(&["seed=0"]), 5).unwrap().seed, 0);
+        let longest = words(&[&format!("minutes={MAX_MINUTES}")]);
+        arguments::parse(&Soak::parse(&longest, 5).unwrap().run()).unwrap();
     }
 
     #[test]
     fn nonsense_is_told() {
-        for wrong in ["minutes=0", "minutes=", "seed=x", "minutes=1.5"] {
+        for wrong in [
+            "minutes=0",
+            "minutes=",
+            "seed=x",
+            "minutes=1.5",
+            "minutes=+1",
+            "minutes=525601",
+        ] {
             assert!(Soak::parse(&words(&[wrong]), 1).is_err(), "{wrong}");
         }
     }

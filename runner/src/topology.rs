@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use muster_arguments::Form;
+
 use crate::emulator::Kind;
 
 /// The parts that CPUs may be in, from the outermost to the innermost, as QEMU names them.
@@ -47,7 +49,9 @@ impl fmt::Display for TopologyError {
         match self {
             Self::Part(part) => write!(
                 f,
-                "`{part}` must be a number of CPUs, above 0, or NUMBER of maxcpus=, sockets=, cores= or threads="
+                "`{part}` must be a number of CPUs, 1 to {}, or such a number of maxcpus=, sockets=, \
+                 cores= or threads=",
+                u16::MAX
             ),
             Self::TooMany { cpus, max_cpus } => {
                 write!(f, "{cpus} CPUs are more than maxcpus={max_cpus}")
@@ -136,8 +140,8 @@ impl Topology {
 
 /// Reads a number of 16 bits that is not 0.
 fn read(number: &str) -> Option<u128> {
-    let number = number.parse::<u16>().ok()?;
-    (number > 0).then_some(number.into())
+    let form = Form::Number(1, u16::MAX.into());
+    number.parse().ok().filter(|_| form.admits(number))
 }
 
 #[cfg(test)]
@@ -185,6 +189,7 @@ mod tests {
             "0",
             "x",
             "-1",
+            "+8",
             "8,",
             "8,4",
             "8,cpu=2",

@@ -49,6 +49,8 @@ const WRONG: &[(&str, &[&str])] = &[
         &["`mixde`", "did you mean `mixed`?"],
     ),
     ("run-smp stress=", &["`stress`", "`just arguments` lists"]),
+    ("run-smp pause=1:0", &["`1:0` for `pause`", "must be"]),
+    ("run-smp pause=+1:1", &["`+1:1` for `pause`", "must be"]),
     ("run-smp 0", &["0 CPUs", "must be 1 to 288"]),
     ("run-smp 289", &["289 CPUs", "must be 1 to 288"]),
     ("run-smp 8x", &["`8x`"]),
@@ -143,6 +145,12 @@ const WRONG: &[(&str, &[&str])] = &[
         &["monitor= by itself", "leave it out"],
     ),
     ("soak stress=mixed", &["stress=", "say minutes="]),
+    ("soak minutes=1 minutes=2", &["minutes is given twice"]),
+    ("soak seed=1 seed=2", &["seed is given twice"]),
+    (
+        "soak minutes=525601",
+        &["`525601` for `minutes`", "from 1 to 525600"],
+    ),
     ("iso boot=embedded", &["`boot=embedded`", "boot=limine"]),
     (
         "report nosuch.jsonl",
@@ -183,17 +191,19 @@ const WRONG: &[(&str, &[&str])] = &[
         "book-outputs nosuch",
         &["`nosuch`", "`just book-outputs --list`"],
     ),
-    ("oracles x", &["`x`", "must be a whole number, and not 0"]),
-    ("oracles 0", &["`0`", "must be a whole number, and not 0"]),
+    ("oracles x", &["`x`", "must be a whole number from 1"]),
+    ("oracles +1", &["`+1`", "must be a whole number from 1"]),
+    ("oracles 0", &["`0`", "must be a whole number from 1"]),
     ("coverage heap", &["unexpected argument `heap`"]),
     (
         "fuzz memory-mao",
         &["`memory-mao`", "did you mean `memory-map`?"],
     ),
+    ("fuzz seconds=1 seconds=2", &["seconds is given twice"]),
     ("fuzz nosuch", &["`nosuch`", "memory-map, limine-answers"]),
     (
         "fuzz seconds=x",
-        &["`x` for `seconds`", "must be a whole number, and not 0"],
+        &["`x` for `seconds`", "must be a whole number from 1"],
     ),
     (
         "test-kernel nosuch",
@@ -208,7 +218,7 @@ const WRONG: &[(&str, &[&str])] = &[
     ("matrix nosuch", &["`nosuch`", "`just matrix --list`"]),
     (
         "soak minutes=x",
-        &["`x` for `minutes`", "must be a whole number, and not 0"],
+        &["`x` for `minutes`", "must be a whole number from 1"],
     ),
     ("soak minuets=5", &["`minuets`"]),
     ("bench hots", &["`hots`", "did you mean `host`?"]),
@@ -232,6 +242,11 @@ const UNMET: &[(&str, &[&str])] = &[
         "run-smp smp=8,sockets=3",
         &["smp=8,sockets=3", "change one of them"],
     ),
+    (
+        "run-smp smp=65536",
+        &["`65536` must be a number of CPUs, 1 to 65535"],
+    ),
+    ("run-smp smp=+8", &["`+8` must be a number of CPUs"]),
     (
         "run-smp qemu=/nonexistent",
         &["/nonexistent", "./bootstrap installs"],

@@ -193,7 +193,7 @@ pub const RUNNER: &[OptionInfo] = &[
     ),
     option(
         "pause",
-        Form::Text("CPU:SECONDS, whole ones"),
+        Form::Text("CPU:SECONDS, whole numbers"),
         "stop a CPU from outside, once the stress runs",
     ),
     option("qemu", Form::Text("a path"), "QEMU (qemu-system-x86_64)"),
