@@ -149,7 +149,7 @@ pub fn parse(line: impl Iterator<Item = OsString>) -> Result<Command, clap::Erro
 }
 
 /// Returns what a wrong command line is answered with: the usage of the command of this name, where its
-/// options are listed, and, last, the message.
+/// options are listed, and, last, the message, in one line whatever has been typed.
 pub fn answer(name: Option<&str>, message: &str) -> String {
     let mut parser = parser();
     parser.build();
@@ -163,7 +163,19 @@ pub fn answer(name: Option<&str>, message: &str) -> String {
         Some(_) => "       `just arguments` lists the options\n",
         None => "",
     };
-    format!("usage: {usage}\n{options}muster: {message}")
+    format!("usage: {usage}\n{options}muster: {}", printable(message))
+}
+
+/// Escapes the control characters in a text: what was typed neither breaks a line nor moves a cursor.
+fn printable(text: &str) -> String {
+    let mut printable = String::new();
+    for character in text.chars() {
+        match character.is_control() {
+            true => printable.extend(character.escape_default()),
+            false => printable.push(character),
+        }
+    }
+    printable
 }
 
 /// Returns in one line what clap finds wrong.

@@ -1,7 +1,11 @@
 //! How the runner takes what a run of the kernel wrote: line by line, CPU by CPU, with symbols, to a
 //! verdict. A library of its own so that the fuzzer reaches it.
 
-#![deny(clippy::print_stdout, reason = "it panics where nobody reads")]
+#![deny(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "it panics where nobody reads"
+)]
 
 pub mod boot_log;
 pub mod events;

@@ -273,7 +273,10 @@ pub fn command(words: &[String], interrupt: &Interrupt) -> Result<ExitCode> {
     match comparison.failures() {
         0 => Ok(ExitCode::SUCCESS),
         failures => {
-            eprintln!("muster: {failures} allocations failed: give the machine more memory, mem=");
+            writeln!(
+                io::stderr(),
+                "muster: {failures} allocations failed: give the machine more memory, mem="
+            )?;
             Ok(ExitCode::FAILURE)
         }
     }
@@ -300,9 +303,9 @@ fn compare(options: &Options, linux: &Linux, interrupt: &Interrupt) -> Result<Co
     let mut sittings = Vec::new();
     for boot in 1..=options.boots {
         let of = format!("boot {boot} of {}", options.boots);
-        eprintln!("Linux, {of}");
+        writeln!(io::stderr(), "Linux, {of}")?;
         let reference = linux.measure(options, &medium, interrupt)?;
-        eprintln!("Muster, {of}");
+        writeln!(io::stderr(), "Muster, {of}")?;
         let own = measure_muster(&muster, &images, options.measure, interrupt)?;
         sittings.push(Sitting { reference, own });
     }
@@ -437,9 +440,9 @@ impl Linux {
         let qemu = machine::command(&options.run, medium, &log.debug_console());
         let mut show = |line: &str| -> io::Result<()> {
             if line.starts_with("qemu: ") {
-                eprintln!("{line}");
+                writeln!(io::stderr(), "{line}")?;
             } else if let Some(news) = line.strip_prefix("muster_bench: round ") {
-                eprintln!("  round {news}");
+                writeln!(io::stderr(), "  round {news}")?;
             }
             Ok(())
         };

@@ -6,7 +6,11 @@
 //! on QEMU's debug console (`boot_log`), and by events on a second serial line
 //! (`events`).
 
-#![deny(clippy::print_stdout, reason = "it panics where nobody reads")]
+#![deny(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "it panics where nobody reads"
+)]
 
 mod account;
 mod arguments;
@@ -73,7 +77,7 @@ const UNREAD: u8 = 141;
 fn main() -> ExitCode {
     let name = env::args_os().nth(1).unwrap_or_default();
     let refuse = |message: &str| {
-        eprintln!("{}", commands::answer(name.to_str(), message));
+        complain(&commands::answer(name.to_str(), message));
         ExitCode::from(USAGE)
     };
     let done = match commands::parse(env::args_os()) {
@@ -100,7 +104,7 @@ fn main() -> ExitCode {
     if error.is::<ArgumentError>() || error.is::<WrongWord>() {
         return refuse(&message);
     }
-    eprintln!("muster: {}", message.trim_end());
+    complain(&format!("muster: {}", message.trim_end()));
     let is_refusal = error.is::<NotInstalled>()
         || error.is::<NoLinux>()
         || error.is::<Unmet>()
@@ -109,6 +113,12 @@ fn main() -> ExitCode {
         true => ExitCode::from(USAGE),
         false => ExitCode::FAILURE,
     }
+}
+
+/// Writes a message to standard error.
+fn complain(message: &str) {
+    // Where nobody reads it, the exit status says it alone.
+    let _ = writeln!(io::stderr(), "{message}");
 }
 
 /// Does what is asked for.

@@ -460,3 +460,23 @@ fn it_ends_quietly_where_nobody_reads() {
         assert_eq!(String::from_utf8(output.stderr).unwrap(), "", "{line}");
     }
 }
+
+#[test]
+fn what_was_typed_breaks_no_line() {
+    for word in ["a\nb", "a\u{1b}[31mb", "seed=\r\u{9b}1"] {
+        let output = Command::new(RUNNER).args(["run-smp", word]).output();
+        let answer = String::from_utf8(output.unwrap().stderr).unwrap();
+        assert_eq!(answer.lines().count(), 3, "{answer}");
+        let is_plain = |line: &str| !line.contains(char::is_control);
+        assert!(answer.lines().all(is_plain), "{answer:?}");
+    }
+}
+
+#[test]
+fn an_unread_message_leaves_the_status_as_it_is() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut command = Command::new(RUNNER);
+    let status = command.args(["run-smp", "stres"]).stderr(writer).status();
+    assert_eq!(status.unwrap().code(), Some(USAGE));
+}

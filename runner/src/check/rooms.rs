@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -42,7 +43,7 @@ pub fn are_in_order() -> Result<bool> {
     let mut wrong = house.check(&page)?;
     wrong.extend(check_crates(&page, &dependencies()?)?);
     for line in &wrong {
-        eprintln!("{line}");
+        writeln!(io::stderr(), "{line}")?;
     }
     Ok(wrong.is_empty())
 }

@@ -4,6 +4,7 @@
 //! people read as well ([`PAGE`]).
 
 use std::collections::BTreeSet;
+use std::io::{self, Write};
 
 use anyhow::{Context, Result, anyhow, bail};
 use proc_macro2::{TokenStream, TokenTree};
@@ -41,7 +42,7 @@ pub fn are_right() -> Result<bool> {
     }
     let wrong = page.check(&sources)?;
     for line in &wrong {
-        eprintln!("{line}");
+        writeln!(io::stderr(), "{line}")?;
     }
     Ok(wrong.is_empty())
 }
