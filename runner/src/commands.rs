@@ -135,15 +135,19 @@ fn parser() -> clap::Command {
     Command::command().mut_subcommands(|command| command.help_template(HELP))
 }
 
-/// Reads the command line, in which `help` and `-h` ask for help as `--help` does.
+/// Reads the command line. Wherever `help`, `-h` or `--help` stands in it, it asks for help, whatever else
+/// is there.
 ///
 /// # Errors
 /// If it makes no sense, or asks for help.
 pub fn parse(line: impl Iterator<Item = OsString>) -> Result<Command, clap::Error> {
-    let line = line.map(|word| match word.to_str() {
-        Some("help" | "-h") => "--help".into(),
-        _ => word,
-    });
+    let mut line: Vec<_> = line.collect();
+    let is_help = |word: &OsString| ["help", "-h", "--help"].iter().any(|help| word == help);
+    if let Some(index) = line.iter().skip(1).position(is_help) {
+        // After the command, if there is one.
+        line.truncate(if index == 0 { 1 } else { 2 });
+        line.push("--help".into());
+    }
     let matches = parser().try_get_matches_from(line)?;
     Command::from_arg_matches(&matches)
 }

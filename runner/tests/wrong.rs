@@ -425,13 +425,13 @@ fn a_recipe_is_the_command_of_its_name() {
 fn each_recipe_explains_itself() {
     let programs = Programs::new();
     for (recipe, command) in recipes() {
-        for word in ["--help", "-h", "help"] {
+        for words in ["--help", "-h", "help", "nonsense --help", "-- 4 help"] {
             if !command.ends_with("\"$@\"") {
                 continue;
             }
-            let output = programs.run(&format!("{recipe} {word}"));
+            let output = programs.run(&format!("{recipe} {words}"));
             let help = String::from_utf8(output.stdout).unwrap();
-            assert_eq!(output.status.code(), Some(0), "{recipe} {word}: {help}");
+            assert_eq!(output.status.code(), Some(0), "{recipe} {words}: {help}");
             assert!(help.contains(&format!("\nusage: just {recipe}")), "{help}");
             assert_eq!(
                 help.contains("stress="),
