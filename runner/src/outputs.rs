@@ -229,15 +229,16 @@ pub fn command(asked: &Listed, interrupt: &Interrupt) -> Result<ExitCode> {
     let all = all.chain(OTHERS.iter().map(|(name, _)| *name));
     let all: Vec<_> = all.chain([PICTURE]).collect();
     let screen = Screen::new();
-    if asked.list {
-        screen.note(&all.join("\n"))?;
-        return Ok(ExitCode::SUCCESS);
-    }
     if let Some(wrong) = names.iter().find(|name| !all.contains(&name.as_str())) {
         let lists = "`just book-outputs --list` lists them";
         bail!(WrongWord::unknown("output", wrong, all, lists));
     }
     let is_wanted = |name: &str| names.is_empty() || names.iter().any(|wanted| wanted == name);
+    if asked.list {
+        let wanted: Vec<_> = all.into_iter().filter(|name| is_wanted(name)).collect();
+        screen.note(&wanted.join("\n"))?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let mut booted = HashSet::new();
     let mut boot_once = |case: &'static str| {
         let folder = workspace::target().join("book-log").join(case);

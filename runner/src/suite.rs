@@ -132,7 +132,7 @@ fn emulators_named(cases: &[&Case], emulators: &[String]) -> Result<String> {
 /// The argument of a case on Bochs.
 const ON: &str = "machine=bochs";
 
-/// Runs the cases whose name contains one of the filters among the words, or all; or lists them. Success
+/// Runs, or lists, the cases whose name contains one of the filters among the words, or all. Success
 /// if there was one and none failed.
 fn run_all(
     recipe: &str,
@@ -142,12 +142,11 @@ fn run_all(
 ) -> Result<ExitCode> {
     let screen = Screen::new();
     let names = cases.iter().map(|case| case.name);
-    if asked.list {
-        screen.note(&names.collect::<Vec<_>>().join("\n"))?;
-        return Ok(ExitCode::SUCCESS);
-    }
     let (emulators, filters) = emulators_and_filters(&asked.words);
-    let is_of_none = |filter: &&String| !names.clone().any(|name| name.contains(filter.as_str()));
+    // Every name contains an empty one, which nobody means.
+    let is_of_none = |filter: &&String| {
+        filter.is_empty() || !names.clone().any(|name| name.contains(filter.as_str()))
+    };
     if let Some(filter) = filters.iter().find(is_of_none) {
         let lists = format!("`just {recipe} --list` lists them");
         let parts = names.flat_map(|name| [name].into_iter().chain(name.split('-')));
@@ -159,6 +158,11 @@ fn run_all(
             filters.is_empty() || filters.iter().any(|filter| case.name.contains(filter))
         })
         .collect();
+    if asked.list {
+        let names: Vec<_> = chosen.iter().map(|case| case.name).collect();
+        screen.note(&names.join("\n"))?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let on = match emulators_named(&chosen, &emulators)? {
         names if names.is_empty() => names,
         names => format!(" on {names}"),

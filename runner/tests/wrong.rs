@@ -209,6 +209,7 @@ const WRONG: &[(&str, &[&str])] = &[
         "test-kernel nosuch",
         &["`nosuch`", "`just test-kernel --list`"],
     ),
+    ("test-kernel --list nosuch", &["`nosuch`"]),
     ("test-kernel panik", &["`panik`", "did you mean `panic`?"]),
     (
         "test-kernel cpus-8 nosuch",
@@ -441,6 +442,32 @@ fn each_recipe_explains_itself() {
         }
     }
     assert_eq!(programs.started(), "");
+}
+
+#[test]
+fn an_empty_word_is_no_filter() {
+    let programs = Programs::new();
+    for recipe in ["test-kernel", "matrix"] {
+        let mut command = Command::new(RUNNER);
+        command.env("PATH", programs.0.path());
+        let output = command.args([recipe, ""]).output().unwrap();
+        let answer = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(USAGE), "{answer}");
+        assert!(answer.contains("unknown boot test ``: `just"), "{answer}");
+    }
+}
+
+#[test]
+fn what_a_filter_chooses_is_listed() {
+    let programs = Programs::new();
+    for (line, expected) in [
+        ("test-kernel --list cpus-8", "cpus-8\n"),
+        ("book-outputs --list entry", "entry\n"),
+    ] {
+        let listed = String::from_utf8(programs.run(line).stdout).unwrap();
+        assert!(listed.contains(expected), "{listed}");
+        assert!(listed.lines().count() < 10, "{listed}");
+    }
 }
 
 #[test]
