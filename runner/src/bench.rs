@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 
 use crate::arguments;
 use crate::commands::WrongWord;
@@ -51,11 +51,16 @@ fn in_kernel(own: &[&str], words: &[String], interrupt: &Interrupt) -> Result<Ex
 
 /// Runs the host's program, which has allocators in C and C++ to build first.
 fn on_host(what: &str, words: &[String]) -> Result<ExitCode> {
+    ensure!(
+        !words.contains(&"measure=instructions".into()),
+        WrongWord("instructions are counted in the kernel: `just bench instructions`".into())
+    );
     arguments::parse(words)?;
     let (others, _) = arguments::part(words);
     if let Some(other) = others.first() {
-        let why = "`just bench host` takes the benchmarks' options alone";
-        bail!(WrongWord(format!("`{other}`: {why}")));
+        bail!(WrongWord(format!(
+            "`{other}`: `just bench {what}` takes the benchmarks' options alone"
+        )));
     }
     let mut cargo = toolchain::host_cargo();
     cargo.args(["run", "--quiet", "--release"]);

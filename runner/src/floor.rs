@@ -2,9 +2,10 @@
 
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 use crate::arguments;
+use crate::commands::WrongWord;
 use crate::images;
 use crate::requirements;
 use crate::run;
@@ -43,6 +44,12 @@ pub fn boot(
     show: &mut dyn FnMut(&str) -> std::io::Result<()>,
 ) -> Result<bool> {
     let run = arguments::parse(arguments)?;
+    let is_of_kernel = |word: &&String| !word.starts_with("loader.");
+    if let Some(word) = run.words.iter().find(is_of_kernel) {
+        bail!(WrongWord(format!(
+            "{word} does nothing in the example, which takes the machine's options: leave it out"
+        )));
+    }
     requirements::check(&run)?;
     let folder = workspace::target().join("floor-log");
     let (outcome, _) = run::boot(

@@ -52,11 +52,12 @@ mod topology;
 
 use std::env;
 use std::io::{self, IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::error::ErrorKind;
+use muster_arguments::RUNNER;
 use muster_runner::{boot_log, events, figures, line, session, symbols, workspace};
 
 use crate::arguments::{ArgumentError, Boot, Build, MONITOR};
@@ -201,6 +202,9 @@ fn top(is_once: bool, words: &[String]) -> Result<ExitCode> {
     toolchain::finish(top)
 }
 
+/// The runner's options that are about a disc.
+const ON_DISC: [&str; 2] = ["boot", "resolution"];
+
 /// Writes a disc image.
 fn iso(words: &[String]) -> Result<ExitCode> {
     let (paths, options): (Vec<_>, Vec<_>) =
@@ -220,6 +224,29 @@ fn iso(words: &[String]) -> Result<ExitCode> {
     ensure!(
         is_from_disc,
         WrongWord("a disc needs boot=limine: leave `boot=embedded` out".into())
+    );
+    let is_of_machine = |name| arguments::is_in(RUNNER, name) && !ON_DISC.contains(&name);
+    let mut names = options
+        .iter()
+        .filter_map(|word| Some(word.split_once('=')?.0));
+    if let Some(name) = names.find(|name| is_of_machine(name)) {
+        bail!(WrongWord(format!(
+            "{name}= does nothing on a disc, which takes the kernel's options and resolution=: leave it out"
+        )));
+    }
+    let folder = image.parent().filter(|folder| *folder != Path::new(""));
+    if let Some(missing) = folder.filter(|folder| !folder.is_dir()) {
+        bail!(WrongWord(format!(
+            "no folder `{}`: name one that is there",
+            missing.display()
+        )));
+    }
+    ensure!(
+        !image.is_dir(),
+        WrongWord(format!(
+            "`{}` is a folder: name a file in it",
+            image.display()
+        ))
     );
     let limine = Limine::find()?;
     let images = images::build(run.build)?;

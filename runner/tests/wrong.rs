@@ -184,8 +184,18 @@ const WRONG: &[(&str, &[&str])] = &[
     ("build nosuch", &["unexpected argument `nosuch`"]),
     ("iso nosuch", &["`nosuch`", "neither an option nor a path"]),
     ("iso a.iso b.iso", &["`b.iso`", "leave one out"]),
+    ("iso /", &["`/` is a folder", "name a file"]),
+    ("iso nosuch/a.iso", &["no folder `nosuch`", "name one"]),
+    (
+        "iso mem=4G",
+        &["mem= does nothing on a disc", "leave it out"],
+    ),
     ("iso log=loud", &["`loud` for `log`", "must be"]),
     ("floor nonsense", &["`nonsense`"]),
+    (
+        "floor stress=mixed",
+        &["stress=mixed does nothing", "leave it out"],
+    ),
     ("book-outputs entri", &["`entri`", "did you mean `entry`?"]),
     (
         "book-outputs nosuch",
@@ -228,6 +238,14 @@ const WRONG: &[(&str, &[&str])] = &[
     (
         "bench host mem=1G",
         &["`mem=1G`", "the benchmarks' options alone"],
+    ),
+    (
+        "bench latency 4",
+        &["`4`", "`just bench latency` takes the benchmarks' options"],
+    ),
+    (
+        "bench host measure=instructions",
+        &["in the kernel", "`just bench instructions`"],
     ),
     ("bench latency time=x", &["`x` for `time`", "must be"]),
     (
