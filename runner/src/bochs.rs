@@ -12,7 +12,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use muster_runner::boot_log;
 use muster_runner::session::Launch;
 use muster_runner::workspace::shown;
@@ -114,7 +114,11 @@ impl Bochs {
                 Err(error) if error.kind() == ErrorKind::NotFound => {
                     return Err(NotInstalled::Bochs(program.into()).into());
                 }
-                output => output.with_context(|| format!("cannot start {}", program.display()))?,
+                Err(error) => bail!(
+                    "{} does not start ({error}): name the program of Bochs: bochs=PATH",
+                    program.display()
+                ),
+                Ok(output) => output,
             };
             let text = [output.stdout, output.stderr].concat();
             Ok(String::from_utf8_lossy(&text).into_owned())
@@ -122,7 +126,7 @@ impl Bochs {
         let help = ask(&["--help"])?;
         let (reported, version) = version(&help).with_context(|| {
             format!(
-                "{} is not Bochs: `--help` says nothing of it",
+                "{} is not Bochs, by what it says to `--help`: name the program of Bochs: bochs=PATH",
                 program.display()
             )
         })?;

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 
 use crate::arguments::Run;
 use crate::bochs::Bochs;
@@ -72,15 +73,21 @@ impl Emulator {
             .arg("--version")
             .stdin(Stdio::null())
             .output()
-            .with_context(|| {
-                format!(
-                    "cannot start {}: ./bootstrap installs QEMU",
-                    program.display()
-                )
+            .map_err(|error| {
+                let program = program.display();
+                match error.kind() {
+                    ErrorKind::NotFound => anyhow!(
+                        "{program} is not there: ./bootstrap installs QEMU, or name its program: \
+                         qemu=PATH"
+                    ),
+                    _ => anyhow!(
+                        "{program} does not start ({error}): name QEMU's program: qemu=PATH"
+                    ),
+                }
             })?;
         Self::read(&String::from_utf8_lossy(&output.stdout)).with_context(|| {
             format!(
-                "{} is not QEMU: `--version` does not report a version of QEMU",
+                "{} is not QEMU, by what it says to `--version`: name QEMU's program: qemu=PATH",
                 program.display()
             )
         })

@@ -270,7 +270,19 @@ const UNMET: &[(&str, &[&str])] = &[
         "run-smp qemu=/nonexistent",
         &["/nonexistent", "./bootstrap installs"],
     ),
-    ("run-smp qemu=/bin/true", &["/bin/true is not QEMU"]),
+    (
+        "run-smp qemu=/bin/true",
+        &["/bin/true is not QEMU", "qemu=PATH"],
+    ),
+    ("run-smp qemu=/bin", &["/bin does not start", "qemu=PATH"]),
+    (
+        "run-smp machine=bochs bochs=/bin",
+        &["/bin does not start", "bochs=PATH"],
+    ),
+    (
+        "run-smp machine=bochs bochs=/bin/true",
+        &["/bin/true is not Bochs", "bochs=PATH"],
+    ),
     (
         "run-smp machine=bochs bochs=/nonexistent",
         &["/nonexistent", "bochs=PATH"],
