@@ -426,6 +426,35 @@ fn what_just_answers_is_as_short() {
     }
 }
 
+#[test]
+fn bootstrap_looks_at_the_recipe_before_it_installs_anything() {
+    let help = Command::new(root().join("bootstrap")).arg("help").output();
+    let help = help.unwrap();
+    assert!(help.status.success() && help.stdout.starts_with(b"Installs what"));
+    let bare = tempfile::tempdir().unwrap();
+    for program in ["dirname", "sed", "tr"] {
+        let path = Path::new("/usr/bin").join(program);
+        std::os::unix::fs::symlink(path, bare.path().join(program)).unwrap();
+    }
+    for (recipe, expected) in [
+        ("run-smpp", "unknown recipe `run-smpp`: must be one of"),
+        ("default:", "unknown recipe `default:`"),
+        ("runner", "unknown recipe `runner`"),
+        // Nobody is there to be asked.
+        ("run-smp", "this will install:"),
+        ("test-kernel", "this will install:"),
+        ("seed=1", "this will install:"),
+    ] {
+        let mut command = Command::new("/bin/sh");
+        command.arg(root().join("bootstrap")).arg(recipe);
+        command.env_clear().env("PATH", bare.path());
+        let output = command.env("HOME", bare.path()).output().unwrap();
+        let answer = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success(), "{answer}");
+        assert!(answer.contains(expected), "{recipe}: {answer}");
+    }
+}
+
 /// The recipes that are commands of the runner's, by the Justfile, each with the command.
 fn recipes() -> Vec<(String, String)> {
     let justfile = fs::read_to_string(root().join("Justfile")).unwrap();
