@@ -125,7 +125,7 @@ impl Page {
                     unused.remove(&exception);
                 } else {
                     wrong.push(format!(
-                        "{path}:{line}: not `{found}`, but {} ({PAGE})",
+                        "{path}:{line}: `{found}` is not to be used: write {} ({PAGE})",
                         word.instead
                     ));
                 }
@@ -270,9 +270,9 @@ mod tests {
         assert_eq!(
             check(source, ""),
             [
-                "low/a.rs:1: not `Board`, but `Broadcast` (docs/src/words.md)",
-                "low/a.rs:1: not `MOST_CPUS`, but `max_` (docs/src/words.md)",
-                "low/a.rs:3: not `call_patience`, but `timeout` (docs/src/words.md)",
+                "low/a.rs:1: `Board` is not to be used: write `Broadcast` (docs/src/words.md)",
+                "low/a.rs:1: `MOST_CPUS` is not to be used: write `max_` (docs/src/words.md)",
+                "low/a.rs:3: `call_patience` is not to be used: write `timeout` (docs/src/words.md)",
             ]
         );
         let wrong = check("fn f(x: CallPatience, y: PATIENCE) {}", "");
@@ -293,8 +293,8 @@ mod tests {
         assert_eq!(
             check(source, ""),
             [
-                "low/a.rs:1: not `at hand`, but cached (docs/src/words.md)",
-                "low/a.rs:3: not `at hand`, but cached (docs/src/words.md)",
+                "low/a.rs:1: `at hand` is not to be used: write cached (docs/src/words.md)",
+                "low/a.rs:3: `at hand` is not to be used: write cached (docs/src/words.md)",
             ]
         );
     }
@@ -305,7 +305,7 @@ mod tests {
         let board = "| `low/a.rs` | `Board` | a board |\n";
         assert_eq!(
             check(source, board),
-            ["low/a.rs:1: not `at hand`, but cached (docs/src/words.md)"]
+            ["low/a.rs:1: `at hand` is not to be used: write cached (docs/src/words.md)"]
         );
         assert_eq!(
             check("struct Broadcast;", board),
