@@ -7,7 +7,8 @@ use core::ptr;
 use conquer_once::spin::OnceCell;
 use muster_memory::{
     Access, AddressAllocator, AddressError, Cache, ChangeError, FRAME_SIZE, FrameRun,
-    OwnedAddresses, OwnedRun, Owner, PageSize, PhysRange, Region, TableError, VirtRange,
+    OwnedAddresses, OwnedRun, Owner, PageSize, PartlyMapped, PhysRange, Region, TableError,
+    VirtRange,
 };
 
 use super::tlb::AllCpus;
@@ -68,6 +69,42 @@ impl fmt::Display for MappingError {
             Self::Change(error) => error.fmt(f),
         }
     }
+}
+
+/// Maps a region. If no frame is left for a table, this CPU and the others give back those that they cache,
+/// and it goes on where it stopped: tables have theirs from the common ones alone.
+///
+/// # Errors
+///
+/// As for [`map`](muster_memory::Tables::map) of tables.
+///
+/// # Safety
+///
+/// As for [`map`](muster_memory::Tables::map) of tables.
+unsafe fn map(region: Region) -> Result<(), PartlyMapped> {
+    let map = |region: Region| {
+        shared::get().with_tables(|tables, frames| {
+            // SAFETY: the caller's promise, which holds for the rest of the region as for all of it.
+            unsafe { tables.map(&region, frames) }
+        })
+    };
+    map(region).or_else(|failure| {
+        if failure.error != TableError::OutOfFrames {
+            return Err(failure);
+        }
+        frames::drain();
+        relief::ask_others();
+        map(Region {
+            virt: region.virt + failure.bytes,
+            phys: region.phys + failure.bytes,
+            length: region.length - failure.bytes,
+            ..region
+        })
+        .map_err(|rest| PartlyMapped {
+            bytes: failure.bytes + rest.bytes,
+            ..rest
+        })
+    })
 }
 
 /// Whose the frames of a mapping are.
@@ -147,11 +184,8 @@ impl Mapping {
             cache,
             largest: PageSize::Size4KiB,
         };
-        let mapped = shared::get().with_tables(|tables, frames| {
-            // SAFETY: the addresses are this mapping's; of the memory, the caller's promise.
-            unsafe { tables.map(&region, frames) }
-        });
-        match mapped {
+        // SAFETY: the addresses are this mapping's; of the memory, the caller's promise.
+        match unsafe { map(region) } {
             Ok(()) => {
                 mapping.mapped = region.length;
                 Ok(mapping)
@@ -187,7 +221,6 @@ impl Mapping {
 
     /// Maps the next page, a large one if it can be had.
     fn extend(&mut self) -> Result<(), MappingError> {
-        let shared = shared::get();
         let virt = self.range.start() + self.mapped;
         let left = self.range.len() - self.mapped;
         let take = |bytes: u64| {
@@ -215,11 +248,8 @@ impl Mapping {
             cache: Cache::WriteBack,
             largest: PageSize::Size2MiB,
         };
-        let mapped = shared.with_tables(|tables, frames| {
-            // SAFETY: the addresses are this mapping's, and the run is memory.
-            unsafe { tables.map(&region, frames) }
-        });
-        if let Err(failure) = mapped {
+        // SAFETY: the addresses are this mapping's, and the run is memory.
+        if let Err(failure) = unsafe { map(region) } {
             give_back(run);
             return Err(MappingError::Tables(failure.error));
         }
