@@ -241,10 +241,21 @@ mod tests {
             Form::OneOrSome(&[], &["a", "b"]).to_string(),
             "one or more, by commas, of a|b"
         );
-        assert_eq!(Form::Number(1, 9).to_string(), "a whole number from 1 to 9");
-        assert_eq!(
-            Form::Size(2 << 20).to_string(),
-            "2M or more, with its unit, such as 64M or 6G"
-        );
+        for (form, described) in [
+            (Form::Flag, "without a value"),
+            (Form::Number(0, u64::MAX), "a whole number"),
+            (Form::Number(1, u64::MAX), "a whole number from 1"),
+            (Form::Number(1, 9), "a whole number from 1 to 9"),
+            (Form::Numbers(0), "N[,N…]"),
+            (Form::Numbers(1), "N[,N…], each 1 or more"),
+            (Form::Seconds, "seconds above 0, such as 30 or 0.125"),
+            (
+                Form::Size((2 << 20) + 1),
+                "3M or more, with its unit, such as 64M or 6G",
+            ),
+            (Form::Text("a path"), "a path"),
+        ] {
+            assert_eq!(form.to_string(), described);
+        }
     }
 }

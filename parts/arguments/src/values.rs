@@ -347,6 +347,18 @@ mod tests {
     }
 
     #[test]
+    fn faults_say_what_they_take() {
+        let of = |fault: Fault| (fault.ends_run(), fault.min_cpus(), fault.heap());
+        assert_eq!(of(Fault::PanicBsp), (true, 1, None));
+        assert_eq!(of(Fault::StrayInterrupts), (false, 1, None));
+        assert_eq!(of(Fault::DeafAp), (true, 2, None));
+        assert_eq!(of(Fault::HaltInHeap), (true, 2, Some(Heap::LinkedList)));
+        assert_eq!(of(Fault::HeapOverflow), (true, 1, Some(Heap::Checked)));
+        // Without the checks the magazines find it, too.
+        assert_eq!(of(Fault::HeapDoubleFree), (true, 1, None));
+    }
+
+    #[test]
     fn log_levels_are_those_of_the_log_of_the_same_name() {
         for &level in LogLevel::ALL {
             assert_eq!(level.name().parse(), Ok(LevelFilter::from(level)));
