@@ -213,7 +213,8 @@ pub const FAULTS: &[Case] = &[
             step: 1,
             after: "",
         }),
-        ends: &[Verdict::Refused, Verdict::Failed, Verdict::Passed],
+        // Either there is too little memory to start, or what was refused is found elsewhere.
+        ends: &[Verdict::Refused, Verdict::Passed],
         never: &["(?i)panicked"],
         ..passes(
             "frames-fail-bring-up",
