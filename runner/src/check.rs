@@ -3,6 +3,7 @@
 
 mod imports;
 mod rooms;
+mod table;
 mod words;
 
 use std::io::{self, Write};

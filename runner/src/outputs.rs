@@ -167,24 +167,18 @@ struct Block {
 /// Finds the blocks of all pages of the book.
 fn blocks() -> Result<Vec<Block>> {
     let block = Regex::new(r"(?ms)^```text,output=([a-z-]+)\n(.*?)^```$")?;
+    let folder = workspace::root().join("docs/src");
+    let pages = workspace::files(&folder, "md").with_context(|| shown(&folder).to_string())?;
     let mut blocks = Vec::new();
-    let mut folders = vec![workspace::root().join("docs/src")];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).with_context(|| shown(&folder).to_string())? {
-            let page = entry?.path();
-            if page.is_dir() {
-                folders.push(page);
-            } else if page.extension().is_some_and(|extension| extension == "md") {
-                let text = read(&page)?;
-                blocks.extend(block.captures_iter(&text).filter_map(|found| {
-                    Some(Block {
-                        name: found.get(1)?.as_str().into(),
-                        page: page.clone(),
-                        range: found.get(2)?.range(),
-                    })
-                }));
-            }
-        }
+    for page in pages {
+        let text = read(&page)?;
+        blocks.extend(block.captures_iter(&text).filter_map(|found| {
+            Some(Block {
+                name: found.get(1)?.as_str().into(),
+                page: page.clone(),
+                range: found.get(2)?.range(),
+            })
+        }));
     }
     Ok(blocks)
 }

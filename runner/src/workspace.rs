@@ -1,5 +1,7 @@
 //! Where the workspace's files lie.
 
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 /// The workspace's top folder.
@@ -28,4 +30,27 @@ pub fn boot_log() -> PathBuf {
 /// A path as a person in the workspace's top folder would type it.
 pub fn shown(path: &Path) -> std::path::Display<'_> {
     path.strip_prefix(root()).unwrap_or(path).display()
+}
+
+/// All files below a folder that have this extension, in order, but for what Cargo has built.
+///
+/// # Errors
+/// If a folder can't be read.
+pub fn files(folder: &Path, extension: &str) -> io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder)? {
+            let path = entry?.path();
+            if path.is_dir() {
+                if path.file_name().is_some_and(|name| name != "target") {
+                    folders.push(path);
+                }
+            } else if path.extension().is_some_and(|found| found == extension) {
+                found.push(path);
+            }
+        }
+    }
+    found.sort_unstable();
+    Ok(found)
 }

@@ -30,24 +30,8 @@ fn book() -> PathBuf {
     workspace::root().join("docs/src")
 }
 
-/// All files below a folder that have this extension, in order.
 fn files(folder: &Path, extension: &str) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    let mut folders = vec![folder.to_owned()];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                if path.file_name().is_some_and(|name| name != "target") {
-                    folders.push(path);
-                }
-            } else if path.extension().is_some_and(|found| found == extension) {
-                found.push(path);
-            }
-        }
-    }
-    found.sort_unstable();
-    found
+    workspace::files(folder, extension).unwrap()
 }
 
 fn read(path: &Path) -> String {

@@ -6,12 +6,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use super::imports::{self, Import};
+use super::table::{names, required_rows, unquote};
 use crate::toolchain;
 use crate::workspace;
 
@@ -95,7 +96,7 @@ struct Edge {
 impl House {
     fn read(folder: &Path) -> Result<Self> {
         let mut sources = Vec::new();
-        for path in rust_files(folder)? {
+        for path in workspace::files(folder, "rs")? {
             let shown = path.strip_prefix(folder)?.display().to_string();
             sources.push(Source::new(&shown, read(&path)?));
         }
@@ -129,7 +130,7 @@ impl House {
     }
 
     fn check(&self, page: &str) -> Result<Vec<Wrong>> {
-        let rooms = names(&rows(page, ROOMS)?);
+        let rooms = names(&required_rows(PAGE, page, ROOMS)?);
         let edges = self.edges()?;
         let mut wrong = Vec::new();
         for source in &self.0 {
@@ -278,7 +279,7 @@ impl Exceptions {
     /// Reads the table, if there is one: who imports, what is imported, and why it is still there.
     fn read(page: &str) -> Result<Self> {
         let rows = match page.contains(TO_BE_CUT) {
-            true => rows(page, TO_BE_CUT)?,
+            true => required_rows(PAGE, page, TO_BE_CUT)?,
             false => Vec::new(),
         };
         let mut exceptions = BTreeMap::new();
@@ -346,7 +347,7 @@ fn dependencies() -> Result<Vec<(String, Vec<String>)>> {
 
 /// Checks the crates' dependencies against their order.
 fn check_crates(page: &str, dependencies: &[(String, Vec<String>)]) -> Result<Vec<Wrong>> {
-    let crates = names(&rows(page, CRATES)?);
+    let crates = names(&required_rows(PAGE, page, CRATES)?);
     let floor = |name: &str| {
         let found = crates.iter().position(|other| other == name);
         found.with_context(|| format!("{PAGE} does not have the crate `{name}`"))
@@ -364,53 +365,8 @@ fn check_crates(page: &str, dependencies: &[(String, Vec<String>)]) -> Result<Ve
     Ok(wrong)
 }
 
-/// The rows of the table under a heading, from the lowest to the highest, each by its cells. The table's
-/// own heading is no row.
-fn rows(page: &str, heading: &str) -> Result<Vec<Vec<String>>> {
-    let mut lines = page.lines().skip_while(|line| *line != heading).skip(1);
-    let section: Vec<_> = lines
-        .by_ref()
-        .take_while(|line| !line.starts_with("## "))
-        .filter(|line| line.starts_with("| `"))
-        .map(|line| {
-            let cells = line.trim_matches('|').split('|');
-            cells.map(|cell| cell.trim().to_owned()).collect()
-        })
-        .collect();
-    if section.is_empty() {
-        bail!("{PAGE} has no table under `{heading}`");
-    }
-    Ok(section)
-}
-
-/// The names in the first cells of rows.
-fn names(rows: &[Vec<String>]) -> Vec<String> {
-    rows.iter()
-        .filter_map(|row| row.first())
-        .map(|cell| unquote(cell))
-        .collect()
-}
-
-fn unquote(cell: &str) -> String {
-    cell.trim_matches('`').to_owned()
-}
-
 pub(super) fn read(path: &Path) -> Result<String> {
     fs::read_to_string(path).with_context(|| format!("can't read {}", workspace::shown(path)))
-}
-
-pub(super) fn rust_files(folder: &Path) -> Result<Vec<PathBuf>> {
-    let mut files = Vec::new();
-    for entry in fs::read_dir(folder)? {
-        let path = entry?.path();
-        if path.is_dir() {
-            files.extend(rust_files(&path)?);
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            files.push(path);
-        }
-    }
-    files.sort();
-    Ok(files)
 }
 
 #[cfg(test)]

@@ -9,7 +9,8 @@ use std::io::{self, Write};
 use anyhow::{Context, Result, anyhow, bail};
 use proc_macro2::{TokenStream, TokenTree};
 
-use super::rooms::{read, rust_files};
+use super::rooms::read;
+use super::table::{names, required_rows, rows, unquote};
 use crate::workspace;
 
 /// The page with the tables.
@@ -34,7 +35,7 @@ pub fn are_right() -> Result<bool> {
     let page = Page::read(&read(&workspace::root().join(PAGE))?)?;
     let mut sources = Vec::new();
     for folder in &page.folders {
-        let paths = rust_files(&workspace::root().join(folder));
+        let paths = workspace::files(&workspace::root().join(folder), "rs");
         for path in paths.with_context(|| format!("{PAGE} names the folder `{folder}`"))? {
             let shown = path.strip_prefix(workspace::root())?.display().to_string();
             sources.push((shown, read(&path)?));
@@ -85,24 +86,15 @@ impl Page {
                 }),
                 _ => bail!("{PAGE}: a row under `{heading}` needs a word and another: {cells:?}"),
             };
-            let rows: Vec<_> = rows(text, heading).into_iter().map(row).collect();
-            if rows.is_empty() {
-                bail!("{PAGE} has no table under `{heading}`");
-            }
-            rows.into_iter().collect()
+            let rows = required_rows(PAGE, text, heading)?;
+            rows.into_iter().map(row).collect()
         };
         let exception = |cells: Vec<String>| match cells.as_slice() {
             [file, word, why] if !why.is_empty() => Ok((unquote(file), unquote(word))),
             _ => bail!("{PAGE}: an exception needs a file, a word and a reason: {cells:?}"),
         };
-        let folders = rows(text, FOLDERS);
-        if folders.is_empty() {
-            bail!("{PAGE} has no table under `{FOLDERS}`");
-        }
         Ok(Self {
-            folders: (folders.iter().filter_map(|row| row.first()))
-                .map(|cell| unquote(cell))
-                .collect(),
+            folders: names(&required_rows(PAGE, text, FOLDERS)?),
             identifiers: words(IDENTIFIERS)?,
             phrases: words(PHRASES)?,
             exceptions: (rows(text, EXCEPTIONS).into_iter())
@@ -230,23 +222,6 @@ fn split(text: &str) -> impl Iterator<Item = String> {
     (text.split(move |letter| !is_part(letter)))
         .filter(|word| word.contains(|letter: char| letter.is_alphanumeric()))
         .map(str::to_lowercase)
-}
-
-/// The rows of the table under a heading, each by its cells. The table's own heading is no row.
-fn rows(page: &str, heading: &str) -> Vec<Vec<String>> {
-    let lines = page.lines().skip_while(|line| *line != heading).skip(1);
-    lines
-        .take_while(|line| !line.starts_with("## "))
-        .filter(|line| line.starts_with("| `"))
-        .map(|line| {
-            let cells = line.trim_matches('|').split('|');
-            cells.map(|cell| cell.trim().to_owned()).collect()
-        })
-        .collect()
-}
-
-fn unquote(cell: &str) -> String {
-    cell.trim_matches('`').to_owned()
 }
 
 #[cfg(test)]
