@@ -13,7 +13,7 @@
 //! - No CPU touches per-CPU state before its block is registered; doing so panics
 //!   ([`cpu`]).
 //! - Nobody waits for another CPU or a device without a bound, except for a lock, and
-//!   except an AP that is out of work ([`crew`](smp::crew)). Who waits for a CPU answers calls
+//!   except an AP that is out of work ([`jobs`](smp::jobs)). Who waits for a CPU answers calls
 //!   meanwhile ([`call`]).
 //! - Locks have levels and are taken in their order, which is checked on every run
 //!   ([`lock`](smp::lock)); no handler waits for the code below it ([`interrupts`]).

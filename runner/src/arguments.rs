@@ -20,7 +20,7 @@ const DEFAULT_CPUS: u32 = 8;
 const MOST_CPUS: u32 = 288;
 
 /// A run without `timeout=` may take this long beyond the stress itself.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The same on Bochs, whose time goes as many times slower than the host's as it has CPUs, or worse.
 const BOCHS_TIMEOUT: Duration = Duration::from_secs(600);
@@ -30,7 +30,7 @@ const DEFAULT_STRESS: Duration = Duration::from_secs(8);
 
 /// How long benchmarks may take that no `timeout=` limits: with `rounds=` and `time=`
 /// they take what they are given.
-const BENCH_PATIENCE: Duration = Duration::from_secs(3600);
+const BENCH_TIMEOUT: Duration = Duration::from_secs(3600);
 
 /// The memory of a machine for benchmarks: each allocator has an arena of its own.
 const BENCH_MEMORY: &str = "1G";
@@ -141,7 +141,7 @@ impl Default for Run {
             firmware: Firmware::Bios,
             drive: Drive::Cd,
             resolution: None,
-            time_limit: Some(DEFAULT_STRESS + PATIENCE),
+            time_limit: Some(DEFAULT_STRESS + TIMEOUT),
             qemu: "qemu-system-x86_64".into(),
             bochs: "bochs".into(),
             build: Build::Plain,
@@ -378,11 +378,11 @@ pub fn parse<A: AsRef<str>>(arguments: &[A]) -> Result<Run, ArgumentError> {
             Build::Plain => Some(
                 stress
                     + match run.emulator {
-                        Kind::Qemu => PATIENCE,
+                        Kind::Qemu => TIMEOUT,
                         Kind::Bochs => BOCHS_TIMEOUT,
                     },
             ),
-            Build::Bench => Some(BENCH_PATIENCE),
+            Build::Bench => Some(BENCH_TIMEOUT),
         };
     }
     if run.build == Build::Bench && !seen.contains(&"mem") {

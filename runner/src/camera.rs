@@ -12,7 +12,7 @@ use serde_json::json;
 use crate::qmp::Socket;
 
 /// How long QEMU may take to answer.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Takes a picture by way of QEMU's machine protocol (QMP).
 #[derive(Debug)]
@@ -46,7 +46,7 @@ impl Camera {
     /// # Errors
     /// If QEMU does not answer, or can't do it.
     pub fn take(&self) -> Result<()> {
-        let mut qmp = self.socket.connect(PATIENCE)?;
+        let mut qmp = self.socket.connect(TIMEOUT)?;
         qmp.ask("screendump", json!({ "filename": self.picture }))?;
         Ok(())
     }

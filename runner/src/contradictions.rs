@@ -66,10 +66,10 @@ impl Asked<'_> {
     }
 }
 
-/// Returns whether a run is so, and so is not to be had.
+/// Returns whether a run asks for what is not available.
 type Condition = fn(&Asked<'_>) -> bool;
 
-/// What is not to be had, and why.
+/// What is not available, and why.
 const EXCLUDED: &[(Condition, &str)] = &[
     (
         |asked| asked.has("CPUS") && asked.has("smp"),

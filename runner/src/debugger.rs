@@ -38,7 +38,7 @@ const WAITS: &str = "muster: QEMU waits for a debugger";
 pub const WORDS: &str = "gdb.log";
 
 /// How long QEMU may take to be there.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// GDB is not installed.
 #[derive(Debug)]
@@ -188,7 +188,7 @@ pub fn alongside<T>(
 
 /// Has GDB carry the commands out, each after the words of it, whatever came of the one before.
 fn ask(commands: &[&str], kernel: &Path, socket: &Path, words: &Path) -> Result<()> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while !socket.exists() {
         ensure!(Instant::now() < deadline, "QEMU does not wait for GDB");
         thread::sleep(Duration::from_millis(10));

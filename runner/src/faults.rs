@@ -1,5 +1,5 @@
 //! What goes wrong while the kernel comes up and while it runs: CPUs that die, fall, come late, stop
-//! or are interrupted by NMIs, and memory that is not to be had.
+//! or are interrupted by NMIs, and memory that is not available.
 
 use crate::cases::{BACKTRACE, Case, Sweep, fails, panics, passes};
 use crate::session::Verdict;

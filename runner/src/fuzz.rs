@@ -50,7 +50,7 @@ const COVERAGE: [&str; 5] = [
 
 /// An input that takes longer than so many seconds is a finding. Far more than any takes on a busy
 /// machine.
-const PATIENCE: u32 = 300;
+const TIMEOUT: u32 = 300;
 
 /// What is asked for: `[TARGET…] [seconds=N] [seed=N]`.
 #[derive(Debug, PartialEq, Eq)]
@@ -104,7 +104,7 @@ impl Fuzz {
         let seed = seed.map(|seed| format!("-seed={seed}"));
         let length = match self.seconds {
             Some(seconds) => vec![format!("-max_total_time={seconds}")],
-            // Each second libFuzzer would read its corpus anew, and give memory back: it would depend
+            // Each second libFuzzer would read its corpus again, and give memory back: it would depend
             // on time what is tried, and where it lies.
             None => vec![
                 format!("-runs={}", target.runs),
@@ -277,7 +277,7 @@ fn run(
     let log = File::create(log).with_context(|| format!("cannot write {}", shown(log)))?;
     let mut command = at_fixed_addresses(program.as_os_str());
     command.args(fuzz.arguments(target));
-    command.args(["-print_final_stats=1", &format!("-timeout={PATIENCE}")]);
+    command.args(["-print_final_stats=1", &format!("-timeout={TIMEOUT}")]);
     command.arg(format!(
         "-artifact_prefix={}/{}-",
         findings.display(),

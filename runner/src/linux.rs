@@ -54,8 +54,8 @@ const WORDS: &str = "console=ttyS0 loglevel=6 printk.time=0 panic=-1";
 const MEMORY: &str = "1G";
 
 /// How long Linux takes to boot on a slow host, and with instructions counted.
-const PATIENCE: Duration = Duration::from_secs(120);
-const COUNTING_PATIENCE: Duration = Duration::from_secs(600);
+const TIMEOUT: Duration = Duration::from_secs(120);
+const COUNTING_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// Something that is needed to build for, and boot, Linux 6.1 is missing.
 #[derive(Debug, PartialEq, Eq)]
@@ -213,11 +213,11 @@ impl Options {
     /// A longer boot is a hang.
     fn time_limit(&self) -> Duration {
         if self.measure == Measure::Instructions {
-            return COUNTING_PATIENCE;
+            return COUNTING_TIMEOUT;
         }
         let workloads = self.rounds * WORKLOADS * self.cpus().len() as u32;
         // A host with fewer CPUs than the machine is late with every timer.
-        PATIENCE + 4 * workloads * Duration::from_millis(self.time.into())
+        TIMEOUT + 4 * workloads * Duration::from_millis(self.time.into())
     }
 
     /// Linux's command line; what follows `--` is for init.

@@ -33,7 +33,7 @@ pub fn tell_seed(recipe: &str) -> Result<()> {
     Ok(())
 }
 
-/// Runs the tests with so many times as many cases as usual.
+/// Runs the tests with this number of times as many cases as usual.
 ///
 /// # Errors
 /// If the seed is none, or Cargo does not start.

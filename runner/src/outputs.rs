@@ -124,7 +124,7 @@ const EXCERPTS: &[Excerpt] = &[
     ),
 ];
 
-/// How an output is made anew.
+/// How an output is made again.
 type Make = fn(&Interrupt) -> Result<String>;
 
 /// What is not of a case's log.
@@ -213,7 +213,7 @@ fn picture_path() -> PathBuf {
     workspace::root().join("docs/run-smp.svg")
 }
 
-/// Makes the book's outputs anew, all or those of this name.
+/// Makes the book's outputs again, all or those of this name.
 ///
 /// # Errors
 /// If a run does not show what it should, or a file can't be written.
@@ -397,7 +397,7 @@ mod tests {
     #[test]
     fn what_is_shown_reads_well() {
         for line in [
-            "        inlined in muster::smp::crew::nap (src/smp/crew.rs:104)",
+            "        inlined in muster::smp::jobs::idle (src/smp/jobs.rs:104)",
             " 11.124944  0 INFO  stress  exhaustion: 5 s, 507.5 MiB free",
         ] {
             assert_eq!(readable(line), None);

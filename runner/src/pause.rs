@@ -17,7 +17,7 @@ use nix::unistd::Pid;
 /// How long the stress has run when the CPU is stopped.
 const AFTER: Duration = Duration::from_millis(100);
 
-/// How often a thread is stopped anew that was not in the guest's code, and how long it runs in
+/// How often a thread is stopped again that was not in the guest's code, and how long it runs in
 /// between.
 const TRIES: usize = 1000;
 const BETWEEN: Duration = Duration::from_millis(2);

@@ -102,7 +102,7 @@ impl Stepper {
                 return Some(Heap::MayBeUsed);
             }
         }
-        // A sequence that began anew at each step would never end.
+        // A sequence that began again at each step would never end.
         Some(Heap::Untouched)
     }
 }

@@ -10,7 +10,7 @@ use crate::arch::{control, idle, machine_check};
 use crate::boot::stack::{self, Slot};
 use crate::mm::shared;
 use crate::smp::cpu::{Block, Cpu};
-use crate::smp::{cpu, crew, hooks, lapic, stop};
+use crate::smp::{cpu, hooks, jobs, lapic, stop};
 
 /// Where the loader sends an AP: on the loader's stack, tables and GDT, with the
 /// address of its block in `extra`.
@@ -108,5 +108,5 @@ extern "C" fn run() -> ! {
         idle::halt_for_good();
     }
     cpu::with(|here| home::tell_own(index, here.shared()));
-    crew::serve(index)
+    jobs::serve(index)
 }

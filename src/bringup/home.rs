@@ -17,10 +17,10 @@ use crate::boot::stack::Slot;
 use crate::mm::shared;
 use crate::smp::cpu::{self, Gs};
 use crate::smp::snapshot::{Reading, Snapshot};
-use crate::smp::{crew, lapic, online};
+use crate::smp::{jobs, lapic, online};
 
 /// How long a CPU may take to look at itself, in milliseconds.
-const PATIENCE: u64 = 10_000;
+const TIMEOUT: u64 = 10_000;
 
 /// The first entry of its local vector table that is not as set.
 fn odd_entry(home: &Snapshot) -> Option<lapic::Entry> {
@@ -238,7 +238,7 @@ pub fn tell() {
 ///
 /// The first thing that is not as it should be, in words.
 pub fn check() -> Result<(), String> {
-    crew::all(PATIENCE, &|_| record_here());
+    jobs::all(TIMEOUT, &|_| record_here());
     match online::cpus()
         .find_map(|(index, shared)| Some((index, find_deviation(&shared.home, index)?)))
     {

@@ -1,4 +1,4 @@
-//! A frame that is not to be had, on demand: with `frames-fail=N` the N-th request for frames is
+//! A frame that is not available, on demand: with `frames-fail=N` the N-th request for frames is
 //! refused, whoever makes it, so that every place where memory can run out is seen to say so or to do
 //! without. Requests that a CPU serves from frames at hand for itself, for the benchmarks, are not
 //! among them: they have no time for this.

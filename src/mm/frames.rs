@@ -44,7 +44,7 @@ fn free_slowly(frame: OwnedFrame) -> Result<(), NotFreed<OwnedFrame>> {
     give(frame, FrameCache::free, uncached)
 }
 
-/// Gives frames to this CPU's cache, or to `otherwise` where there is none to be had.
+/// Gives frames to this CPU's cache, or to `otherwise` where there is none available.
 ///
 /// # Errors
 ///
@@ -87,7 +87,7 @@ pub fn give_run_back(run: OwnedRun) -> Result<(), NotFreed<OwnedRun>> {
     })
 }
 
-/// Lends this CPU's frame cache. `None` where there is none to be had: before the CPU has its
+/// Lends this CPU's frame cache. `None` where there is none available: before the CPU has its
 /// block, and to a handler that has interrupted the cache's use.
 #[inline(always)]
 pub fn with_cache<T>(f: impl FnOnce(&mut FrameCache<'static>) -> T) -> Option<T> {

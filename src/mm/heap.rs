@@ -25,7 +25,7 @@ use super::{checked, frames, shared};
 use crate::arch::trap;
 use crate::boot::bytes::Bytes;
 use crate::boot::window;
-use crate::smp::{cpu, crew};
+use crate::smp::{cpu, jobs};
 
 /// What the heap lives on until the kernel's tables are loaded: enough for the
 /// physical map and the mapping plan of a machine with hundreds of memory-map
@@ -33,7 +33,7 @@ use crate::smp::{cpu, crew};
 const BOOT_BYTES: usize = 1024 * 1024;
 
 /// How long a CPU may take to drain its cache, in milliseconds.
-const DRAIN_PATIENCE: u64 = 10_000;
+const DRAIN_TIMEOUT: u64 = 10_000;
 
 #[global_allocator]
 static GLOBAL: Global = Global;
@@ -222,7 +222,7 @@ pub fn magazines() -> &'static MagazineHeap<Kernel> {
 /// without. Called on the BSP, between orders.
 pub fn drain() {
     checked::flush();
-    crew::all(DRAIN_PATIENCE, &|_| {
+    jobs::all(DRAIN_TIMEOUT, &|_| {
         // Refused only to code that has interrupted the heap; an order has not.
         let drained = drain_here();
         debug_assert!(drained);

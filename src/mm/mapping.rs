@@ -134,7 +134,7 @@ pub struct Mapping {
 
 impl Mapping {
     /// Writable memory of at least so many bytes, in frames that need not follow each other, the
-    /// largest that are to be had. What is in it is whatever was there.
+    /// largest that are available. What is in it is whatever was there.
     ///
     /// # Errors
     ///

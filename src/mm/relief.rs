@@ -9,7 +9,7 @@ use crate::smp::{cpu, lock, online};
 
 /// How long a CPU that needs memory waits for the others, in milliseconds. A CPU answers within
 /// microseconds, unless it is off its host core; memory is out then, for all this CPU knows.
-const PATIENCE: u64 = 500;
+const TIMEOUT: u64 = 500;
 
 /// After how long it asks again, in milliseconds: a CPU that was just then using what it should
 /// give back has kept it.
@@ -33,15 +33,15 @@ pub fn ask_others() {
     {
         return;
     }
-    let deadline = Deadline::after_millis(PATIENCE);
+    let deadline = Deadline::after_millis(TIMEOUT);
     loop {
         let kept = AtomicBool::new(false);
-        let answered = call::insist(Uses::Heap, Targets::Others, PATIENCE, &|_| {
+        let answered = call::insist(Uses::Heap, Targets::Others, TIMEOUT, &|_| {
             if !heap_platform::drain_here() {
                 kept.store(true, Ordering::Relaxed);
             }
         });
-        // From a CPU that does not answer there is nothing to be had.
+        // From a CPU that does not answer there is nothing available.
         if answered.is_err() || !kept.into_inner() || deadline.passed() {
             return;
         }

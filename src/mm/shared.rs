@@ -36,10 +36,10 @@ const LEAST: u64 = 192 * 1024;
 const LEAST_PER_CPU: u64 = 32 * 1024;
 
 /// Levels of tables, at most.
-const MOST_LEVELS: usize = Levels::Five.count() as usize;
+const MAX_LEVELS: usize = Levels::Five.count() as usize;
 
 /// The way of an address through the tables.
-pub type Path = heapless::Vec<Step, MOST_LEVELS>;
+pub type Path = heapless::Vec<Step, MAX_LEVELS>;
 
 pub(super) static SHARED: OnceCell<Shared> = OnceCell::uninit();
 
@@ -273,7 +273,7 @@ impl Shared {
 
     /// The way of an address through the tables, which does not change meanwhile.
     pub fn path(&self, virt: u64) -> Path {
-        self.with_tables(|tables, _| tables.path(virt).take(MOST_LEVELS).collect())
+        self.with_tables(|tables, _| tables.path(virt).take(MAX_LEVELS).collect())
     }
 
     /// Whether so many bytes at an address are the HHDM's view of memory that the heap owns, at their

@@ -20,7 +20,7 @@ use crate::smp::call::{self, Targets, Uses};
 use crate::smp::{cpu, sleep};
 
 /// How long a CPU may take to flush, in milliseconds: a virtual one may be off its host core.
-const PATIENCE: u64 = 10_000;
+const TIMEOUT: u64 = 10_000;
 
 /// Every CPU that uses the shared tables.
 pub struct AllCpus;
@@ -48,7 +48,7 @@ unsafe impl Shootdown for AllCpus {
             !is_spared
         };
         let targets = Targets::Where(&is_asked);
-        if let Err(error) = call::insist(Uses::NoHeap, targets, PATIENCE, &|_| flush(pages)) {
+        if let Err(error) = call::insist(Uses::NoHeap, targets, TIMEOUT, &|_| flush(pages)) {
             panic!("a page can't be unmapped: {error}");
         }
         cpu::with(|here| {

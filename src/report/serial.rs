@@ -18,7 +18,7 @@ const COM2: u16 = 0x2f8;
 
 /// How long a UART may take to accept bytes, in milliseconds. A full FIFO of 16
 /// drains in 1.4 ms at 115200 baud; one that takes this long is not being served.
-const PATIENCE: u64 = 100;
+const TIMEOUT: u64 = 100;
 
 /// A UART, or `None` if there is none or it has stopped taking bytes.
 type Uart = Lock<Option<Uart16550<PioBackend>>>;
@@ -159,11 +159,11 @@ impl BrokenOff {
 /// one may never let go of it. Called before the others are stopped.
 pub fn seize() -> BrokenOff {
     // What this CPU itself was writing it does not finish any more.
-    let patience = match lock::held() {
+    let timeout = match lock::held() {
         Some(Level::Serial) => 0,
-        _ => PATIENCE,
+        _ => TIMEOUT,
     };
-    let deadline = Deadline::after_millis(patience);
+    let deadline = Deadline::after_millis(timeout);
     let broken_off = BrokenOff {
         first: !take(&UART, deadline),
         second: !take(&SECOND, deadline),
@@ -207,12 +207,12 @@ fn send_line(uart: &mut Uart16550<PioBackend>, line: &[u8]) -> bool {
 
 /// Sends all bytes; `false` if the UART stops taking them.
 fn send(uart: &mut Uart16550<PioBackend>, mut bytes: &[u8]) -> bool {
-    let mut deadline = Deadline::after_millis(PATIENCE);
+    let mut deadline = Deadline::after_millis(TIMEOUT);
     while !bytes.is_empty() {
         let sent = uart.send_bytes(bytes);
         bytes = bytes.get(sent..).unwrap_or_default();
         if sent > 0 {
-            deadline = Deadline::after_millis(PATIENCE);
+            deadline = Deadline::after_millis(TIMEOUT);
         } else if deadline.passed() {
             return false;
         }

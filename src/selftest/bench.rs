@@ -20,8 +20,8 @@ use muster_memory::{FRAME_SIZE, Frame, FrameRun, OwnedFrame, OwnedRun, Owner, Ph
 use crate::arch::clock;
 use crate::mm::{frames, heap, heap_memory};
 use crate::report::events;
-use crate::smp::crew::StartLine;
-use crate::smp::{crew, online};
+use crate::smp::jobs::StartLine;
+use crate::smp::{jobs, online};
 
 /// Frames of an arena: 64 MiB.
 const ARENA: usize = 16 * 1024;
@@ -32,12 +32,12 @@ const FRAMES: (u64, u64) = (0x1000_0000, 0x2000_0000);
 
 /// How long a CPU may take beyond a measurement's time, in milliseconds: to allocate before, to
 /// free after, with many CPUs on few cores.
-const PATIENCE: u64 = 60_000;
+const TIMEOUT: u64 = 60_000;
 
 /// The CPUs at work.
-struct Crew;
+struct OnlineCpus;
 
-impl Machine for Crew {
+impl Machine for OnlineCpus {
     fn cpus(&self) -> usize {
         online::count()
     }
@@ -51,8 +51,8 @@ impl Machine for Crew {
     }
 
     fn run(&self, cpus: usize, work: &(dyn Fn(Place<'_>) + Sync)) {
-        let line = StartLine::new(cpus, PATIENCE);
-        crew::all(PATIENCE, &|cpu| {
+        let line = StartLine::new(cpus, TIMEOUT);
+        jobs::all(TIMEOUT, &|cpu| {
             if cpu < cpus {
                 work(Place {
                     cpu,
@@ -221,5 +221,5 @@ pub fn run(options: &Options) -> Result<(), String> {
         options.rounds,
         options.millis
     );
-    muster_bench::compare(&Crew, &all, options, &mut Log).map_err(|error| format!("{error}"))
+    muster_bench::compare(&OnlineCpus, &all, options, &mut Log).map_err(|error| format!("{error}"))
 }

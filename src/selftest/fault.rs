@@ -19,15 +19,15 @@ use crate::mm::heap_platform;
 use crate::mm::mapping::Mapping;
 use crate::mm::stack::Stack;
 use crate::smp::call::{self, Targets};
-use crate::smp::crew::{self, StartLine};
+use crate::smp::jobs::{self, StartLine};
 use crate::smp::lock::{Level, Lock};
 use crate::smp::{cpu, identity, lapic, online, stop};
 
 /// How long the others wait for a fault that does not come, in milliseconds.
-const PATIENCE: u64 = 10_000;
+const TIMEOUT: u64 = 10_000;
 
 /// How long the BSP waits for an answer, in milliseconds.
-const CALL_PATIENCE: u64 = 1_000;
+const CALL_TIMEOUT: u64 = 1_000;
 
 /// Bytes of a mapping to be misused: so many large pages and small ones that all of the TLB is
 /// flushed.
@@ -51,8 +51,8 @@ pub fn bring_about(fault: Fault) {
         panic!("{fault:?} did not end the run");
     }
     let victim = prepare(fault);
-    let line = StartLine::new(culprits.len(), PATIENCE);
-    crew::all(PATIENCE, &|place| {
+    let line = StartLine::new(culprits.len(), TIMEOUT);
+    jobs::all(TIMEOUT, &|place| {
         if culprits.contains(&place) {
             let is_second = fault == Fault::PanicTwo && place + 1 < size;
             if is_second {
@@ -60,7 +60,7 @@ pub fn bring_about(fault: Fault) {
                 cpu::with(|here| here.shared().end.begin());
             }
             line.wait();
-            let deadline = Deadline::after_millis(PATIENCE);
+            let deadline = Deadline::after_millis(TIMEOUT);
             while is_second && !stop::is_requested() && !deadline.passed() {
                 core::hint::spin_loop();
             }
@@ -91,7 +91,7 @@ fn prepare(fault: Fault) -> Option<u64> {
     let mut mapping = map(bytes);
     let start = mapping.start().expose_provenance();
     let is_kept = AtomicBool::new(true);
-    crew::all(PATIENCE, &|place| {
+    jobs::all(TIMEOUT, &|place| {
         let pages = (0..bytes).step_by(FRAME_SIZE as usize);
         for page in pages.map(|offset| start as u64 + offset) {
             // A word of this CPU's own in each page.
@@ -143,7 +143,7 @@ fn strike(fault: Fault, victim: Option<u64>) {
             panic!("asked for by fault=")
         }
         Fault::PanicInShootdown => {
-            let deadline = Deadline::after_millis(PATIENCE);
+            let deadline = Deadline::after_millis(TIMEOUT);
             while SHOOTDOWNS.load(Ordering::Relaxed) < BEFORE_PANIC && !deadline.passed() {
                 core::hint::spin_loop();
             }
@@ -227,7 +227,7 @@ fn get_stray_interrupts() {
             lapic::send_stray(own, vector),
             "no interrupt can be sent to LAPIC id {own}: there is nothing to see here without a local APIC"
         );
-        let deadline = Deadline::after_millis(PATIENCE);
+        let deadline = Deadline::after_millis(TIMEOUT);
         while unexpected_here() == before && !deadline.passed() {
             core::hint::spin_loop();
         }
@@ -260,7 +260,7 @@ const BEFORE_PANIC: usize = 8;
 
 /// Maps and unmaps until the run ends.
 fn shoot_down() {
-    let deadline = Deadline::after_millis(PATIENCE);
+    let deadline = Deadline::after_millis(TIMEOUT);
     while !deadline.passed() {
         drop(map(SMALL_MAPPING));
         SHOOTDOWNS.fetch_add(1, Ordering::Relaxed);
@@ -273,7 +273,7 @@ static IS_DEAF: AtomicBool = AtomicBool::new(false);
 fn go_deaf() {
     interrupts::disable();
     IS_DEAF.store(true, Ordering::Release);
-    let deadline = Deadline::after_millis(PATIENCE);
+    let deadline = Deadline::after_millis(TIMEOUT);
     while !deadline.passed() {
         core::hint::spin_loop();
     }
@@ -281,7 +281,7 @@ fn go_deaf() {
 
 /// Allocates what the heap has to grow for, while another CPU has halted there.
 fn wait_for_heap() {
-    let deadline = Deadline::after_millis(PATIENCE);
+    let deadline = Deadline::after_millis(TIMEOUT);
     while !heap_platform::has_halted_in_growth() && !deadline.passed() {
         core::hint::spin_loop();
     }
@@ -304,7 +304,7 @@ fn halt_in_lock() {
 
 /// Waits for a lock whose holder has halted.
 fn wait_for_lock() {
-    let deadline = Deadline::after_millis(PATIENCE);
+    let deadline = Deadline::after_millis(TIMEOUT);
     while !HOLDER_HAS_HALTED.load(Ordering::Acquire) && !deadline.passed() {
         core::hint::spin_loop();
     }
@@ -313,7 +313,7 @@ fn wait_for_lock() {
 
 /// Calls all others, of whom one does not hear it.
 fn call_the_deaf() {
-    let deadline = Deadline::after_millis(PATIENCE);
+    let deadline = Deadline::after_millis(TIMEOUT);
     while !IS_DEAF.load(Ordering::Acquire) && !deadline.passed() {
         core::hint::spin_loop();
     }
@@ -322,7 +322,7 @@ fn call_the_deaf() {
 
 fn call_others(work: &call::Work<'_>) {
     let answers = AtomicUsize::new(0);
-    let result = call::run(Targets::Others, CALL_PATIENCE, &|index| {
+    let result = call::run(Targets::Others, CALL_TIMEOUT, &|index| {
         work(index);
         answers.fetch_add(1, Ordering::Relaxed);
     });
@@ -335,7 +335,7 @@ fn call_others(work: &call::Work<'_>) {
 /// Waits until as many CPUs have answered as are among `sleepers`, and all of those are asleep again.
 fn await_sleepers(answers: &AtomicUsize, sleepers: impl Fn(u32) -> bool) {
     let sleepers = || online::cpus().filter(|&(index, _)| sleepers(index));
-    let deadline = Deadline::after_millis(PATIENCE);
+    let deadline = Deadline::after_millis(TIMEOUT);
     let is_over = || {
         // The answers first: before its answer a CPU may still be asleep from before the call.
         answers.load(Ordering::Acquire) == sleepers().count()

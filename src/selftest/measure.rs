@@ -14,7 +14,7 @@ use x86_64::registers::control::{Cr4, Cr4Flags};
 use super::median::Median;
 use crate::mm::mapping::{Mapping, MappingError};
 use crate::smp::call::{self, CallError, Targets};
-use crate::smp::crew::{self, StartLine};
+use crate::smp::jobs::{self, StartLine};
 use crate::smp::online;
 
 /// How long a CPU may take to answer while calls are measured, in milliseconds: a virtual one may be
@@ -65,7 +65,7 @@ pub fn shootdowns() -> Result<(), String> {
     asleep.tell(Measured::ShootdownAsleep, others);
     let awake = OnceCell::uninit();
     let line = StartLine::new(others + 1, SHOOTDOWN_TIMEOUT);
-    crew::all(SHOOTDOWN_TIMEOUT, &|place| {
+    jobs::all(SHOOTDOWN_TIMEOUT, &|place| {
         line.wait();
         if place == 0 {
             awake.init_once(time_shootdown);

@@ -11,7 +11,7 @@ use crate::arch::idle;
 use crate::smp::cpu;
 
 /// How long an AP that is to be late waits for the roll call's end, in milliseconds.
-const PATIENCE: u64 = 60_000;
+const TIMEOUT: u64 = 60_000;
 
 static ASKED_FOR: OnceCell<(Mishap, Step)> = OnceCell::uninit();
 
@@ -37,7 +37,7 @@ pub fn may_happen(index: u32, shared: &cpu::Shared, phase: Phase) {
         // SAFETY: an invalid opcode, which ends in the handler of its exception.
         Mishap::Fall => unsafe { core::arch::asm!("ud2", options(noreturn)) },
         Mishap::Late => {
-            let deadline = Deadline::after_millis(PATIENCE);
+            let deadline = Deadline::after_millis(TIMEOUT);
             while shared.report.admission() == Outcome::Pending && !deadline.passed() {
                 core::hint::spin_loop();
             }

@@ -9,10 +9,10 @@ use core::sync::atomic::{AtomicPtr, Ordering};
 use muster_arguments::Fault;
 
 use crate::mm::heap;
-use crate::smp::{crew, online};
+use crate::smp::{jobs, online};
 
 /// How long a CPU may take for its part, in milliseconds.
-const PATIENCE: u64 = 10_000;
+const TIMEOUT: u64 = 10_000;
 
 /// The block's layout: its size is that of no class, so that its end is not its memory's.
 const LAYOUT: Layout = Layout::new::<[u32; 25]>();
@@ -56,7 +56,7 @@ impl Misuse {
         let (first, second) = (last.saturating_sub(2), last.saturating_sub(1));
         let block = AtomicPtr::new(ptr::null_mut());
         let on = |cpu: usize, work: &(dyn Fn(*mut u8) + Sync)| {
-            crew::all(PATIENCE, &|place| {
+            jobs::all(TIMEOUT, &|place| {
                 if place == cpu {
                     work(block.load(Ordering::Acquire));
                 }

@@ -143,20 +143,20 @@ pub fn start(cpus: usize) {
 /// # Panics
 ///
 /// If this CPU holds a lock. If a CPU has taken the call and is not done with it within a minute.
-pub fn run(targets: Targets<'_>, patience_millis: u64, work: &Work<'_>) -> Result<(), CallError> {
-    run_using(Uses::Heap, targets, patience_millis, work)
+pub fn run(targets: Targets<'_>, timeout_millis: u64, work: &Work<'_>) -> Result<(), CallError> {
+    run_using(Uses::Heap, targets, timeout_millis, work)
 }
 
 fn run_using(
     uses: Uses,
     targets: Targets<'_>,
-    patience_millis: u64,
+    timeout_millis: u64,
     work: &Work<'_>,
 ) -> Result<(), CallError> {
     // SAFETY: only the lifetime changes. Every way out of this function leads past the end of
     // `Pending::finish`, after which no CPU has the reference; nothing unwinds (panics end the run).
     let work = unsafe { core::mem::transmute::<&Work<'_>, &'static Work<'static>>(work) };
-    begin_using(uses, targets, patience_millis, work)?.wait()
+    begin_using(uses, targets, timeout_millis, work)?.wait()
 }
 
 /// As [`run`], but where this CPU has too many calls under way it waits until one of them is done:
@@ -172,12 +172,12 @@ fn run_using(
 pub fn insist(
     uses: Uses,
     targets: Targets<'_>,
-    patience_millis: u64,
+    timeout_millis: u64,
     work: &Work<'_>,
 ) -> Result<(), CallError> {
-    let deadline = Deadline::after_millis(patience_millis);
+    let deadline = Deadline::after_millis(timeout_millis);
     loop {
-        match run_using(uses, targets, patience_millis, work) {
+        match run_using(uses, targets, timeout_millis, work) {
             Err(CallError::TooDeep) if !deadline.passed() => {
                 serve();
                 core::hint::spin_loop();
@@ -198,16 +198,16 @@ pub fn insist(
 /// If this CPU holds a lock.
 pub fn begin(
     targets: Targets<'_>,
-    patience_millis: u64,
+    timeout_millis: u64,
     work: &'static Work<'static>,
 ) -> Result<Pending, CallError> {
-    begin_using(Uses::Heap, targets, patience_millis, work)
+    begin_using(Uses::Heap, targets, timeout_millis, work)
 }
 
 fn begin_using(
     uses: Uses,
     targets: Targets<'_>,
-    patience_millis: u64,
+    timeout_millis: u64,
     work: &'static Work<'static>,
 ) -> Result<Pending, CallError> {
     lock::forbid("CPUs may not be called");
@@ -224,8 +224,8 @@ fn begin_using(
         .ok_or(CallError::TooDeep)?;
     let pending = Pending {
         call,
-        patience_millis,
-        deadline: Deadline::after_millis(patience_millis),
+        timeout_millis,
+        deadline: Deadline::after_millis(timeout_millis),
     };
     let mut sent = 0;
     for (index, shared) in online::cpus() {
@@ -248,7 +248,7 @@ fn begin_using(
 #[must_use = "dropped at once it waits at once; `leave` does not wait"]
 pub struct Pending {
     call: muster_percpu::Call<'static, &'static Work<'static>>,
-    patience_millis: u64,
+    timeout_millis: u64,
     deadline: Deadline,
 }
 
@@ -287,7 +287,7 @@ impl Pending {
         let error = silent.next().map(|cpu| CallError::Silent {
             cpu: cpu as u32,
             more: silent.count(),
-            millis: self.patience_millis,
+            millis: self.timeout_millis,
         });
         let deadline = Deadline::after_millis(LONGEST);
         while let Some(cpu) = self.call.pending().next() {

@@ -15,7 +15,7 @@ impl fmt::Display for Doing<'_> {
         let own = if activity.is_answering() {
             "answering a call"
         } else if activity.is_at_prompt() {
-            // Asleep or not: it naps between keys.
+            // Asleep or not: it is idle between keys.
             "at its prompt"
         } else if self.0.sleep.is_idle() {
             "asleep"

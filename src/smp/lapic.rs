@@ -175,7 +175,7 @@ pub fn enable(nmi_lines: &[NmiLine]) {
     }
 }
 
-/// Takes note of the errors of this CPU's APIC, which begins anew.
+/// Takes note of the errors of this CPU's APIC, which begins again.
 pub fn take_errors() -> Errors {
     Errors(registers().map_or(0, |registers| {
         // The register shows what there was up to the last write (Intel SDM vol. 3A, 11.5.3).
@@ -291,7 +291,7 @@ fn send(lapic_id: u32, command: Command) -> bool {
     };
     if registers.are_msrs() {
         // SAFETY: the MSR exists in x2APIC mode. The interrupt is an NMI or of some vector, and every
-        // CPU that is ever named here has handlers for all of them (`stop` and `crew` see to it). The fences: this write, unlike one to the
+        // CPU that is ever named here has handlers for all of them (`stop` and `jobs` see to it). The fences: this write, unlike one to the
         // xAPIC's page, does not wait for earlier stores (Intel SDM vol. 3A,
         // 11.12.3), and the other CPU is to see what it is woken for.
         unsafe {
@@ -333,6 +333,6 @@ fn registers() -> Option<Registers> {
 /// Writes a register of this CPU's local APIC.
 fn write(registers: Registers, register: Register, value: u32) {
     // SAFETY: this module sends and asks for nothing but NMIs and interrupts of vectors, each of which has
-    // a handler on every CPU that is ever named here (`stop` and `crew` see to it).
+    // a handler on every CPU that is ever named here (`stop` and `jobs` see to it).
     unsafe { registers.write(register, value) };
 }

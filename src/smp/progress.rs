@@ -70,7 +70,7 @@ impl Progress {
         &self.skew
     }
 
-    /// The CPU's last step: asks to be part of the crew. `false` if the roll
+    /// The CPU's last step: asks to be counted online. `false` if the roll
     /// call has given it up.
     pub fn join(&self) -> bool {
         self.admission.join()

@@ -11,7 +11,7 @@ use crate::arch::idle;
 /// How long the reporter waits for the others, in milliseconds. An NMI is served
 /// within microseconds, unless a virtual CPU is off its host core: on a busy host for
 /// hundreds of milliseconds.
-const PATIENCE: u64 = 1_000;
+const TIMEOUT: u64 = 1_000;
 
 static REQUESTED: AtomicBool = AtomicBool::new(false);
 
@@ -35,7 +35,7 @@ pub fn others() {
     for (_, shared) in reachable() {
         lapic::send_nmi(shared.lapic_id);
     }
-    let deadline = Deadline::after_millis(PATIENCE);
+    let deadline = Deadline::after_millis(TIMEOUT);
     while !deadline.passed() && reachable().any(|(_, shared)| shared.end.stopped_at().is_none()) {
         core::hint::spin_loop();
     }

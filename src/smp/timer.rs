@@ -1,4 +1,4 @@
-//! Each CPU's own timer: the local APIC's, set anew for every interrupt.
+//! Each CPU's own timer: the local APIC's, set again for every interrupt.
 //!
 //! Where the CPU has it, the timer fires at a stamp of the TSC; elsewhere it counts down at a rate
 //! of its own, which is measured against the TSC. In both cases the next interrupt is set when the

@@ -111,7 +111,7 @@ pub fn start(index: u32) -> Result<(), RegisterError> {
 /// # Errors
 ///
 /// If one of them has not.
-pub fn wait_for_all(patience: u64) -> Result<(), &'static str> {
+pub fn wait_for_all(timeout: u64) -> Result<(), &'static str> {
     // SAFETY: every x86-64 CPU has the instruction.
     let ticks = || unsafe { core::arch::x86_64::_rdtsc() };
     let began = ticks();
@@ -119,7 +119,7 @@ pub fn wait_for_all(patience: u64) -> Result<(), &'static str> {
         .iter()
         .all(|(_, shared)| shared.is_done.load(Ordering::Acquire))
     {
-        if ticks() - began > patience {
+        if ticks() - began > timeout {
             return Err("a CPU did not come, or is not done");
         }
         spin_loop();

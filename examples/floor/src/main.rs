@@ -28,7 +28,7 @@ use crate::cpu::{Block, CPUS, Cpu};
 const BOXES: u64 = 100_000;
 
 /// How long the first CPU waits for the others, in ticks of the TSC: ten seconds and more on any.
-const PATIENCE: u64 = 60_000_000_000;
+const TIMEOUT: u64 = 60_000_000_000;
 
 /// Where the loader enters, on the first CPU.
 #[unsafe(no_mangle)]
@@ -56,7 +56,7 @@ fn run() -> Result<(), Box<dyn Error>> {
     let before = memory::free_frames();
     loader::release(CPUS.len() - 1, enter);
     work();
-    cpu::wait_for_all(PATIENCE)?;
+    cpu::wait_for_all(TIMEOUT)?;
     say!("{} CPUs made {BOXES} boxes each", CPUS.len());
 
     for (_, shared) in CPUS.iter() {

@@ -25,7 +25,7 @@ const PAT: Msr = Msr::new(0x277);
 const PAT_VALUE: u64 = 0x0000_0105_0007_0406;
 
 /// A CPU that has not answered for so long is left out, in milliseconds.
-const PATIENCE: u64 = 1000;
+const TIMEOUT: u64 = 1000;
 
 /// How often a parked CPU looks, in ticks of the APIC's clock for each CPU
 /// that there is: QEMU's clock runs at 1 GHz, so together they look 4000 times
@@ -158,7 +158,7 @@ pub fn start(slots: &[Slot], bsp: u32, lapic: Lapic, trampoline: u64) {
     // a busy host long after it was sent. One that comes too often does no
     // harm, as a CPU that has started ignores it.
     let mut next = 0;
-    while clock.milliseconds() < PATIENCE && silent().next().is_some() {
+    while clock.milliseconds() < TIMEOUT && silent().next().is_some() {
         if clock.milliseconds() >= next {
             silent().for_each(|slot| lapic.send_startup(slot.apic_id, trampoline));
             next = next * 2 + 1;

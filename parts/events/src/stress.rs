@@ -8,7 +8,7 @@ use crate::cpus::Phase;
 
 /// What one CPU has done so far. While the stress is on there is one for each CPU about four times a
 /// second, with a [`Memory`] after them. Numbers only grow, but for those in bytes, and for the operations, which
-/// begin anew with each workload.
+/// begin again with each workload.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Sample<'a> {

@@ -279,7 +279,7 @@ pub fn search_rsdp(firmware: &impl Firmware) -> Option<u64> {
         .find_map(|(start, length)| {
             let bytes = firmware.bytes(start, length)?;
             let chunks = bytes.as_ref().chunks_exact(RSDP_ALIGN);
-            // A root pointer is longer than the places are apart, so it is read anew.
+            // A root pointer is longer than the places are apart, so it is read again.
             let mut places = (start..).step_by(RSDP_ALIGN).zip(chunks);
             let found = places.find(|&(at, chunk)| {
                 chunk.starts_with(RSDP_SIGNATURE) && sound_rsdp(firmware, at).is_some()

@@ -32,7 +32,7 @@ pub const LVT_DELIVERY: u32 = 0b111 << 8;
 pub const LVT_ACTIVE_LOW: u32 = 1 << 13;
 /// The bits of an entry that are set by whoever writes it: all but those that report.
 pub const LVT_SETTINGS: u32 = !(1 << 12 | 1 << 14);
-/// The timer starts anew whenever it has fired.
+/// The timer starts again whenever it has fired.
 pub const LVT_PERIODIC: u32 = 0b01 << 17;
 /// The timer fires at a stamp of the TSC.
 pub const LVT_TSC_DEADLINE: u32 = 0b10 << 17;

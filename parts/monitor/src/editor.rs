@@ -3,7 +3,7 @@
 //! Of the crates that do this without `std`, `noline` asks the terminal where its cursor is, and waits
 //! for an answer that a pipe does not give; `embedded-cli` completes first words only; `editline` and
 //! `ushell` allocate, or panic over a byte that is not ASCII. None leaves room for a log line of
-//! another CPU. Here the line can be drawn anew at any time.
+//! another CPU. Here the line can be drawn again at any time.
 
 use core::fmt;
 

@@ -1,5 +1,5 @@
 //! Lines of text on a framebuffer that may not be read, as far as it is logic: the font, the pixels of
-//! a character, and which characters have to be drawn anew.
+//! a character, and which characters have to be drawn again.
 //!
 //! Nothing here knows where the pixels go: the kernel stores them, a test puts them into a picture,
 //! and the runner reads them back from a screenshot.

@@ -274,8 +274,8 @@ mod tests {
     #[test]
     fn paths_in_the_arguments_of_macros_are_found() {
         assert_eq!(
-            paths("fn f() {\n    log::info!(\"{}\",\n        crate::smp::crew::size());\n}"),
-            [(3, "smp::crew::size".into())]
+            paths("fn f() {\n    log::info!(\"{}\",\n        crate::smp::jobs::size());\n}"),
+            [(3, "smp::jobs::size".into())]
         );
         assert_eq!(
             paths("macro_rules! m { () => { $crate::smp::cpu::all() } }"),

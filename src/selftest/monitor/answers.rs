@@ -8,7 +8,7 @@ use muster_memory::{FRAME_SIZE, Owner, Target};
 use muster_monitor::{Verb, Whom};
 use muster_percpu::Outcome;
 
-use super::nap::nap_until;
+use super::idle::idle_until;
 use crate::arch::clock::{self, Deadline};
 use crate::boot::bytes::Bytes;
 use crate::boot::stack::Place;
@@ -25,7 +25,7 @@ use crate::smp::{cpu, lines, online};
 const COLUMNS: usize = 80;
 
 /// How long a CPU may take to answer, in milliseconds: a virtual one may be off its host core.
-const PATIENCE: u64 = 10_000;
+const TIMEOUT: u64 = 10_000;
 
 /// All commands, or one of them in full.
 pub fn help(verb: Option<Verb>) {
@@ -137,7 +137,7 @@ pub fn log_of(index: u32) {
         }
     };
     if target.report.admission() == Outcome::Joined {
-        if let Err(error) = call::run(Targets::One(index), PATIENCE, &|_| copy()) {
+        if let Err(error) = call::run(Targets::One(index), TIMEOUT, &|_| copy()) {
             log::error!("{error}");
             return;
         }
@@ -308,7 +308,7 @@ pub fn watch(is_over: &dyn Fn() -> bool) {
     loop {
         let next = Deadline::after_millis(REFRESH);
         let mut ends = false;
-        nap_until(&mut || {
+        idle_until(&mut || {
             ends = is_over();
             ends || next.passed()
         });
@@ -324,7 +324,7 @@ pub fn watch(is_over: &dyn Fn() -> bool) {
         for ((index, shared), last) in watched().zip(&last) {
             let mut row = heapless::String::<COLUMNS>::new();
             for (now, last) in counted(shared).into_iter().zip(last) {
-                // A workload that began meanwhile counts anew. Four numbers fit.
+                // A workload that has begun since counts from 0. Four numbers fit.
                 let did = now.checked_sub(*last).unwrap_or(now);
                 let _ = write!(row, " {:>10}", did.saturating_mul(1_000_000) / micros);
             }

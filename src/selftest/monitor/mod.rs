@@ -1,14 +1,14 @@
 //! The monitor: somebody at the serial port asks, and has things done.
 //!
 //! It is the BSP's work, and the prompt is there while the other CPUs do theirs: an order to them
-//! ([`crew::others`](crate::smp::crew::others)) leaves the BSP where it takes lines, and with one more way
+//! ([`jobs::others`](crate::smp::jobs::others)) leaves the BSP where it takes lines, and with one more way
 //! to go on: that the work is done. The BSP serves calls meanwhile, by their interrupts, and sleeps
 //! between keystrokes. What a line means and how it is typed is `muster_monitor`'s.
 //!
 //! Nothing here counts on memory while others are at work: they may have taken it all.
 
 mod answers;
-mod nap;
+mod idle;
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -19,7 +19,7 @@ use muster_arguments::{Arguments, Fault, Workloads};
 use muster_arguments::{BENCH, OptionInfo};
 use muster_monitor::{Command, Editor, Event, Line};
 
-use self::nap::nap_until;
+use self::idle::idle_until;
 use crate::bringup::roll::RollCall;
 use crate::report::{events, journal, serial};
 use crate::selftest::fault;
@@ -131,7 +131,7 @@ impl Monitor<'_> {
     /// on the terminal meanwhile.
     fn next_byte(&self, is_over: &dyn Fn() -> bool) -> Option<u8> {
         let mut byte = None;
-        nap_until(&mut || {
+        idle_until(&mut || {
             byte = serial::read();
             if byte.is_some() || is_over() {
                 return true;

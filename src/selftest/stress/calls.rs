@@ -14,7 +14,7 @@ use crate::smp::call::{self, Targets, Uses, Work};
 use crate::smp::{cpu, online};
 
 /// How long a CPU may take to answer, in milliseconds: a virtual one may be off its host core.
-const PATIENCE: u64 = 60_000;
+const TIMEOUT: u64 = 60_000;
 
 /// Calls that nobody waited for, and how many of them were carried out.
 static LEFT: AtomicU64 = AtomicU64::new(0);
@@ -54,9 +54,9 @@ pub fn work(shift: &mut Shift<'_>) {
             carried_out.fetch_add(1, Ordering::Relaxed);
         };
         let result = if shift.random.below(2) == 0 {
-            interrupts::without_interrupts(|| call::insist(Uses::Heap, targets, PATIENCE, &work))
+            interrupts::without_interrupts(|| call::insist(Uses::Heap, targets, TIMEOUT, &work))
         } else {
-            call::insist(Uses::Heap, targets, PATIENCE, &work)
+            call::insist(Uses::Heap, targets, TIMEOUT, &work)
         };
         shift.tally.operations += 1;
         // It has waited for all of them: from here on nobody counts.
@@ -76,7 +76,7 @@ pub fn work(shift: &mut Shift<'_>) {
 pub fn settle(shift: &mut Shift<'_>) {
     if shift.place == 0 {
         let all = || CARRIED_OUT.load(Ordering::Relaxed) == LEFT.load(Ordering::Relaxed);
-        let deadline = Deadline::after_millis(PATIENCE);
+        let deadline = Deadline::after_millis(TIMEOUT);
         while !all() && !deadline.passed() {
             call::serve();
             core::hint::spin_loop();
@@ -104,7 +104,7 @@ fn leave(one: u32) {
     };
     // Counted first, so that never more are carried out than there are.
     LEFT.fetch_add(1, Ordering::Relaxed);
-    match call::begin(Targets::One(one), PATIENCE, WORK) {
+    match call::begin(Targets::One(one), TIMEOUT, WORK) {
         Ok(pending) => pending.leave(),
         Err(_) => {
             LEFT.fetch_sub(1, Ordering::Relaxed);

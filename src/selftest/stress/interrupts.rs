@@ -13,7 +13,7 @@ use super::shift::Shift;
 use crate::arch::idle;
 use crate::mm::{heap, heap_platform};
 use crate::selftest::step;
-use crate::smp::{cpu, crew, lapic};
+use crate::smp::{cpu, jobs, lapic};
 
 /// More blocks than a CPU caches of this size, so that the handler makes it refill and flush.
 const MANY: usize = 300;
@@ -96,7 +96,7 @@ fn interrupt_idle(shift: &mut Shift<'_>) {
     let comes_to_halt = (0..MAX_IDLES).any(|_| {
         interrupts::disable();
         // Without a local APIC nothing can be lost, nor end the halt.
-        !lapic::wake(own) || step::before(idle::halt(), &send_nmi, &crew::nap)
+        !lapic::wake(own) || step::before(idle::halt(), &send_nmi, &jobs::idle)
     });
     interrupts::enable();
     if !comes_to_halt {

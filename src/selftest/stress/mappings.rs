@@ -37,7 +37,7 @@ const DIVE_BYTES: u64 = 128;
 const VISITS: usize = 4;
 
 /// How often a CPU visits others meanwhile, at most.
-const PATIENCE: usize = 64;
+const TIMEOUT: usize = 64;
 
 /// What a page fault says of a store to a page that is there and read-only (Intel SDM vol. 3A,
 /// 4.7: the bits P and W/R).
@@ -296,7 +296,7 @@ fn is_filled(mapping: &Mapping) -> bool {
 /// Visits other CPUs' boards until this one's has had its visits, or for so long.
 fn visit_others(shift: &mut Shift<'_>, own: &Board, boards: &[CachePadded<Board>]) -> bool {
     let mut were_right = true;
-    for _ in 0..PATIENCE {
+    for _ in 0..TIMEOUT {
         let other = shift.random.below(boards.len());
         if other != shift.place {
             were_right &= boards[other].visit(shift);

@@ -38,16 +38,16 @@ use crate::arch::clock::{self, Deadline};
 use crate::boot::bytes::Bytes;
 use crate::mm::{heap, shared};
 use crate::report::events;
-use crate::smp::crew::{self, StartLine};
+use crate::smp::jobs::{self, StartLine};
 use crate::smp::lock::{Level, Lock};
 use crate::smp::online;
 
 /// How long a CPU may take beyond a workload's time before it counts as hung, in
 /// milliseconds: freeing what is left takes a while with many CPUs and few cores.
-const PATIENCE: u64 = 60_000;
+const TIMEOUT: u64 = 60_000;
 
 /// And for each MiB that exhaustion has to fill and check.
-const PATIENCE_PER_MIB: u64 = 20;
+const TIMEOUT_PER_MIB: u64 = 20;
 
 /// Free memory that the stress needs for each CPU, in bytes: with less its own books
 /// would be what runs out.
@@ -352,7 +352,7 @@ fn compare(workloads: &[Workload], kinds: &[HeapKind], first: &[u64], second: &[
     }
 }
 
-/// The LAPIC id of the member of the crew that NMIs go to, if they are asked for.
+/// The LAPIC id of the online CPU that NMIs go to, if they are asked for.
 fn target(nmis: bool, member: usize) -> Option<u32> {
     let (_, target) = nmis.then(|| online::cpus().nth(member)).flatten()?;
     Some(target.lapic_id)
@@ -380,12 +380,12 @@ fn run_one(
 ) -> Stint {
     let cpus = tallies.len();
     let available = available();
-    let patience = PATIENCE + (available >> 20) * PATIENCE_PER_MIB;
+    let timeout = TIMEOUT + (available >> 20) * TIMEOUT_PER_MIB;
     // Half of it, so that no workload but exhaustion meets the end.
     let budget = (available / 2) as usize / cpus;
     let largest_piece = exhaustion::largest_piece(available);
     let meeting = Meeting {
-        line: StartLine::new(cpus, patience),
+        line: StartLine::new(cpus, timeout),
         goes_on: AtomicBool::new(true),
         is_stopped: AtomicBool::new(false),
     };
@@ -436,8 +436,8 @@ fn run_one(
         }
     };
     match party {
-        Party::All => crew::all(millis.saturating_add(patience), &order),
-        Party::Others(meanwhile) => crew::others(patience, &order, |is_done| {
+        Party::All => jobs::all(millis.saturating_add(timeout), &order),
+        Party::Others(meanwhile) => jobs::others(timeout, &order, |is_done| {
             let work = Work {
                 is_done,
                 is_stopped: &meeting.is_stopped,

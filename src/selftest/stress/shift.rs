@@ -11,7 +11,7 @@ use crate::boot::bytes::Bytes;
 use crate::mm::{heap, shared};
 use crate::report::events;
 use crate::smp::activity::Activity;
-use crate::smp::crew::StartLine;
+use crate::smp::jobs::StartLine;
 use crate::smp::lock::{Level, Lock};
 use crate::smp::{cpu, lapic, online};
 

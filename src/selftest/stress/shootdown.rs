@@ -12,16 +12,16 @@ use crate::arch::probe::{self, Fault};
 use crate::mm::mapping::Mapping;
 use crate::selftest::step;
 use crate::smp::lock::{Level, Lock};
-use crate::smp::{call, crew, timer};
+use crate::smp::{call, jobs, timer};
 
 /// How long a CPU waits for another one to be ready, or done, in milliseconds.
-const PATIENCE: u64 = 60_000;
+const TIMEOUT: u64 = 60_000;
 
 /// How long a CPU that does not answer goes on not to, once it is asked, in microseconds.
 const DEAF: u64 = 50;
 
 /// How often a CPU that is asleep wakes to look, in microseconds.
-const NAP: u64 = 500;
+const IDLE_PERIOD: u64 = 500;
 
 /// What a page fault says of a store to a page that is not there, and to one that is read-only (Intel
 /// SDM vol. 3A, 4.7: the bits P and W/R).
@@ -87,7 +87,7 @@ impl Range {
 
 /// Waits until something is so, in a loop that does `meanwhile`.
 fn wait_until(is_so: impl Fn() -> bool, mut meanwhile: impl FnMut()) {
-    let deadline = Deadline::after_millis(PATIENCE);
+    let deadline = Deadline::after_millis(TIMEOUT);
     while !is_so() {
         assert!(
             !deadline.passed(),
@@ -222,7 +222,9 @@ fn be(state: State, range: &Range, own: Option<&mut Mapping>) {
         }
         State::Asleep if timer::is_there() => {
             ready();
-            timer::every(NAP, &|| {}, || wait_until(|| range.is_done(), crew::nap));
+            timer::every(IDLE_PERIOD, &|| {}, || {
+                wait_until(|| range.is_done(), jobs::idle)
+            });
         }
         State::Asleep => ready(),
         State::Asking => {

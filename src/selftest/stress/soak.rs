@@ -9,7 +9,7 @@ use super::grounds::Grounds;
 use super::shift::Shift;
 use super::{calls, churn, growth, handover, interrupts, mappings, mixed, timer};
 use crate::arch::clock::Deadline;
-use crate::smp::crew;
+use crate::smp::jobs;
 
 /// How long a CPU stays with one thing, at most, in microseconds.
 const LONGEST: usize = 50_000;
@@ -44,7 +44,7 @@ pub fn run(shift: &mut Shift<'_>, grounds: &Grounds) {
                     4 => interrupts::run(shift),
                     5 => calls::work(shift),
                     6 | 7 => mappings::work(shift, &grounds.boards),
-                    _ => nap(shift),
+                    _ => idle(shift),
                 },
             }
             ticks.exchange(shift);
@@ -58,10 +58,10 @@ pub fn run(shift: &mut Shift<'_>, grounds: &Grounds) {
 }
 
 /// Sleeps a little, woken by the timer if by nobody else.
-fn nap(shift: &mut Shift<'_>) {
+fn idle(shift: &mut Shift<'_>) {
     if crate::smp::timer::is_there() {
         for _ in 0..shift.random.below(NAPS) {
-            crew::nap();
+            jobs::idle();
         }
     }
     // Whoever waits for this CPU's mail, or a visit, has waited long enough.

@@ -64,11 +64,11 @@ impl Kernel {
     }
 
     /// What it says next, if it does so in time.
-    pub fn listen(&mut self, patience: Duration) -> Option<Said> {
+    pub fn listen(&mut self, timeout: Duration) -> Option<Said> {
         if self.is_over {
             return None;
         }
-        match self.said.recv_timeout(patience) {
+        match self.said.recv_timeout(timeout) {
             Ok(said) => Some(said),
             Err(RecvTimeoutError::Timeout) => None,
             Err(RecvTimeoutError::Disconnected) => {

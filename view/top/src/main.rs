@@ -172,9 +172,9 @@ impl Top {
     }
 
     /// Takes all that is said, and waits for it so long if nothing is.
-    fn listen(&mut self, patience: Duration) {
-        let mut patience = patience;
-        while let Some(said) = self.kernel.listen(patience) {
+    fn listen(&mut self, timeout: Duration) {
+        let mut timeout = timeout;
+        while let Some(said) = self.kernel.listen(timeout) {
             match said {
                 Said::Event(line) => self.machine.take(&line),
                 Said::Words(line) => self.machine.hear(line),
@@ -186,7 +186,7 @@ impl Top {
                 }
             }
             self.heard = Instant::now();
-            patience = Duration::ZERO;
+            timeout = Duration::ZERO;
         }
         if self.machine.is_done() {
             self.end();

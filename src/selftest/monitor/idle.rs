@@ -1,18 +1,18 @@
 //! The sleep of the monitor between two looks.
 
-use crate::smp::{call, crew, timer};
+use crate::smp::{call, jobs, timer};
 
 /// How often the BSP looks for a key, in microseconds: as long as a UART's FIFO of 16 bytes takes to
 /// fill at 115200 baud, so that a line may be pasted.
 const LOOK: u64 = 1_000;
 
 /// Sleeps, and looks now and then, until something is so. Serves calls meanwhile.
-pub fn nap_until(is_so: &mut dyn FnMut() -> bool) {
+pub fn idle_until(is_so: &mut dyn FnMut() -> bool) {
     timer::every(LOOK, &|| {}, || {
         while !is_so() {
             call::serve();
             if timer::is_there() {
-                crew::nap();
+                jobs::idle();
             } else {
                 core::hint::spin_loop();
             }

@@ -19,16 +19,16 @@ static BOARD: OnceCell<Broadcast<&'static Order<'static>>> = OnceCell::uninit();
 /// A line that CPUs wait at until all are there, and then leave together; they serve calls meanwhile.
 pub struct StartLine {
     line: Barrier,
-    patience_millis: u64,
+    timeout_millis: u64,
 }
 
 impl StartLine {
-    /// A line for `cpus` CPUs, each of which waits at most `patience_millis` for the
+    /// A line for `cpus` CPUs, each of which waits at most `timeout_millis` for the
     /// others.
-    pub const fn new(cpus: usize, patience_millis: u64) -> Self {
+    pub const fn new(cpus: usize, timeout_millis: u64) -> Self {
         Self {
             line: Barrier::new(cpus),
-            patience_millis,
+            timeout_millis,
         }
     }
 
@@ -39,14 +39,14 @@ impl StartLine {
     /// If one of them does not come in time.
     pub fn wait(&self) {
         let arrival = self.line.arrive();
-        let deadline = Deadline::after_millis(self.patience_millis);
+        let deadline = Deadline::after_millis(self.timeout_millis);
         while !self.line.is_released(&arrival) {
             assert!(
                 !deadline.passed(),
                 "only {} of {} CPUs came to the line within {} ms",
                 self.line.waiting(),
                 self.line.cpus(),
-                self.patience_millis
+                self.timeout_millis
             );
             call::serve();
             core::hint::spin_loop();
@@ -59,10 +59,10 @@ impl StartLine {
 /// # Panics
 ///
 /// If called anywhere but on the BSP, or while an order is carried out. If a CPU is not done within
-/// `patience_millis` of the BSP's own part: `order` may not go out of scope while a CPU still runs it,
+/// `timeout_millis` of the BSP's own part: `order` may not go out of scope while a CPU still runs it,
 /// so there is no way back.
-pub fn all(patience_millis: u64, order: &(dyn Fn(usize) + Sync)) {
-    give(patience_millis, order, |_| {});
+pub fn all(timeout_millis: u64, order: &(dyn Fn(usize) + Sync)) {
+    give(timeout_millis, order, |_| {});
 }
 
 /// Runs `order` on every AP at work, of which the first has place 0 then, and meanwhile `aside` here,
@@ -72,16 +72,16 @@ pub fn all(patience_millis: u64, order: &(dyn Fn(usize) + Sync)) {
 ///
 /// As [`all`], where `aside` is the BSP's own part.
 pub fn others(
-    patience_millis: u64,
+    timeout_millis: u64,
     order: &(dyn Fn(usize) + Sync),
     aside: impl FnOnce(&dyn Fn() -> bool),
 ) {
     let order = |place: usize| place.checked_sub(1).map_or((), order);
-    give(patience_millis, &order, aside);
+    give(timeout_millis, &order, aside);
 }
 
 fn give(
-    patience_millis: u64,
+    timeout_millis: u64,
     order: &(dyn Fn(usize) + Sync),
     aside: impl FnOnce(&dyn Fn() -> bool),
 ) {
@@ -101,11 +101,11 @@ fn give(
     }
     board.run(0, |order| order(0));
     aside(&|| board.is_done());
-    let deadline = Deadline::after_millis(patience_millis);
+    let deadline = Deadline::after_millis(timeout_millis);
     while let Some(place) = board.first_unfinished() {
         if deadline.passed() {
             let late = online::cpus().nth(place).map_or(0, |(index, _)| index);
-            panic!("CPU {late} did not finish its part within {patience_millis} ms of the BSP's");
+            panic!("CPU {late} did not finish its part within {timeout_millis} ms of the BSP's");
         }
         call::serve();
         core::hint::spin_loop();
@@ -115,7 +115,7 @@ fn give(
 /// Halts this CPU, asleep, until something interrupts it: another CPU, or its timer if that is in use
 /// ([`super::timer::every`]). Interrupts come on together with the halt, and stay on. May return
 /// without an interrupt: the caller looks for itself what there is to do.
-pub fn nap() {
+pub fn idle() {
     interrupts::disable();
     sleep::fall_asleep();
     idle::enable_and_halt();
@@ -134,7 +134,7 @@ pub fn serve(index: u32) -> ! {
             interrupts::enable();
             board.run(place, |order| order(place));
         } else {
-            nap();
+            idle();
         }
         interrupts::disable();
     }
