@@ -174,10 +174,11 @@ fn pages() -> Vec<Page> {
     paths.iter().map(|path| Page::read(path)).collect()
 }
 
-/// The pages, and the one that all begin with.
+/// The pages, and those that stand at the top of the project.
 fn everything() -> Vec<Page> {
-    let readme = Page::read(&workspace::root().join("README.md"));
-    pages().into_iter().chain([readme]).collect()
+    let top = ["README.md", "CONTRIBUTING.md"].map(|page| workspace::root().join(page));
+    let top = top.map(|path| Page::read(&path));
+    pages().into_iter().chain(top).collect()
 }
 
 #[test]
@@ -239,7 +240,7 @@ fn every_page_and_picture_is_used() {
 
 #[test]
 fn code_is_the_project_s_own() {
-    for page in pages() {
+    for page in everything() {
         for Block {
             info,
             code,
@@ -261,6 +262,11 @@ fn code_is_the_project_s_own() {
             } else if info == "sh" {
                 for line in code.lines() {
                     assert!(is_command(line), "{what}\nhas no command in `{line}`");
+                }
+            } else if info == "toml" {
+                // What another kernel writes to have the libraries, from a folder beside this one.
+                for line in code.lines().filter(|line| line.contains("path")) {
+                    assert!(is_dependency(line), "{what}\nhas no crate in `{line}`");
                 }
             } else {
                 panic!("{what}\nis of a kind that nobody tests");
@@ -291,6 +297,17 @@ fn is_quoted(code: &str, source: &str) -> Result<(), String> {
         rest = &rest[place + piece.len()..];
     }
     Ok(())
+}
+
+/// Whether a line of another kernel's manifest names a crate of this project and the folder that it is in.
+fn is_dependency(line: &str) -> bool {
+    let Some((name, rest)) = line.split_once(" = { path = \"../muster/") else {
+        return false;
+    };
+    let folder = rest.split('"').next().unwrap_or_default();
+    let manifest = workspace::root().join(folder).join("Cargo.toml");
+    fs::read_to_string(manifest)
+        .is_ok_and(|manifest| manifest.contains(&format!("name = \"{name}\"")))
 }
 
 /// Whether a line calls a recipe, with words that are understood, or the bootstrap.
@@ -328,6 +345,14 @@ fn quotations_are_found_and_forgeries_are_not() {
     }
     for line in ["", "# words", "just run-smp 16 mem=2G", "./bootstrap test"] {
         assert!(is_command(line), "{line}");
+    }
+    assert!(is_dependency("muster-heap = { path = \"../muster/heap\" }"));
+    for line in [
+        "muster-heap = { path = \"../muster/memory\" }",
+        "muster-heap = { path = \"../muster/nowhere\" }",
+        "muster-heap = \"0.1\"",
+    ] {
+        assert!(!is_dependency(line), "{line}");
     }
     for line in ["just nonsense", "just run-smp mme=2G", "make", "cargo test"] {
         assert!(!is_command(line), "{line}");
