@@ -12,13 +12,12 @@ use anyhow::{Context, Result, bail, ensure};
 use regex_lite::Regex;
 
 use crate::arguments::{self, Build};
-use crate::cases::{CASES, Case};
+use crate::cases;
 use crate::commands::{Listed, WrongWord};
 use crate::debugger;
 use crate::floor;
 use crate::images;
 use crate::listing;
-use crate::matrix;
 use crate::picture;
 use crate::run;
 use crate::screen::Screen;
@@ -151,11 +150,6 @@ const OTHERS: &[(&str, Make)] = &[
     }),
 ];
 
-/// The cases that every test run has.
-fn cases() -> impl Iterator<Item = &'static Case> {
-    CASES.iter().chain(matrix::FEW)
-}
-
 /// A block of a page that shows an output.
 struct Block {
     name: String,
@@ -262,7 +256,7 @@ fn read(path: &Path) -> Result<String> {
 }
 
 fn boot(name: &str, folder: &Path, interrupt: &Interrupt) -> Result<()> {
-    let case = cases().find(|case| case.name == name);
+    let case = cases::all().find(|case| case.name == name);
     let case = case.with_context(|| format!("no case {name}"))?;
     let mut run = arguments::parse(case.arguments)?;
     let images = images::build(run.build)?;
@@ -411,7 +405,7 @@ mod tests {
     #[test]
     fn every_output_is_of_a_case_and_in_a_page_and_no_other_is_there() {
         for excerpt in EXCERPTS {
-            let case = cases().find(|case| case.name == excerpt.case).unwrap();
+            let case = cases::all().find(|case| case.name == excerpt.case).unwrap();
             assert_eq!(case.boots().count(), 1, "one boot, one log");
             Regex::new(excerpt.from).unwrap();
             Regex::new(excerpt.to).unwrap();

@@ -19,17 +19,14 @@ use crate::arguments::{self, Build, Events};
 use crate::bochs;
 use crate::boot_log::{self, Which};
 use crate::camera::Camera;
-use crate::cases::{CASES, Case, Debugged, Limit};
+use crate::cases::{self, Case, Debugged, Limit, matrix};
 use crate::commands::{Listed, WrongWord};
 use crate::debugger::{self, NoGdb};
 use crate::emulator::{Emulator, Kind};
 use crate::events;
-use crate::faults::FAULTS;
 use crate::images::{self, Images};
 use crate::limine::NotInstalled;
 use crate::line::Line;
-use crate::matrix;
-use crate::on_bochs::ON_BOCHS;
 use crate::outputs;
 use crate::run;
 use crate::screen::Screen;
@@ -64,13 +61,7 @@ enum Report {
 /// # Errors
 /// If the images do not build, or nobody reads the output.
 pub fn command(asked: &Listed, interrupt: &Interrupt) -> Result<ExitCode> {
-    let cases: Vec<Case> = CASES
-        .iter()
-        .chain(FAULTS)
-        .chain(matrix::FEW)
-        .chain(ON_BOCHS)
-        .copied()
-        .collect();
+    let cases: Vec<Case> = cases::all().copied().collect();
     run_all("test-kernel", &cases, asked, interrupt)
 }
 
@@ -677,7 +668,7 @@ mod tests {
         assert_eq!(emulators, ["qemu=/opt/qemu", "bochs=/b"]);
         assert_eq!(filters, ["panic", "cpus-8"]);
         assert_eq!(emulators_of(&CASE, &emulators), ["qemu=/opt/qemu"]);
-        for case in ON_BOCHS {
+        for case in cases::bochs::CASES {
             assert_eq!(
                 emulators_of(case, &emulators),
                 ["bochs=/b"],
@@ -714,7 +705,7 @@ mod tests {
 
     #[test]
     fn cases_that_tell_are_asked_to_and_tell_what_there_is() {
-        for case in CASES.iter().filter(|case| !case.tells.is_empty()) {
+        for case in cases::all().filter(|case| !case.tells.is_empty()) {
             assert!(case.arguments.contains(&"output=json"), "{}", case.name);
             for name in case.tells {
                 assert!(muster_events::Event::NAMES.contains(name), "{name}");

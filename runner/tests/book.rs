@@ -377,11 +377,8 @@ fn recipes_and_files_that_are_named_are_there() {
 
 #[test]
 fn what_a_thing_is_shown_by_is_there() {
-    let cases = ["cases", "matrix"].map(|file| {
-        let file = workspace::root().join("runner/src").join(file);
-        read(&file.with_extension("rs"))
-    });
-    let cases = cases.concat();
+    let cases = files(&workspace::root().join("runner/src/cases"), "rs");
+    let cases: String = cases.iter().map(|path| read(path)).collect();
     let values = read(&workspace::root().join("parts/arguments/src/values.rs"));
     let names: Vec<_> = pages().into_iter().flat_map(|page| page.shown_by).collect();
     assert!(names.len() > 100, "only {} are named", names.len());

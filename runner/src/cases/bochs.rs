@@ -1,7 +1,7 @@
 //! The boot tests on Bochs, an emulator that shares no line with QEMU, by Limine. Memory is little and
 //! the stress short: it interprets, and the CPUs take turns in one thread.
 
-use crate::cases::{BACKTRACE, Case, fails, panics, passes, refuses};
+use super::case::{BACKTRACE, Case, fails, panics, passes, refuses};
 
 /// All that goes from CPU to CPU, and the use of memory.
 const SHORT: &str = "stress=mixed,calls,mappings,shootdown";
@@ -48,7 +48,7 @@ macro_rules! panics_by {
 }
 
 /// The cases of every test run.
-pub const ON_BOCHS: &[Case] = &[
+pub const CASES: &[Case] = &[
     // The whole default stress, in x2APIC mode, with INVPCID, where the TSC's deadline is the timer.
     passes(
         "bochs-haswell",

@@ -4,14 +4,14 @@
 //! Up to QEMU 8 the translator has no x2APIC, and so takes up to 255 CPUs, whose APIC ids end at 254;
 //! from 9 on it takes as many as the machine type.
 
-use crate::cases::{Case, Sweep, passes, refuses};
+use super::case::{Case, Sweep, passes, refuses};
 use crate::session::Verdict;
 
 /// What the stress does where the machine matters and not the load: all that goes from CPU to CPU.
 const SHORT: &str = "stress=mixed,calls,mappings";
 
 /// The machines of every test run.
-pub const FEW: &[Case] = &[
+pub const CASES: &[Case] = &[
     passes(
         "cpus-1",
         &["1", "seconds=0.5"],
@@ -348,9 +348,14 @@ const THREE_NODES: &str = "qemu-args=-object memory-backend-ram,id=a,size=1M \
      -object memory-backend-ram,id=b,size=4095M -object memory-backend-ram,id=c,size=2G \
      -numa node,memdev=a,cpus=0-3 -numa node,memdev=b,cpus=4 -numa node,memdev=c";
 
-/// Machines that take longer, and each machine type with each CPU of three decades.
+/// Returns every machine.
 pub fn all() -> impl Iterator<Item = Case> {
-    FEW.iter().chain(LONG).copied().chain(pairs())
+    CASES.iter().copied().chain(long())
+}
+
+/// Returns the machines that take longer, and each machine type with each CPU of three decades.
+pub fn long() -> impl Iterator<Item = Case> {
+    LONG.iter().copied().chain(pairs())
 }
 
 const LONG: &[Case] = &[

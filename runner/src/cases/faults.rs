@@ -1,7 +1,7 @@
 //! What goes wrong while the kernel comes up and while it runs: CPUs that die, fall, come late, stop
 //! or are interrupted by NMIs, and memory that is not available.
 
-use crate::cases::{BACKTRACE, Case, Sweep, fails, panics, passes};
+use super::case::{BACKTRACE, Case, Sweep, fails, panics, passes};
 use crate::session::Verdict;
 
 /// Enough for the CPUs that are left to have used each other and memory.
@@ -104,7 +104,7 @@ macro_rules! is_late_at {
 }
 
 /// The faults of every test run.
-pub const FAULTS: &[Case] = &[
+pub const CASES: &[Case] = &[
     dies_at!("entered"),
     dies_at!("block"),
     dies_at!("control"),
