@@ -20,7 +20,6 @@ mod camera;
 mod cases;
 mod check;
 mod commands;
-mod contradictions;
 mod coverage;
 mod debugger;
 mod emulator;

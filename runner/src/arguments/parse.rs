@@ -1,32 +1,19 @@
-//! The arguments of a run, `[CPUS] [key=value…]`, read, checked and explained by the table of options.
+//! How arguments become a run, by the table of options.
 
-use std::fmt;
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
 use std::time::Duration;
 
-use muster_arguments::{BENCH, Form, KERNEL, LOADER, OptionInfo, Output, RUNNER, bytes, millis};
-use muster_runner::pause::Pause;
+use muster_arguments::{BENCH, Form, KERNEL, LOADER, OptionInfo, Output, RUNNER, millis};
 
+use super::contradictions::{self, Asked};
+use super::error::ArgumentError;
+use super::run::{Boot, Build, DEFAULT_STRESS, Drive, Events, Firmware, MOST_CPUS, Run, TIMEOUT};
 use crate::bochs;
-use crate::contradictions::{self, Asked};
 use crate::emulator::Kind;
 use crate::machine::{Acceleration, Machine};
 
-/// The CPUs of a run that names none.
-const DEFAULT_CPUS: u32 = 8;
-
-/// The most CPUs that a QEMU machine takes (q35 and microvm; pc has 255).
-const MOST_CPUS: u32 = 288;
-
-/// A run without `timeout=` may take this long beyond the stress itself.
-const TIMEOUT: Duration = Duration::from_secs(60);
-
 /// The same on Bochs, whose time goes as many times slower than the host's as it has CPUs, or worse.
 const BOCHS_TIMEOUT: Duration = Duration::from_secs(600);
-
-/// How long the kernel's stress lasts when no `seconds=` says so.
-const DEFAULT_STRESS: Duration = Duration::from_secs(8);
 
 /// How long benchmarks may take that no `timeout=` limits: with `rounds=` and `time=`
 /// they take what they are given.
@@ -34,196 +21,6 @@ const BENCH_TIMEOUT: Duration = Duration::from_secs(3600);
 
 /// The memory of a machine for benchmarks: each allocator has an arena of its own.
 const BENCH_MEMORY: &str = "1G";
-
-/// The word that asks the kernel for its prompt.
-pub const MONITOR: &str = "monitor=yes";
-
-/// What puts the kernel into memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Boot {
-    /// Muster's own loader, by QEMU's `-kernel`. Bochs has nothing like it.
-    Embedded,
-    /// The Limine bootloader, from a disc image.
-    Limine,
-}
-
-/// The firmware of a run from disc.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Firmware {
-    /// QEMU's SeaBIOS.
-    Bios,
-    /// OVMF.
-    Uefi,
-}
-
-/// What a disc image is put into.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Drive {
-    /// A CD drive.
-    Cd,
-    /// A USB stick.
-    Usb,
-}
-
-/// What is in the kernel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Build {
-    /// All that it needs.
-    Plain,
-    /// And the benchmarks.
-    Bench,
-}
-
-/// Where the kernel's events go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Events {
-    /// Nowhere: none are asked for.
-    Nowhere,
-    /// To a file beside the log.
-    File,
-    /// There, and to the standard output, of which the log keeps out.
-    Stdout,
-}
-
-/// One run of the kernel, as asked for.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Run {
-    /// The emulator.
-    pub emulator: Kind,
-    /// QEMU's `-smp`, or Bochs' `count`: a number of CPUs, or a topology.
-    pub smp: String,
-    /// QEMU's `-m`.
-    pub memory: String,
-    /// QEMU's machine type.
-    pub machine: Machine,
-    /// QEMU's `-cpu`, or Bochs' `model`.
-    pub cpu: String,
-    /// What executes the guest's instructions.
-    pub acceleration: Acceleration,
-    /// What puts the kernel into memory.
-    pub boot: Boot,
-    /// The firmware of a run from disc.
-    pub firmware: Firmware,
-    /// What a disc image is put into.
-    pub drive: Drive,
-    /// What Limine is to set the screen to, if not to what it finds.
-    pub resolution: Option<String>,
-    /// The run is a hang if it takes longer. It has no limit while a person is at its prompt.
-    pub time_limit: Option<Duration>,
-    /// QEMU itself.
-    pub qemu: PathBuf,
-    /// Bochs itself.
-    pub bochs: PathBuf,
-    /// What is in the kernel.
-    pub build: Build,
-    /// Where the kernel's events go.
-    pub events: Events,
-    /// A CPU that is stopped for a while.
-    pub pause: Option<Pause>,
-    /// Further arguments for QEMU.
-    pub qemu_arguments: Vec<String>,
-    /// The kernel's command line, the loader's words included.
-    pub words: Vec<String>,
-    /// All that was asked for, as it was.
-    pub arguments: Vec<String>,
-}
-
-impl Default for Run {
-    fn default() -> Self {
-        Self {
-            emulator: Kind::Qemu,
-            smp: DEFAULT_CPUS.to_string(),
-            memory: "512M".into(),
-            machine: Machine::Q35,
-            cpu: "max".into(),
-            acceleration: Acceleration::Auto,
-            boot: Boot::Embedded,
-            firmware: Firmware::Bios,
-            drive: Drive::Cd,
-            resolution: None,
-            time_limit: Some(DEFAULT_STRESS + TIMEOUT),
-            qemu: "qemu-system-x86_64".into(),
-            bochs: "bochs".into(),
-            build: Build::Plain,
-            events: Events::Nowhere,
-            pause: None,
-            qemu_arguments: Vec::new(),
-            words: Vec::new(),
-            arguments: Vec::new(),
-        }
-    }
-}
-
-impl Run {
-    /// Whether the kernel gives a prompt.
-    pub fn is_monitored(&self) -> bool {
-        self.words.iter().any(|word| word == MONITOR)
-    }
-
-    /// Returns the machine's memory in bytes.
-    pub fn memory_bytes(&self) -> Option<u64> {
-        bytes(&self.memory)
-    }
-}
-
-/// Arguments that make no sense.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ArgumentError {
-    /// No option, or an option with a value that is not of its form: what [`OptionInfo::find`] says.
-    Option(String),
-    /// A number of CPUs that no machine has.
-    BadCpus(String),
-    /// The same option, or the number of CPUs, more than once.
-    Repeated(String),
-    /// Arguments that exclude each other.
-    Contradiction(String),
-    /// An option that means nothing on Bochs.
-    ForQemu(String),
-}
-
-impl ArgumentError {
-    /// An argument with a value that is not of its form.
-    pub fn bad_value(name: &str, value: &str, form: impl fmt::Display) -> Self {
-        Self::Option(format!(
-            "invalid value `{value}` for `{name}`: must be {form}"
-        ))
-    }
-}
-
-impl fmt::Display for ArgumentError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Option(wrong) => f.write_str(wrong),
-            Self::BadCpus(cpus) => write!(f, "{cpus} CPUs: must be 1 to {MOST_CPUS}"),
-            Self::Repeated(what) => write!(f, "{what} is given twice"),
-            Self::Contradiction(why) => f.write_str(why),
-            Self::ForQemu(name) => write!(f, "{name}= is for QEMU, not for machine=bochs"),
-        }
-    }
-}
-
-impl std::error::Error for ArgumentError {}
-
-/// Where an option's meaning and form begin in the help.
-const FORM_COLUMN: usize = 21;
-
-/// Adds an option's name and meaning to the help, and below them its form.
-fn explain(option: &OptionInfo, text: &mut String) {
-    let name = match option.form {
-        Form::Flag => option.name.into(),
-        _ => format!("{}=", option.name),
-    };
-    *text += &format!("  {name:<18} {}\n", option.meaning);
-    let mut line = String::new();
-    for word in option.form.to_string().split_inclusive([' ', '|']) {
-        if FORM_COLUMN + line.len() + word.trim_end().len() > 80 {
-            *text += &format!("{:FORM_COLUMN$}{}\n", "", line.trim_end());
-            line.clear();
-        }
-        line += word;
-    }
-    *text += &format!("{:FORM_COLUMN$}{}\n", "", line.trim_end());
-}
 
 /// Options that mean nothing on Bochs.
 const FOR_QEMU: [&str; 9] = [
@@ -291,23 +88,6 @@ impl Run {
 
 fn is_digits(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
-}
-
-/// Every option, with its form and meaning, in lines of at most 80 columns.
-pub fn help() -> String {
-    let mut text =
-        format!("arguments: [CPUS] [key=value…]\n  CPUS: 1 to {MOST_CPUS} ({DEFAULT_CPUS})\n");
-    for (title, options) in [
-        ("of the machine and its run:", RUNNER),
-        ("of the kernel:", KERNEL),
-        ("of the benchmarks:", BENCH),
-        ("of the loader, to play a bad one:", LOADER),
-    ] {
-        text += title;
-        text.push('\n');
-        options.iter().for_each(|option| explain(option, &mut text));
-    }
-    text
 }
 
 /// Reads a whole number, the value of an option that no table has.
@@ -411,50 +191,6 @@ pub fn parse<A: AsRef<str>>(arguments: &[A]) -> Result<Run, ArgumentError> {
     }
 }
 
-/// Parts what is asked for of two runs: the arguments of the one under stress, and of the one of the
-/// benchmarks. Those of the machine are for both, as are unknown ones, for [`parse`] to name.
-pub fn part(arguments: &[String]) -> (Vec<String>, Vec<String>) {
-    let mut parts = (Vec::new(), Vec::new());
-    for argument in arguments {
-        let name = argument
-            .split_once('=')
-            .map_or(&**argument, |(name, _)| name);
-        let (is_of_stress, is_of_bench) = (!is_in(BENCH, name), !is_in(KERNEL, name));
-        if is_of_stress {
-            parts.0.push(argument.clone());
-        }
-        if is_of_bench {
-            parts.1.push(argument.clone());
-        }
-    }
-    parts
-}
-
-/// A command's own words and the user's, whose go before the command's for the same key.
-pub fn with_defaults(own: &[impl AsRef<str>], words: &[String]) -> Vec<String> {
-    let key = |word: &str| word.split_once('=').map_or("", |(key, _)| key).to_owned();
-    let given: Vec<_> = words.iter().map(|word| key(word)).collect();
-    let own = own.iter().map(AsRef::as_ref);
-    let own = own.filter(|word| !given.contains(&key(word)));
-    own.map(String::from).chain(words.iter().cloned()).collect()
-}
-
-/// Refuses the options that a recipe sets by itself.
-///
-/// # Errors
-/// [`ArgumentError::Contradiction`] if one of them is given.
-pub fn leave_to(recipe: &str, own: &[&str], words: &[String]) -> Result<(), ArgumentError> {
-    let names = words
-        .iter()
-        .filter_map(|word| Some(word.split_once('=')?.0));
-    match names.into_iter().find(|name| own.contains(name)) {
-        Some(name) => Err(ArgumentError::Contradiction(format!(
-            "`just {recipe}` sets {name}= by itself: leave it out"
-        ))),
-        None => Ok(()),
-    }
-}
-
 fn take_cpus(run: &mut Run, argument: &str) -> Result<(), ArgumentError> {
     match argument.parse() {
         Ok(cpus) if (1..=MOST_CPUS).contains(&cpus) => run.smp = cpus.to_string(),
@@ -479,6 +215,7 @@ fn note<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::PathBuf;
 
     #[test]
     fn nothing_given_is_the_default() {
@@ -575,27 +312,6 @@ mod tests {
         assert_eq!((run.build, run.memory.as_str()), (Build::Bench, "2G"));
         assert_eq!(run.time_limit, Some(Duration::from_secs(5)));
         assert_eq!(parse(&["stress=all"]).unwrap().build, Build::Plain);
-    }
-
-    #[test]
-    fn the_benchmarks_words_are_not_for_the_stress() {
-        let words = [
-            "4",
-            "seconds=2",
-            "on=1,4",
-            "mem=2G",
-            "loader.verbose",
-            "nonsense",
-        ];
-        let (stress, bench) = part(&words.map(String::from));
-        assert_eq!(
-            stress,
-            ["4", "seconds=2", "mem=2G", "loader.verbose", "nonsense"]
-        );
-        assert_eq!(
-            bench,
-            ["4", "on=1,4", "mem=2G", "loader.verbose", "nonsense"]
-        );
     }
 
     #[test]
@@ -697,19 +413,6 @@ mod tests {
                 matches!(error(arguments), ArgumentError::Contradiction(_)),
                 "{arguments:?}"
             );
-        }
-    }
-
-    #[test]
-    fn the_help_lists_every_key_in_80_columns() {
-        let help = help();
-        for option in [RUNNER, KERNEL, BENCH, LOADER].concat() {
-            let name = option.name;
-            let begins = |line: &str| line.starts_with(&format!("  {name}"));
-            assert!(help.lines().any(begins), "{name}");
-        }
-        for line in help.lines() {
-            assert!(line.chars().count() <= 80, "{line}");
         }
     }
 

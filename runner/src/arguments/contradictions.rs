@@ -2,7 +2,8 @@
 
 use muster_arguments::{BENCH, Fault, Heap, KERNEL};
 
-use crate::arguments::{Boot, Build, Drive, Firmware, Run, is_in};
+use super::parse::is_in;
+use super::run::{Boot, Build, Drive, Firmware, Run};
 use crate::emulator::Kind;
 use crate::machine::{Acceleration, Machine};
 use crate::topology::Topology;
