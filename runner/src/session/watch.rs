@@ -1,383 +1,26 @@
-//! One run of an emulator, watched from its start to its end, and how it ended.
+//! The watch over a run, from the emulator's start to its end.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::fmt;
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read};
 use std::iter;
 use std::mem;
-use std::net::TcpListener;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::process::Stdio;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use muster_events::Outcome as Status;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
+use super::interrupt::Interrupt;
+use super::launch::{Guest, Launch, Serial};
+use super::outcome::{Ending, Outcome, Record};
+use super::typist::Typist;
 use crate::boot_log::BootLog;
-use crate::line::{self, Level, Line};
+use crate::line::{self, Line};
 use crate::pause::{Pause, Pausing};
 use crate::symbols::Symbols;
 
 /// How often the watch looks up from an empty serial line, to see an interrupt.
 const TICK: Duration = Duration::from_millis(50);
-
-/// How many of the last lines a failure shows.
-const TAIL: usize = 30;
-
-/// The kernel's exit statuses.
-pub const PASSED: i32 = Status::Passed.status();
-const FAILED: i32 = Status::Failed.status();
-const REFUSED: i32 = Status::Refused.status();
-const PANICKED: i32 = Status::Fault.status();
-
-/// Whether the user, or the system, wants the run to end now.
-#[derive(Clone, Debug, Default)]
-pub struct Interrupt(Arc<AtomicBool>);
-
-impl Interrupt {
-    /// Takes note of Ctrl-C, a closed terminal and a polite kill from here on,
-    /// instead of dying and leaving the emulator behind.
-    ///
-    /// # Errors
-    /// If the system refuses to deliver signals.
-    pub fn watch() -> Result<Self> {
-        let interrupt = Self::default();
-        for signal in [SIGINT, SIGTERM, SIGHUP] {
-            signal_hook::flag::register(signal, interrupt.0.clone())
-                .context("cannot watch for Ctrl-C")?;
-        }
-        Ok(interrupt)
-    }
-
-    /// Has it come, for a person who asks for it in another way.
-    pub fn raise(&self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-
-    /// Whether it has come.
-    pub fn came(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
-/// What became of the kernel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// All it did was right, and it said so in words and by its status.
-    Passed,
-    /// It found a discrepancy.
-    Failed,
-    /// It did not start: a loader's answer or a word of the command line is
-    /// not what it needs.
-    Refused,
-    /// A panic or a CPU exception.
-    Panicked,
-    /// The machine reset: a triple fault.
-    Reset,
-    /// It did not end in time.
-    Hung,
-    /// The user ended the run.
-    Interrupted,
-    /// The emulator itself failed, or ended in a way that the kernel did not ask for.
-    Broken,
-}
-
-impl fmt::Display for Verdict {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Passed => "passed",
-            Self::Failed => "FAILED",
-            Self::Refused => "REFUSED to start",
-            Self::Panicked => "PANICKED",
-            Self::Reset => "RESET",
-            Self::Hung => "HUNG",
-            Self::Interrupted => "interrupted",
-            Self::Broken => "EMULATOR FAILED",
-        })
-    }
-}
-
-/// How the emulator ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Ending {
-    Exited(ExitStatus),
-    TimedOut(Duration),
-    Interrupted,
-}
-
-/// What the serial line said, as far as the end of the run needs it.
-#[derive(Debug, Default)]
-struct Record {
-    last_of_cpu: BTreeMap<u32, String>,
-    first_error: Option<String>,
-    verdict: Option<String>,
-    roll: Option<(String, Duration)>,
-    complaints: Vec<String>,
-    tail: VecDeque<String>,
-}
-
-impl Record {
-    /// Whether no CPU has said anything.
-    fn is_silent(&self) -> bool {
-        self.last_of_cpu.is_empty()
-    }
-
-    fn take(&mut self, text: &str, since_start: Duration) {
-        if self.tail.len() == TAIL {
-            self.tail.pop_front();
-        }
-        self.tail.push_back(text.into());
-        // The symbols of what was inlined stand on lines of their own.
-        let first = text.lines().next().unwrap_or_default();
-        let Some(line) = Line::parse(first) else {
-            // Our loader says nothing but, in one line, why it does not start the kernel.
-            if text.starts_with("loader: ") {
-                self.first_error.get_or_insert_with(|| text.into());
-            }
-            return;
-        };
-        self.last_of_cpu.insert(line.cpu, text.into());
-        if let Some(verdict) = line.message.strip_prefix("verdict: ") {
-            self.verdict = Some(verdict.into());
-        } else if line.level == Level::Error && !line.message.is_empty() {
-            self.first_error.get_or_insert_with(|| line.message.into());
-        }
-        if let Some(roll) = line.message.strip_prefix("roll: ")
-            && self.roll.is_none()
-        {
-            // What follows a comma is the kernel's own measure.
-            let roll = roll.split(',').next().unwrap_or(roll);
-            self.roll = Some((roll.into(), since_start));
-        }
-    }
-}
-
-/// A run that is over.
-#[derive(Debug)]
-pub struct Outcome {
-    ending: Ending,
-    record: Record,
-    /// From the emulator's start to its end.
-    pub elapsed: Duration,
-}
-
-impl Outcome {
-    /// What a run was whose serial line said this and which ended with this status.
-    pub fn of(serial: &[u8], status: ExitStatus, symbols: &Symbols) -> Self {
-        let mut record = Record::default();
-        for raw in serial.split_inclusive(|&byte| byte == b'\n') {
-            record.take(&symbols.annotate(&line::plain(raw)), Duration::ZERO);
-        }
-        Self {
-            ending: Ending::Exited(status),
-            record,
-            elapsed: Duration::ZERO,
-        }
-    }
-
-    /// What became of the kernel, and why, in words.
-    pub fn verdict(&self) -> (Verdict, String) {
-        let said = self.record.verdict.as_deref();
-        let why = || said.map(|said| said.strip_prefix("failed: ").unwrap_or(said).to_owned());
-        let error = || self.record.first_error.clone();
-        match self.ending {
-            Ending::Interrupted => (Verdict::Interrupted, "by a signal".into()),
-            Ending::TimedOut(limit) => (
-                Verdict::Hung,
-                format!("no end within {} s", limit.as_secs_f64()),
-            ),
-            Ending::Exited(status) => match (status.code(), said) {
-                (Some(PASSED), Some("passed")) => (Verdict::Passed, String::new()),
-                (Some(PASSED), Some(said)) => (
-                    Verdict::Failed,
-                    format!("the status says passed, the log says {said}"),
-                ),
-                (Some(PASSED), None) => (
-                    Verdict::Failed,
-                    "the status says passed, but the log has no verdict".into(),
-                ),
-                (Some(code @ (FAILED | REFUSED | PANICKED)), _) => {
-                    let verdict = match code {
-                        FAILED => Verdict::Failed,
-                        REFUSED => Verdict::Refused,
-                        _ => Verdict::Panicked,
-                    };
-                    let reason = why().or_else(error);
-                    (
-                        verdict,
-                        reason.unwrap_or_else(|| "the log does not say why".into()),
-                    )
-                }
-                (Some(0), _) => (
-                    Verdict::Reset,
-                    "the machine reset or switched itself off (a triple fault?)".into(),
-                ),
-                (Some(status), _) => {
-                    let complaint = self.record.complaints.last();
-                    let why = complaint.map_or(String::new(), |why| format!(": {why}"));
-                    (Verdict::Broken, format!("status {status}{why}"))
-                }
-                (None, _) => {
-                    let signal = status.signal().unwrap_or_default();
-                    (Verdict::Broken, format!("ended by signal {signal}"))
-                }
-            },
-        }
-    }
-
-    /// Returns the kernel's exit status, or the emulator's own, unless it was killed.
-    pub fn status(&self) -> Option<i32> {
-        match self.ending {
-            Ending::Exited(status) => status.code(),
-            _ => None,
-        }
-    }
-
-    /// The roll call's answer, and when it came after the emulator's start.
-    pub fn roll(&self) -> Option<(&str, Duration)> {
-        self.record
-            .roll
-            .as_ref()
-            .map(|(text, time)| (text.as_str(), *time))
-    }
-
-    /// The last line of each CPU.
-    pub fn last_lines(&self) -> impl Iterator<Item = &str> {
-        self.record.last_of_cpu.values().map(String::as_str)
-    }
-
-    /// The last lines of the log.
-    pub fn tail(&self) -> impl Iterator<Item = &str> {
-        self.record.tail.iter().map(String::as_str)
-    }
-}
-
-/// The emulator, killed when the runner lets go of it for whatever reason.
-pub struct Guest(Child);
-
-impl Guest {
-    /// Starts the emulator in a process group of its own: Ctrl-C is for the runner
-    /// (or for a debugger), which ends the emulator when it is done with it.
-    ///
-    /// # Errors
-    /// If there is no such program.
-    pub fn start(command: &mut Command) -> Result<Self> {
-        command.process_group(0);
-        let child = command.spawn().with_context(|| {
-            format!(
-                "cannot start {}: ./bootstrap installs what is missing",
-                command.get_program().display()
-            )
-        })?;
-        Ok(Self(child))
-    }
-}
-
-impl Drop for Guest {
-    fn drop(&mut self) {
-        // Both fail only if it has ended already, and then all is well.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// An emulator that is about to start, and how its machine reaches the runner.
-pub struct Launch {
-    /// What it is called before each line of its complaints.
-    name: &'static str,
-    command: Command,
-    serial: Serial,
-    /// Whether a line of its standard error is a complaint.
-    is_complaint: fn(&str) -> bool,
-    status: FindStatus,
-    /// Looks at the machine if it is ended before the kernel has said anything, and says what it sees.
-    postmortem: Option<Postmortem>,
-}
-
-/// Says in some lines where a machine stands.
-type Postmortem = Box<dyn FnOnce(&Symbols) -> Vec<String>>;
-
-/// Finds the kernel's exit status by the emulator's own and its complaints.
-type FindStatus = Box<dyn Fn(ExitStatus, &[String]) -> ExitStatus>;
-
-/// Where the machine's serial line is.
-enum Serial {
-    /// The emulator's standard input and output.
-    Standard,
-    /// The emulator connects to this.
-    Socket(TcpListener),
-}
-
-impl Launch {
-    /// QEMU, with the serial line at its standard input and output, and ended by the kernel with the
-    /// kernel's own status.
-    pub fn qemu(command: Command) -> Self {
-        Self {
-            name: "qemu",
-            command,
-            serial: Serial::Standard,
-            is_complaint: |_| true,
-            status: Box::new(|own, _| own),
-            postmortem: None,
-        }
-    }
-
-    /// Has `look` say where the machine stands, if it is ended before the kernel has said anything.
-    pub fn with_postmortem(self, look: impl FnOnce(&Symbols) -> Vec<String> + 'static) -> Self {
-        Self {
-            postmortem: Some(Box::new(look)),
-            ..self
-        }
-    }
-
-    /// An emulator whose serial line is the first connection to a socket, which complains among other
-    /// lines, and which leaves it to `status` to find the kernel's.
-    pub fn apart(
-        name: &'static str,
-        command: Command,
-        serial: TcpListener,
-        is_complaint: fn(&str) -> bool,
-        status: impl Fn(ExitStatus, &[String]) -> ExitStatus + 'static,
-    ) -> Self {
-        Self {
-            name,
-            command,
-            serial: Serial::Socket(serial),
-            is_complaint,
-            status: Box::new(status),
-            postmortem: None,
-        }
-    }
-}
-
-/// The way to the serial line: what is written to it is typed.
-pub type Keyboard = Box<dyn Write + Send>;
-
-/// Somebody at the serial line, who reads and types.
-pub trait Typist {
-    /// Takes the keyboard: what is written to it is typed.
-    ///
-    /// # Errors
-    /// If there is no keeping it.
-    fn take_keyboard(&mut self, keyboard: Keyboard) -> Result<()>;
-
-    /// Sees more of a line, without its end, as it comes.
-    ///
-    /// # Errors
-    /// If it can't be shown.
-    fn see(&mut self, bytes: &[u8]) -> io::Result<()>;
-
-    /// Sees the line's end, and so all of it, with its symbols.
-    ///
-    /// # Errors
-    /// If it can't be shown, or nothing be typed for it.
-    fn read(&mut self, text: &str) -> io::Result<()>;
-}
 
 /// What reaches the watch from the emulator.
 enum Event {
@@ -601,7 +244,11 @@ fn read_lines(pipe: impl Read + Send + 'static, to: Sender<Event>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::session::outcome::{PASSED, TAIL, Verdict};
+    use std::net::TcpListener;
+    use std::os::unix::process::ExitStatusExt;
     use std::path::Path;
+    use std::process::{Command, ExitStatus};
 
     /// Runs a shell script in QEMU's place.
     fn fake(script: &str, limit: Duration, interrupt: &Interrupt) -> (Outcome, String) {
@@ -705,19 +352,6 @@ mod tests {
     }
 
     #[test]
-    fn an_error_without_words_is_no_reason() {
-        let serial = b"   0.1 0 ERROR panic\n   0.2 0 ERROR panic    no memory\r\n";
-        let symbols = Symbols::of(Path::new("/nonexistent"));
-        let verdict = |serial| {
-            let status = ExitStatus::from_raw(PANICKED << 8);
-            Outcome::of(serial, status, &symbols).verdict()
-        };
-        let panicked = |why: &str| (Verdict::Panicked, why.into());
-        assert_eq!(verdict(&serial[..]), panicked("no memory"));
-        assert_eq!(verdict(&serial[..21]), panicked("the log does not say why"));
-    }
-
-    #[test]
     fn a_hang_is_ended_with_the_last_line_of_each_cpu() {
         let script = "echo '   0.1 0 INFO  a        one'; echo '   0.2 1 INFO  a        two';
             echo '   0.3 0 INFO  a        three'; exec sleep 1000";
@@ -767,7 +401,7 @@ mod tests {
     #[test]
     fn an_interrupt_ends_the_guest() {
         let interrupt = Interrupt::default();
-        interrupt.0.store(true, Ordering::Relaxed);
+        interrupt.raise();
         let (outcome, _) = fake("exec sleep 1000", Duration::from_secs(100), &interrupt);
         assert_eq!(outcome.verdict().0, Verdict::Interrupted);
     }
@@ -813,13 +447,5 @@ mod tests {
         );
         assert_eq!(shown, "half a line\n");
         assert_eq!(outcome.verdict().0, Verdict::Panicked);
-    }
-
-    #[test]
-    fn a_missing_program_says_how_to_get_it() {
-        let error = Guest::start(&mut Command::new("/nonexistent/qemu"))
-            .err()
-            .unwrap();
-        assert!(error.to_string().contains("./bootstrap"));
     }
 }

@@ -1,0 +1,13 @@
+//! One run of an emulator, watched from its start to its end, and how it ended.
+
+mod interrupt;
+mod launch;
+mod outcome;
+mod typist;
+mod watch;
+
+pub use interrupt::Interrupt;
+pub use launch::{Guest, Launch};
+pub use outcome::{Outcome, PASSED, Verdict};
+pub use typist::{Keyboard, Typist};
+pub use watch::{Rules, run};
