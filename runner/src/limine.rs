@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 
 use crate::arguments::{Firmware, Run};
-use crate::machine::prefixed;
+use crate::emulators::machine::prefixed;
 use crate::workspace::{self, shown};
 
 /// Where distributions and `make install` put Limine's files.

@@ -5,6 +5,9 @@
 //! line (`line`), by QEMU's exit status (`session`), by each CPU's own log
 //! on QEMU's debug console (`boot_log`), and by events on a second serial line
 //! (`events`).
+//!
+//! What the recipes of `just` do is in `recipes`, the boot tests are in `cases`, how a run is asked for is in
+//! `arguments`, and what it is booted on is in `emulators`. What reads a run's output is a library (`lib.rs`).
 
 #![deny(
     clippy::print_stdout,
@@ -12,39 +15,16 @@
     reason = "it panics where nobody reads"
 )]
 
-mod account;
 mod arguments;
-mod bench;
-mod bochs;
-mod camera;
 mod cases;
-mod check;
 mod commands;
-mod coverage;
-mod debugger;
-mod emulator;
-mod floor;
-mod fuzz;
+mod emulators;
 mod images;
 mod limine;
-mod linux;
-mod listing;
-mod machine;
-mod oracles;
-mod outputs;
-mod picture;
-mod postmortem;
-mod qmp;
-mod report;
-mod requirements;
-mod run;
+mod recipes;
 mod screen;
-mod script;
-mod soak;
-mod suite;
 mod terminal;
 mod toolchain;
-mod topology;
 
 use std::env;
 use std::io::{self, IsTerminal, Write};
@@ -58,9 +38,12 @@ use muster_runner::{boot_log, events, figures, line, session, symbols, workspace
 
 use crate::arguments::{ArgumentError, Boot, Build, MONITOR};
 use crate::commands::{Command, WrongWord};
+use crate::emulators::requirements::{self, Unmet};
 use crate::limine::{Limine, NotInstalled};
-use crate::linux::NoLinux;
-use crate::requirements::Unmet;
+use crate::recipes::linux::NoLinux;
+use crate::recipes::{
+    bench, check, coverage, debugger, floor, fuzz, oracles, outputs, report, run, soak, suite,
+};
 use crate::screen::Screen;
 use crate::session::Interrupt;
 use crate::toolchain::NoToolchain;

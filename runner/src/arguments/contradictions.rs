@@ -4,9 +4,9 @@ use muster_arguments::{BENCH, Fault, Heap, KERNEL};
 
 use super::parse::is_in;
 use super::run::{Boot, Build, Drive, Firmware, Run};
-use crate::emulator::Kind;
-use crate::machine::{Acceleration, Machine};
-use crate::topology::Topology;
+use crate::emulators::emulator::Kind;
+use crate::emulators::machine::{Acceleration, Machine};
+use crate::emulators::topology::Topology;
 
 /// What a run is asked for.
 pub struct Asked<'a> {

@@ -8,9 +8,9 @@ use muster_arguments::{BENCH, Form, KERNEL, LOADER, OptionInfo, Output, RUNNER, 
 use super::contradictions::{self, Asked};
 use super::error::ArgumentError;
 use super::run::{Boot, Build, DEFAULT_STRESS, Drive, Events, Firmware, MOST_CPUS, Run, TIMEOUT};
-use crate::bochs;
-use crate::emulator::Kind;
-use crate::machine::{Acceleration, Machine};
+use crate::emulators::bochs;
+use crate::emulators::emulator::Kind;
+use crate::emulators::machine::{Acceleration, Machine};
 
 /// The same on Bochs, whose time goes as many times slower than the host's as it has CPUs, or worse.
 const BOCHS_TIMEOUT: Duration = Duration::from_secs(600);

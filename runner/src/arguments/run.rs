@@ -6,8 +6,8 @@ use std::time::Duration;
 use muster_arguments::bytes;
 use muster_runner::pause::Pause;
 
-use crate::emulator::Kind;
-use crate::machine::{Acceleration, Machine};
+use crate::emulators::emulator::Kind;
+use crate::emulators::machine::{Acceleration, Machine};
 
 /// The CPUs of a run that names none.
 pub const DEFAULT_CPUS: u32 = 8;

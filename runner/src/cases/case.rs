@@ -1,6 +1,6 @@
 //! A boot test: what is booted, how it must end, and what it must have said.
 
-use crate::script::Cue;
+use crate::cases::script::Cue;
 use crate::session::Verdict;
 
 /// One boot of the kernel, or several with one argument that differs, and what is expected of each.

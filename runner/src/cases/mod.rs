@@ -17,6 +17,7 @@ mod output;
 mod panics;
 mod registers;
 mod screen;
+pub mod script;
 mod stress;
 mod time;
 
@@ -53,7 +54,7 @@ pub fn all() -> impl Iterator<Item = &'static Case> {
 mod tests {
     use super::*;
     use crate::arguments;
-    use crate::script::Script;
+    use crate::cases::script::Script;
     use regex_lite::Regex;
     use std::collections::HashSet;
 

@@ -6,22 +6,22 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+use super::account;
 use super::emulators::emulators_of;
 use super::expectation::{figures, mismatch, unanswered, unmatched, untold};
-use crate::account;
 use crate::arguments::{self, Build, Events};
-use crate::bochs;
 use crate::boot_log::{self, Which};
-use crate::camera::Camera;
 use crate::cases::Case;
-use crate::debugger::{self, NoGdb};
-use crate::emulator::Kind;
+use crate::cases::script::Script;
+use crate::emulators::bochs;
+use crate::emulators::camera::Camera;
+use crate::emulators::emulator::Kind;
 use crate::events;
 use crate::images::{self, Images};
 use crate::limine::NotInstalled;
-use crate::outputs;
-use crate::run;
-use crate::script::Script;
+use crate::recipes::debugger::{self, NoGdb};
+use crate::recipes::outputs;
+use crate::recipes::run;
 use crate::session::{Interrupt, Typist, Verdict};
 use crate::workspace;
 

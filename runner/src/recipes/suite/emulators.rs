@@ -4,7 +4,7 @@ use anyhow::Result;
 
 use crate::arguments;
 use crate::cases::Case;
-use crate::emulator::Emulator;
+use crate::emulators::emulator::Emulator;
 use crate::limine::NotInstalled;
 
 /// Splits the words of `test` into the arguments that name emulators, which every case gets, and the
@@ -79,7 +79,7 @@ fn unsupported(case: &Case, emulator: &Emulator) -> Option<String> {
 mod tests {
     use super::*;
     use crate::cases;
-    use crate::suite::example::CASE;
+    use crate::recipes::suite::example::CASE;
 
     #[test]
     fn emulators_are_no_filters() {

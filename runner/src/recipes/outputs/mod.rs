@@ -2,6 +2,9 @@
 //! with ```` ```text,output=NAME ````. `book-outputs` rewrites them, and the README's picture; the boot tests
 //! see that the kernel still says so, up to the figures.
 
+mod listing;
+mod picture;
+
 use std::collections::HashSet;
 use std::fs;
 use std::ops::Range;
@@ -13,15 +16,13 @@ use regex_lite::Regex;
 
 use crate::arguments::{self, Build};
 use crate::cases;
+use crate::cases::script::Script;
 use crate::commands::{Listed, WrongWord};
-use crate::debugger;
-use crate::floor;
 use crate::images;
-use crate::listing;
-use crate::picture;
-use crate::run;
+use crate::recipes::debugger;
+use crate::recipes::floor;
+use crate::recipes::run;
 use crate::screen::Screen;
-use crate::script::Script;
 use crate::session::{Interrupt, Typist};
 use crate::workspace::{self, shown};
 

@@ -18,7 +18,7 @@ use muster_runner::session::Launch;
 use muster_runner::workspace::shown;
 
 use crate::arguments::Run;
-use crate::emulator::Known;
+use crate::emulators::emulator::Known;
 use crate::limine::NotInstalled;
 
 /// The model of its CPUs if none is named.

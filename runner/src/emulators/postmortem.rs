@@ -12,7 +12,7 @@ use muster_runner::symbols::Symbols;
 use muster_runner::workspace::shown;
 use serde_json::{Value, json};
 
-use crate::qmp::{Qmp, Socket};
+use crate::emulators::qmp::{Qmp, Socket};
 
 /// How long QEMU may take for an answer.
 const TIMEOUT: Duration = Duration::from_secs(5);

@@ -20,10 +20,10 @@ pub use debian::NoLinux;
 use self::debian::Linux;
 use self::options::Options;
 use crate::arguments::Run;
+use crate::emulators::requirements;
 use crate::figures::{self, Comparison, Figure, Measure, Sitting};
 use crate::images::{self, Images};
-use crate::requirements;
-use crate::run;
+use crate::recipes::run;
 use crate::session::{Interrupt, Verdict};
 use crate::workspace;
 

@@ -14,11 +14,11 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::arguments::Run;
 use crate::boot_log::BootLog;
-use crate::emulator::{Emulator, Kind};
+use crate::emulators::emulator::{Emulator, Kind};
+use crate::emulators::machine;
+use crate::emulators::requirements;
 use crate::images::{self, Images};
-use crate::machine;
-use crate::requirements;
-use crate::run;
+use crate::recipes::run;
 use crate::screen::Screen;
 use crate::session::{self, Guest, Interrupt, Launch, Rules};
 use crate::symbols::Symbols;

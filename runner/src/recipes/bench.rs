@@ -6,8 +6,8 @@ use anyhow::{Result, bail, ensure};
 
 use crate::arguments;
 use crate::commands::WrongWord;
-use crate::linux;
-use crate::run;
+use crate::recipes::linux;
+use crate::recipes::run;
 use crate::session::Interrupt;
 use crate::{toolchain, workspace};
 

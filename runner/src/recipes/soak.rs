@@ -8,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::Result;
 
 use crate::arguments::{self, ArgumentError};
-use crate::run;
+use crate::recipes::run;
 use crate::session::Interrupt;
 
 /// Minutes of a soak that names none.

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use muster_screen::{Channel, Colour, Format, HEIGHT, WIDTH, glyph, scale};
 use serde_json::json;
 
-use crate::qmp::Socket;
+use crate::emulators::qmp::Socket;
 
 /// How long QEMU may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(30);

@@ -7,7 +7,7 @@ use anyhow::Result;
 use muster_runner::session::{Keyboard, Typist};
 use regex_lite::Regex;
 
-use crate::camera::Camera;
+use crate::emulators::camera::Camera;
 
 /// What the log has to say, as a regular expression, and the line that is typed then.
 pub type Cue = (&'static str, &'static str);

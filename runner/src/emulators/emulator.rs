@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use anyhow::{Context, Result, anyhow};
 
 use crate::arguments::Run;
-use crate::bochs::Bochs;
+use crate::emulators::bochs::Bochs;
 
 /// The emulators that boot the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::MUSTER;
 use crate::arguments::{self, ArgumentError, Boot, Build, Run};
+use crate::emulators::machine::{Acceleration, Machine};
 use crate::figures::Measure;
-use crate::machine::{Acceleration, Machine};
 
 /// The most CPUs that the module has room for.
 const MOST_CPUS: u32 = 64;

@@ -10,10 +10,10 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result};
 
 use crate::arguments::{Boot, Run};
-use crate::emulator::{Emulator, Kind};
+use crate::emulators::emulator::{Emulator, Kind};
+use crate::emulators::machine::{Acceleration, Machine, host_has_virtualisation};
+use crate::emulators::topology::{Topology, TopologyError};
 use crate::limine::Limine;
-use crate::machine::{Acceleration, Machine, host_has_virtualisation};
-use crate::topology::{Topology, TopologyError};
 
 /// The most CPUs of Bochs, of whose 64 timers each CPU takes three and the devices the rest (Bochs 2.7 to
 /// 3.0, `BX_MAX_TIMERS`).

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use crate::arguments::{self, ArgumentError};
 use crate::boot_log;
 use crate::commands::WrongWord;
-use crate::run;
+use crate::recipes::run;
 use crate::screen::Screen;
 use crate::session::{Interrupt, Verdict};
 use crate::toolchain;

@@ -8,8 +8,8 @@ use muster_events::Record;
 use regex_lite::Regex;
 
 use crate::cases::{Case, Debugged, Limit};
-use crate::debugger;
 use crate::line::Line;
+use crate::recipes::debugger;
 use crate::session::Verdict;
 
 /// How many instructions the log says that Muster takes for a pair.
@@ -124,7 +124,7 @@ pub fn mismatch(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::suite::example::CASE;
+    use crate::recipes::suite::example::CASE;
 
     fn compared(verdict: Verdict, log: &str) -> Option<String> {
         mismatch(&CASE, verdict, "why", log, "").unwrap()

@@ -6,9 +6,9 @@ use anyhow::{Result, bail};
 
 use crate::arguments;
 use crate::commands::WrongWord;
+use crate::emulators::requirements;
 use crate::images;
-use crate::requirements;
-use crate::run;
+use crate::recipes::run;
 use crate::screen::Screen;
 use crate::session::{Interrupt, PASSED};
 use crate::workspace;

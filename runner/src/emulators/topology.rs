@@ -5,7 +5,7 @@ use std::fmt;
 
 use muster_arguments::Form;
 
-use crate::emulator::Kind;
+use crate::emulators::emulator::Kind;
 
 /// The parts that CPUs may be in, from the outermost to the innermost, as QEMU names them.
 const PARTS: [&str; 8] = [

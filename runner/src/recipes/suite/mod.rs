@@ -1,6 +1,7 @@
 //! `test-kernel`: boots every case, and compares its end and its words with what is
 //! expected.
 
+mod account;
 mod emulators;
 mod expectation;
 mod tally;

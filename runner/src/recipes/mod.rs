@@ -1,0 +1,15 @@
+//! What the runner does for the recipes of `just`, and what they share.
+
+pub mod bench;
+pub mod check;
+pub mod coverage;
+pub mod debugger;
+pub mod floor;
+pub mod fuzz;
+pub mod linux;
+pub mod oracles;
+pub mod outputs;
+pub mod report;
+pub mod run;
+pub mod soak;
+pub mod suite;
