@@ -52,14 +52,14 @@ use crate::boot::limine::Boot;
 use crate::boot::stack::Slot;
 use crate::boot::{addresses, stack};
 use crate::bringup::roll::RollCall;
-use crate::bringup::{account, audit, home, interrupts, reclaim};
+use crate::bringup::{account, audit, cpu_state, interrupts, reclaim};
 use crate::mm::shared::Shared;
-use crate::mm::{famine, firmware, heap, mapping, peek, shared};
+use crate::mm::{failpoint, firmware, heap, mapping, peek, shared};
 use crate::report::exit::Outcome;
 use crate::report::{events, exit, journal, screen};
 #[cfg(feature = "bench")]
 use crate::selftest::bench;
-use crate::selftest::{fault, measure, mishap, monitor, stress};
+use crate::selftest::{ap_fault, fault, measure, monitor, stress};
 use crate::smp::cpu::{Block, Cpu};
 use crate::smp::hooks::{self, Hooks};
 use crate::smp::{call, cpu, identity, lapic, timer};
@@ -76,7 +76,7 @@ static PLAN: OnceCell<Plan> = OnceCell::uninit();
 
 /// What rooms need of higher ones.
 const HOOKS: Hooks = Hooks {
-    ap_reached: mishap::may_happen,
+    ap_reached: ap_fault::may_happen,
     read_word: peek::read_word,
     name_of: peek::name_of,
 };
@@ -130,7 +130,7 @@ extern "C" fn build() -> ! {
     }
     boot.tell();
     identity::start();
-    famine::ask(arguments.frames_fail);
+    failpoint::ask(arguments.frames_fail);
     if arguments.fault == Some(Fault::BootStackOverflow) {
         fault::overflow_boot_stack();
     }
@@ -179,18 +179,18 @@ extern "C" fn muster() -> ! {
         report.reach(Phase::Stack);
         here.local().load_descriptors();
         interrupts::load();
-        home::record(here.shared());
+        cpu_state::record(here.shared());
         report.reach(Phase::Descriptors);
         report.join();
         report.reach(Phase::Online);
-        home::tell_own(here.index(), here.shared());
+        cpu_state::tell_own(here.index(), here.shared());
     });
     machine_check::start();
     machine_check::enable_nmis();
     pic::silence();
     lapic::enable(&firmware::nmi_lines(boot));
     // Once more, with the local APIC as it is now.
-    home::record_here();
+    cpu_state::record_here();
     if let Some(difference) = cpu::with(|here| here.shared().differences().next()) {
         refuse(&format_args!("the BSP {difference}"));
     }
@@ -201,7 +201,7 @@ extern "C" fn muster() -> ! {
     }
     x86_64::instructions::interrupts::enable();
 
-    mishap::ask(arguments.mishap);
+    ap_fault::ask(arguments.mishap);
     let roll = RollCall::hold(boot, arguments, blocks);
     roll.print();
     roll.tell();
@@ -220,7 +220,7 @@ extern "C" fn muster() -> ! {
     let account = account::settle();
     let audit = before.compare();
     shared::get().tell_ranges(Moment::End);
-    famine::tell(arguments.frames_fail);
+    failpoint::tell(arguments.frames_fail);
 
     if let Err(reason) = (roll.verdict())
         .and(reclaimed)

@@ -5,7 +5,7 @@ use core::sync::atomic::Ordering;
 use limine::mp;
 use muster_events::Phase;
 
-use super::{home, interrupts};
+use super::{cpu_state, interrupts};
 use crate::arch::{control, idle, machine_check};
 use crate::boot::stack::{self, Slot};
 use crate::mm::shared;
@@ -83,7 +83,7 @@ extern "C" fn run() -> ! {
         }
         machine_check::start();
         lapic::enable(&[]);
-        home::record(here.shared());
+        cpu_state::record(here.shared());
         reach(Phase::Descriptors);
         let joined = report.join();
         if joined {
@@ -107,6 +107,6 @@ extern "C" fn run() -> ! {
         log::warn!("CPU {index} came after the roll call's deadline and stays out");
         idle::halt_for_good();
     }
-    cpu::with(|here| home::tell_own(index, here.shared()));
+    cpu::with(|here| cpu_state::tell_own(index, here.shared()));
     jobs::serve(index)
 }

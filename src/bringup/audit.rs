@@ -5,7 +5,7 @@ use alloc::string::String;
 
 use muster_events::Audit;
 
-use super::{home, recount};
+use super::{cpu_state, recount};
 use crate::boot::bytes::Bytes;
 use crate::mm::heap::{self, Reading};
 use crate::mm::{checked, shared};
@@ -55,7 +55,7 @@ impl Books {
                 after.cached_bytes
             ));
         }
-        home::check()?;
+        cpu_state::check()?;
         log::info!("registers: on every CPU as set");
         // SAFETY: between orders the other CPUs are idle, and this one unmaps nothing.
         let code =

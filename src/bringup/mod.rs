@@ -6,7 +6,7 @@
 pub mod account;
 pub mod ap;
 pub mod audit;
-pub mod home;
+pub mod cpu_state;
 pub mod interrupts;
 pub mod reclaim;
 pub mod recount;

@@ -11,7 +11,7 @@ use muster_events::{Absent, Phase, Roll};
 use muster_machine::acpi::{Cpu, Madt};
 use muster_percpu::Outcome;
 
-use super::{ap, home, skew};
+use super::{ap, cpu_state, skew};
 use crate::arch::clock::{self, Deadline};
 use crate::boot::addresses;
 use crate::boot::limine::Boot;
@@ -113,7 +113,7 @@ impl RollCall {
             }
             log::info!("{index:>3} {:>5}{row}", shared.lapic_id);
         }
-        home::tell();
+        cpu_state::tell();
         skew::tell();
         if self.left_out > 0 {
             log::info!("{} CPUs stay with the loader, as cpus= asks", self.left_out);

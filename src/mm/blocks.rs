@@ -8,7 +8,7 @@ use muster_memory::{
 };
 
 use super::build_error::BuildError;
-use super::famine;
+use super::failpoint;
 use super::hhdm::Hhdm;
 use crate::boot::stack::{self, Slot};
 use crate::smp::cpu::{self, Block};
@@ -52,7 +52,7 @@ pub fn add_stacks(
     for stack in Slot::of(index).stacks() {
         let count = (stack.length() / FRAME_SIZE) as usize;
         // Theirs for good.
-        let run = (!famine::strikes())
+        let run = (!failpoint::strikes())
             .then(|| frames.allocate_run(count, 1, Owner::Stacks))
             .flatten()
             .ok_or(BuildError::OutOfMemory("the stacks of its CPUs"))?
@@ -81,7 +81,7 @@ pub fn make_block(
     index: u32,
     lapic_id: u32,
 ) -> Result<&'static Block, BuildError> {
-    let memory = (!famine::strikes())
+    let memory = (!failpoint::strikes())
         .then(|| frames.allocate_run((cpu::BYTES / FRAME_SIZE) as usize, 1, Owner::PerCpu))
         .flatten()
         .and_then(|run| hhdm.pointer(run.into_raw().start()))

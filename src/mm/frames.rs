@@ -2,7 +2,7 @@
 
 use muster_memory::{FrameCache, NotFreed, OwnedFrame, OwnedRun, Owner};
 
-use super::{famine, shared};
+use super::{failpoint, shared};
 use crate::smp::cpu;
 
 /// Takes a frame from this CPU's own, if it has a cache.
@@ -69,7 +69,7 @@ pub fn give<T, E>(
 /// Takes frames from this CPU's own, if it has any.
 /// `None` if there is no such run.
 pub fn take_run(count: usize, align: usize, owner: Owner) -> Option<OwnedRun> {
-    if famine::strikes() {
+    if failpoint::strikes() {
         return None;
     }
     with_cache(|cache| cache.allocate_run(count, align, owner))

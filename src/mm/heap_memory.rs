@@ -8,7 +8,7 @@ use muster_memory::{
 };
 
 use super::shared::{self, Growing, Shared};
-use super::{famine, frames};
+use super::{failpoint, frames};
 use crate::boot::window::HEAP;
 
 /// By how much the heap grows at least, in bytes: one large page.
@@ -27,7 +27,7 @@ pub fn allocate(count: usize, align: usize) -> Option<NonNull<u8>> {
         return None;
     }
     let start = match (count, align) {
-        (1, 1) if famine::strikes() => return None,
+        (1, 1) if failpoint::strikes() => return None,
         (1, 1) => frames::allocate(Owner::Heap)?.into_raw().start(),
         _ => frames::take_run(count, align, Owner::Heap)?
             .into_raw()
@@ -103,7 +103,7 @@ fn map_page(shared: &Shared, growing: &mut Growing) -> Option<()> {
     };
     let run = match run {
         Some(run) => run,
-        None if famine::strikes() => return None,
+        None if failpoint::strikes() => return None,
         None => source.allocate_run(1, 1, Owner::Heap)?,
     };
     let region = Region {
@@ -116,7 +116,7 @@ fn map_page(shared: &Shared, growing: &mut Growing) -> Option<()> {
         largest: PageSize::Size2MiB,
     };
     // SAFETY: the window is the heap's, and nothing is there yet; the run is memory.
-    let mapped = unsafe { growing.tables.map(&region, &famine::Tables(source)) };
+    let mapped = unsafe { growing.tables.map(&region, &failpoint::Tables(source)) };
     if mapped.is_err() {
         // Only for want of a frame for a table: the HHDM maps the run so, too. The run was just taken, so it can
         // be given back; the tables hold no leaf of it, for tables come first.

@@ -10,7 +10,7 @@
 pub mod blocks;
 pub mod build_error;
 pub mod checked;
-pub mod famine;
+pub mod failpoint;
 pub mod firmware;
 pub mod frames;
 pub mod heap;

@@ -18,7 +18,7 @@ use muster_memory::{
 
 use super::build_error::BuildError;
 use super::hhdm::Hhdm;
-use super::{blocks, famine, layout, physical};
+use super::{blocks, failpoint, layout, physical};
 use crate::arch::apic;
 use crate::arch::control::{self, Features};
 use crate::boot::addresses;
@@ -113,7 +113,7 @@ impl Shared {
             })
             .collect::<Result<Vec<_>, _>>()?;
 
-        let source = famine::Tables(&frames);
+        let source = failpoint::Tables(&frames);
         let mut tables = Tables::new(hhdm, levels, features.of_tables(), &source)?;
         for region in plan.regions() {
             // SAFETY: no CPU has the tables yet, and the plan has each address once; it maps as
@@ -251,10 +251,13 @@ impl Shared {
 
     /// Changes the tables, which nobody else changes meanwhile, and no handler of this CPU.
     /// `f` may neither allocate nor wait for another CPU.
-    pub fn with_tables<T>(&self, f: impl FnOnce(&mut Tables<Hhdm>, &famine::Tables<'_>) -> T) -> T {
+    pub fn with_tables<T>(
+        &self,
+        f: impl FnOnce(&mut Tables<Hhdm>, &failpoint::Tables<'_>) -> T,
+    ) -> T {
         f(
             &mut self.growing.lock().tables,
-            &famine::Tables(&self.frames),
+            &failpoint::Tables(&self.frames),
         )
     }
 

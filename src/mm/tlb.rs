@@ -1,7 +1,7 @@
 //! What CPUs keep of the page tables in their TLBs: how one forgets it, and how all are made to.
 //!
 //! A *shootdown* asks all CPUs at work, by one call, however many pages there are. A CPU that is asleep
-//! ([`sleep`]) is spared: it flushes everything when it wakes, before it touches anything but
+//! ([`lazy_tlb`]) is spared: it flushes everything when it wakes, before it touches anything but
 //! what is never unmapped (its stack, its block, the code). Not where tables go with the pages: a CPU
 //! may walk those ahead of what it executes.
 //!
@@ -17,7 +17,7 @@ use x86_64::VirtAddr;
 use x86_64::instructions::tlb;
 
 use crate::smp::call::{self, Targets, Uses};
-use crate::smp::{cpu, sleep};
+use crate::smp::{cpu, lazy_tlb};
 
 /// How long a CPU may take to flush, in milliseconds: a virtual one may be off its host core.
 const TIMEOUT: u64 = 10_000;
@@ -26,7 +26,7 @@ const TIMEOUT: u64 = 10_000;
 pub struct AllCpus;
 
 // SAFETY: (1) every CPU at work is called, and this one flushes itself, but for (3) those that are
-// asleep: they flush in `sleep::wake_up`, which is the first thing that any of their interrupts does, and
+// asleep: they flush in `lazy_tlb::wake_up`, which is the first thing that any of their interrupts does, and
 // none is spared a table; (2) an AP that joins later loads these tables, which flushes, only after it has
 // joined (`ap`), and one that comes too late never does; (4) the others are stopped or never came.
 unsafe impl Shootdown for AllCpus {
@@ -69,5 +69,5 @@ fn flush(pages: &FlushSet) {
         }
         None => tlb::flush_all(),
     }
-    sleep::count_flush();
+    lazy_tlb::count_flush();
 }

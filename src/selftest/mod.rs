@@ -2,12 +2,12 @@
 //!
 //! The highest room: it imports all others, and none imports it.
 
+pub mod ap_fault;
 #[cfg(feature = "bench")]
 pub mod bench;
 pub mod fault;
 pub mod measure;
 pub mod median;
-pub mod mishap;
 pub mod misuse;
 pub mod monitor;
 pub mod step;

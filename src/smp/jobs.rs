@@ -5,7 +5,7 @@ use conquer_once::spin::OnceCell;
 use muster_percpu::{Barrier, Broadcast};
 use x86_64::instructions::interrupts;
 
-use super::{call, cpu, lapic, online, sleep};
+use super::{call, cpu, lapic, lazy_tlb, online};
 use crate::arch::clock::Deadline;
 use crate::arch::idle;
 
@@ -117,9 +117,9 @@ fn give(
 /// without an interrupt: the caller looks for itself what there is to do.
 pub fn idle() {
     interrupts::disable();
-    sleep::fall_asleep();
+    lazy_tlb::fall_asleep();
     idle::enable_and_halt();
-    sleep::wake_up();
+    lazy_tlb::wake_up();
 }
 
 /// The life of AP `index` after it came online: carries out orders as they are given,

@@ -5,7 +5,7 @@ use core::alloc::Layout;
 use core::ptr::NonNull;
 
 use super::random::mix;
-use super::shift::{Shift, Tally};
+use super::worker::{Shift, Tally};
 
 /// Bytes of a word of the pattern.
 const WORD: usize = size_of::<u64>();

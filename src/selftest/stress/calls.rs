@@ -8,7 +8,7 @@ use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use x86_64::instructions::interrupts;
 
-use super::shift::Shift;
+use super::worker::Shift;
 use crate::arch::clock::Deadline;
 use crate::smp::call::{self, Targets, Uses, Work};
 use crate::smp::{cpu, online};

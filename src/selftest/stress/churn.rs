@@ -3,7 +3,7 @@
 use heapless::Deque;
 
 use super::block::Block;
-use super::shift::Shift;
+use super::worker::Shift;
 
 /// The size of every block: a cache line, the size small objects cluster around.
 const SIZE: usize = 64;

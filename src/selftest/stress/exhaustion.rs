@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 
 use super::block::Block;
-use super::shift::Shift;
+use super::worker::Shift;
 
 /// Blocks that the machine's memory is cut into, about: many enough to meet the
 /// end on every CPU at once, few enough to free in a while.

@@ -5,7 +5,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use super::block::Block;
-use super::shift::Shift;
+use super::worker::Shift;
 
 /// The longest vector, in elements of eight bytes.
 const LONGEST: usize = 4096;

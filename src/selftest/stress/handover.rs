@@ -6,7 +6,7 @@ use crossbeam_utils::CachePadded;
 use heapless::Deque;
 
 use super::block::Block;
-use super::shift::Shift;
+use super::worker::Shift;
 use crate::smp::lock::{Level, Lock};
 
 /// Blocks that may wait for one CPU.

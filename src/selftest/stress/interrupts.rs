@@ -9,7 +9,7 @@ use core::ptr::NonNull;
 use x86_64::instructions::interrupts;
 
 use super::marked::{LAYOUT, Marker, SIZE};
-use super::shift::Shift;
+use super::worker::Shift;
 use crate::arch::idle;
 use crate::mm::{heap, heap_platform};
 use crate::selftest::step;

@@ -9,7 +9,7 @@ use crossbeam_utils::CachePadded;
 use muster_machine::lapic::Register;
 use muster_memory::{Access, Cache, FRAME_SIZE, PhysRange};
 
-use super::shift::Shift;
+use super::worker::Shift;
 use crate::arch::apic;
 use crate::smp::{call, lapic};
 

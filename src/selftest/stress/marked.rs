@@ -6,7 +6,7 @@ use core::alloc::Layout;
 use core::cell::Cell;
 use core::ptr::NonNull;
 
-use super::shift::Tally;
+use super::worker::Tally;
 
 /// The size of every block: the handler frees what the interrupted code is allocating from.
 pub const SIZE: usize = 64;

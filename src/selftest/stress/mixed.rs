@@ -4,7 +4,7 @@ use nodit::interval::ie;
 use nodit::{Interval, NoditSet};
 
 use super::block::Block;
-use super::shift::Shift;
+use super::worker::Shift;
 use crate::smp::lock::{Level, Lock};
 
 /// Slots for live blocks.

@@ -6,7 +6,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use muster_memory::{Access, FRAME_SIZE};
 use x86_64::instructions::interrupts;
 
-use super::shift::Shift;
+use super::worker::Shift;
 use crate::arch::clock::Deadline;
 use crate::arch::probe::{self, Fault};
 use crate::mm::mapping::Mapping;

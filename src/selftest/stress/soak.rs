@@ -5,8 +5,8 @@ use alloc::alloc::{alloc, dealloc};
 use core::alloc::Layout;
 use core::ptr::{self, NonNull};
 
-use super::grounds::Grounds;
-use super::shift::Shift;
+use super::shared_state::Grounds;
+use super::worker::Shift;
 use super::{calls, churn, growth, handover, interrupts, mappings, mixed, timer};
 use crate::arch::clock::Deadline;
 use crate::smp::jobs;

@@ -11,7 +11,7 @@ use heapless::Deque;
 use super::block::Block;
 use super::marked::{LAYOUT, Marker, SIZE};
 use super::random::Random;
-use super::shift::Shift;
+use super::worker::Shift;
 use crate::smp::{lapic, timer};
 
 /// From the end of a handler to the next interrupt, in microseconds.
