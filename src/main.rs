@@ -53,7 +53,7 @@ use crate::boot::stack::Slot;
 use crate::boot::{addresses, stack};
 use crate::bringup::roll::RollCall;
 use crate::bringup::{account, audit, cpu_state, interrupts, reclaim};
-use crate::mm::shared::Shared;
+use crate::mm::shared::SharedMemory;
 use crate::mm::{failpoint, firmware, heap, mapping, peek, shared};
 use crate::report::exit::Outcome;
 use crate::report::{events, exit, journal, screen};
@@ -76,7 +76,7 @@ static PLAN: OnceCell<Plan> = OnceCell::uninit();
 
 /// What rooms need of higher ones.
 const HOOKS: Hooks = Hooks {
-    ap_reached: ap_fault::may_happen,
+    ap_reached: ap_fault::at_phase,
     read_word: peek::read_word,
     name_of: peek::name_of,
 };
@@ -112,7 +112,7 @@ extern "C" fn build() -> ! {
         "entered {} ms after reset",
         clock::micros_before_entry() / 1000
     );
-    rate.tell();
+    rate.log();
     let arguments = Arguments::parse(&boot.command_line)
         .unwrap_or_else(|error| refuse(&format_args!("in the command line: {error}")));
     journal::set_serial_level(arguments.log.into());
@@ -128,15 +128,15 @@ extern "C" fn build() -> ! {
     if arguments.output == Output::Json {
         events::start(&boot, &features, rate.hz());
     }
-    boot.tell();
+    boot.log();
     identity::start();
-    failpoint::ask(arguments.frames_fail);
+    failpoint::set(arguments.frames_fail);
     if arguments.fault == Some(Fault::BootStackOverflow) {
         fault::overflow_boot_stack();
     }
 
     let (shared, blocks) =
-        Shared::build(&boot, features, arguments.cpus).unwrap_or_else(|error| refuse(&error));
+        SharedMemory::build(&boot, features, arguments.cpus).unwrap_or_else(|error| refuse(&error));
     let blocks = register_bsp(blocks);
     let reach = |phase| cpu::with(|here| here.shared().report.reach(phase));
     reach(Phase::Block);
@@ -145,7 +145,7 @@ extern "C" fn build() -> ! {
     shared.load_tables();
     reach(Phase::Tables);
     match shared.verify() {
-        Ok(census) => shared.tell(&census),
+        Ok(census) => shared.log_census(&census),
         Err(error) => refuse(&error),
     }
     shared::publish(shared);
@@ -183,7 +183,7 @@ extern "C" fn muster() -> ! {
         report.reach(Phase::Descriptors);
         report.join();
         report.reach(Phase::Online);
-        cpu_state::tell_own(here.index(), here.shared());
+        cpu_state::log_own(here.index(), here.shared());
     });
     machine_check::start();
     machine_check::enable_nmis();
@@ -201,12 +201,12 @@ extern "C" fn muster() -> ! {
     }
     x86_64::instructions::interrupts::enable();
 
-    ap_fault::ask(arguments.mishap);
+    ap_fault::set(arguments.mishap);
     let roll = RollCall::hold(boot, arguments, blocks);
     roll.print();
-    roll.tell();
+    roll.emit();
     let reclaimed = reclaim::reclaim(&roll, arguments.reclaim);
-    shared::get().tell_ranges(Moment::Boot);
+    shared::get().emit_ranges(Moment::Boot);
     if let Some(fault) = arguments.fault {
         fault::bring_about(fault);
     }
@@ -215,12 +215,12 @@ extern "C" fn muster() -> ! {
         refuse(&error);
     }
     let calls = measure::calls().and_then(|()| measure::shootdowns());
-    let before = audit::Books::read();
+    let before = audit::Baseline::take();
     let work = work(arguments, &roll);
     let account = account::settle();
     let audit = before.compare();
-    shared::get().tell_ranges(Moment::End);
-    failpoint::tell(arguments.frames_fail);
+    shared::get().emit_ranges(Moment::End);
+    failpoint::log_outcome(arguments.frames_fail);
 
     if let Err(reason) = (roll.verdict())
         .and(reclaimed)

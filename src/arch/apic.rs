@@ -30,9 +30,9 @@ pub fn physical_base() -> Option<u64> {
 ///
 /// The page is mapped there, uncached, for good, in the tables with either root.
 pub unsafe fn mapped_at(virtual_: u64, roots: [u64; 2]) {
-    for (place, root) in ROOTS.iter().zip(roots) {
+    for (slot, root) in ROOTS.iter().zip(roots) {
         // Relaxed: published by the store below, and always the same.
-        place.store(root, Ordering::Relaxed);
+        slot.store(root, Ordering::Relaxed);
     }
     REGISTERS.store(virtual_, Ordering::Release);
 }
@@ -48,10 +48,10 @@ fn is_on_tables() -> bool {
 
 /// This CPU's APIC registers, where they are to be reached. Only this file makes one.
 #[derive(Debug, Clone, Copy)]
-pub struct Registers(Place);
+pub struct ApicRegisters(RegisterLocation);
 
 #[derive(Debug, Clone, Copy)]
-enum Place {
+enum RegisterLocation {
     /// In MSRs.
     Msrs,
     /// In a page, mapped at this address.
@@ -74,42 +74,42 @@ impl Mode {
     }
 
     /// Notes it. Called by its own CPU, on the kernel's tables, which it never leaves, nor its mode.
-    pub fn note(&self, registers: Registers) {
+    pub fn note(&self, registers: ApicRegisters) {
         let mode = match registers.0 {
-            Place::Msrs => Self::X2APIC,
-            Place::Page(base) => base as u64,
+            RegisterLocation::Msrs => Self::X2APIC,
+            RegisterLocation::Page(base) => base as u64,
         };
         // Relaxed: only this CPU reads it, an NMI in between as it was or as it is.
         self.0.store(mode, Ordering::Relaxed);
     }
 
     /// Returns where they are, once it is noted.
-    pub fn registers(&self) -> Option<Registers> {
+    pub fn registers(&self) -> Option<ApicRegisters> {
         match self.0.load(Ordering::Relaxed) {
             Self::UNKNOWN => None,
-            Self::X2APIC => Some(Registers(Place::Msrs)),
-            base => Some(Registers(Place::Page(base as usize))),
+            Self::X2APIC => Some(ApicRegisters(RegisterLocation::Msrs)),
+            base => Some(ApicRegisters(RegisterLocation::Page(base as usize))),
         }
     }
 }
 
-impl Registers {
+impl ApicRegisters {
     /// Finds out how this CPU reaches them, as it says itself. `None` where the page is not mapped: before
     /// it is at all, and on an AP that still runs on the loader's tables.
     pub fn find() -> Option<Self> {
         match ApicBase::read_raw().1 & (BASE_ENABLED | BASE_X2APIC) {
             BASE_ENABLED => {}
             0 | BASE_X2APIC => return None,
-            _ => return Some(Self(Place::Msrs)),
+            _ => return Some(Self(RegisterLocation::Msrs)),
         }
         Some(REGISTERS.load(Ordering::Acquire))
             .filter(|&base| base != 0 && is_on_tables())
-            .map(|base| Self(Place::Page(base as usize)))
+            .map(|base| Self(RegisterLocation::Page(base as usize)))
     }
 
     /// Returns whether they are MSRs, as in x2APIC mode.
     pub fn are_msrs(self) -> bool {
-        matches!(self.0, Place::Msrs)
+        matches!(self.0, RegisterLocation::Msrs)
     }
 
     /// Writes a register.
@@ -121,13 +121,13 @@ impl Registers {
         match self.0 {
             // SAFETY: the mode was read from this CPU, so the MSR exists; of
             // what comes of it, the caller's promise.
-            Place::Msrs => unsafe {
+            RegisterLocation::Msrs => unsafe {
                 Msr::new(register.msr()).write(u64::from(value));
             },
             // SAFETY: `mapped_at` was given the page's address in the kernel's tables,
             // mapped uncached and never unmapped; the register is 32-bit, aligned,
             // within the page, and this CPU's own.
-            Place::Page(base) => unsafe {
+            RegisterLocation::Page(base) => unsafe {
                 core::ptr::with_exposed_provenance_mut::<u32>(base + register.offset() as usize)
                     .write_volatile(value);
             },
@@ -145,9 +145,9 @@ impl Registers {
         match self.0 {
             // SAFETY: as for `write`; reading has no side effect. The registers of vectors are next to
             // one another.
-            Place::Msrs => unsafe { Msr::new(register.msr() + number).read() as u32 },
+            RegisterLocation::Msrs => unsafe { Msr::new(register.msr() + number).read() as u32 },
             // SAFETY: as for `write`; and 16 bytes apart.
-            Place::Page(base) => unsafe {
+            RegisterLocation::Page(base) => unsafe {
                 let offset = register.offset() as usize + 16 * number as usize;
                 core::ptr::with_exposed_provenance::<u32>(base + offset).read_volatile()
             },

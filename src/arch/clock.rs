@@ -49,14 +49,14 @@ impl fmt::Display for Reference {
 
 /// Who tells the TSC's rate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Teller {
+pub enum Informant {
     /// CPUID leaf 0x15 (Intel SDM vol. 2A, CPUID).
     Cpuid,
     /// The hypervisor's timing leaf 0x4000_0010 (VMware's proposal, also KVM's).
     Hypervisor,
 }
 
-impl fmt::Display for Teller {
+impl fmt::Display for Informant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Cpuid => "CPUID",
@@ -67,24 +67,24 @@ impl fmt::Display for Teller {
 
 /// Where the counter's rate was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Source {
+enum RateSource {
     /// It was told, and what was measured agrees.
-    Confirmed(Teller, Reference),
+    Confirmed(Informant, Reference),
     /// It was told, and there was nothing to measure it by.
-    Told(Teller),
+    Unconfirmed(Informant),
     /// It was measured.
     Measured(Reference),
     /// Not found.
     Assumed,
 }
 
-impl fmt::Display for Source {
+impl fmt::Display for RateSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Confirmed(teller, reference) => {
-                write!(f, "told by {teller}, confirmed by {reference}")
+            Self::Confirmed(informant, reference) => {
+                write!(f, "told by {informant}, confirmed by {reference}")
             }
-            Self::Told(teller) => write!(f, "told by {teller}, not confirmed"),
+            Self::Unconfirmed(informant) => write!(f, "told by {informant}, not confirmed"),
             Self::Measured(reference) => write!(f, "measured by {reference}"),
             Self::Assumed => f.write_str("assumed: times are not to scale"),
         }
@@ -95,9 +95,9 @@ impl fmt::Display for Source {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rate {
     hz: u64,
-    source: Source,
+    source: RateSource,
     /// What was told, and is not so.
-    refuted: Option<(Teller, u64)>,
+    refuted: Option<(Informant, u64)>,
 }
 
 impl Rate {
@@ -109,8 +109,8 @@ impl Rate {
     /// Finds the rate by a counter, if there is one, and what is told. `None` if the counter does not
     /// count.
     fn by(reference: Reference) -> Option<Self> {
-        let told = told();
-        let hz = told.map(|(_, hz)| hz);
+        let reported = reported();
+        let hz = reported.map(|(_, hz)| hz);
         let counter = Counter::start(reference);
         // The counter may not have taken its new period yet: the first window is for that.
         counter.window()?;
@@ -125,16 +125,16 @@ impl Rate {
                 break verdict;
             }
         };
-        Some(match (verdict, told) {
-            (Verdict::Confirmed, Some((teller, hz))) => Self {
+        Some(match (verdict, reported) {
+            (Verdict::Confirmed, Some((informant, hz))) => Self {
                 hz,
-                source: Source::Confirmed(teller, reference),
+                source: RateSource::Confirmed(informant, reference),
                 refuted: None,
             },
             (Verdict::Confirmed, None) => return None,
             (Verdict::Measured(hz), refuted) => Self {
                 hz,
-                source: Source::Measured(reference),
+                source: RateSource::Measured(reference),
                 refuted,
             },
         })
@@ -142,19 +142,22 @@ impl Rate {
 
     /// Whether it was measured, or confirmed by a measurement.
     const fn is_sure(&self) -> bool {
-        matches!(self.source, Source::Confirmed(..) | Source::Measured(_))
+        matches!(
+            self.source,
+            RateSource::Confirmed(..) | RateSource::Measured(_)
+        )
     }
 
     /// Logs it, and what was told and is not so.
-    pub fn tell(&self) {
+    pub fn log(&self) {
         let kind = match has_invariant_tsc() {
             true => "invariant",
             false => "not invariant",
         };
         log::info!("TSC at {} MHz, {}; {kind}", time::mhz(self.hz), self.source);
-        if let Some((teller, hz)) = self.refuted {
+        if let Some((informant, hz)) = self.refuted {
             log::warn!(
-                "{teller} tells {} MHz of the TSC, which is wrong: the {} MHz that were measured stand",
+                "{informant} tells {} MHz of the TSC, which is wrong: the {} MHz that were measured stand",
                 time::mhz(hz),
                 time::mhz(self.hz)
             );
@@ -181,15 +184,15 @@ pub fn start() {
 /// Finds the counter's rate, as far as that can be without the firmware's tables. Called once on the BSP,
 /// before any AP runs.
 pub fn calibrate() -> Rate {
-    let rate = Rate::by(Reference::Pit).unwrap_or_else(|| match told() {
-        Some((teller, hz)) => Rate {
+    let rate = Rate::by(Reference::Pit).unwrap_or_else(|| match reported() {
+        Some((informant, hz)) => Rate {
             hz,
-            source: Source::Told(teller),
+            source: RateSource::Unconfirmed(informant),
             refuted: None,
         },
         None => Rate {
             hz: ASSUMED_HZ,
-            source: Source::Assumed,
+            source: RateSource::Assumed,
             refuted: None,
         },
     });
@@ -206,12 +209,12 @@ pub fn make_sure(rate: Rate, pm_timer: impl FnOnce() -> Option<PmTimer>) {
     let found = pm_timer().and_then(|timer| Rate::by(Reference::PmTimer(timer)));
     if let Some(found) = found {
         HZ.store(found.hz, Ordering::Relaxed);
-        found.tell();
+        found.log();
         return;
     }
     match rate.source {
-        Source::Told(teller) => log::warn!(
-            "neither a PIT nor an ACPI timer confirms the TSC's rate, which {teller} tells"
+        RateSource::Unconfirmed(informant) => log::warn!(
+            "neither a PIT nor an ACPI timer confirms the TSC's rate, which {informant} tells"
         ),
         _ => log::warn!(
             "the TSC's rate is assumed, as neither CPUID, a hypervisor, a PIT nor an ACPI timer tells \
@@ -321,21 +324,21 @@ impl Deadline {
 }
 
 /// What is told of the rate, in Hz, and by whom.
-fn told() -> Option<(Teller, u64)> {
+fn reported() -> Option<(Informant, u64)> {
     let cpuid = || {
         let hz = CpuId::new().get_tsc_info()?.tsc_frequency()?;
-        Some((Teller::Cpuid, hz))
+        Some((Informant::Cpuid, hz))
     };
     let hypervisor = || {
         let khz = CpuId::new().get_hypervisor_info()?.tsc_frequency()?;
-        Some((Teller::Hypervisor, u64::from(khz) * 1000))
+        Some((Informant::Hypervisor, u64::from(khz) * 1000))
     };
-    let sound = |&(_, hz): &(Teller, u64)| hz > 0;
+    let sound = |&(_, hz): &(Informant, u64)| hz > 0;
     cpuid().filter(sound).or_else(|| hypervisor().filter(sound))
 }
 
 /// A count with the stamp that belongs to it.
-struct Reading {
+struct CounterReading {
     count: u32,
     at: u64,
     /// How long it took to read.
@@ -388,18 +391,18 @@ impl Counter {
 
     /// One reading, of a few the one with the shortest way around it: another may
     /// have lost its core between the stamp and the count.
-    fn read(&self) -> Reading {
+    fn read(&self) -> CounterReading {
         let once = || {
             let before = ticks();
             let count = self.count();
             let width = ticks().wrapping_sub(before);
-            Reading {
+            CounterReading {
                 count,
                 at: before + width / 2,
                 width,
             }
         };
-        let quicker = |one: Reading, other: Reading| match one.width <= other.width {
+        let quicker = |one: CounterReading, other: CounterReading| match one.width <= other.width {
             true => one,
             false => other,
         };

@@ -42,10 +42,10 @@ impl InterruptStack {
 }
 
 /// The BSP's tables until it has a block.
-struct Boot(UnsafeCell<MaybeUninit<Descriptors>>);
+struct BootCell(UnsafeCell<MaybeUninit<Descriptors>>);
 
 // SAFETY: the cell is reached only once, in `load_boot`.
-unsafe impl Sync for Boot {}
+unsafe impl Sync for BootCell {}
 
 /// Loads tables on the BSP, whose interrupt stacks have these tops, for as long as it has no block: so
 /// that an overflow of the boot stack ends in words as well.
@@ -54,7 +54,7 @@ unsafe impl Sync for Boot {}
 ///
 /// If it is called again.
 pub fn load_boot(tops: [u64; InterruptStack::COUNT]) {
-    static BOOT: Boot = Boot(UnsafeCell::new(MaybeUninit::uninit()));
+    static BOOT: BootCell = BootCell(UnsafeCell::new(MaybeUninit::uninit()));
     static TAKEN: AtomicBool = AtomicBool::new(false);
 
     assert!(

@@ -1,6 +1,6 @@
 //! The IDT and the entry stubs.
 //!
-//! All of them lead to one [`Handler`], which a higher room has.
+//! All of them lead to one [`TrapHandler`], which a higher room has.
 
 use core::arch::naked_asm;
 
@@ -17,7 +17,7 @@ const VECTORS: usize = 256;
 
 /// What every exception and every interrupt ends in. The stubs call it directly: they are made for the
 /// type that has it.
-pub trait Handler {
+pub trait TrapHandler {
     /// Handles what the frame tells of, and changes it where the CPU is to go on otherwise. Runs with
     /// interrupts off.
     fn handle(frame: &mut Frame);
@@ -29,7 +29,7 @@ pub trait Handler {
 /// The CPU aligns the stack to 16 bytes before it pushes 40 (Intel SDM vol. 3A,
 /// 6.14.2); error code, vector and 15 registers make 176: the call is aligned.
 #[unsafe(naked)]
-extern "C" fn common<H: Handler>() {
+extern "C" fn common<H: TrapHandler>() {
     naked_asm!(
         "push rax",
         "push rbx",
@@ -75,7 +75,7 @@ const STUB: usize = 16;
 
 /// The stubs of all vectors, one after the other: each makes the frame the same for all of them.
 #[unsafe(naked)]
-extern "C" fn stubs<H: Handler>() {
+extern "C" fn stubs<H: TrapHandler>() {
     naked_asm!(
         ".set muster_vector, 0",
         ".rept {vectors}",
@@ -94,7 +94,7 @@ extern "C" fn stubs<H: Handler>() {
     )
 }
 
-extern "C" fn dispatch<H: Handler>(frame: &mut Frame) {
+extern "C" fn dispatch<H: TrapHandler>(frame: &mut Frame) {
     H::handle(frame);
 }
 
@@ -121,7 +121,7 @@ const INTERRUPT_GATE: u8 = 0x8e;
 struct Table([Gate; VECTORS]);
 
 impl Table {
-    fn new<H: Handler>(stack_of: impl Fn(usize) -> Option<InterruptStack>) -> Self {
+    fn new<H: TrapHandler>(stack_of: impl Fn(usize) -> Option<InterruptStack>) -> Self {
         let mut gates = [Gate::default(); VECTORS];
         for (vector, gate) in gates.iter_mut().enumerate() {
             let offset = (stubs::<H> as *const ()).addr() as u64 + (vector * STUB) as u64;
@@ -153,13 +153,13 @@ impl Table {
 
 /// Makes faults end in words from here on, on the stack in use: for a CPU that
 /// has no TSS yet.
-pub fn load_early<H: Handler>() {
+pub fn load_early<H: TrapHandler>() {
     static EARLY: OnceCell<Table> = OnceCell::uninit();
     EARLY.get_or_init(|| Table::new::<H>(|_| None)).load();
 }
 
 /// The same with interrupt stacks, for a CPU that has loaded its TSS.
-pub fn load<H: Handler>() {
+pub fn load<H: TrapHandler>() {
     static FULL: OnceCell<Table> = OnceCell::uninit();
     FULL.get_or_init(|| {
         Table::new::<H>(|vector| match vector as u64 {

@@ -22,7 +22,7 @@ pub fn start() {
             Msr::new(IA32_MCG_CTL).write(ALL);
         }
         for bank in 0..capabilities.banks() {
-            tell_bank(bank, "before this run", &mut |line| log::warn!("{line}"));
+            log_bank(bank, "before this run", &mut |line| log::warn!("{line}"));
             if bank >= first {
                 Msr::new(mca::control(bank)).write(ALL);
             }
@@ -32,7 +32,7 @@ pub fn start() {
 }
 
 /// Logs what this CPU reports of the machine check that it has taken.
-pub fn tell() {
+pub fn log_errors() {
     let Some(capabilities) = capabilities() else {
         return;
     };
@@ -41,7 +41,7 @@ pub fn tell() {
     log::error!(target: "panic", "{status} (status {:#x})", status.0);
     let mut has_reason = false;
     for bank in 0..capabilities.banks() {
-        has_reason |= tell_bank(
+        has_reason |= log_bank(
             bank,
             "now",
             &mut |line| log::error!(target: "panic", "{line}"),
@@ -53,7 +53,7 @@ pub fn tell() {
 }
 
 /// Tells what a bank has on record. `false`: nothing.
-fn tell_bank(bank: u32, when: &str, say: &mut dyn FnMut(core::fmt::Arguments<'_>)) -> bool {
+fn log_bank(bank: u32, when: &str, say: &mut dyn FnMut(core::fmt::Arguments<'_>)) -> bool {
     // SAFETY: the callers go by IA32_MCG_CAP. The address and the other details are there if the status
     // says so. Reading has no side effect.
     let read = |register| unsafe { Msr::new(register).read() };
@@ -68,16 +68,16 @@ fn tell_bank(bank: u32, when: &str, say: &mut dyn FnMut(core::fmt::Arguments<'_>
     say(format_args!(
         "  status {:#018x}, address {}, misc {}",
         status.0,
-        Told(address),
-        Told(misc)
+        OrUnknown(address),
+        OrUnknown(misc)
     ));
     true
 }
 
 /// A register that may have nothing to say.
-struct Told(Option<u64>);
+struct OrUnknown(Option<u64>);
 
-impl core::fmt::Display for Told {
+impl core::fmt::Display for OrUnknown {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         match self.0 {
             Some(value) => write!(f, "{value:#x}"),

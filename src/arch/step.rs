@@ -19,14 +19,15 @@ const RESUME_FLAG: u64 = 1 << 16;
 const BREAK_AT_DR0: u64 = 1 << 10 | 1;
 const BREAK_NOWHERE: u64 = 1 << 10;
 
-type Handler<'a> = &'a dyn Fn();
+/// A closure that runs at a step, and one that is stepped through.
+pub type StepHandler<'a> = &'a dyn Fn();
 
 /// What a CPU is stepping through.
 pub struct Stepper {
     /// Traps until the handler's turn. 0: it is past, or there is none.
     countdown: Cell<u64>,
     traps: Cell<u64>,
-    handler: Cell<Option<Handler<'static>>>,
+    handler: Cell<Option<StepHandler<'static>>>,
 }
 
 // SAFETY: it is part of one CPU's own state and holds a handler only while that CPU is in `run`;
@@ -48,10 +49,10 @@ impl Stepper {
     ///
     /// Returns how many traps there were: one for each instruction of `work`, and some before and after
     /// it, always as many.
-    pub fn run(&self, at: u64, handler: Handler<'_>, work: Handler<'_>) -> u64 {
+    pub fn run(&self, at: u64, handler: StepHandler<'_>, work: StepHandler<'_>) -> u64 {
         // SAFETY: only the lifetime changes, and the handler is forgotten before this returns.
         self.handler.set(Some(unsafe {
-            core::mem::transmute::<Handler<'_>, Handler<'static>>(handler)
+            core::mem::transmute::<StepHandler<'_>, StepHandler<'static>>(handler)
         }));
         self.traps.set(0);
         self.countdown.set(at);
@@ -74,10 +75,10 @@ impl Stepper {
     /// CPUs do not trap after it.
     ///
     /// Returns whether the CPU came there.
-    pub fn before(&self, address: u64, handler: Handler<'_>, work: Handler<'_>) -> bool {
+    pub fn before(&self, address: u64, handler: StepHandler<'_>, work: StepHandler<'_>) -> bool {
         // SAFETY: only the lifetime changes, and the handler is forgotten before this returns.
         self.handler.set(Some(unsafe {
-            core::mem::transmute::<Handler<'_>, Handler<'static>>(handler)
+            core::mem::transmute::<StepHandler<'_>, StepHandler<'static>>(handler)
         }));
         self.traps.set(0);
         self.countdown.set(1);

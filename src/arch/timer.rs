@@ -2,11 +2,12 @@
 
 use core::cell::Cell;
 
-type Handler<'a> = &'a dyn Fn();
+/// A closure that runs at each interrupt of a timer.
+pub type TimerHandler<'a> = &'a dyn Fn();
 
 /// What one CPU's timer is used for.
 pub struct Timer {
-    handler: Cell<Option<Handler<'static>>>,
+    handler: Cell<Option<TimerHandler<'static>>>,
     /// In ticks of the TSC.
     period: Cell<u64>,
 }
@@ -25,7 +26,7 @@ impl Timer {
     }
 
     /// Notes a handler, and its period in ticks of the TSC.
-    pub fn lend(&self, handler: Handler<'static>, period: u64) {
+    pub fn lend(&self, handler: TimerHandler<'static>, period: u64) {
         self.period.set(period);
         self.handler.set(Some(handler));
     }
@@ -36,7 +37,7 @@ impl Timer {
     }
 
     /// The handler, while there is one.
-    pub fn handler(&self) -> Option<Handler<'static>> {
+    pub fn handler(&self) -> Option<TimerHandler<'static>> {
         self.handler.get()
     }
 

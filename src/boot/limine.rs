@@ -148,7 +148,7 @@ impl Boot {
 
 impl Boot {
     /// Logs what the loader told, and what of it is odd.
-    pub fn tell(&self) {
+    pub fn log(&self) {
         log::info!(
             target: "boot",
             "{} CPUs, {} usable of {} memory-map entries",

@@ -76,7 +76,7 @@ impl Extent {
     /// # Safety
     ///
     /// It is mapped in the tables in use.
-    pub unsafe fn most_used(&self) -> u64 {
+    pub unsafe fn peak_used(&self) -> u64 {
         let words = (self.bottom..self.top).step_by(size_of::<u64>());
         let untouched = words
             .map(|address| ptr::with_exposed_provenance::<u64>(address as usize))
@@ -133,7 +133,7 @@ impl Slot {
 
 /// What lies at an address of the stack window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Place {
+pub enum StackLocation {
     /// In a stack.
     In(u32, &'static str),
     /// In the guard below a stack: that stack overflowed.
@@ -142,7 +142,7 @@ pub enum Place {
     GuardBelowBoot,
 }
 
-impl Place {
+impl StackLocation {
     /// What lies at `address`, if it is in the window, or in the guard below the boot stack.
     pub fn of(address: u64) -> Option<Self> {
         let boot = boot_top() - BOOT as u64;
@@ -167,7 +167,7 @@ impl Place {
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for StackLocation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::In(cpu, name) => write!(f, "the {name} of CPU {cpu}"),

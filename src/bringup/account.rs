@@ -15,7 +15,7 @@ use muster_percpu::Outcome;
 use crate::arch::vectors::{Counts, Kind};
 use crate::boot::bytes::Bytes;
 use crate::boot::stack::{self, Slot};
-use crate::mm::heap::Reading;
+use crate::mm::heap::HeapReading;
 use crate::mm::shared;
 use crate::report::events;
 use crate::smp::cpu;
@@ -27,13 +27,13 @@ use crate::smp::cpu;
 /// What does not, in words.
 pub fn settle() -> Result<(), String> {
     let account = Account::take().map_err(|error| error.to_string())?;
-    account.tell();
+    account.log();
     account.check().map_err(|error| error.to_string())?;
     log::info!("account: adds up, to the byte");
     Ok(())
 }
 
-/// What one CPU has, or no CPU, in bytes. [`Reading`] says what the words mean.
+/// What one CPU has, or no CPU, in bytes. [`HeapReading`] says what the words mean.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Holding {
     /// Free frames in its cache; of the common ones, those in no cache.
@@ -71,7 +71,7 @@ impl Holding {
     }
 
     /// Logs its row of the table of memory.
-    fn tell_memory(&self, row: impl fmt::Display, stack: fmt::Arguments<'_>) {
+    fn log_memory(&self, row: impl fmt::Display, stack: fmt::Arguments<'_>) {
         log::info!(
             "{row:>6} {:>10} {:>10} {:>10} {stack}",
             Bytes(self.frames),
@@ -81,7 +81,7 @@ impl Holding {
     }
 
     /// Logs its row of the table of traffic.
-    fn tell_traffic(&self, row: impl fmt::Display) {
+    fn log_traffic(&self, row: impl fmt::Display) {
         let Traffic {
             allocated_bytes,
             freed_bytes,
@@ -92,7 +92,7 @@ impl Holding {
 
 /// What one CPU has done for itself and for others: numbers of each.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Deeds {
+pub struct ActivityCounts {
     /// Interrupts taken, of each kind.
     pub interrupts: Counts,
     /// Calls to others, one for each of them.
@@ -107,7 +107,7 @@ pub struct Deeds {
     pub flushes: u64,
 }
 
-impl Deeds {
+impl ActivityCounts {
     fn of(shared: &cpu::Shared) -> Self {
         Self {
             interrupts: shared.interrupts.read(),
@@ -129,7 +129,7 @@ impl Deeds {
     }
 }
 
-impl fmt::Display for Deeds {
+impl fmt::Display for ActivityCounts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
@@ -148,14 +148,14 @@ impl fmt::Display for Deeds {
 #[derive(Debug)]
 pub struct Account {
     /// Each CPU at work, by its index.
-    pub cpus: Vec<(u32, Holding, Deeds)>,
+    pub cpus: Vec<(u32, Holding, ActivityCounts)>,
     /// What no CPU at work has: free frames in no cache, free blocks in depots, what was allocated,
     /// freed and mapped past the caches. It has no stack.
     pub common: Holding,
     /// Who owns how much.
     pub owners: Totals,
     /// What the heap holds, by its own counters.
-    heap: Reading,
+    heap: HeapReading,
     /// All that the machine has, without what is reserved.
     memory: u64,
 }
@@ -224,7 +224,7 @@ impl Account {
         cpus.try_reserve_exact(cpu::all().len())
             .map_err(|_| AccountError::OutOfMemory)?;
         let shared = shared::get();
-        let heap = Reading::take();
+        let heap = HeapReading::take();
         let past_caches = shared.common_share().handed_out(Owner::Mappings);
         let mut common = Holding {
             frames: shared.uncached_bytes(),
@@ -237,9 +237,9 @@ impl Account {
             let mut holding = Holding::of(index, cpu);
             if cpu.report.admission() == Outcome::Joined {
                 // SAFETY: a CPU at work has its stack, in the shared tables.
-                holding.stack = unsafe { Slot::of(index).main().most_used() };
+                holding.stack = unsafe { Slot::of(index).main().peak_used() };
                 // There is room: no more CPUs are at work than there are.
-                cpus.push((index, holding, Deeds::of(cpu)));
+                cpus.push((index, holding, ActivityCounts::of(cpu)));
             } else {
                 // What it left when it did not come in time is no CPU's any more.
                 common.add(&holding);
@@ -256,11 +256,11 @@ impl Account {
 
     /// Adds up all rows: what the machine has, which is the CPUs' and the common part, and what its
     /// CPUs have done.
-    pub fn sum(&self) -> (Holding, Deeds) {
-        let mut sum = (self.common, Deeds::default());
-        for (_, holding, deeds) in &self.cpus {
+    pub fn sum(&self) -> (Holding, ActivityCounts) {
+        let mut sum = (self.common, ActivityCounts::default());
+        for (_, holding, activity) in &self.cpus {
             sum.0.add(holding);
-            sum.1.add(deeds);
+            sum.1.add(activity);
         }
         sum
     }
@@ -329,44 +329,44 @@ impl Account {
     }
 
     /// Logs what each CPU has, and has done, and who owns the memory.
-    pub fn tell(&self) {
-        self.tell_cpus();
-        self.tell_memory();
-        self.tell_programs();
+    pub fn log(&self) {
+        self.log_cpus();
+        self.log_memory();
+        self.emit();
     }
 
-    fn tell_cpus(&self) {
-        let (all, deeds) = self.sum();
+    fn log_cpus(&self) {
+        let (all, activity) = self.sum();
         log::info!("   cpu     frames     cached     mapped        stack");
         for (index, holding, _) in &self.cpus {
-            holding.tell_memory(index, format_args!("{:>12}", Bytes(holding.stack)));
+            holding.log_memory(index, format_args!("{:>12}", Bytes(holding.stack)));
         }
-        (self.common).tell_memory("common", format_args!("{:>12}", "-"));
-        all.tell_memory("all", format_args!("max {:>8}", Bytes(all.stack)));
+        (self.common).log_memory("common", format_args!("{:>12}", "-"));
+        all.log_memory("all", format_args!("max {:>8}", Bytes(all.stack)));
         log::info!("   cpu            allocated                freed");
         for (index, holding, _) in &self.cpus {
-            holding.tell_traffic(index);
+            holding.log_traffic(index);
         }
-        self.common.tell_traffic("common");
-        all.tell_traffic("all");
+        self.common.log_traffic("common");
+        all.log_traffic("all");
         log::info!(
             "live: {} bytes, {} in the boot arena",
             all.traffic.live_bytes(),
             self.heap.boot_live_bytes
         );
         log::info!("cpu     irqs    sent  served  shoots  spared flushes");
-        for (index, _, deeds) in &self.cpus {
-            log::info!("{index:>3} {deeds}");
+        for (index, _, activity) in &self.cpus {
+            log::info!("{index:>3} {activity}");
         }
-        log::info!("all {deeds}");
-        for (index, _, deeds) in &self.cpus {
-            log::debug!(target: "irq", "interrupts taken by CPU {index}: {}", deeds.interrupts);
+        log::info!("all {activity}");
+        for (index, _, activity) in &self.cpus {
+            log::debug!(target: "irq", "interrupts taken by CPU {index}: {}", activity.interrupts);
         }
-        log::info!(target: "irq", "taken: {}", deeds.interrupts);
+        log::info!(target: "irq", "taken: {}", activity.interrupts);
     }
 
     /// Logs who owns the memory.
-    pub fn tell_memory(&self) {
+    pub fn log_memory(&self) {
         let (all, _) = self.sum();
         let part = |bytes: i128, what: fmt::Arguments<'_>| {
             let bytes = u64::try_from(bytes).unwrap_or(0);
@@ -397,9 +397,9 @@ impl Account {
 }
 
 impl Account {
-    fn tell_programs(&self) {
-        for (index, holding, deeds) in &self.cpus {
-            events::tell(AccountCpu {
+    fn emit(&self) {
+        for (index, holding, activity) in &self.cpus {
+            events::emit(AccountCpu {
                 cpu: *index,
                 at_hand_bytes: holding.frames,
                 cached_bytes: holding.cached,
@@ -407,23 +407,23 @@ impl Account {
                 freed_bytes: holding.traffic.freed_bytes,
                 mapped_bytes: holding.mapped,
                 stack_bytes: holding.stack,
-                interrupts: deeds.interrupts.sum(),
-                calls_sent: deeds.sent,
-                calls_served: deeds.served,
-                shootdowns: deeds.shootdowns,
-                spared: deeds.spared,
-                flushes: deeds.flushes,
+                interrupts: activity.interrupts.sum(),
+                calls_sent: activity.sent,
+                calls_served: activity.served,
+                shootdowns: activity.shootdowns,
+                spared: activity.spared,
+                flushes: activity.flushes,
             });
         }
         let common = &self.common;
-        events::tell(AccountCommon {
+        events::emit(AccountCommon {
             free_bytes: common.frames,
             cached_bytes: common.cached,
             allocated_bytes: common.traffic.allocated_bytes,
             freed_bytes: common.traffic.freed_bytes,
             mapped_bytes: common.mapped,
         });
-        events::tell(muster_events::Account {
+        events::emit(muster_events::Account {
             memory_bytes: self.memory,
             free_bytes: common.frames,
             at_hand_bytes: self.sum().0.frames - common.frames,
@@ -432,9 +432,9 @@ impl Account {
             heap_cached_bytes: self.heap.cached_bytes,
             owners: events::owners(&self.owners),
         });
-        for (index, _, deeds) in &self.cpus {
-            let of = |kind| deeds.interrupts.of(kind);
-            events::tell(muster_events::Interrupts {
+        for (index, _, activity) in &self.cpus {
+            let of = |kind| activity.interrupts.of(kind);
+            events::emit(muster_events::Interrupts {
                 cpu: *index,
                 timer: of(Kind::Timer),
                 wake_up: of(Kind::Wake),

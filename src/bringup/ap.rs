@@ -91,7 +91,7 @@ extern "C" fn run() -> ! {
             // tables before that moment may linger here (`Admission`). Were it the other way round,
             // what changes in between would.
             shared::get().load_tables();
-            here.shared().home.record_tables();
+            here.shared().snapshot.record_tables();
             reach(Phase::Online);
         }
         (here.index(), joined)
@@ -107,6 +107,6 @@ extern "C" fn run() -> ! {
         log::warn!("CPU {index} came after the roll call's deadline and stays out");
         idle::halt_for_good();
     }
-    cpu::with(|here| cpu_state::tell_own(index, here.shared()));
+    cpu::with(|here| cpu_state::log_own(index, here.shared()));
     jobs::serve(index)
 }

@@ -7,18 +7,18 @@ use muster_events::Audit;
 
 use super::{cpu_state, recount};
 use crate::boot::bytes::Bytes;
-use crate::mm::heap::{self, Reading};
+use crate::mm::heap::{self, HeapReading};
 use crate::mm::{checked, shared};
 use crate::report::events;
 
 /// What the heap held before the work.
-pub struct Books(Reading);
+pub struct Baseline(HeapReading);
 
-impl Books {
+impl Baseline {
     /// Reads what is held now, with every CPU's cache drained.
-    pub fn read() -> Self {
+    pub fn take() -> Self {
         heap::drain();
-        Self(Reading::take())
+        Self(HeapReading::take())
     }
 
     /// Holds what is held now against these books, and all books on the machine's
@@ -32,7 +32,7 @@ impl Books {
         if let Some(totals) = checked::totals() {
             log::info!("heap: {} blocks checked, none misused", totals.sound_blocks);
         }
-        let (before, after) = (self.0, Reading::take());
+        let (before, after) = (self.0, HeapReading::take());
         log::info!(
             "live, arena included: {} B before, {} B after",
             before.live_bytes,
@@ -70,7 +70,7 @@ impl Books {
         );
         let whole = shared::get().whole_free_bytes();
         log::info!("free in whole pages of 2 MiB: {}", Bytes(whole));
-        events::tell(Audit {
+        events::emit(Audit {
             memory_bytes: memory,
             live_before_bytes: before.live_bytes,
             live_after_bytes: after.live_bytes,

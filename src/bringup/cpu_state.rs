@@ -16,17 +16,17 @@ use crate::boot::addresses;
 use crate::boot::stack::Slot;
 use crate::mm::shared;
 use crate::smp::cpu::{self, Gs};
-use crate::smp::snapshot::{Reading, Snapshot};
+use crate::smp::snapshot::{Snapshot, SnapshotValues};
 use crate::smp::{jobs, lapic, online};
 
 /// How long a CPU may take to look at itself, in milliseconds.
 const TIMEOUT: u64 = 10_000;
 
 /// The first entry of its local vector table that is not as set.
-fn odd_entry(home: &Snapshot) -> Option<lapic::Entry> {
-    let entries = home.entries().zip(lapic::Entry::names());
+fn odd_entry(snapshot: &Snapshot) -> Option<lapic::LvtEntry> {
+    let entries = snapshot.entries().zip(lapic::LvtEntry::names());
     entries
-        .map(|((found, wanted), name)| lapic::Entry {
+        .map(|((found, wanted), name)| lapic::LvtEntry {
             name,
             found,
             wanted,
@@ -35,20 +35,20 @@ fn odd_entry(home: &Snapshot) -> Option<lapic::Entry> {
 }
 
 /// The first thing about CPU `index` that is not as it should be.
-fn find_deviation(home: &Snapshot, index: u32) -> Option<Deviation> {
+fn find_deviation(snapshot: &Snapshot, index: u32) -> Option<Deviation> {
     let mut differences = differences(index);
     if let Some(first) = differences.next() {
         return Some(Deviation::Identity(first, differences.count()));
     }
     Aspect::ALL
         .into_iter()
-        .find(|aspect| !is_right(home, index, *aspect))
+        .find(|aspect| !is_right(snapshot, index, *aspect))
         .map(|aspect| match aspect {
-            Aspect::Registers => match odd_entry(home) {
+            Aspect::Registers => match odd_entry(snapshot) {
                 Some(entry) => Deviation::Entry(entry),
                 None => Deviation::Register {
-                    found: home.registers(),
-                    wanted: home.wanted(),
+                    found: snapshot.registers(),
+                    wanted: snapshot.wanted(),
                 },
             },
             _ => Deviation::Place(aspect),
@@ -56,23 +56,23 @@ fn find_deviation(home: &Snapshot, index: u32) -> Option<Deviation> {
 }
 
 /// Whether an aspect of CPU `index` is as it should be.
-fn is_right(home: &Snapshot, index: u32, aspect: Aspect) -> bool {
+fn is_right(snapshot: &Snapshot, index: u32, aspect: Aspect) -> bool {
     let others = || online::cpus().filter(|&(other, _)| other != index);
     match aspect {
         Aspect::Stack => {
-            let here = home.stack();
+            let here = snapshot.stack();
             Slot::of(index).main().contains(here)
         }
         Aspect::Block => cpu::DIRECTORY.get(index).is_some_and(|shared| {
             let shared = (&raw const *shared).addr() as u64;
-            (home.block()..home.block() + size_of::<cpu::Block>() as u64).contains(&shared)
+            (snapshot.block()..snapshot.block() + size_of::<cpu::Block>() as u64).contains(&shared)
         }),
-        Aspect::Gdt => others().all(|(_, other)| other.home.gdt() != home.gdt()),
-        Aspect::Idt => others().all(|(_, other)| other.home.idt() == home.idt()),
-        Aspect::Tables => home.cr3() == shared::get().root(),
+        Aspect::Gdt => others().all(|(_, other)| other.snapshot.gdt() != snapshot.gdt()),
+        Aspect::Idt => others().all(|(_, other)| other.snapshot.idt() == snapshot.idt()),
+        Aspect::Tables => snapshot.cr3() == shared::get().root(),
         Aspect::Registers => {
-            home.registers() == home.wanted()
-                && odd_entry(home).is_none()
+            snapshot.registers() == snapshot.wanted()
+                && odd_entry(snapshot).is_none()
                 && differences(index).next().is_none()
         }
     }
@@ -117,7 +117,7 @@ enum Deviation {
         found: Registers,
         wanted: Registers,
     },
-    Entry(lapic::Entry),
+    Entry(lapic::LvtEntry),
     /// The first register, and how many there are besides.
     Identity(Difference, usize),
 }
@@ -137,7 +137,7 @@ impl fmt::Display for Deviation {
                 write!(f, "{first}, and {others} other registers differ")
             }
             Self::Register { found, wanted } => found.fmt_difference(wanted, f),
-            Self::Entry(lapic::Entry {
+            Self::Entry(lapic::LvtEntry {
                 name,
                 found,
                 wanted,
@@ -167,7 +167,7 @@ pub fn record_here() {
 /// reports that it is online, which publishes this; and again in an order.
 pub fn record(shared: &cpu::Shared) {
     let here = 0u8;
-    shared.home.store(&Reading {
+    shared.snapshot.store(&SnapshotValues {
         block: Gs::load().addr() as u64,
         cr3: control::loaded_tables(),
         gdt: sgdt().base.as_u64(),
@@ -176,14 +176,14 @@ pub fn record(shared: &cpu::Shared) {
         found: Registers::read(),
         wanted: Registers::wanted(&Features::detect()),
     });
-    let entries = lapic::Entry::all();
+    let entries = lapic::LvtEntry::all();
     shared
-        .home
+        .snapshot
         .store_entries(entries.map(|entry| (entry.found, entry.wanted)));
 }
 
 /// Writes the CPU's own story to its journal, once it is there to be told.
-pub fn tell_own(index: u32, shared: &cpu::Shared) {
+pub fn log_own(index: u32, shared: &cpu::Shared) {
     for phase in Phase::ALL {
         if let Some(stamp) = shared.report.stamp(phase) {
             let micros = clock::micros_since_entry(stamp);
@@ -198,16 +198,16 @@ pub fn tell_own(index: u32, shared: &cpu::Shared) {
     for stack in Slot::of(index).stacks() {
         log::debug!(target: "roll", "{}: {:#x} to {:#x}", stack.name, stack.bottom, stack.top);
     }
-    log::debug!(target: "roll", "block at {:#x}, tables at {:#x}", shared.home.block(), shared.home.cr3());
+    log::debug!(target: "roll", "block at {:#x}, tables at {:#x}", shared.snapshot.block(), shared.snapshot.cr3());
 }
 
 /// Prints what each CPU at work runs with, and how far it is what it should be.
-pub fn tell() {
+pub fn log_all() {
     log::info!(target: "roll", "what each CPU runs with:");
     log::info!(target: "roll", "cpu stack block gdt idt cr3 reg protection");
     for (index, shared) in online::cpus() {
         let [stack, block, gdt, idt, tables, registers] = Aspect::ALL.map(|aspect| {
-            if is_right(&shared.home, index, aspect) {
+            if is_right(&shared.snapshot, index, aspect) {
                 aspect.mark()
             } else {
                 "BAD"
@@ -216,9 +216,9 @@ pub fn tell() {
         log::info!(
             target: "roll",
             "{index:>3} {stack:<5} {block:<5} {gdt} {idt} {tables} {registers} {}",
-            shared.home.registers().protection()
+            shared.snapshot.registers().protection()
         );
-        if let Some(deviation) = find_deviation(&shared.home, index) {
+        if let Some(deviation) = find_deviation(&shared.snapshot, index) {
             log::error!(target: "roll", "CPU {index} {deviation}");
         }
     }
@@ -226,7 +226,7 @@ pub fn tell() {
         log::info!(target: "roll", "cpu stack top        block            cr3");
         for (index, shared) in online::cpus() {
             let top = Slot::of(index).main().top;
-            let (block, cr3) = (shared.home.block(), shared.home.cr3());
+            let (block, cr3) = (shared.snapshot.block(), shared.snapshot.cr3());
             log::info!(target: "roll", "{index:>3} {top:016x} {block:016x} {cr3:x}");
         }
     }
@@ -240,7 +240,7 @@ pub fn tell() {
 pub fn check() -> Result<(), String> {
     jobs::all(TIMEOUT, &|_| record_here());
     match online::cpus()
-        .find_map(|(index, shared)| Some((index, find_deviation(&shared.home, index)?)))
+        .find_map(|(index, shared)| Some((index, find_deviation(&shared.snapshot, index)?)))
     {
         Some((index, deviation)) => Err(format!("CPU {index} {deviation}")),
         None => Ok(()),

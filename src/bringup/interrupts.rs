@@ -21,7 +21,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use crate::arch::exceptions::{self, Handler};
+use crate::arch::exceptions::{self, TrapHandler};
 use crate::arch::trap::{DEBUG, Frame, Heap, NMI, has_error_code};
 use crate::arch::vectors::{
     ERROR_VECTOR, FIRST, FIRST_DELIVERED, Kind, SPURIOUS_VECTOR, TIMER_VECTOR, WAKE_VECTOR,
@@ -34,7 +34,7 @@ use crate::smp::{call, cpu, lapic, lazy_tlb, stop, timer};
 /// Where all exceptions and interrupts go on from the stubs.
 struct Handlers;
 
-impl Handler for Handlers {
+impl TrapHandler for Handlers {
     fn handle(frame: &mut Frame) {
         if handle(frame) == Heap::MayBeUsed {
             frame.rip = heap::resume_at(frame.rip);
@@ -85,7 +85,7 @@ fn handle(frame: &mut Frame) -> Heap {
 fn take(vector: u64) -> Option<Heap> {
     let vector = u8::try_from(vector).ok()?;
     let kind = kind_of(vector)?;
-    lazy_tlb::wake_up();
+    lazy_tlb::leave_idle();
     cpu::try_with(|here| here.shared().interrupts.count(kind));
     match kind {
         Kind::Timer => {
@@ -173,7 +173,7 @@ fn end_unexpected(vector: u8) {
 /// Any other is counted and told, as other kernels do: management controllers, watchdogs and buttons
 /// send NMIs, what they mean is known to nobody here, and nothing that is here is hurt by one. The
 /// handler uses neither the heap nor locks, nor the local APIC, nor anything that is ever unmapped: so
-/// it needs no [`lazy_tlb::wake_up`], and what it interrupted goes on where it was.
+/// it needs no [`lazy_tlb::leave_idle`], and what it interrupted goes on where it was.
 fn take_nmi() -> bool {
     if machine_check::nmi_status().is_error() {
         return false;

@@ -30,7 +30,7 @@ pub fn reclaim(roll: &RollCall, choice: Reclaim) -> Result<(), String> {
     let keep = |why: &str| {
         let kept_bytes = shared.loader_bytes();
         log::warn!("the loader keeps its {}: {why}", Bytes(kept_bytes));
-        events::tell(muster_events::Reclaim {
+        events::emit(muster_events::Reclaim {
             taken_bytes: 0,
             kept_bytes,
             why: Some(why.into()),
@@ -45,7 +45,7 @@ pub fn reclaim(roll: &RollCall, choice: Reclaim) -> Result<(), String> {
         return Ok(());
     }
     for (index, cpu) in online::cpus() {
-        for (what, address) in cpu.home.places() {
+        for (what, address) in cpu.snapshot.addresses() {
             if shared.is_loader_memory(address) {
                 return Err(format!(
                     "CPU {index} has its {what} in the loader's memory, at {address:#x}"
@@ -61,7 +61,7 @@ pub fn reclaim(roll: &RollCall, choice: Reclaim) -> Result<(), String> {
     // descriptors, none of which lie there (above), and nobody else knows the memory.
     let bytes = unsafe { shared.adopt_loader_memory(byte) }.map_err(|error| format!("{error}"))?;
     log::info!("reclaimed {} from the loader{how}", Bytes(bytes));
-    events::tell(muster_events::Reclaim {
+    events::emit(muster_events::Reclaim {
         taken_bytes: bytes,
         kept_bytes: shared.loader_bytes(),
         why: None,

@@ -7,8 +7,8 @@ use nodit::interval::ie;
 use nodit::{Interval, NoditSet};
 
 use crate::boot::window::{HEAP, MAPPINGS};
-use crate::mm::heap::Reading;
-use crate::mm::shared::Shared;
+use crate::mm::heap::HeapReading;
+use crate::mm::shared::SharedMemory;
 
 /// What a recount of the machine's memory found.
 #[derive(Debug)]
@@ -26,7 +26,7 @@ pub enum RecountError {
         /// Frames that are the heap's by their records, and not in its window.
         counted: u64,
         /// Frames that the magazines hold by their own books.
-        books: u64,
+        counters: u64,
     },
     /// The mappings' window should show as many bytes of frames as are the mappings'.
     Mappings {
@@ -35,8 +35,8 @@ pub enum RecountError {
         /// Bytes of such frames that the window shows.
         shown: u64,
     },
-    /// An owner has so many bytes by the books, and so many by the count.
-    Books(Owner, u64, u64),
+    /// An owner has so many bytes by the counters, and so many by the count.
+    Counters(Owner, u64, u64),
 }
 
 impl fmt::Display for RecountError {
@@ -54,10 +54,10 @@ impl fmt::Display for RecountError {
                     frame.start()
                 )
             }
-            Self::Magazines { counted, books } => {
+            Self::Magazines { counted, counters } => {
                 write!(
                     f,
-                    "the heap's books have {books} frames, its frames are {counted}"
+                    "the heap's books have {counters} frames, its frames are {counted}"
                 )
             }
             Self::Mappings { counted, shown } => {
@@ -66,9 +66,9 @@ impl fmt::Display for RecountError {
                     "the mappings show {shown} bytes of their frames, which are {counted}"
                 )
             }
-            Self::Books(owner, books, counted) => write!(
+            Self::Counters(owner, counters, counted) => write!(
                 f,
-                "{owner} should have {books} bytes, but has {counted} by the count"
+                "{owner} should have {counters} bytes, but has {counted} by the count"
             ),
         }
     }
@@ -85,7 +85,7 @@ impl fmt::Display for RecountError {
 /// # Safety
 ///
 /// Nobody unmaps at the same time.
-pub unsafe fn recount(shared: &Shared) -> Result<u64, RecountError> {
+pub unsafe fn recount(shared: &SharedMemory) -> Result<u64, RecountError> {
     // No lock is held while the set takes memory, which the heap may have to grow for.
     let mut window = NoditSet::<u64, Interval<u64>>::new();
     let mut shown_twice = None;
@@ -125,11 +125,11 @@ pub unsafe fn recount(shared: &Shared) -> Result<u64, RecountError> {
             (_, true) => return Err(RecountError::Heap(frame)),
         }
     }
-    let magazines = Reading::take().magazine_frames;
+    let magazines = HeapReading::take().magazine_frames;
     if outside_window != magazines {
         return Err(RecountError::Magazines {
             counted: outside_window,
-            books: magazines,
+            counters: magazines,
         });
     }
     if counted[Owner::Mappings] != mapped {
@@ -142,14 +142,22 @@ pub unsafe fn recount(shared: &Shared) -> Result<u64, RecountError> {
     let table_bytes = (tables + apart) as u64 * FRAME_SIZE;
     if counted[Owner::PageTables] != table_bytes {
         let counted = counted[Owner::PageTables];
-        return Err(RecountError::Books(Owner::PageTables, table_bytes, counted));
+        return Err(RecountError::Counters(
+            Owner::PageTables,
+            table_bytes,
+            counted,
+        ));
     }
-    let books = shared.frames().totals();
+    let counters = shared.frames().totals();
     match Owner::ALL
         .into_iter()
-        .find(|&owner| books[owner] != counted[owner])
+        .find(|&owner| counters[owner] != counted[owner])
     {
-        Some(owner) => Err(RecountError::Books(owner, books[owner], counted[owner])),
+        Some(owner) => Err(RecountError::Counters(
+            owner,
+            counters[owner],
+            counted[owner],
+        )),
         None => Ok(shared.memory_bytes()),
     }
 }

@@ -113,8 +113,8 @@ impl RollCall {
             }
             log::info!("{index:>3} {:>5}{row}", shared.lapic_id);
         }
-        cpu_state::tell();
-        skew::tell();
+        cpu_state::log_all();
+        skew::log();
         if self.left_out > 0 {
             log::info!("{} CPUs stay with the loader, as cpus= asks", self.left_out);
         }
@@ -143,10 +143,10 @@ impl RollCall {
     }
 
     /// Tells programs the same.
-    pub fn tell(&self) {
+    pub fn emit(&self) {
         for (index, shared) in cpu::all() {
             let (tsc_ahead_ns, tsc_error_ns) = shared.report.skew().nanos().unzip();
-            events::tell(muster_events::Cpu {
+            events::emit(muster_events::Cpu {
                 cpu: index,
                 lapic: shared.lapic_id,
                 online: shared.report.admission() == Outcome::Joined,
@@ -155,25 +155,25 @@ impl RollCall {
                 tsc_ahead_ns,
                 tsc_error_ns,
                 stack_top: addresses::shown(Slot::of(index).main().top),
-                block: addresses::shown(shared.home.block()),
-                tables: addresses::shown(shared.home.cr3()),
+                block: addresses::shown(shared.snapshot.block()),
+                tables: addresses::shown(shared.snapshot.cr3()),
             });
         }
         for (index, shared) in self.absent() {
-            events::tell(Absent {
+            events::emit(Absent {
                 cpu: Some(index),
                 lapic: shared.lapic_id,
                 phase: Some(shared.report.phase()),
             });
         }
         for &lapic in self.unlisted() {
-            events::tell(Absent {
+            events::emit(Absent {
                 cpu: None,
                 lapic,
                 phase: None,
             });
         }
-        events::tell(Roll {
+        events::emit(Roll {
             online: online::count() as u32,
             expected: (cpu::all().len() + self.unlisted().len()) as u32,
             left_out: self.left_out as u32,

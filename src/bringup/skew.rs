@@ -143,7 +143,7 @@ fn stamp() -> u64 {
 
 /// Prints by how many nanoseconds each AP's TSC is ahead of the BSP's, and by how many that may be off; and
 /// whose is so far away that times don't compare.
-pub fn tell() {
+pub fn log() {
     let mut aps = online::cpus().skip(1).peekable();
     if aps.peek().is_none() {
         return;

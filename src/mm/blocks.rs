@@ -52,7 +52,7 @@ pub fn add_stacks(
     for stack in Slot::of(index).stacks() {
         let count = (stack.length() / FRAME_SIZE) as usize;
         // Theirs for good.
-        let run = (!failpoint::strikes())
+        let run = (!failpoint::fails())
             .then(|| frames.allocate_run(count, 1, Owner::Stacks))
             .flatten()
             .ok_or(BuildError::OutOfMemory("the stacks of its CPUs"))?
@@ -81,7 +81,7 @@ pub fn make_block(
     index: u32,
     lapic_id: u32,
 ) -> Result<&'static Block, BuildError> {
-    let memory = (!failpoint::strikes())
+    let memory = (!failpoint::fails())
         .then(|| frames.allocate_run((cpu::BYTES / FRAME_SIZE) as usize, 1, Owner::PerCpu))
         .flatten()
         .and_then(|run| hhdm.pointer(run.into_raw().start()))

@@ -11,12 +11,12 @@ use muster_memory::{FrameAllocator, FrameSource, OwnedFrame};
 static LEFT: AtomicU64 = AtomicU64::new(0);
 
 /// The request that is refused, from now on, counted from 1.
-pub fn ask(request: Option<u64>) {
+pub fn set(request: Option<u64>) {
     LEFT.store(request.unwrap_or(0), Ordering::Relaxed);
 }
 
 /// Whether the request that is about to be made is the one.
-pub fn strikes() -> bool {
+pub fn fails() -> bool {
     // All but the runs that are about this leave it with the look.
     LEFT.load(Ordering::Relaxed) != 0
         && LEFT.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
@@ -25,11 +25,11 @@ pub fn strikes() -> bool {
 }
 
 /// The frames of page tables, one of which may not be had.
-pub struct Tables<'a>(pub &'a FrameAllocator);
+pub struct TableFrames<'a>(pub &'a FrameAllocator);
 
-impl FrameSource for Tables<'_> {
+impl FrameSource for TableFrames<'_> {
     fn take(&self) -> Option<OwnedFrame> {
-        if strikes() { None } else { self.0.take() }
+        if fails() { None } else { self.0.take() }
     }
 
     fn give_back(&self, frame: OwnedFrame) {
@@ -38,7 +38,7 @@ impl FrameSource for Tables<'_> {
 }
 
 /// Says whether it has come to that.
-pub fn tell(request: Option<u64>) {
+pub fn log_outcome(request: Option<u64>) {
     let Some(request) = request else { return };
     match LEFT.load(Ordering::Relaxed) {
         0 => log::info!("request {request} for frames was refused, as frames-fail= asks"),

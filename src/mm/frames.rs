@@ -69,7 +69,7 @@ pub fn give<T, E>(
 /// Takes frames from this CPU's own, if it has any.
 /// `None` if there is no such run.
 pub fn take_run(count: usize, align: usize, owner: Owner) -> Option<OwnedRun> {
-    if failpoint::strikes() {
+    if failpoint::fails() {
         return None;
     }
     with_cache(|cache| cache.allocate_run(count, align, owner))

@@ -58,7 +58,7 @@ fn is_of_list(block: *mut u8) -> bool {
 
 // SAFETY: every block goes back to the heap it came from: the list's memory lies in the
 // kernel's windows or the image, the magazines' in the HHDM, which is kept from
-// reaching into either (`Shared::build`); and of these, all are checked or none. Each is an
+// reaching into either (`SharedMemory::build`); and of these, all are checked or none. Each is an
 // allocator itself.
 //
 // Never inlined: the sequences would be all over the kernel, and each interrupt has to look
@@ -235,7 +235,7 @@ pub fn drain() {
 /// Logs what the heap has its frames for, and how the magazines have served so far: allocations from
 /// them, how many there were for each refill and flush, how often two CPUs met at a depot, and blocks
 /// that came back to their slab from another CPU than the one that last got some of it.
-pub fn tell() {
+pub fn log_usage() {
     let mut sum = MagazineStatistics::default();
     let (mut contended, mut remote) = (0, 0);
     for class in Class::all() {
@@ -249,7 +249,7 @@ pub fn tell() {
         contended += shared.depot_contended;
         remote += shared.remote_blocks;
     }
-    let reading = Reading::take();
+    let reading = HeapReading::take();
     let bytes = |bytes: i64| Bytes(u64::try_from(bytes).unwrap_or(0));
     log::info!("heap's frames live in them     cached       rest");
     log::info!(
@@ -282,7 +282,7 @@ pub fn tell() {
 /// - **rest**: the heap's frames less what is live in them less what is cached: free in slabs, in the
 ///   list or in a window's last page, lost to rounding, or the heap's own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Reading {
+pub struct HeapReading {
     /// Bytes allocated and not freed, the boot arena's included.
     pub live_bytes: i64,
     /// Those of them that lie in the boot arena.
@@ -304,7 +304,7 @@ pub struct Reading {
     pub peak_bytes: u64,
 }
 
-impl Reading {
+impl HeapReading {
     /// Reads what both heaps hold now.
     pub fn take() -> Self {
         let list = LIST.statistics();

@@ -7,7 +7,7 @@ use muster_memory::{
     PhysicalMemory, Region,
 };
 
-use super::shared::{self, Growing, Shared};
+use super::shared::{self, Growing, SharedMemory};
 use super::{failpoint, frames};
 use crate::boot::window::HEAP;
 
@@ -27,7 +27,7 @@ pub fn allocate(count: usize, align: usize) -> Option<NonNull<u8>> {
         return None;
     }
     let start = match (count, align) {
-        (1, 1) if failpoint::strikes() => return None,
+        (1, 1) if failpoint::fails() => return None,
         (1, 1) => frames::allocate(Owner::Heap)?.into_raw().start(),
         _ => frames::take_run(count, align, Owner::Heap)?
             .into_raw()
@@ -93,7 +93,7 @@ pub fn grow(at_least: usize) -> Option<NonNull<[u8]>> {
 }
 
 /// Maps the next page of the heap window, a large one if it can be had.
-fn map_page(shared: &Shared, growing: &mut Growing) -> Option<()> {
+fn map_page(shared: &SharedMemory, growing: &mut Growing) -> Option<()> {
     let virt = growing.heap_mapped;
     let source = &shared.frames;
     let run = if virt.is_multiple_of(HEAP_STEP) {
@@ -103,7 +103,7 @@ fn map_page(shared: &Shared, growing: &mut Growing) -> Option<()> {
     };
     let run = match run {
         Some(run) => run,
-        None if failpoint::strikes() => return None,
+        None if failpoint::fails() => return None,
         None => source.allocate_run(1, 1, Owner::Heap)?,
     };
     let region = Region {
@@ -116,7 +116,7 @@ fn map_page(shared: &Shared, growing: &mut Growing) -> Option<()> {
         largest: PageSize::Size2MiB,
     };
     // SAFETY: the window is the heap's, and nothing is there yet; the run is memory.
-    let mapped = unsafe { growing.tables.map(&region, &failpoint::Tables(source)) };
+    let mapped = unsafe { growing.tables.map(&region, &failpoint::TableFrames(source)) };
     if mapped.is_err() {
         // Only for want of a frame for a table: the HHDM maps the run so, too. The run was just taken, so it can
         // be given back; the tables hold no leaf of it, for tables come first.

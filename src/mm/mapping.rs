@@ -109,7 +109,7 @@ unsafe fn map(region: Region) -> Result<(), PartlyMapped> {
 
 /// Whose the frames of a mapping are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Frames {
+enum FrameOwnership {
     /// The mapping's: they are free when it is gone.
     Own,
     /// Somebody else's.
@@ -127,7 +127,7 @@ pub struct Mapping {
     addresses: Option<OwnedAddresses>,
     /// How much of it is mapped; all, once it is made.
     mapped: u64,
-    frames: Frames,
+    frames: FrameOwnership,
     /// Where in the first page the memory begins.
     offset: u64,
 }
@@ -148,7 +148,7 @@ impl Mapping {
             return Err(MappingError::OutOfMemory);
         }
         let align = if length < LARGE { FRAME_SIZE } else { LARGE };
-        let mut mapping = Self::reserve(length, align, Frames::Own)?;
+        let mut mapping = Self::reserve(length, align, FrameOwnership::Own)?;
         while mapping.mapped < length {
             mapping.extend()?;
         }
@@ -173,7 +173,7 @@ impl Mapping {
         cache: Cache,
     ) -> Result<Self, MappingError> {
         let pages = range.covering_frames();
-        let mut mapping = Self::reserve(pages.len(), FRAME_SIZE, Frames::Foreign)?;
+        let mut mapping = Self::reserve(pages.len(), FRAME_SIZE, FrameOwnership::Foreign)?;
         mapping.offset = range.start() - pages.start();
         let region = Region {
             name: "mapping",
@@ -198,7 +198,7 @@ impl Mapping {
     }
 
     /// Addresses at which nothing is mapped yet.
-    fn reserve(length: u64, align: u64, frames: Frames) -> Result<Self, MappingError> {
+    fn reserve(length: u64, align: u64, frames: FrameOwnership) -> Result<Self, MappingError> {
         let allocate = || addresses().lock().allocate(length, align);
         let owned = allocate()
             .or_else(|error| match error {
@@ -300,7 +300,8 @@ impl Mapping {
         let completed = shared.with_tables(|tables, frames| {
             tables.complete(unmapped, frames, &mut |page| {
                 let run = PhysRange::new(page.phys, page.size.bytes());
-                if let (Frames::Own, Some(run)) = (self.frames, run.and_then(FrameRun::from_range))
+                if let (FrameOwnership::Own, Some(run)) =
+                    (self.frames, run.and_then(FrameRun::from_range))
                 {
                     // SAFETY: `extend` gave the right up for the page, which no CPU can reach any more.
                     give_back(unsafe { OwnedRun::from_raw(run, Owner::Mappings) });

@@ -32,8 +32,8 @@ use crate::smp::lock::{Level, Lock};
 /// Free memory that bring-up needs once the tables stand, in bytes, and for each CPU: what the heap
 /// takes from there to the stress, what calls and mappings take to be measured, and what CPUs keep
 /// at hand meanwhile. With half of it there are machines on which that fails.
-const LEAST: u64 = 192 * 1024;
-const LEAST_PER_CPU: u64 = 32 * 1024;
+const MIN_FREE: u64 = 192 * 1024;
+const MIN_FREE_PER_CPU: u64 = 32 * 1024;
 
 /// Levels of tables, at most.
 const MAX_LEVELS: usize = Levels::Five.count() as usize;
@@ -41,10 +41,10 @@ const MAX_LEVELS: usize = Levels::Five.count() as usize;
 /// The way of an address through the tables.
 pub type Path = heapless::Vec<Step, MAX_LEVELS>;
 
-pub(super) static SHARED: OnceCell<Shared> = OnceCell::uninit();
+pub(super) static SHARED: OnceCell<SharedMemory> = OnceCell::uninit();
 
 /// Everything the CPUs share of memory.
-pub struct Shared {
+pub struct SharedMemory {
     pub(super) hhdm: Hhdm,
     features: Features,
     pub(super) plan: Plan,
@@ -71,7 +71,7 @@ pub(super) struct Growing {
 ///
 /// Before [`publish`]: no CPU that could come here runs before it.
 #[track_caller]
-pub fn get() -> &'static Shared {
+pub fn get() -> &'static SharedMemory {
     match SHARED.try_get() {
         Ok(shared) => shared,
         Err(_) => panic!("the shared memory state is used before it is published"),
@@ -79,11 +79,11 @@ pub fn get() -> &'static Shared {
 }
 
 /// Publishes the state, for good (Release; [`get`] is the Acquire).
-pub fn publish(shared: Shared) {
+pub fn publish(shared: SharedMemory) {
     SHARED.init_once(|| shared);
 }
 
-impl Shared {
+impl SharedMemory {
     /// Plans the machine's memory, builds the tables, and makes a block for each of
     /// the first `cpus` CPUs of the loader's list. Loads nothing.
     ///
@@ -113,7 +113,7 @@ impl Shared {
             })
             .collect::<Result<Vec<_>, _>>()?;
 
-        let source = failpoint::Tables(&frames);
+        let source = failpoint::TableFrames(&frames);
         let mut tables = Tables::new(hhdm, levels, features.of_tables(), &source)?;
         for region in plan.regions() {
             // SAFETY: no CPU has the tables yet, and the plan has each address once; it maps as
@@ -125,8 +125,8 @@ impl Shared {
             .then(|| tables.root_without(window::MAPPINGS_RANGE, &source))
             .transpose()?;
         // Past this point the heap takes what it needs, and has nobody to tell that there is none.
-        let least = LEAST + LEAST_PER_CPU * blocks.len() as u64;
-        if (frames.free_frames() as u64) < least / FRAME_SIZE {
+        let min_free = MIN_FREE + MIN_FREE_PER_CPU * blocks.len() as u64;
+        if (frames.free_frames() as u64) < min_free / FRAME_SIZE {
             return Err(BuildError::OutOfMemory("the rest of bring-up"));
         }
         let frames = frames
@@ -204,7 +204,7 @@ impl Shared {
     }
 
     /// Logs how memory is mapped.
-    pub fn tell(&self, census: &Census) {
+    pub fn log_census(&self, census: &Census) {
         let Census {
             pages_4kib,
             pages_2mib,
@@ -223,7 +223,7 @@ impl Shared {
         );
         log::info!("pages: {pages_1gib} of 1 GiB, {pages_2mib} of 2 MiB, {pages_4kib} of 4 KiB");
         log::info!("page tables: {tables}");
-        events::tell(Mapped {
+        events::emit(Mapped {
             hhdm: addresses::shown(self.hhdm.offset),
             regions: self.plan.regions().len() as u32,
             bytes: *bytes,
@@ -253,11 +253,11 @@ impl Shared {
     /// `f` may neither allocate nor wait for another CPU.
     pub fn with_tables<T>(
         &self,
-        f: impl FnOnce(&mut Tables<Hhdm>, &failpoint::Tables<'_>) -> T,
+        f: impl FnOnce(&mut Tables<Hhdm>, &failpoint::TableFrames<'_>) -> T,
     ) -> T {
         f(
             &mut self.growing.lock().tables,
-            &failpoint::Tables(&self.frames),
+            &failpoint::TableFrames(&self.frames),
         )
     }
 
@@ -344,12 +344,12 @@ impl Shared {
     }
 
     /// Tells programs whose each stretch of physical memory is. Exact between orders.
-    pub fn tell_ranges(&self, moment: Moment) {
+    pub fn emit_ranges(&self, moment: Moment) {
         if !events::are_wanted() {
             return;
         }
-        let tell = |range: PhysRange, owner| {
-            events::tell(muster_events::Range {
+        let emit = |range: PhysRange, owner| {
+            events::emit(muster_events::Range {
                 moment,
                 start: range.start(),
                 bytes: range.len(),
@@ -359,7 +359,7 @@ impl Shared {
         for (range, owner) in self.map.iter() {
             // The rest stays whose it is; here frame by frame is another's.
             if !matches!(owner, Owner::Free | Owner::Loader) {
-                tell(range, owner);
+                emit(range, owner);
                 continue;
             }
             let owner_of = |frame| self.frames.owner_of(frame).unwrap_or(owner);
@@ -371,7 +371,7 @@ impl Shared {
                     end += FRAME_SIZE;
                 }
                 if let Some(alike) = PhysRange::from_bounds(first.start(), end) {
-                    tell(alike, owner);
+                    emit(alike, owner);
                 }
             }
         }
@@ -456,7 +456,7 @@ impl Shared {
     }
 }
 
-impl Shared {
+impl SharedMemory {
     /// Bytes that the loader still has.
     pub fn loader_bytes(&self) -> u64 {
         self.frames.totals()[Owner::Loader]

@@ -45,9 +45,9 @@ impl Stack {
     }
 
     /// The most of it that was ever in use, in bytes.
-    pub fn most_used(&self) -> u64 {
+    pub fn peak_used(&self) -> u64 {
         // SAFETY: it is mapped for as long as this lives.
-        unsafe { self.extent().most_used() }
+        unsafe { self.extent().peak_used() }
     }
 }
 

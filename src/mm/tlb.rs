@@ -26,7 +26,7 @@ const TIMEOUT: u64 = 10_000;
 pub struct AllCpus;
 
 // SAFETY: (1) every CPU at work is called, and this one flushes itself, but for (3) those that are
-// asleep: they flush in `lazy_tlb::wake_up`, which is the first thing that any of their interrupts does, and
+// asleep: they flush in `lazy_tlb::leave_idle`, which is the first thing that any of their interrupts does, and
 // none is spared a table; (2) an AP that joins later loads these tables, which flushes, only after it has
 // joined (`ap`), and one that comes too late never does; (4) the others are stopped or never came.
 unsafe impl Shootdown for AllCpus {
@@ -41,7 +41,7 @@ unsafe impl Shootdown for AllCpus {
         let is_asked = |index| {
             let is_asleep = || {
                 let target = cpu::DIRECTORY.get(index);
-                target.is_some_and(|target| target.sleep.defer())
+                target.is_some_and(|target| target.idle.defer())
             };
             let is_spared = index != own && !pages.has_tables() && is_asleep();
             spared.set(spared.get() + u64::from(is_spared));

@@ -27,7 +27,7 @@ pub fn start(boot: &Boot, features: &Features, hz: u64) {
         return;
     }
     WANTED.store(true, Ordering::Relaxed);
-    tell(Start {
+    emit(Start {
         schema: SCHEMA,
         version: env!("CARGO_PKG_VERSION").into(),
         loader: boot.loader.as_str().into(),
@@ -55,7 +55,7 @@ pub fn are_wanted() -> bool {
 }
 
 /// Tells an event, if it is wanted.
-pub fn tell<'a>(event: impl Into<Event<'a>>) {
+pub fn emit<'a>(event: impl Into<Event<'a>>) {
     if are_wanted() {
         write(event.into());
     }
@@ -81,7 +81,7 @@ pub fn log(level: log::Level, target: &str, text: &str) {
         log::Level::Debug => Level::Debug,
         log::Level::Trace => Level::Trace,
     };
-    tell(Log {
+    emit(Log {
         level,
         target: target.into(),
         text: text.into(),

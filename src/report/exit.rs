@@ -29,7 +29,7 @@ pub fn conclude(outcome: Outcome, reason: fmt::Arguments<'_>) -> ! {
         _ => log::error!(target: journal::VERDICT, "verdict: failed: {reason}"),
     }
     let reason = (outcome != Outcome::Passed).then(|| journal::clip(reason));
-    events::tell(Verdict {
+    events::emit(Verdict {
         outcome,
         status: outcome.status(),
         reason: reason.as_deref().map(Into::into),

@@ -15,7 +15,7 @@ use super::{events, journal, serial};
 use crate::arch::trap::{self, DOUBLE_FAULT, Frame, MACHINE_CHECK, NMI, PAGE_FAULT};
 use crate::arch::{control, machine_check};
 use crate::boot::image;
-use crate::boot::stack::Place;
+use crate::boot::stack::StackLocation;
 use crate::boot::window::MAPPINGS;
 use crate::smp::doing::Doing;
 use crate::smp::{cpu, hooks, lapic, stop};
@@ -51,7 +51,7 @@ fn panicked(info: &PanicInfo<'_>) -> ! {
         }
         let text = journal::clip(format_args!("{}", info.message()));
         let location = (info.location()).map(|location| journal::clip(format_args!("{location}")));
-        events::tell(Fault {
+        events::emit(Fault {
             cpu,
             kind: Kind::Panic,
             text: text.as_str().into(),
@@ -71,7 +71,7 @@ pub fn exception(frame: &Frame) -> ! {
     let name = trap::name(frame.vector);
     report(format_args!("{name} at {:#x}", frame.rip), |cpu| {
         let has_address = [PAGE_FAULT, DOUBLE_FAULT].contains(&frame.vector);
-        events::tell(Fault {
+        events::emit(Fault {
             cpu,
             kind: Kind::Exception,
             text: name.into(),
@@ -86,12 +86,12 @@ pub fn exception(frame: &Frame) -> ! {
                 address,
                 error: frame.error,
             };
-            log::error!(target: "panic", "tried to {} {address:#x}:", fault.deed());
+            log::error!(target: "panic", "tried to {} {address:#x}:", fault.access());
             log::error!(target: "panic", "{fault}");
         }
         // A stack that ran into its guard can't take the page fault's frame either.
         if frame.vector == DOUBLE_FAULT {
-            if let Some(place) = Place::of(address) {
+            if let Some(place) = StackLocation::of(address) {
                 log::error!(target: "panic", "touched {address:#x}:");
                 log::error!(target: "panic", "{place}");
             } else if MAPPINGS.contains(address) && address.abs_diff(frame.rsp) <= FRAME_SIZE {
@@ -100,7 +100,7 @@ pub fn exception(frame: &Frame) -> ! {
             }
         }
         if frame.vector == MACHINE_CHECK {
-            machine_check::tell();
+            machine_check::log_errors();
         }
         if frame.vector == NMI {
             let status = machine_check::nmi_status();
@@ -128,7 +128,7 @@ pub fn misuse(misuse: &Misuse) -> ! {
     };
     report(format_args!("{} {violation}", misuse.block()), |cpu| {
         let text = journal::clip(format_args!("{} {violation}", misuse.block()));
-        events::tell(Fault {
+        events::emit(Fault {
             cpu,
             kind: Kind::Misuse,
             text: text.as_str().into(),
@@ -189,7 +189,7 @@ fn report(what: fmt::Arguments<'_>, say: impl FnOnce(u32)) -> ! {
     for (other, shared) in cpu::all().filter(|(other, _)| *other != index) {
         let words = shared.end.words();
         let doing = journal::clip(format_args!("{}", Doing(shared)));
-        events::tell(Stopped {
+        events::emit(Stopped {
             cpu: other,
             address: shared.end.stopped_at().map(Address),
             fault: words.as_ref().map(|words| words.as_str().into()),
@@ -262,7 +262,7 @@ fn backtrace(first: Option<u64>, frame_pointer: u64) {
         while frames.next_if_eq(&address).is_some() {
             repeated += 1;
         }
-        events::tell(ReturnAddress {
+        events::emit(ReturnAddress {
             depth: (number - 1) as u32,
             address: Address(address),
             repeated: repeated as u32,
@@ -307,7 +307,7 @@ struct PageFault {
 }
 
 impl PageFault {
-    fn deed(&self) -> &'static str {
+    fn access(&self) -> &'static str {
         match self.error {
             error if error & FETCH != 0 => "execute",
             error if error & WRITE != 0 => "write",
@@ -327,7 +327,7 @@ impl fmt::Display for PageFault {
         }
         if self.address < FRAME_SIZE {
             write!(f, " (null pointer)")
-        } else if let Some(place) = Place::of(self.address) {
+        } else if let Some(place) = StackLocation::of(self.address) {
             write!(f, " ({place})")
         } else if let Some(name) = (hooks::get().name_of)(self.address) {
             write!(f, " ({name})")

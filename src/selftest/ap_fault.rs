@@ -16,7 +16,7 @@ const TIMEOUT: u64 = 60_000;
 static ASKED_FOR: OnceCell<(Mishap, Step)> = OnceCell::uninit();
 
 /// Makes it happen to the APs that are released from now on, if anything is asked for.
-pub fn ask(what: Option<(Mishap, Step)>) {
+pub fn set(what: Option<(Mishap, Step)>) {
     if let Some((mishap, step)) = what {
         log::info!("the last AP: {}={}", mishap.name(), step.name());
         ASKED_FOR.init_once(|| (mishap, step));
@@ -24,7 +24,7 @@ pub fn ask(what: Option<(Mishap, Step)>) {
 }
 
 /// Called by AP `index` when it has reported that it has reached `phase`.
-pub fn may_happen(index: u32, shared: &cpu::Shared, phase: Phase) {
+pub fn at_phase(index: u32, shared: &cpu::Shared, phase: Phase) {
     let Ok(&(mishap, step)) = ASKED_FOR.try_get() else {
         return;
     };

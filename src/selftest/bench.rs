@@ -20,7 +20,7 @@ use muster_memory::{FRAME_SIZE, Frame, FrameRun, OwnedFrame, OwnedRun, Owner, Ph
 use crate::arch::clock;
 use crate::mm::{frames, heap, heap_memory};
 use crate::report::events;
-use crate::smp::jobs::StartLine;
+use crate::smp::jobs::TimedBarrier;
 use crate::smp::{jobs, online};
 
 /// Frames of an arena: 64 MiB.
@@ -51,12 +51,12 @@ impl Machine for OnlineCpus {
     }
 
     fn run(&self, cpus: usize, work: &(dyn Fn(Place<'_>) + Sync)) {
-        let line = StartLine::new(cpus, TIMEOUT);
+        let barrier = TimedBarrier::new(cpus, TIMEOUT);
         jobs::all(TIMEOUT, &|cpu| {
             if cpu < cpus {
                 work(Place {
                     cpu,
-                    line: &|| line.wait(),
+                    line: &|| barrier.wait(),
                 });
             }
         });
@@ -76,17 +76,17 @@ impl Console for Log {
     }
 
     fn tell(&mut self, event: Event<'_>) {
-        events::tell(event);
+        events::emit(event);
     }
 }
 
 /// Contiguous frames, seen through the HHDM, which go back when this is dropped.
-struct Frames {
+struct ArenaFrames {
     start: NonNull<u8>,
     count: usize,
 }
 
-impl Frames {
+impl ArenaFrames {
     fn take(count: usize) -> Result<Self, String> {
         // Aligned to a large page, so that arenas differ in nothing but where they are.
         let start = heap_memory::allocate(count, 512);
@@ -113,7 +113,7 @@ impl Frames {
     }
 }
 
-impl Drop for Frames {
+impl Drop for ArenaFrames {
     fn drop(&mut self) {
         // SAFETY: taken so by `take`, and, by the promise to `lend`, not used any more.
         unsafe { heap_memory::free(self.start, self.count) };
@@ -190,7 +190,7 @@ impl FrameUser for KernelFrames {
 /// If there is too little memory for it, or something could not be run.
 pub fn run(options: &Options) -> Result<(), String> {
     // Dropped in reverse: the allocators before what they live on.
-    let arena = || Frames::take(ARENA);
+    let arena = || ArenaFrames::take(ARENA);
     let arenas = [arena()?, arena()?, arena()?, arena()?, arena()?];
     // SAFETY: each is lent once, below, to allocators that go before `arenas` do.
     let [a, b, c, d, e] = arenas.each_ref().map(|arena| unsafe { arena.lend() });

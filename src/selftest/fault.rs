@@ -19,7 +19,7 @@ use crate::mm::heap_platform;
 use crate::mm::mapping::Mapping;
 use crate::mm::stack::Stack;
 use crate::smp::call::{self, Targets};
-use crate::smp::jobs::{self, StartLine};
+use crate::smp::jobs::{self, TimedBarrier};
 use crate::smp::lock::{Level, Lock};
 use crate::smp::{cpu, identity, lapic, online, stop};
 
@@ -51,27 +51,27 @@ pub fn bring_about(fault: Fault) {
         panic!("{fault:?} did not end the run");
     }
     let victim = prepare(fault);
-    let line = StartLine::new(culprits.len(), TIMEOUT);
-    jobs::all(TIMEOUT, &|place| {
-        if culprits.contains(&place) {
-            let is_second = fault == Fault::PanicTwo && place + 1 < size;
+    let barrier = TimedBarrier::new(culprits.len(), TIMEOUT);
+    jobs::all(TIMEOUT, &|slot| {
+        if culprits.contains(&slot) {
+            let is_second = fault == Fault::PanicTwo && slot + 1 < size;
             if is_second {
                 // Or the first one's NMI would stop this CPU before it can panic.
                 cpu::with(|here| here.shared().end.begin());
             }
-            line.wait();
+            barrier.wait();
             let deadline = Deadline::after_millis(TIMEOUT);
             while is_second && !stop::is_requested() && !deadline.passed() {
                 core::hint::spin_loop();
             }
-            strike(fault, victim);
-        } else if fault == Fault::DeafAp && place == 0 {
-            call_the_deaf();
+            commit(fault, victim);
+        } else if fault == Fault::DeafAp && slot == 0 {
+            call_the_unresponsive();
         } else if fault == Fault::PanicInShootdown {
             shoot_down();
-        } else if fault == Fault::HaltInHeap && place == 0 {
+        } else if fault == Fault::HaltInHeap && slot == 0 {
             wait_for_heap();
-        } else if fault == Fault::HaltInLock && place == 0 {
+        } else if fault == Fault::HaltInLock && slot == 0 {
             wait_for_lock();
         }
     });
@@ -91,14 +91,14 @@ fn prepare(fault: Fault) -> Option<u64> {
     let mut mapping = map(bytes);
     let start = mapping.start().expose_provenance();
     let is_kept = AtomicBool::new(true);
-    jobs::all(TIMEOUT, &|place| {
+    jobs::all(TIMEOUT, &|slot| {
         let pages = (0..bytes).step_by(FRAME_SIZE as usize);
         for page in pages.map(|offset| start as u64 + offset) {
             // A word of this CPU's own in each page.
             let word = ptr::with_exposed_provenance::<AtomicU64>(page as usize);
             // SAFETY: the mapping is writable memory of so many bytes, which all CPUs use by
             // atomics, and lives until the order is done.
-            let word = unsafe { &*word.add(place % (FRAME_SIZE as usize / 8)) };
+            let word = unsafe { &*word.add(slot % (FRAME_SIZE as usize / 8)) };
             word.store(page, Ordering::Relaxed);
             is_kept.fetch_and(word.load(Ordering::Relaxed) == page, Ordering::Relaxed);
         }
@@ -126,7 +126,7 @@ fn prepare(fault: Fault) -> Option<u64> {
     Some(start as u64 + offset)
 }
 
-fn strike(fault: Fault, victim: Option<u64>) {
+fn commit(fault: Fault, victim: Option<u64>) {
     let victim = victim.unwrap_or_default();
     match fault {
         Fault::UnmappedRead => {
@@ -150,7 +150,7 @@ fn strike(fault: Fault, victim: Option<u64>) {
             panic!("asked for by fault=");
         }
         Fault::PanicInPanic => panic!("{}", Unspeakable),
-        Fault::DeafAp => go_deaf(),
+        Fault::DeafAp => become_unresponsive(),
         Fault::HaltInHeap => heap_platform::halt_in_growth(),
         Fault::HaltInLock => halt_in_lock(),
         Fault::LockOrder => {
@@ -268,11 +268,11 @@ fn shoot_down() {
 }
 
 /// Whether a CPU keeps interrupts out and serves no calls.
-static IS_DEAF: AtomicBool = AtomicBool::new(false);
+static IS_UNRESPONSIVE: AtomicBool = AtomicBool::new(false);
 
-fn go_deaf() {
+fn become_unresponsive() {
     interrupts::disable();
-    IS_DEAF.store(true, Ordering::Release);
+    IS_UNRESPONSIVE.store(true, Ordering::Release);
     let deadline = Deadline::after_millis(TIMEOUT);
     while !deadline.passed() {
         core::hint::spin_loop();
@@ -312,9 +312,9 @@ fn wait_for_lock() {
 }
 
 /// Calls all others, of whom one does not hear it.
-fn call_the_deaf() {
+fn call_the_unresponsive() {
     let deadline = Deadline::after_millis(TIMEOUT);
-    while !IS_DEAF.load(Ordering::Acquire) && !deadline.passed() {
+    while !IS_UNRESPONSIVE.load(Ordering::Acquire) && !deadline.passed() {
         core::hint::spin_loop();
     }
     call_others(&|_| {});
@@ -339,7 +339,7 @@ fn await_sleepers(answers: &AtomicUsize, sleepers: impl Fn(u32) -> bool) {
     let is_over = || {
         // The answers first: before its answer a CPU may still be asleep from before the call.
         answers.load(Ordering::Acquire) == sleepers().count()
-            && sleepers().all(|(_, shared)| shared.sleep.is_idle())
+            && sleepers().all(|(_, shared)| shared.idle.is_idle())
     };
     while !is_over() && !deadline.passed() {
         core::hint::spin_loop();

@@ -14,7 +14,7 @@ use x86_64::registers::control::{Cr4, Cr4Flags};
 use super::median::Median;
 use crate::mm::mapping::{Mapping, MappingError};
 use crate::smp::call::{self, CallError, Targets};
-use crate::smp::jobs::{self, StartLine};
+use crate::smp::jobs::{self, TimedBarrier};
 use crate::smp::online;
 
 /// How long a CPU may take to answer while calls are measured, in milliseconds: a virtual one may be
@@ -33,10 +33,10 @@ pub fn calls() -> Result<(), String> {
     };
     let one = time_call(Targets::One(first)).map_err(|error| error.to_string())?;
     log::info!(target: "call", "to one CPU and back: {one}");
-    one.tell(Measured::CallOne, 1);
+    one.emit(Measured::CallOne, 1);
     let all = time_call(Targets::Others).map_err(|error| error.to_string())?;
     log::info!(target: "call", "to all {others} others and back: {all}");
-    all.tell(Measured::CallAll, others);
+    all.emit(Measured::CallAll, others);
     Ok(())
 }
 
@@ -62,20 +62,20 @@ pub fn shootdowns() -> Result<(), String> {
     let others = online::count() - 1;
     let asleep = time_shootdown().map_err(|error| error.to_string())?;
     log::info!(target: "mapping", "a shootdown, {others} asleep: {asleep}");
-    asleep.tell(Measured::ShootdownAsleep, others);
+    asleep.emit(Measured::ShootdownAsleep, others);
     let awake = OnceCell::uninit();
-    let line = StartLine::new(others + 1, SHOOTDOWN_TIMEOUT);
-    jobs::all(SHOOTDOWN_TIMEOUT, &|place| {
-        line.wait();
-        if place == 0 {
+    let barrier = TimedBarrier::new(others + 1, SHOOTDOWN_TIMEOUT);
+    jobs::all(SHOOTDOWN_TIMEOUT, &|slot| {
+        barrier.wait();
+        if slot == 0 {
             awake.init_once(time_shootdown);
         }
-        line.wait();
+        barrier.wait();
     });
     if let Ok(awake) = awake.try_get() {
         let awake = awake.map_err(|error| error.to_string())?;
         log::info!(target: "mapping", "a shootdown, {others} at work: {awake}");
-        awake.tell(Measured::ShootdownAwake, others);
+        awake.emit(Measured::ShootdownAwake, others);
     }
     compare_ways().map_err(|error| error.to_string())
 }

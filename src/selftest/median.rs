@@ -46,8 +46,8 @@ impl Median {
 
 impl Median {
     /// Tells programs that this is what something costs, with so many other CPUs.
-    pub fn tell(&self, of: Measured, others: usize) {
-        events::tell(Cost {
+    pub fn emit(&self, of: Measured, others: usize) {
+        events::emit(Cost {
             of,
             others: others as u32,
             median_ns: self.nanos,

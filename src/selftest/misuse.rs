@@ -56,8 +56,8 @@ impl Misuse {
         let (first, second) = (last.saturating_sub(2), last.saturating_sub(1));
         let block = AtomicPtr::new(ptr::null_mut());
         let on = |cpu: usize, work: &(dyn Fn(*mut u8) + Sync)| {
-            jobs::all(TIMEOUT, &|place| {
-                if place == cpu {
+            jobs::all(TIMEOUT, &|slot| {
+                if slot == cpu {
                     work(block.load(Ordering::Acquire));
                 }
             });

@@ -1,15 +1,14 @@
 //! Steps and breakpoints of the CPU this runs on ([`Stepper`](crate::arch::step::Stepper)).
 
+use crate::arch::step::StepHandler;
 use crate::smp::cpu;
-
-type Handler<'a> = &'a dyn Fn();
 
 /// Runs `work` with a trap after each instruction; the one before instruction `at`, counted from 1,
 /// runs `handler`, and the rest is run without. With 0, there are traps only.
 ///
 /// Returns how many traps there were: one for each instruction of `work`, and some before and after
 /// it, always as many.
-pub fn run(at: u64, handler: Handler<'_>, work: Handler<'_>) -> u64 {
+pub fn run(at: u64, handler: StepHandler<'_>, work: StepHandler<'_>) -> u64 {
     cpu::with(|here| here.local().stepper().run(at, handler, work))
 }
 
@@ -18,6 +17,6 @@ pub fn run(at: u64, handler: Handler<'_>, work: Handler<'_>) -> u64 {
 /// CPUs do not trap after it.
 ///
 /// Returns whether the CPU came there.
-pub fn before(address: u64, handler: Handler<'_>, work: Handler<'_>) -> bool {
+pub fn before(address: u64, handler: StepHandler<'_>, work: StepHandler<'_>) -> bool {
     cpu::with(|here| here.local().stepper().before(address, handler, work))
 }

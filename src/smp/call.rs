@@ -27,7 +27,7 @@ use super::{cpu, lapic, lock, online, stop};
 use crate::arch::clock::Deadline;
 
 /// How long a CPU that has taken a call may take for it, in milliseconds, before the run ends.
-const LONGEST: u64 = 60_000;
+const DONE_TIMEOUT: u64 = 60_000;
 
 /// What CPUs are called for: run with the number of the CPU that runs it.
 pub type Work<'a> = dyn Fn(u32) + Sync + 'a;
@@ -42,12 +42,12 @@ pub enum Uses {
 }
 
 /// The calls under way: apart by what they use, so that a CPU can serve the one kind alone.
-struct Exchanges {
+struct CallQueues {
     heap: CallQueue<&'static Work<'static>>,
     no_heap: CallQueue<&'static Work<'static>>,
 }
 
-impl Exchanges {
+impl CallQueues {
     fn of(&self, uses: Uses) -> &CallQueue<&'static Work<'static>> {
         match uses {
             Uses::Heap => &self.heap,
@@ -57,7 +57,7 @@ impl Exchanges {
 }
 
 /// Set up before the first AP is released.
-static EXCHANGES: OnceCell<Exchanges> = OnceCell::uninit();
+static CALL_QUEUES: OnceCell<CallQueues> = OnceCell::uninit();
 
 /// The CPUs that a call goes to, of those at work.
 #[derive(Clone, Copy)]
@@ -127,11 +127,11 @@ impl fmt::Display for CallError {
 /// Sets calls up for so many CPUs. Called once, by the BSP, when the heap is open and no AP released.
 pub fn start(cpus: usize) {
     // Made first: who needs memory and gets none looks for calls, and would wait here for itself.
-    let exchanges = Exchanges {
+    let queues = CallQueues {
         heap: CallQueue::new(cpus),
         no_heap: CallQueue::new(cpus),
     };
-    EXCHANGES.init_once(|| exchanges);
+    CALL_QUEUES.init_once(|| queues);
 }
 
 /// Has `targets` run `work`, and waits until they have.
@@ -218,8 +218,8 @@ fn begin_using(
     {
         return Err(CallError::NotAtWork(index));
     }
-    let exchanges = EXCHANGES.get().ok_or(CallError::NotAtWork(own))?;
-    let call = (exchanges.of(uses))
+    let queues = CALL_QUEUES.get().ok_or(CallError::NotAtWork(own))?;
+    let call = (queues.of(uses))
         .call(own as usize, work)
         .ok_or(CallError::TooDeep)?;
     let pending = Pending {
@@ -289,12 +289,12 @@ impl Pending {
             more: silent.count(),
             millis: self.timeout_millis,
         });
-        let deadline = Deadline::after_millis(LONGEST);
+        let deadline = Deadline::after_millis(DONE_TIMEOUT);
         while let Some(cpu) = self.call.pending().next() {
             assert!(
                 !deadline.passed(),
                 "CPU {cpu} has taken a call and is not done with it after {} s",
-                LONGEST / 1000
+                DONE_TIMEOUT / 1000
             );
             serve();
             core::hint::spin_loop();
@@ -325,20 +325,20 @@ pub fn serve_without_heap() {
 
 fn serve_using(uses: Uses) {
     stop::stop_if_over();
-    let Some(exchanges) = EXCHANGES.get() else {
+    let Some(queues) = CALL_QUEUES.get() else {
         return;
     };
-    let exchange = exchanges.of(uses);
+    let queue = queues.of(uses);
     cpu::try_with(|here| {
         let own = here.index();
         // Whoever waits looks again and again.
-        if !exchange.is_called(own as usize) {
+        if !queue.is_called(own as usize) {
             return;
         }
         interrupts::without_interrupts(|| {
-            let most = cpu::all().len() * muster_percpu::MAX_CALLS;
-            for _ in 0..most {
-                let served = exchange.serve(own as usize, |work| {
+            let max_calls = cpu::all().len() * muster_percpu::MAX_CALLS;
+            for _ in 0..max_calls {
+                let served = queue.serve(own as usize, |work| {
                     here.shared().activity.answer(|| work(own));
                     here.shared().calls.count_served();
                 });
@@ -354,10 +354,10 @@ fn serve_using(uses: Uses) {
 pub fn answer() {
     serve();
     let is_called = |own: u32| {
-        EXCHANGES.get().is_some_and(|exchanges| {
+        CALL_QUEUES.get().is_some_and(|queues| {
             [Uses::NoHeap, Uses::Heap]
                 .into_iter()
-                .any(|uses| exchanges.of(uses).is_called(own as usize))
+                .any(|uses| queues.of(uses).is_called(own as usize))
         })
     };
     cpu::try_with(|here| {

@@ -128,7 +128,7 @@ pub struct Shared {
     /// What it keeps of the heap; others only read its counters.
     pub cache: &'static CpuCache,
     /// What it runs with.
-    pub home: Snapshot,
+    pub snapshot: Snapshot,
     /// Which CPU it is, by its registers.
     pub identity: Identity,
     /// Why it was stopped, if it was.
@@ -136,7 +136,7 @@ pub struct Shared {
     /// What it is doing, on a line that no one else writes.
     pub activity: CachePadded<Activity>,
     /// Whether it sleeps, and is spared shootdowns, on a line that others write only then.
-    pub sleep: CachePadded<Idle>,
+    pub idle: CachePadded<Idle>,
     /// What it has done about TLBs, on a line that no one else writes.
     pub tlb: CachePadded<TlbCounters>,
     /// The calls it has sent and carried out, on a line that no one else writes.
@@ -153,7 +153,7 @@ impl Shared {
             cache,
             report: Progress::new(),
             journal: Lock::new(Level::Journal, Journal::new()),
-            home: Snapshot::new(),
+            snapshot: Snapshot::new(),
             identity: Identity::new(),
             end: End {
                 begun: AtomicBool::new(false),
@@ -161,7 +161,7 @@ impl Shared {
                 last_words: WriteOnce::new(),
             },
             activity: CachePadded::new(Activity::new()),
-            sleep: CachePadded::new(Idle::new()),
+            idle: CachePadded::new(Idle::new()),
             tlb: CachePadded::new(TlbCounters::new()),
             calls: CachePadded::new(CallCounters::new()),
             interrupts: CachePadded::new(Counters::new()),

@@ -17,7 +17,7 @@ impl fmt::Display for Doing<'_> {
         } else if activity.is_at_prompt() {
             // Asleep or not: it is idle between keys.
             "at its prompt"
-        } else if self.0.sleep.is_idle() {
+        } else if self.0.idle.is_idle() {
             "asleep"
         } else {
             "at work"

@@ -72,12 +72,12 @@ impl Identity {
         let id = has_apic.then(read_id).flatten();
         let id = id.map(|id| (LAPIC_ID, u64::from(id)));
         let mut count = 0;
-        for ((number, value), (number_place, value_place)) in registers
+        for ((number, value), (number_cell, value_cell)) in registers
             .chain(id)
             .zip(self.numbers.iter().zip(&self.values))
         {
-            number_place.store(number, Ordering::Relaxed);
-            value_place.store(value, Ordering::Relaxed);
+            number_cell.store(number, Ordering::Relaxed);
+            value_cell.store(value, Ordering::Relaxed);
             count += 1;
         }
         self.count.store(count, Ordering::Relaxed);

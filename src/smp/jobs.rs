@@ -9,25 +9,25 @@ use super::{call, cpu, lapic, lazy_tlb, online};
 use crate::arch::clock::Deadline;
 use crate::arch::idle;
 
-/// An order: called with the number of the CPU among those at work, 0 first.
-type Order<'a> = dyn Fn(usize) + Sync + 'a;
+/// A job: called with the number of the CPU among those at work, 0 first.
+type Job<'a> = dyn Fn(usize) + Sync + 'a;
 
 /// Where the BSP puts orders up. Made for the first one, when the roll call is over: from then on the
 /// places of those at work stand.
-static BOARD: OnceCell<Broadcast<&'static Order<'static>>> = OnceCell::uninit();
+static BROADCAST: OnceCell<Broadcast<&'static Job<'static>>> = OnceCell::uninit();
 
 /// A line that CPUs wait at until all are there, and then leave together; they serve calls meanwhile.
-pub struct StartLine {
-    line: Barrier,
+pub struct TimedBarrier {
+    barrier: Barrier,
     timeout_millis: u64,
 }
 
-impl StartLine {
+impl TimedBarrier {
     /// A line for `cpus` CPUs, each of which waits at most `timeout_millis` for the
     /// others.
     pub const fn new(cpus: usize, timeout_millis: u64) -> Self {
         Self {
-            line: Barrier::new(cpus),
+            barrier: Barrier::new(cpus),
             timeout_millis,
         }
     }
@@ -38,14 +38,14 @@ impl StartLine {
     ///
     /// If one of them does not come in time.
     pub fn wait(&self) {
-        let arrival = self.line.arrive();
+        let arrival = self.barrier.arrive();
         let deadline = Deadline::after_millis(self.timeout_millis);
-        while !self.line.is_released(&arrival) {
+        while !self.barrier.is_released(&arrival) {
             assert!(
                 !deadline.passed(),
                 "only {} of {} CPUs came to the line within {} ms",
-                self.line.waiting(),
-                self.line.cpus(),
+                self.barrier.waiting(),
+                self.barrier.cpus(),
                 self.timeout_millis
             );
             call::serve();
@@ -54,18 +54,18 @@ impl StartLine {
     }
 }
 
-/// Runs `order` on every CPU at work, side by side, and waits until all are done.
+/// Runs `job` on every CPU at work, side by side, and waits until all are done.
 ///
 /// # Panics
 ///
 /// If called anywhere but on the BSP, or while an order is carried out. If a CPU is not done within
-/// `timeout_millis` of the BSP's own part: `order` may not go out of scope while a CPU still runs it,
+/// `timeout_millis` of the BSP's own part: `job` may not go out of scope while a CPU still runs it,
 /// so there is no way back.
-pub fn all(timeout_millis: u64, order: &(dyn Fn(usize) + Sync)) {
-    give(timeout_millis, order, |_| {});
+pub fn all(timeout_millis: u64, job: &(dyn Fn(usize) + Sync)) {
+    submit(timeout_millis, job, |_| {});
 }
 
-/// Runs `order` on every AP at work, of which the first has place 0 then, and meanwhile `aside` here,
+/// Runs `job` on every AP at work, of which the first has place 0 then, and meanwhile `aside` here,
 /// which can ask whether all are done. Waits until they are.
 ///
 /// # Panics
@@ -73,25 +73,25 @@ pub fn all(timeout_millis: u64, order: &(dyn Fn(usize) + Sync)) {
 /// As [`all`], where `aside` is the BSP's own part.
 pub fn others(
     timeout_millis: u64,
-    order: &(dyn Fn(usize) + Sync),
+    job: &(dyn Fn(usize) + Sync),
     aside: impl FnOnce(&dyn Fn() -> bool),
 ) {
-    let order = |place: usize| place.checked_sub(1).map_or((), order);
-    give(timeout_millis, &order, aside);
+    let job = |slot: usize| slot.checked_sub(1).map_or((), job);
+    submit(timeout_millis, &job, aside);
 }
 
-fn give(
+fn submit(
     timeout_millis: u64,
-    order: &(dyn Fn(usize) + Sync),
+    job: &(dyn Fn(usize) + Sync),
     aside: impl FnOnce(&dyn Fn() -> bool),
 ) {
     let is_bsp = cpu::with(|here| here.index() == 0);
-    let board = BOARD.get_or_init(|| Broadcast::new(online::count()));
+    let broadcast = BROADCAST.get_or_init(|| Broadcast::new(online::count()));
     // SAFETY: only the lifetime changes. This function does not return, nor unwind
     // (panics end the run), before every CPU has finished with the reference.
-    let order: &'static Order<'static> =
-        unsafe { core::mem::transmute::<&Order<'_>, &'static Order<'static>>(order) };
-    assert!(is_bsp && board.submit(order), "an order within an order");
+    let job: &'static Job<'static> =
+        unsafe { core::mem::transmute::<&Job<'_>, &'static Job<'static>>(job) };
+    assert!(is_bsp && broadcast.submit(job), "an order within an order");
     for (index, shared) in online::cpus().skip(1) {
         assert!(
             lapic::wake(shared.lapic_id),
@@ -99,12 +99,12 @@ fn give(
             shared.lapic_id
         );
     }
-    board.run(0, |order| order(0));
-    aside(&|| board.is_done());
+    broadcast.run(0, |job| job(0));
+    aside(&|| broadcast.is_done());
     let deadline = Deadline::after_millis(timeout_millis);
-    while let Some(place) = board.first_unfinished() {
+    while let Some(slot) = broadcast.first_unfinished() {
         if deadline.passed() {
-            let late = online::cpus().nth(place).map_or(0, |(index, _)| index);
+            let late = online::cpus().nth(slot).map_or(0, |(index, _)| index);
             panic!("CPU {late} did not finish its part within {timeout_millis} ms of the BSP's");
         }
         call::serve();
@@ -117,22 +117,23 @@ fn give(
 /// without an interrupt: the caller looks for itself what there is to do.
 pub fn idle() {
     interrupts::disable();
-    lazy_tlb::fall_asleep();
+    lazy_tlb::enter_idle();
     idle::enable_and_halt();
-    lazy_tlb::wake_up();
+    lazy_tlb::leave_idle();
 }
 
 /// The life of AP `index` after it came online: carries out orders as they are given,
 /// and halts while there are none.
 pub fn serve(index: u32) -> ! {
-    let place = || online::cpus().position(|(member, _)| member == index);
+    let slot = || online::cpus().position(|(member, _)| member == index);
     loop {
-        // Interrupts are disabled from before the look at the board until the halt: a wake-up sent
+        // Interrupts are disabled from before the look at the broadcast until the halt: a wake-up sent
         // since then ends the halt, so none is lost (`idle`).
-        let found = (BOARD.get().zip(place())).filter(|(board, place)| board.has_job(*place));
-        if let Some((board, place)) = found {
+        let found =
+            (BROADCAST.get().zip(slot())).filter(|(broadcast, slot)| broadcast.has_job(*slot));
+        if let Some((broadcast, slot)) = found {
             interrupts::enable();
-            board.run(place, |order| order(place));
+            broadcast.run(slot, |job| job(slot));
         } else {
             idle();
         }

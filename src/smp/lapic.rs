@@ -14,7 +14,7 @@ use x86_64::instructions::interrupts;
 use x86_64::registers::model_specific::{ApicBase, Msr};
 
 use super::cpu;
-use crate::arch::apic::{ENTRY_COUNT, Registers};
+use crate::arch::apic::{ApicRegisters, ENTRY_COUNT};
 use crate::arch::clock::Deadline;
 use crate::arch::vectors::{ERROR_VECTOR, SPURIOUS_VECTOR, TIMER_VECTOR, WAKE_VECTOR};
 
@@ -62,7 +62,7 @@ static LINES: [AtomicU32; 2] = [const { AtomicU32::new(LVT_MASKED) }; 2];
 
 /// An entry of this CPU's local vector table, as it is and as it was set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Entry {
+pub struct LvtEntry {
     /// What it is for.
     pub name: &'static str,
     /// What it is.
@@ -71,8 +71,8 @@ pub struct Entry {
     pub wanted: u32,
 }
 
-impl Entry {
-    /// Returns what each is for, in the order of [`Entry::all`].
+impl LvtEntry {
+    /// Returns what each is for, in the order of [`LvtEntry::all`].
     pub fn names() -> impl Iterator<Item = &'static str> {
         ENTRIES.into_iter().map(|(_, name)| name)
     }
@@ -135,7 +135,7 @@ pub fn log_mode() {
 /// BSP gives them. All other entries of the local vector table are masked: the legacy PIC's line, and
 /// those of the CPU's condition, unless the firmware gets those as SMIs.
 pub fn enable(nmi_lines: &[NmiLine]) {
-    let Some(registers) = Registers::find() else {
+    let Some(registers) = ApicRegisters::find() else {
         return;
     };
     cpu::with(|here| here.local().lapic().note(registers));
@@ -324,14 +324,14 @@ fn send(lapic_id: u32, command: Command) -> bool {
 
 /// How this CPU reaches the registers of its local APIC. `None` where the page is not mapped: before it is at all, and on an AP that
 /// still runs on the loader's tables.
-fn registers() -> Option<Registers> {
+fn registers() -> Option<ApicRegisters> {
     cpu::try_with(|here| here.local().lapic().registers())
         .flatten()
-        .or_else(Registers::find)
+        .or_else(ApicRegisters::find)
 }
 
 /// Writes a register of this CPU's local APIC.
-fn write(registers: Registers, register: Register, value: u32) {
+fn write(registers: ApicRegisters, register: Register, value: u32) {
     // SAFETY: this module sends and asks for nothing but NMIs and interrupts of vectors, each of which has
     // a handler on every CPU that is ever named here (`stop` and `jobs` see to it).
     unsafe { registers.write(register, value) };

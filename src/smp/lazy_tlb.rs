@@ -12,15 +12,15 @@ pub fn count_flush() {
 }
 
 /// Says that this CPU is about to halt, with interrupts off, and wants to be spared meanwhile.
-pub fn fall_asleep() {
-    cpu::with(|here| here.shared().sleep.enter());
+pub fn enter_idle() {
+    cpu::with(|here| here.shared().idle.enter());
 }
 
 /// Makes up for what this CPU was spared, if it was asleep. To be called before anything that was
 /// mapped at run time is touched: first of all in every interrupt, and after the halt.
 #[inline]
-pub fn wake_up() {
-    if cpu::try_with(|here| here.shared().sleep.exit()) == Some(true) {
+pub fn leave_idle() {
+    if cpu::try_with(|here| here.shared().idle.exit()) == Some(true) {
         tlb::flush_all();
         count_flush();
     }

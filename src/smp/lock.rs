@@ -103,7 +103,7 @@ impl<T> Lock<T> {
 
     /// Takes the lock if that needs no waiting, whatever this CPU holds.
     pub fn try_lock(&self) -> Option<Guard<'_, T>> {
-        let entry = Entry::new(self.level);
+        let entry = HeldEntry::new(self.level);
         let data = self.data.try_lock()?;
         self.holder.note(cpu::try_with(|here| here.index()));
         Some(Guard {
@@ -115,13 +115,13 @@ impl<T> Lock<T> {
 }
 
 /// One lock in a CPU's list of those it holds; interrupts are off as long as there is one.
-struct Entry {
+struct HeldEntry {
     level: Level,
     /// Whether the CPU had its list yet. Before, interrupts are off in any case.
     is_listed: bool,
 }
 
-impl Entry {
+impl HeldEntry {
     fn new(level: Level) -> Self {
         let were_enabled = interrupts::are_enabled();
         interrupts::disable();
@@ -133,7 +133,7 @@ impl Entry {
     }
 }
 
-impl Drop for Entry {
+impl Drop for HeldEntry {
     fn drop(&mut self) {
         if !self.is_listed {
             return;
@@ -150,7 +150,7 @@ pub struct Guard<'a, T> {
     holder: &'a Holder,
     // Dropped before the entry: first unlocked, then interrupts let in.
     data: MutexGuard<'a, T>,
-    _entry: Entry,
+    _entry: HeldEntry,
 }
 
 impl<T> Drop for Guard<'_, T> {

@@ -22,7 +22,7 @@ pub struct Snapshot {
 
 /// What it reads.
 #[derive(Debug, Clone, Copy)]
-pub struct Reading {
+pub struct SnapshotValues {
     /// The address of its block, from GS base.
     pub block: u64,
     /// CR3.
@@ -55,31 +55,31 @@ impl Snapshot {
     }
 
     /// Takes down what was read, but for the entries of the local vector table. Called by the CPU itself.
-    pub fn store(&self, reading: &Reading) {
+    pub fn store(&self, reading: &SnapshotValues) {
         // Relaxed, as all of it: the report that follows publishes it.
-        let places = [
+        let cells = [
             (&self.block, reading.block),
             (&self.cr3, reading.cr3),
             (&self.gdt, reading.gdt),
             (&self.idt, reading.idt),
             (&self.stack, reading.stack),
         ];
-        for (place, value) in places {
-            place.store(value, Ordering::Relaxed);
+        for (cell, value) in cells {
+            cell.store(value, Ordering::Relaxed);
         }
         let registers = [(&self.found, reading.found), (&self.wanted, reading.wanted)];
-        for (places, registers) in registers {
-            for (place, value) in places.iter().zip(registers.values()) {
-                place.store(value, Ordering::Relaxed);
+        for (cells, registers) in registers {
+            for (cell, value) in cells.iter().zip(registers.values()) {
+                cell.store(value, Ordering::Relaxed);
             }
         }
     }
 
     /// Takes down the entries of its local vector table, in their order, each as it is and as it was set.
     pub fn store_entries(&self, entries: impl Iterator<Item = (u32, u32)>) {
-        for (place, (found, wanted)) in self.entries.iter().zip(entries) {
+        for (cell, (found, wanted)) in self.entries.iter().zip(entries) {
             let value = u64::from(found) << 32 | u64::from(wanted);
-            place.store(value, Ordering::Relaxed);
+            cell.store(value, Ordering::Relaxed);
         }
     }
 
@@ -118,7 +118,7 @@ impl Snapshot {
     }
 
     /// What the CPU itself uses without being told, and the address of each.
-    pub fn places(&self) -> [(&'static str, u64); 4] {
+    pub fn addresses(&self) -> [(&'static str, u64); 4] {
         [
             ("block", &self.block),
             ("GDT", &self.gdt),

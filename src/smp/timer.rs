@@ -14,7 +14,7 @@ use x86_64::instructions::interrupts;
 
 use super::{cpu, lapic};
 use crate::arch::clock::{self, Deadline};
-use crate::arch::timer::Timer;
+use crate::arch::timer::{Timer, TimerHandler};
 
 /// How long one measurement of the counter takes, in microseconds, and how many there are. Of
 /// several, the median: a virtual CPU may lose its host core in the middle of one.
@@ -32,14 +32,14 @@ const BY_DEADLINE: u64 = u64::MAX;
 
 /// What makes the timers fire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Source {
+pub enum TimerSource {
     /// A stamp of the TSC.
     Deadline,
     /// The APIC's counter, at this many counts a second.
     Counter(u64),
 }
 
-impl fmt::Display for Source {
+impl fmt::Display for TimerSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Deadline => f.write_str("by TSC deadline"),
@@ -52,7 +52,7 @@ impl fmt::Display for Source {
 /// CPUs run at one rate (Intel SDM vol. 3A, 11.5.4: the bus or crystal clock).
 ///
 /// `None`: there is no APIC, or its counter stands still.
-pub fn calibrate() -> Option<Source> {
+pub fn calibrate() -> Option<TimerSource> {
     let has_deadline = CpuId::new()
         .get_feature_info()
         .is_some_and(|features| features.has_tsc_deadline());
@@ -60,7 +60,7 @@ pub fn calibrate() -> Option<Source> {
         // Whether there is an APIC.
         lapic::counter()?;
         RATE.store(BY_DEADLINE, Ordering::Relaxed);
-        return Some(Source::Deadline);
+        return Some(TimerSource::Deadline);
     }
     let mut rates = [0; WINDOWS];
     for rate in &mut rates {
@@ -78,7 +78,7 @@ pub fn calibrate() -> Option<Source> {
     let rate = Some(rates[WINDOWS / 2]).filter(|&rate| rate > 0)?;
     RATE.store(rate, Ordering::Relaxed);
     let hz = clock::from_micros(1_000_000).saturating_mul(rate >> 8) >> 24;
-    Some(Source::Counter(hz))
+    Some(TimerSource::Counter(hz))
 }
 
 /// Whether the CPUs have timers.
@@ -99,8 +99,6 @@ fn reading() -> Option<(u32, u64)> {
     }
     best.map(|(_, count, at)| (count, at))
 }
-
-type Handler<'a> = &'a dyn Fn();
 
 /// Sets this CPU's timer for the next interrupt.
 fn arm(timer: &Timer) {
@@ -124,13 +122,14 @@ fn arm(timer: &Timer) {
 /// # Panics
 ///
 /// If this CPU's timer is in use.
-pub fn every(micros: u64, handler: Handler<'_>, work: impl FnOnce()) {
+pub fn every(micros: u64, handler: TimerHandler<'_>, work: impl FnOnce()) {
     cpu::with(|here| {
         let timer = here.local().timer();
         assert!(timer.handler().is_none(), "the timer is in use");
         // SAFETY: only the lifetime changes, and the handler is forgotten before this returns;
         // `work` can't unwind (panics end the run).
-        let handler = unsafe { core::mem::transmute::<Handler<'_>, Handler<'static>>(handler) };
+        let handler =
+            unsafe { core::mem::transmute::<TimerHandler<'_>, TimerHandler<'static>>(handler) };
         // A last interrupt of the timer's last use may still come: it is to find all or nothing.
         interrupts::without_interrupts(|| {
             timer.lend(handler, clock::from_micros(micros));

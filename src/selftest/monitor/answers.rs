@@ -11,7 +11,7 @@ use muster_percpu::Outcome;
 use super::idle::idle_until;
 use crate::arch::clock::{self, Deadline};
 use crate::boot::bytes::Bytes;
-use crate::boot::stack::Place;
+use crate::boot::stack::StackLocation;
 use crate::bringup::account::{Account, AccountError, Signed};
 use crate::mm::{heap, peek, shared};
 use crate::report::serial;
@@ -161,14 +161,14 @@ fn draw_up() -> Option<Account> {
 /// Whose the machine's memory is.
 pub fn memory() {
     if let Some(account) = draw_up() {
-        account.tell_memory();
+        account.log_memory();
     }
 }
 
 /// The whole account, and whether it adds up, if it has to.
 pub fn account(is_somebody_at_work: bool) {
     let Some(account) = draw_up() else { return };
-    account.tell();
+    account.log();
     match account.check() {
         Ok(()) => log::info!("it adds up, to the byte"),
         Err(AccountError::Sum { .. } | AccountError::Heap { .. }) if is_somebody_at_work => {
@@ -181,7 +181,7 @@ pub fn account(is_somebody_at_work: bool) {
 /// An address's way through the tables.
 pub fn map(address: u64) {
     let shared = shared::get();
-    if let Some(place) = Place::of(address) {
+    if let Some(place) = StackLocation::of(address) {
         log::info!("{address:#x}: {place}");
     } else if let Some(name) = peek::name_of(address) {
         log::info!("{address:#x}: {name}");
@@ -238,7 +238,7 @@ pub fn frames() {
 
 /// What the heap holds.
 pub fn heap() {
-    let reading = heap::Reading::take();
+    let reading = heap::HeapReading::take();
     log::info!(
         "live: {} bytes in {} blocks, {} bytes in the boot arena",
         reading.live_bytes,
@@ -250,7 +250,7 @@ pub fn heap() {
         Bytes(reading.frame_bytes()),
         Bytes(reading.peak_bytes)
     );
-    heap::tell();
+    heap::log_usage();
 }
 
 /// What calls take.
@@ -267,7 +267,7 @@ pub fn call(whom: Whom) {
 
 /// What a shootdown takes.
 pub fn shootdown() {
-    let asleep = online::cpus().filter(|(_, shared)| shared.sleep.is_idle());
+    let asleep = online::cpus().filter(|(_, shared)| shared.idle.is_idle());
     let asleep = asleep.count();
     match measure::time_shootdown() {
         Ok(time) => log::info!("a shootdown, {asleep} CPUs asleep: {time}"),

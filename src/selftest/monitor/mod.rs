@@ -23,7 +23,7 @@ use self::idle::idle_until;
 use crate::bringup::roll::RollCall;
 use crate::report::{events, journal, serial};
 use crate::selftest::fault;
-use crate::selftest::stress::{self, Work};
+use crate::selftest::stress::{self, BackgroundWork};
 use crate::smp::cpu;
 
 /// Takes what is typed until that ends the run.
@@ -44,9 +44,9 @@ pub fn run(arguments: &Arguments, roll: &RollCall) -> Result<(), String> {
         is_over: false,
     };
     while !monitor.is_over {
-        if let Some((line, order)) = monitor.attend(None) {
-            monitor.carry_out(order);
-            tell(&line, true);
+        if let Some((line, exclusive)) = monitor.attend(None) {
+            monitor.run_exclusive(exclusive);
+            emit(&line, true);
         }
     }
     match monitor.failures.as_slice() {
@@ -56,7 +56,7 @@ pub fn run(arguments: &Arguments, roll: &RollCall) -> Result<(), String> {
 }
 
 /// What can only be done while no CPU is at work.
-enum Order {
+enum ExclusiveCommand {
     Stress(Workloads, Option<u64>),
     Fault(Fault),
     #[cfg(feature = "bench")]
@@ -75,17 +75,17 @@ struct Monitor<'a> {
 
 impl Monitor<'_> {
     /// [`Self::converse`], and says so.
-    fn attend(&mut self, work: Option<&Work<'_>>) -> Option<(Line, Order)> {
+    fn attend(&mut self, work: Option<&BackgroundWork<'_>>) -> Option<(Line, ExclusiveCommand)> {
         cpu::with(|here| here.shared().activity.attend());
-        let order = self.converse(work);
+        let exclusive = self.converse(work);
         cpu::with(|here| here.shared().activity.end());
-        order
+        exclusive
     }
 
-    /// Takes lines, and answers, until one of them is an order, or ends the run, or until the work that
+    /// Takes lines, and answers, until one of them is an exclusive, or ends the run, or until the work that
     /// goes on beside is done.
-    fn converse(&mut self, work: Option<&Work<'_>>) -> Option<(Line, Order)> {
-        let is_done = |work: &Work<'_>| {
+    fn converse(&mut self, work: Option<&BackgroundWork<'_>>) -> Option<(Line, ExclusiveCommand)> {
+        let is_done = |work: &BackgroundWork<'_>| {
             work.sample();
             work.is_done()
         };
@@ -113,11 +113,11 @@ impl Monitor<'_> {
                 }
                 Event::Done(line) => {
                     serial::end_typing(b"\r\n");
-                    tell(&line, false);
-                    if let Some(order) = journal::answer(|| self.obey(&line, work)) {
-                        return Some((line, order));
+                    emit(&line, false);
+                    if let Some(exclusive) = journal::answer(|| self.obey(&line, work)) {
+                        return Some((line, exclusive));
                     }
-                    tell(&line, true);
+                    emit(&line, true);
                 }
             }
             if self.is_over && work.is_none() {
@@ -152,7 +152,7 @@ impl Monitor<'_> {
     }
 
     /// Does what a line asks for, but for orders.
-    fn obey(&mut self, line: &str, work: Option<&Work<'_>>) -> Option<Order> {
+    fn obey(&mut self, line: &str, work: Option<&BackgroundWork<'_>>) -> Option<ExclusiveCommand> {
         let command = match Command::parse(line) {
             Ok(command) => command?,
             Err(error) => {
@@ -161,7 +161,7 @@ impl Monitor<'_> {
             }
         };
         if let Command::Cpus | Command::Mem | Command::Frames | Command::Heap = command {
-            stress::sample::tell(work.map(Work::workload));
+            stress::sample::emit(work.map(BackgroundWork::workload));
         }
         match command {
             Command::Help(verb) => answers::help(verb),
@@ -191,16 +191,20 @@ impl Monitor<'_> {
             Command::Shootdown => answers::shootdown(),
             Command::Off => self.end(work),
             Command::Stress { workloads, millis } => {
-                return alone(Order::Stress(workloads, millis), work);
+                return unless_busy(ExclusiveCommand::Stress(workloads, millis), work);
             }
-            Command::Fault(fault) => return alone(Order::Fault(fault), work),
-            Command::Bench(words) => return self.bench(words).and_then(|order| alone(order, work)),
+            Command::Fault(fault) => return unless_busy(ExclusiveCommand::Fault(fault), work),
+            Command::Bench(words) => {
+                return self
+                    .bench(words)
+                    .and_then(|exclusive| unless_busy(exclusive, work));
+            }
         }
         None
     }
 
     #[cfg(feature = "bench")]
-    fn bench(&self, words: &str) -> Option<Order> {
+    fn bench(&self, words: &str) -> Option<ExclusiveCommand> {
         let mut options = self.arguments.bench.clone().unwrap_or_default();
         for word in words.split_ascii_whitespace() {
             match OptionInfo::find(word, &[BENCH]) {
@@ -211,16 +215,16 @@ impl Monitor<'_> {
                 }
             }
         }
-        Some(Order::Bench(options))
+        Some(ExclusiveCommand::Bench(options))
     }
 
     #[cfg(not(feature = "bench"))]
-    fn bench(&self, _words: &str) -> Option<Order> {
+    fn bench(&self, _words: &str) -> Option<ExclusiveCommand> {
         log::error!("this kernel is without the benchmarks; with: `just monitor rounds=5`");
         None
     }
 
-    fn end(&mut self, work: Option<&Work<'_>>) {
+    fn end(&mut self, work: Option<&BackgroundWork<'_>>) {
         self.is_over = true;
         if let Some(work) = work {
             work.stop();
@@ -228,9 +232,9 @@ impl Monitor<'_> {
     }
 
     /// Carries an order out. The prompt is back when it is done, or stays while it is.
-    fn carry_out(&mut self, order: Order) {
-        let failures = match order {
-            Order::Stress(workloads, millis) => {
+    fn run_exclusive(&mut self, exclusive: ExclusiveCommand) {
+        let failures = match exclusive {
+            ExclusiveCommand::Stress(workloads, millis) => {
                 journal::answer(|| log::info!("`stop` ends the work, `watch` shows it"));
                 let arguments = self.arguments;
                 let ran = stress::run_beside(workloads, millis, arguments, &mut |work| {
@@ -245,12 +249,12 @@ impl Monitor<'_> {
                 });
                 ran.unwrap_or_default()
             }
-            Order::Fault(fault) => {
+            ExclusiveCommand::Fault(fault) => {
                 fault::bring_about(fault);
                 Vec::new()
             }
             #[cfg(feature = "bench")]
-            Order::Bench(options) => crate::selftest::bench::run(&options)
+            ExclusiveCommand::Bench(options) => crate::selftest::bench::run(&options)
                 .err()
                 .into_iter()
                 .collect(),
@@ -263,18 +267,21 @@ impl Monitor<'_> {
 }
 
 /// Tells programs of a line that was typed.
-fn tell(line: &Line, is_done: bool) {
-    events::tell(muster_events::Command {
+fn emit(line: &Line, is_done: bool) {
+    events::emit(muster_events::Command {
         line: line.as_str().into(),
         is_done,
     });
 }
 
-/// The order, if no CPU is at work that it would have to wait for.
-fn alone(order: Order, work: Option<&Work<'_>>) -> Option<Order> {
+/// The exclusive, if no CPU is at work that it would have to wait for.
+fn unless_busy(
+    exclusive: ExclusiveCommand,
+    work: Option<&BackgroundWork<'_>>,
+) -> Option<ExclusiveCommand> {
     if work.is_some() {
         log::error!("the other CPUs are at work: `stop` first");
         return None;
     }
-    Some(order)
+    Some(exclusive)
 }

@@ -5,14 +5,14 @@ use core::alloc::Layout;
 use core::ptr::NonNull;
 
 use super::random::mix;
-use super::worker::{Shift, Tally};
+use super::worker::{Tally, Worker};
 
 /// Bytes of a word of the pattern.
 const WORD: usize = size_of::<u64>();
 
 /// A live block. Its bytes belong to whoever holds this.
 #[derive(Debug)]
-pub struct Block {
+pub struct TestBlock {
     start: NonNull<u8>,
     layout: Layout,
     /// What makes the pattern this block's own.
@@ -21,24 +21,24 @@ pub struct Block {
 
 // SAFETY: the block owns its memory alone; the heap's memory is mapped on all CPUs,
 // and the heap takes a block back on any of them.
-unsafe impl Send for Block {}
+unsafe impl Send for TestBlock {}
 
-impl Block {
+impl TestBlock {
     /// Allocates and fills a block, or gives `None` (and counts it) if the heap
     /// refuses.
-    pub fn allocate(shift: &mut Shift<'_>, size: usize, align: usize) -> Option<Self> {
+    pub fn allocate(worker: &mut Worker<'_>, size: usize, align: usize) -> Option<Self> {
         let layout = Layout::from_size_align(size.max(1), align).ok()?;
         // SAFETY: the layout's size is not 0.
-        let start = NonNull::new(shift.timed(|| unsafe { alloc(layout) }));
+        let start = NonNull::new(worker.timed(|| unsafe { alloc(layout) }));
         let Some(start) = start else {
-            shift.tally.refused += 1;
+            worker.tally.refused += 1;
             return None;
         };
-        let key = mix(shift.random.next() ^ (shift.place as u64) << 56);
+        let key = mix(worker.random.next() ^ (worker.slot as u64) << 56);
         let mut block = Self { start, layout, key };
-        shift.tally.bytes += size as u64;
+        worker.tally.bytes += size as u64;
         if !start.as_ptr().addr().is_multiple_of(align) {
-            shift.tally.corrupt += 1;
+            worker.tally.corrupt += 1;
             log::error!("the block at {start:p} is not aligned to {align}");
         }
         block.fill(0);
@@ -57,33 +57,33 @@ impl Block {
     }
 
     /// Checks the block and gives it back.
-    pub fn free(self, shift: &mut Shift<'_>) {
-        self.check(&mut shift.tally, self.size());
+    pub fn free(self, worker: &mut Worker<'_>) {
+        self.check(&mut worker.tally, self.size());
         // SAFETY: the block came from `alloc` (or `realloc`) with this layout, and
         // `self` was its only owner.
-        shift.timed(|| unsafe { dealloc(self.start.as_ptr(), self.layout) });
+        worker.timed(|| unsafe { dealloc(self.start.as_ptr(), self.layout) });
     }
 
     /// Resizes the block, checks that what was in it still is, and fills the rest.
     /// A refusal is counted and leaves the block as it was.
-    pub fn resize(&mut self, shift: &mut Shift<'_>, size: usize) {
+    pub fn resize(&mut self, worker: &mut Worker<'_>, size: usize) {
         let Ok(layout) = Layout::from_size_align(size.max(1), self.layout.align()) else {
             return;
         };
         // SAFETY: the block came from the allocator with this layout; the new size is
         // not 0 and, with the alignment, makes a layout.
         let start =
-            shift.timed(|| unsafe { realloc(self.start.as_ptr(), self.layout, layout.size()) });
+            worker.timed(|| unsafe { realloc(self.start.as_ptr(), self.layout, layout.size()) });
         let Some(start) = NonNull::new(start) else {
-            shift.tally.refused += 1;
+            worker.tally.refused += 1;
             return;
         };
         let kept = self.size().min(layout.size());
         self.start = start;
         self.layout = layout;
-        self.check(&mut shift.tally, kept);
+        self.check(&mut worker.tally, kept);
         self.fill(kept);
-        shift.tally.bytes += layout.size() as u64;
+        worker.tally.bytes += layout.size() as u64;
     }
 
     /// The `number`-th word of the pattern.

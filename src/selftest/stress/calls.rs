@@ -8,7 +8,7 @@ use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use x86_64::instructions::interrupts;
 
-use super::worker::Shift;
+use super::worker::Worker;
 use crate::arch::clock::Deadline;
 use crate::smp::call::{self, Targets, Uses, Work};
 use crate::smp::{cpu, online};
@@ -21,20 +21,20 @@ static LEFT: AtomicU64 = AtomicU64::new(0);
 static CARRIED_OUT: AtomicU64 = AtomicU64::new(0);
 
 /// Runs the workload on this CPU.
-pub fn run(shift: &mut Shift<'_>) {
-    work(shift);
-    shift.meet();
-    settle(shift);
+pub fn run(worker: &mut Worker<'_>) {
+    work(worker);
+    worker.wait_for_all();
+    settle(worker);
 }
 
 /// Calls until the time is up.
-pub fn work(shift: &mut Shift<'_>) {
+pub fn work(worker: &mut Worker<'_>) {
     let own = cpu::with(|here| here.index());
     loop {
-        let one = shift.random.below(shift.cpus);
-        let one = shift.other(one).map_or(own, |(index, _)| index);
+        let one = worker.random.below(worker.cpus);
+        let one = worker.other(one).map_or(own, |(index, _)| index);
         let is_even = |index: u32| index.is_multiple_of(2);
-        let targets = match shift.random.below(4) {
+        let targets = match worker.random.below(4) {
             0 => Targets::One(one),
             1 => Targets::Others,
             2 => Targets::Where(&is_even),
@@ -53,28 +53,28 @@ pub fn work(shift: &mut Shift<'_>) {
             use_heap(index);
             carried_out.fetch_add(1, Ordering::Relaxed);
         };
-        let result = if shift.random.below(2) == 0 {
+        let result = if worker.random.below(2) == 0 {
             interrupts::without_interrupts(|| call::insist(Uses::Heap, targets, TIMEOUT, &work))
         } else {
             call::insist(Uses::Heap, targets, TIMEOUT, &work)
         };
-        shift.tally.operations += 1;
+        worker.tally.operations += 1;
         // It has waited for all of them: from here on nobody counts.
         let carried_out = carried_out.into_inner();
         if result.is_err() || carried_out != expected {
-            shift.tally.corrupt += 1;
+            worker.tally.corrupt += 1;
             log::error!("{carried_out} of {expected} CPUs carried out a call: {result:?}");
         }
         leave(one);
-        if shift.is_over() {
+        if worker.is_over() {
             break;
         }
     }
 }
 
 /// Has the first CPU see to it that all calls that were left are carried out, once nobody calls.
-pub fn settle(shift: &mut Shift<'_>) {
-    if shift.place == 0 {
+pub fn settle(worker: &mut Worker<'_>) {
+    if worker.slot == 0 {
         let all = || CARRIED_OUT.load(Ordering::Relaxed) == LEFT.load(Ordering::Relaxed);
         let deadline = Deadline::after_millis(TIMEOUT);
         while !all() && !deadline.passed() {
@@ -82,7 +82,7 @@ pub fn settle(shift: &mut Shift<'_>) {
             core::hint::spin_loop();
         }
         if !all() {
-            shift.tally.corrupt += 1;
+            worker.tally.corrupt += 1;
             log::error!("{CARRIED_OUT:?} of {LEFT:?} calls were carried out that were left");
         }
     }

@@ -2,8 +2,8 @@
 
 use heapless::Deque;
 
-use super::block::Block;
-use super::worker::Shift;
+use super::block::TestBlock;
+use super::worker::Worker;
 
 /// The size of every block: a cache line, the size small objects cluster around.
 const SIZE: usize = 64;
@@ -12,20 +12,20 @@ const SIZE: usize = 64;
 const ALIVE: usize = 64;
 
 /// Runs the workload on this CPU.
-pub fn run(shift: &mut Shift<'_>) {
-    let mut alive = Deque::<Block, ALIVE>::new();
-    while shift.goes_on() {
+pub fn run(worker: &mut Worker<'_>) {
+    let mut alive = Deque::<TestBlock, ALIVE>::new();
+    while worker.goes_on() {
         if alive.is_full()
             && let Some(oldest) = alive.pop_front()
         {
-            oldest.free(shift);
+            oldest.free(worker);
         }
-        if let Some(block) = Block::allocate(shift, SIZE, 16) {
+        if let Some(block) = TestBlock::allocate(worker, SIZE, 16) {
             // There is room: the oldest was just taken out.
             let _ = alive.push_back(block);
         }
     }
     while let Some(block) = alive.pop_front() {
-        block.free(shift);
+        block.free(worker);
     }
 }

@@ -2,8 +2,8 @@
 
 use alloc::vec::Vec;
 
-use super::block::Block;
-use super::worker::Shift;
+use super::block::TestBlock;
+use super::worker::Worker;
 
 /// Blocks that the machine's memory is cut into, about: many enough to meet the
 /// end on every CPU at once, few enough to free in a while.
@@ -18,35 +18,35 @@ pub fn largest_piece(available: u64) -> usize {
 }
 
 /// Runs the workload on this CPU: at least one round, then until the time is up.
-pub fn run(shift: &mut Shift<'_>) {
+pub fn run(worker: &mut Worker<'_>) {
     loop {
-        round(shift);
-        if !shift.all_go_on() {
+        round(worker);
+        if !worker.all_go_on() {
             return;
         }
     }
 }
 
-fn round(shift: &mut Shift<'_>) {
+fn round(worker: &mut Worker<'_>) {
     // The list takes its memory first: it must not be what ends the round.
-    let mut held: Vec<Block> = Vec::new();
+    let mut held: Vec<TestBlock> = Vec::new();
     let listed = held
-        .try_reserve_exact(4 * PIECES / shift.cpus + 256)
+        .try_reserve_exact(4 * PIECES / worker.cpus + 256)
         .is_ok();
-    shift.meet();
-    let mut size = shift.largest_piece;
+    worker.wait_for_all();
+    let mut size = worker.largest_piece;
     // A refusal means that no piece of this size is left but in other CPUs' caches;
     // smaller ones may be, until the machine is out to the last of them.
     while listed && size >= SMALLEST && held.len() < held.capacity() {
-        let piece = size / 2 + shift.random.below(size / 2) + 1;
-        match Block::allocate(shift, piece, 16) {
+        let piece = size / 2 + worker.random.below(size / 2) + 1;
+        match TestBlock::allocate(worker, piece, 16) {
             Some(block) => held.push(block),
             None => size /= 2,
         }
     }
-    shift.meet();
+    worker.wait_for_all();
     for block in held {
-        block.free(shift);
+        block.free(worker);
     }
-    shift.meet();
+    worker.wait_for_all();
 }

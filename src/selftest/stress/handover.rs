@@ -5,15 +5,15 @@ use alloc::vec::Vec;
 use crossbeam_utils::CachePadded;
 use heapless::Deque;
 
-use super::block::Block;
-use super::worker::Shift;
+use super::block::TestBlock;
+use super::worker::Worker;
 use crate::smp::lock::{Level, Lock};
 
 /// Blocks that may wait for one CPU.
 const WAITING: usize = 64;
 
 /// What waits for one CPU.
-pub type Mailbox = CachePadded<Lock<Deque<Block, WAITING>>>;
+pub type Mailbox = CachePadded<Lock<Deque<TestBlock, WAITING>>>;
 
 /// A mailbox for each CPU.
 pub fn mailboxes(cpus: usize) -> Vec<Mailbox> {
@@ -23,44 +23,44 @@ pub fn mailboxes(cpus: usize) -> Vec<Mailbox> {
 }
 
 /// Runs the workload on this CPU.
-pub fn run(shift: &mut Shift<'_>, mailboxes: &[Mailbox]) {
-    work(shift, mailboxes);
+pub fn run(worker: &mut Worker<'_>, mailboxes: &[Mailbox]) {
+    work(worker, mailboxes);
     // Someone may have put a last block in after this CPU looked.
-    shift.meet();
-    settle(shift, mailboxes);
+    worker.wait_for_all();
+    settle(worker, mailboxes);
 }
 
 /// Frees what has come for this CPU, once nobody hands anything over.
-pub fn settle(shift: &mut Shift<'_>, mailboxes: &[Mailbox]) {
-    if let Some(mine) = mailboxes.get(shift.place) {
-        empty(shift, mine);
+pub fn settle(worker: &mut Worker<'_>, mailboxes: &[Mailbox]) {
+    if let Some(mine) = mailboxes.get(worker.slot) {
+        empty(worker, mine);
     }
 }
 
 /// Hands over until the time is up.
-pub fn work(shift: &mut Shift<'_>, mailboxes: &[Mailbox]) {
-    let next = (shift.place + 1) % shift.cpus;
-    let (Some(mine), Some(next)) = (mailboxes.get(shift.place), mailboxes.get(next)) else {
+pub fn work(worker: &mut Worker<'_>, mailboxes: &[Mailbox]) {
+    let next = (worker.slot + 1) % worker.cpus;
+    let (Some(mine), Some(next)) = (mailboxes.get(worker.slot), mailboxes.get(next)) else {
         return;
     };
-    while shift.goes_on() {
-        let size = shift.random.size(4, 12);
-        if let Some(block) = Block::allocate(shift, size, 16) {
+    while worker.goes_on() {
+        let size = worker.random.size(4, 12);
+        if let Some(block) = TestBlock::allocate(worker, size, 16) {
             // The mailbox's lock is not held while the heap is at work.
             let refused = next.lock().push_back(block).err();
             if let Some(block) = refused {
-                block.free(shift);
+                block.free(worker);
             }
         }
-        empty(shift, mine);
+        empty(worker, mine);
     }
 }
 
-fn empty(shift: &mut Shift<'_>, mailbox: &Mailbox) {
+fn empty(worker: &mut Worker<'_>, mailbox: &Mailbox) {
     loop {
         let block = mailbox.lock().pop_front();
         match block {
-            Some(block) => block.free(shift),
+            Some(block) => block.free(worker),
             None => return,
         }
     }

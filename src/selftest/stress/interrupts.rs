@@ -9,7 +9,7 @@ use core::ptr::NonNull;
 use x86_64::instructions::interrupts;
 
 use super::marked::{LAYOUT, Marker, SIZE};
-use super::worker::Shift;
+use super::worker::Worker;
 use crate::arch::idle;
 use crate::mm::{heap, heap_platform};
 use crate::selftest::step;
@@ -57,7 +57,7 @@ impl Hands {
 
 /// How a round starts.
 #[derive(Clone, Copy)]
-enum State {
+enum CacheState {
     /// The CPU caches nothing.
     Drained,
     /// It caches some blocks of the size.
@@ -68,11 +68,11 @@ enum State {
     Filled,
 }
 
-const STATES: [State; 4] = [
-    State::Drained,
-    State::Between,
-    State::Emptied,
-    State::Filled,
+const STATES: [CacheState; 4] = [
+    CacheState::Drained,
+    CacheState::Between,
+    CacheState::Emptied,
+    CacheState::Filled,
 ];
 
 /// How often a CPU idles until it is interrupted where it should be.
@@ -84,7 +84,7 @@ const MAX_IDLES: usize = 16;
 ///
 /// A CPU that halts never comes back, and the BSP, which leaves this out, ends the run in words that
 /// name it.
-fn interrupt_idle(shift: &mut Shift<'_>) {
+fn interrupt_idle(worker: &mut Worker<'_>) {
     let own = cpu::with(|here| here.shared().lapic_id);
     let send_nmi = || {
         lapic::send_nmi(own);
@@ -100,16 +100,16 @@ fn interrupt_idle(shift: &mut Shift<'_>) {
     });
     interrupts::enable();
     if !comes_to_halt {
-        shift.tally.corrupt += 1;
+        worker.tally.corrupt += 1;
         log::error!("an idle CPU did not come to its halt");
     }
-    shift.tally.operations += 1;
+    worker.tally.operations += 1;
 }
 
 /// Runs the workload on this CPU: one combination of state, handler and work at least, then until
 /// the time is up. The CPUs begin at different ones.
-pub fn run(shift: &mut Shift<'_>) {
-    interrupt_idle(shift);
+pub fn run(worker: &mut Worker<'_>) {
+    interrupt_idle(worker);
     let hands = Hands {
         mine: [const { Cell::new(None) }; MANY],
         theirs: [const { Cell::new(None) }; MANY],
@@ -150,7 +150,7 @@ pub fn run(shift: &mut Shift<'_>) {
     let works: [&dyn Fn(); 2] = [&allocate, &free];
 
     let combinations = STATES.len() * handlers.len() * works.len();
-    for number in shift.place * 5.. {
+    for number in worker.slot * 5.. {
         let number = number % combinations;
         let state = STATES[number % STATES.len()];
         let handler = handlers[number / STATES.len() % handlers.len()];
@@ -160,43 +160,43 @@ pub fn run(shift: &mut Shift<'_>) {
             at += 1 + at.saturating_sub(EACH) / 4;
             prepare(&hands, state);
             let traps = step::run(at, handler, work);
-            shift.tally.operations += 1;
+            worker.tally.operations += 1;
             // What `allocate` left has no pattern yet.
             if let Some(block) = hands.mine[MANY - 1].take() {
                 // SAFETY: live, and of this layout.
                 unsafe { dealloc(block.cast::<u8>().as_ptr(), LAYOUT) };
             }
-            shift.tally.bytes += SIZE as u64;
+            worker.tally.bytes += SIZE as u64;
             if traps < at {
                 break;
             }
         }
-        if shift.is_over() {
+        if worker.is_over() {
             break;
         }
     }
     hands.empty_all();
-    hands.marker.add_to(&mut shift.tally);
+    hands.marker.add_to(&mut worker.tally);
 }
 
-fn prepare(hands: &Hands, state: State) {
+fn prepare(hands: &Hands, state: CacheState) {
     hands.empty_all();
     heap_platform::drain_here();
     let free_cells = || hands.mine[..MANY - 1].iter();
     match state {
-        State::Drained => {}
-        State::Between => {
+        CacheState::Drained => {}
+        CacheState::Between => {
             hands.fill(&hands.mine[..10]);
             hands.empty(&hands.mine[..5]);
         }
-        State::Emptied => {
+        CacheState::Emptied => {
             hands.one.set(hands.marker.allocate());
             // What is left is the reserve, which no fast path touches.
             for cell in free_cells().take_while(|_| heap::cached_here(LAYOUT) > 1) {
                 cell.set(hands.marker.allocate());
             }
         }
-        State::Filled => {
+        CacheState::Filled => {
             hands.fill(&hands.mine[..MANY - 1]);
             hands.one.set(hands.marker.allocate());
             for cell in free_cells().take_while(|_| !heap::is_full_here(LAYOUT)) {

@@ -9,7 +9,7 @@ use crossbeam_utils::CachePadded;
 use muster_machine::lapic::Register;
 use muster_memory::{Access, Cache, FRAME_SIZE, PhysRange};
 
-use super::worker::Shift;
+use super::worker::Worker;
 use crate::arch::apic;
 use crate::smp::{call, lapic};
 
@@ -18,7 +18,7 @@ use crate::mm::mapping::Mapping;
 use crate::mm::stack::Stack;
 
 /// The most pages of a mapping: more than are flushed one by one.
-const MOST_PAGES: usize = 40;
+const MAX_PAGES: usize = 40;
 
 /// One in so many mappings has a large page and some.
 const LARGE: usize = 16;
@@ -27,17 +27,17 @@ const LARGE: usize = 16;
 const LARGE_BYTES: u64 = 2 * 1024 * 1024 + 3 * FRAME_SIZE;
 
 /// The smallest stack for some work, in bytes: an interrupt on top of the work takes some of it.
-const LEAST_STACK: u64 = 16 * 1024;
+const MIN_STACK: u64 = 16 * 1024;
 
 /// Calls within each other on such a stack, and bytes that each of them has there.
-const DEEPEST: u64 = 32;
+const MAX_DEPTH: u64 = 32;
 const DIVE_BYTES: u64 = 128;
 
 /// How many visits of others a mapping should have in each of its phases, if they come.
 const VISITS: usize = 4;
 
 /// How often a CPU visits others meanwhile, at most.
-const TIMEOUT: usize = 64;
+const MAX_ATTEMPTS: usize = 64;
 
 /// What a page fault says of a store to a page that is there and read-only (Intel SDM vol. 3A,
 /// 4.7: the bits P and W/R).
@@ -51,7 +51,7 @@ const WRITABLE: u64 = 1;
 const PROTECTED: u64 = 2;
 
 /// What one CPU has mapped for the others.
-pub struct Board {
+pub struct SharedMapping {
     phase: AtomicU64,
     start: AtomicU64,
     pages: AtomicU64,
@@ -61,10 +61,10 @@ pub struct Board {
 }
 
 /// A board for each CPU.
-pub fn boards(cpus: usize) -> Vec<CachePadded<Board>> {
+pub fn shared_mappings(cpus: usize) -> Vec<CachePadded<SharedMapping>> {
     (0..cpus)
         .map(|_| {
-            CachePadded::new(Board {
+            CachePadded::new(SharedMapping {
                 phase: AtomicU64::new(CLOSED),
                 start: AtomicU64::new(0),
                 pages: AtomicU64::new(0),
@@ -75,7 +75,7 @@ pub fn boards(cpus: usize) -> Vec<CachePadded<Board>> {
         .collect()
 }
 
-impl Board {
+impl SharedMapping {
     /// Lets visitors in.
     fn open(&self, phase: u64) {
         self.visits.store(0, Ordering::Relaxed);
@@ -93,19 +93,19 @@ impl Board {
     }
 
     /// Writes to one of the pages, if the board is open. `false` if what came of it is wrong.
-    fn visit(&self, shift: &mut Shift<'_>) -> bool {
+    fn visit(&self, worker: &mut Worker<'_>) -> bool {
         self.visitors.fetch_add(1, Ordering::SeqCst);
         let phase = self.phase.load(Ordering::SeqCst);
-        let is_right = phase == CLOSED || self.write(shift, phase);
+        let is_right = phase == CLOSED || self.write(worker, phase);
         self.visitors.fetch_sub(1, Ordering::SeqCst);
         is_right
     }
 
-    fn write(&self, shift: &mut Shift<'_>, phase: u64) -> bool {
+    fn write(&self, worker: &mut Worker<'_>, phase: u64) -> bool {
         let pages = self.pages.load(Ordering::Relaxed);
-        let page = shift.random.below(pages as usize) as u64;
+        let page = worker.random.below(pages as usize) as u64;
         let address =
-            self.start.load(Ordering::Relaxed) + page * FRAME_SIZE + shift.place as u64 * 8;
+            self.start.load(Ordering::Relaxed) + page * FRAME_SIZE + worker.slot as u64 * 8;
         let pointer = core::ptr::with_exposed_provenance_mut::<u64>(address as usize);
         // SAFETY: the mapping stays while this visitor is counted, and the word is this CPU's own
         // in the page.
@@ -118,7 +118,7 @@ impl Board {
             }),
         };
         self.visits.fetch_add(1, Ordering::Relaxed);
-        shift.tally.operations += 1;
+        worker.tally.operations += 1;
         if result != expected {
             log::error!("a store to {address:#x} came to {result:?}, not {expected:?}");
         }
@@ -127,35 +127,38 @@ impl Board {
 }
 
 /// Runs the workload on this CPU.
-pub fn run(shift: &mut Shift<'_>, boards: &[CachePadded<Board>]) {
-    work(shift, boards);
+pub fn run(worker: &mut Worker<'_>, shared_mappings: &[CachePadded<SharedMapping>]) {
+    work(worker, shared_mappings);
     // Nobody leaves while another's board may be visited.
-    shift.meet();
+    worker.wait_for_all();
 }
 
 /// Maps and unmaps until the time is up.
-pub fn work(shift: &mut Shift<'_>, boards: &[CachePadded<Board>]) {
+pub fn work(worker: &mut Worker<'_>, shared_mappings: &[CachePadded<SharedMapping>]) {
     // More CPUs than a page has words would share words.
-    let Some(own) = boards.get(shift.place).filter(|_| shift.place < 512) else {
+    let Some(own) = shared_mappings
+        .get(worker.slot)
+        .filter(|_| worker.slot < 512)
+    else {
         return;
     };
     loop {
-        if !(alone(shift)
-            && in_public(shift, own, boards)
-            && on_a_stack(shift)
-            && of_a_device(shift))
+        if !(private_mapping(worker)
+            && shared_mapping(worker, own, shared_mappings)
+            && mapped_stack(worker)
+            && device_mapping(worker))
         {
-            shift.tally.corrupt += 1;
+            worker.tally.corrupt += 1;
         }
-        if shift.is_over() {
+        if worker.is_over() {
             break;
         }
     }
 }
 
 /// A mapping that no other CPU knows of.
-fn alone(shift: &mut Shift<'_>) -> bool {
-    let Some(mapping) = map(shift) else {
+fn private_mapping(worker: &mut Worker<'_>) -> bool {
+    let Some(mapping) = map(worker) else {
         return true;
     };
     fill(&mapping);
@@ -163,8 +166,12 @@ fn alone(shift: &mut Shift<'_>) -> bool {
 }
 
 /// A mapping that others write to.
-fn in_public(shift: &mut Shift<'_>, own: &Board, boards: &[CachePadded<Board>]) -> bool {
-    let Some(mut mapping) = map(shift) else {
+fn shared_mapping(
+    worker: &mut Worker<'_>,
+    own: &SharedMapping,
+    shared_mappings: &[CachePadded<SharedMapping>],
+) -> bool {
+    let Some(mut mapping) = map(worker) else {
         return true;
     };
     fill(&mapping);
@@ -175,45 +182,45 @@ fn in_public(shift: &mut Shift<'_>, own: &Board, boards: &[CachePadded<Board>]) 
     own.pages
         .store(mapping.length() / FRAME_SIZE, Ordering::Relaxed);
     own.open(WRITABLE);
-    let were_right = visit_others(shift, own, boards);
+    let were_right = visit_others(worker, own, shared_mappings);
     own.close();
     // SAFETY: no reference to the memory is left, and whoever writes there from now on probes.
     if let Err(error) = unsafe { mapping.protect(Access::ReadOnly) } {
         log::error!("a mapping can't be protected: {error}");
         return false;
     }
-    shift.tally.operations += 1;
+    worker.tally.operations += 1;
     own.open(PROTECTED);
-    let were_right = visit_others(shift, own, boards) && were_right;
+    let were_right = visit_others(worker, own, shared_mappings) && were_right;
     own.close();
     is_filled(&mapping) && were_right
 }
 
 /// A stack for as long as some work takes.
-fn on_a_stack(shift: &mut Shift<'_>) -> bool {
-    let bytes = LEAST_STACK * (shift.random.below(4) as u64 + 1);
-    let Ok(mut stack) = shift.timed(|| Stack::new(bytes)) else {
-        shift.tally.refused += 1;
+fn mapped_stack(worker: &mut Worker<'_>) -> bool {
+    let bytes = MIN_STACK * (worker.random.below(4) as u64 + 1);
+    let Ok(mut stack) = worker.timed(|| Stack::new(bytes)) else {
+        worker.tally.refused += 1;
         return true;
     };
-    shift.tally.bytes += bytes;
-    let depth = shift.random.next() % DEEPEST;
+    worker.tally.bytes += bytes;
+    let depth = worker.random.next() % MAX_DEPTH;
     let mut sum = 0;
     stack.run(|| sum = dive(depth));
     // What an interrupt took of it meanwhile is over the count.
-    let least = depth * DIVE_BYTES;
-    let is_right = sum == depth * (depth + 1) / 2 && stack.most_used() >= least;
+    let min_used = depth * DIVE_BYTES;
+    let is_right = sum == depth * (depth + 1) / 2 && stack.peak_used() >= min_used;
     if !is_right {
         log::error!(
             "{depth} calls on a stack of their own came to {sum}, in {} bytes",
-            stack.most_used()
+            stack.peak_used()
         );
     }
     is_right
 }
 
 /// A device's registers, uncached: those of this CPU's own APIC, where they are in memory.
-fn of_a_device(shift: &mut Shift<'_>) -> bool {
+fn device_mapping(worker: &mut Worker<'_>) -> bool {
     let Some(range) = apic::physical_base().and_then(|start| PhysRange::new(start, FRAME_SIZE))
     else {
         return true;
@@ -221,7 +228,7 @@ fn of_a_device(shift: &mut Shift<'_>) -> bool {
     // SAFETY: they are there (`apic::physical_base`), and uncached memory is read only when asked for.
     let registers = unsafe { Mapping::physical(range, Access::ReadOnly, Cache::Uncached) };
     let Ok(registers) = registers else {
-        shift.tally.refused += 1;
+        worker.tally.refused += 1;
         return true;
     };
     let register = registers
@@ -235,7 +242,7 @@ fn of_a_device(shift: &mut Shift<'_>) -> bool {
             lapic::version()
         );
     }
-    shift.tally.operations += 1;
+    worker.tally.operations += 1;
     Some(version) == lapic::version()
 }
 
@@ -249,16 +256,16 @@ fn dive(depth: u64) -> u64 {
 }
 
 /// Maps some memory. `None` if there is none just now.
-fn map(shift: &mut Shift<'_>) -> Option<Mapping> {
-    let bytes = if shift.random.below(LARGE) == 0 && shift.budget as u64 > 2 * LARGE_BYTES {
+fn map(worker: &mut Worker<'_>) -> Option<Mapping> {
+    let bytes = if worker.random.below(LARGE) == 0 && worker.budget as u64 > 2 * LARGE_BYTES {
         LARGE_BYTES
     } else {
-        (shift.random.below(MOST_PAGES) as u64 + 1) * FRAME_SIZE
+        (worker.random.below(MAX_PAGES) as u64 + 1) * FRAME_SIZE
     };
-    let mapping = shift.timed(|| Mapping::memory(bytes)).ok();
+    let mapping = worker.timed(|| Mapping::memory(bytes)).ok();
     match mapping {
-        Some(_) => shift.tally.bytes += bytes,
-        None => shift.tally.refused += 1,
+        Some(_) => worker.tally.bytes += bytes,
+        None => worker.tally.refused += 1,
     }
     mapping
 }
@@ -294,12 +301,16 @@ fn is_filled(mapping: &Mapping) -> bool {
 }
 
 /// Visits other CPUs' boards until this one's has had its visits, or for so long.
-fn visit_others(shift: &mut Shift<'_>, own: &Board, boards: &[CachePadded<Board>]) -> bool {
+fn visit_others(
+    worker: &mut Worker<'_>,
+    own: &SharedMapping,
+    shared_mappings: &[CachePadded<SharedMapping>],
+) -> bool {
     let mut were_right = true;
-    for _ in 0..TIMEOUT {
-        let other = shift.random.below(boards.len());
-        if other != shift.place {
-            were_right &= boards[other].visit(shift);
+    for _ in 0..MAX_ATTEMPTS {
+        let other = worker.random.below(shared_mappings.len());
+        if other != worker.slot {
+            were_right &= shared_mappings[other].visit(worker);
         }
         if own.visits.load(Ordering::Relaxed) >= VISITS {
             break;

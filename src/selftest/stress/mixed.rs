@@ -3,8 +3,8 @@
 use nodit::interval::ie;
 use nodit::{Interval, NoditSet};
 
-use super::block::Block;
-use super::worker::Shift;
+use super::block::TestBlock;
+use super::worker::Worker;
 use crate::smp::lock::{Level, Lock};
 
 /// Slots for live blocks.
@@ -15,44 +15,47 @@ const LOW: u32 = 4;
 const HIGH: u32 = 16;
 
 /// Runs the workload on this CPU.
-pub fn run(shift: &mut Shift<'_>, ledger: &Ledger) {
-    work(shift, |shift, slots| {
+pub fn run(worker: &mut Worker<'_>, ledger: &Ledger) {
+    work(worker, |worker, slots| {
         // While all CPUs hold what they hold: no two blocks may share a byte.
         for block in slots.iter().flatten() {
-            ledger.enter(shift, block);
+            ledger.enter(worker, block);
         }
-        shift.meet();
+        worker.wait_for_all();
     });
 }
 
 /// Allocates and frees until the time is up, then shows what it holds and frees that.
-pub fn work<'s>(shift: &mut Shift<'s>, show: impl FnOnce(&mut Shift<'s>, &[Option<Block>; SLOTS])) {
+pub fn work<'s>(
+    worker: &mut Worker<'s>,
+    show: impl FnOnce(&mut Worker<'s>, &[Option<TestBlock>; SLOTS]),
+) {
     // On the stack: the workload is not to fail because its own list found no memory.
-    let mut slots: [Option<Block>; SLOTS] = [const { None }; SLOTS];
+    let mut slots: [Option<TestBlock>; SLOTS] = [const { None }; SLOTS];
     let mut held = 0;
-    while shift.goes_on() {
-        let slot = shift.random.below(SLOTS);
-        let Some(place) = slots.get_mut(slot) else {
+    while worker.goes_on() {
+        let slot = worker.random.below(SLOTS);
+        let Some(entry) = slots.get_mut(slot) else {
             continue;
         };
-        if let Some(block) = place.take() {
+        if let Some(block) = entry.take() {
             held -= block.size();
-            block.free(shift);
+            block.free(worker);
             continue;
         }
-        let size = shift.random.size(LOW, HIGH);
-        let align = 1 << shift.random.below(7);
-        if held + size <= shift.budget {
-            *place = Block::allocate(shift, size, align);
-            held += place.as_ref().map_or(0, Block::size);
+        let size = worker.random.size(LOW, HIGH);
+        let align = 1 << worker.random.below(7);
+        if held + size <= worker.budget {
+            *entry = TestBlock::allocate(worker, size, align);
+            held += entry.as_ref().map_or(0, TestBlock::size);
         } else if let Some(block) = slots.iter_mut().find_map(Option::take) {
             held -= block.size();
-            block.free(shift);
+            block.free(worker);
         }
     }
-    show(shift, &slots);
+    show(worker, &slots);
     for block in slots.into_iter().flatten() {
-        block.free(shift);
+        block.free(worker);
     }
 }
 
@@ -66,10 +69,10 @@ impl Ledger {
     }
 
     /// Enters a block, or counts it as corrupt if another one lies there already.
-    fn enter(&self, shift: &mut Shift<'_>, block: &Block) {
+    fn enter(&self, worker: &mut Worker<'_>, block: &TestBlock) {
         let (start, end) = block.bounds();
         if self.0.lock().insert_strict(ie(start, end)).is_err() {
-            shift.tally.corrupt += 1;
+            worker.tally.corrupt += 1;
             log::error!("the block from {start:#x} to {end:#x} overlaps another CPU's");
         }
     }

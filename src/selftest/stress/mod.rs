@@ -32,13 +32,13 @@ use muster_arguments::{Arguments, HeapKind, Workload, Workloads};
 
 use self::random::Random;
 use self::sample::Sampler;
-use self::shared_state::Grounds;
-use self::worker::{Meeting, Progress, Shift, Tally};
+use self::shared_state::SharedState;
+use self::worker::{ProgressLine, Rendezvous, Tally, Worker};
 use crate::arch::clock::{self, Deadline};
 use crate::boot::bytes::Bytes;
 use crate::mm::{heap, shared};
 use crate::report::events;
-use crate::smp::jobs::{self, StartLine};
+use crate::smp::jobs::{self, TimedBarrier};
 use crate::smp::lock::{Level, Lock};
 use crate::smp::online;
 
@@ -51,16 +51,16 @@ const TIMEOUT_PER_MIB: u64 = 20;
 
 /// Free memory that the stress needs for each CPU, in bytes: with less its own books
 /// would be what runs out.
-const LEAST_PER_CPU: u64 = 512 * 1024;
+const MIN_PER_CPU: u64 = 512 * 1024;
 
-/// Work that goes on beside somebody.
-pub struct Work<'a> {
+/// A stress on the other CPUs, beside the monitor's prompt.
+pub struct BackgroundWork<'a> {
     is_done: &'a dyn Fn() -> bool,
     is_stopped: &'a AtomicBool,
     sampler: Sampler,
 }
 
-impl Work<'_> {
+impl BackgroundWork<'_> {
     /// Whether all are done with it.
     pub fn is_done(&self) -> bool {
         (self.is_done)()
@@ -87,7 +87,7 @@ enum Party<'a> {
     /// All CPUs.
     All,
     /// All but this one, which does something else: until the work is done, or else has to stop.
-    Others(&'a mut dyn FnMut(&Work<'_>)),
+    Others(&'a mut dyn FnMut(&BackgroundWork<'_>)),
 }
 
 impl Party<'_> {
@@ -134,7 +134,7 @@ pub fn run(arguments: &Arguments) -> Result<(), String> {
             &mut failures,
         ));
     }
-    heap::tell();
+    heap::log_usage();
     if let [first, second] = &rates[..] {
         compare(&workloads, kinds, first, second);
     }
@@ -149,7 +149,7 @@ pub fn run(arguments: &Arguments) -> Result<(), String> {
 const TURN: u64 = 10_000;
 
 /// Puts all other CPUs to work, at one workload after the other, for so long together, or in turns
-/// until they are told to stop; and does something else `meanwhile`, once for each: until it is done.
+/// until they are told to stop; and does something else `attend`, once for each: until it is done.
 ///
 /// Gives what went wrong, as [`run`] does.
 ///
@@ -160,7 +160,7 @@ pub fn run_beside(
     workloads: Workloads,
     millis: Option<u64>,
     arguments: &Arguments,
-    meanwhile: &mut dyn FnMut(&Work<'_>),
+    attend: &mut dyn FnMut(&BackgroundWork<'_>),
 ) -> Result<Vec<String>, String> {
     let cpus = online::count() - 1;
     if cpus == 0 {
@@ -178,7 +178,7 @@ pub fn run_beside(
     let mut is_stopped = false;
     while !is_stopped {
         let mut party = Party::Others(&mut |work| {
-            meanwhile(work);
+            attend(work);
             is_stopped |= work.is_stopped.load(Ordering::Relaxed);
         });
         run_all(&workloads, arguments, each, &mut party, &mut failures);
@@ -221,12 +221,12 @@ fn possible(workloads: Workloads, kinds: &[HeapKind]) -> Vec<Workload> {
 
 /// Whether there is memory for a stress on so many CPUs.
 fn check_memory(cpus: usize) -> Result<(), String> {
-    let (available, least) = (available(), LEAST_PER_CPU * cpus as u64);
-    if available < least {
+    let (available, needed) = (available(), MIN_PER_CPU * cpus as u64);
+    if available < needed {
         return Err(format!(
             "too little memory for the stress: {} free, {} needed",
             Bytes(available),
-            Bytes(least)
+            Bytes(needed)
         ));
     }
     Ok(())
@@ -265,7 +265,7 @@ fn run_all(
             Bytes(all.bytes),
             all.corrupt
         );
-        events::tell(muster_events::Workload {
+        events::emit(muster_events::Workload {
             workload: workload.name().into(),
             heap: heap::kind().name().into(),
             cpus: cpus as u32,
@@ -277,7 +277,7 @@ fn run_all(
             corrupt: all.corrupt,
         });
         if matches!(workload, Workload::Timer | Workload::Soak) {
-            tell_interrupts(&tallies, micros);
+            log_interrupts(&tallies, micros);
         }
         if all.corrupt > 0 {
             failures.push(format!(
@@ -312,7 +312,7 @@ fn run_all(
 }
 
 /// Prints how often the CPUs were interrupted by their timers.
-fn tell_interrupts(tallies: &[CachePadded<Lock<Tally>>], micros: u64) {
+fn log_interrupts(tallies: &[CachePadded<Lock<Tally>>], micros: u64) {
     let rates = || {
         tallies
             .iter()
@@ -384,66 +384,66 @@ fn run_one(
     // Half of it, so that no workload but exhaustion meets the end.
     let budget = (available / 2) as usize / cpus;
     let largest_piece = exhaustion::largest_piece(available);
-    let meeting = Meeting {
-        line: StartLine::new(cpus, timeout),
+    let rendezvous = Rendezvous {
+        barrier: TimedBarrier::new(cpus, timeout),
         goes_on: AtomicBool::new(true),
         is_stopped: AtomicBool::new(false),
     };
     let first = party.first();
     // Who is at the prompt asks how far it is, and samples.
-    let progress = (first == 0).then(|| Progress::new(workload));
-    let grounds = Grounds::new(cpus);
+    let progress = (first == 0).then(|| ProgressLine::new(workload));
+    let shared_state = SharedState::new(cpus);
     let started = clock::ticks();
-    let order = |place: usize| {
-        // There are as many places as members.
-        let Some((_, shared)) = online::cpus().nth(first + place) else {
+    let job = |slot: usize| {
+        // There are as many slots as online CPUs.
+        let Some((_, shared)) = online::cpus().nth(first + slot) else {
             return;
         };
-        meeting.line.wait();
-        let mut shift = Shift {
-            place,
+        rendezvous.barrier.wait();
+        let mut worker = Worker {
+            slot,
             cpus,
             first,
             budget,
             largest_piece,
-            random: Random::new(arguments.seed, workload as u64, place as u64),
+            random: Random::new(arguments.seed, workload as u64, slot as u64),
             tally: Tally::default(),
             rounds: 0,
             until: Deadline::after_millis(millis),
-            meeting: &meeting,
+            rendezvous: &rendezvous,
             progress: progress.as_ref(),
             activity: &shared.activity,
-            target: target(arguments.nmis, first + (place + 1) % cpus),
+            target: target(arguments.nmis, first + (slot + 1) % cpus),
         };
         shared.activity.begin(workload);
         match workload {
-            Workload::Churn => churn::run(&mut shift),
-            Workload::Mixed => mixed::run(&mut shift, &grounds.ledger),
-            Workload::Handover => handover::run(&mut shift, &grounds.mailboxes),
-            Workload::Growth => growth::run(&mut shift),
-            Workload::Interrupts => interrupts::run(&mut shift),
-            Workload::Timer => timer::run(&mut shift),
-            Workload::Calls => calls::run(&mut shift),
-            Workload::Mappings => mappings::run(&mut shift, &grounds.boards),
-            Workload::Shootdown => shootdown::run(&mut shift, &grounds.range),
-            Workload::Exhaustion => exhaustion::run(&mut shift),
-            Workload::Soak => soak::run(&mut shift, &grounds),
+            Workload::Churn => churn::run(&mut worker),
+            Workload::Mixed => mixed::run(&mut worker, &shared_state.ledger),
+            Workload::Handover => handover::run(&mut worker, &shared_state.mailboxes),
+            Workload::Growth => growth::run(&mut worker),
+            Workload::Interrupts => interrupts::run(&mut worker),
+            Workload::Timer => timer::run(&mut worker),
+            Workload::Calls => calls::run(&mut worker),
+            Workload::Mappings => mappings::run(&mut worker, &shared_state.shared_mappings),
+            Workload::Shootdown => shootdown::run(&mut worker, &shared_state.range),
+            Workload::Exhaustion => exhaustion::run(&mut worker),
+            Workload::Soak => soak::run(&mut worker, &shared_state),
         }
         shared.activity.end();
-        shift.tally.tell(workload);
-        if let Some(tally) = tallies.get(place) {
-            *tally.lock() = shift.tally;
+        worker.tally.log(workload);
+        if let Some(tally) = tallies.get(slot) {
+            *tally.lock() = worker.tally;
         }
     };
     match party {
-        Party::All => jobs::all(millis.saturating_add(timeout), &order),
-        Party::Others(meanwhile) => jobs::others(timeout, &order, |is_done| {
-            let work = Work {
+        Party::All => jobs::all(millis.saturating_add(timeout), &job),
+        Party::Others(attend) => jobs::others(timeout, &job, |is_done| {
+            let work = BackgroundWork {
                 is_done,
-                is_stopped: &meeting.is_stopped,
+                is_stopped: &rendezvous.is_stopped,
                 sampler: Sampler::new(workload),
             };
-            meanwhile(&work);
+            attend(&work);
             if !work.is_done() {
                 work.stop();
             }
@@ -451,6 +451,6 @@ fn run_one(
     }
     Stint {
         micros: clock::to_micros(clock::ticks().saturating_sub(started)),
-        is_whole: !meeting.is_stopped.into_inner(),
+        is_whole: !rendezvous.is_stopped.into_inner(),
     }
 }

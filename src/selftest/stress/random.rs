@@ -10,10 +10,8 @@ const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
 
 impl Random {
     /// The sequence of one CPU in one workload of one run.
-    pub fn new(seed: u64, workload: u64, place: u64) -> Self {
-        Self(mix(
-            mix(mix(seed).wrapping_add(workload)).wrapping_add(place)
-        ))
+    pub fn new(seed: u64, workload: u64, slot: u64) -> Self {
+        Self(mix(mix(mix(seed).wrapping_add(workload)).wrapping_add(slot)))
     }
 
     /// The next 64 bits.

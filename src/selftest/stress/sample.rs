@@ -38,14 +38,14 @@ impl Sampler {
     /// Looks whether it is time for a sample. Costs next to nothing if it is not, or nobody wants any.
     pub fn look(&self) {
         if events::are_wanted() && self.next.lock().passed() {
-            tell(Some(self.workload));
+            emit(Some(self.workload));
             *self.next.lock() = Deadline::after_millis(EVERY);
         }
     }
 }
 
 /// Tells what all CPUs have done so far, in a workload or in none, and whose memory is.
-pub fn tell(workload: Option<Workload>) {
+pub fn emit(workload: Option<Workload>) {
     if !events::are_wanted() {
         return;
     }
@@ -54,7 +54,7 @@ pub fn tell(workload: Option<Workload>) {
     for (index, cpu) in online::cpus() {
         let stack = Slot::of(index).main();
         let at_hand = shared.share_of(index).map_or(0, |share| share.cached());
-        events::tell(Sample {
+        events::emit(Sample {
             cpu: index,
             phase: cpu.report.phase(),
             doing: journal::clip(format_args!("{}", Doing(cpu)))
@@ -68,13 +68,13 @@ pub fn tell(workload: Option<Workload>) {
             cached_bytes: cpu.cache.cached_bytes() as u64,
             at_hand_bytes: at_hand as u64 * FRAME_SIZE,
             // SAFETY: a CPU at work has its stack, in the shared tables.
-            stack_bytes: unsafe { stack.most_used() },
+            stack_bytes: unsafe { stack.peak_used() },
             stack_limit_bytes: stack.length(),
         });
     }
-    let reading = heap::Reading::take();
+    let reading = heap::HeapReading::take();
     let totals = shared.totals();
-    events::tell(Memory {
+    events::emit(Memory {
         workload: name.into(),
         memory_bytes: shared.memory_bytes(),
         free_bytes: totals[Owner::Free],

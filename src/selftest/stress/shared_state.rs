@@ -7,18 +7,18 @@ use crossbeam_utils::CachePadded;
 use super::{handover, mappings, mixed, shootdown};
 
 /// What the CPUs of a workload share of what it is about.
-pub struct Grounds {
+pub struct SharedState {
     pub mailboxes: Vec<handover::Mailbox>,
-    pub boards: Vec<CachePadded<mappings::Board>>,
+    pub shared_mappings: Vec<CachePadded<mappings::SharedMapping>>,
     pub range: shootdown::Range,
     pub ledger: mixed::Ledger,
 }
 
-impl Grounds {
+impl SharedState {
     pub fn new(cpus: usize) -> Self {
         Self {
             mailboxes: handover::mailboxes(cpus),
-            boards: mappings::boards(cpus),
+            shared_mappings: mappings::shared_mappings(cpus),
             range: shootdown::Range::new(),
             ledger: mixed::Ledger::new(),
         }

@@ -6,7 +6,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use muster_memory::{Access, FRAME_SIZE};
 use x86_64::instructions::interrupts;
 
-use super::worker::Shift;
+use super::worker::Worker;
 use crate::arch::clock::Deadline;
 use crate::arch::probe::{self, Fault};
 use crate::mm::mapping::Mapping;
@@ -18,7 +18,7 @@ use crate::smp::{call, jobs, timer};
 const TIMEOUT: u64 = 60_000;
 
 /// How long a CPU that does not answer goes on not to, once it is asked, in microseconds.
-const DEAF: u64 = 50;
+const UNRESPONSIVE: u64 = 50;
 
 /// How often a CPU that is asleep wakes to look, in microseconds.
 const IDLE_PERIOD: u64 = 500;
@@ -30,7 +30,7 @@ const READ_ONLY: u64 = 0b11;
 
 /// What a CPU is doing when it is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+enum TargetState {
     /// It works, with interrupts on.
     Working,
     /// It holds a lock, and so keeps interrupts out.
@@ -45,13 +45,13 @@ enum State {
     Asking,
 }
 
-const STATES: [State; 6] = [
-    State::Working,
-    State::Locked,
-    State::Handling,
-    State::Waiting,
-    State::Asleep,
-    State::Asking,
+const STATES: [TargetState; 6] = [
+    TargetState::Working,
+    TargetState::Locked,
+    TargetState::Handling,
+    TargetState::Waiting,
+    TargetState::Asleep,
+    TargetState::Asking,
 ];
 
 /// What the CPUs of a round share.
@@ -85,39 +85,39 @@ impl Range {
     }
 }
 
-/// Waits until something is so, in a loop that does `meanwhile`.
-fn wait_until(is_so: impl Fn() -> bool, mut meanwhile: impl FnMut()) {
+/// Waits until something is so, in a loop that does `body`.
+fn wait_until(is_so: impl Fn() -> bool, mut body: impl FnMut()) {
     let deadline = Deadline::after_millis(TIMEOUT);
     while !is_so() {
         assert!(
             !deadline.passed(),
             "a CPU waits in vain in the shootdown workload"
         );
-        meanwhile();
+        body();
         core::hint::spin_loop();
     }
 }
 
 /// Runs the workload on this CPU.
-pub fn run(shift: &mut Shift<'_>, range: &Range) {
+pub fn run(worker: &mut Worker<'_>, range: &Range) {
     let mut round = 0;
     loop {
         let unmaps = round % 2 == 0;
-        if round % shift.cpus == shift.place {
-            shoot(shift, range, unmaps);
+        if round % worker.cpus == worker.slot {
+            shoot(worker, range, unmaps);
         } else {
-            let state = STATES[(round / 2 + shift.place) % STATES.len()];
-            stand(shift, range, state, unmaps);
+            let state = STATES[(round / 2 + worker.slot) % STATES.len()];
+            stand(worker, range, state, unmaps);
         }
         round += 1;
-        if !shift.all_go_on() {
+        if !worker.all_go_on() {
             return;
         }
     }
 }
 
 /// Maps a page, and takes it, or the right to write to it, away.
-fn shoot(shift: &mut Shift<'_>, range: &Range, unmaps: bool) {
+fn shoot(worker: &mut Worker<'_>, range: &Range, unmaps: bool) {
     let page = Mapping::memory(FRAME_SIZE);
     let address = page
         .as_ref()
@@ -126,49 +126,49 @@ fn shoot(shift: &mut Shift<'_>, range: &Range, unmaps: bool) {
     range.begun.store(false, Ordering::Relaxed);
     range.done.store(false, Ordering::Relaxed);
     range.address.store(address, Ordering::Relaxed);
-    shift.meet();
+    worker.wait_for_all();
     match page {
         Ok(mut page) => {
-            let others = shift.cpus - 1;
+            let others = worker.cpus - 1;
             wait_until(
                 || range.ready.load(Ordering::Acquire) == others,
                 call::serve,
             );
             range.begun.store(true, Ordering::Release);
             if unmaps {
-                shift.timed(|| drop(page));
+                worker.timed(|| drop(page));
                 range.done.store(true, Ordering::Release);
-                shift.meet();
+                worker.wait_for_all();
             } else {
                 // SAFETY: no reference to the memory is left, and whoever writes there probes.
-                let protected = shift.timed(|| unsafe { page.protect(Access::ReadOnly) });
+                let protected = worker.timed(|| unsafe { page.protect(Access::ReadOnly) });
                 if let Err(error) = protected {
-                    shift.tally.corrupt += 1;
+                    worker.tally.corrupt += 1;
                     log::error!("a mapping can't be protected: {error}");
                 }
                 range.done.store(true, Ordering::Release);
                 // It stays until all have tried it.
-                shift.meet();
+                worker.wait_for_all();
             }
-            shift.tally.bytes += FRAME_SIZE;
+            worker.tally.bytes += FRAME_SIZE;
         }
         Err(_) => {
-            shift.tally.refused += 1;
-            shift.meet();
+            worker.tally.refused += 1;
+            worker.wait_for_all();
         }
     }
 }
 
 /// Uses the page, is in a state while it is taken away, and must fault there afterwards.
-fn stand(shift: &mut Shift<'_>, range: &Range, state: State, unmaps: bool) {
+fn stand(worker: &mut Worker<'_>, range: &Range, state: TargetState, unmaps: bool) {
     // Mapped before and unmapped after the other, so that it can't be mapped in its place.
-    let mut own = (state == State::Asking)
+    let mut own = (state == TargetState::Asking)
         .then(|| Mapping::memory(FRAME_SIZE).ok())
         .flatten();
-    shift.meet();
+    worker.wait_for_all();
     let address = range.address.load(Ordering::Relaxed);
     if address != 0 {
-        let word = address + shift.place as u64 % (FRAME_SIZE / 8) * 8;
+        let word = address + worker.slot as u64 % (FRAME_SIZE / 8) * 8;
         let expect = |expected: Result<(), Fault>| {
             let pointer = core::ptr::with_exposed_provenance_mut(word as usize);
             // SAFETY: where it is mapped, the word is this CPU's (or shared with some that store the
@@ -186,48 +186,48 @@ fn stand(shift: &mut Shift<'_>, range: &Range, state: State, unmaps: bool) {
             address: word,
             error,
         }));
-        shift.tally.corrupt += u64::from(!could_write) + u64::from(!could_not);
-        shift.tally.operations += 2;
+        worker.tally.corrupt += u64::from(!could_write) + u64::from(!could_not);
+        worker.tally.operations += 2;
     }
-    shift.meet();
+    worker.wait_for_all();
 }
 
 /// Is in a state from before the shootdown begins until it is done.
-fn be(state: State, range: &Range, own: Option<&mut Mapping>) {
+fn be(state: TargetState, range: &Range, own: Option<&mut Mapping>) {
     let ready = || {
         range.ready.fetch_add(1, Ordering::AcqRel);
     };
-    let stay_deaf = || {
+    let stay_unresponsive = || {
         ready();
         wait_until(|| range.has_begun(), || {});
-        let deadline = Deadline::after_micros(DEAF);
+        let deadline = Deadline::after_micros(UNRESPONSIVE);
         while !deadline.passed() {
             core::hint::spin_loop();
         }
     };
     match state {
-        State::Working => ready(),
-        State::Locked => {
+        TargetState::Working => ready(),
+        TargetState::Locked => {
             let lock = Lock::new(Level::Workload, ());
             let held = lock.lock();
-            stay_deaf();
+            stay_unresponsive();
             drop(held);
         }
-        State::Handling => {
-            step::run(1, &stay_deaf, &|| {});
+        TargetState::Handling => {
+            step::run(1, &stay_unresponsive, &|| {});
         }
-        State::Waiting => {
+        TargetState::Waiting => {
             ready();
             interrupts::without_interrupts(|| wait_until(|| range.is_done(), call::serve));
         }
-        State::Asleep if timer::is_there() => {
+        TargetState::Asleep if timer::is_there() => {
             ready();
             timer::every(IDLE_PERIOD, &|| {}, || {
                 wait_until(|| range.is_done(), jobs::idle)
             });
         }
-        State::Asleep => ready(),
-        State::Asking => {
+        TargetState::Asleep => ready(),
+        TargetState::Asking => {
             ready();
             let mut access = Access::ReadOnly;
             if let Some(own) = own {

@@ -5,17 +5,17 @@ use alloc::alloc::{alloc, dealloc};
 use core::alloc::Layout;
 use core::ptr::{self, NonNull};
 
-use super::shared_state::Grounds;
-use super::worker::Shift;
+use super::shared_state::SharedState;
+use super::worker::Worker;
 use super::{calls, churn, growth, handover, interrupts, mappings, mixed, timer};
 use crate::arch::clock::Deadline;
 use crate::smp::jobs;
 
 /// How long a CPU stays with one thing, at most, in microseconds.
-const LONGEST: usize = 50_000;
+const MAX_TURN: usize = 50_000;
 
-/// Naps in a row.
-const NAPS: usize = 8;
+/// The number of times that a CPU idles in a row, at most.
+const MAX_IDLES: usize = 8;
 
 /// The largest and the smallest piece by which memory is taken, in bytes: a power of two each.
 const LARGEST: usize = 1 << 22;
@@ -25,47 +25,47 @@ const SMALLEST: usize = 64;
 const HOARDS: usize = 64;
 
 /// Runs the workload on this CPU.
-pub fn run(shift: &mut Shift<'_>, grounds: &Grounds) {
-    let end = shift.until;
-    timer::under_ticks(shift, |shift, ticks| {
-        while !shift.is_past(end) {
-            let micros = shift.random.below(LONGEST) as u64 + 1;
-            shift.until = Deadline::after_micros(micros).min(end);
-            match shift.random.below(HOARDS) {
+pub fn run(worker: &mut Worker<'_>, shared_state: &SharedState) {
+    let end = worker.until;
+    timer::under_ticks(worker, |worker, ticks| {
+        while !worker.is_past(end) {
+            let micros = worker.random.below(MAX_TURN) as u64 + 1;
+            worker.until = Deadline::after_micros(micros).min(end);
+            match worker.random.below(HOARDS) {
                 0 => {
-                    shift.until = end;
-                    hoard(shift);
+                    worker.until = end;
+                    hoard(worker);
                 }
                 turn => match turn % 9 {
-                    0 => churn::run(shift),
-                    1 => mixed::work(shift, |_, _| {}),
-                    2 => handover::work(shift, &grounds.mailboxes),
-                    3 => growth::run(shift),
-                    4 => interrupts::run(shift),
-                    5 => calls::work(shift),
-                    6 | 7 => mappings::work(shift, &grounds.boards),
-                    _ => idle(shift),
+                    0 => churn::run(worker),
+                    1 => mixed::work(worker, |_, _| {}),
+                    2 => handover::work(worker, &shared_state.mailboxes),
+                    3 => growth::run(worker),
+                    4 => interrupts::run(worker),
+                    5 => calls::work(worker),
+                    6 | 7 => mappings::work(worker, &shared_state.shared_mappings),
+                    _ => idle(worker),
                 },
             }
-            ticks.exchange(shift);
-            timer::ring_another(shift);
+            ticks.exchange(worker);
+            timer::ring_another(worker);
         }
     });
-    shift.until = end;
-    shift.meet();
-    handover::settle(shift, &grounds.mailboxes);
-    calls::settle(shift);
+    worker.until = end;
+    worker.wait_for_all();
+    handover::settle(worker, &shared_state.mailboxes);
+    calls::settle(worker);
 }
 
 /// Sleeps a little, woken by the timer if by nobody else.
-fn idle(shift: &mut Shift<'_>) {
+fn idle(worker: &mut Worker<'_>) {
     if crate::smp::timer::is_there() {
-        for _ in 0..shift.random.below(NAPS) {
+        for _ in 0..worker.random.below(MAX_IDLES) {
             jobs::idle();
         }
     }
     // Whoever waits for this CPU's mail, or a visit, has waited long enough.
-    shift.is_over();
+    worker.is_over();
 }
 
 /// A piece of memory that was taken. It stands at its own beginning.
@@ -85,22 +85,22 @@ const fn layout_of(size: usize) -> Layout {
 const _: () = assert!(layout_of(SMALLEST).size() == SMALLEST && size_of::<Piece>() <= SMALLEST);
 
 /// Takes all the memory there is, and gives it back.
-fn hoard(shift: &mut Shift<'_>) {
+fn hoard(worker: &mut Worker<'_>) {
     let mut held: *mut Piece = ptr::null_mut();
     let mut size = LARGEST;
-    while size >= SMALLEST && !shift.is_over() {
+    while size >= SMALLEST && !worker.is_over() {
         // SAFETY: the size is not 0.
-        let block = NonNull::new(shift.timed(|| unsafe { alloc(layout_of(size)) }));
+        let block = NonNull::new(worker.timed(|| unsafe { alloc(layout_of(size)) }));
         match block {
             Some(block) => {
                 let piece = block.cast::<Piece>().as_ptr();
                 // SAFETY: new memory, large enough and aligned for a `Piece`.
                 unsafe { piece.write(Piece { next: held, size }) };
                 held = piece;
-                shift.tally.bytes += size as u64;
+                worker.tally.bytes += size as u64;
             }
             None => {
-                shift.tally.refused += 1;
+                worker.tally.refused += 1;
                 size /= 2;
             }
         }
@@ -109,7 +109,7 @@ fn hoard(shift: &mut Shift<'_>) {
         // SAFETY: taken above, and not given back yet; read before it goes.
         let Piece { next, size } = unsafe { held.read() };
         // SAFETY: allocated with this layout, above, and nobody else's.
-        shift.timed(|| unsafe { dealloc(held.cast(), layout_of(size)) });
+        worker.timed(|| unsafe { dealloc(held.cast(), layout_of(size)) });
         held = next;
     }
 }

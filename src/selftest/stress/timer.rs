@@ -8,10 +8,10 @@ use core::sync::atomic::{AtomicPtr, Ordering};
 
 use heapless::Deque;
 
-use super::block::Block;
+use super::block::TestBlock;
 use super::marked::{LAYOUT, Marker, SIZE};
 use super::random::Random;
-use super::worker::Shift;
+use super::worker::Worker;
 use crate::smp::{lapic, timer};
 
 /// From the end of a handler to the next interrupt, in microseconds.
@@ -19,7 +19,7 @@ const PERIOD: u64 = 50;
 
 /// Interrupts that a CPU must have taken before its time can be up: of so little time as a short
 /// run has, a virtual CPU may get none.
-const LEAST: u64 = 4;
+const MIN_INTERRUPTS: u64 = 4;
 
 /// Slots through which the handler and the code below it pass blocks to each other.
 const SLOTS: usize = 16;
@@ -53,7 +53,7 @@ impl Slots {
 }
 
 /// What the handler has of its own; no handler comes on top of it.
-struct Handler {
+struct TickHandler {
     held: Deque<NonNull<u64>, HELD>,
     random: Random,
     /// Whether it is taking blocks or giving them back.
@@ -64,42 +64,42 @@ struct Handler {
 const RING: u32 = 16;
 
 /// Runs the workload on this CPU.
-pub fn run(shift: &mut Shift<'_>) {
-    under_ticks(shift, |shift, ticks| {
-        let mut alive = Deque::<Block, ALIVE>::new();
-        let mut mixed = [const { None::<Block> }; MIXED];
-        while shift.goes_on() || ticks.count() < LEAST {
+pub fn run(worker: &mut Worker<'_>) {
+    under_ticks(worker, |worker, ticks| {
+        let mut alive = Deque::<TestBlock, ALIVE>::new();
+        let mut mixed = [const { None::<TestBlock> }; MIXED];
+        while worker.goes_on() || ticks.count() < MIN_INTERRUPTS {
             if alive.is_full()
                 && let Some(oldest) = alive.pop_front()
             {
-                oldest.free(shift);
+                oldest.free(worker);
             }
-            if let Some(block) = Block::allocate(shift, SIZE, LAYOUT.align()) {
+            if let Some(block) = TestBlock::allocate(worker, SIZE, LAYOUT.align()) {
                 // There is room: the oldest was just taken out.
                 let _ = alive.push_back(block);
             }
-            let size = shift.random.size(4, 12);
-            let place = shift.random.below(MIXED);
-            if let Some(block) = mixed[place].take() {
-                block.free(shift);
+            let size = worker.random.size(4, 12);
+            let index = worker.random.below(MIXED);
+            if let Some(block) = mixed[index].take() {
+                block.free(worker);
             }
-            mixed[place] = Block::allocate(shift, size, 16);
-            ticks.exchange(shift);
-            if shift.rounds.is_multiple_of(RING) {
-                ring_another(shift);
+            mixed[index] = TestBlock::allocate(worker, size, 16);
+            ticks.exchange(worker);
+            if worker.rounds.is_multiple_of(RING) {
+                ring_another(worker);
             }
         }
         for block in alive.into_iter().chain(mixed.into_iter().flatten()) {
-            block.free(shift);
+            block.free(worker);
         }
     });
 }
 
 /// Has another CPU take its timer's interrupt.
-pub fn ring_another(shift: &mut Shift<'_>) {
-    let place = shift.random.below(shift.cpus);
-    if place != shift.place
-        && let Some((_, other)) = shift.other(place)
+pub fn ring_another(worker: &mut Worker<'_>) {
+    let other = worker.random.below(worker.cpus);
+    if other != worker.slot
+        && let Some((_, other)) = worker.other(other)
     {
         // If it can't be sent, the timer rings by itself.
         lapic::ring(other.lapic_id);
@@ -120,22 +120,22 @@ impl Ticks<'_> {
     }
 
     /// Puts a block where the handler finds it, and frees two that it may have left.
-    pub fn exchange(&self, shift: &mut Shift<'_>) {
-        let slot = shift.random.below(SLOTS);
-        let block = shift.timed(|| self.marker.allocate());
+    pub fn exchange(&self, worker: &mut Worker<'_>) {
+        let slot = worker.random.below(SLOTS);
+        let block = worker.timed(|| self.marker.allocate());
         self.slots.exchange(self.marker, slot, block);
         self.slots.exchange(self.marker, slot + 1, None);
     }
 }
 
 /// Runs `work` with a timer on top of it whose handler allocates and frees.
-pub fn under_ticks<'s>(shift: &mut Shift<'s>, work: impl FnOnce(&mut Shift<'s>, &Ticks<'_>)) {
+pub fn under_ticks<'s>(worker: &mut Worker<'s>, work: impl FnOnce(&mut Worker<'s>, &Ticks<'_>)) {
     let slots = Slots([const { AtomicPtr::new(ptr::null_mut()) }; SLOTS]);
     let (above, below) = (Marker::new(), Marker::new());
     let interrupts = Cell::new(0);
-    let handler = RefCell::new(Handler {
+    let handler = RefCell::new(TickHandler {
         held: Deque::new(),
-        random: Random::new(shift.random.next(), 0, 0),
+        random: Random::new(worker.random.next(), 0, 0),
         takes: true,
     });
     let on_tick = || {
@@ -170,7 +170,7 @@ pub fn under_ticks<'s>(shift: &mut Shift<'s>, work: impl FnOnce(&mut Shift<'s>, 
         slots: &slots,
         marker: &below,
     };
-    timer::every(PERIOD, &on_tick, || work(shift, &ticks));
+    timer::every(PERIOD, &on_tick, || work(worker, &ticks));
 
     for slot in 0..SLOTS {
         slots.exchange(&below, slot, None);
@@ -180,9 +180,9 @@ pub fn under_ticks<'s>(shift: &mut Shift<'s>, work: impl FnOnce(&mut Shift<'s>, 
         unsafe { below.free(block) };
     }
     for marker in [&above, &below] {
-        marker.add_to(&mut shift.tally);
+        marker.add_to(&mut worker.tally);
     }
-    shift.tally.operations += 2 * above.allocated();
-    shift.tally.bytes += (above.allocated() + below.allocated()) * SIZE as u64;
-    shift.tally.interrupts += interrupts.get();
+    worker.tally.operations += 2 * above.allocated();
+    worker.tally.bytes += (above.allocated() + below.allocated()) * SIZE as u64;
+    worker.tally.interrupts += interrupts.get();
 }

@@ -11,7 +11,7 @@ use crate::boot::bytes::Bytes;
 use crate::mm::{heap, shared};
 use crate::report::events;
 use crate::smp::activity::Activity;
-use crate::smp::jobs::StartLine;
+use crate::smp::jobs::TimedBarrier;
 use crate::smp::lock::{Level, Lock};
 use crate::smp::{cpu, lapic, online};
 
@@ -37,8 +37,8 @@ pub struct Tally {
 
 impl Tally {
     /// Writes what this CPU did to its journal, and tells programs.
-    pub fn tell(&self, workload: Workload) {
-        events::tell(muster_events::Work {
+    pub fn log(&self, workload: Workload) {
+        events::emit(muster_events::Work {
             workload: workload.name().into(),
             heap: heap::kind().name().into(),
             cpu: cpu::with(|here| here.index()),
@@ -70,9 +70,9 @@ impl Tally {
 }
 
 /// What a workload's loop on one CPU works with.
-pub struct Shift<'a> {
+pub struct Worker<'a> {
     /// The CPU's number among those in the workload, and how many they are.
-    pub place: usize,
+    pub slot: usize,
     pub cpus: usize,
     /// How many CPUs at work come before the first of them.
     pub first: usize,
@@ -84,14 +84,14 @@ pub struct Shift<'a> {
     pub tally: Tally,
     pub rounds: u32,
     pub until: Deadline,
-    pub meeting: &'a Meeting,
-    pub progress: Option<&'a Progress>,
+    pub rendezvous: &'a Rendezvous,
+    pub progress: Option<&'a ProgressLine>,
     pub activity: &'a Activity,
     /// The LAPIC id of the CPU that gets an NMI from this one each round, if `nmis=yes` asks for it.
     pub target: Option<u32>,
 }
 
-impl Shift<'_> {
+impl Worker<'_> {
     /// Whether the workload goes on. Looks at the clock only now and then, and on
     /// the BSP shows that the kernel is alive.
     pub fn goes_on(&mut self) -> bool {
@@ -119,40 +119,40 @@ impl Shift<'_> {
 
     /// Whether it is so late, or all have been told to stop.
     pub fn is_past(&self, end: Deadline) -> bool {
-        end.passed() || self.meeting.is_stopped.load(Ordering::Relaxed)
+        end.passed() || self.rendezvous.is_stopped.load(Ordering::Relaxed)
     }
 
     /// Shows how far it is.
     pub fn show(&self) {
         self.activity.did(self.tally.operations);
-        if let (0, Some(progress)) = (self.place, self.progress) {
+        if let (0, Some(progress)) = (self.slot, self.progress) {
             progress.show();
         }
     }
 
     /// The CPU at another place, and its index.
-    pub fn other(&self, place: usize) -> Option<(u32, &'static cpu::Shared)> {
-        online::cpus().nth(self.first + place)
+    pub fn other(&self, slot: usize) -> Option<(u32, &'static cpu::Shared)> {
+        online::cpus().nth(self.first + slot)
     }
 
     /// Waits until every CPU is here.
-    pub fn meet(&self) {
-        self.meeting.line.wait();
+    pub fn wait_for_all(&self) {
+        self.rendezvous.barrier.wait();
     }
 
     /// Whether the workload goes on, with the same answer on every CPU.
     pub fn all_go_on(&self) -> bool {
         self.show();
-        if self.place == 0 {
-            self.meeting
+        if self.slot == 0 {
+            self.rendezvous
                 .goes_on
                 .store(!self.is_past(self.until), Ordering::Relaxed);
         }
         // The barrier orders the BSP's store before everyone's load, and the next one
         // keeps the BSP from storing again before all have loaded.
-        self.meet();
-        let goes_on = self.meeting.goes_on.load(Ordering::Relaxed);
-        self.meet();
+        self.wait_for_all();
+        let goes_on = self.rendezvous.goes_on.load(Ordering::Relaxed);
+        self.wait_for_all();
         goes_on
     }
 
@@ -168,15 +168,15 @@ impl Shift<'_> {
 }
 
 /// Where the CPUs of a workload wait for one another.
-pub struct Meeting {
-    pub line: StartLine,
+pub struct Rendezvous {
+    pub barrier: TimedBarrier,
     pub goes_on: AtomicBool,
     /// Whether all are to stop before their time is up.
     pub is_stopped: AtomicBool,
 }
 
 /// A line every second, or every ten of a soak, so that a long run is seen to be alive.
-pub struct Progress {
+pub struct ProgressLine {
     pub workload: Workload,
     pub every_millis: u64,
     pub next: Lock<Deadline>,
@@ -184,7 +184,7 @@ pub struct Progress {
     pub sampler: Sampler,
 }
 
-impl Progress {
+impl ProgressLine {
     pub fn new(workload: Workload) -> Self {
         let every_millis = match workload {
             Workload::Soak => 10_000,
