@@ -6,23 +6,24 @@
 //! every step. This file is that story, in the order in which it happens; each
 //! step has a module of its own, in one of the rooms that stand below.
 //!
-//! What holds throughout:
+//! Invariants:
 //!
 //! - The shared state is written once, before the first AP is released, and
 //!   published with Release; every reader Acquires ([`shared`]).
 //! - No CPU touches per-CPU state before its block is registered; doing so panics
 //!   ([`cpu`]).
-//! - Nobody waits for another CPU or a device without a bound, except for a lock, and
-//!   except an AP that is out of work ([`jobs`](smp::jobs)). Who waits for a CPU answers calls
-//!   meanwhile ([`call`]).
+//! - No CPU waits for another CPU or a device without a bound, except an AP that is out of work
+//!   ([`jobs`](smp::jobs)). A CPU that waits for another one answers calls in the meantime
+//!   ([`call`]).
 //! - Locks have levels and are taken in their order, which is checked on every run
 //!   ([`lock`](smp::lock)); no handler waits for the code below it ([`interrupts`]).
 //! - Nothing is both writable and executable, and no page maps more than its
 //!   region: the tables are walked to see it ([`shared`]).
 //! - Loader memory is taken over only when every CPU of the machine has left it
 //!   ([`reclaim`]).
-//! - What is unmapped is free only when all CPUs have flushed it ([`mapping`]).
-//! - Every fault ends in words and a non-zero exit status ([`panic`](mod@report::panic), [`exit`]).
+//! - An unmapped page's frame is free only when all CPUs have flushed the page ([`mapping`]).
+//! - Every fault ends in a report and a non-zero exit status ([`panic`](mod@report::panic),
+//!   [`exit`]).
 
 #![no_std]
 #![no_main]
@@ -64,7 +65,7 @@ use crate::smp::cpu::{Block, Cpu};
 use crate::smp::hooks::{self, Hooks};
 use crate::smp::{call, cpu, identity, lapic, timer};
 
-/// What the BSP carries over from the boot stack to its own.
+/// The state that the BSP carries over from the boot stack to its own.
 struct Plan {
     boot: Boot,
     arguments: Arguments,
@@ -74,15 +75,15 @@ struct Plan {
 
 static PLAN: OnceCell<Plan> = OnceCell::uninit();
 
-/// What rooms need of higher ones.
+/// The functions that rooms need of higher ones.
 const HOOKS: Hooks = Hooks {
     ap_reached: ap_fault::at_phase,
     read_word: peek::read_word,
     name_of: peek::name_of,
 };
 
-/// Where the loader enters, on the BSP: on the loader's stack, tables and GDT, with
-/// interrupts off and no IDT.
+/// Starts the BSP. The loader enters here: on the loader's stack, tables and GDT, with interrupts
+/// disabled and no IDT.
 #[unsafe(no_mangle)]
 extern "C" fn entry() -> ! {
     clock::start();
@@ -90,12 +91,12 @@ extern "C" fn entry() -> ! {
     // SAFETY: this CPU has no block yet.
     unsafe { Cpu::reset() };
     interrupts::load_early();
-    // SAFETY: nobody uses the boot stack yet, it is part of the image, and nothing that
-    // is on the loader's stack is needed any more.
+    // SAFETY: nothing uses the boot stack yet, it is part of the image, and nothing on the loader's
+    // stack is needed any more.
     unsafe { stack::run_on(stack::boot_top(), build) }
 }
 
-/// The BSP on the boot stack: builds everything that the others will share.
+/// Builds everything that the others will share: the BSP, on the boot stack.
 extern "C" fn build() -> ! {
     descriptors::load_boot(stack::boot_interrupt_tops());
     interrupts::load();
@@ -158,12 +159,12 @@ extern "C" fn build() -> ! {
         blocks,
         rate,
     });
-    // SAFETY: the slot is the BSP's own, mapped in the tables it has loaded, and not yet
-    // in use; what is still needed has moved to `PLAN` and `SHARED`.
+    // SAFETY: the slot is the BSP's own, mapped in the tables it has loaded, and not yet in use;
+    // all that is still needed has moved to `PLAN` and `SHARED`.
     unsafe { stack::run_on(Slot::of(0).main().top, muster) }
 }
 
-/// The BSP on its own stack, with everything in place for the others.
+/// Brings the other CPUs up and runs the work: the BSP, on its own stack.
 extern "C" fn muster() -> ! {
     let Some(Plan {
         boot,
@@ -234,7 +235,7 @@ extern "C" fn muster() -> ! {
     exit::conclude(Outcome::Passed, format_args!(""))
 }
 
-/// What is typed, if that is asked for, or the benchmarks, else the stress.
+/// Runs the monitor, if that is asked for, or the benchmarks, else the stress.
 fn work(arguments: &Arguments, roll: &RollCall) -> Result<(), String> {
     if arguments.monitor {
         return monitor::run(arguments, roll);
@@ -246,7 +247,7 @@ fn work(arguments: &Arguments, roll: &RollCall) -> Result<(), String> {
     stress::run(arguments)
 }
 
-/// Gives the BSP its block, and makes all blocks known.
+/// Registers the BSP's block, and publishes all blocks.
 fn register_bsp(blocks: Vec<&'static Block>) -> &'static [&'static Block] {
     let blocks: &'static [&'static Block] = blocks.leak();
     let published = cpu::DIRECTORY.publish(blocks);

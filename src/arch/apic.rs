@@ -16,15 +16,15 @@ static REGISTERS: AtomicU64 = AtomicU64::new(0);
 /// The root tables in which they are.
 static ROOTS: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
 
-/// Physical address of the xAPIC's page, or `None` in x2APIC mode, which needs none, and where this CPU's
-/// local APIC is switched off.
+/// Returns the physical address of the xAPIC's page: `None` in x2APIC mode, which needs none, and where
+/// this CPU's local APIC is switched off.
 pub fn physical_base() -> Option<u64> {
     let (frame, flags) = ApicBase::read_raw();
     let is_xapic = flags & (BASE_ENABLED | BASE_X2APIC) == BASE_ENABLED;
     is_xapic.then(|| frame.start_address().as_u64())
 }
 
-/// Tells where the xAPIC's page is mapped, once it is, in the tables with these roots.
+/// Records where the xAPIC's page is mapped, in the tables with these roots.
 ///
 /// # Safety
 ///
@@ -68,12 +68,13 @@ impl Mode {
     /// In MSRs. Any other number is the address of the page.
     const X2APIC: u64 = 1;
 
-    /// Not known yet.
+    /// Creates one that is not known yet.
     pub const fn new() -> Self {
         Self(AtomicU64::new(Self::UNKNOWN))
     }
 
-    /// Notes it. Called by its own CPU, on the kernel's tables, which it never leaves, nor its mode.
+    /// Records it. Called by its own CPU, on the kernel's tables, which it never leaves, nor its
+    /// mode.
     pub fn note(&self, registers: ApicRegisters) {
         let mode = match registers.0 {
             RegisterLocation::Msrs => Self::X2APIC,
@@ -83,7 +84,7 @@ impl Mode {
         self.0.store(mode, Ordering::Relaxed);
     }
 
-    /// Returns where they are, once it is noted.
+    /// Returns where they are, once that is recorded.
     pub fn registers(&self) -> Option<ApicRegisters> {
         match self.0.load(Ordering::Relaxed) {
             Self::UNKNOWN => None,
@@ -94,8 +95,8 @@ impl Mode {
 }
 
 impl ApicRegisters {
-    /// Finds out how this CPU reaches them, as it says itself. `None` where the page is not mapped: before
-    /// it is at all, and on an AP that still runs on the loader's tables.
+    /// Finds out how this CPU reaches them, from its own registers. Returns `None` where the page is not
+    /// mapped: before it is at all, and on an AP that still runs on the loader's tables.
     pub fn find() -> Option<Self> {
         match ApicBase::read_raw().1 & (BASE_ENABLED | BASE_X2APIC) {
             BASE_ENABLED => {}
@@ -116,11 +117,12 @@ impl ApicRegisters {
     ///
     /// # Safety
     ///
-    /// What the write has this CPU do, or another one that a command is sent to, is what both have handlers for.
+    /// This CPU, or another one that the write sends a command to, has a handler for each interrupt
+    /// that it causes.
     pub unsafe fn write(self, register: Register, value: u32) {
         match self.0 {
-            // SAFETY: the mode was read from this CPU, so the MSR exists; of
-            // what comes of it, the caller's promise.
+            // SAFETY: the mode was read from this CPU, so the MSR exists; its effects are the
+            // caller's promise.
             RegisterLocation::Msrs => unsafe {
                 Msr::new(register.msr()).write(u64::from(value));
             },
@@ -139,7 +141,8 @@ impl ApicRegisters {
         self.read_nth(register, 0)
     }
 
-    /// Reads the register that follows on `register` after so many, of eight for vectors.
+    /// Reads the register that lies `number` after `register`, of the eight that hold bits of
+    /// vectors.
     pub fn read_nth(self, register: Register, number: u32) -> u32 {
         let number = number.min(7);
         match self.0 {

@@ -1,8 +1,8 @@
 //! Time: the time-stamp counter, its origin at the kernel's entry, and its rate.
 //!
-//! What CPUID tells of the rate is believed if a window of the PIT agrees, or of the ACPI timer where
-//! there is no PIT: emulators and firmware tell wrong ones. Where both are missing it stands, with a
-//! warning.
+//! The rate that CPUID reports is used if a window of the PIT confirms it, or of the ACPI timer where
+//! there is no PIT: emulators and firmware report wrong ones. Where both timers are missing the
+//! reported rate stands, with a warning.
 
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -16,7 +16,7 @@ use x86_64::instructions::port::Port;
 const WINDOWS_PER_SECOND: u64 = 500;
 
 /// How many windows are measured at first, and at most: a virtual CPU may lose its host core in any of
-/// them, so what is told is not refuted by the first ones.
+/// them, so the first ones do not refute a reported rate.
 const WINDOWS: usize = 3;
 const MAX_WINDOWS: usize = 9;
 
@@ -24,8 +24,8 @@ const MAX_WINDOWS: usize = 9;
 /// reads of about a microsecond, so this is well over a window.
 const MAX_POLLS: u32 = 50_000;
 
-/// The rate assumed when nothing tells it, in Hz: faster than any CPU, so that every
-/// deadline is rather too late than too early, and times are only an order.
+/// The rate assumed when nothing reports it, in Hz: faster than any CPU, so that every deadline is
+/// rather too late than too early. Times then show only the order of events.
 const ASSUMED_HZ: u64 = 8_000_000_000;
 
 /// A counter of known rate, by which the TSC is measured.
@@ -47,7 +47,7 @@ impl fmt::Display for Reference {
     }
 }
 
-/// Who tells the TSC's rate.
+/// The source of a reported TSC rate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Informant {
     /// CPUID leaf 0x15 (Intel SDM vol. 2A, CPUID).
@@ -68,9 +68,9 @@ impl fmt::Display for Informant {
 /// Where the counter's rate was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum RateSource {
-    /// It was told, and what was measured agrees.
+    /// It was reported, and a measurement agrees.
     Confirmed(Informant, Reference),
-    /// It was told, and there was nothing to measure it by.
+    /// It was reported, and there was nothing to measure it by.
     Unconfirmed(Informant),
     /// It was measured.
     Measured(Reference),
@@ -96,18 +96,18 @@ impl fmt::Display for RateSource {
 pub struct Rate {
     hz: u64,
     source: RateSource,
-    /// What was told, and is not so.
+    /// The rate that was reported and is wrong.
     refuted: Option<(Informant, u64)>,
 }
 
 impl Rate {
-    /// The rate in Hz.
+    /// Returns the rate in Hz.
     pub const fn hz(&self) -> u64 {
         self.hz
     }
 
-    /// Finds the rate by a counter, if there is one, and what is told. `None` if the counter does not
-    /// count.
+    /// Finds the rate by a counter and the reported rate, if there is one. Returns `None` if the
+    /// counter does not count.
     fn by(reference: Reference) -> Option<Self> {
         let reported = reported();
         let hz = reported.map(|(_, hz)| hz);
@@ -140,7 +140,7 @@ impl Rate {
         })
     }
 
-    /// Whether it was measured, or confirmed by a measurement.
+    /// Returns whether it was measured, or confirmed by a measurement.
     const fn is_sure(&self) -> bool {
         matches!(
             self.source,
@@ -148,7 +148,7 @@ impl Rate {
         )
     }
 
-    /// Logs it, and what was told and is not so.
+    /// Logs the rate, and a reported one that is wrong.
     pub fn log(&self) {
         let kind = match has_invariant_tsc() {
             true => "invariant",
@@ -168,8 +168,8 @@ impl Rate {
 static ORIGIN: AtomicU64 = AtomicU64::new(0);
 static HZ: AtomicU64 = AtomicU64::new(ASSUMED_HZ);
 
-/// The time-stamp counter. Not ordered against other instructions: fit for
-/// stamps and deadlines, not for counting single instructions.
+/// Reads the time-stamp counter. Not ordered against other instructions: fit for stamps and
+/// deadlines, not for counting single instructions.
 pub fn ticks() -> u64 {
     // SAFETY: `rdtsc` has no operands and no effect on memory; every x86-64 CPU
     // has it, and CR4.TSD does not bind ring 0.
@@ -181,8 +181,8 @@ pub fn start() {
     ORIGIN.store(ticks(), Ordering::Relaxed);
 }
 
-/// Finds the counter's rate, as far as that can be without the firmware's tables. Called once on the BSP,
-/// before any AP runs.
+/// Finds the counter's rate, as far as that is possible without the firmware's tables. Called once on the
+/// BSP, before any AP runs.
 pub fn calibrate() -> Rate {
     let rate = Rate::by(Reference::Pit).unwrap_or_else(|| match reported() {
         Some((informant, hz)) => Rate {
@@ -231,57 +231,57 @@ pub fn has_invariant_tsc() -> bool {
         .is_some_and(|leaf| leaf.has_invariant_tsc())
 }
 
-/// The counter's rate in Hz, as far as it is known.
+/// Returns the counter's rate in Hz, as far as it is known.
 #[cfg(feature = "bench")]
 pub fn hz() -> u64 {
     HZ.load(Ordering::Relaxed).max(1)
 }
 
-/// Microseconds from the kernel's entry to the stamp `at`.
+/// Returns the microseconds from the kernel's entry to the stamp `at`.
 pub fn micros_since_entry(at: u64) -> u64 {
     to_micros(at.saturating_sub(ORIGIN.load(Ordering::Relaxed)))
 }
 
-/// Microseconds since the kernel's entry.
+/// Returns the microseconds since the kernel's entry.
 pub fn micros() -> u64 {
     micros_since_entry(ticks())
 }
 
-/// Microseconds from the machine's reset to the kernel's entry: the counter
-/// starts at zero on reset (Intel SDM vol. 3B, 18.17).
+/// Returns the microseconds from the machine's reset to the kernel's entry: the counter starts at
+/// zero on reset (Intel SDM vol. 3B, 18.17).
 pub fn micros_before_entry() -> u64 {
     to_micros(ORIGIN.load(Ordering::Relaxed))
 }
 
-/// A number of counter ticks in microseconds.
+/// Converts counter ticks to microseconds.
 pub fn to_micros(ticks: u64) -> u64 {
     to_units(ticks, 1_000_000)
 }
 
-/// A number of counter ticks in nanoseconds.
+/// Converts counter ticks to nanoseconds.
 pub fn to_nanos(ticks: u64) -> u64 {
     to_units(ticks, 1_000_000_000)
 }
 
-/// A number of counter ticks in units of which a second has `per_second`.
+/// Converts counter ticks to units of which a second has `per_second`.
 fn to_units(ticks: u64, per_second: u64) -> u64 {
     let hz = u128::from(HZ.load(Ordering::Relaxed).max(1));
     let units = u128::from(ticks) * u128::from(per_second) / hz;
     u64::try_from(units).unwrap_or(u64::MAX)
 }
 
-/// A number of microseconds in counter ticks.
+/// Converts microseconds to counter ticks.
 pub fn from_micros(micros: u64) -> u64 {
     let ticks = u128::from(micros) * u128::from(HZ.load(Ordering::Relaxed)) / 1_000_000;
     u64::try_from(ticks).unwrap_or(u64::MAX)
 }
 
-/// Counts the time since the last look at what a CPU waits for, and says whether the wait has lasted
+/// Adds the time since the last look at a wait's condition, and returns whether the wait has lasted
 /// longer than `millis` milliseconds.
 ///
 /// `state` is 0 at the first look; it keeps the time of the last one, and how long the wait has lasted so
-/// far, 32 bits each. A long time between two looks counts as a short one: it was this CPU that stood
-/// still then, as one does whose host has stopped the whole machine.
+/// far, 32 bits each. A long time between two looks counts as a short one: then this CPU stood still, as
+/// it does while a host stops the whole machine.
 pub fn has_waited(state: &mut u64, millis: u64) -> bool {
     /// Ticks in a unit of time: half a millisecond at 2 GHz.
     const UNIT_SHIFT: u32 = 20;
@@ -307,23 +307,23 @@ pub fn has_waited(state: &mut u64, millis: u64) -> bool {
 pub struct Deadline(u64);
 
 impl Deadline {
-    /// The point `micros` microseconds from now.
+    /// Returns the point `micros` microseconds from now.
     pub fn after_micros(micros: u64) -> Self {
         Self(ticks().saturating_add(from_micros(micros)))
     }
 
-    /// The point `millis` milliseconds from now.
+    /// Returns the point `millis` milliseconds from now.
     pub fn after_millis(millis: u64) -> Self {
         Self::after_micros(millis.saturating_mul(1000))
     }
 
-    /// Whether the point has passed.
+    /// Returns whether the point has passed.
     pub fn passed(self) -> bool {
         ticks() >= self.0
     }
 }
 
-/// What is told of the rate, in Hz, and by whom.
+/// Returns the reported rate, in Hz, and its source.
 fn reported() -> Option<(Informant, u64)> {
     let cpuid = || {
         let hz = CpuId::new().get_tsc_info()?.tsc_frequency()?;
@@ -356,9 +356,9 @@ impl Counter {
     fn start(reference: Reference) -> Self {
         let hz = match reference {
             Reference::Pit => {
-                // SAFETY: ports 0x40 and 0x43 are the PIT's on every PC (or nobody's). Mode 2,
-                // both bytes, full period: the interrupt it would raise is masked, since
-                // interrupts are off and no one enables IRQ 0.
+                // SAFETY: ports 0x40 and 0x43 are the PIT's on every PC, or unused. Mode 2, both
+                // bytes, full period: the interrupt it would raise is masked, since interrupts are
+                // off and no one enables IRQ 0.
                 unsafe {
                     Port::<u8>::new(0x43).write(0x34);
                     Port::<u8>::new(0x40).write(0x00);
@@ -389,8 +389,8 @@ impl Counter {
         }
     }
 
-    /// One reading, of a few the one with the shortest way around it: another may
-    /// have lost its core between the stamp and the count.
+    /// Reads the counter a few times and returns the reading that took the shortest: in another,
+    /// the CPU may have lost its core between the stamp and the count.
     fn read(&self) -> CounterReading {
         let once = || {
             let before = ticks();
@@ -409,7 +409,7 @@ impl Counter {
         quicker(quicker(once(), once()), once())
     }
 
-    /// Measures one window. `None` if the counter does not count.
+    /// Measures one window. Returns `None` if the counter does not count.
     fn window(&self) -> Option<Window> {
         let bits = match self.reference {
             Reference::Pit => 16,

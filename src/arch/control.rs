@@ -21,7 +21,7 @@ const PROTOCOL_ENTRIES: u64 = 0x0000_ffff_ffff_ffff;
 const IA32_MISC_ENABLE: u32 = 0x1a0;
 const XD_DISABLE: u64 = 1 << 34;
 
-/// What this kernel uses of what a CPU can do.
+/// The CPU features that this kernel uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Features {
     /// Pages can be marked as not executable. Muster does not run without it.
@@ -39,7 +39,7 @@ pub struct Features {
 }
 
 impl Features {
-    /// Asks the CPU this runs on.
+    /// Detects the features of the CPU this runs on.
     pub fn detect() -> Self {
         let cpuid = CpuId::new();
         let extended = cpuid.get_extended_processor_and_feature_identifiers();
@@ -52,14 +52,14 @@ impl Features {
             smep: structured.as_ref().is_some_and(|leaf| leaf.has_smep()),
             smap: structured.as_ref().is_some_and(|leaf| leaf.has_smap()),
             umip: structured.as_ref().is_some_and(|leaf| leaf.has_umip()),
-            // 36 bits where the CPU does not tell (Intel SDM vol. 3A, 4.1.4).
+            // 36 bits where CPUID does not say (Intel SDM vol. 3A, 4.1.4).
             physical_bits: cpuid
                 .get_processor_capacity_feature_info()
                 .map_or(36, |leaf| leaf.physical_address_bits()),
         }
     }
 
-    /// What of it matters to page tables.
+    /// Returns the features that matter to page tables.
     pub fn of_tables(&self) -> muster_memory::Features {
         muster_memory::Features {
             gigabyte_pages: self.gigabyte_pages,
@@ -67,7 +67,7 @@ impl Features {
     }
 }
 
-/// What is said where NX was disabled.
+/// The warning where NX was disabled.
 pub const NO_EXECUTE_REVEALED: &str = "the firmware had disabled NX (IA32_MISC_ENABLE, bit 34): enabled again; its setup may call it XD";
 
 /// Enables NX on this CPU if its firmware has disabled it. Returns whether it had.
@@ -105,7 +105,7 @@ pub fn has_hypervisor() -> bool {
         .is_some_and(|features| features.has_hypervisor())
 }
 
-/// The number of page-table levels in use. It can't change in long mode.
+/// Returns the number of page-table levels in use, which can't change in long mode.
 pub fn levels() -> Levels {
     if Cr4::read().contains(Cr4Flags::L5_PAGING) {
         Levels::Five
@@ -114,7 +114,7 @@ pub fn levels() -> Levels {
     }
 }
 
-/// The registers that say how a CPU runs, all of whose bits this kernel sets or clears.
+/// The control registers, all of whose bits this kernel sets or clears.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Registers {
     cr0: u64,
@@ -139,7 +139,7 @@ impl Registers {
     /// How many there are.
     pub const COUNT: usize = 4;
 
-    /// What this CPU has.
+    /// Reads this CPU's registers.
     pub fn read() -> Self {
         Self {
             cr0: Cr0::read_raw(),
@@ -149,7 +149,8 @@ impl Registers {
         }
     }
 
-    /// What this kernel has a CPU of these features run with, at the number of levels in use.
+    /// Returns the values that this kernel sets on a CPU with these features, at the number of
+    /// levels in use.
     pub fn wanted(features: &Features) -> Self {
         let mut cr4 = Cr4Flags::PHYSICAL_ADDRESS_EXTENSION | Cr4Flags::MACHINE_CHECK_EXCEPTION;
         cr4.set(
@@ -175,12 +176,12 @@ impl Registers {
         }
     }
 
-    /// All four, in their order.
+    /// Returns all four, in their order.
     pub fn values(&self) -> [u64; Self::COUNT] {
         [self.cr0, self.cr4, self.efer, self.pat]
     }
 
-    /// The same, the other way round.
+    /// Makes registers of four values, in that order.
     pub fn from_values([cr0, cr4, efer, pat]: [u64; Self::COUNT]) -> Self {
         Self {
             cr0,
@@ -190,7 +191,7 @@ impl Registers {
         }
     }
 
-    /// What of memory's protection is on.
+    /// Returns the names of the memory protections that are enabled.
     pub fn protection(&self) -> impl fmt::Display {
         Protection(*self)
     }
@@ -244,8 +245,8 @@ impl fmt::Display for WrongPat {
     }
 }
 
-/// Checks that the BSP's PAT is as the protocol has it. If it is not, nobody can tell as what the loader's
-/// tables have had memory cached until now, and no change of one CPU's PAT would mend that.
+/// Checks that the BSP's PAT is as the protocol has it. If it is not, it is unknown with which types the
+/// loader's tables have had memory cached until now, and no change of one CPU's PAT would repair that.
 ///
 /// # Errors
 ///
@@ -263,11 +264,10 @@ pub fn check_pat() -> Result<(), WrongPat> {
 ///
 /// To be called as early as can be, on the loader's tables and before the kernel's: an AP may come with the
 /// value of reset, or its firmware's, and what it cached under another type than the others would linger.
-/// It is that CPU alone that is out of step: so it alone goes through the steps of Intel SDM vol. 3A,
-/// 12.11.8, which 12.12.4 asks for, with none of its cache in use while the types change. What the manual
-/// has all CPUs wait for each other for is a change of what they already use together, and there is none:
-/// on the BSP only the two entries can change that the protocol leaves open and that no table uses
-/// ([`check_pat`]).
+/// Only that CPU differs, so it alone goes through the steps of Intel SDM vol. 3A, 12.11.8, which 12.12.4
+/// asks for, with none of its cache in use while the types change. The manual has all CPUs wait for each
+/// other when memory types change that they already use together, and none do: on the BSP only the two
+/// entries can change that the protocol leaves open and that no table uses ([`check_pat`]).
 pub fn set_pat() -> Option<u64> {
     let found = read_pat();
     if found == PAT {
@@ -329,11 +329,11 @@ pub fn set(features: &Features) {
     }
 }
 
-/// Lets this CPU write to read-only pages.
+/// Allows this CPU to write to read-only pages.
 ///
 /// # Safety
 ///
-/// Nothing relies on being stopped from writing to what is read-only, other than to be told.
+/// Nothing relies on a fault at a write to a read-only page, other than for its report.
 pub unsafe fn give_up_write_protection() {
     // SAFETY: the bit takes no right away, and the caller's promise.
     unsafe { Cr0::update(|cr0| cr0.remove(Cr0Flags::WRITE_PROTECT)) };
@@ -353,7 +353,7 @@ pub unsafe fn load_tables(root: u64) {
     unsafe { Cr3::write_raw(frame, 0) };
 }
 
-/// The root of the tables this CPU has loaded.
+/// Returns the root of the tables this CPU has loaded.
 pub fn loaded_tables() -> u64 {
     Cr3::read_raw().0.start_address().as_u64()
 }

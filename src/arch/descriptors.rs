@@ -41,14 +41,14 @@ impl InterruptStack {
     pub const COUNT: usize = 3;
 }
 
-/// The BSP's tables until it has a block.
+/// The cell for the BSP's tables until it has a block.
 struct BootCell(UnsafeCell<MaybeUninit<Descriptors>>);
 
 // SAFETY: the cell is reached only once, in `load_boot`.
 unsafe impl Sync for BootCell {}
 
 /// Loads tables on the BSP, whose interrupt stacks have these tops, for as long as it has no block: so
-/// that an overflow of the boot stack ends in words as well.
+/// that an overflow of the boot stack is reported as well.
 ///
 /// # Panics
 ///
@@ -65,7 +65,7 @@ pub fn load_boot(tops: [u64; InterruptStack::COUNT]) {
     unsafe { Descriptors::create(BOOT.0.get().cast(), tops) }.load();
 }
 
-/// One CPU's tables. They stay where they are for as long as the CPU runs.
+/// One CPU's tables. They do not move while the CPU runs.
 pub struct Descriptors {
     tss: TaskStateSegment,
     gdt: GlobalDescriptorTable<ENTRIES>,

@@ -1,6 +1,6 @@
 //! The IDT and the entry stubs.
 //!
-//! All of them lead to one [`TrapHandler`], which a higher room has.
+//! All stubs lead to one [`TrapHandler`], which a higher room implements.
 
 use core::arch::naked_asm;
 
@@ -15,16 +15,16 @@ use super::trap::{DOUBLE_FAULT, Frame, HAS_ERROR_CODE, MACHINE_CHECK, NMI};
 /// All vectors.
 const VECTORS: usize = 256;
 
-/// What every exception and every interrupt ends in. The stubs call it directly: they are made for the
-/// type that has it.
+/// The handler of every exception and every interrupt. The stubs call it directly: they are generic
+/// over the type that implements it.
 pub trait TrapHandler {
-    /// Handles what the frame tells of, and changes it where the CPU is to go on otherwise. Runs with
-    /// interrupts off.
+    /// Handles the exception or interrupt that the frame describes, and changes the frame where the
+    /// CPU is to resume elsewhere. Runs with interrupts disabled.
     fn handle(frame: &mut Frame);
 }
 
-/// The part all stubs share: saves every general register, calls [`dispatch`],
-/// puts them back and returns.
+/// Saves every general register, calls [`dispatch`], restores them and returns: the part that all
+/// stubs share.
 ///
 /// The CPU aligns the stack to 16 bytes before it pushes 40 (Intel SDM vol. 3A,
 /// 6.14.2); error code, vector and 15 registers make 176: the call is aligned.
@@ -73,7 +73,8 @@ extern "C" fn common<H: TrapHandler>() {
 /// Bytes from one vector's stub to the next.
 const STUB: usize = 16;
 
-/// The stubs of all vectors, one after the other: each makes the frame the same for all of them.
+/// Holds the stubs of all vectors, one after the other: each makes the frame the same for all of
+/// them.
 #[unsafe(naked)]
 extern "C" fn stubs<H: TrapHandler>() {
     naked_asm!(
@@ -116,7 +117,7 @@ const _: () = assert!(size_of::<Gate>() == 16);
 /// Present, ring 0, 64-bit interrupt gate: interrupts stay off in the handler.
 const INTERRUPT_GATE: u8 = 0x8e;
 
-/// The table, in the two forms a CPU needs on its way up.
+/// An IDT, in one of the two forms that a CPU needs during bring-up.
 #[derive(Debug)]
 struct Table([Gate; VECTORS]);
 
@@ -151,14 +152,14 @@ impl Table {
     }
 }
 
-/// Makes faults end in words from here on, on the stack in use: for a CPU that
-/// has no TSS yet.
+/// Loads an IDT whose handlers run on the stack in use, so that faults are reported from here on:
+/// for a CPU that has no TSS yet.
 pub fn load_early<H: TrapHandler>() {
     static EARLY: OnceCell<Table> = OnceCell::uninit();
     EARLY.get_or_init(|| Table::new::<H>(|_| None)).load();
 }
 
-/// The same with interrupt stacks, for a CPU that has loaded its TSS.
+/// Loads an IDT with interrupt stacks, for a CPU that has loaded its TSS.
 pub fn load<H: TrapHandler>() {
     static FULL: OnceCell<Table> = OnceCell::uninit();
     FULL.get_or_init(|| {

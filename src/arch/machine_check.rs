@@ -1,5 +1,5 @@
 //! Errors that the machine reports of itself: by machine checks and by the NMIs of its chipset. Both are
-//! asked for and begin with nothing on record, so that what is reported later is of this run.
+//! enabled and begin with nothing on record, so that later reports are of this run.
 
 use muster_machine::mca::{
     self, ALL, BankStatus, Capabilities, GlobalStatus, IA32_MCG_CAP, IA32_MCG_CTL, IA32_MCG_STATUS,
@@ -9,7 +9,8 @@ use raw_cpuid::CpuId;
 use x86_64::instructions::port::Port;
 use x86_64::registers::model_specific::Msr;
 
-/// Enables all banks of this CPU and clears them. What they have on record is of an earlier run, and told.
+/// Enables all banks of this CPU and clears them. Logs what they have on record, which is of an earlier
+/// run.
 pub fn start() {
     let Some(capabilities) = capabilities() else {
         return;
@@ -31,7 +32,7 @@ pub fn start() {
     }
 }
 
-/// Logs what this CPU reports of the machine check that it has taken.
+/// Logs this CPU's report of the machine check that it has taken.
 pub fn log_errors() {
     let Some(capabilities) = capabilities() else {
         return;
@@ -52,7 +53,7 @@ pub fn log_errors() {
     }
 }
 
-/// Tells what a bank has on record. `false`: nothing.
+/// Logs what a bank has on record. Returns whether there is anything.
 fn log_bank(bank: u32, when: &str, say: &mut dyn FnMut(core::fmt::Arguments<'_>)) -> bool {
     // SAFETY: the callers go by IA32_MCG_CAP. The address and the other details are there if the status
     // says so. Reading has no side effect.
@@ -74,7 +75,7 @@ fn log_bank(bank: u32, when: &str, say: &mut dyn FnMut(core::fmt::Arguments<'_>)
     true
 }
 
-/// A register that may have nothing to say.
+/// A register's value, if it is valid.
 struct OrUnknown(Option<u64>);
 
 impl core::fmt::Display for OrUnknown {
@@ -86,7 +87,7 @@ impl core::fmt::Display for OrUnknown {
     }
 }
 
-/// Returns what this CPU has for machine checks; `None` if it has nothing.
+/// Returns this CPU's machine-check capabilities; `None` if it has none.
 fn capabilities() -> Option<Capabilities> {
     let features = CpuId::new().get_feature_info()?;
     // SAFETY: the register is there where CPUID has both. Reading has no side effect.
@@ -105,7 +106,7 @@ fn first_controlled() -> u32 {
     })
 }
 
-/// Has the chipset forget the errors of earlier runs, and send an NMI for later ones. Called once.
+/// Clears the chipset's record of earlier errors, and enables its NMIs for later ones. Called once.
 pub fn enable_nmis() {
     let status = nmi_status();
     if !status.is_there() {
@@ -121,7 +122,7 @@ pub fn enable_nmis() {
     }
 }
 
-/// Reads what the chipset says of NMIs.
+/// Reads the chipset's NMI status.
 pub fn nmi_status() -> NmiStatus {
     // SAFETY: reading has no side effect on any PC, and an absent port answers with all ones.
     NmiStatus(unsafe { Port::new(NmiStatus::PORT).read() })

@@ -1,5 +1,5 @@
-//! The legacy interrupt controllers, two 8259A, which have nothing to say here (Intel 8259A data sheet;
-//! at their places in the PC/AT).
+//! The legacy interrupt controllers, two 8259A, which are not used here (Intel 8259A data sheet; at the
+//! ports of the PC/AT).
 
 use x86_64::instructions::port::Port;
 
@@ -13,8 +13,8 @@ pub const LINES: u8 = 16;
 const COMMANDS: [u16; 2] = [0x20, 0xa0];
 const MASKS: [u16; 2] = [0x21, 0xa1];
 
-/// The words that set a controller up: a sequence of four follows, edge by edge (ICW1); where the two
-/// meet, as a bit and as a number (ICW3); and that they are an 8086's (ICW4).
+/// The initialisation words of a controller: a sequence of four follows, edge by edge (ICW1); where
+/// the two meet, as a bit and as a number (ICW3); and that they are an 8086's (ICW4).
 const ICW1: u8 = 0x11;
 const ICW3: [u8; 2] = [1 << 2, 2];
 const ICW4: u8 = 0x01;
@@ -23,7 +23,7 @@ const ICW4: u8 = 0x01;
 const READ_IN_SERVICE: u8 = 0x0b;
 const END_OF_INTERRUPT: u8 = 0x20;
 
-/// A port that nobody listens to, and that takes as long as these old devices need.
+/// An unused port, a write to which takes as long as these old devices need.
 const DELAY: u16 = 0x80;
 
 /// Moves the lines of both away from the vectors of exceptions, and then masks them all: the spurious

@@ -1,4 +1,4 @@
-//! Probes: stores that may fault, and say so instead of ending the run.
+//! Probes: stores that may fault, and return the fault instead of ending the run.
 
 use core::arch::naked_asm;
 
@@ -9,13 +9,13 @@ use super::trap::{Frame, PAGE_FAULT};
 /// A page fault that a probe ran into.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fault {
-    /// What it was about, from CR2.
+    /// The faulting address, from CR2.
     pub address: u64,
     /// The error code (Intel SDM vol. 3A, 4.7).
     pub error: u64,
 }
 
-/// What the probe has in RAX and RDX in the end.
+/// The values of RAX and RDX when the probe returns.
 #[repr(C)]
 struct Outcome {
     /// Zero, or one more than the error code.
@@ -26,7 +26,7 @@ struct Outcome {
 unsafe extern "C" {
     /// The instruction of a probe that may fault.
     static muster_probe_store: u8;
-    /// Where the probe goes on if it did.
+    /// Where the probe resumes if it did.
     static muster_probe_landing: u8;
 }
 

@@ -22,7 +22,7 @@ const BREAK_NOWHERE: u64 = 1 << 10;
 /// A closure that runs at a step, and one that is stepped through.
 pub type StepHandler<'a> = &'a dyn Fn();
 
-/// What a CPU is stepping through.
+/// The work that a CPU single-steps through.
 pub struct Stepper {
     /// Traps until the handler's turn. 0: it is past, or there is none.
     countdown: Cell<u64>,
@@ -35,7 +35,7 @@ pub struct Stepper {
 unsafe impl Send for Stepper {}
 
 impl Stepper {
-    /// Stepping through nothing.
+    /// Creates a stepper that is not in use.
     pub const fn new() -> Self {
         Self {
             countdown: Cell::new(0),
@@ -90,7 +90,7 @@ impl Stepper {
         self.traps.get() > 0
     }
 
-    /// Takes a debug exception. `None`: nobody is stepping on this CPU.
+    /// Handles a debug exception. Returns `None` if this CPU is not stepping.
     pub fn trapped(&self, frame: &mut Frame) -> Option<Heap> {
         let handler = self.handler.get()?;
         self.traps.set(self.traps.get() + 1);

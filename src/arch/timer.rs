@@ -1,11 +1,11 @@
-//! What a CPU's timer is used for.
+//! The handler and the period of a CPU's timer.
 
 use core::cell::Cell;
 
 /// A closure that runs at each interrupt of a timer.
 pub type TimerHandler<'a> = &'a dyn Fn();
 
-/// What one CPU's timer is used for.
+/// The handler and the period of one CPU's timer.
 pub struct Timer {
     handler: Cell<Option<TimerHandler<'static>>>,
     /// In ticks of the TSC.
@@ -17,7 +17,7 @@ pub struct Timer {
 unsafe impl Send for Timer {}
 
 impl Timer {
-    /// Not used.
+    /// Creates a timer that is not in use.
     pub const fn new() -> Self {
         Self {
             handler: Cell::new(None),
@@ -25,23 +25,23 @@ impl Timer {
         }
     }
 
-    /// Notes a handler, and its period in ticks of the TSC.
+    /// Sets a handler, and its period in ticks of the TSC.
     pub fn lend(&self, handler: TimerHandler<'static>, period: u64) {
         self.period.set(period);
         self.handler.set(Some(handler));
     }
 
-    /// Forgets the handler.
+    /// Removes the handler.
     pub fn take_back(&self) {
         self.handler.set(None);
     }
 
-    /// The handler, while there is one.
+    /// Returns the handler, while there is one.
     pub fn handler(&self) -> Option<TimerHandler<'static>> {
         self.handler.get()
     }
 
-    /// The period, in ticks of the TSC.
+    /// Returns the period, in ticks of the TSC.
     pub fn period(&self) -> u64 {
         self.period.get()
     }

@@ -1,5 +1,5 @@
-//! What a CPU leaves of the code that an exception or an interrupt stops, and the vectors of its own
-//! exceptions.
+//! The frame that an exception or an interrupt leaves of the interrupted code, and the vectors of
+//! the CPU's own exceptions.
 
 /// The vector of page faults.
 pub const PAGE_FAULT: u64 = 14;
@@ -16,7 +16,7 @@ pub const MACHINE_CHECK: u64 = 18;
 /// (Intel SDM vol. 3A, table 6-1; AMD APM vol. 2, 8.2).
 pub const HAS_ERROR_CODE: u32 = 0x6022_7d00;
 
-/// What was running when an exception came, as the stubs lay it on the stack.
+/// The registers of the interrupted code, as the stubs lay them on the stack.
 #[derive(Debug)]
 #[repr(C)]
 pub struct Frame {
@@ -40,7 +40,7 @@ pub struct Frame {
     pub vector: u64,
     /// Its error code; 0 for those that have none.
     pub error: u64,
-    /// What the CPU itself pushed.
+    /// The words that the CPU itself pushed.
     pub rip: u64,
     pub cs: u64,
     pub rflags: u64,
@@ -50,16 +50,16 @@ pub struct Frame {
 
 const _: () = assert!(size_of::<Frame>() == 22 * 8);
 
-/// What a handler did with the heap, on top of what it interrupted.
+/// Whether a handler used the heap, which the code that it interrupted may have been using.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Heap {
     /// It may have allocated or freed: a restartable sequence has to begin again. Always right.
     MayBeUsed,
-    /// Nothing, as was declared for it: what was interrupted goes on where it was.
+    /// It did nothing, as was declared for it: the interrupted code resumes where it was.
     Untouched,
 }
 
-/// The frame pointer of the function this is inlined in.
+/// Returns the frame pointer of the function this is inlined in.
 #[inline(always)]
 pub fn frame_pointer() -> u64 {
     let frame_pointer;
@@ -77,7 +77,7 @@ pub fn has_error_code(vector: u8) -> bool {
         .is_some_and(|codes| codes & 1 != 0)
 }
 
-/// The exception's name (Intel SDM vol. 3A, table 6-1).
+/// Returns the exception's name (Intel SDM vol. 3A, table 6-1).
 pub fn name(vector: u64) -> &'static str {
     match vector {
         0 => "divide error",

@@ -7,15 +7,15 @@ use core::sync::atomic::{AtomicU64, Ordering};
 /// The interrupt of a CPU's own timer.
 pub const TIMER_VECTOR: u8 = 0xe0;
 
-/// The interrupt by which another CPU wakes this one. It says nothing more: the CPU looks for
-/// itself what there is to do. Above the timer's, so that it goes first.
+/// The interrupt by which another CPU wakes this one. It carries no more than that: the CPU itself
+/// looks for work. Above the timer's, so that it goes first.
 pub const WAKE_VECTOR: u8 = 0xf0;
 
 /// The interrupt of a local APIC that has met an error.
 pub const ERROR_VECTOR: u8 = 0xfe;
 
-/// The interrupt a CPU gets when another one went away before it was taken. Its
-/// low four bits are all set, as the first APICs have it (Intel SDM vol. 3A, 11.9).
+/// The interrupt a CPU gets when another one was withdrawn before it was taken. Its low four bits
+/// are all set, as the first APICs have it (Intel SDM vol. 3A, 11.9).
 pub const SPURIOUS_VECTOR: u8 = 0xff;
 
 /// The first vector of interrupts; those below are the CPU's own exceptions'. A local APIC delivers
@@ -34,11 +34,11 @@ pub enum Kind {
     Wake,
     /// An error of the local APIC.
     Error,
-    /// One that went away before it was taken.
+    /// One that was withdrawn before it was taken.
     Spurious,
-    /// An NMI that does not mean that the run is over.
+    /// An NMI that does not end the run.
     Nmi,
-    /// One that nobody asked for.
+    /// One without a known source.
     Unexpected,
 }
 
@@ -64,9 +64,9 @@ impl Kind {
         }
     }
 
-    /// Returns whether the handler neither allocates nor frees, so that what it interrupted goes on
-    /// where it was. Where it does, or may, a restartable sequence of the heap's begins again, which is
-    /// always right.
+    /// Returns whether the handler neither allocates nor frees, so that the interrupted code resumes
+    /// where it was. Otherwise a restartable sequence of the heap's begins again, which is always
+    /// right.
     pub fn leaves_the_heap_alone(self) -> bool {
         match self {
             Self::Timer | Self::Wake => false,
@@ -75,41 +75,41 @@ impl Kind {
     }
 }
 
-/// How many interrupts of each kind one CPU has taken. That CPU counts, all may read.
+/// The number of interrupts of each kind that one CPU has taken. That CPU counts, all may read.
 pub struct Counters([AtomicU64; Kind::ALL.len()]);
 
 impl Counters {
-    /// None yet.
+    /// Creates counters at 0.
     pub const fn new() -> Self {
         Self([const { AtomicU64::new(0) }; Kind::ALL.len()])
     }
 
-    /// Reads how many of each kind there have been. Another CPU's are exact while it takes none.
+    /// Reads the number of each kind. Another CPU's are exact while it takes none.
     pub fn read(&self) -> Counts {
         // Statistics: no reader concludes anything about other memory from them.
         Counts(Kind::ALL.map(|kind| self.0[kind as usize].load(Ordering::Relaxed)))
     }
 
-    /// One more. Called with interrupts off on the CPU whose counters these are, so no one else
-    /// writes them meanwhile.
+    /// Counts one more. Called with interrupts disabled on the CPU whose counters these are, so
+    /// nothing else writes them at the same time.
     pub fn count(&self, kind: Kind) {
         let counter = &self.0[kind as usize];
         counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
     }
 }
 
-/// How many interrupts of each kind there were, as one reading found them. All that is printed of
+/// The number of interrupts of each kind, from one reading of the counters. All that is printed of
 /// one reading agrees, whether it is the sum or the kinds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts([u64; Kind::ALL.len()]);
 
 impl Counts {
-    /// Returns how many of this kind.
+    /// Returns the number of this kind.
     pub fn of(&self, kind: Kind) -> u64 {
         self.0[kind as usize]
     }
 
-    /// Returns how many of all kinds.
+    /// Returns the number of all kinds.
     pub fn sum(&self) -> u64 {
         self.0.iter().sum()
     }

@@ -5,7 +5,7 @@ use muster_memory::Access;
 /// One section group of the image: whole pages with one set of rights.
 #[derive(Debug, Clone, Copy)]
 pub struct Section {
-    /// What the pages hold, as it is called in the plan and in reports.
+    /// The content of the pages, as it is called in the plan and in reports.
     pub name: &'static str,
     /// First virtual address.
     pub start: u64,
@@ -16,12 +16,12 @@ pub struct Section {
 }
 
 impl Section {
-    /// Length in bytes, a multiple of 4 KiB.
+    /// Returns the length in bytes, a multiple of 4 KiB.
     pub fn length(&self) -> u64 {
         self.end - self.start
     }
 
-    /// Whether `address` lies in this section.
+    /// Returns whether `address` lies in this section.
     pub fn contains(&self, address: u64) -> bool {
         (self.start..self.end).contains(&address)
     }
@@ -38,7 +38,7 @@ unsafe extern "C" {
     static boot_stack_end: u8;
 }
 
-/// The sections in the order in which they lie.
+/// Returns the sections in the order in which they lie.
 pub fn sections() -> [Section; 4] {
     let section = |name, start: *const u8, end: *const u8, access| Section {
         name,
@@ -75,7 +75,7 @@ pub fn sections() -> [Section; 4] {
     ]
 }
 
-/// Whether `address` lies in the image's code.
+/// Returns whether `address` lies in the image's code.
 pub fn is_text(address: u64) -> bool {
     sections()[0].contains(address)
 }

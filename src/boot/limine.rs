@@ -1,6 +1,6 @@
-//! What the loader told: Limine's answers, checked once and turned into one
-//! plain value. Nothing else in the kernel touches a request or a response, all of
-//! which lie in memory that is no longer the loader's in the end ([`crate::bringup::reclaim`]).
+//! Limine's responses, checked once and turned into one plain value. Nothing else in the kernel
+//! touches a request or a response, all of which lie in memory that is no longer the loader's in
+//! the end ([`crate::bringup::reclaim`]).
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -83,7 +83,7 @@ pub struct Boot {
     pub rsdp: Option<u64>,
     /// The kernel's command line; empty if there is none.
     pub command_line: String,
-    /// The screen, if there is one, or what is wrong with it.
+    /// The screen, if there is one, or why it can't be used.
     pub framebuffer: Option<Result<Framebuffer, Unusable>>,
 }
 
@@ -91,8 +91,8 @@ pub struct Boot {
 pub struct ListedCpu {
     /// Its local APIC id.
     pub lapic_id: u32,
-    /// Its parking place in the loader's memory; null for the BSP, and once it is released:
-    /// then the memory may go.
+    /// Its entry in the loader's memory, at which it is parked; null for the BSP, and once it is
+    /// released: then the memory may go.
     slot: AtomicPtr<mp::Cpu>,
 }
 
@@ -106,8 +106,8 @@ impl ListedCpu {
     /// `argument` is what `entry` asks for.
     pub unsafe fn release(&self, entry: unsafe extern "C" fn(&mp::Cpu) -> !, argument: u64) {
         let slot = self.slot.swap(ptr::null_mut(), Ordering::Relaxed);
-        // SAFETY: null or the loader's, which shared it with the AP by atomics alone. It
-        // stays where it is until every AP is released and has come.
+        // SAFETY: null or the loader's, which shared it with the AP by atomics alone. It stays
+        // where it is until every AP is released and has left.
         if let Some(slot) = unsafe { slot.as_ref() } {
             slot.extra.store(argument, Ordering::Release);
             slot.goto_address.write(entry);
@@ -120,7 +120,7 @@ impl Boot {
     ///
     /// # Errors
     ///
-    /// The first thing found without which, or with which, the kernel can't start.
+    /// The first thing missing or wrong with which the kernel can't start.
     pub fn check() -> Result<Self, BootError> {
         if !BASE_REVISION.is_supported() {
             return Err(BootError::Revision(BASE_REVISION.loaded_revision()));
@@ -147,7 +147,7 @@ impl Boot {
 }
 
 impl Boot {
-    /// Logs what the loader told, and what of it is odd.
+    /// Logs what the loader reports, with a warning for what is unusual.
     pub fn log(&self) {
         log::info!(
             target: "boot",
@@ -241,7 +241,7 @@ fn cpus() -> Result<(Vec<ListedCpu>, Vec<u32>), BootError> {
     Ok((listed.collect(), cpus.repeated))
 }
 
-/// The first of the framebuffers.
+/// Returns the first of the framebuffers.
 fn framebuffer() -> Option<Answer> {
     let response = FRAMEBUFFER.get_response()?;
     // SAFETY: as in `loader_name`.
@@ -317,13 +317,13 @@ fn command_line() -> Result<String, BootError> {
     muster_boot::command_line(line.to_bytes())
 }
 
-/// A string of the loader's, or `None` if it left the pointer null.
+/// Reads a string of the loader's: `None` if it left the pointer null.
 fn text(pointer: *const c_char) -> Option<&'static CStr> {
     if pointer.is_null() {
         return None;
     }
-    // SAFETY: by the protocol a pointer in a response is null or leads to a string that
-    // ends in NUL, in reclaimable memory, which is mapped, and nobody writes to it or
-    // takes it back before every CPU has left it. Callers copy it at once.
+    // SAFETY: by the protocol a pointer in a response is null or leads to a string that ends in
+    // NUL, in reclaimable memory, which is mapped, and nothing writes to it or frees it before
+    // every CPU has left it. Callers copy it at once.
     Some(unsafe { CStr::from_ptr(pointer) })
 }

@@ -1,5 +1,5 @@
-//! What is fixed before the kernel plans anything: the loader's answers, the kernel's image, and the
-//! layout of its part of the address space.
+//! Everything that is fixed before the kernel plans anything: the loader's responses, the kernel's
+//! image, and the layout of its part of the address space.
 //!
 //! Imports [`arch`](crate::arch) alone.
 

@@ -22,7 +22,7 @@ const INTERRUPT: u64 = 16 * 1024;
 /// The guard below each stack, in bytes.
 const GUARD: u64 = FRAME_SIZE;
 
-/// What one CPU takes of the window, in bytes.
+/// The part of the window for one CPU, in bytes.
 const SLOT: u64 = 256 * 1024;
 
 /// Stacks per slot.
@@ -35,14 +35,14 @@ pub const BYTES: u64 = 3 * INTERRUPT + MAIN;
 
 const _: () = assert!(InterruptStack::COUNT == 3);
 
-/// What a word of a stack holds that was never used. No address, and hardly anybody's number.
+/// The value of a stack's word that was never used: no address, and an unlikely number.
 const PAINT: u64 = 0x5ac4_ed00_0000_5ac4;
 
 /// Paints memory that is to be a stack.
 ///
 /// # Safety
 ///
-/// So many bytes, a multiple of 8, may be written there, and nobody uses them.
+/// `length` is a multiple of 8; that many bytes may be written there, and nothing uses them.
 pub unsafe fn paint(memory: NonNull<u64>, length: u64) {
     for word in 0..length as usize / size_of::<u64>() {
         // SAFETY: within the memory, as the caller promises.
@@ -57,7 +57,7 @@ pub struct Slot(u32);
 /// Where a stack is: `bottom` is its lowest address, `top` the first above it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Extent {
-    /// What it is for, as it is called in the plan and in reports.
+    /// Its purpose, as it is called in the plan and in reports.
     pub name: &'static str,
     /// Its lowest address.
     pub bottom: u64,
@@ -66,12 +66,12 @@ pub struct Extent {
 }
 
 impl Extent {
-    /// Its size in bytes.
+    /// Returns its size in bytes.
     pub fn length(&self) -> u64 {
         self.top - self.bottom
     }
 
-    /// The most of it that was ever in use, in bytes, as far as the paint tells.
+    /// Returns the peak use of it, in bytes: all but the words that still hold the paint.
     ///
     /// # Safety
     ///
@@ -87,19 +87,19 @@ impl Extent {
         self.length() - untouched * size_of::<u64>() as u64
     }
 
-    /// Whether `address` lies in it.
+    /// Returns whether `address` lies in it.
     pub fn contains(&self, address: u64) -> bool {
         (self.bottom..self.top).contains(&address)
     }
 }
 
 impl Slot {
-    /// The slot of CPU `index`.
+    /// Returns the slot of CPU `index`.
     pub fn of(index: u32) -> Self {
         Self(index)
     }
 
-    /// All stacks of the slot: the interrupt stacks in their order, then the main one.
+    /// Returns all stacks of the slot: the interrupt stacks in their order, then the main one.
     pub fn stacks(self) -> [Extent; COUNT] {
         let mut bottom = STACKS.start + u64::from(self.0) * SLOT;
         [
@@ -119,19 +119,19 @@ impl Slot {
         })
     }
 
-    /// The stack the CPU runs on.
+    /// Returns the stack the CPU runs on.
     pub fn main(self) -> Extent {
         self.stacks()[COUNT - 1]
     }
 
-    /// The tops of the interrupt stacks, for the TSS.
+    /// Returns the tops of the interrupt stacks, for the TSS.
     pub fn interrupt_tops(self) -> [u64; InterruptStack::COUNT] {
         let [double_fault, nmi, machine_check, _] = self.stacks();
         [double_fault.top, nmi.top, machine_check.top]
     }
 }
 
-/// What lies at an address of the stack window.
+/// The location of an address in the stack window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StackLocation {
     /// In a stack.
@@ -143,7 +143,8 @@ pub enum StackLocation {
 }
 
 impl StackLocation {
-    /// What lies at `address`, if it is in the window, or in the guard below the boot stack.
+    /// Returns the location of `address`, if it is in the window, or in the guard below the boot
+    /// stack.
     pub fn of(address: u64) -> Option<Self> {
         let boot = boot_top() - BOOT as u64;
         if (boot - GUARD..boot).contains(&address) {
@@ -184,7 +185,7 @@ impl fmt::Display for StackLocation {
     }
 }
 
-/// The stack that an address lies in, of those that are mapped for good.
+/// Returns the stack that an address lies in, of those that are mapped for good.
 pub fn around(address: u64) -> Option<Extent> {
     let boot = Extent {
         name: "boot stack",
@@ -201,8 +202,7 @@ pub fn around(address: u64) -> Option<Extent> {
         .find(|stack| stack.contains(address))
 }
 
-/// Leaves the current stack for good and goes on with `next` on the one that ends at
-/// `top`.
+/// Leaves the current stack for good and continues with `next` on the one that ends at `top`.
 ///
 /// # Safety
 ///
@@ -225,7 +225,7 @@ pub unsafe fn run_on(top: u64, next: extern "C" fn() -> !) -> ! {
     }
 }
 
-/// The stack on which the BSP plans and builds what all others stand on, in bytes.
+/// The size of the stack on which the BSP plans and builds the shared state, in bytes.
 const BOOT: usize = 256 * 1024;
 
 /// Its memory, in the image: the loader's own stack need only be 64 KiB. The page below it is in no
@@ -250,13 +250,13 @@ static BOOT_INTERRUPT_STACKS: BootInterruptStacks = BootInterruptStacks(UnsafeCe
     [[0; INTERRUPT as usize]; InterruptStack::COUNT],
 ));
 
-/// The tops of the BSP's interrupt stacks while it is on the boot stack.
+/// Returns the tops of the BSP's interrupt stacks while it is on the boot stack.
 pub fn boot_interrupt_tops() -> [u64; InterruptStack::COUNT] {
     let bottom = BOOT_INTERRUPT_STACKS.0.get().addr() as u64;
     core::array::from_fn(|number| bottom + (number as u64 + 1) * INTERRUPT)
 }
 
-/// The first address above the boot stack.
+/// Returns the first address above the boot stack.
 pub fn boot_top() -> u64 {
     (BOOT_STACK.0.get().addr() + BOOT) as u64
 }
@@ -268,6 +268,6 @@ pub fn peek_boot(address: u64) -> Option<u64> {
         return None;
     }
     let word = core::ptr::with_exposed_provenance::<u64>(address as usize);
-    // SAFETY: an aligned word of the static; whoever writes it is this CPU.
+    // SAFETY: an aligned word of the static, which only this CPU writes.
     Some(unsafe { word.read_volatile() })
 }

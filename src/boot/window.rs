@@ -1,4 +1,4 @@
-//! The parts of the address space that the kernel gives away itself.
+//! The parts of the address space that the kernel allocates itself.
 //!
 //! All lie in the second highest 512 GiB, which is in the higher half with four
 //! levels of tables as with five. A loader whose HHDM reaches into them is refused.
@@ -15,7 +15,7 @@ pub struct Window {
 }
 
 impl Window {
-    /// Whether `address` lies in it.
+    /// Returns whether `address` lies in it.
     pub fn contains(self, address: u64) -> bool {
         (self.start..self.end).contains(&address)
     }
@@ -33,7 +33,7 @@ pub const STACKS: Window = Window {
     end: 0xffff_ff10_0000_0000,
 };
 
-/// What is mapped at run time; see [`crate::mm::mapping`].
+/// Mappings made at run time; see [`crate::mm::mapping`].
 pub const MAPPINGS: Window = Window {
     start: 0xffff_ff10_0000_0000,
     end: 0xffff_ff40_0000_0000,
@@ -51,7 +51,7 @@ pub const DEVICES: Window = Window {
     end: 0xffff_ff80_0000_0000,
 };
 
-/// The window of mappings as a range, which has all that is ever unmapped.
+/// The window of mappings as a range: nothing outside it is ever unmapped.
 pub const MAPPINGS_RANGE: VirtRange =
     match VirtRange::new(MAPPINGS.start, MAPPINGS.end - MAPPINGS.start) {
         Some(window) => window,

@@ -1,7 +1,8 @@
-//! The account: what of the machine's memory each CPU has, what it has done, and that all of it adds up.
+//! The account: how much of the machine's memory each CPU has, what each has done, and that all of it
+//! adds up.
 //!
-//! It can be drawn up at any time, on any CPU. What is drawn up while CPUs use memory is a little of
-//! each moment; between orders it is exact, and has to be.
+//! It can be taken at any time, on any CPU. While CPUs use memory its figures are of slightly
+//! different moments; between jobs it is exact, and must add up.
 
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -20,11 +21,11 @@ use crate::mm::shared;
 use crate::report::events;
 use crate::smp::cpu;
 
-/// Logs the account, and whether it adds up. Called on the BSP, between orders.
+/// Logs the account, and whether it adds up. Called on the BSP, between jobs.
 ///
 /// # Errors
 ///
-/// What does not, in words.
+/// The first figures that do not, in words.
 pub fn settle() -> Result<(), String> {
     let account = Account::take().map_err(|error| error.to_string())?;
     account.log();
@@ -33,18 +34,18 @@ pub fn settle() -> Result<(), String> {
     Ok(())
 }
 
-/// What one CPU has, or no CPU, in bytes. [`HeapReading`] says what the words mean.
+/// The memory that one CPU has, or no CPU, in bytes. [`HeapReading`] defines the words.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Holding {
     /// Free frames in its cache; of the common ones, those in no cache.
     pub frames: u64,
     /// Free blocks in its cache; of the common ones, those in depots.
     pub cached: u64,
-    /// What was allocated and freed on it; the common traffic went past all caches.
+    /// The bytes allocated and freed on it; the common traffic went past all caches.
     pub traffic: Traffic,
     /// Frames that it mapped, less those that it unmapped.
     pub mapped: i64,
-    /// The most that its stack has had.
+    /// The peak use of its stack.
     pub stack: u64,
 }
 
@@ -57,7 +58,7 @@ impl Holding {
         self.stack = self.stack.max(other.stack);
     }
 
-    /// Reads what went through the caches of a CPU, and is in them.
+    /// Reads what went through a CPU's caches, and what they hold.
     fn of(index: u32, cpu: &cpu::Shared) -> Self {
         let share = shared::get().share_of(index);
         let mapped = (share.as_ref()).map_or(0, |share| share.handed_out(Owner::Mappings));
@@ -90,18 +91,18 @@ impl Holding {
     }
 }
 
-/// What one CPU has done for itself and for others: numbers of each.
+/// The number of things that one CPU has done for itself and for others.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ActivityCounts {
     /// Interrupts taken, of each kind.
     pub interrupts: Counts,
     /// Calls to others, one for each of them.
     pub sent: u64,
-    /// Calls from others that it carried out.
+    /// Calls from others that it served.
     pub served: u64,
     /// Shootdowns that it began.
     pub shootdowns: u64,
-    /// CPUs that it let sleep on in those.
+    /// Idle CPUs that it did not wake for those.
     pub spared: u64,
     /// Flushes of its TLB, for itself and for others.
     pub flushes: u64,
@@ -147,34 +148,34 @@ impl fmt::Display for ActivityCounts {
 /// All of the machine's memory, in parts.
 #[derive(Debug)]
 pub struct Account {
-    /// Each CPU at work, by its index.
+    /// Each online CPU, by its index.
     pub cpus: Vec<(u32, Holding, ActivityCounts)>,
-    /// What no CPU at work has: free frames in no cache, free blocks in depots, what was allocated,
-    /// freed and mapped past the caches. It has no stack.
+    /// The memory that no online CPU has: free frames in no cache, free blocks in depots, the bytes
+    /// allocated, freed and mapped past the caches. It has no stack.
     pub common: Holding,
-    /// Who owns how much.
+    /// The bytes of each owner.
     pub owners: Totals,
-    /// What the heap holds, by its own counters.
+    /// The heap's bytes, by its own counters.
     heap: HeapReading,
-    /// All that the machine has, without what is reserved.
+    /// The machine's memory, without reserved memory.
     memory: u64,
 }
 
-/// What of the account does not add up.
+/// Why the account does not add up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AccountError {
-    /// Of something there are so many bytes by the parts, and so many by the whole.
+    /// The parts of something have another sum than the whole.
     Sum {
-        /// What it is.
+        /// The memory in question.
         what: &'static str,
         /// The sum of its parts.
         parts: i128,
-        /// What they should add up to.
+        /// The sum that they should have.
         whole: i128,
     },
     /// There is no memory for the account itself.
     OutOfMemory,
-    /// The heap gave back more bytes than it gave out, or gave out and keeps more than it has.
+    /// More bytes of the heap were freed than allocated, or more are live and cached than it has.
     Heap {
         /// Live in its frames.
         live: i64,
@@ -213,7 +214,7 @@ impl fmt::Display for AccountError {
 }
 
 impl Account {
-    /// Draws the account up.
+    /// Takes the account.
     ///
     /// # Errors
     ///
@@ -236,12 +237,12 @@ impl Account {
         for (index, cpu) in cpu::all() {
             let mut holding = Holding::of(index, cpu);
             if cpu.report.admission() == Outcome::Joined {
-                // SAFETY: a CPU at work has its stack, in the shared tables.
+                // SAFETY: an online CPU has its stack, in the shared tables.
                 holding.stack = unsafe { Slot::of(index).main().peak_used() };
-                // There is room: no more CPUs are at work than there are.
+                // There is room: no more CPUs are online than there are.
                 cpus.push((index, holding, ActivityCounts::of(cpu)));
             } else {
-                // What it left when it did not come in time is no CPU's any more.
+                // It did not come in time: its memory is no CPU's any more.
                 common.add(&holding);
             }
         }
@@ -254,8 +255,8 @@ impl Account {
         })
     }
 
-    /// Adds up all rows: what the machine has, which is the CPUs' and the common part, and what its
-    /// CPUs have done.
+    /// Adds up all rows: the machine's memory, which is the CPUs' and the common part, and its
+    /// CPUs' activity.
     pub fn sum(&self) -> (Holding, ActivityCounts) {
         let mut sum = (self.common, ActivityCounts::default());
         for (_, holding, activity) in &self.cpus {
@@ -265,11 +266,12 @@ impl Account {
         sum
     }
 
-    /// Holds the parts against the wholes, to the byte. Exact only if nobody used memory meanwhile.
+    /// Checks the parts against the wholes, to the byte. Exact only if no CPU used memory in
+    /// between.
     ///
     /// # Errors
     ///
-    /// The first that does not add up.
+    /// The first sum that is wrong.
     pub fn check(&self) -> Result<(), AccountError> {
         let cpus = cpu::all().len() as u64;
         let (all, _) = self.sum();
@@ -328,7 +330,7 @@ impl Account {
         Ok(())
     }
 
-    /// Logs what each CPU has, and has done, and who owns the memory.
+    /// Logs and emits each CPU's memory and activity, and the owners of all memory.
     pub fn log(&self) {
         self.log_cpus();
         self.log_memory();
@@ -365,7 +367,7 @@ impl Account {
         log::info!(target: "irq", "taken: {}", activity.interrupts);
     }
 
-    /// Logs who owns the memory.
+    /// Logs the owners of the memory.
     pub fn log_memory(&self) {
         let (all, _) = self.sum();
         let part = |bytes: i128, what: fmt::Arguments<'_>| {

@@ -1,4 +1,4 @@
-//! The way of an application processor from the loader's parking place to work.
+//! The bring-up of an application processor, from the loader's parking loop until it is online.
 
 use core::sync::atomic::Ordering;
 
@@ -12,15 +12,15 @@ use crate::mm::shared;
 use crate::smp::cpu::{Block, Cpu};
 use crate::smp::{cpu, hooks, jobs, lapic, stop};
 
-/// Where the loader sends an AP: on the loader's stack, tables and GDT, with the
-/// address of its block in `extra`.
+/// Starts an AP. The loader sends it here: on the loader's stack, tables and GDT, with the address
+/// of its block in `extra`.
 ///
-/// The order counts. Faults end in words first, since the loader leaves no IDT. Then
-/// the PAT, for until it is set this CPU may cache what it touches in another way than
-/// the others; and the block, which tells whose words they are. Then the control
-/// registers, because the kernel's tables fault on a CPU that has no NX yet; then the
-/// tables, because the stack lies only in them, but for what is ever unmapped: with
-/// that they are loaded when the CPU has joined, and is asked to flush.
+/// The order counts. The IDT comes first, so that faults are reported: the loader leaves none. Then
+/// the PAT, for until it is set this CPU may cache memory in another way than the others; and the
+/// block, by which a report names the CPU. Then the control registers, because the kernel's tables
+/// fault on a CPU that has no NX yet; then the tables, because only they map the stack; these lack
+/// the window of mappings. The tables that have it are loaded when the CPU has joined, and is asked
+/// to flush.
 ///
 /// # Safety
 ///
@@ -57,18 +57,18 @@ pub unsafe extern "C" fn entry(parked: &mp::Cpu) -> ! {
     shared.load_bring_up_tables();
     reach(Phase::Tables);
 
-    // SAFETY: the slot is this CPU's own, mapped in the tables just loaded, and not yet
-    // in use; what is on the loader's stack is done with.
+    // SAFETY: the slot is this CPU's own, mapped in the tables just loaded, and not yet in use;
+    // nothing on the loader's stack is used again.
     unsafe { stack::run_on(Slot::of(block.index()).main().top, run) }
 }
 
-/// Reports that AP `index` has come so far.
+/// Reports that AP `index` has reached `phase`.
 fn reach(index: u32, shared: &cpu::Shared, phase: Phase) {
     shared.report.reach(phase);
     (hooks::get().ap_reached)(index, shared, phase);
 }
 
-/// An AP on its own stack.
+/// Brings an AP online: on its own stack.
 extern "C" fn run() -> ! {
     let (index, joined) = cpu::with(|here| {
         let report = &here.shared().report;
@@ -77,7 +77,7 @@ extern "C" fn run() -> ! {
         here.local().load_descriptors();
         interrupts::load();
         here.shared().identity.record(lapic::registered_id);
-        // It is not the CPU that it should be: the BSP names it, and the rest goes on without it.
+        // It differs from the BSP: the BSP names it, and the others go on without it.
         if here.shared().differences().next().is_some() && report.give_up() {
             idle::halt_for_good();
         }
@@ -87,9 +87,9 @@ extern "C" fn run() -> ! {
         reach(Phase::Descriptors);
         let joined = report.join();
         if joined {
-            // A shootdown goes only to CPUs that have joined, so nothing of what changed in the
-            // tables before that moment may linger here (`Admission`). Were it the other way round,
-            // what changes in between would.
+            // A shootdown goes only to CPUs that have joined, so no translation from before that
+            // moment may stay in this TLB (`Admission`). If the tables were loaded first, a change
+            // between the two steps would be missed.
             shared::get().load_tables();
             here.shared().snapshot.record_tables();
             reach(Phase::Online);

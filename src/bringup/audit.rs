@@ -1,4 +1,4 @@
-//! The audit: nothing that was taken may stay behind.
+//! The audit: no memory may leak.
 
 use alloc::format;
 use alloc::string::String;
@@ -11,22 +11,22 @@ use crate::mm::heap::{self, HeapReading};
 use crate::mm::{checked, shared};
 use crate::report::events;
 
-/// What the heap held before the work.
+/// The heap's figures before the work.
 pub struct Baseline(HeapReading);
 
 impl Baseline {
-    /// Reads what is held now, with every CPU's cache drained.
+    /// Reads the figures now, with every CPU's cache drained.
     pub fn take() -> Self {
         heap::drain();
         Self(HeapReading::take())
     }
 
-    /// Holds what is held now against these books, and all books on the machine's
-    /// memory against the memory itself.
+    /// Checks the figures of now against the baseline, and all counters of the machine's memory
+    /// against the memory itself.
     ///
     /// # Errors
     ///
-    /// What does not add up, in words.
+    /// The first figure that is wrong, in words.
     pub fn compare(&self) -> Result<(), String> {
         heap::drain();
         if let Some(totals) = checked::totals() {
@@ -57,7 +57,7 @@ impl Baseline {
         }
         cpu_state::check()?;
         log::info!("registers: on every CPU as set");
-        // SAFETY: between orders the other CPUs are idle, and this one unmaps nothing.
+        // SAFETY: between jobs the other CPUs are idle, and this one unmaps nothing.
         let code =
             unsafe { shared::get().verify_exclusion() }.map_err(|error| format!("{error}"))?;
         log::info!("rights: {} of code, written nowhere", Bytes(code));

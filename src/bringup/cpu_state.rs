@@ -1,5 +1,5 @@
-//! What a CPU runs with: its own block, stack and GDT, the tables and the IDT of all, and the control
-//! registers as they should be; and whether it is the CPU that it should be.
+//! The state of each CPU, checked: its own block, stack and GDT, the tables and the IDT of all, and
+//! the control registers as set; and its identity.
 
 use alloc::format;
 use alloc::string::String;
@@ -19,10 +19,10 @@ use crate::smp::cpu::{self, Gs};
 use crate::smp::snapshot::{Snapshot, SnapshotValues};
 use crate::smp::{jobs, lapic, online};
 
-/// How long a CPU may take to look at itself, in milliseconds.
+/// How long a CPU may take to read its own state, in milliseconds.
 const TIMEOUT: u64 = 10_000;
 
-/// The first entry of its local vector table that is not as set.
+/// Returns the first entry of its local vector table that is not as set.
 fn odd_entry(snapshot: &Snapshot) -> Option<lapic::LvtEntry> {
     let entries = snapshot.entries().zip(lapic::LvtEntry::names());
     entries
@@ -34,7 +34,7 @@ fn odd_entry(snapshot: &Snapshot) -> Option<lapic::LvtEntry> {
         .find(|entry| entry.found != entry.wanted)
 }
 
-/// The first thing about CPU `index` that is not as it should be.
+/// Returns the first deviation in the state of CPU `index`.
 fn find_deviation(snapshot: &Snapshot, index: u32) -> Option<Deviation> {
     let mut differences = differences(index);
     if let Some(first) = differences.next() {
@@ -55,7 +55,7 @@ fn find_deviation(snapshot: &Snapshot, index: u32) -> Option<Deviation> {
         })
 }
 
-/// Whether an aspect of CPU `index` is as it should be.
+/// Returns whether an aspect of CPU `index` is as it should be.
 fn is_right(snapshot: &Snapshot, index: u32, aspect: Aspect) -> bool {
     let others = || online::cpus().filter(|&(other, _)| other != index);
     match aspect {
@@ -78,7 +78,7 @@ fn is_right(snapshot: &Snapshot, index: u32, aspect: Aspect) -> bool {
     }
 }
 
-/// What can be right or wrong about what a CPU runs with.
+/// A part of a CPU's state that is checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Aspect {
     Stack,
@@ -99,7 +99,7 @@ impl Aspect {
         Self::Registers,
     ];
 
-    /// Whose it is, if it is right.
+    /// Returns the table's entry for a right one: whose it is.
     fn mark(self) -> &'static str {
         match self {
             Self::Stack | Self::Block | Self::Gdt => "own",
@@ -109,7 +109,7 @@ impl Aspect {
     }
 }
 
-/// Something about a CPU that is not as it should be.
+/// A part of a CPU's state that is not as it should be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Deviation {
     Place(Aspect),
@@ -149,13 +149,14 @@ impl fmt::Display for Deviation {
     }
 }
 
-/// Returns the registers in which CPU `index` is not what it should be.
+/// Returns the registers in which CPU `index` differs from the BSP, or from what the loader says of
+/// it.
 fn differences(index: u32) -> impl Iterator<Item = Difference> {
     let shared = cpu::DIRECTORY.get(index);
     shared.into_iter().flat_map(cpu::Shared::differences)
 }
 
-/// Has this CPU look at itself.
+/// Records this CPU's state and identity.
 pub fn record_here() {
     cpu::with(|here| {
         here.shared().identity.record(lapic::registered_id);
@@ -164,7 +165,7 @@ pub fn record_here() {
 }
 
 /// Reads this CPU's registers into the shared part of its block. Called by the CPU itself, before it
-/// reports that it is online, which publishes this; and again in an order.
+/// reports that it is online, which publishes this; and again in a job.
 pub fn record(shared: &cpu::Shared) {
     let here = 0u8;
     shared.snapshot.store(&SnapshotValues {
@@ -182,7 +183,7 @@ pub fn record(shared: &cpu::Shared) {
         .store_entries(entries.map(|entry| (entry.found, entry.wanted)));
 }
 
-/// Writes the CPU's own story to its journal, once it is there to be told.
+/// Writes the CPU's bring-up to its own journal.
 pub fn log_own(index: u32, shared: &cpu::Shared) {
     for phase in Phase::ALL {
         if let Some(stamp) = shared.report.stamp(phase) {
@@ -201,7 +202,7 @@ pub fn log_own(index: u32, shared: &cpu::Shared) {
     log::debug!(target: "roll", "block at {:#x}, tables at {:#x}", shared.snapshot.block(), shared.snapshot.cr3());
 }
 
-/// Prints what each CPU at work runs with, and how far it is what it should be.
+/// Logs the state of each online CPU, with each deviation.
 pub fn log_all() {
     log::info!(target: "roll", "what each CPU runs with:");
     log::info!(target: "roll", "cpu stack block gdt idt cr3 reg protection");
@@ -232,11 +233,11 @@ pub fn log_all() {
     }
 }
 
-/// Has each CPU look at itself once more. Called on the BSP, between orders.
+/// Checks each CPU's state once more. Called on the BSP, between jobs.
 ///
 /// # Errors
 ///
-/// The first thing that is not as it should be, in words.
+/// The first deviation, in words.
 pub fn check() -> Result<(), String> {
     jobs::all(TIMEOUT, &|_| record_here());
     match online::cpus()

@@ -1,23 +1,21 @@
-//! Interrupts: which there are, who handles them, and how often they came.
+//! Interrupts: their kinds, their handlers, and their counts.
 //!
-//! What may come on top of what is settled by three rules:
+//! Three rules settle which interrupt may interrupt what:
 //!
-//! 1. A handler runs with interrupts off from its first instruction to its last; no handler
-//!    switches them on. So no interrupt comes on top of another one, and a CPU needs stack for one
-//!    handler at a time.
-//! 2. Only an NMI, a machine check and a debug exception come on top of a handler. The NMI means
-//!    "stop now" or nothing ([`take_nmi`]), the machine check ends the run, and the debug exception belongs to a CPU that
-//!    steps through its code, whose handler then runs in the handler's place. None of them takes a
-//!    lock that code below it may hold.
-//! 3. A handler may allocate and free. Whatever it interrupted goes on where
-//!    [`heap::resume_at`] says. Handlers that never do are declared
-//!    ([`Kind::leaves_the_heap_alone`]).
+//! 1. A handler runs with interrupts disabled from its first instruction to its last; no handler
+//!    enables them. So handlers do not nest, and a CPU needs stack for one handler at a time.
+//! 2. Only an NMI, a machine check and a debug exception interrupt a handler. The NMI means "stop
+//!    now" or nothing ([`take_nmi`]), the machine check ends the run, and the debug exception
+//!    belongs to a CPU that steps through its code, whose handler then runs in the handler's place.
+//!    None of them takes a lock that code below it may hold.
+//! 3. A handler may allocate and free. The interrupted code resumes where [`heap::resume_at`] says.
+//!    Handlers that never do are declared ([`Kind::leaves_the_heap_alone`]).
 //!
 //! Every interrupt that is in service is ended before it is handled, not after: with interrupts
-//! off nothing comes of it, and a handler that never returns leaves nothing behind.
+//! disabled nothing comes of it, and a handler that never returns leaves nothing behind.
 //!
-//! Every vector has a handler. An interrupt that nobody asked for is counted, named once, and ended:
-//! firmware leaves devices on, and a stray interrupt hurts nothing that is here.
+//! Every vector has a handler. An unexpected interrupt is counted, named once, and ended: firmware
+//! leaves devices enabled, and a stray interrupt does no harm here.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -31,7 +29,7 @@ use crate::mm::heap;
 use crate::report::panic;
 use crate::smp::{call, cpu, lapic, lazy_tlb, stop, timer};
 
-/// Where all exceptions and interrupts go on from the stubs.
+/// The handler of all exceptions and interrupts, which the stubs call.
 struct Handlers;
 
 impl TrapHandler for Handlers {
@@ -43,19 +41,20 @@ impl TrapHandler for Handlers {
     }
 }
 
-/// Makes faults end in words from here on, on the stack in use: for a CPU that
-/// has no TSS yet.
+/// Loads an IDT whose handlers run on the stack in use, so that faults are reported from here on:
+/// for a CPU that has no TSS yet.
 pub fn load_early() {
     exceptions::load_early::<Handlers>();
 }
 
-/// The same with interrupt stacks, for a CPU that has loaded its TSS.
+/// Loads the IDT with interrupt stacks, for a CPU that has loaded its TSS.
 pub fn load() {
     exceptions::load::<Handlers>();
 }
 
-/// Of the CPU's own exceptions none is expected but the NMI that stops a CPU, the debug exception of a
-/// CPU that steps through its code, and the page fault of a probe; every other one ends the run in words.
+/// Handles an exception or an interrupt. Of the CPU's own exceptions none is expected but the NMI that
+/// stops a CPU, the debug exception of a CPU that steps through its code, and the page fault of a probe;
+/// every other one ends the run with a report.
 fn handle(frame: &mut Frame) -> Heap {
     if frame.vector == DEBUG
         && let Some(heap) = cpu::try_with(|here| here.local().stepper().trapped(frame)).flatten()
@@ -69,7 +68,7 @@ fn handle(frame: &mut Frame) -> Heap {
         return heap;
     }
     if frame.vector == NMI && stop::is_requested() {
-        // A CPU with a fault of its own is about to leave word of it, and then stops.
+        // A CPU with a fault of its own is about to record it, and then stops.
         if cpu::try_with(|here| here.shared().end.has_begun()).unwrap_or(false) {
             return Heap::Untouched;
         }
@@ -81,7 +80,7 @@ fn handle(frame: &mut Frame) -> Heap {
     panic::exception(frame);
 }
 
-/// Takes the interrupt of this vector. `None`: it is an exception.
+/// Handles the interrupt of this vector. Returns `None` if it is an exception.
 fn take(vector: u64) -> Option<Heap> {
     let vector = u8::try_from(vector).ok()?;
     let kind = kind_of(vector)?;
@@ -101,7 +100,7 @@ fn take(vector: u64) -> Option<Heap> {
             log::error!("local APIC: {}", lapic::take_errors());
         }
         Kind::Unexpected => end_unexpected(vector),
-        // The first is not in service, so there is nothing to end; the second is not told by its vector.
+        // The first is not in service, so there is nothing to end; the second does not come here.
         Kind::Spurious | Kind::Nmi => {}
     }
     Some(if kind.leaves_the_heap_alone() {
@@ -111,7 +110,7 @@ fn take(vector: u64) -> Option<Heap> {
     })
 }
 
-/// Returns the kind of what comes at a vector; `None` for an exception of the CPU's.
+/// Returns the kind of the interrupt at a vector; `None` for an exception of the CPU's.
 fn kind_of(vector: u8) -> Option<Kind> {
     match vector {
         TIMER_VECTOR => Some(Kind::Timer),
@@ -119,7 +118,7 @@ fn kind_of(vector: u8) -> Option<Kind> {
         ERROR_VECTOR => Some(Kind::Error),
         SPURIOUS_VECTOR => Some(Kind::Spurious),
         FIRST.. => Some(Kind::Unexpected),
-        // The stub of an exception with an error code has taken another word for it.
+        // The stub of an exception with an error code has taken another word for the error code.
         FIRST_DELIVERED.. if !has_error_code(vector) => {
             lapic::is_in_service(vector).then_some(Kind::Unexpected)
         }
@@ -127,8 +126,7 @@ fn kind_of(vector: u8) -> Option<Kind> {
     }
 }
 
-/// Returns whether nobody uses this vector, be it for an interrupt or for an exception that has an error
-/// code.
+/// Returns whether this vector is unused: by interrupts, and by exceptions that have an error code.
 pub fn is_unused(vector: u8) -> bool {
     match vector {
         TIMER_VECTOR | WAKE_VECTOR | ERROR_VECTOR | SPURIOUS_VECTOR => false,
@@ -136,15 +134,15 @@ pub fn is_unused(vector: u8) -> bool {
     }
 }
 
-/// Returns how many interrupts this CPU has taken that nobody asked for.
+/// Returns the number of unexpected interrupts that this CPU has taken.
 pub fn unexpected_here() -> u64 {
     cpu::with(|here| here.shared().interrupts.read().of(Kind::Unexpected))
 }
 
-/// Vectors at which an interrupt that nobody asked for has come, a bit for each.
+/// The vectors at which an unexpected interrupt has come, a bit for each.
 static NAMED: [AtomicU64; 4] = [const { AtomicU64::new(0) }; 4];
 
-/// Ends an interrupt that nobody asked for, where it is in service, and names it, the first time.
+/// Ends an unexpected interrupt, where it is in service, and names it, the first time.
 fn end_unexpected(vector: u8) {
     let line = vector
         .checked_sub(pic::FIRST_VECTOR)
@@ -168,12 +166,13 @@ fn end_unexpected(vector: u8) {
     }
 }
 
-/// Takes an NMI that no other CPU stops this one by. `false`: the machine is broken, and the run ends.
+/// Counts an NMI by which no other CPU stops this one. Returns `false` if the machine reports an
+/// error: then the run ends.
 ///
-/// Any other is counted and told, as other kernels do: management controllers, watchdogs and buttons
-/// send NMIs, what they mean is known to nobody here, and nothing that is here is hurt by one. The
-/// handler uses neither the heap nor locks, nor the local APIC, nor anything that is ever unmapped: so
-/// it needs no [`lazy_tlb::leave_idle`], and what it interrupted goes on where it was.
+/// Any other is counted, as in other kernels: management controllers, watchdogs and buttons send NMIs,
+/// whose meaning is unknown here, and which do no harm here. The handler uses neither the heap nor
+/// locks, nor the local APIC, nor a page that is ever unmapped: so it needs no
+/// [`lazy_tlb::leave_idle`], and the interrupted code resumes where it was.
 fn take_nmi() -> bool {
     if machine_check::nmi_status().is_error() {
         return false;

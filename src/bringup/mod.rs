@@ -1,7 +1,7 @@
-//! How the CPUs come up and are held to account: the entry of an AP, the interrupts it takes from then
-//! on, the roll call, the loader's memory taken over, and the accounts at the end.
+//! How the CPUs come up, and how all is accounted for: the entry of an AP, the interrupts it takes
+//! from then on, the roll call, the loader's memory taken over, the account and the audit at the end.
 //!
-//! Imports [`mm`](crate::mm) and what lies below it.
+//! Imports [`mm`](crate::mm) and the rooms below it.
 
 pub mod account;
 pub mod ap;

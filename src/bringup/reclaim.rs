@@ -1,9 +1,9 @@
 //! The loader's memory, taken over once no CPU can reach it any more.
 //!
-//! In it lie the loader's tables, GDT and stacks, the responses, and the code in which parked APs
-//! wait. The kernel copies what it wants to keep of the responses ([`crate::boot::limine`]), lets go of each
-//! AP's parking place when it releases the AP, and reads firmware tables elsewhere. What is left are
-//! the CPUs themselves: as long as it is not certain of every one that it has left, nothing is taken.
+//! In it lie the loader's tables, GDT and stacks, the responses, and the code in which parked APs wait. The
+//! kernel copies the parts of the responses that it keeps ([`crate::boot::limine`]), does not use an AP's
+//! parking slot after it has released the AP, and reads firmware tables elsewhere. That leaves the CPUs
+//! themselves: as long as it is not certain that every one has left, nothing is taken.
 
 use alloc::format;
 use alloc::string::String;
@@ -16,15 +16,15 @@ use crate::mm::shared;
 use crate::report::events;
 use crate::smp::online;
 
-/// What loader memory is poisoned with: as an address or an instruction it faults
-/// (`int3`, and 0xcccc… is not canonical), as a table entry it is not present.
+/// The byte that loader memory is poisoned with: as an address or an instruction it faults (`int3`,
+/// and 0xcccc… is not canonical), as a table entry it is not present.
 const POISON: u8 = 0xcc;
 
-/// Takes the loader's memory over, unless a CPU may still be in it: the log says which, then.
+/// Takes the loader's memory over, unless a CPU may still be in it: then the log names the CPU.
 ///
 /// # Errors
 ///
-/// In words, if a CPU that is at work runs with something that lies in the loader's memory.
+/// In words, if an online CPU uses something that lies in the loader's memory.
 pub fn reclaim(roll: &RollCall, choice: Reclaim) -> Result<(), String> {
     let shared = shared::get();
     let keep = |why: &str| {
@@ -58,7 +58,7 @@ pub fn reclaim(roll: &RollCall, choice: Reclaim) -> Result<(), String> {
         Reclaim::Yes | Reclaim::No => (0, ""),
     };
     // SAFETY: every CPU the machine has came from the loader to its own tables, stack and
-    // descriptors, none of which lie there (above), and nobody else knows the memory.
+    // descriptors, none of which lie there (above), and nothing else refers to the memory.
     let bytes = unsafe { shared.adopt_loader_memory(byte) }.map_err(|error| format!("{error}"))?;
     log::info!("reclaimed {} from the loader{how}", Bytes(bytes));
     events::emit(muster_events::Reclaim {

@@ -1,4 +1,4 @@
-//! The recount of the machine's memory: everything once more, against the books.
+//! The recount of the machine's memory: everything once more, against the counters.
 
 use core::fmt;
 
@@ -10,12 +10,12 @@ use crate::boot::window::{HEAP, MAPPINGS};
 use crate::mm::heap::HeapReading;
 use crate::mm::shared::SharedMemory;
 
-/// What a recount of the machine's memory found.
+/// Why a recount of the machine's memory differs from the counters.
 #[derive(Debug)]
 pub enum RecountError {
     /// The tables can't be walked to their end.
     Tables(Mismatch),
-    /// The memory at this physical address is in the heap's window twice.
+    /// The memory at this physical address is mapped twice in the heap's window.
     ShownTwice(u64),
     /// The allocator knows nothing of a frame that it was given.
     Unowned(Frame),
@@ -25,17 +25,17 @@ pub enum RecountError {
     Magazines {
         /// Frames that are the heap's by their records, and not in its window.
         counted: u64,
-        /// Frames that the magazines hold by their own books.
+        /// Frames that the magazines hold by their own counters.
         counters: u64,
     },
-    /// The mappings' window should show as many bytes of frames as are the mappings'.
+    /// The mappings' window should map as many bytes of frames as are the mappings'.
     Mappings {
         /// Bytes of frames that are the mappings' by their records.
         counted: u64,
-        /// Bytes of such frames that the window shows.
+        /// Bytes of such frames that the window maps.
         shown: u64,
     },
-    /// An owner has so many bytes by the counters, and so many by the count.
+    /// An owner has another number of bytes by the counters than by the count, in this order.
     Counters(Owner, u64, u64),
 }
 
@@ -74,23 +74,22 @@ impl fmt::Display for RecountError {
     }
 }
 
-/// Counts everything again, from the records of each frame and by a walk of the
-/// tables, and holds it against the books. Gives the bytes of memory there are,
-/// without what is reserved.
+/// Counts everything again, from the records of each frame and by a walk of the tables, and checks
+/// it against the counters. Returns the bytes of memory there are, without reserved memory.
 ///
 /// # Errors
 ///
-/// The first thing that does not add up.
+/// The first difference.
 ///
 /// # Safety
 ///
-/// Nobody unmaps at the same time.
+/// Nothing is unmapped at the same time.
 pub unsafe fn recount(shared: &SharedMemory) -> Result<u64, RecountError> {
     // No lock is held while the set takes memory, which the heap may have to grow for.
     let mut window = NoditSet::<u64, Interval<u64>>::new();
     let mut shown_twice = None;
     let mut mapped = 0;
-    // SAFETY: nobody unmaps, as the caller promises.
+    // SAFETY: nothing is unmapped, as the caller promises.
     let tables = unsafe { shared.published_tables() }
         .walk(&mut |leaf| {
             let range = ie(leaf.phys, leaf.phys + leaf.size.bytes());

@@ -1,4 +1,4 @@
-//! The roll call: how far each CPU has come, when, and who is missing.
+//! The roll call: which phase each CPU has reached, when, and which CPUs are missing.
 
 use alloc::format;
 use alloc::vec::Vec;
@@ -23,7 +23,7 @@ use crate::smp::online;
 use crate::smp::progress::Progress;
 
 /// How long a CPU that has joined may take to be online, in milliseconds: a virtual one may be off its
-/// host core. If it takes longer, it is named when it is called.
+/// host core. If it takes longer, the first call to it fails, and names it.
 const ONLINE_TIMEOUT: u64 = 10_000;
 
 /// The columns of the roll-call table.
@@ -39,8 +39,8 @@ const COLUMNS: [(Phase, &str); 7] = [
 
 /// The roll call and how it ended.
 pub struct RollCall {
-    /// LAPIC ids that the machine's MADT names and the loader does not list; `None` if
-    /// there is no MADT to be read.
+    /// LAPIC ids that the machine's MADT names and the loader does not list; `None` if there is no
+    /// readable MADT.
     unlisted: Option<Vec<u32>>,
     /// CPUs that `cpus=` leaves with the loader.
     left_out: usize,
@@ -62,7 +62,7 @@ impl RollCall {
             unsafe { cpu.release(ap::entry, argument) };
         }
         let deadline = Deadline::after_millis(arguments.deadline_millis);
-        // One that keeps itself out has answered, too.
+        // One that has excluded itself has answered, too.
         let answered = |shared: &Shared| {
             shared.report.phase() == Phase::Online || shared.report.admission() == Outcome::GivenUp
         };
@@ -72,7 +72,8 @@ impl RollCall {
         for (_, shared) in cpu::all() {
             shared.report.give_up();
         }
-        // A CPU that joined in that very moment loads the tables of all, and says so.
+        // A CPU that joined in that very moment loads the tables of all, and then reports that it
+        // is online.
         let deadline = Deadline::after_millis(ONLINE_TIMEOUT);
         while online::cpus().any(|(_, shared)| !answered(shared)) && !deadline.passed() {
             core::hint::spin_loop();
@@ -87,7 +88,7 @@ impl RollCall {
         }
     }
 
-    /// Prints who came, when, and with what; and who did not.
+    /// Logs each CPU's bring-up and state; and the missing ones.
     pub fn print(&self) {
         let online = online::count();
         log::info!(
@@ -142,7 +143,7 @@ impl RollCall {
         }
     }
 
-    /// Tells programs the same.
+    /// Emits the same as events.
     pub fn emit(&self) {
         for (index, shared) in cpu::all() {
             let (tsc_ahead_ns, tsc_error_ns) = shared.report.skew().nanos().unzip();
@@ -183,11 +184,11 @@ impl RollCall {
         });
     }
 
-    /// Whether everybody is here.
+    /// Checks that no CPU is missing.
     ///
     /// # Errors
     ///
-    /// Who is not, in words.
+    /// The missing CPUs, in words.
     pub fn verdict(&self) -> Result<(), alloc::string::String> {
         let missing = self.missing();
         if missing.is_empty() {
@@ -199,9 +200,9 @@ impl RollCall {
         ))
     }
 
-    /// Why a CPU may still be in the loader's memory, in words; `None` if none can be.
+    /// Returns why a CPU may still be in the loader's memory, in words; `None` if none can be.
     pub fn who_may_be_in_the_loader(&self) -> Option<alloc::string::String> {
-        // One that is kept out halts in the kernel.
+        // One that is excluded halts in the kernel.
         let is_lost = |shared: &Shared| shared.differences().next().is_none();
         let absent = self.absent().filter(|(_, shared)| is_lost(shared));
         let missing: Vec<_> = (absent.map(|(_, shared)| shared.lapic_id))
@@ -225,7 +226,7 @@ impl RollCall {
         }
     }
 
-    /// The LAPIC ids of the CPUs that should be here.
+    /// Returns the LAPIC ids of the missing CPUs.
     fn missing(&self) -> Vec<u32> {
         let absent = self.absent().map(|(_, shared)| shared.lapic_id);
         absent.chain(self.unlisted().iter().copied()).collect()
@@ -239,8 +240,8 @@ impl RollCall {
         cpu::all().filter(|(_, shared)| shared.report.admission() != Outcome::Joined)
     }
 
-    /// Microseconds from the release to `phase`; the BSP went through most of its
-    /// own before it released anyone, and counts as there at 0.
+    /// Returns the microseconds from the release to `phase`; the BSP went through most of its own
+    /// before it released anyone, and counts as there at 0.
     fn micros_to(&self, report: &Progress, phase: Phase) -> Option<u64> {
         let stamp = report.stamp(phase)?;
         Some(clock::to_micros(stamp.saturating_sub(self.released_at)))
@@ -254,8 +255,8 @@ impl RollCall {
     }
 }
 
-/// The LAPIC ids that the MADT calls ready for use and the loader did not list; `None` if it
-/// can't be read.
+/// Returns the LAPIC ids that the MADT calls ready for use and the loader did not list; `None` if
+/// it can't be read.
 fn unlisted(boot: &Boot) -> Option<Vec<u32>> {
     let Some(rsdp) = boot.rsdp else {
         log::warn!("the loader gave no RSDP: CPUs that it lost can't be told");

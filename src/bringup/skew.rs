@@ -16,18 +16,20 @@ use crate::arch::clock::{self, Deadline};
 use crate::smp::call::{self, Targets};
 use crate::smp::online;
 
-/// How often each AP is asked. The first answer is late, as the AP sleeps; of the others some come at once.
+/// How often each AP is asked. The first answer is late, as the AP is idle; of the others some come at
+/// once.
 const ROUNDS: u64 = 32;
 
 /// How long an AP may take for all of its answers, in milliseconds, and all APs together: a virtual CPU
-/// may be off its host core, and this is nothing to wait for.
+/// may be off its host core, and this measurement is not worth a longer wait.
 const TIMEOUT: u64 = 200;
 const TIMEOUT_OF_ALL: u64 = 2000;
 
-/// From how many nanoseconds on it is worth a warning that the times of two CPUs don't compare.
+/// The distance of two CPUs' TSCs, in nanoseconds, beyond which a warning says that their times
+/// don't compare.
 const MAX_DISTANCE: u64 = 1000;
 
-/// In the place of a round's number: there are no more.
+/// Instead of a round's number: there are no more.
 const OVER: u64 = u64::MAX;
 
 /// How many CPUs stand in one line of the log, which fits a terminal of 80 columns while no number has more
@@ -41,7 +43,7 @@ static QUESTION: CachePadded<AtomicU64> = CachePadded::new(AtomicU64::new(0));
 static ANSWER: CachePadded<(AtomicU64, AtomicU64)> =
     CachePadded::new((AtomicU64::new(0), AtomicU64::new(0)));
 
-/// Measures it for each AP at work. Called on the BSP, when nobody has work yet.
+/// Measures it for each online AP. Called on the BSP, when no CPU has work yet.
 pub fn measure() {
     let deadline = Deadline::after_millis(TIMEOUT_OF_ALL);
     for (index, shared) in online::cpus().skip(1) {
@@ -54,7 +56,7 @@ pub fn measure() {
     }
 }
 
-/// Asks one AP. `None` if it does not answer in time, or its answers contradict each other.
+/// Asks one AP. Returns `None` if it does not answer in time, or its answers contradict each other.
 fn ask(index: u32) -> Option<Offset> {
     // Relaxed, both: the call publishes them to the AP.
     QUESTION.store(0, Ordering::Relaxed);
@@ -122,7 +124,7 @@ fn answer() {
     }
 }
 
-/// The TSC, read after all that comes before it in the program, and before all that comes after it.
+/// Reads the TSC after all earlier instructions of the program, and before all later ones.
 fn stamp() -> u64 {
     let (low, high): (u32, u32);
     // SAFETY: every x86-64 CPU has the instructions, CR4.TSD does not bind ring 0, and they write to no
@@ -141,8 +143,8 @@ fn stamp() -> u64 {
     u64::from(high) << 32 | u64::from(low)
 }
 
-/// Prints by how many nanoseconds each AP's TSC is ahead of the BSP's, and by how many that may be off; and
-/// whose is so far away that times don't compare.
+/// Logs by how many nanoseconds each AP's TSC is ahead of the BSP's, and by how many that may be wrong;
+/// with a warning for those too far away for times to compare.
 pub fn log() {
     let mut aps = online::cpus().skip(1).peekable();
     if aps.peek().is_none() {

@@ -1,4 +1,5 @@
-//! The first frames that are taken: for the records of all frames, and for each CPU's stacks and block.
+//! The first frames that are allocated: for the records of all frames, and for each CPU's stacks and
+//! per-CPU block.
 
 use core::mem::MaybeUninit;
 
@@ -32,11 +33,11 @@ pub fn frame_allocator(map: &mut PhysicalMap, hhdm: Hhdm) -> Result<FrameAllocat
         .pointer(place.start())
         .ok_or(BuildError::OutOfMemory("the records of its frames"))?
         .cast::<MaybeUninit<FrameInfo>>();
-    // SAFETY: (1) the range is `count` records long, page-aligned, memory, and in the
-    // HHDM of both tables for good; (2) the map now gives it to the frame table, so
-    // nobody else gets it; (3) uninitialised is a valid state of the element type.
+    // SAFETY: (1) the range is `count` records long, page-aligned, memory, and in the HHDM of both
+    // tables for good; (2) the map now gives it to the frame table, so it is not allocated again;
+    // (3) uninitialised is a valid state of the element type.
     let storage = unsafe { core::slice::from_raw_parts_mut(storage.as_ptr(), count) };
-    // SAFETY: what the map calls free, the loader has left unused, and nobody has taken any of it but the
+    // SAFETY: the loader has left unused what the map calls free, and none of it is taken but for the
     // records, which the map no longer calls free.
     unsafe { FrameAllocator::new(map.ranges(Owner::Free), map.ranges(Owner::Loader), storage) }
         .map_err(BuildError::Frames)
@@ -74,7 +75,7 @@ pub fn add_stacks(
     Ok(())
 }
 
-/// Makes the block of CPU `index` in frames of its own.
+/// Makes the per-CPU block of CPU `index` in frames of its own.
 pub fn make_block(
     frames: &FrameAllocator,
     hhdm: Hhdm,
@@ -86,7 +87,7 @@ pub fn make_block(
         .flatten()
         .and_then(|run| hhdm.pointer(run.into_raw().start()))
         .ok_or(BuildError::OutOfMemory("the blocks of its CPUs"))?;
-    // SAFETY: the run was just allocated and is never freed; the HHDM shows it,
-    // writable, in the loader's tables and in the kernel's.
+    // SAFETY: the run was just allocated and is never freed; the HHDM maps it, writable, in the
+    // loader's tables and in the kernel's.
     Ok(unsafe { cpu::create(index, lapic_id, memory) })
 }

@@ -28,7 +28,7 @@ pub enum BuildError {
     Tables(TableError),
     /// The finished tables are not as planned.
     Mismatch(Mismatch),
-    /// There is not enough memory, and for what.
+    /// There is not enough memory for this.
     OutOfMemory(&'static str),
 }
 

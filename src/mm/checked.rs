@@ -1,4 +1,4 @@
-//! The heap that checks, for `heap=checked`: what it needs to know of this kernel.
+//! The checked heap, for `heap=checked`: its platform in this kernel.
 //!
 //! It wraps the magazines. A block that is freed twice, or written where it may not be, ends the run
 //! with the CPUs that allocated and freed it, and with the return addresses of both.
@@ -23,11 +23,11 @@ static HEAP: CheckedHeap<heap_platform::Unchecked, Watch> =
 /// One for each CPU.
 static QUARANTINES: OnceCell<&'static [Quarantine]> = OnceCell::uninit();
 
-/// Whether new blocks are checked, and with them all that the magazines have given.
+/// Whether new blocks are checked, and with them all that come from the magazines.
 static IS_ON: AtomicBool = AtomicBool::new(false);
 
-/// Has all blocks checked from now on that do not come from the list. Called on the BSP, before
-/// there are other CPUs and before the magazines have given anything that will be freed.
+/// Starts to check all blocks that do not come from the list. Called on the BSP, before there are
+/// other CPUs and before a block of the magazines has been allocated that will be freed.
 pub fn start() {
     QUARANTINES.init_once(|| {
         let quarantines: Vec<_> = cpu::all().map(|_| Quarantine::new()).collect();
@@ -36,12 +36,12 @@ pub fn start() {
     IS_ON.store(true, Ordering::Release);
 }
 
-/// Whether blocks are checked.
+/// Returns whether blocks are checked.
 pub fn is_on() -> bool {
     IS_ON.load(Ordering::Acquire)
 }
 
-/// Allocates for these callers. Null: out of memory.
+/// Allocates for these callers. Returns null if memory is out.
 pub fn allocate(layout: Layout, callers: Callers) -> *mut u8 {
     HEAP.allocate(layout, callers)
 }
@@ -50,23 +50,24 @@ pub fn allocate(layout: Layout, callers: Callers) -> *mut u8 {
 ///
 /// # Safety
 ///
-/// As for [`dealloc`](alloc::alloc::dealloc), but for what is found.
+/// As for [`dealloc`](alloc::alloc::dealloc), but for the misuses that the heap finds.
 pub unsafe fn free(block: *mut u8, layout: Layout, callers: Callers) {
     // SAFETY: the caller's promise.
     unsafe { HEAP.free(block, layout, callers) };
 }
 
-/// Checks all that waits in quarantine and gives it back to the magazines. `true`: there was some.
+/// Checks all blocks in quarantine and gives them back to the magazines. Returns whether there were
+/// any.
 pub fn flush() -> bool {
     is_on() && HEAP.flush() > 0
 }
 
-/// What the heap holds, if it is on.
+/// Returns the heap's totals, if it is on.
 pub fn totals() -> Option<CheckedTotals> {
     is_on().then(|| HEAP.totals())
 }
 
-/// What a block of this layout takes of the magazines.
+/// Returns the layout that a block of this layout takes of the magazines.
 pub fn taken(layout: Layout) -> Layout {
     if is_on() {
         CheckedHeap::<heap_platform::Unchecked, Watch>::taken(layout).unwrap_or(layout)
@@ -75,8 +76,8 @@ pub fn taken(layout: Layout) -> Layout {
     }
 }
 
-/// The return addresses on the way to the global allocator, from the frame pointer of the `function`
-/// that this is called by, in which the allocator ends if it isn't the usual path.
+/// Returns the return addresses on the way to the global allocator, from the frame pointer of the
+/// calling `function`, in which the allocator ends if it isn't the usual path.
 ///
 /// Beyond the first frame only within the stack that it is on, where anything can be read: code that
 /// was compiled without frame pointers may have left anything in the register.
@@ -86,8 +87,8 @@ pub fn callers(mut frame_pointer: u64, function: *const ()) -> Callers {
     let mut up = || {
         let frame =
             ptr::with_exposed_provenance::<u64>(NonZero::new(frame_pointer as usize)?.get());
-        // SAFETY: two aligned words of a stack of this CPU's: those at a frame pointer, first, and
-        // then such as lie in the stack as a whole.
+        // SAFETY: two aligned words of a stack of this CPU's: first those at a frame pointer, then
+        // others that lie wholly in the stack.
         let (next, return_address) = unsafe { (frame.read(), frame.add(1).read()) };
         let is_above = next > frame_pointer && next.is_multiple_of(8);
         let is_in_stack = stack.is_some_and(|stack| (stack.bottom..stack.top - 8).contains(&next));
@@ -104,7 +105,7 @@ pub fn callers(mut frame_pointer: u64, function: *const ()) -> Callers {
     Callers::new(first.into_iter().chain(core::iter::from_fn(up)))
 }
 
-/// What the call before this return address calls, if that is written there.
+/// Returns the target of the call before this return address, if it is a call by distance.
 fn called_before(return_address: usize) -> Option<usize> {
     /// A call by distance (Intel SDM vol. 2A, CALL): an opcode and four bytes.
     const CALL: u8 = 0xe8;
@@ -121,10 +122,10 @@ fn called_before(return_address: usize) -> Option<usize> {
     (opcode == CALL).then(|| return_address.wrapping_add_signed(distance as isize))
 }
 
-/// What the checked heap asks.
+/// The checked heap's platform.
 struct Watch;
 
-// SAFETY: (1) the frames are the heap's, which the HHDM shows for as long as they are, and longer; (2)
+// SAFETY: (1) the frames are the heap's, which the HHDM maps for as long as they are, and longer; (2)
 // there is one heap.
 unsafe impl CheckPlatform for Watch {
     fn cpu(&self) -> Option<usize> {

@@ -1,30 +1,29 @@
-//! A frame that is not available, on demand: with `frames-fail=N` the N-th request for frames is
-//! refused, whoever makes it, so that every place where memory can run out is seen to say so or to do
-//! without. Requests that a CPU serves from frames at hand for itself, for the benchmarks, are not
-//! among them: they have no time for this.
+//! Allocation-failure injection: with `frames-fail=N` the N-th request for frames is refused, so that
+//! a test sees every caller report it or do without. Requests that the benchmarks serve from a CPU's
+//! cached frames are not among them: the test would cost them time.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use muster_memory::{FrameAllocator, FrameSource, OwnedFrame};
 
-/// Requests until the one that is refused, that one included; 0: none is.
+/// The number of requests until the one that is refused, that one included; 0: none is.
 static LEFT: AtomicU64 = AtomicU64::new(0);
 
-/// The request that is refused, from now on, counted from 1.
+/// Sets the request that is refused, counted from 1 from now on.
 pub fn set(request: Option<u64>) {
     LEFT.store(request.unwrap_or(0), Ordering::Relaxed);
 }
 
-/// Whether the request that is about to be made is the one.
+/// Counts a request, and returns whether it is to be refused.
 pub fn fails() -> bool {
-    // All but the runs that are about this leave it with the look.
+    // In all other runs this load is all that it costs.
     LEFT.load(Ordering::Relaxed) != 0
         && LEFT.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
             left.checked_sub(1)
         }) == Ok(1)
 }
 
-/// The frames of page tables, one of which may not be had.
+/// The frames of page tables, one of which may be refused.
 pub struct TableFrames<'a>(pub &'a FrameAllocator);
 
 impl FrameSource for TableFrames<'_> {
@@ -37,7 +36,7 @@ impl FrameSource for TableFrames<'_> {
     }
 }
 
-/// Says whether it has come to that.
+/// Logs whether the request was made and refused.
 pub fn log_outcome(request: Option<u64>) {
     let Some(request) = request else { return };
     match LEFT.load(Ordering::Relaxed) {

@@ -1,4 +1,4 @@
-//! The firmware's tables, as far as they are read: mapped when they are, and not for longer.
+//! The firmware's tables: mapped when they are read, and not for longer.
 
 use alloc::vec::Vec;
 use core::cell::RefCell;
@@ -32,14 +32,14 @@ pub fn pm_timer(boot: &Boot) -> Option<PmTimer> {
     PmTimer::find(&FirmwareTables::new(), boot.rsdp?)
 }
 
-/// What has been read of the firmware's tables. They are unmapped when it is dropped.
+/// The firmware's tables that have been read. They are unmapped when this is dropped.
 pub struct FirmwareTables {
     /// Whole pages, each with where it is mapped.
     mapped: RefCell<Vec<(PhysRange, Mapping)>>,
 }
 
 impl FirmwareTables {
-    /// Nothing yet.
+    /// Creates a set without any.
     pub fn new() -> Self {
         Self {
             mapped: RefCell::new(Vec::new()),
@@ -50,7 +50,7 @@ impl FirmwareTables {
 impl Firmware for FirmwareTables {
     type Bytes = Vec<u8>;
 
-    /// Firmware tables lie in memory that the HHDM does not show.
+    /// Maps the bytes and copies them: firmware tables lie in memory that the HHDM does not map.
     fn bytes(&self, start: u64, length: usize) -> Option<Vec<u8>> {
         let range = PhysRange::new(start, length as u64)?;
         let pages = range.covering_frames();
@@ -61,7 +61,8 @@ impl Firmware for FirmwareTables {
                 return None;
             }
             // SAFETY: the firmware has tables there, or nothing that a read could disturb
-            // (`may_be_firmware`); what is mapped as a device already, the tables refuse.
+            // (`may_be_firmware`); the page tables refuse memory that is mapped as a device
+            // already.
             let mapping =
                 unsafe { Mapping::physical(pages, Access::ReadOnly, Cache::WriteBack) }.ok()?;
             mapped.push((pages, mapping));
@@ -69,8 +70,8 @@ impl Firmware for FirmwareTables {
         let (known, mapping) = mapped.iter().find(|(known, _)| known.encloses(pages))?;
         let offset = (start - known.start()) as usize;
         // SAFETY: every page of the range is mapped, and stays so while `mapped` is borrowed.
-        // Someone else may write there (firmware does), so each byte is read once, as a volatile,
-        // and only the copy is looked at.
+        // Firmware may write there at the same time, so each byte is read once, as a volatile, and
+        // only the copy is used.
         Some(
             (offset..offset + length)
                 .map(|at| unsafe { mapping.start().add(at).read_volatile() })
@@ -79,8 +80,8 @@ impl Firmware for FirmwareTables {
     }
 }
 
-/// Whether a frame may hold a firmware table: memory that the map leaves to the
-/// firmware, or the first megabyte, of which maps often say nothing.
+/// Returns whether a frame may hold a firmware table: memory that the map leaves to the firmware,
+/// or the first megabyte, of which maps often say nothing.
 fn may_be_firmware(frame: Frame) -> bool {
     match shared::get().map().owner_of(frame.start()) {
         Some(owner) => {

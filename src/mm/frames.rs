@@ -1,11 +1,11 @@
-//! The frames that a CPU has at hand.
+//! Frames through each CPU's cache.
 
 use muster_memory::{FrameCache, NotFreed, OwnedFrame, OwnedRun, Owner};
 
 use super::{failpoint, shared};
 use crate::smp::cpu;
 
-/// Takes a frame from this CPU's own, if it has a cache.
+/// Allocates a frame, from this CPU's cache if it has one.
 #[inline]
 pub fn allocate(owner: Owner) -> Option<OwnedFrame> {
     let mut taken = None;
@@ -21,7 +21,7 @@ fn allocate_slowly(owner: Owner) -> Option<OwnedFrame> {
     shared::get().take_frame(owner)
 }
 
-/// Gives a frame back to this CPU's own, if it has a cache.
+/// Frees a frame, to this CPU's cache if it has one.
 ///
 /// # Errors
 ///
@@ -44,11 +44,11 @@ fn free_slowly(frame: OwnedFrame) -> Result<(), NotFreed<OwnedFrame>> {
     give(frame, FrameCache::free, uncached)
 }
 
-/// Gives frames to this CPU's cache, or to `otherwise` where there is none available.
+/// Frees frames to this CPU's cache, or to `otherwise` where none is available.
 ///
 /// # Errors
 ///
-/// Those of the one that got them.
+/// The error of the one that was called.
 #[inline(always)]
 pub fn give<T, E>(
     frames: T,
@@ -66,8 +66,8 @@ pub fn give<T, E>(
     }
 }
 
-/// Takes frames from this CPU's own, if it has any.
-/// `None` if there is no such run.
+/// Allocates a run of frames, through this CPU's cache if it has one. Returns `None` if there is no
+/// such run.
 pub fn take_run(count: usize, align: usize, owner: Owner) -> Option<OwnedRun> {
     if failpoint::fails() {
         return None;
@@ -76,7 +76,7 @@ pub fn take_run(count: usize, align: usize, owner: Owner) -> Option<OwnedRun> {
         .unwrap_or_else(|| shared::get().frames().allocate_run(count, align, owner))
 }
 
-/// Gives frames back to this CPU's own, if it has any.
+/// Frees a run of frames, through this CPU's cache if it has one.
 ///
 /// # Errors
 ///
@@ -87,18 +87,19 @@ pub fn give_run_back(run: OwnedRun) -> Result<(), NotFreed<OwnedRun>> {
     })
 }
 
-/// Lends this CPU's frame cache. `None` where there is none available: before the CPU has its
-/// block, and to a handler that has interrupted the cache's use.
+/// Runs `f` with this CPU's frame cache. Returns `None` where none is available: before the CPU has
+/// its block, and in a handler that has interrupted the cache's use.
 #[inline(always)]
 pub fn with_cache<T>(f: impl FnOnce(&mut FrameCache<'static>) -> T) -> Option<T> {
     cpu::try_with(|here| here.local().frames().with(make, f))?
 }
 
-/// Gives this CPU's frames back, for the others. `false`: this code has interrupted their use.
+/// Drains this CPU's cache, for the others. Returns `false` if this code has interrupted the
+/// cache's use.
 pub fn drain() -> bool {
     cpu::try_with(|here| {
         let frames = here.local().frames();
-        // Where there is no cache, none shall be made for this.
+        // Where there is no cache, none must be made for this.
         frames.is_absent() || frames.with(make, FrameCache::drain).is_some()
     })
     .unwrap_or(true)

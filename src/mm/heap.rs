@@ -1,10 +1,10 @@
 //! The global heap, in its two stages: a boot arena before per-CPU state exists, and
 //! then whichever heap `heap=` asks for.
 //!
-//! An address tells where a block belongs: the boot arena lies in the image and the
-//! linked list's memory in a window of its own, both above every block of the
-//! magazines, which lie in the HHDM. While the heap is checked, all of the magazines'
-//! blocks are, but for what nobody frees.
+//! The address of a block determines its heap: the boot arena lies in the image and the linked
+//! list's memory in a window of its own, both above every block of the magazines, which lie in the
+//! HHDM. While the heap is checked, all of the magazines' blocks are, but for those that are never
+//! freed.
 
 use alloc::alloc::{GlobalAlloc, Layout};
 use core::cell::UnsafeCell;
@@ -27,9 +27,9 @@ use crate::boot::bytes::Bytes;
 use crate::boot::window;
 use crate::smp::{cpu, jobs};
 
-/// What the heap lives on until the kernel's tables are loaded: enough for the
-/// physical map and the mapping plan of a machine with hundreds of memory-map
-/// entries and hundreds of CPUs.
+/// The size of the boot arena, the heap's memory until the kernel's tables are loaded: enough for
+/// the physical map and the mapping plan of a machine with hundreds of memory-map entries and
+/// hundreds of CPUs.
 const BOOT_BYTES: usize = 1024 * 1024;
 
 /// How long a CPU may take to drain its cache, in milliseconds.
@@ -38,20 +38,20 @@ const DRAIN_TIMEOUT: u64 = 10_000;
 #[global_allocator]
 static GLOBAL: Global = Global;
 
-/// Whether new blocks come from the magazines, as they are.
+/// Whether new blocks come from the magazines, unchecked.
 static USE_MAGAZINES: AtomicBool = AtomicBool::new(false);
 
-/// The kind of heap that is open, for who asks. The boot arena is a list.
+/// The kind of heap that is open, for reports. The boot arena is a list.
 static KIND: AtomicU8 = AtomicU8::new(HeapKind::LinkedList as u8);
 
-/// Blocks below this go back to the magazines as they are: none, while the heap is checked. One load, so
-/// that a free need not ask for that.
+/// The end of the addresses whose blocks go back to the magazines unchecked: 0 while the heap is
+/// checked. So a free needs one load.
 static MAGAZINES_END: AtomicUsize = AtomicUsize::new(window::ALL.start as usize);
 
 /// All heaps as one.
 struct Global;
 
-/// Whether a block lies in the list's memory, the boot arena included.
+/// Returns whether a block lies in the list's memory, the boot arena included.
 fn is_of_list(block: *mut u8) -> bool {
     block.addr() as u64 >= window::ALL.start
 }
@@ -61,8 +61,8 @@ fn is_of_list(block: *mut u8) -> bool {
 // reaching into either (`SharedMemory::build`); and of these, all are checked or none. Each is an
 // allocator itself.
 //
-// Never inlined: the sequences would be all over the kernel, and each interrupt has to look
-// through the list of them.
+// Never inlined: each copy would add restartable sequences, and each interrupt has to search the
+// list of them.
 unsafe impl GlobalAlloc for Global {
     #[inline(never)]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
@@ -108,7 +108,7 @@ unsafe impl GlobalAlloc for Global {
     }
 }
 
-/// An allocation from a heap that is not the usual one.
+/// Allocates from a heap that is not the usual one.
 ///
 /// # Safety
 ///
@@ -125,7 +125,7 @@ unsafe fn allocate_otherwise(layout: Layout) -> *mut u8 {
     checked::allocate(layout, callers)
 }
 
-/// A free to such a heap.
+/// Frees to such a heap.
 ///
 /// # Safety
 ///
@@ -143,18 +143,19 @@ unsafe fn free_otherwise(block: *mut u8, layout: Layout) {
     unsafe { checked::free(block, layout, callers) };
 }
 
-/// Where code that was interrupted at `instruction` by something that may have used the
-/// heap has to go on.
+/// Returns the address at which code resumes that was interrupted at `instruction` by a handler
+/// that may have used the heap.
 pub fn resume_at(instruction: u64) -> u64 {
     resume(instruction as usize) as u64
 }
 
-/// How many free blocks for a layout this CPU has, the one in reserve included.
+/// Returns the number of free blocks for a layout that this CPU caches, the one in reserve
+/// included.
 pub fn cached_here(layout: Layout) -> usize {
     statistics_here(layout).cached_blocks
 }
 
-/// Whether this CPU has no room for one more free block for a layout.
+/// Returns whether this CPU's cache has no room for one more free block for a layout.
 pub fn is_full_here(layout: Layout) -> bool {
     let statistics = statistics_here(layout);
     // One of them is the reserve.
@@ -186,9 +187,9 @@ pub fn start() {
     }
 }
 
-/// Lets new blocks come from the machine's free frames, through the heap of this
-/// kind. Called once the shared memory state is published and the BSP has its block,
-/// and again, between orders, to change over.
+/// Opens the heap of this kind: new blocks come from it, on the machine's free frames. Called once
+/// the shared memory state is published and the BSP has its block, and again, between jobs, to
+/// change over.
 pub fn open(kind: HeapKind) {
     KIND.store(kind as u8, Ordering::Relaxed);
     USE_MAGAZINES.store(kind != HeapKind::LinkedList, Ordering::Release);
@@ -204,26 +205,26 @@ pub fn open(kind: HeapKind) {
     }
 }
 
-/// The kind that new blocks come from.
+/// Returns the kind of heap that new blocks come from.
 pub fn kind() -> HeapKind {
     let number = KIND.load(Ordering::Relaxed);
     let kind = HeapKind::ALL.get(usize::from(number)).copied();
     kind.unwrap_or(HeapKind::LinkedList)
 }
 
-/// The heap of all CPUs, to be measured.
+/// Returns the magazines, for benchmarks.
 #[cfg(feature = "bench")]
 #[inline]
 pub fn magazines() -> &'static MagazineHeap<Kernel> {
     &MAGAZINES
 }
 
-/// Makes every CPU give back what it caches, and the heap every frame it can do
-/// without. Called on the BSP, between orders.
+/// Drains every CPU's cache, and returns every frame that the heap can do without. Called on the
+/// BSP, between jobs.
 pub fn drain() {
     checked::flush();
     jobs::all(DRAIN_TIMEOUT, &|_| {
-        // Refused only to code that has interrupted the heap; an order has not.
+        // Refused only to code that has interrupted the heap; a job has not.
         let drained = drain_here();
         debug_assert!(drained);
     });
@@ -232,8 +233,8 @@ pub fn drain() {
     frames::drain();
 }
 
-/// Logs what the heap has its frames for, and how the magazines have served so far: allocations from
-/// them, how many there were for each refill and flush, how often two CPUs met at a depot, and blocks
+/// Logs the use of the heap's frames, and the statistics of the magazines so far: allocations, how
+/// many there were for each refill and flush, how often two CPUs contended for a depot, and blocks
 /// that came back to their slab from another CPU than the one that last got some of it.
 pub fn log_usage() {
     let mut sum = MagazineStatistics::default();
@@ -270,7 +271,7 @@ pub fn log_usage() {
     }
 }
 
-/// What the heap holds at one moment. Exact while no CPU uses it.
+/// The heap's figures at one moment. Exact while no CPU uses it.
 ///
 /// These words mean the same wherever the kernel prints them, and so do the fields of its events:
 ///
@@ -289,23 +290,23 @@ pub struct HeapReading {
     pub boot_live_bytes: i64,
     /// Blocks allocated and not freed.
     pub live_blocks: i64,
-    /// What was allocated and freed past the CPUs' caches: before there were any, by code that
-    /// interrupted a CPU inside the heap, and all that the list gave.
+    /// The bytes allocated and freed past the CPUs' caches: before there were any, by code that
+    /// interrupted a CPU inside the heap, and all of the list's.
     pub common_traffic: Traffic,
     /// Bytes in free blocks that CPUs and depots keep.
     pub cached_bytes: u64,
     /// Those of them that depots keep.
     pub depot_bytes: u64,
-    /// Frames that the magazines hold, for blocks and for their own books.
+    /// Frames that the magazines hold, for blocks and for their own records.
     pub magazine_frames: u64,
-    /// Bytes of the window that the list is given memory of.
+    /// Bytes of the window that are mapped for the list.
     pub window_bytes: u64,
-    /// The most bytes that both heaps had of memory at once.
+    /// The peak of the bytes that both heaps had together.
     pub peak_bytes: u64,
 }
 
 impl HeapReading {
-    /// Reads what both heaps hold now.
+    /// Reads the figures of both heaps.
     pub fn take() -> Self {
         let list = LIST.statistics();
         let magazines = MAGAZINES.totals();
@@ -341,9 +342,9 @@ impl HeapReading {
     }
 }
 
-/// Bytes that the heap in use has and nobody uses, what CPUs cache left out.
+/// Returns the bytes that the heap in use has free, without those that CPUs cache.
 pub fn unused_bytes() -> u64 {
-    // The list keeps what it has, the boot arena too, to itself.
+    // The list's free memory, the boot arena's too, is of use to the list alone.
     if USE_MAGAZINES.load(Ordering::Relaxed) {
         return 0;
     }

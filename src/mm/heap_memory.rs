@@ -1,4 +1,4 @@
-//! The memory of the heap: frames that the HHDM shows, and the heap's window, which grows.
+//! The memory of the heap: frames that the HHDM maps, and the heap's window, which grows.
 
 use core::ptr::{self, NonNull};
 
@@ -17,8 +17,8 @@ const HEAP_STEP: u64 = 2 * 1024 * 1024;
 /// Frames in a large page.
 const LARGE: usize = (HEAP_STEP / FRAME_SIZE) as usize;
 
-/// Gives the heap `count` contiguous frames, the first a multiple of `align`, as the
-/// HHDM shows them, or `None` if there are none.
+/// Allocates `count` contiguous frames for the heap, the first a multiple of `align`, at their
+/// address in the HHDM. Returns `None` if there are none.
 pub fn allocate(count: usize, align: usize) -> Option<NonNull<u8>> {
     let shared = shared::get();
     // A block's address is the HHDM's plus the frame's: both must be aligned.
@@ -33,7 +33,7 @@ pub fn allocate(count: usize, align: usize) -> Option<NonNull<u8>> {
             .into_raw()
             .start(),
     };
-    // The allocator has only what the HHDM shows.
+    // The allocator has only frames that the HHDM maps.
     shared.hhdm.pointer(start)
 }
 
@@ -46,7 +46,7 @@ pub fn allocate(count: usize, align: usize) -> Option<NonNull<u8>> {
 ///
 /// # Panics
 ///
-/// If they are not the heap's to give back.
+/// If they are not the heap's.
 pub unsafe fn free(start: NonNull<u8>, count: usize) {
     let shared = shared::get();
     let phys = start.as_ptr().addr() as u64 - shared.hhdm.offset;
@@ -65,9 +65,8 @@ pub unsafe fn free(start: NonNull<u8>, count: usize) {
     );
 }
 
-/// Gives the heap the next piece of its window, at least `at_least` bytes, or
-/// `None` if the machine has no more frames. What was mapped in vain then waits
-/// for a more modest wish.
+/// Maps the next piece of the heap's window, at least `at_least` bytes. Returns `None` if the
+/// machine has no more frames. Pages that were mapped in vain then stay for a smaller request.
 pub fn grow(at_least: usize) -> Option<NonNull<[u8]>> {
     let shared = shared::get();
     let at_least = (at_least as u64).checked_next_multiple_of(FRAME_SIZE)?;
@@ -76,7 +75,7 @@ pub fn grow(at_least: usize) -> Option<NonNull<[u8]>> {
         .heap_given
         .checked_add(at_least.max(HEAP_STEP))?
         .min(HEAP.end);
-    // A wish that can't come true must not take what others could use.
+    // A request that can't be met must not take frames that others could use.
     let reserve = growing.heap_mapped - growing.heap_given;
     if at_least > reserve + shared.frames_free_bytes() || at_least > HEAP.end - growing.heap_given {
         return None;
@@ -92,7 +91,7 @@ pub fn grow(at_least: usize) -> Option<NonNull<[u8]>> {
     Some(NonNull::slice_from_raw_parts(pointer, length as usize))
 }
 
-/// Maps the next page of the heap window, a large one if it can be had.
+/// Maps the next page of the heap window, a large one if one is available.
 fn map_page(shared: &SharedMemory, growing: &mut Growing) -> Option<()> {
     let virt = growing.heap_mapped;
     let source = &shared.frames;
@@ -118,8 +117,9 @@ fn map_page(shared: &SharedMemory, growing: &mut Growing) -> Option<()> {
     // SAFETY: the window is the heap's, and nothing is there yet; the run is memory.
     let mapped = unsafe { growing.tables.map(&region, &failpoint::TableFrames(source)) };
     if mapped.is_err() {
-        // Only for want of a frame for a table: the HHDM maps the run so, too. The run was just taken, so it can
-        // be given back; the tables hold no leaf of it, for tables come first.
+        // Only a frame for a table can be missing: the HHDM maps the run with the same cache type.
+        // The run was just taken, so it can be given back; the tables hold no leaf of it, for
+        // tables come first.
         let freed = source.free_run(run);
         debug_assert!(freed.is_ok());
         return None;

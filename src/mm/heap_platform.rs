@@ -1,4 +1,4 @@
-//! The two heaps, a linked list and the magazines, and what they need of this kernel.
+//! The two heaps, a linked list and the magazines, and their platform in this kernel.
 
 use alloc::alloc::{GlobalAlloc, Layout};
 use core::ptr::NonNull;
@@ -43,10 +43,10 @@ unsafe impl GlobalAlloc for Unchecked {
     }
 }
 
-/// What the heaps need of this kernel.
+/// The heaps' platform.
 pub struct Kernel;
 
-/// Puts the interrupt flag back to what it was.
+/// Disables interrupts until it is dropped, and restores the flag.
 pub struct InterruptGuard {
     were_enabled: bool,
 }
@@ -101,13 +101,12 @@ unsafe impl Platform for Kernel {
     }
 }
 
-// SAFETY: (1) Muster has no tasks: what comes in between on a CPU is an interrupt,
-// which runs to its end; (2) the cache is part of the CPU's own memory, found
-// through its block, which it registers once; only this heap uses it; (3) and (4)
-// as for `Platform`; (5) frames come from the frame allocator, as asked, and are
-// seen through the HHDM, which every CPU's tables map; (7) GS base is the address of
-// a block, or of the sentinel's like, whose head is the cache, so far from it; and all that
-// interrupts a CPU returns by `exceptions`, which asks `resume`.
+// SAFETY: (1) Muster has no tasks: only interrupts come in between on a CPU, and each runs to its
+// end; (2) the cache is part of the CPU's own memory, found through its block, which it registers
+// once; only this heap uses it; (3) and (4) as for `Platform`; (5) frames come from the frame
+// allocator, as asked, and are seen through the HHDM, which every CPU's tables map; (7) GS base is
+// the address of a block, or of the sentinel's like, whose head is the cache, so far from it; and
+// all that interrupts a CPU returns by `exceptions`, which asks `resume`.
 unsafe impl FramePlatform for Kernel {
     const FAST_PATH: FastPath = FastPath::Restarted {
         cache_from_gs: cpu::CACHE_FROM_GS,
@@ -166,7 +165,7 @@ unsafe impl FramePlatform for Kernel {
     }
 }
 
-/// Waits a moment for another CPU that uses the heap, and flushes for others at the same time. Says
+/// Waits a moment for another CPU that uses the heap, and serves calls that do not use it. Returns
 /// whether the wait has lasted longer than the timeout, in milliseconds; `state` is
 /// [`clock::has_waited`]'s.
 fn is_overdue(state: &mut u64, timeout: u64) -> bool {
@@ -187,7 +186,7 @@ pub fn halt_in_growth() {
     outgrow();
 }
 
-/// Whether a CPU has halted in growth, and not just begun to.
+/// Returns whether a CPU has halted in growth, and not just begun to.
 pub fn has_halted_in_growth() -> bool {
     HAS_HALTED.load(Ordering::Acquire)
 }
@@ -200,13 +199,13 @@ pub fn outgrow() {
     while LIST.statistics().growths == growths && !unsafe { LIST.alloc(layout) }.is_null() {}
 }
 
-/// Gives back what this CPU caches, of blocks and of frames. `false`: this code has
-/// interrupted their use.
+/// Drains this CPU's caches of blocks and of frames. Returns `false` if this code has interrupted
+/// their use.
 pub fn drain_here() -> bool {
     MAGAZINES.drain() && frames::drain()
 }
 
-/// Gives back what waits in quarantine, for somebody else who needs memory.
+/// Frees the blocks in quarantine, for a CPU that needs memory.
 pub fn relieve() {
     if checked::flush() {
         drain_here();

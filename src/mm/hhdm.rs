@@ -5,7 +5,7 @@ use core::ptr::{self, NonNull};
 
 use muster_memory::{Access, Cache, PhysRange, PhysicalMemory, Region};
 
-/// The higher-half direct map: which physical memory it shows, and where.
+/// The higher-half direct map: the physical memory that it maps, and where.
 #[derive(Debug, Clone, Copy)]
 pub struct Hhdm {
     pub(super) offset: u64,
@@ -14,7 +14,8 @@ pub struct Hhdm {
 }
 
 impl Hhdm {
-    /// The part of `aliases` that can be written and is cached as memory is, at `offset`.
+    /// Creates the map, at `offset`, of the part of `aliases` that is writable and cached as
+    /// write-back.
     ///
     /// # Safety
     ///

@@ -1,4 +1,4 @@
-//! The plan of what is mapped for good, where, and with which rights and cache type.
+//! The plan of all permanent mappings: where, and with which rights and cache type.
 
 use alloc::vec::Vec;
 

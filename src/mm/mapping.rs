@@ -20,12 +20,12 @@ use crate::smp::online;
 /// Bytes in a large page.
 const LARGE: u64 = PageSize::Size2MiB.bytes();
 
-/// Mappings that a CPU has at once, more or less: so many have their addresses recorded without memory
-/// from the heap.
+/// The number of mappings that a CPU has at once, more or less: the records of that many are allocated
+/// in advance.
 const RANGES_PER_CPU: usize = 8;
 
-/// The addresses of the window. A lock of its own, taken before that of the heap's growth and of
-/// the tables: its records are on the heap.
+/// Returns the allocator of the window's addresses. It has a lock of its own, taken before that of
+/// the heap's growth and of the tables: its records are on the heap.
 fn addresses() -> &'static Lock<AddressAllocator> {
     static ADDRESSES: OnceCell<Lock<AddressAllocator>> = OnceCell::uninit();
     ADDRESSES.get_or_init(|| {
@@ -37,8 +37,8 @@ fn addresses() -> &'static Lock<AddressAllocator> {
     })
 }
 
-/// Makes room for the records of the window's addresses, which stays on the heap for good: what is
-/// counted from now on does not depend on how many mappings there have been at once.
+/// Makes room for the records of the window's addresses, which stays on the heap for good: so the
+/// heap's figures do not depend on how many mappings there have been at once.
 ///
 /// # Errors
 ///
@@ -54,7 +54,7 @@ pub enum MappingError {
     Addresses(AddressError),
     /// There are too few frames.
     OutOfMemory,
-    /// The tables can't take it.
+    /// The tables can't map it.
     Tables(TableError),
     /// The tables can't change so.
     Change(ChangeError),
@@ -71,8 +71,8 @@ impl fmt::Display for MappingError {
     }
 }
 
-/// Maps a region. If no frame is left for a table, this CPU and the others give back those that they cache,
-/// and it goes on where it stopped: tables have theirs from the common ones alone.
+/// Maps a region. If no frame is left for a table, this CPU and the others drain their caches, and the
+/// mapping continues where it stopped: tables take frames past the caches.
 ///
 /// # Errors
 ///
@@ -107,18 +107,18 @@ unsafe fn map(region: Region) -> Result<(), PartlyMapped> {
     })
 }
 
-/// Whose the frames of a mapping are.
+/// The owner of a mapping's frames.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum FrameOwnership {
     /// The mapping's: they are free when it is gone.
     Own,
-    /// Somebody else's.
+    /// Another owner's.
     Foreign,
 }
 
-/// Some memory at addresses of its own, for as long as this lives.
+/// Some memory at addresses of its own, mapped for as long as this lives.
 ///
-/// It can be made, protected and dropped on any CPU at work, also by several at once; but not by one
+/// It can be made, protected and dropped on any online CPU, also by several at once; but not by one
 /// that holds a lock, nor in an interrupt handler: CPUs are called to flush.
 #[derive(Debug)]
 pub struct Mapping {
@@ -133,8 +133,8 @@ pub struct Mapping {
 }
 
 impl Mapping {
-    /// Writable memory of at least so many bytes, in frames that need not follow each other, the
-    /// largest that are available. What is in it is whatever was there.
+    /// Maps writable memory of at least `bytes` bytes, in frames that need not be contiguous, with
+    /// the largest pages that are available. Its content is unspecified.
     ///
     /// # Errors
     ///
@@ -143,7 +143,7 @@ impl Mapping {
         let length = bytes
             .checked_next_multiple_of(FRAME_SIZE)
             .ok_or(MappingError::OutOfMemory)?;
-        // A wish that can't come true must not take what others could use.
+        // A request that can't be met must not take frames that others could use.
         if length > shared::get().frames_free_bytes() {
             return Err(MappingError::OutOfMemory);
         }
@@ -155,8 +155,8 @@ impl Mapping {
         Ok(mapping)
     }
 
-    /// Physical memory that is somebody else's: a device's registers, uncached, or what the firmware
-    /// left.
+    /// Maps physical memory that has another owner: a device's registers, uncached, or the
+    /// firmware's tables.
     ///
     /// # Errors
     ///
@@ -197,7 +197,7 @@ impl Mapping {
         }
     }
 
-    /// Addresses at which nothing is mapped yet.
+    /// Allocates addresses, at which nothing is mapped yet.
     fn reserve(length: u64, align: u64, frames: FrameOwnership) -> Result<Self, MappingError> {
         let allocate = || addresses().lock().allocate(length, align);
         let owned = allocate()
@@ -219,7 +219,7 @@ impl Mapping {
         })
     }
 
-    /// Maps the next page, a large one if it can be had.
+    /// Maps the next page, a large one if one is available.
     fn extend(&mut self) -> Result<(), MappingError> {
         let virt = self.range.start() + self.mapped;
         let left = self.range.len() - self.mapped;
@@ -253,23 +253,23 @@ impl Mapping {
             give_back(run);
             return Err(MappingError::Tables(failure.error));
         }
-        // The pages stand for it from here on.
+        // The mapped pages own it from here on.
         let _ = run.into_raw();
         self.mapped += region.length;
         Ok(())
     }
 
-    /// Where the memory begins.
+    /// Returns where the memory begins.
     pub fn start(&self) -> *mut u8 {
         ptr::with_exposed_provenance_mut((self.range.start() + self.offset) as usize)
     }
 
-    /// How many bytes of addresses it takes, in whole pages.
+    /// Returns the bytes of addresses it takes, in whole pages.
     pub fn length(&self) -> u64 {
         self.range.len()
     }
 
-    /// Changes what may be done with all of it.
+    /// Changes the access rights of all of it.
     ///
     /// # Errors
     ///
@@ -291,8 +291,9 @@ impl Mapping {
     fn unmap(&self, mapped: VirtRange) -> Result<(), ChangeError> {
         let shared = shared::get();
         let unmapping = shared.with_tables(|tables, _| {
-            // SAFETY: the addresses are this mapping's alone, which nobody can name any more: who
-            // still uses a pointer into it, broke the promise by which it was made a reference.
+            // SAFETY: the addresses are this mapping's alone, and it is being dropped: code that
+            // still uses a pointer into it has broken the promise by which it made a reference of
+            // it.
             unsafe { tables.unmap(mapped) }
         })?;
         // Without the tables' lock: a CPU may be waiting for it.

@@ -1,6 +1,6 @@
 //! Memory: the shared page tables and frames, the heap, mappings that come and go, and the TLBs.
 //!
-//! Imports [`report`](crate::report) and what lies below it.
+//! Imports [`report`](crate::report) and the rooms below it.
 //!
 //! # Circles
 //!

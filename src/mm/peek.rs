@@ -1,4 +1,4 @@
-//! What a fault report reads of memory.
+//! Reads of memory for a fault report.
 
 use muster_memory::PhysicalMemory;
 
@@ -16,18 +16,18 @@ pub fn read_word(address: u64) -> Option<u64> {
     let Ok(shared) = SHARED.try_get() else {
         return stack::peek_boot(address);
     };
-    // SAFETY: the run is over: whoever unmaps is stopped, or about to be, and what it gives back nobody
-    // gets any more.
+    // SAFETY: the run is over: a CPU that unmaps is stopped, or about to be, and a table that it frees
+    // is not allocated again.
     let phys = unsafe { shared.published_tables() }
         .translate(address)?
         .phys;
     let word = shared.hhdm.pointer(phys)?.cast::<u64>();
-    // SAFETY: the HHDM maps the word, which is aligned and lies in one page. Whoever
-    // may be writing it, a stale value does no harm in a report.
+    // SAFETY: the HHDM maps the word, which is aligned and lies in one page. Another CPU may be
+    // writing it: a stale value does no harm in a report.
     Some(unsafe { word.read_volatile() })
 }
 
-/// What lies at an address, in a word, if the kernel knows.
+/// Returns the name of the region at an address, if the kernel knows one.
 pub fn name_of(address: u64) -> Option<&'static str> {
     let shared = SHARED.try_get().ok()?;
     if HEAP.contains(address) {

@@ -1,4 +1,5 @@
-//! The physical map: whose each byte of the machine's memory is, and what of it nobody gets.
+//! The physical map: the owner of each byte of the machine's memory, and the memory that is
+//! withheld.
 
 use alloc::vec::Vec;
 use core::fmt;
@@ -16,12 +17,13 @@ use crate::smp::identity;
 /// map says.
 pub const LEGACY_END: u64 = 1024 * 1024;
 
-/// Makes the map of what the loader says, with what nobody is to get withheld. And returns the MTRRs, by
-/// which that is decided.
+/// Makes the map out of the loader's, with unusable memory withheld. Also returns the MTRRs, by which
+/// that is decided.
 ///
 /// # Errors
 ///
-/// [`BuildError`], if the loader contradicts itself, or the image lies where it can't stay.
+/// [`BuildError`], if the loader contradicts itself, or the image lies in memory that can't be
+/// used.
 pub fn map(
     boot: &Boot,
     features: &Features,
@@ -55,8 +57,8 @@ fn withhold_low_memory(map: &mut PhysicalMap) -> Result<(), AssignError> {
     Ok(())
 }
 
-/// Keeps memory that the MTRRs do not make write-back from being handed out, now or with the loader's: whoever
-/// got it would find it many times as slow, and what a CPU stores there combined or not cached at all.
+/// Keeps memory that the MTRRs do not make write-back from being handed out, now or with the loader's: it is
+/// many times as slow, and stores to it are combined or not cached at all.
 ///
 /// # Errors
 ///
@@ -95,7 +97,7 @@ fn withhold_uncached(
     Ok(())
 }
 
-/// Where the memory lies that is not write-back; of many parts the first ones.
+/// The ranges of the memory that is not write-back; of many the first ones.
 struct Ranges<'a>(&'a PhysicalMap);
 
 impl fmt::Display for Ranges<'_> {

@@ -1,4 +1,4 @@
-//! Relief: when memory runs out, the other CPUs give back what they cache.
+//! Memory reclaim: when memory runs out, the other CPUs drain their caches.
 
 use core::sync::atomic::{AtomicBool, Ordering};
 
@@ -8,25 +8,24 @@ use crate::smp::call::{self, Targets, Uses};
 use crate::smp::{cpu, lock, online};
 
 /// How long a CPU that needs memory waits for the others, in milliseconds. A CPU answers within
-/// microseconds, unless it is off its host core; memory is out then, for all this CPU knows.
+/// microseconds, unless it is off its host core; this CPU then reports that memory is out.
 const TIMEOUT: u64 = 500;
 
-/// After how long it asks again, in milliseconds: a CPU that was just then using what it should
-/// give back has kept it.
+/// After how long it asks again, in milliseconds: a CPU that was just using its cache has not
+/// drained it.
 const ASK_AGAIN: u64 = 10;
 
-/// Makes the other CPUs give back what they cache, and returns when they have, or when it has
-/// taken too long.
+/// Has the other CPUs drain their caches, and waits until they have, or until the timeout.
 pub fn ask_others() {
     let Some(own) = cpu::try_with(|here| here.index()) else {
         return;
     };
-    // The others might be waiting for the lock. Memory is out then for who holds it.
+    // The others might be waiting for the lock. For its holder, memory is out then.
     if lock::held().is_some() {
         return;
     }
     heap_platform::relieve();
-    // All CPUs meet the end of memory together, and most have nothing left then.
+    // All CPUs run out of memory together, and most caches are empty then.
     let has_some = |shared: &cpu::Shared| shared.cache.may_have_blocks();
     if shared::get().cached_frames() == 0
         && !online::cpus().any(|(index, shared)| index != own && has_some(shared))
@@ -41,7 +40,7 @@ pub fn ask_others() {
                 kept.store(true, Ordering::Relaxed);
             }
         });
-        // From a CPU that does not answer there is nothing available.
+        // A CPU that does not answer frees nothing.
         if answered.is_err() || !kept.into_inner() || deadline.passed() {
             return;
         }

@@ -1,10 +1,10 @@
-//! The shared memory state: one set of page tables, one frame allocator, one
-//! heap. The BSP builds it, loads it, checks it and publishes it once; after that
-//! every CPU only reads it, and what still changes lies behind locks.
+//! The shared memory state: one set of page tables, one frame allocator, one heap. The BSP builds
+//! it, loads it, checks it and publishes it once; after that every CPU only reads it, and the parts
+//! that still change lie behind locks.
 //!
-//! The heap's growth takes the lock of [`Growing`] ([`Level::Tables`]), and so does
-//! whoever holds the one on a mapping's addresses ([`super::mapping`]): nobody who holds
-//! it may allocate, nor wait for another CPU. Frames need no lock.
+//! The heap's growth takes the lock of [`Growing`] ([`Level::Tables`]), and so do mappings, some
+//! while they hold the lock on addresses ([`super::mapping`]): code that holds it may neither
+//! allocate nor wait for another CPU. Frames need no lock.
 
 use alloc::vec::Vec;
 
@@ -29,34 +29,34 @@ use crate::report::events;
 use crate::smp::cpu::Block;
 use crate::smp::lock::{Level, Lock};
 
-/// Free memory that bring-up needs once the tables stand, in bytes, and for each CPU: what the heap
-/// takes from there to the stress, what calls and mappings take to be measured, and what CPUs keep
-/// at hand meanwhile. With half of it there are machines on which that fails.
+/// Free memory that bring-up needs once the tables stand, in bytes, and for each CPU: for the heap
+/// until the stress, for the measurement of calls and mappings, and for the CPUs' frame caches.
+/// With half of it some machines fail in bring-up.
 const MIN_FREE: u64 = 192 * 1024;
 const MIN_FREE_PER_CPU: u64 = 32 * 1024;
 
-/// Levels of tables, at most.
+/// The maximum number of table levels.
 const MAX_LEVELS: usize = Levels::Five.count() as usize;
 
-/// The way of an address through the tables.
+/// The page-table walk of an address: a step for each level.
 pub type Path = heapless::Vec<Step, MAX_LEVELS>;
 
 pub(super) static SHARED: OnceCell<SharedMemory> = OnceCell::uninit();
 
-/// Everything the CPUs share of memory.
+/// The memory state that all CPUs share.
 pub struct SharedMemory {
     pub(super) hhdm: Hhdm,
     features: Features,
     pub(super) plan: Plan,
     root: Frame,
-    /// What an AP runs on until it has joined, where there is one.
+    /// The tables of an AP until it has joined, where there is one.
     bring_up: Option<PartialRoot>,
     pub(super) map: PhysicalMap,
     pub(super) frames: FrameAllocator,
     pub(super) growing: Lock<Growing>,
 }
 
-/// The tables, and what of the heap's window is in them.
+/// The tables, and how much of the heap's window they map.
 pub(super) struct Growing {
     pub(super) tables: Tables<Hhdm>,
     /// The heap window is mapped up to here,
@@ -65,7 +65,7 @@ pub(super) struct Growing {
     pub(super) heap_given: u64,
 }
 
-/// The published state.
+/// Returns the published state.
 ///
 /// # Panics
 ///
@@ -89,7 +89,7 @@ impl SharedMemory {
     ///
     /// # Errors
     ///
-    /// [`BuildError`], whatever the loader or the size of the machine makes impossible.
+    /// [`BuildError`], if the loader's answers or the size of the machine make it impossible.
     pub fn build(
         boot: &Boot,
         features: Features,
@@ -124,7 +124,7 @@ impl SharedMemory {
         let bring_up = (blocks.len() > 1)
             .then(|| tables.root_without(window::MAPPINGS_RANGE, &source))
             .transpose()?;
-        // Past this point the heap takes what it needs, and has nobody to tell that there is none.
+        // From here on the heap allocates where an error can't be reported.
         let min_free = MIN_FREE + MIN_FREE_PER_CPU * blocks.len() as u64;
         if (frames.free_frames() as u64) < min_free / FRAME_SIZE {
             return Err(BuildError::OutOfMemory("the rest of bring-up"));
@@ -163,19 +163,18 @@ impl SharedMemory {
         self.load(self.root);
     }
 
-    /// Loads tables on this AP that lack what is ever unmapped. It is not asked to flush until it has
-    /// joined, and a CPU may walk tables ahead of what it executes: so it may not come by one that is
-    /// given back.
+    /// Loads tables on this AP that lack the window of mappings. It is not asked to flush until it
+    /// has joined, and a CPU may walk tables ahead of what it executes: so it must not reach a table
+    /// that is freed.
     pub fn load_bring_up_tables(&self) {
         self.load(self.bring_up.map_or(self.root, |partial| partial.root));
     }
 
     fn load(&self, root: Frame) {
-        // SAFETY: the tables are built from the plan, which maps the image, all memory
-        // the loader's HHDM shows (this stack, the loader's GDT) at the same
-        // addresses, and the kernel's stacks, at as many levels as are in use. They
-        // are never freed: what is unmapped later lies in a window of its own, which the
-        // second root lacks.
+        // SAFETY: the tables are built from the plan, which maps the image, all memory of the
+        // loader's HHDM (this stack, the loader's GDT) at the same addresses, and the kernel's
+        // stacks, at as many levels as are in use. They are never freed: pages that are unmapped
+        // later lie in a window of their own, which the second root lacks.
         unsafe { control::load_tables(root.start()) };
         if apic::physical_base().is_some() {
             let roots = [
@@ -189,8 +188,8 @@ impl SharedMemory {
         }
     }
 
-    /// Walks the tables and holds every entry against the plan. To be called before the
-    /// heap grows or firmware tables are read, which adds to them.
+    /// Walks the tables and checks every entry against the plan. To be called before the heap grows
+    /// or firmware tables are read, which adds to them.
     ///
     /// # Errors
     ///
@@ -239,18 +238,18 @@ impl SharedMemory {
         }
     }
 
-    /// How much of the free memory lies in whole pages of 2 MiB, in bytes.
+    /// Returns the free memory that lies in whole pages of 2 MiB, in bytes.
     pub fn whole_free_bytes(&self) -> u64 {
         self.frames.free_runs_2mib() as u64 * PageSize::Size2MiB.bytes()
     }
 
-    /// Bytes of memory that the machine has, without what is reserved.
+    /// Returns the bytes of the machine's memory, without reserved memory.
     pub fn memory_bytes(&self) -> u64 {
         self.map.totals().sum() - self.map.totals()[Owner::Reserved]
     }
 
-    /// Changes the tables, which nobody else changes meanwhile, and no handler of this CPU.
-    /// `f` may neither allocate nor wait for another CPU.
+    /// Runs `f` with the tables, which no other CPU and no handler of this one changes at the same
+    /// time. `f` may neither allocate nor wait for another CPU.
     pub fn with_tables<T>(
         &self,
         f: impl FnOnce(&mut Tables<Hhdm>, &failpoint::TableFrames<'_>) -> T,
@@ -266,21 +265,21 @@ impl SharedMemory {
     ///
     /// # Safety
     ///
-    /// No table is given back while the result lives: nobody unmaps, or the run is over.
+    /// No table is freed while the result lives: nothing is unmapped, or the run is over.
     pub unsafe fn published_tables(&self) -> TableView<Hhdm> {
         let features = self.features.of_tables();
         // SAFETY: `hhdm` reaches every table, and each entry changes by one store of an aligned word,
-        // so a reader sees it as it was or as it is. No table is given back, as the caller promises.
+        // so a reader sees it as it was or as it is. No table is freed, as the caller promises.
         unsafe { TableView::new(self.hhdm, self.levels(), features, self.root) }
     }
 
-    /// The way of an address through the tables, which does not change meanwhile.
+    /// Walks the tables for an address, under their lock.
     pub fn path(&self, virt: u64) -> Path {
         self.with_tables(|tables, _| tables.path(virt).take(MAX_LEVELS).collect())
     }
 
-    /// Whether so many bytes at an address are the HHDM's view of memory that the heap owns, at their
-    /// beginning and at their end.
+    /// Returns whether the first and the last of `length` bytes at an address are in the HHDM, in
+    /// memory that the heap owns.
     pub fn is_heap_memory(&self, address: u64, length: u64) -> bool {
         let is_owned = |address: u64| {
             let phys = address.checked_sub(self.hhdm.offset)?;
@@ -292,58 +291,58 @@ impl SharedMemory {
             .all(|end| end.and_then(is_owned) == Some(true))
     }
 
-    /// Bytes in frames that the heap owns.
+    /// Returns the bytes in frames that the heap owns.
     pub fn owned_heap_bytes(&self) -> u64 {
         self.frames.totals()[Owner::Heap]
     }
 
-    /// The physical address of the root table.
+    /// Returns the physical address of the root table.
     pub fn root(&self) -> u64 {
         self.root.start()
     }
 
-    /// Looks once more that what can be executed can be written nowhere, now that pages have come and
-    /// gone, and gives the bytes that can be executed.
+    /// Verifies once more that no executable memory is mapped writable anywhere, now that pages have
+    /// come and gone, and returns the number of executable bytes.
     ///
     /// # Errors
     ///
-    /// What can be written and executed.
+    /// The first memory that is both writable and executable.
     ///
     /// # Safety
     ///
-    /// Nobody unmaps at the same time.
+    /// Nothing is unmapped at the same time.
     pub unsafe fn verify_exclusion(&self) -> Result<u64, Mismatch> {
         // SAFETY: the caller's promise.
         let exclusion = unsafe { self.published_tables() }.verify_exclusion()?;
         Ok(exclusion.executable)
     }
 
-    /// The physical map, as it was when the kernel started.
+    /// Returns the physical map, as it was when the kernel started.
     pub fn map(&self) -> &PhysicalMap {
         &self.map
     }
 
-    /// The frame allocator.
+    /// Returns the frame allocator.
     pub fn frames(&self) -> &FrameAllocator {
         &self.frames
     }
 
-    /// How many tables there are for bring-up alone.
+    /// Returns the number of tables for bring-up alone.
     pub fn bring_up_tables(&self) -> usize {
         self.bring_up.map_or(0, |partial| partial.tables)
     }
 
-    /// What the CPUs are expected to be able to do: what the BSP can.
+    /// Returns the features that all CPUs are expected to have: the BSP's.
     pub fn features(&self) -> Features {
         self.features
     }
 
-    /// The number of table levels.
+    /// Returns the number of table levels.
     pub fn levels(&self) -> Levels {
         self.plan.levels()
     }
 
-    /// Tells programs whose each stretch of physical memory is. Exact between orders.
+    /// Emits the owner of each range of physical memory. Exact between jobs.
     pub fn emit_ranges(&self, moment: Moment) {
         if !events::are_wanted() {
             return;
@@ -357,7 +356,7 @@ impl SharedMemory {
             });
         };
         for (range, owner) in self.map.iter() {
-            // The rest stays whose it is; here frame by frame is another's.
+            // Only these are allocated frame by frame; the owner of the rest does not change.
             if !matches!(owner, Owner::Free | Owner::Loader) {
                 emit(range, owner);
                 continue;
@@ -377,13 +376,13 @@ impl SharedMemory {
         }
     }
 
-    /// How many bytes each owner holds now, to the byte: the physical map, with the
-    /// part that the frame allocator manages as that accounts for it.
+    /// Returns the bytes of each owner now, to the byte: by the physical map, and by the frame
+    /// allocator for the part that it manages.
     pub fn totals(&self) -> Totals {
         let managed = self.frames.totals();
         let mut totals = self.map.totals();
-        // These two the allocator accounts for: frames it gives out, and the loader's
-        // that it may take over.
+        // The allocator accounts for these two: the frames that it allocates, and the loader's that
+        // it may take over.
         totals[Owner::Free] = 0;
         totals[Owner::Loader] = 0;
         for (owner, bytes) in managed.iter() {
@@ -392,49 +391,49 @@ impl SharedMemory {
         totals
     }
 
-    /// Bytes that the heap can still have: frames that nobody owns, and what of its
-    /// window is mapped and not yet given to it.
+    /// Returns the bytes that the heap can still get: frames without an owner, and the part of its
+    /// window that is mapped and not yet given to it.
     pub fn free_bytes(&self) -> u64 {
         let growing = self.growing.lock();
         self.frames_free_bytes() + growing.heap_mapped - growing.heap_given
     }
 
-    /// Bytes in frames that nobody owns, those that CPUs have at hand included.
+    /// Returns the bytes in free frames, those in the CPUs' caches included.
     pub fn frames_free_bytes(&self) -> u64 {
         self.frames.free_frames() as u64 * FRAME_SIZE
     }
 
-    /// The frame cache of a CPU, which is made once.
+    /// Returns the frame cache of a CPU, which is made once.
     pub fn frame_cache(&self, cpu: u32) -> Option<FrameCache<'_>> {
         self.frames.cache_of(cpu as usize)
     }
 
-    /// What went through the frame cache of a CPU, and is in it.
+    /// Returns the counters of a CPU's frame cache.
     pub fn share_of(&self, cpu: u32) -> Option<Share<'_>> {
         self.frames.share(cpu as usize)
     }
 
-    /// How many free frames are in the CPUs' caches.
+    /// Returns the number of free frames in the CPUs' caches.
     pub fn cached_frames(&self) -> usize {
         self.frames.cached_frames()
     }
 
-    /// How many frames there are, free or not.
+    /// Returns the number of all frames, free or not.
     pub fn frame_count(&self) -> usize {
         self.frames.capacity()
     }
 
-    /// What went past the CPUs' frame caches.
+    /// Returns the counters of frames that went past the CPUs' caches.
     pub fn common_share(&self) -> Share<'_> {
         self.frames.common_share()
     }
 
-    /// Bytes in free frames that no CPU has at hand, counted one by one.
+    /// Returns the bytes in free frames that no CPU caches, counted one by one.
     pub fn uncached_bytes(&self) -> u64 {
         self.frames.uncached_frames() as u64 * FRAME_SIZE
     }
 
-    /// Bytes of the heap's window that are mapped.
+    /// Returns the bytes of the heap's window that are mapped.
     pub fn heap_window_bytes(&self) -> u64 {
         self.growing.lock().heap_mapped - HEAP.start
     }
@@ -457,41 +456,41 @@ impl SharedMemory {
 }
 
 impl SharedMemory {
-    /// Bytes that the loader still has.
+    /// Returns the bytes that the loader still has.
     pub fn loader_bytes(&self) -> u64 {
         self.frames.totals()[Owner::Loader]
     }
 
-    /// Whether what lies at a virtual address was the loader's when the kernel started.
+    /// Returns whether the memory at a virtual address was the loader's when the kernel started.
     pub fn is_loader_memory(&self, address: u64) -> bool {
         self.with_tables(|tables, _| tables.translate(address))
             .is_some_and(|found| self.map.owner_of(found.phys) == Some(Owner::Loader))
     }
 
-    /// Makes the loader's memory free, overwritten by this byte before, and gives how many bytes
-    /// it is.
+    /// Overwrites the loader's memory with this byte and frees it. Returns the number of its bytes.
     ///
-    /// Always overwritten: nothing of what the loader left there shall turn up in somebody's
-    /// hands; and an emulator that has run code there looks at every store to such a page until
-    /// all of it is gone, which makes a heap on it thirty times as slow.
+    /// Always overwritten: no data of the loader's must turn up in a new allocation; and an
+    /// emulator that has run code there looks at every store to such a page until all of it is
+    /// gone, which makes a heap on it thirty times as slow.
     ///
     /// # Errors
     ///
-    /// If a part of it is none that the frame allocator has set aside.
+    /// If the frame allocator has not set aside all of it.
     ///
     /// # Safety
     ///
-    /// It was not done before. Nobody uses the memory any more: no CPU that runs or may come to run in
-    /// the loader, and no one who has a reference to what the loader left there.
+    /// It was not done before. Nothing uses the memory any more: no CPU runs or will run in the
+    /// loader, and there is no reference to the loader's data.
     pub unsafe fn adopt_loader_memory(&self, byte: u8) -> Result<u64, AdoptError> {
         let mut frames = 0;
         for range in self.map.ranges(Owner::Loader) {
             if let Some(start) = self.hhdm.pointer(range.start()) {
-                // SAFETY: nobody uses the memory, as the caller promises, all of which the HHDM
-                // shows, writable: the loader's memory is in `hhdm` range by range.
+                // SAFETY: nothing uses the memory, as the caller promises, and the HHDM maps all of
+                // it writable: the loader's memory is in `hhdm` range by range.
                 unsafe { start.write_bytes(byte, range.len() as usize) };
             }
-            // SAFETY: nobody uses it, as the caller promises, nor did the allocator hand it out before.
+            // SAFETY: nothing uses it, as the caller promises, nor did the allocator hand it out
+            // before.
             frames += unsafe { self.frames.adopt(range) }?;
         }
         Ok(frames as u64 * FRAME_SIZE)

@@ -12,7 +12,7 @@ pub struct Stack {
 }
 
 impl Stack {
-    /// A stack of at least so many bytes. To be made and dropped where a [`Mapping`] may be.
+    /// Maps a stack of at least `bytes` bytes. To be made and dropped where a [`Mapping`] may be.
     ///
     /// # Errors
     ///
@@ -28,7 +28,7 @@ impl Stack {
         Ok(stack)
     }
 
-    /// Where it is.
+    /// Returns its addresses.
     pub fn extent(&self) -> Extent {
         let bottom = self.memory.start().expose_provenance() as u64;
         Extent {
@@ -38,13 +38,13 @@ impl Stack {
         }
     }
 
-    /// Runs `work` on it, and comes back. Interrupts that come meanwhile use it as well.
+    /// Runs `work` on it, and returns to the old stack. Interrupts in between use it as well.
     pub fn run(&mut self, work: impl FnOnce()) {
         let mut work = Some(work);
         call_on(self.extent().top, &mut work);
     }
 
-    /// The most of it that was ever in use, in bytes.
+    /// Returns the peak use of it, in bytes.
     pub fn peak_used(&self) -> u64 {
         // SAFETY: it is mapped for as long as this lives.
         unsafe { self.extent().peak_used() }

@@ -1,13 +1,13 @@
-//! What CPUs keep of the page tables in their TLBs: how one forgets it, and how all are made to.
+//! The TLBs: how one CPU flushes its own, and how all are made to.
 //!
-//! A *shootdown* asks all CPUs at work, by one call, however many pages there are. A CPU that is asleep
-//! ([`lazy_tlb`]) is spared: it flushes everything when it wakes, before it touches anything but
-//! what is never unmapped (its stack, its block, the code). Not where tables go with the pages: a CPU
-//! may walk those ahead of what it executes.
+//! A *shootdown* asks all online CPUs, by one call, however many pages there are. An idle CPU
+//! ([`lazy_tlb`]) is spared: it flushes everything when it wakes, before it touches a page that may be
+//! unmapped: all but its stack, its block and the code. Not where tables are freed with the pages: a
+//! CPU may walk those ahead of what it executes.
 //!
-//! Neither global pages nor PCIDs are used. Both keep translations across a load of CR3, and a CPU
-//! loads CR3 as it comes up; after that only to flush all, for which these make it do more. The self-test
-//! measures the ways to flush beside each other.
+//! Neither global pages nor PCIDs are used. Both keep translations across a load of CR3, and a CPU loads
+//! CR3 as it comes up; after that only to flush all, which would cost more with them. The self-test
+//! compares the ways to flush.
 
 use core::cell::Cell;
 
@@ -25,15 +25,15 @@ const TIMEOUT: u64 = 10_000;
 /// Every CPU that uses the shared tables.
 pub struct AllCpus;
 
-// SAFETY: (1) every CPU at work is called, and this one flushes itself, but for (3) those that are
-// asleep: they flush in `lazy_tlb::leave_idle`, which is the first thing that any of their interrupts does, and
-// none is spared a table; (2) an AP that joins later loads these tables, which flushes, only after it has
-// joined (`ap`), and one that comes too late never does; (4) the others are stopped or never came.
+// SAFETY: (1) every online CPU is called, and this one flushes itself, but for (3) the idle ones: they flush in
+// `lazy_tlb::leave_idle`, which is the first thing that any of their interrupts does, and none is spared a
+// table; (2) an AP that joins later loads these tables, which flushes, only after it has joined (`ap`), and one
+// that comes too late never does; (4) the others are stopped or never came.
 unsafe impl Shootdown for AllCpus {
     /// # Panics
     ///
-    /// If a CPU does not answer: it may go on by what it has cached for as long as it likes, so there
-    /// is no way on.
+    /// If a CPU does not answer: it may use its stale translations for an unbounded time, so the run
+    /// can't continue.
     fn flush_on_all_cpus(&self, pages: &FlushSet) {
         let own = cpu::with(|here| here.index());
         let spared = Cell::new(0);

@@ -1,8 +1,8 @@
 //! Events, for programs: what `output=json` asks for, on the second serial port.
 //!
-//! They can be told anywhere, as a line of the log can: on any CPU, in handlers, where memory is out and
-//! in a fault report. Nothing on the way allocates, a line is made before the port's lock is taken, and
-//! is written whole.
+//! They can be emitted anywhere, as a line can be logged: on any CPU, in handlers, where memory is out
+//! and in a fault report. Nothing on the way allocates, and a line is made before the port's lock is
+//! taken, and is written whole.
 
 use core::sync::atomic::{AtomicBool, Ordering};
 
@@ -18,7 +18,8 @@ use crate::smp::cpu;
 /// Whether they are wanted, and there is a port for them.
 static WANTED: AtomicBool = AtomicBool::new(false);
 
-/// Opens the port and tells what the kernel starts from. Called once, on the BSP, before any AP runs.
+/// Opens the port and emits the first event, about the loader and the machine. Called once, on the
+/// BSP, before any AP runs.
 pub fn start(boot: &Boot, features: &Features, hz: u64) {
     if !serial::start_second() {
         log::warn!(
@@ -49,19 +50,19 @@ pub fn start(boot: &Boot, features: &Features, hz: u64) {
     });
 }
 
-/// Whether anybody gets to know what is told.
+/// Returns whether emitted events are written.
 pub fn are_wanted() -> bool {
     WANTED.load(Ordering::Relaxed)
 }
 
-/// Tells an event, if it is wanted.
+/// Emits an event, if events are wanted.
 pub fn emit<'a>(event: impl Into<Event<'a>>) {
     if are_wanted() {
         write(event.into());
     }
 }
 
-// A line is large: not on the stack of whoever has none to tell.
+// A line is large: not on the caller's stack, where no events are wanted.
 #[inline(never)]
 fn write(event: Event<'_>) {
     let line = Line::of(&Record {
@@ -72,7 +73,7 @@ fn write(event: Event<'_>) {
     serial::write_second(line.as_bytes());
 }
 
-/// Tells a line of the log.
+/// Emits a line of the log.
 pub fn log(level: log::Level, target: &str, text: &str) {
     let level = match level {
         log::Level::Error => Level::Error,
@@ -88,7 +89,7 @@ pub fn log(level: log::Level, target: &str, text: &str) {
     });
 }
 
-/// An owner, as events have it.
+/// Converts an owner to that of events.
 pub fn owner(owner: Owner) -> muster_events::Owner {
     match owner {
         Owner::Free => muster_events::Owner::Free,
@@ -111,7 +112,7 @@ pub fn owner(owner: Owner) -> muster_events::Owner {
     }
 }
 
-/// The bytes of all owners, as events have them.
+/// Converts the bytes of all owners to those of events.
 pub fn owners(totals: &Totals) -> Owners {
     Owners {
         free: totals[Owner::Free],

@@ -1,4 +1,4 @@
-//! How a run ends: a verdict in words, an exit status for the emulator, and a halt.
+//! How a run ends: a verdict in the log, an exit status for the emulator, and a halt.
 
 use core::fmt::{self, Write as _};
 
@@ -22,7 +22,7 @@ const BOCHS_SHUTDOWN: &[u8] = b"Shutdown";
 
 /// Prints the verdict as the last line of the log and ends the run.
 pub fn conclude(outcome: Outcome, reason: fmt::Arguments<'_>) -> ! {
-    // Whatever `log=` hides, the verdict is said.
+    // Whatever `log=` hides, the verdict is logged.
     journal::set_serial_level(log::LevelFilter::Info);
     match outcome {
         Outcome::Passed => log::info!(target: journal::VERDICT, "verdict: passed"),
@@ -38,7 +38,7 @@ pub fn conclude(outcome: Outcome, reason: fmt::Arguments<'_>) -> ! {
     quit(outcome)
 }
 
-/// Ends the run without a word in the log: reports the outcome to the emulator and, where there is
+/// Ends the run without a line in the log: reports the outcome to the emulator and, where there is
 /// none, halts this CPU for good.
 ///
 /// QEMU's CPUs say that they are virtual. Bochs' do not, but its debug console answers, which no other

@@ -1,8 +1,8 @@
 //! The log: whole lines on the serial port and on the screen, and each CPU's own lines in a
 //! bounded journal of its own.
 //!
-//! The port and the screen show what `log=` asks for (`info` unless told otherwise);
-//! a journal keeps everything down to `debug`, oldest lines first to go.
+//! The port and the screen show the levels that `log=` asks for (`info` by default); a journal
+//! keeps everything down to `debug`, and drops its oldest lines first.
 
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
@@ -25,7 +25,7 @@ static EARLY: Lock<Journal> = Lock::new(Level::EarlyJournal, Journal::new());
 
 static SERIAL_LEVEL: AtomicU8 = AtomicU8::new(LevelFilter::Info as u8);
 
-/// Whether what the BSP logs is the answer to somebody at the serial port.
+/// Whether the BSP's lines are answers at the monitor's prompt.
 static ANSWERING: AtomicBool = AtomicBool::new(false);
 
 struct Logger;
@@ -43,7 +43,7 @@ impl Log for Logger {
         let (line, message) = format_line(record);
         keep(line.as_bytes());
         if record.level() as u8 <= SERIAL_LEVEL.load(Ordering::Relaxed) {
-            // First, so that it is there for whoever has read it at the port.
+            // First, so that a line that was read at the port is on the screen.
             screen::write(line.trim_end(), colour(record));
             serial::write(line.as_bytes());
             let message = line.get(message..).unwrap_or_default();
@@ -63,14 +63,14 @@ pub fn start() {
     log::set_max_level(LevelFilter::Debug);
 }
 
-/// Sets what the serial port shows; the journals keep `debug` in any case.
+/// Sets the level that the serial port shows; the journals keep `debug` in any case.
 pub fn set_serial_level(level: LevelFilter) {
     SERIAL_LEVEL.store(level as u8, Ordering::Relaxed);
     log::set_max_level(level.max(LevelFilter::Debug));
 }
 
-/// Has what the BSP logs in `speak` go to the serial port bare, whatever `log=` hides, and past its
-/// journal: it is the answer to whoever types there. Called on the BSP.
+/// Runs `speak`, whose log lines go to the serial port bare, whatever `log=` hides, and past the
+/// journal: they answer a command at the prompt. Called on the BSP.
 pub fn answer<T>(speak: impl FnOnce() -> T) -> T {
     ANSWERING.store(true, Ordering::Relaxed);
     let result = speak();
@@ -78,12 +78,12 @@ pub fn answer<T>(speak: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Has all that is logged be log from now on: if a fault comes upon an answer.
+/// Ends an answer: all lines are log from now on. For a fault that interrupts an answer.
 pub fn stop_answering() {
     ANSWERING.store(false, Ordering::Relaxed);
 }
 
-/// What a line is shown in on a screen.
+/// Returns the colour of a line on the screen.
 fn colour(record: &Record<'_>) -> Colour {
     match record.level() {
         log::Level::Error => Colour::Error,
@@ -105,9 +105,9 @@ pub fn adopt_early(journal: &mut Journal) {
 
 /// Keeps a line in this CPU's journal.
 ///
-/// A journal is only ever locked by its own CPU, with interrupts off, and, once that
-/// CPU has stopped or the run is over, by the reader. So a lock that is taken here means
-/// that a fault came upon this very function, and the line goes to the port only.
+/// A journal is only ever locked by its own CPU, with interrupts disabled, and, once that CPU has
+/// stopped or the run is over, by the reader. So a lock that is taken here means that a fault has
+/// interrupted this very function, and the line goes to the port only.
 fn keep(line: &[u8]) {
     let kept = cpu::try_with(|here| {
         if let Some(mut journal) = here.shared().journal.try_lock() {
@@ -121,13 +121,14 @@ fn keep(line: &[u8]) {
     }
 }
 
-/// The part of the kernel that speaks.
+/// Returns the module that logs.
 fn target_of<'a>(record: &Record<'a>) -> &'a str {
     let target = record.target();
     target.rsplit("::").next().unwrap_or(target)
 }
 
-/// One line: time since entry, CPU, level, target, message; and where the message begins.
+/// Formats one line: time since entry, CPU, level, target, message. Returns it, and where the
+/// message begins.
 fn format_line(record: &Record<'_>) -> (Line, usize) {
     let target = target_of(record);
     let micros = clock::micros();
@@ -146,7 +147,7 @@ fn format_line(record: &Record<'_>) -> (Line, usize) {
     (line.finish(), message)
 }
 
-/// As much of a text as fits a line.
+/// Clips a text to a line.
 pub fn clip(text: fmt::Arguments<'_>) -> Line {
     let mut line = Clipped(Line::new());
     let _ = line.write_fmt(text);
@@ -155,7 +156,7 @@ pub fn clip(text: fmt::Arguments<'_>) -> Line {
     line
 }
 
-/// One line of an answer: the message, after a word where it is none that was hoped for.
+/// Formats one line of an answer: the message, after its level if it is a warning or an error.
 fn format_answer(record: &Record<'_>) -> Line {
     let word = match record.level() {
         log::Level::Error => "error: ",
@@ -168,7 +169,7 @@ fn format_answer(record: &Record<'_>) -> Line {
     line.finish()
 }
 
-/// A line that takes what fits and drops the rest.
+/// A line that keeps as much as fits and drops the rest.
 struct Clipped(Line);
 
 impl Clipped {
@@ -189,7 +190,7 @@ impl Clipped {
 impl Write for Clipped {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         for character in text.chars() {
-            // A line is one line, whatever someone else's text has in it.
+            // A line is one line, whatever characters a text from outside contains.
             let character = if character.is_control() {
                 ' '
             } else {

@@ -1,7 +1,7 @@
-//! What the kernel says: the log on serial port and screen, events for programs, fault reports, and the
-//! verdict with which a run ends.
+//! All output: the log on serial port and screen, events for programs, fault reports, and the verdict
+//! with which a run ends.
 //!
-//! Imports [`smp`](crate::smp) and what lies below it. All rooms above may report.
+//! Imports [`smp`](crate::smp) and the rooms below it. All rooms above may report.
 
 pub mod events;
 pub mod exit;

@@ -1,4 +1,4 @@
-//! The end in words: one CPU reports a panic or an exception, all others stop.
+//! Fault reports: one CPU reports a panic or an exception, all others stop.
 
 use core::fmt;
 use core::panic::PanicInfo;
@@ -26,17 +26,17 @@ const WRITE: u64 = 1 << 1;
 const RESERVED_BIT: u64 = 1 << 3;
 const FETCH: u64 = 1 << 4;
 
-/// Return addresses printed at most.
+/// The maximum number of return addresses printed.
 const DEPTH: usize = 32;
 
 /// LAPIC ids have 32 bits, so no CPU has this one.
 const NOBODY: u64 = u64::MAX;
 
-/// How many faults there were within the fault report.
+/// The number of faults within the fault report.
 static FAULTS_WITHIN: AtomicU32 = AtomicU32::new(0);
 
-/// The LAPIC id of the CPU that reports. LAPIC ids tell CPUs apart at any time,
-/// before registration too.
+/// The LAPIC id of the CPU that reports. LAPIC ids distinguish CPUs at any time, before
+/// registration too.
 static REPORTER: AtomicU64 = AtomicU64::new(NOBODY);
 
 #[panic_handler]
@@ -44,7 +44,7 @@ fn panicked(info: &PanicInfo<'_>) -> ! {
     interrupts::disable();
     let frame_pointer = trap::frame_pointer();
     report(format_args!("{}", Panicked(info)), |cpu| {
-        // First what can't fail: the message may panic itself.
+        // The parts that can't fail come first: the message may panic itself.
         log::error!(target: "panic", "CPU {cpu} panicked");
         if let Some(location) = info.location() {
             log::error!(target: "panic", "at {location}");
@@ -158,16 +158,16 @@ pub fn misuse(misuse: &Misuse) -> ! {
     })
 }
 
-/// Lets exactly one CPU report. The others leave word of what happened to them
-/// and stop; a CPU that faults within its own report stops reporting.
+/// Lets exactly one CPU report. The others leave a line on their own fault and stop; a CPU that
+/// faults within its own report stops reporting.
 fn report(what: fmt::Arguments<'_>, say: impl FnOnce(u32)) -> ! {
-    // From here on an NMI from the reporter lets this CPU finish what it has to say.
+    // From here on an NMI from the reporter lets this CPU finish its own line.
     cpu::try_with(|here| here.shared().end.begin());
     let own = u64::from(lapic::own_id());
     match REPORTER.compare_exchange(NOBODY, own, Ordering::AcqRel, Ordering::Acquire) {
         Ok(_) => {}
         Err(first) if first == own => {
-            // To say what may be what faults, so it's tried only once.
+            // The text itself may be the cause of the fault, so it is tried only once.
             match FAULTS_WITHIN.fetch_add(1, Ordering::Relaxed) {
                 0 => log::error!(target: "panic", "a fault within the fault report: {what}"),
                 _ => log::error!(target: "panic", "a fault within the report of that fault"),
@@ -209,8 +209,8 @@ fn report(what: fmt::Arguments<'_>, say: impl FnOnce(u32)) -> ! {
     exit::conclude(Outcome::Fault, format_args!("CPU {index}: {what}"))
 }
 
-/// The index of this CPU, which it has as soon as there is a block for it, registered or not. There is
-/// none yet where only the BSP runs.
+/// Returns the index of this CPU, which it has as soon as there is a block for it, registered or not:
+/// 0 before, when only the BSP runs.
 fn own_index() -> u32 {
     let own = lapic::own_id();
     let mut all = cpu::all();
@@ -218,7 +218,7 @@ fn own_index() -> u32 {
     by_id.unwrap_or(0)
 }
 
-/// A second CPU with a fault of its own: leaves word of it for the reporter.
+/// Stops a second CPU with a fault of its own, whose line is left for the reporter.
 fn give_way(what: fmt::Arguments<'_>) -> ! {
     cpu::try_with(|here| here.shared().end.leave_words(what));
     stop::stop_here(give_way as *const () as u64)
@@ -277,7 +277,7 @@ fn backtrace(first: Option<u64>, frame_pointer: u64) {
     }
 }
 
-/// The return addresses in the frames from `frame_pointer` up.
+/// Returns the return addresses in the frames from `frame_pointer` up.
 fn callers(mut frame_pointer: u64) -> impl Iterator<Item = u64> {
     core::iter::from_fn(move || {
         let return_address = (hooks::get().read_word)(frame_pointer.checked_add(8)?)?;
@@ -300,7 +300,7 @@ impl fmt::Display for Panicked<'_> {
     }
 }
 
-/// What a page fault was about, in words.
+/// A page fault, in words.
 struct PageFault {
     address: u64,
     error: u64,

@@ -1,8 +1,9 @@
-//! The screen: what the serial port shows of the log, on the framebuffer, if the loader found one.
+//! The screen: the same lines as on the serial port, on the framebuffer, if the loader found one.
 //!
 //! It is mapped write-combining, in the loader's tables and in the kernel's at the same addresses, so
 //! that it can be drawn on from the first line on; and it is never read: [`Text`] remembers what is
-//! there. Lines come one at a time, but for those of a fault's reporter, who waits for nobody.
+//! there. Lines come one at a time, but for those of a fault's reporter, which waits for no other
+//! CPU.
 
 use core::iter;
 
@@ -15,7 +16,7 @@ use crate::smp::lock::{Level, Lock};
 
 static SCREEN: OnceCell<Screen> = OnceCell::uninit();
 
-/// Held by whoever draws.
+/// Held by the CPU that draws.
 static TURN: Lock<()> = Lock::new(Level::Screen, ());
 
 struct Screen {
@@ -82,14 +83,14 @@ impl Screen {
         }
     }
 
-    /// Puts pixels beside each other, in a row that has so many there.
+    /// Writes pixels beside each other, in a row that has room for them.
     fn put(&self, x: usize, y: usize, pixels: impl Iterator<Item = u32>) {
         let bytes = self.format.bytes();
         let address = self.start + y * self.pitch + x * bytes;
         let start = core::ptr::with_exposed_provenance_mut::<u8>(address);
         for (place, pixel) in pixels.enumerate() {
             // SAFETY: `Framebuffer::check` found its memory, all rows of it, to be a framebuffer by
-            // the memory map, which the HHDM of both tables shows writable; the address of a pixel of
+            // the memory map, which the HHDM of both tables maps writable; the address of a pixel of
             // two or four bytes is aligned, as its start and the pitch are. `Text` has as many rows
             // and columns as fit. It is no object of Rust's, and only ever written.
             unsafe {

@@ -1,7 +1,7 @@
 //! COM1, for people; COM2, for programs; and the debug console of QEMU and Bochs, for the journals.
 //!
-//! A line that somebody is typing at COM1 is erased before another one is written, and whoever has
-//! drawn it has to draw it again.
+//! A line that is being typed at COM1 is erased before another one is written, and the monitor then
+//! draws it again.
 
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
@@ -23,7 +23,7 @@ const TIMEOUT: u64 = 100;
 /// A UART, or `None` if there is none or it has stopped taking bytes.
 type Uart = Lock<Option<Uart16550<PioBackend>>>;
 
-/// COM1 and COM2. Their locks have one level: nobody who uses one uses the other.
+/// COM1 and COM2. Their locks have one level: no code holds both.
 static UART: Uart = Lock::new(Level::Serial, None);
 static SECOND: Uart = Lock::new(Level::Serial, None);
 
@@ -34,7 +34,7 @@ static SEIZED_BY: AtomicU32 = AtomicU32::new(0);
 /// Whether the terminal's line is one that is being typed. Changed under the lock of the UART only.
 static TYPED: AtomicBool = AtomicBool::new(false);
 
-/// What erases the terminal's line (ECMA-48: EL, after a return).
+/// Erases the terminal's line (ECMA-48: EL, after a return).
 const ERASE: &[u8] = b"\r\x1b[K";
 
 fn config() -> Config {
@@ -49,7 +49,7 @@ pub fn start() {
     *UART.lock() = open(COM1);
 }
 
-/// Sets COM2 up in the same way. Says whether there is one.
+/// Sets COM2 up in the same way. Returns whether there is one.
 pub fn start_second() -> bool {
     let uart = open(COM2);
     let is_there = uart.is_some();
@@ -64,7 +64,7 @@ fn open(port: u16) -> Option<Uart16550<PioBackend>> {
     started.then_some(uart)
 }
 
-/// Whether this CPU alone writes, past the locks.
+/// Returns whether this CPU alone writes, past the locks.
 pub fn is_seized_here() -> bool {
     SEIZED.load(Ordering::Acquire) && SEIZED_BY.load(Ordering::Relaxed) == lapic::own_id()
 }
@@ -93,7 +93,7 @@ pub fn draw(line: &[u8]) {
     });
 }
 
-/// Adds to the line that is being typed. `false`: it is there no more, and has to be drawn.
+/// Adds to the line that is being typed. Returns `false` if it was erased, and has to be drawn.
 pub fn extend(bytes: &[u8]) -> bool {
     let mut is_typed = false;
     with_uart(|uart| {
@@ -108,27 +108,28 @@ pub fn end_typing(bytes: &[u8]) {
     with_uart(|uart| !TYPED.swap(false, Ordering::Relaxed) || send(uart, bytes));
 }
 
-/// Whether there is a line that is being typed.
+/// Returns whether there is a line that is being typed.
 pub fn is_typed() -> bool {
     TYPED.load(Ordering::Relaxed)
 }
 
-/// A byte that somebody has typed, if there is one.
+/// Reads a typed byte, if there is one.
 pub fn read() -> Option<u8> {
     UART.lock().as_mut()?.try_receive_byte().ok()
 }
 
-/// Whether there is somebody who could be answered.
+/// Returns whether there is a port to answer at.
 pub fn is_there() -> bool {
     UART.lock().is_some()
 }
 
-/// Lends COM1's UART, as [`with`].
+/// Runs `use_it` with COM1's UART, as [`with`].
 fn with_uart(use_it: impl FnOnce(&mut Uart16550<PioBackend>) -> bool) {
     with(&UART, use_it);
 }
 
-/// Lends the UART, if there is one that takes bytes; gives it up if it does not take these.
+/// Runs `use_it` with the UART, if there is one that takes bytes; gives it up if it does not take
+/// these.
 fn with(uart: &Uart, use_it: impl FnOnce(&mut Uart16550<PioBackend>) -> bool) {
     let mut uart = uart.lock();
     if uart.as_mut().is_some_and(|uart| !use_it(uart)) {
@@ -155,10 +156,10 @@ impl BrokenOff {
     }
 }
 
-/// Lets this CPU write past the locks from now on, for a fault report: whoever holds
-/// one may never let go of it. Called before the others are stopped.
+/// Lets this CPU write past the locks from now on, for a fault report: a holder may never release
+/// one. Called before the others are stopped.
 pub fn seize() -> BrokenOff {
-    // What this CPU itself was writing it does not finish any more.
+    // A line that this CPU itself was writing is not finished any more.
     let timeout = match lock::held() {
         Some(Level::Serial) => 0,
         _ => TIMEOUT,
@@ -173,8 +174,8 @@ pub fn seize() -> BrokenOff {
     broken_off
 }
 
-/// Keeps everybody else from a UART, for good, if whoever writes just now is done before the deadline.
-/// If not, a line is broken off.
+/// Keeps all other CPUs from a UART, for good. Returns whether its lock was free before the deadline:
+/// if not, a line is broken off.
 fn take(uart: &'static Uart, deadline: Deadline) -> bool {
     loop {
         if let Some(guard) = uart.try_lock() {
@@ -188,7 +189,7 @@ fn take(uart: &'static Uart, deadline: Deadline) -> bool {
     }
 }
 
-/// Lends a driver of this CPU's own. The UART itself was set up before.
+/// Runs `use_it` with a driver of this CPU's own. The UART itself was set up before.
 fn past_lock(port: u16, use_it: impl FnOnce(&mut Uart16550<PioBackend>) -> bool) {
     // SAFETY: a standard port. A second driver beside the one in the lock, which
     // a CPU that was not stopped may still be using: both only write bytes to the

@@ -1,5 +1,6 @@
-//! What can happen to the last AP on its way up, on demand, so that the roll call is seen to do
-//! without it: `die=`, `fall=` and `late=`, each with the phase after which it happens.
+//! AP fault injection: the last AP halts, faults or is delayed during bring-up, so that tests see
+//! the roll call do without it: `die=`, `fall=` and `late=`, each with the phase after which it
+//! happens.
 
 use conquer_once::spin::OnceCell;
 use muster_arguments::{Mishap, Step};
@@ -10,12 +11,12 @@ use crate::arch::clock::Deadline;
 use crate::arch::idle;
 use crate::smp::cpu;
 
-/// How long an AP that is to be late waits for the roll call's end, in milliseconds.
+/// How long a delayed AP waits for the roll call's end, in milliseconds.
 const TIMEOUT: u64 = 60_000;
 
 static ASKED_FOR: OnceCell<(Mishap, Step)> = OnceCell::uninit();
 
-/// Makes it happen to the APs that are released from now on, if anything is asked for.
+/// Sets the fault to inject, if one is asked for. Called before any AP is released.
 pub fn set(what: Option<(Mishap, Step)>) {
     if let Some((mishap, step)) = what {
         log::info!("the last AP: {}={}", mishap.name(), step.name());
@@ -23,7 +24,8 @@ pub fn set(what: Option<(Mishap, Step)>) {
     }
 }
 
-/// Called by AP `index` when it has reported that it has reached `phase`.
+/// Injects the fault if this is the last AP and the phase that is asked for. Called by AP `index`
+/// when it has reported that it has reached `phase`.
 pub fn at_phase(index: u32, shared: &cpu::Shared, phase: Phase) {
     let Ok(&(mishap, step)) = ASKED_FOR.try_get() else {
         return;
@@ -32,7 +34,7 @@ pub fn at_phase(index: u32, shared: &cpu::Shared, phase: Phase) {
         return;
     }
     match mishap {
-        // With interrupts off, as they are until it is at work.
+        // With interrupts disabled, as they are until it is online.
         Mishap::Die => idle::halt_for_good(),
         // SAFETY: an invalid opcode, which ends in the handler of its exception.
         Mishap::Fall => unsafe { core::arch::asm!("ud2", options(noreturn)) },

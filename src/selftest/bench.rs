@@ -1,7 +1,7 @@
 //! The benchmarks: Muster's heap and frame allocator beside others, on this machine's CPUs.
 //!
-//! Each of the others lives on an arena of its own, of frames that nobody else has meanwhile, and
-//! Muster's heap and frame allocator on the machine's free frames, as ever.
+//! Each of the others lives on an arena of its own, of frames that are taken for it, and Muster's
+//! heap and frame allocator on the machine's free frames, as always.
 
 use alloc::alloc::{GlobalAlloc, Layout};
 use alloc::format;
@@ -26,15 +26,15 @@ use crate::smp::{jobs, online};
 /// Frames of an arena: 64 MiB.
 const ARENA: usize = 16 * 1024;
 
-/// The frames that the other frame allocator is measured with, 256 MiB: it only deals in numbers, so
-/// they need not exist.
+/// The frames that the other frame allocator is measured with, 256 MiB: it only computes with their
+/// numbers, so they need not exist.
 const FRAMES: (u64, u64) = (0x1000_0000, 0x2000_0000);
 
-/// How long a CPU may take beyond a measurement's time, in milliseconds: to allocate before, to
-/// free after, with many CPUs on few cores.
+/// How long a CPU may take beyond a measurement's time, in milliseconds: to allocate before it and
+/// to free after it, with many CPUs on few cores.
 const TIMEOUT: u64 = 60_000;
 
-/// The CPUs at work.
+/// The online CPUs.
 struct OnlineCpus;
 
 impl Machine for OnlineCpus {
@@ -80,7 +80,7 @@ impl Console for Log {
     }
 }
 
-/// Contiguous frames, seen through the HHDM, which go back when this is dropped.
+/// Contiguous frames, in the HHDM, which are freed when this is dropped.
 struct ArenaFrames {
     start: NonNull<u8>,
     count: usize,
@@ -88,7 +88,7 @@ struct ArenaFrames {
 
 impl ArenaFrames {
     fn take(count: usize) -> Result<Self, String> {
-        // Aligned to a large page, so that arenas differ in nothing but where they are.
+        // Aligned to a large page, so that arenas differ in nothing but their addresses.
         let start = heap_memory::allocate(count, 512);
         let start = start.ok_or_else(|| {
             format!(
@@ -99,23 +99,24 @@ impl ArenaFrames {
         Ok(Self { start, count })
     }
 
-    /// The frames' bytes.
+    /// Returns the frames' bytes.
     ///
     /// # Safety
     ///
     /// Called once, and nothing uses the bytes any more when this is dropped.
     unsafe fn lend(&self) -> Arena {
         let bytes = self.count * FRAME_SIZE as usize;
-        // SAFETY: frames taken from the frame allocator are nobody else's, and the HHDM shows them in
-        // all tables; that it is only called once makes this the only reference, and by the
-        // caller's promise it is not used for longer than it lasts. Any byte will do.
+        // SAFETY: (1) frames taken from the frame allocator have no other user, and the HHDM maps
+        // them in all tables; (2) it is called only once, so this is the only reference; (3) by the
+        // caller's promise the bytes are not used after this is dropped; (4) the element type allows
+        // uninitialised bytes.
         unsafe { core::slice::from_raw_parts_mut(self.start.as_ptr().cast(), bytes) }
     }
 }
 
 impl Drop for ArenaFrames {
     fn drop(&mut self) {
-        // SAFETY: taken so by `take`, and, by the promise to `lend`, not used any more.
+        // SAFETY: allocated by `take`, and, by the promise to `lend`, not used any more.
         unsafe { heap_memory::free(self.start, self.count) };
     }
 }
@@ -143,10 +144,10 @@ unsafe impl GlobalAlloc for Magazines {
     }
 }
 
-/// The kernel's frames as a contender: each CPU has its own at hand.
+/// The kernel's frames as a contender: each CPU has its cache.
 struct KernelFrames;
 
-/// Whose the frames are meanwhile.
+/// The owner of the frames during the measurement.
 const OWNER: Owner = Owner::Heap;
 
 impl FrameSource for KernelFrames {
@@ -187,12 +188,12 @@ impl FrameUser for KernelFrames {
 ///
 /// # Errors
 ///
-/// If there is too little memory for it, or something could not be run.
+/// If there is too little memory, or a contender could not be run.
 pub fn run(options: &Options) -> Result<(), String> {
     // Dropped in reverse: the allocators before what they live on.
     let arena = || ArenaFrames::take(ARENA);
     let arenas = [arena()?, arena()?, arena()?, arena()?, arena()?];
-    // SAFETY: each is lent once, below, to allocators that go before `arenas` do.
+    // SAFETY: each is lent once, below, to allocators that are dropped before `arenas`.
     let [a, b, c, d, e] = arenas.each_ref().map(|arena| unsafe { arena.lend() });
     let linked_list = OnHeap::new("linked_list", Kind::Kernel, contenders::linked_list(a));
     let talc = OnHeap::new("talc", Kind::Kernel, contenders::talc(b));

@@ -1,4 +1,4 @@
-//! Faults on demand, so that their reports can be seen and tested.
+//! Fault injection, so that fault reports can be seen and tested.
 
 use alloc::boxed::Box;
 use core::hint::black_box;
@@ -23,20 +23,20 @@ use crate::smp::jobs::{self, TimedBarrier};
 use crate::smp::lock::{Level, Lock};
 use crate::smp::{cpu, identity, lapic, online, stop};
 
-/// How long the others wait for a fault that does not come, in milliseconds.
+/// How long the other CPUs wait for the fault, in milliseconds.
 const TIMEOUT: u64 = 10_000;
 
 /// How long the BSP waits for an answer, in milliseconds.
 const CALL_TIMEOUT: u64 = 1_000;
 
-/// Bytes of a mapping to be misused: so many large pages and small ones that all of the TLB is
+/// Bytes of a mapping to be misused: large pages and enough small ones that all of the TLB is
 /// flushed.
 const LARGE_MAPPING: u64 = 2 * 1024 * 1024 + 100 * FRAME_SIZE;
 
-/// And so few that the pages are flushed one by one.
+/// Bytes of one with so few pages that they are flushed one by one.
 const SMALL_MAPPING: u64 = 3 * FRAME_SIZE;
 
-/// Brings the fault about. On a single CPU, that CPU is the last one too.
+/// Injects the fault. On a single CPU, that CPU is the last one too.
 pub fn bring_about(fault: Fault) {
     let size = online::count();
     let culprits = match fault {
@@ -75,12 +75,12 @@ pub fn bring_about(fault: Fault) {
             wait_for_lock();
         }
     });
-    // What is wrong with a CPU's registers shows in the audit, and an interrupt changes nothing.
+    // Wrong registers are found by the audit, and a stray interrupt changes nothing.
     assert!(!fault.ends_run(), "{fault:?} did not end the run");
 }
 
-/// Maps memory, has every CPU use it, and takes away what is to be missed. Gives the address
-/// that the fault is at, for those that are about a mapping.
+/// Maps memory, has every CPU use it, and unmaps or protects it. Returns the address of the fault,
+/// for those faults that are at a mapping.
 fn prepare(fault: Fault) -> Option<u64> {
     let (bytes, offset) = match fault {
         Fault::UnmappedRead => (LARGE_MAPPING, LARGE_MAPPING - 1),
@@ -96,8 +96,8 @@ fn prepare(fault: Fault) -> Option<u64> {
         for page in pages.map(|offset| start as u64 + offset) {
             // A word of this CPU's own in each page.
             let word = ptr::with_exposed_provenance::<AtomicU64>(page as usize);
-            // SAFETY: the mapping is writable memory of so many bytes, which all CPUs use by
-            // atomics, and lives until the order is done.
+            // SAFETY: the mapping is writable memory of `bytes` bytes, which all CPUs use by
+            // atomics, and lives until the job is done.
             let word = unsafe { &*word.add(slot % (FRAME_SIZE as usize / 8)) };
             word.store(page, Ordering::Relaxed);
             is_kept.fetch_and(word.load(Ordering::Relaxed) == page, Ordering::Relaxed);
@@ -111,11 +111,11 @@ fn prepare(fault: Fault) -> Option<u64> {
     match fault {
         Fault::UnmappedRead => {
             drop(mapping);
-            // What comes back is whole: the same again is as good.
+            // All of it is freed: a second such mapping works as the first did.
             drop(map(bytes));
         }
         Fault::ProtectedWrite => {
-            // SAFETY: no reference to it is left; who writes to it from now on, faults.
+            // SAFETY: no reference to it is left; a write to it from now on faults.
             if let Err(error) = unsafe { mapping.protect(Access::ReadOnly) } {
                 panic!("a mapping can't be made read-only: {error}");
             }
@@ -169,11 +169,11 @@ fn commit(fault: Fault, victim: Option<u64>) {
             let answers = AtomicUsize::new(0);
             call_others(&|index| {
                 if index == last {
-                    // So that the report says that they are asleep, however slow they were to answer.
+                    // So that the report shows them idle, however slow they were to answer.
                     await_sleepers(&answers, |index| index != own && index != last);
                     panic!("asked for by fault=");
                 }
-                // Release: who sees the answer sees that the CPU was awake for it.
+                // Release: a CPU that sees the answer sees that the other was not idle for it.
                 answers.fetch_add(1, Ordering::Release);
             });
         }
@@ -196,9 +196,9 @@ fn commit(fault: Fault, victim: Option<u64>) {
         Fault::WriteProtectionOff => unsafe { control::give_up_write_protection() },
         Fault::MemoryTypesChanged => identity::disturb_mtrrs(),
         Fault::StrayInterrupts => get_stray_interrupts(),
-        // Brought about before there is anybody else.
+        // Injected before there are other CPUs.
         Fault::BootStackOverflow => {}
-        // Brought about by several CPUs, one after the other: `Misuse`.
+        // Injected by several CPUs, one after the other: `Misuse`.
         Fault::HeapDoubleFree
         | Fault::HeapOverflow
         | Fault::HeapUnderflow
@@ -217,8 +217,8 @@ fn commit(fault: Fault, victim: Option<u64>) {
     }
 }
 
-/// Has this CPU take an interrupt at each vector that nobody uses, from a local APIC and by an
-/// instruction, as one that is in service nowhere.
+/// Sends this CPU an interrupt at each unused vector, from its local APIC and by an instruction, as
+/// one that is in service nowhere.
 fn get_stray_interrupts() {
     let own = cpu::with(|here| here.shared().lapic_id);
     for vector in (16..=u8::MAX).filter(|&vector| is_unused(vector)) {
@@ -241,7 +241,7 @@ fn get_stray_interrupts() {
     unsafe { core::arch::asm!("int 0x50", "int 0x27") };
 }
 
-/// What can't be said without a panic, for the same reason.
+/// A message that panics when it is formatted.
 struct Unspeakable;
 
 impl core::fmt::Display for Unspeakable {
@@ -254,7 +254,8 @@ fn map(bytes: u64) -> Mapping {
     Mapping::memory(bytes).unwrap_or_else(|error| panic!("no mapping to misuse: {error}"))
 }
 
-/// How many pages were mapped and unmapped while the last AP waits to panic, and for how many it waits.
+/// The number of pages that were mapped and unmapped while the last AP waits to panic, and the number
+/// that it waits for.
 static SHOOTDOWNS: AtomicUsize = AtomicUsize::new(0);
 const BEFORE_PANIC: usize = 8;
 
@@ -267,7 +268,7 @@ fn shoot_down() {
     }
 }
 
-/// Whether a CPU keeps interrupts out and serves no calls.
+/// Whether a CPU has disabled interrupts and serves no calls.
 static IS_UNRESPONSIVE: AtomicBool = AtomicBool::new(false);
 
 fn become_unresponsive() {
@@ -279,7 +280,7 @@ fn become_unresponsive() {
     }
 }
 
-/// Allocates what the heap has to grow for, while another CPU has halted there.
+/// Allocates until the heap has to grow, while another CPU has halted there.
 fn wait_for_heap() {
     let deadline = Deadline::after_millis(TIMEOUT);
     while !heap_platform::has_halted_in_growth() && !deadline.passed() {
@@ -311,7 +312,7 @@ fn wait_for_lock() {
     drop(HALTS_HOLDER.lock());
 }
 
-/// Calls all others, of whom one does not hear it.
+/// Calls all others, of which one is unresponsive.
 fn call_the_unresponsive() {
     let deadline = Deadline::after_millis(TIMEOUT);
     while !IS_UNRESPONSIVE.load(Ordering::Acquire) && !deadline.passed() {
@@ -332,12 +333,12 @@ fn call_others(work: &call::Work<'_>) {
     }
 }
 
-/// Waits until as many CPUs have answered as are among `sleepers`, and all of those are asleep again.
+/// Waits until as many CPUs have answered as are among `sleepers`, and all of those are idle again.
 fn await_sleepers(answers: &AtomicUsize, sleepers: impl Fn(u32) -> bool) {
     let sleepers = || online::cpus().filter(|&(index, _)| sleepers(index));
     let deadline = Deadline::after_millis(TIMEOUT);
     let is_over = || {
-        // The answers first: before its answer a CPU may still be asleep from before the call.
+        // The answers first: before its answer a CPU may still be idle from before the call.
         answers.load(Ordering::Acquire) == sleepers().count()
             && sleepers().all(|(_, shared)| shared.idle.is_idle())
     };
@@ -346,7 +347,7 @@ fn await_sleepers(answers: &AtomicUsize, sleepers: impl Fn(u32) -> bool) {
     }
 }
 
-/// Runs off the stack that the BSP is on before it has its own.
+/// Overflows the stack that the BSP is on before it has its own.
 pub fn overflow_boot_stack() {
     log::info!(
         "bringing about {:?}, as fault= asks",

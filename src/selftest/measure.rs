@@ -1,4 +1,4 @@
-//! What calls and shootdowns cost, measured at each start.
+//! The cost of calls and shootdowns, measured at each boot.
 
 use alloc::string::{String, ToString};
 use core::convert::Infallible;
@@ -21,11 +21,11 @@ use crate::smp::online;
 /// off its host core.
 const CALL_TIMEOUT: u64 = 10_000;
 
-/// Prints what calls to CPUs cost that are idle, asleep.
+/// Logs the cost of calls to idle CPUs.
 ///
 /// # Errors
 ///
-/// Who did not answer, in words.
+/// The CPU that did not answer, in words.
 pub fn calls() -> Result<(), String> {
     let others = online::count() - 1;
     let Some((first, _)) = online::cpus().nth(1) else {
@@ -40,24 +40,24 @@ pub fn calls() -> Result<(), String> {
     Ok(())
 }
 
-/// What a call to these CPUs takes that asks for nothing, from its beginning to the last answer.
+/// Measures an empty call to these CPUs, from its beginning to the last answer.
 ///
 /// # Errors
 ///
-/// Who did not answer, or can't be called.
+/// If a CPU did not answer, or can't be called.
 pub fn time_call(targets: Targets<'_>) -> Result<Median, CallError> {
     Median::of(|| call::run(targets, CALL_TIMEOUT, &|_| {}))
 }
 
-/// How long a CPU may take to come to a measurement, or to be done with it, in milliseconds.
+/// How long a CPU may take to arrive at a measurement, or to finish it, in milliseconds.
 const SHOOTDOWN_TIMEOUT: u64 = 60_000;
 
-/// Prints what a shootdown costs: what it takes to change the rights of a page, on all CPUs, while the
-/// others are asleep, and while they are at work.
+/// Logs the cost of a shootdown: of a change of a page's rights, on all CPUs, while the others are
+/// idle, and while they work.
 ///
 /// # Errors
 ///
-/// Why there is nothing to measure with, in words.
+/// Why it can't be measured, in words.
 pub fn shootdowns() -> Result<(), String> {
     let others = online::count() - 1;
     let asleep = time_shootdown().map_err(|error| error.to_string())?;
@@ -80,11 +80,11 @@ pub fn shootdowns() -> Result<(), String> {
     compare_ways().map_err(|error| error.to_string())
 }
 
-/// What it takes to change the rights of a page, on all CPUs.
+/// Measures a change of a page's rights, on all CPUs.
 ///
 /// # Errors
 ///
-/// [`MappingError`]: there is no page to change.
+/// [`MappingError`]: there is no page for it.
 pub fn time_shootdown() -> Result<Median, MappingError> {
     let mut page = Mapping::memory(FRAME_SIZE)?;
     let mut access = Access::ReadWrite;
@@ -93,15 +93,16 @@ pub fn time_shootdown() -> Result<Median, MappingError> {
             Access::ReadWrite => Access::ReadOnly,
             _ => Access::ReadWrite,
         };
-        // SAFETY: nobody uses the memory.
+        // SAFETY: nothing uses the memory.
         unsafe { page.protect(access) }.map_err(MappingError::Change)
     })
 }
 
-/// Pages that are read after a flush, to have the walks in its cost.
+/// Pages that are read after a flush, so that its cost includes the page-table walks.
 const TOUCHED: u64 = 64;
 
-/// Writes to the journal what it costs this CPU alone to flush everything, in the ways there are.
+/// Writes to the journal the cost of flushing everything on this CPU alone, in each of the possible
+/// ways.
 ///
 /// # Errors
 ///
@@ -138,8 +139,8 @@ fn compare_ways() -> Result<(), MappingError> {
 /// Flushes all, as a kernel with global pages has to.
 fn toggle_global_pages() {
     let cr4 = Cr4::read_raw();
-    // SAFETY: global pages are allowed for a moment, in which no entry has the bit (`control`); to
-    // forbid them flushes everything (Intel SDM vol. 3A, 4.10.4.1).
+    // SAFETY: global pages are enabled for a moment, in which no entry has the bit (`control`);
+    // disabling them flushes everything (Intel SDM vol. 3A, 4.10.4.1).
     unsafe {
         Cr4::write_raw(cr4 | Cr4Flags::PAGE_GLOBAL.bits());
         Cr4::write_raw(cr4);
@@ -148,6 +149,6 @@ fn toggle_global_pages() {
 
 /// Flushes all, as a kernel with PCIDs has to.
 fn invalidate_all() {
-    // SAFETY: the CPU has the instruction (`compare_ways` asked), and it only forgets.
+    // SAFETY: the CPU has the instruction (`compare_ways` checks), and it only flushes.
     unsafe { tlb::flush_pcid(InvPcidCommand::All) };
 }

@@ -1,4 +1,4 @@
-//! How long something takes: the median of so many times, for not too long.
+//! The duration of something: the median of a number of rounds, within a time limit.
 
 use core::fmt;
 
@@ -10,10 +10,10 @@ use crate::report::events;
 /// Rounds of a measurement.
 const ROUNDS: usize = 301;
 
-/// How long one may take, in milliseconds.
+/// The time limit of a measurement, in milliseconds.
 const MILLIS: u64 = 200;
 
-/// A time and how often it was taken.
+/// A median duration, and the number of rounds.
 #[derive(Debug, Clone, Copy)]
 pub struct Median {
     nanos: u64,
@@ -45,7 +45,7 @@ impl Median {
 }
 
 impl Median {
-    /// Tells programs that this is what something costs, with so many other CPUs.
+    /// Emits it as the cost of something, with this number of other CPUs.
     pub fn emit(&self, of: Measured, others: usize) {
         events::emit(Cost {
             of,
@@ -58,7 +58,7 @@ impl Median {
 
 impl fmt::Display for Median {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Host CPUs that are too few make it milliseconds.
+        // On too few host CPUs it is milliseconds.
         let (unit, name) = match self.nanos {
             ..10_000_000 => (1000, "us"),
             _ => (1_000_000, "ms"),

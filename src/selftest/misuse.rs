@@ -1,4 +1,4 @@
-//! Misuses of the heap on demand: each on three CPUs, to see that the right ones are named.
+//! Injection of heap misuses: each on three CPUs, so that a test sees the right ones named.
 
 use alloc::alloc::{alloc, dealloc};
 use core::alloc::Layout;
@@ -14,13 +14,13 @@ use crate::smp::{jobs, online};
 /// How long a CPU may take for its part, in milliseconds.
 const TIMEOUT: u64 = 10_000;
 
-/// The block's layout: its size is that of no class, so that its end is not its memory's.
+/// The block's layout: no class has its size, so that its end is not its memory's.
 const LAYOUT: Layout = Layout::new::<[u32; 25]>();
 
-/// What it is not.
+/// Another layout.
 const WRONG_LAYOUT: Layout = Layout::new::<[u32; 250]>();
 
-/// What is done to the block.
+/// A misuse of a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Misuse {
     /// It is freed again.
@@ -36,7 +36,7 @@ pub enum Misuse {
 }
 
 impl Misuse {
-    /// The misuse that a fault is, if it is one.
+    /// Returns the misuse that a fault is, if it is one.
     pub fn of(fault: Fault) -> Option<Self> {
         match fault {
             Fault::HeapDoubleFree => Some(Self::Free),
@@ -48,9 +48,8 @@ impl Misuse {
         }
     }
 
-    /// Brings it about: of the last three CPUs, if there are as many, the first allocates and the
-    /// last misuses; the second frees, before or after that. At last, all that is freed goes back to
-    /// where it came from.
+    /// Injects it: of the last three CPUs, if there are as many, the first allocates and the last
+    /// misuses; the second frees, before or after that. At the end all freed blocks are drained.
     pub fn happen(self) {
         let last = online::count() - 1;
         let (first, second) = (last.saturating_sub(2), last.saturating_sub(1));
@@ -99,7 +98,8 @@ fn allocate() -> *mut u8 {
 
 #[inline(never)]
 fn free(block: *mut u8) {
-    // SAFETY: allocated so, and freed only here; but for the misuse, which ends the run.
+    // SAFETY: allocated with this layout, and freed only here; but for the misuse, which ends the
+    // run.
     unsafe { dealloc(block, LAYOUT) };
     black_box("freed");
 }

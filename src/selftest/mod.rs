@@ -1,4 +1,4 @@
-//! What tries the kernel out: stress, the monitor, faults on demand and benchmarks.
+//! The self-test: stress, the monitor, fault injection and benchmarks.
 //!
 //! The highest room: it imports all others, and none imports it.
 

@@ -1,19 +1,22 @@
-//! Calls: a CPU has others run a closure, at once.
+//! Cross-CPU calls: a CPU has others run a closure, at once.
 //!
 //! A call is an interrupt to each of its targets, which run the closure as a handler: with
-//! interrupts off, on top of whatever they do. The closure should be short, takes no lock but those
-//! that are held with interrupts off, and may allocate and free. It may call other CPUs itself, as
-//! allocating does when memory runs out; so deep as [`muster_percpu::MAX_CALLS`].
+//! interrupts disabled, on top of the code that they interrupt. The closure should be short, takes
+//! no locks but those that are held with interrupts disabled, and may allocate and free. It may
+//! call other CPUs itself, as allocating does when memory runs out; as deep as
+//! [`muster_percpu::MAX_CALLS`].
 //!
 //! Three things keep CPUs from waiting for each other forever:
 //!
-//! - Whoever waits here, or anywhere else for another CPU, serves calls meanwhile, with interrupts
-//!   on or off: [`serve`]. Every round of such a wait pauses ([`core::hint::spin_loop`]): where CPUs
-//!   take turns on one thread of the host, only that lets the other one run before its turn is over.
-//! - Nobody calls who holds a lock: the target may be waiting for it with interrupts off.
-//! - Every wait has a deadline. A call that a CPU has not taken by then is taken back from it, and
-//!   the error names it; so what the closure refers to may go. A CPU that has taken a call is
-//!   waited for, for what it refers to may not; if it is not done in a minute the run ends.
+//! - A CPU that waits here, or anywhere else for another CPU, serves calls in the meantime, with
+//!   interrupts enabled or not: [`serve`]. Every round of such a wait pauses
+//!   ([`core::hint::spin_loop`]): where CPUs take turns on one thread of the host, only that lets
+//!   the other one run before its turn is over.
+//! - No CPU calls others while it holds a lock: the target may be waiting for it with interrupts
+//!   disabled.
+//! - Every wait has a deadline. A call that a CPU has not taken by then is cancelled for it, and
+//!   the error names the CPU; so the closure's references may end. A CPU that has taken a call is
+//!   waited for, as it uses these references; if it is not done in a minute the run ends.
 //!
 //! A CPU that is out of work halts, and the interrupt wakes it. Nothing on the way allocates.
 
@@ -29,10 +32,10 @@ use crate::arch::clock::Deadline;
 /// How long a CPU that has taken a call may take for it, in milliseconds, before the run ends.
 const DONE_TIMEOUT: u64 = 60_000;
 
-/// What CPUs are called for: run with the number of the CPU that runs it.
+/// The closure of a call, run with the index of the CPU that runs it.
 pub type Work<'a> = dyn Fn(u32) + Sync + 'a;
 
-/// What a call's closure uses, which says by whom it is served.
+/// The resources that a call's closure uses, by which a waiting CPU decides whether to serve it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Uses {
     /// The heap, or it may.
@@ -41,7 +44,7 @@ pub enum Uses {
     NoHeap,
 }
 
-/// The calls under way: apart by what they use, so that a CPU can serve the one kind alone.
+/// The calls under way, in a queue for each [`Uses`], so that a CPU can serve the one kind alone.
 struct CallQueues {
     heap: CallQueue<&'static Work<'static>>,
     no_heap: CallQueue<&'static Work<'static>>,
@@ -59,7 +62,7 @@ impl CallQueues {
 /// Set up before the first AP is released.
 static CALL_QUEUES: OnceCell<CallQueues> = OnceCell::uninit();
 
-/// The CPUs that a call goes to, of those at work.
+/// The online CPUs that a call goes to.
 #[derive(Clone, Copy)]
 pub enum Targets<'a> {
     /// One, by its index. If it is this CPU, the closure runs here.
@@ -68,7 +71,7 @@ pub enum Targets<'a> {
     Others,
     /// All. This one runs the closure while it would wait.
     All,
-    /// Those of which this holds.
+    /// Those for which this returns `true`.
     Where(&'a dyn Fn(u32) -> bool),
 }
 
@@ -83,7 +86,7 @@ impl Targets<'_> {
     }
 }
 
-/// Why a call was not carried out, or not by all.
+/// Why a call was not served, or not by all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CallError {
     /// CPUs have not taken the call in time, and now never will.
@@ -95,7 +98,7 @@ pub enum CallError {
         /// How long the call was open for them, in milliseconds.
         millis: u64,
     },
-    /// This CPU is not at work.
+    /// This CPU is not online.
     NotAtWork(u32),
     /// This CPU has too many calls under way, each on top of the wait for another.
     TooDeep,
@@ -124,9 +127,11 @@ impl fmt::Display for CallError {
     }
 }
 
-/// Sets calls up for so many CPUs. Called once, by the BSP, when the heap is open and no AP released.
+/// Sets calls up for this number of CPUs. Called once, by the BSP, when the heap is open and no AP
+/// released.
 pub fn start(cpus: usize) {
-    // Made first: who needs memory and gets none looks for calls, and would wait here for itself.
+    // Made first: an allocation without memory serves calls, and would wait for this very
+    // initialisation.
     let queues = CallQueues {
         heap: CallQueue::new(cpus),
         no_heap: CallQueue::new(cpus),
@@ -134,11 +139,11 @@ pub fn start(cpus: usize) {
     CALL_QUEUES.init_once(|| queues);
 }
 
-/// Has `targets` run `work`, and waits until they have.
+/// Has `targets` run `work`, and waits until they have done so.
 ///
 /// # Errors
 ///
-/// [`CallError`]. Those CPUs that are not named have carried it out.
+/// [`CallError`]. All other targets have run it.
 ///
 /// # Panics
 ///
@@ -159,8 +164,8 @@ fn run_using(
     begin_using(uses, targets, timeout_millis, work)?.wait()
 }
 
-/// As [`run`], but where this CPU has too many calls under way it waits until one of them is done:
-/// for those who can't do without.
+/// Does the same as [`run`], but where this CPU has too many calls under way it retries until one
+/// of them is done: for callers that can't do without.
 ///
 /// # Errors
 ///
@@ -187,7 +192,7 @@ pub fn insist(
     }
 }
 
-/// Has `targets` run `work`, and goes on meanwhile.
+/// Has `targets` run `work`, and does not wait.
 ///
 /// # Errors
 ///
@@ -230,9 +235,9 @@ fn begin_using(
     let mut sent = 0;
     for (index, shared) in online::cpus() {
         let is_meant = index != own && targets.contain(index, own);
-        // Each member is sent it once, and has a desk.
+        // Each online CPU is sent it once, and has a part of the queue.
         if is_meant && pending.call.send(index as usize).is_ok() {
-            // If it can't be woken it does not answer, and will be named.
+            // If it can't be woken it does not answer, and the error names it.
             lapic::wake(shared.lapic_id);
             sent += 1;
         }
@@ -264,13 +269,13 @@ impl Pending {
     /// As [`run`].
     pub fn wait(self) -> Result<(), CallError> {
         let result = self.finish();
-        // Nothing is open any more; the slot is to be freed, without another wait.
+        // No target is left; the call is to be freed, without another wait.
         self.leave();
         result
     }
 
-    /// Lets the targets run the closure when they can. Nobody waits for it, and the slot is taken
-    /// until they have.
+    /// Leaves the targets to run the closure when they can. No CPU waits for it, and one of this
+    /// CPU's calls is in use until they have.
     pub fn leave(self) {
         let this = core::mem::ManuallyDrop::new(self);
         // SAFETY: read once, and `this` is not used again, nor dropped.
@@ -311,14 +316,14 @@ impl Drop for Pending {
     }
 }
 
-/// Runs what others have called this CPU for, each of them once at most for each call that it may
-/// have under way: so it ends, however fast they call again. For every wait, which looks again.
+/// Serves the calls of others, at most as many as each may have under way: so it ends, however fast
+/// they call again. For every loop that waits, which calls it again.
 pub fn serve() {
     serve_using(Uses::NoHeap);
     serve_using(Uses::Heap);
 }
 
-/// The same, of what never uses the heap: for a CPU that waits for a lock of the heap's.
+/// Serves only calls that never use the heap: for a CPU that waits for a lock of the heap's.
 pub fn serve_without_heap() {
     serve_using(Uses::NoHeap);
 }
@@ -331,7 +336,7 @@ fn serve_using(uses: Uses) {
     let queue = queues.of(uses);
     cpu::try_with(|here| {
         let own = here.index();
-        // Whoever waits looks again and again.
+        // A waiting CPU comes here again and again.
         if !queue.is_called(own as usize) {
             return;
         }
@@ -350,7 +355,8 @@ fn serve_using(uses: Uses) {
     });
 }
 
-/// The same, for the handler of the wake-up, which nobody calls again for what it leaves.
+/// Serves calls in the handler of the wake-up, and wakes this CPU again if any are left: the
+/// handler is not a loop.
 pub fn answer() {
     serve();
     let is_called = |own: u32| {

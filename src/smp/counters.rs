@@ -1,15 +1,16 @@
-//! What each CPU counts of its own, for the account.
+//! Counters of each CPU's own activity, for the account.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-/// How many calls one CPU has sent, one for each target, and how many it has carried out.
+/// The number of calls that one CPU has sent, one for each target, and the number that it has
+/// served.
 pub struct CallCounters {
     sent: AtomicU64,
     served: AtomicU64,
 }
 
 impl CallCounters {
-    /// None yet.
+    /// Creates counters at 0.
     pub const fn new() -> Self {
         Self {
             sent: AtomicU64::new(0),
@@ -17,12 +18,12 @@ impl CallCounters {
         }
     }
 
-    /// Calls to others, one for each target.
+    /// Returns the number of calls to others, one for each target.
     pub fn sent(&self) -> u64 {
         self.sent.load(Ordering::Relaxed)
     }
 
-    /// Calls from others that were carried out.
+    /// Returns the number of calls from others that were served.
     pub fn served(&self) -> u64 {
         self.served.load(Ordering::Relaxed)
     }
@@ -33,14 +34,15 @@ impl CallCounters {
         self.sent.fetch_add(targets, Ordering::Relaxed);
     }
 
-    /// Counts a call from another CPU, with interrupts off.
+    /// Counts a call from another CPU, with interrupts disabled.
     pub fn count_served(&self) {
-        // Not in one step with another call within this one, but with interrupts off.
+        // Two steps are enough: interrupts are disabled, and a call within this one has been
+        // counted by then.
         self.served.store(self.served() + 1, Ordering::Relaxed);
     }
 }
 
-/// What one CPU has done about TLBs. It alone counts, all may read.
+/// The number of one CPU's TLB flushes and shootdowns. It alone counts, all may read.
 pub struct TlbCounters {
     flushes: AtomicU64,
     shootdowns: AtomicU64,
@@ -48,7 +50,7 @@ pub struct TlbCounters {
 }
 
 impl TlbCounters {
-    /// Nothing yet.
+    /// Creates counters at 0.
     pub const fn new() -> Self {
         Self {
             flushes: AtomicU64::new(0),
@@ -57,17 +59,17 @@ impl TlbCounters {
         }
     }
 
-    /// Flushes of its own TLB, for itself and for others.
+    /// Returns the number of flushes of its own TLB, for itself and for others.
     pub fn flushes(&self) -> u64 {
         self.flushes.load(Ordering::Relaxed)
     }
 
-    /// Shootdowns it began.
+    /// Returns the number of shootdowns that it began.
     pub fn shootdowns(&self) -> u64 {
         self.shootdowns.load(Ordering::Relaxed)
     }
 
-    /// CPUs that it did not wake for one.
+    /// Returns the number of idle CPUs that it did not wake for one.
     pub fn spared(&self) -> u64 {
         self.spared.load(Ordering::Relaxed)
     }

@@ -1,4 +1,4 @@
-//! What each CPU has of its own, and what of it the others may see.
+//! The per-CPU block: each CPU's own state, and the part of it that the others may read.
 
 use core::fmt::{self, Write};
 use core::mem::MaybeUninit;
@@ -39,28 +39,28 @@ pub struct Local {
 }
 
 impl Local {
-    /// The frames that this CPU has at hand.
+    /// Returns the cell of this CPU's frame cache.
     #[inline]
     pub fn frames(&self) -> &FrameSlot {
         &self.frames
     }
 
-    /// What this CPU steps through.
+    /// Returns this CPU's stepper.
     pub fn stepper(&self) -> &Stepper {
         &self.stepper
     }
 
-    /// What this CPU's timer is used for.
+    /// Returns the handler and the period of this CPU's timer.
     pub fn timer(&self) -> &Timer {
         &self.timer
     }
 
-    /// The locks that this CPU holds.
+    /// Returns the locks that this CPU holds.
     pub fn held(&self) -> &Held {
         &self.held
     }
 
-    /// How this CPU reaches the registers of its local APIC.
+    /// Returns how this CPU reaches the registers of its local APIC.
     #[inline]
     pub fn lapic(&self) -> &apic::Mode {
         &self.lapic
@@ -72,7 +72,7 @@ impl Local {
     }
 }
 
-/// What one CPU's state takes of memory: whole frames of its own. GS base is its address.
+/// The memory of one CPU's state: whole frames of its own. GS base is its address.
 #[repr(C)]
 struct Memory {
     block: Block,
@@ -82,13 +82,13 @@ struct Memory {
 /// How far from GS base the CPU's part of the heap lies, in bytes, with a block and without.
 pub const CACHE_FROM_GS: usize = muster_percpu::head_offset::<CpuCache>();
 
-/// What GS base points to while the CPU has no block: a cache that is empty, full and never used.
+/// The target of GS base while the CPU has no block: a cache that is empty, full and never used.
 static UNREGISTERED: Unregistered<CpuCache> = Unregistered::new(CpuCache::new());
 
 /// Bytes of memory per CPU, a multiple of a frame.
 pub const BYTES: u64 = (size_of::<Memory>() as u64).next_multiple_of(FRAME_SIZE);
 
-/// Makes the block of CPU `index` in `memory`.
+/// Makes the per-CPU block of CPU `index` in `memory`.
 ///
 /// # Safety
 ///
@@ -121,32 +121,32 @@ pub unsafe fn create(index: u32, lapic_id: u32, memory: NonNull<u8>) -> &'static
 pub struct Shared {
     /// The CPU's local APIC id.
     pub lapic_id: u32,
-    /// How far its bring-up has come.
+    /// The progress of its bring-up.
     pub report: Progress,
     /// Its own log lines.
     pub journal: Lock<Journal>,
-    /// What it keeps of the heap; others only read its counters.
+    /// Its cache of the heap; others only read its counters.
     pub cache: &'static CpuCache,
-    /// What it runs with.
+    /// Its state, as last read.
     pub snapshot: Snapshot,
     /// Which CPU it is, by its registers.
     pub identity: Identity,
     /// Why it was stopped, if it was.
     pub end: End,
-    /// What it is doing, on a line that no one else writes.
+    /// Its current activity, on a cache line that no other CPU writes.
     pub activity: CachePadded<Activity>,
-    /// Whether it sleeps, and is spared shootdowns, on a line that others write only then.
+    /// Whether it is idle, and is spared shootdowns, on a cache line that others write only then.
     pub idle: CachePadded<Idle>,
-    /// What it has done about TLBs, on a line that no one else writes.
+    /// Its TLB flushes and shootdowns, on a cache line that no other CPU writes.
     pub tlb: CachePadded<TlbCounters>,
-    /// The calls it has sent and carried out, on a line that no one else writes.
+    /// The calls that it has sent and served, on a cache line that no other CPU writes.
     pub calls: CachePadded<CallCounters>,
-    /// The interrupts it has taken, on a line that no one else writes.
+    /// The interrupts that it has taken, on a cache line that no other CPU writes.
     pub interrupts: CachePadded<Counters>,
 }
 
 impl Shared {
-    /// The shared part of a CPU that the loader has parked.
+    /// Creates the shared part of a CPU that the loader has parked.
     pub const fn new(lapic_id: u32, cache: &'static CpuCache) -> Self {
         Self {
             lapic_id,
@@ -168,13 +168,14 @@ impl Shared {
         }
     }
 
-    /// Returns the registers in which the CPU is not what it should be.
+    /// Returns the registers in which the CPU differs from the BSP, or from what the loader says of
+    /// it.
     pub fn differences(&self) -> impl Iterator<Item = Difference> {
         self.identity.differences(self.lapic_id)
     }
 }
 
-/// What a CPU leaves behind when another one's fault ends the run.
+/// The last state of a CPU when another one's fault ends the run.
 pub struct End {
     begun: AtomicBool,
     stopped_at: AtomicU64,
@@ -182,12 +183,12 @@ pub struct End {
 }
 
 impl End {
-    /// Says that the CPU is at its end by a fault of its own.
+    /// Records that the CPU has a fault of its own.
     pub fn begin(&self) {
         self.begun.store(true, Ordering::Release);
     }
 
-    /// Whether the CPU is at its end by a fault of its own, and will stop by itself.
+    /// Returns whether the CPU has a fault of its own, and will stop by itself.
     pub fn has_begun(&self) -> bool {
         self.begun.load(Ordering::Acquire)
     }
@@ -197,13 +198,13 @@ impl End {
         self.stopped_at.store(address, Ordering::Release);
     }
 
-    /// Where it stopped, if it did.
+    /// Returns where it stopped, if it did.
     pub fn stopped_at(&self) -> Option<u64> {
         Some(self.stopped_at.load(Ordering::Acquire)).filter(|&address| address != 0)
     }
 
-    /// Leaves words for the CPU that reports, the first time. A fault while they are
-    /// put down leaves none.
+    /// Leaves last words for the CPU that reports, the first time. A fault while they are written
+    /// leaves none.
     pub fn leave_words(&self, words: fmt::Arguments<'_>) {
         self.last_words.set(|| {
             let mut line = Line::new();
@@ -213,16 +214,16 @@ impl End {
         });
     }
 
-    /// The words left, if any.
+    /// Returns the last words, if any.
     pub fn words(&self) -> Option<&Line> {
         self.last_words.get()
     }
 }
 
-/// One CPU's block, which begins with what it keeps of the heap.
+/// One CPU's block, which begins with its cache of the heap.
 pub type Block = muster_percpu::Block<Local, Shared, CpuCache>;
 
-/// The register that tells a CPU its block: GS base.
+/// The register that holds the address of a CPU's own block: GS base.
 pub struct Gs;
 
 // SAFETY: (1) GS base is a register of each CPU of its own; (2) nothing but
@@ -273,8 +274,8 @@ pub type Cpu = Storage<Gs>;
 /// Every CPU's block, by CPU index.
 pub static DIRECTORY: Directory<Local, Shared, CpuCache> = Directory::new();
 
-/// Runs `f` with this CPU's block, or gives `None` if it has none yet: for code
-/// that also runs before registration, in faults and in NMIs.
+/// Runs `f` with this CPU's block, or returns `None` if it has none yet: for code that also runs
+/// before registration, in faults and in NMIs.
 #[inline]
 pub fn try_with<T>(
     f: impl for<'here> FnOnce(&Here<'here, Local, Shared, CpuCache>) -> T,
@@ -293,7 +294,7 @@ pub fn with<T>(f: impl for<'here> FnOnce(&Here<'here, Local, Shared, CpuCache>) 
     Cpu::with(f)
 }
 
-/// The shared part of every CPU's block, with its index. Empty until the blocks exist.
+/// Returns the shared part of every CPU's block, with its index. Empty until the blocks exist.
 pub fn all() -> impl ExactSizeIterator<Item = (u32, &'static Shared)> {
     DIRECTORY.iter()
 }

@@ -1,4 +1,4 @@
-//! What a CPU is doing, in words: for the monitor, and for fault reports.
+//! A CPU's activity in words: for the monitor, and for fault reports.
 
 use core::fmt::{self, Write};
 
@@ -6,7 +6,7 @@ use heapless::String;
 
 use super::cpu;
 
-/// What a CPU is doing, in words.
+/// A CPU's activity, in words.
 pub struct Doing<'a>(pub &'a cpu::Shared);
 
 impl fmt::Display for Doing<'_> {
@@ -15,7 +15,7 @@ impl fmt::Display for Doing<'_> {
         let own = if activity.is_answering() {
             "answering a call"
         } else if activity.is_at_prompt() {
-            // Asleep or not: it is idle between keys.
+            // Halted or not: it is idle between keys.
             "at its prompt"
         } else if self.0.idle.is_idle() {
             "asleep"

@@ -1,4 +1,4 @@
-//! The place for a CPU's own frame cache, which is made when the CPU first needs one.
+//! The cell of a CPU's own frame cache, which is made when the CPU first needs one.
 
 use core::cell::{Cell, UnsafeCell};
 use core::sync::atomic::{Ordering, compiler_fence};
@@ -7,9 +7,9 @@ use muster_memory::FrameCache;
 
 /// There is no cache yet.
 const ABSENT: u8 = 0;
-/// The cache is there and nobody uses it.
+/// The cache is there and not in use.
 const READY: u8 = 1;
-/// Somebody on this CPU uses the cache, or is making it.
+/// Code on this CPU uses the cache, or is making it.
 const BUSY: u8 = 2;
 
 /// A CPU's own frame cache, which it gets when it first needs one.
@@ -19,7 +19,7 @@ pub struct FrameSlot {
 }
 
 impl FrameSlot {
-    /// No frames yet.
+    /// Creates a cell without a cache.
     pub const fn new() -> Self {
         Self {
             state: Cell::new(ABSENT),
@@ -27,8 +27,8 @@ impl FrameSlot {
         }
     }
 
-    /// Lends the cache, which `make` gives if there is none yet. `None` to a handler that has interrupted its own CPU just here, and where
-    /// the machine has none.
+    /// Runs `f` with the cache, which `make` makes if there is none yet. Returns `None` in a
+    /// handler that has interrupted its own CPU just here, and where no cache can be made.
     #[inline(always)]
     pub fn with<T>(
         &self,
@@ -50,7 +50,7 @@ impl FrameSlot {
         Some(result)
     }
 
-    /// Gets the cache, if there is none yet. Says whether it is there to be used.
+    /// Makes the cache, if there is none yet. Returns whether it can be used.
     #[cold]
     fn make(&self, make: impl FnOnce() -> Option<FrameCache<'static>>) -> bool {
         if self.state.get() == ABSENT {
@@ -58,7 +58,7 @@ impl FrameSlot {
             compiler_fence(Ordering::SeqCst);
             let cache = make();
             let is_there = cache.is_some();
-            // SAFETY: as in `with`; nobody has a reference to the cache while it is absent.
+            // SAFETY: as in `with`; there is no reference to the cache while it is absent.
             unsafe { *self.cache.get() = cache };
             compiler_fence(Ordering::SeqCst);
             self.state.set(if is_there { READY } else { ABSENT });
@@ -66,7 +66,7 @@ impl FrameSlot {
         self.state.get() == READY
     }
 
-    /// Whether there is no cache yet.
+    /// Returns whether there is no cache yet.
     pub fn is_absent(&self) -> bool {
         self.state.get() == ABSENT
     }

@@ -1,7 +1,7 @@
-//! Hooks: what a room needs of a higher one. All of them stand in this one table, which the BSP registers
-//! first of all.
+//! Hooks: the functions that a room needs of a higher one. All of them stand in this one table, which the
+//! BSP registers first of all.
 //!
-//! None is on a fast path: no allocation, no free, no call and no entry of an interrupt asks here.
+//! None is on a fast path: no allocation, no free, no call and no entry of an interrupt uses one.
 
 use conquer_once::spin::OnceCell;
 use muster_events::Phase;
@@ -11,16 +11,16 @@ use crate::boot::stack;
 
 /// The functions of higher rooms that lower ones call.
 pub struct Hooks {
-    /// Called by AP `index` when it has reported that it has reached a phase: the self-test has faults
-    /// happen there.
+    /// Called by AP `index` when it has reported that it has reached a phase: the self-test injects
+    /// faults there.
     pub ap_reached: fn(index: u32, shared: &cpu::Shared, phase: Phase),
     /// Reads a word of memory for a fault report; `None` if it can't be read.
     pub read_word: fn(address: u64) -> Option<u64>,
-    /// Returns what lies at an address, in a word, for a fault report, if that is known.
+    /// Returns the name of the region at an address, for a fault report, if that is known.
     pub name_of: fn(address: u64) -> Option<&'static str>,
 }
 
-/// Before others are registered: nothing happens on the way up, and a fault report reads the boot stack.
+/// Before the table is registered: no faults are injected, and a fault report reads the boot stack.
 static NONE: Hooks = Hooks {
     ap_reached: |_, _, _| {},
     read_word: stack::peek_boot,

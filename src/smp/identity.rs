@@ -1,7 +1,7 @@
-//! Whether each CPU is what it says: its local APIC id the one that the loader promised, and the registers
-//! that must be the same on all CPUs the BSP's. An AP that differs is kept out: with its APIC in another
-//! mode interrupts miss it, with other MTRRs it caches memory in another way than the others, which
-//! corrupts it, and with another TSC_ADJUST its clock is not theirs.
+//! The identity of each CPU: its local APIC id must be the loader's, and the registers that must be the
+//! same on all CPUs must be the BSP's. An AP that differs is excluded: with its APIC in another mode
+//! interrupts miss it, with other MTRRs it caches memory in another way than the others, which corrupts
+//! it, and with another TSC_ADJUST its clock is not theirs.
 
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -20,11 +20,11 @@ use crate::arch::debug_console;
 /// which is before any AP is released.
 static BSP: OnceCell<Vec<(u32, u64)>> = OnceCell::uninit();
 
-/// How many registers are recorded of a CPU at most, its local APIC's id among them: enough for 23 pairs of
-/// variable-range MTRRs, and CPUs have ten.
+/// The maximum number of registers recorded of a CPU, its local APIC's id among them: enough for 23 pairs
+/// of variable-range MTRRs, and CPUs have ten.
 const MAX_REGISTERS: usize = 64;
 
-/// Takes down what the BSP has. Called once, on the BSP.
+/// Records the BSP's registers. Called once, on the BSP.
 pub fn start() {
     let registers: Vec<_> = registers().collect();
     let beyond = registers.len().saturating_sub(MAX_REGISTERS - 1);
@@ -40,8 +40,8 @@ fn bsp() -> &'static [(u32, u64)] {
     BSP.try_get().map_or(&[], Vec::as_slice)
 }
 
-/// Returns what the BSP's MTRRs say, and so those of every CPU that is admitted; `None` if there are none,
-/// or they are off.
+/// Returns the BSP's MTRRs, which are those of every CPU that is admitted; `None` if there are none, or
+/// they are disabled.
 pub fn mtrrs(features: &Features) -> Option<Mtrrs<'static>> {
     Some(Mtrrs::new(bsp(), features.physical_bits)).filter(Mtrrs::are_enabled)
 }
@@ -54,7 +54,7 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// Nothing is known of it yet.
+    /// Creates one without any registers recorded.
     pub const fn new() -> Self {
         Self {
             count: AtomicUsize::new(0),
@@ -64,7 +64,7 @@ impl Identity {
     }
 
     /// Reads this CPU's registers, and the id of its local APIC by `read_id`. Called by the CPU itself, before
-    /// it reports that it is online, or asks to be kept out, which publishes this; and again in an order.
+    /// it reports that it is online, or excludes itself, which publishes this; and again in a job.
     pub fn record(&self, read_id: impl FnOnce() -> Option<u32>) {
         let mut registers = registers().take(MAX_REGISTERS - 1).peekable();
         // IA32_APIC_BASE. Only if it is the BSP's, the APIC is where its id is read.
@@ -83,9 +83,9 @@ impl Identity {
         self.count.store(count, Ordering::Relaxed);
     }
 
-    /// Returns what was recorded: each register's number and value.
+    /// Returns each recorded register's number and value.
     pub fn registers(&self) -> impl Iterator<Item = (u32, u64)> + Clone {
-        // Relaxed, as all of it: the report or the end of the order publishes it.
+        // Relaxed, as all of it: the report or the end of the job publishes it.
         let count = self.count.load(Ordering::Relaxed);
         let load = |(number, value): (&AtomicU32, &AtomicU64)| {
             (
@@ -96,11 +96,11 @@ impl Identity {
         self.numbers.iter().zip(&self.values).take(count).map(load)
     }
 
-    /// Returns what of it is not as the BSP has it, or not what the loader says, which lists the CPU under
-    /// this LAPIC id. Nothing, of a CPU of which nothing is known.
+    /// Returns the registers in which the CPU differs from the BSP, or from the loader's list, which has
+    /// it under this LAPIC id. Returns nothing if no register was recorded.
     pub fn differences(&self, lapic_id: u32) -> impl Iterator<Item = Difference> {
         let found = self.registers();
-        // Nothing of what was not recorded is wanted.
+        // A CPU without a record differs in nothing.
         let is_recorded = found.clone().next().is_some();
         let has_id = found.clone().any(|(register, _)| register == LAPIC_ID);
         let id = has_id.then_some((LAPIC_ID, u64::from(lapic_id)));
@@ -109,8 +109,8 @@ impl Identity {
     }
 }
 
-/// Reads the registers of this CPU that must be the same on all, by what its own CPUID has: those first by
-/// which it is known that it has the later ones.
+/// Reads the registers of this CPU that must be the same on all, by its own CPUID: first those by which it
+/// is known that it has the later ones.
 fn registers() -> impl Iterator<Item = (u32, u64)> {
     let cpuid = CpuId::new();
     let has_mtrrs = cpuid
@@ -142,8 +142,8 @@ fn registers() -> impl Iterator<Item = (u32, u64)> {
 }
 
 fn read(register: u32) -> u64 {
-    // SAFETY: `registers` names only what this CPU's CPUID and IA32_MTRRCAP say that it has: a CPU in long
-    // mode has IA32_APIC_BASE, and AMD's have both of their own. Reading them has no side effect.
+    // SAFETY: `registers` names only registers that this CPU has by its CPUID and IA32_MTRRCAP: a CPU in
+    // long mode has IA32_APIC_BASE, and AMD's have both of their own. Reading them has no side effect.
     unsafe { Msr::new(register).read() }
 }
 

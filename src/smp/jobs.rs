@@ -1,5 +1,5 @@
-//! Orders for all CPUs: one closure, run once on each, the BSP included; or on each but that, while
-//! it does something else.
+//! Jobs for all CPUs: one closure, run once on each, the BSP included; or on each AP, while the BSP
+//! does something else.
 
 use conquer_once::spin::OnceCell;
 use muster_percpu::{Barrier, Broadcast};
@@ -9,21 +9,21 @@ use super::{call, cpu, lapic, lazy_tlb, online};
 use crate::arch::clock::Deadline;
 use crate::arch::idle;
 
-/// A job: called with the number of the CPU among those at work, 0 first.
+/// A job: called with the slot of the CPU, which is its index among the online ones.
 type Job<'a> = dyn Fn(usize) + Sync + 'a;
 
-/// Where the BSP puts orders up. Made for the first one, when the roll call is over: from then on the
-/// places of those at work stand.
+/// The broadcast by which the BSP submits jobs. Made for the first one, when the roll call is over:
+/// from then on the set of online CPUs is fixed.
 static BROADCAST: OnceCell<Broadcast<&'static Job<'static>>> = OnceCell::uninit();
 
-/// A line that CPUs wait at until all are there, and then leave together; they serve calls meanwhile.
+/// A barrier with a timeout, whose waiting CPUs serve calls.
 pub struct TimedBarrier {
     barrier: Barrier,
     timeout_millis: u64,
 }
 
 impl TimedBarrier {
-    /// A line for `cpus` CPUs, each of which waits at most `timeout_millis` for the
+    /// Creates a barrier for `cpus` CPUs, each of which waits at most `timeout_millis` for the
     /// others.
     pub const fn new(cpus: usize, timeout_millis: u64) -> Self {
         Self {
@@ -32,11 +32,11 @@ impl TimedBarrier {
         }
     }
 
-    /// Waits until every CPU is at the line.
+    /// Waits until every CPU has arrived.
     ///
     /// # Panics
     ///
-    /// If one of them does not come in time.
+    /// If one of them does not arrive in time.
     pub fn wait(&self) {
         let arrival = self.barrier.arrive();
         let deadline = Deadline::after_millis(self.timeout_millis);
@@ -54,19 +54,19 @@ impl TimedBarrier {
     }
 }
 
-/// Runs `job` on every CPU at work, side by side, and waits until all are done.
+/// Runs `job` on every online CPU, in parallel, and waits until all are done.
 ///
 /// # Panics
 ///
-/// If called anywhere but on the BSP, or while an order is carried out. If a CPU is not done within
+/// If called anywhere but on the BSP, or while a job runs. If a CPU is not done within
 /// `timeout_millis` of the BSP's own part: `job` may not go out of scope while a CPU still runs it,
-/// so there is no way back.
+/// so this can't return.
 pub fn all(timeout_millis: u64, job: &(dyn Fn(usize) + Sync)) {
     submit(timeout_millis, job, |_| {});
 }
 
-/// Runs `job` on every AP at work, of which the first has place 0 then, and meanwhile `aside` here,
-/// which can ask whether all are done. Waits until they are.
+/// Runs `job` on every online AP, of which the first has slot 0 then, and `aside` here at the same
+/// time, which can ask whether all are done. Waits until they are.
 ///
 /// # Panics
 ///
@@ -112,9 +112,9 @@ fn submit(
     }
 }
 
-/// Halts this CPU, asleep, until something interrupts it: another CPU, or its timer if that is in use
-/// ([`super::timer::every`]). Interrupts come on together with the halt, and stay on. May return
-/// without an interrupt: the caller looks for itself what there is to do.
+/// Halts this CPU, idle, until something interrupts it: another CPU, or its timer if that is in use
+/// ([`super::timer::every`]). Interrupts are enabled together with the halt, and stay so. May
+/// return without an interrupt: the caller looks for work itself.
 pub fn idle() {
     interrupts::disable();
     lazy_tlb::enter_idle();
@@ -122,8 +122,8 @@ pub fn idle() {
     lazy_tlb::leave_idle();
 }
 
-/// The life of AP `index` after it came online: carries out orders as they are given,
-/// and halts while there are none.
+/// Runs jobs on AP `index` as they are submitted, and halts while there are none: the loop of an
+/// online AP.
 pub fn serve(index: u32) -> ! {
     let slot = || online::cpus().position(|(member, _)| member == index);
     loop {

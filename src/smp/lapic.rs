@@ -1,5 +1,5 @@
 //! The local APIC: interrupts from one CPU to another, and each CPU's timer. It stays in the mode that
-//! firmware and loader brought it to: both are served alike.
+//! firmware and loader left it in: both are supported alike.
 
 use core::sync::atomic::{AtomicU32, Ordering};
 
@@ -18,8 +18,8 @@ use crate::arch::apic::{ApicRegisters, ENTRY_COUNT};
 use crate::arch::clock::Deadline;
 use crate::arch::vectors::{ERROR_VECTOR, SPURIOUS_VECTOR, TIMER_VECTOR, WAKE_VECTOR};
 
-/// The LAPIC id of the CPU this runs on, from CPUID: it needs no mapping and
-/// so works at any time.
+/// Returns the LAPIC id of the CPU this runs on, from CPUID: that needs no mapping and so works at
+/// any time.
 pub fn own_id() -> u32 {
     let cpuid = CpuId::new();
     let topology = cpuid
@@ -34,8 +34,8 @@ pub fn own_id() -> u32 {
     topology.or_else(initial).unwrap_or(0)
 }
 
-/// Returns the id in this CPU's local APIC, by which interrupts find it. `None`: there is none, or it can't
-/// be reached yet.
+/// Returns the id in this CPU's local APIC, by which interrupts reach it. `None`: there is none, or it
+/// can't be reached yet.
 pub fn registered_id() -> Option<u32> {
     let registers = registers()?;
     let id = registers.read(Register::Id);
@@ -57,28 +57,28 @@ const ENTRIES: [(Register, &str); ENTRY_COUNT] = [
     (Register::LvtCorrected, "corrected machine checks"),
 ];
 
-/// What the BSP's two lines are set to: the MADT says at which NMIs arrive.
+/// The settings of the BSP's two lines: the MADT says at which NMIs arrive.
 static LINES: [AtomicU32; 2] = [const { AtomicU32::new(LVT_MASKED) }; 2];
 
 /// An entry of this CPU's local vector table, as it is and as it was set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LvtEntry {
-    /// What it is for.
+    /// Its name.
     pub name: &'static str,
-    /// What it is.
+    /// Its value.
     pub found: u32,
-    /// What it was set to.
+    /// The value that was set.
     pub wanted: u32,
 }
 
 impl LvtEntry {
-    /// Returns what each is for, in the order of [`LvtEntry::all`].
+    /// Returns the name of each, in the order of [`LvtEntry::all`].
     pub fn names() -> impl Iterator<Item = &'static str> {
         ENTRIES.into_iter().map(|(_, name)| name)
     }
 
     /// Reads the entries of this CPU, but for the timer's; an older local APIC does not have the last
-    /// ones. None where there is no local APIC.
+    /// ones. Returns none where there is no local APIC.
     pub fn all() -> impl Iterator<Item = Self> {
         let registers = registers();
         let there = registers.into_iter().flat_map(|registers| {
@@ -99,8 +99,9 @@ impl LvtEntry {
     }
 }
 
-/// Returns what an entry of this CPU is to be, which is `found` now: masked, but for the APIC's errors,
-/// the BSP's NMI lines, and interrupts of the CPU's condition that the firmware handles itself.
+/// Returns the value that an entry of this CPU must have, which is `found` now: masked, but for the
+/// APIC's errors, the BSP's NMI lines, and interrupts of the CPU's condition that the firmware handles
+/// itself.
 fn wanted(register: Register, found: u32) -> u32 {
     let is_bsp = || ApicBase::read_raw().1 & BASE_IS_BSP != 0;
     let line = |number: usize| match is_bsp() {
@@ -130,10 +131,10 @@ pub fn log_mode() {
     }
 }
 
-/// Switches this CPU's APIC on, with all that it may interrupt for: other CPUs, its own timer and
-/// errors, and the machine's NMI lines, which are the BSP's, so that one NMI is one report: only the
-/// BSP gives them. All other entries of the local vector table are masked: the legacy PIC's line, and
-/// those of the CPU's condition, unless the firmware gets those as SMIs.
+/// Enables this CPU's APIC, with all its interrupts: from other CPUs, its own timer and errors, and
+/// the machine's NMI lines. Only the BSP passes `nmi_lines`, so that one NMI is one report. All other
+/// entries of the local vector table are masked: the legacy PIC's line, and those of the CPU's
+/// condition, unless the firmware gets those as SMIs.
 pub fn enable(nmi_lines: &[NmiLine]) {
     let Some(registers) = ApicRegisters::find() else {
         return;
@@ -161,7 +162,7 @@ pub fn enable(nmi_lines: &[NmiLine]) {
         Register::LvtTimer,
         LVT_MASKED | u32::from(TIMER_VECTOR),
     );
-    // What happened in the loader's time is no error of this kernel's.
+    // Errors from before the kernel's entry are not this kernel's.
     take_errors();
     let version = registers.read(Register::Version);
     for (register, _) in ENTRIES {
@@ -175,7 +176,7 @@ pub fn enable(nmi_lines: &[NmiLine]) {
     }
 }
 
-/// Takes note of the errors of this CPU's APIC, which begins again.
+/// Reads and clears the errors of this CPU's APIC.
 pub fn take_errors() -> Errors {
     Errors(registers().map_or(0, |registers| {
         // The register shows what there was up to the last write (Intel SDM vol. 3A, 11.5.3).
@@ -184,7 +185,7 @@ pub fn take_errors() -> Errors {
     }))
 }
 
-/// What the end of a countdown leads to.
+/// The effect of a countdown's end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fires {
     /// One interrupt.
@@ -193,7 +194,7 @@ pub enum Fires {
     Never,
 }
 
-/// Starts this CPU's countdown from `count`. `None`: there is no APIC.
+/// Starts this CPU's countdown from `count`. Returns `None` if there is no APIC.
 pub fn arm_counter(count: u32, fires: Fires) -> Option<()> {
     let registers = registers()?;
     let masked = match fires {
@@ -210,17 +211,17 @@ pub fn arm_counter(count: u32, fires: Fires) -> Option<()> {
     Some(())
 }
 
-/// Where this CPU's countdown is. `None`: there is no APIC.
+/// Reads this CPU's countdown. Returns `None` if there is no APIC.
 pub fn counter() -> Option<u32> {
     Some(registers()?.read(Register::CurrentCount))
 }
 
-/// What this CPU's APIC says of its version. `None`: there is none.
+/// Reads the version register of this CPU's APIC. Returns `None` if there is none.
 pub fn version() -> Option<u32> {
     Some(registers()?.read(Register::Version))
 }
 
-/// Lets this CPU's timer fire once the TSC has reached `stamp`. Call only where CPUID has it.
+/// Arms this CPU's timer to fire once the TSC has reached `stamp`. Call only where CPUID has it.
 pub fn arm_deadline(stamp: u64) {
     let Some(registers) = registers() else {
         return;
@@ -239,7 +240,7 @@ pub fn arm_deadline(stamp: u64) {
     }
 }
 
-/// Switches this CPU's timer off. An interrupt that is on its way still comes.
+/// Disarms this CPU's timer. An interrupt that is pending still comes.
 pub fn disarm() {
     if let Some(registers) = registers() {
         write(
@@ -265,22 +266,22 @@ pub fn end_of_interrupt() {
     }
 }
 
-/// Sends an NMI to one CPU. Says whether it could be sent.
+/// Sends an NMI to one CPU. Returns whether it could be sent.
 pub fn send_nmi(lapic_id: u32) -> bool {
     send(lapic_id, Command::NMI)
 }
 
-/// Wakes one CPU if it is halted. Says whether it could be.
+/// Sends one CPU the wake-up interrupt. Returns whether it could be sent.
 pub fn wake(lapic_id: u32) -> bool {
     send(lapic_id, Command::fixed(WAKE_VECTOR))
 }
 
-/// Sends an interrupt that nobody asked for. Says whether it could be sent.
+/// Sends an unexpected interrupt. Returns whether it could be sent.
 pub fn send_stray(lapic_id: u32, vector: u8) -> bool {
     send(lapic_id, Command::fixed(vector))
 }
 
-/// Has one CPU take its timer's interrupt, as if its time had come. Says whether it could be sent.
+/// Sends one CPU its timer's interrupt, before its time. Returns whether it could be sent.
 pub fn ring(lapic_id: u32) -> bool {
     send(lapic_id, Command::fixed(TIMER_VECTOR))
 }
@@ -291,9 +292,9 @@ fn send(lapic_id: u32, command: Command) -> bool {
     };
     if registers.are_msrs() {
         // SAFETY: the MSR exists in x2APIC mode. The interrupt is an NMI or of some vector, and every
-        // CPU that is ever named here has handlers for all of them (`stop` and `jobs` see to it). The fences: this write, unlike one to the
-        // xAPIC's page, does not wait for earlier stores (Intel SDM vol. 3A,
-        // 11.12.3), and the other CPU is to see what it is woken for.
+        // CPU that is ever named here has handlers for all of them (`stop` and `jobs` see to it). The
+        // fences: this write, unlike one to the xAPIC's page, does not wait for earlier stores (Intel
+        // SDM vol. 3A, 11.12.3), and the other CPU must see the work that it is woken for.
         unsafe {
             core::arch::asm!("mfence", "lfence", options(nostack, preserves_flags));
             Msr::new(Register::IcrLow.msr()).write(command.x2apic(lapic_id));
@@ -322,8 +323,8 @@ fn send(lapic_id: u32, command: Command) -> bool {
     })
 }
 
-/// How this CPU reaches the registers of its local APIC. `None` where the page is not mapped: before it is at all, and on an AP that
-/// still runs on the loader's tables.
+/// Returns how this CPU reaches the registers of its local APIC. `None` where the page is not
+/// mapped: before it is at all, and on an AP that still runs on the loader's tables.
 fn registers() -> Option<ApicRegisters> {
     cpu::try_with(|here| here.local().lapic().registers())
         .flatten()
@@ -332,7 +333,7 @@ fn registers() -> Option<ApicRegisters> {
 
 /// Writes a register of this CPU's local APIC.
 fn write(registers: ApicRegisters, register: Register, value: u32) {
-    // SAFETY: this module sends and asks for nothing but NMIs and interrupts of vectors, each of which has
+    // SAFETY: this module sends and enables nothing but NMIs and interrupts of vectors, each of which has
     // a handler on every CPU that is ever named here (`stop` and `jobs` see to it).
     unsafe { registers.write(register, value) };
 }

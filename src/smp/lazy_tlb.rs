@@ -1,4 +1,4 @@
-//! The sleep of a CPU that halts: it is spared shootdowns, and makes up for them when it wakes.
+//! Lazy TLB flushes: an idle CPU is spared shootdowns, and flushes when it wakes.
 
 use x86_64::instructions::tlb;
 
@@ -11,13 +11,14 @@ pub fn count_flush() {
     });
 }
 
-/// Says that this CPU is about to halt, with interrupts off, and wants to be spared meanwhile.
+/// Records that this CPU is about to halt, with interrupts disabled, and is to be spared
+/// shootdowns.
 pub fn enter_idle() {
     cpu::with(|here| here.shared().idle.enter());
 }
 
-/// Makes up for what this CPU was spared, if it was asleep. To be called before anything that was
-/// mapped at run time is touched: first of all in every interrupt, and after the halt.
+/// Flushes if this CPU was spared a shootdown while it was idle. To be called before anything that
+/// was mapped at run time is touched: first of all in every interrupt, and after the halt.
 #[inline]
 pub fn leave_idle() {
     if cpu::try_with(|here| here.shared().idle.exit()) == Some(true) {

@@ -1,5 +1,5 @@
-//! What a lock is made of, and the levels of locks: apart from how locks are taken, for a CPU's block has
-//! a lock in it, and whoever takes one notes that in the block.
+//! The lock and its levels. How it is taken stands in another file, because the per-CPU block contains a
+//! lock, and taking one records it in that block.
 
 use core::cell::Cell;
 use core::fmt;
@@ -7,15 +7,16 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use spin::Mutex;
 
-/// What a lock guards. A CPU that holds one takes only such as stand below it here.
+/// The data that a lock guards, in lock order. A CPU that holds a lock takes only locks of levels
+/// further down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Level {
-    /// What the CPUs of a workload share. Who holds it may allocate.
+    /// The shared state of a workload. Its holder may allocate.
     Workload,
-    /// The addresses of mappings. Who holds it may allocate.
+    /// The addresses of mappings. Its holder may allocate.
     Addresses,
-    /// The page tables, and what grows with them. Who holds it may not allocate.
+    /// The page tables, and the heap's window, which grows with them. Its holder may not allocate.
     Tables,
     /// A CPU's journal.
     Journal,
@@ -59,16 +60,16 @@ const BITS: u32 = 8;
 
 /// The locks that one CPU holds.
 pub struct Held {
-    /// How many, [`BITS`] for each level.
+    /// The number of locks, [`BITS`] for each level.
     counts: Cell<u64>,
-    /// Whether interrupts were on before the first.
+    /// Whether interrupts were enabled before the first.
     were_enabled: Cell<bool>,
 }
 
 const _: () = assert!(Level::ALL.len() as u32 * BITS <= u64::BITS);
 
 impl Held {
-    /// None.
+    /// Creates an empty set.
     pub const fn new() -> Self {
         Self {
             counts: Cell::new(0),
@@ -76,13 +77,13 @@ impl Held {
         }
     }
 
-    /// The lowest in the order of those held, which all that are taken now must stand below.
+    /// Returns the last in lock order of those held, after which all others must come.
     pub fn last(&self) -> Option<Level> {
         let last = self.counts.get().checked_ilog2()? / BITS;
         Level::ALL.get(last as usize).copied()
     }
 
-    /// Adds a lock of this level; interrupts were on before the first, or off.
+    /// Adds a lock of this level; `were_enabled` is whether interrupts were enabled before it.
     pub fn add(&self, level: Level, were_enabled: bool) {
         if self.counts.get() == 0 {
             self.were_enabled.set(were_enabled);
@@ -90,7 +91,7 @@ impl Held {
         self.counts.set(self.counts.get() + one_of(level));
     }
 
-    /// Removes one. Returns whether it was the last, and interrupts were on before the first.
+    /// Removes one. Returns whether it was the last, and interrupts were enabled before the first.
     pub fn remove(&self, level: Level) -> bool {
         self.counts.set(self.counts.get() - one_of(level));
         self.counts.get() == 0 && self.were_enabled.get()
@@ -101,7 +102,7 @@ fn one_of(level: Level) -> u64 {
     1 << (level as u32 * BITS)
 }
 
-/// Who holds a lock, for those that wait: the CPU's index plus one in the lower half, 0 for a CPU
+/// The holder of a lock, for the CPUs that wait: the holder's index plus one in the lower half, 0 for a CPU
 /// without an index; in the upper half a number that each change increments, so that a CPU that has released
 /// the lock and taken it again is not taken for one that still holds it.
 pub(super) struct Holder(AtomicU64);
@@ -109,29 +110,30 @@ pub(super) struct Holder(AtomicU64);
 impl Holder {
     const INDEX_BITS: u32 = 32;
 
-    /// Notes the CPU that has just taken the lock; `None` for one about to release it, or without an index.
+    /// Records the CPU that has just taken the lock; `None` for one about to release it, or without an
+    /// index.
     pub(super) fn note(&self, cpu: Option<u32>) {
         // Relaxed: only the CPU that holds the lock writes it, and the lock orders one holder's accesses
-        // with the next one's. Who waits reads it for the report alone.
+        // with the next one's. A waiting CPU reads it for the report alone.
         let changes = (self.0.load(Ordering::Relaxed) >> Self::INDEX_BITS) as u32;
         let tag = cpu.map_or(0, |index| u64::from(index) + 1);
         let next = u64::from(changes.wrapping_add(1)) << Self::INDEX_BITS | tag;
         self.0.store(next, Ordering::Relaxed);
     }
 
-    /// Returns what changes with each holder.
+    /// Returns a value that changes with each holder.
     pub(super) fn look(&self) -> u64 {
         // Relaxed: as for `note`.
         self.0.load(Ordering::Relaxed)
     }
 
-    /// Returns the CPU that a look has seen.
+    /// Returns the CPU in such a value.
     pub(super) fn cpu(look: u64) -> Option<u64> {
         (look & u64::from(u32::MAX)).checked_sub(1)
     }
 }
 
-/// A lock. How it is taken stands in [`lock`](super::lock).
+/// A lock. [`lock`](super::lock) has the functions that take it.
 pub struct Lock<T> {
     pub(super) level: Level,
     pub(super) holder: Holder,
@@ -139,7 +141,7 @@ pub struct Lock<T> {
 }
 
 impl<T> Lock<T> {
-    /// A lock of this level.
+    /// Creates a lock of this level.
     pub const fn new(level: Level, data: T) -> Self {
         Self {
             level,

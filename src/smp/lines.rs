@@ -2,11 +2,11 @@
 
 use heapless::{Deque, String};
 
-/// The longest line, in bytes; what goes beyond is cut and marked.
+/// The maximum length of a line, in bytes; the rest is cut and marked.
 const LINE: usize = 256;
 
-/// What one CPU's journal holds, in bytes: about 200 lines, and what leaves room for the rest of the CPU's block
-/// in 12 frames.
+/// The capacity of one CPU's journal, in bytes: about 200 lines. It leaves room for the rest of the
+/// CPU's block in 12 frames.
 pub const CAPACITY: usize = 15 * 1024;
 
 /// One line of the log, as it is printed and kept.
@@ -17,12 +17,12 @@ pub type Line = String<LINE>;
 pub struct Journal(Deque<u8, CAPACITY>);
 
 impl Journal {
-    /// An empty journal.
+    /// Creates an empty journal.
     pub const fn new() -> Self {
         Self(Deque::new())
     }
 
-    /// Adds a line (with its line feed); whole lines make room for it.
+    /// Adds a line (with its line feed); drops the oldest lines to make room for it.
     pub fn push(&mut self, line: &[u8]) {
         while self.0.capacity() - self.0.len() < line.len() {
             while self.0.pop_front().is_some_and(|byte| byte != b'\n') {}
@@ -34,7 +34,7 @@ impl Journal {
         }
     }
 
-    /// The bytes, oldest first.
+    /// Returns the bytes, oldest first.
     pub fn bytes(&self) -> impl Iterator<Item = u8> + '_ {
         self.0.iter().copied()
     }

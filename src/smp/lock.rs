@@ -1,15 +1,15 @@
-//! Locks, and the order in which they may be taken.
+//! Locks, and lock order, which is checked.
 //!
 //! Every lock has a [`Level`], and a CPU takes locks in the order of their levels only: so no two
-//! CPUs wait for each other. Who breaks the order panics, with the names of both locks, the first
-//! time that this CPU does, not when another one happens to hold the second. It is checked on every
-//! run: the locks here are on no fast path. (Those of the heap are its own, see
-//! `muster_heap::Platform`: its growth lock comes before [`Level::Tables`].)
+//! CPUs wait for each other. A CPU that breaks the order panics, with the names of both locks,
+//! whether or not another one happens to hold the second at the time. It is checked on every run:
+//! the locks here are on no fast path. (Those of the heap are its own, see `muster_heap::Platform`:
+//! its growth lock comes before [`Level::Tables`].)
 //!
-//! A lock is held with interrupts off, so no handler on the same CPU waits for the code below it. A
-//! CPU that waits for a lock lets interrupts in, and so calls, if it did before; if not, it answers
-//! nothing until it has the lock. So nobody calls other CPUs who holds one ([`forbid`]), nor from
-//! within the heap's own locks, which [`forbid`] does not know of.
+//! A lock is held with interrupts disabled, so no handler on the same CPU waits for the code that
+//! it interrupts. A CPU that waits for a lock takes interrupts, and so calls, if it did before; if
+//! not, it answers nothing until it has the lock. So no CPU calls others while it holds one
+//! ([`forbid`]), nor from within the heap's own locks, which [`forbid`] does not know of.
 //!
 //! No CPU waits without a bound: one that waits for [`TIMEOUT`] while the same CPU holds the lock ends the
 //! run with that CPU's number. The holder has stopped: a host gives its virtual CPU no time, or it has
@@ -29,11 +29,11 @@ use crate::arch::clock;
 /// How long a CPU may hold a lock, in milliseconds: as long as it may take to take a call.
 pub const TIMEOUT: u64 = 10_000;
 
-/// Ends the run if this CPU holds a lock; `what` is what it may not do then.
+/// Ends the run if this CPU holds a lock; `what` describes the forbidden action.
 ///
 /// # Panics
 ///
-/// That is what it does.
+/// If this CPU holds a lock.
 #[track_caller]
 pub fn forbid(what: &str) {
     if let Some(level) = held() {
@@ -41,19 +41,19 @@ pub fn forbid(what: &str) {
     }
 }
 
-/// Whether this CPU holds a lock, and which.
+/// Returns the last lock that this CPU holds, in lock order, if any.
 pub fn held() -> Option<Level> {
     cpu::try_with(|here| here.local().held().last()).flatten()
 }
 
 impl<T> Lock<T> {
-    /// Waits for the lock; stops this CPU for good if the run is over meanwhile, for then its holder may
-    /// never let go.
+    /// Takes the lock, and waits for it; stops this CPU for good if the run ends in the meantime, for
+    /// then the holder may never release it.
     ///
     /// # Panics
     ///
-    /// If this CPU holds one of the same level, or of one that stands below. If another CPU holds this one
-    /// for longer than [`TIMEOUT`].
+    /// If this CPU holds one of the same level, or of a later one. If another CPU holds this one for
+    /// longer than [`TIMEOUT`].
     #[track_caller]
     pub fn lock(&self) -> Guard<'_, T> {
         if let Some(last) = held()
@@ -76,7 +76,7 @@ impl<T> Lock<T> {
     #[track_caller]
     fn wait(&self) {
         let (mut holder, mut waited) = (self.holder.look(), 0);
-        // Reading leaves the line shared until there is something to win.
+        // Reading leaves the cache line shared until the lock is free.
         while self.data.is_locked() {
             stop::stop_if_over();
             hint::spin_loop();
@@ -84,7 +84,7 @@ impl<T> Lock<T> {
             if now != holder {
                 (holder, waited) = (now, 0);
             }
-            // Once the run is over, its end is nobody's to report but the CPU's that reports it.
+            // Once the run is over, only the CPU that reports its end reports.
             if clock::has_waited(&mut waited, TIMEOUT) && !stop::is_requested() {
                 self.report_stuck(Holder::cpu(holder));
             }
@@ -114,10 +114,10 @@ impl<T> Lock<T> {
     }
 }
 
-/// One lock in a CPU's list of those it holds; interrupts are off as long as there is one.
+/// One lock in a CPU's set of those it holds; interrupts are disabled as long as there is one.
 struct HeldEntry {
     level: Level,
-    /// Whether the CPU had its list yet. Before, interrupts are off in any case.
+    /// Whether the CPU had its set yet. Before, interrupts are disabled in any case.
     is_listed: bool,
 }
 
@@ -145,17 +145,17 @@ impl Drop for HeldEntry {
     }
 }
 
-/// The right to the data, until dropped.
+/// Access to the data, until dropped.
 pub struct Guard<'a, T> {
     holder: &'a Holder,
-    // Dropped before the entry: first unlocked, then interrupts let in.
+    // Dropped before the entry: the lock is released first, then interrupts are enabled.
     data: MutexGuard<'a, T>,
     _entry: HeldEntry,
 }
 
 impl<T> Drop for Guard<'_, T> {
     fn drop(&mut self) {
-        // Before it is unlocked: the next holder's own note comes after.
+        // Before it is released: the next holder's own record comes after.
         self.holder.note(None);
     }
 }

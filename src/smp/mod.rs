@@ -1,5 +1,5 @@
-//! What makes many CPUs one machine: each CPU's own block, locks, interrupts from one CPU to another,
-//! cross-CPU calls, the CPUs that are online, and how all are stopped.
+//! The parts that make many CPUs one machine: per-CPU blocks, locks, interrupts from one CPU to
+//! another, cross-CPU calls, the CPUs that are online, and how all are stopped.
 //!
 //! Imports [`arch`](crate::arch) and [`boot`](crate::boot).
 

@@ -1,15 +1,15 @@
-//! Which CPUs are online.
+//! The set of online CPUs.
 
 use muster_percpu::Outcome;
 
 use super::cpu;
 
-/// The online CPUs: the BSP and every AP that the roll call admitted.
+/// Returns the online CPUs: the BSP and every AP that the roll call admitted.
 pub fn cpus() -> impl Iterator<Item = (u32, &'static cpu::Shared)> {
     cpu::all().filter(|(_, shared)| shared.report.admission() == Outcome::Joined)
 }
 
-/// How many CPUs are online.
+/// Returns the number of online CPUs.
 pub fn count() -> usize {
     cpus().count()
 }

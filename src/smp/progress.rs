@@ -1,4 +1,4 @@
-//! How far a CPU has come on its way up.
+//! The progress of a CPU's bring-up.
 
 use core::sync::atomic::{AtomicI64, AtomicU8, AtomicU64, Ordering};
 
@@ -8,13 +8,13 @@ use muster_percpu::{Admission, Outcome};
 
 use crate::arch::clock;
 
-/// What one CPU reports of its bring-up. Written by that CPU, but for the release and
-/// the end of the roll call, which are the BSP's; read by all.
+/// One CPU's report of its bring-up. Written by that CPU, but for the release and the end of the
+/// roll call, which are the BSP's; read by all.
 ///
 /// # Ordering
 ///
-/// A phase is published with Release after its stamp, and read with Acquire: who
-/// sees a phase sees its stamp, and everything the CPU did before.
+/// A phase is published with Release after its stamp, and read with Acquire: a CPU that sees a
+/// phase sees its stamp, and all that the other CPU wrote before.
 #[derive(Debug)]
 pub struct Progress {
     phase: AtomicU8,
@@ -24,7 +24,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// A CPU that the loader has parked.
+    /// Creates the report of a CPU that the loader has parked.
     pub const fn new() -> Self {
         Self {
             phase: AtomicU8::new(Phase::Parked as u8),
@@ -40,17 +40,17 @@ impl Progress {
         self.phase.store(phase as u8, Ordering::Release);
     }
 
-    /// The last phase reached.
+    /// Returns the last phase reached.
     pub fn phase(&self) -> Phase {
         Phase::ALL[usize::from(self.phase.load(Ordering::Acquire)).min(Phase::COUNT - 1)]
     }
 
-    /// When `phase` was reached, as a stamp of the TSC.
+    /// Returns when `phase` was reached, as a stamp of the TSC.
     pub fn stamp(&self, phase: Phase) -> Option<u64> {
         Some(self.stamps[phase as usize].load(Ordering::Relaxed)).filter(|&stamp| stamp != 0)
     }
 
-    /// When each phase was reached, in microseconds since the kernel's entry.
+    /// Returns when each phase was reached, in microseconds since the kernel's entry.
     pub fn reached(&self) -> Reached {
         let at = |phase| self.stamp(phase).map(clock::micros_since_entry);
         Reached {
@@ -65,30 +65,31 @@ impl Progress {
         }
     }
 
-    /// How far its TSC is from the BSP's.
+    /// Returns its TSC's distance from the BSP's.
     pub const fn skew(&self) -> &Skew {
         &self.skew
     }
 
-    /// The CPU's last step: asks to be counted online. `false` if the roll
-    /// call has given it up.
+    /// Joins the online CPUs: the CPU's last step. Returns `false` if the roll call has given it
+    /// up.
     pub fn join(&self) -> bool {
         self.admission.join()
     }
 
-    /// The roll call's last step for a silent CPU. `false` if the CPU has
-    /// joined in this very moment.
+    /// Gives a silent CPU up: the roll call's last step. Returns `false` if the CPU has joined in
+    /// this very moment.
     pub fn give_up(&self) -> bool {
         self.admission.give_up()
     }
 
-    /// How the roll call ended, or the CPU itself ended it.
+    /// Returns whether the CPU has joined, or was given up by the roll call or by itself.
     pub fn admission(&self) -> Outcome {
         self.admission.outcome()
     }
 }
 
-/// How far the TSC of one CPU is from the BSP's, as found. The BSP alone writes and reads it, so nothing needs an order.
+/// The measured distance of one CPU's TSC from the BSP's. The BSP alone writes and reads it, so
+/// Relaxed is enough for all accesses.
 #[derive(Debug)]
 pub struct Skew {
     least: AtomicI64,
@@ -96,7 +97,7 @@ pub struct Skew {
 }
 
 impl Skew {
-    /// Not measured: bounds that contradict each other.
+    /// Creates one that is not measured: its bounds contradict each other.
     pub const fn new() -> Self {
         Self {
             least: AtomicI64::new(i64::MAX),
@@ -104,14 +105,14 @@ impl Skew {
         }
     }
 
-    /// Notes it.
+    /// Records it.
     pub fn note(&self, offset: Offset) {
         self.least.store(offset.least, Ordering::Relaxed);
         self.most.store(offset.most, Ordering::Relaxed);
     }
 
-    /// Returns by how many nanoseconds the CPU's TSC is ahead of the BSP's, and by how many that may be off.
-    /// `None`: it was not measured.
+    /// Returns by how many nanoseconds the CPU's TSC is ahead of the BSP's, and by how many that may be
+    /// wrong. `None`: it was not measured.
     pub fn nanos(&self) -> Option<(i64, u64)> {
         let offset = self.offset()?;
         let ahead = nanos(offset.middle());
@@ -128,7 +129,7 @@ impl Skew {
     }
 }
 
-/// A difference of ticks in nanoseconds.
+/// Converts a difference of ticks to nanoseconds.
 fn nanos(ticks: i64) -> i64 {
     let nanos = clock::to_nanos(ticks.unsigned_abs()).min(i64::MAX as u64) as i64;
     if ticks < 0 { -nanos } else { nanos }

@@ -1,11 +1,11 @@
-//! What a CPU runs with, as it has read it from its own registers, for all to see.
+//! The snapshot of a CPU's state, which the CPU reads from its own registers and all may read.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::arch::apic::ENTRY_COUNT;
 use crate::arch::control::{self, Registers};
 
-/// What a CPU runs with, as read from its own registers.
+/// A CPU's state, as read from its own registers.
 pub struct Snapshot {
     block: AtomicU64,
     cr3: AtomicU64,
@@ -20,7 +20,7 @@ pub struct Snapshot {
     entries: [AtomicU64; ENTRY_COUNT],
 }
 
-/// What it reads.
+/// The values of a snapshot.
 #[derive(Debug, Clone, Copy)]
 pub struct SnapshotValues {
     /// The address of its block, from GS base.
@@ -40,7 +40,7 @@ pub struct SnapshotValues {
 }
 
 impl Snapshot {
-    /// Nothing is known of it yet.
+    /// Creates a snapshot of zeros.
     pub const fn new() -> Self {
         Self {
             block: AtomicU64::new(0),
@@ -54,7 +54,7 @@ impl Snapshot {
         }
     }
 
-    /// Takes down what was read, but for the entries of the local vector table. Called by the CPU itself.
+    /// Stores the values, but for the entries of the local vector table. Called by the CPU itself.
     pub fn store(&self, reading: &SnapshotValues) {
         // Relaxed, as all of it: the report that follows publishes it.
         let cells = [
@@ -75,7 +75,7 @@ impl Snapshot {
         }
     }
 
-    /// Takes down the entries of its local vector table, in their order, each as it is and as it was set.
+    /// Stores the entries of its local vector table, in their order, each as it is and as it was set.
     pub fn store_entries(&self, entries: impl Iterator<Item = (u32, u32)>) {
         for (cell, (found, wanted)) in self.entries.iter().zip(entries) {
             let value = u64::from(found) << 32 | u64::from(wanted);
@@ -83,7 +83,7 @@ impl Snapshot {
         }
     }
 
-    /// The entries of its local vector table, each as it is and as it was set.
+    /// Returns the entries of its local vector table, each as it is and as it was set.
     pub fn entries(&self) -> impl Iterator<Item = (u32, u32)> + '_ {
         self.entries.iter().map(|value| {
             let value = value.load(Ordering::Relaxed);
@@ -91,17 +91,17 @@ impl Snapshot {
         })
     }
 
-    /// The address of its GDT.
+    /// Returns the address of its GDT.
     pub fn gdt(&self) -> u64 {
         self.gdt.load(Ordering::Relaxed)
     }
 
-    /// The address of its IDT.
+    /// Returns the address of its IDT.
     pub fn idt(&self) -> u64 {
         self.idt.load(Ordering::Relaxed)
     }
 
-    /// An address on its stack.
+    /// Returns an address on its stack.
     pub fn stack(&self) -> u64 {
         self.stack.load(Ordering::Relaxed)
     }
@@ -112,12 +112,12 @@ impl Snapshot {
         self.cr3.store(control::loaded_tables(), Ordering::Relaxed);
     }
 
-    /// The address of its block, from GS base.
+    /// Returns the address of its block, from GS base.
     pub fn block(&self) -> u64 {
         self.block.load(Ordering::Relaxed)
     }
 
-    /// What the CPU itself uses without being told, and the address of each.
+    /// Returns the name and the address of each object that the CPU itself uses by its registers.
     pub fn addresses(&self) -> [(&'static str, u64); 4] {
         [
             ("block", &self.block),
@@ -128,12 +128,12 @@ impl Snapshot {
         .map(|(what, address)| (what, address.load(Ordering::Relaxed)))
     }
 
-    /// The physical address of its root table, from CR3.
+    /// Returns the physical address of its root table, from CR3.
     pub fn cr3(&self) -> u64 {
         self.cr3.load(Ordering::Relaxed)
     }
 
-    /// The control registers as they are.
+    /// Returns the control registers as they are.
     pub fn registers(&self) -> Registers {
         Registers::from_values(
             self.found
@@ -142,7 +142,7 @@ impl Snapshot {
         )
     }
 
-    /// The control registers as its own features ask for.
+    /// Returns the control registers as its own features ask for.
     pub fn wanted(&self) -> Registers {
         Registers::from_values(
             self.wanted

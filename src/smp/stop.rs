@@ -15,15 +15,15 @@ const TIMEOUT: u64 = 1_000;
 
 static REQUESTED: AtomicBool = AtomicBool::new(false);
 
-/// Whether this run is over and every CPU but one shall stop.
+/// Returns whether this run is over and every CPU but one must stop.
 pub fn is_requested() -> bool {
     REQUESTED.load(Ordering::Acquire)
 }
 
 /// Stops every other CPU and waits, within bounds, until they have.
 ///
-/// A CPU gets an NMI only if it has an IDT to take it with: one that is still
-/// in the loader's hands, or that never answered, would reset the machine.
+/// A CPU gets an NMI only if it has an IDT to take it with: one that is still in the loader, or
+/// that never answered, would reset the machine.
 pub fn others() {
     REQUESTED.store(true, Ordering::Release);
     let own = lapic::own_id();
@@ -42,7 +42,7 @@ pub fn others() {
 }
 
 /// Stops this CPU if another one reports that the run is over: called in every wait for a lock or for
-/// another CPU, either of which may never come. This CPU may have been sent no NMI: one that faults on
+/// another CPU, either of which may never end. This CPU may have been sent no NMI: one that faults on
 /// the loader's tables can't send any, in xAPIC mode. A CPU with a fault of its own goes on.
 pub fn stop_if_over() {
     let is_well = || cpu::try_with(|here| !here.shared().end.has_begun());
@@ -51,7 +51,7 @@ pub fn stop_if_over() {
     }
 }
 
-/// Stops this CPU for good, leaving word where it was.
+/// Stops this CPU for good, and records where it was.
 pub fn stop_here(address: u64) -> ! {
     cpu::try_with(|here| here.shared().end.stop_at(address));
     idle::halt_for_good()

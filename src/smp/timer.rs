@@ -3,7 +3,7 @@
 //! Where the CPU has it, the timer fires at a stamp of the TSC; elsewhere it counts down at a rate
 //! of its own, which is measured against the TSC. In both cases the next interrupt is set when the
 //! handler is done: a handler that takes longer than the period slows the timer down, and never
-//! keeps the CPU from what it interrupted.
+//! starves the code that it interrupts.
 
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -24,13 +24,13 @@ const WINDOWS: usize = 3;
 /// Counts per 2^32 ticks of the TSC.
 static RATE: AtomicU64 = AtomicU64::new(NO_TIMER);
 
-/// In the place of a rate: there is no timer.
+/// Instead of a rate: there is no timer.
 const NO_TIMER: u64 = 0;
 
-/// In the place of a rate: the timer takes stamps of the TSC itself.
+/// Instead of a rate: the timer takes stamps of the TSC itself.
 const BY_DEADLINE: u64 = u64::MAX;
 
-/// What makes the timers fire.
+/// The source by which the timers fire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TimerSource {
     /// A stamp of the TSC.
@@ -48,16 +48,16 @@ impl fmt::Display for TimerSource {
     }
 }
 
-/// Finds out how the timers are set. Called once on the BSP, when its APIC is on; the timers of all
-/// CPUs run at one rate (Intel SDM vol. 3A, 11.5.4: the bus or crystal clock).
+/// Finds the source of the timers, and its rate. Called once on the BSP, when its APIC is enabled;
+/// the timers of all CPUs run at one rate (Intel SDM vol. 3A, 11.5.4: the bus or crystal clock).
 ///
-/// `None`: there is no APIC, or its counter stands still.
+/// Returns `None` if there is no APIC, or its counter stands still.
 pub fn calibrate() -> Option<TimerSource> {
     let has_deadline = CpuId::new()
         .get_feature_info()
         .is_some_and(|features| features.has_tsc_deadline());
     if has_deadline {
-        // Whether there is an APIC.
+        // This fails if there is no APIC.
         lapic::counter()?;
         RATE.store(BY_DEADLINE, Ordering::Relaxed);
         return Some(TimerSource::Deadline);
@@ -81,12 +81,12 @@ pub fn calibrate() -> Option<TimerSource> {
     Some(TimerSource::Counter(hz))
 }
 
-/// Whether the CPUs have timers.
+/// Returns whether the CPUs have timers.
 pub fn is_there() -> bool {
     RATE.load(Ordering::Relaxed) != NO_TIMER
 }
 
-/// The counter with the stamp that belongs to it: of a few readings, the quickest.
+/// Reads the counter with the stamp that belongs to it: of a few readings, the quickest.
 fn reading() -> Option<(u32, u64)> {
     let mut best: Option<(u64, u32, u64)> = None;
     for _ in 0..3 {
@@ -115,9 +115,9 @@ fn arm(timer: &Timer) {
     }
 }
 
-/// Runs `work`, and on top of it, with interrupts off, `handler`: `micros` microseconds after the
-/// start and then after each end of itself, if `work` lets interrupts in. Never where there is no
-/// timer.
+/// Runs `work`, and lets the timer interrupt it with `handler`: `micros` microseconds after the
+/// start and then after each end of the handler, while `work` has interrupts enabled. Never where
+/// there is no timer.
 ///
 /// # Panics
 ///
@@ -130,7 +130,7 @@ pub fn every(micros: u64, handler: TimerHandler<'_>, work: impl FnOnce()) {
         // `work` can't unwind (panics end the run).
         let handler =
             unsafe { core::mem::transmute::<TimerHandler<'_>, TimerHandler<'static>>(handler) };
-        // A last interrupt of the timer's last use may still come: it is to find all or nothing.
+        // A last interrupt of the timer's last use may still come: it must find all or nothing.
         interrupts::without_interrupts(|| {
             timer.lend(handler, clock::from_micros(micros));
             arm(timer);
@@ -143,11 +143,11 @@ pub fn every(micros: u64, handler: TimerHandler<'_>, work: impl FnOnce()) {
     });
 }
 
-/// Takes the timer's interrupt.
+/// Handles the timer's interrupt.
 pub fn fired() {
     cpu::try_with(|here| {
         let timer = here.local().timer();
-        // None: it was on its way when the timer was switched off.
+        // None: it was pending when the timer was disarmed.
         if let Some(handler) = timer.handler() {
             handler();
             arm(timer);

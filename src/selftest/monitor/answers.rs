@@ -1,4 +1,4 @@
-//! What the monitor answers, by way of the log.
+//! The monitor's answers, by way of the log.
 
 use alloc::vec::Vec;
 use core::fmt::Write;
@@ -27,7 +27,7 @@ const COLUMNS: usize = 80;
 /// How long a CPU may take to answer, in milliseconds: a virtual one may be off its host core.
 const TIMEOUT: u64 = 10_000;
 
-/// All commands, or one of them in full.
+/// Logs all commands, or one of them in full.
 pub fn help(verb: Option<Verb>) {
     match verb {
         Some(verb) => {
@@ -57,7 +57,7 @@ pub fn help(verb: Option<Verb>) {
     }
 }
 
-/// Words, in columns.
+/// Logs words, in columns.
 pub fn list(words: impl Iterator<Item = &'static str> + Clone) {
     let width = words.clone().map(str::len).max().unwrap_or(0) + 2;
     let mut line = heapless::String::<COLUMNS>::new();
@@ -72,7 +72,7 @@ pub fn list(words: impl Iterator<Item = &'static str> + Clone) {
     log::info!("{line}");
 }
 
-/// Each CPU, and what it is doing.
+/// Logs each CPU's counters and activity.
 pub fn cpus() {
     log::info!("cpu lapic     irqs    calls   answers operations doing");
     for (index, shared) in cpu::all() {
@@ -93,7 +93,7 @@ pub fn cpus() {
     }
 }
 
-/// The CPU of an index, if there is one; if not, says so.
+/// Returns the CPU of an index, if there is one; if not, logs that.
 fn find(index: u32) -> Option<&'static cpu::Shared> {
     let found = cpu::DIRECTORY.get(index);
     if found.is_none() {
@@ -105,7 +105,7 @@ fn find(index: u32) -> Option<&'static cpu::Shared> {
     found
 }
 
-/// A CPU's registers that must be as the BSP's, and in which it is not what it should be.
+/// Logs a CPU's registers that must be the BSP's, and those in which it differs.
 pub fn registers(index: u32) {
     let Some(shared) = find(index) else { return };
     let mut registers = shared.identity.registers().peekable();
@@ -120,7 +120,8 @@ pub fn registers(index: u32) {
     }
 }
 
-/// A CPU's journal, as the CPU itself copies it: no line is half there, and none is lost meanwhile.
+/// Writes a CPU's journal, as the CPU itself copies it: so all lines are whole, and none is lost in
+/// between.
 pub fn log_of(index: u32) {
     let Some(target) = find(index) else { return };
     let mut lines = Vec::new();
@@ -149,7 +150,7 @@ pub fn log_of(index: u32) {
     }
 }
 
-/// Draws the account up, or says why not.
+/// Takes the account, or logs why not.
 fn draw_up() -> Option<Account> {
     let account = Account::take();
     if let Err(error) = &account {
@@ -158,14 +159,14 @@ fn draw_up() -> Option<Account> {
     account.ok()
 }
 
-/// Whose the machine's memory is.
+/// Logs the owners of the machine's memory.
 pub fn memory() {
     if let Some(account) = draw_up() {
         account.log_memory();
     }
 }
 
-/// The whole account, and whether it adds up, if it has to.
+/// Logs the whole account, and whether it adds up, if it must.
 pub fn account(is_somebody_at_work: bool) {
     let Some(account) = draw_up() else { return };
     account.log();
@@ -178,7 +179,7 @@ pub fn account(is_somebody_at_work: bool) {
     }
 }
 
-/// An address's way through the tables.
+/// Logs the page-table walk of an address.
 pub fn map(address: u64) {
     let shared = shared::get();
     if let Some(place) = StackLocation::of(address) {
@@ -202,7 +203,7 @@ pub fn map(address: u64) {
     }
 }
 
-/// The frames that are free, and whose those are that went through each CPU's cache.
+/// Logs the free frames, and the owners of those that went through each CPU's cache.
 pub fn frames() {
     let shared = shared::get();
     log::info!(
@@ -236,7 +237,7 @@ pub fn frames() {
     }
 }
 
-/// What the heap holds.
+/// Logs the heap's figures.
 pub fn heap() {
     let reading = heap::HeapReading::take();
     log::info!(
@@ -253,7 +254,7 @@ pub fn heap() {
     heap::log_usage();
 }
 
-/// What calls take.
+/// Measures a call and logs its cost.
 pub fn call(whom: Whom) {
     let (targets, words) = match whom {
         Whom::One(index) => (Targets::One(index), "to it and back"),
@@ -265,7 +266,7 @@ pub fn call(whom: Whom) {
     }
 }
 
-/// What a shootdown takes.
+/// Measures a shootdown and logs its cost.
 pub fn shootdown() {
     let asleep = online::cpus().filter(|(_, shared)| shared.idle.is_idle());
     let asleep = asleep.count();
@@ -275,13 +276,13 @@ pub fn shootdown() {
     }
 }
 
-/// How many CPUs are watched at most: what is remembered of each lies on the stack.
+/// The maximum number of watched CPUs: the last counts of each lie on the stack.
 const WATCHED: usize = 64;
 
 /// How often the table is drawn, in milliseconds.
 const REFRESH: u64 = 1_000;
 
-/// What of a CPU's work is counted.
+/// The number of a CPU's counters that are watched.
 const COUNTED: usize = 4;
 
 fn counted(shared: &cpu::Shared) -> [u64; COUNTED] {
@@ -293,7 +294,7 @@ fn counted(shared: &cpu::Shared) -> [u64; COUNTED] {
     ]
 }
 
-/// What each CPU does in a second, again and again until something `is_over`.
+/// Logs each CPU's activity per second, again and again until something `is_over`.
 pub fn watch(is_over: &dyn Fn() -> bool) {
     let mut last = [[0; COUNTED]; WATCHED];
     let watched = || online::cpus().take(WATCHED);
@@ -315,7 +316,7 @@ pub fn watch(is_over: &dyn Fn() -> bool) {
         let now = clock::ticks();
         let micros = clock::to_micros(now - before).max(1);
         if is_drawn {
-            // Over the last one (ECMA-48: CUU), unless another line has come between.
+            // Over the last table (ECMA-48: CUU), unless another line has come between.
             let mut up = heapless::String::<16>::new();
             let _ = write!(up, "\x1b[{}A", watched().count() + 1);
             serial::extend(up.as_bytes());

@@ -1,4 +1,4 @@
-//! The sleep of the monitor between two looks.
+//! The idle loop of the monitor.
 
 use crate::smp::{call, jobs, timer};
 
@@ -6,7 +6,7 @@ use crate::smp::{call, jobs, timer};
 /// fill at 115200 baud, so that a line may be pasted.
 const LOOK: u64 = 1_000;
 
-/// Sleeps, and looks now and then, until something is so. Serves calls meanwhile.
+/// Idles until a condition holds, which it checks periodically. Serves calls in the meantime.
 pub fn idle_until(is_so: &mut dyn FnMut() -> bool) {
     timer::every(LOOK, &|| {}, || {
         while !is_so() {

@@ -1,11 +1,11 @@
-//! The monitor: somebody at the serial port asks, and has things done.
+//! The monitor: a command line at the serial port.
 //!
-//! It is the BSP's work, and the prompt is there while the other CPUs do theirs: an order to them
-//! ([`jobs::others`](crate::smp::jobs::others)) leaves the BSP where it takes lines, and with one more way
-//! to go on: that the work is done. The BSP serves calls meanwhile, by their interrupts, and sleeps
-//! between keystrokes. What a line means and how it is typed is `muster_monitor`'s.
+//! It runs on the BSP, and the prompt is there while the other CPUs work: during a job for the APs
+//! ([`jobs::others`](crate::smp::jobs::others)) the BSP still takes lines, and also waits for the end of
+//! the job. The BSP serves calls in the meantime, by their interrupts, and idles between keystrokes. The
+//! commands and the line editor are `muster_monitor`'s.
 //!
-//! Nothing here counts on memory while others are at work: they may have taken it all.
+//! Nothing here relies on memory while other CPUs work: they may have taken it all.
 
 mod answers;
 mod idle;
@@ -26,11 +26,11 @@ use crate::selftest::fault;
 use crate::selftest::stress::{self, BackgroundWork};
 use crate::smp::cpu;
 
-/// Takes what is typed until that ends the run.
+/// Runs commands until one ends the run.
 ///
 /// # Errors
 ///
-/// What of the work that was asked for has failed, in words; or that there is nobody to ask.
+/// The failures of the work that was asked for, in words; or that there is no serial port.
 pub fn run(arguments: &Arguments, roll: &RollCall) -> Result<(), String> {
     if !serial::is_there() {
         return Err(String::from("monitor=yes needs a serial port, at COM1"));
@@ -55,7 +55,7 @@ pub fn run(arguments: &Arguments, roll: &RollCall) -> Result<(), String> {
     }
 }
 
-/// What can only be done while no CPU is at work.
+/// A command that needs all CPUs, and so can only run while none works.
 enum ExclusiveCommand {
     Stress(Workloads, Option<u64>),
     Fault(Fault),
@@ -63,18 +63,18 @@ enum ExclusiveCommand {
     Bench(muster_bench::Options),
 }
 
-/// A conversation.
+/// The monitor's state.
 struct Monitor<'a> {
     arguments: &'a Arguments,
     roll: &'a RollCall,
     editor: Editor,
-    /// What went wrong in the work that was asked for.
+    /// The failures of the work that was asked for.
     failures: Vec<String>,
     is_over: bool,
 }
 
 impl Monitor<'_> {
-    /// [`Self::converse`], and says so.
+    /// Calls [`Self::converse`], and records that this CPU is at the prompt.
     fn attend(&mut self, work: Option<&BackgroundWork<'_>>) -> Option<(Line, ExclusiveCommand)> {
         cpu::with(|here| here.shared().activity.attend());
         let exclusive = self.converse(work);
@@ -82,8 +82,8 @@ impl Monitor<'_> {
         exclusive
     }
 
-    /// Takes lines, and answers, until one of them is an exclusive, or ends the run, or until the work that
-    /// goes on beside is done.
+    /// Takes lines, and answers, until one of them is an exclusive command, or ends the run, or until the
+    /// work on the other CPUs is done.
     fn converse(&mut self, work: Option<&BackgroundWork<'_>>) -> Option<(Line, ExclusiveCommand)> {
         let is_done = |work: &BackgroundWork<'_>| {
             work.sample();
@@ -127,8 +127,8 @@ impl Monitor<'_> {
         None
     }
 
-    /// The next byte that is typed, or `None` if something `is_over` first. Sees to it that the line is
-    /// on the terminal meanwhile.
+    /// Waits for the next byte that is typed; returns `None` if something `is_over` first. Redraws the
+    /// line in the meantime, if another one has erased it.
     fn next_byte(&self, is_over: &dyn Fn() -> bool) -> Option<u8> {
         let mut byte = None;
         idle_until(&mut || {
@@ -151,7 +151,7 @@ impl Monitor<'_> {
         serial::draw(drawing.as_bytes());
     }
 
-    /// Does what a line asks for, but for orders.
+    /// Runs a line's command, but for exclusive ones, which it returns.
     fn obey(&mut self, line: &str, work: Option<&BackgroundWork<'_>>) -> Option<ExclusiveCommand> {
         let command = match Command::parse(line) {
             Ok(command) => command?,
@@ -231,7 +231,7 @@ impl Monitor<'_> {
         }
     }
 
-    /// Carries an order out. The prompt is back when it is done, or stays while it is.
+    /// Runs an exclusive command. The prompt is back when it is done, or stays during a stress.
     fn run_exclusive(&mut self, exclusive: ExclusiveCommand) {
         let failures = match exclusive {
             ExclusiveCommand::Stress(workloads, millis) => {
@@ -239,7 +239,7 @@ impl Monitor<'_> {
                 let arguments = self.arguments;
                 let ran = stress::run_beside(workloads, millis, arguments, &mut |work| {
                     while !work.is_done() {
-                        // Nothing that is an order comes of it while there is work.
+                        // It returns no exclusive command while there is work.
                         self.attend(Some(work));
                     }
                 });
@@ -266,7 +266,7 @@ impl Monitor<'_> {
     }
 }
 
-/// Tells programs of a line that was typed.
+/// Emits a typed line, as it begins or ends.
 fn emit(line: &Line, is_done: bool) {
     events::emit(muster_events::Command {
         line: line.as_str().into(),
@@ -274,7 +274,7 @@ fn emit(line: &Line, is_done: bool) {
     });
 }
 
-/// The exclusive, if no CPU is at work that it would have to wait for.
+/// Returns the command, if no CPU works that it would have to wait for.
 fn unless_busy(
     exclusive: ExclusiveCommand,
     work: Option<&BackgroundWork<'_>>,

@@ -10,12 +10,12 @@ use super::worker::{Tally, Worker};
 /// Bytes of a word of the pattern.
 const WORD: usize = size_of::<u64>();
 
-/// A live block. Its bytes belong to whoever holds this.
+/// A live block. Its bytes belong to the holder of this.
 #[derive(Debug)]
 pub struct TestBlock {
     start: NonNull<u8>,
     layout: Layout,
-    /// What makes the pattern this block's own.
+    /// The key that makes the pattern this block's own.
     key: u64,
 }
 
@@ -24,8 +24,7 @@ pub struct TestBlock {
 unsafe impl Send for TestBlock {}
 
 impl TestBlock {
-    /// Allocates and fills a block, or gives `None` (and counts it) if the heap
-    /// refuses.
+    /// Allocates and fills a block, or returns `None` (and counts it) if the heap refuses.
     pub fn allocate(worker: &mut Worker<'_>, size: usize, align: usize) -> Option<Self> {
         let layout = Layout::from_size_align(size.max(1), align).ok()?;
         // SAFETY: the layout's size is not 0.
@@ -45,18 +44,18 @@ impl TestBlock {
         Some(block)
     }
 
-    /// Its size in bytes.
+    /// Returns its size in bytes.
     pub fn size(&self) -> usize {
         self.layout.size()
     }
 
-    /// Its first address, and the first after it.
+    /// Returns its first address, and the first after it.
     pub fn bounds(&self) -> (usize, usize) {
         let start = self.start.as_ptr().addr();
         (start, start + self.size())
     }
 
-    /// Checks the block and gives it back.
+    /// Checks the block and frees it.
     pub fn free(self, worker: &mut Worker<'_>) {
         self.check(&mut worker.tally, self.size());
         // SAFETY: the block came from `alloc` (or `realloc`) with this layout, and
@@ -64,8 +63,8 @@ impl TestBlock {
         worker.timed(|| unsafe { dealloc(self.start.as_ptr(), self.layout) });
     }
 
-    /// Resizes the block, checks that what was in it still is, and fills the rest.
-    /// A refusal is counted and leaves the block as it was.
+    /// Resizes the block, checks that its content is intact, and fills the rest. A refusal is
+    /// counted and leaves the block as it was.
     pub fn resize(&mut self, worker: &mut Worker<'_>, size: usize) {
         let Ok(layout) = Layout::from_size_align(size.max(1), self.layout.align()) else {
             return;
@@ -86,7 +85,7 @@ impl TestBlock {
         worker.tally.bytes += layout.size() as u64;
     }
 
-    /// The `number`-th word of the pattern.
+    /// Returns the `number`-th word of the pattern.
     fn word(&self, number: usize) -> u64 {
         self.key
             .wrapping_add((number as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15))
@@ -115,7 +114,7 @@ impl TestBlock {
         };
     }
 
-    /// Holds the first `size` bytes against the pattern; reports the first that differs.
+    /// Checks the first `size` bytes against the pattern; reports the first word that differs.
     fn check(&self, tally: &mut Tally, size: usize) {
         let (whole, rest) = (size / WORD, size % WORD);
         let start = self.start.as_ptr();

@@ -1,6 +1,6 @@
-//! Calls: every CPU calls the others, one, some and all, with interrupts on and off, and all at
-//! once; what is called for counts on the caller's stack, and uses the heap on top of whatever it
-//! came upon.
+//! Calls: every CPU calls the others, one, some and all, with interrupts enabled and disabled, and
+//! all at once; the closures count on the caller's stack, and use the heap on top of the code that
+//! they interrupt.
 
 use alloc::vec::Vec;
 use core::hint::black_box;
@@ -16,7 +16,7 @@ use crate::smp::{cpu, online};
 /// How long a CPU may take to answer, in milliseconds: a virtual one may be off its host core.
 const TIMEOUT: u64 = 60_000;
 
-/// Calls that nobody waited for, and how many of them were carried out.
+/// The number of calls that no CPU waited for, and the number of them that were served.
 static LEFT: AtomicU64 = AtomicU64::new(0);
 static CARRIED_OUT: AtomicU64 = AtomicU64::new(0);
 
@@ -59,7 +59,7 @@ pub fn work(worker: &mut Worker<'_>) {
             call::insist(Uses::Heap, targets, TIMEOUT, &work)
         };
         worker.tally.operations += 1;
-        // It has waited for all of them: from here on nobody counts.
+        // The call has waited for all of them: none counts from here on.
         let carried_out = carried_out.into_inner();
         if result.is_err() || carried_out != expected {
             worker.tally.corrupt += 1;
@@ -72,7 +72,7 @@ pub fn work(worker: &mut Worker<'_>) {
     }
 }
 
-/// Has the first CPU see to it that all calls that were left are carried out, once nobody calls.
+/// Waits, on the first CPU, until all calls that were left are served, once no CPU calls.
 pub fn settle(worker: &mut Worker<'_>) {
     if worker.slot == 0 {
         let all = || CARRIED_OUT.load(Ordering::Relaxed) == LEFT.load(Ordering::Relaxed);
@@ -88,7 +88,7 @@ pub fn settle(worker: &mut Worker<'_>) {
     }
 }
 
-/// Allocates and frees, on top of whatever was called, where memory may be out.
+/// Allocates and frees, on top of the interrupted code, where memory may be out.
 fn use_heap(index: u32) {
     let mut block = Vec::new();
     if block.try_reserve_exact(16).is_ok() {
@@ -102,7 +102,7 @@ fn leave(one: u32) {
     const WORK: &Work<'static> = &|_| {
         CARRIED_OUT.fetch_add(1, Ordering::Relaxed);
     };
-    // Counted first, so that never more are carried out than there are.
+    // Counted first, so that never more are served than there are.
     LEFT.fetch_add(1, Ordering::Relaxed);
     match call::begin(Targets::One(one), TIMEOUT, WORK) {
         Ok(pending) => pending.leave(),

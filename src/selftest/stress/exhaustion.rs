@@ -5,14 +5,14 @@ use alloc::vec::Vec;
 use super::block::TestBlock;
 use super::worker::Worker;
 
-/// Blocks that the machine's memory is cut into, about: many enough to meet the
-/// end on every CPU at once, few enough to free in a while.
+/// The number of blocks that the machine's memory is cut into, about: many enough to run out on
+/// every CPU at once, few enough to be freed in reasonable time.
 const PIECES: usize = 1024;
 
 /// The smallest piece, in bytes.
 const SMALLEST: usize = 64;
 
-/// The largest piece, in bytes, where `available` bytes are to be used up.
+/// Returns the largest piece, in bytes, where `available` bytes are to be used up.
 pub fn largest_piece(available: u64) -> usize {
     (available as usize / PIECES).max(64 * 1024)
 }
@@ -28,7 +28,7 @@ pub fn run(worker: &mut Worker<'_>) {
 }
 
 fn round(worker: &mut Worker<'_>) {
-    // The list takes its memory first: it must not be what ends the round.
+    // The list takes its memory first: its growth must not end the round.
     let mut held: Vec<TestBlock> = Vec::new();
     let listed = held
         .try_reserve_exact(4 * PIECES / worker.cpus + 256)

@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use super::block::TestBlock;
 use super::worker::Worker;
 
-/// The longest vector, in elements of eight bytes.
+/// The maximum length of a vector, in elements of eight bytes.
 const MAX_LENGTH: usize = 4096;
 
 /// Elements pushed between two looks at the clock.
@@ -56,7 +56,7 @@ fn grow_vector(worker: &mut Worker<'_>, length: usize) {
     worker.timed(|| drop(vector));
 }
 
-/// The same with a string, whose bytes grow one piece at a time.
+/// Grows a string in the same way, one piece at a time.
 fn grow_string(worker: &mut Worker<'_>, length: usize) {
     const PIECE: &str = "muster: every CPU reports for duty; ";
     let mut string = String::new();

@@ -1,4 +1,4 @@
-//! Hand-over: what one CPU allocates, the next one checks and frees.
+//! Hand-over: the blocks that one CPU allocates, the next one checks and frees.
 
 use alloc::vec::Vec;
 
@@ -12,10 +12,10 @@ use crate::smp::lock::{Level, Lock};
 /// Blocks that may wait for one CPU.
 const WAITING: usize = 64;
 
-/// What waits for one CPU.
+/// The blocks that wait for one CPU.
 pub type Mailbox = CachePadded<Lock<Deque<TestBlock, WAITING>>>;
 
-/// A mailbox for each CPU.
+/// Creates a mailbox for each CPU.
 pub fn mailboxes(cpus: usize) -> Vec<Mailbox> {
     (0..cpus)
         .map(|_| CachePadded::new(Lock::new(Level::Workload, Deque::new())))
@@ -25,12 +25,12 @@ pub fn mailboxes(cpus: usize) -> Vec<Mailbox> {
 /// Runs the workload on this CPU.
 pub fn run(worker: &mut Worker<'_>, mailboxes: &[Mailbox]) {
     work(worker, mailboxes);
-    // Someone may have put a last block in after this CPU looked.
+    // Another CPU may have put a last block in after this CPU looked.
     worker.wait_for_all();
     settle(worker, mailboxes);
 }
 
-/// Frees what has come for this CPU, once nobody hands anything over.
+/// Frees the blocks in this CPU's mailbox, once no CPU hands any over.
 pub fn settle(worker: &mut Worker<'_>, mailboxes: &[Mailbox]) {
     if let Some(mine) = mailboxes.get(worker.slot) {
         empty(worker, mine);
@@ -46,7 +46,7 @@ pub fn work(worker: &mut Worker<'_>, mailboxes: &[Mailbox]) {
     while worker.goes_on() {
         let size = worker.random.size(4, 12);
         if let Some(block) = TestBlock::allocate(worker, size, 16) {
-            // The mailbox's lock is not held while the heap is at work.
+            // The mailbox's lock is not held while the heap is used.
             let refused = next.lock().push_back(block).err();
             if let Some(block) = refused {
                 block.free(worker);

@@ -18,11 +18,12 @@ use crate::smp::{cpu, jobs, lapic};
 /// More blocks than a CPU caches of this size, so that the handler makes it refill and flush.
 const MANY: usize = 300;
 
-/// So many instructions are interrupted one by one; of more, which only slow paths have, ever
-/// fewer.
+/// The number of instructions that are interrupted one by one; of later ones, which only slow paths
+/// have, ever fewer are.
 const EACH: u64 = 128;
 
-/// What this CPU holds. Everything is a cell, for the handler comes between any two instructions.
+/// The blocks that this CPU holds. All are cells, for the handler comes between any two
+/// instructions.
 struct Hands {
     mine: [Cell<Option<NonNull<u64>>>; MANY],
     theirs: [Cell<Option<NonNull<u64>>>; MANY],
@@ -55,7 +56,7 @@ impl Hands {
     }
 }
 
-/// How a round starts.
+/// The state of the CPU's cache at the start of a round.
 #[derive(Clone, Copy)]
 enum CacheState {
     /// The CPU caches nothing.
@@ -64,7 +65,7 @@ enum CacheState {
     Between,
     /// Every block that the CPU once cached is held.
     Emptied,
-    /// So many were freed that the magazine has just become full.
+    /// Enough were freed that the magazine has just become full.
     Filled,
 }
 
@@ -75,15 +76,15 @@ const STATES: [CacheState; 4] = [
     CacheState::Filled,
 ];
 
-/// How often a CPU idles until it is interrupted where it should be.
+/// The number of times that a CPU idles until it is interrupted at its halt.
 const MAX_IDLES: usize = 16;
 
 /// Sends this CPU a wake-up while interrupts are disabled, idles, and interrupts it between `sti` and
 /// `hlt` by a debug exception, in whose handler an NMI comes, too. That ends the interrupt shadow of
 /// `sti`, so the CPU takes the wake-up before the halt, and must not halt then.
 ///
-/// A CPU that halts never comes back, and the BSP, which leaves this out, ends the run in words that
-/// name it.
+/// A CPU that halts never comes back, and the BSP, which leaves this out, ends the run with a report
+/// that names it.
 fn interrupt_idle(worker: &mut Worker<'_>) {
     let own = cpu::with(|here| here.shared().lapic_id);
     let send_nmi = || {
@@ -95,7 +96,7 @@ fn interrupt_idle(worker: &mut Worker<'_>) {
     // Another CPU's NMI may come just before the halt, which the CPU then leaves out.
     let comes_to_halt = (0..MAX_IDLES).any(|_| {
         interrupts::disable();
-        // Without a local APIC nothing can be lost, nor end the halt.
+        // Without a local APIC no wake-up can be lost, and none ends the halt.
         !lapic::wake(own) || step::before(idle::halt(), &send_nmi, &jobs::idle)
     });
     interrupts::enable();
@@ -161,7 +162,7 @@ pub fn run(worker: &mut Worker<'_>) {
             prepare(&hands, state);
             let traps = step::run(at, handler, work);
             worker.tally.operations += 1;
-            // What `allocate` left has no pattern yet.
+            // The block that `allocate` left has no pattern yet.
             if let Some(block) = hands.mine[MANY - 1].take() {
                 // SAFETY: live, and of this layout.
                 unsafe { dealloc(block.cast::<u8>().as_ptr(), LAYOUT) };
@@ -191,7 +192,7 @@ fn prepare(hands: &Hands, state: CacheState) {
         }
         CacheState::Emptied => {
             hands.one.set(hands.marker.allocate());
-            // What is left is the reserve, which no fast path touches.
+            // The block that is left is the reserve, which no fast path touches.
             for cell in free_cells().take_while(|_| heap::cached_here(LAYOUT) > 1) {
                 cell.set(hands.marker.allocate());
             }

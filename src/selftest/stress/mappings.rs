@@ -1,5 +1,5 @@
 //! Mappings: every CPU maps, touches, protects and unmaps memory, some for itself and some that the
-//! others write to meanwhile: which they must be able to until it is protected, and not after.
+//! others write to concurrently: they must be able to until it is protected, and not after.
 
 use alloc::vec::Vec;
 use core::hint::black_box;
@@ -17,40 +17,41 @@ use crate::arch::probe::{self, Fault};
 use crate::mm::mapping::Mapping;
 use crate::mm::stack::Stack;
 
-/// The most pages of a mapping: more than are flushed one by one.
+/// The maximum number of pages of a mapping: more than are flushed one by one.
 const MAX_PAGES: usize = 40;
 
-/// One in so many mappings has a large page and some.
+/// One in this many mappings has a large page and some small ones.
 const LARGE: usize = 16;
 
 /// Bytes of a large one.
 const LARGE_BYTES: u64 = 2 * 1024 * 1024 + 3 * FRAME_SIZE;
 
-/// The smallest stack for some work, in bytes: an interrupt on top of the work takes some of it.
+/// The minimum size of a stack for some work, in bytes: an interrupt on top of the work takes some
+/// of it.
 const MIN_STACK: u64 = 16 * 1024;
 
-/// Calls within each other on such a stack, and bytes that each of them has there.
+/// The maximum depth of recursion on such a stack, and the bytes that each level takes.
 const MAX_DEPTH: u64 = 32;
 const DIVE_BYTES: u64 = 128;
 
-/// How many visits of others a mapping should have in each of its phases, if they come.
+/// The number of other CPUs' visits that a mapping should have in each of its phases, if they come.
 const VISITS: usize = 4;
 
-/// How often a CPU visits others meanwhile, at most.
+/// The maximum number of visits that a CPU makes to others while it waits for theirs.
 const MAX_ATTEMPTS: usize = 64;
 
-/// What a page fault says of a store to a page that is there and read-only (Intel SDM vol. 3A,
-/// 4.7: the bits P and W/R).
+/// The error code of a store to a page that is present and read-only (Intel SDM vol. 3A, 4.7: the
+/// bits P and W/R).
 const READ_ONLY: u64 = 0b11;
 
-/// Nobody may visit.
+/// No CPU may visit.
 const CLOSED: u64 = 0;
 /// Visitors may write.
 const WRITABLE: u64 = 1;
 /// Visitors must fault.
 const PROTECTED: u64 = 2;
 
-/// What one CPU has mapped for the others.
+/// A mapping of one CPU that the others visit.
 pub struct SharedMapping {
     phase: AtomicU64,
     start: AtomicU64,
@@ -60,7 +61,7 @@ pub struct SharedMapping {
     visits: AtomicUsize,
 }
 
-/// A board for each CPU.
+/// Creates one for each CPU.
 pub fn shared_mappings(cpus: usize) -> Vec<CachePadded<SharedMapping>> {
     (0..cpus)
         .map(|_| {
@@ -76,15 +77,16 @@ pub fn shared_mappings(cpus: usize) -> Vec<CachePadded<SharedMapping>> {
 }
 
 impl SharedMapping {
-    /// Lets visitors in.
+    /// Opens it to visitors.
     fn open(&self, phase: u64) {
         self.visits.store(0, Ordering::Relaxed);
         self.phase.store(phase, Ordering::SeqCst);
     }
 
-    /// Lets nobody in any more, and waits until all are out.
+    /// Closes it to new visitors, and waits until all have left.
     fn close(&self) {
-        // Of a visitor that comes just now, either it sees this or this CPU sees it.
+        // SeqCst, as in `visit`: of a visitor that comes just now, either it sees this store, or
+        // this CPU sees its count.
         self.phase.store(CLOSED, Ordering::SeqCst);
         while self.visitors.load(Ordering::SeqCst) > 0 {
             call::serve();
@@ -92,7 +94,7 @@ impl SharedMapping {
         }
     }
 
-    /// Writes to one of the pages, if the board is open. `false` if what came of it is wrong.
+    /// Writes to one of the pages, if it is open. Returns whether the result is right.
     fn visit(&self, worker: &mut Worker<'_>) -> bool {
         self.visitors.fetch_add(1, Ordering::SeqCst);
         let phase = self.phase.load(Ordering::SeqCst);
@@ -129,7 +131,7 @@ impl SharedMapping {
 /// Runs the workload on this CPU.
 pub fn run(worker: &mut Worker<'_>, shared_mappings: &[CachePadded<SharedMapping>]) {
     work(worker, shared_mappings);
-    // Nobody leaves while another's board may be visited.
+    // No CPU leaves while another's mapping may be visited.
     worker.wait_for_all();
 }
 
@@ -156,7 +158,7 @@ pub fn work(worker: &mut Worker<'_>, shared_mappings: &[CachePadded<SharedMappin
     }
 }
 
-/// A mapping that no other CPU knows of.
+/// Tests a mapping that no other CPU uses.
 fn private_mapping(worker: &mut Worker<'_>) -> bool {
     let Some(mapping) = map(worker) else {
         return true;
@@ -165,7 +167,7 @@ fn private_mapping(worker: &mut Worker<'_>) -> bool {
     is_filled(&mapping)
 }
 
-/// A mapping that others write to.
+/// Tests a mapping that others write to.
 fn shared_mapping(
     worker: &mut Worker<'_>,
     own: &SharedMapping,
@@ -184,7 +186,7 @@ fn shared_mapping(
     own.open(WRITABLE);
     let were_right = visit_others(worker, own, shared_mappings);
     own.close();
-    // SAFETY: no reference to the memory is left, and whoever writes there from now on probes.
+    // SAFETY: no reference to the memory is left, and all later writes are probes.
     if let Err(error) = unsafe { mapping.protect(Access::ReadOnly) } {
         log::error!("a mapping can't be protected: {error}");
         return false;
@@ -196,7 +198,7 @@ fn shared_mapping(
     is_filled(&mapping) && were_right
 }
 
-/// A stack for as long as some work takes.
+/// Tests a stack that is mapped for some work.
 fn mapped_stack(worker: &mut Worker<'_>) -> bool {
     let bytes = MIN_STACK * (worker.random.below(4) as u64 + 1);
     let Ok(mut stack) = worker.timed(|| Stack::new(bytes)) else {
@@ -207,7 +209,7 @@ fn mapped_stack(worker: &mut Worker<'_>) -> bool {
     let depth = worker.random.next() % MAX_DEPTH;
     let mut sum = 0;
     stack.run(|| sum = dive(depth));
-    // What an interrupt took of it meanwhile is over the count.
+    // Interrupts may have used more of it.
     let min_used = depth * DIVE_BYTES;
     let is_right = sum == depth * (depth + 1) / 2 && stack.peak_used() >= min_used;
     if !is_right {
@@ -219,7 +221,8 @@ fn mapped_stack(worker: &mut Worker<'_>) -> bool {
     is_right
 }
 
-/// A device's registers, uncached: those of this CPU's own APIC, where they are in memory.
+/// Tests a mapping of a device's registers, uncached: those of this CPU's own APIC, where they are
+/// in memory.
 fn device_mapping(worker: &mut Worker<'_>) -> bool {
     let Some(range) = apic::physical_base().and_then(|start| PhysRange::new(start, FRAME_SIZE))
     else {
@@ -234,7 +237,7 @@ fn device_mapping(worker: &mut Worker<'_>) -> bool {
     let register = registers
         .start()
         .wrapping_add(Register::Version.offset() as usize);
-    // SAFETY: mapped as long as `registers` lives, aligned, and to be read at any time.
+    // SAFETY: mapped as long as `registers` lives, aligned, and readable at any time.
     let version = unsafe { register.cast::<u32>().read_volatile() };
     if Some(version) != lapic::version() {
         log::error!(
@@ -255,7 +258,7 @@ fn dive(depth: u64) -> u64 {
     dive(depth - 1) + black_box(&here)[0]
 }
 
-/// Maps some memory. `None` if there is none just now.
+/// Maps some memory. Returns `None` if there is none just now.
 fn map(worker: &mut Worker<'_>) -> Option<Mapping> {
     let bytes = if worker.random.below(LARGE) == 0 && worker.budget as u64 > 2 * LARGE_BYTES {
         LARGE_BYTES
@@ -270,7 +273,7 @@ fn map(worker: &mut Worker<'_>) -> Option<Mapping> {
     mapping
 }
 
-/// The last word of each page, which no visitor writes to.
+/// Returns the last word of each page, which no visitor writes to.
 fn marks(mapping: &Mapping) -> impl Iterator<Item = *mut u64> {
     let start = mapping.start();
     (0..mapping.length() / FRAME_SIZE).map(move |page| {
@@ -288,7 +291,7 @@ fn fill(mapping: &Mapping) {
     }
 }
 
-/// Whether each page has its mark.
+/// Returns whether each page has its mark.
 fn is_filled(mapping: &Mapping) -> bool {
     marks(mapping).all(|mark| {
         // SAFETY: the mapping is there, and may be read.
@@ -300,7 +303,7 @@ fn is_filled(mapping: &Mapping) -> bool {
     })
 }
 
-/// Visits other CPUs' boards until this one's has had its visits, or for so long.
+/// Visits other CPUs' mappings until this one's has had its visits, or [`MAX_ATTEMPTS`] times.
 fn visit_others(
     worker: &mut Worker<'_>,
     own: &SharedMapping,

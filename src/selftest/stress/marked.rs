@@ -11,11 +11,11 @@ use super::worker::Tally;
 /// The size of every block: the handler frees what the interrupted code is allocating from.
 pub const SIZE: usize = 64;
 
-/// And its layout.
+/// The layout of every block.
 pub const LAYOUT: Layout = Layout::new::<[u64; SIZE / 8]>();
 
-/// Allocates and frees the blocks, and counts what goes wrong. One for the handler and one for the
-/// code below it: a count is read and written in two steps.
+/// Allocates and frees the blocks, and counts errors. One for the handler and one for the code that
+/// it interrupts: a count is read and written in two steps.
 pub struct Marker {
     allocated: Cell<u64>,
     refused: Cell<u64>,
@@ -23,7 +23,7 @@ pub struct Marker {
 }
 
 impl Marker {
-    /// Nothing done yet.
+    /// Creates a marker without any blocks.
     pub const fn new() -> Self {
         Self {
             allocated: Cell::new(0),
@@ -32,7 +32,7 @@ impl Marker {
         }
     }
 
-    /// Allocates a block and fills it, or gives `None` if the heap refuses.
+    /// Allocates a block and fills it, or returns `None` if the heap refuses.
     pub fn allocate(&self) -> Option<NonNull<u64>> {
         // SAFETY: the size is not 0.
         let block = NonNull::new(unsafe { alloc(LAYOUT) }.cast::<u64>());
@@ -40,7 +40,8 @@ impl Marker {
             Some(block) => {
                 self.allocated.set(self.allocated.get() + 1);
                 for word in 0..SIZE / 8 {
-                    // SAFETY: the block is new, and so long; the heap aligns it for words.
+                    // SAFETY: the block is new, and `SIZE` bytes long; the heap aligns it for
+                    // words.
                     unsafe { block.add(word).write(pattern(block, word)) };
                 }
             }
@@ -53,7 +54,7 @@ impl Marker {
     ///
     /// # Safety
     ///
-    /// The block is one that `allocate` gave, and nobody else's.
+    /// `allocate` returned the block, and nothing else uses it.
     pub unsafe fn free(&self, block: NonNull<u64>) {
         for word in 0..SIZE / 8 {
             // SAFETY: live, written as a whole by `allocate`, and the caller's alone.
@@ -68,19 +69,19 @@ impl Marker {
         unsafe { dealloc(block.as_ptr().cast(), LAYOUT) };
     }
 
-    /// Blocks allocated.
+    /// Returns the number of blocks allocated.
     pub fn allocated(&self) -> u64 {
         self.allocated.get()
     }
 
-    /// Adds what went wrong to a tally.
+    /// Adds the errors to a tally.
     pub fn add_to(&self, tally: &mut Tally) {
         tally.refused += self.refused.get();
         tally.corrupt += self.corrupt.get();
     }
 }
 
-/// What a live block holds: no other block's words are the same.
+/// Returns a word of a live block's pattern: no other block's words are the same.
 fn pattern(block: NonNull<u64>, word: usize) -> u64 {
     (block.addr().get() as u64).rotate_left(17) ^ word as u64
 }

@@ -17,7 +17,7 @@ const HIGH: u32 = 16;
 /// Runs the workload on this CPU.
 pub fn run(worker: &mut Worker<'_>, ledger: &Ledger) {
     work(worker, |worker, slots| {
-        // While all CPUs hold what they hold: no two blocks may share a byte.
+        // While all CPUs hold their blocks: no two may share a byte.
         for block in slots.iter().flatten() {
             ledger.enter(worker, block);
         }
@@ -25,12 +25,12 @@ pub fn run(worker: &mut Worker<'_>, ledger: &Ledger) {
     });
 }
 
-/// Allocates and frees until the time is up, then shows what it holds and frees that.
+/// Allocates and frees until the time is up, then passes its blocks to `show` and frees them.
 pub fn work<'s>(
     worker: &mut Worker<'s>,
     show: impl FnOnce(&mut Worker<'s>, &[Option<TestBlock>; SLOTS]),
 ) {
-    // On the stack: the workload is not to fail because its own list found no memory.
+    // On the stack: the workload must not fail for want of memory for its own list.
     let mut slots: [Option<TestBlock>; SLOTS] = [const { None }; SLOTS];
     let mut held = 0;
     while worker.goes_on() {
@@ -63,7 +63,7 @@ pub fn work<'s>(
 pub struct Ledger(Lock<NoditSet<usize, Interval<usize>>>);
 
 impl Ledger {
-    /// A ledger of nothing.
+    /// Creates an empty ledger.
     pub fn new() -> Self {
         Self(Lock::new(Level::Workload, NoditSet::new()))
     }

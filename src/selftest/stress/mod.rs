@@ -1,8 +1,8 @@
 //! The stress: every CPU allocates and frees at once, and every byte is checked.
 //!
-//! A workload is a loop that each CPU runs on state of its own until its time is
-//! up. Each block is filled with a pattern that only its owner could have written,
-//! and checked when it is freed: two owners of one byte are found out.
+//! A workload is a loop that each CPU runs on state of its own until its time is up. Each block is
+//! filled with a pattern that only its owner could have written, and checked when it is freed: so
+//! two owners of one byte are detected.
 
 mod block;
 mod calls;
@@ -42,15 +42,15 @@ use crate::smp::jobs::{self, TimedBarrier};
 use crate::smp::lock::{Level, Lock};
 use crate::smp::online;
 
-/// How long a CPU may take beyond a workload's time before it counts as hung, in
-/// milliseconds: freeing what is left takes a while with many CPUs and few cores.
+/// How long a CPU may take beyond a workload's time before it counts as hung, in milliseconds:
+/// freeing the remaining blocks takes a while with many CPUs and few cores.
 const TIMEOUT: u64 = 60_000;
 
-/// And for each MiB that exhaustion has to fill and check.
+/// The additional timeout for each MiB that exhaustion has to fill and check, in milliseconds.
 const TIMEOUT_PER_MIB: u64 = 20;
 
-/// Free memory that the stress needs for each CPU, in bytes: with less its own books
-/// would be what runs out.
+/// Free memory that the stress needs for each CPU, in bytes: with less its own records would run
+/// out of memory.
 const MIN_PER_CPU: u64 = 512 * 1024;
 
 /// A stress on the other CPUs, beside the monitor's prompt.
@@ -61,37 +61,37 @@ pub struct BackgroundWork<'a> {
 }
 
 impl BackgroundWork<'_> {
-    /// Whether all are done with it.
+    /// Returns whether all CPUs are done with it.
     pub fn is_done(&self) -> bool {
         (self.is_done)()
     }
 
-    /// Samples what all do, if it is time: to be called all the while.
+    /// Takes a sample of all CPUs' progress, if it is time: to be called repeatedly.
     pub fn sample(&self) {
         self.sampler.look();
     }
 
-    /// What it is.
+    /// Returns the workload.
     pub fn workload(&self) -> Workload {
         self.sampler.workload()
     }
 
-    /// Tells all to stop.
+    /// Has all CPUs stop.
     pub fn stop(&self) {
         self.is_stopped.store(true, Ordering::Relaxed);
     }
 }
 
-/// Who is to work.
+/// The CPUs of a workload.
 enum Party<'a> {
     /// All CPUs.
     All,
-    /// All but this one, which does something else: until the work is done, or else has to stop.
+    /// All but this one, which runs this closure: the work ends when it returns, if not before.
     Others(&'a mut dyn FnMut(&BackgroundWork<'_>)),
 }
 
 impl Party<'_> {
-    /// How many CPUs at work come before its first.
+    /// Returns the slot of its first CPU among the online ones.
     fn first(&self) -> usize {
         match self {
             Self::All => 0,
@@ -145,13 +145,13 @@ pub fn run(arguments: &Arguments) -> Result<(), String> {
     }
 }
 
-/// How long a workload's turn is that has no end, in milliseconds.
+/// How long a workload's turn is in a stress without an end, in milliseconds.
 const TURN: u64 = 10_000;
 
-/// Puts all other CPUs to work, at one workload after the other, for so long together, or in turns
-/// until they are told to stop; and does something else `attend`, once for each: until it is done.
+/// Runs the workloads on all other CPUs, one after the other, for `millis` together, or in turns
+/// until they are stopped; and runs `attend` on this one, once for each workload, until it is done.
 ///
-/// Gives what went wrong, as [`run`] does.
+/// Returns the failures, as [`run`] does.
 ///
 /// # Errors
 ///
@@ -189,7 +189,7 @@ pub fn run_beside(
     Ok(failures)
 }
 
-/// Those of the workloads that can be run here, on these heaps.
+/// Returns the workloads that can run on this machine, on these heaps.
 fn possible(workloads: Workloads, kinds: &[HeapKind]) -> Vec<Workload> {
     let mut workloads: Vec<Workload> = workloads.iter().collect();
     let mut leave_out = |why: &str, which: &[Workload]| {
@@ -219,7 +219,7 @@ fn possible(workloads: Workloads, kinds: &[HeapKind]) -> Vec<Workload> {
     workloads
 }
 
-/// Whether there is memory for a stress on so many CPUs.
+/// Checks that there is memory for a stress on this number of CPUs.
 fn check_memory(cpus: usize) -> Result<(), String> {
     let (available, needed) = (available(), MIN_PER_CPU * cpus as u64);
     if available < needed {
@@ -232,8 +232,8 @@ fn check_memory(cpus: usize) -> Result<(), String> {
     Ok(())
 }
 
-/// Runs the workloads on the heap in use. Gives the operations per second of each,
-/// and adds to `failures` what went wrong.
+/// Runs the workloads on the heap in use. Returns the operations per second of each, and adds to
+/// `failures`.
 fn run_all(
     workloads: &[Workload],
     arguments: &Arguments,
@@ -311,7 +311,7 @@ fn run_all(
     rates
 }
 
-/// Prints how often the CPUs were interrupted by their timers.
+/// Logs how often the CPUs were interrupted by their timers.
 fn log_interrupts(tallies: &[CachePadded<Lock<Tally>>], micros: u64) {
     let rates = || {
         tallies
@@ -326,9 +326,9 @@ fn log_interrupts(tallies: &[CachePadded<Lock<Tally>>], micros: u64) {
     );
 }
 
-/// Prints two heaps' figures side by side. What filling and checking the blocks takes
-/// is in both. Not of exhaustion: in a virtual machine it measures how fast the host
-/// finds memory for whoever comes first.
+/// Logs two heaps' figures side by side. Both include the time for filling and checking the blocks.
+/// Exhaustion is left out: in a virtual machine it measures how fast the host finds memory for the
+/// first one.
 fn compare(workloads: &[Workload], kinds: &[HeapKind], first: &[u64], second: &[u64]) {
     let [a, b] = kinds else { return };
     log::info!("operations per second, every byte checked:");
@@ -352,18 +352,18 @@ fn compare(workloads: &[Workload], kinds: &[HeapKind], first: &[u64], second: &[
     }
 }
 
-/// The LAPIC id of the online CPU that NMIs go to, if they are asked for.
+/// Returns the LAPIC id of the online CPU that NMIs go to, if they are asked for.
 fn target(nmis: bool, member: usize) -> Option<u32> {
     let (_, target) = nmis.then(|| online::cpus().nth(member)).flatten()?;
     Some(target.lapic_id)
 }
 
-/// Bytes that can be allocated, in the heap and in free frames.
+/// Returns the bytes that can be allocated, in the heap and in free frames.
 fn available() -> u64 {
     shared::get().free_bytes() + heap::unused_bytes()
 }
 
-/// How long a workload went on.
+/// The duration of a workload.
 struct Stint {
     micros: u64,
     /// Whether it had all of its time.
@@ -381,7 +381,7 @@ fn run_one(
     let cpus = tallies.len();
     let available = available();
     let timeout = TIMEOUT + (available >> 20) * TIMEOUT_PER_MIB;
-    // Half of it, so that no workload but exhaustion meets the end.
+    // Half of it, so that no workload but exhaustion runs out of memory.
     let budget = (available / 2) as usize / cpus;
     let largest_piece = exhaustion::largest_piece(available);
     let rendezvous = Rendezvous {
@@ -390,7 +390,7 @@ fn run_one(
         is_stopped: AtomicBool::new(false),
     };
     let first = party.first();
-    // Who is at the prompt asks how far it is, and samples.
+    // A CPU at the prompt shows the progress on request, and samples.
     let progress = (first == 0).then(|| ProgressLine::new(workload));
     let shared_state = SharedState::new(cpus);
     let started = clock::ticks();

@@ -9,25 +9,24 @@ pub struct Random(u64);
 const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
 
 impl Random {
-    /// The sequence of one CPU in one workload of one run.
+    /// Starts the sequence of one CPU in one workload of one run.
     pub fn new(seed: u64, workload: u64, slot: u64) -> Self {
         Self(mix(mix(mix(seed).wrapping_add(workload)).wrapping_add(slot)))
     }
 
-    /// The next 64 bits.
+    /// Returns the next 64 bits.
     pub fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(STEP);
         mix(self.0)
     }
 
-    /// A number below `bound`, which is not 0. Slightly uneven, which is of no
-    /// matter for bounds far below 2^64.
+    /// Returns a number below `bound`, which is not 0. Slightly uneven, which does not matter for
+    /// bounds far below 2^64.
     pub fn below(&mut self, bound: usize) -> usize {
         (self.next() % bound as u64) as usize
     }
 
-    /// A size from 2^`low` to 2^`high`, both included, each doubling as likely as the
-    /// next.
+    /// Returns a size from 2^`low` to 2^`high`, both included, each doubling as likely as the next.
     pub fn size(&mut self, low: u32, high: u32) -> usize {
         let doubling = low + self.below((high - low) as usize) as u32;
         let base = 1 << doubling;

@@ -1,4 +1,4 @@
-//! Samples: what each CPU has done so far, for programs that watch.
+//! Samples of each CPU's progress, for programs that watch.
 
 use muster_arguments::Workload;
 use muster_events::{Memory, Sample};
@@ -12,17 +12,18 @@ use crate::smp::doing::Doing;
 use crate::smp::lock::{Level, Lock};
 use crate::smp::online;
 
-/// From one sample to the next, in milliseconds: not less, however long it takes to tell it.
+/// The time from one sample to the next, in milliseconds: not less, however long it takes to emit
+/// one.
 const EVERY: u64 = 250;
 
-/// Samples what all CPUs do: from the BSP's loop in a workload, or from its prompt beside one.
+/// Takes samples of all CPUs: from the BSP's loop in a workload, or from its prompt beside one.
 pub struct Sampler {
     workload: Workload,
     next: Lock<Deadline>,
 }
 
 impl Sampler {
-    /// Begins with the first look.
+    /// Creates one whose first sample is due at once.
     pub fn new(workload: Workload) -> Self {
         Self {
             workload,
@@ -30,12 +31,12 @@ impl Sampler {
         }
     }
 
-    /// In which workload.
+    /// Returns the workload.
     pub fn workload(&self) -> Workload {
         self.workload
     }
 
-    /// Looks whether it is time for a sample. Costs next to nothing if it is not, or nobody wants any.
+    /// Takes a sample if one is due. Costs next to nothing if none is, or if no events are wanted.
     pub fn look(&self) {
         if events::are_wanted() && self.next.lock().passed() {
             emit(Some(self.workload));
@@ -44,7 +45,7 @@ impl Sampler {
     }
 }
 
-/// Tells what all CPUs have done so far, in a workload or in none, and whose memory is.
+/// Emits a sample of all CPUs, in a workload or in none, and of the memory's owners.
 pub fn emit(workload: Option<Workload>) {
     if !events::are_wanted() {
         return;
@@ -67,7 +68,7 @@ pub fn emit(workload: Option<Workload>) {
             calls_served: cpu.calls.served(),
             cached_bytes: cpu.cache.cached_bytes() as u64,
             at_hand_bytes: at_hand as u64 * FRAME_SIZE,
-            // SAFETY: a CPU at work has its stack, in the shared tables.
+            // SAFETY: an online CPU has its stack, in the shared tables.
             stack_bytes: unsafe { stack.peak_used() },
             stack_limit_bytes: stack.length(),
         });

@@ -1,4 +1,4 @@
-//! What the CPUs of a workload share of what it is about.
+//! The state that the CPUs of a workload share.
 
 use alloc::vec::Vec;
 
@@ -6,7 +6,7 @@ use crossbeam_utils::CachePadded;
 
 use super::{handover, mappings, mixed, shootdown};
 
-/// What the CPUs of a workload share of what it is about.
+/// The state that the CPUs of a workload share.
 pub struct SharedState {
     pub mailboxes: Vec<handover::Mailbox>,
     pub shared_mappings: Vec<CachePadded<mappings::SharedMapping>>,

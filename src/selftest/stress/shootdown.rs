@@ -1,5 +1,5 @@
-//! Shootdown: a page loses its rights, or is unmapped, while each of the other CPUs is in one of the
-//! states in which it can be asked to flush. When that is done, each of them must fault there.
+//! Shootdown: a page is protected, or unmapped, while each of the other CPUs is in one of the states
+//! in which it can be asked to flush. After that, each of them must fault there.
 
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
@@ -17,27 +17,27 @@ use crate::smp::{call, jobs, timer};
 /// How long a CPU waits for another one to be ready, or done, in milliseconds.
 const TIMEOUT: u64 = 60_000;
 
-/// How long a CPU that does not answer goes on not to, once it is asked, in microseconds.
+/// How long a CPU stays unresponsive, once it is asked, in microseconds.
 const UNRESPONSIVE: u64 = 50;
 
-/// How often a CPU that is asleep wakes to look, in microseconds.
+/// How often an idle CPU wakes to check, in microseconds.
 const IDLE_PERIOD: u64 = 500;
 
-/// What a page fault says of a store to a page that is not there, and to one that is read-only (Intel
-/// SDM vol. 3A, 4.7: the bits P and W/R).
+/// The error codes of a store to a page that is not present, and to one that is read-only (Intel SDM
+/// vol. 3A, 4.7: the bits P and W/R).
 const MISSING: u64 = 0b10;
 const READ_ONLY: u64 = 0b11;
 
-/// What a CPU is doing when it is asked.
+/// The state of a CPU when it is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum TargetState {
-    /// It works, with interrupts on.
+    /// It works, with interrupts enabled.
     Working,
-    /// It holds a lock, and so keeps interrupts out.
+    /// It holds a lock, and so has interrupts disabled.
     Locked,
     /// It is in an exception's handler.
     Handling,
-    /// It waits for something with interrupts off, and serves calls.
+    /// It waits for something with interrupts disabled, and serves calls.
     Waiting,
     /// It is halted.
     Asleep,
@@ -54,9 +54,9 @@ const STATES: [TargetState; 6] = [
     TargetState::Asking,
 ];
 
-/// What the CPUs of a round share.
+/// The state that the CPUs of a round share.
 pub struct Range {
-    /// Where the page is; 0: there is none this time.
+    /// The page's address; 0: there is none in this round.
     address: AtomicU64,
     /// CPUs that are in their state.
     ready: AtomicUsize,
@@ -66,7 +66,7 @@ pub struct Range {
 }
 
 impl Range {
-    /// Of a workload that has not begun.
+    /// Creates that of a workload that has not begun.
     pub const fn new() -> Self {
         Self {
             address: AtomicU64::new(0),
@@ -85,7 +85,7 @@ impl Range {
     }
 }
 
-/// Waits until something is so, in a loop that does `body`.
+/// Waits until a condition holds, in a loop that calls `body`.
 fn wait_until(is_so: impl Fn() -> bool, mut body: impl FnMut()) {
     let deadline = Deadline::after_millis(TIMEOUT);
     while !is_so() {
@@ -116,7 +116,7 @@ pub fn run(worker: &mut Worker<'_>, range: &Range) {
     }
 }
 
-/// Maps a page, and takes it, or the right to write to it, away.
+/// Maps a page, and unmaps it, or makes it read-only.
 fn shoot(worker: &mut Worker<'_>, range: &Range, unmaps: bool) {
     let page = Mapping::memory(FRAME_SIZE);
     let address = page
@@ -140,7 +140,7 @@ fn shoot(worker: &mut Worker<'_>, range: &Range, unmaps: bool) {
                 range.done.store(true, Ordering::Release);
                 worker.wait_for_all();
             } else {
-                // SAFETY: no reference to the memory is left, and whoever writes there probes.
+                // SAFETY: no reference to the memory is left, and all later writes are probes.
                 let protected = worker.timed(|| unsafe { page.protect(Access::ReadOnly) });
                 if let Err(error) = protected {
                     worker.tally.corrupt += 1;
@@ -159,9 +159,9 @@ fn shoot(worker: &mut Worker<'_>, range: &Range, unmaps: bool) {
     }
 }
 
-/// Uses the page, is in a state while it is taken away, and must fault there afterwards.
+/// Uses the page, is in a state during the shootdown, and must fault there afterwards.
 fn stand(worker: &mut Worker<'_>, range: &Range, state: TargetState, unmaps: bool) {
-    // Mapped before and unmapped after the other, so that it can't be mapped in its place.
+    // Mapped before and unmapped after the other, so that it can't be mapped at its address.
     let mut own = (state == TargetState::Asking)
         .then(|| Mapping::memory(FRAME_SIZE).ok())
         .flatten();
@@ -172,7 +172,7 @@ fn stand(worker: &mut Worker<'_>, range: &Range, state: TargetState, unmaps: boo
         let expect = |expected: Result<(), Fault>| {
             let pointer = core::ptr::with_exposed_provenance_mut(word as usize);
             // SAFETY: where it is mapped, the word is this CPU's (or shared with some that store the
-            // same); nobody maps anything there before all have met again.
+            // same); nothing else is mapped there before all have met at the barrier.
             let result = unsafe { probe::store(pointer, address) };
             if result != expected {
                 log::error!("a store to {word:#x} came to {result:?}, not {expected:?}, {state:?}");
@@ -192,7 +192,7 @@ fn stand(worker: &mut Worker<'_>, range: &Range, state: TargetState, unmaps: boo
     worker.wait_for_all();
 }
 
-/// Is in a state from before the shootdown begins until it is done.
+/// Stays in a state from before the shootdown begins until it is done.
 fn be(state: TargetState, range: &Range, own: Option<&mut Mapping>) {
     let ready = || {
         range.ready.fetch_add(1, Ordering::AcqRel);
@@ -234,7 +234,7 @@ fn be(state: TargetState, range: &Range, own: Option<&mut Mapping>) {
                 wait_until(
                     || range.is_done(),
                     || {
-                        // SAFETY: nobody has a reference to the memory, nor uses it.
+                        // SAFETY: there is no reference to the memory, and nothing uses it.
                         let changed = unsafe { own.protect(access) };
                         assert!(changed.is_ok(), "a mapping can't be protected: {changed:?}");
                         access = match access {

@@ -1,5 +1,6 @@
-//! Soak: everything at once. Each CPU does a little of one workload, then of another, as the seed has
-//! it; on top of it, its timer allocates and frees; and now and then somebody takes all the memory.
+//! Soak: everything at once. Each CPU runs a little of one workload, then of another, by the seed;
+//! its timer's handler allocates and frees on top of that; and now and then one CPU takes all the
+//! memory.
 
 use alloc::alloc::{alloc, dealloc};
 use core::alloc::Layout;
@@ -11,17 +12,17 @@ use super::{calls, churn, growth, handover, interrupts, mappings, mixed, timer};
 use crate::arch::clock::Deadline;
 use crate::smp::jobs;
 
-/// How long a CPU stays with one thing, at most, in microseconds.
+/// The maximum duration of one turn, in microseconds.
 const MAX_TURN: usize = 50_000;
 
 /// The number of times that a CPU idles in a row, at most.
 const MAX_IDLES: usize = 8;
 
-/// The largest and the smallest piece by which memory is taken, in bytes: a power of two each.
+/// The largest and the smallest piece in which all memory is taken, in bytes: a power of two each.
 const LARGEST: usize = 1 << 22;
 const SMALLEST: usize = 64;
 
-/// One of so many turns takes all the memory.
+/// One of this many turns takes all the memory.
 const HOARDS: usize = 64;
 
 /// Runs the workload on this CPU.
@@ -57,18 +58,18 @@ pub fn run(worker: &mut Worker<'_>, shared_state: &SharedState) {
     calls::settle(worker);
 }
 
-/// Sleeps a little, woken by the timer if by nobody else.
+/// Idles a little, woken by the timer if by nothing else.
 fn idle(worker: &mut Worker<'_>) {
     if crate::smp::timer::is_there() {
         for _ in 0..worker.random.below(MAX_IDLES) {
             jobs::idle();
         }
     }
-    // Whoever waits for this CPU's mail, or a visit, has waited long enough.
+    // Records the progress, and sends an NMI, as the other turns do.
     worker.is_over();
 }
 
-/// A piece of memory that was taken. It stands at its own beginning.
+/// A piece of memory that was taken. This lies at its beginning.
 struct Piece {
     next: *mut Piece,
     size: usize,
@@ -84,7 +85,7 @@ const fn layout_of(size: usize) -> Layout {
 
 const _: () = assert!(layout_of(SMALLEST).size() == SMALLEST && size_of::<Piece>() <= SMALLEST);
 
-/// Takes all the memory there is, and gives it back.
+/// Allocates all the memory there is, and frees it.
 fn hoard(worker: &mut Worker<'_>) {
     let mut held: *mut Piece = ptr::null_mut();
     let mut size = LARGEST;
@@ -106,9 +107,9 @@ fn hoard(worker: &mut Worker<'_>) {
         }
     }
     while !held.is_null() {
-        // SAFETY: taken above, and not given back yet; read before it goes.
+        // SAFETY: allocated above, and not freed yet; read before it is.
         let Piece { next, size } = unsafe { held.read() };
-        // SAFETY: allocated with this layout, above, and nobody else's.
+        // SAFETY: allocated with this layout, above, and used by nothing else.
         worker.timed(|| unsafe { dealloc(held.cast(), layout_of(size)) });
         held = next;
     }

@@ -1,6 +1,6 @@
 //! Timer: every CPU allocates and frees, and so does the handler of its timer, on top of it,
-//! thousands of times a second: where the timers don't come so often, as in a virtual machine with
-//! more CPUs than its host, the CPUs ring them for each other.
+//! thousands of times a second: where the timers fire less often, as in a virtual machine with more
+//! CPUs than its host, the CPUs send each other the interrupt.
 
 use core::cell::{Cell, RefCell};
 use core::ptr::{self, NonNull};
@@ -17,11 +17,12 @@ use crate::smp::{lapic, timer};
 /// From the end of a handler to the next interrupt, in microseconds.
 const PERIOD: u64 = 50;
 
-/// Interrupts that a CPU must have taken before its time can be up: of so little time as a short
-/// run has, a virtual CPU may get none.
+/// The minimum number of interrupts that a CPU must have taken before its time can be up: in a
+/// short run a virtual CPU may get no time at all.
 const MIN_INTERRUPTS: u64 = 4;
 
-/// Slots through which the handler and the code below it pass blocks to each other.
+/// The number of slots through which the handler and the interrupted code pass blocks to each
+/// other.
 const SLOTS: usize = 16;
 
 /// Blocks that the handler holds at most: more than a CPU caches of the size, so that it is the
@@ -32,18 +33,18 @@ const HELD: usize = 300;
 const ALIVE: usize = 64;
 const MIXED: usize = 32;
 
-/// Passes blocks between a handler and the code below it, by swaps alone.
+/// Passes blocks between a handler and the code that it interrupts, by swaps alone.
 struct Slots([AtomicPtr<u64>; SLOTS]);
 
 impl Slots {
-    /// Puts `block` into a slot, and gives what was there.
+    /// Puts `block` into a slot, and returns the one that was there.
     fn swap(&self, slot: usize, block: Option<NonNull<u64>>) -> Option<NonNull<u64>> {
         let block = block.map_or(ptr::null_mut(), NonNull::as_ptr);
-        // One CPU's own, but there is no telling the compiler so.
+        // Relaxed: one CPU's own; it is atomic only because the compiler knows of no handlers.
         NonNull::new(self.0[slot % SLOTS].swap(block, Ordering::Relaxed))
     }
 
-    /// Puts `block` into a slot, and frees what was there.
+    /// Puts `block` into a slot, and frees the one that was there.
     fn exchange(&self, marker: &Marker, slot: usize, block: Option<NonNull<u64>>) {
         if let Some(block) = self.swap(slot, block) {
             // SAFETY: the slots hold blocks of markers only, and a swap takes it out.
@@ -52,7 +53,7 @@ impl Slots {
     }
 }
 
-/// What the handler has of its own; no handler comes on top of it.
+/// The handler's own state; no other handler interrupts it.
 struct TickHandler {
     held: Deque<NonNull<u64>, HELD>,
     random: Random,
@@ -60,7 +61,7 @@ struct TickHandler {
     takes: bool,
 }
 
-/// Rounds of the loop between two rings at another CPU.
+/// Rounds of the loop between two interrupts that are sent to another CPU.
 const RING: u32 = 16;
 
 /// Runs the workload on this CPU.
@@ -95,18 +96,18 @@ pub fn run(worker: &mut Worker<'_>) {
     });
 }
 
-/// Has another CPU take its timer's interrupt.
+/// Sends another CPU its timer's interrupt.
 pub fn ring_another(worker: &mut Worker<'_>) {
     let other = worker.random.below(worker.cpus);
     if other != worker.slot
         && let Some((_, other)) = worker.other(other)
     {
-        // If it can't be sent, the timer rings by itself.
+        // If it can't be sent, the timer fires by itself.
         lapic::ring(other.lapic_id);
     }
 }
 
-/// What is known of the handler that comes on top of some work.
+/// The work's view of the handler that interrupts it.
 pub struct Ticks<'a> {
     interrupts: &'a Cell<u64>,
     slots: &'a Slots,
@@ -114,12 +115,12 @@ pub struct Ticks<'a> {
 }
 
 impl Ticks<'_> {
-    /// How often it came.
+    /// Returns the number of its interrupts.
     pub fn count(&self) -> u64 {
         self.interrupts.get()
     }
 
-    /// Puts a block where the handler finds it, and frees two that it may have left.
+    /// Puts a block into a slot for the handler, and frees two that it may have left.
     pub fn exchange(&self, worker: &mut Worker<'_>) {
         let slot = worker.random.below(SLOTS);
         let block = worker.timed(|| self.marker.allocate());
@@ -128,7 +129,7 @@ impl Ticks<'_> {
     }
 }
 
-/// Runs `work` with a timer on top of it whose handler allocates and frees.
+/// Runs `work`, interrupted by a timer whose handler allocates and frees.
 pub fn under_ticks<'s>(worker: &mut Worker<'s>, work: impl FnOnce(&mut Worker<'s>, &Ticks<'_>)) {
     let slots = Slots([const { AtomicPtr::new(ptr::null_mut()) }; SLOTS]);
     let (above, below) = (Marker::new(), Marker::new());
@@ -145,7 +146,8 @@ pub fn under_ticks<'s>(worker: &mut Worker<'s>, work: impl FnOnce(&mut Worker<'s
             return;
         };
         let handler = &mut *handler;
-        // What it frees here, the code below has allocated, and the other way round.
+        // The blocks that it frees here, the interrupted code has allocated, and the other way
+        // round.
         let slot = handler.random.below(SLOTS);
         slots.exchange(&above, slot, above.allocate());
         slots.exchange(&above, slot + 1, None);

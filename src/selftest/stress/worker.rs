@@ -1,4 +1,4 @@
-//! What a workload's loop on one CPU works with, and what it counts.
+//! A worker: the state of a workload's loop on one CPU, and its counts.
 
 use core::sync::atomic::{AtomicBool, Ordering};
 
@@ -18,7 +18,7 @@ use crate::smp::{cpu, lapic, online};
 /// Rounds of a workload's loop between two looks at the clock.
 const STRIDE: u32 = 32;
 
-/// What one CPU did in one workload.
+/// The counts of one CPU in one workload.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Tally {
     /// Allocations, frees and resizes.
@@ -36,7 +36,7 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// Writes what this CPU did to its journal, and tells programs.
+    /// Writes this CPU's counts to its journal, and emits them.
     pub fn log(&self, workload: Workload) {
         events::emit(muster_events::Work {
             workload: workload.name().into(),
@@ -69,12 +69,12 @@ impl Tally {
     }
 }
 
-/// What a workload's loop on one CPU works with.
+/// The state of a workload's loop on one CPU.
 pub struct Worker<'a> {
-    /// The CPU's number among those in the workload, and how many they are.
+    /// The CPU's slot among those in the workload, and how many they are.
     pub slot: usize,
     pub cpus: usize,
-    /// How many CPUs at work come before the first of them.
+    /// The slot of the first of them among the online CPUs.
     pub first: usize,
     /// Bytes this CPU may hold at once, apart from exhaustion.
     pub budget: usize,
@@ -92,8 +92,8 @@ pub struct Worker<'a> {
 }
 
 impl Worker<'_> {
-    /// Whether the workload goes on. Looks at the clock only now and then, and on
-    /// the BSP shows that the kernel is alive.
+    /// Returns whether the workload goes on. Reads the clock only now and then, and on the BSP logs
+    /// the progress.
     pub fn goes_on(&mut self) -> bool {
         self.storm();
         self.rounds = self.rounds.wrapping_add(1);
@@ -103,7 +103,7 @@ impl Worker<'_> {
         !self.is_over()
     }
 
-    /// Whether the time is up, by a look at the clock: for rounds that take long.
+    /// Returns whether the time is up, by the clock: for rounds that take long.
     pub fn is_over(&mut self) -> bool {
         self.show();
         self.storm();
@@ -117,12 +117,12 @@ impl Worker<'_> {
         }
     }
 
-    /// Whether it is so late, or all have been told to stop.
+    /// Returns whether this deadline has passed, or all have been stopped.
     pub fn is_past(&self, end: Deadline) -> bool {
         end.passed() || self.rendezvous.is_stopped.load(Ordering::Relaxed)
     }
 
-    /// Shows how far it is.
+    /// Records this CPU's progress, and logs the workload's on the first one.
     pub fn show(&self) {
         self.activity.did(self.tally.operations);
         if let (0, Some(progress)) = (self.slot, self.progress) {
@@ -130,17 +130,17 @@ impl Worker<'_> {
         }
     }
 
-    /// The CPU at another place, and its index.
+    /// Returns the CPU at another slot, and its index.
     pub fn other(&self, slot: usize) -> Option<(u32, &'static cpu::Shared)> {
         online::cpus().nth(self.first + slot)
     }
 
-    /// Waits until every CPU is here.
+    /// Waits until every CPU has arrived here.
     pub fn wait_for_all(&self) {
         self.rendezvous.barrier.wait();
     }
 
-    /// Whether the workload goes on, with the same answer on every CPU.
+    /// Returns whether the workload goes on, with the same answer on every CPU.
     pub fn all_go_on(&self) -> bool {
         self.show();
         if self.slot == 0 {
@@ -148,8 +148,8 @@ impl Worker<'_> {
                 .goes_on
                 .store(!self.is_past(self.until), Ordering::Relaxed);
         }
-        // The barrier orders the BSP's store before everyone's load, and the next one
-        // keeps the BSP from storing again before all have loaded.
+        // The barrier orders the BSP's store before every CPU's load, and the next one keeps the
+        // BSP from storing again before all have loaded.
         self.wait_for_all();
         let goes_on = self.rendezvous.goes_on.load(Ordering::Relaxed);
         self.wait_for_all();
@@ -167,7 +167,7 @@ impl Worker<'_> {
     }
 }
 
-/// Where the CPUs of a workload wait for one another.
+/// The barrier at which the CPUs of a workload wait for one another, and their common decisions.
 pub struct Rendezvous {
     pub barrier: TimedBarrier,
     pub goes_on: AtomicBool,
@@ -175,7 +175,7 @@ pub struct Rendezvous {
     pub is_stopped: AtomicBool,
 }
 
-/// A line every second, or every ten of a soak, so that a long run is seen to be alive.
+/// A line in the log every second, or every ten of a soak, that shows that a long run is alive.
 pub struct ProgressLine {
     pub workload: Workload,
     pub every_millis: u64,
