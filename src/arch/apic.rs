@@ -10,7 +10,8 @@ use super::control;
 /// How many entries of the local vector table are set on every CPU, at most.
 pub const ENTRY_COUNT: usize = 7;
 
-/// Where the xAPIC's registers are mapped; 0 until they are.
+/// Where the xAPIC's registers are mapped; 0 until they are. Stored with Release after [`ROOTS`], which a
+/// CPU reads, Relaxed, once it has Acquired this.
 static REGISTERS: AtomicU64 = AtomicU64::new(0);
 
 /// The root tables in which they are.
@@ -86,6 +87,7 @@ impl Mode {
 
     /// Returns where they are, once that is recorded.
     pub fn registers(&self) -> Option<ApicRegisters> {
+        // Relaxed: as for `note`.
         match self.0.load(Ordering::Relaxed) {
             Self::UNKNOWN => None,
             Self::X2APIC => Some(ApicRegisters(RegisterLocation::Msrs)),

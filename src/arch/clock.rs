@@ -165,6 +165,8 @@ impl Rate {
     }
 }
 
+// The origin and the rate are Relaxed: the BSP writes them before any AP is released, which publishes them,
+// and nothing else is read by them.
 static ORIGIN: AtomicU64 = AtomicU64::new(0);
 static HZ: AtomicU64 = AtomicU64::new(ASSUMED_HZ);
 

@@ -57,6 +57,7 @@ pub fn load_boot(tops: [u64; InterruptStack::COUNT]) {
     static BOOT: BootCell = BootCell(UnsafeCell::new(MaybeUninit::uninit()));
     static TAKEN: AtomicBool = AtomicBool::new(false);
 
+    // Relaxed: only the BSP comes here, and the swap alone lets one caller through.
     assert!(
         !TAKEN.swap(true, Ordering::Relaxed),
         "the boot stack's descriptors are loaded twice"

@@ -94,6 +94,7 @@ impl Counters {
     /// nothing else writes them at the same time.
     pub fn count(&self, kind: Kind) {
         let counter = &self.0[kind as usize];
+        // Relaxed: as for `read`. Two steps are enough, as nothing else writes.
         counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
     }
 }

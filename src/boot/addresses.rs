@@ -8,6 +8,8 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use muster_arguments::{Arguments, LogLevel};
 use muster_events::Address;
 
+/// Whether they are shown. Relaxed: the BSP sets it before any AP is released, and nothing else is
+/// read by it.
 static ARE_SHOWN: AtomicBool = AtomicBool::new(false);
 
 /// Sets it as the command line asks for.

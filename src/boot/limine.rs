@@ -105,10 +105,12 @@ impl ListedCpu {
     ///
     /// `argument` is what `entry` asks for.
     pub unsafe fn release(&self, entry: unsafe extern "C" fn(&mp::Cpu) -> !, argument: u64) {
+        // Relaxed: only the BSP comes here, and the swap alone makes a second call do nothing.
         let slot = self.slot.swap(ptr::null_mut(), Ordering::Relaxed);
         // SAFETY: null or the loader's, which shared it with the AP by atomics alone. It stays
         // where it is until every AP is released and has left.
         if let Some(slot) = unsafe { slot.as_ref() } {
+            // Release: with the argument, which it Acquires, the AP sees all that was written before.
             slot.extra.store(argument, Ordering::Release);
             slot.goto_address.write(entry);
         }

@@ -139,7 +139,8 @@ pub fn unexpected_here() -> u64 {
     cpu::with(|here| here.shared().interrupts.read().of(Kind::Unexpected))
 }
 
-/// The vectors at which an unexpected interrupt has come, a bit for each.
+/// The vectors at which an unexpected interrupt has come, a bit for each. Relaxed: each bit is set in one
+/// step, and nothing else is read by it.
 static NAMED: [AtomicU64; 4] = [const { AtomicU64::new(0) }; 4];
 
 /// Ends an unexpected interrupt, where it is in service, and names it, the first time.

@@ -23,7 +23,8 @@ static HEAP: CheckedHeap<heap_platform::Unchecked, Watch> =
 /// One for each CPU.
 static QUARANTINES: OnceCell<&'static [Quarantine]> = OnceCell::uninit();
 
-/// Whether new blocks are checked, and with them all that come from the magazines.
+/// Whether new blocks are checked, and with them all that come from the magazines. Release and Acquire: a
+/// CPU that sees it set sees the quarantines.
 static IS_ON: AtomicBool = AtomicBool::new(false);
 
 /// Starts to check all blocks that do not come from the list. Called on the BSP, before there are

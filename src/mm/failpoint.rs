@@ -6,7 +6,8 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use muster_memory::{FrameAllocator, FrameSource, OwnedFrame};
 
-/// The number of requests until the one that is refused, that one included; 0: none is.
+/// The number of requests until the one that is refused, that one included; 0: none is. Relaxed: a
+/// count, by which nothing else is read.
 static LEFT: AtomicU64 = AtomicU64::new(0);
 
 /// Sets the request that is refused, counted from 1 from now on.

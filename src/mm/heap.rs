@@ -39,6 +39,9 @@ const DRAIN_TIMEOUT: u64 = 10_000;
 static GLOBAL: Global = Global;
 
 /// Whether new blocks come from the magazines, unchecked.
+///
+/// This and the two below are stored on the BSP, before any AP is released or between jobs, so the release
+/// or the next job publishes them: Relaxed loads are enough, on the fast path.
 static USE_MAGAZINES: AtomicBool = AtomicBool::new(false);
 
 /// The kind of heap that is open, for reports. The boot arena is a list.
@@ -177,6 +180,7 @@ pub fn start() {
     static ARENA: Arena = Arena(UnsafeCell::new([MaybeUninit::uninit(); BOOT_BYTES]));
     static TAKEN: AtomicBool = AtomicBool::new(false);
 
+    // AcqRel: the swap alone lets one caller through; this is not a fast path.
     if !TAKEN.swap(true, Ordering::AcqRel) {
         // SAFETY: the flag lets one caller through, once, so this is the only
         // reference to the arena there ever is.

@@ -175,9 +175,10 @@ fn is_overdue(state: &mut u64, timeout: u64) -> bool {
 }
 
 /// The CPU that halts for good the next time that it makes the list grow: `fault=halt-in-heap`.
+/// Relaxed: a CPU stores its own index, which no other CPU's is equal to.
 static HALTS_IN_GROWTH: AtomicU32 = AtomicU32::new(u32::MAX);
 
-/// Whether it has.
+/// Whether it has. Release and Acquire: a CPU that sees it sees the lock taken.
 static HAS_HALTED: AtomicBool = AtomicBool::new(false);
 
 /// Halts this CPU for good while it holds the lock of the list's growth.

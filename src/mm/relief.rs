@@ -34,6 +34,7 @@ pub fn ask_others() {
     }
     let deadline = Deadline::after_millis(TIMEOUT);
     loop {
+        // Relaxed below: the end of the call publishes it.
         let kept = AtomicBool::new(false);
         let answered = call::insist(Uses::Heap, Targets::Others, TIMEOUT, &|_| {
             if !heap_platform::drain_here() {

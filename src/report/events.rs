@@ -15,7 +15,8 @@ use crate::arch::control::{self, Features};
 use crate::boot::limine::Boot;
 use crate::smp::cpu;
 
-/// Whether they are wanted, and there is a port for them.
+/// Whether they are wanted, and there is a port for them. Relaxed: the BSP sets it before any AP is
+/// released, and nothing else is read by it.
 static WANTED: AtomicBool = AtomicBool::new(false);
 
 /// Opens the port and emits the first event, about the loader and the machine. Called once, on the

@@ -23,9 +23,12 @@ pub const VERDICT: &str = "verdict";
 /// The BSP's lines from before it had a block.
 static EARLY: Lock<Journal> = Lock::new(Level::EarlyJournal, Journal::new());
 
+/// The level of the serial port. Relaxed, as nothing else is read by it: a line at the time of a change may
+/// go either way.
 static SERIAL_LEVEL: AtomicU8 = AtomicU8::new(LevelFilter::Info as u8);
 
-/// Whether the BSP's lines are answers at the monitor's prompt.
+/// Whether the BSP's lines are answers at the monitor's prompt. Relaxed: it matters on the BSP alone, which
+/// sets it; another CPU clears it only when it reports a fault, and then stops the BSP.
 static ANSWERING: AtomicBool = AtomicBool::new(false);
 
 struct Logger;

@@ -32,7 +32,7 @@ const DEPTH: usize = 32;
 /// LAPIC ids have 32 bits, so no CPU has this one.
 const NOBODY: u64 = u64::MAX;
 
-/// The number of faults within the fault report.
+/// The number of faults within the fault report. Relaxed: only the CPU that reports counts them.
 static FAULTS_WITHIN: AtomicU32 = AtomicU32::new(0);
 
 /// The LAPIC id of the CPU that reports. LAPIC ids distinguish CPUs at any time, before
@@ -164,6 +164,7 @@ fn report(what: fmt::Arguments<'_>, say: impl FnOnce(u32)) -> ! {
     // From here on an NMI from the reporter lets this CPU finish its own line.
     cpu::try_with(|here| here.shared().end.begin());
     let own = u64::from(lapic::own_id());
+    // AcqRel: no access of the report moves before this.
     match REPORTER.compare_exchange(NOBODY, own, Ordering::AcqRel, Ordering::Acquire) {
         Ok(_) => {}
         Err(first) if first == own => {

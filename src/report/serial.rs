@@ -27,11 +27,13 @@ type Uart = Lock<Option<Uart16550<PioBackend>>>;
 static UART: Uart = Lock::new(Level::Serial, None);
 static SECOND: Uart = Lock::new(Level::Serial, None);
 
-/// The CPU (by LAPIC id) that alone writes now, past the locks.
+/// The CPU (by LAPIC id) that alone writes now, past the locks. `SEIZED` is stored with Release after
+/// `SEIZED_BY`, and loaded with Acquire before it.
 static SEIZED: AtomicBool = AtomicBool::new(false);
 static SEIZED_BY: AtomicU32 = AtomicU32::new(0);
 
-/// Whether the terminal's line is one that is being typed. Changed under the lock of the UART only.
+/// Whether the terminal's line is one that is being typed. Changed under the lock of the
+/// UART only, which orders it: Relaxed. The monitor's look without the lock may be stale, and is repeated.
 static TYPED: AtomicBool = AtomicBool::new(false);
 
 /// Erases the terminal's line (ECMA-48: EL, after a return).

@@ -90,6 +90,7 @@ fn prepare(fault: Fault) -> Option<u64> {
     };
     let mut mapping = map(bytes);
     let start = mapping.start().expose_provenance();
+    // Relaxed below: each word is one CPU's, and the end of the job publishes the result.
     let is_kept = AtomicBool::new(true);
     jobs::all(TIMEOUT, &|slot| {
         let pages = (0..bytes).step_by(FRAME_SIZE as usize);
@@ -255,7 +256,7 @@ fn map(bytes: u64) -> Mapping {
 }
 
 /// The number of pages that were mapped and unmapped while the last AP waits to panic, and the number
-/// that it waits for.
+/// that it waits for. Relaxed: a count, by which nothing else is read.
 static SHOOTDOWNS: AtomicUsize = AtomicUsize::new(0);
 const BEFORE_PANIC: usize = 8;
 
@@ -268,7 +269,8 @@ fn shoot_down() {
     }
 }
 
-/// Whether a CPU has disabled interrupts and serves no calls.
+/// Whether a CPU has disabled interrupts and serves no calls. Release and Acquire: a CPU that sees it set
+/// calls after the interrupts were disabled.
 static IS_UNRESPONSIVE: AtomicBool = AtomicBool::new(false);
 
 fn become_unresponsive() {
@@ -289,7 +291,8 @@ fn wait_for_heap() {
     heap_platform::outgrow();
 }
 
-/// A lock whose holder halts, and whether it has.
+/// A lock whose holder halts, and whether it has. Release and Acquire: a CPU that sees it sees the lock
+/// taken.
 static HALTS_HOLDER: Lock<()> = Lock::new(Level::Workload, ());
 static HOLDER_HAS_HALTED: AtomicBool = AtomicBool::new(false);
 
@@ -322,6 +325,7 @@ fn call_the_unresponsive() {
 }
 
 fn call_others(work: &call::Work<'_>) {
+    // Relaxed below: the end of the call publishes the count.
     let answers = AtomicUsize::new(0);
     let result = call::run(Targets::Others, CALL_TIMEOUT, &|index| {
         work(index);
@@ -338,7 +342,7 @@ fn await_sleepers(answers: &AtomicUsize, sleepers: impl Fn(u32) -> bool) {
     let sleepers = || online::cpus().filter(|&(index, _)| sleepers(index));
     let deadline = Deadline::after_millis(TIMEOUT);
     let is_over = || {
-        // The answers first: before its answer a CPU may still be idle from before the call.
+        // Acquire, the answers first: before its answer a CPU may still be idle from before the call.
         answers.load(Ordering::Acquire) == sleepers().count()
             && sleepers().all(|(_, shared)| shared.idle.is_idle())
     };

@@ -53,6 +53,7 @@ impl Misuse {
     pub fn happen(self) {
         let last = online::count() - 1;
         let (first, second) = (last.saturating_sub(2), last.saturating_sub(1));
+        // Release and Acquire: with the address comes the block's content.
         let block = AtomicPtr::new(ptr::null_mut());
         let on = |cpu: usize, work: &(dyn Fn(*mut u8) + Sync)| {
             jobs::all(TIMEOUT, &|slot| {

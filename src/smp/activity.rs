@@ -11,7 +11,7 @@ const NONE: u8 = u8::MAX;
 const PROMPT: u8 = NONE - 1;
 
 /// One CPU's current activity. It alone writes, all may read; the parts of a reading may be of
-/// slightly different moments.
+/// slightly different moments: they are Relaxed, as nothing else is read by them.
 pub struct Activity {
     workload: AtomicU8,
     /// Calls that it is serving, one within another.

@@ -3,7 +3,7 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 
 /// The number of calls that one CPU has sent, one for each target, and the number that it has
-/// served.
+/// served. Relaxed throughout: statistics, by which nothing else is read.
 pub struct CallCounters {
     sent: AtomicU64,
     served: AtomicU64,
@@ -42,7 +42,8 @@ impl CallCounters {
     }
 }
 
-/// The number of one CPU's TLB flushes and shootdowns. It alone counts, all may read.
+/// The number of one CPU's TLB flushes and shootdowns. It alone counts, all may read: Relaxed
+/// throughout, statistics by which nothing else is read.
 pub struct TlbCounters {
     flushes: AtomicU64,
     shootdowns: AtomicU64,

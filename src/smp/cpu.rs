@@ -175,7 +175,8 @@ impl Shared {
     }
 }
 
-/// The last state of a CPU when another one's fault ends the run.
+/// The last state of a CPU when another one's fault ends the run. Release and Acquire: with it comes all
+/// that the CPU wrote before.
 pub struct End {
     begun: AtomicBool,
     stopped_at: AtomicU64,

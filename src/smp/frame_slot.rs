@@ -13,6 +13,9 @@ const READY: u8 = 1;
 const BUSY: u8 = 2;
 
 /// A CPU's own frame cache, which it gets when it first needs one.
+///
+/// The fences keep the compiler from moving an access to the cache out of the time in which the state is
+/// [`BUSY`]. They are the compiler's alone: only handlers of the same CPU come in between.
 pub struct FrameSlot {
     state: Cell<u8>,
     cache: UnsafeCell<Option<FrameCache<'static>>>,

@@ -76,6 +76,7 @@ impl Identity {
             .chain(id)
             .zip(self.numbers.iter().zip(&self.values))
         {
+            // Relaxed, as all of it: the report or the end of the job publishes it.
             number_cell.store(number, Ordering::Relaxed);
             value_cell.store(value, Ordering::Relaxed);
             count += 1;

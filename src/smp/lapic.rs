@@ -57,7 +57,8 @@ const ENTRIES: [(Register, &str); ENTRY_COUNT] = [
     (Register::LvtCorrected, "corrected machine checks"),
 ];
 
-/// The settings of the BSP's two lines: the MADT says at which NMIs arrive.
+/// The settings of the BSP's two lines: the MADT says at which NMIs arrive. Relaxed: only the BSP
+/// stores and loads them.
 static LINES: [AtomicU32; 2] = [const { AtomicU32::new(LVT_MASKED) }; 2];
 
 /// An entry of this CPU's local vector table, as it is and as it was set.

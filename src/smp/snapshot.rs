@@ -5,7 +5,8 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use crate::arch::apic::ENTRY_COUNT;
 use crate::arch::control::{self, Registers};
 
-/// A CPU's state, as read from its own registers.
+/// A CPU's state, as read from its own registers. Relaxed throughout: the report that the CPU is online, or the
+/// end of the job in which it was read, publishes it.
 pub struct Snapshot {
     block: AtomicU64,
     cr3: AtomicU64,

@@ -13,6 +13,8 @@ use crate::arch::idle;
 /// hundreds of milliseconds.
 const TIMEOUT: u64 = 1_000;
 
+/// Whether all CPUs but one must stop. Release and Acquire: a CPU that sees it set sees all that the reporter
+/// wrote before.
 static REQUESTED: AtomicBool = AtomicBool::new(false);
 
 /// Returns whether this run is over and every CPU but one must stop.

@@ -21,7 +21,7 @@ use crate::arch::timer::{Timer, TimerHandler};
 const WINDOW: u64 = 1_000;
 const WINDOWS: usize = 3;
 
-/// Counts per 2^32 ticks of the TSC.
+/// Counts per 2^32 ticks of the TSC. Relaxed: the BSP stores it before any AP is released.
 static RATE: AtomicU64 = AtomicU64::new(NO_TIMER);
 
 /// Instead of a rate: there is no timer.

@@ -16,7 +16,8 @@ use crate::smp::{cpu, online};
 /// How long a CPU may take to answer, in milliseconds: a virtual one may be off its host core.
 const TIMEOUT: u64 = 60_000;
 
-/// The number of calls that no CPU waited for, and the number of them that were served.
+/// The number of calls that no CPU waited for, and the number of them that were served. Relaxed: counts,
+/// which are compared again until they are equal, when no CPU calls any more.
 static LEFT: AtomicU64 = AtomicU64::new(0);
 static CARRIED_OUT: AtomicU64 = AtomicU64::new(0);
 
@@ -48,6 +49,7 @@ pub fn work(worker: &mut Worker<'_>) {
                 Targets::All => true,
             })
             .count();
+        // Relaxed below: the end of the call publishes the count.
         let carried_out = AtomicUsize::new(0);
         let work = |index| {
             use_heap(index);

@@ -52,6 +52,10 @@ const WRITABLE: u64 = 1;
 const PROTECTED: u64 = 2;
 
 /// A mapping of one CPU that the others visit.
+///
+/// `phase` and `visitors` are SeqCst: a visitor counts itself and then loads the phase, the owner stores the
+/// phase and then loads the count, so one of the two sees the other. The store of the phase publishes
+/// `start` and `pages`, and `visits` is a count by which nothing is read: these are Relaxed.
 pub struct SharedMapping {
     phase: AtomicU64,
     start: AtomicU64,

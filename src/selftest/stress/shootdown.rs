@@ -54,7 +54,8 @@ const STATES: [TargetState; 6] = [
     TargetState::Asking,
 ];
 
-/// The state that the CPUs of a round share.
+/// The state that the CPUs of a round share. A barrier publishes the Relaxed stores before it; the others
+/// are Release, and Acquire: no CPU's access to the page moves past the shootdown's begin or end.
 pub struct Range {
     /// The page's address; 0: there is none in this round.
     address: AtomicU64,

@@ -171,7 +171,7 @@ impl Worker<'_> {
 pub struct Rendezvous {
     pub barrier: TimedBarrier,
     pub goes_on: AtomicBool,
-    /// Whether all are to stop before their time is up.
+    /// Whether all are to stop before their time is up. Relaxed: nothing else is read by it.
     pub is_stopped: AtomicBool,
 }
 
