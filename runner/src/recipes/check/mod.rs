@@ -4,6 +4,7 @@
 mod imports;
 mod rooms;
 mod table;
+mod types;
 mod words;
 
 use std::io::{self, Write};

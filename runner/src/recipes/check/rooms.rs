@@ -13,6 +13,7 @@ use serde_json::Value;
 
 use super::imports::{self, Import};
 use super::table::{names, required_rows, unquote};
+use super::types;
 use crate::toolchain;
 use crate::workspace;
 
@@ -175,6 +176,20 @@ impl House {
         wrong.extend(exceptions.unused());
         wrong.extend(self.check_circles(&left)?);
         wrong.extend(self.check_lengths());
+        wrong.extend(self.check_types(&rooms)?);
+        Ok(wrong)
+    }
+
+    /// Finds the type names that a room defines twice.
+    fn check_types(&self, rooms: &[String]) -> Result<Vec<Wrong>> {
+        let mut wrong = Vec::new();
+        for room in rooms {
+            let sources = (self.0.iter()).filter(|source| source.room() == Some(room));
+            let files: Vec<_> = sources
+                .map(|source| (format!("src/{}", source.path), source.text.as_str()))
+                .collect();
+            wrong.extend(types::defined_twice(&files)?);
+        }
         Ok(wrong)
     }
 
@@ -515,6 +530,18 @@ mod tests {
             found[0].starts_with("src/low/a.rs has 501 lines"),
             "{found:?}"
         );
+    }
+
+    #[test]
+    fn a_type_name_means_one_thing_in_a_room_and_may_mean_another_in_the_next() {
+        let low = ("low/a.rs", "struct Entry;");
+        let found = wrong(PAGE_OF_TWO, &[low, ("low/b/c.rs", "\ntrait Entry {}")]);
+        assert_eq!(found.len(), 1);
+        assert!(
+            found[0].starts_with("src/low/b/c.rs:2: `Entry` is defined in src/low/a.rs:1"),
+            "{found:?}"
+        );
+        assert!(wrong(PAGE_OF_TWO, &[low, ("high/a.rs", "struct Entry;")]).is_empty());
     }
 
     #[test]
