@@ -74,7 +74,7 @@ impl Admission {
     }
 
     /// Gives up a CPU that is silent, as the roll call's last step for it. `false`: it has joined in this
-    /// very moment, or was given up before.
+    /// very moment, and what it did before is visible; or it was given up before.
     pub fn give_up(&self) -> bool {
         self.decide(Outcome::GivenUp)
     }
@@ -96,13 +96,14 @@ impl Admission {
             self.0.store(outcome as u8, Ordering::Release);
             return is_pending;
         }
-        // Release, with the Acquire of `outcome`: what a CPU that joins did before is published. Acquire
-        // where it fails: what came before the other's decision is visible.
-        let order = order_unless("that a CPU has joined is not published", Ordering::AcqRel);
+        // Release, with the Acquire of `outcome` and of a decision that fails: what a CPU that joins did
+        // before is published. No Acquire where it succeeds: what it finds is the initial value, with
+        // which no CPU has published anything.
+        let publish = order_unless("that a CPU has joined is not published", Ordering::Release);
+        // Acquire: a CPU that is refused because the other has joined may go by what that did before.
+        let refused = order_unless("a refused decision does not acquire", Ordering::Acquire);
         let (from, to) = (Outcome::Pending as u8, outcome as u8);
-        self.0
-            .compare_exchange(from, to, order, Ordering::Acquire)
-            .is_ok()
+        (self.0.compare_exchange(from, to, publish, refused)).is_ok()
     }
 }
 

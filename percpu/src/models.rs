@@ -33,7 +33,7 @@ use crate::{
 };
 
 /// Which model finds which mistake, made where [`mutated`] says so.
-const MISTAKES: [(&str, &str); 31] = [
+const MISTAKES: [(&str, &str); 32] = [
     ("a call is done before it has run", "call_and_reuse"),
     ("that a call is done is not published", "call_and_reuse"),
     ("a call is not published", "call_and_reuse"),
@@ -66,6 +66,10 @@ const MISTAKES: [(&str, &str); 31] = [
     ("a CPU joins without a look", "late_against_deadline"),
     (
         "that a CPU has joined is not published",
+        "late_against_deadline",
+    ),
+    (
+        "a refused decision does not acquire",
         "late_against_deadline",
     ),
     ("a CPU flushes before it joins", "joining_against_shootdown"),
@@ -458,9 +462,9 @@ fn late_against_deadline() {
         });
         let given_up = admission.give_up();
         if !given_up {
-            assert_eq!(admission.outcome(), Outcome::Joined);
             // SAFETY: the AP has joined, and changes it no more.
             assert_eq!(home.with(|home| unsafe { *home }), 1);
+            assert_eq!(admission.outcome(), Outcome::Joined);
         }
         assert_eq!(late.join().unwrap(), !given_up);
         let outcome = match given_up {
