@@ -126,6 +126,10 @@ impl Header {
 pub struct Block<L, S, H = ()> {
     header: Header,
     head: H,
+    /// Whether a CPU has claimed the block. Accesses are `Relaxed`: that one of all claims succeeds is
+    /// what a read-modify-write is for, and nothing is published by it. A CPU that claims the block
+    /// reads what it was made with, which came with the reference to it; others read only `shared` and
+    /// `head`, by whatever these are made of.
     claimed: AtomicBool,
     local: L,
     shared: CachePadded<S>,
@@ -221,9 +225,10 @@ impl<L, S, H> Block<L, S, H> {
         self.header.index
     }
 
-    /// Returns whether a CPU has claimed this block, or is about to.
+    /// Returns whether a CPU has claimed this block, or is about to. Says nothing of what that CPU has
+    /// done.
     pub fn is_claimed(&self) -> bool {
-        self.claimed.load(Ordering::Acquire)
+        self.claimed.load(Ordering::Relaxed)
     }
 
     /// Returns the part that code may reach by the register alone, and every CPU by this reference.
@@ -247,10 +252,10 @@ impl<L, S, H> Block<L, S, H> {
             if self.is_claimed() {
                 return None;
             }
-            self.claimed.store(true, Ordering::Release);
+            self.claimed.store(true, Ordering::Relaxed);
         } else {
             self.claimed
-                .compare_exchange(false, true, Ordering::AcqRel, Ordering::Acquire)
+                .compare_exchange(false, true, Ordering::Relaxed, Ordering::Relaxed)
                 .ok()?;
         }
         // Made from the whole block, so that the pointer's provenance covers the block behind the
