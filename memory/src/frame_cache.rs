@@ -2,7 +2,7 @@
 
 use core::fmt;
 use core::ptr;
-use core::sync::atomic::Ordering::{AcqRel, Relaxed, Release};
+use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use crate::chunk::{Chunk, ROW_FRAMES};
 use crate::frames::{FrameAllocator, Ledger, Spot, assert_can_own, check};
@@ -10,7 +10,7 @@ use crate::map::Owner;
 use crate::owned::{NotFreed, OwnedFrame, OwnedRun};
 use crate::owners::Owners;
 use crate::range::Frame;
-use crate::sync::{AtomicBool, AtomicU8, AtomicUsize};
+use crate::sync::{AtomicBool, AtomicU8, AtomicUsize, order_unless};
 use crate::zone::Zone;
 
 /// Frames that go back at once when a cache is full.
@@ -34,7 +34,7 @@ const _: () = assert!(MIN_FILL - 1 + ROW_FRAMES as usize <= CAPACITY);
 #[repr(align(128))]
 pub(crate) struct Slot {
     /// Taken with Acquire and given up with Release: a new cache of the slot goes on from the last one's
-    /// counts.
+    /// counts, to which it adds without a read-modify-write.
     taken: AtomicBool,
     /// Written by the cache's CPU alone; others read it for reports, so `Relaxed` will do.
     cached: AtomicUsize,
@@ -46,7 +46,8 @@ const _: () = assert!(size_of::<Slot>() == 128);
 
 impl Slot {
     /// Returns whether there is a cache, or was one that has been forgotten.
-    pub(crate) fn is_taken(&self) -> bool {
+    pub(crate) fn is_taken(&mut self) -> bool {
+        // Relaxed: nobody else has the slot.
         self.taken.load(Relaxed)
     }
 
@@ -116,7 +117,8 @@ impl<'a> FrameCache<'a> {
         let any = Frame::from_number(zone.first())?;
         let record = zone.owners().get(any.number())?;
         // Not made unless the slot is free: dropping it would free the slot.
-        (!slot.taken.swap(true, AcqRel)).then(|| Self {
+        let acquire = order_unless("a slot is taken without a look at its counts", Acquire);
+        (!slot.taken.swap(true, acquire)).then(|| Self {
             frames,
             slot,
             zone,
@@ -362,7 +364,8 @@ impl<'a> FrameCache<'a> {
 impl Drop for FrameCache<'_> {
     fn drop(&mut self) {
         self.drain();
-        self.slot.taken.store(false, Release);
+        let publish = order_unless("the counts of a slot are not published", Release);
+        self.slot.taken.store(false, publish);
     }
 }
 

@@ -471,7 +471,7 @@ impl FrameAllocator {
                 bytes: cpus.saturating_mul(size_of::<Slot>()),
             })?;
         slots.resize_with(cpus, Slot::default);
-        if self.slots.iter().any(Slot::is_taken) {
+        if self.slots.iter_mut().any(|slot| slot.is_taken()) {
             self.zones.iter_mut().for_each(Zone::forget_caches);
         }
         // The counts of the former caches are no longer kept apart.

@@ -26,7 +26,7 @@ use crate::zone::Among;
 use crate::*;
 
 /// Which model finds which mistake, made where [`mutated`](crate::sync::mutated) says so.
-const MISTAKES: [(&str, &str); 10] = [
+const MISTAKES: [(&str, &str); 14] = [
     ("frames are claimed in two steps", "claim_against_claim"),
     ("rows are looked at once", "claim_against_release"),
     (
@@ -37,12 +37,22 @@ const MISTAKES: [(&str, &str); 10] = [
     ("nobody searches again", "long_claim_against_claims"),
     ("nobody is kept from taking back, too", "free_against_free"),
     ("records are not published", "free_against_free"),
+    ("records are not acquired", "free_against_free"),
+    ("records are not published", "free_beside_free"),
     ("owners are compared late", "free_against_a_wrong_one"),
     (
         "frames are adopted before they count",
         "adoption_against_claim",
     ),
     ("rows are taken in two steps", "cache_against_cache"),
+    (
+        "the counts of a slot are not published",
+        "cache_after_cache",
+    ),
+    (
+        "a slot is taken without a look at its counts",
+        "cache_after_cache",
+    ),
 ];
 
 /// Creates an allocator of frames that are free, and of ones to adopt, by their numbers, with caches
@@ -191,6 +201,25 @@ fn free_against_free() {
     });
 }
 
+/// Frames whose bits are in one word: what one CPU recorded is visible to the next that takes the same
+/// frame back, though another CPU has changed the word in between.
+#[test]
+fn free_beside_free() {
+    model("free beside free", Some(3), || {
+        let frames = allocator(8..10, 0..0);
+        let held = [(); 2].map(|()| frames.allocate(Owner::Heap).unwrap().into_raw());
+        let free = move |index: usize| {
+            let run = FrameRun::from(held[index]);
+            frames.free_run(forged(run, Owner::Heap)).is_ok()
+        };
+        let others = [0, 1].map(|index| cpu(move || free(index)));
+        let own = free(0);
+        let [same, beside] = others.map(|other| other.join().unwrap());
+        assert!(own != same && beside);
+        assert_settled(frames, 0);
+    });
+}
+
 #[test]
 fn free_against_a_wrong_one() {
     model("free against a wrong one", None, || {
@@ -238,6 +267,24 @@ fn cache_against_cache() {
         cache.free(others).unwrap();
         drop(cache);
         assert_settled(frames, 1);
+    });
+}
+
+/// Two CPUs that have the cache of one number, one after the other by chance, and count a frame there.
+#[test]
+fn cache_after_cache() {
+    model("cache after cache", None, || {
+        let frames = allocator(8..12, 0..0);
+        let held = [(); 2].map(|()| frames.allocate(Owner::Heap).unwrap());
+        let [mine, others] = held;
+        let free = |frame| match frames.cache_of(0) {
+            Some(mut cache) => cache.free(frame).unwrap(),
+            None => frames.free(frame).unwrap(),
+        };
+        let other = cpu(move || free(others));
+        free(mine);
+        other.join().unwrap();
+        assert_settled(frames, 0);
     });
 }
 

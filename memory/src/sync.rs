@@ -6,12 +6,20 @@
 #[cfg(not(loom))]
 pub(crate) use core::hint::spin_loop;
 #[cfg(not(loom))]
+use core::sync::atomic::Ordering;
+#[cfg(not(loom))]
 pub(crate) use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, AtomicUsize};
 
 /// Returns whether to make this mistake: never, except where a model has to find it.
 #[cfg(not(loom))]
 pub(crate) const fn mutated(_mistake: &str) -> bool {
     false
+}
+
+/// Returns the order of an access.
+#[cfg(not(loom))]
+pub(crate) const fn order_unless(_mistake: &str, order: Ordering) -> Ordering {
+    order
 }
 
 #[cfg(loom)]
@@ -31,6 +39,14 @@ mod modelled {
 
     pub(crate) fn mutated(mistake: &str) -> bool {
         MISTAKE.as_deref() == Some(mistake)
+    }
+
+    /// Returns the order of an access, or none, if that is the mistake to make.
+    pub(crate) fn order_unless(mistake: &str, order: Ordering) -> Ordering {
+        match mutated(mistake) {
+            true => Relaxed,
+            false => order,
+        }
     }
 
     /// Does an access of this order. Loom takes a sequentially consistent one for one that acquires

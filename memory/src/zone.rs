@@ -3,12 +3,12 @@
 use core::mem::MaybeUninit;
 use core::ops::Range;
 use core::slice;
-use core::sync::atomic::Ordering::{AcqRel, Relaxed, Release, SeqCst};
+use core::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 
 use crate::chunk::{CHUNK_FRAMES, Chunk, FREE_ROW, FrameInfo, ROW_FRAMES, ROWS, changes_fill};
 use crate::map::Owner;
 use crate::owners::Owners;
-use crate::sync::{AtomicBool, AtomicU64, AtomicUsize, mutated};
+use crate::sync::{AtomicBool, AtomicU64, AtomicUsize, mutated, order_unless};
 
 /// A summary of 64 chunks, a bit for each. It only says where to look: what is free, the rows say.
 ///
@@ -200,14 +200,18 @@ impl Zone {
     pub(crate) fn begin_return(&self, numbers: Range<u64>) -> Result<(), u64> {
         for (row, mask) in self.rows(&numbers) {
             // Acquire, with the Release of `end_return`: the owners that were recorded before are visible.
+            // No Release: nothing is recorded yet. What another CPU released here with other frames stays
+            // released, as each change of the word is a read-modify-write.
+            let acquire = order_unless("records are not acquired", Acquire);
             let before = if mutated("nobody is kept from taking back, too") {
                 0
             } else {
-                self.returning(row).fetch_or(mask, AcqRel)
+                self.returning(row).fetch_or(mask, acquire)
             };
             let taken = before & mask;
             if taken != 0 {
-                self.returning(row).fetch_and(!(mask & !before), Release);
+                // Relaxed: this CPU has recorded nothing.
+                self.returning(row).fetch_and(!(mask & !before), Relaxed);
                 let start = self.base + row as u64 * ROW_FRAMES;
                 self.end_return(numbers.start..start.max(numbers.start));
                 return Err(start + u64::from(taken.trailing_zeros()));
@@ -219,13 +223,10 @@ impl Zone {
     /// Ends what [`Self::begin_return`] began. The next caller of `begin_return` sees the owners that
     /// were recorded in between.
     pub(crate) fn end_return(&self, numbers: Range<u64>) {
-        let order = if mutated("records are not published") {
-            Relaxed
-        } else {
-            Release
-        };
+        // Release, with the Acquire of `begin_return`.
+        let publish = order_unless("records are not published", Release);
         for (row, mask) in self.rows(&numbers) {
-            self.returning(row).fetch_and(!mask, order);
+            self.returning(row).fetch_and(!mask, publish);
         }
     }
 
