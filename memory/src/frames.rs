@@ -10,7 +10,7 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::mem::MaybeUninit;
 use core::ops::Range;
-use core::sync::atomic::Ordering::{Relaxed, SeqCst};
+use core::sync::atomic::Ordering::Relaxed;
 
 use crate::chunk::{CHUNK_FRAMES, Chunk, Claimed, Fit, FrameInfo};
 use crate::frame_cache::{FrameCache, Slot};
@@ -342,6 +342,10 @@ pub struct FrameAllocator {
     /// Frames in all zones.
     capacity: u64,
     /// Frames in zones that are not adopted yet.
+    ///
+    /// Accesses are `Relaxed`: it is counted before the frames are free, so a CPU that has claimed one
+    /// sees it counted, as it sees the zone open. Others take it for a report, which is exact only while
+    /// nothing changes, and has the right sum by whichever value they read.
     unadopted: AtomicU64,
     /// The frames that were handed out and taken back here and not in a CPU's cache.
     ledger: Ledger,
@@ -604,18 +608,22 @@ impl FrameAllocator {
     /// it says of frames that another allocator handed out.
     pub unsafe fn adopt(&self, range: PhysRange) -> Result<usize, AdoptError> {
         let (first, end) = frame_numbers(range).ok_or(AdoptError { range })?;
+        let is_late = mutated("a zone is opened after its frames are free");
         let zone = self
             .zone_of(first)
             .and_then(|index| self.zones.get(index))
-            .filter(|zone| (zone.first(), zone.end()) == (first, end) && zone.open())
+            .filter(|zone| (zone.first(), zone.end()) == (first, end) && (is_late || zone.open()))
             .ok_or(AdoptError { range })?;
         // Counted first: a frame that is handed out before it counts would be missing in the totals.
         if mutated("frames are adopted before they count") {
             zone.release(first..end);
         }
-        self.unadopted.fetch_sub(end - first, SeqCst);
+        self.unadopted.fetch_sub(end - first, Relaxed);
         if !mutated("frames are adopted before they count") {
             zone.release(first..end);
+        }
+        if is_late {
+            zone.open();
         }
         Ok((end - first) as usize)
     }
@@ -635,7 +643,7 @@ impl FrameAllocator {
     /// Exact if nobody allocates or frees concurrently; a frame that changes hands concurrently counts
     /// as either's.
     pub fn totals(&self) -> Totals {
-        let unadopted = self.unadopted.load(SeqCst);
+        let unadopted = self.unadopted.load(Relaxed);
         let mut totals = Totals::default();
         let mut free = self.capacity - unadopted;
         for owner in Owner::ALL {

@@ -86,6 +86,11 @@ pub(crate) struct Zone {
     owners: Owners<'static>,
     groups: &'static [Group],
     /// Whether its frames may be handed out: not before it is adopted.
+    ///
+    /// Accesses are `Relaxed`. That one call opens it is what a read-modify-write is for. A CPU that has a
+    /// frame of the zone sees it open: it is opened before its frames are free, and the rows order what
+    /// was done before a frame came back before what is done by the CPU that claims it. And no CPU reads
+    /// anything by it that is written as it opens: the records are there from the beginning.
     open: AtomicBool,
     transit: Transit,
 }
@@ -137,12 +142,12 @@ impl Zone {
     }
 
     pub(crate) fn is_open(&self) -> bool {
-        self.open.load(SeqCst)
+        self.open.load(Relaxed)
     }
 
     /// Opens the zone, and returns whether this call did: then the caller may free all its frames.
     pub(crate) fn open(&self) -> bool {
-        !self.open.swap(true, SeqCst)
+        !self.open.swap(true, Relaxed)
     }
 
     pub(crate) fn chunk(&self, index: usize) -> Option<&Chunk> {
