@@ -26,12 +26,20 @@ use crate::zone::Among;
 use crate::*;
 
 /// Which model finds which mistake, made where [`mutated`](crate::sync::mutated) says so.
-const MISTAKES: [(&str, &str); 15] = [
+const MISTAKES: [(&str, &str); 17] = [
     ("frames are claimed in two steps", "claim_against_claim"),
     ("rows are looked at once", "claim_against_release"),
     (
         "nothing is sequentially consistent",
         "claim_against_release",
+    ),
+    (
+        "nothing is sequentially consistent",
+        "long_claim_against_claims",
+    ),
+    (
+        "the end of a claim is not published",
+        "long_claim_against_claims",
     ),
     ("a claim is not undone", "long_claim_against_claims"),
     ("nobody searches again", "long_claim_against_claims"),

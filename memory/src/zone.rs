@@ -12,7 +12,9 @@ use crate::sync::{AtomicBool, AtomicU64, AtomicUsize, mutated, order_unless};
 
 /// A summary of 64 chunks, a bit for each. It only says where to look: what is free, the rows say.
 ///
-/// Its accesses are sequentially consistent, as those of the rows are: see [`Zone::settle`].
+/// Accesses by which it is brought up to date are sequentially consistent, as those of the rows are: see
+/// [`Zone::settle`]. Those that look where to search are `Relaxed`: what they miss is found by a search
+/// of the rows before a call fails.
 #[derive(Default)]
 #[repr(align(32))]
 pub(crate) struct Group {
@@ -20,7 +22,9 @@ pub(crate) struct Group {
     any: AtomicU64,
     /// Chunks with nothing but free frames.
     whole: AtomicU64,
-    /// Chunks from which some CPU fills its cache. Others stay out of them while they can.
+    /// Chunks from which some CPU fills its cache. Others stay out of them while they can. All accesses are
+    /// `Relaxed`: nothing but the bit itself goes from one CPU to another, and one that does not see it
+    /// only gets into the other's way.
     homes: AtomicU64,
 }
 
@@ -61,16 +65,17 @@ pub(crate) enum Among {
 }
 
 /// Frames in transit, for CPUs that find no free frame. Other CPUs only check whether there is such a
-/// CPU. Its accesses are sequentially consistent, as those of the rows are: see
-/// [`Zone::notify_seekers`].
+/// CPU.
 #[derive(Default)]
 #[repr(align(64))]
 struct Transit {
-    /// The number of CPUs that search once more before they fail.
+    /// The number of CPUs that search once more before they fail. Its accesses are sequentially
+    /// consistent, as those of the rows are: see [`Zone::notify_seekers`].
     seekers: AtomicUsize,
-    /// A count that grows when frames have come back while a CPU is seeking.
+    /// A count that grows when frames have come back while a CPU is seeking. Release and Acquire: a CPU
+    /// that sees it grow finds the frames, which came back before.
     returns: AtomicU64,
-    /// Claims of several rows that have begun and may have to be undone.
+    /// Claims of several rows that have begun and may have to be undone: see [`Zone::claim`].
     undecided: AtomicUsize,
 }
 
@@ -244,7 +249,8 @@ impl Zone {
     pub(crate) fn whole_chunks(&self) -> usize {
         self.groups
             .iter()
-            .map(|group| group.whole.load(SeqCst).count_ones() as usize)
+            // Relaxed: for reports, and exact only while nobody allocates or frees.
+            .map(|group| group.whole.load(Relaxed).count_ones() as usize)
             .sum()
     }
 
@@ -256,12 +262,12 @@ impl Zone {
             .flat_map(move |(index, group)| {
                 let mut left = match among {
                     Among::Partial => {
-                        group.any.load(SeqCst)
-                            & !group.whole.load(SeqCst)
-                            & !group.homes.load(SeqCst)
+                        group.any.load(Relaxed)
+                            & !group.whole.load(Relaxed)
+                            & !group.homes.load(Relaxed)
                     }
-                    Among::Whole => group.whole.load(SeqCst),
-                    Among::Any => group.any.load(SeqCst),
+                    Among::Whole => group.whole.load(Relaxed),
+                    Among::Any => group.any.load(Relaxed),
                 };
                 core::iter::from_fn(move || {
                     let bit = left.trailing_zeros() as usize;
@@ -274,13 +280,13 @@ impl Zone {
     /// Makes a chunk some CPU's home; `false` if it is one already.
     pub(crate) fn enter(&self, chunk: usize) -> bool {
         let (group, bit) = self.summary(chunk);
-        group.homes.fetch_or(bit, SeqCst) & bit == 0
+        group.homes.fetch_or(bit, Relaxed) & bit == 0
     }
 
     /// Ends that a chunk is a CPU's home.
     pub(crate) fn leave(&self, chunk: usize) {
         let (group, bit) = self.summary(chunk);
-        group.homes.fetch_and(!bit, SeqCst);
+        group.homes.fetch_and(!bit, Relaxed);
     }
 
     fn summary(&self, chunk: usize) -> (&Group, u64) {
@@ -322,7 +328,8 @@ impl Zone {
     pub(crate) fn claim(&self, numbers: Range<u64>) -> bool {
         let is_undecided = self.rows(&numbers).nth(1).is_some();
         if is_undecided {
-            self.transit.undecided.fetch_add(1, SeqCst);
+            // Relaxed: a CPU that finds a frame claimed sees this, too, by the order of the rows.
+            self.transit.undecided.fetch_add(1, Relaxed);
         }
         let failed = self
             .rows(&numbers)
@@ -336,7 +343,10 @@ impl Zone {
             Some(_) => {}
         }
         if is_undecided {
-            self.transit.undecided.fetch_sub(1, SeqCst);
+            // Release, with the Acquire of `is_undecided`: a CPU that sees the claim ended sees the return that
+            // was counted before.
+            let publish = order_unless("the end of a claim is not published", Release);
+            self.transit.undecided.fetch_sub(1, publish);
         }
         failed.is_none()
     }
@@ -363,7 +373,7 @@ impl Zone {
     /// caches any more that could have them.
     pub(crate) fn forget_caches(&mut self) {
         for group in self.groups {
-            group.homes.store(0, SeqCst);
+            group.homes.store(0, Relaxed);
         }
         if !self.is_open() {
             return;
@@ -388,7 +398,9 @@ impl Zone {
     /// sees no seeker, then each that comes will see the frames: both are sequentially consistent.
     fn notify_seekers(&self) {
         if self.transit.seekers.load(SeqCst) != 0 {
-            self.transit.returns.fetch_add(1, SeqCst);
+            // Release, with the Acquire of `returns`: a CPU that sees it searches the rows after this. No
+            // model finds it missing, as loom has fences for the rows' order, which order this as well.
+            self.transit.returns.fetch_add(1, Release);
         }
     }
 
@@ -404,12 +416,14 @@ impl Zone {
 
     /// Returns a number that changes when frames come back.
     pub(crate) fn returns(&self) -> u64 {
-        self.transit.returns.load(SeqCst)
+        // Acquire, with the Release of `notify_seekers`: the frames are found.
+        self.transit.returns.load(Acquire)
     }
 
     /// Returns whether some CPU may have frames of which it doesn't know yet if it can keep them.
     pub(crate) fn is_undecided(&self) -> bool {
-        self.transit.undecided.load(SeqCst) != 0
+        // Acquire, with the Release of `claim`: a claim that has ended has counted what came back.
+        self.transit.undecided.load(Acquire) != 0
     }
 
     /// Claims the lowest run of this length and alignment that is free from start to end, wherever
@@ -462,7 +476,7 @@ impl Zone {
     fn next_candidate(&self, chunk: usize) -> Option<usize> {
         let mut above = u64::MAX << (chunk % GROUP_CHUNKS);
         for (index, group) in self.groups.iter().enumerate().skip(chunk / GROUP_CHUNKS) {
-            let any = group.any.load(SeqCst) & above;
+            let any = group.any.load(Relaxed) & above;
             if any != 0 {
                 return Some(index * GROUP_CHUNKS + any.trailing_zeros() as usize);
             }
