@@ -2,7 +2,7 @@
 
 mod aliases;
 mod change;
-mod entry;
+pub(crate) mod entry;
 mod error;
 mod exclusion;
 mod flush;
@@ -27,8 +27,8 @@ use crate::virt_range::VirtRange;
 
 use aliases::Aliases;
 use entry::{
-    ADDRESS, ENTRIES, Entry, TABLE, WITHDRAWN, empty_table, index, leaf, leaf_bits, level_of,
-    rights_bits, shift, table,
+    ADDRESS, ENTRIES, Entry, TABLE, WITHDRAWN, empty_table, follow, index, leaf, leaf_bits,
+    level_of, link, rights_bits, shift, table,
 };
 use error::fmt_full;
 

@@ -29,12 +29,13 @@
 //! to an entry, and no store loses what a CPU wrote.
 //!
 //! Loads here are Relaxed: code that changes the tables has them to itself, and the lock that guards
-//! them orders it after the last change. Entries that are present, or were, are stored with Release,
-//! for views of the tables that have no lock; an entry that was withdrawn is emptied with Relaxed, as
-//! it leads nowhere.
+//! them orders it after the last change. So are stores here: of a page, of which a view reads nothing but
+//! the entry, and of what is withdrawn or empty, which leads it nowhere. Views of the tables, which may
+//! have no lock, read entries with Acquire, and what leads them to a table is stored with Release: see
+//! `entry::link` and `entry::follow`.
 
 use core::fmt;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::Ordering;
 
 use x86_64::structures::paging::PageTableFlags as Flags;
 
@@ -42,13 +43,14 @@ use super::aliases::{Alias, Aliases, Counted, Refusal, Use};
 use super::flush::{Flush, Unmapped, Unmapping};
 use super::frame_source::FrameSource;
 use super::{
-    ENTRIES, Entry, Leaf, PhysicalMemory, Rights, TableView, Tables, WITHDRAWN, fmt_full, index,
-    leaf, rights_bits, shift, table,
+    ENTRIES, Entry, Leaf, PhysicalMemory, Rights, TableView, Tables, WITHDRAWN, fmt_full, follow,
+    index, leaf, rights_bits, shift, table,
 };
 use crate::map::Owner;
 use crate::owned::OwnedFrame;
 use crate::plan::{Access, Cache, PageSize, pat_index};
 use crate::range::{Frame, PhysRange};
+use crate::sync::AtomicU64;
 use crate::virt_range::VirtRange;
 
 /// The reason why pages could not be unmapped, or given other rights. Nothing has changed then.
@@ -275,7 +277,7 @@ impl<M: PhysicalMemory> Tables<M> {
             let kept = leaf.entry & !(RIGHTS | Counted::BITS);
             let changed = kept | rights_bits(access) | counted.bits();
             if changed != leaf.entry {
-                slot.store(changed, Ordering::Release);
+                slot.store(changed, Ordering::Relaxed);
                 flush.add(virt);
             }
         })?;
@@ -418,7 +420,7 @@ impl<M: PhysicalMemory> TableView<M> {
         for piece in pieces(first, last, level) {
             let slot = &table[piece.index];
             let entry = slot.load(Ordering::Relaxed);
-            let withdraw = || slot.store(withdrawn(entry), Ordering::Release);
+            let withdraw = || slot.store(withdrawn(entry), Ordering::Relaxed);
             match Entry::decode(entry, level) {
                 Entry::Leaf { .. } => {
                     withdraw();
@@ -477,7 +479,7 @@ impl<M: PhysicalMemory> TableView<M> {
             return false;
         };
         pieces(first, last, level).all(|piece| {
-            let entry = table[piece.index].load(Ordering::Relaxed);
+            let entry = follow(&table[piece.index]);
             match Entry::decode_any(entry, level) {
                 (Entry::Absent, _) => true,
                 (Entry::Table(Some(below)), _) => {

@@ -1,18 +1,21 @@
 //! The entries of a table, and their bits.
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::Ordering;
 
 use x86_64::structures::paging::PageTableFlags as Flags;
 
 use crate::map::Owner;
 use crate::owned::OwnedFrame;
 use crate::plan::{Access, Cache, PageSize, pat_index};
-use crate::range::{FRAME_SIZE, Frame};
+#[cfg(not(loom))]
+use crate::range::FRAME_SIZE;
+use crate::range::Frame;
+use crate::sync::{AtomicU64, order_unless};
 
 use super::{FrameSource, Leaf, PhysicalMemory, Rights, TableError};
 
-/// Entries in a table of any level.
-pub(super) const ENTRIES: usize = 512;
+/// Entries in a table of any level. A model has fewer, lest it never ends.
+pub(crate) const ENTRIES: usize = if cfg!(loom) { 2 } else { 512 };
 
 /// Bits 12–51 of an entry: the physical address of a table or 4 KiB page (Intel SDM vol. 3, 5.5.4).
 pub(super) const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
@@ -144,6 +147,7 @@ pub(super) fn empty_table<M: PhysicalMemory>(
         },
         Some(table) => {
             for entry in table {
+                // Relaxed: nobody reads the table before `link`, or whoever hands its root on, publishes it.
                 entry.store(0, Ordering::Relaxed);
             }
             return Ok(owned);
@@ -162,8 +166,28 @@ pub(super) fn table<M: PhysicalMemory>(memory: &M, frame: Frame) -> Option<&[Ato
     // SAFETY: `PhysicalMemory` promises 4096 bytes, aligned and valid as long as `memory` lives
     // (1); the reference does not outlive the borrow of it. The frame is a page table or about to
     // be one. So nobody uses it as anything else and all accesses are atomic (3): `Tables` has had the
-    // right to it, and `TableView::new`'s caller promised it. Any bytes are valid `AtomicU64`s.
+    // right to it, and `TableView::new`'s caller promised it. Any bytes are valid `AtomicU64`s. (A
+    // model's are loom's, of which its memory is made.)
     Some(unsafe { pointer.as_ref() })
 }
 
+#[cfg(not(loom))]
 const _: () = assert!(size_of::<[AtomicU64; ENTRIES]>() == FRAME_SIZE as usize);
+
+/// Stores an entry that is present, and may lead to a table.
+///
+/// Release, with the Acquire of [`follow`]: whoever sees the entry sees what the table holds. It is so
+/// with each such entry and not only with a table's first one, as a store passes on nothing of the one
+/// before it.
+pub(super) fn link(slot: &AtomicU64, entry: u64) {
+    let publish = order_unless("a table is linked before it is empty", Ordering::Release);
+    slot.store(entry, publish);
+}
+
+/// Reads an entry for a view, which may have no lock and go on to the table that it leads to.
+///
+/// Acquire, with the Release of [`link`]: a table that another CPU has just linked is read as it was then.
+pub(super) fn follow(slot: &AtomicU64) -> u64 {
+    let acquire = order_unless("a table is read before its entry", Ordering::Acquire);
+    slot.load(acquire)
+}

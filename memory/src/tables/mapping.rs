@@ -1,4 +1,4 @@
-//! Mapping regions and pages.
+//! Mapping regions and pages. Loads are Relaxed, as the [changes](super::change) to tables say.
 
 use core::sync::atomic::Ordering;
 
@@ -12,7 +12,7 @@ use crate::virt_range::VirtRange;
 use super::aliases::{Counted, Refusal, Use};
 use super::{
     Entry, FrameSource, MAX_LEVELS_BELOW, PartlyMapped, PhysicalMemory, TABLE, TableError, Tables,
-    WITHDRAWN, empty_table, index, leaf_bits, level_of,
+    WITHDRAWN, empty_table, index, leaf_bits, level_of, link,
 };
 
 impl<M: PhysicalMemory> Tables<M> {
@@ -177,14 +177,10 @@ impl<M: PhysicalMemory> Tables<M> {
             }
         };
         let top = self.new_tables(virt, level, leaf_level, entry, frames)?;
-        // Release: a view that sees the entry sees the content of the new tables.
-        slot.store(top, Ordering::Release);
+        link(slot, top);
         for slot in withdrawn.into_iter().flatten() {
             let entry = slot.load(Ordering::Relaxed);
-            slot.store(
-                entry & !WITHDRAWN | Flags::PRESENT.bits(),
-                Ordering::Release,
-            );
+            link(slot, entry & !WITHDRAWN | Flags::PRESENT.bits());
         }
         self.built += usize::from(level - leaf_level);
         Ok(())
@@ -206,6 +202,7 @@ impl<M: PhysicalMemory> Tables<M> {
             let table = empty_table(&self.memory, frames).and_then(|owned| {
                 let frame = owned.frame();
                 *place = Some(owned);
+                // Relaxed: nobody reads the table before `link` publishes it.
                 self.table(frame)?[index(virt, below)].store(entry, Ordering::Relaxed);
                 Ok(frame)
             });

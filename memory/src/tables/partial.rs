@@ -84,6 +84,7 @@ impl<M: PhysicalMemory> Tables<M> {
         for (place, slot) in slots {
             let virt = self.levels.canonical(virt | place << shift(level));
             let last = virt | ((1 << shift(level)) - 1);
+            // Relaxed: whoever changes the tables has them to itself, as here.
             let entry = slot.load(Ordering::Relaxed);
             let is_outside = last < window.start() || window.last() < virt;
             let is_inside = window.contains(virt) && window.contains(last);
@@ -98,6 +99,7 @@ impl<M: PhysicalMemory> Tables<M> {
                 Entry::Absent | Entry::Table(None) | Entry::Malformed => continue,
             };
             let copied = self.table(copy)?;
+            // Relaxed: the copy is published by whoever hands the new root on.
             copied[index(virt, level)].store(entry, Ordering::Relaxed);
         }
         Ok(copy)

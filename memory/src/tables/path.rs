@@ -2,11 +2,10 @@
 
 use core::fmt;
 use core::iter;
-use core::sync::atomic::Ordering;
 
 use x86_64::structures::paging::PageTableFlags as Flags;
 
-use super::{Entry, Leaf, PhysicalMemory, Rights, TableView, index, leaf, shift, table};
+use super::{Entry, Leaf, PhysicalMemory, Rights, TableView, follow, index, leaf, shift, table};
 
 /// The target of an entry in a walk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,7 +89,7 @@ impl<M: PhysicalMemory> TableView<M> {
         iter::from_fn(move || {
             let (frame, level, rights) = next.take()?;
             let index = index(virt, level);
-            let entry = table(&self.memory, frame)?[index].load(Ordering::Relaxed);
+            let entry = follow(&table(&self.memory, frame)?[index]);
             let rights = rights.below(entry);
             let target = match Entry::decode_any(entry, level) {
                 (_, true) => Target::Withdrawn,

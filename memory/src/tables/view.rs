@@ -1,14 +1,13 @@
 //! Reading tables: translating addresses, and walking all pages.
 
-use core::sync::atomic::{AtomicU64, Ordering};
-
 use crate::plan::{Levels, Plan};
 use crate::range::Frame;
+use crate::sync::AtomicU64;
 
 use super::verify::Audit;
 use super::{
     Census, ENTRIES, Entry, Features, Leaf, Mismatch, PhysicalMemory, Rights, TableError,
-    TableView, Target, Translation, leaf, shift, table,
+    TableView, Target, Translation, follow, leaf, shift, table,
 };
 
 /// A visitor of the entries of a walk.
@@ -144,7 +143,7 @@ impl<M: PhysicalMemory> TableView<M> {
         })?;
         for (index, entry) in (0..).zip(table) {
             let virt = self.levels.canonical(virt | index << shift(level));
-            let entry = entry.load(Ordering::Relaxed);
+            let entry = follow(entry);
             let rights = rights.below(entry);
             match Entry::decode(entry, level) {
                 Entry::Absent => {}
