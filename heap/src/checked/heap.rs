@@ -1,16 +1,15 @@
 //! The checked heap: what it does with a block from its allocation to the end of its quarantine.
 
 use core::alloc::{GlobalAlloc, Layout};
+use core::ops::ControlFlow;
 use core::ptr::{self, NonNull};
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::sync::atomic::Ordering;
 use core::{fmt, hint};
 
 use super::misuse::{Callers, Misuse, Origin, Violation};
 use super::record::{Candidate, Checked, FRONT, Outer, State};
+use super::releases::Releases;
 use super::{CheckPlatform, Quarantine};
-
-/// The number of times that an allocation which finds nothing is retried, while memory comes back.
-const ATTEMPTS: usize = 16;
 
 /// The number of times that a second free polls for the first one's record.
 const LOOKS: usize = 1 << 16;
@@ -44,10 +43,7 @@ const LOOKS: usize = 1 << 16;
 pub struct CheckedHeap<H, P> {
     heap: H,
     platform: P,
-    /// The number of CPUs that may have blocks between a quarantine and the wrapped heap, and how often
-    /// one had some and gave them back.
-    releasing: AtomicUsize,
-    released: AtomicUsize,
+    releases: Releases,
 }
 
 /// The blocks and bytes that a checked heap holds. Exact while no CPU uses it.
@@ -63,33 +59,13 @@ pub struct CheckedTotals {
     pub sound_blocks: u64,
 }
 
-/// An announcement that a CPU may have blocks between a quarantine and the wrapped heap: while it
-/// lives, the machine is not out of memory.
-struct Releasing<'a> {
-    releasing: &'a AtomicUsize,
-    released: &'a AtomicUsize,
-    /// The number of blocks that it has given back.
-    blocks: usize,
-}
-
-impl Drop for Releasing<'_> {
-    fn drop(&mut self) {
-        if self.blocks > 0 {
-            // Counted before the release ends: `obtain` reads the two in the opposite order.
-            self.released.fetch_add(1, Ordering::SeqCst);
-        }
-        self.releasing.fetch_sub(1, Ordering::SeqCst);
-    }
-}
-
 impl<H: GlobalAlloc, P: CheckPlatform> CheckedHeap<H, P> {
     /// Wraps a heap whose blocks no other code frees.
     pub const fn new(heap: H, platform: P) -> Self {
         Self {
             heap,
             platform,
-            releasing: AtomicUsize::new(0),
-            released: AtomicUsize::new(0),
+            releases: Releases::new(),
         }
     }
 
@@ -193,7 +169,7 @@ impl<H: GlobalAlloc, P: CheckPlatform> CheckedHeap<H, P> {
     /// Checks all blocks in quarantines, gives them back to the wrapped heap, and returns how many
     /// there were.
     pub fn flush(&self) -> usize {
-        let mut releasing = self.begin_release();
+        let mut releasing = self.releases.begin();
         let here = self.here(Callers::NONE);
         self.platform.each_quarantine(&mut |quarantine| {
             for block in quarantine.take_all() {
@@ -202,16 +178,6 @@ impl<H: GlobalAlloc, P: CheckPlatform> CheckedHeap<H, P> {
             }
         });
         releasing.blocks
-    }
-
-    /// Announces that blocks may be on their way from a quarantine, until the result is dropped.
-    fn begin_release(&self) -> Releasing<'_> {
-        self.releasing.fetch_add(1, Ordering::SeqCst);
-        Releasing {
-            releasing: &self.releasing,
-            released: &self.released,
-            blocks: 0,
-        }
     }
 
     /// Returns the blocks and bytes that the heap holds.
@@ -237,30 +203,19 @@ impl<H: GlobalAlloc, P: CheckPlatform> CheckedHeap<H, P> {
     /// Gets memory, if there is any, be it in quarantine or on its way from there.
     fn obtain(&self, layout: Layout) -> Option<NonNull<u8>> {
         let mut waited = 0;
-        for _ in 0..ATTEMPTS {
-            let before = self.released.load(Ordering::SeqCst);
-            // SAFETY: a guard at least is more than nothing.
-            let start = NonNull::new(unsafe { self.heap.alloc(layout) });
-            // Asked for after all, as the wrapped heap counts what it refuses.
-            if start.is_some() || layout.size() > self.platform.capacity() {
-                return start;
-            }
-            if self.flush() > 0 {
-                continue;
-            }
-            // In this order: a release that has ended was counted before.
-            while self.releasing.load(Ordering::SeqCst) > 0
-                && self.released.load(Ordering::SeqCst) == before
-            {
-                if !self.platform.wait_for_release(&mut waited) {
-                    return None;
+        self.releases.obtain(
+            || {
+                // SAFETY: a guard at least is more than nothing.
+                let start = NonNull::new(unsafe { self.heap.alloc(layout) });
+                // Asked for after all, as the wrapped heap counts what it refuses.
+                if start.is_some() || layout.size() > self.platform.capacity() {
+                    return ControlFlow::Break(start);
                 }
-            }
-            if self.released.load(Ordering::SeqCst) == before {
-                return None;
-            }
-        }
-        None
+                ControlFlow::Continue(())
+            },
+            || self.flush(),
+            || self.platform.wait_for_release(&mut waited),
+        )
     }
 
     /// Returns what was freed, if it can be read.
@@ -284,7 +239,7 @@ impl<H: GlobalAlloc, P: CheckPlatform> CheckedHeap<H, P> {
             .live_bytes
             .fetch_sub(size, Ordering::Relaxed);
         let bytes = checked.outer.layout.size();
-        let mut releasing = self.begin_release();
+        let mut releasing = self.releases.begin();
         let first = quarantine.push(checked.block(), bytes);
         let others = core::iter::from_fn(|| quarantine.pop_surplus());
         for block in first.into_iter().chain(others) {

@@ -11,6 +11,8 @@ mod platform;
 mod quarantine;
 #[cfg(not(loom))]
 mod record;
+#[cfg(any(test, not(loom)))]
+mod releases;
 
 #[cfg(not(loom))]
 pub use heap::{CheckedHeap, CheckedTotals};
