@@ -6,6 +6,7 @@
 #[cfg(not(loom))]
 mod real {
     pub(crate) use core::hint::spin_loop;
+    use core::sync::atomic::Ordering;
     pub(crate) use core::sync::atomic::{
         AtomicPtr, AtomicU8, AtomicU16, AtomicU64, AtomicUsize, fence,
     };
@@ -13,6 +14,11 @@ mod real {
     /// Returns whether to make this mistake: never, except where a model has to find it.
     pub(crate) const fn mutated(_mistake: &str) -> bool {
         false
+    }
+
+    /// Returns the order of an access.
+    pub(crate) const fn order_unless(_mistake: &str, order: Ordering) -> Ordering {
+        order
     }
 
     /// As [`core::cell::UnsafeCell`], but with loom's face.
@@ -65,6 +71,7 @@ mod real {
 mod modelled {
     use std::string::String;
     use std::sync::LazyLock;
+    use std::sync::atomic::Ordering;
 
     pub(crate) use loom::cell::{MutPtr, UnsafeCell};
     pub(crate) use loom::hint::spin_loop;
@@ -77,6 +84,14 @@ mod modelled {
 
     pub(crate) fn mutated(mistake: &str) -> bool {
         MISTAKE.as_deref() == Some(mistake)
+    }
+
+    /// Returns the order of an access, or none, if that is the mistake to make.
+    pub(crate) fn order_unless(mistake: &str, order: Ordering) -> Ordering {
+        match mutated(mistake) {
+            true => Ordering::Relaxed,
+            false => order,
+        }
     }
 
     macro_rules! const_unless_modelled {

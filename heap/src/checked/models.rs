@@ -1,12 +1,15 @@
 //! The quarantine under [loom](https://docs.rs/loom), with a ring of two: whoever pushes or takes,
-//! each block comes out once, and as it was left. `just models` runs them.
+//! each block comes out once, and as it was left; and no CPU is refused because of one that another has
+//! in its hands. `just models` runs them.
 
 #![allow(
     clippy::unwrap_used,
     reason = "a model that finds nothing to unwrap must fail"
 )]
 
+use core::ops::ControlFlow;
 use core::ptr::NonNull;
+use core::sync::atomic::Ordering;
 use std::boxed::Box;
 use std::sync::Arc;
 use std::vec::Vec;
@@ -14,11 +17,13 @@ use std::vec::Vec;
 use loom::cell::UnsafeCell;
 use loom::thread;
 
+use super::releases::Releases;
 use super::{MAX_QUARANTINED, Quarantine};
 use crate::modelled::{assert_found, model};
+use crate::sync::AtomicUsize;
 
 /// Which model finds which mistake.
-const MISTAKES: [(&str, &str); 3] = [
+const MISTAKES: [(&str, &str); 6] = [
     (
         "what leaves the quarantine stays there",
         "push_against_flush",
@@ -28,6 +33,12 @@ const MISTAKES: [(&str, &str); 3] = [
         "push_against_push",
     ),
     ("the quarantine does not release", "push_against_flush"),
+    ("a release ends before it counts", "obtain_against_flush"),
+    (
+        "the end of a release is not published",
+        "obtain_against_flush",
+    ),
+    ("a release is not published", "obtain_against_flush"),
 ];
 
 /// A block whose contents loom watches: its number.
@@ -122,6 +133,54 @@ fn push_against_push() {
         cpu.flush(BYTES);
         assert_eq!(quarantine.bytes(), 0);
         assert_all_out([cpu.out, others], 3);
+    });
+}
+
+/// A machine with memory for one block, which waits in a quarantine.
+struct Machine {
+    quarantine: Quarantine,
+    releases: Releases,
+    /// The number of blocks that the wrapped heap has. Relaxed, as that need not order anything.
+    left: AtomicUsize,
+}
+
+impl Machine {
+    fn flush(&self) -> usize {
+        let mut releasing = self.releases.begin();
+        for _ in self.quarantine.take_all() {
+            self.left.store(1, Ordering::Relaxed);
+            releasing.blocks += 1;
+        }
+        releasing.blocks
+    }
+
+    fn allocate(&self) -> bool {
+        let attempt = || match self.left.load(Ordering::Relaxed) {
+            0 => ControlFlow::Continue(()),
+            _ => ControlFlow::Break(Some(())),
+        };
+        let wait = || {
+            thread::yield_now();
+            true
+        };
+        (self.releases.obtain(attempt, || self.flush(), wait)).is_some()
+    }
+}
+
+/// A CPU that needs the memory of a block in quarantine, while another one takes it out and gives it back.
+#[test]
+fn obtain_against_flush() {
+    model("obtaining against a flush", None, || {
+        let machine = Arc::new(Machine {
+            quarantine: Quarantine::new(),
+            releases: Releases::new(),
+            left: AtomicUsize::new(0),
+        });
+        machine.quarantine.push(NonNull::dangling(), 1);
+        let flushing = machine.clone();
+        let other = thread::spawn(move || flushing.flush());
+        assert!(machine.allocate(), "memory was not out");
+        other.join().unwrap();
     });
 }
 

@@ -20,7 +20,7 @@ pub const MAX_QUARANTINED: usize = 1 << 20;
 ///
 /// A block gets in and out by one exchange of its slot, so it has one owner at any time, whichever code
 /// pushes or takes: the CPU itself, handlers on top of it, and other CPUs that need memory. The
-/// counters only say where to look first, and what to report: so all of them are `Relaxed`.
+/// counters only say where to look first, and what to report: so all their accesses are `Relaxed`.
 #[repr(align(128))]
 pub struct Quarantine {
     slots: [AtomicPtr<u8>; SLOTS],
@@ -107,8 +107,12 @@ impl Quarantine {
 
     /// Takes all blocks that are there, one by one.
     pub(super) fn take_all(&self) -> impl Iterator<Item = Block> {
+        // Acquire, with the Release of `exchange`: of the CPU that has taken a block all is visible that it
+        // did before, so that it has announced to release it (`Releases`). No model finds it missing: who
+        // looks there has ended an announcement of its own since, by a read-modify-write, and loom has
+        // each of these see the last one.
         (0..SLOTS)
-            .filter(|&number| !self.slots[number].load(Ordering::Relaxed).is_null())
+            .filter(|&number| !self.slots[number].load(Ordering::Acquire).is_null())
             .filter_map(|number| self.exchange(number, ptr::null_mut()))
     }
 
@@ -120,12 +124,12 @@ impl Quarantine {
             return NonNull::new(slot.load(Ordering::Acquire))
                 .inspect(|_| slot.store(block, Ordering::Release));
         }
-        let ordering = if mutated("the quarantine does not release") {
+        let order = if mutated("the quarantine does not release") {
             Ordering::Acquire
         } else {
             Ordering::AcqRel
         };
-        NonNull::new(slot.swap(block, ordering))
+        NonNull::new(slot.swap(block, order))
     }
 }
 

@@ -3,7 +3,7 @@
 use core::ops::ControlFlow;
 use core::sync::atomic::Ordering;
 
-use crate::sync::{AtomicUsize, const_unless_modelled};
+use crate::sync::{AtomicUsize, const_unless_modelled, mutated, order_unless};
 
 /// The number of times that an allocation which finds nothing is retried, while memory comes back.
 const ATTEMPTS: usize = 16;
@@ -25,11 +25,28 @@ pub(super) struct Releasing<'a> {
 
 impl Drop for Releasing<'_> {
     fn drop(&mut self) {
-        if self.blocks > 0 {
-            // Counted before the release ends: `obtain` reads the two in the opposite order.
-            self.releases.released.fetch_add(1, Ordering::SeqCst);
+        // Counted before the release ends: `obtain` reads the two in the opposite order.
+        let is_late = mutated("a release ends before it counts");
+        if !is_late {
+            self.count();
         }
-        self.releases.releasing.fetch_sub(1, Ordering::SeqCst);
+        // Release, with the Acquire of `obtain`: whoever sees that the release has ended sees it counted.
+        let publish = order_unless("the end of a release is not published", Ordering::Release);
+        self.releases.releasing.fetch_sub(1, publish);
+        if is_late {
+            self.count();
+        }
+    }
+}
+
+impl Releasing<'_> {
+    fn count(&self) {
+        if self.blocks > 0 {
+            // Release, with the Acquire of `obtain`: whoever sees it counted finds the blocks in the
+            // wrapped heap.
+            let publish = order_unless("a release is not published", Ordering::Release);
+            self.releases.released.fetch_add(1, publish);
+        }
     }
 }
 
@@ -45,7 +62,9 @@ impl Releases {
 
     /// Announces that blocks may be on their way from a quarantine, until the result is dropped.
     pub(super) fn begin(&self) -> Releasing<'_> {
-        self.releasing.fetch_add(1, Ordering::SeqCst);
+        // Relaxed: the exchange that takes a block out of a quarantine releases this, too, so a CPU that
+        // finds the slot empty sees it.
+        self.releasing.fetch_add(1, Ordering::Relaxed);
         Releasing {
             releases: self,
             blocks: 0,
@@ -62,25 +81,28 @@ impl Releases {
         mut wait: impl FnMut() -> bool,
     ) -> Option<T> {
         for _ in 0..ATTEMPTS {
-            let before = self.released.load(Ordering::SeqCst);
+            let before = self.released();
             if let ControlFlow::Break(answer) = attempt() {
                 return answer;
             }
             if flush() > 0 {
                 continue;
             }
-            // In this order: a release that has ended was counted before.
-            while self.releasing.load(Ordering::SeqCst) > 0
-                && self.released.load(Ordering::SeqCst) == before
-            {
+            // In this order, and with Acquire, as a release that has ended was counted before.
+            while self.releasing.load(Ordering::Acquire) > 0 && self.released() == before {
                 if !wait() {
                     return None;
                 }
             }
-            if self.released.load(Ordering::SeqCst) == before {
+            if self.released() == before {
                 return None;
             }
         }
         None
+    }
+
+    fn released(&self) -> usize {
+        // Acquire, with the Release of `count`: the next attempt finds the blocks.
+        self.released.load(Ordering::Acquire)
     }
 }
