@@ -82,7 +82,7 @@
 //!     }
 //!
 //!     fn grow(&self, at_least: usize) -> Option<NonNull<[u8]>> {
-//!         // One CPU grows at a time, so nobody else changes this.
+//!         // Relaxed: one CPU grows at a time, so nobody else changes this.
 //!         let start = self.mapped.load(Ordering::Relaxed);
 //!         let mut end = start;
 //!         // All that it takes or nothing: half a piece would be of no use.
@@ -199,6 +199,7 @@
 //!     }
 //!
 //!     fn drain_others(&self) {
+//!         // Acquire, with the Release of `on_drain`: what a CPU has drained is in the slabs.
 //!         let before = DRAINED.load(Ordering::Acquire);
 //!         let asked = interrupts::send_drain_to_others();
 //!         // With a bound: a CPU that doesn't answer is no reason to stop this one.
@@ -220,6 +221,7 @@
 //! fn on_drain() {
 //!     // If it interrupted a fast path, this only requests the drain.
 //!     HEAP.drain();
+//!     // Release, with the Acquire of `drain_others`.
 //!     DRAINED.fetch_add(1, Ordering::Release);
 //! }
 //! # fn main() {}

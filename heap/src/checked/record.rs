@@ -148,13 +148,13 @@ impl Candidate {
 
     /// Advances from one state to the next, unless the state is another one or another CPU advances it.
     pub(super) fn advance(self, from: State, to: State) -> bool {
+        let (from, to) = (self.state_as(from), self.state_as(to));
+        // Release, with the Acquire of `state`: a CPU that frees the block once more sees the first free
+        // recorded. No Acquire: what was recorded before came with the block, from the program or from
+        // the quarantine. Relaxed where it fails, as nothing is read then by what it finds. There is no
+        // model of it, as the word lies in the block's own memory, which loom does not watch.
         (self.state_word())
-            .compare_exchange(
-                self.state_as(from),
-                self.state_as(to),
-                Ordering::AcqRel,
-                Ordering::Acquire,
-            )
+            .compare_exchange(from, to, Ordering::Release, Ordering::Relaxed)
             .is_ok()
     }
 

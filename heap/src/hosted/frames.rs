@@ -69,6 +69,8 @@ impl HostedFrames {
         // SAFETY: made by `new_cache`, and kept until `self` is dropped.
         let cache = unsafe { place.load(Ordering::Relaxed).as_ref() }
             .unwrap_or_else(|| self.new_cache(place));
+        // Relaxed, here and in `cache`: the number is all that goes from one thread to another, and it
+        // changes once.
         if self.number.load(Ordering::Relaxed) == 0 {
             let new = MACHINES.fetch_add(1, Ordering::Relaxed) + 1;
             // The second CPU leaves the first one's number.
@@ -85,6 +87,7 @@ impl HostedFrames {
     fn new_cache(&self, place: &AtomicPtr<CpuCache>) -> &CpuCache {
         // SAFETY: a cache is larger than nothing, and all zeroes when it is new.
         let cache = unsafe { System.alloc_zeroed(Layout::new::<CpuCache>()) }.cast::<CpuCache>();
+        // Release, with the Acquire of `each_cache`: another thread sees it all zeroes.
         place.store(cache, Ordering::Release);
         // SAFETY: just made, unless the host has no memory; kept until `self` is dropped.
         unsafe { cache.as_ref() }.unwrap_or(&NO_CACHE)
@@ -133,6 +136,7 @@ unsafe impl FramePlatform for HostedFrames {
     }
 
     fn each_cache(&self, visit: &mut dyn FnMut(&CpuCache)) {
+        // Acquire, with the Release of `new_cache`.
         let caches = self
             .caches
             .iter()
@@ -254,7 +258,8 @@ impl Drop for Number {
         CURRENT.set(None);
         HERE.set(Here::NOWHERE);
         ASKED.set(true);
-        // Release: the next thread of this number finds what this one left in its caches.
+        // Release, with the Acquire of `take_number`: the next thread of this number finds what this one
+        // left in its caches.
         TAKEN.fetch_and(!(1 << self.0), Ordering::Release);
     }
 }
@@ -293,9 +298,11 @@ fn thread_number() -> Option<usize> {
 #[cold]
 fn take_number() -> Option<usize> {
     ASKED.set(true);
+    // Relaxed: the exchange decides.
     let mut taken = TAKEN.load(Ordering::Relaxed);
     while let number @ 0..CPUS = taken.trailing_ones() as usize {
         let with = taken | 1 << number;
+        // Acquire, with the Release of a number's drop; Relaxed where it fails and is tried again.
         match TAKEN.compare_exchange_weak(taken, with, Ordering::Acquire, Ordering::Relaxed) {
             Ok(_) => {
                 let number = Number(number);

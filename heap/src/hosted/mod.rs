@@ -82,6 +82,7 @@ unsafe impl Platform for Hosted {
             static CPU: Cell<Option<usize>> = const { Cell::new(None) };
         }
         if CPU.get().is_none() {
+            // Relaxed: nothing but the number goes from one thread to another.
             CPU.set(Some(NEXT.fetch_add(1, Ordering::Relaxed)));
         }
         CPU.get()

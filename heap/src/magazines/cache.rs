@@ -81,7 +81,8 @@ pub static NO_CACHE: CpuCache = CpuCache::in_state(ABSENT);
 /// where there is nothing, so both can't have the block.
 ///
 /// "Before" and "after" are about the order of instructions on one CPU. Compiler fences keep it, and
-/// a CPU sees its own stores in order. No store here is for other CPUs to act on, so all accesses are
+/// a CPU sees its own stores in order. The fences are `SeqCst`, as no other keeps the compiler from
+/// loading before an earlier store. No store here is for other CPUs to act on, so all accesses are
 /// `Relaxed`, except where a comment says otherwise; the figures that other CPUs read are for reports.
 #[repr(C, align(128))]
 pub struct CpuCache {
