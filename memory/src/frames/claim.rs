@@ -1,0 +1,178 @@
+//! The search for free frames.
+
+use super::FrameAllocator;
+use crate::chunk::{CHUNK_FRAMES, Chunk, Claimed, Fit};
+use crate::sync::{mutated, spin_loop};
+use crate::zone::{Among, Zone};
+
+/// A chunk, by its zone's index and its own index in the zone.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Spot {
+    pub(crate) zone: usize,
+    chunk: usize,
+}
+
+/// The number of partly used chunks that are searched for a small run before a whole one is broken up.
+/// More would save memory only where they are badly fragmented, and cost a cache line each.
+const MAX_PARTIAL_TRIES: usize = 32;
+
+/// The number of times that a call which finds no frame searches for one, while frames come back:
+/// nearly always one that comes back is found the next time, so others have been luckier that many
+/// times.
+const MAX_SEARCHES: usize = 16;
+
+/// The same for runs, which frames that come back seldom complete, and which take longer to search
+/// for.
+const MAX_RUN_SEARCHES: usize = 4;
+
+/// The number of times that a call checks whether other CPUs still hold frames which they may not keep:
+/// for longer than it takes to claim the longest runs, unless the CPU is interrupted.
+const MAX_POLLS: usize = if cfg!(loom) { usize::MAX } else { 1 << 12 };
+
+impl FrameAllocator {
+    /// Claims a run, and returns its first frame's number.
+    pub(super) fn claim(
+        &self,
+        count: u64,
+        align: u64,
+        home: Option<&mut Option<Spot>>,
+    ) -> Option<u64> {
+        if count == 0 || align == 0 {
+            return None;
+        }
+        let quickly = if let Some(fit) = Fit::new(count, align) {
+            let claim = |chunk: &Chunk| chunk.claim(fit);
+            match home {
+                Some(home) => self.claim_from(home, claim),
+                None => self.claim_among(claim).map(|(_, found)| found),
+            }
+            .map(|(number, ())| number)
+        } else if count == CHUNK_FRAMES && CHUNK_FRAMES.is_multiple_of(align) {
+            self.spots(Among::Whole).find_map(|spot| {
+                let zone = self.zone(spot.zone)?;
+                let first = zone.first_of(spot.chunk);
+                zone.claim(first..first + CHUNK_FRAMES).then_some(first)
+            })
+        } else {
+            None
+        };
+        // Frames that the summary does not know yet are searched for only before the call fails.
+        quickly
+            .or_else(|| self.claim_anywhere(count, align, true))
+            .or_else(|| self.seek(count, align))
+    }
+
+    fn claim_anywhere(&self, count: u64, align: u64, trusting: bool) -> Option<u64> {
+        self.zones
+            .iter()
+            .find_map(|zone| zone.claim_anywhere(count, align, trusting))
+    }
+
+    /// Claims a run wherever it is, after the quick search has found none. Searches until no frame
+    /// comes back concurrently, and none is held by a CPU that may not keep it: so no caller is told
+    /// that memory has run out while there is some. Both within bounds: what they wait for may have
+    /// been interrupted by this very call, and long runs may be in demand forever.
+    fn seek(&self, count: u64, align: u64) -> Option<u64> {
+        self.zones.iter().for_each(Zone::begin_seeking);
+        let returns = || {
+            self.zones
+                .iter()
+                .map(Zone::returns)
+                .fold(0, u64::wrapping_add)
+        };
+        let is_undecided = || self.zones.iter().any(Zone::is_undecided);
+        let mut polls = MAX_POLLS;
+        let searches = if count == 1 {
+            MAX_SEARCHES
+        } else {
+            MAX_RUN_SEARCHES
+        };
+        let found = (0..searches).find_map(|_| {
+            let before = returns();
+            if let Some(first) = self.claim_anywhere(count, align, false) {
+                return Some(Some(first));
+            }
+            while polls > 0 && is_undecided() && returns() == before {
+                polls -= 1;
+                spin_loop();
+            }
+            // In this order: a CPU that has just undone a claim has counted it before.
+            (returns() == before || mutated("nobody searches again")).then_some(None)
+        });
+        self.zones.iter().for_each(Zone::end_seeking);
+        found.flatten()
+    }
+
+    /// Claims what `claim` can find in a CPU's home, or else elsewhere: then that becomes the home,
+    /// unless it is another CPU's. As [`Self::claim_among`] otherwise.
+    pub(crate) fn claim_from<T>(
+        &self,
+        home: &mut Option<Spot>,
+        claim: impl Fn(&Chunk) -> Option<Claimed<T>>,
+    ) -> Option<(u64, T)> {
+        if let Some(spot) = *home
+            && let Some(found) = self.claim_at(spot, &claim)
+        {
+            return Some(found);
+        }
+        let (spot, found) = self.claim_among(claim)?;
+        if self.zone(spot.zone)?.enter(spot.chunk)
+            && let Some(left) = home.replace(spot)
+        {
+            self.leave(left);
+        }
+        Some(found)
+    }
+
+    /// Claims what `claim` can find in a chunk, where it does the least harm: in partly used ones, then
+    /// in whole ones, then in those that other CPUs fill their caches from. Returns the chunk and what
+    /// [`Self::claim_at`] does.
+    fn claim_among<T>(
+        &self,
+        claim: impl Fn(&Chunk) -> Option<Claimed<T>>,
+    ) -> Option<(Spot, (u64, T))> {
+        [
+            (Among::Partial, MAX_PARTIAL_TRIES),
+            (Among::Whole, usize::MAX),
+            (Among::Any, usize::MAX),
+        ]
+        .into_iter()
+        .find_map(|(among, tries)| {
+            self.spots(among)
+                .take(tries)
+                .find_map(|spot| Some((spot, self.claim_at(spot, &claim)?)))
+        })
+    }
+
+    /// Claims what `claim` can find in this chunk. Returns the number of the frame whose index in the
+    /// chunk it returns, and its value.
+    fn claim_at<T>(
+        &self,
+        spot: Spot,
+        claim: impl Fn(&Chunk) -> Option<Claimed<T>>,
+    ) -> Option<(u64, T)> {
+        let zone = self.zone(spot.zone)?;
+        let claimed = claim(zone.chunk(spot.chunk)?)?;
+        if claimed.changes_fill {
+            zone.settle(spot.chunk);
+        }
+        Some((zone.first_of(spot.chunk) + claimed.place, claimed.what))
+    }
+
+    fn spots(&self, among: Among) -> impl Iterator<Item = Spot> {
+        self.zones
+            .iter()
+            .enumerate()
+            .flat_map(move |(index, zone)| {
+                zone.candidates(among)
+                    .map(move |chunk| Spot { zone: index, chunk })
+            })
+    }
+
+    /// Ends that a chunk is a CPU's home.
+    pub(crate) fn leave(&self, spot: Spot) {
+        if let Some(zone) = self.zone(spot.zone) {
+            zone.leave(spot.chunk);
+        }
+    }
+}
