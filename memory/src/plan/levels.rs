@@ -1,0 +1,40 @@
+//! The number of levels of tables, and the addresses that there are then.
+
+/// The number of levels of tables that the CPU walks (`CR4.LA57`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Levels {
+    /// 48-bit virtual addresses.
+    Four,
+    /// 57-bit virtual addresses.
+    Five,
+}
+
+impl Levels {
+    /// Returns the number of levels.
+    pub const fn count(self) -> u8 {
+        match self {
+            Self::Four => 4,
+            Self::Five => 5,
+        }
+    }
+
+    /// Returns how many bits of a virtual address are translated.
+    pub const fn bits(self) -> u32 {
+        match self {
+            Self::Four => 48,
+            Self::Five => 57,
+        }
+    }
+
+    /// Returns the address with its untranslated upper bits made copies of the highest translated one
+    /// (Intel SDM vol. 1, 3.3.7.1 "Canonical Addressing").
+    pub const fn canonical(self, virt: u64) -> u64 {
+        let unused = 64 - self.bits();
+        ((virt << unused) as i64 >> unused) as u64
+    }
+
+    /// Returns whether the CPU accepts the address.
+    pub const fn is_canonical(self, virt: u64) -> bool {
+        self.canonical(virt) == virt
+    }
+}
