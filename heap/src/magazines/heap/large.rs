@@ -1,0 +1,161 @@
+//! Blocks that are frames.
+
+use core::alloc::Layout;
+use core::sync::atomic::Ordering;
+
+use super::MagazineHeap;
+use super::shortage::Refused;
+use crate::magazines::FramePlatform;
+use crate::magazines::cache::{Block, Entry};
+use crate::magazines::class::{Class, FRAME};
+use crate::magazines::deferred::Kind;
+use crate::magazines::frames::Use;
+use crate::magazines::slab_map::Spares;
+
+impl<P: FramePlatform> MagazineHeap<P> {
+    pub(super) fn allocate_large(&self, layout: Layout) -> Option<Block> {
+        let count = frames_of(layout)? as usize;
+        let align = layout.align().div_ceil(FRAME);
+        if count > self.platform().capacity() {
+            return None;
+        }
+        self.until_short(|_| {
+            let _preemption = self.platform().disable_preemption();
+            let _interrupts = self.platform().disable_interrupts();
+            let entry = self.platform().cache().enter();
+            if matches!(entry, Entry::Nested) {
+                self.count_reentry();
+                return Err(Refused::Nested);
+            }
+            let block = self.frames.allocate(count, align, Use::Large);
+            let block = block.ok_or(Refused::Short)?;
+            match &entry {
+                Entry::Owner(owner) => owner.count_allocated(layout.size()),
+                _ => self.count_allocated(layout.size()),
+            }
+            self.shared.large_blocks.fetch_add(1, Ordering::Relaxed);
+            Ok(block)
+        })
+    }
+
+    /// Frees a large block.
+    ///
+    /// # Safety
+    ///
+    /// `block` is live, and was allocated with this layout, which no class serves.
+    pub(super) unsafe fn free_large(&self, block: Block, layout: Layout) {
+        // It was allocated, so it isn't too large.
+        let Some(frames) = frames_of(layout) else {
+            return;
+        };
+        let _preemption = self.platform().disable_preemption();
+        let _interrupts = self.platform().disable_interrupts();
+        let entry = self.platform().cache().enter();
+        if matches!(entry, Entry::Nested) {
+            self.count_reentry();
+            // SAFETY: the caller has freed it, this many frames.
+            unsafe { self.defer(block, Kind::Large { frames }) };
+        } else {
+            // SAFETY: allocated so, and dead now.
+            unsafe { self.free_frames(block, frames as usize) };
+        }
+        match &entry {
+            Entry::Owner(owner) => owner.count_freed(layout.size()),
+            _ => self.count_freed(layout.size()),
+        }
+    }
+
+    /// Frees the frames of a large block.
+    ///
+    /// # Safety
+    ///
+    /// `block` is a large one of this many frames, which nobody uses.
+    pub(super) unsafe fn free_frames(&self, block: Block, count: usize) {
+        // SAFETY: `allocate_large` allocated it so.
+        unsafe { self.frames.free(block, count, Use::Large) };
+        self.shared.large_blocks.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Makes a block smaller without a new one, and gives back what it no longer needs, if that is
+    /// whole frames. `false`: nothing has changed.
+    ///
+    /// # Safety
+    ///
+    /// `block` is live with the layout `old`, of which the new one differs in the size, which is less,
+    /// and nobody uses what lies behind that.
+    pub(super) unsafe fn shrink_in_place(&self, block: Block, old: Layout, new: Layout) -> bool {
+        let frames = |layout| frames_of(layout).map_or(0, |frames| frames as usize);
+        match (Class::of(old), Class::of(new)) {
+            (None, None) => {
+                let (before, after) = (frames(old), frames(new));
+                // SAFETY: the block's last frames, which it no longer needs.
+                unsafe { self.give_back_tail(block, before, after) }
+            }
+            // The slab knows the block's class when the block returns. Until then it is good for all of
+            // the new class, but may be less aligned than they are: see `allocate_small`.
+            (Some(_), _) => true,
+            // SAFETY: as the caller promises.
+            (None, Some(class)) => unsafe { self.split(block, frames(old), class) },
+        }
+    }
+
+    /// Frees the frames of a large block from `after` on. `false`: not now, as this code interrupted
+    /// its CPU inside the heap.
+    ///
+    /// # Safety
+    ///
+    /// `block` is a large one of `before` frames, of which nobody uses those from `after` on, of which
+    /// there are some.
+    unsafe fn give_back_tail(&self, block: Block, before: usize, after: usize) -> bool {
+        self.step(|_| {
+            // SAFETY: the caller's promise; the tail lies within the block.
+            unsafe {
+                let tail = block.add(after * FRAME);
+                self.frames.free(tail, before - after, Use::Large);
+            }
+            ((), Ok(()))
+        })
+        .is_some()
+    }
+
+    /// Makes the beginning of a large block a slab, of which it is the first block, and frees the rest.
+    /// `false`: nothing has changed.
+    ///
+    /// # Safety
+    ///
+    /// `block` is a large one of `before` frames, of which nobody uses what lies behind the first
+    /// `class.size()` bytes.
+    unsafe fn split(&self, block: Block, before: usize, class: Class) -> bool {
+        let kept = class.size().div_ceil(FRAME);
+        let split = self.step(|context| {
+            let frames = &self.frames;
+            let tail = before - kept;
+            // Frames for a description that the tail is too small for may go back.
+            let _transit = context.announce();
+            // The slab's description can lie in what the block gives back, wherever memory is.
+            // SAFETY: the block's last frames, which nobody uses, and which are ours until below.
+            let mut spares = unsafe { Spares::lent(frames, block.add(kept * FRAME), tail) };
+            let slab = (self.map).insert(context, block, kept as u8, class, &mut spares);
+            let Ok(slab) = slab else {
+                return (false, Ok(()));
+            };
+            let left = spares.lent_count();
+            frames.convert(tail - left, Use::Large, Use::Own);
+            frames.convert(kept, Use::Large, Use::Slab);
+            let is_listed = self.slabs[class].add(context, class, slab, 1);
+            debug_assert!(is_listed, "this CPU holds no lock");
+            if left > 0 {
+                // SAFETY: what lies between the slab and the tables, of which the same is true.
+                unsafe { frames.free(block.add(kept * FRAME), left, Use::Large) };
+            }
+            self.shared.large_blocks.fetch_sub(1, Ordering::Relaxed);
+            (true, Ok(()))
+        });
+        split == Some(true)
+    }
+}
+
+/// Returns how many frames a large block takes. `None`: more than there can be.
+pub(super) fn frames_of(layout: Layout) -> Option<u32> {
+    layout.size().div_ceil(FRAME).try_into().ok()
+}

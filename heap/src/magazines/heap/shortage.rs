@@ -1,0 +1,113 @@
+//! What an allocation does about a shortage of memory.
+
+use core::sync::atomic::{AtomicUsize, Ordering};
+
+use super::{MagazineHeap, Shared};
+use crate::magazines::FramePlatform;
+use crate::magazines::cache::Block;
+
+/// A CPU is short of memory, until this is dropped.
+struct Shortage<'a>(&'a AtomicUsize);
+
+impl Drop for Shortage<'_> {
+    fn drop(&mut self) {
+        // Relaxed: see `is_short`.
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The kind of an attempt: what it may do, and how it is announced to other CPUs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Attempt {
+    /// It may fill the cache, unless another CPU is short.
+    First,
+    /// It may not: once memory is short, it is for blocks.
+    Again,
+    /// The same, in [`Transit::seek`].
+    Last,
+}
+
+/// The reason why there is no block.
+pub(super) enum Refused {
+    /// Memory is short, and this code may do something about it.
+    Short,
+    /// This code interrupted its own CPU inside the heap.
+    Nested,
+}
+
+impl<P: FramePlatform> MagazineHeap<P> {
+    /// Retries after each thing that can be done about a shortage.
+    pub(super) fn until_short(
+        &self,
+        attempt: impl Fn(Attempt) -> Result<Block, Refused>,
+    ) -> Option<Block> {
+        match attempt(Attempt::First) {
+            Ok(block) => return Some(block),
+            Err(Refused::Nested) => return None,
+            Err(Refused::Short) => {}
+        }
+        // Relaxed: see `is_short`.
+        self.shared.short.fetch_add(1, Ordering::Relaxed);
+        let _shortage = Shortage(&self.shared.short);
+        // Relaxed: a CPU that does not see the last value asks once more, in vain.
+        let is_barren = self.shared.barren.load(Ordering::Relaxed) == self.gains()
+            && self.platform().reclaimable() == 0;
+        if is_barren {
+            return self.seek(|| attempt(Attempt::Last).ok());
+        }
+        self.drain();
+        self.trim();
+        if let Ok(block) = attempt(Attempt::Again) {
+            return Some(block);
+        }
+        // After the blocks here came back, which is a gain, and before all that follows: this relief
+        // may or may not find blocks that come back from now on.
+        let gains = self.gains();
+        self.platform().drain_others();
+        self.drain();
+        self.trim();
+        let found = self.seek(|| attempt(Attempt::Last).ok());
+        if found.is_none() {
+            // Relaxed, as above.
+            self.shared.barren.store(gains, Ordering::Relaxed);
+        }
+        found
+    }
+
+    /// Returns whether a CPU is short of memory. Memory that this CPU would take beside what it needs
+    /// is out of the other's reach, unless it is there when the other asks for it.
+    pub(super) fn is_short(&self) -> bool {
+        // Relaxed: the other CPU counts itself before it asks this one to drain, which this one does
+        // after a slow path that has not seen it, and before one that does.
+        self.shared.short.load(Ordering::Relaxed) > 0
+    }
+
+    /// Returns a number that grows whenever a block is freed, comes into a CPU's cache, or comes back
+    /// from where a relief may not have found it: as long as it stays the same, a relief finds nothing
+    /// that the last one did not. It grows *after* that, so a CPU that sees it grow finds the block.
+    fn gains(&self) -> u64 {
+        let Shared {
+            freed, returned, ..
+        } = &self.shared;
+        // Acquire, with the Release of the counts: the block is where it can be found. The counters in
+        // CPUs' caches count blocks there, for which the CPUs are asked.
+        let mut gains = freed.load(Ordering::Acquire);
+        gains = gains.wrapping_add(returned.load(Ordering::Acquire));
+        (self.platform()).each_cache(&mut |cache| gains = gains.wrapping_add(cache.gains()));
+        gains
+    }
+
+    /// Tries for the last time, and again as long as memory is in transit on other CPUs: contention
+    /// must not count as out of memory. Within bounds, as others may do so forever.
+    fn seek(&self, attempt: impl Fn() -> Option<Block>) -> Option<Block> {
+        let platform = self.platform();
+        let enter = || {
+            let preemption = platform.disable_preemption();
+            // Dropped in this order.
+            let guards = (platform.disable_interrupts(), preemption);
+            (platform.cpu(), guards)
+        };
+        let wait = |state: &mut u64| platform.wait_for_memory(state);
+        self.transit.seek(enter, wait, attempt)
+    }
+}

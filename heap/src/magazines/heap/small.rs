@@ -1,0 +1,260 @@
+//! Blocks of the size classes.
+
+use core::alloc::Layout;
+use core::mem::MaybeUninit;
+
+use super::MagazineHeap;
+use super::misuse::{Misuse, settle};
+use super::shortage::{Attempt, Refused};
+use crate::magazines::cache::{Block, Entry, Owner};
+use crate::magazines::class::Class;
+use crate::magazines::context::Context;
+use crate::magazines::deferred::Kind;
+#[cfg(target_arch = "x86_64")]
+use crate::magazines::restart;
+use crate::magazines::slab::Wrong;
+use crate::magazines::{FastPath, FramePlatform};
+
+impl<P: FramePlatform> MagazineHeap<P> {
+    pub(super) fn allocate_small(&self, class: Class, layout: Layout) -> Option<Block> {
+        let size = layout.size();
+        loop {
+            let block = self
+                .pop(class, size)
+                .or_else(|| self.until_short(|kind| self.attempt(class, size, kind)))?;
+            // All blocks are aligned to a unit. For more, not to a fast path's account, there is one
+            // exception: a block of a larger class that shrank where it was.
+            if block.addr().get().is_multiple_of(layout.align()) {
+                return Some(block);
+            }
+            self.send_home(class, block, size);
+        }
+    }
+
+    /// Frees a block that is in the magazine of another class than its slab's, into its slab.
+    pub(super) fn send_home(&self, class: Class, block: Block, size: usize) {
+        let freed = self.step(|context| ((), self.free_to_slabs(context, class, &[block])));
+        if freed.is_none() {
+            // SAFETY: allocated just now as one of this class, and nobody has it.
+            unsafe { self.defer(block, Kind::Small(class)) };
+        }
+        self.count_resized(size, 0);
+    }
+
+    #[inline(always)]
+    pub(super) fn pop(&self, class: Class, size: usize) -> Option<Block> {
+        match P::FAST_PATH {
+            FastPath::Uninterrupted => {
+                let _preemption = self.platform().disable_preemption();
+                self.platform().cache().pop::<false>(class, size)
+            }
+            FastPath::Flagged => {
+                let _preemption = self.platform().disable_preemption();
+                self.platform().cache().pop::<true>(class, size)
+            }
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: it is this kind of fast path.
+            FastPath::Restarted { .. } => unsafe { restart::pop::<P>(class, size) },
+            #[cfg(not(target_arch = "x86_64"))]
+            FastPath::Restarted { .. } => const { panic!("there are no such sequences here") },
+        }
+    }
+
+    #[inline(always)]
+    pub(super) fn push(&self, class: Class, block: Block, size: usize) -> bool {
+        match P::FAST_PATH {
+            FastPath::Uninterrupted => {
+                let _preemption = self.platform().disable_preemption();
+                self.platform().cache().push::<false>(class, block, size)
+            }
+            FastPath::Flagged => {
+                let _preemption = self.platform().disable_preemption();
+                self.platform().cache().push::<true>(class, block, size)
+            }
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: it is this kind of fast path.
+            FastPath::Restarted { .. } => unsafe { restart::push::<P>(class, block, size) },
+            #[cfg(not(target_arch = "x86_64"))]
+            FastPath::Restarted { .. } => const { panic!("there are no such sequences here") },
+        }
+    }
+
+    pub(super) fn attempt(
+        &self,
+        class: Class,
+        size: usize,
+        kind: Attempt,
+    ) -> Result<Block, Refused> {
+        let fills = kind == Attempt::First && !self.is_short();
+        let _preemption = self.platform().disable_preemption();
+        let (block, freed) = {
+            let _interrupts = self.platform().disable_interrupts();
+            let context = Context {
+                is_announced: kind == Attempt::Last,
+                ..self.context()
+            };
+            match self.platform().cache().enter() {
+                Entry::Owner(mut owner) => {
+                    let freed = self.catch_up(&context, &mut owner);
+                    let mut magazine = owner.close(class);
+                    if fills {
+                        magazine.refill(|room| self.gather(&context, class, room));
+                    }
+                    let block = magazine.pop(size);
+                    if fills {
+                        magazine.keep_reserve();
+                    }
+                    drop(magazine);
+                    let block = block.or_else(|| {
+                        let block = self.gather_one(&context, class)?;
+                        owner.count_allocated(size);
+                        Some(block)
+                    });
+                    (block.ok_or(Refused::Short), freed)
+                }
+                Entry::Guest(_) => {
+                    self.count_reentry();
+                    let block = self.gather_one(&context, class);
+                    if block.is_some() {
+                        self.count_allocated(size);
+                    }
+                    (block.ok_or(Refused::Short), Ok(()))
+                }
+                Entry::Nested => {
+                    self.count_reentry();
+                    let block = (self.platform().cache().take_reserve(class))
+                        .or_else(|| self.slabs[class].try_allocate(context.cpu, class));
+                    if block.is_some() {
+                        self.count_allocated(size);
+                    }
+                    (block.ok_or(Refused::Nested), Ok(()))
+                }
+            }
+        };
+        settle(freed);
+        block
+    }
+
+    /// Takes a magazine's worth of blocks, from the depot or else from slabs.
+    fn gather(
+        &self,
+        context: &Context<'_, P>,
+        class: Class,
+        room: &mut [MaybeUninit<Block>],
+    ) -> usize {
+        match self.depots[class].take(context, room) {
+            0 => self.slabs[class].allocate(context, class, room),
+            count => count,
+        }
+    }
+
+    /// Takes a block past the cache.
+    fn gather_one(&self, context: &Context<'_, P>, class: Class) -> Option<Block> {
+        let mut room = [MaybeUninit::uninit()];
+        // SAFETY: `gather` has filled it.
+        (self.gather(context, class, &mut room) > 0).then(|| unsafe { room[0].assume_init() })
+    }
+
+    pub(super) fn free_small(&self, class: Class, block: Block, size: usize) {
+        let _preemption = self.platform().disable_preemption();
+        let freed = {
+            let _interrupts = self.platform().disable_interrupts();
+            let context = self.context();
+            match self.platform().cache().enter() {
+                Entry::Owner(mut owner) => {
+                    self.free_inside(&context, &mut owner, class, block, size)
+                }
+                Entry::Guest(_) => {
+                    self.count_reentry();
+                    let freed = self.free_to_slabs(&context, class, &[block]);
+                    self.count_freed(size);
+                    freed
+                }
+                Entry::Nested => {
+                    self.count_reentry();
+                    // SAFETY: the caller has freed it, as one of this class.
+                    unsafe { self.defer(block, Kind::Small(class)) };
+                    self.count_freed(size);
+                    Ok(())
+                }
+            }
+        };
+        settle(freed);
+    }
+
+    fn free_inside(
+        &self,
+        context: &Context<'_, P>,
+        owner: &mut Owner<'_>,
+        class: Class,
+        block: Block,
+        size: usize,
+    ) -> Result<(), Misuse> {
+        let mut freed = self.catch_up(context, owner);
+        let mut magazine = owner.close(class);
+        if !magazine.push(block, size) {
+            magazine.flush(|blocks| {
+                // A depot may need frames.
+                if self.is_short() || !self.depots[class].put(context, class, blocks) {
+                    freed = freed.and(self.free_to_slabs(context, class, blocks));
+                }
+            });
+            magazine.push(block, size);
+        }
+        freed
+    }
+
+    /// Returns blocks that were freed as ones of this class to their slabs.
+    pub(super) fn free_to_slabs(
+        &self,
+        context: &Context<'_, P>,
+        class: Class,
+        mut blocks: &[Block],
+    ) -> Result<(), Misuse> {
+        let mut freed = Ok(());
+        while let Err(stopped) = self.slabs[class].free(context, class, blocks) {
+            let misuse = |wrong| Misuse::Slab {
+                block: blocks[stopped.at],
+                class,
+                wrong,
+            };
+            let this = match stopped.why {
+                // The block shrank where it was (`shrink_in_place`): it goes where it came from.
+                Wrong::OfClass(larger) if larger > class => (self.slabs[larger])
+                    .free(context, larger, &blocks[stopped.at..=stopped.at])
+                    .map_err(|stopped| misuse(stopped.why)),
+                wrong => Err(misuse(wrong)),
+            };
+            freed = freed.and(this);
+            blocks = &blocks[stopped.at + 1..];
+        }
+        freed
+    }
+
+    /// Runs some of the work that was deferred to a slow path, which must not become much longer by it.
+    fn catch_up(&self, context: &Context<'_, P>, owner: &mut Owner<'_>) -> Result<(), Misuse> {
+        let (_, freed) = self.free_some_deferred(context);
+        match owner.next_undrained() {
+            Some(class) => freed.and(self.drain_class(owner, class)),
+            None => freed,
+        }
+    }
+
+    pub(super) fn drain_class(&self, owner: &mut Owner<'_>, class: Class) -> Result<(), Misuse> {
+        let _transit = self.transit.begin();
+        let context = self.context();
+        let mut freed = Ok(());
+        let mut count = 0;
+        let reserve = owner.take_reserve(class);
+        owner.close(class).empty(|blocks| {
+            for blocks in [reserve.as_slice(), blocks] {
+                if !blocks.is_empty() {
+                    freed = freed.and(self.free_to_slabs(&context, class, blocks));
+                    count += blocks.len();
+                }
+            }
+        });
+        self.count_returned(count);
+        freed
+    }
+}

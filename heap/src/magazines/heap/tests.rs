@@ -1,0 +1,139 @@
+//! Tests that reach into the heap.
+
+use super::*;
+use crate::hosted::HostedFrames;
+use std::vec::Vec;
+
+type Heap = MagazineHeap<HostedFrames>;
+
+const LAYOUT: Layout = Layout::new::<[u64; 8]>();
+
+fn alloc(heap: &Heap, layout: Layout) -> *mut u8 {
+    // SAFETY: the size isn't zero.
+    unsafe { heap.alloc(layout) }
+}
+
+fn free(heap: &Heap, block: *mut u8, layout: Layout) {
+    // SAFETY: the tests free what they allocated, once.
+    unsafe { heap.dealloc(block, layout) };
+}
+
+fn assert_all_back(heap: &Heap) {
+    assert!(heap.drain());
+    heap.trim();
+    assert_eq!(heap.totals().frames(), 0, "{heap:?}");
+    assert_eq!(heap.totals().live_bytes, 0);
+}
+
+#[test]
+#[should_panic(expected = "was written to after it was freed")]
+fn what_waits_to_be_freed_is_not_believed_if_it_was_written_to() {
+    let heap = Heap::new(HostedFrames::new(256));
+    // Larger than any class: no fast path takes it.
+    let layout = Layout::new::<[u64; 4096]>();
+    let [first, second] = [(); 2].map(|()| alloc(&heap, layout));
+    {
+        let entry = heap.platform().cache().enter();
+        assert!(matches!(entry, Entry::Owner(_)));
+        free(&heap, first, layout);
+        free(&heap, second, layout);
+    }
+    // SAFETY: the memory is the heap's, whose answer is to be seen.
+    unsafe { *second ^= 0x10 };
+    heap.drain();
+}
+
+#[test]
+fn a_byte_past_the_last_block_of_a_frame_leads_nowhere() {
+    const FRAMES: usize = 512;
+    const SIZES: [usize; 4] = [16, 64, 1024, 4096];
+    let heap = Heap::new(HostedFrames::new(FRAMES));
+    let layouts = SIZES.map(|size| Layout::from_size_align(size, 16).unwrap());
+    let mut live = Vec::new();
+    let mut fill = |count: usize| {
+        for number in 0..count {
+            let layout = layouts[number % layouts.len()];
+            let block = alloc(&heap, layout);
+            assert!(!block.is_null());
+            // SAFETY: the block's own bytes.
+            unsafe { block.write_bytes(number as u8, layout.size()) };
+            live.push((block, layout, number as u8));
+        }
+        for (number, &(block, layout, _)) in live.iter().enumerate() {
+            if number % 3 == 0 {
+                free(&heap, block, layout);
+            }
+        }
+        let mut number = 0;
+        live.retain(|_| {
+            number += 1;
+            (number - 1) % 3 != 0
+        });
+    };
+    fill(1200);
+    // Depots and the map have frames of their own by now. A write past the end of the frame before,
+    // that is, to the first byte of theirs, changes nothing.
+    for change in [0x01, 0x08, 0x10, 0x80, 0xff_u8] {
+        let mut written = 0;
+        let mut write = |frame: NonNull<u8>| {
+            // SAFETY: the heap's, which this is about.
+            unsafe { *frame.as_ptr() ^= change };
+            written += 1;
+        };
+        heap.depots
+            .iter()
+            .filter_map(Depot::memory)
+            .for_each(&mut write);
+        heap.map.each_table(&mut write);
+        assert!(written > 5, "{written}");
+        fill(300);
+        assert!(heap.drain());
+    }
+    for (block, layout, number) in live {
+        // SAFETY: the block's own bytes.
+        let bytes = unsafe { core::slice::from_raw_parts(block, layout.size()) };
+        assert!(bytes.iter().all(|&byte| byte == number));
+        free(&heap, block, layout);
+    }
+    assert_all_back(&heap);
+}
+
+#[test]
+fn a_cpu_on_a_slow_path_may_have_blocks() {
+    let heap = Heap::new(HostedFrames::new(256));
+    let cache = heap.platform().cache();
+    assert!(!cache.may_have_blocks());
+    {
+        let _entry = cache.enter();
+        assert!(cache.may_have_blocks() && cache.cached_bytes() == 0);
+    }
+    assert!(!cache.may_have_blocks());
+    free(&heap, alloc(&heap, LAYOUT), LAYOUT);
+    assert!(cache.may_have_blocks());
+    assert_all_back(&heap);
+}
+
+#[test]
+fn nmi_on_top_of_a_slow_path_gets_what_is_there_and_frees_later() {
+    let heap = Heap::new(HostedFrames::new(256));
+    let large = Layout::new::<[u64; 4096]>();
+    let blocks = [LAYOUT, large].map(|layout| (alloc(&heap, layout), layout));
+    {
+        let entry = heap.platform().cache().enter();
+        assert!(matches!(entry, Entry::Owner(_)));
+        let frames = heap.platform().frames_left();
+        for (block, layout) in blocks {
+            free(&heap, block, layout);
+        }
+        assert_eq!(heap.totals().live_bytes, 0);
+        assert!(alloc(&heap, large).is_null());
+        let block = alloc(&heap, LAYOUT);
+        assert!(!block.is_null());
+        free(&heap, block, LAYOUT);
+        assert_eq!(heap.platform().frames_left(), frames);
+    }
+    // One refusal; two blocks of 64 bytes and a large one wait for the next slow path.
+    assert_eq!(heap.totals().refusals, 1);
+    assert_eq!(heap.totals().large_frames, 8);
+    assert_all_back(&heap);
+}
