@@ -48,7 +48,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
     ///
     /// # Safety
     ///
-    /// As for [`DeferredList::push`].
+    /// As for [`DeferredList::push`](crate::magazines::deferred::DeferredList::push).
     pub(super) unsafe fn defer(&self, block: Block, kind: Kind) {
         // First, so that it isn't counted down before.
         self.shared.waiting.fetch_add(1, Ordering::Relaxed);

@@ -23,7 +23,7 @@ pub(super) enum Attempt {
     First,
     /// It may not: once memory is short, it is for blocks.
     Again,
-    /// The same, in [`Transit::seek`].
+    /// The same, in [`Transit::seek`](crate::magazines::transit::Transit::seek).
     Last,
 }
 
