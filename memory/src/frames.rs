@@ -31,7 +31,6 @@ pub use error::{AdoptError, FramesError, FreeError};
 pub use ledger::Share;
 pub(crate) use ledger::{Ledger, assert_can_own};
 pub use run::FrameRun;
-pub(crate) use take_back::check;
 
 /// The frame allocator.
 ///
@@ -476,6 +475,26 @@ impl FrameAllocator {
         {
             zone.owners().set(numbers, owner);
         }
+    }
+}
+
+/// Checks that a frame was handed out to `owner`.
+pub(crate) fn check(zone: Option<&Zone>, frame: Frame, owner: Owner) -> Result<(), FreeError> {
+    let Some(zone) = zone.filter(|zone| zone.is_open()) else {
+        return Err(FreeError::Foreign { frame });
+    };
+    let record = zone
+        .owners()
+        .get(frame.number())
+        .map(|record| record.load(Relaxed));
+    match record.and_then(Owner::from_value) {
+        None | Some(Owner::Free) => Err(FreeError::AlreadyFree { frame }),
+        Some(recorded) if recorded != owner => Err(FreeError::WrongOwner {
+            frame,
+            claimed: owner,
+            recorded,
+        }),
+        Some(_) => Ok(()),
     }
 }
 

@@ -1,9 +1,8 @@
 //! Frames that come back, and whether they may.
 
 use core::ops::Range;
-use core::sync::atomic::Ordering::Relaxed;
 
-use super::{FrameAllocator, FreeError};
+use super::{FrameAllocator, FreeError, check};
 use crate::map::Owner;
 use crate::range::Frame;
 use crate::sync::mutated;
@@ -84,25 +83,5 @@ impl FrameAllocator {
             from = zone.map_or(start + 1, |zone| zone.end().min(numbers.end));
             Some((start..from, zone))
         })
-    }
-}
-
-/// Checks that a frame was handed out to `owner`.
-pub(crate) fn check(zone: Option<&Zone>, frame: Frame, owner: Owner) -> Result<(), FreeError> {
-    let Some(zone) = zone.filter(|zone| zone.is_open()) else {
-        return Err(FreeError::Foreign { frame });
-    };
-    let record = zone
-        .owners()
-        .get(frame.number())
-        .map(|record| record.load(Relaxed));
-    match record.and_then(Owner::from_value) {
-        None | Some(Owner::Free) => Err(FreeError::AlreadyFree { frame }),
-        Some(recorded) if recorded != owner => Err(FreeError::WrongOwner {
-            frame,
-            claimed: owner,
-            recorded,
-        }),
-        Some(_) => Ok(()),
     }
 }
