@@ -423,3 +423,23 @@ fn messages_that_are_explained_are_said() {
     let unsaid: Vec<_> = entries.iter().filter(|message| !is_said(message)).collect();
     assert!(unsaid.is_empty(), "nobody says any more: {unsaid:#?}");
 }
+
+#[test]
+fn mistakes_of_the_models_are_counted() {
+    let list = Regex::new(r"const MISTAKES: \[\(&str, &str\); (\d+)\]").unwrap();
+    let evidence = read(&book().join("evidence.md"));
+    for library in ["percpu", "memory", "heap"] {
+        let sources = files(&workspace::root().join(library), "rs");
+        let count: usize = (sources.iter().map(|path| read(path)))
+            .flat_map(|source| {
+                let counts = list.captures_iter(&source);
+                (counts.map(|found| found[1].parse::<usize>().unwrap())).collect::<Vec<_>>()
+            })
+            .sum();
+        let told = format!("{count} in `{library}`");
+        assert!(
+            evidence.contains(&told),
+            "evidence.md does not say that mistakes are found: {told}"
+        );
+    }
+}
