@@ -202,14 +202,14 @@ extern "C" fn muster() -> ! {
     }
     x86_64::instructions::interrupts::enable();
 
-    ap_fault::set(arguments.mishap);
+    ap_fault::set(arguments.ap_fault);
     let roll = RollCall::hold(boot, arguments, blocks);
     roll.print();
     roll.emit();
     let reclaimed = reclaim::reclaim(&roll, arguments.reclaim);
     shared::get().emit_ranges(Moment::Boot);
     if let Some(fault) = arguments.fault {
-        fault::bring_about(fault);
+        fault::inject(fault);
     }
 
     if let Err(error) = mapping::start() {

@@ -4,7 +4,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 
-use muster_events::{Event, Instructions, Latency, Line};
+use muster_events::{Event, EventLine, Instructions, Latency};
 use serde::Serialize;
 
 use crate::course::{Course, Room, Score};
@@ -143,8 +143,8 @@ struct Rounds<'a> {
 
 /// A line of JSON.
 fn json(value: &impl Serialize) -> String {
-    let line = Line::of_value(value);
-    line.as_ref().map_or("", Line::as_str).into()
+    let line = EventLine::of_value(value);
+    line.as_ref().map_or("", EventLine::as_str).into()
 }
 
 /// Runs all contenders' rounds in one workload on one number of CPUs, and tells the figures.
@@ -217,8 +217,8 @@ fn heat(
             fairness: Some(Spread::of(&rounds.fairness).median).filter(|&fairness| fairness > 0),
             failures: rounds.failures,
         };
-        console.tell(row.figure().into());
-        console.tell(Event::Latency(Latency {
+        console.emit(row.figure().into());
+        console.emit(Event::Latency(Latency {
             bench: row.bench.into(),
             allocator: row.allocator.into(),
             cpus: row.cpus as u32,
@@ -234,7 +234,7 @@ fn heat(
         }
     }
     if is_table {
-        tell_muster(&all, console);
+        report_muster(&all, console);
     }
     let is_idle = |rounds: &&Rounds<'_>| Spread::of(&rounds.pairs_per_s).high == 0;
     match all.iter().find(is_idle) {
@@ -247,7 +247,7 @@ fn heat(
 }
 
 /// Holds Muster against the best of the others, round by round.
-fn tell_muster(all: &[Rounds<'_>], console: &mut dyn Console) {
+fn report_muster(all: &[Rounds<'_>], console: &mut dyn Console) {
     let of = |kind| {
         all.iter()
             .filter(move |rounds| rounds.contender.kind() == kind)
@@ -297,7 +297,7 @@ fn count_instructions(
                     bench: workload.name(),
                 });
             };
-            tell_instructions(
+            report_instructions(
                 workload,
                 contender.name(),
                 hundredths,
@@ -315,7 +315,7 @@ fn count_instructions(
     Ok(())
 }
 
-fn tell_instructions(
+fn report_instructions(
     workload: Workload,
     allocator: &str,
     hundredths: u64,
@@ -333,7 +333,7 @@ fn tell_instructions(
         instructions_per_pair: hundredths as f64 / 1e2,
         failures,
     };
-    console.tell(instructions.clone().into());
+    console.emit(instructions.clone().into());
     if options.format == Format::Json {
         console.line(format_args!("{}", json(&instructions)));
         return;

@@ -16,7 +16,7 @@ pub trait Console {
     fn progress(&mut self, text: fmt::Arguments<'_>);
 
     /// Tells programs, whatever is shown.
-    fn tell(&mut self, _event: Event<'_>) {}
+    fn emit(&mut self, _event: Event<'_>) {}
 }
 
 /// An allocator's figures in one workload on some CPUs.
@@ -177,7 +177,7 @@ mod tests {
     use alloc::format;
     use alloc::string::ToString;
 
-    use muster_events::Line;
+    use muster_events::EventLine;
 
     const ROW: Row = Row {
         bench: "mixed",
@@ -196,7 +196,7 @@ mod tests {
 
     #[test]
     fn a_row_is_told_in_json() {
-        let json = |row: &Row| Line::of_value(&row.figure()).unwrap();
+        let json = |row: &Row| EventLine::of_value(&row.figure()).unwrap();
         assert_eq!(
             json(&ROW).as_str(),
             r#"{"bench":"mixed","allocator":"linked_list","cpus":8,"pairs_per_s":104250,"ns_per_pair":76738.6,"p999_ns":73456,"ratio_to_linked_list":1.0,"fairness":0.875,"failures":3}"#

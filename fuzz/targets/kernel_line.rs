@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use libfuzzer_sys::{Corpus, fuzz_target};
 use muster_arguments::{
-    Arguments, Fault, Heap, LogLevel, Mishap, OptionError, Output, Reclaim, Step, Workload,
+    ApFault, Arguments, Fault, Heap, LogLevel, OptionError, Output, Reclaim, Step, Workload,
 };
 use muster_bench::{Format, Measure};
 use muster_boot::command_line;
@@ -15,7 +15,7 @@ use muster_boot::command_line;
 type Words = BTreeMap<&'static str, String>;
 
 /// The keys that stand for the same thing, of which the last one counts.
-const MISHAPS: [&str; 3] = ["die", "fall", "late"];
+const AP_FAULTS: [&str; 3] = ["ap-halt", "ap-fault", "ap-delay"];
 
 /// A year, in seconds.
 const YEAR: &str = "31536000";
@@ -138,9 +138,9 @@ fn naive(key: &str, value: &str) -> Naive {
         "output" => ("output", one_of(value, Output::NAMES)),
         "fault" => ("fault", one_of(value, Fault::NAMES)),
         "monitor" => ("monitor", yes_or_no()),
-        "die" => ("die", one_of(value, Step::NAMES)),
-        "fall" => ("fall", one_of(value, Step::NAMES)),
-        "late" => ("late", one_of(value, Step::NAMES)),
+        "ap-halt" => ("ap-halt", one_of(value, Step::NAMES)),
+        "ap-fault" => ("ap-fault", one_of(value, Step::NAMES)),
+        "ap-delay" => ("ap-delay", one_of(value, Step::NAMES)),
         "frames-fail" => ("frames-fail", number(value, "1", &most)),
         "nmis" => ("nmis", yes_or_no()),
         "show-addresses" => ("show-addresses", yes_or_no()),
@@ -184,11 +184,11 @@ fn words(arguments: &Arguments) -> Words {
     if let Some(fault) = arguments.fault {
         words.insert("fault", fault.name().into());
     }
-    if let Some((mishap, step)) = arguments.mishap {
-        let key = match mishap {
-            Mishap::Die => "die",
-            Mishap::Fall => "fall",
-            Mishap::Late => "late",
+    if let Some((ap_fault, step)) = arguments.ap_fault {
+        let key = match ap_fault {
+            ApFault::Halt => "ap-halt",
+            ApFault::Fault => "ap-fault",
+            ApFault::Delay => "ap-delay",
         };
         words.insert(key, step.name().into());
     }
@@ -238,8 +238,8 @@ fn expected(line: &str) -> Result<Words, Wrong<'_>> {
             Naive::NoKey => return Err(Wrong::Unknown(key)),
             _ if value.is_none() => return Err(Wrong::NoValue(key)),
             Naive::Word(key, value) => {
-                if MISHAPS.contains(&key) {
-                    words.retain(|key, _| !MISHAPS.contains(key));
+                if AP_FAULTS.contains(&key) {
+                    words.retain(|key, _| !AP_FAULTS.contains(key));
                 }
                 let own = [
                     "bench",

@@ -8,7 +8,7 @@ use std::process::ExitStatus;
 use libfuzzer_sys::fuzz_target;
 use muster_runner::boot_log::{by_cpu, by_section, ranges};
 use muster_runner::figures::{self, Comparison, Measure, Sitting};
-use muster_runner::line::{Line, code_address, instruction_pointer, plain};
+use muster_runner::line::{LogLine, code_address, instruction_pointer, plain};
 use muster_runner::session::{Outcome, Verdict};
 use muster_runner::symbols::Symbols;
 
@@ -18,11 +18,11 @@ const STATUSES: [i32; 6] = [33, 35, 37, 39, 0, 1];
 fn check_line(text: &str) {
     assert!(!text.chars().any(char::is_control), "{text:?}");
     assert_eq!(plain(text.as_bytes()), text);
-    let Some(line) = Line::parse(text) else {
+    let Some(line) = LogLine::parse(text) else {
         return;
     };
     assert!(text.contains(line.message) && text.contains(line.target));
-    let Line {
+    let LogLine {
         cpu,
         level,
         target,
@@ -30,7 +30,7 @@ fn check_line(text: &str) {
     } = line;
     let level = format!("{level:?}").to_uppercase();
     let written = format!("{:>11.6} {cpu:>3} {level:<5} {target:<8} {message}", 0.5);
-    assert_eq!(Line::parse(&written), Some(line));
+    assert_eq!(LogLine::parse(&written), Some(line));
     code_address(message);
     instruction_pointer(message);
 }
@@ -72,7 +72,7 @@ fuzz_target!(|bytes: &[u8]| {
         Outcome::of(serial, ExitStatus::from_raw(status << 8), &symbols).verdict();
     let said = lines
         .iter()
-        .filter_map(|line| Line::parse(line)?.message.strip_prefix("verdict: "));
+        .filter_map(|line| LogLine::parse(line)?.message.strip_prefix("verdict: "));
     let is_passed = status == 33 && said.last() == Some("passed");
     assert_eq!(verdict == Verdict::Passed, is_passed, "{reason}");
     assert_eq!(reason.is_empty(), is_passed);

@@ -131,7 +131,7 @@ def doing(shared):
     elif workload == PROMPT:
         words = "at its prompt"
     elif number(shared["sleep"]["value"]) != 0:
-        words = "asleep"
+        words = "idle"
     else:
         words = "at work"
     name = variants("muster_arguments::values::Workload").get(workload)

@@ -8,7 +8,7 @@ use std::str::FromStr;
 
 use anyhow::{Context, Result, bail};
 
-use crate::line::{self, Line};
+use crate::line::{self, LogLine};
 use crate::symbols::Symbols;
 use crate::workspace::shown;
 
@@ -152,7 +152,7 @@ pub fn by_cpu(all: &str) -> BTreeMap<u32, String> {
     let mut cpus = BTreeMap::<u32, String>::new();
     let mut current = None;
     for text in all.lines() {
-        current = Line::parse(text).map(|line| line.cpu).or(current);
+        current = LogLine::parse(text).map(|line| line.cpu).or(current);
         if let Some(cpu) = current {
             *cpus.entry(cpu).or_default() += &format!("{text}\n");
         }

@@ -126,7 +126,7 @@ pub fn follow(
 #[derive(Debug)]
 pub enum Wrong {
     /// A line, counted from 1, is not of the schema.
-    Line(usize, serde_json::Error),
+    Malformed(usize, serde_json::Error),
     /// A line, counted from 1, is not written as the kernel writes it.
     Spelling(usize),
     /// The first line is not the runner's, or the second not the kernel's.
@@ -140,7 +140,7 @@ pub enum Wrong {
 impl fmt::Display for Wrong {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Line(number, error) => write!(f, "event {number} is none: {error}"),
+            Self::Malformed(number, error) => write!(f, "event {number} is none: {error}"),
             Self::Spelling(number) => {
                 write!(f, "event {number} is not what its own type would write")
             }
@@ -162,7 +162,7 @@ impl fmt::Display for Wrong {
 pub fn check(text: &str, status: Option<i32>) -> Result<Vec<Record<'static>>, Wrong> {
     let mut records = Vec::new();
     for (line, number) in text.lines().zip(1..) {
-        let record = muster_events::read(line).map_err(|error| Wrong::Line(number, error))?;
+        let record = muster_events::read(line).map_err(|error| Wrong::Malformed(number, error))?;
         if serde_json::to_string(&record).ok().as_deref() != Some(line) {
             return Err(Wrong::Spelling(number));
         }

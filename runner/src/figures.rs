@@ -6,7 +6,7 @@ use std::fmt;
 
 use serde_json::{Value, json};
 
-use crate::line::Line;
+use crate::line::LogLine;
 
 /// What a benchmark measures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,7 +88,7 @@ impl std::error::Error for NoFigure {}
 /// [`NoFigure`] for an object that is cut off, or no figure at all.
 pub fn read(text: &str, allocator: &str, measure: Measure) -> Result<Vec<Figure>, NoFigure> {
     let mut figures = Vec::new();
-    let lines = text.lines().map(|line| match Line::parse(line) {
+    let lines = text.lines().map(|line| match LogLine::parse(line) {
         // What a kernel of ours has logged.
         Some(logged) => logged.message,
         None => line,

@@ -24,7 +24,7 @@ pub enum Level {
 
 /// A line of the kernel's log.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Line<'a> {
+pub struct LogLine<'a> {
     /// The CPU that wrote it.
     pub cpu: u32,
     /// Its level.
@@ -35,7 +35,7 @@ pub struct Line<'a> {
     pub message: &'a str,
 }
 
-impl<'a> Line<'a> {
+impl<'a> LogLine<'a> {
     /// Takes a line apart, or gives `None` if it is not one of the kernel's:
     /// firmware and loaders write on the same serial line.
     pub fn parse(text: &'a str) -> Option<Self> {
@@ -139,19 +139,19 @@ mod tests {
             "{:>11.6} {:>3} {:<5} {:<8} {}",
             0.1, 3, "INFO", "smp", "CPU 3 online"
         );
-        let line = Line {
+        let line = LogLine {
             cpu: 3,
             level: Level::Info,
             target: "smp",
             message: "CPU 3 online",
         };
-        assert_eq!(Line::parse(&text), Some(line));
+        assert_eq!(LogLine::parse(&text), Some(line));
     }
 
     #[test]
     fn columns_may_grow_and_messages_may_be_indented() {
         let text = "1234567.123456 255 ERROR allocator   #0 0xffffffff80000000";
-        let line = Line::parse(text).unwrap();
+        let line = LogLine::parse(text).unwrap();
         assert_eq!((line.cpu, line.target), (255, "allocator"));
         assert_eq!(line.message, "#0 0xffffffff80000000");
     }
@@ -159,11 +159,11 @@ mod tests {
     #[test]
     fn an_empty_message_is_a_line() {
         assert_eq!(
-            Line::parse("   0.000001   0 WARN  log").unwrap().message,
+            LogLine::parse("   0.000001   0 WARN  log").unwrap().message,
             ""
         );
         assert_eq!(
-            Line::parse("   0.000001   0 WARN  log      ")
+            LogLine::parse("   0.000001   0 WARN  log      ")
                 .unwrap()
                 .message,
             ""
@@ -178,9 +178,9 @@ mod tests {
             "0.1 x INFO  smp      hi",
             "0.1 3 LOUD  smp hi",
         ] {
-            assert_eq!(Line::parse(text), None, "{text}");
+            assert_eq!(LogLine::parse(text), None, "{text}");
         }
-        assert_eq!(Line::parse("0.1 3 éééé"), None);
+        assert_eq!(LogLine::parse("0.1 3 éééé"), None);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::env;
 use std::io::{self, IsTerminal, Write};
 
 use crate::arguments::{Events, Run};
-use crate::line::{Level, Line};
+use crate::line::{Level, LogLine};
 
 const RED: &str = "\x1b[1;31m";
 const YELLOW: &str = "\x1b[33m";
@@ -101,7 +101,7 @@ impl Screen {
         if !self.colour {
             return text.into();
         }
-        let colour = match Line::parse(text) {
+        let colour = match LogLine::parse(text) {
             Some(line) if line.message == "verdict: passed" => GREEN,
             Some(line) => match line.level {
                 Level::Error => RED,
@@ -143,7 +143,7 @@ impl Screen {
 
 /// The figures in a line of the kernel's log, which are a JSON object, if it is one of those.
 fn figures(text: &str) -> Option<&str> {
-    let line = Line::parse(text)?;
+    let line = LogLine::parse(text)?;
     line.message.starts_with('{').then_some(line.message)
 }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use addr2line::Loader;
 
-use crate::line::{self, CodeAddress, Line};
+use crate::line::{self, CodeAddress, LogLine};
 use crate::workspace;
 
 /// The kernel's debug information, read when the first address needs it.
@@ -32,7 +32,7 @@ impl Symbols {
     /// been inlined there. Where a CPU stopped is told in one line: the function that the
     /// others were inlined into. Other lines come back as they are.
     pub fn annotate(&self, text: &str) -> String {
-        let Some(message) = Line::parse(text).map(|line| line.message) else {
+        let Some(message) = LogLine::parse(text).map(|line| line.message) else {
             return text.into();
         };
         if let Some(instruction) = line::instruction_pointer(message) {

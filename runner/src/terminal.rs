@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use anyhow::{Context, Result};
-use muster_runner::line::Line;
+use muster_runner::line::LogLine;
 use muster_runner::session::{self, Interrupt, Typist};
 use rustix::termios::{self, OptionalActions, OutputModes, Termios};
 
@@ -122,7 +122,7 @@ impl Typist for Terminal {
         // The symbols that stand behind an address.
         let rest = text.strip_prefix(plain.trim_end()).unwrap_or_default();
         writeln!(self.to, "{rest}")?;
-        if Line::parse(text).is_some_and(|line| line.target == "monitor") {
+        if LogLine::parse(text).is_some_and(|line| line.target == "monitor") {
             // It fails only when the emulator has ended, and then all is over.
             let _ = lock(&self.keyboard).open();
         }

@@ -121,12 +121,12 @@ const WRONG: &[(&str, &[&str])] = &[
         &["APIC id 4", "the last CPU has 3"],
     ),
     (
-        "run-smp 1 die=stack",
-        &["die=stack", "ask for 2 CPUs or more"],
+        "run-smp 1 ap-halt=stack",
+        &["ap-halt=stack", "ask for 2 CPUs or more"],
     ),
     (
-        "run-smp die=stack fall=stack",
-        &["die=, fall= and late= exclude each other"],
+        "run-smp ap-halt=stack ap-fault=stack",
+        &["ap-halt=, ap-fault= and ap-delay= exclude each other"],
     ),
     ("run-smp 4 pause=9:1", &["CPU 9", "there are 0 to 3"]),
     (

@@ -82,9 +82,9 @@ impl fmt::Display for RateSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Confirmed(informant, reference) => {
-                write!(f, "told by {informant}, confirmed by {reference}")
+                write!(f, "reported by {informant}, confirmed by {reference}")
             }
-            Self::Unconfirmed(informant) => write!(f, "told by {informant}, not confirmed"),
+            Self::Unconfirmed(informant) => write!(f, "reported by {informant}, not confirmed"),
             Self::Measured(reference) => write!(f, "measured by {reference}"),
             Self::Assumed => f.write_str("assumed: times are not to scale"),
         }
@@ -157,7 +157,7 @@ impl Rate {
         log::info!("TSC at {} MHz, {}; {kind}", time::mhz(self.hz), self.source);
         if let Some((informant, hz)) = self.refuted {
             log::warn!(
-                "{informant} tells {} MHz of the TSC, which is wrong: the {} MHz that were measured stand",
+                "{informant} reports {} MHz for the TSC, which is wrong: the {} MHz that were measured are used",
                 time::mhz(hz),
                 time::mhz(self.hz)
             );
@@ -216,10 +216,10 @@ pub fn make_sure(rate: Rate, pm_timer: impl FnOnce() -> Option<PmTimer>) {
     }
     match rate.source {
         RateSource::Unconfirmed(informant) => log::warn!(
-            "neither a PIT nor an ACPI timer confirms the TSC's rate, which {informant} tells"
+            "neither a PIT nor an ACPI timer confirms the TSC's rate, which {informant} reports"
         ),
         _ => log::warn!(
-            "the TSC's rate is assumed, as neither CPUID, a hypervisor, a PIT nor an ACPI timer tells \
+            "the TSC's rate is assumed, as neither CPUID, a hypervisor, a PIT nor an ACPI timer reports \
              it: times are not to scale, and deadlines are later than they say"
         ),
     }

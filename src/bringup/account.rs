@@ -403,7 +403,7 @@ impl Account {
         for (index, holding, activity) in &self.cpus {
             events::emit(AccountCpu {
                 cpu: *index,
-                at_hand_bytes: holding.frames,
+                frame_cache_bytes: holding.frames,
                 cached_bytes: holding.cached,
                 allocated_bytes: holding.traffic.allocated_bytes,
                 freed_bytes: holding.traffic.freed_bytes,
@@ -428,7 +428,7 @@ impl Account {
         events::emit(muster_events::Account {
             memory_bytes: self.memory,
             free_bytes: common.frames,
-            at_hand_bytes: self.sum().0.frames - common.frames,
+            frame_cache_bytes: self.sum().0.frames - common.frames,
             heap_live_bytes: self.heap.live_in_frames(),
             boot_live_bytes: self.heap.boot_live_bytes,
             heap_cached_bytes: self.heap.cached_bytes,

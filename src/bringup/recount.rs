@@ -16,7 +16,7 @@ pub enum RecountError {
     /// The tables can't be walked to their end.
     Tables(Mismatch),
     /// The memory at this physical address is mapped twice in the heap's window.
-    ShownTwice(u64),
+    MappedTwice(u64),
     /// The allocator knows nothing of a frame that it was given.
     Unowned(Frame),
     /// A frame is mapped in the heap's window and is not the heap's.
@@ -33,7 +33,7 @@ pub enum RecountError {
         /// Bytes of frames that are the mappings' by their records.
         counted: u64,
         /// Bytes of such frames that the window maps.
-        shown: u64,
+        mapped: u64,
     },
     /// An owner has another number of bytes by the counters than by the count, in this order.
     Counters(Owner, u64, u64),
@@ -43,27 +43,27 @@ impl fmt::Display for RecountError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tables(error) => error.fmt(f),
-            Self::ShownTwice(phys) => {
-                write!(f, "the heap's window shows the memory at {phys:#x} twice")
+            Self::MappedTwice(phys) => {
+                write!(f, "the heap's window maps the memory at {phys:#x} twice")
             }
             Self::Unowned(frame) => write!(f, "the frame at {:#x} has no owner", frame.start()),
             Self::Heap(frame) => {
                 write!(
                     f,
-                    "the heap's window shows {:#x}, which is not its own",
+                    "the heap's window maps {:#x}, which is not its own",
                     frame.start()
                 )
             }
             Self::Magazines { counted, counters } => {
                 write!(
                     f,
-                    "the heap's books have {counters} frames, its frames are {counted}"
+                    "the heap's counters have {counters} frames, its frames are {counted}"
                 )
             }
-            Self::Mappings { counted, shown } => {
+            Self::Mappings { counted, mapped } => {
                 write!(
                     f,
-                    "the mappings show {shown} bytes of their frames, which are {counted}"
+                    "the mappings map {mapped} bytes of their frames, which are {counted}"
                 )
             }
             Self::Counters(owner, counters, counted) => write!(
@@ -87,7 +87,7 @@ impl fmt::Display for RecountError {
 pub unsafe fn recount(shared: &SharedMemory) -> Result<u64, RecountError> {
     // No lock is held while the set takes memory, which the heap may have to grow for.
     let mut window = NoditSet::<u64, Interval<u64>>::new();
-    let mut shown_twice = None;
+    let mut mapped_twice = None;
     let mut mapped = 0;
     // SAFETY: nothing is unmapped, as the caller promises.
     let tables = unsafe { shared.published_tables() }
@@ -98,12 +98,12 @@ pub unsafe fn recount(shared: &SharedMemory) -> Result<u64, RecountError> {
                 mapped += leaf.size.bytes();
             }
             if HEAP.contains(leaf.virt) && window.insert_merge_touching(range).is_err() {
-                shown_twice.get_or_insert(leaf.phys);
+                mapped_twice.get_or_insert(leaf.phys);
             }
         })
         .map_err(RecountError::Tables)?;
-    if let Some(phys) = shown_twice {
-        return Err(RecountError::ShownTwice(phys));
+    if let Some(phys) = mapped_twice {
+        return Err(RecountError::MappedTwice(phys));
     }
 
     let mut counted = Totals::default();
@@ -134,7 +134,7 @@ pub unsafe fn recount(shared: &SharedMemory) -> Result<u64, RecountError> {
     if counted[Owner::Mappings] != mapped {
         return Err(RecountError::Mappings {
             counted: counted[Owner::Mappings],
-            shown: mapped,
+            mapped,
         });
     }
     let apart = shared.bring_up_tables();

@@ -124,7 +124,7 @@ impl RollCall {
             for difference in shared.differences() {
                 is_named = true;
                 log::error!(
-                    "CPU {index} (LAPIC {}) {difference}: kept out",
+                    "CPU {index} (LAPIC {}) {difference}: excluded",
                     shared.lapic_id
                 );
             }
@@ -220,7 +220,7 @@ impl RollCall {
                 self.repeated
             ))
         } else if self.unlisted.is_none() {
-            Some("without a MADT, nobody can tell whether a CPU was lost in it".into())
+            Some("without a MADT, it is unknown whether a CPU was lost in it".into())
         } else {
             None
         }
@@ -259,7 +259,7 @@ impl RollCall {
 /// it can't be read.
 fn unlisted(boot: &Boot) -> Option<Vec<u32>> {
     let Some(rsdp) = boot.rsdp else {
-        log::warn!("the loader gave no RSDP: CPUs that it lost can't be told");
+        log::warn!("the loader gave no RSDP: it is unknown whether it lost CPUs");
         return None;
     };
     match Madt::find(&FirmwareTables::new(), rsdp) {
@@ -274,7 +274,7 @@ fn unlisted(boot: &Boot) -> Option<Vec<u32>> {
             Some(unlisted)
         }
         Err(error) => {
-            log::warn!("{error}: CPUs that the loader lost can't be told");
+            log::warn!("{error}: it is unknown whether the loader lost CPUs");
             None
         }
     }

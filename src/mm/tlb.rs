@@ -39,11 +39,11 @@ unsafe impl Shootdown for AllCpus {
         let spared = Cell::new(0);
         Admission::fence();
         let is_asked = |index| {
-            let is_asleep = || {
+            let is_idle = || {
                 let target = cpu::DIRECTORY.get(index);
                 target.is_some_and(|target| target.idle.defer())
             };
-            let is_spared = index != own && !pages.has_tables() && is_asleep();
+            let is_spared = index != own && !pages.has_tables() && is_idle();
             spared.set(spared.get() + u64::from(is_spared));
             !is_spared
         };

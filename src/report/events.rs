@@ -6,7 +6,7 @@
 
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use muster_events::{Event, Level, Line, Log, Owners, Record, SCHEMA, Start};
+use muster_events::{Event, EventLine, Level, Log, Owners, Record, SCHEMA, Start};
 use muster_memory::{Owner, Totals};
 
 use super::serial;
@@ -66,7 +66,7 @@ pub fn emit<'a>(event: impl Into<Event<'a>>) {
 // A line is large: not on the caller's stack, where no events are wanted.
 #[inline(never)]
 fn write(event: Event<'_>) {
-    let line = Line::of(&Record {
+    let line = EventLine::of(&Record {
         us: clock::micros(),
         by: Some(cpu::try_with(|here| here.index()).unwrap_or(0)),
         event,

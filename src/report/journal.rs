@@ -14,7 +14,7 @@ use muster_screen::Colour;
 use super::{events, screen, serial};
 use crate::arch::{clock, debug_console};
 use crate::smp::cpu;
-use crate::smp::lines::{Journal, Line};
+use crate::smp::lines::{Journal, LogLine};
 use crate::smp::lock::{Level, Lock};
 
 /// The target of a run's verdict.
@@ -132,11 +132,11 @@ fn target_of<'a>(record: &Record<'a>) -> &'a str {
 
 /// Formats one line: time since entry, CPU, level, target, message. Returns it, and where the
 /// message begins.
-fn format_line(record: &Record<'_>) -> (Line, usize) {
+fn format_line(record: &Record<'_>) -> (LogLine, usize) {
     let target = target_of(record);
     let micros = clock::micros();
     let cpu = cpu::try_with(|here| here.index()).unwrap_or(0);
-    let mut line = Clipped(Line::new());
+    let mut line = Clipped(LogLine::new());
     // `Clipped` takes any text, so this can't fail.
     let _ = write!(
         line,
@@ -151,8 +151,8 @@ fn format_line(record: &Record<'_>) -> (Line, usize) {
 }
 
 /// Clips a text to a line.
-pub fn clip(text: fmt::Arguments<'_>) -> Line {
-    let mut line = Clipped(Line::new());
+pub fn clip(text: fmt::Arguments<'_>) -> LogLine {
+    let mut line = Clipped(LogLine::new());
     let _ = line.write_fmt(text);
     let mut line = line.finish();
     line.truncate(line.trim_end().len());
@@ -160,26 +160,26 @@ pub fn clip(text: fmt::Arguments<'_>) -> Line {
 }
 
 /// Formats one line of an answer: the message, after its level if it is a warning or an error.
-fn format_answer(record: &Record<'_>) -> Line {
+fn format_answer(record: &Record<'_>) -> LogLine {
     let word = match record.level() {
         log::Level::Error => "error: ",
         log::Level::Warn => "warning: ",
         _ => "",
     };
-    let mut line = Clipped(Line::new());
+    let mut line = Clipped(LogLine::new());
     // `Clipped` takes any text, so this can't fail.
     let _ = write!(line, "{word}{}", record.args());
     line.finish()
 }
 
 /// A line that keeps as much as fits and drops the rest.
-struct Clipped(Line);
+struct Clipped(LogLine);
 
 impl Clipped {
     /// The mark of a line that was cut, with its line feed.
     const CUT: &str = "…\n";
 
-    fn finish(mut self) -> Line {
+    fn finish(mut self) -> LogLine {
         if self.0.push('\n').is_err() {
             while self.0.capacity() - self.0.len() < Self::CUT.len() {
                 self.0.pop();

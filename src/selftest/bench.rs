@@ -75,7 +75,7 @@ impl Console for Log {
         log::info!("{text}");
     }
 
-    fn tell(&mut self, event: Event<'_>) {
+    fn emit(&mut self, event: Event<'_>) {
         events::emit(event);
     }
 }

@@ -37,7 +37,7 @@ const LARGE_MAPPING: u64 = 2 * 1024 * 1024 + 100 * FRAME_SIZE;
 const SMALL_MAPPING: u64 = 3 * FRAME_SIZE;
 
 /// Injects the fault. On a single CPU, that CPU is the last one too.
-pub fn bring_about(fault: Fault) {
+pub fn inject(fault: Fault) {
     let size = online::count();
     let culprits = match fault {
         Fault::PanicBsp | Fault::PanicInCall => 0..1,
@@ -45,9 +45,9 @@ pub fn bring_about(fault: Fault) {
         Fault::PanicAll | Fault::StrayInterrupts => 0..size,
         _ => size - 1..size,
     };
-    log::info!("bringing about {fault:?}, as fault= asks");
+    log::info!("injecting {fault:?}, as fault= asks");
     if let Some(misuse) = Misuse::of(fault) {
-        misuse.happen();
+        misuse.inject();
         panic!("{fault:?} did not end the run");
     }
     let victim = prepare(fault);
@@ -65,7 +65,7 @@ pub fn bring_about(fault: Fault) {
                 core::hint::spin_loop();
             }
             commit(fault, victim);
-        } else if fault == Fault::DeafAp && slot == 0 {
+        } else if fault == Fault::UnresponsiveAp && slot == 0 {
             call_the_unresponsive();
         } else if fault == Fault::PanicInShootdown {
             shoot_down();
@@ -151,7 +151,7 @@ fn commit(fault: Fault, victim: Option<u64>) {
             panic!("asked for by fault=");
         }
         Fault::PanicInPanic => panic!("{}", Unspeakable),
-        Fault::DeafAp => become_unresponsive(),
+        Fault::UnresponsiveAp => become_unresponsive(),
         Fault::HaltInHeap => heap_platform::halt_in_growth(),
         Fault::HaltInLock => halt_in_lock(),
         Fault::LockOrder => {
@@ -171,7 +171,7 @@ fn commit(fault: Fault, victim: Option<u64>) {
             call_others(&|index| {
                 if index == last {
                     // So that the report shows them idle, however slow they were to answer.
-                    await_sleepers(&answers, |index| index != own && index != last);
+                    await_idle(&answers, |index| index != own && index != last);
                     panic!("asked for by fault=");
                 }
                 // Release: a CPU that sees the answer sees that the other was not idle for it.
@@ -337,14 +337,14 @@ fn call_others(work: &call::Work<'_>) {
     }
 }
 
-/// Waits until as many CPUs have answered as are among `sleepers`, and all of those are idle again.
-fn await_sleepers(answers: &AtomicUsize, sleepers: impl Fn(u32) -> bool) {
-    let sleepers = || online::cpus().filter(|&(index, _)| sleepers(index));
+/// Waits until as many CPUs have answered as are among `idle`, and all of those are idle again.
+fn await_idle(answers: &AtomicUsize, idle: impl Fn(u32) -> bool) {
+    let idle = || online::cpus().filter(|&(index, _)| idle(index));
     let deadline = Deadline::after_millis(TIMEOUT);
     let is_over = || {
         // Acquire, the answers first: before its answer a CPU may still be idle from before the call.
-        answers.load(Ordering::Acquire) == sleepers().count()
-            && sleepers().all(|(_, shared)| shared.idle.is_idle())
+        answers.load(Ordering::Acquire) == idle().count()
+            && idle().all(|(_, shared)| shared.idle.is_idle())
     };
     while !is_over() && !deadline.passed() {
         core::hint::spin_loop();
@@ -353,10 +353,7 @@ fn await_sleepers(answers: &AtomicUsize, sleepers: impl Fn(u32) -> bool) {
 
 /// Overflows the stack that the BSP is on before it has its own.
 pub fn overflow_boot_stack() {
-    log::info!(
-        "bringing about {:?}, as fault= asks",
-        Fault::BootStackOverflow
-    );
+    log::info!("injecting {:?}, as fault= asks", Fault::BootStackOverflow);
     overflow(0);
 }
 

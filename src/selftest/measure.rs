@@ -60,22 +60,22 @@ const SHOOTDOWN_TIMEOUT: u64 = 60_000;
 /// Why it can't be measured, in words.
 pub fn shootdowns() -> Result<(), String> {
     let others = online::count() - 1;
-    let asleep = time_shootdown().map_err(|error| error.to_string())?;
-    log::info!(target: "mapping", "a shootdown, {others} asleep: {asleep}");
-    asleep.emit(Measured::ShootdownAsleep, others);
-    let awake = OnceCell::uninit();
+    let idle = time_shootdown().map_err(|error| error.to_string())?;
+    log::info!(target: "mapping", "a shootdown, {others} idle: {idle}");
+    idle.emit(Measured::ShootdownIdle, others);
+    let busy = OnceCell::uninit();
     let barrier = TimedBarrier::new(others + 1, SHOOTDOWN_TIMEOUT);
     jobs::all(SHOOTDOWN_TIMEOUT, &|slot| {
         barrier.wait();
         if slot == 0 {
-            awake.init_once(time_shootdown);
+            busy.init_once(time_shootdown);
         }
         barrier.wait();
     });
-    if let Ok(awake) = awake.try_get() {
-        let awake = awake.map_err(|error| error.to_string())?;
-        log::info!(target: "mapping", "a shootdown, {others} at work: {awake}");
-        awake.emit(Measured::ShootdownAwake, others);
+    if let Ok(busy) = busy.try_get() {
+        let busy = busy.map_err(|error| error.to_string())?;
+        log::info!(target: "mapping", "a shootdown, {others} busy: {busy}");
+        busy.emit(Measured::ShootdownBusy, others);
     }
     compare_ways().map_err(|error| error.to_string())
 }

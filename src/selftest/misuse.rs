@@ -50,7 +50,7 @@ impl Misuse {
 
     /// Injects it: of the last three CPUs, if there are as many, the first allocates and the last
     /// misuses; the second frees, before or after that. At the end all freed blocks are drained.
-    pub fn happen(self) {
+    pub fn inject(self) {
         let last = online::count() - 1;
         let (first, second) = (last.saturating_sub(2), last.saturating_sub(1));
         // Release and Acquire: with the address comes the block's content.

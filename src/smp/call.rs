@@ -99,7 +99,7 @@ pub enum CallError {
         millis: u64,
     },
     /// This CPU is not online.
-    NotAtWork(u32),
+    NotOnline(u32),
     /// This CPU has too many calls under way, each on top of the wait for another.
     TooDeep,
 }
@@ -114,10 +114,10 @@ impl fmt::Display for CallError {
                 }
                 write!(
                     f,
-                    " did not take a call within {millis} ms: it keeps interrupts out, or is stuck"
+                    " did not take a call within {millis} ms: it has interrupts disabled, or is stuck"
                 )
             }
-            Self::NotAtWork(cpu) => write!(f, "CPU {cpu} can't be called: it is not at work"),
+            Self::NotOnline(cpu) => write!(f, "CPU {cpu} can't be called: it is not online"),
             Self::TooDeep => write!(
                 f,
                 "{} calls of this CPU are under way, each within another: call less from closures",
@@ -217,13 +217,13 @@ fn begin_using(
 ) -> Result<Pending, CallError> {
     lock::forbid("CPUs may not be called");
     let own = cpu::with(|here| here.index());
-    let at_work = |index| online::cpus().any(|(member, _)| member == index);
+    let is_online = |index| online::cpus().any(|(online, _)| online == index);
     if let Targets::One(index) = targets
-        && !at_work(index)
+        && !is_online(index)
     {
-        return Err(CallError::NotAtWork(index));
+        return Err(CallError::NotOnline(index));
     }
-    let queues = CALL_QUEUES.get().ok_or(CallError::NotAtWork(own))?;
+    let queues = CALL_QUEUES.get().ok_or(CallError::NotOnline(own))?;
     let call = (queues.of(uses))
         .call(own as usize, work)
         .ok_or(CallError::TooDeep)?;

@@ -18,7 +18,7 @@ use super::counters::{CallCounters, TlbCounters};
 use super::frame_slot::FrameSlot;
 use super::identity::Identity;
 use super::level::{Held, Level, Lock};
-use super::lines::{Journal, Line};
+use super::lines::{Journal, LogLine};
 use super::progress::Progress;
 use super::snapshot::Snapshot;
 use crate::arch::apic;
@@ -180,7 +180,7 @@ impl Shared {
 pub struct End {
     begun: AtomicBool,
     stopped_at: AtomicU64,
-    last_words: WriteOnce<Line>,
+    last_words: WriteOnce<LogLine>,
 }
 
 impl End {
@@ -208,7 +208,7 @@ impl End {
     /// leaves none.
     pub fn leave_words(&self, words: fmt::Arguments<'_>) {
         self.last_words.set(|| {
-            let mut line = Line::new();
+            let mut line = LogLine::new();
             // Too long for a line: its beginning will do.
             let _ = line.write_fmt(words);
             line
@@ -216,7 +216,7 @@ impl End {
     }
 
     /// Returns the last words, if any.
-    pub fn words(&self) -> Option<&Line> {
+    pub fn words(&self) -> Option<&LogLine> {
         self.last_words.get()
     }
 }

@@ -18,7 +18,7 @@ impl fmt::Display for Doing<'_> {
             // Halted or not: it is idle between keys.
             "at its prompt"
         } else if self.0.idle.is_idle() {
-            "asleep"
+            "idle"
         } else {
             "at work"
         };

@@ -43,7 +43,7 @@ impl TimedBarrier {
         while !self.barrier.is_released(&arrival) {
             assert!(
                 !deadline.passed(),
-                "only {} of {} CPUs came to the line within {} ms",
+                "only {} of {} CPUs arrived at the barrier within {} ms",
                 self.barrier.waiting(),
                 self.barrier.cpus(),
                 self.timeout_millis
@@ -91,7 +91,7 @@ fn submit(
     // (panics end the run), before every CPU has finished with the reference.
     let job: &'static Job<'static> =
         unsafe { core::mem::transmute::<&Job<'_>, &'static Job<'static>>(job) };
-    assert!(is_bsp && broadcast.submit(job), "an order within an order");
+    assert!(is_bsp && broadcast.submit(job), "a job within a job");
     for (index, shared) in online::cpus().skip(1) {
         assert!(
             lapic::wake(shared.lapic_id),

@@ -43,7 +43,7 @@ impl Level {
 impl fmt::Display for Level {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Workload => "the workload's books",
+            Self::Workload => "the workload's state",
             Self::Addresses => "the addresses of mappings",
             Self::Tables => "the page tables",
             Self::Journal => "a journal",

@@ -10,7 +10,7 @@ const LINE: usize = 256;
 pub const CAPACITY: usize = 15 * 1024;
 
 /// One line of the log, as it is printed and kept.
-pub type Line = String<LINE>;
+pub type LogLine = String<LINE>;
 
 /// The last lines of one CPU, oldest first.
 #[derive(Default)]

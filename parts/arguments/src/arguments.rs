@@ -2,7 +2,7 @@
 
 use crate::form::millis;
 use crate::options::{BENCH, KERNEL, OptionError, OptionInfo};
-use crate::values::{Fault, Heap, LogLevel, Mishap, Output, Reclaim, Step, Workloads};
+use crate::values::{ApFault, Fault, Heap, LogLevel, Output, Reclaim, Step, Workloads};
 
 /// What a run is asked to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,12 +27,12 @@ pub struct Arguments {
     pub output: Output,
     /// Whether addresses of the kernel are shown where nothing went wrong.
     pub show_addresses: bool,
-    /// A fault to bring about, to see it reported.
+    /// A fault to inject, to see it reported.
     pub fault: Option<Fault>,
     /// Whether to do what is typed at the serial port instead of the stress.
     pub monitor: bool,
-    /// What happens to the last AP on its way up, and where.
-    pub mishap: Option<(Mishap, Step)>,
+    /// The fault of the last AP during bring-up, and its phase.
+    pub ap_fault: Option<(ApFault, Step)>,
     /// The request for frames that is refused, counted from 1.
     pub frames_fail: Option<u64>,
     /// Whether CPUs send each other NMIs during the stress.
@@ -57,7 +57,7 @@ impl Default for Arguments {
             show_addresses: false,
             fault: None,
             monitor: false,
-            mishap: None,
+            ap_fault: None,
             frames_fail: None,
             nmis: false,
             #[cfg(feature = "bench")]
@@ -99,8 +99,8 @@ impl Arguments {
             "monitor" => self.monitor = value == "yes",
             "frames-fail" => self.frames_fail = Some(value.parse().ok()?),
             "nmis" => self.nmis = value == "yes",
-            _ => match Mishap::parse(name) {
-                Some(mishap) => self.mishap = Some((mishap, Step::parse(value)?)),
+            _ => match ApFault::parse(name) {
+                Some(ap_fault) => self.ap_fault = Some((ap_fault, Step::parse(value)?)),
                 None => self.take_bench(name, value)?,
             },
         }
@@ -146,7 +146,7 @@ mod tests {
     fn every_word_is_read() {
         let line = " stress=timer,churn seconds=1.5\tseed=18446744073709551615 cpus=3 \
                     deadline=250 heap=compare reclaim=poison log=trace output=json show-addresses=yes \
-                    fault=deaf-ap monitor=yes die=stack fall=block late=online frames-fail=7 nmis=yes ";
+                    fault=unresponsive-ap monitor=yes ap-halt=stack ap-fault=block ap-delay=online frames-fail=7 nmis=yes ";
         let expected = Arguments {
             stress: Workloads::none()
                 .with(Workload::Churn)
@@ -160,9 +160,9 @@ mod tests {
             log: LogLevel::Trace,
             output: Output::Json,
             show_addresses: true,
-            fault: Some(Fault::DeafAp),
+            fault: Some(Fault::UnresponsiveAp),
             monitor: true,
-            mishap: Some((Mishap::Late, Step::Online)),
+            ap_fault: Some((ApFault::Delay, Step::Online)),
             frames_fail: Some(7),
             nmis: true,
             #[cfg(feature = "bench")]
@@ -190,15 +190,15 @@ mod tests {
     }
 
     #[test]
-    fn every_mishap_can_happen_at_every_step() {
-        for (&mishap, &step) in Mishap::ALL
+    fn every_fault_of_an_ap_can_be_injected_at_every_step() {
+        for (&ap_fault, &step) in ApFault::ALL
             .iter()
-            .flat_map(|mishap| Step::ALL.iter().map(move |step| (mishap, step)))
+            .flat_map(|ap_fault| Step::ALL.iter().map(move |step| (ap_fault, step)))
         {
-            let line = format!("{}={}", mishap.name(), step.name());
+            let line = format!("{}={}", ap_fault.name(), step.name());
             assert_eq!(
-                Arguments::parse(&line).unwrap().mishap,
-                Some((mishap, step))
+                Arguments::parse(&line).unwrap().ap_fault,
+                Some((ap_fault, step))
             );
         }
     }

@@ -21,5 +21,5 @@ pub use form::{Form, bytes, millis};
 pub use nearest::nearest;
 pub use options::{BENCH, KERNEL, LOADER, OptionError, OptionInfo, RUNNER};
 pub use values::{
-    Fault, Heap, HeapKind, LogLevel, Mishap, Output, Reclaim, Step, Workload, Workloads,
+    ApFault, Fault, Heap, HeapKind, LogLevel, Output, Reclaim, Step, Workload, Workloads,
 };

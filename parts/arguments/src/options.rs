@@ -5,7 +5,7 @@ use core::fmt;
 
 use crate::form::Form;
 use crate::nearest::nearest;
-use crate::values::{Fault, Heap, LogLevel, Mishap, Output, Reclaim, Step, Workload};
+use crate::values::{ApFault, Fault, Heap, LogLevel, Output, Reclaim, Step, Workload};
 
 /// One option.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -265,17 +265,17 @@ pub const KERNEL: &[OptionInfo] = &[
     ),
     option("monitor", YES_OR_NO, "a prompt on the serial line (no)"),
     option(
-        Mishap::Die.name(),
+        ApFault::Halt.name(),
         Form::OneOf(Step::NAMES),
-        "where on its way up the last AP halts for good",
+        "where in bring-up the last AP halts for good",
     ),
     option(
-        Mishap::Fall.name(),
+        ApFault::Fault.name(),
         Form::OneOf(Step::NAMES),
         "where it takes an exception",
     ),
     option(
-        Mishap::Late.name(),
+        ApFault::Delay.name(),
         Form::OneOf(Step::NAMES),
         "where it waits until it has been given up",
     ),

@@ -165,7 +165,7 @@ impl From<LogLevel> for LevelFilter {
 }
 
 named! {
-    /// A fault to bring about once all CPUs are at work.
+    /// A fault to inject once all CPUs are online.
     pub enum Fault {
         /// The BSP panics.
         PanicBsp = "panic-bsp",
@@ -191,8 +191,8 @@ named! {
         ProtectedWrite = "protected-write",
         /// The last CPU runs off the end of a mapping.
         MappingOverflow = "mapping-overflow",
-        /// The last AP keeps interrupts out for good, and the BSP calls it.
-        DeafAp = "deaf-ap",
+        /// The last AP disables interrupts for good, and the BSP calls it.
+        UnresponsiveAp = "unresponsive-ap",
         /// The last AP halts for good while it holds a lock of the heap, and the BSP wants that lock. With
         /// `heap=linked-list`, whose growth takes one.
         HaltInHeap = "halt-in-heap",
@@ -242,7 +242,7 @@ impl Fault {
     pub const fn min_cpus(self) -> u32 {
         match self {
             Self::PanicTwo
-            | Self::DeafAp
+            | Self::UnresponsiveAp
             | Self::HaltInHeap
             | Self::HaltInLock
             | Self::PanicInCall
@@ -265,19 +265,19 @@ impl Fault {
 }
 
 named! {
-    /// What happens to the last AP on its way up.
-    pub enum Mishap {
+    /// A fault of the last AP during bring-up.
+    pub enum ApFault {
         /// It halts for good.
-        Die = "die",
+        Halt = "ap-halt",
         /// It takes an exception.
-        Fall = "fall",
-        /// It waits until it has been given up, and then goes on.
-        Late = "late",
+        Fault = "ap-fault",
+        /// It waits until it has been given up, and then continues.
+        Delay = "ap-delay",
     }
 }
 
 named! {
-    /// Where on its way: when it has reported that it has come so far.
+    /// The phase of bring-up: the fault happens when the AP has reported it.
     pub enum Step {
         /// It is in the kernel's entry, on the loader's stack and tables.
         Entered = "entered",
@@ -291,7 +291,7 @@ named! {
         Stack = "stack",
         /// GDT, TSS and IDT are its own.
         Descriptors = "descriptors",
-        /// It is at the BSP's disposal.
+        /// It is online.
         Online = "online",
     }
 }
@@ -315,7 +315,7 @@ mod tests {
 
     #[test]
     fn every_name_is_its_values_alone() {
-        names_round_trip!(Workload HeapKind Heap Reclaim LogLevel Output Fault Mishap Step);
+        names_round_trip!(Workload HeapKind Heap Reclaim LogLevel Output Fault ApFault Step);
     }
 
     #[test]
@@ -351,7 +351,7 @@ mod tests {
         let of = |fault: Fault| (fault.ends_run(), fault.min_cpus(), fault.heap());
         assert_eq!(of(Fault::PanicBsp), (true, 1, None));
         assert_eq!(of(Fault::StrayInterrupts), (false, 1, None));
-        assert_eq!(of(Fault::DeafAp), (true, 2, None));
+        assert_eq!(of(Fault::UnresponsiveAp), (true, 2, None));
         assert_eq!(of(Fault::HaltInHeap), (true, 2, Some(Heap::LinkedList)));
         assert_eq!(of(Fault::HeapOverflow), (true, 1, Some(Heap::Checked)));
         // Without the checks the magazines find it, too.

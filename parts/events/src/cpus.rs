@@ -153,9 +153,9 @@ pub enum Measured {
     /// A call to all others, asleep, and back.
     CallAll,
     /// A page that loses or gets a right, on all CPUs, while the others are asleep.
-    ShootdownAsleep,
+    ShootdownIdle,
     /// The same while they are at work.
-    ShootdownAwake,
+    ShootdownBusy,
 }
 
 /// What something costs that CPUs do to one another.

@@ -10,11 +10,11 @@
 //!
 //! # Writing
 //!
-//! [`Line`] has room for the longest line there may be, and nothing on the way allocates: an event can
+//! [`EventLine`] has room for the longest line there may be, and nothing on the way allocates: an event can
 //! be written where memory is out, in an interrupt handler, and in a fault report.
 //!
 //! ```
-//! use muster_events::{Event, Line, Log, Level, Record};
+//! use muster_events::{Event, EventLine, Log, Level, Record};
 //!
 //! let event = Event::Log(Log {
 //!     level: Level::Info,
@@ -23,7 +23,7 @@
 //! });
 //! let record = Record { us: 5120, by: Some(0), event };
 //! assert_eq!(
-//!     Line::of(&record).as_str(),
+//!     EventLine::of(&record).as_str(),
 //!     r#"{"us":5120,"by":0,"event":"log","level":"info","target":"roll","text":"8 of 8 CPUs online"}"#
 //! );
 //! ```
@@ -52,7 +52,7 @@ mod stress;
 pub use bench::{Figure, Instructions, Latency};
 pub use cpus::{Absent, Cost, Cpu, Interrupts, Measured, Phase, Reached, Roll};
 pub use end::{Fault, Kind, Outcome, ReturnAddress, Stopped, Verdict};
-pub use line::{LONGEST, Line};
+pub use line::{EventLine, LONGEST};
 pub use memory::{
     Account, AccountCommon, AccountCpu, Address, Audit, Mapped, Moment, Owner, Owners, Range,
     Reclaim,
@@ -65,4 +65,4 @@ pub use stress::{Memory, Sample, Work, Workload};
 
 /// The schema's version. It grows when a field or an event is renamed, is taken away, or means something
 /// else; not when one is added.
-pub const SCHEMA: u32 = 2;
+pub const SCHEMA: u32 = 3;

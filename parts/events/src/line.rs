@@ -9,12 +9,12 @@ pub const LONGEST: usize = 2048;
 
 /// A line of JSON. It lies where it is made, and so can be made where memory is out.
 #[derive(Clone, Debug)]
-pub struct Line {
+pub struct EventLine {
     bytes: [u8; LONGEST + 1],
     length: usize,
 }
 
-impl Line {
+impl EventLine {
     /// The line of a record; where it is too long, one that says so.
     pub fn of(record: &Record<'_>) -> Self {
         Self::of_value(record)

@@ -168,7 +168,7 @@ pub struct AccountCpu {
     /// The CPU.
     pub cpu: u32,
     /// In free frames that it has at hand.
-    pub at_hand_bytes: u64,
+    pub frame_cache_bytes: u64,
     /// In free blocks that it has at hand.
     pub cached_bytes: u64,
     /// Allocated on it so far, as asked for.
@@ -220,7 +220,7 @@ pub struct Account {
     /// Free, and at no CPU's hand.
     pub free_bytes: u64,
     /// Free, and at hand of CPUs.
-    pub at_hand_bytes: u64,
+    pub frame_cache_bytes: u64,
     /// Of the heap's frames, what is live: allocated and not freed, as asked for.
     pub heap_live_bytes: i64,
     /// Of the boot arena, what is live. It is part of the kernel's image.

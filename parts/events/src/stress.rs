@@ -31,7 +31,7 @@ pub struct Sample<'a> {
     /// In free blocks that it has at hand.
     pub cached_bytes: u64,
     /// In free frames that it has at hand.
-    pub at_hand_bytes: u64,
+    pub frame_cache_bytes: u64,
     /// The most that its stack has had.
     pub stack_bytes: u64,
     /// All that its stack could have.

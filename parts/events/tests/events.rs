@@ -123,7 +123,7 @@ fn examples() -> Vec<Event<'static>> {
             owner: Owner::AcpiReclaimable,
         }),
         Event::Cost(Cost {
-            of: Measured::ShootdownAsleep,
+            of: Measured::ShootdownIdle,
             others: 7,
             median_ns: 1,
             rounds: 301,
@@ -142,7 +142,7 @@ fn examples() -> Vec<Event<'static>> {
             calls_sent: 2,
             calls_served: 3,
             cached_bytes: 4,
-            at_hand_bytes: 5,
+            frame_cache_bytes: 5,
             stack_bytes: 6,
             stack_limit_bytes: 65536,
         }),
@@ -204,7 +204,7 @@ fn examples() -> Vec<Event<'static>> {
         }),
         Event::AccountCpu(AccountCpu {
             cpu: 1,
-            at_hand_bytes: 2,
+            frame_cache_bytes: 2,
             cached_bytes: 3,
             allocated_bytes: u64::MAX,
             freed_bytes: 4,
@@ -227,7 +227,7 @@ fn examples() -> Vec<Event<'static>> {
         Event::Account(Account {
             memory_bytes: u64::MAX,
             free_bytes: u64::MAX,
-            at_hand_bytes: u64::MAX,
+            frame_cache_bytes: u64::MAX,
             heap_live_bytes: i64::MIN,
             boot_live_bytes: 1,
             heap_cached_bytes: u64::MAX,
@@ -286,7 +286,7 @@ fn examples() -> Vec<Event<'static>> {
             cpu: 1,
             address: None,
             fault: Some("panic: oh".into()),
-            doing: "asleep".into(),
+            doing: "idle".into(),
             phase: Phase::Tables,
         }),
         Event::Verdict(Verdict {
@@ -323,7 +323,7 @@ fn each_is_written_without_an_allocation_and_read_back_as_it_was() {
     for event in examples() {
         let record = record(event);
         let before = ALLOCATIONS.get();
-        let line = Line::of(&record);
+        let line = EventLine::of(&record);
         assert_eq!(ALLOCATIONS.get(), before, "{}", record.event.name());
 
         // None of them is too long, and it is what anybody else would write.
@@ -400,14 +400,17 @@ fn what_is_too_long_is_named() {
             _ => unreachable!(),
         }
     });
-    let line = Line::of(&record(event));
+    let line = EventLine::of(&record(event));
     assert_eq!(
         line.as_str(),
         r#"{"us":123456,"by":7,"event":"omitted","name":"start"}"#
     );
-    assert!(Line::of_value(&"x".repeat(LONGEST - 1)).is_none());
+    assert!(EventLine::of_value(&"x".repeat(LONGEST - 1)).is_none());
     let longest = "x".repeat(LONGEST - 2);
-    assert_eq!(Line::of_value(&longest).unwrap().as_str().len(), LONGEST);
+    assert_eq!(
+        EventLine::of_value(&longest).unwrap().as_str().len(),
+        LONGEST
+    );
 }
 
 #[test]

@@ -125,7 +125,7 @@ impl Verb {
                 "COMMAND is one of:",
             ],
             Self::Cpus => &[
-                "What it is doing: asleep, at work, or answering a call. The last column is",
+                "What it is doing: idle, at work, or answering a call. The last column is",
                 "what it has done in the workload at hand.",
             ],
             Self::Registers => &[

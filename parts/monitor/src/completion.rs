@@ -108,7 +108,7 @@ mod tests {
             ["mapped-stack-overflow", "mapping-overflow"]
         );
         assert_eq!(addition("fault ma"), ("pp", ""));
-        assert_eq!(addition("fault deaf"), ("-ap", " "));
+        assert_eq!(addition("fault unresponsive"), ("-ap", " "));
         assert_eq!(addition("call "), ("all", " "));
         assert_eq!(addition("log "), ("", ""));
         assert_eq!(words("nonsense "), [""; 0]);

@@ -30,7 +30,7 @@ const SHOWN: usize = 80 - PROMPT.len() - 1;
 const REMEMBERED: usize = 32;
 
 /// A line as it was typed: ASCII.
-pub type Line = String<LINE>;
+pub type InputLine = String<LINE>;
 
 /// What came of a byte.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,7 +50,7 @@ pub enum Event {
     /// There is a choice of words to go on with, which are [`Editor::choices`].
     Undecided,
     /// The line is done, and a new one begins.
-    Done(Line),
+    Done(InputLine),
     /// The line is abandoned, and a new one begins.
     Abandoned,
     /// There will be no more lines: whoever types has been asked, and wants it so.
@@ -61,15 +61,15 @@ pub enum Event {
 #[derive(Debug)]
 pub struct Editor {
     keys: Keys,
-    line: Line,
+    line: InputLine,
     /// How many characters stand before the cursor.
     cursor: usize,
     /// The last lines, the oldest first.
-    history: Deque<Line, REMEMBERED>,
+    history: Deque<InputLine, REMEMBERED>,
     /// How many lines back the one shown is; 0: it is new.
     back: usize,
     /// The new line, while an old one is shown.
-    draft: Line,
+    draft: InputLine,
     /// Whether the next key answers [`QUESTION`].
     is_asking: bool,
 }
@@ -85,11 +85,11 @@ impl Editor {
     pub const fn new() -> Self {
         Self {
             keys: Keys::new(),
-            line: Line::new(),
+            line: InputLine::new(),
             cursor: 0,
             history: Deque::new(),
             back: 0,
-            draft: Line::new(),
+            draft: InputLine::new(),
             is_asking: false,
         }
     }
@@ -222,7 +222,7 @@ impl Editor {
         Event::Changed
     }
 
-    fn finish(&mut self) -> Line {
+    fn finish(&mut self) -> InputLine {
         let line = self.line.clone();
         let is_new = self.history.back() != Some(&line);
         if is_new && !line.trim().is_empty() {

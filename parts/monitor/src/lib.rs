@@ -13,4 +13,4 @@ mod keys;
 
 pub use command::{Command, CommandError, Kind, Verb, Whom};
 pub use completion::Completion;
-pub use editor::{Editor, Event, LINE, Line, PROMPT, QUESTION};
+pub use editor::{Editor, Event, InputLine, LINE, PROMPT, QUESTION};

@@ -123,14 +123,14 @@ const EXCLUDED: &[(Condition, &str)] = &[
     ),
     (
         |asked| {
-            let mishaps = ["die", "fall", "late"];
-            mishaps.iter().filter(|name| asked.has(name)).count() > 1
+            let faults = ["ap-halt", "ap-fault", "ap-delay"];
+            faults.iter().filter(|name| asked.has(name)).count() > 1
         },
-        "die=, fall= and late= exclude each other: all are about the last AP",
+        "ap-halt=, ap-fault= and ap-delay= exclude each other: all are about the last AP",
     ),
     (
-        |asked| asked.value("late") == Some("online"),
-        "late=online is too late: the AP has been taken in by then; name an earlier step",
+        |asked| asked.value("ap-delay") == Some("online"),
+        "ap-delay=online is too late: the AP has been taken in by then; name an earlier step",
     ),
     (
         |asked| {
@@ -176,7 +176,7 @@ const IDLE: &[(Condition, Names, &str)] = &[
     ),
     (
         |asked| asked.cpus() == Some(1),
-        |name| matches!(name, "die" | "fall" | "late" | "deadline"),
+        |name| matches!(name, "ap-halt" | "ap-fault" | "ap-delay" | "deadline"),
         "on a machine of one CPU, as it is about APs: ask for 2 CPUs or more",
     ),
     (
@@ -291,16 +291,16 @@ mod tests {
                 "rounds=3 does nothing with a fault=",
             ),
             (
-                &["1", "die=stack"],
-                "die=stack does nothing on a machine of one CPU",
+                &["1", "ap-halt=stack"],
+                "ap-halt=stack does nothing on a machine of one CPU",
             ),
             (
-                &["smp=1,maxcpus=4", "fall=stack"],
-                "fall=stack does nothing on a machine",
+                &["smp=1,maxcpus=4", "ap-fault=stack"],
+                "ap-fault=stack does nothing on a machine",
             ),
             (
-                &["8", "cpus=1", "late=stack"],
-                "late=stack does nothing on a machine",
+                &["8", "cpus=1", "ap-delay=stack"],
+                "ap-delay=stack does nothing on a machine",
             ),
             (
                 &["1", "deadline=3"],
@@ -315,13 +315,13 @@ mod tests {
                 "log=debug does nothing with loader.deny=cmdline",
             ),
             (
-                &["die=stack", "fall=stack"],
-                "die=, fall= and late= exclude each other",
+                &["ap-halt=stack", "ap-fault=stack"],
+                "ap-halt=, ap-fault= and ap-delay= exclude each other",
             ),
-            (&["late=online"], "late=online is too late"),
+            (&["ap-delay=online"], "ap-delay=online is too late"),
             (
-                &["1", "fault=deaf-ap"],
-                "fault=deaf-ap needs 2 CPUs or more",
+                &["1", "fault=unresponsive-ap"],
+                "fault=unresponsive-ap needs 2 CPUs or more",
             ),
             (
                 &["fault=halt-in-heap"],
@@ -372,7 +372,12 @@ mod tests {
             ][..],
             &["monitor=no", "stress=mixed"],
             &["fault=stray-interrupts", "stress=calls", "seconds=1"],
-            &["fault=panic-ap", "stress=none", "heap=checked", "die=stack"],
+            &[
+                "fault=panic-ap",
+                "stress=none",
+                "heap=checked",
+                "ap-halt=stack",
+            ],
             &["stress=none", "nmis=no"],
             &["1", "nmis=yes", "stress=calls"],
             &["1", "fault=call-locked"],
@@ -380,11 +385,11 @@ mod tests {
             &["3", "fault=heap-double-free"],
             &["smp=6,sockets=2,cores=3,threads=1", "loader.silent=6"],
             &["4", "loader.swapped=0,3", "loader.msr=0:0x10:0x1"],
-            &["1", "die=stack", "qemu-args=-smp 4"],
-            &["1", "die=stack", "qemu-args=--smp 4"],
+            &["1", "ap-halt=stack", "qemu-args=-smp 4"],
+            &["1", "ap-halt=stack", "qemu-args=--smp 4"],
             // What `bench measure=time` at the prompt goes by.
             &["monitor=yes", "measure=instructions", "rounds=2"],
-            &["smp=nonsense", "die=stack"],
+            &["smp=nonsense", "ap-halt=stack"],
         ] {
             parse(arguments).unwrap();
         }

@@ -83,13 +83,13 @@ pub const CASES: &[Case] = &[
     panics_by!("execute-heap", "CPU 2: page fault"),
     panics_by!("protected-write", "CPU 2: page fault"),
     fails(
-        "bochs-die-block",
+        "bochs-ap-halt-block",
         &[
             "3",
             "machine=bochs",
             "cpu=athlon64_venice",
             "mem=64M",
-            "die=block",
+            "ap-halt=block",
             SHORT,
             "seconds=0.2",
         ],

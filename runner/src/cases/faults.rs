@@ -11,15 +11,15 @@ const FEW_CALLS: &str = "stress=mixed,calls,mappings";
 const KEPT: &[&str] = &["reclaimed", "(?i)panicked"];
 
 /// The last AP halts when it has reported a step of its way.
-macro_rules! dies_at {
+macro_rules! halts_at {
     ($step:literal) => {
         Case {
             never: KEPT,
             ..fails(
-                concat!("die-", $step),
+                concat!("ap-halt-", $step),
                 &[
                     "3",
-                    concat!("die=", $step),
+                    concat!("ap-halt=", $step),
                     FEW_CALLS,
                     "seconds=0.3",
                     "deadline=1000",
@@ -40,11 +40,11 @@ macro_rules! dies_at {
 }
 
 /// It takes an exception there.
-macro_rules! falls_at {
+macro_rules! faults_at {
     ($step:literal) => {
         panics(
-            concat!("fall-", $step),
-            &["3", concat!("fall=", $step), "stress=none"],
+            concat!("ap-fault-", $step),
+            &["3", concat!("ap-fault=", $step), "stress=none"],
             &[
                 "CPU 2: invalid opcode, error code",
                 "CPU 1.* (did not stop|stopped at)",
@@ -56,14 +56,14 @@ macro_rules! falls_at {
 
 /// It takes an exception there, where in xAPIC mode it can't send the others an NMI yet, but has the
 /// serial port's lock for good: the BSP stops, which waits for the lock, or for an AP that has stopped.
-macro_rules! falls_early_at {
+macro_rules! faults_early_at {
     ($step:literal) => {
         panics(
-            concat!("fall-early-", $step),
+            concat!("ap-fault-early-", $step),
             &[
                 "3",
                 "cpu=max,-x2apic",
-                concat!("fall=", $step),
+                concat!("ap-fault=", $step),
                 "stress=none",
                 "deadline=300",
             ],
@@ -77,15 +77,15 @@ macro_rules! falls_early_at {
 }
 
 /// It waits there until it has been given up.
-macro_rules! is_late_at {
+macro_rules! is_delayed_at {
     ($step:literal) => {
         Case {
             never: KEPT,
             ..fails(
-                concat!("late-", $step),
+                concat!("ap-delay-", $step),
                 &[
                     "3",
-                    concat!("late=", $step),
+                    concat!("ap-delay=", $step),
                     FEW_CALLS,
                     "seconds=1",
                     "deadline=1000",
@@ -105,38 +105,38 @@ macro_rules! is_late_at {
 
 /// The faults of every test run.
 pub const CASES: &[Case] = &[
-    dies_at!("entered"),
-    dies_at!("block"),
-    dies_at!("control"),
-    dies_at!("tables"),
-    dies_at!("stack"),
-    dies_at!("descriptors"),
+    halts_at!("entered"),
+    halts_at!("block"),
+    halts_at!("control"),
+    halts_at!("tables"),
+    halts_at!("stack"),
+    halts_at!("descriptors"),
     // Nobody is missed who was there, until somebody calls.
     panics(
-        "die-online",
-        &["3", "die=online", "stress=none"],
+        "ap-halt-online",
+        &["3", "ap-halt=online", "stress=none"],
         &[
             "CPU 2 did not take a call within 10000 ms",
             "CPU 2.* stopped at",
             BACKTRACE,
         ],
     ),
-    falls_at!("entered"),
-    falls_at!("block"),
-    falls_at!("control"),
-    falls_at!("tables"),
-    falls_at!("stack"),
-    falls_at!("descriptors"),
-    falls_at!("online"),
-    falls_early_at!("entered"),
-    falls_early_at!("block"),
-    falls_early_at!("control"),
-    is_late_at!("entered"),
-    is_late_at!("block"),
-    is_late_at!("control"),
-    is_late_at!("tables"),
-    is_late_at!("stack"),
-    is_late_at!("descriptors"),
+    faults_at!("entered"),
+    faults_at!("block"),
+    faults_at!("control"),
+    faults_at!("tables"),
+    faults_at!("stack"),
+    faults_at!("descriptors"),
+    faults_at!("online"),
+    faults_early_at!("entered"),
+    faults_early_at!("block"),
+    faults_early_at!("control"),
+    is_delayed_at!("entered"),
+    is_delayed_at!("block"),
+    is_delayed_at!("control"),
+    is_delayed_at!("tables"),
+    is_delayed_at!("stack"),
+    is_delayed_at!("descriptors"),
     panics(
         "panic-in-panic",
         &["4", "fault=panic-in-panic"],

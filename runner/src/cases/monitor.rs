@@ -12,7 +12,7 @@ pub const CASES: &[Case] = &[
             ("`help` lists", "help"),
             ("^off +end the run", "help map"),
             ("A line for each level", "cpus"),
-            ("^  3 +3 +.* (asleep|at work)$", "log 2"),
+            ("^  3 +3 +.* (idle|at work)$", "log 2"),
             (
                 "DEBUG roll    stack: 0xffffff0000090000",
                 "map ffffff000005fff8",
@@ -76,7 +76,7 @@ pub const CASES: &[Case] = &[
     Case {
         types: &[
             ("`help` lists", "cpus"),
-            ("^  1 +1 +.* (asleep|at work)$", "stress mixed 1"),
+            ("^  1 +1 +.* (idle|at work)$", "stress mixed 1"),
             ("^the other CPUs are done", "off"),
         ],
         tells: &["command", "log", "sample", "memory", "work", "workload"],

@@ -106,8 +106,8 @@ pub const CASES: &[Case] = &[
         ],
     ),
     panics(
-        "deaf-ap",
-        &["4", "fault=deaf-ap"],
+        "unresponsive-ap",
+        &["4", "fault=unresponsive-ap"],
         &[
             "2 CPUs have answered",
             "CPU 3 did not take a call within 1000 ms",
@@ -132,7 +132,7 @@ pub const CASES: &[Case] = &[
         &["4", "fault=halt-in-lock"],
         &[
             "CPU 0 panicked",
-            "CPU 3 holds the lock of the workload's books and does not go on",
+            "CPU 3 holds the lock of the workload's state and does not go on",
             "CPU 3, at work, stopped at 0x[0-9a-f]+ in muster::selftest::fault::",
             BACKTRACE,
         ],
@@ -142,7 +142,7 @@ pub const CASES: &[Case] = &[
         &["4", "fault=lock-order"],
         &[
             "CPU 3 panicked",
-            "the lock of the workload's books may not be taken while that of the page tables is held",
+            "the lock of the workload's state may not be taken while that of the page tables is held",
             BACKTRACE,
         ],
     ),
@@ -162,7 +162,7 @@ pub const CASES: &[Case] = &[
             "CPU 3 panicked",
             r"CPU 0, at work, stopped at 0x[0-9a-f]+ in .*\(.*:\d+\)\n",
             // One line for each.
-            r"CPU 1, asleep, stopped at .* in .*\n.* CPU 2, asleep, stopped at .* in .*\n",
+            r"CPU 1, idle, stopped at .* in .*\n.* CPU 2, idle, stopped at .* in .*\n",
             BACKTRACE,
         ],
     ),

@@ -56,8 +56,8 @@ pub const CASES: &[Case] = &[
                 "output=json",
             ],
             &[
-                r"ERROR .*CPU 1 \(LAPIC 2\) has 0x1 in its local APIC's id register instead of 0x2: kept out",
-                r"ERROR .*CPU 2 \(LAPIC 1\) has 0x2 in its local APIC's id register instead of 0x1: kept out",
+                r"ERROR .*CPU 1 \(LAPIC 2\) has 0x1 in its local APIC's id register instead of 0x2: excluded",
+                r"ERROR .*CPU 2 \(LAPIC 1\) has 0x2 in its local APIC's id register instead of 0x1: excluded",
                 "2 of 4 CPUs online",
                 // They have left the loader.
                 "reclaimed .* from the loader",
@@ -75,7 +75,7 @@ pub const CASES: &[Case] = &[
             "seconds=0.2",
         ],
         &[
-            r"ERROR .*CPU 3 \(LAPIC 3\) has 0xfee00000 in IA32_APIC_BASE instead of 0xfee00[8c]00: kept out",
+            r"ERROR .*CPU 3 \(LAPIC 3\) has 0xfee00000 in IA32_APIC_BASE instead of 0xfee00[8c]00: excluded",
             "3 of 4 CPUs online",
             "audit: clean",
         ],
@@ -89,7 +89,7 @@ pub const CASES: &[Case] = &[
             "seconds=0.2",
         ],
         &[
-            r"ERROR .*CPU 2 \(LAPIC 2\) has 0x6 in IA32_MTRR_DEF_TYPE instead of 0xc06: kept out",
+            r"ERROR .*CPU 2 \(LAPIC 2\) has 0x6 in IA32_MTRR_DEF_TYPE instead of 0xc06: excluded",
             "3 of 4 CPUs online",
             "audit: clean",
         ],
@@ -113,8 +113,8 @@ pub const CASES: &[Case] = &[
                 "timeout=120",
             ],
             &[
-                r"ERROR roll +CPU 3 \(LAPIC 3\) has 0x606060606060606 in IA32_MTRR_FIX4K_F8000 instead of 0x0: kept out\n",
-                r"ERROR roll +CPU 3 \(LAPIC 3\) has 0x1000 in IA32_MTRR_PHYSBASE1 instead of 0x0: kept out\n",
+                r"ERROR roll +CPU 3 \(LAPIC 3\) has 0x606060606060606 in IA32_MTRR_FIX4K_F8000 instead of 0x0: excluded\n",
+                r"ERROR roll +CPU 3 \(LAPIC 3\) has 0x1000 in IA32_MTRR_PHYSBASE1 instead of 0x0: excluded\n",
                 r"\n0x0606060606060606 IA32_MTRR_FIX4K_F8000\n",
                 r"\n0x0000000000001000 IA32_MTRR_PHYSBASE1\n",
                 r"\n0x0000000000000003 its local APIC's id register\n",
@@ -126,12 +126,12 @@ pub const CASES: &[Case] = &[
     fails(
         "identity-mtrr-fixed",
         &["2", "loader.msr=1:0x26f:0x606060606060606", "stress=none"],
-        &["CPU 1 .* has 0x606060606060606 in IA32_MTRR_FIX4K_F8000 instead of 0x0: kept out"],
+        &["CPU 1 .* has 0x606060606060606 in IA32_MTRR_FIX4K_F8000 instead of 0x0: excluded"],
     ),
     fails(
         "identity-mtrr-variable",
         &["2", "loader.msr=1:0x203:0xff00000800", "stress=none"],
-        &["CPU 1 .* has 0xff00000800 in IA32_MTRR_PHYSMASK1 instead of 0x0: kept out"],
+        &["CPU 1 .* has 0xff00000800 in IA32_MTRR_PHYSMASK1 instead of 0x0: excluded"],
     ),
     passes(
         "mtrrs-off",

@@ -59,8 +59,8 @@ pub const CASES: &[Case] = &[
         "shootdown-8",
         &["8", "stress=shootdown", "seconds=1.5"],
         &[
-            "a shootdown, 7 asleep: ",
-            "a shootdown, 7 at work: ",
+            "a shootdown, 7 idle:  ",
+            "a shootdown, 7 busy: ",
             "stress  shootdown",
             "account: adds up, to the byte",
             "audit: clean",

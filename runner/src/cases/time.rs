@@ -63,7 +63,7 @@ pub const CASES: &[Case] = &[
     },
     // It tells the rate of the CPU that it imitates, and runs at what its configuration says.
     passes(
-        "tsc-told-wrongly",
+        "tsc-reported-wrongly",
         &[
             "2",
             "machine=bochs",
@@ -74,7 +74,7 @@ pub const CASES: &[Case] = &[
         ],
         &[
             "INFO .*TSC at 10 MHz, measured by the PIT; invariant",
-            "WARN .*CPUID tells 1498 MHz of the TSC, which is wrong: the 10 MHz that were measured stand",
+            "WARN .*CPUID reports 1498 MHz for the TSC, which is wrong: the 10 MHz that were measured are used",
             "audit: clean",
         ],
     ),

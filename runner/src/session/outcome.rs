@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use muster_events::Outcome as Status;
 
-use crate::line::{self, Level, Line};
+use crate::line::{self, Level, LogLine};
 use crate::symbols::Symbols;
 
 /// How many of the last lines a failure shows.
@@ -89,7 +89,7 @@ impl Record {
         self.tail.push_back(text.into());
         // The symbols of what was inlined stand on lines of their own.
         let first = text.lines().next().unwrap_or_default();
-        let Some(line) = Line::parse(first) else {
+        let Some(line) = LogLine::parse(first) else {
             // Our loader says nothing but, in one line, why it does not start the kernel.
             if text.starts_with("loader: ") {
                 self.first_error.get_or_insert_with(|| text.into());

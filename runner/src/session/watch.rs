@@ -15,7 +15,7 @@ use super::launch::{Guest, Launch, Serial};
 use super::outcome::{Ending, Outcome, Record};
 use super::typist::Typist;
 use crate::boot_log::BootLog;
-use crate::line::{self, Line};
+use crate::line::{self, LogLine};
 use crate::pause::{Pause, Pausing};
 use crate::symbols::Symbols;
 
@@ -207,7 +207,7 @@ pub fn run(
 
 /// Whether a line says that the stress begins.
 fn begins_stress(text: &str) -> bool {
-    Line::parse(text)
+    LogLine::parse(text)
         .is_some_and(|line| line.target == "stress" && line.message.contains(" workloads on "))
 }
 

@@ -167,13 +167,13 @@ pub fn memory() {
 }
 
 /// Logs the whole account, and whether it adds up, if it must.
-pub fn account(is_somebody_at_work: bool) {
+pub fn account(is_busy: bool) {
     let Some(account) = draw_up() else { return };
     account.log();
     match account.check() {
         Ok(()) => log::info!("it adds up, to the byte"),
-        Err(AccountError::Sum { .. } | AccountError::Heap { .. }) if is_somebody_at_work => {
-            log::info!("it is a little of each moment: CPUs use memory meanwhile");
+        Err(AccountError::Sum { .. } | AccountError::Heap { .. }) if is_busy => {
+            log::info!("it is not exact: CPUs use memory at the same time");
         }
         Err(error) => log::error!("{error}"),
     }
@@ -207,7 +207,7 @@ pub fn map(address: u64) {
 pub fn frames() {
     let shared = shared::get();
     log::info!(
-        "free: {}, of which {} at hand of CPUs",
+        "free: {}, of which {} in CPUs' caches",
         Bytes(shared.frames_free_bytes()),
         Bytes(
             shared
@@ -219,7 +219,7 @@ pub fn frames() {
         "in whole pages of 2 MiB: {}",
         Bytes(shared.whole_free_bytes())
     );
-    log::info!("cpu   at hand      heap    mapped    tables, as handed out less given back");
+    log::info!("cpu    cached      heap    mapped    tables, as allocated less freed");
     for (index, _) in online::cpus() {
         let share = shared.share_of(index);
         let handed_out = |owner| {
@@ -268,10 +268,10 @@ pub fn call(whom: Whom) {
 
 /// Measures a shootdown and logs its cost.
 pub fn shootdown() {
-    let asleep = online::cpus().filter(|(_, shared)| shared.idle.is_idle());
-    let asleep = asleep.count();
+    let idle = online::cpus().filter(|(_, shared)| shared.idle.is_idle());
+    let idle = idle.count();
     match measure::time_shootdown() {
-        Ok(time) => log::info!("a shootdown, {asleep} CPUs asleep: {time}"),
+        Ok(time) => log::info!("a shootdown, {idle} CPUs idle: {time}"),
         Err(error) => log::error!("{error}"),
     }
 }

@@ -17,7 +17,7 @@ use core::fmt::Write;
 use muster_arguments::{Arguments, Fault, Workloads};
 #[cfg(feature = "bench")]
 use muster_arguments::{BENCH, OptionInfo};
-use muster_monitor::{Command, Editor, Event, Line};
+use muster_monitor::{Command, Editor, Event, InputLine};
 
 use self::idle::idle_until;
 use crate::bringup::roll::RollCall;
@@ -75,7 +75,10 @@ struct Monitor<'a> {
 
 impl Monitor<'_> {
     /// Calls [`Self::converse`], and records that this CPU is at the prompt.
-    fn attend(&mut self, work: Option<&BackgroundWork<'_>>) -> Option<(Line, ExclusiveCommand)> {
+    fn attend(
+        &mut self,
+        work: Option<&BackgroundWork<'_>>,
+    ) -> Option<(InputLine, ExclusiveCommand)> {
         cpu::with(|here| here.shared().activity.attend());
         let exclusive = self.converse(work);
         cpu::with(|here| here.shared().activity.end());
@@ -84,7 +87,10 @@ impl Monitor<'_> {
 
     /// Takes lines, and answers, until one of them is an exclusive command, or ends the run, or until the
     /// work on the other CPUs is done.
-    fn converse(&mut self, work: Option<&BackgroundWork<'_>>) -> Option<(Line, ExclusiveCommand)> {
+    fn converse(
+        &mut self,
+        work: Option<&BackgroundWork<'_>>,
+    ) -> Option<(InputLine, ExclusiveCommand)> {
         let is_done = |work: &BackgroundWork<'_>| {
             work.sample();
             work.is_done()
@@ -250,7 +256,7 @@ impl Monitor<'_> {
                 ran.unwrap_or_default()
             }
             ExclusiveCommand::Fault(fault) => {
-                fault::bring_about(fault);
+                fault::inject(fault);
                 Vec::new()
             }
             #[cfg(feature = "bench")]
@@ -267,7 +273,7 @@ impl Monitor<'_> {
 }
 
 /// Emits a typed line, as it begins or ends.
-fn emit(line: &Line, is_done: bool) {
+fn emit(line: &InputLine, is_done: bool) {
     events::emit(muster_events::Command {
         line: line.as_str().into(),
         is_done,

@@ -19,7 +19,7 @@ const TIMEOUT: u64 = 60_000;
 /// The number of calls that no CPU waited for, and the number of them that were served. Relaxed: counts,
 /// which are compared again until they are equal, when no CPU calls any more.
 static LEFT: AtomicU64 = AtomicU64::new(0);
-static CARRIED_OUT: AtomicU64 = AtomicU64::new(0);
+static SERVED: AtomicU64 = AtomicU64::new(0);
 
 /// Runs the workload on this CPU.
 pub fn run(worker: &mut Worker<'_>) {
@@ -50,10 +50,10 @@ pub fn work(worker: &mut Worker<'_>) {
             })
             .count();
         // Relaxed below: the end of the call publishes the count.
-        let carried_out = AtomicUsize::new(0);
+        let served = AtomicUsize::new(0);
         let work = |index| {
             use_heap(index);
-            carried_out.fetch_add(1, Ordering::Relaxed);
+            served.fetch_add(1, Ordering::Relaxed);
         };
         let result = if worker.random.below(2) == 0 {
             interrupts::without_interrupts(|| call::insist(Uses::Heap, targets, TIMEOUT, &work))
@@ -62,10 +62,10 @@ pub fn work(worker: &mut Worker<'_>) {
         };
         worker.tally.operations += 1;
         // The call has waited for all of them: none counts from here on.
-        let carried_out = carried_out.into_inner();
-        if result.is_err() || carried_out != expected {
+        let served = served.into_inner();
+        if result.is_err() || served != expected {
             worker.tally.corrupt += 1;
-            log::error!("{carried_out} of {expected} CPUs carried out a call: {result:?}");
+            log::error!("{served} of {expected} CPUs served a call: {result:?}");
         }
         leave(one);
         if worker.is_over() {
@@ -77,7 +77,7 @@ pub fn work(worker: &mut Worker<'_>) {
 /// Waits, on the first CPU, until all calls that were left are served, once no CPU calls.
 pub fn settle(worker: &mut Worker<'_>) {
     if worker.slot == 0 {
-        let all = || CARRIED_OUT.load(Ordering::Relaxed) == LEFT.load(Ordering::Relaxed);
+        let all = || SERVED.load(Ordering::Relaxed) == LEFT.load(Ordering::Relaxed);
         let deadline = Deadline::after_millis(TIMEOUT);
         while !all() && !deadline.passed() {
             call::serve();
@@ -85,7 +85,7 @@ pub fn settle(worker: &mut Worker<'_>) {
         }
         if !all() {
             worker.tally.corrupt += 1;
-            log::error!("{CARRIED_OUT:?} of {LEFT:?} calls were carried out that were left");
+            log::error!("{SERVED:?} of {LEFT:?} calls that were left were served");
         }
     }
 }
@@ -102,7 +102,7 @@ fn use_heap(index: u32) {
 /// Calls, and does not wait; if too many such calls are under way, it does not call.
 fn leave(one: u32) {
     const WORK: &Work<'static> = &|_| {
-        CARRIED_OUT.fetch_add(1, Ordering::Relaxed);
+        SERVED.fetch_add(1, Ordering::Relaxed);
     };
     // Counted first, so that never more are served than there are.
     LEFT.fetch_add(1, Ordering::Relaxed);

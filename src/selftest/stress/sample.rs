@@ -67,7 +67,7 @@ pub fn emit(workload: Option<Workload>) {
             calls_sent: cpu.calls.sent(),
             calls_served: cpu.calls.served(),
             cached_bytes: cpu.cache.cached_bytes() as u64,
-            at_hand_bytes: at_hand as u64 * FRAME_SIZE,
+            frame_cache_bytes: at_hand as u64 * FRAME_SIZE,
             // SAFETY: an online CPU has its stack, in the shared tables.
             stack_bytes: unsafe { stack.peak_used() },
             stack_limit_bytes: stack.length(),

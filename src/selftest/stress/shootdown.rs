@@ -40,7 +40,7 @@ enum TargetState {
     /// It waits for something with interrupts disabled, and serves calls.
     Waiting,
     /// It is halted.
-    Asleep,
+    Idle,
     /// It asks others itself.
     Asking,
 }
@@ -50,7 +50,7 @@ const STATES: [TargetState; 6] = [
     TargetState::Locked,
     TargetState::Handling,
     TargetState::Waiting,
-    TargetState::Asleep,
+    TargetState::Idle,
     TargetState::Asking,
 ];
 
@@ -221,13 +221,13 @@ fn be(state: TargetState, range: &Range, own: Option<&mut Mapping>) {
             ready();
             interrupts::without_interrupts(|| wait_until(|| range.is_done(), call::serve));
         }
-        TargetState::Asleep if timer::is_there() => {
+        TargetState::Idle if timer::is_there() => {
             ready();
             timer::every(IDLE_PERIOD, &|| {}, || {
                 wait_until(|| range.is_done(), jobs::idle)
             });
         }
-        TargetState::Asleep => ready(),
+        TargetState::Idle => ready(),
         TargetState::Asking => {
             ready();
             let mut access = Access::ReadOnly;

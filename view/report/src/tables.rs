@@ -198,10 +198,10 @@ pub fn costs(costs: &[Cost]) -> Markup {
                     tr {
                         th scope="row" {
                             @match cost.of {
-                                Measured::CallOne => "a call to one CPU, asleep, and back",
-                                Measured::CallAll => "a call to all others, asleep, and back",
-                                Measured::ShootdownAsleep => "a shootdown while the others are asleep",
-                                Measured::ShootdownAwake => "a shootdown while the others are at work",
+                                Measured::CallOne => "a call to one idle CPU and back",
+                                Measured::CallAll => "a call to all others, idle, and back",
+                                Measured::ShootdownIdle => "a shootdown while the others are idle",
+                                Measured::ShootdownBusy => "a shootdown while the others are at work",
                             }
                         }
                         td { (cost.others) }
@@ -236,7 +236,7 @@ pub fn account_cpus(cpus: &[AccountCpu], common: Option<AccountCommon>) -> Marku
                 @for cpu in cpus {
                     tr {
                         th scope="row" { (cpu.cpu) }
-                        td { (bytes(cpu.at_hand_bytes.into())) }
+                        td { (bytes(cpu.frame_cache_bytes.into())) }
                         td { (bytes(cpu.cached_bytes.into())) }
                         td { (bytes(cpu.allocated_bytes.into())) }
                         td { (bytes(cpu.freed_bytes.into())) }
@@ -263,7 +263,7 @@ pub fn account_cpus(cpus: &[AccountCpu], common: Option<AccountCommon>) -> Marku
                 }
                 tr.all {
                     th scope="row" { "all" }
-                    td { (bytes(all(|cpu| cpu.at_hand_bytes.into(), |common| common.free_bytes.into()))) }
+                    td { (bytes(all(|cpu| cpu.frame_cache_bytes.into(), |common| common.free_bytes.into()))) }
                     td { (bytes(all(|cpu| cpu.cached_bytes.into(), |common| common.cached_bytes.into()))) }
                     td { (bytes(all(|cpu| cpu.allocated_bytes.into(), |common| common.allocated_bytes.into()))) }
                     td { (bytes(all(|cpu| cpu.freed_bytes.into(), |common| common.freed_bytes.into()))) }
@@ -289,7 +289,7 @@ pub fn account(account: &Account) -> Markup {
         - i128::from(account.heap_cached_bytes);
     let all: [(&str, i128); 19] = [
         ("free", account.free_bytes.into()),
-        ("free, at hand of CPUs", account.at_hand_bytes.into()),
+        ("free, at hand of CPUs", account.frame_cache_bytes.into()),
         ("heap frames, live", account.heap_live_bytes.into()),
         ("heap frames, cached", account.heap_cached_bytes.into()),
         ("heap frames, rest", rest),

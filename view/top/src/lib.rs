@@ -10,5 +10,5 @@ mod numbers;
 mod picture;
 
 pub use kernel::{Kernel, Said};
-pub use machine::{Cpu, Line, Machine, Part, Rates, Stage};
+pub use machine::{Cpu, LogLine, Machine, Part, Rates, Stage};
 pub use picture::{Order, Palette, View, draw};

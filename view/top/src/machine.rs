@@ -144,7 +144,7 @@ impl Cpu {
         let doing = sample.doing.strip_suffix(&workload);
         self.doing = Some(doing.unwrap_or(&sample.doing).to_owned());
         self.blocks = sample.cached_bytes;
-        self.frames = sample.at_hand_bytes;
+        self.frames = sample.frame_cache_bytes;
         self.stack = (sample.stack_bytes, sample.stack_limit_bytes);
         // A workload that began meanwhile counts anew.
         let before = std::mem::replace(&mut self.counted, sample.operations);
@@ -168,7 +168,7 @@ impl Cpu {
 
 /// A line of the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Line {
+pub struct LogLine {
     /// How much it matters.
     pub level: Level,
     /// When, who, and what, as the kernel writes it.
@@ -200,7 +200,7 @@ pub struct Machine {
     /// All memory, without what is reserved, in bytes.
     pub memory_bytes: u64,
     /// The last lines of the log, oldest first.
-    pub log: VecDeque<Line>,
+    pub log: VecDeque<LogLine>,
     /// The last lines that the runner wrote, oldest first: the log once more, and what it has to say itself.
     pub words: VecDeque<String>,
     /// How many lines of the log are warnings, and errors.
@@ -318,7 +318,7 @@ impl Machine {
         }
         let (seconds, micros) = (us / 1_000_000, us % 1_000_000);
         let by = by.unwrap_or(0);
-        self.log.push_back(Line {
+        self.log.push_back(LogLine {
             level: log.level,
             text: format!(
                 "{seconds:>4}.{:03} {by:>3} {:<7} {}",

@@ -453,7 +453,7 @@ impl Painter {
         match cpu.doing.as_deref() {
             Some(doing) => {
                 let style = match doing {
-                    "asleep" => palette.faint(),
+                    "idle" => palette.faint(),
                     "at its prompt" => palette.ink(Color::Blue),
                     "answering a call" => palette.ink(Color::Cyan),
                     _ => palette.plain(),

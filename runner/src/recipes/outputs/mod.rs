@@ -90,10 +90,10 @@ const EXCERPTS: &[Excerpt] = &[
     ),
     excerpt("deny-hhdm", "refused", "can't start", "verdict: "),
     excerpt(
-        "deaf-ap",
-        "deaf",
+        "unresponsive-ap",
+        "unresponsive",
         "CPUs have answered",
-        "it keeps interrupts out",
+        "it has interrupts disabled",
     ),
     excerpt("lock-order", "lock-order", "panicked", "may not be taken"),
     excerpt("stack-overflow", "overflow", "double fault", " stopped at "),
@@ -105,7 +105,7 @@ const EXCERPTS: &[Excerpt] = &[
     ),
     excerpt("panic-two", "panic-two", "panicked", "verdict: "),
     excerpt("monitor", "monitor-help", "^muster> help$", "^off "),
-    excerpt("monitor", "monitor-cpus", "^muster> cpus", " asleep$"),
+    excerpt("monitor", "monitor-cpus", "^muster> cpus", " idle$"),
     excerpt("monitor", "monitor-map", "^muster> map ", "^physical 0x"),
     Excerpt {
         log: debugger::WORDS,
@@ -380,7 +380,7 @@ mod tests {
     fn figures_may_change_and_words_may_not() {
         let shows = "  0.076521  0 INFO  roll    roll: 8 of 8 CPUs online, 3529 us after the release\n\
                      \x20 2.184122  0 INFO  roll      3     3     -     -     -     -\n\
-                     \x20 0.241742  3 ERROR panic   CPU 1, asleep, stopped at 0xffffffff8002c995 in muster::a (a.rs:1)\n";
+                     \x20 0.241742  3 ERROR panic   CPU 1, idle, stopped at 0xffffffff8002c995 in muster::a (a.rs:1)\n";
         let log = "  0.1  0 INFO  roll    roll: 8 of 8 CPUs online, 12 ms after the release\n\
                    \x20 0.1  0 INFO  roll      3     3     1    22     - 3333m\n\
                    \x20 0.1  3 ERROR panic   CPU 2, at work, stopped at 0xffffffff80000000\n";

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result, ensure};
 use muster_events::{Account, AccountCommon, AccountCpu, Event, Interrupts, Record};
 
-use crate::line::Line;
+use crate::line::LogLine;
 
 /// How wide a terminal is that shows the account whole.
 const COLUMNS: usize = 80;
@@ -47,7 +47,7 @@ impl Told {
         let mut told = None::<Self>;
         let mut table = "";
         for text in log.lines() {
-            let Some(line) = Line::parse(text) else {
+            let Some(line) = LogLine::parse(text) else {
                 continue;
             };
             let words: Vec<_> = line.message.split_whitespace().collect();
@@ -304,8 +304,8 @@ pub fn check_events(records: &[Record<'_>]) -> Result<()> {
         ),
         (
             "at hand",
-            of_cpus(|cpu| cpu.at_hand_bytes.into()),
-            account.at_hand_bytes.into(),
+            of_cpus(|cpu| cpu.frame_cache_bytes.into()),
+            account.frame_cache_bytes.into(),
         ),
         ("free", common.free_bytes.into(), account.free_bytes.into()),
         (
@@ -416,7 +416,7 @@ mod tests {
     fn told(live: i64, nmi: u64) -> String {
         let cpu = AccountCpu {
             cpu: 0,
-            at_hand_bytes: 1,
+            frame_cache_bytes: 1,
             cached_bytes: 2,
             allocated_bytes: 10,
             freed_bytes: 20,
@@ -439,7 +439,7 @@ mod tests {
         let account = Account {
             memory_bytes: 0,
             free_bytes: 5,
-            at_hand_bytes: 1,
+            frame_cache_bytes: 1,
             heap_live_bytes: live,
             boot_live_bytes: 9,
             heap_cached_bytes: 8,

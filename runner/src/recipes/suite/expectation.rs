@@ -8,14 +8,14 @@ use muster_events::Record;
 use regex_lite::Regex;
 
 use crate::cases::{Case, Debugged, Limit};
-use crate::line::Line;
+use crate::line::LogLine;
 use crate::recipes::debugger;
 use crate::session::Verdict;
 
 /// How many instructions the log says that Muster takes for a pair.
 fn instructions(bench: &str, log: &str) -> Option<f64> {
     log.lines().find_map(|text| {
-        let mut words = Line::parse(text)?.message.split_whitespace();
+        let mut words = LogLine::parse(text)?.message.split_whitespace();
         (words.next()? == bench && words.next()? == "muster").then_some(())?;
         words.next()?.parse().ok()
     })
