@@ -59,7 +59,7 @@ pub const CASES: &[Case] = &[
         "shootdown-8",
         &["8", "stress=shootdown", "seconds=1.5"],
         &[
-            "a shootdown, 7 idle:  ",
+            "a shootdown, 7 idle: ",
             "a shootdown, 7 busy: ",
             "stress  shootdown",
             "account: adds up, to the byte",
