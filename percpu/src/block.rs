@@ -7,7 +7,10 @@ use core::sync::atomic::{AtomicPtr, Ordering};
 
 use crossbeam_utils::CachePadded;
 
+use crate::SharedKey;
+use crate::storage::no_variables;
 use crate::sync::{AtomicBool, mutated};
+use crate::variable::at;
 
 /// The first bytes of every [`Block`], at a layout that assembly may rely on.
 ///
@@ -15,20 +18,38 @@ use crate::sync::{AtomicBool, mutated};
 /// |---|---|---|
 /// | 0 | 8 | the block's own address once a CPU has claimed it, null before |
 /// | 8 | 4 | the CPU's index |
+/// | 16 | 8 | the [base](#bases) of the CPU's local variables, null where the block has none |
+/// | 24 | 8 | that of its shared variables |
 /// | [`head_offset`] | any | the [head](Block#the-head), of the kernel's own type |
 ///
 /// The address at offset 0 is there because a segment-relative load can't yield the segment's base:
 /// reading `gs:[0]` is the cheapest way to get from GS base to a pointer.
+///
+/// # Bases
+///
+/// The base of a kind of variables is the address of the CPU's copy of their [`Template`](crate::Template) less
+/// that of the template. So a variable lies at the base plus the address of its initial value in the image,
+/// which the linker knows; and where addresses are constants, that is an operand of an instruction.
 #[repr(C)]
 pub struct Header {
     this: AtomicPtr<Header>,
     index: u32,
+    local: *const u8,
+    shared: *const u8,
 }
 
 const _: () = assert!(offset_of!(Header, this) == 0 && offset_of!(Header, index) == 8);
+#[cfg(target_pointer_width = "64")]
+const _: () = assert!(Header::LOCAL == 16 && Header::SHARED == 24);
+
+// SAFETY: `this` is an atomic, and the other fields never change once the header is made. The pointers
+// are only handed out, and what may be done with one is for the code that does it to say.
+unsafe impl Send for Header {}
+// SAFETY: as above.
+unsafe impl Sync for Header {}
 
 /// Returns the offset of the head from the address of a [`Block`] or an [`Unregistered`], in bytes:
-/// behind the [`Header`] of 16 bytes, at the next multiple of `H`'s own alignment.
+/// behind the [`Header`], 32 bytes on 64-bit machines, at the next multiple of `H`'s own alignment.
 ///
 /// Where the register is a segment base, the offset from that is the same: `gs:[head_offset::<H>()]`.
 pub const fn head_offset<H>() -> usize {
@@ -77,11 +98,37 @@ impl<H> Unregistered<H> {
 }
 
 impl Header {
+    /// The offset of the base of local variables from the address of the block, in bytes.
+    pub(crate) const LOCAL: usize = offset_of!(Header, local);
+    /// The offset of the base of shared variables from the address of the block, in bytes.
+    pub(crate) const SHARED: usize = offset_of!(Header, shared);
+
+    /// Creates the header of a block without variables.
     const fn new(index: u32) -> Self {
+        Self::with_variables(index, ptr::null(), ptr::null())
+    }
+
+    /// Creates the header of a block whose variables have these bases.
+    pub(crate) const fn with_variables(index: u32, local: *const u8, shared: *const u8) -> Self {
         Self {
             this: AtomicPtr::new(ptr::null_mut()),
             index,
+            local,
+            shared,
         }
+    }
+
+    /// Returns the base of the CPU's local variables; null if the block was made without variables, and
+    /// for an [`Unregistered`].
+    #[inline]
+    pub(crate) const fn local(&self) -> *const u8 {
+        self.local
+    }
+
+    /// Returns the same for the shared variables.
+    #[inline]
+    pub(crate) const fn shared(&self) -> *const u8 {
+        self.shared
     }
 
     /// Returns the address stored at offset 0: this header's own once a CPU has claimed the block, null
@@ -95,8 +142,13 @@ impl Header {
     }
 }
 
-/// One CPU's memory: `local` for that CPU alone, `shared` for all to read, and a head that code may
-/// reach by the register alone.
+/// One CPU's memory: the variables that the program declares by [`cpu_local!`](crate::cpu_local), and a head
+/// that code may reach by the register alone. A kernel may have two parts of its own types instead of variables, or
+/// beside them: `local` for that CPU alone, and `shared` for all to read.
+///
+/// A block with variables has a size that only the linked program knows, and is made by `Block::place`,
+/// `Block::allocate` or `Block::place_with`. One that is made by [`new`](Self::new),
+/// [`with_head`](Self::with_head) or [`init`](Self::init) has none: to use one on its CPU is a panic.
 ///
 /// `local` needs no `Sync`: it may be made of [`Cell`](core::cell::Cell)s, since the only way to it is
 /// [`Storage::with`](crate::Storage::with) on the CPU that registered the block. Data that other CPUs
@@ -105,7 +157,7 @@ impl Header {
 /// # The head
 ///
 /// A kernel whose register is a segment base can have code that goes by it directly, without the way
-/// through a pointer: `inc qword ptr gs:[24]`, or the restartable fast paths of a heap. Such code
+/// through a pointer: `inc qword ptr gs:[32]`, or the restartable fast paths of a heap. Such code
 /// reaches the block's head, [`head_offset`] bytes from the base; and as that code doesn't ask whether
 /// the CPU has a block, an [`Unregistered`] has a head at the same distance. Nothing else of a block is
 /// at a fixed offset.
@@ -119,7 +171,8 @@ impl Header {
 /// A block is aligned to, and its shared part stands on, a 128-byte boundary: two cache lines,
 /// because the spatial prefetcher of Intel's cores fetches lines in pairs (Intel 64 and IA-32
 /// Architectures Optimization Reference Manual, "Data Prefetching"). So no two blocks ever share a
-/// line, and neither do the two parts of one block.
+/// line, and neither do the two parts of one block. The variables follow, the local and the shared ones on
+/// lines of their own.
 ///
 /// A block belongs to the first CPU that registers it, for good.
 #[repr(C, align(128))]
@@ -204,15 +257,30 @@ impl<L, S, H> Block<L, S, H> {
         head: H,
         parts: impl FnOnce(&'static H) -> (L, S),
     ) -> &'static Self {
+        // SAFETY: `place` is memory for a block, and borrowed for good, so nothing else uses it.
+        unsafe { Self::write(place.as_mut_ptr(), Header::new(index), head, parts) }
+    }
+
+    /// Makes a block at `block`.
+    ///
+    /// # Safety
+    ///
+    /// `block` is memory for a block, writable for good, and used by nothing else.
+    #[inline]
+    pub(crate) unsafe fn write(
+        block: *mut Self,
+        header: Header,
+        head: H,
+        parts: impl FnOnce(&'static H) -> (L, S),
+    ) -> &'static Self {
         let () = Self::LAYOUT;
-        let block = place.as_mut_ptr();
-        // SAFETY: (1) `place` is memory for a block, and borrowed for good, so nothing else uses it;
+        // SAFETY: (1) the memory is large enough, and no one else's: the caller's promise;
         // (2) each field is written once, and a reference to it is made only afterwards: to the head
         // before the other fields are written, and to all of it when all are.
         unsafe {
             (&raw mut (*block).head).write(head);
             let (local, shared) = parts(&(*block).head);
-            (&raw mut (*block).header).write(Header::new(index));
+            (&raw mut (*block).header).write(header);
             (&raw mut (*block).claimed).write(AtomicBool::new(false));
             (&raw mut (*block).local).write(local);
             (&raw mut (*block).shared).write(CachePadded::new(shared));
@@ -239,6 +307,26 @@ impl<L, S, H> Block<L, S, H> {
     /// Returns the part that every CPU may read.
     pub fn shared(&self) -> &S {
         &self.shared
+    }
+
+    /// Returns this CPU's own of a shared variable.
+    ///
+    /// # Panics
+    ///
+    /// If the block was made without variables: by [`Block::new`], [`Block::with_head`] or [`Block::init`].
+    #[track_caller]
+    pub fn get<V>(&self, variable: &SharedKey<V>) -> &'static V {
+        let base = self.header.shared();
+        if base.is_null() {
+            no_variables(Some(self.index()));
+        }
+        // SAFETY: the base is that of a block, and not null.
+        unsafe { at(variable, base) }
+    }
+
+    /// Returns the first bytes.
+    pub(crate) const fn header(&self) -> &Header {
+        &self.header
     }
 
     /// Returns the part for the owning CPU. `pub(crate)`: the caller must be that CPU.

@@ -4,7 +4,7 @@ use core::fmt;
 
 use conquer_once::spin::OnceCell;
 
-use crate::Block;
+use crate::{Block, SharedKey};
 
 /// All CPUs' blocks in order of their index, of which only the shared parts and the heads can be
 /// reached.
@@ -61,6 +61,45 @@ impl<L: Send, S: Sync, H: Sync> Directory<L, S, H> {
             .map(|(slot, block)| (slot as u32, block.shared()))
     }
 
+    /// Returns what the CPU with this index has of a shared variable; `None` if there is no such CPU, or
+    /// before [`publish`](Self::publish).
+    ///
+    /// A local variable is no other CPU's business:
+    ///
+    /// ```compile_fail,E0308
+    /// # use core::cell::Cell;
+    /// # static CPUS: muster_percpu::Directory<(), ()> = muster_percpu::Directory::new();
+    /// muster_percpu::cpu_local! { static TICKS: Cell<u64> = Cell::new(0); }
+    /// CPUS.on(1, &TICKS);
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// If the CPU's block was made without variables.
+    #[track_caller]
+    pub fn on<V>(&self, index: u32, variable: &SharedKey<V>) -> Option<&'static V> {
+        let block = self.blocks().get(usize::try_from(index).ok()?)?;
+        Some(block.get(variable))
+    }
+
+    /// Iterates over every CPU's index and what it has of a shared variable, in order.
+    ///
+    /// # Panics
+    ///
+    /// At a block that was made without variables.
+    pub fn each<V>(
+        &self,
+        variable: &SharedKey<V>,
+    ) -> impl ExactSizeIterator<Item = (u32, &'static V)> + use<L, S, H, V> {
+        let variable = *variable;
+        // As in `iter`, but the base is read from the block's first line, which its CPU does not write
+        // any more.
+        self.blocks()
+            .iter()
+            .enumerate()
+            .map(move |(slot, block)| (slot as u32, block.get(&variable)))
+    }
+
     /// Returns the number of CPUs; 0 before [`publish`](Self::publish).
     pub fn len(&self) -> usize {
         self.blocks().len()
@@ -71,7 +110,8 @@ impl<L: Send, S: Sync, H: Sync> Directory<L, S, H> {
         self.blocks().is_empty()
     }
 
-    /// Returns the blocks themselves, for a CPU to register its own, and for their heads; none
+    /// Returns the blocks themselves, for a CPU to register its own, for their heads and for several shared
+    /// variables of one CPU ([`Block::get`]); none
     /// before [`publish`](Self::publish).
     pub fn blocks(&self) -> &'static [&'static Block<L, S, H>] {
         // `try_get`, as `get` would wait for a publisher that an NMI has interrupted.

@@ -1,16 +1,19 @@
 //! CPU-local storage for kernels.
 //!
-//! Each CPU has a [`Block`] of its own in two parts and a [head](Block#the-head): `local`, which only
-//! that CPU reaches and which therefore needs neither locks nor atomics, and `shared`, which all CPUs
-//! may read. The types rule out:
+//! Each CPU has a [`Block`] of its own with a [head](Block#the-head) and variables of two kinds: *local* ones,
+//! which only that CPU reaches and which therefore need neither locks nor atomics, and *shared* ones,
+//! which all CPUs may read. [`cpu_local!`] declares them where they are used, in any module of any crate.
+//! The types rule out:
 //!
 //! - **Use before registration**: a CPU without a block gets a panic that says so
 //!   ([`Storage::with`]) or `None` ([`Storage::try_with`]), not whatever lies at address 0.
-//! - **Use on the wrong CPU**: the way to `local` is a guard, [`Here`], that can't leave the closure
+//! - **Use on the wrong CPU**: the way to local variables is a guard, [`Here`], that can't leave the closure
 //!   it is given to and can't go to another thread; while it exists, the code is neither preempted nor
 //!   migrated.
+//! - **Half changed values**: a handler that interrupts the use of a local variable may use it, too, so the
+//!   variable's type is one that tolerates this ([`InterruptSafe`]).
 //! - **Two CPUs with one block**: a block is claimed once.
-//! - **False sharing**: blocks, and the two parts of a block, never share a cache line.
+//! - **False sharing**: blocks, and the two kinds of variables of a block, never share a cache line.
 //!
 #![cfg_attr(
     feature = "alloc",
@@ -27,32 +30,26 @@
 #![cfg_attr(not(feature = "std"), doc = "```ignore")]
 //! use core::cell::Cell;
 //! use core::sync::atomic::{AtomicU64, Ordering};
-//! use muster_percpu::{Block, Directory, Storage};
+//! use muster_percpu::{Block, Directory, Storage, Template, cpu_local};
 //!
-//! /// Only this CPU's.
-//! struct Local {
-//!     depth: Cell<u32>,
+//! cpu_local! {
+//!     /// Only this CPU's.
+//!     static DEPTH: Cell<u32> = Cell::new(0);
+//!     /// For all to read.
+//!     shared static INTERRUPTS: AtomicU64 = AtomicU64::new(10);
 //! }
 //!
-//! /// For all to read.
-//! struct Shared {
-//!     interrupts: AtomicU64,
-//! }
-//!
-//! muster_percpu::thread_register!(struct Threads { local: Local, shared: Shared });
+//! muster_percpu::thread_register!(struct Threads);
 //! type Cpu = Storage<Threads>;
 //!
-//! static CPUS: Directory<Local, Shared> = Directory::new();
+//! static CPUS: Directory<(), ()> = Directory::new();
 //!
-//! // The first CPU makes all blocks and publishes them.
-//! let blocks: Vec<&'static Block<Local, Shared>> = (0..4)
-//!     .map(|index| {
-//!         let local = Local { depth: Cell::new(0) };
-//!         let shared = Shared { interrupts: AtomicU64::new(0) };
-//!         &*Box::leak(Box::new(Block::new(index, local, shared)))
-//!     })
+//! // The first CPU finds what the linker has gathered, makes all blocks, and publishes them.
+//! let template = Template::find(|_| true)?;
+//! let blocks: Result<Vec<_>, _> = (0..4)
+//!     .map(|index| Block::allocate(&template, index, ()))
 //!     .collect();
-//! CPUS.publish(blocks.leak())?;
+//! CPUS.publish(blocks?.leak())?;
 //!
 //! // Each CPU registers its own, and works.
 //! assert!(Cpu::try_with(|here| here.index()).is_none());
@@ -60,9 +57,9 @@
 //!     for block in CPUS.blocks() {
 //!         scope.spawn(|| {
 //!             Cpu::register(block)?;
+//!             Cpu::with_own(&DEPTH, |depth| depth.set(depth.get() + 1));
 //!             Cpu::with(|here| {
-//!                 here.local().depth.set(here.local().depth.get() + 1);
-//!                 here.shared().interrupts.store(10 + u64::from(here.index()), Ordering::Relaxed);
+//!                 here.get(&INTERRUPTS).fetch_add(u64::from(here.index()), Ordering::Relaxed);
 //!             });
 //!             Ok::<(), muster_percpu::RegisterError>(())
 //!         });
@@ -70,11 +67,14 @@
 //! });
 //!
 //! // Any CPU reads what the others share.
-//! let total: u64 = CPUS.iter().map(|(_, shared)| shared.interrupts.load(Ordering::Relaxed)).sum();
-//! assert_eq!(total, 10 + 11 + 12 + 13);
-//! assert!(CPUS.get(4).is_none());
+//! let each = CPUS.each(&INTERRUPTS);
+//! assert_eq!(each.map(|(_, count)| count.load(Ordering::Relaxed)).sum::<u64>(), 10 + 11 + 12 + 13);
+//! assert!(CPUS.on(4, &INTERRUPTS).is_none());
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
+//!
+//! A block may also have two parts of types of the kernel's own, `local` and `shared`: what a kernel lists in
+//! two structs. They are here until all such kernels declare variables.
 //!
 //! # On x86-64
 //!
@@ -93,7 +93,7 @@
 //! use core::arch::asm;
 //! use core::cell::Cell;
 //! use core::sync::atomic::AtomicU64;
-//! use muster_percpu::{Block, Header, Register, Storage, Unregistered, head_offset};
+//! use muster_percpu::{Block, Header, Key, Register, Storage, Unregistered, cpu_local, head_offset};
 //!
 //! /// IA32_GS_BASE (Intel SDM, volume 4, table 2-2).
 //! const GS_BASE: u32 = 0xc000_0101;
@@ -101,14 +101,16 @@
 //! /// What GS base points to on CPUs that have no block.
 //! static NOBODY: Unregistered<AtomicU64> = Unregistered::new(AtomicU64::new(0));
 //!
+//! cpu_local! { static DEPTH: Cell<u64> = Cell::new(0); }
+//!
 //! struct Gs;
 //!
 //! // SAFETY: (1) every CPU calls `Storage::reset` before anything else, and from then on GS base
 //! // points to `NOBODY`, whose first word is null, or to a registered block, whose first word
 //! // is its own address. (2) Nothing else in this kernel writes GS base, and it never runs SWAPGS.
-//! // (3) This kernel doesn't preempt. (4) `Local` is a `Cell` of one word.
+//! // (3) This kernel doesn't preempt. (4) `Local` has nothing in it.
 //! unsafe impl Register for Gs {
-//!     type Local = Cell<u64>;
+//!     type Local = ();
 //!     type Shared = ();
 //!     type Head = AtomicU64;
 //!     type NoPreempt = ();
@@ -129,6 +131,20 @@
 //!         header
 //!     }
 //!
+//!     // One load instead of two.
+//!     #[inline]
+//!     fn load_base<K: Key>() -> *const u8 {
+//!         let base;
+//!         // SAFETY: reads a word of what GS base points to, which is a header: see (1).
+//!         unsafe {
+//!             asm!(
+//!                 "mov {}, gs:[{}]", out(reg) base, const K::BASE,
+//!                 options(nostack, readonly, preserves_flags),
+//!             );
+//!         }
+//!         base
+//!     }
+//!
 //!     unsafe fn store(header: *const Header) {
 //!         let address = header.expose_provenance() as u64;
 //!         // SAFETY: the caller passes a header, which is all that GS base may point to.
@@ -144,11 +160,11 @@
 //!
 //! type Cpu = Storage<Gs>;
 //!
-//! fn enter(block: &'static Block<Cell<u64>, (), AtomicU64>) -> Result<(), muster_percpu::RegisterError> {
+//! fn enter(block: &'static Block<(), (), AtomicU64>) -> Result<(), muster_percpu::RegisterError> {
 //!     // SAFETY: this CPU has no block yet.
 //!     unsafe { Cpu::reset() };
 //!     Cpu::register(block)?;
-//!     Cpu::with(|here| here.local().set(1));
+//!     Cpu::with_own(&DEPTH, |depth| depth.set(1));
 //!     Ok(())
 //! }
 //!
@@ -179,8 +195,8 @@
 //!   such CPUs count at once, and which says nothing.
 //! - **Nothing in a closure of [`Storage::with`] waits for another task**, or yields: the count is not 0
 //!   there, and a function that switches should assert that it is.
-//! - **[`Register::load`] reads the register at each call**: its assembly is not `pure`. A task that is
-//!   moved between two calls must get two answers.
+//! - **[`Register::load`] and [`Register::load_base`] read the register at each call**: their assembly is not
+//!   `pure`. A task that is moved between two calls must get two answers.
 //! - **A task that goes on after a preemption does so where the heap says**, if one of its restartable
 //!   sequences may have been interrupted: see `muster_heap::resume`.
 //! - **What may leave a closure**, a head's reference or what the directory gives, is a CPU's that the
@@ -255,13 +271,33 @@ mod broadcast;
 mod call_queue;
 mod directory;
 mod idle;
+mod local_cell;
 #[cfg(all(test, loom))]
 mod models;
 mod storage;
 mod sync;
+#[cfg(not(any(
+    windows,
+    target_vendor = "apple",
+    target_os = "uefi",
+    target_family = "wasm",
+    miri
+)))]
+mod template;
+// Object files that are not ELF, and Miri, which has none.
+#[cfg(any(
+    windows,
+    target_vendor = "apple",
+    target_os = "uefi",
+    target_family = "wasm",
+    miri
+))]
+#[path = "no_linker.rs"]
+mod template;
 #[cfg(feature = "std")]
 #[doc(hidden)]
 pub mod threads;
+mod variable;
 mod write_once;
 
 pub use admission::{Admission, Outcome};
@@ -273,5 +309,17 @@ pub use broadcast::Broadcast;
 pub use call_queue::{Call, CallQueue, MAX_CALLS, SendError};
 pub use directory::{Directory, PublishError};
 pub use idle::Idle;
+pub use local_cell::LocalCell;
 pub use storage::{Here, Register, RegisterError, Storage};
+#[cfg(not(any(
+    windows,
+    target_vendor = "apple",
+    target_os = "uefi",
+    target_family = "wasm",
+    miri
+)))]
+pub use template::{PlaceError, Template, TemplateError};
+#[doc(hidden)]
+pub use variable::Initial;
+pub use variable::{InterruptSafe, Key, LocalKey, MAX_ALIGNMENT, SharedKey};
 pub use write_once::WriteOnce;

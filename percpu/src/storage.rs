@@ -2,8 +2,10 @@
 
 use core::fmt;
 use core::marker::PhantomData;
+use core::ptr;
 
-use crate::{Block, Header, Unregistered};
+use crate::variable::at;
+use crate::{Block, Header, Key, Unregistered};
 
 /// The register in which a CPU keeps the address of its own block: GS base on x86-64, `TPIDR_EL1` on
 /// AArch64, a thread-local in a test on the host.
@@ -52,6 +54,15 @@ pub unsafe trait Register {
 
     /// Returns this CPU's block, or null if it has none.
     fn load() -> *const Header;
+
+    /// Returns the [base](Header#bases) of this CPU's variables of a kind, or null if the CPU has no block.
+    ///
+    /// Where the register is a segment base, one instruction reads it: `mov reg, gs:[K::BASE]`.
+    #[inline]
+    fn load_base<K: Key>() -> *const u8 {
+        // SAFETY: not null, so it is a header of a 'static block, by the contract.
+        unsafe { Self::load().as_ref() }.map_or(ptr::null(), K::base)
+    }
 
     /// Makes `header` this CPU's block.
     ///
@@ -144,6 +155,64 @@ impl<R: Register> Storage<R> {
         Self::here().map(|here| f(&here))
     }
 
+    /// Runs `f` with this CPU's own of a variable, as [`with`](Self::with) and [`Here::get`] do
+    /// together, by the shortest way: where the register is a segment base, and addresses are constants,
+    /// that is one load, one test, and what `f` does.
+    ///
+    /// ```
+    /// # use core::cell::Cell;
+    /// # muster_percpu::thread_register!(struct Threads);
+    /// # type Cpu = muster_percpu::Storage<Threads>;
+    /// # let template = muster_percpu::Template::find(|_| true)?;
+    /// # Cpu::register(muster_percpu::Block::allocate(&template, 0, ())?)?;
+    /// muster_percpu::cpu_local! { static TICKS: Cell<u64> = Cell::new(0); }
+    /// Cpu::with_own(&TICKS, |ticks| ticks.set(ticks.get() + 1));
+    /// # assert_eq!(Cpu::with_own(&TICKS, Cell::get), 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// The variable can't leave `f`:
+    ///
+    /// ```compile_fail
+    /// # use core::cell::Cell;
+    /// # muster_percpu::thread_register!(struct Threads);
+    /// # type Cpu = muster_percpu::Storage<Threads>;
+    /// muster_percpu::cpu_local! { static TICKS: Cell<u64> = Cell::new(0); }
+    /// let ticks: &Cell<u64> = Cpu::with_own(&TICKS, |ticks| ticks);
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// If this CPU has not registered a block, or one without variables.
+    #[track_caller]
+    #[inline]
+    pub fn with_own<K: Key, T>(variable: &K, f: impl FnOnce(&K::Value) -> T) -> T {
+        match Self::try_with_own(variable, f) {
+            Some(result) => result,
+            None => no_variables(Self::try_with(|here| here.index())),
+        }
+    }
+
+    /// Runs `f` with this CPU's own of a variable, or returns `None` if the CPU has not registered a
+    /// block, or one without variables.
+    ///
+    /// ```compile_fail
+    /// # use core::cell::Cell;
+    /// # muster_percpu::thread_register!(struct Threads);
+    /// # type Cpu = muster_percpu::Storage<Threads>;
+    /// muster_percpu::cpu_local! { static TICKS: Cell<u64> = Cell::new(0); }
+    /// let ticks: Option<&Cell<u64>> = Cpu::try_with_own(&TICKS, |ticks| ticks);
+    /// ```
+    #[inline]
+    pub fn try_with_own<K: Key, T>(variable: &K, f: impl FnOnce(&K::Value) -> T) -> Option<T> {
+        let _no_preempt = R::disable_preemption();
+        let base = R::load_base::<K>();
+        // SAFETY: not null, so it is the base of this CPU's block, by the contract of `Register`. The code
+        // stays on this CPU until `f` returns; and `f` keeps no reference, as it takes one of any
+        // lifetime.
+        (!base.is_null()).then(|| f(unsafe { at(variable, base) }))
+    }
+
     /// Returns this CPU's block. The caller holds a `NoPreempt` for as long as it uses the result.
     #[inline]
     fn here<'here>() -> Option<Here<'here, R::Local, R::Shared, R::Head>> {
@@ -201,6 +270,46 @@ impl<L, S, H> Here<'_, L, S, H> {
         self.block.local()
     }
 
+    /// Returns this CPU's own of a variable.
+    ///
+    /// It can't leave the closure, nor go to another CPU:
+    ///
+    /// ```compile_fail
+    /// # use core::cell::Cell;
+    /// # muster_percpu::thread_register!(struct Threads);
+    /// # type Cpu = muster_percpu::Storage<Threads>;
+    /// muster_percpu::cpu_local! { static TICKS: Cell<u64> = Cell::new(0); }
+    /// let ticks: &Cell<u64> = Cpu::with(|here| here.get(&TICKS));
+    /// ```
+    ///
+    /// ```compile_fail,E0277
+    /// # use core::cell::Cell;
+    /// # muster_percpu::thread_register!(struct Threads);
+    /// # type Cpu = muster_percpu::Storage<Threads>;
+    /// muster_percpu::cpu_local! { static TICKS: Cell<u64> = Cell::new(0); }
+    /// Cpu::with(|here| {
+    ///     let ticks: &Cell<u64> = here.get(&TICKS);
+    ///     std::thread::scope(|scope| {
+    ///         scope.spawn(|| ticks.get());
+    ///     });
+    /// });
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// If the block was made without variables: by [`Block::new`], [`Block::with_head`] or [`Block::init`].
+    #[track_caller]
+    #[inline]
+    pub fn get<K: Key>(&self, variable: &K) -> &K::Value {
+        let base = K::base(self.block.header());
+        if base.is_null() {
+            no_variables(Some(self.index()));
+        }
+        // SAFETY: the block is this CPU's, and the code stays on the CPU while there is a `Here`, as long as
+        // which the reference lives.
+        unsafe { at(variable, base) }
+    }
+
     /// Returns the part of this CPU's block that code may reach by the register alone. The reference
     /// may leave the closure, as all CPUs may have one.
     #[inline]
@@ -212,6 +321,19 @@ impl<L, S, H> Here<'_, L, S, H> {
     #[inline]
     pub fn shared(&self) -> &S {
         self.block.shared()
+    }
+}
+
+/// Ends an access to a variable that a CPU does not have: one without a block, or with one that was made
+/// without variables.
+#[cold]
+#[track_caller]
+pub(crate) fn no_variables(index: Option<u32>) -> ! {
+    match index {
+        None => panic!("per-CPU storage used on a CPU that has not registered its block"),
+        Some(index) => panic!(
+            "the per-CPU block {index} has no CPU-local variables: make it by Block::place or Block::allocate"
+        ),
     }
 }
 

@@ -69,8 +69,15 @@ impl ThreadSlot {
 /// );
 /// type Cpu = muster_percpu::Storage<Threads>;
 /// ```
+///
+/// With variables by [`cpu_local!`](crate::cpu_local) alone: `thread_register!(pub struct Threads);`.
 #[macro_export]
 macro_rules! thread_register {
+    ($(#[$attribute:meta])* $visibility:vis struct $name:ident $(;)?) => {
+        $crate::thread_register!(
+            $(#[$attribute])* $visibility struct $name { local: (), shared: () }
+        );
+    };
     ($(#[$attribute:meta])* $visibility:vis struct $name:ident {
         local: $local:ty, shared: $shared:ty $(,)?
     }) => {

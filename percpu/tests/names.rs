@@ -1,5 +1,5 @@
-//! A crate that has something else under the names of `core` and `std`: `thread_register!` is not led
-//! astray by it.
+//! A crate that has something else under the names of `core` and `std`: `thread_register!` and `cpu_local!`
+//! are not led astray by it.
 #![forbid(unsafe_code)]
 
 extern crate self as core;
@@ -54,4 +54,20 @@ muster_percpu::thread_register!(
 fn the_register_of_threads_goes_by_no_name_of_the_crate_it_is_in() {
     let index = muster_percpu::Storage::<Threads>::try_with(|here| here.index());
     real_std::assert!(index.is_none());
+}
+
+#[cfg(not(any(
+    windows,
+    target_vendor = "apple",
+    target_os = "uefi",
+    target_family = "wasm",
+    miri
+)))]
+#[test]
+fn variables_go_by_no_name_of_the_crate_they_are_in() {
+    muster_percpu::cpu_local! {
+        static DEPTH: real_std::cell::Cell<u32> = real_std::cell::Cell::new(3);
+    }
+    let depth = muster_percpu::Storage::<Threads>::try_with_own(&DEPTH, |depth| depth.get());
+    real_std::assert!(depth.is_none());
 }

@@ -330,7 +330,7 @@ fn a_head_is_as_far_from_the_register_with_a_block_as_without() {
             head_offset::<u64>(),
             head_offset::<Head>()
         ],
-        [16, 16, 64]
+        [32, 32, 64]
     );
 }
 

@@ -17,8 +17,9 @@ use crate::toolchain::{self, Toolchain};
 use crate::workspace;
 
 /// The packages that are checked as they are built for a host.
-const HOST_PACKAGES: [&str; 11] = [
+const HOST_PACKAGES: [&str; 12] = [
     "muster-percpu",
+    "muster-percpu-elsewhere",
     "muster-memory",
     "muster-heap",
     "muster-arguments",
