@@ -1,37 +1,26 @@
 //! What each CPU has of its own, and what the others see of it.
 
-use alloc::boxed::Box;
 use core::arch::asm;
-use core::cell::RefCell;
 use core::hint::spin_loop;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use muster_heap::CpuCache;
-use muster_memory::FrameCache;
-use muster_percpu::{Directory, Header, Register, RegisterError, Storage, Unregistered};
-use spin::Mutex;
+use muster_percpu::{
+    Directory, Header, Key, Register, RegisterError, Storage, Unregistered, cpu_local,
+};
 use x86_64::VirtAddr;
 use x86_64::registers::model_specific::GsBase;
 
-use crate::memory;
+use crate::memory::{self, FRAMES};
 
-/// Only this CPU's.
-pub struct Local {
-    /// Free frames that it has at hand.
-    pub frames: RefCell<Option<FrameCache<'static>>>,
-}
-
-/// For all to see.
-pub struct Shared {
-    /// A box from another CPU.
-    pub inbox: Mutex<Option<Box<[u64; 8]>>>,
+cpu_local! {
     /// Whether this CPU has made all its boxes.
-    pub is_done: AtomicBool,
+    pub shared static IS_DONE: AtomicBool = AtomicBool::new(false);
 }
 
-/// All of it, with the free blocks of the heap that the CPU has cached at its head, where the heap finds
-/// them by GS base.
-pub type Block = muster_percpu::Block<Local, Shared, CpuCache>;
+/// A CPU's variables, with the free blocks of the heap that the CPU has cached at their head, where the heap
+/// finds them by GS base.
+pub type Block = muster_percpu::Block<(), (), CpuCache>;
 
 /// What GS base points to while a CPU has no block: nothing is cached there, and there is no room.
 static UNREGISTERED: Unregistered<CpuCache> = Unregistered::new(CpuCache::new());
@@ -44,8 +33,8 @@ pub struct Gs;
 // address; (2) nothing else writes GS base, and there is no SWAPGS; (3) this kernel doesn't preempt;
 // (4) nor does it let interrupts in.
 unsafe impl Register for Gs {
-    type Local = Local;
-    type Shared = Shared;
+    type Local = ();
+    type Shared = ();
     type Head = CpuCache;
     type NoPreempt = ();
 
@@ -65,6 +54,19 @@ unsafe impl Register for Gs {
         header
     }
 
+    #[inline]
+    fn load_base<K: Key>() -> *const u8 {
+        let base;
+        // SAFETY: as above, but a word further on in the header.
+        unsafe {
+            asm!(
+                "mov {}, gs:[{}]", out(reg) base, const K::BASE,
+                options(nostack, readonly, preserves_flags),
+            );
+        }
+        base
+    }
+
     unsafe fn store(header: *const Header) {
         // SAFETY: the address of an object is canonical for the number of levels in use, and
         // `VirtAddr::new` knows only four.
@@ -76,22 +78,7 @@ unsafe impl Register for Gs {
 pub type Cpu = Storage<Gs>;
 
 /// All CPUs.
-pub static CPUS: Directory<Local, Shared, CpuCache> = Directory::new();
-
-/// Makes a CPU's block, where it is to stay: with the cache it is too large for a stack.
-pub fn block(index: u32) -> &'static Block {
-    let place = Box::leak(Box::new_uninit());
-    Block::init(place, index, CpuCache::new(), |_| {
-        let local = Local {
-            frames: RefCell::new(None),
-        };
-        let shared = Shared {
-            inbox: Mutex::new(None),
-            is_done: AtomicBool::new(false),
-        };
-        (local, shared)
-    })
-}
+pub static CPUS: Directory<(), (), CpuCache> = Directory::new();
 
 /// Makes the block of this number this CPU's, and gives it frames.
 ///
@@ -101,7 +88,9 @@ pub fn block(index: u32) -> &'static Block {
 pub fn start(index: u32) -> Result<(), RegisterError> {
     if let Some(block) = CPUS.blocks().get(index as usize) {
         Cpu::register(block)?;
-        Cpu::with(|here| *here.local().frames.borrow_mut() = memory::cache(index));
+        Cpu::with_own(&FRAMES, |frames| {
+            frames.with(|frames| *frames = memory::cache(index))
+        });
     }
     Ok(())
 }
@@ -116,8 +105,8 @@ pub fn wait_for_all(timeout: u64) -> Result<(), &'static str> {
     let ticks = || unsafe { core::arch::x86_64::_rdtsc() };
     let began = ticks();
     while !CPUS
-        .iter()
-        .all(|(_, shared)| shared.is_done.load(Ordering::Acquire))
+        .each(&IS_DONE)
+        .all(|(_, is_done)| is_done.load(Ordering::Acquire))
     {
         if ticks() - began > timeout {
             return Err("a CPU did not come, or is not done");

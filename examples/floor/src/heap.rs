@@ -9,11 +9,11 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use muster_heap::{
     CpuCache, FRAME, FastPath, FramePlatform, Heap, MagazineHeap, NO_CACHE, Platform,
 };
-use muster_memory::{FrameRun, OwnedRun, Owner, PhysRange};
+use muster_memory::{FrameCache, FrameRun, OwnedRun, Owner, PhysRange};
 use muster_percpu::head_offset;
 
 use crate::cpu::{CPUS, Cpu};
-use crate::memory;
+use crate::memory::{self, FRAMES};
 
 #[global_allocator]
 static GLOBAL: Global = Global;
@@ -49,12 +49,8 @@ pub fn open() {
 pub fn drain() {
     MAGAZINES.drain();
     MAGAZINES.trim();
-    Cpu::with(|here| {
-        here.local()
-            .frames
-            .borrow_mut()
-            .as_mut()
-            .map(|frames| frames.drain())
+    Cpu::with_own(&FRAMES, |frames| {
+        frames.with(|frames| frames.as_mut().map(FrameCache::drain))
     });
 }
 
@@ -139,9 +135,8 @@ unsafe impl FramePlatform for Machine {
         if !base.is_multiple_of(align.checked_mul(FRAME)?) {
             return None;
         }
-        let run = Cpu::with(|here| {
-            let mut frames = here.local().frames.borrow_mut();
-            frames.as_mut()?.allocate_run(count, align, Owner::Heap)
+        let run = Cpu::with_own(&FRAMES, |frames| {
+            frames.with(|frames| frames.as_mut()?.allocate_run(count, align, Owner::Heap))
         })?;
         memory::pointer(run.into_raw().start())
     }
@@ -150,12 +145,11 @@ unsafe impl FramePlatform for Machine {
         let range =
             memory::physical(start).and_then(|phys| PhysRange::new(phys, (count * FRAME) as u64));
         let freed = range.and_then(FrameRun::from_range).and_then(|run| {
-            Cpu::with(|here| {
-                let mut frames = here.local().frames.borrow_mut();
+            Cpu::with_own(&FRAMES, |frames| {
                 // SAFETY: `allocate_frames` gave them up for their address, and nothing uses them any
                 // more.
                 let run = unsafe { OwnedRun::from_raw(run, Owner::Heap) };
-                Some(frames.as_mut()?.free_run(run))
+                frames.with(|frames| Some(frames.as_mut()?.free_run(run)))
             })
         });
         assert!(

@@ -1,6 +1,7 @@
 //! What a Limine loader is asked, and how it hands the other CPUs over.
 
 use alloc::vec::Vec;
+use core::ops::Range;
 use core::sync::atomic::Ordering;
 
 use conquer_once::spin::OnceCell;
@@ -61,6 +62,18 @@ pub fn ask() -> Result<Loader, &'static str> {
         entries: entries.collect(),
         cpus: mp.cpus().len(),
     })
+}
+
+// Of the linker script.
+unsafe extern "C" {
+    static text_start: u8;
+    static data_end: u8;
+}
+
+/// Whether the loader has loaded these addresses, as a part of the image.
+pub fn has_loaded(addresses: Range<usize>) -> bool {
+    let (start, end) = (&raw const text_start, &raw const data_end);
+    start.addr() <= addresses.start && addresses.end <= end.addr()
 }
 
 /// Where the CPUs go.

@@ -21,8 +21,17 @@ use core::error::Error;
 use core::panic::PanicInfo;
 use core::sync::atomic::Ordering;
 
+use muster_heap::CpuCache;
+use muster_percpu::{Template, cpu_local};
+use spin::Mutex;
+
 use crate::console::{Outcome, say};
-use crate::cpu::{Block, CPUS, Cpu};
+use crate::cpu::{Block, CPUS, Cpu, IS_DONE};
+
+cpu_local! {
+    /// A box from another CPU.
+    shared static INBOX: Mutex<Option<Box<[u64; 8]>>> = Mutex::new(None);
+}
 
 /// How many boxes each CPU makes.
 const BOXES: u64 = 100_000;
@@ -48,8 +57,12 @@ fn run() -> Result<(), Box<dyn Error>> {
     heap::start();
     let loader = loader::ask()?;
     memory::start(&loader)?;
-    let blocks: Vec<&'static Block> = (0..).take(loader.cpus).map(cpu::block).collect();
-    CPUS.publish(blocks.leak())?;
+    let template = Template::find(loader::has_loaded)?;
+    let blocks: Result<Vec<_>, _> = (0..)
+        .take(loader.cpus)
+        .map(|index| Block::allocate(&template, index, CpuCache::new()))
+        .collect();
+    CPUS.publish(blocks?.leak())?;
     cpu::start(0)?;
     heap::open();
 
@@ -59,8 +72,8 @@ fn run() -> Result<(), Box<dyn Error>> {
     cpu::wait_for_all(TIMEOUT)?;
     say!("{} CPUs made {BOXES} boxes each", CPUS.len());
 
-    for (_, shared) in CPUS.iter() {
-        drop(shared.inbox.lock().take());
+    for (_, inbox) in CPUS.each(&INBOX) {
+        drop(inbox.lock().take());
     }
     heap::drain();
     say!(
@@ -89,17 +102,17 @@ fn enter(index: u32) -> ! {
 /// the end gives back all that this CPU has at hand.
 fn work() {
     Cpu::with(|here| {
-        let next = CPUS.get((here.index() + 1) % CPUS.len() as u32);
+        let next = CPUS.on((here.index() + 1) % CPUS.len() as u32, &INBOX);
         for number in 0..BOXES {
             if let Some(next) = next {
                 let made = Box::new([number; 8]);
-                let found = next.inbox.lock().replace(made);
+                let found = next.lock().replace(made);
                 assert!(found.is_none_or(|found| found.iter().all(|word| *word == found[0])));
             }
         }
     });
     heap::drain();
-    Cpu::with(|here| here.shared().is_done.store(true, Ordering::Release));
+    Cpu::with(|here| here.get(&IS_DONE).store(true, Ordering::Release));
 }
 
 #[panic_handler]

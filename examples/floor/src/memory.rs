@@ -9,8 +9,14 @@ use muster_memory::{
     AssignError, FrameAllocator, FrameCache, FrameInfo, FramesError, MapError, Owner, PhysRange,
     PhysicalMap,
 };
+use muster_percpu::{LocalCell, cpu_local};
 
 use crate::loader::Loader;
+
+cpu_local! {
+    /// Free frames that this CPU has cached.
+    pub static FRAMES: LocalCell<Option<FrameCache<'static>>> = LocalCell::new(None);
+}
 
 /// The frames, and where the loader shows all of memory.
 struct Memory {
