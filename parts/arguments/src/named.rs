@@ -22,12 +22,12 @@ macro_rules! named {
             /// The names of all, in the same order.
             pub const NAMES: &'static [&'static str] = &[$($name,)+];
 
-            /// Its name on the command line.
+            /// Returns its name on the command line.
             pub const fn name(self) -> &'static str {
                 Self::NAMES[self as usize]
             }
 
-            /// The one of that name.
+            /// Returns the one of that name.
             pub fn parse(name: &str) -> Option<Self> {
                 Self::ALL.iter().copied().find(|value| value.name() == name)
             }

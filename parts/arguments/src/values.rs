@@ -40,30 +40,30 @@ pub struct Workloads(u16);
 const _: () = assert!(Workload::ALL.len() <= u16::BITS as usize);
 
 impl Workloads {
-    /// Every one by itself: all but [`Workload::Soak`].
+    /// Returns every one by itself: all but [`Workload::Soak`].
     pub fn all() -> Self {
         let all = Workload::ALL.iter().copied();
         all.filter(|&workload| workload != Workload::Soak)
             .fold(Self::none(), Self::with)
     }
 
-    /// None at all.
+    /// Returns the empty set.
     pub const fn none() -> Self {
         Self(0)
     }
 
-    /// This set and `workload`.
+    /// Returns this set and `workload`.
     pub const fn with(self, workload: Workload) -> Self {
         Self(self.0 | 1 << workload as u16)
     }
 
-    /// Those in the set, in the order of [`Workload::ALL`].
+    /// Returns those in the set, in the order of [`Workload::ALL`].
     pub fn iter(self) -> impl Iterator<Item = Workload> {
         let all = Workload::ALL.iter().copied();
         all.filter(move |&workload| self.0 & 1 << workload as u16 != 0)
     }
 
-    /// `all`, `none`, or names by commas.
+    /// Parses `all`, `none`, or names by commas.
     pub fn parse(list: &str) -> Option<Self> {
         match list {
             "all" => Some(Self::all()),
@@ -102,7 +102,7 @@ named! {
 }
 
 impl Heap {
-    /// The heaps to use, one after the other. The list comes last: it keeps every
+    /// Returns the heaps to use, one after the other. The list comes last: it keeps every
     /// frame that it once had.
     pub const fn kinds(self) -> &'static [HeapKind] {
         match self {
@@ -173,9 +173,9 @@ named! {
         PanicAp = "panic-ap",
         /// The last two CPUs panic, the second while the first is reporting.
         PanicTwo = "panic-two",
-        /// All CPUs panic at once: one reports, and no one knows which.
+        /// All CPUs panic at once: one reports, any of them.
         PanicAll = "panic-all",
-        /// The last CPU runs off its stack into the guard page.
+        /// The last CPU overflows its stack into the guard page.
         StackOverflow = "stack-overflow",
         /// The last CPU does so on a stack that was mapped for some work.
         MappedStackOverflow = "mapped-stack-overflow",
@@ -185,18 +185,19 @@ named! {
         WriteText = "write-text",
         /// The last CPU jumps into the heap.
         ExecuteHeap = "execute-heap",
-        /// The last CPU reads what was unmapped, after all CPUs had used it.
+        /// The last CPU reads an unmapped page, after all CPUs had used it.
         UnmappedRead = "unmapped-read",
-        /// The last CPU writes to what was made read-only, after all CPUs had written there.
+        /// The last CPU writes to a page that was made read-only, after all CPUs had written there.
         ProtectedWrite = "protected-write",
         /// The last CPU runs off the end of a mapping.
         MappingOverflow = "mapping-overflow",
         /// The last AP disables interrupts for good, and the BSP calls it.
         UnresponsiveAp = "unresponsive-ap",
-        /// The last AP halts for good while it holds a lock of the heap, and the BSP wants that lock. With
-        /// `heap=linked-list`, whose growth takes one.
+        /// The last AP halts for good while it holds a lock of the heap, and the BSP waits for that lock.
+        /// With `heap=linked-list`, whose growth takes one.
         HaltInHeap = "halt-in-heap",
-        /// The last CPU halts for good while it holds a lock of the kernel's, and the BSP wants that lock.
+        /// The last CPU halts for good while it holds a lock of the kernel's, and the BSP waits for that
+        /// lock.
         HaltInLock = "halt-in-lock",
         /// The last CPU takes two locks in the wrong order.
         LockOrder = "lock-order",
@@ -204,17 +205,18 @@ named! {
         CallLocked = "call-locked",
         /// The last AP panics with a message that panics as it is formatted.
         PanicInPanic = "panic-in-panic",
-        /// The last AP panics in what the BSP has called it for.
+        /// The last AP panics while it serves a call of the BSP's.
         PanicInCall = "panic-in-call",
         /// The last AP panics while all others map and unmap, and shoot each other's TLBs down.
         PanicInShootdown = "panic-in-shootdown",
-        /// The last CPU lets itself write to read-only pages, and works on.
+        /// The last CPU disables write protection for itself, and goes on.
         WriteProtectionOff = "write-protection-off",
-        /// The last CPU changes one of its MTRRs that is not in use, and works on.
+        /// The last CPU changes one of its MTRRs that is not in use, and goes on.
         MemoryTypesChanged = "memory-types-changed",
-        /// The BSP runs off the boot stack, before there is another CPU or a table of the kernel's.
+        /// The BSP overflows the boot stack, before there is another CPU or a table of the
+        /// kernel's.
         BootStackOverflow = "boot-stack-overflow",
-        /// Every CPU gets an interrupt at each vector that nobody uses, and works on.
+        /// Every CPU gets an interrupt at each unused vector, and goes on.
         StrayInterrupts = "stray-interrupts",
         /// One CPU allocates, another one frees, and the last one frees again.
         HeapDoubleFree = "heap-double-free",

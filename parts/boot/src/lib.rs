@@ -28,7 +28,7 @@ use muster_memory::PageSize;
 /// The base revision of the protocol that is asked for.
 pub const REVISION: u64 = 3;
 
-/// The virtual address of physical address 0 in the loader's direct map.
+/// Returns the virtual address of physical address 0 in the loader's direct map.
 ///
 /// # Errors
 ///
@@ -40,7 +40,7 @@ pub const fn hhdm(offset: u64) -> Result<u64, BootError> {
     Ok(offset)
 }
 
-/// A copy of the command line, given without its final NUL.
+/// Returns a copy of the command line, given without its final NUL.
 ///
 /// # Errors
 ///

@@ -39,7 +39,7 @@ impl MemoryMap {
         Ok(map)
     }
 
-    /// The bytes of all usable entries.
+    /// Returns the bytes of all usable entries.
     pub fn usable_bytes(&self) -> u64 {
         let usable = self.entries.iter();
         usable

@@ -16,7 +16,7 @@ pub struct Placement {
 }
 
 impl Placement {
-    /// The loader's two bases, held against the addresses that the image was linked at, in whole
+    /// Checks the loader's two bases against the addresses that the image was linked at, in whole
     /// pages.
     ///
     /// # Errors
@@ -34,7 +34,7 @@ impl Placement {
             })
     }
 
-    /// The physical address behind an address inside the image.
+    /// Returns the physical address behind an address inside the image.
     pub const fn physical_of(&self, virtual_: u64) -> u64 {
         virtual_ - self.virtual_ + self.range.start()
     }

@@ -44,8 +44,8 @@ pub struct Latency<'a> {
     pub allocator: Cow<'a, str>,
     /// On how many CPUs.
     pub cpus: u32,
-    /// Sampled steps by time: so many took at most so many nanoseconds, and longer than those before;
-    /// `[ns, steps]`, the shortest first.
+    /// Sampled steps by time, as `[ns, steps]`, the shortest first: `steps` took at most `ns`
+    /// nanoseconds, and longer than those before.
     pub steps: Cow<'a, [(u64, u64)]>,
 }
 

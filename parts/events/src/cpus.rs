@@ -46,7 +46,7 @@ impl Phase {
         Self::Online,
     ];
 
-    /// What a CPU has done that reached this phase.
+    /// Returns the name of the phase, in words.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Parked => "parked",
@@ -148,11 +148,11 @@ pub struct Absent {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Measured {
-    /// A call to one CPU that is asleep, and back.
+    /// A call to one idle CPU, and back.
     CallOne,
-    /// A call to all others, asleep, and back.
+    /// A call to all others, idle, and back.
     CallAll,
-    /// A page that loses or gets a right, on all CPUs, while the others are asleep.
+    /// A page that loses or gets a right, on all CPUs, while the others are idle.
     ShootdownIdle,
     /// The same while they are at work.
     ShootdownBusy,

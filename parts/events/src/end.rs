@@ -27,12 +27,12 @@ impl Outcome {
     /// All of them.
     pub const ALL: [Self; 4] = [Self::Passed, Self::Failed, Self::Refused, Self::Fault];
 
-    /// QEMU's exit status.
+    /// Returns QEMU's exit status.
     pub const fn status(self) -> i32 {
         self as i32
     }
 
-    /// The outcome that QEMU's exit status tells, if the kernel asked for it.
+    /// Returns the outcome that QEMU's exit status tells, if the kernel asked for it.
     pub fn of_status(status: i32) -> Option<Self> {
         Self::ALL
             .into_iter()
@@ -56,7 +56,7 @@ pub enum Kind {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Fault<'a> {
-    /// The CPU that it came upon.
+    /// The CPU on which it happened.
     pub cpu: u32,
     /// What it is.
     pub kind: Kind,
@@ -64,7 +64,7 @@ pub struct Fault<'a> {
     pub text: Cow<'a, str>,
     /// Where the panic stands in the source; null for others.
     pub location: Option<Cow<'a, str>>,
-    /// The instruction that an exception came upon; null for others.
+    /// The instruction that an exception interrupted; null for others.
     pub instruction: Option<Address>,
     /// An exception's error code; null for others.
     pub error_code: Option<Address>,

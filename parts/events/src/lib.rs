@@ -52,7 +52,7 @@ mod stress;
 pub use bench::{Figure, Instructions, Latency};
 pub use cpus::{Absent, Cost, Cpu, Interrupts, Measured, Phase, Reached, Roll};
 pub use end::{Fault, Kind, Outcome, ReturnAddress, Stopped, Verdict};
-pub use line::{EventLine, LONGEST};
+pub use line::{EventLine, MAX_LENGTH};
 pub use memory::{
     Account, AccountCommon, AccountCpu, Address, Audit, Mapped, Moment, Owner, Owners, Range,
     Reclaim,

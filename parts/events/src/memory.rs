@@ -60,7 +60,7 @@ pub struct Reclaim<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Owner {
-    /// Nobody's, or at hand of a CPU.
+    /// Without an owner, or in a CPU's cache.
     Free,
     /// The boot loader's.
     Loader,
@@ -153,7 +153,7 @@ pub enum Moment {
 pub struct Range {
     /// When.
     pub moment: Moment,
-    /// Its physical address. No machine has so many that a number could not hold it.
+    /// Its physical address. All physical addresses fit a number.
     pub start: u64,
     /// Its length.
     pub bytes: u64,
@@ -167,9 +167,9 @@ pub struct Range {
 pub struct AccountCpu {
     /// The CPU.
     pub cpu: u32,
-    /// In free frames that it has at hand.
+    /// In free frames in its cache.
     pub frame_cache_bytes: u64,
-    /// In free blocks that it has at hand.
+    /// In free blocks in its cache.
     pub cached_bytes: u64,
     /// Allocated on it so far, as asked for.
     pub allocated_bytes: u64,
@@ -183,7 +183,7 @@ pub struct AccountCpu {
     pub interrupts: u64,
     /// Calls to others, one for each of them.
     pub calls_sent: u64,
-    /// Calls from others that it carried out.
+    /// Calls from others that it served.
     pub calls_served: u64,
     /// Shootdowns that it began.
     pub shootdowns: u64,
@@ -198,7 +198,7 @@ pub struct AccountCpu {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AccountCommon {
-    /// In free frames that no CPU has at hand.
+    /// In free frames that no CPU caches.
     pub free_bytes: u64,
     /// In free blocks that depots keep.
     pub cached_bytes: u64,
@@ -219,7 +219,7 @@ pub struct Account {
     pub memory_bytes: u64,
     /// Free, and at no CPU's hand.
     pub free_bytes: u64,
-    /// Free, and at hand of CPUs.
+    /// Free, in CPUs' caches.
     pub frame_cache_bytes: u64,
     /// Of the heap's frames, what is live: allocated and not freed, as asked for.
     pub heap_live_bytes: i64,

@@ -39,7 +39,7 @@ macro_rules! events {
             /// The names of all, in the field `event`.
             pub const NAMES: &'static [&'static str] = &[$($name,)+];
 
-            /// Its name.
+            /// Returns its name.
             pub const fn name(&self) -> &'static str {
                 match self {
                     $(Self::$Variant(_) => $name,)+
@@ -153,7 +153,7 @@ pub struct Command<'a> {
     pub is_done: bool,
 }
 
-/// An event whose line would have been longer than [`LONGEST`](crate::LONGEST).
+/// An event whose line would have been longer than [`MAX_LENGTH`](crate::MAX_LENGTH).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Omitted<'a> {

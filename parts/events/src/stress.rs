@@ -26,11 +26,11 @@ pub struct Sample<'a> {
     pub interrupts: u64,
     /// Calls to others, one for each of them.
     pub calls_sent: u64,
-    /// Calls from others that it carried out.
+    /// Calls from others that it served.
     pub calls_served: u64,
-    /// In free blocks that it has at hand.
+    /// In free blocks in its cache.
     pub cached_bytes: u64,
-    /// In free frames that it has at hand.
+    /// In free frames in its cache.
     pub frame_cache_bytes: u64,
     /// The most that its stack has had.
     pub stack_bytes: u64,
@@ -46,7 +46,7 @@ pub struct Memory<'a> {
     pub workload: Cow<'a, str>,
     /// All that the machine has, without what is reserved.
     pub memory_bytes: u64,
-    /// In frames that are free, those at hand of CPUs included.
+    /// In free frames, those in CPUs' caches included.
     pub free_bytes: u64,
     /// In frames of the heap.
     pub heap_bytes: u64,

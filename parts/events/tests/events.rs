@@ -36,7 +36,7 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// One of each, with as much in them as there may be.
+/// Returns one of each, with as much in them as there may be.
 fn examples() -> Vec<Event<'static>> {
     vec![
         Event::Run(Run {
@@ -394,7 +394,7 @@ fn addresses_are_hexadecimal() {
 #[test]
 fn what_is_too_long_is_named() {
     let event = Event::Start(Start {
-        command_line: "x".repeat(LONGEST).into(),
+        command_line: "x".repeat(MAX_LENGTH).into(),
         ..match examples().swap_remove(1) {
             Event::Start(start) => start,
             _ => unreachable!(),
@@ -405,11 +405,11 @@ fn what_is_too_long_is_named() {
         line.as_str(),
         r#"{"us":123456,"by":7,"event":"omitted","name":"start"}"#
     );
-    assert!(EventLine::of_value(&"x".repeat(LONGEST - 1)).is_none());
-    let longest = "x".repeat(LONGEST - 2);
+    assert!(EventLine::of_value(&"x".repeat(MAX_LENGTH - 1)).is_none());
+    let longest = "x".repeat(MAX_LENGTH - 2);
     assert_eq!(
         EventLine::of_value(&longest).unwrap().as_str().len(),
-        LONGEST
+        MAX_LENGTH
     );
 }
 
@@ -433,13 +433,13 @@ fn phases_are_in_order_and_their_names_those_of_the_schema() {
     }
 }
 
-/// The documentation.
+/// Returns the documentation.
 fn documentation() -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/src/events.md");
     std::fs::read_to_string(path).unwrap()
 }
 
-/// The names of an object's fields; of those within a field, behind its own.
+/// Returns the names of an object's fields; of those within a field, behind its own.
 fn fields(object: &Value, within: &str) -> BTreeSet<String> {
     let fields = object.as_object().into_iter().flatten();
     fields
@@ -477,7 +477,7 @@ fn every_field_of_every_event_is_documented_and_no_other() {
     }
     assert_eq!(sections.next(), None);
     assert!(text.contains(&format!("Version **{SCHEMA}**")));
-    assert!(text.contains(&format!("{LONGEST} bytes")));
+    assert!(text.contains(&format!("{MAX_LENGTH} bytes")));
 }
 
 /// A run of two CPUs and a short benchmark, as the kernel told them.

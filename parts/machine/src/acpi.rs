@@ -1,7 +1,7 @@
 //! The ACPI MADT: the CPUs that the machine says it has, and where its NMIs arrive; and of the FADT, where
 //! its timer is.
 //!
-//! A firmware gets lengths, pointers and checksums wrong, so each of them is looked at before it is
+//! Firmware gets lengths, pointers and checksums wrong, so each of them is checked before it is
 //! used. Section and table numbers are those of ACPI 6.5.
 
 use core::fmt;
@@ -11,7 +11,7 @@ pub trait Firmware {
     /// Bytes that stay as they are while they are held.
     type Bytes: AsRef<[u8]>;
 
-    /// The `length` bytes from physical address `start`, exactly; `None` where there is no firmware
+    /// Returns the `length` bytes from physical address `start`, exactly; `None` where there is no firmware
     /// memory to read.
     fn bytes(&self, start: u64, length: usize) -> Option<Self::Bytes>;
 }
@@ -85,7 +85,7 @@ const ENABLED: u32 = 1 << 0;
 const ONLINE_CAPABLE: u32 = 1 << 1;
 
 /// No table is longer, in bytes; a length beyond is a broken one.
-const LONGEST_TABLE: usize = 1024 * 1024;
+const MAX_TABLE: usize = 1024 * 1024;
 
 /// Why there is no list of CPUs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,20 +124,21 @@ pub struct Cpu {
 }
 
 impl Cpu {
-    /// Whether it is ready for use: whoever starts the machine's CPUs has to start it.
+    /// Returns whether it is ready for use: a loader that starts the machine's CPUs has to start
+    /// it.
     pub const fn is_enabled(&self) -> bool {
         self.flags & ENABLED != 0
     }
 
-    /// Whether it may be started: exactly one of the flags is set, as the second is reserved where
+    /// Returns whether it may be started: exactly one of the flags is set, as the second is reserved where
     /// the first is set.
     pub const fn may_be_started(&self) -> bool {
         self.is_enabled() != (self.flags & ONLINE_CAPABLE != 0)
     }
 
-    /// What an entry tells of a CPU; `None` if it is of something else, or has the id that no CPU has:
-    /// firmware lists sockets and threads that are not there in that way. The entry is as long as it
-    /// says.
+    /// Reads an entry of a CPU; returns `None` if it is of something else, or has the id that no CPU
+    /// has: firmware lists sockets and threads that are not there in that way. The entry is as long as
+    /// it says.
     fn of(entry: &[u8]) -> Result<Option<Self>, MadtError> {
         let short = MadtError::Entries;
         let (cpu, nobody) = match entry.first() {
@@ -196,7 +197,7 @@ impl NmiLine {
 pub struct Madt<Bytes>(Bytes);
 
 impl<Bytes: AsRef<[u8]>> Madt<Bytes> {
-    /// The MADT that the root pointer at physical address `rsdp` leads to.
+    /// Finds the MADT through the root pointer at physical address `rsdp`.
     ///
     /// # Errors
     ///
@@ -207,7 +208,8 @@ impl<Bytes: AsRef<[u8]>> Madt<Bytes> {
         Ok(madt)
     }
 
-    /// All CPUs, in the table's order. One may stand there twice, as a local APIC and as an x2APIC.
+    /// Returns all CPUs, in the table's order. One may be listed twice, as a local APIC and as an
+    /// x2APIC.
     pub fn cpus(&self) -> impl Iterator<Item = Cpu> + Clone {
         entries(self.0.as_ref()).filter_map(|entry| Cpu::of(entry.ok()?).ok()?)
     }
@@ -265,7 +267,7 @@ impl PmTimer {
     }
 }
 
-/// The physical address of the root pointer where a BIOS has it.
+/// Searches for the root pointer where a BIOS has it, and returns its physical address.
 pub fn search_rsdp(firmware: &impl Firmware) -> Option<u64> {
     let segment = firmware.bytes(EBDA_SEGMENT, 2);
     let ebda = segment.and_then(|bytes| number(bytes.as_ref(), 0, 2));
@@ -288,7 +290,7 @@ pub fn search_rsdp(firmware: &impl Firmware) -> Option<u64> {
         })
 }
 
-/// The first table with this signature to which the root pointer at physical address `rsdp` leads.
+/// Finds the first table with this signature through the root pointer at physical address `rsdp`.
 fn find<F: Firmware>(firmware: &F, rsdp: u64, signature: &[u8]) -> Result<F::Bytes, MadtError> {
     let (root, width) = root_table(firmware, rsdp)?;
     let root = table(firmware, root)?;
@@ -306,7 +308,7 @@ fn find<F: Firmware>(firmware: &F, rsdp: u64, signature: &[u8]) -> Result<F::Byt
     table(firmware, found)
 }
 
-/// The address of the table of tables, and how wide the addresses in it are.
+/// Returns the address of the table of tables, and how wide the addresses in it are.
 fn root_table(firmware: &impl Firmware, rsdp: u64) -> Result<(u64, usize), MadtError> {
     let broken = MadtError::Rsdp(rsdp);
     let bytes = sound_rsdp(firmware, rsdp).ok_or(broken)?;
@@ -322,26 +324,26 @@ fn root_table(firmware: &impl Firmware, rsdp: u64) -> Result<(u64, usize), MadtE
     Ok(if xsdt != 0 { (xsdt, 8) } else { (rsdt, 4) })
 }
 
-/// The part of a root pointer that all revisions have, if there is one at the address.
+/// Returns the part of a root pointer that all revisions have, if there is one at the address.
 fn sound_rsdp<F: Firmware>(firmware: &F, at: u64) -> Option<F::Bytes> {
     let bytes = firmware.bytes(at, RSDP_V1_LENGTH)?;
     let is_sound = bytes.as_ref().starts_with(RSDP_SIGNATURE) && sums_to_zero(bytes.as_ref());
     is_sound.then_some(bytes)
 }
 
-/// A whole table, with its length and checksum looked at.
+/// Reads a whole table, and checks its length and checksum.
 fn table<F: Firmware>(firmware: &F, at: u64) -> Result<F::Bytes, MadtError> {
     let header = firmware.bytes(at, HEADER_LENGTH);
     header
         .and_then(|header| number(header.as_ref(), TABLE_LENGTH, 4))
         .map(|length| length as usize)
-        .filter(|length| (HEADER_LENGTH..=LONGEST_TABLE).contains(length))
+        .filter(|length| (HEADER_LENGTH..=MAX_TABLE).contains(length))
         .and_then(|length| firmware.bytes(at, length))
         .filter(|bytes| sums_to_zero(bytes.as_ref()))
         .ok_or(MadtError::Table(at))
 }
 
-/// The entries of a MADT, up to the first that is cut off or has an impossible length.
+/// Returns the entries of a MADT, up to the first that is cut off or has an impossible length.
 fn entries(madt: &[u8]) -> impl Iterator<Item = Result<&[u8], MadtError>> + Clone {
     let mut rest = madt.get(MADT_ENTRIES..);
     core::iter::from_fn(move || {
@@ -360,12 +362,12 @@ fn entries(madt: &[u8]) -> impl Iterator<Item = Result<&[u8], MadtError>> + Clon
     })
 }
 
-/// Every ACPI structure sums to zero, byte by byte.
+/// Returns whether the bytes sum to zero, as those of every ACPI structure do.
 fn sums_to_zero(bytes: &[u8]) -> bool {
     bytes.iter().fold(0_u8, |sum, byte| sum.wrapping_add(*byte)) == 0
 }
 
-/// The little-endian number of up to eight bytes that stands at an offset.
+/// Returns the little-endian number of up to eight bytes that stands at an offset.
 fn number(bytes: &[u8], offset: usize, length: usize) -> Option<u64> {
     let bytes = bytes.get(offset..)?.get(..length)?;
     let joined = bytes.iter().rev();
@@ -448,7 +450,7 @@ mod tests {
             self.bytes[offset..][..bytes.len()].copy_from_slice(bytes);
         }
 
-        /// The byte at an address.
+        /// Returns the byte at an address.
         fn at(&mut self, address: u64) -> &mut u8 {
             &mut self.bytes[(address - self.start) as usize]
         }

@@ -63,7 +63,7 @@ fn value_of(register: u32, mut registers: impl Iterator<Item = (u32, u64)>) -> O
 
 impl fmt::Display for Difference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = Name(self.register);
+        let name = RegisterName(self.register);
         match (self.found, self.wanted) {
             (Some(found), Some(wanted)) => {
                 write!(f, "has {found:#x} in {name} instead of {wanted:#x}")
@@ -77,9 +77,9 @@ impl fmt::Display for Difference {
 
 /// The name of a register, by its number as an MSR.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Name(pub u32);
+pub struct RegisterName(pub u32);
 
-impl fmt::Display for Name {
+impl fmt::Display for RegisterName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             IA32_APIC_BASE => f.write_str("IA32_APIC_BASE"),

@@ -95,12 +95,12 @@ pub enum Register {
 }
 
 impl Register {
-    /// Its byte offset in the xAPIC's page, where it has 32 bits.
+    /// Returns its byte offset in the xAPIC's page, where it has 32 bits.
     pub const fn offset(self) -> u32 {
         self as u32
     }
 
-    /// Its MSR in x2APIC mode (11.12.1.2).
+    /// Returns its MSR in x2APIC mode (11.12.1.2).
     pub const fn msr(self) -> u32 {
         X2APIC_BASE + (self.offset() >> 4)
     }
@@ -130,13 +130,13 @@ pub const fn has_entry(version: u32, entry: Register) -> bool {
     }
 }
 
-/// Whether a CPU can be named by this id in xAPIC mode.
+/// Returns whether a CPU can have this id in xAPIC mode.
 pub const fn is_xapic_id(lapic_id: u32) -> bool {
     lapic_id < XAPIC_BROADCAST
 }
 
-/// Whether [`Register::IcrLow`], as read in xAPIC mode, says that the last interrupt is still on its
-/// way.
+/// Returns whether [`Register::IcrLow`], as read in xAPIC mode, says that the last interrupt is still
+/// pending.
 pub const fn is_pending(icr_low: u32) -> bool {
     icr_low & DELIVERY_PENDING != 0
 }
@@ -155,8 +155,9 @@ impl Command {
     /// The CPU drops what it does and waits for a start.
     pub const INIT: Self = Self(0b101 << 8 | Self::ASSERT);
 
-    /// A CPU that waits for a start begins, in real mode, at the first byte of the page at this
-    /// physical address; `None` if it is not a page's first byte below 1 MiB (11.6.1, 10.4.4.2).
+    /// Returns the command by which a CPU that waits for a start begins, in real mode, at the first
+    /// byte of the page at this physical address; `None` if it is not a page's first byte below 1
+    /// MiB (11.6.1, 10.4.4.2).
     pub const fn startup(page: u64) -> Option<Self> {
         if page & 0xfff != 0 || page >> 20 != 0 {
             return None;
@@ -164,13 +165,13 @@ impl Command {
         Some(Self(0b110 << 8 | Self::ASSERT | (page >> 12) as u32))
     }
 
-    /// The interrupt of this vector.
+    /// Returns the interrupt of this vector.
     pub const fn fixed(vector: u8) -> Self {
         Self(Self::ASSERT | vector as u32)
     }
 
-    /// What to write to [`Register::IcrHigh`] and then to [`Register::IcrLow`] in xAPIC mode; `None`
-    /// if the CPU can't be named in it.
+    /// Returns the values for [`Register::IcrHigh`] and then for [`Register::IcrLow`] in xAPIC mode;
+    /// `None` if the CPU has no id in it.
     pub const fn xapic(self, lapic_id: u32) -> Option<(u32, u32)> {
         if is_xapic_id(lapic_id) {
             Some((lapic_id << 24, self.0))
@@ -179,7 +180,7 @@ impl Command {
         }
     }
 
-    /// What to write to the MSR of [`Register::IcrLow`] in x2APIC mode (11.12.9).
+    /// Returns the value for the MSR of [`Register::IcrLow`] in x2APIC mode (11.12.9).
     pub const fn x2apic(self, lapic_id: u32) -> u64 {
         (lapic_id as u64) << 32 | self.0 as u64
     }

@@ -160,9 +160,9 @@ pub struct Mtrrs<'a> {
 
 impl<'a> Mtrrs<'a> {
     /// Takes the values of [`registers`], each with its register's number, on a CPU whose physical
-    /// addresses have so many bits (more than 52, the most there can be, count as 52). Other registers
-    /// among them do no harm; a register that is missing counts as 0. AMD's [`SYSCFG`] and [`TOP_MEM2`]
-    /// belong to them where the CPU has those.
+    /// addresses have this number of bits (more than 52, the most there can be, count as 52). Other
+    /// registers among them do no harm; a register that is missing counts as 0. AMD's [`SYSCFG`] and
+    /// [`TOP_MEM2`] belong to them where the CPU has those.
     pub const fn new(values: &'a [(u32, u64)], physical_bits: u8) -> Self {
         let bits = if physical_bits > 52 {
             52
@@ -279,8 +279,8 @@ impl<'a> Mtrrs<'a> {
     }
 }
 
-/// One pair of variable-range registers (12.11.2.3): what it covers in each period of so many bytes, both
-/// powers of two.
+/// One pair of variable-range registers (12.11.2.3): what it covers in each period of this number of
+/// bytes, both powers of two.
 ///
 /// A mask that has no ones above some bit covers the same in every 2^bit bytes, as firmware has it that
 /// took the CPU's addresses for narrower. One with zeros between its ones covers many pieces, which the
@@ -480,13 +480,13 @@ mod tests {
     }
 
     fn name(register: u32) -> String {
-        struct Name(u32);
-        impl fmt::Display for Name {
+        struct RegisterName(u32);
+        impl fmt::Display for RegisterName {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 write_name(self.0, f).map(drop)
             }
         }
-        Name(register).to_string()
+        RegisterName(register).to_string()
     }
 
     const KINDS: [(u64, MemoryType); 5] = [
@@ -497,7 +497,7 @@ mod tests {
         (6, WriteBack),
     ];
 
-    /// What section 12.11.4.1 says of the types of all ranges that cover an address.
+    /// Returns the type by section 12.11.4.1, of the types of all ranges that cover an address.
     fn precedence(kinds: &[MemoryType]) -> MemoryType {
         let all_are = |allowed: &[MemoryType]| kinds.iter().all(|kind| allowed.contains(kind));
         match kinds {
@@ -508,8 +508,8 @@ mod tests {
         }
     }
 
-    /// One pair: base and mask, most of them in use, of 4 KiB to all of memory, some with a mask that is
-    /// too short.
+    /// Makes one pair: base and mask, most of them in use, of 4 KiB to all of memory, some with a mask
+    /// that is too short.
     fn pair() -> impl Strategy<Value = (u64, u64)> {
         let numbers = (0..END / PAGE, 0..5usize, 12..=25u32, 0..4u32, 0..8u8);
         numbers.prop_map(|(page, kind, low, short, valid)| {

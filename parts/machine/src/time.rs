@@ -7,8 +7,8 @@ pub const PIT_HZ: u64 = 1_193_182;
 /// Rate of the ACPI power-management timer, in Hz (ACPI 6.5, 4.8.3.3).
 pub const PM_TIMER_HZ: u64 = 3_579_545;
 
-/// A told rate may be off by one part in so many: crystals are better by far, the wrong ones that CPUs
-/// have told are off by 4 % and more.
+/// A reported rate may be wrong by one part in this many: crystals are better by far, the wrong ones
+/// that CPUs have reported are wrong by 4 % and more.
 const TOLERANCE: u128 = 100;
 
 /// Returns a rate in MHz, rounded.
@@ -177,7 +177,7 @@ mod tests {
         assert_eq!(elapsed(u32::from(!3_u16), u32::from(!9_u16), 16), 0xfffa);
     }
 
-    /// A window of 2 ms against the PIT.
+    /// Returns a window of 2 ms against the PIT.
     fn window(hz: u64) -> Window {
         Window {
             ticks: hz / 500,

@@ -47,7 +47,7 @@ named! {
 }
 
 impl Verb {
-    /// Other words for it, which people know from elsewhere.
+    /// Returns its aliases, which people know from elsewhere.
     pub const fn aliases(self) -> &'static [&'static str] {
         match self {
             Self::Help => &["?", "h"],
@@ -76,7 +76,7 @@ impl Verb {
         }
     }
 
-    /// How it is used.
+    /// Returns its usage.
     pub const fn usage(self) -> &'static str {
         match self {
             Self::Help => "help [COMMAND]",
@@ -91,7 +91,7 @@ impl Verb {
         }
     }
 
-    /// What it does, in one line.
+    /// Returns what it does, in one line.
     pub const fn about(self) -> &'static str {
         match self {
             Self::Help => "this, or one command in full",
@@ -101,7 +101,7 @@ impl Verb {
             Self::Log => "a CPU's own journal",
             Self::Mem => "whose the machine's memory is",
             Self::Map => "an address's way through the page tables",
-            Self::Frames => "free frames, and who has them at hand",
+            Self::Frames => "free frames, and those in CPUs' caches",
             Self::Heap => "what the heap holds, and how it has served",
             Self::Account => "what each CPU has and did, and that it adds up",
             Self::Stress => "put the other CPUs to work",
@@ -115,7 +115,7 @@ impl Verb {
         }
     }
 
-    /// What there is to know beyond that, line by line.
+    /// Returns its details, line by line.
     pub const fn details(self) -> &'static [&'static str] {
         match self {
             Self::Help => &[
@@ -126,7 +126,7 @@ impl Verb {
             ],
             Self::Cpus => &[
                 "What it is doing: idle, at work, or answering a call. The last column is",
-                "what it has done in the workload at hand.",
+                "what it has done in the current workload.",
             ],
             Self::Registers => &[
                 "As they were when the CPU came, or in the last audit: its local APIC, how it",
@@ -143,7 +143,7 @@ impl Verb {
             Self::Stress => &[
                 "WORKLOADS is all, or some by commas. With SECONDS, all of them together take so",
                 "long, one after the other; without, they take turns until `stop`. The prompt",
-                "stays: see `watch`, `cpus` and `account` meanwhile. The workloads are:",
+                "stays: see `watch`, `cpus` and `account`. The workloads are:",
             ],
             Self::Watch => {
                 &["Once a second, for each CPU: operations, interrupts, calls, flushes."]
@@ -231,7 +231,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// The command that takes it and, in `help`, lists it; and what it is called.
+    /// Returns the command that takes it and, in `help`, lists it; and what it is called.
     const fn words(self) -> (Verb, &'static str) {
         match self {
             Self::Command => (Verb::Help, "command"),
@@ -418,7 +418,7 @@ fn workloads(list: &str) -> Result<Workloads, &str> {
     })
 }
 
-/// A hexadecimal number, with or without its mark.
+/// Parses a hexadecimal number, with or without its mark.
 fn address(word: &str) -> Option<u64> {
     let digits = word.strip_prefix("0x").unwrap_or(word);
     // `from_str_radix` takes a sign.

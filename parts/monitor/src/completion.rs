@@ -14,7 +14,7 @@ pub struct Completion<'a> {
 }
 
 impl<'a> Completion<'a> {
-    /// Of what stands before the cursor.
+    /// Makes the completion of the text before the cursor.
     pub fn of(before: &'a str) -> Self {
         // As the words are split, which no wider space does.
         let stem_at = before.rfind(|c: char| c.is_ascii_whitespace());
@@ -39,7 +39,7 @@ impl<'a> Completion<'a> {
         }
     }
 
-    /// The words that begin as the one at the cursor.
+    /// Returns the words that begin as the one at the cursor.
     pub fn words(self) -> impl Iterator<Item = &'static str> + Clone + use<'a> {
         let words = self.words.into_iter().flatten().copied();
         words.filter(move |word| {
@@ -48,8 +48,8 @@ impl<'a> Completion<'a> {
         })
     }
 
-    /// What can be added without a choice being made, and what then has to stand between this word
-    /// and the next: nothing, if more may be added to it.
+    /// Returns the text that can be added without a choice, and the separator between this word and
+    /// the next: empty, if more may be added to it.
     pub fn addition(self) -> (&'static str, &'static str) {
         let mut words = self.words();
         let Some(first) = words.next() else {

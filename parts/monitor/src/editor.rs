@@ -81,7 +81,7 @@ impl Default for Editor {
 }
 
 impl Editor {
-    /// An empty line, and none before it.
+    /// Creates an editor with an empty line and no history.
     pub const fn new() -> Self {
         Self {
             keys: Keys::new(),
@@ -102,7 +102,7 @@ impl Editor {
         }
     }
 
-    /// What of the line stands before the cursor may be gone on with by these words.
+    /// Returns the words with which the line up to the cursor may continue.
     pub fn choices(&self) -> impl Iterator<Item = &'static str> + Clone + use<'_> {
         Completion::of(self.before()).words()
     }
@@ -204,7 +204,7 @@ impl Editor {
         Event::Changed
     }
 
-    /// Shows the line that was typed so many lines before.
+    /// Shows the line that was typed `back` lines before.
     fn recall(&mut self, back: usize) -> Event {
         let line = match back {
             0 => Some(&self.draft),
@@ -245,8 +245,8 @@ impl Editor {
 }
 
 impl fmt::Display for Editor {
-    /// What draws the line, with the prompt, over what stands in the terminal's line (ECMA-48: EL, and
-    /// CUB to bring the cursor back).
+    /// Writes the line, with the prompt, over the terminal's line (ECMA-48: EL, and CUB to bring the
+    /// cursor back).
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.is_asking {
             return write!(f, "\r\x1b[K{QUESTION}");
@@ -282,7 +282,7 @@ mod tests {
         last
     }
 
-    /// The line that these keys make.
+    /// Returns the line that these keys make.
     fn line(text: &str) -> String<LINE> {
         match typed(&mut Editor::new(), &format!("{text}\r")) {
             Event::Done(line) => line,
@@ -409,7 +409,7 @@ mod tests {
         );
     }
 
-    /// Keys, as bytes, and noise.
+    /// Makes keys, as bytes, and noise.
     fn keys() -> impl Strategy<Value = Vec<u8>> {
         let key = prop_oneof![
             4 => "[a-z ,]{1,6}".prop_map(|text| text.into_bytes()),

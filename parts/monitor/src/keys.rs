@@ -59,13 +59,13 @@ pub struct Keys(State);
 
 const ESCAPE: u8 = 0x1b;
 
-/// The byte of a letter typed with Ctrl.
+/// Returns the byte of a letter typed with Ctrl.
 const fn control(letter: u8) -> u8 {
     letter & 0x1f
 }
 
 impl Keys {
-    /// Nothing has come yet.
+    /// Creates a decoder that has read nothing.
     pub const fn new() -> Self {
         Self(State::Ground)
     }
@@ -131,7 +131,7 @@ impl Keys {
         })
     }
 
-    /// Within a control sequence (ECMA-48, 5.4: parameters, and a final byte from @ to ~).
+    /// Reads on within a control sequence (ECMA-48, 5.4: parameters, and a final byte from @ to ~).
     fn go_on(&mut self, number: u8, byte: u8) -> Option<Key> {
         Some(match byte {
             b'A' => Key::Up,

@@ -15,7 +15,8 @@ const SIZE: RasterHeight = RasterHeight::Size16;
 /// has room for lines of 182 characters, and there are 67 rows of them in 1080.
 const ROOMY: (usize, usize) = (1280, 1080);
 
-/// How many times as large characters are on a screen of so many pixels, that they can be read there.
+/// Returns the scale of characters on a screen of this number of pixels, so that they can be read
+/// there.
 pub fn scale(width: usize, height: usize) -> usize {
     (width / ROOMY.0).min(height / ROOMY.1).max(1)
 }
@@ -23,8 +24,8 @@ pub fn scale(width: usize, height: usize) -> usize {
 /// In the place of a character that the font is not asked for.
 const UNKNOWN: u8 = b'?';
 
-/// How much of each of the [`WIDTH`] by [`HEIGHT`] pixels of a character is ink, of 255; row by row.
-/// What is not printable ASCII is shown as a question mark.
+/// Returns how much of each of the [`WIDTH`] by [`HEIGHT`] pixels of a character is ink, of 255; row
+/// by row. What is not printable ASCII is shown as a question mark.
 pub fn glyph(character: u8) -> &'static [u8] {
     let raster = |character: u8| get_raster(char::from(character), WEIGHT, SIZE);
     raster(character)

@@ -26,8 +26,8 @@ impl Colour {
         Self::Good,
     ];
 
-    /// How much of red, green and blue there is in it, of 255: enough for at least 7 to 1 of contrast
-    /// to black (WCAG 2.2, 1.4.6).
+    /// Returns the amounts of red, green and blue in it, of 255: enough for at least 7 to 1 of
+    /// contrast to black (WCAG 2.2, 1.4.6).
     pub const fn parts(self) -> [u8; 3] {
         match self {
             Self::Plain => [0xd8, 0xd8, 0xd8],
@@ -58,8 +58,9 @@ pub struct Format {
 }
 
 impl Format {
-    /// A pixel of so many bits, of these parts. `None`: it does not take two to four bytes, or a part
-    /// has no bits, or more than eight, or lies beyond the pixel.
+    /// Makes the format of pixels of this number of bits and these parts. Returns `None` if a pixel
+    /// does not take two to four bytes, or a part has no bits, or more than eight, or lies beyond the
+    /// pixel.
     pub fn new(bits: u16, [red, green, blue]: [Channel; 3]) -> Option<Self> {
         let bytes = usize::from(bits.div_ceil(8));
         let fits = |channel: Channel| {
@@ -75,12 +76,12 @@ impl Format {
         })
     }
 
-    /// Bytes of a pixel: two, three or four.
+    /// Returns bytes of a pixel: two, three or four.
     pub const fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// A pixel of which so much, of 255, is this colour, and the rest black.
+    /// Returns a pixel of which `ink`, of 255, is this colour, and the rest black.
     pub fn pixel(&self, colour: Colour, ink: u8) -> u32 {
         // Most of a character is paper.
         if ink == 0 {

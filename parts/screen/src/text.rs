@@ -36,13 +36,14 @@ impl Cell {
     }
 }
 
-/// One of so many rows is scrolled away at a time, all of which is one drawing.
+/// The fraction of the rows that is scrolled away at a time, in one drawing: one of this number.
 const SCROLLED: usize = 4;
 
 /// Rows of characters, filled from the top, and moved up by a few when they are full.
 ///
-/// All of it is atomic, so that a fault's reporter can write without the lock that somebody may have
-/// been stopped with: then a line may be mixed up, no more.
+/// All of it is atomic, so that a fault's reporter can write without the lock, whose holder may have
+/// been stopped: then a line may be mixed up, no more. Relaxed throughout: otherwise the lock orders
+/// the accesses.
 #[derive(Debug)]
 pub struct Text {
     columns: usize,
@@ -55,8 +56,8 @@ pub struct Text {
 }
 
 impl Text {
-    /// Empty rows, as they are on a screen that was cleared. `None`: they are none, or there is no
-    /// memory for them.
+    /// Creates empty rows, as on a cleared screen. Returns `None` if there are none, or no memory
+    /// for them.
     pub fn new(columns: usize, rows: usize) -> Option<Self> {
         let count = columns.checked_mul(rows).filter(|&count| count > 0)?;
         let blank = || {

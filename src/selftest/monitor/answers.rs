@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 use core::fmt::Write;
 
-use muster_machine::identity::Name;
+use muster_machine::identity::RegisterName;
 use muster_memory::{FRAME_SIZE, Owner, Target};
 use muster_monitor::{Verb, Whom};
 use muster_percpu::Outcome;
@@ -113,7 +113,7 @@ pub fn registers(index: u32) {
         log::info!("CPU {index} has not come so far");
     }
     for (register, value) in registers {
-        log::info!("{value:#018x} {}", Name(register));
+        log::info!("{value:#018x} {}", RegisterName(register));
     }
     for difference in shared.differences() {
         log::error!("CPU {index} {difference}");
