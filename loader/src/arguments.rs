@@ -153,7 +153,7 @@ impl Arguments {
         Ok(arguments)
     }
 
-    /// Whether the kernel must go without `feature`.
+    /// Returns whether the kernel must go without `feature`.
     pub fn denies(&self, feature: Feature) -> bool {
         self.denied.contains(&feature)
     }
@@ -199,7 +199,7 @@ impl Arguments {
     }
 }
 
-/// The words that are not the loader's, in their order.
+/// Returns the words that are not the loader's, in their order.
 pub fn kernel_words(line: &str) -> impl Iterator<Item = &str> {
     line.split_ascii_whitespace()
         .filter(|word| !word.starts_with(PREFIX))

@@ -60,12 +60,12 @@ const REAL_MODE_LIMIT: u64 = 1 << 20;
 const HHDM_4_LEVELS: u64 = 0xffff_8000_0000_0000;
 const HHDM_5_LEVELS: u64 = 0xff00_0000_0000_0000;
 
-/// The random base lies so many GiB, at most, above the fixed one: a quarter
-/// of what four levels can map, so that kernels keep the rest to themselves.
+/// The maximum distance of the random base above the fixed one, in GiB: a quarter of what four
+/// levels can map, so that kernels keep the rest to themselves.
 const HHDM_RANDOM_GIB: u64 = 32 * 1024;
 
 /// The most CPUs that are started.
-const MOST_CPUS: usize = 1024;
+const MAX_CPUS: usize = 1024;
 
 /// Bytes of command line that are kept; longer ones are refused.
 const LINE: usize = 4096;
@@ -117,7 +117,7 @@ impl fmt::Display for Failure<'_> {
             Self::NoFiveLevels => f.write_str(
                 "the kernel insists on 5-level paging, but this CPU has none; use -cpu max",
             ),
-            Self::TooManyCpus => write!(f, "the MADT lists more than {MOST_CPUS} CPUs"),
+            Self::TooManyCpus => write!(f, "the MADT lists more than {MAX_CPUS} CPUs"),
             Self::NoSuchCpu(id) => write!(
                 f,
                 "loader.unstarted or loader.silent names APIC id {id}, which the MADT does not \
@@ -155,8 +155,8 @@ failure_from! {
     OutOfArena => |_| Self::Sizing("responses"),
 }
 
-/// The bootstrap CPU comes here from `entry.s`, with the physical address of
-/// the start info.
+/// Loads and starts the kernel: the bootstrap CPU comes here from `entry.s`, with the physical
+/// address of the start info.
 pub extern "C" fn load(start_info: u64) -> ! {
     // SAFETY: the address came in EBX, and nothing but the loader's own image
     // was written to since; `boot` is done with all but the kernel's file
@@ -243,7 +243,7 @@ fn boot(start_info: StartInfo, line: &str) -> Result<Infallible, Failure<'_>> {
         .max(SMALLEST_STACK)
         .checked_next_multiple_of(PAGE)
         .unwrap_or(u64::MAX);
-    let mut slots = Vec::<Slot, MOST_CPUS>::new();
+    let mut slots = Vec::<Slot, MAX_CPUS>::new();
     for Processor { id, apic_id } in processors {
         let stack = map.allocate(stack_size, PAGE, physical::LIMIT, Kind::Loader)?;
         let listed_id = match arguments.swapped {
@@ -279,6 +279,7 @@ fn boot(start_info: StartInfo, line: &str) -> Result<Infallible, Failure<'_>> {
     map_kernel(&mut tables, &map, hhdm, &image, base)?;
     let kernel_root = tables.root();
     map_door(&mut tables, lapic)?;
+    // Relaxed, as the other CPUs are started after this; the last one Release, see `Door`.
     KERNEL_ENTRY.store(kernel_entry, Ordering::Relaxed);
     DOOR.root.store(tables.root() as u32, Ordering::Relaxed);
     DOOR.cr4.store(shape.cr4(), Ordering::Relaxed);
@@ -396,15 +397,15 @@ const ARENA_PER_CPU: u64 = 128;
 /// The bootstrap CPU's goto address.
 static KERNEL_ENTRY: AtomicU64 = AtomicU64::new(0);
 
-/// The goto address of a silent CPU: nobody ever writes it.
+/// The goto address of a silent CPU: it is never written.
 static NEVER: AtomicU64 = AtomicU64::new(0);
 
 fn address_of(word: &'static AtomicU64) -> u64 {
     word.as_ptr().expose_provenance() as u64
 }
 
-/// The kernel gets its interrupt controllers silent: both 8259s masked. The
-/// I/O APICs are still as reset leaves them, all entries masked.
+/// Masks the interrupt controllers, both 8259s, for the kernel. The I/O APICs are still as reset
+/// leaves them, all entries masked.
 fn mask_interrupt_controllers() {
     for port in [0x21, 0xa1] {
         // SAFETY: these are the mask registers of the two 8259s, or ports that
@@ -433,8 +434,8 @@ fn load_trampoline(page: u64) {
     place.unwrap_or_default().copy_from_slice(code);
 }
 
-/// The paging mode that suits the kernel's limits and the CPU: the one chosen for
-/// this boot, as Limine's `paging_mode` option does, or else the kernel's wish.
+/// Returns the paging mode that suits the kernel's limits and the CPU: the one chosen for this
+/// boot, as Limine's `paging_mode` option does, or else the kernel's wish.
 fn shape(requests: &Requests, chosen: Option<u64>) -> Result<Shape, Failure<'static>> {
     let cpuid = CpuId::new();
     let has_la57 = cpuid
@@ -463,7 +464,7 @@ fn shape(requests: &Requests, chosen: Option<u64>) -> Result<Shape, Failure<'sta
     })
 }
 
-/// Base of the direct map.
+/// Returns the base of the direct map.
 fn hhdm(shape: Shape, random: bool) -> u64 {
     let base = if shape.levels == 5 {
         HHDM_5_LEVELS
@@ -481,13 +482,13 @@ fn hhdm(shape: Shape, random: bool) -> u64 {
     base + (gib << 30)
 }
 
-/// The bootstrap CPU, and those in the MADT that the loader is to start.
+/// Returns the bootstrap CPU, and those in the MADT that the loader is to start.
 fn listed_processors<'line>(
     madt: &Madt<&[u8]>,
     bsp: u32,
     lapic: Lapic,
     arguments: &Arguments,
-) -> Result<Vec<Processor, MOST_CPUS>, Failure<'line>> {
+) -> Result<Vec<Processor, MAX_CPUS>, Failure<'line>> {
     let startable = || madt.cpus().filter(Cpu::may_be_started);
     let is_other = |id| id != bsp && startable().any(|cpu| cpu.lapic_id == id);
     for &id in arguments.unstarted.iter().chain(&arguments.silent) {
@@ -495,7 +496,7 @@ fn listed_processors<'line>(
             return Err(Failure::NoSuchCpu(id));
         }
     }
-    let mut listed = Vec::<Processor, MOST_CPUS>::new();
+    let mut listed = Vec::<Processor, MAX_CPUS>::new();
     for cpu in startable() {
         let id = cpu.lapic_id;
         let is_wanted = id == bsp || lapic.reaches(id) && !arguments.unstarted.contains(&id);
@@ -518,13 +519,13 @@ fn listed_processors<'line>(
     Ok(listed)
 }
 
-/// Whether the direct map holds memory of this kind: at base revision 3, only
+/// Returns whether the direct map holds memory of this kind: at base revision 3, only
 /// what a kernel may use, now or later, and itself.
 const fn in_direct_map(kind: Kind) -> bool {
     matches!(kind, Kind::Usable | Kind::Loader | Kind::Executable)
 }
 
-/// The most tables that [`map_kernel`] and [`map_door`] can take.
+/// Returns the maximum number of tables that [`map_kernel`] and [`map_door`] can take.
 fn tables_needed(shape: Shape, map: &MemoryMap, image: &Image) -> u64 {
     let direct = map
         .entries()
@@ -646,7 +647,7 @@ fn respond_words(
     let entries = arena
         .place_all((0..count).map(|index| first + index * size))?
         .address;
-    let response = responses::MemoryMap {
+    let response = responses::MemoryMapResponse {
         revision: 0,
         count,
         entries,

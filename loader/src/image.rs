@@ -34,7 +34,7 @@ pub struct Segment<'file> {
 }
 
 impl Segment<'_> {
-    /// First page.
+    /// Returns the first page.
     pub const fn start(&self) -> u64 {
         self.address & !(PAGE - 1)
     }
@@ -172,24 +172,24 @@ impl<'file> Image<'file> {
         Ok(image)
     }
 
-    /// The segments in ascending order.
+    /// Returns the segments in ascending order.
     pub fn segments(&self) -> &[Segment<'file>] {
         &self.segments
     }
 
-    /// First page of the image.
+    /// Returns the first page of the image.
     pub fn start(&self) -> u64 {
         self.segments.first().map_or(LOWEST_ADDRESS, Segment::start)
     }
 
-    /// Bytes from the first page to the end of the last, gaps included.
+    /// Returns bytes from the first page to the end of the last, gaps included.
     pub fn size(&self) -> u64 {
         self.segments
             .last()
             .map_or(0, |last| last.end() - self.start())
     }
 
-    /// Whether the kernel can be entered at `address`.
+    /// Returns whether the kernel can be entered at `address`.
     pub fn is_executable(&self, address: u64) -> bool {
         self.segments.iter().any(|segment| {
             segment.executable && (segment.start()..segment.end()).contains(&address)
@@ -207,7 +207,7 @@ mod tests {
     const TEXT: Header = (1, 5, LOWEST_ADDRESS, 0x20, 0x20);
     const DATA: Header = (1, 6, LOWEST_ADDRESS + 0x1ff0, 0x10, 0x4000);
 
-    /// A minimal ELF64 executable whose segments' data all begin at offset 0.
+    /// Makes a minimal ELF64 executable whose segments' data all begin at offset 0.
     fn file(kind: u16, machine: u16, entry: u64, headers: &[Header]) -> Vec<u8> {
         let mut file = b"\x7fELF\x02\x01\x01".to_vec();
         file.resize(16, 0);

@@ -14,6 +14,6 @@
 #[cfg(target_os = "none")]
 mod boot;
 
-/// The loader runs on no operating system; this is for `cargo test`.
+/// Does nothing: the loader runs on no operating system; this is for `cargo test`.
 #[cfg(not(target_os = "none"))]
 fn main() {}

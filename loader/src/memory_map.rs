@@ -50,7 +50,7 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// The address after the last byte.
+    /// Returns the address after the last byte.
     pub const fn end(&self) -> u64 {
         self.base + self.length
     }
@@ -130,12 +130,12 @@ impl MemoryMap {
         Ok(map)
     }
 
-    /// The entries, sorted by base.
+    /// Returns the entries, sorted by base.
     pub fn entries(&self) -> &[Entry] {
         &self.entries
     }
 
-    /// Whether any byte of `range` was taken out of usable memory.
+    /// Returns whether any byte of `range` was taken out of usable memory.
     pub fn is_taken(&self, range: &Range<u64>) -> bool {
         self.entries.iter().any(|entry| {
             matches!(entry.kind, Kind::Loader | Kind::Executable) && entry.overlaps(range)
@@ -297,7 +297,8 @@ impl MemoryMap {
             .map_err(|_| MapError::Full)
     }
 
-    /// Loader memory is taken in many small pieces; the kernel sees whole ones.
+    /// Merges the loader's entries: its memory is taken in many small pieces, and the kernel gets
+    /// whole ones.
     fn merge_loader_entries(&mut self) {
         let mut merged = Vec::<Entry, CAPACITY>::new();
         for entry in &self.entries {
@@ -316,14 +317,14 @@ impl MemoryMap {
     }
 }
 
-/// `address` rounded down to a multiple of `align`, a power of two.
+/// Rounds `address` down to a multiple of `align`, a power of two.
 const fn round_down(address: u64, align: u64) -> u64 {
     address & !(align - 1)
 }
 
-/// `address` rounded up to a multiple of `align`, a power of two. Addresses
-/// here end below 2^63, so this can't overflow unless a caller's length did;
-/// then it saturates, and the range is found unusable.
+/// Rounds `address` up to a multiple of `align`, a power of two. Addresses here end below 2^63, so
+/// this can't overflow unless a caller's length did; then it saturates, and the range is found
+/// unusable.
 const fn round_up(address: u64, align: u64) -> u64 {
     round_down(address.saturating_add(align - 1), align)
 }
@@ -344,7 +345,7 @@ mod tests {
         }
     }
 
-    /// What a PC reports: unaligned ends, a hole, reserved memory on top.
+    /// Returns a PC's map: unaligned ends, a hole, reserved memory on top.
     fn pc() -> MemoryMap {
         let reported = [
             entry(0, 0x9_fc00, Kind::Usable),
@@ -389,7 +390,7 @@ mod tests {
             .sum()
     }
 
-    /// Whether a page of memory is in an entry of the kind.
+    /// Returns whether a page of memory is in an entry of the kind.
     fn holds(map: &MemoryMap, page: u64, kind: Kind) -> bool {
         let range = page * PAGE..(page + 1) * PAGE;
         map.entries()

@@ -13,7 +13,7 @@ const INIT_MILLISECONDS: u32 = 10;
 
 /// The most times that the timer is asked whether it is done. Each takes about
 /// a microsecond, so this is for a machine whose timer never is.
-const MOST_POLLS: u32 = 1_000_000;
+const MAX_POLLS: u32 = 1_000_000;
 
 /// No CPU that the loader runs on counts slower: a machine without a timer
 /// waits too long rather than not at all.
@@ -42,7 +42,7 @@ impl Clock {
             counter.write(low);
             counter.write(high);
         }
-        for _ in 0..MOST_POLLS {
+        for _ in 0..MAX_POLLS {
             // SAFETY: as above. Read back the status of counter 0; bit 7 is
             // its output, which rises when the count is over.
             let status = unsafe {
@@ -60,7 +60,7 @@ impl Clock {
         }
     }
 
-    /// Whole milliseconds since the clock was made.
+    /// Returns the whole milliseconds since the clock was made.
     pub fn milliseconds(&self) -> u64 {
         (now() - self.start) / self.per_millisecond
     }

@@ -35,8 +35,8 @@ const TIMEOUT: u64 = 1000;
 /// times later and is four times slower.
 const TICKS_PER_CPU: u32 = 250_000;
 
-/// What every CPU needs on its way in. Written once, before the first CPU is
-/// started; a CPU that starts sees it all.
+/// The data that every CPU needs when it enters. Written once, before the first CPU is started,
+/// which sees all of it: so all loads are Relaxed, and the last store is Release.
 #[repr(C)]
 pub struct Door {
     /// Root of the door tables: the kernel's, plus the loader's image and the
@@ -76,7 +76,7 @@ pub static DOOR: Door = Door {
     register_count: AtomicU64::new(0),
 };
 
-/// One CPU's place, found by its APIC id.
+/// One CPU's slot, found by its APIC id.
 #[repr(C)]
 pub struct Slot {
     /// Local APIC id.
@@ -97,8 +97,7 @@ const ANSWERED: u32 = 1;
 const DROPPED: u32 = 2;
 
 impl Slot {
-    /// A place for a CPU that goes where `goto_address` tells it, as soon as
-    /// that is not 0.
+    /// Creates a slot for a CPU that jumps to `goto_address`, as soon as that is not 0.
     ///
     /// # Safety
     /// 1. `stack` is the top of memory that is this CPU's alone, in the direct
@@ -116,11 +115,12 @@ impl Slot {
         }
     }
 
-    /// Whether the CPU has come to the loader.
+    /// Returns whether the CPU has come to the loader.
     pub fn has_answered(&self) -> bool {
         self.state.load(Ordering::Acquire) == ANSWERED
     }
 
+    /// Changes the state from waiting, once. AcqRel: with the answer comes all that the other side wrote before.
     fn change(&self, to: u32) -> bool {
         self.state
             .compare_exchange(WAITING, to, Ordering::AcqRel, Ordering::Acquire)
@@ -128,7 +128,7 @@ impl Slot {
     }
 }
 
-/// The APIC id of the CPU that this runs on. `entry.s` does the same.
+/// Returns the APIC id of the CPU that this runs on. `entry.s` does the same.
 pub fn own_apic_id() -> u32 {
     let cpuid = CpuId::new();
     let extended = cpuid
@@ -172,7 +172,7 @@ pub fn start(slots: &[Slot], bsp: u32, lapic: Lapic, trampoline: u64) {
     }
 }
 
-/// Where all CPUs come, each on its own stack, on the door tables.
+/// Parks a CPU: all come here, each on its own stack, on the door tables.
 pub extern "C" fn arrive(slot: &'static Slot) -> ! {
     set_protocol_state();
     let entry = if slot.change(ANSWERED) {
@@ -252,8 +252,8 @@ fn set_registers(apic_id: u32) {
     }
 }
 
-/// The interrupts a parked CPU can have: its timer wakes it; a non-maskable one
-/// or an exception stops it.
+/// Returns the IDT of a parked CPU: its timer wakes it; a non-maskable one or an exception stops
+/// it.
 pub fn parked_idt() -> InterruptDescriptorTable {
     let mut idt = InterruptDescriptorTable::new();
     // SAFETY: the handlers return, or don't, as their vectors need, and lie in
@@ -282,9 +282,10 @@ fn load_idt() {
     }
 }
 
-/// Waits until the kernel says where to go.
+/// Waits until the kernel stores an address to jump to.
 fn park(slot: &Slot) -> u64 {
     let goto_address = core::ptr::with_exposed_provenance::<AtomicU64>(slot.goto_address as usize);
+    // Acquire: with the address comes all that the kernel wrote before.
     // SAFETY: the door tables, which are loaded, map it (see `Slot::new`).
     let target = || unsafe { &*goto_address }.load(Ordering::Acquire);
     // SAFETY: whether the CPU has x2APIC mode was checked before the door was

@@ -44,12 +44,12 @@ unsafe extern "C" {
     pub fn enter_door() -> !;
 }
 
-/// The loader's own memory, from its first byte to the end of its last page.
+/// Returns the loader's own memory, from its first byte to the end of its last page.
 pub fn image() -> core::ops::Range<u64> {
     (&raw const loader_start).addr() as u64..(&raw const loader_end).addr() as u64
 }
 
-/// The real-mode code that a CPU starts with.
+/// Returns the real-mode code that a CPU starts with.
 pub fn trampoline() -> &'static [u8] {
     let start = &raw const trampoline_start;
     let length = (&raw const trampoline_end).addr() - start.addr();

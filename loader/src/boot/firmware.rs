@@ -33,7 +33,7 @@ impl fmt::Display for FirmwareError {
 pub struct FirmwareMemory<'map>(&'map MemoryMap);
 
 impl<'map> FirmwareMemory<'map> {
-    /// The memory that is not taken as of now.
+    /// Creates a view of the memory that is not taken yet.
     ///
     /// # Safety
     /// The loader writes to no memory but what it has taken out of the map.
@@ -41,13 +41,13 @@ impl<'map> FirmwareMemory<'map> {
         Self(map)
     }
 
-    /// The physical address of the root pointer: what the start info says, or what
+    /// Returns the physical address of the root pointer: what the start info says, or what
     /// a search of the BIOS area finds.
     pub fn rsdp(self, told: Option<u64>) -> Option<u64> {
         told.or_else(|| acpi::search_rsdp(&self))
     }
 
-    /// The MADT, by the root pointer.
+    /// Finds the MADT, by the root pointer.
     ///
     /// # Errors
     /// [`FirmwareError`].

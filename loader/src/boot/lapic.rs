@@ -13,7 +13,7 @@ pub const TIMER_VECTOR: u8 = 0xff;
 const VECTOR: u32 = TIMER_VECTOR as u32;
 
 /// The most times that a command's delivery is waited for.
-const MOST_POLLS: u32 = 100_000;
+const MAX_POLLS: u32 = 100_000;
 
 /// The local APIC of the CPU that this is used on.
 #[derive(Clone, Copy, Debug)]
@@ -25,14 +25,14 @@ pub enum Lapic {
 }
 
 impl Lapic {
-    /// The local APIC as it is, or in x2APIC mode if `x2apic` asks for it;
+    /// Returns the local APIC as it is, or in x2APIC mode if `x2apic` asks for it;
     /// `None` if it is switched off.
     ///
     /// # Safety
     /// 1. The CPU has x2APIC mode if `x2apic` is true.
     /// 2. The registers' address, if in xAPIC mode, is mapped to itself as long
     ///    as the value is used.
-    /// 3. Only the loader uses the local APIC meanwhile.
+    /// 3. Only the loader uses the local APIC while this lives.
     pub unsafe fn current(x2apic: bool) -> Option<Self> {
         // SAFETY: every 64-bit CPU has this MSR.
         let mut base = unsafe { BASE.read() };
@@ -52,7 +52,7 @@ impl Lapic {
         })
     }
 
-    /// Whether an interrupt can be sent to this APIC id.
+    /// Returns whether an interrupt can be sent to this APIC id.
     pub const fn reaches(self, id: u32) -> bool {
         matches!(self, Self::X2Apic) || is_xapic_id(id)
     }
@@ -105,7 +105,7 @@ impl Lapic {
                 };
                 self.write(Register::IcrHigh, high);
                 self.write(Register::IcrLow, low);
-                for _ in 0..MOST_POLLS {
+                for _ in 0..MAX_POLLS {
                     if !is_pending(self.read(Register::IcrLow)) {
                         break;
                     }

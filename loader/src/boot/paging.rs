@@ -54,15 +54,14 @@ pub struct Shape {
 }
 
 impl Shape {
-    /// CR4 for it: PAE, and LA57 for five levels (Intel SDM volume 3A, section
-    /// 2.5).
+    /// Returns CR4 for it: PAE, and LA57 for five levels (Intel SDM volume 3A, section 2.5).
     pub const fn cr4(self) -> u32 {
         1 << 5 | if self.levels == 5 { 1 << 12 } else { 0 }
     }
 
-    /// The most tables that mapping `ranges` with their lengths in bytes can
-    /// take: at each end of each a table per level, and for what lies between
-    /// the tables that the page size asks for.
+    /// Returns the maximum number of tables that mapping `ranges` with their lengths in bytes can
+    /// take: at each end of each a table per level, and for what lies between the tables that the
+    /// page size asks for.
     pub fn tables_for(self, lengths: impl Iterator<Item = u64>) -> u64 {
         lengths.fold(0, |sum, length| {
             let between = if self.gigabyte_pages { 0 } else { length >> 30 };
@@ -84,8 +83,8 @@ pub struct Tables {
 }
 
 impl Tables {
-    /// An empty root table, and more from `pool`, a page-aligned range of
-    /// physical memory.
+    /// Creates an empty root table, with more tables from `pool`, a page-aligned range of physical
+    /// memory.
     ///
     /// # Errors
     /// [`OutOfTables`].
@@ -103,7 +102,7 @@ impl Tables {
         Ok(tables)
     }
 
-    /// Physical address of the root table.
+    /// Returns the physical address of the root table.
     pub const fn root(&self) -> u64 {
         self.root
     }
@@ -159,7 +158,7 @@ impl Tables {
         Ok(())
     }
 
-    /// The table whose entries for `address` are pages of `level`.
+    /// Walks to the table whose entries for `address` are pages of `level`.
     fn walk(&mut self, address: u64, level: u32) -> Result<u64, OutOfTables> {
         let mut table = self.root;
         for level in (level + 1..self.shape.levels).rev() {
@@ -176,7 +175,7 @@ impl Tables {
         Ok(table)
     }
 
-    /// A fresh, empty table.
+    /// Takes a fresh, empty table.
     fn table(&mut self) -> Result<u64, OutOfTables> {
         let table = self.pool.start;
         if table + PAGE > self.pool.end {
@@ -191,7 +190,7 @@ impl Tables {
     }
 }
 
-/// The index into a table of `level` (0 is the one that maps 4 KiB pages).
+/// Returns the index into a table of `level` (0 is the one that maps 4 KiB pages).
 const fn index(address: u64, level: u32) -> u64 {
     (address >> (12 + 9 * level)) % ENTRIES
 }

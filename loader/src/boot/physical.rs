@@ -5,8 +5,8 @@
 /// own use lies below.
 pub const LIMIT: u64 = 1 << 32;
 
-/// `count` values of type `T` at a physical address; `None` if that is null,
-/// not aligned for `T`, or out of reach.
+/// Returns `count` values of type `T` at a physical address; `None` if that is null, not aligned
+/// for `T`, or out of reach.
 ///
 /// # Safety
 /// 1. The memory holds valid values of type `T`.
@@ -18,7 +18,7 @@ pub unsafe fn slice<T>(address: u64, count: u64) -> Option<&'static [T]> {
     Some(unsafe { core::slice::from_raw_parts(address, count as usize) })
 }
 
-/// `count` bytes at a physical address, to write to; `None` as for [`slice()`].
+/// Returns `count` bytes at a physical address, to write to; `None` as for [`slice()`].
 ///
 /// # Safety
 /// The memory is memory, and the caller's alone.

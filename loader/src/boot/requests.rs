@@ -212,17 +212,17 @@ impl Requests {
         }
     }
 
-    /// Whether the kernel asks for this (and it is not denied).
+    /// Returns whether the kernel asks for this (and it is not denied).
     pub fn has(&self, request: Request) -> bool {
         self.words(request).is_some()
     }
 
-    /// The revision of a request.
+    /// Returns the revision of a request.
     pub fn revision(&self, request: Request) -> Option<u64> {
         self.words(request)?.get(REVISION).copied()
     }
 
-    /// A request's own field, by its index.
+    /// Returns a request's own field, by its index.
     pub fn field(&self, request: Request, index: usize) -> Option<u64> {
         self.words(request)?.get(FIELDS + index).copied()
     }

@@ -42,12 +42,12 @@ const _: () = assert!(size_of::<PagingMode>() == 16);
 
 /// Array of pointers to [`MemoryMapEntry`].
 #[repr(C)]
-pub struct MemoryMap {
+pub struct MemoryMapResponse {
     pub revision: u64,
     pub count: u64,
     pub entries: u64,
 }
-const _: () = assert!(size_of::<MemoryMap>() == 24);
+const _: () = assert!(size_of::<MemoryMapResponse>() == 24);
 
 /// One entry of the memory map; `base` is physical.
 #[repr(C)]
@@ -84,7 +84,7 @@ impl MpInfo {
     /// Byte offset of `goto_address`.
     pub const GOTO_ADDRESS: u64 = offset_of!(Self, goto_address) as u64;
 
-    /// A CPU that waits.
+    /// Creates the entry of a CPU that waits.
     pub const fn new(processor_id: u32, apic_id: u32) -> Self {
         Self {
             processor_id,
@@ -151,7 +151,7 @@ pub struct File {
 const _: () = assert!(size_of::<File>() == 112);
 
 impl File {
-    /// A file in memory; all but the sizes are addresses in the direct map.
+    /// Creates the entry of a file in memory; all but the sizes are addresses in the direct map.
     pub const fn new(address: u64, size: u64, path: u64, string: u64) -> Self {
         Self {
             revision: 0,
@@ -183,8 +183,8 @@ pub struct Arena {
 }
 
 impl Arena {
-    /// An arena in a range of physical memory, which the kernel will see at
-    /// `hhdm` plus its physical addresses.
+    /// Creates an arena in a range of physical memory, which the kernel will see at `hhdm` plus its
+    /// physical addresses.
     ///
     /// # Safety
     /// `memory` is memory below [`physical::LIMIT`], page-aligned, and the

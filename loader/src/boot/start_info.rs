@@ -79,7 +79,7 @@ impl fmt::Display for StartInfoError {
 }
 
 /// The longest command line that is looked at, in bytes.
-const LONGEST_LINE: u64 = 64 * 1024;
+const MAX_LINE: u64 = 64 * 1024;
 
 impl StartInfo {
     /// Reads the start info at a physical address.
@@ -109,7 +109,7 @@ impl StartInfo {
             // allocates.
             unsafe { physical::slice::<u8>(module.address, module.size) }
         });
-        let reach = LONGEST_LINE.min(physical::LIMIT - raw.command_line.min(physical::LIMIT));
+        let reach = MAX_LINE.min(physical::LIMIT - raw.command_line.min(physical::LIMIT));
         // SAFETY: as above; the line ends at its NUL, and what follows is
         // memory, or at least mapped.
         let command_line = unsafe { physical::slice::<u8>(raw.command_line, reach) }
@@ -124,7 +124,7 @@ impl StartInfo {
         })
     }
 
-    /// The memory map, in E820's terms (ACPI 6.5, table 15.4).
+    /// Returns the memory map, in E820's terms (ACPI 6.5, table 15.4).
     pub fn memory(&self) -> impl Iterator<Item = Entry> + Clone {
         self.ranges.iter().map(|range| Entry {
             base: range.address,
