@@ -1,6 +1,6 @@
 //! What a PC's firmware says, and what its local APIC understands: the way from the ACPI root
-//! pointer to the list of CPUs ([`acpi`]), the local APIC's registers and commands ([`lapic`]), and
-//! what it reports of its own errors ([`mca`]); how its CPUs cache memory ([`mtrr`]), how fast they count
+//! pointer to the list of CPUs ([`acpi`]), the local APIC's registers and commands ([`lapic`]), the I/O
+//! APIC's ([`io_apic`]), and what the machine reports of its own errors ([`mca`]); how its CPUs cache memory ([`mtrr`]), how fast they count
 //! ([`time`]), and what must be the same on all of them ([`identity`]).
 //!
 //! Nothing here touches a register or an address. Whoever uses it brings the bytes
@@ -12,6 +12,7 @@
 
 pub mod acpi;
 pub mod identity;
+pub mod io_apic;
 pub mod lapic;
 pub mod mca;
 pub mod mtrr;
