@@ -1,5 +1,5 @@
-//! The ACPI MADT: the CPUs that the machine says it has, and where its NMIs arrive; and of the FADT, where
-//! its timer is.
+//! The ACPI MADT: the CPUs that the machine says it has, its I/O APICs, and where its NMIs and other
+//! interrupts arrive; and of the FADT, where its timer is.
 //!
 //! Firmware gets lengths, pointers and checksums wrong, so each of them is checked before it is
 //! used. Section and table numbers are those of ACPI 6.5.
@@ -7,11 +7,12 @@
 use core::fmt;
 
 mod fadt;
-#[cfg(test)]
-mod fixture;
+pub(crate) mod fixture;
+mod interrupts;
 mod madt;
 
 pub use fadt::PmTimer;
+pub use interrupts::{InterruptEntry, IoApic, NmiSource, SignalFlags, SourceOverride};
 pub use madt::{Cpu, Madt, NmiLine};
 
 /// Gives the bytes of physical memory.
@@ -50,7 +51,7 @@ const TABLE_LENGTH: usize = 4;
 /// No table is longer, in bytes; a length beyond is a broken one.
 const MAX_TABLE: usize = 1024 * 1024;
 
-/// Why there is no list of CPUs.
+/// Why the MADT, or what it says, is not known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MadtError {
     /// There is no sound root pointer at the address.
@@ -61,6 +62,15 @@ pub enum MadtError {
     Missing,
     /// The MADT's entries don't add up to its length.
     Entries,
+    /// An entry of the MADT is shorter, in bytes, than its type has it.
+    Short {
+        /// Its type.
+        kind: u8,
+        /// How long it is.
+        length: usize,
+        /// How long it must be.
+        min_length: usize,
+    },
 }
 
 impl fmt::Display for MadtError {
@@ -70,6 +80,15 @@ impl fmt::Display for MadtError {
             Self::Table(at) => write!(f, "the ACPI table at {at:#x} is broken or out of reach"),
             Self::Missing => write!(f, "the machine has no ACPI MADT"),
             Self::Entries => write!(f, "the entries of the ACPI MADT don't add up to its length"),
+            Self::Short {
+                kind,
+                length,
+                min_length,
+            } => write!(
+                f,
+                "an entry of type {kind} in the ACPI MADT has {length} bytes and must have {min_length}: update \
+                 the firmware"
+            ),
         }
     }
 }

@@ -1,8 +1,10 @@
 //! Firmware memory that tests write tables into.
 
+#![cfg(test)]
+
 use super::{
-    Firmware, HEADER_LENGTH, Madt, MadtError, RSDP_ALIGN, RSDP_LENGTH, RSDP_REVISION,
-    RSDP_SIGNATURE,
+    Firmware, HEADER_LENGTH, InterruptEntry, Madt, MadtError, RSDP_ALIGN, RSDP_LENGTH,
+    RSDP_REVISION, RSDP_SIGNATURE,
 };
 
 /// Firmware memory from an address on.
@@ -108,3 +110,34 @@ pub(super) fn correct(bytes: &mut [u8], offset: usize) {
 pub(super) const APIC_5: &[u8] = &[0, 8, 1, 5, 1, 0, 0, 0];
 pub(super) const X2APIC_256: &[u8] = &[9, 16, 0, 0, 0, 1, 0, 0, 1, 0, 0, 0, 9, 0, 0, 0];
 pub(super) const IO_APIC: &[u8] = &[1, 12, 0, 0, 0, 0, 0xc0, 0xfe, 0, 0, 0, 0];
+
+/// The entries of QEMU 7.2's MADT for `-machine pc` and for `q35`, with `-smp 2`.
+pub(crate) const QEMU_PC: &[&[u8]] = &[
+    &[0, 8, 0, 0, 1, 0, 0, 0],
+    &[0, 8, 1, 1, 1, 0, 0, 0],
+    IO_APIC,
+    &[2, 10, 0, 0, 2, 0, 0, 0, 0, 0],
+    &[2, 10, 0, 5, 5, 0, 0, 0, 13, 0],
+    &[2, 10, 0, 9, 9, 0, 0, 0, 13, 0],
+    &[2, 10, 0, 10, 10, 0, 0, 0, 13, 0],
+    &[2, 10, 0, 11, 11, 0, 0, 0, 13, 0],
+    &[4, 6, 255, 0, 0, 1],
+];
+
+/// The same for `microvm`.
+pub(crate) const QEMU_MICROVM: &[&[u8]] = &[
+    &[0, 8, 0, 0, 1, 0, 0, 0],
+    &[0, 8, 1, 1, 1, 0, 0, 0],
+    IO_APIC,
+    &[1, 12, 1, 0, 0, 0, 0xc1, 0xfe, 24, 0, 0, 0],
+    &[4, 6, 255, 0, 0, 1],
+];
+
+/// Returns what a MADT with these entries says of interrupts.
+pub(crate) fn interrupt_entries(entries: &[&[u8]]) -> Vec<Result<InterruptEntry, MadtError>> {
+    let mut memory = Memory::new();
+    let madt = memory.add_madt(entries);
+    let rsdp = memory.add_root(2, &[madt]);
+    let madt = Madt::find(&&memory, rsdp).unwrap();
+    madt.interrupt_entries().collect()
+}

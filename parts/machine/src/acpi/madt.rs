@@ -1,6 +1,7 @@
-//! The MADT: the CPUs that the machine says it has, and where its NMIs arrive.
+//! The MADT: the CPUs that the machine says it has, where its NMIs arrive, and the way to its entries of
+//! interrupts.
 
-use super::{Firmware, MadtError, find, number};
+use super::{Firmware, InterruptEntry, MadtError, find, number};
 
 /// The MADT (5.2.12): its signature, and where its entries begin, after the header, the local APIC's
 /// address and flags.
@@ -141,6 +142,12 @@ impl<Bytes: AsRef<[u8]>> Madt<Bytes> {
         entries(self.0.as_ref())
             .filter_map(|entry| NmiLine::of(entry.ok()?))
             .filter(move |line| line.acpi_id.is_none() || line.acpi_id == acpi_id)
+    }
+
+    /// Returns what the table says of interrupts from I/O APICs, in its order. An entry that is too short is
+    /// an error, and does not end the list: which interrupt it was for is not known.
+    pub fn interrupt_entries(&self) -> impl Iterator<Item = Result<InterruptEntry, MadtError>> {
+        entries(self.0.as_ref()).filter_map(|entry| InterruptEntry::of(entry.ok()?).transpose())
     }
 }
 
