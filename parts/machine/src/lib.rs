@@ -1,7 +1,8 @@
-//! What a PC's firmware says, and what its local APIC understands: the way from the ACPI root
-//! pointer to the list of CPUs ([`acpi`]), the local APIC's registers and commands ([`lapic`]), the I/O
-//! APIC's ([`io_apic`]), and what the machine reports of its own errors ([`mca`]); how its CPUs cache memory ([`mtrr`]), how fast they count
-//! ([`time`]), and what must be the same on all of them ([`identity`]).
+//! What a PC's firmware says, and what its interrupt controllers understand: the way from the ACPI root
+//! pointer to the list of CPUs ([`acpi`]), the registers and commands of the local APIC ([`lapic`]) and of
+//! the I/O APIC ([`io_apic`]), where a device's interrupt arrives ([`routing`]), and what the machine reports
+//! of its own errors ([`mca`]); how its CPUs cache memory ([`mtrr`]), how fast they count ([`time`]), and
+//! what must be the same on all of them ([`identity`]).
 //!
 //! Nothing here touches a register or an address. Whoever uses it brings the bytes
 //! ([`Firmware`](acpi::Firmware)) or carries the numbers to the hardware, so all of it runs, and is
@@ -16,4 +17,5 @@ pub mod io_apic;
 pub mod lapic;
 pub mod mca;
 pub mod mtrr;
+pub mod routing;
 pub mod time;
