@@ -1,17 +1,27 @@
-//! The firmware's tables: the way to the MADT over any memory, and over memory that is mostly right.
+//! The firmware's tables: the way to the MADT over any memory, and over memory that is mostly right; and where
+//! interrupts arrive by what it says.
 #![no_main]
 
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
-use muster_machine::acpi::{Firmware, Madt, search_rsdp};
+use muster_machine::acpi::{
+    Firmware, InterruptEntry, IoApic, Madt, NmiSource, SignalFlags, SourceOverride, search_rsdp,
+};
+use muster_machine::io_apic::Signal;
+use muster_machine::routing::{Route, Routing};
 
 /// Where the memory begins: where a BIOS has the root pointer.
 const START: u64 = 0xe_0000;
 
 #[derive(Arbitrary, Debug)]
 enum Input<'a> {
-    Raw { at: u16, bytes: &'a [u8] },
+    Raw {
+        at: u16,
+        bytes: &'a [u8],
+    },
     Built(Built<'a>),
+    /// A MADT with nothing wrong on the way to it.
+    Madt(Vec<Entry<'a>>),
 }
 
 #[derive(Arbitrary, Debug)]
@@ -57,10 +67,42 @@ struct TableFlaws {
 
 #[derive(Arbitrary, Debug)]
 enum Entry<'a> {
-    LocalApic { id: u8, flags: u8 },
-    LocalX2Apic { id: u32, flags: u8 },
-    Other { kind: u8, body: &'a [u8] },
+    LocalApic {
+        id: u8,
+        flags: u8,
+    },
+    LocalX2Apic {
+        id: u32,
+        flags: u8,
+    },
+    Other {
+        kind: u8,
+        body: &'a [u8],
+    },
     Raw(&'a [u8]),
+    IoApic {
+        page: u8,
+        first_gsi: Gsi,
+    },
+    SourceOverride {
+        bus: bool,
+        irq: u8,
+        gsi: Gsi,
+        flags: u8,
+    },
+    NmiSource {
+        gsi: Gsi,
+    },
+}
+
+/// A global system interrupt: a small one, or one of the last.
+#[derive(Arbitrary, Clone, Copy, Debug)]
+struct Gsi(i8);
+
+impl Gsi {
+    fn number(self) -> u32 {
+        i32::from(self.0).cast_unsigned()
+    }
 }
 
 struct Memory<'a>(&'a [u8]);
@@ -110,7 +152,62 @@ impl Entry<'_> {
                 entry
             }
             Self::Raw(bytes) => bytes.into(),
+            Self::IoApic { page, first_gsi } => {
+                let mut entry = vec![1, 12, page, 0, 0, page, 0xc0, 0xfe];
+                entry.extend(first_gsi.number().to_le_bytes());
+                entry
+            }
+            Self::SourceOverride {
+                bus,
+                irq,
+                gsi,
+                flags,
+            } => {
+                let mut entry = vec![2, 10, bus.into(), irq % 20];
+                entry.extend(gsi.number().to_le_bytes());
+                entry.extend([flags, 0]);
+                entry
+            }
+            Self::NmiSource { gsi } => {
+                let mut entry = vec![3, 8, 0, 0];
+                entry.extend(gsi.number().to_le_bytes());
+                entry
+            }
         }
+    }
+
+    /// What it says of interrupts.
+    fn interrupts(&self) -> Option<InterruptEntry> {
+        Some(match *self {
+            Self::IoApic { page, first_gsi } => InterruptEntry::IoApic(IoApic {
+                id: page,
+                address: 0xfec0_0000 + u32::from(page) * 0x100,
+                first_gsi: first_gsi.number(),
+            }),
+            // Of ISA's bus.
+            Self::SourceOverride {
+                bus: false,
+                irq,
+                gsi,
+                flags,
+            } => {
+                let irq = irq % 20;
+                let flags = SignalFlags(flags.into());
+                InterruptEntry::SourceOverride(SourceOverride {
+                    irq,
+                    gsi: gsi.number(),
+                    flags,
+                })
+            }
+            Self::NmiSource { gsi } => {
+                let flags = SignalFlags(0);
+                InterruptEntry::NmiSource(NmiSource {
+                    gsi: gsi.number(),
+                    flags,
+                })
+            }
+            _ => return None,
+        })
     }
 
     /// The CPU it stands for, if its type is one of the two, and its id not the one that no CPU has.
@@ -125,7 +222,7 @@ impl Entry<'_> {
     /// Whether it is well-formed and stands for no more than it seems to.
     fn is_plain(&self) -> bool {
         match self {
-            Self::Other { kind, .. } => !matches!(kind, 0 | 9),
+            Self::Other { kind, .. } => !matches!(kind, 0..=3 | 9),
             Self::Raw(bytes) => bytes.is_empty(),
             _ => true,
         }
@@ -188,8 +285,8 @@ impl Built<'_> {
         memory
     }
 
-    /// The CPUs that must be found, or that none must be; `None` if that is not for this to tell.
-    fn expected(&self) -> Option<Option<Vec<(u32, u8)>>> {
+    /// What must be found, or that no MADT must be; `None` if that is not for this to tell.
+    fn expected(&self) -> Option<Option<Found>> {
         let flaws = self.flaws.as_ref();
         if flaws.is_some_and(|flaws| !flaws.changes.is_empty()) {
             return None;
@@ -224,7 +321,12 @@ impl Built<'_> {
             _ => {}
         }
         let is_plain = madt.body.iter().all(Entry::is_plain);
-        is_plain.then(|| Some(madt.body.iter().filter_map(Entry::cpu).collect()))
+        is_plain.then(|| {
+            Some(Found {
+                cpus: madt.body.iter().filter_map(Entry::cpu).collect(),
+                interrupts: madt.body.iter().filter_map(Entry::interrupts).collect(),
+            })
+        })
     }
 }
 
@@ -239,7 +341,16 @@ impl Table<'_> {
     }
 }
 
-fn found(memory: &[u8], rsdp: u64) -> Option<Vec<(u32, u8)>> {
+/// What a MADT says.
+#[derive(Debug, PartialEq)]
+struct Found {
+    /// Each CPU's LAPIC id and flags.
+    cpus: Vec<(u32, u8)>,
+    /// All but entries that are too short.
+    interrupts: Vec<InterruptEntry>,
+}
+
+fn found(memory: &[u8], rsdp: u64) -> Option<Found> {
     let madt = match Madt::find(&Memory(memory), rsdp) {
         Ok(madt) => madt,
         Err(error) => {
@@ -256,29 +367,129 @@ fn found(memory: &[u8], rsdp: u64) -> Option<Vec<(u32, u8)>> {
         };
         (cpu.lapic_id, flags)
     });
-    Some(cpus.collect())
+    let interrupts: Vec<_> = madt.interrupt_entries().filter_map(Result::ok).collect();
+    match Routing::new(madt.interrupt_entries(), pins) {
+        Ok(routing) => look_up(&interrupts, &routing),
+        Err(error) => assert!(!error.to_string().is_empty()),
+    }
+    Some(Found {
+        cpus: cpus.collect(),
+        interrupts,
+    })
+}
+
+/// Any number of inputs of an I/O APIC.
+fn pins(io_apic: IoApic) -> u8 {
+    io_apic.id % 121
+}
+
+/// Looks up where interrupts arrive, and follows each route back to what the entries say.
+fn look_up(entries: &[InterruptEntry], routing: &Routing) {
+    let io_apics: Vec<_> = routing.io_apics().collect();
+    let has = |(io_apic, pins): &(IoApic, u8), gsi: u32| {
+        let first = u64::from(io_apic.first_gsi);
+        (first..first + u64::from(*pins)).contains(&gsi.into())
+    };
+    for entry in entries {
+        if let InterruptEntry::IoApic(listed) = entry {
+            let mut same = io_apics
+                .iter()
+                .filter(|(io_apic, _)| io_apic.address == listed.address);
+            assert!(
+                same.next()
+                    .is_some_and(|(io_apic, _)| io_apic.first_gsi == listed.first_gsi)
+            );
+            assert!(same.next().is_none());
+        }
+    }
+    let sources = || {
+        entries.iter().filter_map(|entry| match entry {
+            InterruptEntry::SourceOverride(source) => Some(source),
+            _ => None,
+        })
+    };
+    let check = |route: &Route, asked: Signal| {
+        let gsi = route.gsi;
+        let those: Vec<_> = io_apics
+            .iter()
+            .filter(|io_apic| has(io_apic, gsi))
+            .collect();
+        let [(io_apic, _)] = those[..] else {
+            panic!("not one has GSI {gsi}: {those:?}");
+        };
+        assert_eq!(io_apics[route.io_apic].0, *io_apic);
+        assert_eq!(gsi - io_apic.first_gsi, route.pin.into());
+        let is_it = |entry: &_| matches!(entry, InterruptEntry::NmiSource(nmi) if nmi.gsi == gsi);
+        assert!(!entries.iter().any(is_it), "GSI {gsi} is an NMI");
+        let mut expected = asked;
+        for source in sources().filter(|source| source.gsi == gsi) {
+            assert_eq!(source.flags.signal(Signal::ISA), Some(route.signal));
+            assert!(sources().all(|other| other.irq != source.irq || other == source));
+            expected = route.signal;
+        }
+        assert_eq!(route.signal, expected);
+    };
+    for irq in 0..=u8::MAX {
+        match routing.isa(irq) {
+            Ok(route) => {
+                check(&route, Signal::ISA);
+                match sources().find(|source| source.irq == irq) {
+                    Some(source) => assert_eq!(route.gsi, source.gsi),
+                    None => {
+                        assert_eq!(route.gsi, irq.into());
+                        assert!(!sources().any(|source| source.gsi == route.gsi));
+                    }
+                }
+            }
+            Err(error) => assert!(!error.to_string().is_empty()),
+        }
+    }
+    let borders = io_apics.iter().flat_map(|(io_apic, pins)| {
+        let first = io_apic.first_gsi;
+        let end = first.wrapping_add((*pins).into());
+        [first.wrapping_sub(1), first, end.wrapping_sub(1), end]
+    });
+    for gsi in borders.chain(sources().map(|source| source.gsi)) {
+        match routing.gsi(gsi, Signal::PCI) {
+            Ok(route) => check(&route, Signal::PCI),
+            Err(error) => assert!(!error.to_string().is_empty()),
+        }
+    }
+}
+
+fn check(built: &Built) {
+    let found = found(&built.memory(), START);
+    if let Some(expected) = built.expected() {
+        let expected = expected.map(|mut expected| {
+            expected.cpus.iter_mut().for_each(|(_, flags)| *flags &= 3);
+            expected
+        });
+        assert_eq!(found, expected);
+    }
 }
 
 fuzz_target!(|input: Input| {
     match input {
         Input::Raw { at, bytes } => {
             let rsdp = START + u64::from(at);
-            let cpus = found(bytes, rsdp);
+            let found = found(bytes, rsdp);
             if let Some(searched) = search_rsdp(&Memory(bytes)) {
                 assert!(searched >= START && searched.is_multiple_of(16));
             }
             // An entry takes eight bytes at least.
-            assert!(cpus.is_none_or(|cpus| cpus.len() <= bytes.len() / 8));
+            let count = |found: Found| found.cpus.len() + found.interrupts.len();
+            assert!(found.is_none_or(|found| count(found) <= bytes.len() / 8));
         }
-        Input::Built(built) => {
-            let cpus = found(&built.memory(), START);
-            if let Some(expected) = built.expected() {
-                let expected = expected.map(|mut cpus| {
-                    cpus.iter_mut().for_each(|(_, flags)| *flags &= 3);
-                    cpus
-                });
-                assert_eq!(cpus, expected);
-            }
-        }
+        Input::Built(built) => check(&built),
+        Input::Madt(body) => check(&Built {
+            revision: 2,
+            tables: vec![Table {
+                is_madt: true,
+                body,
+                flaws: None,
+            }],
+            pointers: vec![Pointer::To(0)],
+            flaws: None,
+        }),
     }
 });
