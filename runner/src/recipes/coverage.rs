@@ -196,11 +196,11 @@ fn missed(counts: &[(&usize, &u64)]) -> String {
     shown.collect::<Vec<_>>().join(", ")
 }
 
-/// The number of the line from which on a file has nothing but tests: they are
-/// its last module.
+/// Returns the number of the line from which on a file has nothing but tests: they are its last module, or
+/// all of it.
 fn first_test_line(text: &str) -> usize {
     text.lines()
-        .position(|line| line == "mod tests {")
+        .position(|line| matches!(line, "mod tests {" | "#![cfg(test)]"))
         .map_or(usize::MAX, |place| place + 1)
 }
 
@@ -227,9 +227,15 @@ mod tests {
         let path = folder.path().join("a.rs");
         let text = "fn a() {}\n\nfn b() {\n}\nfn c() {}\n#[cfg(test)]\nmod tests {\nfn d() {} }\n";
         fs::write(&path, text).unwrap();
+        let fixture = folder.path().join("fixture.rs");
+        fs::write(&fixture, "//! For tests.\n\n#![cfg(test)]\n\nfn e() {}\n").unwrap();
         let lines = BTreeMap::from([(1, 1), (3, 0), (4, 0), (5, 0), (8, 0)]);
         let other = BTreeMap::from([(1, 0)]);
-        let counts = BTreeMap::from([(path, lines), ("elsewhere/b.rs".into(), other)]);
+        let counts = BTreeMap::from([
+            (path, lines),
+            (fixture, BTreeMap::from([(5, 0)])),
+            ("elsewhere/b.rs".into(), other),
+        ]);
         let expected = Found {
             lines: 4,
             run: 1,
