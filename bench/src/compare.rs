@@ -37,7 +37,7 @@ pub enum Problem {
         /// The workload.
         bench: &'static str,
     },
-    /// The clock doesn't count instructions: so many ticks for so many of them.
+    /// The clock doesn't count instructions: it took another number of ticks.
     NoCount {
         /// Ticks.
         ticks: u64,
@@ -82,7 +82,7 @@ pub fn compare(
     }
 }
 
-/// The contenders that take part and are asked for.
+/// Returns the contenders that take part and are asked for.
 fn chosen<'a>(
     contenders: &[&'a dyn Contender],
     options: &Options,
@@ -141,13 +141,13 @@ struct Rounds<'a> {
     failures: u64,
 }
 
-/// A line of JSON.
+/// Returns a line of JSON.
 fn json(value: &impl Serialize) -> String {
     let line = EventLine::of_value(value);
     line.as_ref().map_or("", EventLine::as_str).into()
 }
 
-/// Runs all contenders' rounds in one workload on one number of CPUs, and tells the figures.
+/// Runs all contenders' rounds in one workload on one number of CPUs, and reports the figures.
 fn heat(
     workload: Workload,
     course: &Course<'_>,
@@ -344,13 +344,13 @@ fn report_instructions(
     console.line(format_args!("{bench:<20}{allocator:<13}{number:>12}"));
 }
 
-/// What a contender does when its caches are as full as they get.
+/// Runs a workload until the contender's caches are as full as they get.
 fn warm(contender: &dyn Contender, workload: Workload, course: &Course<'_>) -> Score {
     contender.run(workload, course);
     contender.run(workload, course)
 }
 
-/// Whether the clock counts instructions: it must, to the last one.
+/// Checks that the clock counts instructions, exactly.
 fn check_counting(machine: &dyn Machine) -> Result<(), Problem> {
     let ticks = |times: u64| {
         let before = machine.ticks();

@@ -14,7 +14,7 @@ pub struct Locked<T>(Mutex<T>);
 
 /// An allocator for one CPU at a time.
 pub trait Single: Send {
-    /// A block, or `None`.
+    /// Allocates a block, or returns `None`.
     fn allocate(&mut self, layout: Layout) -> Option<NonNull<u8>>;
 
     /// Takes a block back.
@@ -86,7 +86,7 @@ impl Single for linked_list_allocator::Heap {
     }
 }
 
-/// A [`LinkedList`] on this arena.
+/// Makes a [`LinkedList`] on this arena.
 pub fn linked_list(arena: Arena) -> LinkedList {
     let mut heap = linked_list_allocator::Heap::empty();
     heap.init_from_slice(arena);
@@ -114,7 +114,7 @@ impl Single for Tlsf {
     }
 }
 
-/// An [`Rlsf`] on this arena.
+/// Makes an [`Rlsf`] on this arena.
 pub fn rlsf(arena: Arena) -> Rlsf {
     let mut heap = Tlsf::new();
     heap.insert_free_block(arena);
@@ -136,7 +136,7 @@ impl Single for Buddy {
     }
 }
 
-/// A [`BuddySystem`] on this arena.
+/// Makes a [`BuddySystem`] on this arena.
 pub fn buddy_system(arena: Arena) -> BuddySystem {
     let mut heap = Buddy::empty();
     // SAFETY: the arena is this heap's alone.
@@ -147,7 +147,7 @@ pub fn buddy_system(arena: Arena) -> BuddySystem {
 /// `talc`, behind its own lock type.
 pub type Talc = talc::TalcLock<Mutex<()>, talc::source::Manual>;
 
-/// A [`Talc`] on this arena. One too small for it stays unused: the heap is empty then.
+/// Makes a [`Talc`] on this arena. One too small for it stays unused: the heap is empty then.
 pub fn talc(arena: Arena) -> Talc {
     let heap = Talc::new(talc::source::Manual);
     // SAFETY: the arena is this heap's alone.
@@ -163,7 +163,7 @@ type Galloc = good_memory_allocator::Allocator<
     { good_memory_allocator::DEFAULT_ALIGNMENT_SUB_BINS_AMOUNT },
 >;
 
-/// It panics over some sizes that aren't multiples of 16.
+/// Pads the size: the allocator panics over some sizes that aren't multiples of 16.
 fn padded(layout: Layout) -> Option<Layout> {
     Some(layout.align_to(16).ok()?.pad_to_align())
 }
@@ -191,7 +191,7 @@ impl Single for Galloc {
     }
 }
 
-/// A [`GoodMemory`] on this arena.
+/// Makes a [`GoodMemory`] on this arena.
 pub fn good_memory(arena: Arena) -> GoodMemory {
     let mut heap = Galloc::empty();
     // SAFETY: the arena is this heap's alone.

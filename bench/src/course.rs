@@ -46,14 +46,14 @@ pub(crate) type Basket = Padded<Mutex<Box<[Block]>>>;
 
 /// All memory that the benchmarks themselves use while they measure. It is allocated once, before.
 pub struct Room {
-    desks: Box<[Padded<Mutex<Desk>>]>,
+    states: Box<[Padded<Mutex<WorkerState>>]>,
     baskets: Box<[Basket]>,
     shelf: Box<[AtomicPtr<u8>]>,
     rings: Box<[Ring]>,
 }
 
-/// What one CPU has for itself.
-struct Desk {
+/// One CPU's own memory and results.
+struct WorkerState {
     histogram: Histogram,
     blocks: Box<[Block]>,
     frames: Box<[u64]>,
@@ -62,10 +62,10 @@ struct Desk {
 }
 
 impl Room {
-    /// Room for this many CPUs.
+    /// Allocates the memory for this number of CPUs.
     pub fn new(cpus: usize) -> Self {
-        let desk = |_| {
-            Padded(Mutex::new(Desk {
+        let state = |_| {
+            Padded(Mutex::new(WorkerState {
                 histogram: Histogram::default(),
                 blocks: (0..HELD).map(|_| Block::NONE).collect(),
                 frames: (0..HELD).map(|_| 0).collect(),
@@ -75,7 +75,7 @@ impl Room {
         };
         let basket = |_| Padded(Mutex::new((0..BASKET).map(|_| Block::NONE).collect()));
         Self {
-            desks: (0..cpus).map(desk).collect(),
+            states: (0..cpus).map(state).collect(),
             baskets: (0..2 * cpus).map(basket).collect(),
             shelf: (0..SHELF.max(cpus)).map(|_| AtomicPtr::default()).collect(),
             rings: (0..cpus.div_ceil(2)).map(|_| Ring::new()).collect(),
@@ -83,7 +83,7 @@ impl Room {
     }
 }
 
-/// What all measurements of a comparison have in common.
+/// The common part of all measurements of a comparison.
 #[derive(Clone, Copy)]
 pub struct Course<'a> {
     /// What they run on.
@@ -96,7 +96,7 @@ pub struct Course<'a> {
     pub limit: Limit,
 }
 
-/// What came out of one measurement.
+/// The result of one measurement.
 #[derive(Clone, Debug, Default)]
 pub struct Score {
     /// Steps of all CPUs, each divided by the time it took, in thousandths a second.
@@ -115,7 +115,7 @@ pub struct Score {
 }
 
 /// One CPU's part of a measurement.
-pub(crate) struct Shift<'a> {
+pub(crate) struct Worker<'a> {
     pub(crate) course: Course<'a>,
     pub(crate) place: Place<'a>,
     pub(crate) random: Random,
@@ -124,9 +124,9 @@ pub(crate) struct Shift<'a> {
     histogram: &'a mut Histogram,
 }
 
-impl<'a> Shift<'a> {
-    /// Waits for the other CPUs, and starts to measure. Gives the meter beside all that the loop
-    /// may use.
+impl<'a> Worker<'a> {
+    /// Waits for the other CPUs, and starts to measure. Returns the meter and the memory of the
+    /// loop.
     pub(crate) fn start(&mut self) -> (Meter<'_>, &mut [Block], &mut [u64], &mut Random) {
         let course = self.course;
         let meter = Meter::start(course.machine, course.limit, self.place, self.histogram);
@@ -142,57 +142,57 @@ impl<'a> Shift<'a> {
         &self.course.room.shelf
     }
 
-    /// The ring of this pair of CPUs.
+    /// Returns the ring of this pair of CPUs.
     pub(crate) fn ring(&self) -> Option<&'a Ring> {
         self.course.room.rings.get(self.place.cpu / 2)
     }
 }
 
 impl Course<'_> {
-    /// Does `work` on each CPU, which answers its lap and its failures.
-    pub(crate) fn measure(&self, work: &(dyn Fn(&mut Shift<'_>) -> (Lap, u64) + Sync)) -> Score {
+    /// Runs `work` on each CPU, which returns its lap and its failures.
+    pub(crate) fn measure(&self, work: &(dyn Fn(&mut Worker<'_>) -> (Lap, u64) + Sync)) -> Score {
         self.machine.run(self.cpus, &|place| {
-            let Some(desk) = self.room.desks.get(place.cpu) else {
+            let Some(state) = self.room.states.get(place.cpu) else {
                 return;
             };
-            let desk = &mut *desk.0.lock();
-            desk.histogram.clear();
-            let mut shift = Shift {
+            let state = &mut *state.0.lock();
+            state.histogram.clear();
+            let mut worker = Worker {
                 course: *self,
                 place,
                 random: Random::new(place.cpu),
-                blocks: &mut desk.blocks,
-                frames: &mut desk.frames,
-                histogram: &mut desk.histogram,
+                blocks: &mut state.blocks,
+                frames: &mut state.frames,
+                histogram: &mut state.histogram,
             };
-            (desk.lap, desk.failures) = work(&mut shift);
+            (state.lap, state.failures) = work(&mut worker);
         });
         self.sum()
     }
 
     fn sum(&self) -> Score {
-        let desks = || {
+        let states = || {
             self.room
-                .desks
+                .states
                 .iter()
                 .take(self.cpus)
-                .map(|desk| desk.0.lock())
+                .map(|state| state.0.lock())
         };
-        let started = desks().map(|desk| desk.lap.started).min().unwrap_or(0);
+        let started = states().map(|state| state.lap.started).min().unwrap_or(0);
         let mut score = Score::default();
         let (mut fewest, mut most) = (u64::MAX, 0);
-        for desk in desks() {
-            let ticks = desk.lap.ended.saturating_sub(started);
+        for state in states() {
+            let ticks = state.lap.ended.saturating_sub(started);
             let rate =
-                u128::from(desk.lap.steps) * 1000 * u128::from(self.machine.ticks_per_second())
+                u128::from(state.lap.steps) * 1000 * u128::from(self.machine.ticks_per_second())
                     / u128::from(ticks.max(1));
             let rate = u64::try_from(rate).unwrap_or(u64::MAX / 1024);
             score.millisteps_per_second += rate;
             (fewest, most) = (fewest.min(rate), most.max(rate));
-            score.steps += desk.lap.steps;
+            score.steps += state.lap.steps;
             score.ticks = score.ticks.max(ticks);
-            score.histogram.add(&desk.histogram);
-            score.failures += desk.failures;
+            score.histogram.add(&state.histogram);
+            score.failures += state.failures;
         }
         score.fairness = (fewest > 0)
             .then(|| (u128::from(fewest) * 1000).checked_div(u128::from(most)))
@@ -202,7 +202,10 @@ impl Course<'_> {
     }
 }
 
-/// Blocks on their way from one CPU to another.
+/// Blocks on their way from one CPU to another: a queue of one producer and one consumer.
+///
+/// Each of the two loads its own count Relaxed and the other's with Acquire, and stores its own with Release:
+/// so the consumer sees the blocks of a batch, and the producer reuses slots that are read.
 pub(crate) struct Ring {
     slots: Box<[AtomicPtr<u8>]>,
     published: Padded<AtomicUsize>,
@@ -227,12 +230,13 @@ impl Ring {
 
     /// Makes the ring as new. Before either CPU uses it.
     pub(crate) fn reset(&self) {
+        // Relaxed: the barrier before the measurement publishes it.
         self.published.0.store(0, Ordering::Relaxed);
         self.taken.0.store(0, Ordering::Relaxed);
         self.is_done.store(false, Ordering::Relaxed);
     }
 
-    /// Whether there is room for a batch.
+    /// Returns whether there is room for a batch.
     pub(crate) fn has_room(&self) -> bool {
         let taken = self.taken.0.load(Ordering::Acquire);
         self.published.0.load(Ordering::Relaxed) - taken + Self::BATCH <= Self::SIZE
@@ -267,7 +271,7 @@ impl Ring {
         self.is_done.store(true, Ordering::Release);
     }
 
-    /// Whether no more batches come but those that are there.
+    /// Returns whether no more batches come but those that are there.
     pub(crate) fn is_done(&self) -> bool {
         self.is_done.load(Ordering::Acquire)
     }

@@ -15,7 +15,7 @@ pub struct Spread {
 }
 
 impl Spread {
-    /// Of these figures; all 0 if there are none.
+    /// Makes the summary of these figures; all 0 if there are none.
     pub fn of(figures: &[u64]) -> Self {
         let mut figures = Vec::from(figures);
         figures.sort_unstable();
@@ -30,7 +30,7 @@ impl Spread {
     }
 }
 
-/// The median of the ratios that two allocators have in each round, in thousandths. `None` if there
+/// Returns the median of the ratios that two allocators have in each round, in thousandths. `None` if there
 /// is no round in which the other one did something.
 pub fn ratio(figures: &[u64], others: &[u64]) -> Option<u64> {
     let ratios: Vec<u64> = figures
@@ -44,7 +44,7 @@ pub fn ratio(figures: &[u64], others: &[u64]) -> Option<u64> {
     (!ratios.is_empty()).then(|| Spread::of(&ratios).median)
 }
 
-/// The best of some allocators in each round.
+/// Returns the best of some allocators in each round.
 pub fn best<'a>(all: impl Iterator<Item = &'a [u64]>) -> Vec<u64> {
     all.fold(Vec::new(), |best, figures| {
         if best.is_empty() {
@@ -54,7 +54,7 @@ pub fn best<'a>(all: impl Iterator<Item = &'a [u64]>) -> Vec<u64> {
     })
 }
 
-/// A number with so many decimals, as a whole number of its smallest unit.
+/// A number with decimals, as a whole number of its smallest unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fixed<const DECIMALS: u32>(pub u64);
 

@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-/// Parts that each power of two is cut into: what a bucket tells is off by at most a 16th.
+/// Parts that each power of two is cut into: a bucket's time is wrong by at most a 16th.
 const PARTS: u64 = 16;
 const PART_BITS: u32 = PARTS.trailing_zeros();
 
@@ -45,8 +45,8 @@ impl Histogram {
         self.counts = [0; BUCKETS];
     }
 
-    /// The time that so many of 1000 do not exceed, rounded up to the end of its bucket; `None` if
-    /// nothing was counted.
+    /// Returns the time that `share` of 1000 do not exceed, rounded up to the end of its bucket;
+    /// `None` if nothing was counted.
     pub fn per_mille(&self, share: u64) -> Option<u64> {
         let total: u64 = self.counts.iter().map(|&count| u64::from(count)).sum();
         let wanted = (total * share).div_ceil(1000).max(1);
@@ -73,7 +73,7 @@ const STEPS: [u64; 64] = {
 };
 
 impl Histogram {
-    /// How many took how long, by what ticks are in nanoseconds: `(ns, count)` for those that took at
+    /// Returns how many took how long, by what ticks are in nanoseconds: `(ns, count)` for those that took at
     /// most so long and longer than those before, where there are any. By powers of two in two parts;
     /// whatever took longer than there are parts for is in the last one.
     pub fn steps(&self, in_ns: impl Fn(u64) -> u64) -> Vec<(u64, u64)> {
@@ -99,7 +99,7 @@ fn bucket(ticks: u64) -> usize {
     (u64::from(power - PART_BITS + 1) * PARTS + part) as usize
 }
 
-/// The longest time of a bucket.
+/// Returns the longest time of a bucket.
 fn last_of(bucket: u64) -> u64 {
     match (bucket / PARTS).checked_sub(1) {
         None => bucket,

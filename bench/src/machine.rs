@@ -2,13 +2,13 @@
 
 /// CPUs and a clock: a kernel's, or a host's threads and its own.
 pub trait Machine: Sync {
-    /// How many CPUs there are; at least 1.
+    /// Returns the number of CPUs; at least 1.
     fn cpus(&self) -> usize;
 
-    /// The clock. It never goes back, and is the same on all CPUs.
+    /// Reads the clock, which never goes back, and is the same on all CPUs.
     fn ticks(&self) -> u64;
 
-    /// The clock's rate in Hz; never 0.
+    /// Returns the clock's rate in Hz; never 0.
     fn ticks_per_second(&self) -> u64;
 
     /// Runs `work` on the first `cpus` CPUs, side by side, and returns when all are done. Each comes

@@ -19,7 +19,7 @@ pub(crate) use step;
 const LOOKS: u64 = 125_000;
 
 /// The most steps between two looks.
-const LONGEST_STRIDE: u32 = 1024;
+const MAX_STRIDE: u32 = 1024;
 
 /// When a measurement ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,7 +95,7 @@ impl<'a> Meter<'a> {
         }
     }
 
-    /// Whether it is time to stop.
+    /// Returns whether it is time to stop.
     #[inline(always)]
     pub fn is_over(&self) -> bool {
         self.is_over
@@ -153,7 +153,7 @@ impl<'a> Meter<'a> {
         self.is_over |= self.until.is_none_or(|until| now >= until);
         let took = now.saturating_sub(self.looked);
         if took < self.apart {
-            self.stride = (self.stride * 2).min(LONGEST_STRIDE);
+            self.stride = (self.stride * 2).min(MAX_STRIDE);
         } else if took > 2 * self.apart {
             self.stride = (self.stride / 2).max(1);
         }

@@ -14,7 +14,7 @@ pub enum Measure {
     Instructions,
 }
 
-/// How figures are told.
+/// The format of figures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     /// In tables.
@@ -38,7 +38,7 @@ pub struct Options {
     pub millis: u64,
     /// What is measured.
     pub measure: Measure,
-    /// How figures are told.
+    /// The format of figures.
     pub format: Format,
 }
 
@@ -94,7 +94,7 @@ impl Options {
         Some(())
     }
 
-    /// Whether an allocator of this name is asked for.
+    /// Returns whether an allocator of this name is asked for.
     pub fn wants(&self, name: &str) -> bool {
         self.allocators.is_empty() || self.allocators.iter().any(|wanted| wanted == name)
     }

@@ -5,12 +5,12 @@
 pub struct Random(u64);
 
 impl Random {
-    /// The sequence of this seed.
+    /// Starts the sequence of this seed.
     pub fn new(seed: usize) -> Self {
         Self((seed as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15))
     }
 
-    /// Any number but 0.
+    /// Returns any number but 0.
     #[inline]
     pub fn any(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
@@ -19,21 +19,21 @@ impl Random {
         self.0
     }
 
-    /// A number below `end`, which is below 2^32.
+    /// Returns a number below `end`, which is below 2^32.
     #[inline]
     pub fn below(&mut self, end: usize) -> usize {
         // Lemire's reduction: a product instead of a division.
         (((self.any() >> 32) * end as u64) >> 32) as usize
     }
 
-    /// A size of `octaves` powers of two from `low` on, each as likely as the others.
+    /// Returns a size of `octaves` powers of two from `low` on, each as likely as the others.
     #[inline]
     pub fn size(&mut self, low: usize, octaves: usize) -> usize {
         let low = low << self.below(octaves);
         low + self.below(low)
     }
 
-    /// A size from 16 bytes to 8 KiB.
+    /// Returns a size from 16 bytes to 8 KiB.
     #[inline]
     pub fn mixed(&mut self) -> usize {
         self.size(16, 9)

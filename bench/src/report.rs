@@ -43,14 +43,14 @@ pub struct Row {
 }
 
 impl Row {
-    /// CPU time for a pair, in hundredths of ns: all CPUs' time by all CPUs' pairs. `None` if there
-    /// are none.
+    /// Returns the CPU time for a pair, in hundredths of ns: all CPUs' time by all CPUs' pairs.
+    /// `None` if there are none.
     pub fn hundredth_ns_per_pair(&self) -> Option<u64> {
         let time = self.cpus as u64 * 100_000_000_000;
         time.checked_div(self.pairs_per_s.median)
     }
 
-    /// The row for programs.
+    /// Returns the row's figure, for programs.
     pub fn figure(&self) -> Figure<'static> {
         let is_heap = !self.bench.starts_with("frame-");
         let thousandths = |number| number as f64 / 1e3;
@@ -100,7 +100,7 @@ pub struct Short {
 }
 
 impl Short {
-    /// In thousands.
+    /// Writes a number in thousands.
     pub const fn thousands(number: u64) -> Self {
         Self {
             thousandths: number,
@@ -108,7 +108,7 @@ impl Short {
         }
     }
 
-    /// A ratio that is in thousandths.
+    /// Writes a ratio that is in thousandths.
     pub const fn ratio(thousandths: u64) -> Self {
         Self {
             thousandths,
@@ -116,7 +116,7 @@ impl Short {
         }
     }
 
-    /// A time in ns.
+    /// Writes a time in ns.
     pub const fn time(ns: u64) -> Self {
         let (thousandths, unit) = match ns {
             0..10_000 => (ns.saturating_mul(1000), "ns"),

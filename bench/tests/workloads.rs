@@ -63,7 +63,7 @@ impl Machine for Threads {
     }
 }
 
-/// Knows every block that is live, and refuses every so many allocations.
+/// Knows every block that is live, and refuses one in a number of allocations.
 struct Ledger {
     live: Mutex<HashMap<usize, Layout>>,
     refused: Mutex<(u64, u64)>,

@@ -23,7 +23,7 @@ const CPUS: usize = 64;
 /// The frames that frame allocators are measured with, which need not exist: 1 GiB.
 const FRAMES: (u64, u64) = (0x1000_0000, 0x5000_0000);
 
-/// All of them, for the workloads.
+/// Returns all of them, for the workloads.
 pub fn all(frames: &MusterFrameArena) -> Vec<Box<dyn Contender + '_>> {
     fn kernel(name: &'static str, heap: impl GlobalAlloc + Sync + 'static) -> Box<dyn Contender> {
         Box::new(OnHeap::new(name, Kind::Kernel, heap))
@@ -56,7 +56,7 @@ pub fn all(frames: &MusterFrameArena) -> Vec<Box<dyn Contender + '_>> {
     ]
 }
 
-/// All heaps, those with an arena first.
+/// Returns all heaps, those with an arena first.
 pub fn heaps() -> Vec<(&'static str, Box<dyn GlobalAlloc + Sync>)> {
     let on_arenas = ["linked_list", "talc", "buddy_system", "rlsf", "good_memory"];
     let on_arenas = on_arenas
@@ -87,7 +87,7 @@ impl MusterFrameArena {
     }
 }
 
-/// A frame allocator over this range.
+/// Makes a frame allocator over this range.
 ///
 /// # Safety
 ///
@@ -133,7 +133,7 @@ unsafe impl GlobalAlloc for Muster {
     }
 }
 
-/// A magazine heap with so many bytes, of which the calling thread is the only CPU.
+/// Makes a magazine heap with `bytes` bytes, of which the calling thread is the only CPU.
 pub fn muster_for_this_thread(bytes: usize) -> &'static MagazineHeap<Threads> {
     let heap = Box::leak(Box::new(MagazineHeap::new(Threads::new(bytes))));
     CACHE.set(&heap.platform().caches[0]);
@@ -213,7 +213,7 @@ unsafe impl FramePlatform for Threads {
     }
 }
 
-/// So many bytes, for good.
+/// Allocates this number of bytes, for good.
 pub fn arena(bytes: usize) -> Arena {
     let layout = Layout::from_size_align(bytes, HUGE).expect("a valid layout");
     // SAFETY: the size isn't zero, and the memory is never freed.
@@ -224,7 +224,7 @@ pub fn arena(bytes: usize) -> Arena {
     }
 }
 
-/// The allocators that live on an arena, each made on one.
+/// Makes the allocators that live on an arena, each on one.
 pub fn on_arena(name: &str, arena: Arena) -> Option<Box<dyn GlobalAlloc + Sync>> {
     Some(match name {
         "linked_list" => Box::new(contenders::linked_list(arena)),

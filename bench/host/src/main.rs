@@ -64,7 +64,7 @@ fn run(words: &[String]) -> Result<(), String> {
     Ok(())
 }
 
-/// What is asked for: by default on as many threads as the host has CPUs, and on one.
+/// Reads the options: by default on as many threads as the host has CPUs, and on one.
 fn options(words: &[&str]) -> Result<Options, String> {
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     let mut options = Options::default();

@@ -76,7 +76,7 @@ impl fmt::Display for Figure {
     }
 }
 
-/// Uses an allocator with an arena of so many bytes. `None`: it has no arena.
+/// Runs `work` with an allocator on an arena of `bytes` bytes. Returns `None` if it has no arena.
 fn with_arena<T>(name: &str, bytes: usize, work: impl FnOnce(&dyn GlobalAlloc) -> T) -> Option<T> {
     if name == "muster" {
         return Some(work(contenders::muster_for_this_thread(bytes)));
@@ -88,7 +88,7 @@ fn with_arena<T>(name: &str, bytes: usize, work: impl FnOnce(&dyn GlobalAlloc) -
     Some(work(&*heap))
 }
 
-/// The least size, to a frame, for which `holds` is true. `None`: there is no such size.
+/// Finds the minimum size, to a frame, for which `holds` is true. Returns `None` if there is none.
 fn least(live: usize, holds: impl Fn(usize) -> Option<bool>) -> Option<usize> {
     let (mut short, mut enough) = (live / FRAME, 2 * live / FRAME);
     if !holds(enough * FRAME)? {
@@ -105,7 +105,7 @@ fn least(live: usize, holds: impl Fn(usize) -> Option<bool>) -> Option<usize> {
     Some(enough * FRAME)
 }
 
-/// The largest block that can be had after a long run, by the bytes that are not live.
+/// Measures the largest block that is available after a long run, by the bytes that are not live.
 fn largest(name: &str) -> Option<Fixed<3>> {
     let arena = peak(REPLACED_FOR_LONG) * 3 / 2;
     with_arena(name, arena, |heap| {
@@ -135,7 +135,7 @@ fn largest(name: &str) -> Option<Fixed<3>> {
     })?
 }
 
-/// What [`resident`] gives in a process of its own, where no other allocator was at work.
+/// Runs [`resident`] in a process of its own, where no other allocator was used.
 fn resident_in_child(name: &str) -> Option<usize> {
     let program = std::env::current_exe().ok()?;
     let output = Command::new(program)
@@ -145,7 +145,7 @@ fn resident_in_child(name: &str) -> Option<usize> {
     String::from_utf8(output.stdout).ok()?.trim().parse().ok()
 }
 
-/// How much more resident memory this process has when the allocator holds the blocks.
+/// Measures how much more resident memory this process has when the allocator holds the blocks.
 pub fn resident(name: &str) -> Option<usize> {
     let heaps = contenders::heaps();
     let (_, heap) = heaps.iter().find(|(found, _)| *found == name)?;
@@ -159,14 +159,14 @@ pub fn resident(name: &str) -> Option<usize> {
     Some(resident_bytes()?.saturating_sub(before))
 }
 
-/// The second field of statm is resident memory in pages (proc_pid_statm(5)).
+/// Reads the resident memory: the second field of statm, in pages (proc_pid_statm(5)).
 fn resident_bytes() -> Option<usize> {
     let statm = fs::read_to_string("/proc/self/statm").ok()?;
     let pages: usize = statm.split(' ').nth(1)?.parse().ok()?;
     Some(pages * FRAME)
 }
 
-/// The most bytes that are live at a time.
+/// Returns the peak of live bytes.
 fn peak(replaced: usize) -> usize {
     let mut random = Random::new(1);
     let mut sizes = vec![0; BLOCKS];
@@ -180,7 +180,8 @@ fn peak(replaced: usize) -> usize {
     peak
 }
 
-/// Which block is replaced next, and by what. At first, each is a new one.
+/// Returns the block that is replaced next, and the size of the new one. At first, each is a new
+/// one.
 fn next(random: &mut Random, number: usize) -> (usize, Layout) {
     let layout = Layout::from_size_align(random.mixed(), 8).expect("a valid layout");
     let any = random.below(BLOCKS);
@@ -189,13 +190,13 @@ fn next(random: &mut Random, number: usize) -> (usize, Layout) {
 
 type Blocks = Vec<(*mut u8, Layout)>;
 
-/// `None`: out of memory.
+/// Runs the workload. Returns `None` if memory is out.
 fn run(allocator: &dyn GlobalAlloc, replaced: usize) -> Option<Blocks> {
     let mut blocks = Vec::with_capacity(BLOCKS);
     run_into(allocator, replaced, &mut blocks).then_some(blocks)
 }
 
-/// `false`: out of memory.
+/// Runs the workload on these blocks. Returns `false` if memory is out.
 fn run_into(allocator: &dyn GlobalAlloc, replaced: usize, blocks: &mut Blocks) -> bool {
     let mut random = Random::new(1);
     for number in 0..BLOCKS + replaced {

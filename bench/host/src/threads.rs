@@ -12,7 +12,8 @@ use crate::contenders;
 /// How long the time-stamp counter is measured.
 const CALIBRATION: Duration = Duration::from_millis(50);
 
-/// This host, with so many threads, each of which keeps to one of its CPUs if there are as many.
+/// This host, with a number of threads, each of which is pinned to one of its CPUs if there are as
+/// many.
 pub struct Threads {
     cpus: usize,
     hz: u64,
@@ -31,7 +32,7 @@ impl Threads {
     }
 }
 
-/// The time-stamp counter, which processors of the last fifteen years keep alike on all CPUs.
+/// Reads the time-stamp counter, which processors of the last fifteen years keep alike on all CPUs.
 fn ticks() -> u64 {
     // SAFETY: it reads a counter that every x86-64 processor has.
     unsafe { _rdtsc() }

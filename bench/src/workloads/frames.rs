@@ -8,7 +8,7 @@ use muster_memory::{
 use spin::Mutex;
 
 use super::Workload;
-use crate::course::{Course, HELD, Score, Shift};
+use crate::course::{Course, HELD, Score, Worker};
 use crate::meter::{Lap, step};
 use crate::random::Random;
 
@@ -18,7 +18,7 @@ const BULK: usize = 512;
 /// Runs that frame-fragmentation holds on each CPU.
 const RUNS: usize = 512;
 
-/// Sizes of its runs: so many powers of two.
+/// The number of sizes of its runs, powers of two.
 const ORDERS: usize = 4;
 
 /// No frame has this number, so it says that there was none.
@@ -40,29 +40,29 @@ pub trait FrameUser {
     /// Takes a frame, if there is one.
     fn take(&mut self) -> Option<Frame>;
 
-    /// Gives a frame back; `false`: it was refused.
+    /// Gives a frame back; returns `false` if it was refused.
     ///
     /// # Safety
     ///
     /// A user of the same allocator has taken the frame, and none has given it back since.
     unsafe fn give(&mut self, frame: Frame) -> bool;
 
-    /// Takes a run of so many frames, a power of two, aligned to that; gives the first.
+    /// Takes a run of `frames` frames, a power of two, aligned to that; returns the first.
     fn take_run(&mut self, frames: usize) -> Option<u64>;
 
-    /// Gives a run back; `false`: it was refused.
+    /// Gives a run back; returns `false` if it was refused.
     ///
     /// # Safety
     ///
-    /// A user of the same allocator has taken so many frames there as a run, and none has given them
-    /// back since.
+    /// A user of the same allocator has taken this run of frames, and none has given them back
+    /// since.
     unsafe fn give_run(&mut self, first: u64, frames: usize) -> bool;
 }
 
 /// Muster's frame allocator, with a cache for each CPU.
 pub struct MusterFrames<'a>(pub &'a FrameAllocator);
 
-/// Whose the frames are.
+/// The owner of the frames.
 const OWNER: Owner = Owner::Heap;
 
 impl FrameSource for MusterFrames<'_> {
@@ -103,12 +103,12 @@ impl FrameUser for FrameCache<'_> {
     }
 }
 
-/// `buddy_system_allocator`'s frame allocator behind a spin lock. Its books are `BTreeSet`s, for
+/// `buddy_system_allocator`'s frame allocator behind a spin lock. Its records are `BTreeSet`s, for
 /// which it uses the global heap.
 pub struct BuddyFrames(Mutex<buddy_system_allocator::FrameAllocator>);
 
 impl BuddyFrames {
-    /// One that has the frames with these numbers.
+    /// Creates one that has the frames with these numbers.
     pub fn new(frames: core::ops::Range<usize>) -> Self {
         let mut buddy = buddy_system_allocator::FrameAllocator::new();
         buddy.add_frame(frames.start, frames.end);
@@ -151,9 +151,9 @@ impl FrameUser for &BuddyFrames {
 }
 
 /// No frame allocator.
-pub(super) struct Nothing;
+pub(super) struct NoFrames;
 
-impl FrameSource for Nothing {
+impl FrameSource for NoFrames {
     type User<'a> = Self;
 
     fn user(&self) -> Option<Self> {
@@ -161,7 +161,7 @@ impl FrameSource for Nothing {
     }
 }
 
-impl FrameUser for Nothing {
+impl FrameUser for NoFrames {
     #[inline(always)]
     fn take(&mut self) -> Option<Frame> {
         Frame::from_number(black_box(1))
@@ -183,21 +183,21 @@ impl FrameUser for Nothing {
     }
 }
 
-/// Does a workload.
+/// Runs a workload.
 pub(super) fn run<F: FrameSource>(frames: &F, workload: Workload, course: &Course<'_>) -> Score {
-    course.measure(&|shift| {
+    course.measure(&|worker| {
         let Some(user) = frames.user() else {
             // The others wait for this CPU; it has failed once and for all.
-            let (meter, ..) = shift.start();
+            let (meter, ..) = worker.start();
             return (meter.end(), 1);
         };
         let mut cpu = Cpu { user, failures: 0 };
         let lap = match workload {
-            Workload::FramePair => pair(&mut cpu, shift),
-            Workload::FrameRandom => random(&mut cpu, shift),
-            Workload::FrameBulk => bulk(&mut cpu, shift),
-            Workload::FrameRepeat => repeat(&mut cpu, shift),
-            Workload::FrameFragmentation => fragmentation(&mut cpu, shift),
+            Workload::FramePair => pair(&mut cpu, worker),
+            Workload::FrameRandom => random(&mut cpu, worker),
+            Workload::FrameBulk => bulk(&mut cpu, worker),
+            Workload::FrameRepeat => repeat(&mut cpu, worker),
+            Workload::FrameFragmentation => fragmentation(&mut cpu, worker),
             _ => Lap::default(),
         };
         (lap, cpu.failures)
@@ -261,8 +261,8 @@ impl<U: FrameUser> Cpu<U> {
     }
 }
 
-fn pair<U: FrameUser>(cpu: &mut Cpu<U>, shift: &mut Shift<'_>) -> Lap {
-    let (mut meter, ..) = shift.start();
+fn pair<U: FrameUser>(cpu: &mut Cpu<U>, worker: &mut Worker<'_>) -> Lap {
+    let (mut meter, ..) = worker.start();
     while !meter.is_over() {
         step!(meter, {
             // SAFETY: it was just taken.
@@ -276,9 +276,9 @@ fn pair<U: FrameUser>(cpu: &mut Cpu<U>, shift: &mut Shift<'_>) -> Lap {
     meter.end()
 }
 
-fn random<U: FrameUser>(cpu: &mut Cpu<U>, shift: &mut Shift<'_>) -> Lap {
-    shift.frames.fill_with(|| cpu.take());
-    let (mut meter, _, held, random) = shift.start();
+fn random<U: FrameUser>(cpu: &mut Cpu<U>, worker: &mut Worker<'_>) -> Lap {
+    worker.frames.fill_with(|| cpu.take());
+    let (mut meter, _, held, random) = worker.start();
     while !meter.is_over() {
         step!(meter, {
             if let Some(frame) = held.get_mut(random.below(HELD)) {
@@ -294,8 +294,8 @@ fn random<U: FrameUser>(cpu: &mut Cpu<U>, shift: &mut Shift<'_>) -> Lap {
     lap
 }
 
-fn bulk<U: FrameUser>(cpu: &mut Cpu<U>, shift: &mut Shift<'_>) -> Lap {
-    let (mut meter, _, held, _) = shift.start();
+fn bulk<U: FrameUser>(cpu: &mut Cpu<U>, worker: &mut Worker<'_>) -> Lap {
+    let (mut meter, _, held, _) = worker.start();
     while !meter.is_over() {
         for frame in held.iter_mut().take(BULK) {
             *frame = step!(meter, cpu.take());
@@ -308,9 +308,9 @@ fn bulk<U: FrameUser>(cpu: &mut Cpu<U>, shift: &mut Shift<'_>) -> Lap {
     meter.end()
 }
 
-fn repeat<U: FrameUser>(cpu: &mut Cpu<U>, shift: &mut Shift<'_>) -> Lap {
-    shift.frames.fill_with(|| cpu.take());
-    let (mut meter, _, held, _) = shift.start();
+fn repeat<U: FrameUser>(cpu: &mut Cpu<U>, worker: &mut Worker<'_>) -> Lap {
+    worker.frames.fill_with(|| cpu.take());
+    let (mut meter, _, held, _) = worker.start();
     if let Some(frame) = held.last_mut() {
         while !meter.is_over() {
             step!(meter, {
@@ -326,12 +326,12 @@ fn repeat<U: FrameUser>(cpu: &mut Cpu<U>, shift: &mut Shift<'_>) -> Lap {
     lap
 }
 
-fn fragmentation<U: FrameUser>(cpu: &mut Cpu<U>, shift: &mut Shift<'_>) -> Lap {
+fn fragmentation<U: FrameUser>(cpu: &mut Cpu<U>, worker: &mut Worker<'_>) -> Lap {
     let order = |random: &mut Random| random.below(ORDERS);
-    let random = &mut shift.random;
-    let runs = shift.frames.iter_mut().take(RUNS);
+    let random = &mut worker.random;
+    let runs = worker.frames.iter_mut().take(RUNS);
     runs.for_each(|run| *run = cpu.take_run(order(random)));
-    let (mut meter, _, held, random) = shift.start();
+    let (mut meter, _, held, random) = worker.start();
     while !meter.is_over() {
         step!(meter, {
             if let Some(run) = held.get_mut(random.below(RUNS)) {

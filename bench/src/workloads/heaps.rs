@@ -6,7 +6,7 @@ use core::ptr;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 use super::Workload;
-use crate::course::{BASKET, Block, Course, HELD, SHELF, Score, Shift};
+use crate::course::{BASKET, Block, Course, HELD, SHELF, Score, Worker};
 use crate::meter::{Lap, step};
 use crate::random::Random;
 
@@ -37,11 +37,11 @@ const LARGE: usize = 8;
 /// No allocator: all its blocks are the same word, which is all that the workloads write to. For one
 /// CPU.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Nothing;
+pub(super) struct NoHeap;
 
-// SAFETY: nobody but this module's workloads can use it, which write no more than a word of a block,
-// and read it only for a size, which may be any here.
-unsafe impl GlobalAlloc for Nothing {
+// SAFETY: only this module's workloads can use it, which write no more than a word of a block, and
+// read it only for a size, which may be any here.
+unsafe impl GlobalAlloc for NoHeap {
     #[inline(always)]
     unsafe fn alloc(&self, _: Layout) -> *mut u8 {
         static WORD: AtomicUsize = AtomicUsize::new(0);
@@ -57,13 +57,13 @@ unsafe impl GlobalAlloc for Nothing {
     }
 }
 
-/// Does a workload.
+/// Runs a workload.
 pub(super) fn run<A: GlobalAlloc + Sync>(
     heap: &A,
     workload: Workload,
     course: &Course<'_>,
 ) -> Score {
-    let work: fn(&mut User<'_, A>, &mut Shift<'_>) -> Lap = match workload {
+    let work: fn(&mut HeapUser<'_, A>, &mut Worker<'_>) -> Lap = match workload {
         Workload::Churn => churn,
         Workload::Mixed => mixed,
         Workload::Larson => larson,
@@ -80,26 +80,26 @@ pub(super) fn run<A: GlobalAlloc + Sync>(
         | Workload::FrameRepeat
         | Workload::FrameFragmentation => return Score::default(),
     };
-    course.measure(&|shift| {
-        let mut user = User {
+    course.measure(&|worker| {
+        let mut user = HeapUser {
             heap,
             align: black_box(8),
             failures: 0,
         };
-        let lap = work(&mut user, shift);
+        let lap = work(&mut user, worker);
         (lap, user.failures)
     })
 }
 
 /// A CPU as the heap's user.
-struct User<'a, A> {
+struct HeapUser<'a, A> {
     heap: &'a A,
     /// Not known to the compiler, as an allocator's layouts are not.
     align: usize,
     failures: u64,
 }
 
-impl<A: GlobalAlloc> User<'_, A> {
+impl<A: GlobalAlloc> HeapUser<'_, A> {
     #[inline(always)]
     fn layout(&self, size: usize) -> Layout {
         // SAFETY: the alignment is 8, and no workload's size comes near the most there can be.
@@ -129,7 +129,7 @@ impl<A: GlobalAlloc> User<'_, A> {
         }
     }
 
-    /// Frees a block that nobody kept the size of.
+    /// Frees a block whose size is read from the block.
     #[inline(always)]
     fn free_by_address(&mut self, start: *mut u8) {
         if !start.is_null() {
@@ -146,7 +146,7 @@ impl<A: GlobalAlloc> User<'_, A> {
         *place = self.allocate(size);
     }
 
-    /// Makes a block half as large again, or begins anew with a small one.
+    /// Makes a block half as large again, or begins again with a small one.
     #[inline(always)]
     fn grow(&mut self, block: &mut Block) {
         let size = block.size + block.size / 2;
@@ -180,13 +180,13 @@ impl<A: GlobalAlloc> User<'_, A> {
     }
 }
 
-fn churn<A: GlobalAlloc>(user: &mut User<'_, A>, shift: &mut Shift<'_>) -> Lap {
+fn churn<A: GlobalAlloc>(user: &mut HeapUser<'_, A>, worker: &mut Worker<'_>) -> Lap {
     let size = black_box(64);
-    let (mut meter, ..) = shift.start();
+    let (mut meter, ..) = worker.start();
     while !meter.is_over() {
         step!(meter, {
             let mut block = user.allocate(size);
-            // What was worked out from it for the allocation shall not be known for the free.
+            // The compiler must not use for the free what it computed for the allocation.
             block.size = black_box(block.size);
             user.free(block);
         });
@@ -194,17 +194,17 @@ fn churn<A: GlobalAlloc>(user: &mut User<'_, A>, shift: &mut Shift<'_>) -> Lap {
     meter.end()
 }
 
-/// Replaces random ones of so many blocks.
+/// Replaces random ones of `LIVE` blocks.
 #[inline(always)]
 fn random_lifetimes<A: GlobalAlloc, const LIVE: usize>(
-    user: &mut User<'_, A>,
-    shift: &mut Shift<'_>,
+    user: &mut HeapUser<'_, A>,
+    worker: &mut Worker<'_>,
     size: impl Fn(&mut Random) -> usize,
 ) -> Lap {
-    let random = &mut shift.random;
-    let live = shift.blocks.first_chunk_mut::<LIVE>();
+    let random = &mut worker.random;
+    let live = worker.blocks.first_chunk_mut::<LIVE>();
     user.fill(live.map_or(&mut [], |live| live), || size(random));
-    let (mut meter, blocks, _, random) = shift.start();
+    let (mut meter, blocks, _, random) = worker.start();
     let Some(live) = blocks.first_chunk_mut::<LIVE>() else {
         return meter.end();
     };
@@ -219,24 +219,24 @@ fn random_lifetimes<A: GlobalAlloc, const LIVE: usize>(
     lap
 }
 
-fn mixed<A: GlobalAlloc>(user: &mut User<'_, A>, shift: &mut Shift<'_>) -> Lap {
-    random_lifetimes::<A, MIXED>(user, shift, Random::mixed)
+fn mixed<A: GlobalAlloc>(user: &mut HeapUser<'_, A>, worker: &mut Worker<'_>) -> Lap {
+    random_lifetimes::<A, MIXED>(user, worker, Random::mixed)
 }
 
-fn large<A: GlobalAlloc>(user: &mut User<'_, A>, shift: &mut Shift<'_>) -> Lap {
-    random_lifetimes::<A, LARGE>(user, shift, |random| random.size(8192, 8))
+fn large<A: GlobalAlloc>(user: &mut HeapUser<'_, A>, worker: &mut Worker<'_>) -> Lap {
+    random_lifetimes::<A, LARGE>(user, worker, |random| random.size(8192, 8))
 }
 
-fn larson<A: GlobalAlloc>(user: &mut User<'_, A>, shift: &mut Shift<'_>) -> Lap {
+fn larson<A: GlobalAlloc>(user: &mut HeapUser<'_, A>, worker: &mut Worker<'_>) -> Lap {
     let size = |random: &mut Random| 16 + random.below(1009);
-    let baskets = shift.baskets();
-    let own = || baskets.iter().skip(2 * shift.place.cpu).take(2);
+    let baskets = worker.baskets();
+    let own = || baskets.iter().skip(2 * worker.place.cpu).take(2);
     for basket in own() {
-        let random = &mut shift.random;
+        let random = &mut worker.random;
         user.fill(&mut basket.0.lock(), || size(random));
     }
-    let (line, cpu) = (shift.place.line, shift.place.cpu);
-    let (mut meter, _, _, random) = shift.start();
+    let (line, cpu) = (worker.place.line, worker.place.cpu);
+    let (mut meter, _, _, random) = worker.start();
     // There are twice as many baskets as CPUs, so nobody waits for one.
     let mut free = baskets.iter().cycle().skip(2 * cpu);
     while !meter.is_over() {
@@ -264,14 +264,14 @@ fn larson<A: GlobalAlloc>(user: &mut User<'_, A>, shift: &mut Shift<'_>) -> Lap 
     lap
 }
 
-fn xfree<A: GlobalAlloc>(user: &mut User<'_, A>, shift: &mut Shift<'_>) -> Lap {
-    let is_producer = shift.place.cpu.is_multiple_of(2);
+fn xfree<A: GlobalAlloc>(user: &mut HeapUser<'_, A>, worker: &mut Worker<'_>) -> Lap {
+    let is_producer = worker.place.cpu.is_multiple_of(2);
     let size = black_box(64);
-    let ring = shift.ring();
+    let ring = worker.ring();
     if let Some(ring) = ring.filter(|_| is_producer) {
         ring.reset();
     }
-    let (mut meter, ..) = shift.start();
+    let (mut meter, ..) = worker.start();
     let Some(ring) = ring else {
         return meter.end();
     };
@@ -302,8 +302,8 @@ fn xfree<A: GlobalAlloc>(user: &mut User<'_, A>, shift: &mut Shift<'_>) -> Lap {
     }
 }
 
-fn sh8bench<A: GlobalAlloc>(user: &mut User<'_, A>, shift: &mut Shift<'_>) -> Lap {
-    let (mut meter, blocks, _, random) = shift.start();
+fn sh8bench<A: GlobalAlloc>(user: &mut HeapUser<'_, A>, worker: &mut Worker<'_>) -> Lap {
+    let (mut meter, blocks, _, random) = worker.start();
     let Some(blocks) = blocks.first_chunk_mut::<SH8BENCH>() else {
         return meter.end();
     };
@@ -327,19 +327,19 @@ fn sh8bench<A: GlobalAlloc>(user: &mut User<'_, A>, shift: &mut Shift<'_>) -> La
     lap
 }
 
-fn mstress<A: GlobalAlloc>(user: &mut User<'_, A>, shift: &mut Shift<'_>) -> Lap {
+fn mstress<A: GlobalAlloc>(user: &mut HeapUser<'_, A>, worker: &mut Worker<'_>) -> Lap {
     // One in 32 is large.
     let size = |random: &mut Random| match random.below(32) {
         0 => random.size(2048, 5),
         _ => random.size(16, 7),
     };
-    let (cpus, line, cpu) = (shift.course.cpus, shift.place.line, shift.place.cpu);
-    let shelf = shift.shelf();
-    let random = &mut shift.random;
-    if let Some(own) = shift.blocks.first_chunk_mut::<MSTRESS>() {
+    let (cpus, line, cpu) = (worker.course.cpus, worker.place.line, worker.place.cpu);
+    let shelf = worker.shelf();
+    let random = &mut worker.random;
+    if let Some(own) = worker.blocks.first_chunk_mut::<MSTRESS>() {
         user.fill(own, || size(random));
     }
-    let (mut meter, blocks, _, random) = shift.start();
+    let (mut meter, blocks, _, random) = worker.start();
     let Some(own) = blocks.first_chunk_mut::<MSTRESS>() else {
         return meter.end();
     };
@@ -353,7 +353,8 @@ fn mstress<A: GlobalAlloc>(user: &mut User<'_, A>, shift: &mut Shift<'_>) -> Lap
                 Some(place) => {
                     let block = user.allocate(size);
                     if let Some(place) = shelf.get(place) {
-                        // What one CPU writes into a block, the next reads.
+                        // AcqRel: the next CPU reads what this one wrote into the block, and this one what
+                        // the last wrote.
                         user.free_by_address(place.swap(block.start, Ordering::AcqRel));
                     }
                 }
@@ -369,11 +370,12 @@ fn mstress<A: GlobalAlloc>(user: &mut User<'_, A>, shift: &mut Shift<'_>) -> Lap
     lap
 }
 
-fn cache_scratch<A: GlobalAlloc>(user: &mut User<'_, A>, shift: &mut Shift<'_>) -> Lap {
-    let (cpus, place) = (shift.course.cpus, shift.place);
-    let shelf = shift.shelf();
+fn cache_scratch<A: GlobalAlloc>(user: &mut HeapUser<'_, A>, worker: &mut Worker<'_>) -> Lap {
+    let (cpus, place) = (worker.course.cpus, worker.place);
+    let shelf = worker.shelf();
     if place.cpu == 0 {
         for place in shelf.iter().take(cpus) {
+            // Release: the CPU that takes it reads its size.
             place.store(user.allocate(SCRATCH).start, Ordering::Release);
         }
     }
@@ -381,12 +383,12 @@ fn cache_scratch<A: GlobalAlloc>(user: &mut User<'_, A>, shift: &mut Shift<'_>) 
     if let Some(passed) = shelf.get(place.cpu) {
         user.free_by_address(passed.swap(ptr::null_mut(), Ordering::AcqRel));
     }
-    cache_thrash(user, shift)
+    cache_thrash(user, worker)
 }
 
-fn cache_thrash<A: GlobalAlloc>(user: &mut User<'_, A>, shift: &mut Shift<'_>) -> Lap {
+fn cache_thrash<A: GlobalAlloc>(user: &mut HeapUser<'_, A>, worker: &mut Worker<'_>) -> Lap {
     let size = black_box(SCRATCH);
-    let (mut meter, ..) = shift.start();
+    let (mut meter, ..) = worker.start();
     while !meter.is_over() {
         step!(meter, {
             let block = user.allocate(size);
@@ -402,8 +404,8 @@ fn cache_thrash<A: GlobalAlloc>(user: &mut User<'_, A>, shift: &mut Shift<'_>) -
     meter.end()
 }
 
-fn realloc<A: GlobalAlloc>(user: &mut User<'_, A>, shift: &mut Shift<'_>) -> Lap {
-    let (mut meter, ..) = shift.start();
+fn realloc<A: GlobalAlloc>(user: &mut HeapUser<'_, A>, worker: &mut Worker<'_>) -> Lap {
+    let (mut meter, ..) = worker.start();
     let mut block = Block::NONE;
     while !meter.is_over() {
         step!(meter, user.grow(&mut block));

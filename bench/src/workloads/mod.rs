@@ -68,7 +68,7 @@ impl Workload {
         Self::FrameFragmentation,
     ];
 
-    /// Its name.
+    /// Returns its name.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Churn => "churn",
@@ -89,13 +89,13 @@ impl Workload {
         }
     }
 
-    /// The workload of that name.
+    /// Returns the workload of that name.
     pub fn parse(name: &str) -> Option<Self> {
         let mut all = Self::ALL.into_iter();
         all.find(|workload| workload.name() == name)
     }
 
-    /// Whether it takes frames, not blocks.
+    /// Returns whether it takes frames, not blocks.
     pub const fn is_of_frames(self) -> bool {
         matches!(
             self,
@@ -107,13 +107,13 @@ impl Workload {
         )
     }
 
-    /// Whether so many CPUs can do it.
+    /// Returns whether it runs on this number of CPUs.
     pub const fn runs_on(self, cpus: usize) -> bool {
         !matches!(self, Self::Xfree) || cpus.is_multiple_of(2)
     }
 
-    /// How many steps, in [`Score`]'s sense, make a pair of an allocation and a free. Where the
-    /// two come one right after the other they are a step together.
+    /// Returns how many steps, in [`Score`]'s sense, make a pair of an allocation and a free. Where
+    /// the two come one right after the other they are a step together.
     pub const fn steps_per_pair(self) -> u64 {
         match self {
             Self::Sh8bench | Self::FrameBulk => 2,
@@ -135,16 +135,16 @@ pub enum Kind {
 
 /// An allocator in the comparison.
 pub trait Contender: Sync {
-    /// Its name, at most 12 characters.
+    /// Returns its name, at most 12 characters.
     fn name(&self) -> &'static str;
 
-    /// Where it comes from.
+    /// Returns its origin.
     fn kind(&self) -> Kind;
 
-    /// Whether it takes part in this workload.
+    /// Returns whether it takes part in this workload.
     fn takes_part(&self, workload: Workload) -> bool;
 
-    /// Does the workload. A workload in which it does not take part gives nothing.
+    /// Runs the workload. A workload in which it does not take part has an empty score.
     fn run(&self, workload: Workload, course: &Course<'_>) -> Score;
 }
 
@@ -157,12 +157,12 @@ pub struct OnHeap<A> {
 }
 
 impl<A: GlobalAlloc + Sync> OnHeap<A> {
-    /// This heap under this name.
+    /// Names this heap.
     pub const fn new(name: &'static str, kind: Kind, heap: A) -> Self {
         Self { name, kind, heap }
     }
 
-    /// The heap.
+    /// Returns the heap.
     pub const fn heap(&self) -> &A {
         &self.heap
     }
@@ -194,7 +194,7 @@ pub struct OnFrames<F> {
 }
 
 impl<F: FrameSource> OnFrames<F> {
-    /// This frame allocator under this name.
+    /// Names this frame allocator.
     pub const fn new(name: &'static str, kind: Kind, frames: F) -> Self {
         Self { name, kind, frames }
     }
@@ -238,9 +238,9 @@ impl Contender for Empty {
     fn run(&self, workload: Workload, course: &Course<'_>) -> Score {
         let course = Course { cpus: 1, ..*course };
         if workload.is_of_frames() {
-            frames::run(&frames::Nothing, workload, &course)
+            frames::run(&frames::NoFrames, workload, &course)
         } else {
-            heaps::run(&heaps::Nothing, workload, &course)
+            heaps::run(&heaps::NoHeap, workload, &course)
         }
     }
 }

@@ -30,7 +30,7 @@ macro_rules! say {
 }
 pub(crate) use say;
 
-/// What [`say`] does.
+/// Writes a line, for [`say`].
 pub fn write(words: fmt::Arguments<'_>) {
     let config = Config {
         baud_rate: BaudRate::Baud115200,

@@ -14,7 +14,7 @@ use x86_64::registers::model_specific::GsBase;
 use crate::memory::{self, FRAMES};
 
 cpu_local! {
-    /// Whether this CPU has made all its boxes.
+    /// Whether this CPU has made all its boxes. Release and Acquire: with it comes what the CPU wrote before.
     pub shared static IS_DONE: AtomicBool = AtomicBool::new(false);
 }
 
@@ -95,7 +95,7 @@ pub fn start(index: u32) -> Result<(), RegisterError> {
     Ok(())
 }
 
-/// Waits until every CPU has made its boxes, for so many ticks of the TSC at most.
+/// Waits until every CPU has made its boxes, for `timeout` ticks of the TSC at most.
 ///
 /// # Errors
 ///

@@ -24,6 +24,7 @@ const ARENA_BYTES: usize = 4 << 20;
 
 static BOOT: Heap<Machine> = Heap::new(Machine);
 static MAGAZINES: MagazineHeap<Machine> = MagazineHeap::new(Machine);
+/// Release and Acquire: a CPU that sees it set sees the frames.
 static USE_MAGAZINES: AtomicBool = AtomicBool::new(false);
 
 struct Arena(UnsafeCell<[MaybeUninit<u8>; ARENA_BYTES]>);
@@ -45,7 +46,7 @@ pub fn open() {
     USE_MAGAZINES.store(true, Ordering::Release);
 }
 
-/// Gives back what this CPU has at hand, of blocks and of frames, and what the heap can do without.
+/// Drains this CPU's caches of blocks and of frames, and frees what the heap can do without.
 pub fn drain() {
     MAGAZINES.drain();
     MAGAZINES.trim();

@@ -79,13 +79,14 @@ pub fn has_loaded(addresses: Range<usize>) -> bool {
 /// Where the CPUs go.
 static ENTER: OnceCell<fn(u32) -> !> = OnceCell::uninit();
 
-/// Lets so many CPUs enter beside this one, with their numbers from 1 on.
+/// Lets `count` CPUs enter beside this one, with their numbers from 1 on.
 pub fn release(count: usize, enter: fn(u32) -> !) {
     ENTER.init_once(|| enter);
     let Some(mp) = MP.get_response() else { return };
     let others = mp.cpus().iter();
     let others = others.filter(|cpu| cpu.lapic_id != mp.bsp_lapic_id());
     for (number, cpu) in (1..).zip(others.take(count)) {
+        // Release: with the number, which it Acquires, the CPU sees all that was written before.
         cpu.extra.store(number, Ordering::Release);
         cpu.goto_address.write(entry);
     }

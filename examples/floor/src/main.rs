@@ -39,7 +39,7 @@ const BOXES: u64 = 100_000;
 /// How long the first CPU waits for the others, in ticks of the TSC: ten seconds and more on any.
 const TIMEOUT: u64 = 60_000_000_000;
 
-/// Where the loader enters, on the first CPU.
+/// Starts the first CPU: the loader enters here.
 #[unsafe(no_mangle)]
 extern "C" fn entry() -> ! {
     // SAFETY: this CPU has no block yet.
@@ -87,7 +87,7 @@ fn run() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Where every other CPU enters, with its number.
+/// Starts every other CPU: the loader enters here, with its number.
 fn enter(index: u32) -> ! {
     // SAFETY: this CPU has no block yet.
     unsafe { Cpu::reset() };
@@ -99,7 +99,7 @@ fn enter(index: u32) -> ! {
 }
 
 /// Makes boxes, puts each into the inbox of the next CPU, and frees the one that was in it; and in
-/// the end gives back all that this CPU has at hand.
+/// the end drains this CPU's caches.
 fn work() {
     Cpu::with(|here| {
         let next = CPUS.on((here.index() + 1) % CPUS.len() as u32, &INBOX);

@@ -72,8 +72,9 @@ pub fn start(loader: &Loader) -> Result<(), MemoryError> {
         .map_err(MemoryError::Records)?;
     let records: *mut MaybeUninit<FrameInfo> =
         ptr::with_exposed_provenance_mut((loader.hhdm + place.start()) as usize);
-    // SAFETY: so many records fit there, in whole frames that the loader maps writable; the map gives
-    // them to the frame table now, so nobody else gets them; any bytes will do as `MaybeUninit`.
+    // SAFETY: this number of records fits there, in whole frames that the loader maps writable; the
+    // map gives them to the frame table now, so they are not allocated; any bytes will do as
+    // `MaybeUninit`.
     let records = unsafe { core::slice::from_raw_parts_mut(records, count) };
     // SAFETY: the loader calls the memory usable and has nothing in it, and the map has given that of
     // the records to the frame table.
@@ -87,23 +88,23 @@ pub fn start(loader: &Loader) -> Result<(), MemoryError> {
     Ok(())
 }
 
-/// The frame cache of a CPU, once.
+/// Returns the frame cache of a CPU, once.
 pub fn cache(index: u32) -> Option<FrameCache<'static>> {
     MEMORY.get()?.frames.cache_of(index as usize)
 }
 
-/// How many frames nobody has, in whosever cache they are.
+/// Returns the number of free frames, those in caches included.
 pub fn free_frames() -> usize {
     MEMORY.get().map_or(0, |memory| memory.frames.free_frames())
 }
 
-/// Where a physical address is to be reached.
+/// Returns the pointer to a physical address.
 pub fn pointer(phys: u64) -> Option<NonNull<u8>> {
     let address = MEMORY.get()?.hhdm + phys;
     NonNull::new(ptr::with_exposed_provenance_mut(address as usize))
 }
 
-/// The physical address that such a pointer leads to.
+/// Returns the physical address that such a pointer leads to.
 pub fn physical(pointer: NonNull<u8>) -> Option<u64> {
     (pointer.as_ptr().addr() as u64).checked_sub(MEMORY.get()?.hhdm)
 }
