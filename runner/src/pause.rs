@@ -102,6 +102,7 @@ impl Pause {
 /// A CPU that is stopped, or is about to be, or was. It goes on when this is dropped.
 #[derive(Debug)]
 pub struct Pausing {
+    /// Relaxed: nothing else is read by it.
     is_over: Arc<AtomicBool>,
     thread: Option<JoinHandle<Result<Duration>>>,
 }

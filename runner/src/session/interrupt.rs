@@ -27,6 +27,7 @@ impl Interrupt {
 
     /// Has it come, for a person who asks for it in another way.
     pub fn raise(&self) {
+        // Relaxed, as nothing else is read by it.
         self.0.store(true, Ordering::Relaxed);
     }
 

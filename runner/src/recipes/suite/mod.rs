@@ -86,6 +86,7 @@ fn run_all(
         Ok(cpus) if cpus.get() > SIDE_BY_SIDE => SIDE_BY_SIDE,
         _ => 1,
     };
+    // Relaxed: a count alone; the cases are there before the threads.
     let next = AtomicUsize::new(0);
     let counts = Mutex::new(Counts::default());
     thread::scope(|scope| {
