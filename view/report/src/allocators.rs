@@ -15,7 +15,7 @@ use crate::numbers;
 /// Our own.
 pub const OWN: &str = "muster";
 
-/// How each allocator's line looks, whatever else is in the chart.
+/// Returns how each allocator's line looks, whatever else is in the chart.
 fn look(allocator: &str) -> (RGBColor, Mark) {
     match allocator {
         OWN => (COLOUR[0], Mark::Disc),
@@ -28,7 +28,7 @@ fn look(allocator: &str) -> (RGBColor, Mark) {
     }
 }
 
-/// What a benchmark does, in a sentence; `None` if it is one that nobody here knows.
+/// Describes a benchmark, in a sentence; returns `None` if it is unknown here.
 pub fn about(bench: &str) -> Option<&'static str> {
     Some(match bench {
         "churn" => "One block of 64 bytes, in and out.",
@@ -56,7 +56,7 @@ pub fn about(bench: &str) -> Option<&'static str> {
 pub struct Bench<'a> {
     /// Its name.
     pub name: &'a str,
-    /// All figures, in the order in which they were told.
+    /// All figures, in the order in which they were reported.
     pub figures: Vec<&'a Figure<'static>>,
     /// The numbers of CPUs, the least first.
     pub cpus: Vec<u32>,
@@ -65,7 +65,7 @@ pub struct Bench<'a> {
 }
 
 impl<'a> Bench<'a> {
-    /// Those of this name.
+    /// Returns those of this name.
     pub fn of(all: &'a [Figure<'static>], name: &'a str) -> Self {
         let figures: Vec<_> = all.iter().filter(|figure| figure.bench == name).collect();
         let mut cpus: Vec<u32> = figures.iter().map(|figure| figure.cpus).collect();
@@ -87,19 +87,19 @@ impl<'a> Bench<'a> {
         }
     }
 
-    /// On the most CPUs.
+    /// Returns the largest number of CPUs.
     pub fn most(&self) -> u32 {
         self.cpus.last().copied().unwrap_or(1)
     }
 
-    /// An allocator's figure on so many CPUs.
+    /// Returns an allocator's figure on this number of CPUs.
     pub fn figure(&self, allocator: &str, cpus: u32) -> Option<&'a Figure<'static>> {
         let mut figures = self.figures.iter();
         let figure = figures.find(|figure| figure.allocator == allocator && figure.cpus == cpus);
         figure.copied()
     }
 
-    /// An allocator's places in a chart, by the number of CPUs: what is not there has none.
+    /// Returns an allocator's points in a chart, by the number of CPUs: a missing figure has none.
     fn places(&self, allocator: &str, of: Of) -> Vec<(f64, f64)> {
         let places = self.cpus.iter().filter_map(|&cpus| {
             let value = of(self.figure(allocator, cpus)?)?;
@@ -113,8 +113,7 @@ impl<'a> Bench<'a> {
 /// What of a figure a chart shows.
 type Of = fn(&Figure<'_>) -> Option<f64>;
 
-/// Pairs a second by the number of CPUs, with the line of each allocator that would do so many times as
-/// much on so many CPUs.
+/// Pairs a second by the number of CPUs, with the line of each allocator that would scale linearly.
 ///
 /// # Errors
 /// If it can't be drawn.
@@ -123,7 +122,7 @@ pub fn throughput(bench: &Bench<'_>) -> Result<Chart> {
         bench,
         "throughput",
         "Throughput",
-        "Pairs of an allocation and a free, of all CPUs together; more is better. Dashed: so many times what \
+        "Pairs of an allocation and a free, of all CPUs together; more is better. Dashed: that number of times what \
          the same allocator does on one CPU.",
         ("pairs a second", &|pairs| numbers::short(*pairs)),
         |figure| Some(figure.pairs_per_s as f64),
@@ -131,7 +130,7 @@ pub fn throughput(bench: &Bench<'_>) -> Result<Chart> {
     )
 }
 
-/// What 99.9 % of steps take at most, by the number of CPUs.
+/// Draws the time that 99.9 % of steps do not exceed, by the number of CPUs.
 ///
 /// # Errors
 /// If it can't be drawn.
@@ -233,7 +232,7 @@ fn name_ends(plot: &Plot<'_>, right: f64, mut ends: Vec<(&str, f64)>) -> Drawn {
     Ok(())
 }
 
-/// How fair each allocator is on the most CPUs; `None` on one CPU, where there is nobody to be unfair to.
+/// Draws the fairness of each allocator on the most CPUs; `None` on one CPU, where it has no meaning.
 ///
 /// # Errors
 /// If it can't be drawn.

@@ -10,10 +10,10 @@ use crate::canvas::{
     write,
 };
 use crate::numbers;
-use crate::told::Told;
+use crate::run_events::RunEvents;
 
-/// What is shown at most of a CPU's own steps: so many times the median of all.
-const MOST: f64 = 4.0;
+/// The maximum shown of a CPU's own steps, as a multiple of the median of all.
+const MAX_RATIO: f64 = 4.0;
 
 /// What a CPU does of its own between two phases, in order: what ends with the second.
 const STEPS: [(RGBColor, &str); 6] = [
@@ -31,7 +31,7 @@ const ON_ITS_WAY: (RGBColor, &str) = (COLOUR[4], "released, on its way");
 const OWN: (RGBColor, &str) = (INK, "its own steps");
 const AT_WORK: (RGBColor, &str) = (COLOUR[2], "online");
 
-/// When a CPU was through with which step, and when it entered.
+/// Returns when a CPU was through with which step, and when it entered.
 fn own(reached: &Reached) -> [Option<u64>; 7] {
     [
         reached.entered,
@@ -44,7 +44,7 @@ fn own(reached: &Reached) -> [Option<u64>; 7] {
     ]
 }
 
-/// The phases' names with the time at which a CPU reached them, for a table.
+/// Returns the phases' names with the time at which a CPU reached them, for a table.
 pub fn times(reached: &Reached) -> [(&'static str, Option<u64>); 8] {
     let [entered, block, control, tables, stack, descriptors, online] = own(reached);
     [
@@ -59,18 +59,18 @@ pub fn times(reached: &Reached) -> [(&'static str, Option<u64>); 8] {
     ]
 }
 
-/// How high a chart of so many rows is.
+/// Returns the height of a chart of this number of rows.
 fn height(rows: usize) -> u32 {
     let rows = rows as u32;
     24 + 46 + (20 * rows).clamp(40, 640.max(3 * rows))
 }
 
-/// All CPUs from the kernel's entry until the last is online; `None` if there are none.
+/// Draws all CPUs from the kernel's entry until the last is online; `None` if there are none.
 ///
 /// # Errors
 /// If it can't be drawn.
-pub fn all(told: &Told) -> Result<Option<Chart>> {
-    let cpus = &told.cpus;
+pub fn all(events: &RunEvents) -> Result<Option<Chart>> {
+    let cpus = &events.cpus;
     let last = cpus.iter().flat_map(|cpu| {
         let reached = [cpu.reached_us.released];
         reached.into_iter().chain(own(&cpu.reached_us)).flatten()
@@ -127,17 +127,17 @@ pub fn all(told: &Told) -> Result<Option<Chart>> {
     Ok(Some(chart))
 }
 
-/// The own steps of each CPU, from its entry until it is online; `None` if no CPU has two.
+/// Draws the own steps of each CPU, from its entry until it is online; `None` if no CPU has two.
 ///
 /// # Errors
 /// If it can't be drawn.
-pub fn steps(told: &Told) -> Result<Option<Chart>> {
+pub fn steps(events: &RunEvents) -> Result<Option<Chart>> {
     let took = |cpu: &Cpu| {
         let times = own(&cpu.reached_us);
         let last = times.iter().rev().find_map(|&time| time)?;
         Some(last.saturating_sub(times[0]?) as f64)
     };
-    let cpus: Vec<_> = told
+    let cpus: Vec<_> = events
         .cpus
         .iter()
         .filter_map(|cpu| Some((cpu, took(cpu)?)))
@@ -147,7 +147,7 @@ pub fn steps(told: &Told) -> Result<Option<Chart>> {
     let (Some(median), Some(longest)) = (all.get(all.len() / 2), all.last()) else {
         return Ok(None);
     };
-    let most = longest.min(median * MOST).max(1.0);
+    let most = longest.min(median * MAX_RATIO).max(1.0);
     let words = (
         "Each CPU’s own steps",
         "From a CPU’s entry into the kernel until it is online; each bar is what it did until it had what the \
@@ -197,7 +197,7 @@ const MARGINS: Margins = Margins {
     right: 76,
 };
 
-/// A row's name.
+/// Returns a row's name.
 fn name_of<'a>(mut cpus: impl Iterator<Item = &'a Cpu>, row: f64) -> String {
     let cpu = cpus.nth(row as usize);
     cpu.map_or_else(String::new, |cpu| format!("CPU {}", cpu.cpu))

@@ -57,7 +57,7 @@ pub const COLOUR: [RGBColor; 7] = [
     RGBColor(2, 0, 6),
 ];
 
-/// Each colour with the name of the page's variable that it stands for.
+/// Returns each colour with the name of the page's variable that it stands for.
 fn variables() -> impl Iterator<Item = (RGBColor, String)> {
     let named = [
         (INK, "ink"),
@@ -75,7 +75,7 @@ fn variables() -> impl Iterator<Item = (RGBColor, String)> {
     named.into_iter().chain(numbered)
 }
 
-/// What CSS takes for a colour.
+/// Returns the CSS of a colour.
 pub fn variable(colour: RGBColor) -> String {
     let of_it = variables().find(|(other, _)| *other == colour);
     of_it.map_or("currentColor".into(), |(_, name)| format!("var(--{name})"))
@@ -116,10 +116,10 @@ pub fn draw(
         let drawn = chart(&area).and_then(|()| Ok(area.present()?));
         drawn.map_err(|error| anyhow!("{title}: {error}"))?;
     }
-    // It takes the width that there is, and who can't see it is told what it is of.
+    // It takes the width that there is, and has a description for screen readers.
     let own = format!("width=\"{width}\" height=\"{height}\"");
-    let told = format!("role=\"img\" aria-labelledby=\"{id}-title {id}-about\"");
-    let svg = svg.replacen(&own, &told, 1);
+    let role = format!("role=\"img\" aria-labelledby=\"{id}-title {id}-about\"");
+    let svg = svg.replacen(&own, &role, 1);
     let svg = match svg.split_once('>') {
         Some((tag, rest)) => format!(
             "{tag}>\n<title id=\"{id}-title\">{}</title>\n<desc id=\"{id}-about\">{}</desc>{rest}",
@@ -149,7 +149,7 @@ fn with_variables(svg: String) -> String {
     })
 }
 
-/// Text in this colour, anchored so.
+/// Makes the style of text in this colour, with this anchor.
 pub fn text(colour: RGBColor, horizontal: HPos, vertical: VPos) -> TextStyle<'static> {
     let style: TextStyle<'static> = ("sans-serif", TEXT).into_font().color(&colour);
     style.pos(Pos::new(horizontal, vertical))
@@ -164,7 +164,7 @@ pub struct Axis {
 }
 
 impl Axis {
-    /// Where it ends.
+    /// Returns where it ends.
     pub fn end(&self) -> f64 {
         self.range.end
     }
@@ -195,7 +195,7 @@ impl Ranged for Axis {
     }
 }
 
-/// From 0 to the most, with some four marks that are easily read.
+/// Makes an axis from 0 to the maximum, with some four marks that are easily read.
 pub fn linear(most: f64) -> Axis {
     let most = most.max(f64::MIN_POSITIVE);
     let power = 10f64.powf((most / 4.0).log10().floor());
@@ -212,7 +212,7 @@ pub fn linear(most: f64) -> Axis {
     }
 }
 
-/// From 0 to so many, with a mark at each quarter.
+/// Makes an axis from 0 to `count`, with a mark at each quarter.
 pub fn cells(count: u32) -> Axis {
     Axis {
         range: 0.0..f64::from(count),
@@ -223,7 +223,7 @@ pub fn cells(count: u32) -> Axis {
     }
 }
 
-/// A logarithmic axis with marks at some five powers of ten; it ends at half a power.
+/// Makes a logarithmic axis with marks at some five powers of ten; it ends at half a power.
 pub fn powers(least: f64, most: f64) -> Axis {
     let (least, most) = (least.max(1.0), most.max(2.0));
     let first = (2.0 * least.log10()).floor() / 2.0;
@@ -238,7 +238,7 @@ pub fn powers(least: f64, most: f64) -> Axis {
     }
 }
 
-/// A logarithmic axis of numbers of CPUs, with a mark at each.
+/// Makes a logarithmic axis of numbers of CPUs, with a mark at each.
 pub fn doublings(cpus: &[u32]) -> Axis {
     let marks: Vec<_> = cpus.iter().map(|&cpus| f64::from(cpus)).collect();
     let least = marks.iter().copied().fold(f64::MAX, f64::min);
@@ -251,12 +251,12 @@ pub fn doublings(cpus: &[u32]) -> Axis {
     }
 }
 
-/// Of so many rows each how-manieth is named: no more than can be read.
+/// Returns the distance of the named rows, of `count` rows: no more are named than can be read.
 pub fn named(count: usize) -> usize {
     count.div_ceil(40).max(1)
 }
 
-/// Rows, the first on top: a row's middle is half more than its number.
+/// Makes an axis of rows, the first on top: a row's middle is half more than its number.
 pub fn rows(count: usize) -> Axis {
     let middles = (0..count).step_by(named(count)).map(|row| row as f64 + 0.5);
     Axis {
@@ -266,7 +266,7 @@ pub fn rows(count: usize) -> Axis {
     }
 }
 
-/// Columns, as wide as 1 each, with a mark in the middle of each.
+/// Makes an axis of columns, as wide as 1 each, with a mark in the middle of each.
 pub fn columns(count: usize) -> Axis {
     let middles = (0..count).map(|column| column as f64 + 0.5);
     Axis {
@@ -333,7 +333,7 @@ pub fn axes<'a>(
     Ok(plot)
 }
 
-/// Writes a text so many pixels from a place.
+/// Writes a text at a distance in pixels from a point.
 ///
 /// # Errors
 /// If it can't be drawn.
@@ -433,7 +433,8 @@ pub fn legend(area: &Area<'_>, left: i32, entries: &[(RGBColor, &str)]) -> Drawn
 /// their ends, highest first.
 pub fn spread(ends: &[i32], height: i32, (top, bottom): (i32, i32)) -> Vec<i32> {
     let mut places = ends.to_vec();
-    // Each pass pushes neighbours apart by half of what they lack; so many are enough for a handful.
+    // Each pass pushes neighbours apart by half of what they lack; this number is enough for a
+    // handful.
     for _ in 0..200 {
         for upper in 0..places.len().saturating_sub(1) {
             let lack = height - (places[upper + 1] - places[upper]);

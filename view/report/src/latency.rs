@@ -11,8 +11,8 @@ use crate::canvas::{
 };
 use crate::numbers::{self, of_cpus};
 
-/// The histograms of a benchmark on the most CPUs, one allocator below the other in the order of the other
-/// charts; `None` if nothing was sampled.
+/// Draws the histograms of a benchmark on the most CPUs, one allocator below the other in the order of the
+/// other charts; `None` if nothing was sampled.
 ///
 /// # Errors
 /// If they can't be drawn.
@@ -28,7 +28,7 @@ pub fn chart(all: &[Latency<'_>], bench: &Bench<'_>) -> Result<Option<Chart>> {
     };
     let latencies: Vec<_> = bench.allocators.iter().filter_map(of_it).collect();
     let times = || latencies.iter().flat_map(|latency| latency.steps.iter());
-    let (Some(least), Some(most_ns)) = (
+    let (Some(min_ns), Some(max_ns)) = (
         times().map(|step| step.0).min(),
         times().map(|step| step.0).max(),
     ) else {
@@ -51,7 +51,7 @@ pub fn chart(all: &[Latency<'_>], bench: &Bench<'_>) -> Result<Option<Chart>> {
         };
         let time = |ns: &f64| numbers::time(*ns);
         // A step's time is at most its bucket's, which begins lower.
-        let axis = powers(below(least), most_ns as f64);
+        let axis = powers(below(min_ns), max_ns as f64);
         let x = (axis, ("time of a step", &time as _));
         let y = (rows(latencies.len()), ("", &name as _));
         let plot = axes(area, &margins, x, y, (true, false))?;
@@ -84,7 +84,7 @@ fn histogram(plot: &Plot<'_>, latency: &Latency<'_>, bottom: f64) -> Drawn {
     Ok(())
 }
 
-/// Where the bucket begins that ends with this time: buckets are 1, 2, 3, 4, 6, 8, 12 and so on.
+/// Returns where the bucket begins that ends with this time: buckets are 1, 2, 3, 4, 6, 8, 12 and so on.
 fn below(ns: u64) -> f64 {
     match ns {
         0..=2 => ns as f64 / 2.0,
@@ -93,7 +93,7 @@ fn below(ns: u64) -> f64 {
     }
 }
 
-/// The time that so many of 1000 steps do not exceed.
+/// Returns the time that `share` of 1000 steps do not exceed.
 pub fn at(latency: &Latency<'_>, share: u64) -> u64 {
     let total: u64 = latency.steps.iter().map(|step| step.1).sum();
     let wanted = (total * share).div_ceil(1000).max(1);

@@ -12,9 +12,9 @@ mod latency;
 mod memory;
 mod numbers;
 mod page;
+mod run_events;
 mod stress;
 mod tables;
-mod told;
 
 pub use page::page;
-pub use told::Told;
+pub use run_events::RunEvents;

@@ -5,7 +5,7 @@ use std::fs;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
-use muster_report::{Told, page};
+use muster_report::{RunEvents, page};
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
@@ -27,7 +27,7 @@ fn write(arguments: &[String]) -> Result<()> {
     for file in files {
         match fs::read(file) {
             // A line that was cut may end in the middle of a letter.
-            Ok(bytes) => runs.push(Told::read(&String::from_utf8_lossy(&bytes))),
+            Ok(bytes) => runs.push(RunEvents::read(&String::from_utf8_lossy(&bytes))),
             Err(error) => {
                 eprintln!("muster-report: {file}: {error}");
                 gaps.push(format!(

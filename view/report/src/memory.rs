@@ -38,7 +38,7 @@ const fn look(name: &'static str, letter: &'static str, colour: RGBColor, ink: R
     }
 }
 
-/// How an owner's memory looks.
+/// Returns how an owner's memory looks.
 pub const fn look_of(owner: Owner) -> Look {
     match owner {
         Owner::Free => look("free", "", FAINT, INK),
@@ -66,7 +66,7 @@ pub const fn look_of(owner: Owner) -> Look {
 enum Row {
     /// From an address on, what each cell looks like; `None` where there is no memory.
     Cells(u64, Cells),
-    /// So many bytes from an address on, all free.
+    /// This number of bytes from an address on, all free.
     Free(u64, u64),
 }
 
@@ -80,7 +80,7 @@ struct Map {
 }
 
 impl Map {
-    /// The map with the smallest cells that has no more rows than there may be.
+    /// Makes the map with the smallest cells that has no more rows than there may be.
     fn of(ranges: &[Range]) -> Self {
         // What is reserved beyond all memory is no memory: room for devices.
         let is_memory = |range: &&Range| range.owner != Owner::Reserved;
@@ -99,7 +99,7 @@ impl Map {
     }
 }
 
-/// The rows of a map with such cells; more than there may be only by one.
+/// Returns the rows of a map with such cells; more than there may be only by one.
 fn rows_of(ranges: &[Range], cell: u64, end: u64) -> Vec<Row> {
     let size = cell * COLUMNS;
     let free = Some(look_of(Owner::Free));
@@ -143,12 +143,13 @@ fn rows_of(ranges: &[Range], cell: u64, end: u64) -> Vec<Row> {
 /// Beyond all physical addresses (Intel SDM volume 3, 4.1.4: 52 bits at most).
 const END: u64 = 1 << 52;
 
-/// Where a range ends, whatever its file says.
+/// Returns where a range ends, whatever its file says.
 fn end_of(range: &Range) -> u64 {
     range.start.saturating_add(range.bytes).min(END)
 }
 
-/// How the memory between two addresses looks: like who has most of it, but free only if nobody has any.
+/// Returns the look of the memory between two addresses: that of the owner of most of it, but free only
+/// if all is free.
 fn of_cell(ranges: &[Range], from: u64, to: u64) -> Option<Look> {
     let after = ranges.partition_point(|range| end_of(range) <= from);
     let inside = ranges.iter().skip(after);
@@ -169,7 +170,7 @@ fn of_cell(ranges: &[Range], from: u64, to: u64) -> Option<Look> {
     most.map(|(look, _)| *look)
 }
 
-/// The map of these ranges.
+/// Draws the map of these ranges.
 ///
 /// # Errors
 /// If it can't be drawn.

@@ -1,6 +1,6 @@
 //! Numbers for people.
 
-/// A number in three digits or so, with its thousands as a letter.
+/// Formats a number in three digits or so, with its thousands as a letter.
 pub fn short(number: f64) -> String {
     let mut rest = number;
     let mut unit = "";
@@ -20,13 +20,13 @@ pub fn short(number: f64) -> String {
     }
 }
 
-/// A number as it is, as far as an axis goes.
+/// Formats a number as it is, as far as an axis goes.
 pub fn plain(number: &f64) -> String {
     let rounded = (number * 1000.0).round() / 1000.0;
     format!("{rounded}")
 }
 
-/// Nanoseconds, in the unit that fits.
+/// Formats nanoseconds, in the unit that fits.
 pub fn time(ns: f64) -> String {
     let (number, unit) = match ns {
         1e9.. => (ns / 1e9, "s"),
@@ -37,7 +37,7 @@ pub fn time(ns: f64) -> String {
     format!("{} {unit}", short(number))
 }
 
-/// Bytes, in the unit that fits.
+/// Formats bytes, in the unit that fits.
 pub fn bytes(number: i128) -> String {
     let mut rest = number.unsigned_abs() as f64;
     let mut unit = "B";
@@ -55,7 +55,7 @@ pub fn bytes(number: i128) -> String {
     }
 }
 
-/// A whole number with its thousands apart.
+/// Formats a whole number with its thousands apart.
 pub fn grouped(number: impl Into<i128>) -> String {
     let number: i128 = number.into();
     let digits = number.unsigned_abs().to_string();
@@ -73,7 +73,7 @@ pub fn grouped(number: impl Into<i128>) -> String {
     }
 }
 
-/// So many CPUs, in words.
+/// Formats a number of CPUs, in words.
 pub fn of_cpus(cpus: u32) -> String {
     format!("{cpus} {}", if cpus == 1 { "CPU" } else { "CPUs" })
 }

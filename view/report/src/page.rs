@@ -8,33 +8,33 @@ use crate::allocators::{self, Bench};
 use crate::canvas::Chart;
 use crate::memory;
 use crate::numbers::{bytes, grouped, of_cpus, short, time};
+use crate::run_events::RunEvents;
 use crate::tables::{self, folded};
-use crate::told::Told;
 use crate::{boot, latency, stress};
 
 /// The page's style.
 const STYLE: &str = include_str!("style.css");
 
-/// The page of these runs: the boot and the stress of the first that has a stress, the benchmarks of the
-/// first that has some, and of each how it ended and its exact command. `gaps` is what else is missing, in
-/// sentences.
+/// Makes the page of these runs: the boot and the stress of the first that has a stress, the benchmarks of
+/// the first that has some, and of each how it ended and its exact command. `gaps` is what else is
+/// missing, in sentences.
 ///
 /// # Errors
 /// If a chart can't be drawn.
-pub fn page(runs: &[Told], gaps: &[String]) -> Result<String> {
-    let stressed = runs.iter().find(|told| !told.workloads.is_empty());
+pub fn page(runs: &[RunEvents], gaps: &[String]) -> Result<String> {
+    let stressed = runs.iter().find(|events| !events.workloads.is_empty());
     let booted = stressed.or(runs.first());
-    let measured = runs.iter().find(|told| !told.figures.is_empty());
+    let measured = runs.iter().find(|events| !events.figures.is_empty());
     let mut gaps = gaps.to_vec();
     if stressed.is_none() {
-        gaps.push("No run told of a workload of the stress.".into());
+        gaps.push("No run has a workload of the stress.".into());
     }
     if measured.is_none() {
-        gaps.push("No run told of a benchmark.".into());
+        gaps.push("No run has a benchmark.".into());
     }
-    for told in runs {
-        let of_it = told.gaps().into_iter();
-        gaps.extend(of_it.map(|gap| format!("{}: {gap}", told.name())));
+    for events in runs {
+        let of_it = events.gaps().into_iter();
+        gaps.extend(of_it.map(|gap| format!("{}: {gap}", events.name())));
     }
     let page = html! {
         (DOCTYPE)
@@ -56,14 +56,14 @@ pub fn page(runs: &[Told], gaps: &[String]) -> Result<String> {
                     (tiles(booted, measured))
                     (caution(runs))
                     (missing(&gaps))
-                    @if let Some(told) = booted { (of_boot(told)?) (of_memory(told)?) }
-                    @if let Some(told) = measured { (of_allocators(told)?) }
-                    @if let Some(told) = stressed { (of_stress(told)?) }
-                    @if let Some(told) = booted { (of_costs(told)) (of_account(told)) }
+                    @if let Some(events) = booted { (of_boot(events)?) (of_memory(events)?) }
+                    @if let Some(events) = measured { (of_allocators(events)?) }
+                    @if let Some(events) = stressed { (of_stress(events)?) }
+                    @if let Some(events) = booted { (of_costs(events)) (of_account(events)) }
                     section id="runs" {
                         h2 { "The runs" }
                         p { "What was typed, and what it ran on." }
-                        @for told in runs { (of_run(told)) }
+                        @for events in runs { (of_run(events)) }
                     }
                 }
             }
@@ -72,7 +72,7 @@ pub fn page(runs: &[Told], gaps: &[String]) -> Result<String> {
     Ok(page.into_string())
 }
 
-/// A chart with its words.
+/// Makes a chart with its words.
 fn figure(chart: &Chart) -> Markup {
     html! {
         figure id=(chart.id) {
@@ -82,9 +82,9 @@ fn figure(chart: &Chart) -> Markup {
     }
 }
 
-/// When, of what and on what, in a line.
-fn of_machine(runs: &[Told]) -> Markup {
-    let Some(run) = runs.iter().find_map(|told| told.run.as_ref()) else {
+/// Describes the date, the kernel and the machine, in a line.
+fn of_machine(runs: &[RunEvents]) -> Markup {
+    let Some(run) = runs.iter().find_map(|events| events.run.as_ref()) else {
         return html! {};
     };
     html! {
@@ -96,7 +96,7 @@ fn of_machine(runs: &[Told]) -> Markup {
     }
 }
 
-/// A number that stands for a part of the page.
+/// Makes a number that stands for a part of the page.
 fn tile(number: &str, words: &str, is_good: Option<bool>) -> Markup {
     let class = match is_good {
         Some(true) => "good",
@@ -106,11 +106,11 @@ fn tile(number: &str, words: &str, is_good: Option<bool>) -> Markup {
     html! { li { b class=(class) { (number) } " " span { (words) } } }
 }
 
-/// What matters, in a few numbers.
-fn tiles(booted: Option<&Told>, measured: Option<&Told>) -> Markup {
-    let roll = booted.and_then(|told| told.roll);
-    let workloads = booted.map_or(&[][..], |told| &told.workloads);
-    let account = booted.and_then(|told| told.account);
+/// Makes the summary, in a few numbers.
+fn tiles(booted: Option<&RunEvents>, measured: Option<&RunEvents>) -> Markup {
+    let roll = booted.and_then(|events| events.roll);
+    let workloads = booted.map_or(&[][..], |events| &events.workloads);
+    let account = booted.and_then(|events| events.account);
     let lead = measured.and_then(lead);
     html! {
         ul.tiles {
@@ -135,15 +135,15 @@ fn tiles(booted: Option<&Told>, measured: Option<&Told>) -> Markup {
     }
 }
 
-/// How many times as much as the best other allocator Muster's heap does on the most CPUs: with sizes that
+/// Returns how many times as much as the best other allocator Muster's heap does on the most CPUs: with sizes that
 /// are mixed, if that was measured.
-fn lead(told: &Told) -> Option<(&str, u32, f64)> {
-    let benches = told.benches();
+fn lead(events: &RunEvents) -> Option<(&str, u32, f64)> {
+    let benches = events.benches();
     let name = benches
         .iter()
         .find(|name| **name == "mixed")
         .or(benches.first())?;
-    let bench = Bench::of(&told.figures, name);
+    let bench = Bench::of(&events.figures, name);
     let pairs = |allocator: &&str| {
         let figure = bench.figure(allocator, bench.most());
         figure.map_or(0, |figure| figure.pairs_per_s)
@@ -158,11 +158,11 @@ fn lead(told: &Told) -> Option<(&str, u32, f64)> {
     Some((name, bench.most(), pairs(own.first()?) as f64 / best as f64))
 }
 
-/// What the times are not.
-fn caution(runs: &[Told]) -> Markup {
+/// Warns of the limits of the times.
+fn caution(runs: &[RunEvents]) -> Markup {
     let all = runs
         .iter()
-        .filter_map(|told| Some((told.run.as_ref()?, told.start.as_ref()?)));
+        .filter_map(|events| Some((events.run.as_ref()?, events.start.as_ref()?)));
     let most = all.max_by_key(|(_, start)| start.cpus);
     let Some((run, start)) = most else {
         return html! {};
@@ -186,7 +186,7 @@ fn caution(runs: &[Told]) -> Markup {
     }
 }
 
-/// Whether QEMU carried out the guest's instructions itself.
+/// Returns whether QEMU emulated the guest's instructions.
 fn is_emulated(run: &Run<'_>) -> bool {
     run.qemu.contains("-accel tcg")
 }
@@ -215,8 +215,8 @@ fn verdict(verdict: Option<&Verdict<'_>>) -> Markup {
     html! { span.bad { (words) ": " (verdict.reason.as_deref().unwrap_or_default()) } }
 }
 
-fn of_boot(told: &Told) -> Result<Markup> {
-    let charts = [boot::all(told)?, boot::steps(told)?];
+fn of_boot(events: &RunEvents) -> Result<Markup> {
+    let charts = [boot::all(events)?, boot::steps(events)?];
     Ok(html! {
         @if charts.iter().any(Option::is_some) {
             section id="boot" {
@@ -227,13 +227,13 @@ fn of_boot(told: &Told) -> Result<Markup> {
                     "a stack of its own and its descriptors, and is online."
                 }
                 @for chart in charts.iter().flatten() { (figure(chart)) }
-                (folded("Each CPU’s times", tables::boot(&told.cpus)))
+                (folded("Each CPU’s times", tables::boot(&events.cpus)))
             }
         }
     })
 }
 
-fn of_memory(told: &Told) -> Result<Markup> {
+fn of_memory(events: &RunEvents) -> Result<Markup> {
     let moments = [
         (Moment::Boot, "memory-boot", "when all CPUs were at work"),
         (Moment::End, "memory-end", "in the end"),
@@ -241,7 +241,7 @@ fn of_memory(told: &Told) -> Result<Markup> {
     let mut maps = Vec::new();
     let mut columns = Vec::new();
     for (moment, id, when) in moments {
-        let ranges = told.ranges_at(moment);
+        let ranges = events.ranges_at(moment);
         if !ranges.is_empty() {
             maps.push(memory::chart(id, &ranges, when)?);
             columns.push((when, ranges));
@@ -252,7 +252,7 @@ fn of_memory(told: &Told) -> Result<Markup> {
             section id="memory" {
                 h2 { "The physical memory" }
                 p { "Each frame has one owner. What these are, and how much each has:" }
-                div.scroll { (tables::owners(told, &columns)) }
+                div.scroll { (tables::owners(events, &columns)) }
                 @if let [first, rest @ ..] = maps.as_slice() {
                     (figure(first))
                     @for map in rest { details { summary { "The same in the end" } (figure(map)) } }
@@ -262,14 +262,14 @@ fn of_memory(told: &Told) -> Result<Markup> {
     })
 }
 
-fn of_allocators(told: &Told) -> Result<Markup> {
+fn of_allocators(events: &RunEvents) -> Result<Markup> {
     let mut sections = Vec::new();
-    for name in told.benches() {
-        let bench = Bench::of(&told.figures, name);
+    for name in events.benches() {
+        let bench = Bench::of(&events.figures, name);
         let charts = [
             Some(allocators::throughput(&bench)?),
             Some(allocators::latency(&bench)?),
-            latency::chart(&told.latencies, &bench)?,
+            latency::chart(&events.latencies, &bench)?,
             allocators::fairness(&bench)?,
         ];
         sections.push((bench, charts));
@@ -286,15 +286,15 @@ fn of_allocators(told: &Told) -> Result<Markup> {
                     h3 { (bench.name) }
                     @if let Some(about) = allocators::about(bench.name) { p.soft { (about) } }
                     div.pair { @for chart in charts.iter().flatten() { (figure(chart)) } }
-                    (folded(&format!("All figures of {}", bench.name), tables::figures(told, bench)))
+                    (folded(&format!("All figures of {}", bench.name), tables::figures(events, bench)))
                 }
             }
         }
     })
 }
 
-fn of_stress(told: &Told) -> Result<Markup> {
-    let charts = stress::charts(told)?;
+fn of_stress(events: &RunEvents) -> Result<Markup> {
+    let charts = stress::charts(events)?;
     Ok(html! {
         section id="stress" {
             h2 { "The stress" }
@@ -302,31 +302,31 @@ fn of_stress(told: &Told) -> Result<Markup> {
                 p { "What each CPU did of each workload, to the mean of all CPUs: level with the line is fair." }
                 div.many { @for chart in &charts { (figure(chart)) } }
             }
-            div.scroll { (tables::workloads(&told.workloads)) }
-            (folded("Each CPU’s operations", tables::works(told)))
+            div.scroll { (tables::workloads(&events.workloads)) }
+            (folded("Each CPU’s operations", tables::works(events)))
         }
     })
 }
 
-fn of_costs(told: &Told) -> Markup {
+fn of_costs(events: &RunEvents) -> Markup {
     html! {
-        @if !told.costs.is_empty() {
+        @if !events.costs.is_empty() {
             section id="costs" {
                 h2 { "What CPUs cost one another" }
-                div.scroll { (tables::costs(&told.costs)) }
+                div.scroll { (tables::costs(&events.costs)) }
             }
         }
     }
 }
 
-fn of_account(told: &Told) -> Markup {
+fn of_account(events: &RunEvents) -> Markup {
     html! {
-        @if let Some(account) = &told.account {
+        @if let Some(account) = &events.account {
             section id="account" {
                 h2 { "The account" }
                 p {
                     "Whose all memory is in the end"
-                    @if let Some(audit) = told.audit {
+                    @if let Some(audit) = events.audit {
                         "; each frame of " (bytes(audit.memory_bytes.into())) " has one owner, and "
                         (grouped(audit.live_after_bytes)) " bytes are live, boot arena included, "
                         (grouped(audit.live_before_bytes)) " were before the work"
@@ -340,19 +340,19 @@ fn of_account(told: &Told) -> Markup {
                     "blocks that CPUs and depots keep, and the rest is what else is in the heap’s frames."
                 }
                 p { "What each CPU has of it, and has done, and in common what no CPU has:" }
-                div.scroll { (tables::account_cpus(&told.account_cpus, told.account_common)) }
+                div.scroll { (tables::account_cpus(&events.account_cpus, events.account_common)) }
             }
         }
     }
 }
 
-/// The exact command and configuration.
-fn of_run(told: &Told) -> Markup {
+/// Makes the part with the exact command and configuration.
+fn of_run(events: &RunEvents) -> Markup {
     html! {
-        h3 { code { (told.name()) } }
+        h3 { code { (events.name()) } }
         dl {
-            dt { "Verdict" } dd { (verdict(told.verdict.as_ref())) }
-            @if let Some(run) = &told.run {
+            dt { "Verdict" } dd { (verdict(events.verdict.as_ref())) }
+            @if let Some(run) = &events.run {
                 @if !run.started.is_empty() { dt { "Started" } dd { (run.started) } }
                 @if !run.revision.is_empty() { dt { "Git revision" } dd { code { (run.revision) } } }
                 dt { "QEMU" } dd { (run.qemu_version) }
@@ -361,12 +361,12 @@ fn of_run(told: &Told) -> Markup {
                 dt { "Its command" } dd { code { (run.qemu) } }
                 dt { "Host" } dd { (of_cpus(run.host_cpus)) ", " (run.host_cpu) }
             }
-            @if let Some(start) = &told.start { (tables::configuration(told, start)) }
+            @if let Some(start) = &events.start { (tables::configuration(events, start)) }
         }
     }
 }
 
-/// The word after another of a command.
+/// Returns the word after another of a command.
 fn after<'a>(command: &'a str, word: &str) -> Option<&'a str> {
     command.split(' ').skip_while(|other| *other != word).nth(1)
 }

@@ -8,14 +8,14 @@ use plotters::style::text_anchor::{HPos, VPos};
 
 use crate::canvas::{self, COLOUR, Chart, INK, Margins, SMALL, axes, fill, linear, text, write};
 use crate::numbers;
-use crate::told::Told;
+use crate::run_events::RunEvents;
 
-/// What is shown at most: so many times the mean.
-const MOST: f64 = 2.0;
+/// The maximum shown, as a multiple of the mean.
+const MAX_SHARE: f64 = 2.0;
 
-/// What each CPU did in a workload, by the number of the CPU.
-pub fn works<'a>(told: &'a Told, workload: &Workload<'_>) -> Vec<&'a Work<'static>> {
-    let works = told.works.iter();
+/// Returns each CPU's part of a workload, by the number of the CPU.
+pub fn works<'a>(events: &'a RunEvents, workload: &Workload<'_>) -> Vec<&'a Work<'static>> {
+    let works = events.works.iter();
     let works =
         works.filter(|work| work.workload == workload.workload && work.heap == workload.heap);
     let mut works: Vec<_> = works.collect();
@@ -23,28 +23,29 @@ pub fn works<'a>(told: &'a Told, workload: &Workload<'_>) -> Vec<&'a Work<'stati
     works
 }
 
-/// A workload's name: with its heap, where there was another one, too.
-pub fn name(told: &Told, workload: &Workload<'_>) -> String {
+/// Returns a workload's name: with its heap, where there was another one, too.
+pub fn name(events: &RunEvents, workload: &Workload<'_>) -> String {
     let is_other = |other: &Workload<'_>| other.heap != workload.heap;
-    match told.workloads.iter().any(is_other) {
+    match events.workloads.iter().any(is_other) {
         true => format!("{}, {}", workload.workload, workload.heap),
         false => workload.workload.to_string(),
     }
 }
 
-/// A chart for each workload that more than one CPU did: operations of each CPU to the mean of all.
+/// Draws a chart for each workload that more than one CPU did: operations of each CPU to the mean
+/// of all.
 ///
 /// # Errors
 /// If one can't be drawn.
-pub fn charts(told: &Told) -> Result<Vec<Chart>> {
+pub fn charts(events: &RunEvents) -> Result<Vec<Chart>> {
     let mut charts = Vec::new();
-    for workload in &told.workloads {
-        let works = works(told, workload);
+    for workload in &events.workloads {
+        let works = works(events, workload);
         let sum: u64 = works.iter().map(|work| work.operations).sum();
         if works.len() < 2 || sum == 0 {
             continue;
         }
-        let title = name(told, workload);
+        let title = name(events, workload);
         let mean = sum as f64 / works.len() as f64;
         charts.push(chart(&title, &works, mean)?);
     }
@@ -72,17 +73,17 @@ fn chart(title: &str, works: &[&Work<'_>], mean: f64) -> Result<Chart> {
         };
         let x = (canvas::columns(works.len()), ("CPU", &name as _));
         let times = |share: &f64| format!("{}×", numbers::plain(share));
-        let y = (linear(MOST), ("", &times as _));
+        let y = (linear(MAX_SHARE), ("", &times as _));
         let plot = axes(area, &margins, x, y, (false, true))?;
         for (place, work) in works.iter().enumerate() {
             let share = work.operations as f64 / mean;
             let place = place as f64;
-            let bar = ((place + 0.15, share.min(MOST)), (place + 0.85, 0.0));
+            let bar = ((place + 0.15, share.min(MAX_SHARE)), (place + 0.85, 0.0));
             fill(&plot, bar.0, bar.1, COLOUR[0])?;
-            if share > MOST {
+            if share > MAX_SHARE {
                 let words = format!("{}×", numbers::plain(&((share * 10.0).round() / 10.0)));
                 let style = text(INK, HPos::Center, VPos::Bottom);
-                write(&plot, (place + 0.5, MOST), (0, -2), &words, &style)?;
+                write(&plot, (place + 0.5, MAX_SHARE), (0, -2), &words, &style)?;
             }
         }
         let line = PathElement::new(vec![(0.0, 1.0), (count, 1.0)], INK.stroke_width(1));

@@ -9,10 +9,10 @@ use crate::canvas::variable;
 use crate::latency;
 use crate::memory::look_of;
 use crate::numbers::{bytes, grouped, time};
+use crate::run_events::RunEvents;
 use crate::stress;
-use crate::told::Told;
 
-/// Folded numbers.
+/// Makes folded numbers.
 pub fn folded(of: &str, table: Markup) -> Markup {
     html! {
         details {
@@ -22,7 +22,7 @@ pub fn folded(of: &str, table: Markup) -> Markup {
     }
 }
 
-/// When each CPU reached which phase.
+/// Makes the table of the time at which each CPU reached each phase.
 pub fn boot(cpus: &[Cpu]) -> Markup {
     html! {
         table {
@@ -49,10 +49,10 @@ fn or_none(text: Option<String>) -> String {
     text.unwrap_or_else(|| "–".into())
 }
 
-/// How much is whose, at each moment, with the looks that the maps have.
-pub fn owners(told: &Told, moments: &[(&str, Vec<muster_events::Range>)]) -> Markup {
+/// Makes the table of the owners' bytes, at each moment, with the looks that the maps have.
+pub fn owners(events: &RunEvents, moments: &[(&str, Vec<muster_events::Range>)]) -> Markup {
     let mut looks = Vec::new();
-    for range in &told.ranges {
+    for range in &events.ranges {
         let look = look_of(range.owner);
         if !looks.contains(&look) {
             looks.push(look);
@@ -81,10 +81,10 @@ pub fn owners(told: &Told, moments: &[(&str, Vec<muster_events::Range>)]) -> Mar
     }
 }
 
-/// A benchmark's figures.
-pub fn figures(told: &Told, bench: &Bench<'_>) -> Markup {
+/// Makes the table of a benchmark's figures.
+pub fn figures(events: &RunEvents, bench: &Bench<'_>) -> Markup {
     let median = |allocator: &str, cpus: u32| {
-        let latency = told.latencies.iter().find(|latency| {
+        let latency = events.latencies.iter().find(|latency| {
             latency.bench == bench.name && latency.allocator == allocator && latency.cpus == cpus
         })?;
         Some(time(latency::at(latency, 500) as f64))
@@ -120,7 +120,7 @@ pub fn figures(told: &Told, bench: &Bench<'_>) -> Markup {
     }
 }
 
-/// The workloads of the stress.
+/// Makes the table of the workloads of the stress.
 pub fn workloads(workloads: &[Workload<'_>]) -> Markup {
     html! {
         table {
@@ -150,9 +150,9 @@ pub fn workloads(workloads: &[Workload<'_>]) -> Markup {
     }
 }
 
-/// The operations of each CPU in each workload.
-pub fn works(told: &Told) -> Markup {
-    let cpus = told
+/// Makes the table of the operations of each CPU in each workload.
+pub fn works(events: &RunEvents) -> Markup {
+    let cpus = events
         .works
         .iter()
         .map(|work| work.cpu + 1)
@@ -168,10 +168,10 @@ pub fn works(told: &Told) -> Markup {
                 }
             }
             tbody {
-                @for workload in &told.workloads {
-                    @let works = stress::works(told, workload);
+                @for workload in &events.workloads {
+                    @let works = stress::works(events, workload);
                     tr {
-                        th scope="row" { (stress::name(told, workload)) }
+                        th scope="row" { (stress::name(events, workload)) }
                         @for cpu in 0..cpus {
                             @let work = works.iter().find(|work| work.cpu == cpu);
                             td { (or_none(work.map(|work| grouped(work.operations)))) }
@@ -183,7 +183,7 @@ pub fn works(told: &Told) -> Markup {
     }
 }
 
-/// What CPUs cost one another.
+/// Makes the table of the costs of calls and shootdowns.
 pub fn costs(costs: &[Cost]) -> Markup {
     html! {
         table {
@@ -214,7 +214,8 @@ pub fn costs(costs: &[Cost]) -> Markup {
     }
 }
 
-/// What each CPU has in the end, and has done; what no CPU has; and the sum of all rows.
+/// Makes the table of each CPU's memory and activity at the end; of memory that no CPU has; and of
+/// the sum of all rows.
 pub fn account_cpus(cpus: &[AccountCpu], common: Option<AccountCommon>) -> Markup {
     let all = |of: fn(&AccountCpu) -> i128, of_common: fn(&AccountCommon) -> i128| {
         cpus.iter().map(of).sum::<i128>() + common.as_ref().map_or(0, of_common)
@@ -281,7 +282,7 @@ pub fn account_cpus(cpus: &[AccountCpu], common: Option<AccountCommon>) -> Marku
     }
 }
 
-/// All of the machine's memory, in parts that add up to it.
+/// Makes the table of all of the machine's memory, in parts that add up to it.
 pub fn account(account: &Account) -> Markup {
     let owners = account.owners;
     let rest = i128::from(owners.heap)
@@ -289,7 +290,7 @@ pub fn account(account: &Account) -> Markup {
         - i128::from(account.heap_cached_bytes);
     let all: [(&str, i128); 19] = [
         ("free", account.free_bytes.into()),
-        ("free, at hand of CPUs", account.frame_cache_bytes.into()),
+        ("free, in CPUs’ caches", account.frame_cache_bytes.into()),
         ("heap frames, live", account.heap_live_bytes.into()),
         ("heap frames, cached", account.heap_cached_bytes.into()),
         ("heap frames, rest", rest),
@@ -327,8 +328,8 @@ pub fn account(account: &Account) -> Markup {
     }
 }
 
-/// What the kernel found and made of the machine.
-pub fn configuration(told: &Told, start: &Start<'_>) -> Markup {
+/// Makes the table of the machine's configuration.
+pub fn configuration(events: &RunEvents, start: &Start<'_>) -> Markup {
     let features = start.features;
     let names = [
         ("NX", features.no_execute),
@@ -354,21 +355,21 @@ pub fn configuration(told: &Told, start: &Start<'_>) -> Markup {
             @if !lacks.is_empty() { "; without " (list(lacks)) }
         }
         dt { "Memory" } dd { (bytes(start.usable_bytes.into())) " usable" }
-        @if let Some(mapped) = told.mapped {
+        @if let Some(mapped) = events.mapped {
             dt { "Mapped" } dd {
                 (mapped.regions) " regions, " (bytes(mapped.bytes.into())) " in " (mapped.pages_1gib)
                 " pages of 1 GiB, " (mapped.pages_2mib) " of 2 MiB, " (mapped.pages_4kib) " of 4 KiB; "
                 (mapped.tables) " tables"
             }
         }
-        @if let Some(reclaim) = &told.reclaim {
+        @if let Some(reclaim) = &events.reclaim {
             dt { "Loader’s memory" } dd {
                 (bytes(reclaim.taken_bytes.into())) " taken over, " (bytes(reclaim.kept_bytes.into())) " kept"
                 @if let Some(why) = &reclaim.why { ": " (why) }
             }
         }
-        @if !told.interrupts.is_empty() {
-            @let sum = |of: fn(&muster_events::Interrupts) -> u64| told.interrupts.iter().map(of).sum::<u64>();
+        @if !events.interrupts.is_empty() {
+            @let sum = |of: fn(&muster_events::Interrupts) -> u64| events.interrupts.iter().map(of).sum::<u64>();
             dt { "Interrupts" } dd {
                 (grouped(sum(|kinds| kinds.timer))) " by timers, "
                 (grouped(sum(|kinds| kinds.wake_up))) " by other CPUs, "

@@ -9,7 +9,7 @@ use std::process::Command;
 use std::{env, fs};
 
 use html5gum::{Token, Tokenizer};
-use muster_report::{Told, page};
+use muster_report::{RunEvents, page};
 
 const STRESS: &str = include_str!("../../../parts/events/tests/run.jsonl");
 const BENCH: &str = include_str!("bench.jsonl");
@@ -62,7 +62,7 @@ fn main() {
             &all[..1],
         ),
     ] {
-        let html = page(&[stress, bench].map(|text| Told::read(&text)), &[]).unwrap();
+        let html = page(&[stress, bench].map(|text| RunEvents::read(&text)), &[]).unwrap();
         let charts = html.matches("<figure").count();
         let looked = html.replace("</body>", &format!("<script>{LOOK}</script></body>"));
         fs::write(&file, looked).unwrap();
@@ -79,7 +79,7 @@ fn main() {
     }
 }
 
-/// The run as if its machine had so many CPUs, all like the first or the last of its four.
+/// Makes a run as if its machine had `count` CPUs, all like the first or the last of its four.
 fn with_cpus(text: &str, count: u32) -> String {
     let of_a_cpu = ["\"cpu\"", "\"work\"", "\"account_cpu\"", "\"interrupts\""];
     let of_a_cpu = of_a_cpu.map(|name| format!("\"event\":{name},"));
@@ -99,7 +99,7 @@ fn with_cpus(text: &str, count: u32) -> String {
     )
 }
 
-/// The benchmarks, as far as they were done on one CPU.
+/// Returns the benchmarks, as far as they were done on one CPU.
 fn of_one_cpu(text: &str) -> String {
     let is_one = |line: &&str| {
         let of_cpus = ["\"event\":\"figure\"", "\"event\":\"latency\""];
@@ -120,7 +120,7 @@ fn find() -> Option<PathBuf> {
     all.into_iter().find(|file| file.is_file())
 }
 
-/// Has the page shown, and gives what was found on its body.
+/// Has the page shown, and returns what was found on its body.
 fn look(browser: &Path, file: &Path, width: u32, mode: &[&str]) -> BTreeMap<String, String> {
     let own = file.with_file_name("browser");
     let _ = fs::remove_dir_all(&own);
@@ -133,9 +133,9 @@ fn look(browser: &Path, file: &Path, width: u32, mode: &[&str]) -> BTreeMap<Stri
         .arg(format!("file://{}", file.display()))
         .output()
         .unwrap();
-    let told = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{told}");
-    let console: Vec<_> = told
+    let events = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{events}");
+    let console: Vec<_> = events
         .lines()
         .filter(|line| line.contains("CONSOLE"))
         .collect();

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 
 use html5gum::{Token, Tokenizer};
-use muster_report::{Told, page};
+use muster_report::{RunEvents, page};
 
 /// Four CPUs under stress for a second, and eight CPUs' benchmarks.
 const STRESS: &str = include_str!("../../../parts/events/tests/run.jsonl");
@@ -108,13 +108,13 @@ fn parts(html: &str) -> Parts {
     parts
 }
 
-fn told() -> [Told; 2] {
-    [STRESS, BENCH].map(Told::read)
+fn events() -> [RunEvents; 2] {
+    [STRESS, BENCH].map(RunEvents::read)
 }
 
 #[test]
 fn every_chart_is_there_and_has_words() {
-    let parts = parts(&page(&told(), &[]).unwrap());
+    let parts = parts(&page(&events(), &[]).unwrap());
     assert_eq!(parts.figures, CHARTS);
     let labels: BTreeSet<_> = parts.labels.iter().cloned().collect();
     let words = |chart: &&str| [format!("{chart}-title"), format!("{chart}-about")];
@@ -124,7 +124,7 @@ fn every_chart_is_there_and_has_words() {
 
 #[test]
 fn what_was_told_is_on_the_page() {
-    let parts = parts(&page(&told(), &[]).unwrap());
+    let parts = parts(&page(&events(), &[]).unwrap());
     for words in [
         "4 of 4",
         "just run-smp 4 seconds=1 mem=64M output=json",
@@ -157,8 +157,8 @@ fn what_is_cut_short_is_named_and_breaks_nothing() {
                     .rev()
                     .find(|&end| text.is_char_boundary(end))
                     .unwrap();
-                let told = Told::read(&text[..end]);
-                let parts = parts(&page(&[told], &[]).unwrap());
+                let events = RunEvents::read(&text[..end]);
+                let parts = parts(&page(&[events], &[]).unwrap());
                 assert!(
                     parts.text.contains("There is no verdict"),
                     "{}",
@@ -168,12 +168,12 @@ fn what_is_cut_short_is_named_and_breaks_nothing() {
         }
     }
     let half = STRESS.find("\"event\":\"roll\"").unwrap();
-    let parts = parts(&page(&[Told::read(&STRESS[..half])], &[]).unwrap());
+    let parts = parts(&page(&[RunEvents::read(&STRESS[..half])], &[]).unwrap());
     for words in [
         "can’t be read",
         "it ended before the roll call",
-        "No run told of a workload",
-        "No run told of a benchmark",
+        "No run has a workload",
+        "No run has a benchmark",
         "There is no account",
     ] {
         assert!(parts.text.contains(words), "{words} is not there");
@@ -186,7 +186,7 @@ fn without_a_run_it_says_so() {
     let gap = "The events of a run are not there: a <file> & more.".to_owned();
     let parts = parts(&page(&[], &[gap]).unwrap());
     assert!(parts.text.contains("a <file> & more"), "{}", parts.text);
-    assert!(parts.text.contains("No run told of a benchmark"));
+    assert!(parts.text.contains("No run has a benchmark"));
     assert!(parts.figures.is_empty());
 }
 
@@ -209,8 +209,8 @@ fn a_cpu_that_is_missing_is_named_with_how_far_it_came() {
     });
     let passed = "\"outcome\":\"passed\",\"status\":33,\"reason\":null";
     let failed = "\"outcome\":\"failed\",\"status\":35,\"reason\":\"3 of 4 CPUs online\"";
-    let told = Told::read(&lines.collect::<String>().replace(passed, failed));
-    let parts = parts(&page(&[told], &[]).unwrap());
+    let events = RunEvents::read(&lines.collect::<String>().replace(passed, failed));
+    let parts = parts(&page(&[events], &[]).unwrap());
     assert!(parts.text.contains("It did not pass: 3 of 4 CPUs online."));
     assert!(parts.text.contains("3 of 4"));
     assert!(
@@ -225,7 +225,7 @@ fn a_cpu_that_is_missing_is_named_with_how_far_it_came() {
 
 #[test]
 fn the_account_adds_up_by_rows_and_is_the_last_one() {
-    let text = |stress: &str| parts(&page(&[Told::read(stress)], &[]).unwrap()).text;
+    let text = |stress: &str| parts(&page(&[RunEvents::read(stress)], &[]).unwrap()).text;
     let once = text(STRESS);
     for words in ["heap frames, live", "common", "all", "in all, to the byte"] {
         assert!(once.contains(words), "{words} is not there");

@@ -1,4 +1,4 @@
-//! The run: the runner's `monitor` as a child, told by keys what the kernel shall do.
+//! The run: the runner's `monitor` as a child, controlled by the keys that are typed at its prompt.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::Path;
@@ -63,7 +63,7 @@ impl Kernel {
         })
     }
 
-    /// What it says next, if it does so in time.
+    /// Waits for its next line, for a limited time.
     pub fn listen(&mut self, timeout: Duration) -> Option<Said> {
         if self.is_over {
             return None;
@@ -78,7 +78,7 @@ impl Kernel {
         }
     }
 
-    /// Whether nothing more will be said.
+    /// Returns whether its output has ended.
     pub fn is_over(&self) -> bool {
         self.is_over
     }
@@ -102,7 +102,7 @@ impl Kernel {
         self.keyboard.as_mut().map_or(Ok(()), press).ok();
     }
 
-    /// How the runner ended, once nothing more is said.
+    /// Waits for the runner's end, once its output has ended.
     ///
     /// # Errors
     /// If the system does not tell.

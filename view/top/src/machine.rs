@@ -86,13 +86,13 @@ pub struct Cpu {
     pub is_absent: bool,
     /// What it is doing, if it said so.
     pub doing: Option<String>,
-    /// In free blocks at hand, in bytes.
+    /// In cached free blocks, in bytes.
     pub blocks: u64,
-    /// In free frames at hand, in bytes.
+    /// In cached free frames, in bytes.
     pub frames: u64,
     /// The most that its stack has had, and could have, in bytes.
     pub stack: (u64, u64),
-    /// Its operations in the workload at hand, as it counts them.
+    /// Its operations in the current workload, as it counts them.
     counted: u64,
     points: VecDeque<Point>,
 }
@@ -113,7 +113,7 @@ impl Default for Cpu {
 }
 
 impl Cpu {
-    /// What it does in a second, by the last one. `None` before its second sample.
+    /// Returns its rates per second, by the last one. `None` before its second sample.
     pub fn rates(&self) -> Option<Rates> {
         let last = self.points.back()?;
         let mut before = self.points.iter().rev().skip(1);
@@ -127,7 +127,7 @@ impl Cpu {
         Some(last.rates_since(first))
     }
 
-    /// Its operations a second from sample to sample, the latest last: at most so many.
+    /// Returns its operations per second from sample to sample, the latest last: at most `most`.
     pub fn history(&self, most: usize) -> Vec<u64> {
         let steps = self.points.iter().zip(self.points.iter().skip(1));
         let rates: Vec<_> = steps
@@ -146,7 +146,7 @@ impl Cpu {
         self.blocks = sample.cached_bytes;
         self.frames = sample.frame_cache_bytes;
         self.stack = (sample.stack_bytes, sample.stack_limit_bytes);
-        // A workload that began meanwhile counts anew.
+        // A workload that began in between counts from 0.
         let before = std::mem::replace(&mut self.counted, sample.operations);
         let done = match self.points.is_empty() {
             true => 0,
@@ -373,39 +373,39 @@ impl Machine {
         self.cpus.entry(index).or_default()
     }
 
-    /// Whether any event was told: QEMU has started, then.
+    /// Returns whether there was any event: then QEMU has started.
     pub fn has_begun(&self) -> bool {
         self.lines > 0
     }
 
-    /// Whether the work that was asked for is done, or there is none.
+    /// Returns whether the work that was asked for is done, or there is none.
     pub fn is_done(&self) -> bool {
         matches!(self.stage, Stage::Done(_))
     }
 
-    /// Whether the kernel is over, by its own word or without one.
+    /// Returns whether the kernel has ended, with a verdict or without one.
     pub fn is_over(&self) -> bool {
         matches!(self.stage, Stage::Over(..) | Stage::Gone)
     }
 
-    /// Whether it ended, and not as it should.
+    /// Returns whether it ended, and not as it should.
     pub fn ended_badly(&self) -> bool {
         self.is_over() && !matches!(self.stage, Stage::Over(Outcome::Passed, _))
     }
 
-    /// Whether every CPU at work has been seen for long enough that it has rates, and memory was told of.
+    /// Returns whether every online CPU has had enough samples for rates, and memory was sampled.
     pub fn is_worth_a_picture(&self) -> bool {
         let mut at_work = self.cpus.values().filter(|cpu| cpu.doing.is_some());
         at_work.clone().next().is_some() && at_work.all(|cpu| cpu.points.len() > 4)
     }
 
-    /// The CPUs that should be at work and did not come.
+    /// Returns the CPUs that should be online and are missing.
     pub fn absent(&self) -> impl Iterator<Item = (u32, &Cpu)> {
         let cpus = self.cpus.iter().filter(|(_, cpu)| cpu.is_absent);
         cpus.map(|(index, cpu)| (*index, cpu))
     }
 
-    /// What all CPUs do together in a second.
+    /// Returns the rates of all CPUs together.
     pub fn rates(&self) -> Rates {
         let rates = self.cpus.values().filter_map(Cpu::rates);
         rates.fold(Rates::default(), |sum, rates| Rates {
@@ -416,7 +416,8 @@ impl Machine {
         })
     }
 
-    /// Whose memory is: parts that make up all of it, but for a little while CPUs change it.
+    /// Returns the parts of memory by owner, which make up all of it, but for a little while CPUs
+    /// change it.
     pub fn parts(&self) -> [Part; 8] {
         let part = |name, bytes| Part { name, bytes };
         let rest = self.heap.saturating_sub(self.live + self.cached);

@@ -72,7 +72,7 @@ impl Asked {
         asked
     }
 
-    /// What is typed at the kernel's prompt.
+    /// Returns the command for the kernel's prompt.
     fn order(&self) -> String {
         match &self.seconds {
             Some(seconds) => format!("stress {} {seconds}", self.workloads),
@@ -80,7 +80,7 @@ impl Asked {
         }
     }
 
-    /// The same for people.
+    /// Returns the same for people.
     fn words(&self) -> String {
         match &self.seconds {
             Some(seconds) => format!("{}, {seconds} s", self.workloads),
@@ -142,7 +142,7 @@ fn run(asked: &Asked) -> Result<u8> {
         ratatui::try_restore().context("cannot put the terminal back")?;
         shown?;
     }
-    top.tell_end();
+    top.report_end();
     top.status()
 }
 
@@ -162,7 +162,7 @@ struct Top {
 }
 
 impl Top {
-    /// Whether the kernel's machine has started.
+    /// Returns whether the kernel's machine has started.
     fn has_begun(&self) -> bool {
         self.machine.has_begun()
     }
@@ -312,7 +312,7 @@ impl Top {
     }
 
     /// Says on the terminal, as it was before, how it ended.
-    fn tell_end(&self) {
+    fn report_end(&self) {
         let words = &self.machine.words;
         let is_expected = !self.machine.ended_badly() || self.interrupt.load(Ordering::Relaxed);
         let verdict = words.iter().rposition(|line| line.starts_with(RUNNER));
@@ -331,7 +331,7 @@ impl Top {
         }
     }
 
-    /// The exit status: the runner's, which is the verdict's.
+    /// Returns the exit status: the runner's, which is the verdict's.
     fn status(&mut self) -> Result<u8> {
         if self.interrupt.load(Ordering::Relaxed) {
             return Ok(INTERRUPTED);
@@ -348,7 +348,7 @@ impl Top {
     }
 }
 
-/// Whether the terminal has colours and they are wanted (<https://no-color.org>).
+/// Returns whether the terminal has colours and they are wanted (<https://no-color.org>).
 fn has_colour() -> bool {
     let unset = |name| env::var_os(name).is_none_or(|value| value.is_empty());
     let term = env::var("TERM").unwrap_or_default();

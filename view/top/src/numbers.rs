@@ -1,11 +1,11 @@
 //! Numbers as people read them, in few columns.
 
-/// A number in at most five columns: `999`, `12.3k`, `123k`, `1.23M`.
+/// Formats a number in at most five columns: `999`, `12.3k`, `123k`, `1.23M`.
 pub fn count(number: u64) -> String {
     short(number, 1000, &["", "k", "M", "G", "T", "P", "E"])
 }
 
-/// Bytes in at most five columns, in units of 1024: `999`, `12.3K`, `1023K`, `1.23M`.
+/// Formats bytes in at most five columns, in units of 1024: `999`, `12.3K`, `1023K`, `1.23M`.
 pub fn bytes(number: u64) -> String {
     short(number, 1024, &["", "K", "M", "G", "T", "P", "E"])
 }
@@ -40,14 +40,14 @@ pub fn clock(micros: u64) -> String {
     }
 }
 
-/// So much of a whole, in percent, rounded down.
+/// Returns a part of a whole, in percent, rounded down.
 pub fn percent(part: u64, whole: u64) -> u64 {
     let percent = u128::from(part) * 100 / u128::from(whole.max(1));
     u64::try_from(percent).unwrap_or(u64::MAX)
 }
 
-/// A bar of so many columns that is filled to a part of the whole, to half a column; what is more than
-/// nothing shows. Gives what is filled and the rest apart.
+/// Draws a bar of `columns` columns that is filled to a part of the whole, to half a column; any part
+/// above 0 shows. Returns the filled part and the rest.
 pub fn bar(part: u64, whole: u64, columns: usize) -> (String, String) {
     let all = columns * 2;
     let filled = u128::from(part) * all as u128 / u128::from(whole.max(1));

@@ -12,7 +12,7 @@ use crate::machine::{Cpu, Machine, Part, Rates, Stage};
 use crate::numbers::{bar as filled, bytes, clock, count, percent};
 
 /// The smallest terminal that there is a picture for, in columns and rows.
-const LEAST: (u16, u16) = (74, 16);
+const MIN_SIZE: (u16, u16) = (74, 16);
 
 /// Rows that the log has at least where it tells of a bad end.
 const LAST_WORDS: u16 = 9;
@@ -36,7 +36,7 @@ const HELP: &[(&str, &str)] = &[
         "allocations, frees and others, checked to the byte",
     ),
     ("calls/s", "calls to other CPUs; serves/s: from others"),
-    ("cached", "free blocks and free frames that it has at hand"),
+    ("cached", "free blocks and free frames in its caches"),
     ("stack", "the most of it that was ever in use"),
 ];
 
@@ -52,14 +52,14 @@ pub enum Order {
     Interrupts,
     /// Calls a second, sent and served.
     Calls,
-    /// What they have at hand.
+    /// What they cache.
     Caches,
     /// The most that their stacks had.
     Stack,
 }
 
 impl Order {
-    /// The next one.
+    /// Returns the next one.
     pub fn next(self) -> Self {
         match self {
             Self::Cpu => Self::Operations,
@@ -143,7 +143,7 @@ impl Palette {
         self.ink(Color::Yellow)
     }
 
-    /// As the terminal has it, on whatever it is laid.
+    /// Returns the terminal's own style.
     fn plain(self) -> Style {
         Style::new().fg(Color::Reset)
     }
@@ -163,10 +163,10 @@ impl Palette {
 /// Draws what is known of the run.
 pub fn draw(frame: &mut Frame<'_>, machine: &Machine, view: &mut View, palette: Palette) {
     let area = frame.area();
-    if area.width < LEAST.0 || area.height < LEAST.1 {
+    if area.width < MIN_SIZE.0 || area.height < MIN_SIZE.1 {
         let words = format!(
             "just top needs a terminal of {} columns and {} rows; this one has {} and {}. q quits.",
-            LEAST.0, LEAST.1, area.width, area.height
+            MIN_SIZE.0, MIN_SIZE.1, area.width, area.height
         );
         frame.render_widget(Paragraph::new(words).wrap(Wrap { trim: true }), area);
         return;
@@ -262,7 +262,7 @@ impl Painter {
         frame.render_widget(Line::styled(words, style), second);
     }
 
-    /// The state of the run, in words.
+    /// Returns the state of the run, in words.
     fn state(self, machine: &Machine, view: &View) -> (Style, String) {
         let palette = self.palette;
         let of = machine.cpus.len();
@@ -341,7 +341,7 @@ impl Painter {
         }
     }
 
-    /// A line across, with words in it.
+    /// Draws a line across, with words in it.
     fn title(self, frame: &mut Frame<'_>, area: Rect, left: String, right: String) -> Rect {
         let block = Block::new()
             .borders(Borders::TOP)
@@ -444,7 +444,7 @@ impl Painter {
         }
     }
 
-    /// What it is doing; how far it has come, if it is not at work yet.
+    /// Returns what it is doing; or its phase of bring-up, if it is not online yet.
     fn doing(self, cpu: &Cpu) -> (Style, String) {
         let palette = self.palette;
         if cpu.is_absent {
@@ -465,7 +465,7 @@ impl Painter {
         }
     }
 
-    /// The numbers of a row, from operations to what is cached; with room for the sparkline.
+    /// Returns the numbers of a row, from operations to what is cached; with room for the sparkline.
     fn figures(
         self,
         columns: &Columns,
@@ -590,7 +590,7 @@ impl Painter {
         }
     }
 
-    /// The style of a line that the kernel wrote for people.
+    /// Returns the style of a line that the kernel wrote for people.
     fn weight(self, line: &str) -> Style {
         match line.split_ascii_whitespace().nth(2) {
             Some("ERROR") => self.level(Level::Error),
@@ -642,12 +642,12 @@ impl Painter {
     }
 }
 
-/// So many of something.
+/// Formats a number of something.
 fn several(number: u64, one: &str) -> String {
     format!("{number} {one}{}", if number == 1 { "" } else { "s" })
 }
 
-/// As much of a line as there is room for, with a mark where it is not all.
+/// Clips a line to the room that there is, with a mark where it is not all.
 fn clip(text: &str, width: usize) -> String {
     match text.chars().count() {
         length if length > width => {

@@ -1,5 +1,5 @@
-//! Pictures of runs as the kernel told them, held against those that are stored:
-//! `UPDATE_EXPECT=1 cargo test` draws these anew, and a person should look at them then.
+//! Pictures of runs out of the kernel's events, checked against those that are stored:
+//! `UPDATE_EXPECT=1 cargo test` draws these again, and a person should look at them then.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests, not only tests")]
 
@@ -31,7 +31,7 @@ fn told<'a>(lines: impl IntoIterator<Item = &'a str>) -> Machine {
     machine
 }
 
-/// The lines of the run in the midst of its last workload: until memory was told of last but once.
+/// Returns the lines of the run in the midst of its last workload: until memory was told of last but once.
 fn eight_lines() -> impl Iterator<Item = &'static str> {
     let is_memory = |line: &&str| line.contains(r#""event":"memory""#);
     let moments = EIGHT.lines().filter(is_memory).count();

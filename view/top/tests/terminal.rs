@@ -26,7 +26,7 @@ fn has(program: &str, argument: &str) -> bool {
 /// Runs leave their events in one place: one at a time.
 static ONE: Mutex<()> = Mutex::new(());
 
-/// The right to run, if there is what that needs; says what is missing.
+/// Takes the turn to run, if all that it needs is there; prints what is missing.
 fn turn() -> Option<MutexGuard<'static, ()>> {
     let needs = [
         ("tmux", "-V"),
@@ -78,7 +78,7 @@ impl Terminal {
             .unwrap()
     }
 
-    /// What is on it.
+    /// Returns the text on it.
     fn picture(&self) -> String {
         let output = self.tmux(&["capture-pane", "-p"]);
         String::from_utf8(output.stdout).unwrap()
@@ -107,7 +107,7 @@ impl Drop for Terminal {
     }
 }
 
-/// Whether a row tells of operations.
+/// Returns whether a row shows operations.
 fn is_at_work(picture: &str) -> bool {
     picture.contains("\n at work: ")
         && (picture.lines())

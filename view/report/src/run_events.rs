@@ -1,13 +1,13 @@
-//! What a run told, sorted.
+//! The events of a run, by kind.
 
 use muster_events::{
     Absent, Account, AccountCommon, AccountCpu, Audit, Cost, Cpu, Event, Fault, Figure, Interrupts,
     Latency, Mapped, Moment, Range, Reclaim, Roll, Run, Start, Verdict, Work, Workload, read,
 };
 
-/// All that a run told and the page shows.
+/// All events of a run that the page shows.
 #[derive(Debug, Default)]
-pub struct Told {
+pub struct RunEvents {
     /// Lines that are no events, counted from 1, each with why.
     pub(crate) unread: Vec<(usize, String)>,
     pub(crate) run: Option<Run<'static>>,
@@ -32,17 +32,17 @@ pub struct Told {
     pub(crate) verdict: Option<Verdict<'static>>,
 }
 
-impl Told {
+impl RunEvents {
     /// Reads a file of events, as far as it goes: one that was cut short ends in the middle of a line.
     pub fn read(text: &str) -> Self {
-        let mut told = Self::default();
+        let mut events = Self::default();
         for (line, number) in text.lines().zip(1..) {
             match read(line) {
-                Ok(record) => told.take(record.event),
-                Err(error) => told.unread.push((number, error.to_string())),
+                Ok(record) => events.take(record.event),
+                Err(error) => events.unread.push((number, error.to_string())),
             }
         }
-        told
+        events
     }
 
     fn take(&mut self, event: Event<'static>) {
@@ -80,19 +80,19 @@ impl Told {
         }
     }
 
-    /// The run's command, or that nobody told it.
+    /// Returns the run's command, or that it is unknown.
     pub(crate) fn name(&self) -> &str {
         let run = self.run.as_ref();
         run.map_or("a run of an unknown command", |run| &run.command)
     }
 
-    /// Whose memory was at a moment, lowest first.
+    /// Returns the owners of memory at a moment, lowest range first.
     pub(crate) fn ranges_at(&self, moment: Moment) -> Vec<Range> {
         let ranges = self.ranges.iter().copied();
         ranges.filter(|range| range.moment == moment).collect()
     }
 
-    /// The benchmarks that were run, in their order.
+    /// Returns the benchmarks that were run, in their order.
     pub(crate) fn benches(&self) -> Vec<&str> {
         let mut benches = Vec::new();
         for figure in &self.figures {
@@ -103,7 +103,7 @@ impl Told {
         benches
     }
 
-    /// What this run left untold or says that it lacks, in sentences.
+    /// Returns the missing parts of this run, in sentences.
     pub(crate) fn gaps(&self) -> Vec<String> {
         let mut gaps = Vec::new();
         if let Some((line, why)) = self.unread.first() {
@@ -116,13 +116,13 @@ impl Told {
             ));
         }
         if self.run.is_none() {
-            gaps.push("Its command, QEMU’s and the host are not told: no event `run`.".into());
+            gaps.push("Its command, QEMU’s and the host are unknown: no event `run`.".into());
         }
         if self.start.is_none() {
             gaps.push("The kernel did not tell what it found: no event `start`.".into());
         }
         match self.roll {
-            None => gaps.push("No CPUs were told of: it ended before the roll call.".into()),
+            None => gaps.push("No CPUs are in it: it ended before the roll call.".into()),
             Some(roll) if roll.online < roll.expected => {
                 let absent = self.absent.iter().map(|absent| {
                     let name = match absent.cpu {
@@ -146,9 +146,8 @@ impl Told {
             gaps.push("There is no account of the memory: it ended before.".into());
         }
         match &self.verdict {
-            None => gaps.push(
-                "There is no verdict: the run, or what was told of it, was cut short.".into(),
-            ),
+            None => gaps
+                .push("There is no verdict: the run, or its file of events, was cut short.".into()),
             Some(verdict) => {
                 let why = verdict.reason.as_ref();
                 gaps.extend(why.map(|why| format!("It did not pass: {why}.")));
