@@ -130,7 +130,7 @@ def doing(shared):
         words = "answering a call"
     elif workload == PROMPT:
         words = "at its prompt"
-    elif number(shared["sleep"]["value"]) != 0:
+    elif number(shared["idle"]["value"]) != 0:
         words = "idle"
     else:
         words = "at work"
@@ -296,7 +296,7 @@ stack; what it keeps of the heap and of the frames; what it has counted."""
         cache = block["head"]
         allocated, freed = number(cache["allocated"]), number(cache["freed"])
         tell("heap", f"{self.cached(cache)} free blocks cached, {allocated} bytes allocated, {freed} freed")
-        tell("frames", f"{self.frames(local)} at hand")
+        tell("frames", f"{self.frames(local)} cached")
         calls = shared["calls"]["value"]
         irqs = self.sum(shared["interrupts"]["value"])
         tell(
