@@ -354,6 +354,11 @@ fn no_variable_is_dropped() {
 }
 
 #[test]
+fn a_cell_of_a_default_lends_that() {
+    assert_eq!(LocalCell::<u32>::default().with(|value| *value), 0);
+}
+
+#[test]
 fn a_value_that_is_lent_is_refused_to_a_handler_and_given_back_also_by_a_panic() {
     Cpu::register(block(0)).unwrap();
     let interrupted = || Cpu::with(|here| here.get(&NAMES).try_with(|names| names.len()));
@@ -409,7 +414,11 @@ fn errors_say_what_to_do() {
 
 #[test]
 fn keys_can_be_shown_copied_and_sent() {
-    let (local, shared) = (TICKS, HITS);
+    /// As generic code copies what it knows no more of.
+    fn copy<T: Clone>(key: &T) -> T {
+        key.clone()
+    }
+    let (local, shared) = (copy(&TICKS), copy(&HITS));
     let text = thread::spawn(move || format!("{local:?} {shared:?} {:?}", LocalCell::new(1)));
     assert_eq!(
         text.join().unwrap(),
