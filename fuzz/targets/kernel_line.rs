@@ -1,5 +1,5 @@
-//! The kernel's command line: what any bytes ask for, held against a naive reader of words, and against
-//! what the same arguments are when they are written down and read again.
+//! The kernel's command line: what any bytes ask for, checked against a naive reader of words, and
+//! against what the same arguments are when they are written down and read again.
 #![no_main]
 
 use std::collections::BTreeMap;
@@ -124,7 +124,7 @@ enum Naive {
 }
 
 fn naive(key: &str, value: &str) -> Naive {
-    let (most, most_u32) = (u64::MAX.to_string(), u32::MAX.to_string());
+    let (most, max_u32) = (u64::MAX.to_string(), u32::MAX.to_string());
     let yes_or_no = || one_of(value, &["yes", "no"]);
     let (key, value) = match key {
         "stress" => ("stress", set(value)),
@@ -150,8 +150,8 @@ fn naive(key: &str, value: &str) -> Naive {
             ("allocators", list(value, name))
         }
         "on" => ("on", list(value, |text| number(text, "1", &most))),
-        "rounds" => ("rounds", number(value, "1", &most_u32)),
-        "time" => ("time", number(value, "1", &most_u32)),
+        "rounds" => ("rounds", number(value, "1", &max_u32)),
+        "time" => ("time", number(value, "1", &max_u32)),
         "measure" => ("measure", one_of(value, &["time", "instructions"])),
         "format" => ("format", one_of(value, &["table", "json"])),
         _ => return Naive::NoKey,

@@ -1,4 +1,4 @@
-//! A memory map becomes owners, a plan, and page tables, which are walked: what they show is held
+//! A memory map becomes owners, a plan, and page tables, which are walked: what they map is checked
 //! against a naive model of the map.
 #![no_main]
 

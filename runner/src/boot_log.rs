@@ -48,17 +48,17 @@ impl BootLog {
         })
     }
 
-    /// The file for the emulator's debug console.
+    /// Returns the file for the emulator's debug console.
     pub fn debug_console(&self) -> PathBuf {
         self.folder.join(DUMP)
     }
 
-    /// The file with the whole log.
+    /// Returns the file with the whole log.
     pub fn all(&self) -> PathBuf {
         self.folder.join(ALL)
     }
 
-    /// The whole log, for a program that writes it by itself.
+    /// Returns the whole log, for a program that writes it by itself.
     ///
     /// # Errors
     /// If the system has no file descriptor left.
@@ -98,7 +98,7 @@ impl BootLog {
     }
 }
 
-/// The file for the kernel's events, in a folder with a run's log.
+/// Returns the file for the kernel's events, in a folder with a run's log.
 pub fn events(folder: &Path) -> PathBuf {
     folder.join(EVENTS)
 }
@@ -146,7 +146,7 @@ fn header(text: &str) -> Option<u32> {
         .ok()
 }
 
-/// The lines of each CPU in a whole log, with those that follow them and are
+/// Returns the lines of each CPU in a whole log, with those that follow them and are
 /// not the kernel's (inlined functions).
 pub fn by_cpu(all: &str) -> BTreeMap<u32, String> {
     let mut cpus = BTreeMap::<u32, String>::new();
@@ -182,7 +182,7 @@ impl FromStr for Which {
     }
 }
 
-/// The last run's log.
+/// Returns the last run's log.
 ///
 /// # Errors
 /// If there is no such log; says which there are.
@@ -219,7 +219,7 @@ pub fn read(folder: &Path, which: Which) -> Result<String> {
     }
 }
 
-/// Sorted numbers in short: `0-3, 5`.
+/// Formats sorted numbers in short: `0-3, 5`.
 pub fn ranges(numbers: &[u32]) -> String {
     let mut spans: Vec<(u32, u32)> = Vec::new();
     for &number in numbers {

@@ -203,7 +203,7 @@ pub fn message(error: &clap::Error) -> String {
 pub struct WrongWord(pub String);
 
 impl WrongWord {
-    /// A name that is none of these, which `lists` says how to see.
+    /// Describes an unknown name, with `lists` as the way to see all.
     pub fn unknown<'a>(
         what: &str,
         word: &str,

@@ -46,7 +46,7 @@ pub fn begin(file: &Path, command: &str, qemu: &Command) -> Result<()> {
     fs::write(file, line + "\n").with_context(|| format!("cannot write {}", shown(file)))
 }
 
-/// Words as a person types them in a shell: quoted where they must be.
+/// Formats words as a person types them in a shell: quoted where they must be.
 pub fn typed<'a>(words: impl IntoIterator<Item = &'a str>) -> String {
     let is_plain = |word: &str| {
         let is_harmless = |byte: u8| byte.is_ascii_alphanumeric() || b"=,.:/@%+-_".contains(&byte);
@@ -60,7 +60,7 @@ pub fn typed<'a>(words: impl IntoIterator<Item = &'a str>) -> String {
     words.collect::<Vec<_>>().join(" ")
 }
 
-/// What QEMU calls its version: `QEMU emulator version 7.2.22 (Debian …)`.
+/// Returns QEMU's version, of `QEMU emulator version 7.2.22 (Debian …)`.
 fn version_of(qemu: &Command) -> Option<String> {
     let output = Command::new(qemu.get_program())
         .arg("--version")
@@ -71,7 +71,7 @@ fn version_of(qemu: &Command) -> Option<String> {
     Some(version.into())
 }
 
-/// What Git calls the source.
+/// Returns Git's description of the source.
 fn revision() -> Option<String> {
     let output = Command::new("git")
         .args([
@@ -89,7 +89,7 @@ fn revision() -> Option<String> {
     Some(String::from_utf8(told).ok()?.trim_end().into())
 }
 
-/// What the host calls its CPU.
+/// Returns the name of the host's CPU.
 fn host_cpu() -> Option<String> {
     let text = fs::read_to_string("/proc/cpuinfo").ok()?;
     let line = text.lines().find(|line| line.starts_with("model name"))?;
@@ -124,7 +124,7 @@ pub fn follow(
 
 /// What is wrong with a file of events.
 #[derive(Debug)]
-pub enum Wrong {
+pub enum EventsError {
     /// A line, counted from 1, is not of the schema.
     Malformed(usize, serde_json::Error),
     /// A line, counted from 1, is not written as the kernel writes it.
@@ -137,7 +137,7 @@ pub enum Wrong {
     Verdict(Outcome, i32, Option<i32>),
 }
 
-impl fmt::Display for Wrong {
+impl fmt::Display for EventsError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Malformed(number, error) => write!(f, "event {number} is none: {error}"),
@@ -154,33 +154,38 @@ impl fmt::Display for Wrong {
     }
 }
 
-/// Holds a whole file of events against the schema, and its verdict against QEMU's exit status. Gives
-/// them.
+/// Checks a whole file of events against the schema, and its verdict against QEMU's exit status.
+/// Returns them.
 ///
 /// # Errors
-/// [`Wrong`], the first thing that is.
-pub fn check(text: &str, status: Option<i32>) -> Result<Vec<Record<'static>>, Wrong> {
+/// [`EventsError`], the first thing that is.
+pub fn check(text: &str, status: Option<i32>) -> Result<Vec<Record<'static>>, EventsError> {
     let mut records = Vec::new();
     for (line, number) in text.lines().zip(1..) {
-        let record = muster_events::read(line).map_err(|error| Wrong::Malformed(number, error))?;
+        let record =
+            muster_events::read(line).map_err(|error| EventsError::Malformed(number, error))?;
         if serde_json::to_string(&record).ok().as_deref() != Some(line) {
-            return Err(Wrong::Spelling(number));
+            return Err(EventsError::Spelling(number));
         }
         records.push(record);
     }
     let events: Vec<_> = records.iter().map(|record| &record.event).collect();
     let [Event::Run(_), Event::Start(_), .., last] = events[..] else {
-        return Err(Wrong::Beginning);
+        return Err(EventsError::Beginning);
     };
     let is_verdict = |event: &&&Event<'_>| matches!(event, Event::Verdict(_));
     let Event::Verdict(verdict) = last else {
-        return Err(Wrong::NoEnd);
+        return Err(EventsError::NoEnd);
     };
     if events.iter().filter(is_verdict).count() != 1 || !text.ends_with('\n') {
-        return Err(Wrong::NoEnd);
+        return Err(EventsError::NoEnd);
     }
     if Some(verdict.status) != status || verdict.outcome.status() != verdict.status {
-        return Err(Wrong::Verdict(verdict.outcome, verdict.status, status));
+        return Err(EventsError::Verdict(
+            verdict.outcome,
+            verdict.status,
+            status,
+        ));
     }
     Ok(records)
 }

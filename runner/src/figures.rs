@@ -18,7 +18,7 @@ pub enum Measure {
 }
 
 impl Measure {
-    /// Its name in JSON.
+    /// Returns its name in JSON.
     fn key(self) -> &'static str {
         match self {
             Self::Pairs => "pairs_per_s",
@@ -26,7 +26,7 @@ impl Measure {
         }
     }
 
-    /// How many times better `this` is than `other`.
+    /// Returns how many times better `this` is than `other`.
     fn ratio(self, this: f64, other: f64) -> f64 {
         match self {
             Self::Pairs => this / other,
@@ -34,7 +34,7 @@ impl Measure {
         }
     }
 
-    /// A figure in a column of a table.
+    /// Formats a figure for a column of a table.
     fn shown(self, figure: f64) -> String {
         match self {
             Self::Pairs => format!("{:.2}", figure / 1e6),
@@ -117,7 +117,7 @@ pub fn read(text: &str, allocator: &str, measure: Measure) -> Result<Vec<Figure>
     Ok(figures)
 }
 
-/// The middle one of some figures; of an even number of them, the greater one
+/// Returns the middle one of some figures; of an even number of them, the greater one
 /// of the two in the middle.
 pub fn median(figures: impl IntoIterator<Item = f64>) -> Option<f64> {
     let mut figures: Vec<_> = figures.into_iter().collect();
@@ -157,8 +157,8 @@ impl Comparison {
             .sum()
     }
 
-    /// A table of medians: for each workload the reference, and our own and the
-    /// ratio if that was measured, by numbers of CPUs.
+    /// Makes a table of medians: for each workload the reference, and our own and the ratio if that
+    /// was measured, by numbers of CPUs.
     pub fn table(&self) -> String {
         let cpus: BTreeSet<_> = self.reference_figures().map(|figure| figure.cpus).collect();
         let has_own = self.sittings.iter().any(|sitting| !sitting.own.is_empty());
@@ -197,7 +197,7 @@ impl Comparison {
             .collect()
     }
 
-    /// The medians as JSON, one object a line.
+    /// Returns the medians as JSON, one object a line.
     pub fn json(&self) -> String {
         let mut text = String::new();
         for (allocator, side) in [
@@ -239,7 +239,7 @@ impl Comparison {
         self.sittings.iter().flat_map(|sitting| &sitting.reference)
     }
 
-    /// The workloads in the order in which they were measured.
+    /// Returns the workloads in the order in which they were measured.
     fn benches(&self) -> Vec<&str> {
         let mut benches = Vec::new();
         for figure in self.reference_figures() {
@@ -265,7 +265,7 @@ impl Comparison {
             .sum()
     }
 
-    /// How many times better our own is: the median of the sittings' ratios, as
+    /// Returns how many times better our own is: the median of the sittings' ratios, as
     /// what else the host does meets both sides of a sitting.
     fn ratio(&self, bench: &str, cpus: u64) -> Option<f64> {
         median(self.sittings.iter().filter_map(|sitting| {
@@ -276,7 +276,7 @@ impl Comparison {
     }
 }
 
-/// With two decimals.
+/// Formats a number with two decimals.
 fn rounded(figure: f64) -> f64 {
     (figure * 100.0).round() / 100.0
 }

@@ -55,7 +55,7 @@ pub fn build(build: Build) -> Result<Images> {
     complete(cargo, images, &built)
 }
 
-/// The same for the book's example of another kernel.
+/// Returns the same for the book's example of another kernel.
 ///
 /// # Errors
 /// As for [`build`].
@@ -101,7 +101,7 @@ fn complete(mut cargo: Command, images: Images, built: &Path) -> Result<Images> 
     Ok(images)
 }
 
-/// The part of an ELF file that is loaded: headers and segments, which linkers
+/// Returns the part of an ELF file that is loaded: headers and segments, which linkers
 /// put before the debug information. QEMU copies the file into the guest at
 /// each boot, so it pays to leave 90 % of it behind.
 fn without_debug_information(elf: &[u8]) -> Result<Vec<u8>> {

@@ -327,7 +327,7 @@ fn template() -> Result<String> {
     fs::read_to_string(workspace::root().join("limine.conf")).context("cannot read limine.conf")
 }
 
-/// The configuration with the kernel's command line put in; as it is if there
+/// Returns the configuration with the kernel's command line put in; as it is if there
 /// are no words.
 fn configuration(template: &str, run: &Run) -> Result<String> {
     if run.words.is_empty() && run.resolution.is_none() {
@@ -355,8 +355,8 @@ fn configuration(template: &str, run: &Run) -> Result<String> {
     Ok(text)
 }
 
-/// QEMU's arguments for UEFI firmware. Its variables are a fresh copy in
-/// `folder`, so that no run depends on the one before.
+/// Returns QEMU's arguments for UEFI firmware. Its variables are a fresh copy in `folder`, so that
+/// no run depends on the one before.
 ///
 /// # Errors
 /// [`NotInstalled::Ovmf`], or if the copy cannot be written.

@@ -80,7 +80,7 @@ pub enum CodeAddress {
     Instruction(u64),
 }
 
-/// The code address at the end of a message.
+/// Returns the code address at the end of a message.
 pub fn code_address(message: &str) -> Option<CodeAddress> {
     let (before, address) = message.rsplit_once(" 0x")?;
     let address = u64::from_str_radix(address, 16).ok()?;
@@ -91,15 +91,15 @@ pub fn code_address(message: &str) -> Option<CodeAddress> {
     Some(CodeAddress::Return(address))
 }
 
-/// The instruction pointer in an exception's registers, `rip ffffffff80012345`.
+/// Returns the instruction pointer in an exception's registers, `rip ffffffff80012345`.
 pub fn instruction_pointer(message: &str) -> Option<u64> {
     let value = message.strip_prefix("rip ")?.split(' ').next()?;
     u64::from_str_radix(value, 16).ok()
 }
 
-/// A line from the serial port without line ending, terminal control sequences
-/// (which UEFI firmware writes) and other control characters; and without what was
-/// erased, as the line is that somebody was typing when another one came.
+/// Returns a line from the serial port without line ending, terminal control sequences (which UEFI
+/// firmware writes) and other control characters; and without erased text, such as a line that was
+/// being typed when another one came.
 pub fn plain(raw: &[u8]) -> String {
     let text = String::from_utf8_lossy(raw);
     let mut plain = String::with_capacity(text.len());

@@ -138,7 +138,7 @@ fn perform(command: Command) -> Result<ExitCode> {
         Command::BookOutputs(asked) => outputs::command(&asked, &Interrupt::watch()?),
         Command::Check => check::command(),
         Command::Oracles { times } => oracles::command(times),
-        Command::Seed => oracles::tell_seed("test-host").map(|()| ExitCode::SUCCESS),
+        Command::Seed => oracles::print_seed("test-host").map(|()| ExitCode::SUCCESS),
         Command::Coverage => coverage::command(),
         Command::Fuzz(asked) => fuzz::command(&asked.words),
         Command::TestKernel(asked) => suite::command(&asked, &Interrupt::watch()?),
@@ -153,8 +153,7 @@ fn print(text: &str) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Has the program in `view/` boot the kernel and draw it; what has to be built is built before there is
-/// a picture.
+/// Has the program in `view/` boot the kernel and draw it; all is built before there is a picture.
 fn top(is_once: bool, words: &[String]) -> Result<ExitCode> {
     arguments::leave_to("top", &["monitor", "output", "events"], words)?;
     // Those of the stress are for the viewer, which types them at the prompt.

@@ -113,7 +113,7 @@ impl Pausing {
         self.is_over.store(true, Ordering::Relaxed);
     }
 
-    /// How long the CPU was stopped, once it goes on.
+    /// Returns how long the CPU was stopped, once it goes on.
     ///
     /// # Errors
     /// If it could not be stopped, or not be let go.
@@ -136,7 +136,7 @@ impl Drop for Pausing {
     }
 }
 
-/// The thread that is this CPU, by its name (`-name debug-threads=on`), and whether it translates.
+/// Returns the thread that is this CPU, by its name (`-name debug-threads=on`), and whether it translates.
 fn thread_of(qemu: u32, cpu: u32) -> Result<(u32, bool)> {
     let folder = format!("/proc/{qemu}/task");
     for entry in fs::read_dir(&folder).with_context(|| format!("cannot read {folder}"))? {
@@ -156,13 +156,14 @@ fn thread_of(qemu: u32, cpu: u32) -> Result<(u32, bool)> {
     ))
 }
 
-/// `CPU 3/TCG`: the CPU and what executes it. CPUs that share a thread have no number.
+/// Parses a thread's name: `CPU 3/TCG` has the CPU and the accelerator. CPUs that share a thread
+/// have no number.
 fn cpu_of(name: &str) -> Option<(u32, &str)> {
     let (number, kind) = name.trim().strip_prefix("CPU ")?.split_once('/')?;
     Some((number.parse().ok()?, kind))
 }
 
-/// Whether a stopped thread is in code that QEMU has translated.
+/// Returns whether a stopped thread is in code that QEMU has translated.
 fn is_in_the_guest(qemu: u32, thread: u32) -> Result<bool> {
     let state = fs::read_to_string(format!("/proc/{qemu}/task/{thread}/syscall"))
         .context("cannot see where a virtual CPU is")?;
@@ -171,13 +172,13 @@ fn is_in_the_guest(qemu: u32, thread: u32) -> Result<bool> {
     Ok(instruction_of(&state).is_some_and(|instruction| is_translated(&maps, instruction)))
 }
 
-/// The instruction pointer, which comes last (proc(5), `/proc/pid/syscall`).
+/// Returns the instruction pointer, which comes last (proc(5), `/proc/pid/syscall`).
 fn instruction_of(state: &str) -> Option<u64> {
     let last = state.split_whitespace().last()?.strip_prefix("0x")?;
     u64::from_str_radix(last, 16).ok()
 }
 
-/// Whether an address lies in memory that may be executed and is no file's.
+/// Returns whether an address lies in memory that may be executed and is no file's.
 fn is_translated(maps: &str, address: u64) -> bool {
     maps.lines().any(|line| {
         let mut words = line.split_whitespace();

@@ -33,7 +33,7 @@ enum Shows {
 }
 
 impl Screen {
-    /// With colour if it is a terminal that has some and `NO_COLOR`
+    /// Creates one with colour if it is a terminal that has some and `NO_COLOR`
     /// (<https://no-color.org>) does not say otherwise.
     pub fn new() -> Self {
         let unset = |name| env::var_os(name).is_none_or(|value| value.is_empty());
@@ -44,7 +44,7 @@ impl Screen {
         }
     }
 
-    /// The same, or with figures or events only, if the run is asked for these.
+    /// Returns the same, or with figures or events only, if the run is asked for these.
     pub fn for_run(run: &Run) -> Self {
         let shows = if run.events == Events::Stdout {
             Shows::Events
@@ -70,7 +70,7 @@ impl Screen {
         }
     }
 
-    /// Where a person looks: the standard output, if events have not taken it.
+    /// Returns where a person looks: the standard output, if events have not taken it.
     pub fn beside_events(self) -> Box<dyn Write> {
         match self.shows {
             Shows::Events => Box::new(io::stderr()),
@@ -95,8 +95,7 @@ impl Screen {
         stdout.flush()
     }
 
-    /// A line of the log in its level's colour. Other lines are dim: they are
-    /// firmware's.
+    /// Returns a line of the log in its level's colour. Other lines are dim: they are firmware's.
     fn painted(self, text: &str) -> Cow<'_, str> {
         if !self.colour {
             return text.into();
@@ -125,7 +124,7 @@ impl Screen {
         writeln!(io::stdout().lock(), "{text}")
     }
 
-    /// A line of the runner's own, green for good and red for bad news.
+    /// Prints a line of the runner's own, green for good and red for bad news.
     ///
     /// # Errors
     /// If nobody reads the output any more.
@@ -141,7 +140,7 @@ impl Screen {
     }
 }
 
-/// The figures in a line of the kernel's log, which are a JSON object, if it is one of those.
+/// Returns the figures in a line of the kernel's log, which are a JSON object, if it is one of those.
 fn figures(text: &str) -> Option<&str> {
     let line = LogLine::parse(text)?;
     line.message.starts_with('{').then_some(line.message)

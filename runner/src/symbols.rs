@@ -18,7 +18,7 @@ pub struct Symbols {
 }
 
 impl Symbols {
-    /// The symbols of an ELF file.
+    /// Returns the symbols of an ELF file.
     pub fn of(elf: &Path) -> Self {
         Self {
             elf: elf.into(),
@@ -27,10 +27,10 @@ impl Symbols {
         }
     }
 
-    /// A line of the log with ` in function (file:line)` after an address in
-    /// the kernel's code, and, in a backtrace, one more line for each function that had
-    /// been inlined there. Where a CPU stopped is told in one line: the function that the
-    /// others were inlined into. Other lines come back as they are.
+    /// Annotates a line of the log with ` in function (file:line)` after an address in the kernel's
+    /// code, and, in a backtrace, one more line for each function that had been inlined there. A
+    /// stopped CPU's address gets one function: the one that the others were inlined into. Other
+    /// lines come back as they are.
     pub fn annotate(&self, text: &str) -> String {
         let Some(message) = LogLine::parse(text).map(|line| line.message) else {
             return text.into();
@@ -67,7 +67,7 @@ impl Symbols {
         self.places(instruction).pop()
     }
 
-    /// The functions at an instruction, the innermost first.
+    /// Returns the functions at an instruction, the innermost first.
     fn places(&self, instruction: u64) -> Vec<String> {
         let loader = self.loader.get_or_init(|| Loader::new(&self.elf).ok());
         let Some(loader) = loader else {
@@ -105,7 +105,7 @@ impl Symbols {
     }
 }
 
-/// A demangled name without the hash that tells two versions of a crate apart.
+/// Returns a demangled name without the hash that distinguishes two versions of a crate.
 fn without_hash(name: &str) -> &str {
     match name.rsplit_once("::h") {
         Some((name, hash)) if hash.len() == 16 && hash.bytes().all(|b| b.is_ascii_hexdigit()) => {
@@ -115,8 +115,8 @@ fn without_hash(name: &str) -> &str {
     }
 }
 
-/// A source file's path without the folders that everybody keeps elsewhere:
-/// the workspace, the standard library's sources, Cargo's registry.
+/// Returns a source file's path without the folders that differ from host to host: the workspace,
+/// the standard library's sources, Cargo's registry.
 fn short(file: &str) -> &str {
     let root = workspace::root().to_str().unwrap_or_default();
     if let Some(own) = file.strip_prefix(root) {

@@ -32,7 +32,7 @@ pub struct Terminal {
 /// The way to the kernel, which is open once it reads: it clears what came before.
 #[derive(Default)]
 struct Keyboard {
-    pipe: Option<session::Keyboard>,
+    pipe: Option<session::KernelInput>,
     is_open: bool,
     early: Vec<u8>,
 }
@@ -81,7 +81,7 @@ impl Terminal {
 }
 
 impl Typist for Terminal {
-    fn take_keyboard(&mut self, pipe: session::Keyboard) -> Result<()> {
+    fn take_keyboard(&mut self, pipe: session::KernelInput) -> Result<()> {
         lock(&self.keyboard).pipe = Some(pipe);
         let (keyboard, interrupt) = (self.keyboard.clone(), self.interrupt.clone());
         thread::spawn(move || {
@@ -134,7 +134,7 @@ impl Typist for Terminal {
 struct Raw(Termios);
 
 impl Raw {
-    /// `None`: the standard input is no terminal.
+    /// Sets the terminal. Returns `None` if the standard input is none.
     fn set() -> Result<Option<Self>> {
         let Ok(before) = termios::tcgetattr(io::stdin()) else {
             return Ok(None);

@@ -81,7 +81,7 @@ impl Toolchain {
             .ok_or(NoToolchain)
     }
 
-    /// `cargo SUBCOMMAND` for [`TARGET`], in release mode.
+    /// Makes `cargo SUBCOMMAND` for [`TARGET`], in release mode.
     pub fn bare_metal(&self, subcommand: &str) -> Command {
         let mut command = clean(&self.cargo);
         command.current_dir(workspace::root());
@@ -110,14 +110,14 @@ impl Toolchain {
     }
 }
 
-/// `cargo` as `PATH` finds it, for the host's own crates.
+/// Makes `cargo` as `PATH` finds it, for the host's own crates.
 pub fn host_cargo() -> Command {
     let mut command = clean(Path::new("cargo"));
     command.current_dir(workspace::root());
     command
 }
 
-/// The same for a subcommand in the workspace of what draws.
+/// Returns the same for a subcommand in the workspace of what draws.
 pub fn view_cargo(subcommand: &str) -> Command {
     let mut command = host_cargo();
     command.args([
@@ -130,8 +130,8 @@ pub fn view_cargo(subcommand: &str) -> Command {
     command
 }
 
-/// A program of the workspace of what draws, about to start with the arguments that are added. Says that
-/// it has to be built first, if it has to.
+/// Makes the command of a program in `view/`, to which arguments are added. Prints that it has to be
+/// built first, if it has to.
 ///
 /// # Errors
 /// If nobody reads that.
@@ -172,7 +172,7 @@ pub struct HostLibraries {
 }
 
 impl HostLibraries {
-    /// Those of the compiler that [`host_cargo`] uses.
+    /// Finds those of the compiler that [`host_cargo`] uses.
     ///
     /// # Errors
     /// If there is none.
@@ -187,7 +187,7 @@ impl HostLibraries {
         })
     }
 
-    /// Whether AddressSanitizer's library is among them: rustup's Rust has it, a distribution's may
+    /// Returns whether AddressSanitizer's library is among them: rustup's Rust has it, a distribution's may
     /// not.
     pub fn has_address_sanitizer(&self) -> bool {
         let files = fs::read_dir(&self.folder).into_iter().flatten().flatten();
@@ -196,7 +196,7 @@ impl HostLibraries {
     }
 }
 
-/// The folder of a compiler's libraries, if the compiler runs. A
+/// Returns the folder of a compiler's libraries, if the compiler runs. A
 /// distribution's lie beside it, and it need not be asked.
 fn sysroot(rustc: &Path) -> Option<PathBuf> {
     if rustc.is_absolute() {
@@ -205,13 +205,13 @@ fn sysroot(rustc: &Path) -> Option<PathBuf> {
     Some(answer(rustc, &["--print", "sysroot"])?.trim_end().into())
 }
 
-/// Whether a compiler builds the workspace.
+/// Returns whether a compiler builds the workspace.
 fn is_recent(rustc: &Path) -> bool {
     let version = answer(rustc, &["--version"]).unwrap_or_default();
     version.strip_prefix("rustc ").is_some_and(is_new_enough)
 }
 
-/// What a compiler prints when asked, if it runs.
+/// Returns a compiler's answer, if it runs.
 fn answer(rustc: &Path, question: &[&str]) -> Option<String> {
     let output = clean(rustc)
         .args(question)
@@ -224,7 +224,7 @@ fn answer(rustc: &Path, question: &[&str]) -> Option<String> {
         .then(|| String::from_utf8(output.stdout).ok())?
 }
 
-/// Whether a version such as `1.96.0 (ac68faa20 2026-05-25)` builds the workspace.
+/// Returns whether a version such as `1.96.0 (ac68faa20 2026-05-25)` builds the workspace.
 fn is_new_enough(version: &str) -> bool {
     let mut parts = version.split(['.', ' ']).map(str::parse::<u32>);
     match (parts.next(), parts.next()) {
@@ -234,10 +234,9 @@ fn is_new_enough(version: &str) -> bool {
     }
 }
 
-/// A command without what `cargo run` set for the runner itself: it would tie
-/// another toolchain's Cargo to this one's compiler and libraries. A user's
-/// RUSTFLAGS go too, since they would replace those in `.cargo/config.toml`,
-/// without which the images do not link.
+/// Makes a command without the variables that `cargo run` set for the runner itself: it would tie
+/// another toolchain's Cargo to this one's compiler and libraries. A user's RUSTFLAGS go too, since
+/// they would replace those in `.cargo/config.toml`, without which the images do not link.
 fn clean(program: &Path) -> Command {
     let mut command = Command::new(program);
     for (name, _) in env::vars_os() {
@@ -284,7 +283,7 @@ fn clean(program: &Path) -> Command {
     command
 }
 
-/// `PATH` with `folder` before everything else.
+/// Returns `PATH` with `folder` before everything else.
 fn with_first(folder: &Path) -> OsString {
     let path = env::var_os("PATH").unwrap_or_default();
     let folders = std::iter::once(folder.to_path_buf()).chain(env::split_paths(&path));

@@ -4,35 +4,35 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// The workspace's top folder.
+/// Returns the workspace's top folder.
 pub fn root() -> &'static Path {
     let own = Path::new(env!("CARGO_MANIFEST_DIR"));
     own.parent().unwrap_or(own)
 }
 
-/// The folder of everything built: images, logs, build artefacts.
+/// Returns the folder of everything built: images, logs, build artefacts.
 pub fn target() -> PathBuf {
     root().join("target")
 }
 
-/// Cargo's folder for the bare-metal images. It is not the host's: Cargo keeps
-/// what it knows of a compiler there, and two compilers in turn would make it
-/// ask again at every start.
+/// Returns Cargo's folder for the bare-metal images. It is not the host's: Cargo keeps what it
+/// knows of a compiler there, and two compilers in turn would make it ask again at every start.
 pub fn bare_metal() -> PathBuf {
     target().join("bare-metal")
 }
 
-/// The logs of the last run.
+/// Returns the logs of the last run.
 pub fn boot_log() -> PathBuf {
     target().join("boot-log")
 }
 
-/// A path as a person in the workspace's top folder would type it.
+/// Returns a path as a person in the workspace's top folder would type it.
 pub fn shown(path: &Path) -> std::path::Display<'_> {
     path.strip_prefix(root()).unwrap_or(path).display()
 }
 
-/// All files below a folder that have this extension, in order, but for what Cargo has built.
+/// Returns all files below a folder that have this extension, in order, but for what Cargo has
+/// built.
 ///
 /// # Errors
 /// If a folder can't be read.

@@ -155,26 +155,26 @@ impl Page {
         page
     }
 
-    /// The page's name in messages.
+    /// Returns the page's name in messages.
     fn name(&self) -> std::path::Display<'_> {
         workspace::shown(&self.path)
     }
 }
 
-/// What mdBook, and GitHub, call a heading in links to it.
+/// Returns the anchor that mdBook, and GitHub, give a heading.
 fn anchor(heading: &str) -> String {
     let kept = |letter: &char| letter.is_alphanumeric() || ['_', '-', ' '].contains(letter);
     let letters = heading.chars().filter(kept).flat_map(char::to_lowercase);
     letters.collect::<String>().replace(' ', "-")
 }
 
-/// The pages of the book, its table of contents included.
+/// Returns the pages of the book, its table of contents included.
 fn pages() -> Vec<Page> {
     let paths = files(&book(), "md");
     paths.iter().map(|path| Page::read(path)).collect()
 }
 
-/// The pages, and those that stand at the top of the project.
+/// Returns the pages, and those that stand at the top of the project.
 fn everything() -> Vec<Page> {
     let top = ["README.md", "CONTRIBUTING.md"].map(|page| workspace::root().join(page));
     let top = top.map(|path| Page::read(&path));
@@ -275,7 +275,7 @@ fn code_is_the_project_s_own() {
     }
 }
 
-/// Whether code stands in a source, line by line, apart from how far it is indented. A line with
+/// Returns whether code stands in a source, line by line, apart from how far it is indented. A line with
 /// nothing but an ellipsis stands for what was left out.
 fn is_quoted(code: &str, source: &str) -> Result<(), String> {
     let source: Vec<_> = source.lines().map(str::trim).collect();
@@ -299,7 +299,7 @@ fn is_quoted(code: &str, source: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Whether a line of another kernel's manifest names a crate of this project and the folder that it is in.
+/// Returns whether a line of another kernel's manifest names a crate of this project and the folder that it is in.
 fn is_dependency(line: &str) -> bool {
     let Some((name, rest)) = line.split_once(" = { path = \"../muster/") else {
         return false;
@@ -310,7 +310,7 @@ fn is_dependency(line: &str) -> bool {
         .is_ok_and(|manifest| manifest.contains(&format!("name = \"{name}\"")))
 }
 
-/// Whether a line calls a recipe, with words that are understood, or the bootstrap.
+/// Returns whether a line calls a recipe, with words that are understood, or the bootstrap.
 fn is_command(line: &str) -> bool {
     let command = line.split('#').next().unwrap_or_default();
     let mut words = command
@@ -393,7 +393,7 @@ fn what_a_thing_is_shown_by_is_there() {
     assert!(missing.is_empty(), "nothing is called {missing:?}");
 }
 
-/// Every text in the sources that could be said, with an ellipsis for what is filled in.
+/// Returns every text in the sources that could be a message, with an ellipsis for each argument.
 fn sayings() -> Vec<String> {
     let text = Regex::new(r#""((?:[^"\\]|\\[\s\S])*)""#).unwrap();
     let continuation = Regex::new(r"\\\n\s*").unwrap();

@@ -347,7 +347,7 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
 }
 
-/// Where `just` is. CI has it.
+/// Returns where `just` is. CI has it.
 fn just() -> Option<std::path::PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let just = env::split_paths(&path)
@@ -455,7 +455,7 @@ fn bootstrap_looks_at_the_recipe_before_it_installs_anything() {
     }
 }
 
-/// The recipes that are commands of the runner's, by the Justfile, each with the command.
+/// Returns the recipes that are commands of the runner's, by the Justfile, each with the command.
 fn recipes() -> Vec<(String, String)> {
     let justfile = fs::read_to_string(root().join("Justfile")).unwrap();
     let mut recipes = Vec::new();

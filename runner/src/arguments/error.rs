@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::run::MOST_CPUS;
+use super::run::MAX_CPUS;
 
 /// Arguments that make no sense.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,7 +20,7 @@ pub enum ArgumentError {
 }
 
 impl ArgumentError {
-    /// An argument with a value that is not of its form.
+    /// Returns an argument with a value that is not of its form.
     pub fn bad_value(name: &str, value: &str, form: impl fmt::Display) -> Self {
         Self::Option(format!(
             "invalid value `{value}` for `{name}`: must be {form}"
@@ -32,7 +32,7 @@ impl fmt::Display for ArgumentError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Option(wrong) => f.write_str(wrong),
-            Self::BadCpus(cpus) => write!(f, "{cpus} CPUs: must be 1 to {MOST_CPUS}"),
+            Self::BadCpus(cpus) => write!(f, "{cpus} CPUs: must be 1 to {MAX_CPUS}"),
             Self::Repeated(what) => write!(f, "{what} is given twice"),
             Self::Contradiction(why) => f.write_str(why),
             Self::ForQemu(name) => write!(f, "{name}= is for QEMU, not for machine=bochs"),

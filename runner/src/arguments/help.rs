@@ -2,7 +2,7 @@
 
 use muster_arguments::{BENCH, Form, KERNEL, LOADER, OptionInfo, RUNNER};
 
-use super::run::{DEFAULT_CPUS, MOST_CPUS};
+use super::run::{DEFAULT_CPUS, MAX_CPUS};
 
 /// Where an option's meaning and form begin in the help.
 const FORM_COLUMN: usize = 21;
@@ -25,10 +25,10 @@ fn explain(option: &OptionInfo, text: &mut String) {
     *text += &format!("{:FORM_COLUMN$}{}\n", "", line.trim_end());
 }
 
-/// Every option, with its form and meaning, in lines of at most 80 columns.
+/// Lists every option, with its form and meaning, in lines of at most 80 columns.
 pub fn help() -> String {
     let mut text =
-        format!("arguments: [CPUS] [key=value…]\n  CPUS: 1 to {MOST_CPUS} ({DEFAULT_CPUS})\n");
+        format!("arguments: [CPUS] [key=value…]\n  CPUS: 1 to {MAX_CPUS} ({DEFAULT_CPUS})\n");
     for (title, options) in [
         ("of the machine and its run:", RUNNER),
         ("of the kernel:", KERNEL),

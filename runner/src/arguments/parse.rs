@@ -7,7 +7,7 @@ use muster_arguments::{BENCH, Form, KERNEL, LOADER, OptionInfo, Output, RUNNER, 
 
 use super::contradictions::{self, Asked};
 use super::error::ArgumentError;
-use super::run::{Boot, Build, DEFAULT_STRESS, Drive, Events, Firmware, MOST_CPUS, Run, TIMEOUT};
+use super::run::{Boot, Build, DEFAULT_STRESS, Drive, Events, Firmware, MAX_CPUS, Run, TIMEOUT};
 use crate::emulators::bochs;
 use crate::emulators::emulator::Kind;
 use crate::emulators::machine::{Acceleration, Machine};
@@ -193,7 +193,7 @@ pub fn parse<A: AsRef<str>>(arguments: &[A]) -> Result<Run, ArgumentError> {
 
 fn take_cpus(run: &mut Run, argument: &str) -> Result<(), ArgumentError> {
     match argument.parse() {
-        Ok(cpus) if (1..=MOST_CPUS).contains(&cpus) => run.smp = cpus.to_string(),
+        Ok(cpus) if (1..=MAX_CPUS).contains(&cpus) => run.smp = cpus.to_string(),
         _ => return Err(ArgumentError::BadCpus(argument.into())),
     }
     Ok(())

@@ -24,7 +24,7 @@ pub fn part(arguments: &[String]) -> (Vec<String>, Vec<String>) {
     parts
 }
 
-/// A command's own words and the user's, whose go before the command's for the same key.
+/// Merges a command's own options with the user's, which override the command's for the same key.
 pub fn with_defaults(own: &[impl AsRef<str>], words: &[String]) -> Vec<String> {
     let key = |word: &str| word.split_once('=').map_or("", |(key, _)| key).to_owned();
     let given: Vec<_> = words.iter().map(|word| key(word)).collect();

@@ -13,7 +13,7 @@ use crate::emulators::machine::{Acceleration, Machine};
 pub const DEFAULT_CPUS: u32 = 8;
 
 /// The most CPUs that a QEMU machine takes (q35 and microvm; pc has 255).
-pub const MOST_CPUS: u32 = 288;
+pub const MAX_CPUS: u32 = 288;
 
 /// A run without `timeout=` may take this long beyond the stress itself.
 pub const TIMEOUT: Duration = Duration::from_secs(60);
@@ -141,7 +141,7 @@ impl Default for Run {
 }
 
 impl Run {
-    /// Whether the kernel gives a prompt.
+    /// Returns whether the kernel gives a prompt.
     pub fn is_monitored(&self) -> bool {
         self.words.iter().any(|word| word == MONITOR)
     }

@@ -31,7 +31,7 @@ pub struct Case {
     pub debugged: Option<Debugged>,
     /// What a pair of an allocation and a free may take.
     pub limits: &'static [Limit],
-    /// Events that it tells, by their names, each at least once. Whatever it tells must be of the schema.
+    /// Events that it emits, by their names, each at least once. All of them must be of the schema.
     pub tells: &'static [&'static str],
 }
 
@@ -62,12 +62,12 @@ pub struct Sweep {
 }
 
 impl Case {
-    /// What GDB is asked, if it is there.
+    /// Returns the commands for GDB, if it is there.
     pub fn asks(&self) -> &'static [&'static str] {
         self.debugged.map_or(&[], |debugged| debugged.asks)
     }
 
-    /// What neither its log nor a journal may show: nothing is hidden from who asks.
+    /// Returns what neither its log nor a journal may show: nothing if the case asks for addresses.
     pub fn hidden(&self) -> &'static [&'static str] {
         const ASKS: [&str; 3] = ["show-addresses=yes", "log=debug", "log=trace"];
 
@@ -77,7 +77,7 @@ impl Case {
         }
     }
 
-    /// The arguments of each of its boots.
+    /// Returns the arguments of each of its boots.
     pub fn boots(&self) -> impl Iterator<Item = Vec<String>> + '_ {
         let fixed = || self.arguments.iter().copied().map(str::to_owned).collect();
         let once = self.sweep.is_none().then(fixed);
@@ -109,7 +109,7 @@ const BAD: &[&str] = &[" ERROR ", "(?i)panicked"];
 /// An address in the half of the address space that is the kernel's.
 const ADDRESS: &[&str] = &[r"(?i)\bffff[0-9a-f]{12}\b|0xffff[0-9a-f]{12}\b"];
 
-/// One that passes, without a word of an error.
+/// Makes a case that passes, without any error in its log.
 pub const fn passes(
     name: &'static str,
     arguments: &'static [&'static str],
@@ -132,7 +132,7 @@ pub const fn passes(
     }
 }
 
-/// One that runs to its end, and finds something that is not as it should be.
+/// Makes a case that runs to its end, and fails.
 pub const fn fails(
     name: &'static str,
     arguments: &'static [&'static str],
@@ -146,7 +146,7 @@ pub const fn fails(
     }
 }
 
-/// One that does not start.
+/// Makes a case that is refused at its start.
 pub const fn refuses(
     name: &'static str,
     arguments: &'static [&'static str],
@@ -160,7 +160,7 @@ pub const fn refuses(
     }
 }
 
-/// One that ends in a panic or an exception.
+/// Makes a case that ends in a panic or an exception.
 pub const fn panics(
     name: &'static str,
     arguments: &'static [&'static str],
@@ -174,7 +174,7 @@ pub const fn panics(
     }
 }
 
-/// One that gets nowhere, and is ended by its `timeout=`.
+/// Makes a case that hangs, and is ended by its `timeout=`.
 pub const fn hangs(
     name: &'static str,
     arguments: &'static [&'static str],

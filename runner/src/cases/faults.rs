@@ -1,16 +1,16 @@
-//! What goes wrong while the kernel comes up and while it runs: CPUs that die, fall, come late, stop
-//! or are interrupted by NMIs, and memory that is not available.
+//! Fault injection in bring-up and in the run: CPUs that halt, fault, are delayed, stop or are
+//! interrupted by NMIs, and memory that is not available.
 
 use super::case::{BACKTRACE, Case, Sweep, fails, panics, passes};
 use crate::session::Verdict;
 
-/// Enough for the CPUs that are left to have used each other and memory.
+/// Enough work for the remaining CPUs to have used each other and memory.
 const FEW_CALLS: &str = "stress=mixed,calls,mappings";
 
-/// What no run says in which a CPU is missing: it may be in the loader's memory.
+/// Forbidden in a run in which a CPU is missing: it may be in the loader's memory.
 const KEPT: &[&str] = &["reclaimed", "(?i)panicked"];
 
-/// The last AP halts when it has reported a step of its way.
+/// The last AP halts when it has reported a phase.
 macro_rules! halts_at {
     ($step:literal) => {
         Case {
@@ -111,7 +111,7 @@ pub const CASES: &[Case] = &[
     halts_at!("tables"),
     halts_at!("stack"),
     halts_at!("descriptors"),
-    // Nobody is missed who was there, until somebody calls.
+    // A CPU that was online is not missed until another one calls it.
     panics(
         "ap-halt-online",
         &["3", "ap-halt=online", "stress=none"],
@@ -247,7 +247,7 @@ pub const CASES: &[Case] = &[
 /// What a run says in which there was no frame when it was needed, or which did without.
 const SAID: &str = "give it more|add memory|too few frames|request [0-9]+ for frames was";
 
-/// A run in which one CPU stands still for four seconds.
+/// Makes a run in which one CPU stands still for four seconds.
 const fn pausing(name: &'static str, arguments: &'static [&'static str]) -> Case {
     passes(
         name,

@@ -481,7 +481,7 @@ const MODELS: [&str; 20] = [
     "base,+hypervisor,+lm,+nx,+pae,+msr,+apic,+fxsr,+sse,+sse2,+cx8,+cmov,+pse,+pge,+pat,+syscall,+fpu,+tsc",
 ];
 
-/// Each machine type with each CPU.
+/// Returns each machine type with each CPU.
 fn pairs() -> impl Iterator<Item = Case> {
     MACHINES.into_iter().flat_map(|machine| {
         MODELS.into_iter().map(move |model| {

@@ -4,7 +4,7 @@
 use std::io;
 
 use anyhow::Result;
-use muster_runner::session::{Keyboard, Typist};
+use muster_runner::session::{KernelInput, Typist};
 use regex_lite::Regex;
 
 use crate::emulators::camera::Camera;
@@ -17,7 +17,7 @@ pub struct Script<'a> {
     /// What is still to be typed, the next first.
     cues: std::vec::IntoIter<(Regex, &'static str)>,
     next: Option<(Regex, &'static str)>,
-    keyboard: Option<Keyboard>,
+    keyboard: Option<KernelInput>,
     camera: Option<&'a Camera>,
 }
 
@@ -39,14 +39,14 @@ impl<'a> Script<'a> {
         })
     }
 
-    /// What the log did not say, so that the rest was not typed.
+    /// Returns the text that the log did not contain, so that the rest was not typed.
     pub fn missing(&self) -> Option<&str> {
         self.next.as_ref().map(|(says, _)| says.as_str())
     }
 }
 
 impl Typist for Script<'_> {
-    fn take_keyboard(&mut self, keyboard: Keyboard) -> Result<()> {
+    fn take_keyboard(&mut self, keyboard: KernelInput) -> Result<()> {
         self.keyboard = Some(keyboard);
         Ok(())
     }

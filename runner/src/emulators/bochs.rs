@@ -69,17 +69,17 @@ pub struct Bochs {
     display: &'static str,
     /// What starts it in its debugger, if it was built with one.
     debugger: Option<&'static [&'static str]>,
-    firmware: Firmware,
+    firmware: BiosImages,
 }
 
 /// Its BIOS and its VGA BIOS.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Firmware {
+struct BiosImages {
     bios: PathBuf,
     vga_bios: PathBuf,
 }
 
-impl Firmware {
+impl BiosImages {
     /// Finds it in the folder of `BXSHARE`, as Bochs does, or where packages put it.
     fn find() -> Result<Self, NotInstalled> {
         let own = env::var_os("BXSHARE").map(PathBuf::from);
@@ -153,7 +153,7 @@ impl Bochs {
                 (true, false) => Some(&["-rc"]),
                 (false, _) => None,
             },
-            firmware: Firmware::find()?,
+            firmware: BiosImages::find()?,
         })
     }
 
@@ -200,7 +200,7 @@ impl Bochs {
     fn configuration(&self, run: &Run, image: &Path, port: u16, log: &Path) -> String {
         let Self {
             display,
-            firmware: Firmware { bios, vga_bios },
+            firmware: BiosImages { bios, vga_bios },
             ..
         } = self;
         let [bios, vga_bios, image, log] = [bios, vga_bios, image, log].map(|path| path.display());
@@ -304,7 +304,7 @@ mod tests {
             version: version.into(),
             display: "term",
             debugger: None,
-            firmware: Firmware {
+            firmware: BiosImages {
                 bios: "/s/BIOS".into(),
                 vga_bios: "/s/VGA".into(),
             },

@@ -22,13 +22,13 @@ pub struct Camera {
 }
 
 impl Camera {
-    /// A camera that puts its picture into `folder`.
+    /// Creates a camera that puts its picture into `folder`.
     ///
     /// # Errors
     /// If there is no place for its socket.
     pub fn new(folder: &Path) -> Result<Self> {
         let picture = folder.join("screen.ppm");
-        // One of an earlier run shall not pass for this one's.
+        // A picture of an earlier run must not pass for this one's.
         let _ = fs::remove_file(&picture);
         Ok(Self {
             socket: Socket::new()?,
@@ -36,7 +36,7 @@ impl Camera {
         })
     }
 
-    /// What QEMU has to be told.
+    /// Returns the arguments for QEMU.
     pub fn arguments(&self) -> [String; 2] {
         self.socket.arguments()
     }
@@ -51,7 +51,7 @@ impl Camera {
         Ok(())
     }
 
-    /// The text on the picture that was taken.
+    /// Returns the text on the picture that was taken.
     ///
     /// # Errors
     /// If there is none.
@@ -62,7 +62,7 @@ impl Camera {
     }
 }
 
-/// The text on a picture in PPM (Netpbm's, 24 bits a pixel): each place that looks exactly like a
+/// Returns the text on a picture in PPM (Netpbm's, 24 bits a pixel): each place that looks exactly like a
 /// character of the kernel's font in one of its colours. Others are U+FFFD.
 fn text(picture: &[u8]) -> Result<String> {
     let header: Vec<&[u8]> = picture
@@ -98,7 +98,7 @@ fn text(picture: &[u8]) -> Result<String> {
     Ok(text)
 }
 
-/// What each character looks like.
+/// Returns the glyphs.
 fn glyphs() -> Result<HashMap<Vec<u32>, char>> {
     let format = format().context("no pixels of 24 bits")?;
     let mut glyphs = HashMap::new();
@@ -112,7 +112,7 @@ fn glyphs() -> Result<HashMap<Vec<u32>, char>> {
     Ok(glyphs)
 }
 
-/// How a picture has its pixels.
+/// Returns how a picture has its pixels.
 fn format() -> Option<Format> {
     Format::new(24, [16, 8, 0].map(|shift| Channel { bits: 8, shift }))
 }
@@ -121,7 +121,7 @@ fn format() -> Option<Format> {
 mod tests {
     use super::*;
 
-    /// A picture with text on it, as the kernel draws it.
+    /// Draws a picture with text on it, as the kernel draws it.
     fn picture(lines: &[&str], columns: usize, noise: bool) -> Vec<u8> {
         let format = format().unwrap();
         // Some pixels on the right are of no character.

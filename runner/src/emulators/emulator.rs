@@ -118,7 +118,7 @@ impl Emulator {
 pub struct Known<T>(Mutex<BTreeMap<PathBuf, T>>);
 
 impl<T: Clone> Known<T> {
-    /// Nothing is known yet.
+    /// Creates one without any knowledge.
     pub const fn new() -> Self {
         Self(Mutex::new(BTreeMap::new()))
     }

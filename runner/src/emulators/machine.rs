@@ -19,7 +19,7 @@ pub enum Machine {
 }
 
 impl Machine {
-    /// The machine of a name on the command line.
+    /// Returns the machine of a name on the command line.
     pub fn named(name: &str) -> Option<Self> {
         Some(match name {
             "pc" => Self::Pc,
@@ -58,7 +58,7 @@ pub enum Acceleration {
 }
 
 impl Acceleration {
-    /// The acceleration of a name on the command line.
+    /// Returns the acceleration of a name on the command line.
     pub fn named(name: &str) -> Option<Self> {
         Some(match name {
             "auto" => Self::Auto,
@@ -88,7 +88,7 @@ impl Acceleration {
     }
 }
 
-/// Whether KVM would really accelerate. In some virtual machines /dev/kvm
+/// Returns whether KVM would really accelerate. In some virtual machines /dev/kvm
 /// opens although the CPU has no virtualisation left to give: there QEMU would
 /// fail, or KVM be emulated in turn.
 fn host_has_kvm() -> bool {
@@ -140,8 +140,8 @@ pub enum Medium {
     },
 }
 
-/// QEMU's command for a run. The serial line is QEMU's standard output; the
-/// CPUs' own logs are written to `debug_console`.
+/// Makes QEMU's command for a run. The serial line is QEMU's standard output; the CPUs' own logs
+/// are written to `debug_console`.
 pub fn command(run: &Run, medium: &Medium, debug_console: &Path) -> Command {
     let mut qemu = Command::new(&run.qemu);
     // No default devices: firmware would look for something to boot on them.
@@ -220,7 +220,7 @@ fn start_without_disc(qemu: &mut Command, kernel: &Path, initrd: &Path, words: &
     qemu.arg("-append").arg(words);
 }
 
-/// An option value that ends in a path. QEMU takes a comma in it as the next
+/// Returns an option value that ends in a path. QEMU takes a comma in it as the next
 /// option unless it is doubled.
 pub fn prefixed(prefix: &str, path: &Path) -> OsString {
     let mut value = OsString::from(prefix);

@@ -36,7 +36,7 @@ pub struct Postmortem {
 }
 
 impl Postmortem {
-    /// One that leaves its picture in `folder`.
+    /// Creates one that leaves its picture in `folder`.
     ///
     /// # Errors
     /// If there is no place for a socket.

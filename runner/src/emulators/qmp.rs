@@ -16,7 +16,7 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// A socket that nobody listens at yet.
+    /// Creates a socket that has no listener yet.
     ///
     /// # Errors
     /// If there is no place for it.

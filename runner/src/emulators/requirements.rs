@@ -242,7 +242,7 @@ mod tests {
     use super::*;
     use crate::arguments::parse;
 
-    /// What is said to a run of these CPUs on an emulator of this version.
+    /// Returns the error of a run of these CPUs on an emulator of this version.
     fn cpus(words: &[&str], version: &str) -> String {
         let run = parse(words).unwrap();
         let emulator = Emulator::read(&format!("QEMU emulator version {version}")).unwrap();

@@ -148,7 +148,7 @@ fn read(number: &str) -> Option<u128> {
 mod tests {
     use super::*;
 
-    /// CPUs, all of them, and the last id.
+    /// Returns the number of CPUs, all of them, and the last id.
     fn qemu(smp: &str) -> Result<(u128, u128, u128), TopologyError> {
         let topology = Topology::parse(smp, Kind::Qemu)?;
         Ok((topology.cpus, topology.max_cpus, topology.last_id))

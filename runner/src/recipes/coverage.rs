@@ -111,14 +111,14 @@ fn use_llvm(tests: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// What a program says, if it is there and succeeds.
+/// Returns a program's output, if it is there and succeeds.
 fn said(command: &mut Command) -> Option<String> {
     let output = command.stderr(Stdio::null()).output().ok()?;
     let is_good = output.status.success();
     is_good.then(|| String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Whether LLVM's tool of this version (`LLVM version 19.1.7`) reads what rustc writes.
+/// Returns whether LLVM's tool of this version (`LLVM version 19.1.7`) reads what rustc writes.
 fn reads(version: String) -> bool {
     let number = version.split("LLVM version ").nth(1);
     let major = number.and_then(|number| number.split('.').next()?.parse().ok());
@@ -133,7 +133,7 @@ fn has_rustup_tools() -> bool {
     })
 }
 
-/// How often each line was run, by file, from a report in lcov's format.
+/// Returns how often each line was run, by file, from a report in lcov's format.
 fn counts(report: &str) -> Option<BTreeMap<PathBuf, BTreeMap<usize, u64>>> {
     let mut files: BTreeMap<PathBuf, BTreeMap<usize, u64>> = BTreeMap::new();
     let mut file = None;
@@ -182,7 +182,7 @@ fn in_library(counts: &BTreeMap<PathBuf, BTreeMap<usize, u64>>, sources: &Path) 
     Ok(found)
 }
 
-/// The lines that were not run; those between which none was are told by the
+/// Returns the lines that were not run; those between which none was are told by the
 /// first and the last.
 fn missed(counts: &[(&usize, &u64)]) -> String {
     let pieces = counts

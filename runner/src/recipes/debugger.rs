@@ -52,7 +52,7 @@ impl fmt::Display for NoGdb {
 
 impl std::error::Error for NoGdb {}
 
-/// What has GDB know the kernel's symbols and the commands for it, in this order.
+/// Returns GDB's arguments for the kernel's symbols and the commands for it, in this order.
 fn preparation(kernel: &Path) -> [String; 3] {
     let commands = workspace::root().join("runner/gdb/muster.py");
     [
@@ -62,9 +62,8 @@ fn preparation(kernel: &Path) -> [String; 3] {
     ]
 }
 
-/// Boots with QEMU waiting for GDB, and starts GDB if there is one; the log
-/// goes to its file meanwhile. Without GDB the log is shown, and how to attach
-/// one.
+/// Boots with QEMU waiting for GDB, and starts GDB if there is one; the log goes to its file in the
+/// meantime. Without GDB the log is shown, and how to attach one.
 ///
 /// # Errors
 /// If there is nothing to boot, or QEMU or GDB does not start.
@@ -131,7 +130,7 @@ pub fn wait(run: &Run, interrupt: &Interrupt) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// QEMU, stopped before its first instruction.
+/// Makes QEMU's command, stopped before its first instruction.
 fn stopped(run: &Run, images: &Images, log: &mut BootLog, folder: &Path) -> Result<Command> {
     ensure!(
         run.emulator == Kind::Qemu,
@@ -144,7 +143,7 @@ fn stopped(run: &Run, images: &Images, log: &mut BootLog, folder: &Path) -> Resu
     Ok(qemu)
 }
 
-/// GDB's arguments to get to the kernel's entry.
+/// Returns GDB's arguments to get to the kernel's entry.
 fn attachment(kernel: &Path) -> Vec<String> {
     let mut arguments = vec!["-q".into()];
     arguments.extend(preparation(kernel));
@@ -186,7 +185,7 @@ pub fn alongside<T>(
     })
 }
 
-/// Has GDB carry the commands out, each after the words of it, whatever came of the one before.
+/// Has GDB run the commands, each after its own text, whether or not the one before failed.
 fn ask(commands: &[&str], kernel: &Path, socket: &Path, words: &Path) -> Result<()> {
     let deadline = Instant::now() + TIMEOUT;
     while !socket.exists() {

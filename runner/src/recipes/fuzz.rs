@@ -48,8 +48,8 @@ const COVERAGE: [&str; 5] = [
     "-Cllvm-args=-sanitizer-coverage-trace-compares",
 ];
 
-/// An input that takes longer than so many seconds is a finding. Far more than any takes on a busy
-/// machine.
+/// An input that takes longer than this, in seconds, is a finding. Far more than any takes on a
+/// busy machine.
 const TIMEOUT: u32 = 300;
 
 /// What is asked for: `[TARGET…] [seconds=N] [seed=N]`.
@@ -98,7 +98,7 @@ impl Fuzz {
         Ok(fuzz)
     }
 
-    /// What libFuzzer is told of it.
+    /// Returns libFuzzer's arguments for it.
     fn arguments(&self, target: &Target) -> Vec<String> {
         let seed = self.seed.or(self.seconds.is_none().then_some(1));
         let seed = seed.map(|seed| format!("-seed={seed}"));
@@ -214,7 +214,7 @@ pub fn command(words: &[String]) -> Result<ExitCode> {
         )?;
         if !status.success() {
             is_clean = false;
-            tell(&figures, status, &program, &log)?;
+            report(&figures, status, &program, &log)?;
         }
     }
     Ok(match is_clean {
@@ -292,8 +292,8 @@ fn run(
     status.with_context(|| format!("cannot start {}", shown(program)))
 }
 
-/// A program that has the same addresses each time, where the system allows that: they are among the
-/// numbers that libFuzzer sees compared and learns from.
+/// Makes the command of a program that has the same addresses each time, where the system allows
+/// that: they are among the numbers that libFuzzer sees compared and learns from.
 fn at_fixed_addresses(program: &OsStr) -> Command {
     let setarch = |program: &OsStr| {
         let mut setarch = Command::new("setarch");
@@ -307,8 +307,8 @@ fn at_fixed_addresses(program: &OsStr) -> Command {
     }
 }
 
-/// Says what was found, and how to see it again.
-fn tell(figures: &Figures, status: ExitStatus, program: &Path, log: &Path) -> io::Result<()> {
+/// Prints the finding, and how to reproduce it.
+fn report(figures: &Figures, status: ExitStatus, program: &Path, log: &Path) -> io::Result<()> {
     if let Some(finding) = &figures.finding {
         writeln!(io::stdout(), "  {finding}")?;
     }

@@ -16,7 +16,7 @@ const SEED: &str = "PROPTEST_RNG_SEED";
 ///
 /// # Errors
 /// If that is no seed, or nobody reads it.
-pub fn tell_seed(recipe: &str) -> Result<()> {
+pub fn print_seed(recipe: &str) -> Result<()> {
     let Some(seed) = env::var_os(SEED) else {
         return Ok(());
     };
@@ -38,7 +38,7 @@ pub fn tell_seed(recipe: &str) -> Result<()> {
 /// # Errors
 /// If the seed is none, or Cargo does not start.
 pub fn command(times: u32) -> Result<ExitCode> {
-    tell_seed("oracles")?;
+    print_seed("oracles")?;
     let mut cargo = toolchain::host_cargo();
     cargo.args(["test", "--package", "muster-memory", "--test", "memory"]);
     cargo.args([

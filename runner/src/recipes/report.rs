@@ -78,7 +78,7 @@ impl Report {
     }
 }
 
-/// The numbers of CPUs to measure on: powers of two, and all. None for a machine of which QEMU alone knows
+/// Returns the numbers of CPUs to measure on: powers of two, and all. None for a machine of which QEMU alone knows
 /// how many it has.
 fn on(smp: &str) -> Option<String> {
     let all: u32 = smp.split(',').next()?.parse().ok()?;
@@ -122,14 +122,15 @@ pub fn command(words: &[String], interrupt: &Interrupt) -> Result<ExitCode> {
     Ok(run::code(worst))
 }
 
-/// The files of events that the words are, if they are.
+/// Returns the files of events that the words are, if they are.
 fn files(words: &[String]) -> Option<Vec<PathBuf>> {
     let are_files = !words.is_empty() && words.iter().all(|word| word.ends_with(".jsonl"));
     let here = |word| std::path::absolute(word).ok();
     are_files.then(|| words.iter().filter_map(here).collect())
 }
 
-/// Has the page drawn by the program in `view/`, which is built first if need be, and says where it is.
+/// Has the page drawn by the program in `view/`, which is built first if need be, and prints where it
+/// is.
 fn write(files: &[PathBuf]) -> Result<()> {
     let page = workspace::target().join("report.html");
     let status = toolchain::viewer("muster-report")?

@@ -27,7 +27,7 @@ use crate::workspace::{self, shown};
 /// The exit status after Ctrl-C, as shells have it (128 + SIGINT).
 const INTERRUPTED: u8 = 130;
 
-/// Builds, boots and watches. Success only if the kernel passed.
+/// Builds, boots and watches. Succeeds only if the kernel passed.
 ///
 /// # Errors
 /// If there is nothing to boot, or the emulator does not start.
@@ -35,7 +35,7 @@ pub fn command(run: &Run, interrupt: &Interrupt) -> Result<ExitCode> {
     watch(run, &workspace::boot_log(), interrupt).map(code)
 }
 
-/// The exit status of a run that ended so.
+/// Returns the exit status of a run that ended so.
 pub fn code(verdict: Verdict) -> ExitCode {
     match verdict {
         Verdict::Passed => ExitCode::SUCCESS,
@@ -44,7 +44,7 @@ pub fn code(verdict: Verdict) -> ExitCode {
     }
 }
 
-/// Builds, boots and watches, with the log in `folder`, and says how it ended.
+/// Builds, boots and watches, with the log in `folder`, and prints how it ended.
 ///
 /// # Errors
 /// If there is nothing to boot, or the emulator does not start.
@@ -61,8 +61,16 @@ pub fn watch(run: &Run, folder: &Path, interrupt: &Interrupt) -> Result<Verdict>
         .as_mut()
         .map(|terminal| terminal as &mut dyn Typist);
     let show = &mut |text: &str| screen.line(text);
-    let tell: &mut Tell<'_> = &mut |event| screen.event(event);
-    let (outcome, cpus) = boot(run, &images, folder, interrupt, show, typist, Some(tell))?;
+    let on_event: &mut OnEvent<'_> = &mut |event| screen.event(event);
+    let (outcome, cpus) = boot(
+        run,
+        &images,
+        folder,
+        interrupt,
+        show,
+        typist,
+        Some(on_event),
+    )?;
     drop(terminal);
 
     let (verdict, reason) = outcome.verdict();
@@ -116,12 +124,12 @@ fn summary(emulator: &Emulator, outcome: &Outcome, folder: &Path, cpus: &[u32]) 
     )
 }
 
-/// Who is told the kernel's events, line by line.
-pub type Tell<'a> = dyn FnMut(&str) -> io::Result<()> + Send + 'a;
+/// The callback for the kernel's events, line by line.
+pub type OnEvent<'a> = dyn FnMut(&str) -> io::Result<()> + Send + 'a;
 
-/// Boots the images as the run asks, with the log in `folder`, and the `typist`, if
-/// there is one, at its serial line. The events, if the run asks for them, go to their
-/// file, and to whom they are to be told. Gives how it ended, and the CPUs that left a log.
+/// Boots the images as the run asks, with the log in `folder`, and the `typist`, if there is one,
+/// at its serial line. The events, if the run asks for them, go to their file, and to `on_event`.
+/// Returns the outcome, and the CPUs that left a log.
 ///
 /// # Errors
 /// If Limine or UEFI firmware is asked for and missing, or the emulator does not start.
@@ -132,7 +140,7 @@ pub fn boot(
     interrupt: &Interrupt,
     show: &mut dyn FnMut(&str) -> io::Result<()>,
     typist: Option<&mut dyn Typist>,
-    tell: Option<&mut Tell<'_>>,
+    on_event: Option<&mut OnEvent<'_>>,
 ) -> Result<(Outcome, Vec<u32>)> {
     let emulator = Emulator::of(run)?;
     let mut log = BootLog::create(folder)?;
@@ -172,20 +180,20 @@ pub fn boot(
             typist,
         )
     };
-    let outcome = match tell {
-        Some(tell) if run.events != Events::Nowhere => {
+    let outcome = match on_event {
+        Some(on_event) if run.events != Events::Nowhere => {
             let file = boot_log::events(folder);
             let is_over = AtomicBool::new(false);
             thread::scope(|scope| {
-                let follower = scope.spawn(|| events::follow(&file, &is_over, tell));
-                // Who can't tell the events any more need not go on.
+                let follower = scope.spawn(|| events::follow(&file, &is_over, on_event));
+                // Without a reader of the events the run need not go on.
                 let outcome = watch(&mut |text| match follower.is_finished() {
                     true => Err(io::ErrorKind::BrokenPipe.into()),
                     false => show(text),
                 });
                 is_over.store(true, Ordering::Release);
                 match follower.join() {
-                    Ok(followed) => followed.context("cannot tell the events")?,
+                    Ok(followed) => followed.context("cannot show the events")?,
                     Err(_) => bail!("the events could not be followed"),
                 }
                 outcome
@@ -197,7 +205,7 @@ pub fn boot(
     Ok((outcome, cpus))
 }
 
-/// What the machine boots from; a disc is written into `folder`.
+/// Returns the medium that the machine boots from; a disc is written into `folder`.
 ///
 /// # Errors
 /// If Limine or UEFI firmware is asked for and missing.

@@ -61,7 +61,7 @@ impl Soak {
         Ok(soak)
     }
 
-    /// The arguments of the run.
+    /// Returns the arguments of the run.
     fn run(&self) -> Vec<String> {
         let words = [
             "stress=soak".to_owned(),
@@ -71,7 +71,7 @@ impl Soak {
         self.rest.iter().cloned().chain(words).collect()
     }
 
-    /// What a person types to have it again.
+    /// Returns the command that repeats it.
     fn again(&self) -> String {
         let Self {
             minutes,
@@ -86,7 +86,7 @@ impl Soak {
     }
 }
 
-/// Soaks. Success only if the kernel passed.
+/// Soaks. Succeeds only if the kernel passed.
 ///
 /// # Errors
 /// If the arguments make no sense, or as for a run.

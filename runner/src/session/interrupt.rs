@@ -25,13 +25,13 @@ impl Interrupt {
         Ok(interrupt)
     }
 
-    /// Has it come, for a person who asks for it in another way.
+    /// Raises it, for a person who asks for it in another way.
     pub fn raise(&self) {
         // Relaxed, as nothing else is read by it.
         self.0.store(true, Ordering::Relaxed);
     }
 
-    /// Whether it has come.
+    /// Returns whether it has come.
     pub fn came(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }

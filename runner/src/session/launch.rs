@@ -47,11 +47,11 @@ pub struct Launch {
     pub(super) is_complaint: fn(&str) -> bool,
     pub(super) status: FindStatus,
     /// Looks at the machine if it is ended before the kernel has said anything, and says what it sees.
-    pub(super) postmortem: Option<Postmortem>,
+    pub(super) postmortem: Option<OnEnd>,
 }
 
 /// Says in some lines where a machine stands.
-pub(super) type Postmortem = Box<dyn FnOnce(&Symbols) -> Vec<String>>;
+pub(super) type OnEnd = Box<dyn FnOnce(&Symbols) -> Vec<String>>;
 
 /// Finds the kernel's exit status by the emulator's own and its complaints.
 pub(super) type FindStatus = Box<dyn Fn(ExitStatus, &[String]) -> ExitStatus>;
@@ -65,8 +65,8 @@ pub(super) enum Serial {
 }
 
 impl Launch {
-    /// QEMU, with the serial line at its standard input and output, and ended by the kernel with the
-    /// kernel's own status.
+    /// Launches QEMU, with the serial line at its standard input and output, and ended by the kernel
+    /// with the kernel's own status.
     pub fn qemu(command: Command) -> Self {
         Self {
             name: "qemu",
@@ -78,7 +78,8 @@ impl Launch {
         }
     }
 
-    /// Has `look` say where the machine stands, if it is ended before the kernel has said anything.
+    /// Has `look` report the machine's state, if it is ended before the kernel has written
+    /// anything.
     pub fn with_postmortem(self, look: impl FnOnce(&Symbols) -> Vec<String> + 'static) -> Self {
         Self {
             postmortem: Some(Box::new(look)),
@@ -86,7 +87,7 @@ impl Launch {
         }
     }
 
-    /// An emulator whose serial line is the first connection to a socket, which complains among other
+    /// Returns an emulator whose serial line is the first connection to a socket, which complains among other
     /// lines, and which leaves it to `status` to find the kernel's.
     pub fn apart(
         name: &'static str,

@@ -9,5 +9,5 @@ mod watch;
 pub use interrupt::Interrupt;
 pub use launch::{Guest, Launch};
 pub use outcome::{Outcome, PASSED, Verdict};
-pub use typist::{Keyboard, Typist};
+pub use typist::{KernelInput, Typist};
 pub use watch::{Rules, run};

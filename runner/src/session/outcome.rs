@@ -77,7 +77,7 @@ pub(super) struct Record {
 }
 
 impl Record {
-    /// Whether no CPU has said anything.
+    /// Returns whether no CPU has said anything.
     pub(super) fn is_silent(&self) -> bool {
         self.last_of_cpu.is_empty()
     }
@@ -122,7 +122,7 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// What a run was whose serial line said this and which ended with this status.
+    /// Makes the outcome of a run with this output on the serial line and this status.
     pub fn of(serial: &[u8], status: ExitStatus, symbols: &Symbols) -> Self {
         let mut record = Record::default();
         for raw in serial.split_inclusive(|&byte| byte == b'\n') {
@@ -135,7 +135,7 @@ impl Outcome {
         }
     }
 
-    /// What became of the kernel, and why, in words.
+    /// Returns the verdict on the kernel, and why, in words.
     pub fn verdict(&self) -> (Verdict, String) {
         let said = self.record.verdict.as_deref();
         let why = || said.map(|said| said.strip_prefix("failed: ").unwrap_or(said).to_owned());
@@ -193,7 +193,7 @@ impl Outcome {
         }
     }
 
-    /// The roll call's answer, and when it came after the emulator's start.
+    /// Returns the roll call's answer, and when it came after the emulator's start.
     pub fn roll(&self) -> Option<(&str, Duration)> {
         self.record
             .roll
@@ -201,12 +201,12 @@ impl Outcome {
             .map(|(text, time)| (text.as_str(), *time))
     }
 
-    /// The last line of each CPU.
+    /// Returns the last line of each CPU.
     pub fn last_lines(&self) -> impl Iterator<Item = &str> {
         self.record.last_of_cpu.values().map(String::as_str)
     }
 
-    /// The last lines of the log.
+    /// Returns the last lines of the log.
     pub fn tail(&self) -> impl Iterator<Item = &str> {
         self.record.tail.iter().map(String::as_str)
     }

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use anyhow::Result;
 
 /// The way to the serial line: what is written to it is typed.
-pub type Keyboard = Box<dyn Write + Send>;
+pub type KernelInput = Box<dyn Write + Send>;
 
 /// Somebody at the serial line, who reads and types.
 pub trait Typist {
@@ -13,7 +13,7 @@ pub trait Typist {
     ///
     /// # Errors
     /// If there is no keeping it.
-    fn take_keyboard(&mut self, keyboard: Keyboard) -> Result<()>;
+    fn take_keyboard(&mut self, keyboard: KernelInput) -> Result<()>;
 
     /// Sees more of a line, without its end, as it comes.
     ///

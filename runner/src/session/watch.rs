@@ -205,7 +205,7 @@ pub fn run(
     })
 }
 
-/// Whether a line says that the stress begins.
+/// Returns whether a line says that the stress begins.
 fn begins_stress(text: &str) -> bool {
     LogLine::parse(text)
         .is_some_and(|line| line.target == "stress" && line.message.contains(" workloads on "))

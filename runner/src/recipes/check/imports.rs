@@ -221,7 +221,7 @@ fn is_separator(tokens: &[TokenTree], at: usize) -> bool {
 mod tests {
     use super::*;
 
-    /// The paths of a source in the module `mm::heap`, each with its line.
+    /// Returns the paths of a source in the module `mm::heap`, each with its line.
     fn paths(source: &str) -> Vec<(usize, String)> {
         let imports = of(source, &["mm".into(), "heap".into()]).unwrap();
         let shown = imports.into_iter();

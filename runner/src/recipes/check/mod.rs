@@ -1,5 +1,5 @@
-//! `check`: what tools can tell without running anything: clippy and rustdoc
-//! with warnings denied, spelling, what Muster depends on, what its rooms import of each other, and its words.
+//! `check`: what tools find without running anything: clippy and rustdoc with warnings denied, spelling, what
+//! Muster depends on, what its rooms import of each other, and its words.
 
 mod imports;
 mod rooms;
@@ -77,7 +77,7 @@ pub fn command() -> Result<ExitCode> {
     })
 }
 
-/// The images for the bare target, and the host's crates with their tests.
+/// Returns the images for the bare target, and the host's crates with their tests.
 fn clippy() -> Result<Vec<Command>> {
     let mut images = Toolchain::choose()?.bare_metal("clippy");
     images.args(IMAGES.map(|package| ["--package", package]).concat());
@@ -99,7 +99,7 @@ fn clippy() -> Result<Vec<Command>> {
     Ok(steps)
 }
 
-/// The documentation of the images and the host's crates, private items included.
+/// Returns the documentation of the images and the host's crates, private items included.
 fn documentation() -> Result<Vec<Command>> {
     let mut images = Toolchain::choose()?.bare_metal("doc");
     images.args(IMAGES.map(|package| ["--package", package]).concat());
@@ -130,7 +130,7 @@ fn unused_dependencies(folder: &str) -> Command {
     shear
 }
 
-/// `cargo deny` for the workspace in this folder.
+/// Makes `cargo deny` for the workspace in this folder.
 fn deny(folder: &str) -> Command {
     let mut deny = toolchain::host_cargo();
     deny.args(["deny", "--workspace", "--manifest-path"]);
@@ -139,7 +139,7 @@ fn deny(folder: &str) -> Command {
     deny
 }
 
-/// Whether nobody has warned of a dependency, as far as that can be known here.
+/// Returns whether nobody has warned of a dependency, as far as that can be known here.
 fn is_free_of_advisories() -> Result<bool> {
     let fetched = deny(WORKSPACES[0]).args(["fetch", "db"]).output()?;
     if !fetched.status.success() {

@@ -77,7 +77,7 @@ impl Source {
         }
     }
 
-    /// The room it lies in; `None`: on top of all.
+    /// Returns the room it lies in; `None`: on top of all.
     fn room(&self) -> Option<&str> {
         self.module.first().map(String::as_str)
     }
@@ -326,7 +326,7 @@ impl Exceptions {
     }
 }
 
-/// The names of the circles that a room's `mod.rs` lists, each with a reason.
+/// Returns the names of the circles that a room's `mod.rs` lists, each with a reason.
 fn circles_in(text: &str) -> Vec<Vec<String>> {
     let lines = text
         .lines()
@@ -340,7 +340,7 @@ fn circles_in(text: &str) -> Vec<Vec<String>> {
         .collect()
 }
 
-/// The dependencies of each crate of the workspace on others of it, those for tests alone left out.
+/// Returns the dependencies of each crate of the workspace on others of it, those for tests alone left out.
 fn dependencies() -> Result<Vec<(String, Vec<String>)>> {
     let mut metadata = toolchain::host_cargo();
     metadata.args(["metadata", "--no-deps", "--format-version", "1"]);

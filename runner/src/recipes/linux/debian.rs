@@ -202,7 +202,7 @@ impl Linux {
     }
 }
 
-/// The version in the name of an image that Debian 12 builds for PCs, behind
+/// Returns the version in the name of an image that Debian 12 builds for PCs, behind
 /// the number that grows with it. Kernels for clouds and with real-time
 /// preemption are others: `vmlinuz-6.1.0-56-rt-amd64`.
 fn version(name: &str) -> Option<(u32, String)> {
@@ -234,7 +234,7 @@ fn finish(mut command: Command) -> Result<()> {
     Ok(())
 }
 
-/// An initial file system of programs, in the format of
+/// Returns an initial file system of programs, in the format of
 /// Documentation/driver-api/early-userspace/buffer-format.rst.
 fn archive(files: &[(&str, Vec<u8>)]) -> io::Result<Vec<u8>> {
     let entries = files.iter().map(|(name, content)| {

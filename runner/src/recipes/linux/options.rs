@@ -8,13 +8,13 @@ use crate::emulators::machine::{Acceleration, Machine};
 use crate::figures::Measure;
 
 /// The most CPUs that the module has room for.
-const MOST_CPUS: u32 = 64;
+const MAX_CPUS: u32 = 64;
 
 /// The workloads of the module, by their names in our own benchmark, and the
 /// rounds that it takes.
 const BENCHES: &str = "churn,mixed,larson,xfree,frame-pair,frame-bulk";
 const WORKLOADS: u32 = 6;
-const MOST_ROUNDS: u32 = 99;
+const MAX_ROUNDS: u32 = 99;
 
 /// Linux's command line in any case: its log on the serial line without
 /// timestamps, which would tear the figures' lines, and an end, not a hang, if
@@ -38,7 +38,7 @@ pub enum Setting {
 }
 
 impl Setting {
-    /// Its name, and its words on Linux's command line.
+    /// Returns its name, and its words on Linux's command line.
     pub fn words(self) -> (&'static str, &'static str) {
         match self {
             Self::Bare => ("bare", "mitigations=off init_on_alloc=0 init_on_free=0"),
@@ -63,8 +63,8 @@ pub struct Options {
 }
 
 impl Options {
-    /// `[instructions] [CPUS] [key=value…]`; keys that are not the benchmark's
-    /// are the machine's.
+    /// Parses `[instructions] [CPUS] [key=value…]`; options that are not the benchmark's are the
+    /// machine's.
     pub fn parse(words: &[String]) -> Result<Self, ArgumentError> {
         let (measure, words) = match words.split_first() {
             Some((first, rest)) if first == "instructions" => (Measure::Instructions, rest),
@@ -93,7 +93,7 @@ impl Options {
                 ("linux", "bare") => options.setting = Setting::Bare,
                 ("linux", "default") => options.setting = Setting::Default,
                 ("linux", _) => return Err(bad("bare|default")),
-                ("rounds", _) => options.rounds = number(MOST_ROUNDS)?,
+                ("rounds", _) => options.rounds = number(MAX_ROUNDS)?,
                 ("time", _) => options.time = number(60_000)?,
                 ("boots", _) => options.boots = number(99)?,
                 ("format", "table") => options.is_json = false,
@@ -139,17 +139,17 @@ impl Options {
         Ok(options)
     }
 
-    /// The numbers of CPUs to measure with: powers of two.
+    /// Returns the numbers of CPUs to measure with: powers of two.
     fn cpus(&self) -> Vec<u32> {
         let count = self.run.smp.split(',').next().unwrap_or_default();
         let count: u32 = count.parse().unwrap_or_default();
         let powers = (0..).map(|power| 1 << power);
         powers
-            .take_while(|&cpus| cpus <= count.min(MOST_CPUS))
+            .take_while(|&cpus| cpus <= count.min(MAX_CPUS))
             .collect()
     }
 
-    /// A longer boot is a hang.
+    /// Returns the timeout of the boot.
     fn time_limit(&self) -> Duration {
         if self.measure == Measure::Instructions {
             return COUNTING_TIMEOUT;
@@ -159,7 +159,7 @@ impl Options {
         TIMEOUT + 4 * workloads * Duration::from_millis(self.time.into())
     }
 
-    /// Linux's command line; what follows `--` is for init.
+    /// Returns Linux's command line; the part after `--` is for init.
     pub fn words(&self) -> String {
         let cpus: Vec<_> = self.cpus().iter().map(u32::to_string).collect();
         let (_, setting) = self.setting.words();
@@ -170,7 +170,7 @@ impl Options {
         format!("{WORDS} {setting} -- cpus={} {what}", cpus.join(","))
     }
 
-    /// The run of our own kernel that does the same.
+    /// Returns the run of our own kernel that does the same.
     pub fn muster(&self) -> Run {
         let cpus: Vec<_> = self.cpus().iter().map(u32::to_string).collect();
         let mut words = vec![

@@ -39,7 +39,7 @@ pub fn of(kernel: &Path) -> Result<String> {
     Ok(text.trim_end().to_owned() + "\n")
 }
 
-/// Where each restartable sequence starts and ends: two distances in each line of the table, each
+/// Returns where each restartable sequence starts and ends: two distances in each line of the table, each
 /// from itself and the line's start (`heap/src/magazines/restart.rs`).
 fn sequences(elf: &object::File<'_>) -> Option<Vec<(u64, u64)>> {
     let section = elf.section_by_name(TABLE)?;
@@ -95,7 +95,7 @@ fn function(kernel: &Path, symbol: &Symbol<'_, '_>, sequences: &[(u64, u64)]) ->
     Ok(text)
 }
 
-/// An instruction with what its addresses stand for: places in the same function by their offset,
+/// Returns an instruction with what its addresses stand for: places in the same function by their offset,
 /// others by their name.
 fn short(instruction: &str, start: u64) -> String {
     let (code, comment) = match instruction.split_once('#') {

@@ -251,7 +251,7 @@ pub fn command(asked: &Listed, interrupt: &Interrupt) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// A file's text.
+/// Reads a file's text.
 fn read(path: &Path) -> Result<String> {
     fs::read_to_string(path).with_context(|| format!("no {}", shown(path)))
 }
@@ -281,7 +281,7 @@ fn write(path: &Path, text: &str, screen: Screen) -> Result<()> {
     Ok(())
 }
 
-/// Why the book is not true any more of a case that has just run, with its logs in `folder`.
+/// Returns why the book is out of date with a case that has just run, with its logs in `folder`.
 ///
 /// # Errors
 /// If a file can't be read.
@@ -310,14 +310,14 @@ pub fn stale(case: &str, folder: &Path) -> Result<Option<String>> {
     Ok(None)
 }
 
-/// The first line of what is shown that is not in the log, up to its figures.
+/// Returns the first line of what is shown that is not in the log, up to its figures.
 fn missing<'a>(shows: &'a str, log: &str) -> Option<&'a str> {
     let said: HashSet<_> = log.lines().map(shape).collect();
     shows.lines().find(|line| !said.contains(&shape(line)))
 }
 
 impl Excerpt {
-    /// This part of the log in a folder.
+    /// Returns this part of the log in a folder.
     fn of(&self, folder: &Path) -> Result<String> {
         let path = folder.join(self.log);
         let log = read(&path)?;
@@ -337,8 +337,8 @@ impl Excerpt {
     }
 }
 
-/// A line as the book shows it: without what was inlined where, without where a compiler keeps its
-/// libraries, and without signs of life, of which a fast machine gives none.
+/// Returns a line as the book shows it: without inlined functions, without a compiler's paths of
+/// libraries, and without progress lines, of which a fast machine has none.
 fn readable(line: &str) -> Option<String> {
     let is_sign_of_life = line.contains(" s, ") && line.ends_with(" free");
     if line.trim_start().starts_with("inlined in ") || is_sign_of_life {
@@ -350,8 +350,8 @@ fn readable(line: &str) -> Option<String> {
     Some(cut.into())
 }
 
-/// What a line says without its figures, which are others each time; and, where a CPU was stopped or
-/// called from, without what it was doing and where, which is the compiler's and chance's.
+/// Returns a line without its figures, which differ each time; and, where a CPU was stopped or
+/// called from, without its activity and address, which depend on the compiler and on chance.
 fn shape(line: &str) -> String {
     let stopped = line.contains(" stopped at 0x").then(|| line.find("CPU "));
     let end = stopped.flatten().or_else(|| line.find(" #"));

@@ -40,7 +40,7 @@ const FONT_SIZE: usize = 14;
 const COLUMNS: f64 = 80.0;
 const MARGIN: usize = 14;
 
-/// What of a log stands in the picture.
+/// Returns the part of a log that stands in the picture.
 ///
 /// # Errors
 /// If a line that tells something is not in the log.
@@ -66,7 +66,7 @@ pub fn lines(log: &str) -> Result<Vec<&str>> {
     Ok(lines)
 }
 
-/// The picture of these lines, as an SVG file.
+/// Returns the picture of these lines, as an SVG file.
 pub fn draw(lines: &[&str]) -> String {
     let width = (COLUMNS * COLUMN) as usize + 2 * MARGIN;
     let height_of = |line: &&str| if *line == GAP { GAP_LINE } else { LINE };
@@ -88,7 +88,7 @@ pub fn draw(lines: &[&str]) -> String {
     svg + "</g>\n</svg>\n"
 }
 
-/// The lines that a picture shows, without its colours.
+/// Returns the lines that a picture shows, without its colours.
 pub fn text(svg: &str) -> String {
     let lines = svg.lines().filter(|line| line.starts_with("<text "));
     let text = lines.map(|line| {

@@ -14,12 +14,12 @@ const COLUMNS: usize = 80;
 /// The rows of a table, by their names: a CPU's index, `common` or `all`.
 type Table = BTreeMap<String, Vec<String>>;
 
-/// What a log says of its last account.
+/// The last account in a log.
 #[derive(Debug, Default)]
-struct Told {
+struct LoggedAccount {
     memory: Table,
     traffic: Table,
-    deeds: Table,
+    activity: Table,
     /// Interrupts of all kinds by CPU, and `all`.
     interrupts: BTreeMap<String, u64>,
     /// All that is live, and what of it is in the boot arena.
@@ -31,20 +31,20 @@ struct Told {
 /// Checks the last account in a log. One without an account is right.
 ///
 /// # Errors
-/// What does not add up, or is said in two ways.
+/// The first figures that do not add up, or differ in two places.
 pub fn check_log(log: &str) -> Result<()> {
-    let Some(told) = Told::read(log)? else {
+    let Some(account) = LoggedAccount::read(log)? else {
         return Ok(());
     };
-    told.check_traffic()?;
-    told.check_memory()?;
-    told.check_deeds()
+    account.check_traffic()?;
+    account.check_memory()?;
+    account.check_activity()
 }
 
-impl Told {
-    /// `None`: there is no account.
+impl LoggedAccount {
+    /// Reads the last account. Returns `None` if there is none.
     fn read(log: &str) -> Result<Option<Self>> {
-        let mut told = None::<Self>;
+        let mut account = None::<Self>;
         let mut table = "";
         for text in log.lines() {
             let Some(line) = LogLine::parse(text) else {
@@ -53,14 +53,14 @@ impl Told {
             let words: Vec<_> = line.message.split_whitespace().collect();
             match (line.target, &words[..]) {
                 ("account", ["cpu", "frames", "cached", "mapped", "stack"]) => {
-                    told = Some(Self::default());
+                    account = Some(Self::default());
                     table = "memory";
                 }
                 ("account", ["cpu", "allocated", "freed"]) => table = "traffic",
-                ("account", ["cpu", "irqs", ..]) => table = "deeds",
+                ("account", ["cpu", "irqs", ..]) => table = "activity",
                 _ => {}
             }
-            let Some(told) = &mut told else {
+            let Some(account) = &mut account else {
                 continue;
             };
             if line.target == "account" {
@@ -69,33 +69,35 @@ impl Told {
             }
             match (line.target, &words[..]) {
                 ("account", ["live:", bytes, "bytes,", boot, ..]) => {
-                    told.live = Some((bytes.parse()?, boot.parse()?));
+                    account.live = Some((bytes.parse()?, boot.parse()?));
                 }
                 ("account", [_, _, bytes, "bytes", what @ ..]) => {
-                    told.owners.insert(what.join(" "), bytes.parse()?);
+                    account.owners.insert(what.join(" "), bytes.parse()?);
                 }
                 ("account", [row, cells @ ..])
                     if row.parse::<u32>().is_ok() || ["common", "all"].contains(row) =>
                 {
                     let cells = cells.iter().map(|&cell| cell.to_owned()).collect();
                     let rows = match table {
-                        "memory" => &mut told.memory,
-                        "traffic" => &mut told.traffic,
-                        _ => &mut told.deeds,
+                        "memory" => &mut account.memory,
+                        "traffic" => &mut account.traffic,
+                        _ => &mut account.activity,
                     };
                     rows.insert((*row).to_owned(), cells);
                 }
                 ("irq", ["interrupts", "taken", "by", "CPU", cpu, kinds @ ..]) => {
                     let cpu = cpu.trim_end_matches(':');
-                    told.interrupts.insert(cpu.into(), sum_of_kinds(kinds)?);
+                    account.interrupts.insert(cpu.into(), sum_of_kinds(kinds)?);
                 }
                 ("irq", ["taken:", kinds @ ..]) => {
-                    told.interrupts.insert("all".into(), sum_of_kinds(kinds)?);
+                    account
+                        .interrupts
+                        .insert("all".into(), sum_of_kinds(kinds)?);
                 }
                 _ => {}
             }
         }
-        Ok(told)
+        Ok(account)
     }
 
     fn owned(&self, what: &str) -> Result<i128> {
@@ -134,9 +136,12 @@ impl Told {
             );
         }
         for (cells, column, what) in [(common, 0, "free"), (all, 1, "heap frames, cached")] {
-            let (told, bytes) = (Rounded::parse(cells, column)?, self.owned(what)?);
+            let (logged, bytes) = (Rounded::parse(cells, column)?, self.owned(what)?);
             let exact = Rounded(bytes, bytes + 1);
-            ensure!(told.may_be(exact), "{what}: {told:?}, and {bytes} bytes");
+            ensure!(
+                logged.may_be(exact),
+                "{what}: {logged:?}, and {bytes} bytes"
+            );
         }
         let of_cpus = self
             .memory
@@ -149,27 +154,27 @@ impl Told {
         };
         ensure!(label == "max", "the row all has {label} for a stack");
         // Behind its label.
-        let told = Rounded::parse(&all[1..], 3)?;
+        let logged = Rounded::parse(&all[1..], 3)?;
         ensure!(
-            highest == Some(told),
-            "the highest stack is {highest:?}, and all have {told:?}"
+            highest == Some(logged),
+            "the highest stack is {highest:?}, and all have {logged:?}"
         );
         Ok(())
     }
 
-    fn check_deeds(&self) -> Result<()> {
-        for column in 0..row(&self.deeds, "all")?.len() {
-            sum(&self.deeds, column)?;
+    fn check_activity(&self) -> Result<()> {
+        for column in 0..row(&self.activity, "all")?.len() {
+            sum(&self.activity, column)?;
         }
         ensure!(
             self.interrupts.contains_key("all"),
             "the log does not say which interrupts were taken"
         );
         for (name, kinds) in &self.interrupts {
-            let told = number(row(&self.deeds, name)?, 0)?;
+            let logged = number(row(&self.activity, name)?, 0)?;
             ensure!(
-                told == i128::from(*kinds),
-                "{name}: {told} interrupts, and {kinds} of all kinds"
+                logged == i128::from(*kinds),
+                "{name}: {logged} interrupts, and {kinds} of all kinds"
             );
         }
         Ok(())
@@ -187,7 +192,7 @@ fn number(cells: &[String], column: usize) -> Result<i128> {
     Ok(cell.parse()?)
 }
 
-/// The sum of a column's rows, which `all` says too.
+/// Returns the sum of a column's rows, which `all` says too.
 fn sum(table: &Table, column: usize) -> Result<i128> {
     let mut sum = 0;
     for (_, cells) in table.iter().filter(|(row, _)| *row != "all") {
@@ -198,7 +203,7 @@ fn sum(table: &Table, column: usize) -> Result<i128> {
     Ok(all)
 }
 
-/// `14 timer, 3 wake-up`, or `none`.
+/// Adds up the kinds: `14 timer, 3 wake-up`, or `none`.
 fn sum_of_kinds(words: &[&str]) -> Result<u64> {
     match words {
         ["none"] => Ok(0),
@@ -253,7 +258,7 @@ impl Rounded {
         }
     }
 
-    /// Whether both may be the same number.
+    /// Returns whether both may be the same number.
     const fn may_be(self, other: Self) -> bool {
         self.0 < other.1 && other.0 < self.1
     }
@@ -303,7 +308,7 @@ pub fn check_events(records: &[Record<'_>]) -> Result<()> {
             account.heap_cached_bytes.into(),
         ),
         (
-            "at hand",
+            "cached",
             of_cpus(|cpu| cpu.frame_cache_bytes.into()),
             account.frame_cache_bytes.into(),
         ),
@@ -320,7 +325,7 @@ pub fn check_events(records: &[Record<'_>]) -> Result<()> {
             "events: {what}: {parts} in rows, {whole} in all"
         );
     }
-    let told: Vec<_> = (cpus.iter()).map(|cpu| (cpu.cpu, cpu.interrupts)).collect();
+    let logged: Vec<_> = (cpus.iter()).map(|cpu| (cpu.cpu, cpu.interrupts)).collect();
     let kinds: Vec<_> = (interrupts.iter())
         .map(|of| {
             let kinds = [
@@ -335,8 +340,8 @@ pub fn check_events(records: &[Record<'_>]) -> Result<()> {
         })
         .collect();
     ensure!(
-        told == kinds,
-        "events: interrupts are {told:?}, and {kinds:?} of all kinds"
+        logged == kinds,
+        "events: interrupts are {logged:?}, and {kinds:?} of all kinds"
     );
     Ok(())
 }
@@ -413,7 +418,7 @@ mod tests {
         }
     }
 
-    fn told(live: i64, nmi: u64) -> String {
+    fn logged(live: i64, nmi: u64) -> String {
         let cpu = AccountCpu {
             cpu: 0,
             frame_cache_bytes: 1,
@@ -473,9 +478,9 @@ mod tests {
 
     #[test]
     fn events_add_up_or_what_does_not_is_told() {
-        assert_eq!(told(80, 1), "");
-        assert!(told(89, 1).contains("live: 89 in rows, 98 in all"));
-        assert!(told(80, 0).contains("interrupts"));
+        assert_eq!(logged(80, 1), "");
+        assert!(logged(89, 1).contains("live: 89 in rows, 98 in all"));
+        assert!(logged(80, 0).contains("interrupts"));
         assert!(check_events(&[]).is_ok());
     }
 }

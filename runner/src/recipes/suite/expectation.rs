@@ -12,7 +12,7 @@ use crate::line::LogLine;
 use crate::recipes::debugger;
 use crate::session::Verdict;
 
-/// How many instructions the log says that Muster takes for a pair.
+/// Returns how many instructions the log says that Muster takes for a pair.
 fn instructions(bench: &str, log: &str) -> Option<f64> {
     log.lines().find_map(|text| {
         let mut words = LogLine::parse(text)?.message.split_whitespace();
@@ -21,7 +21,7 @@ fn instructions(bench: &str, log: &str) -> Option<f64> {
     })
 }
 
-/// The figures that the case has limits for, in words.
+/// Returns the figures that the case has limits for, in words.
 pub fn figures<'a>(case: &'a Case, log: &'a str) -> impl Iterator<Item = String> + 'a {
     case.limits.iter().filter_map(|Limit { bench, most }| {
         let taken = instructions(bench, log)?;
@@ -31,14 +31,14 @@ pub fn figures<'a>(case: &'a Case, log: &'a str) -> impl Iterator<Item = String>
     })
 }
 
-/// An event that the run should have told and did not.
+/// Returns an event that the run should have told and did not.
 pub fn untold(case: &Case, records: &[Record<'_>]) -> Option<String> {
     let is_told = |name: &str| records.iter().any(|record| record.event.name() == name);
     let untold = case.tells.iter().find(|name| !is_told(name))?;
     Some(format!("no event of the run is a {untold}"))
 }
 
-/// What GDB should have said and did not.
+/// Returns the first answer that GDB did not give.
 pub fn unanswered(debugged: &Debugged, folder: &Path, log: &str) -> Result<Option<String>> {
     let words =
         fs::read_to_string(folder.join(debugger::WORDS)).context("cannot read GDB's words")?;
@@ -60,7 +60,7 @@ pub fn unanswered(debugged: &Debugged, folder: &Path, log: &str) -> Result<Optio
     Ok(None)
 }
 
-/// The first of the regular expressions that the text does not match.
+/// Returns the first of the regular expressions that the text does not match.
 pub fn unmatched<'a>(patterns: &[&'a str], text: &str) -> Result<Option<&'a str>> {
     for pattern in patterns {
         if !Regex::new(pattern)?.is_match(text) {
@@ -70,7 +70,7 @@ pub fn unmatched<'a>(patterns: &[&'a str], text: &str) -> Result<Option<&'a str>
     Ok(None)
 }
 
-/// The first way in which a run was not as expected.
+/// Returns the first way in which a run was not as expected.
 pub fn mismatch(
     case: &Case,
     verdict: Verdict,

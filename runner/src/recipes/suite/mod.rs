@@ -17,7 +17,7 @@ use anyhow::{Result, bail};
 
 use self::emulators::{emulators_and_filters, emulators_named, missing};
 use self::tally::Counts;
-use self::trial::{Builds, Report, examine};
+use self::trial::{Builds, TrialResult, examine};
 use crate::cases::{self, Case, matrix};
 use crate::commands::{Listed, WrongWord};
 use crate::screen::Screen;
@@ -27,7 +27,7 @@ use crate::session::Interrupt;
 /// hosts bear whose own CPUs are more than two.
 const SIDE_BY_SIDE: usize = 2;
 
-/// The cases of every test run.
+/// Returns the cases of every test run.
 ///
 /// # Errors
 /// If the images do not build, or nobody reads the output.
@@ -36,7 +36,7 @@ pub fn command(asked: &Listed, interrupt: &Interrupt) -> Result<ExitCode> {
     run_all("test-kernel", &cases, asked, interrupt)
 }
 
-/// The cases that are about machines, those that take minutes included.
+/// Returns the cases that are about machines, those that take minutes included.
 ///
 /// # Errors
 /// As [`command`].
@@ -45,8 +45,8 @@ pub fn matrix(asked: &Listed, interrupt: &Interrupt) -> Result<ExitCode> {
     run_all("matrix", &cases, asked, interrupt)
 }
 
-/// Runs, or lists, the cases whose name contains one of the filters among the words, or all. Success
-/// if there was one and none failed.
+/// Runs, or lists, the cases whose name contains one of the filters among the words, or all.
+/// Succeeds if there was one and none failed.
 fn run_all(
     recipe: &str,
     cases: &[Case],
@@ -96,7 +96,7 @@ fn run_all(
                     break;
                 }
                 let report = match missing(case, &emulators)? {
-                    Some(why) => Report::Skipped(why),
+                    Some(why) => TrialResult::Skipped(why),
                     None => examine(case, &emulators, &builds, interrupt),
                 };
                 if let Ok(mut counts) = counts.lock() {

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use anyhow::Result;
 
-use super::trial::Report;
+use super::trial::TrialResult;
 use crate::cases::Case;
 use crate::events;
 use crate::screen::Screen;
@@ -20,9 +20,9 @@ pub struct Counts {
 }
 
 impl Counts {
-    pub fn add(&mut self, case: &Case, report: &Report, screen: Screen) -> Result<()> {
+    pub fn add(&mut self, case: &Case, report: &TrialResult, screen: Screen) -> Result<()> {
         match report {
-            Report::Ok {
+            TrialResult::Ok {
                 time,
                 boots,
                 figures,
@@ -39,11 +39,11 @@ impl Counts {
                     writeln!(io::stdout(), "        {figure}")?;
                 }
             }
-            Report::Skipped(why) => {
+            TrialResult::Skipped(why) => {
                 self.skipped += 1;
                 writeln!(io::stdout(), "skipped {:<28} {why}", case.name)?;
             }
-            Report::Failed {
+            TrialResult::Failed {
                 why,
                 arguments,
                 log,
@@ -62,7 +62,7 @@ impl Counts {
         Ok(())
     }
 
-    /// The closing line.
+    /// Returns the closing line.
     pub fn line(&self) -> String {
         let line = format!("{} passed, {} failed", self.passed, self.failed);
         match self.skipped {

@@ -26,7 +26,7 @@ use crate::session::{Interrupt, Typist, Verdict};
 use crate::workspace;
 
 /// What came of a case.
-pub enum Report {
+pub enum TrialResult {
     /// What it took, how many boots it was, and figures to tell.
     Ok {
         time: Duration,
@@ -49,14 +49,14 @@ pub fn examine(
     emulators: &[String],
     builds: &Builds,
     interrupt: &Interrupt,
-) -> Report {
+) -> TrialResult {
     let folder = workspace::target().join("test-log").join(case.name);
     let (mut time, mut boots, mut figures) = (Duration::ZERO, 0, Vec::new());
     let mut unseen = case.ends.to_vec();
     let emulators = emulators_of(case, emulators);
     for mut arguments in case.boots() {
         arguments.extend_from_slice(&emulators);
-        let failed = |why, tail| Report::Failed {
+        let failed = |why, tail| TrialResult::Failed {
             why,
             arguments: arguments.clone(),
             log: folder.join("all.log"),
@@ -65,22 +65,26 @@ pub fn examine(
         let trial = match attempt(case, &arguments, builds, &folder, interrupt) {
             Ok(trial) => trial,
             Err(error) if error.is::<NoGdb>() => {
-                return Report::Skipped("no GDB (gdb)".into());
+                return TrialResult::Skipped("no GDB (gdb)".into());
             }
             Err(error) => {
                 return match error.downcast_ref::<NotInstalled>() {
                     Some(NotInstalled::Limine(_)) => {
-                        Report::Skipped("no Limine files (LIMINE_DIR)".into())
+                        TrialResult::Skipped("no Limine files (LIMINE_DIR)".into())
                     }
-                    Some(old @ NotInstalled::OldLimine { .. }) => Report::Skipped(old.to_string()),
-                    Some(NotInstalled::LimineTool) => Report::Skipped("no limine tool".into()),
-                    Some(NotInstalled::Ovmf) => Report::Skipped("no UEFI firmware (ovmf)".into()),
-                    Some(NotInstalled::Bochs(_)) => Report::Skipped("no Bochs (bochs)".into()),
+                    Some(old @ NotInstalled::OldLimine { .. }) => {
+                        TrialResult::Skipped(old.to_string())
+                    }
+                    Some(NotInstalled::LimineTool) => TrialResult::Skipped("no limine tool".into()),
+                    Some(NotInstalled::Ovmf) => {
+                        TrialResult::Skipped("no UEFI firmware (ovmf)".into())
+                    }
+                    Some(NotInstalled::Bochs(_)) => TrialResult::Skipped("no Bochs (bochs)".into()),
                     Some(NotInstalled::BochsFirmware) => {
-                        Report::Skipped("no BIOS of Bochs (bochsbios, vgabios)".into())
+                        TrialResult::Skipped("no BIOS of Bochs (bochsbios, vgabios)".into())
                     }
                     Some(NotInstalled::BochsDisplay) => {
-                        Report::Skipped("no terminal display of Bochs (bochs-term)".into())
+                        TrialResult::Skipped("no terminal display of Bochs (bochs-term)".into())
                     }
                     None => failed(format!("{error:#}"), Vec::new()),
                 };
@@ -95,7 +99,7 @@ pub fn examine(
         unseen.retain(|&verdict| verdict != trial.verdict);
     }
     if let Some(verdict) = unseen.first() {
-        return Report::Failed {
+        return TrialResult::Failed {
             why: format!("none of {boots} boots {verdict}"),
             arguments: (case.arguments.iter().copied().map(str::to_owned))
                 .chain(emulators.iter().cloned())
@@ -104,7 +108,7 @@ pub fn examine(
             tail: Vec::new(),
         };
     }
-    Report::Ok {
+    TrialResult::Ok {
         time,
         boots,
         figures,
