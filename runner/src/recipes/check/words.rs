@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::io::{self, Write};
+use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
 use proc_macro2::{TokenStream, TokenTree};
@@ -22,6 +23,9 @@ const IDENTIFIERS: &str = "## Identifiers";
 const PHRASES: &str = "## Phrases";
 const EXCEPTIONS: &str = "## Exceptions";
 
+/// The extension of pages, which have phrases and no identifiers.
+const PROSE: &str = "md";
+
 /// The number of words from which an identifier is a sentence, as tests' names are.
 const SENTENCE: usize = 5;
 
@@ -35,10 +39,14 @@ pub fn are_right() -> Result<bool> {
     let page = Page::read(&read(&workspace::root().join(PAGE))?)?;
     let mut sources = Vec::new();
     for folder in &page.folders {
-        let paths = workspace::files(&workspace::root().join(folder), "rs");
-        for path in paths.with_context(|| format!("{PAGE} names the folder `{folder}`"))? {
-            let shown = path.strip_prefix(workspace::root())?.display().to_string();
-            sources.push((shown, read(&path)?));
+        for extension in ["rs", PROSE] {
+            let paths = workspace::files(&workspace::root().join(folder), extension);
+            for path in paths.with_context(|| format!("{PAGE} names the folder `{folder}`"))? {
+                let shown = path.strip_prefix(workspace::root())?.display().to_string();
+                if shown != PAGE {
+                    sources.push((shown, read(&path)?));
+                }
+            }
         }
     }
     let wrong = page.check(&sources)?;
@@ -108,7 +116,10 @@ impl Page {
         let mut unused: BTreeSet<&Exception> = self.exceptions.iter().collect();
         let mut wrong = Vec::new();
         for (path, text) in sources {
-            let mut hits = identifiers(text, &self.identifiers).with_context(|| path.clone())?;
+            let mut hits = match Path::new(path).extension() {
+                Some(extension) if extension == PROSE => Vec::new(),
+                _ => identifiers(text, &self.identifiers).with_context(|| path.clone())?,
+            };
             hits.extend(phrases(text, &self.phrases));
             hits.sort_by_key(|hit| hit.line);
             for Hit { line, found, word } in hits {
@@ -271,6 +282,16 @@ mod tests {
                 "low/a.rs:1: `at hand` is not to be used: write cached (docs/src/words.md)",
                 "low/a.rs:3: `at hand` is not to be used: write cached (docs/src/words.md)",
             ]
+        );
+    }
+
+    #[test]
+    fn a_page_has_phrases_and_no_identifiers() {
+        let page = Page::read(&format!("{TABLES}\n{EXCEPTIONS}\n")).unwrap();
+        let text = "What's at\nhand: `Board`, \"…\n".to_owned();
+        assert_eq!(
+            page.check(&[("low/a.md".into(), text)]).unwrap(),
+            ["low/a.md:1: `at hand` is not to be used: write cached (docs/src/words.md)"]
         );
     }
 
