@@ -35,7 +35,7 @@ pub const CASES: &[Case] = &[
             ],
             answers: &[
                 r"\(gdb\) pagewalk \$rip\nthis CPU is not in 64-bit mode yet",
-                r"\nThread 1 hit Breakpoint 1, muster::entry \(\) at src/main\.rs:",
+                r"\nThread 1 hit Breakpoint 1, muster::entry \(\) at src/lib\.rs:",
                 r"\(gdb\) roll\nno CPU has a block yet",
                 r"\nroll: 1 of 4 CPUs online\n",
                 r"\n  1     1 +(?:-|2) \w+ at \d+\.\d{6}\n",

@@ -1,0 +1,269 @@
+//! Muster: an SMP-first x86-64 kernel with per-CPU memory state, booted by the
+//! Limine protocol.
+//!
+//! It brings all CPUs of a machine into one shared memory system, gives each its
+//! own memory state, proves that it holds under concurrent allocation, and shows
+//! every step. This file is that story, in the order in which it happens; each
+//! step has a module of its own, in one of the rooms that stand below.
+//!
+//! Invariants:
+//!
+//! - The shared state is written once, before the first AP is released, and
+//!   published with Release; every reader Acquires ([`shared`]).
+//! - No CPU touches per-CPU state before its block is registered; doing so panics
+//!   ([`cpu`]).
+//! - No CPU waits for another CPU or a device without a bound, except an AP that is out of work
+//!   ([`jobs`](smp::jobs)). A CPU that waits for another one answers calls in the meantime
+//!   ([`call`]).
+//! - Locks have levels and are taken in their order, which is checked on every run
+//!   ([`lock`](smp::lock)); no handler waits for the code below it ([`interrupts`]).
+//! - Nothing is both writable and executable, and no page maps more than its
+//!   region: the tables are walked to see it ([`shared`]).
+//! - Loader memory is taken over only when every CPU of the machine has left it
+//!   ([`reclaim`]).
+//! - An unmapped page's frame is free only when all CPUs have flushed the page ([`mapping`]).
+//! - Every fault ends in a report and a non-zero exit status ([`panic`](mod@report::panic),
+//!   [`exit`]).
+
+#![no_std]
+
+extern crate alloc;
+
+mod arch;
+mod boot;
+mod bringup;
+mod mm;
+mod report;
+mod selftest;
+mod smp;
+
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt;
+
+use conquer_once::spin::OnceCell;
+use muster_arguments::{Arguments, Fault, Output};
+use muster_events::{Moment, Phase};
+
+use crate::arch::clock::Rate;
+use crate::arch::control::Features;
+use crate::arch::{clock, control, descriptors, machine_check, pic};
+use crate::boot::limine::Boot;
+use crate::boot::stack::Slot;
+use crate::boot::{addresses, stack};
+use crate::bringup::roll::RollCall;
+use crate::bringup::{account, audit, cpu_state, interrupts, reclaim};
+use crate::mm::shared::SharedMemory;
+use crate::mm::{failpoint, firmware, heap, mapping, peek, shared};
+use crate::report::exit::Outcome;
+use crate::report::{events, exit, journal, screen};
+#[cfg(feature = "bench")]
+use crate::selftest::bench;
+use crate::selftest::{ap_fault, fault, measure, monitor, stress};
+use crate::smp::cpu::{Block, Cpu};
+use crate::smp::hooks::{self, Hooks};
+use crate::smp::{call, cpu, identity, lapic, timer};
+
+/// The state that the BSP carries over from the boot stack to its own.
+struct Plan {
+    boot: Boot,
+    arguments: Arguments,
+    blocks: &'static [&'static Block],
+    rate: Rate,
+}
+
+static PLAN: OnceCell<Plan> = OnceCell::uninit();
+
+/// The functions that rooms need of higher ones.
+const HOOKS: Hooks = Hooks {
+    ap_reached: ap_fault::at_phase,
+    read_word: peek::read_word,
+    name_of: peek::name_of,
+};
+
+/// Starts the BSP. The loader enters here: on the loader's stack, tables and GDT, with interrupts
+/// disabled and no IDT.
+#[unsafe(no_mangle)]
+extern "C" fn entry() -> ! {
+    clock::start();
+    hooks::register(HOOKS);
+    // SAFETY: this CPU has no block yet.
+    unsafe { Cpu::reset() };
+    interrupts::load_early();
+    // SAFETY: nothing uses the boot stack yet, it is part of the image, and nothing on the loader's
+    // stack is needed any more.
+    unsafe { stack::run_on(stack::boot_top(), build) }
+}
+
+/// Builds everything that the others will share: the BSP, on the boot stack.
+extern "C" fn build() -> ! {
+    descriptors::load_boot(stack::boot_interrupt_tops());
+    interrupts::load();
+    journal::start();
+    heap::start();
+    let rate = clock::calibrate();
+
+    let boot = Boot::check().unwrap_or_else(|error| refuse(&error));
+    if let Some(Ok(framebuffer)) = &boot.framebuffer {
+        screen::start(framebuffer);
+    }
+    log::info!("Muster {} on {}", env!("CARGO_PKG_VERSION"), boot.loader);
+    log::info!(
+        "entered {} ms after reset",
+        clock::micros_before_entry() / 1000
+    );
+    rate.log();
+    let arguments = Arguments::parse(&boot.command_line)
+        .unwrap_or_else(|error| refuse(&format_args!("in the command line: {error}")));
+    journal::set_serial_level(arguments.log.into());
+    addresses::heed(&arguments);
+    control::check_pat().unwrap_or_else(|error| refuse(&error));
+    if let Some(found) = control::set_pat() {
+        log::info!("the two upper bytes of the PAT were the loader's: {found:#x}");
+    }
+    if control::reveal_no_execute() {
+        log::warn!("{}", control::NO_EXECUTE_REVEALED);
+    }
+    let features = Features::detect();
+    if arguments.output == Output::Json {
+        events::start(&boot, &features, rate.hz());
+    }
+    boot.log();
+    identity::start();
+    failpoint::set(arguments.frames_fail);
+    if arguments.fault == Some(Fault::BootStackOverflow) {
+        fault::overflow_boot_stack();
+    }
+
+    let (shared, blocks) =
+        SharedMemory::build(&boot, features, arguments.cpus).unwrap_or_else(|error| refuse(&error));
+    let blocks = register_bsp(blocks);
+    let reach = |phase| cpu::with(|here| here.shared().report.reach(phase));
+    reach(Phase::Block);
+    control::set(&features);
+    reach(Phase::Control);
+    shared.load_tables();
+    reach(Phase::Tables);
+    match shared.verify() {
+        Ok(census) => shared.log_census(&census),
+        Err(error) => refuse(&error),
+    }
+    shared::publish(shared);
+    heap::open(arguments.heap.kinds()[0]);
+    call::start(blocks.len());
+
+    PLAN.init_once(|| Plan {
+        boot,
+        arguments,
+        blocks,
+        rate,
+    });
+    // SAFETY: the slot is the BSP's own, mapped in the tables it has loaded, and not yet in use;
+    // all that is still needed has moved to `PLAN` and `SHARED`.
+    unsafe { stack::run_on(Slot::of(0).main().top, muster) }
+}
+
+/// Brings the other CPUs up and runs the work: the BSP, on its own stack.
+extern "C" fn muster() -> ! {
+    let Some(Plan {
+        boot,
+        arguments,
+        blocks,
+        rate,
+    }) = PLAN.get()
+    else {
+        panic!("the BSP left the boot stack without a plan");
+    };
+    cpu::with(|here| {
+        let report = &here.shared().report;
+        report.reach(Phase::Stack);
+        here.local().load_descriptors();
+        interrupts::load();
+        cpu_state::record(here.shared());
+        report.reach(Phase::Descriptors);
+        report.join();
+        report.reach(Phase::Online);
+        cpu_state::log_own(here.index(), here.shared());
+    });
+    machine_check::start();
+    machine_check::enable_nmis();
+    pic::silence();
+    lapic::enable(&firmware::nmi_lines(boot));
+    // Once more, with the local APIC as it is now.
+    cpu_state::record_here();
+    if let Some(difference) = cpu::with(|here| here.shared().differences().next()) {
+        refuse(&format_args!("the BSP {difference}"));
+    }
+    clock::make_sure(*rate, || firmware::pm_timer(boot));
+    match timer::calibrate() {
+        Some(source) => log::info!("timers {source}"),
+        None => log::warn!("no timer: the local APIC's does not count"),
+    }
+    x86_64::instructions::interrupts::enable();
+
+    ap_fault::set(arguments.ap_fault);
+    let roll = RollCall::hold(boot, arguments, blocks);
+    roll.print();
+    roll.emit();
+    let reclaimed = reclaim::reclaim(&roll, arguments.reclaim);
+    shared::get().emit_ranges(Moment::Boot);
+    if let Some(fault) = arguments.fault {
+        fault::inject(fault);
+    }
+
+    if let Err(error) = mapping::start() {
+        refuse(&error);
+    }
+    let calls = measure::calls().and_then(|()| measure::shootdowns());
+    let before = audit::Baseline::take();
+    let work = work(arguments, &roll);
+    let account = account::settle();
+    let audit = before.compare();
+    shared::get().emit_ranges(Moment::End);
+    failpoint::log_outcome(arguments.frames_fail);
+
+    if let Err(reason) = (roll.verdict())
+        .and(reclaimed)
+        .and(calls)
+        .and(work)
+        .and(account)
+        .and(audit)
+    {
+        exit::conclude(Outcome::Failed, format_args!("{reason}"));
+    }
+    exit::conclude(Outcome::Passed, format_args!(""))
+}
+
+/// Runs the monitor, if that is asked for, or the benchmarks, else the stress.
+fn work(arguments: &Arguments, roll: &RollCall) -> Result<(), String> {
+    if arguments.monitor {
+        return monitor::run(arguments, roll);
+    }
+    #[cfg(feature = "bench")]
+    if let Some(options) = &arguments.bench {
+        return bench::run(options);
+    }
+    stress::run(arguments)
+}
+
+/// Registers the BSP's block, and publishes all blocks.
+fn register_bsp(blocks: Vec<&'static Block>) -> &'static [&'static Block] {
+    let blocks: &'static [&'static Block] = blocks.leak();
+    let published = cpu::DIRECTORY.publish(blocks);
+    let registered = blocks.first().map(|block| Cpu::register(block));
+    assert!(
+        published.is_ok() && registered == Some(Ok(())),
+        "the blocks are not in order: {published:?}, {registered:?}"
+    );
+    cpu::with(|here| {
+        journal::adopt_early(&mut here.shared().journal.lock());
+        here.shared().report.reach(Phase::Entered);
+    });
+    blocks
+}
+
+/// Ends the run before it began, with one line that says what to change.
+fn refuse(error: &dyn fmt::Display) -> ! {
+    log::error!("can't start: {error}");
+    exit::conclude(Outcome::Refused, format_args!("{error}"))
+}
