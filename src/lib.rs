@@ -42,24 +42,24 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use conquer_once::spin::OnceCell;
-use muster_arguments::{Arguments, Fault, Output};
+use muster_arguments::{Arguments, Output};
 use muster_events::{Moment, Phase};
 
 use crate::arch::clock::Rate;
 use crate::arch::control::Features;
-use crate::arch::{clock, control, descriptors, machine_check, pic};
+use crate::arch::{clock, control, descriptors, failpoint, machine_check, pic};
 use crate::boot::limine::Boot;
 use crate::boot::stack::Slot;
 use crate::boot::{addresses, stack};
 use crate::bringup::roll::RollCall;
 use crate::bringup::{account, audit, cpu_state, interrupts, reclaim};
 use crate::mm::shared::SharedMemory;
-use crate::mm::{failpoint, firmware, heap, mapping, peek, shared};
+use crate::mm::{firmware, heap, mapping, peek, shared};
 use crate::report::exit::Outcome;
 use crate::report::{events, exit, journal, screen};
 #[cfg(feature = "bench")]
 use crate::selftest::bench;
-use crate::selftest::{ap_fault, fault, measure, monitor, stress};
+use crate::selftest::{fault, measure, monitor, stress};
 use crate::smp::cpu::{Block, Cpu};
 use crate::smp::hooks::{self, Hooks};
 use crate::smp::{call, cpu, identity, lapic, timer};
@@ -76,7 +76,6 @@ static PLAN: OnceCell<Plan> = OnceCell::uninit();
 
 /// The functions that rooms need of higher ones.
 const HOOKS: Hooks = Hooks {
-    ap_reached: ap_fault::at_phase,
     read_word: peek::read_word,
     name_of: peek::name_of,
 };
@@ -130,10 +129,8 @@ extern "C" fn build() -> ! {
     }
     boot.log();
     identity::start();
-    failpoint::set(arguments.frames_fail);
-    if arguments.fault == Some(Fault::BootStackOverflow) {
-        fault::overflow_boot_stack();
-    }
+    failpoint::set(&arguments);
+    failpoint::overflow_boot_stack(&arguments);
 
     let (shared, blocks) =
         SharedMemory::build(&boot, features, arguments.cpus).unwrap_or_else(|error| refuse(&error));
@@ -201,7 +198,6 @@ extern "C" fn muster() -> ! {
     }
     x86_64::instructions::interrupts::enable();
 
-    ap_fault::set(arguments.ap_fault);
     let roll = RollCall::hold(boot, arguments, blocks);
     roll.print();
     roll.emit();
@@ -220,7 +216,7 @@ extern "C" fn muster() -> ! {
     let account = account::settle();
     let audit = before.compare();
     shared::get().emit_ranges(Moment::End);
-    failpoint::log_outcome(arguments.frames_fail);
+    failpoint::log_outcome();
 
     if let Err(reason) = (roll.verdict())
         .and(reclaimed)

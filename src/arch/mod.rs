@@ -9,6 +9,7 @@ pub mod control;
 pub mod debug_console;
 pub mod descriptors;
 pub mod exceptions;
+pub mod failpoint;
 pub mod idle;
 pub mod machine_check;
 pub mod pic;

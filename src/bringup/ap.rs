@@ -4,13 +4,14 @@ use core::sync::atomic::Ordering;
 
 use limine::mp;
 use muster_events::Phase;
+use muster_percpu::Outcome;
 
 use super::{cpu_state, interrupts};
-use crate::arch::{control, idle, machine_check};
+use crate::arch::{control, failpoint, idle, machine_check};
 use crate::boot::stack::{self, Slot};
 use crate::mm::shared;
 use crate::smp::cpu::{Block, Cpu};
-use crate::smp::{cpu, hooks, jobs, lapic, stop};
+use crate::smp::{cpu, jobs, lapic, stop};
 
 /// Starts an AP. The loader sends it here: on the loader's stack, tables and GDT, with the address
 /// of its block in `extra`.
@@ -65,7 +66,9 @@ pub unsafe extern "C" fn entry(parked: &mp::Cpu) -> ! {
 /// Reports that AP `index` has reached `phase`.
 fn reach(index: u32, shared: &cpu::Shared, phase: Phase) {
     shared.report.reach(phase);
-    (hooks::get().ap_reached)(index, shared, phase);
+    let is_last = index as usize + 1 == cpu::all().len();
+    let is_pending = || shared.report.admission() == Outcome::Pending;
+    failpoint::ap_reached(phase, is_last, is_pending);
 }
 
 /// Brings an AP online: on its own stack.

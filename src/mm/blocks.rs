@@ -9,8 +9,8 @@ use muster_memory::{
 };
 
 use super::build_error::BuildError;
-use super::failpoint;
 use super::hhdm::Hhdm;
+use crate::arch::failpoint;
 use crate::boot::stack::{self, Slot};
 use crate::smp::cpu::{self, Block};
 
@@ -53,7 +53,7 @@ pub fn add_stacks(
     for stack in Slot::of(index).stacks() {
         let count = (stack.length() / FRAME_SIZE) as usize;
         // Theirs for good.
-        let run = (!failpoint::fails())
+        let run = (!failpoint::refuses_frames())
             .then(|| frames.allocate_run(count, 1, Owner::Stacks))
             .flatten()
             .ok_or(BuildError::OutOfMemory("the stacks of its CPUs"))?
@@ -82,7 +82,7 @@ pub fn make_block(
     index: u32,
     lapic_id: u32,
 ) -> Result<&'static Block, BuildError> {
-    let memory = (!failpoint::fails())
+    let memory = (!failpoint::refuses_frames())
         .then(|| frames.allocate_run((cpu::BYTES / FRAME_SIZE) as usize, 1, Owner::PerCpu))
         .flatten()
         .and_then(|run| hhdm.pointer(run.into_raw().start()))

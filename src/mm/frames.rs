@@ -2,7 +2,8 @@
 
 use muster_memory::{FrameCache, NotFreed, OwnedFrame, OwnedRun, Owner};
 
-use super::{failpoint, shared};
+use super::shared;
+use crate::arch::failpoint;
 use crate::smp::cpu;
 
 /// Allocates a frame, from this CPU's cache if it has one.
@@ -69,7 +70,7 @@ pub fn give<T, E>(
 /// Allocates a run of frames, through this CPU's cache if it has one. Returns `None` if there is no
 /// such run.
 pub fn take_run(count: usize, align: usize, owner: Owner) -> Option<OwnedRun> {
-    if failpoint::fails() {
+    if failpoint::refuses_frames() {
         return None;
     }
     with_cache(|cache| cache.allocate_run(count, align, owner))

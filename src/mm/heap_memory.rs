@@ -7,8 +7,10 @@ use muster_memory::{
     PhysicalMemory, Region,
 };
 
+use super::frames;
 use super::shared::{self, Growing, SharedMemory};
-use super::{failpoint, frames};
+use super::table_frames::TableFrames;
+use crate::arch::failpoint;
 use crate::boot::window::HEAP;
 
 /// By how much the heap grows at least, in bytes: one large page.
@@ -27,7 +29,7 @@ pub fn allocate(count: usize, align: usize) -> Option<NonNull<u8>> {
         return None;
     }
     let start = match (count, align) {
-        (1, 1) if failpoint::fails() => return None,
+        (1, 1) if failpoint::refuses_frames() => return None,
         (1, 1) => frames::allocate(Owner::Heap)?.into_raw().start(),
         _ => frames::take_run(count, align, Owner::Heap)?
             .into_raw()
@@ -102,7 +104,7 @@ fn map_page(shared: &SharedMemory, growing: &mut Growing) -> Option<()> {
     };
     let run = match run {
         Some(run) => run,
-        None if failpoint::fails() => return None,
+        None if failpoint::refuses_frames() => return None,
         None => source.allocate_run(1, 1, Owner::Heap)?,
     };
     let region = Region {
@@ -115,7 +117,7 @@ fn map_page(shared: &SharedMemory, growing: &mut Growing) -> Option<()> {
         largest: PageSize::Size2MiB,
     };
     // SAFETY: the window is the heap's, and nothing is there yet; the run is memory.
-    let mapped = unsafe { growing.tables.map(&region, &failpoint::TableFrames(source)) };
+    let mapped = unsafe { growing.tables.map(&region, &TableFrames(source)) };
     if mapped.is_err() {
         // Only a frame for a table can be missing: the HHDM maps the run with the same cache type.
         // The run was just taken, so it can be given back; the tables hold no leaf of it, for

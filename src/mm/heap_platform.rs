@@ -2,13 +2,12 @@
 
 use alloc::alloc::{GlobalAlloc, Layout};
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use muster_heap::{CpuCache, FastPath, FramePlatform, Heap, MagazineHeap, NO_CACHE, Platform};
 use x86_64::instructions::interrupts;
 
 use super::{checked, frames, heap_memory, relief, shared};
-use crate::arch::clock;
+use crate::arch::{clock, failpoint};
 use crate::smp::{call, cpu, lock};
 
 /// How long a CPU may hold a lock of the heap's, in milliseconds.
@@ -19,7 +18,7 @@ const LOCK_TIMEOUT: u64 = lock::TIMEOUT;
 const MEMORY_TIMEOUT: u64 = 1000;
 
 /// The linked list.
-pub(super) static LIST: Heap<Kernel> = Heap::new(Kernel);
+pub static LIST: Heap<Kernel> = Heap::new(Kernel);
 /// The magazines.
 pub(super) static MAGAZINES: MagazineHeap<Kernel> = MagazineHeap::new(Kernel);
 
@@ -84,13 +83,7 @@ unsafe impl Platform for Kernel {
     }
 
     fn grow(&self, at_least: usize) -> Option<NonNull<[u8]>> {
-        let is_here = |index| cpu::try_with(|here| here.index() == index) == Some(true);
-        if is_here(HALTS_IN_GROWTH.load(Ordering::Relaxed)) {
-            HAS_HALTED.store(true, Ordering::Release);
-            loop {
-                x86_64::instructions::hlt();
-            }
-        }
+        failpoint::heap_grows(cpu::try_with(|here| here.index()));
         heap_memory::grow(at_least)
     }
 
@@ -172,32 +165,6 @@ fn is_overdue(state: &mut u64, timeout: u64) -> bool {
     call::serve_without_heap();
     core::hint::spin_loop();
     clock::has_waited(state, timeout)
-}
-
-/// The CPU that halts for good the next time that it makes the list grow: `fault=halt-in-heap`.
-/// Relaxed: a CPU stores its own index, which no other CPU's is equal to.
-static HALTS_IN_GROWTH: AtomicU32 = AtomicU32::new(u32::MAX);
-
-/// Whether it has. Release and Acquire: a CPU that sees it sees the lock taken.
-static HAS_HALTED: AtomicBool = AtomicBool::new(false);
-
-/// Halts this CPU for good while it holds the lock of the list's growth.
-pub fn halt_in_growth() {
-    cpu::with(|here| HALTS_IN_GROWTH.store(here.index(), Ordering::Relaxed));
-    outgrow();
-}
-
-/// Returns whether a CPU has halted in growth, and not just begun to.
-pub fn has_halted_in_growth() -> bool {
-    HAS_HALTED.load(Ordering::Acquire)
-}
-
-/// Allocates from the list until it has to grow.
-pub fn outgrow() {
-    let layout = Layout::new::<[u8; 64 * 1024]>();
-    let growths = LIST.statistics().growths;
-    // SAFETY: the size is not zero. Nothing is freed: the run ends by it.
-    while LIST.statistics().growths == growths && !unsafe { LIST.alloc(layout) }.is_null() {}
 }
 
 /// Drains this CPU's caches of blocks and of frames. Returns `false` if this code has interrupted

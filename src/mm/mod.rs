@@ -10,7 +10,6 @@
 pub mod blocks;
 pub mod build_error;
 pub mod checked;
-pub mod failpoint;
 pub mod firmware;
 pub mod frames;
 pub mod heap;
@@ -24,4 +23,5 @@ pub mod physical;
 pub mod relief;
 pub mod shared;
 pub mod stack;
+pub mod table_frames;
 pub mod tlb;

@@ -18,7 +18,8 @@ use muster_memory::{
 
 use super::build_error::BuildError;
 use super::hhdm::Hhdm;
-use super::{blocks, failpoint, layout, physical};
+use super::table_frames::TableFrames;
+use super::{blocks, layout, physical};
 use crate::arch::apic;
 use crate::arch::control::{self, Features};
 use crate::boot::addresses;
@@ -113,7 +114,7 @@ impl SharedMemory {
             })
             .collect::<Result<Vec<_>, _>>()?;
 
-        let source = failpoint::TableFrames(&frames);
+        let source = TableFrames(&frames);
         let mut tables = Tables::new(hhdm, levels, features.of_tables(), &source)?;
         for region in plan.regions() {
             // SAFETY: no CPU has the tables yet, and the plan has each address once; it maps as
@@ -250,14 +251,8 @@ impl SharedMemory {
 
     /// Runs `f` with the tables, which no other CPU and no handler of this one changes at the same
     /// time. `f` may neither allocate nor wait for another CPU.
-    pub fn with_tables<T>(
-        &self,
-        f: impl FnOnce(&mut Tables<Hhdm>, &failpoint::TableFrames<'_>) -> T,
-    ) -> T {
-        f(
-            &mut self.growing.lock().tables,
-            &failpoint::TableFrames(&self.frames),
-        )
+    pub fn with_tables<T>(&self, f: impl FnOnce(&mut Tables<Hhdm>, &TableFrames<'_>) -> T) -> T {
+        f(&mut self.growing.lock().tables, &TableFrames(&self.frames))
     }
 
     /// Returns the tables, to be read without their lock: in a fault report its holder may be the one

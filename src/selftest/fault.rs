@@ -1,5 +1,6 @@
 //! Fault injection, so that fault reports can be seen and tested.
 
+use alloc::alloc::{GlobalAlloc, Layout};
 use alloc::boxed::Box;
 use core::hint::black_box;
 use core::ptr;
@@ -11,11 +12,12 @@ use x86_64::instructions::interrupts;
 
 use super::misuse::Misuse;
 use crate::arch::clock::Deadline;
-use crate::arch::control;
+use crate::arch::failpoint::overflow;
+use crate::arch::{control, failpoint};
 use crate::boot::bytes::Bytes;
 use crate::boot::image;
 use crate::bringup::interrupts::{is_unused, unexpected_here};
-use crate::mm::heap_platform;
+use crate::mm::heap_platform::LIST;
 use crate::mm::mapping::Mapping;
 use crate::mm::stack::Stack;
 use crate::smp::call::{self, Targets};
@@ -152,7 +154,10 @@ fn commit(fault: Fault, victim: Option<u64>) {
         }
         Fault::PanicInPanic => panic!("{}", Unspeakable),
         Fault::UnresponsiveAp => become_unresponsive(),
-        Fault::HaltInHeap => heap_platform::halt_in_growth(),
+        Fault::HaltInHeap => {
+            cpu::with(|here| failpoint::halt_in_growth(here.index()));
+            outgrow();
+        }
         Fault::HaltInLock => halt_in_lock(),
         Fault::LockOrder => {
             let (first, second) = (Lock::new(Level::Workload, ()), Lock::new(Level::Tables, ()));
@@ -285,10 +290,18 @@ fn become_unresponsive() {
 /// Allocates until the heap has to grow, while another CPU has halted there.
 fn wait_for_heap() {
     let deadline = Deadline::after_millis(TIMEOUT);
-    while !heap_platform::has_halted_in_growth() && !deadline.passed() {
+    while !failpoint::has_halted_in_growth() && !deadline.passed() {
         core::hint::spin_loop();
     }
-    heap_platform::outgrow();
+    outgrow();
+}
+
+/// Allocates from the list until it has to grow.
+fn outgrow() {
+    let layout = Layout::new::<[u8; 64 * 1024]>();
+    let growths = LIST.statistics().growths;
+    // SAFETY: the size is not zero. Nothing is freed: the run ends by it.
+    while LIST.statistics().growths == growths && !unsafe { LIST.alloc(layout) }.is_null() {}
 }
 
 /// A lock whose holder halts, and whether it has. Release and Acquire: a CPU that sees it sees the lock
@@ -349,19 +362,4 @@ fn await_idle(answers: &AtomicUsize, idle: impl Fn(u32) -> bool) {
     while !is_over() && !deadline.passed() {
         core::hint::spin_loop();
     }
-}
-
-/// Overflows the stack that the BSP is on before it has its own.
-pub fn overflow_boot_stack() {
-    log::info!("injecting {:?}, as fault= asks", Fault::BootStackOverflow);
-    overflow(0);
-}
-
-/// Recurses until the stack is used up.
-fn overflow(depth: u64) {
-    let here = black_box([depth; 64]);
-    if black_box(true) {
-        overflow(depth + 1);
-    }
-    black_box(here);
 }

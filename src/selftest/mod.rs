@@ -2,7 +2,6 @@
 //!
 //! The highest room: it imports all others, and none imports it.
 
-pub mod ap_fault;
 #[cfg(feature = "bench")]
 pub mod bench;
 pub mod fault;

@@ -4,25 +4,19 @@
 //! None is on a fast path: no allocation, no free, no call and no entry of an interrupt uses one.
 
 use conquer_once::spin::OnceCell;
-use muster_events::Phase;
 
-use super::cpu;
 use crate::boot::stack;
 
 /// The functions of higher rooms that lower ones call.
 pub struct Hooks {
-    /// Called by AP `index` when it has reported that it has reached a phase: the self-test injects
-    /// faults there.
-    pub ap_reached: fn(index: u32, shared: &cpu::Shared, phase: Phase),
     /// Reads a word of memory for a fault report; `None` if it can't be read.
     pub read_word: fn(address: u64) -> Option<u64>,
     /// Returns the name of the region at an address, for a fault report, if that is known.
     pub name_of: fn(address: u64) -> Option<&'static str>,
 }
 
-/// Before the table is registered: no faults are injected, and a fault report reads the boot stack.
+/// Before the table is registered: a fault report reads the boot stack.
 static NONE: Hooks = Hooks {
-    ap_reached: |_, _, _| {},
     read_word: stack::peek_boot,
     name_of: |_| None,
 };
