@@ -2,9 +2,12 @@
 //! Limine protocol.
 //!
 //! It brings all CPUs of a machine into one shared memory system, gives each its
-//! own memory state, proves that it holds under concurrent allocation, and shows
-//! every step. This file is that story, in the order in which it happens; each
-//! step has a module of its own, in one of the rooms that stand below.
+//! own memory state, accounts for all of it, and shows every step. Then it calls its
+//! client: a function of the crate that is linked with it ([`entry!`]). When that
+//! returns, the account must add up and the audit find every frame's owner.
+//!
+//! This file is that story, in the order in which it happens; each step has a module
+//! of its own, in one of the rooms that stand below.
 //!
 //! Invariants:
 //!
@@ -26,18 +29,26 @@
 //!   [`exit`]).
 
 #![no_std]
+// Who works on the kernel reads its documentation with private items, as `just check` builds it.
+#![allow(rustdoc::private_intra_doc_links)]
+// With the feature all rooms are exported; they are no API for that.
+#![cfg_attr(feature = "selftest", allow(clippy::new_without_default))]
 
 extern crate alloc;
+
+/// The log's macros: a line on the serial port and the screen, and in the CPU's own journal.
+pub use log;
+
+pub use crate::face::{account, cpus, memory, panic, time};
 
 mod arch;
 mod boot;
 mod bringup;
+mod face;
 mod mm;
 mod report;
-mod selftest;
 mod smp;
 
-use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 
@@ -52,14 +63,11 @@ use crate::boot::limine::Boot;
 use crate::boot::stack::Slot;
 use crate::boot::{addresses, stack};
 use crate::bringup::roll::RollCall;
-use crate::bringup::{account, audit, cpu_state, interrupts, reclaim};
+use crate::bringup::{audit, cpu_state, interrupts, reclaim};
 use crate::mm::shared::SharedMemory;
 use crate::mm::{firmware, heap, mapping, peek, shared};
 use crate::report::exit::Outcome;
 use crate::report::{events, exit, journal, screen};
-#[cfg(feature = "bench")]
-use crate::selftest::bench;
-use crate::selftest::{fault, measure, monitor, stress};
 use crate::smp::cpu::{Block, Cpu};
 use crate::smp::hooks::{self, Hooks};
 use crate::smp::{call, cpu, identity, lapic, timer};
@@ -73,6 +81,9 @@ struct Plan {
 }
 
 static PLAN: OnceCell<Plan> = OnceCell::uninit();
+
+/// The roll call, when it has been held.
+static ROLL: OnceCell<RollCall> = OnceCell::uninit();
 
 /// The functions that rooms need of higher ones.
 const HOOKS: Hooks = Hooks {
@@ -198,21 +209,17 @@ extern "C" fn muster() -> ! {
     }
     x86_64::instructions::interrupts::enable();
 
-    let roll = RollCall::hold(boot, arguments, blocks);
+    let roll = ROLL.get_or_init(|| RollCall::hold(boot, arguments, blocks));
     roll.print();
     roll.emit();
-    let reclaimed = reclaim::reclaim(&roll, arguments.reclaim);
+    let reclaimed = reclaim::reclaim(roll, arguments.reclaim);
     shared::get().emit_ranges(Moment::Boot);
-    if let Some(fault) = arguments.fault {
-        fault::inject(fault);
-    }
 
     if let Err(error) = mapping::start() {
         refuse(&error);
     }
-    let calls = measure::calls().and_then(|()| measure::shootdowns());
     let before = audit::Baseline::take();
-    let work = work(arguments, &roll);
+    let client = client::run();
     let account = account::settle();
     let audit = before.compare();
     shared::get().emit_ranges(Moment::End);
@@ -220,26 +227,13 @@ extern "C" fn muster() -> ! {
 
     if let Err(reason) = (roll.verdict())
         .and(reclaimed)
-        .and(calls)
-        .and(work)
+        .and(client)
         .and(account)
         .and(audit)
     {
         exit::conclude(Outcome::Failed, format_args!("{reason}"));
     }
     exit::conclude(Outcome::Passed, format_args!(""))
-}
-
-/// Runs the monitor, if that is asked for, or the benchmarks, else the stress.
-fn work(arguments: &Arguments, roll: &RollCall) -> Result<(), String> {
-    if arguments.monitor {
-        return monitor::run(arguments, roll);
-    }
-    #[cfg(feature = "bench")]
-    if let Some(options) = &arguments.bench {
-        return bench::run(options);
-    }
-    stress::run(arguments)
 }
 
 /// Registers the BSP's block, and publishes all blocks.
@@ -262,4 +256,113 @@ fn register_bsp(blocks: Vec<&'static Block>) -> &'static [&'static Block] {
 fn refuse(error: &dyn fmt::Display) -> ! {
     log::error!("can't start: {error}");
     exit::conclude(Outcome::Refused, format_args!("{error}"))
+}
+
+/// Makes a function the client: the kernel calls it when all CPUs are online and the loader's memory
+/// is reclaimed. Used once, at the root of the crate that is linked with the kernel.
+///
+/// The function is of type `fn() -> Result<(), E>`, for an `E` that implements
+/// [`Display`](core::fmt::Display). It runs on the BSP, on the BSP's stack of 64 KiB, with interrupts enabled and
+/// the heap open, while the other CPUs are idle. The run passes if it returns `Ok`, all CPUs are
+/// online, and account and audit agree with it that it has freed what it had; an `Err` is the reason
+/// in the verdict.
+///
+/// ```ignore
+/// #![no_std]
+/// #![no_main]
+///
+/// muster::entry!(run);
+///
+/// fn run() -> Result<(), &'static str> {
+///     muster::log::info!("all CPUs are online");
+///     Ok(())
+/// }
+/// ```
+#[macro_export]
+macro_rules! entry {
+    ($client:path) => {
+        const _: () = {
+            // SAFETY: the one definition of what the kernel declares (`muster::client`), of the same type.
+            #[unsafe(no_mangle)]
+            fn muster_client() -> $crate::client::Outcome {
+                $crate::client::report($client)
+            }
+        };
+    };
+}
+
+/// What [`entry!`] expands to.
+#[doc(hidden)]
+pub mod client {
+    use alloc::string::{String, ToString};
+    use core::fmt::Display;
+
+    /// How the client ended.
+    pub type Outcome = Result<(), String>;
+
+    // SAFETY: `entry!` defines it, with this type; without that the kernel does not link.
+    unsafe extern "Rust" {
+        safe fn muster_client() -> Outcome;
+    }
+
+    /// Runs the client.
+    pub(crate) fn run() -> Outcome {
+        muster_client()
+    }
+
+    /// Runs the function that `entry!` was given.
+    ///
+    /// # Errors
+    ///
+    /// Its error, in words.
+    pub fn report<E: Display>(client: fn() -> Result<(), E>) -> Outcome {
+        client().map_err(|reason| reason.to_string())
+    }
+}
+
+/// What the self-test uses of the kernel besides its public face: all rooms, which change as the kernel does.
+#[cfg(feature = "selftest")]
+#[doc(hidden)]
+pub mod internals {
+    use muster_arguments::Arguments;
+
+    use crate::bringup::roll::RollCall;
+
+    /// The processor.
+    pub mod arch {
+        pub use crate::arch::*;
+    }
+    /// What is fixed before the kernel plans anything.
+    pub mod boot {
+        pub use crate::boot::*;
+    }
+    /// The parts that make many CPUs one machine.
+    pub mod smp {
+        pub use crate::smp::*;
+    }
+    /// All output.
+    pub mod report {
+        pub use crate::report::*;
+    }
+    /// Memory.
+    pub mod mm {
+        pub use crate::mm::*;
+    }
+    /// Bring-up, account and audit.
+    pub mod bringup {
+        pub use crate::bringup::*;
+    }
+
+    /// Returns what the command line asks for, and the roll call. Called by the client.
+    ///
+    /// # Panics
+    ///
+    /// If called before the client is.
+    pub fn run() -> (&'static Arguments, &'static RollCall) {
+        let plan = crate::PLAN.get().zip(crate::ROLL.get());
+        let Some((plan, roll)) = plan else {
+            panic!("the client was not called yet");
+        };
+        (&plan.arguments, roll)
+    }
 }

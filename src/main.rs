@@ -1,6 +1,10 @@
-//! The kernel's image. Everything is in the library.
+//! The self-test: the kernel's first client.
 
 #![no_std]
 #![no_main]
 
-use muster as _;
+extern crate alloc;
+
+mod selftest;
+
+muster::entry!(selftest::run);

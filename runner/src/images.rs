@@ -49,9 +49,10 @@ pub fn build(build: Build) -> Result<Images> {
         "muster-loader",
         "--bins",
     ]);
-    if build == Build::Bench {
-        cargo.args(["--features", "muster/bench"]);
-    }
+    cargo.args(match build {
+        Build::Plain => ["--features", "muster/selftest"],
+        Build::Bench => ["--features", "muster/bench"],
+    });
     complete(cargo, images, &built)
 }
 

@@ -329,16 +329,6 @@ pub fn set(features: &Features) {
     }
 }
 
-/// Allows this CPU to write to read-only pages.
-///
-/// # Safety
-///
-/// Nothing relies on a fault at a write to a read-only page, other than for its report.
-pub unsafe fn give_up_write_protection() {
-    // SAFETY: the bit takes no right away, and the caller's promise.
-    unsafe { Cr0::update(|cr0| cr0.remove(Cr0Flags::WRITE_PROTECT)) };
-}
-
 /// Loads the tables at physical address `root`, which flushes the TLB.
 ///
 /// # Safety

@@ -13,7 +13,9 @@ pub mod failpoint;
 pub mod idle;
 pub mod machine_check;
 pub mod pic;
+#[cfg(feature = "selftest")]
 pub mod probe;
+#[cfg(feature = "selftest")]
 pub mod step;
 pub mod timer;
 pub mod trap;

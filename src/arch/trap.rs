@@ -19,6 +19,7 @@ pub const HAS_ERROR_CODE: u32 = 0x6022_7d00;
 /// The registers of the interrupted code, as the stubs lay them on the stack.
 #[derive(Debug)]
 #[repr(C)]
+#[allow(missing_docs, reason = "registers, by their names")]
 pub struct Frame {
     /// General registers, in the order in which the stub pops them.
     pub r15: u64,

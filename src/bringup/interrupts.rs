@@ -24,7 +24,7 @@ use crate::arch::trap::{DEBUG, Frame, Heap, NMI, has_error_code};
 use crate::arch::vectors::{
     ERROR_VECTOR, FIRST, FIRST_DELIVERED, Kind, SPURIOUS_VECTOR, TIMER_VECTOR, WAKE_VECTOR,
 };
-use crate::arch::{idle, machine_check, pic, probe};
+use crate::arch::{failpoint, idle, machine_check, pic};
 use crate::mm::heap;
 use crate::report::panic;
 use crate::smp::{call, cpu, lapic, lazy_tlb, stop, timer};
@@ -57,11 +57,11 @@ pub fn load() {
 /// every other one ends the run with a report.
 fn handle(frame: &mut Frame) -> Heap {
     if frame.vector == DEBUG
-        && let Some(heap) = cpu::try_with(|here| here.local().stepper().trapped(frame)).flatten()
+        && let Some(heap) = cpu::try_with(|here| here.local().traps().trapped(frame)).flatten()
     {
         return heap;
     }
-    if probe::caught(frame) {
+    if failpoint::caught(frame) {
         return Heap::Untouched;
     }
     if let Some(heap) = take(frame.vector) {
@@ -127,6 +127,7 @@ fn kind_of(vector: u8) -> Option<Kind> {
 }
 
 /// Returns whether this vector is unused: by interrupts, and by exceptions that have an error code.
+#[cfg(feature = "selftest")]
 pub fn is_unused(vector: u8) -> bool {
     match vector {
         TIMER_VECTOR | WAKE_VECTOR | ERROR_VECTOR | SPURIOUS_VECTOR => false,
@@ -135,6 +136,7 @@ pub fn is_unused(vector: u8) -> bool {
 }
 
 /// Returns the number of unexpected interrupts that this CPU has taken.
+#[cfg(feature = "selftest")]
 pub fn unexpected_here() -> u64 {
     cpu::with(|here| here.shared().interrupts.read().of(Kind::Unexpected))
 }

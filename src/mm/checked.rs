@@ -69,6 +69,7 @@ pub fn totals() -> Option<CheckedTotals> {
 }
 
 /// Returns the layout that a block of this layout takes of the magazines.
+#[cfg(feature = "selftest")]
 pub fn taken(layout: Layout) -> Layout {
     if is_on() {
         CheckedHeap::<heap_platform::Unchecked, Watch>::taken(layout).unwrap_or(layout)

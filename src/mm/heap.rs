@@ -154,17 +154,20 @@ pub fn resume_at(instruction: u64) -> u64 {
 
 /// Returns the number of free blocks for a layout that this CPU caches, the one in reserve
 /// included.
+#[cfg(feature = "selftest")]
 pub fn cached_here(layout: Layout) -> usize {
     statistics_here(layout).cached_blocks
 }
 
 /// Returns whether this CPU's cache has no room for one more free block for a layout.
+#[cfg(feature = "selftest")]
 pub fn is_full_here(layout: Layout) -> bool {
     let statistics = statistics_here(layout);
     // One of them is the reserve.
     statistics.cached_blocks > statistics.limit
 }
 
+#[cfg(feature = "selftest")]
 fn statistics_here(layout: Layout) -> MagazineStatistics {
     Class::of(checked::taken(layout))
         .zip(cpu::try_with(|here| here.head()))
@@ -210,6 +213,7 @@ pub fn open(kind: HeapKind) {
 }
 
 /// Returns the kind of heap that new blocks come from.
+#[cfg(feature = "selftest")]
 pub fn kind() -> HeapKind {
     let number = KIND.load(Ordering::Relaxed);
     let kind = HeapKind::ALL.get(usize::from(number)).copied();
@@ -347,6 +351,7 @@ impl HeapReading {
 }
 
 /// Returns the bytes that the heap in use has free, without those that CPUs cache.
+#[cfg(feature = "selftest")]
 pub fn unused_bytes() -> u64 {
     // The list's free memory, the boot arena's too, is of use to the list alone.
     if USE_MAGAZINES.load(Ordering::Relaxed) {

@@ -13,7 +13,7 @@ use muster_events::{Mapped, Moment};
 use muster_memory::{
     AdoptError, Census, FRAME_SIZE, Frame, FrameAllocator, FrameCache, Levels, Mismatch, NotFreed,
     OwnedFrame, Owner, PageSize, PartialRoot, PhysRange, PhysicalMap, PhysicalMemory, Plan, Share,
-    Step, TableView, Tables, Totals,
+    TableView, Tables, Totals,
 };
 
 use super::build_error::BuildError;
@@ -37,10 +37,12 @@ const MIN_FREE: u64 = 192 * 1024;
 const MIN_FREE_PER_CPU: u64 = 32 * 1024;
 
 /// The maximum number of table levels.
+#[cfg(feature = "selftest")]
 const MAX_LEVELS: usize = Levels::Five.count() as usize;
 
 /// The page-table walk of an address: a step for each level.
-pub type Path = heapless::Vec<Step, MAX_LEVELS>;
+#[cfg(feature = "selftest")]
+pub type Path = heapless::Vec<muster_memory::Step, MAX_LEVELS>;
 
 pub(super) static SHARED: OnceCell<SharedMemory> = OnceCell::uninit();
 
@@ -269,6 +271,7 @@ impl SharedMemory {
     }
 
     /// Walks the tables for an address, under their lock.
+    #[cfg(feature = "selftest")]
     pub fn path(&self, virt: u64) -> Path {
         self.with_tables(|tables, _| tables.path(virt).take(MAX_LEVELS).collect())
     }

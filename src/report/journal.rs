@@ -74,6 +74,7 @@ pub fn set_serial_level(level: LevelFilter) {
 
 /// Runs `speak`, whose log lines go to the serial port bare, whatever `log=` hides, and past the
 /// journal: they answer a command at the prompt. Called on the BSP.
+#[cfg(feature = "selftest")]
 pub fn answer<T>(speak: impl FnOnce() -> T) -> T {
     ANSWERING.store(true, Ordering::Relaxed);
     let result = speak();

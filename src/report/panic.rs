@@ -4,6 +4,7 @@ use core::fmt;
 use core::panic::PanicInfo;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use conquer_once::spin::OnceCell;
 use muster_events::{Address, Fault, Kind, ReturnAddress, Stopped};
 use muster_heap::{Misuse, Violation};
 use muster_memory::FRAME_SIZE;
@@ -158,6 +159,20 @@ pub fn misuse(misuse: &Misuse) -> ! {
     })
 }
 
+/// The client's part of each report.
+static HOOK: OnceCell<fn(u32)> = OnceCell::uninit();
+
+/// Has `hook` run at the end of every report, with the index of the CPU that reports. Returns whether it is
+/// the first hook: only that one is kept.
+pub fn set_hook(hook: fn(u32)) -> bool {
+    let mut is_first = false;
+    HOOK.init_once(|| {
+        is_first = true;
+        hook
+    });
+    is_first
+}
+
 /// Lets exactly one CPU report. The others leave a line on their own fault and stop; a CPU that
 /// faults within its own report stops reporting.
 fn report(what: fmt::Arguments<'_>, say: impl FnOnce(u32)) -> ! {
@@ -206,6 +221,9 @@ fn report(what: fmt::Arguments<'_>, say: impl FnOnce(u32)) -> ! {
             let phase = shared.report.phase().name();
             log::error!(target: "panic", "CPU {other} did not stop; last phase: {phase}");
         }
+    }
+    if let Ok(hook) = HOOK.try_get() {
+        hook(index);
     }
     exit::conclude(Outcome::Fault, format_args!("CPU {index}: {what}"))
 }

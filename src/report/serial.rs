@@ -88,6 +88,7 @@ pub fn write_second(line: &[u8]) {
 }
 
 /// Draws a line that is being typed.
+#[cfg(feature = "selftest")]
 pub fn draw(line: &[u8]) {
     with_uart(|uart| {
         TYPED.store(true, Ordering::Relaxed);
@@ -96,6 +97,7 @@ pub fn draw(line: &[u8]) {
 }
 
 /// Adds to the line that is being typed. Returns `false` if it was erased, and has to be drawn.
+#[cfg(feature = "selftest")]
 pub fn extend(bytes: &[u8]) -> bool {
     let mut is_typed = false;
     with_uart(|uart| {
@@ -106,21 +108,25 @@ pub fn extend(bytes: &[u8]) -> bool {
 }
 
 /// Ends the line that is being typed: it stays.
+#[cfg(feature = "selftest")]
 pub fn end_typing(bytes: &[u8]) {
     with_uart(|uart| !TYPED.swap(false, Ordering::Relaxed) || send(uart, bytes));
 }
 
 /// Returns whether there is a line that is being typed.
+#[cfg(feature = "selftest")]
 pub fn is_typed() -> bool {
     TYPED.load(Ordering::Relaxed)
 }
 
 /// Reads a typed byte, if there is one.
+#[cfg(feature = "selftest")]
 pub fn read() -> Option<u8> {
     UART.lock().as_mut()?.try_receive_byte().ok()
 }
 
 /// Returns whether there is a port to answer at.
+#[cfg(feature = "selftest")]
 pub fn is_there() -> bool {
     UART.lock().is_some()
 }

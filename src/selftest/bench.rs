@@ -17,11 +17,11 @@ use muster_bench::{
 use muster_events::Event;
 use muster_memory::{FRAME_SIZE, Frame, FrameRun, OwnedFrame, OwnedRun, Owner, PhysRange};
 
-use crate::arch::clock;
-use crate::mm::{frames, heap, heap_memory};
-use crate::report::events;
-use crate::smp::jobs::TimedBarrier;
-use crate::smp::{jobs, online};
+use muster::internals::arch::clock;
+use muster::internals::mm::{frames, heap, heap_memory};
+use muster::internals::report::events;
+use muster::internals::smp::jobs::TimedBarrier;
+use muster::internals::smp::{jobs, online};
 
 /// Frames of an arena: 64 MiB.
 const ARENA: usize = 16 * 1024;

@@ -7,23 +7,26 @@ use core::ptr;
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use muster_arguments::Fault;
+use muster_machine::mtrr;
 use muster_memory::{Access, FRAME_SIZE};
 use x86_64::instructions::interrupts;
+use x86_64::registers::control::{Cr0, Cr0Flags};
+use x86_64::registers::model_specific::Msr;
 
 use super::misuse::Misuse;
-use crate::arch::clock::Deadline;
-use crate::arch::failpoint::overflow;
-use crate::arch::{control, failpoint};
-use crate::boot::bytes::Bytes;
-use crate::boot::image;
-use crate::bringup::interrupts::{is_unused, unexpected_here};
-use crate::mm::heap_platform::LIST;
-use crate::mm::mapping::Mapping;
-use crate::mm::stack::Stack;
-use crate::smp::call::{self, Targets};
-use crate::smp::jobs::{self, TimedBarrier};
-use crate::smp::lock::{Level, Lock};
-use crate::smp::{cpu, identity, lapic, online, stop};
+use muster::internals::arch::clock::Deadline;
+use muster::internals::arch::failpoint;
+use muster::internals::arch::failpoint::overflow;
+use muster::internals::boot::bytes::Bytes;
+use muster::internals::boot::image;
+use muster::internals::bringup::interrupts::{is_unused, unexpected_here};
+use muster::internals::mm::heap_platform::LIST;
+use muster::internals::mm::mapping::Mapping;
+use muster::internals::mm::stack::Stack;
+use muster::internals::smp::call::{self, Targets};
+use muster::internals::smp::jobs::{self, TimedBarrier};
+use muster::internals::smp::lock::{Level, Lock};
+use muster::internals::smp::{cpu, identity, lapic, online, stop};
 
 /// How long the other CPUs wait for the fault, in milliseconds.
 const TIMEOUT: u64 = 10_000;
@@ -198,9 +201,12 @@ fn commit(fault: Fault, victim: Option<u64>) {
             // SAFETY: as above: the page is read-only, so the write faults.
             unsafe { text.write_volatile(0) };
         }
-        // SAFETY: nothing is written to what is read-only, as it should not be.
-        Fault::WriteProtectionOff => unsafe { control::give_up_write_protection() },
-        Fault::MemoryTypesChanged => identity::disturb_mtrrs(),
+        // SAFETY: the bit takes no right away, and nothing is written to what is read-only, as it should
+        // not be.
+        Fault::WriteProtectionOff => unsafe {
+            Cr0::update(|cr0| cr0.remove(Cr0Flags::WRITE_PROTECT));
+        },
+        Fault::MemoryTypesChanged => disturb_mtrrs(),
         Fault::StrayInterrupts => get_stray_interrupts(),
         // Injected before there are other CPUs.
         Fault::BootStackOverflow => {}
@@ -220,6 +226,17 @@ fn commit(fault: Fault, victim: Option<u64>) {
                 code();
             }
         }
+    }
+}
+
+/// Changes an MTRR of this CPU that is not in use, for the audit to find. Does nothing without one.
+fn disturb_mtrrs() {
+    let variable = |&(register, _): &(u32, u64)| mtrr::is_variable(register);
+    let mut from_last = identity::bsp().iter().copied().filter(variable).rev();
+    if let (Some((_, 0)), Some((base, value))) = (from_last.next(), from_last.next()) {
+        // SAFETY: the register is there, as the BSP has it and this CPU was admitted, and the pair's mask
+        // says that it is not in use. The lower three bits are a type either way.
+        unsafe { Msr::new(base).write(value ^ 6) };
     }
 }
 

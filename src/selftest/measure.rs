@@ -12,10 +12,10 @@ use x86_64::instructions::tlb::{self, InvPcidCommand};
 use x86_64::registers::control::{Cr4, Cr4Flags};
 
 use super::median::Median;
-use crate::mm::mapping::{Mapping, MappingError};
-use crate::smp::call::{self, CallError, Targets};
-use crate::smp::jobs::{self, TimedBarrier};
-use crate::smp::online;
+use muster::internals::mm::mapping::{Mapping, MappingError};
+use muster::internals::smp::call::{self, CallError, Targets};
+use muster::internals::smp::jobs::{self, TimedBarrier};
+use muster::internals::smp::online;
 
 /// How long a CPU may take to answer while calls are measured, in milliseconds: a virtual one may be
 /// off its host core.

@@ -4,8 +4,8 @@ use core::fmt;
 
 use muster_events::{Cost, Measured};
 
-use crate::arch::clock::{self, Deadline};
-use crate::report::events;
+use muster::internals::arch::clock::{self, Deadline};
+use muster::internals::report::events;
 
 /// Rounds of a measurement.
 const ROUNDS: usize = 301;

@@ -8,8 +8,8 @@ use core::sync::atomic::{AtomicPtr, Ordering};
 
 use muster_arguments::Fault;
 
-use crate::mm::heap;
-use crate::smp::{jobs, online};
+use muster::internals::mm::heap;
+use muster::internals::smp::{jobs, online};
 
 /// How long a CPU may take for its part, in milliseconds.
 const TIMEOUT: u64 = 10_000;

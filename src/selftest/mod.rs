@@ -1,6 +1,13 @@
 //! The self-test: stress, the monitor, fault injection and benchmarks.
 //!
-//! The highest room: it imports all others, and none imports it.
+//! A client of the kernel, as any other, but that it uses [`muster::internals`] as well. Not a part of the
+//! library: nothing there can import it.
+
+use alloc::string::String;
+
+use muster::internals;
+use muster::internals::bringup::roll::RollCall;
+use muster_arguments::Arguments;
 
 #[cfg(feature = "bench")]
 pub mod bench;
@@ -11,3 +18,29 @@ pub mod misuse;
 pub mod monitor;
 pub mod step;
 pub mod stress;
+
+/// Injects the fault that is asked for, if one is. Measures calls and shootdowns, and runs what is asked
+/// for: the monitor, or the benchmarks, else the stress.
+///
+/// # Errors
+///
+/// The first failure, in words.
+pub fn run() -> Result<(), String> {
+    let (arguments, roll) = internals::run();
+    if let Some(fault) = arguments.fault {
+        fault::inject(fault);
+    }
+    let measured = measure::calls().and_then(|()| measure::shootdowns());
+    measured.and(work(arguments, roll))
+}
+
+fn work(arguments: &Arguments, roll: &RollCall) -> Result<(), String> {
+    if arguments.monitor {
+        return monitor::run(arguments, roll);
+    }
+    #[cfg(feature = "bench")]
+    if let Some(options) = &arguments.bench {
+        return bench::run(options);
+    }
+    stress::run(arguments)
+}

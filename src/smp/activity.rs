@@ -1,6 +1,8 @@
 //! Each CPU's current activity, as it reports it itself.
 
-use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+#[cfg(feature = "selftest")]
+use core::sync::atomic::AtomicU64;
+use core::sync::atomic::{AtomicU8, Ordering};
 
 use muster_arguments::Workload;
 
@@ -17,6 +19,7 @@ pub struct Activity {
     /// Calls that it is serving, one within another.
     answering: AtomicU8,
     /// Operations in the current workload, or in the last one.
+    #[cfg(feature = "selftest")]
     operations: AtomicU64,
 }
 
@@ -26,27 +29,32 @@ impl Activity {
         Self {
             workload: AtomicU8::new(NONE),
             answering: AtomicU8::new(0),
+            #[cfg(feature = "selftest")]
             operations: AtomicU64::new(0),
         }
     }
 
     /// Records that a workload begins.
+    #[cfg(feature = "selftest")]
     pub fn begin(&self, workload: Workload) {
         self.operations.store(0, Ordering::Relaxed);
         self.workload.store(workload as u8, Ordering::Relaxed);
     }
 
     /// Records the number of operations in it so far.
+    #[cfg(feature = "selftest")]
     pub fn did(&self, operations: u64) {
         self.operations.store(operations, Ordering::Relaxed);
     }
 
     /// Records that the workload, or the prompt, has ended.
+    #[cfg(feature = "selftest")]
     pub fn end(&self) {
         self.workload.store(NONE, Ordering::Relaxed);
     }
 
     /// Records that it takes lines at the monitor's prompt.
+    #[cfg(feature = "selftest")]
     pub fn attend(&self) {
         self.workload.store(PROMPT, Ordering::Relaxed);
     }
@@ -60,6 +68,7 @@ impl Activity {
     }
 
     /// Returns the operations in the current workload, or in the last one.
+    #[cfg(feature = "selftest")]
     pub fn operations(&self) -> u64 {
         self.operations.load(Ordering::Relaxed)
     }

@@ -23,7 +23,7 @@ use super::progress::Progress;
 use super::snapshot::Snapshot;
 use crate::arch::apic;
 use crate::arch::descriptors::Descriptors;
-use crate::arch::step::Stepper;
+use crate::arch::failpoint::Traps;
 use crate::arch::timer::Timer;
 use crate::arch::vectors::Counters;
 use crate::boot::stack::Slot;
@@ -32,7 +32,7 @@ use crate::boot::stack::Slot;
 pub struct Local {
     descriptors: &'static Descriptors,
     frames: FrameSlot,
-    stepper: Stepper,
+    traps: Traps,
     timer: Timer,
     held: Held,
     lapic: apic::Mode,
@@ -45,9 +45,10 @@ impl Local {
         &self.frames
     }
 
-    /// Returns this CPU's stepper.
-    pub fn stepper(&self) -> &Stepper {
-        &self.stepper
+    /// Returns the state of this CPU's failpoints.
+    #[inline]
+    pub fn traps(&self) -> &Traps {
+        &self.traps
     }
 
     /// Returns the handler and the period of this CPU's timer.
@@ -107,7 +108,7 @@ pub unsafe fn create(index: u32, lapic_id: u32, memory: NonNull<u8>) -> &'static
             let local = Local {
                 descriptors,
                 frames: FrameSlot::new(),
-                stepper: Stepper::new(),
+                traps: Traps::new(),
                 timer: Timer::new(),
                 held: Held::new(),
                 lapic: apic::Mode::new(),

@@ -36,7 +36,8 @@ pub fn start() {
     BSP.init_once(|| registers);
 }
 
-fn bsp() -> &'static [(u32, u64)] {
+/// Returns the registers of the BSP that must be the same on all CPUs, each with its value.
+pub fn bsp() -> &'static [(u32, u64)] {
     BSP.try_get().map_or(&[], Vec::as_slice)
 }
 
@@ -146,15 +147,4 @@ fn read(register: u32) -> u64 {
     // SAFETY: `registers` names only registers that this CPU has by its CPUID and IA32_MTRRCAP: a CPU in
     // long mode has IA32_APIC_BASE, and AMD's have both of their own. Reading them has no side effect.
     unsafe { Msr::new(register).read() }
-}
-
-/// Changes an MTRR of this CPU that is not in use, for the audit to find. Does nothing without one.
-pub fn disturb_mtrrs() {
-    let variable = |&(register, _): &(u32, u64)| mtrr::is_variable(register);
-    let mut from_last = bsp().iter().copied().filter(variable).rev();
-    if let (Some((_, 0)), Some((base, value))) = (from_last.next(), from_last.next()) {
-        // SAFETY: the register is there, as the BSP has it and this CPU was admitted, and the pair's mask
-        // says that it is not in use. The lower three bits are a type either way.
-        unsafe { Msr::new(base).write(value ^ 6) };
-    }
 }

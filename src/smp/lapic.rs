@@ -218,6 +218,7 @@ pub fn counter() -> Option<u32> {
 }
 
 /// Reads the version register of this CPU's APIC. Returns `None` if there is none.
+#[cfg(feature = "selftest")]
 pub fn version() -> Option<u32> {
     Some(registers()?.read(Register::Version))
 }
@@ -278,11 +279,13 @@ pub fn wake(lapic_id: u32) -> bool {
 }
 
 /// Sends an unexpected interrupt. Returns whether it could be sent.
+#[cfg(feature = "selftest")]
 pub fn send_stray(lapic_id: u32, vector: u8) -> bool {
     send(lapic_id, Command::fixed(vector))
 }
 
 /// Sends one CPU its timer's interrupt, before its time. Returns whether it could be sent.
+#[cfg(feature = "selftest")]
 pub fn ring(lapic_id: u32) -> bool {
     send(lapic_id, Command::fixed(TIMER_VECTOR))
 }

@@ -9,17 +9,17 @@ use muster_monitor::{Verb, Whom};
 use muster_percpu::Outcome;
 
 use super::idle::idle_until;
-use crate::arch::clock::{self, Deadline};
-use crate::boot::bytes::Bytes;
-use crate::boot::stack::StackLocation;
-use crate::bringup::account::{Account, AccountError, Signed};
-use crate::mm::{heap, peek, shared};
-use crate::report::serial;
 use crate::selftest::measure;
-use crate::smp::call::{self, Targets};
-use crate::smp::doing::Doing;
-use crate::smp::lock::{Level, Lock};
-use crate::smp::{cpu, lines, online};
+use muster::internals::arch::clock::{self, Deadline};
+use muster::internals::boot::bytes::Bytes;
+use muster::internals::boot::stack::StackLocation;
+use muster::internals::bringup::account::{Account, AccountError, Signed};
+use muster::internals::mm::{heap, peek, shared};
+use muster::internals::report::serial;
+use muster::internals::smp::call::{self, Targets};
+use muster::internals::smp::doing::Doing;
+use muster::internals::smp::lock::{Level, Lock};
+use muster::internals::smp::{cpu, lines, online};
 
 /// Columns of a terminal.
 const COLUMNS: usize = 80;

@@ -1,6 +1,6 @@
 //! The idle loop of the monitor.
 
-use crate::smp::{call, jobs, timer};
+use muster::internals::smp::{call, jobs, timer};
 
 /// How often the BSP looks for a key, in microseconds: as long as a UART's FIFO of 16 bytes takes to
 /// fill at 115200 baud, so that a line may be pasted.

@@ -1,7 +1,7 @@
 //! The monitor: a command line at the serial port.
 //!
 //! It runs on the BSP, and the prompt is there while the other CPUs work: during a job for the APs
-//! ([`jobs::others`](crate::smp::jobs::others)) the BSP still takes lines, and also waits for the end of
+//! ([`jobs::others`](muster::internals::smp::jobs::others)) the BSP still takes lines, and also waits for the end of
 //! the job. The BSP serves calls in the meantime, by their interrupts, and idles between keystrokes. The
 //! commands and the line editor are `muster_monitor`'s.
 //!
@@ -20,11 +20,11 @@ use muster_arguments::{BENCH, OptionInfo};
 use muster_monitor::{Command, Editor, Event, InputLine};
 
 use self::idle::idle_until;
-use crate::bringup::roll::RollCall;
-use crate::report::{events, journal, serial};
 use crate::selftest::fault;
 use crate::selftest::stress::{self, BackgroundWork};
-use crate::smp::cpu;
+use muster::internals::bringup::roll::RollCall;
+use muster::internals::report::{events, journal, serial};
+use muster::internals::smp::cpu;
 
 /// Runs commands until one ends the run.
 ///

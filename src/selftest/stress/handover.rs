@@ -7,7 +7,7 @@ use heapless::Deque;
 
 use super::block::TestBlock;
 use super::worker::Worker;
-use crate::smp::lock::{Level, Lock};
+use muster::internals::smp::lock::{Level, Lock};
 
 /// Blocks that may wait for one CPU.
 const WAITING: usize = 64;

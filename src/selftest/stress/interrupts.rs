@@ -10,10 +10,10 @@ use x86_64::instructions::interrupts;
 
 use super::marked::{LAYOUT, Marker, SIZE};
 use super::worker::Worker;
-use crate::arch::idle;
-use crate::mm::{heap, heap_platform};
 use crate::selftest::step;
-use crate::smp::{cpu, jobs, lapic};
+use muster::internals::arch::idle;
+use muster::internals::mm::{heap, heap_platform};
+use muster::internals::smp::{cpu, jobs, lapic};
 
 /// More blocks than a CPU caches of this size, so that the handler makes it refill and flush.
 const MANY: usize = 300;

@@ -10,12 +10,12 @@ use muster_machine::lapic::Register;
 use muster_memory::{Access, Cache, FRAME_SIZE, PhysRange};
 
 use super::worker::Worker;
-use crate::arch::apic;
-use crate::smp::{call, lapic};
+use muster::internals::arch::apic;
+use muster::internals::smp::{call, lapic};
 
-use crate::arch::probe::{self, Fault};
-use crate::mm::mapping::Mapping;
-use crate::mm::stack::Stack;
+use muster::internals::arch::probe::{self, Fault};
+use muster::internals::mm::mapping::Mapping;
+use muster::internals::mm::stack::Stack;
 
 /// The maximum number of pages of a mapping: more than are flushed one by one.
 const MAX_PAGES: usize = 40;

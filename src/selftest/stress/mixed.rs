@@ -5,7 +5,7 @@ use nodit::{Interval, NoditSet};
 
 use super::block::TestBlock;
 use super::worker::Worker;
-use crate::smp::lock::{Level, Lock};
+use muster::internals::smp::lock::{Level, Lock};
 
 /// Slots for live blocks.
 const SLOTS: usize = 512;

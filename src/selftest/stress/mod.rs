@@ -34,13 +34,13 @@ use self::random::Random;
 use self::sample::Sampler;
 use self::shared_state::SharedState;
 use self::worker::{ProgressLine, Rendezvous, Tally, Worker};
-use crate::arch::clock::{self, Deadline};
-use crate::boot::bytes::Bytes;
-use crate::mm::{heap, shared};
-use crate::report::events;
-use crate::smp::jobs::{self, TimedBarrier};
-use crate::smp::lock::{Level, Lock};
-use crate::smp::online;
+use muster::internals::arch::clock::{self, Deadline};
+use muster::internals::boot::bytes::Bytes;
+use muster::internals::mm::{heap, shared};
+use muster::internals::report::events;
+use muster::internals::smp::jobs::{self, TimedBarrier};
+use muster::internals::smp::lock::{Level, Lock};
+use muster::internals::smp::online;
 
 /// How long a CPU may take beyond a workload's time before it counts as hung, in milliseconds:
 /// freeing the remaining blocks takes a while with many CPUs and few cores.
@@ -201,7 +201,7 @@ fn possible(workloads: Workloads, kinds: &[HeapKind]) -> Vec<Workload> {
             is_possible
         });
     };
-    if !crate::smp::timer::is_there() {
+    if !muster::internals::smp::timer::is_there() {
         leave_out("no CPU has a timer", &[Workload::Timer]);
     }
     if kinds.contains(&HeapKind::LinkedList) {

@@ -4,13 +4,13 @@ use muster_arguments::Workload;
 use muster_events::{Memory, Sample};
 use muster_memory::{FRAME_SIZE, Owner};
 
-use crate::arch::clock::Deadline;
-use crate::boot::stack::Slot;
-use crate::mm::{heap, shared};
-use crate::report::{events, journal};
-use crate::smp::doing::Doing;
-use crate::smp::lock::{Level, Lock};
-use crate::smp::online;
+use muster::internals::arch::clock::Deadline;
+use muster::internals::boot::stack::Slot;
+use muster::internals::mm::{heap, shared};
+use muster::internals::report::{events, journal};
+use muster::internals::smp::doing::Doing;
+use muster::internals::smp::lock::{Level, Lock};
+use muster::internals::smp::online;
 
 /// The time from one sample to the next, in milliseconds: not less, however long it takes to emit
 /// one.

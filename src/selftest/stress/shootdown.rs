@@ -7,12 +7,12 @@ use muster_memory::{Access, FRAME_SIZE};
 use x86_64::instructions::interrupts;
 
 use super::worker::Worker;
-use crate::arch::clock::Deadline;
-use crate::arch::probe::{self, Fault};
-use crate::mm::mapping::Mapping;
 use crate::selftest::step;
-use crate::smp::lock::{Level, Lock};
-use crate::smp::{call, jobs, timer};
+use muster::internals::arch::clock::Deadline;
+use muster::internals::arch::probe::{self, Fault};
+use muster::internals::mm::mapping::Mapping;
+use muster::internals::smp::lock::{Level, Lock};
+use muster::internals::smp::{call, jobs, timer};
 
 /// How long a CPU waits for another one to be ready, or done, in milliseconds.
 const TIMEOUT: u64 = 60_000;

@@ -9,8 +9,8 @@ use core::ptr::{self, NonNull};
 use super::shared_state::SharedState;
 use super::worker::Worker;
 use super::{calls, churn, growth, handover, interrupts, mappings, mixed, timer};
-use crate::arch::clock::Deadline;
-use crate::smp::jobs;
+use muster::internals::arch::clock::Deadline;
+use muster::internals::smp::jobs;
 
 /// The maximum duration of one turn, in microseconds.
 const MAX_TURN: usize = 50_000;
@@ -60,7 +60,7 @@ pub fn run(worker: &mut Worker<'_>, shared_state: &SharedState) {
 
 /// Idles a little, woken by the timer if by nothing else.
 fn idle(worker: &mut Worker<'_>) {
-    if crate::smp::timer::is_there() {
+    if muster::internals::smp::timer::is_there() {
         for _ in 0..worker.random.below(MAX_IDLES) {
             jobs::idle();
         }

@@ -12,7 +12,7 @@ use super::block::TestBlock;
 use super::marked::{LAYOUT, Marker, SIZE};
 use super::random::Random;
 use super::worker::Worker;
-use crate::smp::{lapic, timer};
+use muster::internals::smp::{lapic, timer};
 
 /// From the end of a handler to the next interrupt, in microseconds.
 const PERIOD: u64 = 50;

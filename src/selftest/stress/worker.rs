@@ -6,14 +6,14 @@ use muster_arguments::Workload;
 
 use super::random::Random;
 use super::sample::Sampler;
-use crate::arch::clock::{self, Deadline};
-use crate::boot::bytes::Bytes;
-use crate::mm::{heap, shared};
-use crate::report::events;
-use crate::smp::activity::Activity;
-use crate::smp::jobs::TimedBarrier;
-use crate::smp::lock::{Level, Lock};
-use crate::smp::{cpu, lapic, online};
+use muster::internals::arch::clock::{self, Deadline};
+use muster::internals::boot::bytes::Bytes;
+use muster::internals::mm::{heap, shared};
+use muster::internals::report::events;
+use muster::internals::smp::activity::Activity;
+use muster::internals::smp::jobs::TimedBarrier;
+use muster::internals::smp::lock::{Level, Lock};
+use muster::internals::smp::{cpu, lapic, online};
 
 /// Rounds of a workload's loop between two looks at the clock.
 const STRIDE: u32 = 32;

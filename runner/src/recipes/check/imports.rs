@@ -6,7 +6,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Result, anyhow};
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
 
-/// A path to something in the same crate, from the crate's root: the names after `crate`.
+/// The kernel's library, and the module by which its self-test reaches the rooms.
+const LIBRARY: &str = "muster";
+const INTERNALS: &str = "internals";
+
+/// A path to something in the kernel, from its root: the names after `crate`, or, in the self-test, which
+/// is a client, after `muster` and `muster::internals`.
 pub type CratePath = Vec<String>;
 
 /// A path, and the line on which it stands.
@@ -18,8 +23,8 @@ pub struct Import {
     pub path: CratePath,
 }
 
-/// Returns all paths into its own crate that a file has whose module is `module`: those that begin with
-/// `crate`, `super` or `self`, and those that begin with a name that such a path has imported, or with
+/// Returns all paths into the kernel that a file of its has whose module is `module`: those that begin with
+/// `crate`, `super`, `self` or `muster`, and those that begin with a name that such a path has imported, or with
 /// a module that the file declares. Declaring a module is no import.
 ///
 /// # Errors
@@ -40,7 +45,7 @@ pub fn of(source: &str, module: &[String]) -> Result<BTreeSet<Import>> {
 /// What a scan looks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Pass {
-    /// Names that stand for a path into this crate.
+    /// Names that stand for a path into the kernel.
     Names,
     /// All paths.
     Paths,
@@ -164,7 +169,11 @@ impl File {
             }
             at += 2;
         }
-        let Some(path) = path else { return at };
+        let Some(mut path) = path else { return at };
+        let name = path.last().cloned();
+        if path.first().is_some_and(|name| name == INTERNALS) {
+            path.remove(0);
+        }
         match pass {
             Pass::Names if is_use => {
                 let renamed = match (tokens.get(at), tokens.get(at + 1)) {
@@ -175,7 +184,7 @@ impl File {
                     }
                     _ => None,
                 };
-                if let Some(name) = renamed.or_else(|| path.last().cloned()) {
+                if let Some(name) = renamed.or(name) {
                     self.names.entry(name).or_insert(path);
                 }
             }
@@ -187,10 +196,10 @@ impl File {
         at
     }
 
-    /// Returns what the first name of a path stands for, if it leads into this crate.
+    /// Returns what the first name of a path stands for, if it leads into the kernel.
     fn start(&self, name: &str, module: &[String]) -> Option<CratePath> {
         match name {
-            "crate" => Some(Vec::new()),
+            "crate" | LIBRARY => Some(Vec::new()),
             "self" => Some(module.to_vec()),
             "super" => Some(module.split_last()?.1.to_vec()),
             _ => self.names.get(name).cloned(),
@@ -296,6 +305,31 @@ mod tests {
         assert_eq!(
             paths("mod list;\nfn f() { list::take(); }"),
             [(2, "mm::heap::list::take".into())]
+        );
+    }
+
+    #[test]
+    fn paths_of_a_client_lead_into_the_rooms() {
+        assert_eq!(
+            paths("use muster::internals::smp::cpu;\nfn f() { cpu::all(); muster::log::info!(); }"),
+            [
+                (1, "smp::cpu".into()),
+                (2, "log::info".into()),
+                (2, "smp::cpu::all".into())
+            ]
+        );
+        assert_eq!(
+            paths("use muster::{internals::{mm, smp as s}, memory};\nfn f() { s::cpu::all(); }"),
+            [
+                (1, "memory".into()),
+                (1, "mm".into()),
+                (1, "smp".into()),
+                (2, "smp::cpu::all".into())
+            ]
+        );
+        assert_eq!(
+            paths("use muster::internals;\nfn f() { internals::run(); }"),
+            [(1, "".into()), (2, "run".into())]
         );
     }
 

@@ -81,8 +81,12 @@ pub fn command() -> Result<ExitCode> {
 fn clippy() -> Result<Vec<Command>> {
     let mut images = Toolchain::choose()?.bare_metal("clippy");
     images.args(IMAGES.map(|package| ["--package", package]).concat());
-    let mut bench = Toolchain::choose()?.bare_metal("clippy");
-    bench.args(["--package", "muster", "--features", "bench"]);
+    let mut selftests = Vec::new();
+    for feature in ["selftest", "bench"] {
+        let mut selftest = Toolchain::choose()?.bare_metal("clippy");
+        selftest.args(["--package", "muster", "--features", feature]);
+        selftests.push(selftest);
+    }
     let mut host = toolchain::host_cargo();
     host.args(["clippy", "--all-targets"]);
     for package in HOST_PACKAGES {
@@ -92,7 +96,8 @@ fn clippy() -> Result<Vec<Command>> {
     loader.args(["clippy", "--package", "muster-loader", "--lib", "--tests"]);
     let mut view = toolchain::view_cargo("clippy");
     view.arg("--all-targets");
-    let mut steps = vec![images, bench, host, loader, view];
+    let mut steps = vec![images, host, loader, view];
+    steps.extend(selftests);
     for step in &mut steps {
         step.args(["--", "--deny", "warnings"]);
     }
@@ -103,16 +108,31 @@ fn clippy() -> Result<Vec<Command>> {
 fn documentation() -> Result<Vec<Command>> {
     let mut images = Toolchain::choose()?.bare_metal("doc");
     images.args(IMAGES.map(|package| ["--package", package]).concat());
-    images.args(["--features", "muster/bench"]);
+    let mut internals = Toolchain::choose()?.bare_metal("doc");
+    internals.args(["--package", "muster", "--lib", "--features", "bench"]);
+    // The library and its client have one name, for which `cargo doc` leaves the client out.
+    let mut client = Toolchain::choose()?.bare_metal("rustdoc");
+    client.args([
+        "--package",
+        "muster",
+        "--bin",
+        "muster",
+        "--features",
+        "bench",
+    ]);
     let mut host = toolchain::host_cargo();
     host.args(["doc", "--all-features"]);
     for package in HOST_PACKAGES {
         host.args(["--package", package]);
     }
     let view = toolchain::view_cargo("doc");
-    let mut steps = vec![images, host, view];
+    let mut steps = vec![images, internals, host, view];
     for step in &mut steps {
         step.args(["--no-deps", "--document-private-items"]);
+    }
+    client.args(["--", "--document-private-items"]);
+    steps.push(client);
+    for step in &mut steps {
         step.env("RUSTDOCFLAGS", "--deny warnings");
     }
     Ok(steps)

@@ -77,9 +77,13 @@ impl Source {
         }
     }
 
-    /// Returns the room it lies in; `None`: on top of all.
+    /// Returns the room it lies in; the library's root stands among the rooms as if it were one. `None`: on
+    /// top of all.
     fn room(&self) -> Option<&str> {
-        self.module.first().map(String::as_str)
+        match self.path.as_str() {
+            "lib.rs" => Some("lib"),
+            _ => self.module.first().map(String::as_str),
+        }
     }
 }
 

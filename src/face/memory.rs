@@ -1,0 +1,14 @@
+//! Memory: the heap by `alloc`, larger pieces and devices by [`Mapping`], and stacks.
+//!
+//! The kernel is the global allocator. Memory that runs out is an error from [`Mapping`] and a null pointer
+//! from the allocator.
+
+pub use muster_memory::{Access, Cache, ChangeError, PhysRange};
+
+pub use crate::mm::mapping::{Mapping, MappingError};
+pub use crate::mm::stack::Stack;
+
+/// Returns the bytes of memory that no one has: free frames, those that CPUs cache included.
+pub fn free_bytes() -> u64 {
+    crate::mm::shared::get().free_bytes()
+}

@@ -1,0 +1,11 @@
+//! The public face: what a client may use of the kernel, and nothing that could break memory but by
+//! functions that are marked as unsafe.
+//!
+//! All of it may be used from the moment at which the client is called ([`entry!`](crate::entry!)), on any
+//! CPU, but where a function says otherwise.
+
+pub mod account;
+pub mod cpus;
+pub mod memory;
+pub mod panic;
+pub mod time;
