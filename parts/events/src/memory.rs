@@ -217,7 +217,7 @@ pub struct AccountCommon {
 pub struct Account {
     /// All that the machine has, without what is reserved.
     pub memory_bytes: u64,
-    /// Free, and at no CPU's hand.
+    /// Free, and in no CPU's cache.
     pub free_bytes: u64,
     /// Free, in CPUs' caches.
     pub frame_cache_bytes: u64,
