@@ -1,4 +1,5 @@
-//! Frames that one CPU has cached.
+//! A CPU's cache of free frames, in front of the frame allocator. Only that CPU takes frames out of it and
+//! puts them in; the others read how many there are.
 
 use core::fmt;
 use core::ptr;

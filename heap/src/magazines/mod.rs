@@ -1,4 +1,16 @@
 //! The heap that scales: magazines per CPU, over depots, over slabs, over frames.
+//!
+//! `heap` asks the layers, in this order, and moves blocks from one to the next:
+//!
+//! 1. `cache`: a CPU's magazines. They are that CPU's alone, so the fast path takes no lock; `restart`
+//!    has it as restartable sequences.
+//! 2. `depot`: blocks of one class that CPUs exchange, many at a time, under the depot's lock.
+//! 3. `slabs`: frames cut into blocks of one class (`slab`), under the class's lock. `slab_map` finds
+//!    the slab of a block by its address.
+//! 4. `frames`: frames from the kernel, by the [`FramePlatform`].
+//!
+//! `context` has what depots and slabs use of the rest of the heap: the map, the frames, the record of
+//! memory in `transit`, and the CPU. No layer calls `heap`.
 
 mod cache;
 mod class;

@@ -1,4 +1,7 @@
-//! The slabs of one class.
+//! The slabs of one class, by how full they are, under one lock.
+//!
+//! The heap takes blocks here if the class's depot has none, and returns what the depot has no room
+//! for. A new slab takes frames, and an empty one gives them back.
 
 use core::mem::MaybeUninit;
 use core::ptr::NonNull;

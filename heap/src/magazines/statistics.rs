@@ -1,4 +1,5 @@
-//! The statistics of a magazine heap.
+//! The statistics of a magazine heap, as plain numbers. Nothing is counted here: `cache` and `heap`
+//! read their counters into these.
 
 use core::ops::Add;
 

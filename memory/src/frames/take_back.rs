@@ -1,4 +1,5 @@
-//! Frames that come back, and whether they may.
+//! The return of frames: each is checked to have been handed out to the owner that returns it, and is then
+//! marked free in its zone.
 
 use core::ops::Range;
 
