@@ -1,4 +1,4 @@
-//! Tables of the book's pages, which people read and checks read, too.
+//! Tables in the book's pages, of which `just check` reads its rules: the rooms and crates, and the words.
 
 use anyhow::{Result, ensure};
 
