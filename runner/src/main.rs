@@ -6,8 +6,13 @@
 //! on QEMU's debug console (`boot_log`), and by events on a second serial line
 //! (`events`).
 //!
-//! What the recipes of `just` do is in `recipes`, the boot tests are in `cases`, how a run is asked for is in
-//! `arguments`, and what it is booted on is in `emulators`. What reads a run's output is a library (`lib.rs`).
+//! From the top down, each of these imports those below it, and none above:
+//!
+//! - `recipes`: what each recipe of `just` does; only this file imports it.
+//! - `cases`: the boot tests, as data. The recipe `test-kernel` boots them (`recipes::suite`).
+//! - `arguments` and `emulators`, which import each other: the options of a run, and the machine that it is
+//!   booted on.
+//! - the library (`lib.rs`): watches one run (`session`), and reads what it wrote.
 
 #![deny(
     clippy::print_stdout,

@@ -1,5 +1,5 @@
-//! Where a machine stands that was ended before its kernel has said a word: what its CPUs are at and what is
-//! on its screen, asked of QEMU.
+//! The state of a machine that is ended before its kernel has logged anything: QEMU is asked where each CPU
+//! is, and what is on the screen.
 
 use std::collections::BTreeMap;
 use std::fs;

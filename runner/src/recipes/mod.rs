@@ -1,4 +1,6 @@
-//! What the runner does for the recipes of `just`, and what they share.
+//! What the runner does for the recipes of `just`, and what they share: a file or a folder for each recipe.
+//!
+//! These may import everything in the runner; only `main.rs` imports them.
 
 pub mod bench;
 pub mod check;

@@ -1,4 +1,7 @@
 //! One run of an emulator, watched from its start to its end, and how it ended.
+//!
+//! Part of the library: it gets the emulator as a command to start ([`Launch`]), and knows neither options nor
+//! recipes.
 
 mod interrupt;
 mod launch;

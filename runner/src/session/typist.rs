@@ -1,4 +1,5 @@
-//! Who reads and types at the serial line.
+//! The trait of whatever reads the kernel's serial line and types at it: a person's terminal, or the script
+//! of a boot test.
 
 use std::io::{self, Write};
 
