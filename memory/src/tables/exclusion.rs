@@ -1,4 +1,5 @@
-//! That no memory is both written and executed: at one address, or at two that map the same.
+//! The check, by a walk of the tables, that no memory is both writable and executable: at one address, or at
+//! two that map the same.
 
 use alloc::vec::Vec;
 

@@ -1,4 +1,4 @@
-//! What benchmarks measure. The same objects, without the rest of the record, are what `format=json`
+//! The events of benchmarks: their figures. The same objects, without the rest of the record, are what `format=json`
 //! prints.
 
 use alloc::borrow::Cow;

@@ -1,4 +1,5 @@
-//! What CPUs are, and what they cost one another.
+//! The events of CPUs: their bring-up, the roll call, the cost of calls and shootdowns, and the interrupts that
+//! they took.
 
 use serde::{Deserialize, Serialize};
 

@@ -1,4 +1,4 @@
-//! How a run ends.
+//! The events of a run's end: fault reports, and the verdict.
 
 use alloc::borrow::Cow;
 

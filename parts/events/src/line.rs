@@ -1,4 +1,4 @@
-//! A record as it is written, in memory of its own.
+//! Writing: a record as a line of JSON, in memory of its own, so that nothing is allocated.
 
 use serde::Serialize;
 

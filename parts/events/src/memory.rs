@@ -1,4 +1,4 @@
-//! Whose memory is.
+//! The events of memory: its owners, the account and the audit.
 
 use alloc::borrow::Cow;
 

@@ -1,4 +1,4 @@
-//! The way back.
+//! Reading, for programs on a host: a record from a line of JSON.
 
 use crate::record::Record;
 

@@ -1,4 +1,5 @@
-//! A line: when, by whom, and what.
+//! A record, which is one line: when it was emitted, by which CPU, and one of all events; and the events that belong
+//! to no other file.
 
 use alloc::borrow::Cow;
 

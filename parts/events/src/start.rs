@@ -1,4 +1,4 @@
-//! What a run is, and what it starts from.
+//! The events of a run's start: the command, the host and the machine.
 
 use alloc::borrow::Cow;
 

@@ -1,4 +1,4 @@
-//! What CPUs do under stress.
+//! The events of the stress: samples while it runs, and what each workload and each CPU did.
 
 use alloc::borrow::Cow;
 

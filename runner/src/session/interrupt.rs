@@ -1,4 +1,4 @@
-//! Whether a run is to end before its end.
+//! The flag by which Ctrl-C, a closed terminal or a kill ends a run early.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
