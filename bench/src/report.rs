@@ -1,4 +1,4 @@
-//! How figures are told: rows of a table in 52 columns, which is what a kernel's log line has beside
+//! How figures are printed: rows of a table in 52 columns, which is what a kernel's log line has beside
 //! its time and place, or lines of JSON, for which alone there is floating point.
 
 use core::fmt;

@@ -285,7 +285,7 @@ impl Built<'_> {
         memory
     }
 
-    /// What must be found, or that no MADT must be; `None` if that is not for this to tell.
+    /// What must be found, or that no MADT must be; `None` if that can't be known here.
     fn expected(&self) -> Option<Option<Found>> {
         let flaws = self.flaws.as_ref();
         if flaws.is_some_and(|flaws| !flaws.changes.is_empty()) {

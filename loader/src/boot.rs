@@ -70,7 +70,7 @@ const MAX_CPUS: usize = 1024;
 /// Bytes of command line that are kept; longer ones are refused.
 const LINE: usize = 4096;
 
-/// A CPU that the kernel is told of.
+/// A CPU that the loader lists to the kernel.
 #[derive(Clone, Copy, Debug)]
 struct Processor {
     /// ACPI processor id.

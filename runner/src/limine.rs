@@ -177,14 +177,14 @@ impl Limine {
             return Err(NotInstalled::Limine(Some(folder)));
         }
         let mut files = FILES.iter().map(|(file, _)| folder.join(file));
-        // A file that can't be read is told of when it is copied.
+        // A file that can't be read is reported when it is copied.
         match files.find_map(|file| old_version(&fs::read(file).ok()?)) {
             Some(version) => Err(NotInstalled::OldLimine { version, folder }),
             None => Ok(Self { folder }),
         }
     }
 
-    /// Writes a disc image with the kernel and what the run has Limine be told, and
+    /// Writes a disc image with the kernel and Limine's configuration for the run, and
     /// says what the image is good for.
     ///
     /// # Errors

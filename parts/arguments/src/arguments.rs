@@ -124,7 +124,7 @@ fn find(word: &str) -> Result<(&'static OptionInfo, &str), OptionError<'_>> {
     OptionInfo::find(word, &[KERNEL, BENCH])
 }
 
-/// Finds an option of the kernel's, and tells one of the benchmarks' from a slip.
+/// Finds an option of the kernel's, and distinguishes one of the benchmarks' from a slip.
 #[cfg(not(feature = "bench"))]
 fn find(word: &str) -> Result<(&'static OptionInfo, &str), OptionError<'_>> {
     OptionInfo::find(word, &[KERNEL]).map_err(|error| match error {

@@ -17,9 +17,9 @@ pub enum BootError {
     Hhdm(u64),
     /// The image is not where the loader says it is.
     Image {
-        /// Its first virtual address, as the loader tells it.
+        /// Its first virtual address, as the loader reports it.
         virtual_: u64,
-        /// Its first physical address, as the loader tells it.
+        /// Its first physical address, as the loader reports it.
         physical: u64,
         /// Its first virtual address, as the linker set it.
         linked: u64,

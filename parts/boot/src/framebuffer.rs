@@ -7,7 +7,7 @@ use muster_screen::{Channel, Format};
 
 use crate::memory_map::MemoryMap;
 
-/// What the loader tells of it, as the protocol lays it down.
+/// The loader's description of it, as the protocol lays it down.
 #[derive(Clone, Copy, Debug)]
 pub struct Answer {
     /// The virtual address of its first pixel.
@@ -91,7 +91,7 @@ impl fmt::Display for Unusable {
 impl core::error::Error for Unusable {}
 
 impl Framebuffer {
-    /// Checks what the loader tells.
+    /// Checks the loader's description.
     ///
     /// # Errors
     ///

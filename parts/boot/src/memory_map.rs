@@ -1,4 +1,4 @@
-//! The memory map as the loader tells it.
+//! The memory map as the loader reports it.
 
 use alloc::vec::Vec;
 

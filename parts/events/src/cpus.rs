@@ -12,7 +12,7 @@ use crate::memory::Address;
 pub enum Phase {
     /// Parked by the loader, not yet released.
     Parked,
-    /// Released: told where to go, not yet seen.
+    /// Released: sent to the kernel's entry, not yet seen.
     Released,
     /// In the kernel's entry, on the loader's stack and tables.
     Entered,
@@ -88,7 +88,7 @@ pub struct Cpu {
     pub stack_top: Option<Address>,
     /// Its block, from GS base; null while it has none, and as above.
     pub block: Option<Address>,
-    /// The physical address of its root table, from CR3; null before it told, and as above.
+    /// The physical address of its root table, from CR3; null until it has reported it, and as above.
     pub tables: Option<Address>,
 }
 

@@ -32,7 +32,7 @@ impl Outcome {
         self as i32
     }
 
-    /// Returns the outcome that QEMU's exit status tells, if the kernel asked for it.
+    /// Returns the outcome that QEMU's exit status stands for, if the kernel asked for it.
     pub fn of_status(status: i32) -> Option<Self> {
         Self::ALL
             .into_iter()
@@ -60,7 +60,7 @@ pub struct Fault<'a> {
     pub cpu: u32,
     /// What it is.
     pub kind: Kind,
-    /// What the panic says, the exception's name, or how which block was misused.
+    /// What the panic says, the exception's name, or which block was misused, and how.
     pub text: Cow<'a, str>,
     /// Where the panic stands in the source; null for others.
     pub location: Option<Cow<'a, str>>,

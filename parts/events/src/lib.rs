@@ -1,4 +1,4 @@
-//! What the kernel tells programs of itself: events, each one JSON object on a line of its own.
+//! The kernel's events for programs, each one JSON object on a line of its own.
 //!
 //! A [`Record`] is such a line: when, by whom, and the [`Event`] itself, in one flat object. The same
 //! types are written by the kernel and read by the runner, the report and the live view, so that they

@@ -29,7 +29,7 @@ pub struct Record<'a> {
 
 macro_rules! events {
     ($($(#[$about:meta])* $Variant:ident($Type:ty) = $name:literal,)+) => {
-        /// What there is to tell, in about the order in which a run tells it.
+        /// All events, in about the order in which a run writes them.
         #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
         #[serde(tag = "event")]
         pub enum Event<'a> {

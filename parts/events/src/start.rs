@@ -14,9 +14,9 @@ pub struct Run<'a> {
     pub command: Cow<'a, str>,
     /// QEMU's whole command line, as for a shell.
     pub qemu: Cow<'a, str>,
-    /// QEMU's version; empty if it does not tell.
+    /// QEMU's version; empty if it reports none.
     pub qemu_version: Cow<'a, str>,
-    /// The host's CPU, by its own name; empty if it does not tell.
+    /// The host's CPU, by its own name; empty if it reports none.
     pub host_cpu: Cow<'a, str>,
     /// How many CPUs the host has.
     pub host_cpus: u32,

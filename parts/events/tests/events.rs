@@ -480,7 +480,7 @@ fn every_field_of_every_event_is_documented_and_no_other() {
     assert!(text.contains(&format!("{MAX_LENGTH} bytes")));
 }
 
-/// A run of two CPUs and a short benchmark, as the kernel told them.
+/// A run of two CPUs and a short benchmark, as the kernel wrote their events.
 const RUN: &str = include_str!("run.jsonl");
 
 #[test]

@@ -172,7 +172,7 @@ impl NmiStatus {
         self.is_there() && self.0 >> 6 != 0
     }
 
-    /// Returns what to write to the port, one after the other, to forget errors and be told of later ones.
+    /// Returns what to write to the port, one after the other, to clear errors and have later ones reported.
     pub const fn forgetting(self) -> [u8; 2] {
         let kept = self.0 & Self::WRITABLE & !Self::FORGET;
         [kept | Self::FORGET, kept]

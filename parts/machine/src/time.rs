@@ -1,4 +1,4 @@
-//! What can be said of time by counters: how fast the TSC counts, whether that is what the CPU told, and
+//! What can be said of time by counters: how fast the TSC counts, whether that is what the CPU reports, and
 //! how far one CPU's TSC is from another's.
 
 /// Input clock of the 8253/8254 timer, in Hz (Intel 82C54 datasheet: 14.31818 MHz / 12).
@@ -46,7 +46,7 @@ impl Window {
         u64::try_from(hz).ok().filter(|&hz| hz > 0)
     }
 
-    /// Returns whether the TSC's rate may be what was told.
+    /// Returns whether the TSC's rate may be the reported one.
     pub fn allows(&self, told: u64, reference: u64) -> bool {
         let (told, reference) = (u128::from(told), u128::from(reference.max(1)));
         let expected = told * u128::from(self.counts) / reference;
@@ -60,9 +60,9 @@ impl Window {
 /// What was measured of the TSC's rate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It is what was told.
+    /// It is the reported one.
     Confirmed,
-    /// It is not, or nothing was told; it is this one, in Hz.
+    /// It is not, or none was reported; it is this one, in Hz.
     Measured(u64),
 }
 

@@ -200,16 +200,16 @@ pub enum Command<'a> {
     Stress {
         /// At what; not nothing.
         workloads: Workloads,
-        /// For how long, in milliseconds; until told otherwise, if there is none.
+        /// For how long, in milliseconds; until `stop`, if there is none.
         millis: Option<u64>,
     },
     /// Show them at work.
     Watch,
     /// Have them finish.
     Stop,
-    /// Call, and tell what it takes.
+    /// Call, and report what it takes.
     Call(Whom),
-    /// Shoot a page down, and tell what it takes.
+    /// Shoot a page down, and report what it takes.
     Shootdown,
     /// Bring about a fault.
     Fault(Fault),

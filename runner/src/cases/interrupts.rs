@@ -24,7 +24,7 @@ pub const CASES: &[Case] = &[
             "audit: clean",
         ],
     ),
-    // QEMU tells of each time that a CPU reads IA32_APIC_BASE: some as they come up and are looked at,
+    // QEMU reports each time that a CPU reads IA32_APIC_BASE: some as they come up and are looked at,
     // none for each interrupt.
     Case {
         never: &[

@@ -72,7 +72,7 @@ pub const CASES: &[Case] = &[
             &["stress  exhaustion", "stress  calls", "audit: clean"],
         )
     },
-    // What is typed and answered is told, and while the others work the prompt samples them.
+    // Commands and their answers are events, and while the others work the prompt samples them.
     Case {
         types: &[
             ("`help` lists", "cpus"),

@@ -62,7 +62,7 @@ impl Typist for Script<'_> {
                 camera.take().map_err(io::Error::other)?;
             }
             if let Some(keyboard) = &mut self.keyboard {
-                // The kernel may have ended, and the test will tell why.
+                // The kernel may have ended, and the test will say why.
                 let _ = keyboard.write_all(line.as_bytes());
                 let _ = keyboard.write_all(b"\r");
                 let _ = keyboard.flush();

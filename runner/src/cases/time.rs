@@ -61,7 +61,7 @@ pub const CASES: &[Case] = &[
             ],
         )
     },
-    // It tells the rate of the CPU that it imitates, and runs at what its configuration says.
+    // It reports the rate of the CPU that it imitates, and runs at what its configuration says.
     passes(
         "tsc-reported-wrongly",
         &[

@@ -88,7 +88,7 @@ fn on(smp: &str) -> Option<String> {
     Some(format!("on={}", numbers.join(",")))
 }
 
-/// Runs what the arguments ask for, and writes `target/report.html` of what the runs told, however they
+/// Runs what the arguments ask for, and writes `target/report.html` of the runs' events, however they
 /// ended. Success only if both passed. Where the arguments are files of events, it is written of these.
 ///
 /// # Errors

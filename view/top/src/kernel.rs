@@ -98,14 +98,14 @@ impl Kernel {
             keyboard.write_all(keys.as_bytes())?;
             keyboard.flush()
         };
-        // It fails only if the run is over, and then that is told.
+        // It fails only if the run is over, and then that is reported.
         self.keyboard.as_mut().map_or(Ok(()), press).ok();
     }
 
     /// Waits for the runner's end, once its output has ended.
     ///
     /// # Errors
-    /// If the system does not tell.
+    /// If the system does not report it.
     pub fn wait(&mut self) -> Result<ExitStatus> {
         self.child.wait().context("cannot wait for the runner")
     }

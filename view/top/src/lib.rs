@@ -1,4 +1,4 @@
-//! A live view of the running kernel in a terminal, from the events that it tells.
+//! A live view of the running kernel in a terminal, from the events that it writes.
 //!
 //! [`Kernel`] is the run: the runner's `monitor`, controlled by the keys that are typed at its prompt. Its
 //! events become a [`Machine`], line by line, and [`draw`] is a picture of that, which anything can be

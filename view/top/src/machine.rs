@@ -189,7 +189,7 @@ pub struct Part {
 pub struct Machine {
     /// How far it has come.
     pub stage: Stage,
-    /// When the last event was told, in microseconds since the kernel's entry.
+    /// When the last event was written, in microseconds since the kernel's entry.
     pub us: u64,
     /// The kernel's version.
     pub version: String,

@@ -1,4 +1,4 @@
-//! `top`: starts the kernel at work and draws what it tells, until somebody has seen enough. The runner
+//! `top`: starts the kernel at work and draws its events, until somebody has seen enough. The runner
 //! starts it, with arguments that it has checked.
 
 use std::env;
@@ -46,7 +46,7 @@ struct Asked {
     workloads: String,
     seconds: Option<String>,
     is_once: bool,
-    /// What the runner is to be told.
+    /// The runner's arguments.
     rest: Vec<String>,
 }
 
@@ -155,7 +155,7 @@ struct Top {
     held: Option<Machine>,
     /// Whether a signal came.
     interrupt: Arc<AtomicBool>,
-    /// Whether the kernel has been told to end.
+    /// Whether the kernel has been asked to end.
     is_ending: bool,
     /// When the kernel last said something.
     heard: Instant,

@@ -14,7 +14,7 @@ use crate::numbers::{bar as filled, bytes, clock, count, percent};
 /// The smallest terminal that there is a picture for, in columns and rows.
 const MIN_SIZE: (u16, u16) = (74, 16);
 
-/// Rows that the log has at least where it tells of a bad end.
+/// Rows that the log has at least where it reports a bad end.
 const LAST_WORDS: u16 = 9;
 
 /// What the keys do.

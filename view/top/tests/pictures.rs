@@ -31,7 +31,7 @@ fn told<'a>(lines: impl IntoIterator<Item = &'a str>) -> Machine {
     machine
 }
 
-/// Returns the lines of the run in the midst of its last workload: until memory was told of last but once.
+/// Returns the lines of the run in the midst of its last workload: until the last `memory` event but one.
 fn eight_lines() -> impl Iterator<Item = &'static str> {
     let is_memory = |line: &&str| line.contains(r#""event":"memory""#);
     let moments = EIGHT.lines().filter(is_memory).count();

@@ -9,7 +9,7 @@ const MADT_SIGNATURE: &[u8] = b"APIC";
 const MADT_ENTRIES: usize = 44;
 
 /// Its entries: the length of what all of them begin with, a type and a length; and the two types
-/// that tell of a CPU (table 5.21, 5.2.12.2, 5.2.12.12).
+/// that describe a CPU (table 5.21, 5.2.12.2, 5.2.12.12).
 const ENTRY_HEADER: usize = 2;
 const LOCAL_APIC: u8 = 0;
 const LOCAL_X2APIC: u8 = 9;

@@ -28,7 +28,7 @@ const MEMORY: &str = "1G";
 const TIMEOUT: Duration = Duration::from_secs(120);
 const COUNTING_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// How Linux is told to run.
+/// Linux's options.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Setting {
     /// Without mitigations, and without memory zeroed when it is allocated.

@@ -267,7 +267,7 @@ impl Rounded {
 /// Checks the last account among a run's events. Events without an account are right.
 ///
 /// # Errors
-/// What does not add up, or is told in two ways.
+/// A sum that does not add up, or figures of one thing that differ.
 pub fn check_events(records: &[Record<'_>]) -> Result<()> {
     let mut cpus: Vec<AccountCpu> = Vec::new();
     let mut common = None::<AccountCommon>;

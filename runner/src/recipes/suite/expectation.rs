@@ -31,7 +31,7 @@ pub fn figures<'a>(case: &'a Case, log: &'a str) -> impl Iterator<Item = String>
     })
 }
 
-/// Returns an event that the run should have told and did not.
+/// Returns an event that the run should have written and did not.
 pub fn untold(case: &Case, records: &[Record<'_>]) -> Option<String> {
     let is_told = |name: &str| records.iter().any(|record| record.event.name() == name);
     let untold = case.tells.iter().find(|name| !is_told(name))?;

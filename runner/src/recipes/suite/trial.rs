@@ -27,7 +27,7 @@ use crate::workspace;
 
 /// What came of a case.
 pub enum TrialResult {
-    /// What it took, how many boots it was, and figures to tell.
+    /// What it took, how many boots it was, and figures to print.
     Ok {
         time: Duration,
         boots: usize,
