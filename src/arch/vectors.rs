@@ -42,6 +42,16 @@ pub enum Kind {
     Unexpected,
 }
 
+// `ALL` has every kind at its discriminant: they are the counters' indices.
+const _: () = {
+    assert!(Kind::ALL.len() == Kind::Unexpected as usize + 1);
+    let mut index = 0;
+    while index < Kind::ALL.len() {
+        assert!(Kind::ALL[index] as usize == index);
+        index += 1;
+    }
+};
+
 impl Kind {
     /// All of them, in the order of their discriminants.
     const ALL: [Self; 6] = [
