@@ -1,4 +1,5 @@
-//! The self-test: the kernel's first client.
+//! The self-test: the kernel's first client. The library calls it when the machine is up, and its result counts
+//! for the verdict.
 
 #![no_std]
 #![no_main]
