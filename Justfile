@@ -63,6 +63,11 @@ build *ARGS:
 iso *ARGS:
     @{{ runner }} iso "$@"
 
+# Boot the least client of the kernel, which is without the self-test: just client [CPUS] [key=value…]
+[group('run'), no-exit-message]
+client *ARGS:
+    @{{ runner }} client "$@"
+
 # Boot the book's example of another kernel on Muster's libraries: just floor [CPUS] [key=value…]
 [group('run'), no-exit-message]
 floor *ARGS:
@@ -86,7 +91,7 @@ clean:
 
 # Everything that CI tests
 [group('test')]
-test: check test-host test-kernel floor
+test: check test-host test-kernel client floor
 
 # Check formatting, spelling, dependencies, and clippy and rustdoc with warnings denied
 [group('test')]

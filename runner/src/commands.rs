@@ -58,6 +58,9 @@ pub enum Command {
     /// Write a disc image for a real machine, target/muster.iso, with the kernel's options
     #[command(override_usage = "just iso [PATH] [key=value…]", after_help = arguments::help())]
     Iso(Words),
+    /// Boot the least client of the kernel
+    #[command(override_usage = "just client [CPUS] [key=value…]", after_help = arguments::help())]
+    Client(Words),
     /// Boot the book's example of another kernel on Muster's libraries
     #[command(override_usage = "just floor [CPUS] [key=value…]", after_help = arguments::help())]
     Floor(Words),

@@ -56,26 +56,26 @@ pub fn build(build: Build) -> Result<Images> {
     complete(cargo, images, &built)
 }
 
-/// Returns the same for the book's example of another kernel.
+/// The package of the least client of the kernel: a kernel without the self-test.
+pub const CLIENT: &str = "muster-client";
+
+/// The package of the book's example of another kernel, on the libraries alone.
+pub const FLOOR: &str = "muster-floor";
+
+/// Returns the same for the kernel of an example.
 ///
 /// # Errors
 /// As for [`build`].
-pub fn build_floor() -> Result<Images> {
+pub fn build_example(package: &str) -> Result<Images> {
     let folder = workspace::bare_metal().join(TARGET).join("release");
-    let built = folder.join("muster-floor");
+    let built = folder.join(package);
     let images = Images {
         kernel: built.clone(),
-        bootable: folder.join("muster-floor-bootable"),
+        bootable: folder.join(format!("{package}-bootable")),
         loader: folder.join("muster-loader"),
     };
     let mut cargo = Toolchain::choose()?.bare_metal("build");
-    cargo.args([
-        "--package",
-        "muster-floor",
-        "--package",
-        "muster-loader",
-        "--bins",
-    ]);
+    cargo.args(["--package", package, "--package", "muster-loader", "--bins"]);
     complete(cargo, images, &built)
 }
 

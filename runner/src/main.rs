@@ -31,10 +31,10 @@ mod screen;
 mod terminal;
 mod toolchain;
 
-use std::env;
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::{env, fs};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::error::ErrorKind;
@@ -47,7 +47,7 @@ use crate::emulators::requirements::{self, Unmet};
 use crate::limine::{Limine, NotInstalled};
 use crate::recipes::linux::NoLinux;
 use crate::recipes::{
-    bench, check, coverage, debugger, floor, fuzz, oracles, outputs, report, run, soak, suite,
+    bench, check, coverage, debugger, examples, fuzz, oracles, outputs, report, run, soak, suite,
 };
 use crate::screen::Screen;
 use crate::session::Interrupt;
@@ -133,13 +133,36 @@ fn perform(command: Command) -> Result<ExitCode> {
         }
         Command::Arguments => print(&arguments::help()),
         Command::Build => {
+            let client = images::build_example(images::CLIENT)?;
             let images = images::build(Build::Plain)?;
-            let shown =
-                [images.kernel, images.loader].map(|image| workspace::shown(&image).to_string());
-            print(&(shown.join("\n") + "\n"))
+            let sized = [
+                (
+                    "the kernel with the self-test",
+                    images.kernel,
+                    images.bootable,
+                ),
+                (
+                    "without it, and a small client",
+                    client.kernel,
+                    client.bootable,
+                ),
+            ];
+            for (what, kernel, bootable) in sized {
+                let kib = fs::metadata(&bootable)?.len().div_ceil(1024);
+                print(&format!(
+                    "{}: {what}, {kib} KiB\n",
+                    workspace::shown(&kernel)
+                ))?;
+            }
+            print(&format!("{}\n", workspace::shown(&images.loader)))
         }
         Command::Iso(asked) => iso(&asked.words),
-        Command::Floor(asked) => floor::command(&asked.words, &Interrupt::watch()?),
+        Command::Client(asked) => {
+            examples::command(images::CLIENT, &asked.words, &Interrupt::watch()?)
+        }
+        Command::Floor(asked) => {
+            examples::command(images::FLOOR, &asked.words, &Interrupt::watch()?)
+        }
         Command::BookOutputs(asked) => outputs::command(&asked, &Interrupt::watch()?),
         Command::Check => check::command(),
         Command::Oracles { times } => oracles::command(times),

@@ -6,7 +6,7 @@ pub mod bench;
 pub mod check;
 pub mod coverage;
 pub mod debugger;
-pub mod floor;
+pub mod examples;
 pub mod fuzz;
 pub mod linux;
 pub mod oracles;

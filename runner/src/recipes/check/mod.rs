@@ -1,8 +1,10 @@
 //! `check`: what tools find without running anything: clippy and rustdoc with warnings denied, spelling, what
-//! Muster depends on, what its rooms import of each other, and its words.
+//! Muster depends on, what its rooms import of each other, its words, and that a kernel without the
+//! self-test has none of it.
 
 mod imports;
 mod rooms;
+mod symbols;
 mod table;
 mod types;
 mod words;
@@ -33,7 +35,7 @@ const HOST_PACKAGES: [&str; 12] = [
 ];
 
 /// Those that are made for the bare target.
-const IMAGES: [&str; 3] = ["muster", "muster-loader", "muster-floor"];
+const IMAGES: [&str; 4] = ["muster", "muster-client", "muster-loader", "muster-floor"];
 
 /// The workspaces, each with a lock file of its own, by their folders.
 const WORKSPACES: [&str; 4] = ["", "bench/host", "fuzz", VIEW];
@@ -70,6 +72,9 @@ pub fn command() -> Result<ExitCode> {
         if !passes(step)? {
             return Ok(ExitCode::FAILURE);
         }
+    }
+    if !symbols::are_in_order()? {
+        return Ok(ExitCode::FAILURE);
     }
     is_free_of_advisories().map(|is_free| match is_free {
         true => ExitCode::SUCCESS,

@@ -19,8 +19,9 @@ use crate::cases;
 use crate::cases::script::Script;
 use crate::commands::{Listed, WrongWord};
 use crate::images;
+use crate::images::FLOOR;
 use crate::recipes::debugger;
-use crate::recipes::floor;
+use crate::recipes::examples;
 use crate::recipes::run;
 use crate::screen::Screen;
 use crate::session::{Interrupt, Typist};
@@ -140,7 +141,7 @@ const OTHERS: &[(&str, Make)] = &[
     }),
     ("floor", |interrupt| {
         let mut text = String::new();
-        let passed = floor::boot(&["8"], interrupt, &mut |line| {
+        let passed = examples::boot(FLOOR, &["8"], interrupt, &mut |line| {
             text += &format!("{line}\n");
             Ok(())
         })?;

@@ -1,4 +1,5 @@
-//! `floor`: builds and boots the book's example of another kernel on Muster's libraries.
+//! `client` and `floor`: build and boot the examples: the least client of the kernel, and another kernel on
+//! Muster's libraries.
 
 use std::process::ExitCode;
 
@@ -7,7 +8,7 @@ use anyhow::{Result, bail};
 use crate::arguments;
 use crate::commands::WrongWord;
 use crate::emulators::requirements;
-use crate::images;
+use crate::images::{self, FLOOR};
 use crate::recipes::run;
 use crate::screen::Screen;
 use crate::session::{Interrupt, PASSED};
@@ -17,9 +18,9 @@ use crate::workspace;
 ///
 /// # Errors
 /// If it does not build, the arguments make no sense, or QEMU does not start.
-pub fn command(arguments: &[String], interrupt: &Interrupt) -> Result<ExitCode> {
+pub fn command(package: &str, arguments: &[String], interrupt: &Interrupt) -> Result<ExitCode> {
     let screen = Screen::new();
-    let passed = boot(arguments, interrupt, &mut |text| screen.line(text))?;
+    let passed = boot(package, arguments, interrupt, &mut |text| screen.line(text))?;
     screen.news(
         passed,
         if passed {
@@ -39,22 +40,24 @@ pub fn command(arguments: &[String], interrupt: &Interrupt) -> Result<ExitCode> 
 /// # Errors
 /// As for [`command`].
 pub fn boot(
+    package: &str,
     arguments: &[impl AsRef<str>],
     interrupt: &Interrupt,
     show: &mut dyn FnMut(&str) -> std::io::Result<()>,
 ) -> Result<bool> {
     let run = arguments::parse(arguments)?;
-    let is_of_kernel = |word: &&String| !word.starts_with("loader.");
+    // The floor has no command line.
+    let is_of_kernel = |word: &&String| package == FLOOR && !word.starts_with("loader.");
     if let Some(word) = run.words.iter().find(is_of_kernel) {
         bail!(WrongWord(format!(
             "{word} does nothing in the example, which takes the machine's options: leave it out"
         )));
     }
     requirements::check(&run)?;
-    let folder = workspace::target().join("floor-log");
+    let folder = workspace::target().join("example-log");
     let (outcome, _) = run::boot(
         &run,
-        &images::build_floor()?,
+        &images::build_example(package)?,
         &folder,
         interrupt,
         show,
