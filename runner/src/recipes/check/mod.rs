@@ -19,7 +19,8 @@ use crate::toolchain::{self, Toolchain};
 use crate::workspace;
 
 /// The packages that are checked as they are built for a host.
-const HOST_PACKAGES: [&str; 12] = [
+const HOST_PACKAGES: [&str; 13] = [
+    "muster-sync",
     "muster-percpu",
     "muster-percpu-elsewhere",
     "muster-memory",
