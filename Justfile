@@ -93,7 +93,7 @@ clean:
 [group('test')]
 test: check test-host test-kernel client floor
 
-# Check formatting, spelling, dependencies, and clippy and rustdoc with warnings denied
+# Check formatting, spelling, dependencies, patches, and clippy and rustdoc with warnings denied
 [group('test')]
 check:
     cargo fmt --all --check
@@ -127,11 +127,10 @@ test-host: seed models coverage
 seed:
     @{{ runner }} seed
 
-# Run the models under loom: every interleaving of CPUs, and mistakes that must be found
-[group('test')]
-models:
-    RUSTFLAGS="--cfg loom" cargo test --target-dir target/models --profile models \
-        --package muster-percpu --package muster-memory --package muster-heap --lib -- --nocapture --test-threads 2
+# Run the models under loom, every interleaving of CPUs, and then each mistake in mistakes/, which must be found: just models [MISTAKE…]
+[group('test'), no-exit-message]
+models *ARGS:
+    @{{ runner }} models "$@"
 
 # Check the libraries against naive models, at random: just [seed=N] oracles [TIMES], with TIMES as many new cases as usual
 [group('test'), no-exit-message]

@@ -457,14 +457,11 @@ mod heap;
 pub mod hosted;
 mod lock;
 mod magazines;
-#[cfg(all(test, loom))]
-mod modelled;
 mod platform;
 #[cfg(not(loom))]
 mod regions;
 mod seal;
 mod statistics;
-mod sync;
 
 #[cfg(not(loom))]
 pub use checked::{

@@ -3,7 +3,7 @@
 use core::ops::{Deref, DerefMut};
 use core::sync::atomic::Ordering;
 
-use crate::sync::{AtomicUsize, MutPtr, UnsafeCell, const_unless_modelled, mutated, spin_loop};
+use muster_sync::{AtomicUsize, MutPtr, UnsafeCell, const_unless_modelled, spin_loop};
 
 /// No CPU holds the lock.
 pub(crate) const FREE: usize = 0;
@@ -68,13 +68,8 @@ impl<T> Lock<T> {
     pub(crate) fn try_lock(&self, cpu: Option<usize>) -> Option<Guard<'_, T>> {
         // Acquire, with the Release of `Hold`: all that the last holder did is visible. Relaxed where it
         // fails, as nothing is read then.
-        let acquire = if mutated("the lock does not acquire") {
-            Ordering::Relaxed
-        } else {
-            Ordering::Acquire
-        };
         self.holder
-            .compare_exchange(FREE, tag(cpu), acquire, Ordering::Relaxed)
+            .compare_exchange(FREE, tag(cpu), Ordering::Acquire, Ordering::Relaxed)
             .is_ok()
             .then(|| Guard {
                 data: self.data.get_mut(),
@@ -85,9 +80,6 @@ impl<T> Lock<T> {
     /// Returns whether `cpu` holds the lock. Never for `None`: CPUs without a number can't be told
     /// apart.
     pub(crate) fn is_held_by(&self, cpu: Option<usize>) -> bool {
-        if mutated("every CPU is taken for the holder") {
-            return self.holder.load(Ordering::Relaxed) != FREE;
-        }
         // Relaxed: a CPU sees its own stores in order, and no other CPU stores this one's number.
         cpu.is_some() && self.holder.load(Ordering::Relaxed) == tag(cpu)
     }
@@ -197,12 +189,7 @@ impl<T> DerefMut for Guard<'_, T> {
 impl Drop for Hold<'_> {
     fn drop(&mut self) {
         // Release, with the Acquire of `try_lock`: the next holder sees all that this one did.
-        let release = if mutated("the lock does not release") {
-            Ordering::Relaxed
-        } else {
-            Ordering::Release
-        };
-        self.0.store(FREE, release);
+        self.0.store(FREE, Ordering::Release);
     }
 }
 

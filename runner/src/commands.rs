@@ -69,6 +69,11 @@ pub enum Command {
     BookOutputs(Listed),
     /// Check spelling, dependencies, and clippy and rustdoc with warnings denied
     Check,
+    /// Run what CPUs share under loom, in every order, and make the mistakes in mistakes/, each to be found
+    ///
+    /// With names, make only the mistakes that have a MISTAKE in their names.
+    #[command(override_usage = "just models [MISTAKE…]")]
+    Models(Words),
     /// Check the libraries against naive models, at random, with TIMES as many cases as usual
     Oracles {
         /// How many times.

@@ -47,7 +47,8 @@ use crate::emulators::requirements::{self, Unmet};
 use crate::limine::{Limine, NotInstalled};
 use crate::recipes::linux::NoLinux;
 use crate::recipes::{
-    bench, check, coverage, debugger, examples, fuzz, oracles, outputs, report, run, soak, suite,
+    bench, check, coverage, debugger, examples, fuzz, models, oracles, outputs, report, run, soak,
+    suite,
 };
 use crate::screen::Screen;
 use crate::session::Interrupt;
@@ -165,6 +166,7 @@ fn perform(command: Command) -> Result<ExitCode> {
         }
         Command::BookOutputs(asked) => outputs::command(&asked, &Interrupt::watch()?),
         Command::Check => check::command(),
+        Command::Models(asked) => models::command(&asked.words),
         Command::Oracles { times } => oracles::command(times),
         Command::Seed => oracles::print_seed("test-host").map(|()| ExitCode::SUCCESS),
         Command::Coverage => coverage::command(),

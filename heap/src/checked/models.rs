@@ -14,32 +14,12 @@ use std::boxed::Box;
 use std::sync::Arc;
 use std::vec::Vec;
 
-use loom::cell::UnsafeCell;
-use loom::thread;
+use muster_sync::loom::cell::UnsafeCell;
+use muster_sync::loom::thread;
+use muster_sync::{AtomicUsize, model};
 
 use super::releases::Releases;
 use super::{MAX_QUARANTINED, Quarantine};
-use crate::modelled::{assert_found, model};
-use crate::sync::AtomicUsize;
-
-/// Which model finds which mistake.
-const MISTAKES: [(&str, &str); 6] = [
-    (
-        "what leaves the quarantine stays there",
-        "push_against_flush",
-    ),
-    (
-        "what leaves the quarantine stays there",
-        "push_against_push",
-    ),
-    ("the quarantine does not release", "push_against_flush"),
-    ("a release ends before it counts", "obtain_against_flush"),
-    (
-        "the end of a release is not published",
-        "obtain_against_flush",
-    ),
-    ("a release is not published", "obtain_against_flush"),
-];
 
 /// A block whose contents loom watches: its number.
 type Contents = UnsafeCell<usize>;
@@ -182,9 +162,4 @@ fn obtain_against_flush() {
         assert!(machine.allocate(), "memory was not out");
         other.join().unwrap();
     });
-}
-
-#[test]
-fn models_find_mistakes() {
-    assert_found("checked::models", &MISTAKES);
 }

@@ -6,7 +6,7 @@ use core::sync::atomic::Ordering;
 #[cfg(not(loom))]
 use core::sync::atomic::{AtomicI64, AtomicU64};
 
-use crate::sync::{AtomicPtr, AtomicUsize, atomics, const_unless_modelled, mutated};
+use muster_sync::{AtomicPtr, AtomicUsize, atomics, const_unless_modelled};
 
 type Block = NonNull<u8>;
 
@@ -119,17 +119,7 @@ impl Quarantine {
     /// Exchanges the block in a slot. Release: the CPU that takes the block finds it as it was left.
     /// Acquire: so does this one.
     fn exchange(&self, number: usize, block: *mut u8) -> Option<Block> {
-        let slot = &self.slots[number % SLOTS];
-        if mutated("what leaves the quarantine stays there") {
-            return NonNull::new(slot.load(Ordering::Acquire))
-                .inspect(|_| slot.store(block, Ordering::Release));
-        }
-        let order = if mutated("the quarantine does not release") {
-            Ordering::Acquire
-        } else {
-            Ordering::AcqRel
-        };
-        NonNull::new(slot.swap(block, order))
+        NonNull::new(self.slots[number % SLOTS].swap(block, Ordering::AcqRel))
     }
 }
 

@@ -3,7 +3,7 @@
 use core::ops::ControlFlow;
 use core::sync::atomic::Ordering;
 
-use crate::sync::{AtomicUsize, const_unless_modelled, mutated, order_unless};
+use muster_sync::{AtomicUsize, const_unless_modelled};
 
 /// The number of times that an allocation which finds nothing is retried, while memory comes back.
 const ATTEMPTS: usize = 16;
@@ -26,16 +26,9 @@ pub(super) struct Releasing<'a> {
 impl Drop for Releasing<'_> {
     fn drop(&mut self) {
         // Counted before the release ends: `obtain` reads the two in the opposite order.
-        let is_late = mutated("a release ends before it counts");
-        if !is_late {
-            self.count();
-        }
+        self.count();
         // Release, with the Acquire of `obtain`: whoever sees that the release has ended sees it counted.
-        let publish = order_unless("the end of a release is not published", Ordering::Release);
-        self.releases.releasing.fetch_sub(1, publish);
-        if is_late {
-            self.count();
-        }
+        self.releases.releasing.fetch_sub(1, Ordering::Release);
     }
 }
 
@@ -44,8 +37,7 @@ impl Releasing<'_> {
         if self.blocks > 0 {
             // Release, with the Acquire of `obtain`: whoever sees it counted finds the blocks in the
             // wrapped heap.
-            let publish = order_unless("a release is not published", Ordering::Release);
-            self.releases.released.fetch_add(1, publish);
+            self.releases.released.fetch_add(1, Ordering::Release);
         }
     }
 }

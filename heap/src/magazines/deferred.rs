@@ -8,11 +8,12 @@
 use core::ptr::{self, NonNull};
 use core::sync::atomic::Ordering;
 
+use muster_sync::{AtomicPtr, const_unless_modelled};
+
 use super::cache::Block;
 use super::class::{Class, UNIT};
 use crate::lock::Lock;
 use crate::seal::mix;
-use crate::sync::{AtomicPtr, const_unless_modelled, mutated};
 
 /// The list, the block that was freed last in front.
 ///
@@ -142,10 +143,9 @@ impl DeferredList {
         if self.is_empty() {
             return batch;
         }
-        let taking = self.taking.try_lock(cpu);
-        if taking.is_none() && !mutated("two CPUs take deferred blocks out at once") {
+        let Some(_taking) = self.taking.try_lock(cpu) else {
             return batch;
-        }
+        };
         while !batch.is_full()
             && let Some(taken) = self.pop()
         {

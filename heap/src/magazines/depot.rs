@@ -4,13 +4,14 @@ use core::mem::MaybeUninit;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::Ordering;
 
+use muster_sync::{AtomicU64, AtomicUsize, const_unless_modelled};
+
 use super::FramePlatform;
 use super::cache::Block;
 use super::class::{Class, FRAME};
 use super::context::Context;
 use super::frames::Use;
 use crate::lock::{Guard, Lock, Waiter};
-use crate::sync::{AtomicU64, AtomicUsize, const_unless_modelled, mutated};
 
 /// Words in front of the stack.
 const UNUSED: usize = 1;
@@ -82,9 +83,7 @@ impl Depot {
             return 0;
         };
         let count = stack.length.min(into.len());
-        if !mutated("blocks that were taken stay in the depot") {
-            stack.length -= count;
-        }
+        stack.length -= count;
         if count > 0 {
             // SAFETY: `count` blocks lie from here up, in the stack's memory, which isn't `into`'s.
             unsafe {
@@ -141,7 +140,7 @@ impl Depot {
             return false;
         };
         if let Some(mut stack) = self.lock(context)
-            && (stack.base.is_null() || mutated("a depot is furnished twice"))
+            && stack.base.is_null()
         {
             // SAFETY: the memory has that word, and room for the blocks after it.
             stack.base = unsafe { memory.cast::<Block>().as_ptr().add(UNUSED) };
@@ -166,7 +165,7 @@ impl Depot {
             let Some(mut stack) = self.lock(context) else {
                 return;
             };
-            if stack.length > 0 && !mutated("a depot's memory is released with blocks in it") {
+            if stack.length > 0 {
                 return;
             }
             stack.length = 0;

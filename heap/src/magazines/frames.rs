@@ -3,8 +3,9 @@
 use core::ptr::NonNull;
 use core::sync::atomic::Ordering;
 
+use muster_sync::{AtomicUsize, atomics, const_unless_modelled};
+
 use super::FramePlatform;
-use crate::sync::{AtomicUsize, atomics, const_unless_modelled};
 
 /// The use of frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 //! Every interleaving of CPUs, up to a number of preemptions, and every value that they may then read.
 //! `just models` runs them.
 //!
-//! Each proves something only as far as it finds mistakes: [`MISTAKES`].
+//! Each proves something only as far as it finds mistakes: those in `mistakes/heap/`.
 
 #![allow(
     clippy::unwrap_used,
@@ -17,7 +17,8 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::{Arc, Mutex};
 use std::vec::Vec;
 
-use loom::thread::{self, JoinHandle};
+use muster_sync::loom::thread::{self, JoinHandle};
+use muster_sync::{AtomicUsize, model, spin_loop};
 
 use super::cache::Block;
 use super::class::Class;
@@ -30,47 +31,6 @@ use super::slabs::Slabs;
 use super::transit::Transit;
 use super::{CpuCache, FRAME, FramePlatform, NO_CACHE};
 use crate::lock::Lock;
-use crate::modelled::{assert_found, model};
-use crate::sync::{AtomicUsize, spin_loop};
-
-/// Which model finds which mistake, made where [`mutated`](crate::sync::mutated) says so.
-const MISTAKES: [(&str, &str); 17] = [
-    ("the lock does not acquire", "lock_against_lock"),
-    ("the lock does not release", "lock_against_lock"),
-    ("the lock does not release", "drain_against_free"),
-    ("the lock does not release", "take_against_put"),
-    ("every CPU is taken for the holder", "lock_against_lock"),
-    (
-        "blocks that were taken stay in the depot",
-        "take_against_put",
-    ),
-    ("a depot is furnished twice", "furnish_against_furnish"),
-    (
-        "slabs that go stay where they were",
-        "allocation_against_trim",
-    ),
-    (
-        "slabs are not moved when blocks return",
-        "drain_against_free",
-    ),
-    ("tables are not published", "find_against_insert"),
-    ("descriptions in use are freed", "find_against_remove"),
-    (
-        "a depot's memory is released with blocks in it",
-        "put_against_release",
-    ),
-    (
-        "two CPUs take deferred blocks out at once",
-        "deferred_frees_against_one_another",
-    ),
-    ("the lock does not acquire", "insert_against_insert"),
-    ("operations are not announced", "slab_against_slab"),
-    (
-        "the end of an operation is not published",
-        "last_frames_against_failing_attempt",
-    ),
-    ("everybody has the turn", "last_frames_against_last_frames"),
-];
 
 /// Frames that are memory, and all that they are in, but for the CPUs' caches.
 struct Machine {
@@ -642,9 +602,4 @@ fn last_frames_against_failing_attempt() {
             other.join().unwrap();
         },
     );
-}
-
-#[test]
-fn models_find_mistakes() {
-    assert_found("magazines::models", &MISTAKES);
 }

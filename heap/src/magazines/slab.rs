@@ -4,9 +4,10 @@ use core::mem::MaybeUninit;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::Ordering;
 
+use muster_sync::{AtomicPtr, AtomicU8, AtomicU16, AtomicU64};
+
 use super::cache::Block;
 use super::class::{Class, FRAME, MAX_BLOCKS};
-use crate::sync::{AtomicPtr, AtomicU8, AtomicU16, AtomicU64};
 
 const WORDS: usize = MAX_BLOCKS / 64;
 

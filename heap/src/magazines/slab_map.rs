@@ -3,13 +3,14 @@
 use core::ptr::{self, NonNull};
 use core::sync::atomic::Ordering;
 
+use muster_sync::{AtomicPtr, AtomicUsize, atomics, const_unless_modelled};
+
 use super::FramePlatform;
 use super::class::{Class, FRAME};
 use super::context::Context;
 use super::frames::{Frames, Use};
 use super::slab::Slab;
 use crate::lock::Lock;
-use crate::sync::{AtomicPtr, AtomicUsize, atomics, const_unless_modelled, mutated};
 
 /// A table of pointers that fills a frame.
 type Node = [AtomicPtr<u8>; NODE];
@@ -316,7 +317,7 @@ impl SlabMap {
             let is_idle = if level == TABLES - 1 {
                 // SAFETY: a leaf, as above.
                 let leaf = unsafe { below.cast::<Leaf>().as_ref() };
-                !leaf.iter().any(Slab::is_in_use) || mutated("descriptions in use are freed")
+                !leaf.iter().any(Slab::is_in_use)
             } else {
                 // SAFETY: a table, as above.
                 let node = unsafe { below.cast::<Node>().as_ref() };
@@ -375,12 +376,7 @@ fn extend<'a, P: FramePlatform>(
                     }
                 }
                 // Release, with the Acquire of `SlabMap::frame`: the table is seen all zeroes.
-                let publish = if mutated("tables are not published") {
-                    Ordering::Relaxed
-                } else {
-                    Ordering::Release
-                };
-                entry.store(fresh.as_ptr(), publish);
+                entry.store(fresh.as_ptr(), Ordering::Release);
                 fresh
             }
         };

@@ -7,6 +7,8 @@ use core::mem::MaybeUninit;
 use core::ptr::NonNull;
 use core::sync::atomic::Ordering;
 
+use muster_sync::{AtomicUsize, const_unless_modelled};
+
 use super::FramePlatform;
 use super::cache::Block;
 use super::class::Class;
@@ -15,7 +17,6 @@ use super::frames::Use;
 use super::slab::{Fill, List, Slab, Wrong};
 use super::slab_map::{SlabMap, Spares};
 use crate::lock::{Guard, Lock};
-use crate::sync::{AtomicUsize, const_unless_modelled, mutated};
 
 /// The number of empty slabs that a class keeps for the next allocation.
 const KEPT: usize = 1;
@@ -252,9 +253,6 @@ impl Slabs {
             lists.empties -= 1;
             // SAFETY: the description stays until `retire`.
             let slab = unsafe { slab.as_ref() };
-            if mutated("slabs that go stay where they were") {
-                lists.empty.push(slab);
-            }
             self.frames.subtract(slab.frames());
             surplus.push(slab);
         }
@@ -286,9 +284,7 @@ impl Lists {
         }
         let before = slab.fill();
         slab.put(class, block)?;
-        if !mutated("slabs are not moved when blocks return") {
-            self.moved(slab, before);
-        }
+        self.moved(slab, before);
         Ok(slab)
     }
 

@@ -3,8 +3,9 @@
 use core::mem::ManuallyDrop;
 use core::sync::atomic::Ordering;
 
+use muster_sync::{AtomicU64, AtomicUsize, const_unless_modelled, fence};
+
 use crate::lock::{FREE, tag};
-use crate::sync::{AtomicU64, AtomicUsize, const_unless_modelled, fence, mutated};
 
 /// The number of tries of a CPU that has the turn. Each try but the last met an operation of another
 /// CPU, which waits for the turn if it finds nothing either: so this many in a row means that the
@@ -60,12 +61,7 @@ impl Transit {
         let change = ENDED - UNDER_WAY;
         // Release: a CPU that sees that the operation has ended finds the memory where it belongs.
         // Acquire: `seek` relies on the word.
-        let order = if mutated("the end of an operation is not published") {
-            Ordering::Relaxed
-        } else {
-            Ordering::AcqRel
-        };
-        let before = self.operations.fetch_add(change, order);
+        let before = self.operations.fetch_add(change, Ordering::AcqRel);
         before.wrapping_add(change)
     }
 
@@ -131,8 +127,7 @@ impl Transit {
                     _guard: guard,
                 };
             }
-            let may_take = holder == FREE || is_late || mutated("everybody has the turn");
-            if may_take
+            if (holder == FREE || is_late)
                 && (self.turn)
                     .compare_exchange(holder, own, Ordering::Relaxed, Ordering::Relaxed)
                     .is_ok()

@@ -9,6 +9,7 @@ pub mod debugger;
 pub mod examples;
 pub mod fuzz;
 pub mod linux;
+pub mod models;
 pub mod oracles;
 pub mod outputs;
 pub mod report;

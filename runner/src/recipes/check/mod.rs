@@ -1,6 +1,6 @@
 //! `check`: what tools find without running anything: clippy and rustdoc with warnings denied, spelling, what
-//! Muster depends on, what its rooms import of each other, its words, and that a kernel without the
-//! self-test has none of it.
+//! Muster depends on, what its rooms import of each other, its words, that a kernel without the self-test
+//! has none of it, and that the patches in `mistakes/` apply.
 
 mod imports;
 mod rooms;
@@ -15,6 +15,7 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result};
 
+use crate::recipes::models;
 use crate::toolchain::{self, Toolchain};
 use crate::workspace;
 
@@ -49,7 +50,7 @@ const VIEW: &str = "view";
 /// # Errors
 /// If no toolchain serves, or a tool does not start.
 pub fn command() -> Result<ExitCode> {
-    if !rooms::are_in_order()? || !words::are_right()? {
+    if !rooms::are_in_order()? || !words::are_right()? || !mistakes_can_be_made()? {
         return Ok(ExitCode::FAILURE);
     }
     let mut steps = vec![spelling()];
@@ -81,6 +82,16 @@ pub fn command() -> Result<ExitCode> {
         true => ExitCode::SUCCESS,
         false => ExitCode::FAILURE,
     })
+}
+
+/// Prints what is wrong with the patches in `mistakes/`. Returns whether each applies to the sources, and
+/// names models that are there.
+fn mistakes_can_be_made() -> Result<bool> {
+    let problems = models::problems(workspace::root())?;
+    for problem in &problems {
+        writeln!(io::stderr(), "{problem}")?;
+    }
+    Ok(problems.is_empty())
 }
 
 /// Returns the images for the bare target, and the host's crates with their tests.
