@@ -5,8 +5,9 @@ use core::mem::MaybeUninit;
 use core::slice;
 use core::sync::atomic::Ordering::{Relaxed, SeqCst};
 
+use muster_sync::{AtomicU8, AtomicU64};
+
 use crate::map::Owner;
-use crate::sync::{AtomicU8, AtomicU64, mutated};
 
 /// Frames in a chunk: 2 MiB, the larger of the page sizes that x86-64 always has (Intel SDM vol. 3,
 /// 5.5 "4-Level Paging and 5-Level Paging").
@@ -214,9 +215,6 @@ impl Chunk {
                 let free = row.load(SeqCst);
                 let claimed = if free == 0 || (free == FREE_ROW) != whole {
                     0
-                } else if mutated("rows are taken in two steps") {
-                    row.store(0, SeqCst);
-                    free
                 } else {
                     row.swap(0, SeqCst)
                 };
@@ -232,9 +230,5 @@ impl Chunk {
 
 /// Replaces what a row was by what is left of it, or returns its current value.
 fn replace(row: &AtomicU64, free: u64, left: u64) -> Result<u64, u64> {
-    if mutated("frames are claimed in two steps") {
-        row.store(left, SeqCst);
-        return Ok(free);
-    }
     row.compare_exchange_weak(free, left, SeqCst, SeqCst)
 }

@@ -5,13 +5,14 @@ use core::fmt;
 use core::ptr;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
+use muster_sync::{AtomicBool, AtomicU8, AtomicUsize};
+
 use crate::chunk::{Chunk, ROW_FRAMES};
 use crate::frames::{FrameAllocator, Ledger, Spot, assert_can_own, check};
 use crate::map::Owner;
 use crate::owned::{NotFreed, OwnedFrame, OwnedRun};
 use crate::owners::Owners;
 use crate::range::Frame;
-use crate::sync::{AtomicBool, AtomicU8, AtomicUsize, order_unless};
 use crate::zone::Zone;
 
 /// Frames that go back at once when a cache is full.
@@ -118,8 +119,7 @@ impl<'a> FrameCache<'a> {
         let any = Frame::from_number(zone.first())?;
         let record = zone.owners().get(any.number())?;
         // Not made unless the slot is free: dropping it would free the slot.
-        let acquire = order_unless("a slot is taken without a look at its counts", Acquire);
-        (!slot.taken.swap(true, acquire)).then(|| Self {
+        (!slot.taken.swap(true, Acquire)).then(|| Self {
             frames,
             slot,
             zone,
@@ -365,8 +365,7 @@ impl<'a> FrameCache<'a> {
 impl Drop for FrameCache<'_> {
     fn drop(&mut self) {
         self.drain();
-        let publish = order_unless("the counts of a slot are not published", Release);
-        self.slot.taken.store(false, publish);
+        self.slot.taken.store(false, Release);
     }
 }
 

@@ -18,12 +18,13 @@ use core::mem::MaybeUninit;
 use core::ops::Range;
 use core::sync::atomic::Ordering::Relaxed;
 
+use muster_sync::AtomicU64;
+
 use crate::chunk::FrameInfo;
 use crate::frame_cache::{FrameCache, Slot};
 use crate::map::{Owner, Totals};
 use crate::owned::{NotFreed, OwnedFrame, OwnedRun};
 use crate::range::{FRAME_SIZE, Frame, PhysRange};
-use crate::sync::{AtomicU64, mutated};
 use crate::zone::{Group, Zone};
 
 pub(crate) use claim::Spot;
@@ -347,23 +348,14 @@ impl FrameAllocator {
     /// it says of frames that another allocator handed out.
     pub unsafe fn adopt(&self, range: PhysRange) -> Result<usize, AdoptError> {
         let (first, end) = frame_numbers(range).ok_or(AdoptError { range })?;
-        let is_late = mutated("a zone is opened after its frames are free");
         let zone = self
             .zone_of(first)
             .and_then(|index| self.zones.get(index))
-            .filter(|zone| (zone.first(), zone.end()) == (first, end) && (is_late || zone.open()))
+            .filter(|zone| (zone.first(), zone.end()) == (first, end) && zone.open())
             .ok_or(AdoptError { range })?;
         // Counted first: a frame that is handed out before it counts would be missing in the totals.
-        if mutated("frames are adopted before they count") {
-            zone.release(first..end);
-        }
         self.unadopted.fetch_sub(end - first, Relaxed);
-        if !mutated("frames are adopted before they count") {
-            zone.release(first..end);
-        }
-        if is_late {
-            zone.open();
-        }
+        zone.release(first..end);
         Ok((end - first) as usize)
     }
 

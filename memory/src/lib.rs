@@ -168,7 +168,6 @@ mod owners;
 mod plan;
 mod range;
 mod range_map;
-mod sync;
 mod tables;
 mod unique;
 mod virt_range;

@@ -2,7 +2,7 @@
 //! of 2 rows: every interleaving of CPUs, up to a number of preemptions, and every value that they may
 //! then read. `just models` runs them.
 //!
-//! Each proves something only as far as it finds mistakes: [`MISTAKES`].
+//! Each proves something only as far as it finds mistakes: those in `mistakes/memory/`.
 
 #![allow(
     clippy::unwrap_used,
@@ -11,69 +11,15 @@
 
 use core::ptr::NonNull;
 use std::boxed::Box;
-use std::env;
-use std::format;
-use std::process::Command;
-use std::string::String;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::vec::Vec;
-use std::{eprintln, println};
 
-use loom::model::Builder;
-use loom::thread::{self, JoinHandle};
+use muster_sync::loom::thread::{self, JoinHandle};
+use muster_sync::{AtomicU64, model};
 
-use crate::sync::AtomicU64;
 use crate::tables::entry::ENTRIES;
 use crate::zone::Among;
 use crate::*;
-
-/// Which model finds which mistake, made where [`mutated`](crate::sync::mutated) says so.
-const MISTAKES: [(&str, &str); 19] = [
-    ("frames are claimed in two steps", "claim_against_claim"),
-    ("rows are looked at once", "claim_against_release"),
-    (
-        "nothing is sequentially consistent",
-        "claim_against_release",
-    ),
-    (
-        "nothing is sequentially consistent",
-        "long_claim_against_claims",
-    ),
-    (
-        "the end of a claim is not published",
-        "long_claim_against_claims",
-    ),
-    ("a claim is not undone", "long_claim_against_claims"),
-    ("nobody searches again", "long_claim_against_claims"),
-    ("nobody is kept from taking back, too", "free_against_free"),
-    ("records are not published", "free_against_free"),
-    ("records are not acquired", "free_against_free"),
-    ("records are not published", "free_beside_free"),
-    ("owners are compared late", "free_against_a_wrong_one"),
-    (
-        "frames are adopted before they count",
-        "adoption_against_claim",
-    ),
-    (
-        "a zone is opened after its frames are free",
-        "adoption_against_claim",
-    ),
-    ("rows are taken in two steps", "cache_against_cache"),
-    (
-        "the counts of a slot are not published",
-        "cache_after_cache",
-    ),
-    (
-        "a slot is taken without a look at its counts",
-        "cache_after_cache",
-    ),
-    (
-        "a table is linked before it is empty",
-        "view_against_mapping",
-    ),
-    ("a table is read before its entry", "view_against_mapping"),
-];
 
 /// Creates an allocator of frames that are free, and of ones to adopt, by their numbers, with caches
 /// for two CPUs.
@@ -88,26 +34,6 @@ fn allocator(free: core::ops::Range<u64>, later: core::ops::Range<u64>) -> &'sta
     let frames =
         unsafe { FrameAllocator::new(free.into_iter(), later.into_iter(), storage) }.unwrap();
     Box::leak(Box::new(frames.with_caches(2).unwrap()))
-}
-
-/// Runs a model, with a bound on preemptions where all would take too long, and returns how many
-/// interleavings it has.
-fn model(name: &str, preemptions: Option<usize>, run: impl Fn() + Send + Sync + 'static) {
-    let mut builder = Builder::new();
-    // From the environment: `LOOM_MAX_PREEMPTIONS`.
-    builder.preemption_bound = builder.preemption_bound.or(preemptions);
-    builder.max_branches = 20_000;
-    let bound = match builder.preemption_bound {
-        Some(max) => format!("up to {max} preemptions"),
-        None => String::from("any number of preemptions"),
-    };
-    let count = Arc::new(AtomicUsize::new(0));
-    let counted = count.clone();
-    builder.check(move || {
-        counted.fetch_add(1, Ordering::Relaxed);
-        run();
-    });
-    println!("{name}: {count:?} interleavings, {bound}");
 }
 
 fn cpu<T: 'static>(work: impl FnOnce() -> T + 'static) -> JoinHandle<T> {
@@ -382,24 +308,4 @@ fn view_against_mapping() {
         reader.join().unwrap();
         assert_eq!(tables.translate(PAGE).unwrap().phys, mapped.start());
     });
-}
-
-#[test]
-fn models_find_mistakes() {
-    if env::var("MISTAKE").is_ok() {
-        return;
-    }
-    for (mistake, model) in MISTAKES {
-        let output = Command::new(env::current_exe().unwrap())
-            .args(["--exact", &format!("models::{model}")])
-            .env("MISTAKE", mistake)
-            .output()
-            .unwrap();
-        let told = String::from_utf8_lossy(&output.stdout);
-        assert!(
-            !output.status.success() && told.contains("panicked"),
-            "{model} does not find that {mistake}: {told}"
-        );
-        eprintln!("{model} finds it if {mistake}");
-    }
 }

@@ -3,8 +3,9 @@
 use core::ops::Range;
 use core::sync::atomic::Ordering::Relaxed;
 
+use muster_sync::AtomicU8;
+
 use crate::map::Owner;
-use crate::sync::AtomicU8;
 
 /// Records that are read and written at once.
 const WORD: usize = 8;

@@ -5,10 +5,11 @@ use core::ops::Range;
 use core::slice;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 
+use muster_sync::{AtomicBool, AtomicU64, AtomicUsize};
+
 use crate::chunk::{CHUNK_FRAMES, Chunk, FREE_ROW, FrameInfo, ROW_FRAMES, ROWS, changes_fill};
 use crate::map::Owner;
 use crate::owners::Owners;
-use crate::sync::{AtomicBool, AtomicU64, AtomicUsize, mutated, order_unless};
 
 /// A summary of 64 chunks, a bit for each. It only says where to look: what is free, the rows say.
 ///
@@ -185,7 +186,7 @@ impl Zone {
     pub(crate) fn take_back(&self, numbers: Range<u64>, owner: Owner) -> Result<(), u64> {
         let are_all = || self.owners.are_all(numbers.clone(), owner);
         // A caller that does not own the frames leaves no trace by which the owner could be refused.
-        if !mutated("owners are compared late") && !are_all() {
+        if !are_all() {
             return Err(numbers.start);
         }
         // No other CPU may do the same from here on; but one may have, just before.
@@ -212,12 +213,7 @@ impl Zone {
             // Acquire, with the Release of `end_return`: the owners that were recorded before are visible.
             // No Release: nothing is recorded yet. What another CPU released here with other frames stays
             // released, as each change of the word is a read-modify-write.
-            let acquire = order_unless("records are not acquired", Acquire);
-            let before = if mutated("nobody is kept from taking back, too") {
-                0
-            } else {
-                self.returning(row).fetch_or(mask, acquire)
-            };
+            let before = self.returning(row).fetch_or(mask, Acquire);
             let taken = before & mask;
             if taken != 0 {
                 // Relaxed: this CPU has recorded nothing.
@@ -234,9 +230,8 @@ impl Zone {
     /// were recorded in between.
     pub(crate) fn end_return(&self, numbers: Range<u64>) {
         // Release, with the Acquire of `begin_return`.
-        let publish = order_unless("records are not published", Release);
         for (row, mask) in self.rows(&numbers) {
-            self.returning(row).fetch_and(!mask, publish);
+            self.returning(row).fetch_and(!mask, Release);
         }
     }
 
@@ -318,7 +313,7 @@ impl Zone {
             let fill = self.chunks[chunk].fill();
             let any_changed = set(&group.any, bit, fill.any);
             let whole_changed = set(&group.whole, bit, fill.whole);
-            if !any_changed && !whole_changed || mutated("rows are looked at once") {
+            if !any_changed && !whole_changed {
                 return;
             }
         }
@@ -336,17 +331,15 @@ impl Zone {
             .find(|&(row, mask)| !self.chunks[row / ROWS].claim_exactly(row, mask));
         match failed {
             None => self.settle_all(&numbers),
-            Some((row, _)) if !mutated("a claim is not undone") => {
+            Some((row, _)) => {
                 let start = self.base + row as u64 * ROW_FRAMES;
                 self.release(numbers.start..start.max(numbers.start));
             }
-            Some(_) => {}
         }
         if is_undecided {
             // Release, with the Acquire of `is_undecided`: a CPU that sees the claim ended sees the return that
             // was counted before.
-            let publish = order_unless("the end of a claim is not published", Release);
-            self.transit.undecided.fetch_sub(1, publish);
+            self.transit.undecided.fetch_sub(1, Release);
         }
         failed.is_none()
     }

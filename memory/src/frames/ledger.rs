@@ -2,8 +2,9 @@
 
 use core::sync::atomic::Ordering::Relaxed;
 
+use muster_sync::AtomicI64;
+
 use crate::map::Owner;
-use crate::sync::AtomicI64;
 
 /// The number of frames that each owner was given, less those it gave back.
 ///

@@ -37,6 +37,7 @@
 use core::fmt;
 use core::sync::atomic::Ordering;
 
+use muster_sync::AtomicU64;
 use x86_64::structures::paging::PageTableFlags as Flags;
 
 use super::aliases::{Alias, Aliases, Counted, Refusal, Use};
@@ -50,7 +51,6 @@ use crate::map::Owner;
 use crate::owned::OwnedFrame;
 use crate::plan::{Access, Cache, PageSize, pat_index};
 use crate::range::{Frame, PhysRange};
-use crate::sync::AtomicU64;
 use crate::virt_range::VirtRange;
 
 /// The reason why pages could not be unmapped, or given other rights. Nothing has changed then.

@@ -2,6 +2,7 @@
 
 use core::sync::atomic::Ordering;
 
+use muster_sync::AtomicU64;
 use x86_64::structures::paging::PageTableFlags as Flags;
 
 use crate::map::Owner;
@@ -10,7 +11,6 @@ use crate::plan::{Access, Cache, PageSize, pat_index};
 #[cfg(not(loom))]
 use crate::range::FRAME_SIZE;
 use crate::range::Frame;
-use crate::sync::{AtomicU64, order_unless};
 
 use super::{FrameSource, Leaf, PhysicalMemory, Rights, TableError};
 
@@ -180,14 +180,12 @@ const _: () = assert!(size_of::<[AtomicU64; ENTRIES]>() == FRAME_SIZE as usize);
 /// with each such entry and not only with a table's first one, as a store passes on nothing of the one
 /// before it.
 pub(super) fn link(slot: &AtomicU64, entry: u64) {
-    let publish = order_unless("a table is linked before it is empty", Ordering::Release);
-    slot.store(entry, publish);
+    slot.store(entry, Ordering::Release);
 }
 
 /// Reads an entry for a view, which may have no lock and go on to the table that it leads to.
 ///
 /// Acquire, with the Release of [`link`]: a table that another CPU has just linked is read as it was then.
 pub(super) fn follow(slot: &AtomicU64) -> u64 {
-    let acquire = order_unless("a table is read before its entry", Ordering::Acquire);
-    slot.load(acquire)
+    slot.load(Ordering::Acquire)
 }

@@ -1,8 +1,9 @@
 //! Reading tables: translating addresses, and walking all pages.
 
+use muster_sync::AtomicU64;
+
 use crate::plan::{Levels, Plan};
 use crate::range::Frame;
-use crate::sync::AtomicU64;
 
 use super::verify::Audit;
 use super::{
