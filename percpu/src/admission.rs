@@ -3,7 +3,7 @@
 use core::fmt;
 use core::sync::atomic::Ordering;
 
-use crate::sync::{AtomicU8, fence, mutated, order_unless};
+use muster_sync::{AtomicU8, const_unless_modelled, fence};
 
 /// The outcome of a roll call for one CPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,16 +40,11 @@ pub enum Outcome {
 pub struct Admission(AtomicU8);
 
 impl Admission {
-    /// Creates an admission that is not decided yet.
-    #[cfg(not(loom))]
-    pub const fn new() -> Self {
-        Self(AtomicU8::new(Outcome::Pending as u8))
-    }
-
-    /// Creates an admission that is not decided yet.
-    #[cfg(loom)]
-    pub fn new() -> Self {
-        Self(AtomicU8::new(Outcome::Pending as u8))
+    const_unless_modelled! {
+        /// Creates an admission that is not decided yet.
+        pub const fn new() -> Self {
+            Self(AtomicU8::new(Outcome::Pending as u8))
+        }
     }
 
     /// Joins, as the CPU's last step, and returns whether the CPU is admitted. `false`: it has been given
@@ -67,10 +62,8 @@ impl Admission {
     /// Orders a change that no CPU may miss before the check which CPUs have joined. Without it the check
     /// can come first, as a processor buffers its stores.
     pub fn fence() {
-        if !mutated("a CPU checks who has joined before its change is seen") {
-            // SeqCst: with the fence of `join`, as a store is ordered before a later load by a pair of such fences.
-            fence(Ordering::SeqCst);
-        }
+        // SeqCst: with the fence of `join`, as a store is ordered before a later load by a pair of such fences.
+        fence(Ordering::SeqCst);
     }
 
     /// Gives up a CPU that is silent, as the roll call's last step for it. `false`: it has joined in this
@@ -91,19 +84,14 @@ impl Admission {
 
     /// Decides, unless it is decided, and returns whether it did.
     fn decide(&self, outcome: Outcome) -> bool {
-        if mutated("a CPU joins without a look") && outcome == Outcome::Joined {
-            let is_pending = self.outcome() == Outcome::Pending;
-            self.0.store(outcome as u8, Ordering::Release);
-            return is_pending;
-        }
         // Release, with the Acquire of `outcome` and of a decision that fails: what a CPU that joins did
         // before is published. No Acquire where it succeeds: what it finds is the initial value, with
         // which no CPU has published anything.
-        let publish = order_unless("that a CPU has joined is not published", Ordering::Release);
         // Acquire: a CPU that is refused because the other has joined may go by what that did before.
-        let refused = order_unless("a refused decision does not acquire", Ordering::Acquire);
         let (from, to) = (Outcome::Pending as u8, outcome as u8);
-        (self.0.compare_exchange(from, to, publish, refused)).is_ok()
+        self.0
+            .compare_exchange(from, to, Ordering::Release, Ordering::Acquire)
+            .is_ok()
     }
 }
 

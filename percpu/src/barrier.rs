@@ -3,7 +3,7 @@
 use core::fmt;
 use core::sync::atomic::Ordering;
 
-use crate::sync::{AtomicUsize, mutated, order_unless};
+use muster_sync::{AtomicUsize, const_unless_modelled};
 
 /// A reusable barrier: it releases its CPUs together once all of them have arrived.
 ///
@@ -36,29 +36,19 @@ pub struct Arrival {
 }
 
 impl Barrier {
-    /// Creates a barrier for `cpus` CPUs.
-    ///
-    /// # Panics
-    ///
-    /// If `cpus` is 0: no arrival would be the last one, so the barrier would never be released.
-    #[cfg(not(loom))]
-    pub const fn new(cpus: usize) -> Self {
-        assert!(cpus > 0, "a barrier needs at least one CPU, and got 0");
-        Self {
-            cpus,
-            waiting: AtomicUsize::new(0),
-            round: AtomicUsize::new(0),
-        }
-    }
-
-    /// Creates a barrier for `cpus` CPUs.
-    #[cfg(loom)]
-    pub fn new(cpus: usize) -> Self {
-        assert!(cpus > 0, "a barrier needs at least one CPU, and got 0");
-        Self {
-            cpus,
-            waiting: AtomicUsize::new(0),
-            round: AtomicUsize::new(0),
+    const_unless_modelled! {
+        /// Creates a barrier for `cpus` CPUs.
+        ///
+        /// # Panics
+        ///
+        /// If `cpus` is 0: no arrival would be the last one, so the barrier would never be released.
+        pub const fn new(cpus: usize) -> Self {
+            assert!(cpus > 0, "a barrier needs at least one CPU, and got 0");
+            Self {
+                cpus,
+                waiting: AtomicUsize::new(0),
+                round: AtomicUsize::new(0),
+            }
         }
     }
 
@@ -73,16 +63,9 @@ impl Barrier {
         let round = self.round.load(Ordering::Acquire);
         // Release: the last arrival, and all that it releases, see what this CPU did before. Acquire: the
         // last arrival has seen what all others did, and passes it on with the new round.
-        let order = order_unless(
-            "what a CPU did before it arrived is not published",
-            Ordering::AcqRel,
-        );
-        if self.waiting.fetch_add(1, order) + 1 == self.cpus {
+        if self.waiting.fetch_add(1, Ordering::AcqRel) + 1 == self.cpus {
             // No CPU arrives again before it has seen the new round.
             let round = round.wrapping_add(1);
-            if mutated("a barrier is released before it can be reached again") {
-                self.round.store(round, Ordering::Release);
-            }
             // Relaxed: the Release of the new round publishes it.
             self.waiting.store(0, Ordering::Relaxed);
             // Release: with `is_released`.
@@ -94,11 +77,7 @@ impl Barrier {
     /// Returns whether all CPUs have arrived since `arrival`, so that the barrier is released.
     pub fn is_released(&self, arrival: &Arrival) -> bool {
         // Acquire, with the Release of the last arrival: what all CPUs did before is visible.
-        let order = order_unless(
-            "a barrier is left without a look at what was done before",
-            Ordering::Acquire,
-        );
-        self.round.load(order) != arrival.round
+        self.round.load(Ordering::Acquire) != arrival.round
     }
 
     /// Returns the number of CPUs that have arrived and wait.

@@ -6,10 +6,10 @@ use core::ptr;
 use core::sync::atomic::{AtomicPtr, Ordering};
 
 use crossbeam_utils::CachePadded;
+use muster_sync::{AtomicBool, const_unless_modelled};
 
 use crate::SharedKey;
 use crate::storage::no_variables;
-use crate::sync::{AtomicBool, mutated};
 use crate::variable::at;
 
 /// The first bytes of every [`Block`], at a layout that assembly may rely on.
@@ -195,18 +195,13 @@ pub struct Block<L, S, H = ()> {
 unsafe impl<L: Send, S: Sync, H: Sync> Sync for Block<L, S, H> {}
 
 impl<L, S> Block<L, S> {
-    /// Creates a block for the CPU with the given index, without a head.
-    ///
-    /// The index is the kernel's own, counted from 0 without gaps (not a LAPIC id).
-    #[cfg(not(loom))]
-    pub const fn new(index: u32, local: L, shared: S) -> Self {
-        Self::with_head(index, (), local, shared)
-    }
-
-    /// Creates a block for the CPU with the given index, without a head.
-    #[cfg(loom)]
-    pub fn new(index: u32, local: L, shared: S) -> Self {
-        Self::with_head(index, (), local, shared)
+    const_unless_modelled! {
+        /// Creates a block for the CPU with the given index, without a head.
+        ///
+        /// The index is the kernel's own, counted from 0 without gaps (not a LAPIC id).
+        pub const fn new(index: u32, local: L, shared: S) -> Self {
+            Self::with_head(index, (), local, shared)
+        }
     }
 }
 
@@ -219,31 +214,19 @@ impl<L, S, H> Block<L, S, H> {
         assert!(size_of::<Self>().is_multiple_of(128));
     };
 
-    /// Creates a block for the CPU with the given index.
-    ///
-    /// The index is the kernel's own, counted from 0 without gaps (not a LAPIC id).
-    #[cfg(not(loom))]
-    pub const fn with_head(index: u32, head: H, local: L, shared: S) -> Self {
-        let () = Self::LAYOUT;
-        Self {
-            header: Header::new(index),
-            head,
-            claimed: AtomicBool::new(false),
-            local,
-            shared: CachePadded::new(shared),
-        }
-    }
-
-    /// Creates a block for the CPU with the given index.
-    #[cfg(loom)]
-    pub fn with_head(index: u32, head: H, local: L, shared: S) -> Self {
-        let () = Self::LAYOUT;
-        Self {
-            header: Header::new(index),
-            head,
-            claimed: AtomicBool::new(false),
-            local,
-            shared: CachePadded::new(shared),
+    const_unless_modelled! {
+        /// Creates a block for the CPU with the given index.
+        ///
+        /// The index is the kernel's own, counted from 0 without gaps (not a LAPIC id).
+        pub const fn with_head(index: u32, head: H, local: L, shared: S) -> Self {
+            let () = Self::LAYOUT;
+            Self {
+                header: Header::new(index),
+                head,
+                claimed: AtomicBool::new(false),
+                local,
+                shared: CachePadded::new(shared),
+            }
         }
     }
 
@@ -336,16 +319,9 @@ impl<L, S, H> Block<L, S, H> {
 
     /// Makes the calling CPU the owner; `None` if the block has one already.
     pub(crate) fn claim(&'static self) -> Option<*const Header> {
-        if mutated("a block is claimed in two steps") {
-            if self.is_claimed() {
-                return None;
-            }
-            self.claimed.store(true, Ordering::Relaxed);
-        } else {
-            self.claimed
-                .compare_exchange(false, true, Ordering::Relaxed, Ordering::Relaxed)
-                .ok()?;
-        }
+        self.claimed
+            .compare_exchange(false, true, Ordering::Relaxed, Ordering::Relaxed)
+            .ok()?;
         // Made from the whole block, so that the pointer's provenance covers the block behind the
         // header.
         let this = ptr::from_ref(self).cast::<Header>();

@@ -5,8 +5,7 @@ use core::mem::MaybeUninit;
 use core::sync::atomic::Ordering;
 
 use crossbeam_utils::CachePadded;
-
-use crate::sync::{AtomicU64, UnsafeCell, mutated, order_unless};
+use muster_sync::{AtomicU64, UnsafeCell};
 
 /// Jobs for all CPUs, one after the other: each CPU runs each job once. A CPU is known here by the
 /// index of its *slot*, from 0.
@@ -45,11 +44,6 @@ impl Slot {
     /// Takes the job of this number. `false`: another CPU at the same slot has taken it.
     fn take(&self, number: u64) -> bool {
         let before = number - 1;
-        if mutated("a job is taken without a look") {
-            let is_first = self.taken.load(Ordering::Relaxed) == before;
-            self.taken.store(number, Ordering::Relaxed);
-            return is_first;
-        }
         // Relaxed: the job itself is read after the count of those submitted, with Acquire.
         self.taken
             .compare_exchange(before, number, Ordering::Relaxed, Ordering::Relaxed)
@@ -67,8 +61,7 @@ impl Drop for Taken<'_> {
     fn drop(&mut self) {
         // Release, with the Acquire of the CPU that sees that all are done: the job's effects are
         // visible then.
-        let publish = order_unless("that a job is done is not published", Ordering::Release);
-        self.slot.done.store(self.number, publish);
+        self.slot.done.store(self.number, Ordering::Release);
     }
 }
 
@@ -122,8 +115,7 @@ impl<W: Copy> Broadcast<W> {
         // SAFETY: all are done with the last job, as was seen above, and this call alone submits one.
         self.job.with_mut(|place| unsafe { (*place).write(job) });
         // Release, with the Acquire of `waiting`: a CPU that sees the count reads this job.
-        let publish = order_unless("a job is not published", Ordering::Release);
-        self.submitted.store(number + 1, publish);
+        self.submitted.store(number + 1, Ordering::Release);
         true
     }
 
@@ -148,9 +140,6 @@ impl<W: Copy> Broadcast<W> {
         // SAFETY: the count was read with Acquire and is ahead of this slot's, so the job was
         // written before, and is not written again until this slot has done it.
         let job = self.job.with(|job| unsafe { (*job).assume_init_read() });
-        if mutated("a job is done before it has run") {
-            slot.done.store(number, Ordering::Release);
-        }
         let _taken = Taken { slot, number };
         run(job);
         true

@@ -8,8 +8,7 @@ use core::mem::MaybeUninit;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 use crossbeam_utils::CachePadded;
-
-use crate::sync::{AtomicU8, AtomicU64, UnsafeCell, mutated, order_unless};
+use muster_sync::{AtomicU8, AtomicU64, UnsafeCell};
 
 /// The number of calls that one CPU may have under way at once: its own, and those of handlers that
 /// interrupt it while it waits.
@@ -157,9 +156,6 @@ impl<W: Copy> CallQueue<W> {
         let work = slot
             .work
             .with(|place| unsafe { (*place).assume_init_read() });
-        if mutated("a call is done before it has run") {
-            slot.pending.clear(cpu, Ordering::Release);
-        }
         let _taken = Taken { slot, cpu };
         run(work);
         true
@@ -175,7 +171,7 @@ impl<W: Copy> CallQueue<W> {
             let bit = (inbox.iter(Ordering::Relaxed).find(|&bit| bit >= after))
                 .or_else(|| inbox.iter(Ordering::Relaxed).next())?;
             // If it is not set any more, the caller cancelled the call, or a handler took it in between.
-            if inbox.clear(bit, Ordering::Acquire) || mutated("a call is taken without a look") {
+            if inbox.clear(bit, Ordering::Acquire) {
                 turn.store(bit + 1, Ordering::Relaxed);
                 return self.cpus.get(bit / MAX_CALLS)?.slots.get(bit % MAX_CALLS);
             }
@@ -193,8 +189,7 @@ impl<W> Drop for Taken<'_, W> {
     fn drop(&mut self) {
         // Release, with the Acquire of `is_done`: the caller sees the effects of the work, and from here
         // on it may reuse all that the work refers to.
-        let order = order_unless("that a call is done is not published", Ordering::Release);
-        self.slot.pending.clear(self.cpu, order);
+        self.slot.pending.clear(self.cpu, Ordering::Release);
     }
 }
 
@@ -251,18 +246,12 @@ impl<W: Copy> Call<'_, W> {
         let cpu = cpu.ok_or(SendError::NoSuchCpu { target })?;
         // Acquire, with the Release by which the target was done: it took the call last time
         // before the bit is set in its inbox again, or that would be lost.
-        let order = order_unless(
-            "a call is sent again without a look at what was done",
-            Ordering::Acquire,
-        );
         // Set before the bit in the inbox: the target clears it when it is done, which may be at once.
-        if !self.slot.pending.set(target, order) && !mutated("a call is sent while it is under way")
-        {
+        if !self.slot.pending.set(target, Ordering::Acquire) {
             return Err(SendError::AlreadySent { target });
         }
         // Release, with the Acquire of `take`: the target reads the work that was written before.
-        let order = order_unless("a call is not published", Ordering::Release);
-        cpu.inbox.set(self.bit, order);
+        cpu.inbox.set(self.bit, Ordering::Release);
         Ok(())
     }
 
@@ -287,7 +276,7 @@ impl<W: Copy> Call<'_, W> {
         // Relaxed, here and below: where the bit is found set, the target has not taken the call, so
         // nothing that it did is to be seen; and this caller itself set both bits.
         let cancelled = cpu.inbox.clear(self.bit, Ordering::Relaxed);
-        if cancelled || mutated("a call counts as cancelled when it is not") {
+        if cancelled {
             self.slot.pending.clear(target, Ordering::Relaxed);
         }
         cancelled
@@ -304,11 +293,7 @@ impl<W> Drop for Call<'_, W> {
         };
         // Release, with the Acquire of `claim`: the next holder writes after all that this one did, and
         // saw done.
-        let order = order_unless(
-            "that a slot is released is not published",
-            Ordering::Release,
-        );
-        self.slot.state.store(state, order);
+        self.slot.state.store(state, Ordering::Release);
     }
 }
 

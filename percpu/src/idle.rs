@@ -3,7 +3,7 @@
 use core::fmt;
 use core::sync::atomic::Ordering;
 
-use crate::sync::{AtomicU8, mutated, order_unless};
+use muster_sync::{AtomicU8, const_unless_modelled};
 
 // In ascending order: `enter` relies on it.
 
@@ -42,16 +42,11 @@ const OWING: u8 = 2;
 pub struct Idle(AtomicU8);
 
 impl Idle {
-    /// Creates the state of a CPU that is busy.
-    #[cfg(not(loom))]
-    pub const fn new() -> Self {
-        Self(AtomicU8::new(BUSY))
-    }
-
-    /// Creates the state of a CPU that is busy.
-    #[cfg(loom)]
-    pub fn new() -> Self {
-        Self(AtomicU8::new(BUSY))
+    const_unless_modelled! {
+        /// Creates the state of a CPU that is busy.
+        pub const fn new() -> Self {
+            Self(AtomicU8::new(BUSY))
+        }
     }
 
     /// Marks this CPU as idle. From here on to [`Self::exit`] it uses nothing that deferred work is
@@ -62,16 +57,8 @@ impl Idle {
     /// or defer work that the CPU needs at once.
     pub fn enter(&self) {
         // Release, with the Acquire of `defer`: what this CPU did before is over when work is deferred.
-        let order = order_unless(
-            "what a CPU did before it was idle is not published",
-            Ordering::Release,
-        );
-        if mutated("a CPU that becomes idle twice forgets what was deferred") {
-            self.0.store(IDLE, order);
-        } else {
-            // From BUSY to IDLE; OWING stays.
-            self.0.fetch_max(IDLE, order);
-        }
+        // The maximum: from BUSY to IDLE; OWING stays.
+        self.0.fetch_max(IDLE, Ordering::Release);
     }
 
     /// Marks this CPU as busy, if it was not. `true`: work was deferred, and the CPU has to do it before
@@ -82,15 +69,8 @@ impl Idle {
         if self.0.load(Ordering::Relaxed) == BUSY {
             return false;
         }
-        let was = if mutated("a CPU wakes in two steps") {
-            let was = self.0.load(Ordering::Acquire);
-            self.0.store(BUSY, Ordering::Release);
-            was
-        } else {
-            // Acquire, with the Release of `defer`: what the work is about is visible.
-            self.0.swap(BUSY, Ordering::Acquire)
-        };
-        was == OWING
+        // Acquire, with the Release of `defer`: what the work is about is visible.
+        self.0.swap(BUSY, Ordering::Acquire) == OWING
     }
 
     /// Returns whether the CPU is idle, for reports only: it may wake at any time.
@@ -104,13 +84,12 @@ impl Idle {
     pub fn defer(&self) -> bool {
         // Acquire, with the Release of `enter`, and Release, with the Acquire of `exit`. Relaxed where
         // it fails: the CPU is asked by other means then.
-        let order = order_unless("work is deferred without a look", Ordering::AcqRel);
-        let deferred = self
-            .0
-            .fetch_update(order, Ordering::Relaxed, |state| match state {
-                BUSY => None,
-                _ => Some(OWING),
-            });
+        let deferred =
+            self.0
+                .fetch_update(Ordering::AcqRel, Ordering::Relaxed, |state| match state {
+                    BUSY => None,
+                    _ => Some(OWING),
+                });
         deferred.is_ok()
     }
 }

@@ -275,7 +275,6 @@ mod local_cell;
 #[cfg(all(test, loom))]
 mod models;
 mod storage;
-mod sync;
 #[cfg(not(any(
     windows,
     target_vendor = "apple",

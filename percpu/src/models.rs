@@ -12,100 +12,16 @@
 
 use std::boxed::Box;
 use std::cell::Cell;
-use std::env;
-use std::format;
-use std::process::Command;
-use std::string::String;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::{eprintln, println};
+use std::sync::atomic::Ordering;
 
-use loom::cell::UnsafeCell;
-use loom::model::Builder;
-use loom::sync::Notify;
-use loom::sync::atomic::AtomicBool;
-use loom::thread;
+use muster_sync::loom::sync::Notify;
+use muster_sync::loom::{self, thread};
+use muster_sync::{AtomicBool, AtomicUsize, UnsafeCell, model};
 
-use crate::sync::{mutated, order_unless};
 use crate::{
     Admission, Barrier, Block, Broadcast, CallQueue, Header, Idle, Outcome, Register,
     RegisterError, Storage, UNREGISTERED, Unregistered, WriteOnce,
 };
-
-/// Which model finds which mistake, made where [`mutated`] says so.
-const MISTAKES: [(&str, &str); 32] = [
-    ("a call is done before it has run", "call_and_reuse"),
-    ("that a call is done is not published", "call_and_reuse"),
-    ("a call is not published", "call_and_reuse"),
-    ("a call is taken without a look", "take_against_cancel"),
-    (
-        "a call counts as cancelled when it is not",
-        "take_against_cancel",
-    ),
-    ("a call is sent while it is under way", "sent_again"),
-    (
-        "a call is sent again without a look at what was done",
-        "sent_again",
-    ),
-    (
-        "that a slot is released is not published",
-        "two_threads_by_one_number",
-    ),
-    ("a waiting CPU does not serve", "two_initiators"),
-    ("a CPU is woken before it is called", "idle_against_call"),
-    (
-        "what a CPU did before it was idle is not published",
-        "idle_against_shootdown",
-    ),
-    ("a CPU wakes in two steps", "idle_against_shootdown"),
-    ("work is deferred without a look", "idle_against_shootdown"),
-    (
-        "a CPU that becomes idle twice forgets what was deferred",
-        "idle_twice",
-    ),
-    ("a CPU joins without a look", "late_against_deadline"),
-    (
-        "that a CPU has joined is not published",
-        "late_against_deadline",
-    ),
-    (
-        "a refused decision does not acquire",
-        "late_against_deadline",
-    ),
-    ("a CPU flushes before it joins", "joining_against_shootdown"),
-    (
-        "a CPU checks who has joined before its change is seen",
-        "joining_against_shootdown",
-    ),
-    ("a cell is taken without a look", "two_writers"),
-    ("a cell is not published", "write_against_reader"),
-    ("a job is not published", "jobs"),
-    ("a job is done before it has run", "jobs"),
-    ("a job is taken without a look", "two_at_one_slot"),
-    ("that a job is done is not published", "jobs"),
-    (
-        "what a CPU did before it arrived is not published",
-        "barrier_twice",
-    ),
-    (
-        "a barrier is released before it can be reached again",
-        "barrier_twice",
-    ),
-    (
-        "a barrier is left without a look at what was done before",
-        "barrier_twice",
-    ),
-    ("a block is claimed in two steps", "two_claims"),
-    (
-        "an AP is released before the state is published",
-        "publication_against_release",
-    ),
-    ("a release is not published", "publication_against_release"),
-    (
-        "an AP is released before it is told its block",
-        "publication_against_release",
-    ),
-];
 
 /// A frame of a caller's stack.
 #[derive(Clone, Copy)]
@@ -144,26 +60,6 @@ fn serve(queue: &CallQueue<Frame>, cpu: usize) -> bool {
     queue.serve(cpu, Frame::add)
 }
 
-/// Runs a model, with a bound on preemptions where all would take too long, and returns how many
-/// interleavings it has.
-fn model(name: &str, preemptions: Option<usize>, run: impl Fn() + Send + Sync + 'static) {
-    let mut builder = Builder::new();
-    // From the environment: `LOOM_MAX_PREEMPTIONS`.
-    builder.preemption_bound = builder.preemption_bound.or(preemptions);
-    builder.max_branches = 20_000;
-    let bound = match builder.preemption_bound {
-        Some(max) => format!("up to {max} preemptions"),
-        None => String::from("any number of preemptions"),
-    };
-    let count = Arc::new(AtomicUsize::new(0));
-    let counted = count.clone();
-    builder.check(move || {
-        counted.fetch_add(1, Ordering::Relaxed);
-        run();
-    });
-    println!("percpu: {name}: {count:?} interleavings, {bound}");
-}
-
 /// Calls `target`, serves while it waits, and returns how many calls it served.
 fn call(queue: &CallQueue<Frame>, own: usize, target: usize) -> usize {
     let mut served = 0;
@@ -171,9 +67,7 @@ fn call(queue: &CallQueue<Frame>, own: usize, target: usize) -> usize {
         let call = queue.call(own, frame).unwrap();
         call.send(target).unwrap();
         while !call.is_done() {
-            if !mutated("a waiting CPU does not serve") {
-                served += usize::from(serve(queue, own));
-            }
+            served += usize::from(serve(queue, own));
             thread::yield_now();
         }
         assert_eq!(frame.get(), 1);
@@ -183,7 +77,7 @@ fn call(queue: &CallQueue<Frame>, own: usize, target: usize) -> usize {
 
 #[test]
 fn call_and_reuse() {
-    model("call and reuse", None, || {
+    model("percpu: call and reuse", None, || {
         let queue = queue(2);
         let other = thread::spawn(|| {
             for _ in 0..2 {
@@ -200,7 +94,7 @@ fn call_and_reuse() {
 
 #[test]
 fn two_initiators() {
-    model("two CPUs call each other", Some(4), || {
+    model("percpu: two CPUs call each other", Some(4), || {
         let queue = queue(2);
         let run = |own: usize| {
             let mut served = call(queue, own, 1 - own);
@@ -218,7 +112,7 @@ fn two_initiators() {
 
 #[test]
 fn two_callers() {
-    model("two CPUs call a third", Some(3), || {
+    model("percpu: two CPUs call a third", Some(3), || {
         let queue: &CallQueue<usize> = Box::leak(Box::new(CallQueue::new(3)));
         let callers = [0, 1].map(|own| {
             thread::spawn(move || queue.call(own, 1 + 9 * own).unwrap().send(2).unwrap())
@@ -238,7 +132,7 @@ fn two_callers() {
 
 #[test]
 fn take_against_cancel() {
-    model("take against cancel", None, || {
+    model("percpu: take against cancel", None, || {
         let queue = queue(2);
         let other = thread::spawn(|| serve(queue, 1));
         let cancelled = Frame::with(|frame| {
@@ -258,7 +152,7 @@ fn take_against_cancel() {
 /// A caller that sends its call once more as soon as it may, and then makes the next one.
 #[test]
 fn sent_again() {
-    model("a call that is sent again", Some(3), || {
+    model("percpu: a call that is sent again", Some(3), || {
         let queue = queue(2);
         let done: &[UnsafeCell<usize>; 2] =
             Box::leak(Box::new([UnsafeCell::new(0), UnsafeCell::new(0)]));
@@ -297,7 +191,7 @@ fn sent_again() {
 /// no work is read or written by two at once, and each call is run once.
 #[test]
 fn two_threads_by_one_number() {
-    model("two callers and two targets by one number", Some(2), || {
+    model("percpu: two threads by one number", Some(2), || {
         let queue: &CallQueue<usize> = Box::leak(Box::new(CallQueue::new(2)));
         let call = |work| {
             let call = queue.call(0, work).unwrap();
@@ -325,7 +219,7 @@ fn two_threads_by_one_number() {
 
 #[test]
 fn detached_against_next() {
-    model("a detached call against the next", Some(3), || {
+    model("percpu: a detached call against the next", Some(3), || {
         let queue: &CallQueue<usize> = Box::leak(Box::new(CallQueue::new(2)));
         let other = thread::spawn(|| {
             let mut sum = 0;
@@ -345,7 +239,7 @@ fn detached_against_next() {
 
 #[test]
 fn idle_against_call() {
-    model("idle against call", None, || {
+    model("percpu: idle against call", None, || {
         let queue = queue(2);
         // The interrupt: it waits where the CPU has not halted yet.
         let interrupt: &Notify = Box::leak(Box::new(Notify::new()));
@@ -356,13 +250,8 @@ fn idle_against_call() {
         });
         Frame::with(|frame| {
             let call = queue.call(0, frame).unwrap();
-            if mutated("a CPU is woken before it is called") {
-                interrupt.notify();
-            }
             call.send(1).unwrap();
-            if !mutated("a CPU is woken before it is called") {
-                interrupt.notify();
-            }
+            interrupt.notify();
             while !call.is_done() {
                 thread::yield_now();
             }
@@ -391,7 +280,7 @@ fn idle_against_shootdown() {
         }
     }
 
-    model("idle against shootdown", None, || {
+    model("percpu: idle against shootdown", None, || {
         let machine: &Machine = Box::leak(Box::new(Machine {
             is_mapped: AtomicBool::new(true),
             frame: UnsafeCell::new(0),
@@ -436,7 +325,7 @@ fn idle_against_shootdown() {
 /// A CPU that becomes idle twice, while work is deferred at any time.
 #[test]
 fn idle_twice() {
-    model("a CPU that becomes idle twice", None, || {
+    model("percpu: a CPU that becomes idle twice", None, || {
         let idle: &Idle = Box::leak(Box::new(Idle::new()));
         let idler = thread::spawn(|| {
             idle.enter();
@@ -451,7 +340,7 @@ fn idle_twice() {
 /// An AP that comes just as the roll call's timeout ends.
 #[test]
 fn late_against_deadline() {
-    model("a late AP against the deadline", None, || {
+    model("percpu: a late AP against the deadline", None, || {
         let admission: &Admission = Box::leak(Box::new(Admission::new()));
         // Memory that the AP has written before, such as the address of its stack.
         let home: &UnsafeCell<usize> = Box::leak(Box::new(UnsafeCell::new(0)));
@@ -479,7 +368,7 @@ fn late_against_deadline() {
 /// has used the page by the same tables before.
 #[test]
 fn joining_against_shootdown() {
-    model("a joining AP against a shootdown", None, || {
+    model("percpu: a joining AP against a shootdown", None, || {
         let is_mapped: &AtomicBool = Box::leak(Box::new(AtomicBool::new(true)));
         let frame: &UnsafeCell<usize> = Box::leak(Box::new(UnsafeCell::new(0)));
         let admission: &Admission = Box::leak(Box::new(Admission::new()));
@@ -488,14 +377,8 @@ fn joining_against_shootdown() {
             // The TLB may hold what the CPU has walked ahead of what it executes; it does not use the
             // page itself yet.
             let mut tlb = is_mapped.load(Ordering::Acquire);
-            if mutated("a CPU flushes before it joins") {
-                tlb = false;
-                tlb = tlb || is_mapped.load(Ordering::Acquire);
-            }
             assert!(admission.join());
-            if !mutated("a CPU flushes before it joins") {
-                tlb = false;
-            }
+            tlb = false;
             queue.serve(1, |_| tlb = false);
             if tlb || is_mapped.load(Ordering::Acquire) {
                 // SAFETY: that it is still the page's frame is what the model is about.
@@ -524,7 +407,7 @@ fn joining_against_shootdown() {
 
 #[test]
 fn two_writers() {
-    model("two CPUs set a cell", None, || {
+    model("percpu: two CPUs set a cell", None, || {
         let cell: &WriteOnce<usize> = Box::leak(Box::new(WriteOnce::new()));
         let other = thread::spawn(|| cell.set(|| 1));
         let first = cell.set(|| 2);
@@ -536,7 +419,7 @@ fn two_writers() {
 
 #[test]
 fn write_against_reader() {
-    model("a cell set against its reader", None, || {
+    model("percpu: a cell set against its reader", None, || {
         let cell: &WriteOnce<usize> = Box::leak(Box::new(WriteOnce::new()));
         let writer = thread::spawn(|| assert!(cell.set(|| 7)));
         assert!(matches!(cell.get(), None | Some(7)));
@@ -548,7 +431,7 @@ fn write_against_reader() {
 /// Two jobs, each with something on the submitter's stack.
 #[test]
 fn jobs() {
-    model("two jobs, one after the other", Some(3), || {
+    model("percpu: two jobs, one after the other", Some(3), || {
         let broadcast: &Broadcast<Frame> = Box::leak(Box::new(Broadcast::new(2)));
         let other = thread::spawn(|| {
             for _ in 0..2 {
@@ -574,7 +457,7 @@ fn jobs() {
 
 #[test]
 fn two_at_one_slot() {
-    model("two CPUs at one slot", None, || {
+    model("percpu: two CPUs at one slot", None, || {
         let broadcast: &Broadcast<Frame> = Box::leak(Box::new(Broadcast::new(1)));
         Frame::with(|frame| {
             assert!(broadcast.submit(frame));
@@ -588,7 +471,7 @@ fn two_at_one_slot() {
 
 #[test]
 fn two_submitters() {
-    model("two CPUs submit jobs", None, || {
+    model("percpu: two CPUs submit jobs", None, || {
         let broadcast: &Broadcast<usize> = Box::leak(Box::new(Broadcast::new(1)));
         let other = thread::spawn(|| broadcast.submit(1));
         let own = broadcast.submit(2);
@@ -606,7 +489,7 @@ fn two_submitters() {
 /// writes after the second.
 #[test]
 fn barrier_twice() {
-    model("a barrier, twice", Some(3), || {
+    model("percpu: a barrier, twice", Some(3), || {
         let barrier: &Barrier = Box::leak(Box::new(Barrier::new(2)));
         let words: &[UnsafeCell<usize>; 2] =
             Box::leak(Box::new([UnsafeCell::new(0), UnsafeCell::new(0)]));
@@ -678,7 +561,7 @@ fn use_block() -> bool {
 
 #[test]
 fn two_claims() {
-    model("two CPUs register one block", None, || {
+    model("percpu: two CPUs register one block", None, || {
         let block = block(7);
         let register = || {
             let registered = Cpu::register(block);
@@ -701,16 +584,16 @@ fn two_claims() {
 #[test]
 fn publication_against_release() {
     struct Parked {
-        goto_address: loom::sync::atomic::AtomicUsize,
-        extra: loom::sync::atomic::AtomicUsize,
+        goto_address: AtomicUsize,
+        extra: AtomicUsize,
     }
 
-    model("publication against release", None, || {
+    model("percpu: publication against release", None, || {
         let state: &UnsafeCell<usize> = Box::leak(Box::new(UnsafeCell::new(0)));
         let blocks: &[_; 2] = Box::leak(Box::new([block(0), block(1)]));
         let parked: &Parked = Box::leak(Box::new(Parked {
-            goto_address: loom::sync::atomic::AtomicUsize::new(0),
-            extra: loom::sync::atomic::AtomicUsize::new(0),
+            goto_address: AtomicUsize::new(0),
+            extra: AtomicUsize::new(0),
         }));
         let ap = thread::spawn(|| {
             while parked.goto_address.load(Ordering::Acquire) == 0 {
@@ -723,44 +606,11 @@ fn publication_against_release() {
             assert_eq!(state.with(|state| unsafe { *state }), 1);
         });
         // SAFETY: loom tells if the AP reads it already.
-        let publish = || state.with_mut(|state| unsafe { *state = 1 });
-        let is_late = mutated("an AP is released before the state is published");
-        if !is_late {
-            publish();
-        }
+        state.with_mut(|state| unsafe { *state = 1 });
         Cpu::register(blocks[0]).unwrap();
-        let order = order_unless("a release is not published", Ordering::Release);
-        if mutated("an AP is released before it is told its block") {
-            parked.goto_address.store(1, order);
-            parked.extra.store(1, order);
-        } else {
-            parked.extra.store(1, order);
-            parked.goto_address.store(1, order);
-        }
-        if is_late {
-            publish();
-        }
+        parked.extra.store(1, Ordering::Release);
+        parked.goto_address.store(1, Ordering::Release);
         assert!(use_block());
         ap.join().unwrap();
     });
-}
-
-#[test]
-fn models_find_mistakes() {
-    if env::var("MISTAKE").is_ok() {
-        return;
-    }
-    for (mistake, model) in MISTAKES {
-        let output = Command::new(env::current_exe().unwrap())
-            .args(["--exact", &format!("models::{model}")])
-            .env("MISTAKE", mistake)
-            .output()
-            .unwrap();
-        let told = String::from_utf8_lossy(&output.stdout);
-        assert!(
-            !output.status.success() && told.contains("running 1 test"),
-            "{model} does not find that {mistake}: {told}"
-        );
-        eprintln!("{model} finds it if {mistake}");
-    }
 }

@@ -4,7 +4,7 @@ use core::fmt;
 use core::mem::MaybeUninit;
 use core::sync::atomic::Ordering;
 
-use crate::sync::{AtomicU8, UnsafeCell, mutated, order_unless};
+use muster_sync::{AtomicU8, UnsafeCell, const_unless_modelled};
 
 const EMPTY: u8 = 0;
 const WRITING: u8 = 1;
@@ -35,21 +35,13 @@ pub struct WriteOnce<T> {
 unsafe impl<T: Send + Sync> Sync for WriteOnce<T> {}
 
 impl<T> WriteOnce<T> {
-    /// Creates an empty cell.
-    #[cfg(not(loom))]
-    pub const fn new() -> Self {
-        Self {
-            state: AtomicU8::new(EMPTY),
-            value: UnsafeCell::new(MaybeUninit::uninit()),
-        }
-    }
-
-    /// Creates an empty cell.
-    #[cfg(loom)]
-    pub fn new() -> Self {
-        Self {
-            state: AtomicU8::new(EMPTY),
-            value: UnsafeCell::new(MaybeUninit::uninit()),
+    const_unless_modelled! {
+        /// Creates an empty cell.
+        pub const fn new() -> Self {
+            Self {
+                state: AtomicU8::new(EMPTY),
+                value: UnsafeCell::new(MaybeUninit::uninit()),
+            }
         }
     }
 
@@ -59,15 +51,12 @@ impl<T> WriteOnce<T> {
     ///
     /// If `value` does. The cell stays empty for good then, as it does if `value` never returns.
     pub fn set(&self, value: impl FnOnce() -> T) -> bool {
-        let is_first = if mutated("a cell is taken without a look") {
-            self.state.load(Ordering::Relaxed) == EMPTY
-        } else {
-            // Relaxed: it only decides who writes; the value is published by the store below.
-            let swap = (Ordering::Relaxed, Ordering::Relaxed);
-            self.state
-                .compare_exchange(EMPTY, WRITING, swap.0, swap.1)
-                .is_ok()
-        };
+        // Relaxed: it only decides who writes; the value is published by the store below.
+        let swap = (Ordering::Relaxed, Ordering::Relaxed);
+        let is_first = self
+            .state
+            .compare_exchange(EMPTY, WRITING, swap.0, swap.1)
+            .is_ok();
         if !is_first {
             return false;
         }
@@ -77,8 +66,7 @@ impl<T> WriteOnce<T> {
         self.value
             .with_mut(|place| unsafe { (*place).write(value) });
         // Release, with the Acquire of `get`: a reader that sees WRITTEN sees the value.
-        let order = order_unless("a cell is not published", Ordering::Release);
-        self.state.store(WRITTEN, order);
+        self.state.store(WRITTEN, Ordering::Release);
         true
     }
 
