@@ -40,7 +40,7 @@ pub const CASES: &[Case] = &[
         &[
             "CPU 0: double fault",
             "the guard page below the boot stack: stack overflow",
-            r"in muster::arch::failpoint::overflow",
+            r"in muster::arch::failpoint::injected::overflow",
             BACKTRACE,
         ],
     ),
