@@ -116,6 +116,7 @@ test-host: seed models coverage
     cargo test --doc --package muster-percpu --package muster-memory --package muster-heap
     cargo run --quiet --package muster-heap --example threads
     cargo test --package muster-screen --package muster-events --package muster-bench
+    cargo test --package muster-arguments
     cargo test --package muster-arguments --features bench
     cargo test --package muster-loader --lib
     cargo test --package muster-runner

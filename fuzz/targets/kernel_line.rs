@@ -111,7 +111,9 @@ impl<'a> Wrong<'a> {
             OptionError::Unknown { name, .. } => Self::Unknown(name),
             OptionError::NoValue(option) => Self::NoValue(option.name),
             OptionError::Value { option, value } => Self::Value(option.name, value),
-            OptionError::NoBench(name) => panic!("{name} is built in"),
+            OptionError::NoSelfTest(name) | OptionError::NoBench(name) => {
+                panic!("{name} is built in")
+            }
         }
     }
 }
@@ -165,26 +167,31 @@ fn naive(key: &str, value: &str) -> Naive {
 /// Arguments as words.
 fn words(arguments: &Arguments) -> Words {
     let yes_or_no = |is: bool| if is { "yes" } else { "no" }.to_owned();
-    let millis = arguments.stress_millis;
-    let stress: Vec<&str> = arguments.stress.iter().map(Workload::name).collect();
+    let millis = arguments.selftest.stress_millis;
+    let stress: Vec<&str> = arguments
+        .selftest
+        .stress
+        .iter()
+        .map(Workload::name)
+        .collect();
     let mut words = Words::from([
         ("stress", joined(&stress)),
         ("seconds", format!("{}.{:03}", millis / 1000, millis % 1000)),
-        ("seed", arguments.seed.to_string()),
+        ("seed", arguments.selftest.seed.to_string()),
         ("cpus", arguments.cpus.to_string()),
         ("deadline", arguments.deadline_millis.to_string()),
         ("heap", arguments.heap.name().into()),
         ("reclaim", arguments.reclaim.name().into()),
         ("log", arguments.log.name().into()),
         ("output", arguments.output.name().into()),
-        ("monitor", yes_or_no(arguments.monitor)),
-        ("nmis", yes_or_no(arguments.nmis)),
+        ("monitor", yes_or_no(arguments.selftest.monitor)),
+        ("nmis", yes_or_no(arguments.selftest.nmis)),
         ("show-addresses", yes_or_no(arguments.show_addresses)),
     ]);
-    if let Some(fault) = arguments.fault {
+    if let Some(fault) = arguments.selftest.fault {
         words.insert("fault", fault.name().into());
     }
-    if let Some((ap_fault, step)) = arguments.ap_fault {
+    if let Some((ap_fault, step)) = arguments.selftest.ap_fault {
         let key = match ap_fault {
             ApFault::Halt => "ap-halt",
             ApFault::Fault => "ap-fault",
@@ -192,7 +199,7 @@ fn words(arguments: &Arguments) -> Words {
         };
         words.insert(key, step.name().into());
     }
-    if let Some(request) = arguments.frames_fail {
+    if let Some(request) = arguments.selftest.frames_fail {
         words.insert("frames-fail", request.to_string());
     }
     if let Some(options) = &arguments.bench {

@@ -83,11 +83,11 @@ mod injected {
     /// Sets the failures that are asked for. Called once, on the BSP, before any AP is released and before
     /// there are frames.
     pub fn set(arguments: &Arguments) {
-        if let Some(request) = arguments.frames_fail {
+        if let Some(request) = arguments.selftest.frames_fail {
             REFUSED_REQUEST.init_once(|| request);
             REQUESTS_LEFT.store(request, Ordering::Relaxed);
         }
-        if let Some((fault, step)) = arguments.ap_fault {
+        if let Some((fault, step)) = arguments.selftest.ap_fault {
             log::info!("the last AP: {}={}", fault.name(), step.name());
             AP_FAULT.init_once(|| (fault, step));
         }
@@ -95,7 +95,7 @@ mod injected {
 
     /// Overflows the boot stack, if that is asked for. Called on it.
     pub fn overflow_boot_stack(arguments: &Arguments) {
-        if let Some(fault @ Fault::BootStackOverflow) = arguments.fault {
+        if let Some(fault @ Fault::BootStackOverflow) = arguments.selftest.fault {
             log::info!("injecting {fault:?}, as fault= asks");
             overflow(0);
         }

@@ -27,7 +27,7 @@ pub mod stress;
 /// The first failure, in words.
 pub fn run() -> Result<(), String> {
     let (arguments, roll) = internals::run();
-    if let Some(fault) = arguments.fault {
+    if let Some(fault) = arguments.selftest.fault {
         fault::inject(fault);
     }
     let measured = measure::calls().and_then(|()| measure::shootdowns());
@@ -35,7 +35,7 @@ pub fn run() -> Result<(), String> {
 }
 
 fn work(arguments: &Arguments, roll: &RollCall) -> Result<(), String> {
-    if arguments.monitor {
+    if arguments.selftest.monitor {
         return monitor::run(arguments, roll);
     }
     #[cfg(feature = "bench")]

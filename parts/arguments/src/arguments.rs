@@ -1,18 +1,13 @@
 //! A command line, read.
 
-use crate::form::millis;
-use crate::options::{BENCH, KERNEL, OptionError, OptionInfo};
-use crate::values::{ApFault, Fault, Heap, LogLevel, Output, Reclaim, Step, Workloads};
+use crate::options::{BENCH, KERNEL, OptionError, OptionInfo, SELFTEST};
+#[cfg(feature = "selftest")]
+use crate::selftest::SelfTest;
+use crate::values::{Heap, LogLevel, Output, Reclaim};
 
 /// What a run is asked to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Arguments {
-    /// The workloads of the stress.
-    pub stress: Workloads,
-    /// How long the stress lasts, all workloads together, in milliseconds.
-    pub stress_millis: u64,
-    /// The seed of everything random.
-    pub seed: u64,
     /// How many CPUs may come online, at least 1; the loader's list counts if it is shorter.
     pub cpus: usize,
     /// How long the roll call waits for the APs, in milliseconds.
@@ -27,16 +22,9 @@ pub struct Arguments {
     pub output: Output,
     /// Whether addresses of the kernel are shown where nothing went wrong.
     pub show_addresses: bool,
-    /// A fault to inject, to see it reported.
-    pub fault: Option<Fault>,
-    /// Whether to do what is typed at the serial port instead of the stress.
-    pub monitor: bool,
-    /// The fault of the last AP during bring-up, and its phase.
-    pub ap_fault: Option<(ApFault, Step)>,
-    /// The request for frames that is refused, counted from 1.
-    pub frames_fail: Option<u64>,
-    /// Whether CPUs send each other NMIs during the stress.
-    pub nmis: bool,
+    /// What the self-test is asked to do.
+    #[cfg(feature = "selftest")]
+    pub selftest: SelfTest,
     /// The benchmarks to run instead of the stress.
     #[cfg(feature = "bench")]
     pub bench: Option<muster_bench::Options>,
@@ -45,9 +33,6 @@ pub struct Arguments {
 impl Default for Arguments {
     fn default() -> Self {
         Self {
-            stress: Workloads::all(),
-            stress_millis: 8_000,
-            seed: 1,
             cpus: usize::MAX,
             deadline_millis: 2_000,
             heap: Heap::Magazines,
@@ -55,11 +40,8 @@ impl Default for Arguments {
             log: LogLevel::Info,
             output: Output::Text,
             show_addresses: false,
-            fault: None,
-            monitor: false,
-            ap_fault: None,
-            frames_fail: None,
-            nmis: false,
+            #[cfg(feature = "selftest")]
+            selftest: SelfTest::default(),
             #[cfg(feature = "bench")]
             bench: None,
         }
@@ -85,9 +67,6 @@ impl Arguments {
 
     fn take(&mut self, name: &str, value: &str) -> Option<()> {
         match name {
-            "stress" => self.stress = Workloads::parse(value)?,
-            "seconds" => self.stress_millis = millis(value)?,
-            "seed" => self.seed = value.parse().ok()?,
             "cpus" => self.cpus = value.parse().ok()?,
             "deadline" => self.deadline_millis = value.parse().ok()?,
             "heap" => self.heap = Heap::parse(value)?,
@@ -95,16 +74,22 @@ impl Arguments {
             "log" => self.log = LogLevel::parse(value)?,
             "output" => self.output = Output::parse(value)?,
             "show-addresses" => self.show_addresses = value == "yes",
-            "fault" => self.fault = Some(Fault::parse(value)?),
-            "monitor" => self.monitor = value == "yes",
-            "frames-fail" => self.frames_fail = Some(value.parse().ok()?),
-            "nmis" => self.nmis = value == "yes",
-            _ => match ApFault::parse(name) {
-                Some(ap_fault) => self.ap_fault = Some((ap_fault, Step::parse(value)?)),
-                None => self.take_bench(name, value)?,
-            },
+            _ => self.take_selftest(name, value)?,
         }
         Some(())
+    }
+
+    #[cfg(feature = "selftest")]
+    fn take_selftest(&mut self, name: &str, value: &str) -> Option<()> {
+        match is_in(BENCH, name) {
+            true => self.take_bench(name, value),
+            false => self.selftest.take(name, value),
+        }
+    }
+
+    #[cfg(not(feature = "selftest"))]
+    fn take_selftest(&self, _name: &str, _value: &str) -> Option<()> {
+        None
     }
 
     #[cfg(feature = "bench")]
@@ -113,26 +98,32 @@ impl Arguments {
         options.take(name, value)
     }
 
-    #[cfg(not(feature = "bench"))]
+    #[cfg(all(feature = "selftest", not(feature = "bench")))]
     fn take_bench(&self, _name: &str, _value: &str) -> Option<()> {
         None
     }
 }
 
-#[cfg(feature = "bench")]
-fn find(word: &str) -> Result<(&'static OptionInfo, &str), OptionError<'_>> {
-    OptionInfo::find(word, &[KERNEL, BENCH])
-}
+/// The tables of the options that a kernel with these features has.
+const TABLES: &[&[OptionInfo]] = &[
+    KERNEL,
+    #[cfg(feature = "selftest")]
+    SELFTEST,
+    #[cfg(feature = "bench")]
+    BENCH,
+];
 
-/// Finds an option of the kernel's, and distinguishes one of the benchmarks' from a slip.
-#[cfg(not(feature = "bench"))]
+/// Finds an option, and distinguishes one that this kernel is built without from a slip.
 fn find(word: &str) -> Result<(&'static OptionInfo, &str), OptionError<'_>> {
-    OptionInfo::find(word, &[KERNEL]).map_err(|error| match error {
-        OptionError::Unknown { name, .. } if BENCH.iter().any(|option| option.name == name) => {
-            OptionError::NoBench(name)
-        }
+    OptionInfo::find(word, TABLES).map_err(|error| match error {
+        OptionError::Unknown { name, .. } if is_in(SELFTEST, name) => OptionError::NoSelfTest(name),
+        OptionError::Unknown { name, .. } if is_in(BENCH, name) => OptionError::NoBench(name),
         other => other,
     })
+}
+
+fn is_in(table: &[OptionInfo], name: &str) -> bool {
+    table.iter().any(|option| option.name == name)
 }
 
 #[cfg(test)]
@@ -140,19 +131,16 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::values::Workload;
+    #[cfg(feature = "selftest")]
+    use crate::values::{ApFault, Fault, Step, Workload, Workloads};
 
+    #[cfg(feature = "selftest")]
     #[test]
     fn every_word_is_read() {
         let line = " stress=timer,churn seconds=1.5\tseed=18446744073709551615 cpus=3 \
                     deadline=250 heap=compare reclaim=poison log=trace output=json show-addresses=yes \
                     fault=unresponsive-ap monitor=yes ap-halt=stack ap-fault=block ap-delay=online frames-fail=7 nmis=yes ";
         let expected = Arguments {
-            stress: Workloads::none()
-                .with(Workload::Churn)
-                .with(Workload::Timer),
-            stress_millis: 1_500,
-            seed: u64::MAX,
             cpus: 3,
             deadline_millis: 250,
             heap: Heap::Compare,
@@ -160,16 +148,23 @@ mod tests {
             log: LogLevel::Trace,
             output: Output::Json,
             show_addresses: true,
-            fault: Some(Fault::UnresponsiveAp),
-            monitor: true,
-            ap_fault: Some((ApFault::Delay, Step::Online)),
-            frames_fail: Some(7),
-            nmis: true,
+            selftest: SelfTest {
+                stress: Workloads::none()
+                    .with(Workload::Churn)
+                    .with(Workload::Timer),
+                stress_millis: 1_500,
+                seed: u64::MAX,
+                fault: Some(Fault::UnresponsiveAp),
+                monitor: true,
+                ap_fault: Some((ApFault::Delay, Step::Online)),
+                frames_fail: Some(7),
+                nmis: true,
+            },
             #[cfg(feature = "bench")]
             bench: None,
         };
         assert_eq!(Arguments::parse(line), Ok(expected));
-        for option in KERNEL {
+        for option in [KERNEL, SELFTEST].concat() {
             assert!(line.contains(&format!("{}=", option.name)));
         }
     }
@@ -177,18 +172,20 @@ mod tests {
     #[test]
     fn nothing_asks_for_nothing_and_the_last_word_counts() {
         assert_eq!(Arguments::parse(""), Ok(Arguments::default()));
-        let arguments = Arguments::parse("seed=1 cpus=2 seed=3").unwrap();
-        assert_eq!((arguments.seed, arguments.cpus), (3, 2));
+        let arguments = Arguments::parse("deadline=1 cpus=2 deadline=3").unwrap();
+        assert_eq!((arguments.deadline_millis, arguments.cpus), (3, 2));
     }
 
+    #[cfg(feature = "selftest")]
     #[test]
     fn every_fault_can_be_asked_for() {
         for &fault in Fault::ALL {
             let line = format!("fault={}", fault.name());
-            assert_eq!(Arguments::parse(&line).unwrap().fault, Some(fault));
+            assert_eq!(Arguments::parse(&line).unwrap().selftest.fault, Some(fault));
         }
     }
 
+    #[cfg(feature = "selftest")]
     #[test]
     fn every_fault_of_an_ap_can_be_injected_at_every_step() {
         for (&ap_fault, &step) in ApFault::ALL
@@ -197,7 +194,7 @@ mod tests {
         {
             let line = format!("{}={}", ap_fault.name(), step.name());
             assert_eq!(
-                Arguments::parse(&line).unwrap().ap_fault,
+                Arguments::parse(&line).unwrap().selftest.ap_fault,
                 Some((ap_fault, step))
             );
         }
@@ -205,22 +202,14 @@ mod tests {
 
     #[test]
     fn a_word_that_is_no_option_is_named() {
-        for word in [
-            "",
-            "=",
-            "=1",
-            "speed=1",
-            "Seed=1",
-            "fault-panic=1",
-            "stress",
-        ] {
+        for word in ["", "=", "=1", "log1=1", "Log=1", "log-level=1", "log"] {
             let error = Arguments::parse(word).err();
             assert_eq!(error.is_none(), word.is_empty(), "{word}");
         }
-        let error = Arguments::parse("seed=1 speed=2 seed=x").unwrap_err();
+        let error = Arguments::parse("cpus=1 cpu=2 cpus=x").unwrap_err();
         assert_eq!(
             error.to_string(),
-            "unknown option `speed`, did you mean `seed`?"
+            "unknown option `cpu`, did you mean `cpus`?"
         );
         let error = Arguments::parse("mem=2G").unwrap_err();
         assert!(error.to_string().starts_with("unknown option `mem`"));
@@ -228,7 +217,10 @@ mod tests {
 
     #[test]
     fn every_option_refuses_what_is_not_of_its_form() {
-        for option in KERNEL {
+        for option in TABLES.iter().copied().flatten() {
+            if is_in(BENCH, option.name) {
+                continue;
+            }
             let values: &[&str] = match option.name {
                 "stress" => &["all,churn", "chrun", "churn,"],
                 "seconds" => &["1e3", "forever", "0"],
@@ -245,6 +237,17 @@ mod tests {
                 let error = Arguments::parse(&line).unwrap_err();
                 assert_eq!(error, OptionError::Value { option, value });
             }
+        }
+    }
+
+    #[cfg(not(feature = "selftest"))]
+    #[test]
+    fn options_of_the_self_test_are_distinguished_from_others() {
+        for option in SELFTEST {
+            let line = format!("{}=1", option.name);
+            let error = Arguments::parse(&line).unwrap_err();
+            assert_eq!(error, OptionError::NoSelfTest(option.name));
+            assert!(error.to_string().contains("--features selftest"));
         }
     }
 
@@ -265,7 +268,7 @@ mod tests {
         assert_eq!(Arguments::parse("seed=1").unwrap().bench, None);
         let arguments = Arguments::parse("rounds=3 seed=2 bench=mixed").unwrap();
         let options = arguments.bench.unwrap();
-        assert_eq!((options.rounds, arguments.seed), (3, 2));
+        assert_eq!((options.rounds, arguments.selftest.seed), (3, 2));
         assert_eq!(options.workloads, [muster_bench::Workload::Mixed]);
         let line = "bench=frames allocators=talc,rlsf on=1,8 rounds=3 time=4294967295 \
                     measure=instructions format=json";
@@ -292,13 +295,17 @@ mod tests {
         }
 
         #[test]
-        fn numbers_are_taken_as_they_are(seed: u64, cpus in 1usize.., millis in 1..=31_536_000_u64) {
-            let line = format!("seed={seed} cpus={cpus} deadline={millis} seconds={}.{:03}",
-                millis / 1000, millis % 1000);
-            let arguments = Arguments::parse(&line).unwrap();
-            prop_assert_eq!((arguments.seed, arguments.cpus), (seed, cpus));
-            prop_assert_eq!(arguments.deadline_millis, millis);
-            prop_assert_eq!(arguments.stress_millis, millis);
+        fn numbers_are_taken_as_they_are(cpus in 1usize.., millis in 1..=31_536_000_u64) {
+            let arguments = Arguments::parse(&format!("cpus={cpus} deadline={millis}")).unwrap();
+            prop_assert_eq!((arguments.cpus, arguments.deadline_millis), (cpus, millis));
+        }
+
+        #[cfg(feature = "selftest")]
+        #[test]
+        fn numbers_of_the_self_test_are_taken_as_they_are(seed: u64, millis in 1..=31_536_000_u64) {
+            let line = format!("seed={seed} seconds={}.{:03}", millis / 1000, millis % 1000);
+            let selftest = Arguments::parse(&line).unwrap().selftest;
+            prop_assert_eq!((selftest.seed, selftest.stress_millis), (seed, millis));
         }
     }
 }

@@ -14,12 +14,16 @@ mod form;
 mod named;
 mod nearest;
 mod options;
+#[cfg(feature = "selftest")]
+mod selftest;
 mod values;
 
 pub use arguments::Arguments;
 pub use form::{Form, bytes, millis};
 pub use nearest::nearest;
-pub use options::{BENCH, KERNEL, LOADER, OptionError, OptionInfo, RUNNER};
+pub use options::{BENCH, KERNEL, LOADER, OptionError, OptionInfo, RUNNER, SELFTEST};
+#[cfg(feature = "selftest")]
+pub use selftest::SelfTest;
 pub use values::{
     ApFault, Fault, Heap, HeapKind, LogLevel, Output, Reclaim, Step, Workload, Workloads,
 };

@@ -43,6 +43,8 @@ pub enum OptionError<'a> {
         /// The value as given.
         value: &'a str,
     },
+    /// An option of the self-test, for a kernel that is built without it.
+    NoSelfTest(&'a str),
     /// An option of the benchmarks, for a kernel that is built without them.
     NoBench(&'a str),
 }
@@ -52,7 +54,7 @@ impl OptionInfo {
     ///
     /// # Errors
     ///
-    /// [`OptionError`], never `NoBench`.
+    /// [`OptionError`], never `NoSelfTest` or `NoBench`.
     pub fn find<'a>(
         word: &'a str,
         tables: &[&'static [Self]],
@@ -104,6 +106,11 @@ impl fmt::Display for OptionError<'_> {
                     meant => did_you_mean(meant, f),
                 }
             }
+            Self::NoSelfTest(name) => write!(
+                f,
+                "`{name}` is an option of the self-test, which this kernel is built without: build it \
+                 with `--features selftest`, as `just run-smp` does"
+            ),
             Self::NoBench(name) => write!(
                 f,
                 "`{name}` is an option of the benchmarks, which this kernel is built without: build it \
@@ -216,21 +223,6 @@ pub const RUNNER: &[OptionInfo] = &[
 
 /// The kernel's options.
 pub const KERNEL: &[OptionInfo] = &[
-    option(
-        "stress",
-        Form::OneOrSome(&["all", "none"], Workload::NAMES),
-        "workloads (all)",
-    ),
-    option(
-        "seconds",
-        Form::Seconds,
-        "length of all workloads together (8)",
-    ),
-    option(
-        "seed",
-        Form::Number(0, u64::MAX),
-        "seed of everything random (1)",
-    ),
     option("cpus", COUNT, "the most CPUs to use (all)"),
     option(
         "deadline",
@@ -257,6 +249,25 @@ pub const KERNEL: &[OptionInfo] = &[
         "reclaim",
         Form::OneOf(Reclaim::NAMES),
         "whether loader memory is reclaimed (yes)",
+    ),
+];
+
+/// The self-test's options, for a kernel that has it.
+pub const SELFTEST: &[OptionInfo] = &[
+    option(
+        "stress",
+        Form::OneOrSome(&["all", "none"], Workload::NAMES),
+        "workloads (all)",
+    ),
+    option(
+        "seconds",
+        Form::Seconds,
+        "length of all workloads together (8)",
+    ),
+    option(
+        "seed",
+        Form::Number(0, u64::MAX),
+        "seed of everything random (1)",
     ),
     option(
         "fault",
@@ -425,14 +436,14 @@ mod tests {
     use super::*;
 
     fn message(word: &str) -> String {
-        let tables = [RUNNER, KERNEL, BENCH, LOADER];
+        let tables = [RUNNER, KERNEL, SELFTEST, BENCH, LOADER];
         OptionInfo::find(word, &tables).unwrap_err().to_string()
     }
 
     #[test]
     fn each_option_is_found_by_its_name_alone() {
         let mut names = Vec::new();
-        for option in [RUNNER, KERNEL, BENCH, LOADER].concat() {
+        for option in [RUNNER, KERNEL, SELFTEST, BENCH, LOADER].concat() {
             assert!(!names.contains(&option.name), "{} twice", option.name);
             names.push(option.name);
         }
@@ -501,7 +512,7 @@ mod tests {
             ("cpu=max,+x=y", "cpu", "max,+x=y"),
             ("loader.verbose", "loader.verbose", ""),
         ] {
-            let tables = [RUNNER, KERNEL, BENCH, LOADER];
+            let tables = [RUNNER, KERNEL, SELFTEST, BENCH, LOADER];
             let (option, found) = OptionInfo::find(word, &tables).unwrap();
             assert_eq!((option.name, found), (name, value));
         }

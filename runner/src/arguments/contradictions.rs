@@ -1,6 +1,6 @@
 //! Options that exclude each other, or of which one takes away what the other is about: a table of rules.
 
-use muster_arguments::{BENCH, Fault, Heap, KERNEL};
+use muster_arguments::{BENCH, Fault, Heap, KERNEL, SELFTEST};
 
 use super::parse::is_in;
 use super::run::{Boot, Build, Drive, Firmware, Run};
@@ -151,7 +151,11 @@ const IDLE: &[(Condition, Names, &str)] = &[
             let denied = asked.value("loader.deny").unwrap_or_default();
             denied.split(',').any(|feature| feature == "cmdline")
         },
-        |name| is_in(KERNEL, name) || is_in(BENCH, name),
+        |name| {
+            [KERNEL, SELFTEST, BENCH]
+                .iter()
+                .any(|table| is_in(table, name))
+        },
         "with loader.deny=cmdline, by which the kernel gets no option: leave one out",
     ),
     (

@@ -1,6 +1,6 @@
 //! The list of all options, as `just arguments` shows it.
 
-use muster_arguments::{BENCH, Form, KERNEL, LOADER, OptionInfo, RUNNER};
+use muster_arguments::{BENCH, Form, KERNEL, LOADER, OptionInfo, RUNNER, SELFTEST};
 
 use super::run::{DEFAULT_CPUS, MAX_CPUS};
 
@@ -32,6 +32,7 @@ pub fn help() -> String {
     for (title, options) in [
         ("of the machine and its run:", RUNNER),
         ("of the kernel:", KERNEL),
+        ("of the self-test:", SELFTEST),
         ("of the benchmarks:", BENCH),
         ("of the loader, to play a bad one:", LOADER),
     ] {
@@ -49,7 +50,7 @@ mod tests {
     #[test]
     fn the_help_lists_every_key_in_80_columns() {
         let help = help();
-        for option in [RUNNER, KERNEL, BENCH, LOADER].concat() {
+        for option in [RUNNER, KERNEL, SELFTEST, BENCH, LOADER].concat() {
             let name = option.name;
             let begins = |line: &str| line.starts_with(&format!("  {name}"));
             assert!(help.lines().any(begins), "{name}");

@@ -3,7 +3,7 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use muster_arguments::{BENCH, Form, KERNEL, LOADER, OptionInfo, Output, RUNNER, millis};
+use muster_arguments::{BENCH, Form, KERNEL, LOADER, OptionInfo, Output, RUNNER, SELFTEST, millis};
 
 use super::contradictions::{self, Asked};
 use super::error::ArgumentError;
@@ -128,8 +128,9 @@ pub fn parse<A: AsRef<str>>(arguments: &[A]) -> Result<Run, ArgumentError> {
             note(&mut given, "CPUS", argument)?;
             continue;
         }
-        let (option, value) = OptionInfo::find(argument, &[RUNNER, KERNEL, BENCH, LOADER])
-            .map_err(|error| ArgumentError::Option(error.to_string()))?;
+        let (option, value) =
+            OptionInfo::find(argument, &[RUNNER, KERNEL, SELFTEST, BENCH, LOADER])
+                .map_err(|error| ArgumentError::Option(error.to_string()))?;
         note(&mut given, option.name, value)?;
         run.arguments.push(argument.into());
         if is_in(RUNNER, option.name) {

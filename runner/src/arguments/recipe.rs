@@ -1,6 +1,6 @@
 //! A recipe's own arguments, and those that are typed after it.
 
-use muster_arguments::{BENCH, KERNEL};
+use muster_arguments::{BENCH, KERNEL, SELFTEST};
 
 use super::error::ArgumentError;
 use super::parse::is_in;
@@ -13,7 +13,10 @@ pub fn part(arguments: &[String]) -> (Vec<String>, Vec<String>) {
         let name = argument
             .split_once('=')
             .map_or(&**argument, |(name, _)| name);
-        let (is_of_stress, is_of_bench) = (!is_in(BENCH, name), !is_in(KERNEL, name));
+        let (is_of_stress, is_of_bench) = (
+            !is_in(BENCH, name),
+            !is_in(KERNEL, name) && !is_in(SELFTEST, name),
+        );
         if is_of_stress {
             parts.0.push(argument.clone());
         }

@@ -108,9 +108,9 @@ impl Party<'_> {
 /// If any block was corrupt, or a workload did nothing at all.
 pub fn run(arguments: &Arguments) -> Result<(), String> {
     let kinds = arguments.heap.kinds();
-    let workloads = possible(arguments.stress, kinds);
+    let workloads = possible(arguments.selftest.stress, kinds);
     let runs = workloads.len() * kinds.len();
-    let Some(millis) = arguments.stress_millis.checked_div(runs as u64) else {
+    let Some(millis) = arguments.selftest.stress_millis.checked_div(runs as u64) else {
         log::info!("no stress asked for");
         return Ok(());
     };
@@ -123,7 +123,7 @@ pub fn run(arguments: &Arguments) -> Result<(), String> {
         log::info!(
             "{} workloads on {cpus} CPUs, {millis} ms each, seed {}",
             workloads.len(),
-            arguments.seed
+            arguments.selftest.seed
         );
         log::info!("heap: {}", kind.name());
         rates.push(run_all(
@@ -406,14 +406,14 @@ fn run_one(
             first,
             budget,
             largest_piece,
-            random: Random::new(arguments.seed, workload as u64, slot as u64),
+            random: Random::new(arguments.selftest.seed, workload as u64, slot as u64),
             tally: Tally::default(),
             rounds: 0,
             until: Deadline::after_millis(millis),
             rendezvous: &rendezvous,
             progress: progress.as_ref(),
             activity: &shared.activity,
-            target: target(arguments.nmis, first + (slot + 1) % cpus),
+            target: target(arguments.selftest.nmis, first + (slot + 1) % cpus),
         };
         shared.activity.begin(workload);
         match workload {
