@@ -9,6 +9,11 @@ use alloc::string::String;
 use core::fmt;
 use core::ptr::NonNull;
 
+use muster::internals::arch::clock;
+use muster::internals::mm::{frames, heap, heap_memory};
+use muster::internals::report::events;
+use muster::internals::smp::jobs::TimedBarrier;
+use muster::internals::smp::{jobs, online};
 use muster_bench::contenders::{self, Arena};
 use muster_bench::report::Console;
 use muster_bench::{
@@ -16,12 +21,6 @@ use muster_bench::{
 };
 use muster_events::Event;
 use muster_memory::{FRAME_SIZE, Frame, FrameRun, OwnedFrame, OwnedRun, Owner, PhysRange};
-
-use muster::internals::arch::clock;
-use muster::internals::mm::{frames, heap, heap_memory};
-use muster::internals::report::events;
-use muster::internals::smp::jobs::TimedBarrier;
-use muster::internals::smp::{jobs, online};
 
 /// Frames of an arena: 64 MiB.
 const ARENA: usize = 16 * 1024;

@@ -6,14 +6,6 @@ use core::hint::black_box;
 use core::ptr;
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
-use muster_arguments::Fault;
-use muster_machine::mtrr;
-use muster_memory::{Access, FRAME_SIZE};
-use x86_64::instructions::interrupts;
-use x86_64::registers::control::{Cr0, Cr0Flags};
-use x86_64::registers::model_specific::Msr;
-
-use super::misuse::Misuse;
 use muster::internals::arch::clock::Deadline;
 use muster::internals::arch::failpoint;
 use muster::internals::arch::failpoint::overflow;
@@ -27,6 +19,14 @@ use muster::internals::smp::call::{self, Targets};
 use muster::internals::smp::jobs::{self, TimedBarrier};
 use muster::internals::smp::lock::{Level, Lock};
 use muster::internals::smp::{cpu, identity, lapic, online, stop};
+use muster_arguments::Fault;
+use muster_machine::mtrr;
+use muster_memory::{Access, FRAME_SIZE};
+use x86_64::instructions::interrupts;
+use x86_64::registers::control::{Cr0, Cr0Flags};
+use x86_64::registers::model_specific::Msr;
+
+use super::misuse::Misuse;
 
 /// How long the other CPUs wait for the fault, in milliseconds.
 const TIMEOUT: u64 = 10_000;

@@ -4,6 +4,10 @@ use alloc::string::{String, ToString};
 use core::convert::Infallible;
 
 use conquer_once::spin::OnceCell;
+use muster::internals::mm::mapping::{Mapping, MappingError};
+use muster::internals::smp::call::{self, CallError, Targets};
+use muster::internals::smp::jobs::{self, TimedBarrier};
+use muster::internals::smp::online;
 use muster_events::Measured;
 use muster_memory::{Access, FRAME_SIZE};
 use raw_cpuid::CpuId;
@@ -12,10 +16,6 @@ use x86_64::instructions::tlb::{self, InvPcidCommand};
 use x86_64::registers::control::{Cr4, Cr4Flags};
 
 use super::median::Median;
-use muster::internals::mm::mapping::{Mapping, MappingError};
-use muster::internals::smp::call::{self, CallError, Targets};
-use muster::internals::smp::jobs::{self, TimedBarrier};
-use muster::internals::smp::online;
 
 /// How long a CPU may take to answer while calls are measured, in milliseconds: a virtual one may be
 /// off its host core.

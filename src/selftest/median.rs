@@ -2,10 +2,9 @@
 
 use core::fmt;
 
-use muster_events::{Cost, Measured};
-
 use muster::internals::arch::clock::{self, Deadline};
 use muster::internals::report::events;
+use muster_events::{Cost, Measured};
 
 /// Rounds of a measurement.
 const ROUNDS: usize = 301;

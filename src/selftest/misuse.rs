@@ -6,10 +6,9 @@ use core::hint::black_box;
 use core::ptr;
 use core::sync::atomic::{AtomicPtr, Ordering};
 
-use muster_arguments::Fault;
-
 use muster::internals::mm::heap;
 use muster::internals::smp::{jobs, online};
+use muster_arguments::Fault;
 
 /// How long a CPU may take for its part, in milliseconds.
 const TIMEOUT: u64 = 10_000;

@@ -3,13 +3,6 @@
 use alloc::vec::Vec;
 use core::fmt::Write;
 
-use muster_machine::identity::RegisterName;
-use muster_memory::{FRAME_SIZE, Owner, Target};
-use muster_monitor::{Verb, Whom};
-use muster_percpu::Outcome;
-
-use super::idle::idle_until;
-use crate::selftest::measure;
 use muster::internals::arch::clock::{self, Deadline};
 use muster::internals::boot::bytes::Bytes;
 use muster::internals::boot::stack::StackLocation;
@@ -20,6 +13,13 @@ use muster::internals::smp::call::{self, Targets};
 use muster::internals::smp::doing::Doing;
 use muster::internals::smp::lock::{Level, Lock};
 use muster::internals::smp::{cpu, lines, online};
+use muster_machine::identity::RegisterName;
+use muster_memory::{FRAME_SIZE, Owner, Target};
+use muster_monitor::{Verb, Whom};
+use muster_percpu::Outcome;
+
+use super::idle::idle_until;
+use crate::selftest::measure;
 
 /// Columns of a terminal.
 const COLUMNS: usize = 80;

@@ -14,6 +14,9 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt::Write;
 
+use muster::internals::bringup::roll::RollCall;
+use muster::internals::report::{events, journal, serial};
+use muster::internals::smp::cpu;
 use muster_arguments::{Arguments, Fault, Workloads};
 #[cfg(feature = "bench")]
 use muster_arguments::{BENCH, OptionInfo};
@@ -22,9 +25,6 @@ use muster_monitor::{Command, Editor, Event, InputLine};
 use self::idle::idle_until;
 use crate::selftest::fault;
 use crate::selftest::stress::{self, BackgroundWork};
-use muster::internals::bringup::roll::RollCall;
-use muster::internals::report::{events, journal, serial};
-use muster::internals::smp::cpu;
 
 /// Runs commands until one ends the run.
 ///

@@ -6,12 +6,12 @@ use alloc::vec::Vec;
 use core::hint::black_box;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use x86_64::instructions::interrupts;
-
-use super::worker::Worker;
 use muster::internals::arch::clock::Deadline;
 use muster::internals::smp::call::{self, Targets, Uses, Work};
 use muster::internals::smp::{cpu, online};
+use x86_64::instructions::interrupts;
+
+use super::worker::Worker;
 
 /// How long a CPU may take to answer, in milliseconds: a virtual one may be off its host core.
 const TIMEOUT: u64 = 60_000;

@@ -4,10 +4,10 @@ use alloc::vec::Vec;
 
 use crossbeam_utils::CachePadded;
 use heapless::Deque;
+use muster::internals::smp::lock::{Level, Lock};
 
 use super::block::TestBlock;
 use super::worker::Worker;
-use muster::internals::smp::lock::{Level, Lock};
 
 /// Blocks that may wait for one CPU.
 const WAITING: usize = 64;

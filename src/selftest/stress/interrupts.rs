@@ -6,14 +6,14 @@ use alloc::alloc::{alloc, dealloc};
 use core::cell::Cell;
 use core::ptr::NonNull;
 
+use muster::internals::arch::idle;
+use muster::internals::mm::{heap, heap_platform};
+use muster::internals::smp::{cpu, jobs, lapic};
 use x86_64::instructions::interrupts;
 
 use super::marked::{LAYOUT, Marker, SIZE};
 use super::worker::Worker;
 use crate::selftest::step;
-use muster::internals::arch::idle;
-use muster::internals::mm::{heap, heap_platform};
-use muster::internals::smp::{cpu, jobs, lapic};
 
 /// More blocks than a CPU caches of this size, so that the handler makes it refill and flush.
 const MANY: usize = 300;

@@ -6,16 +6,15 @@ use core::hint::black_box;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use crossbeam_utils::CachePadded;
+use muster::internals::arch::apic;
+use muster::internals::arch::probe::{self, Fault};
+use muster::internals::mm::mapping::Mapping;
+use muster::internals::mm::stack::Stack;
+use muster::internals::smp::{call, lapic};
 use muster_machine::lapic::Register;
 use muster_memory::{Access, Cache, FRAME_SIZE, PhysRange};
 
 use super::worker::Worker;
-use muster::internals::arch::apic;
-use muster::internals::smp::{call, lapic};
-
-use muster::internals::arch::probe::{self, Fault};
-use muster::internals::mm::mapping::Mapping;
-use muster::internals::mm::stack::Stack;
 
 /// The maximum number of pages of a mapping: more than are flushed one by one.
 const MAX_PAGES: usize = 40;

@@ -1,11 +1,11 @@
 //! Mixed sizes with random lifetimes: the pattern that fragments heaps.
 
+use muster::internals::smp::lock::{Level, Lock};
 use nodit::interval::ie;
 use nodit::{Interval, NoditSet};
 
 use super::block::TestBlock;
 use super::worker::Worker;
-use muster::internals::smp::lock::{Level, Lock};
 
 /// Slots for live blocks.
 const SLOTS: usize = 512;

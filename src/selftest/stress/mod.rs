@@ -28,12 +28,6 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use crossbeam_utils::CachePadded;
-use muster_arguments::{Arguments, HeapKind, Workload, Workloads};
-
-use self::random::Random;
-use self::sample::Sampler;
-use self::shared_state::SharedState;
-use self::worker::{ProgressLine, Rendezvous, Tally, Worker};
 use muster::internals::arch::clock::{self, Deadline};
 use muster::internals::boot::bytes::Bytes;
 use muster::internals::mm::{heap, shared};
@@ -41,6 +35,12 @@ use muster::internals::report::events;
 use muster::internals::smp::jobs::{self, TimedBarrier};
 use muster::internals::smp::lock::{Level, Lock};
 use muster::internals::smp::online;
+use muster_arguments::{Arguments, HeapKind, Workload, Workloads};
+
+use self::random::Random;
+use self::sample::Sampler;
+use self::shared_state::SharedState;
+use self::worker::{ProgressLine, Rendezvous, Tally, Worker};
 
 /// How long a CPU may take beyond a workload's time before it counts as hung, in milliseconds:
 /// freeing the remaining blocks takes a while with many CPUs and few cores.

@@ -1,9 +1,5 @@
 //! Samples of each CPU's progress, for programs that watch.
 
-use muster_arguments::Workload;
-use muster_events::{Memory, Sample};
-use muster_memory::{FRAME_SIZE, Owner};
-
 use muster::internals::arch::clock::Deadline;
 use muster::internals::boot::stack::Slot;
 use muster::internals::mm::{heap, shared};
@@ -11,6 +7,9 @@ use muster::internals::report::{events, journal};
 use muster::internals::smp::doing::Doing;
 use muster::internals::smp::lock::{Level, Lock};
 use muster::internals::smp::online;
+use muster_arguments::Workload;
+use muster_events::{Memory, Sample};
+use muster_memory::{FRAME_SIZE, Owner};
 
 /// The time from one sample to the next, in milliseconds: not less, however long it takes to emit
 /// one.

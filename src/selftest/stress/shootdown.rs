@@ -3,16 +3,16 @@
 
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
-use muster_memory::{Access, FRAME_SIZE};
-use x86_64::instructions::interrupts;
-
-use super::worker::Worker;
-use crate::selftest::step;
 use muster::internals::arch::clock::Deadline;
 use muster::internals::arch::probe::{self, Fault};
 use muster::internals::mm::mapping::Mapping;
 use muster::internals::smp::lock::{Level, Lock};
 use muster::internals::smp::{call, jobs, timer};
+use muster_memory::{Access, FRAME_SIZE};
+use x86_64::instructions::interrupts;
+
+use super::worker::Worker;
+use crate::selftest::step;
 
 /// How long a CPU waits for another one to be ready, or done, in milliseconds.
 const TIMEOUT: u64 = 60_000;

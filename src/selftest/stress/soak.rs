@@ -6,11 +6,12 @@ use alloc::alloc::{alloc, dealloc};
 use core::alloc::Layout;
 use core::ptr::{self, NonNull};
 
+use muster::internals::arch::clock::Deadline;
+use muster::internals::smp::jobs;
+
 use super::shared_state::SharedState;
 use super::worker::Worker;
 use super::{calls, churn, growth, handover, interrupts, mappings, mixed, timer};
-use muster::internals::arch::clock::Deadline;
-use muster::internals::smp::jobs;
 
 /// The maximum duration of one turn, in microseconds.
 const MAX_TURN: usize = 50_000;

@@ -7,12 +7,12 @@ use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicPtr, Ordering};
 
 use heapless::Deque;
+use muster::internals::smp::{lapic, timer};
 
 use super::block::TestBlock;
 use super::marked::{LAYOUT, Marker, SIZE};
 use super::random::Random;
 use super::worker::Worker;
-use muster::internals::smp::{lapic, timer};
 
 /// From the end of a handler to the next interrupt, in microseconds.
 const PERIOD: u64 = 50;

@@ -2,10 +2,6 @@
 
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use muster_arguments::Workload;
-
-use super::random::Random;
-use super::sample::Sampler;
 use muster::internals::arch::clock::{self, Deadline};
 use muster::internals::boot::bytes::Bytes;
 use muster::internals::mm::{heap, shared};
@@ -14,6 +10,10 @@ use muster::internals::smp::activity::Activity;
 use muster::internals::smp::jobs::TimedBarrier;
 use muster::internals::smp::lock::{Level, Lock};
 use muster::internals::smp::{cpu, lapic, online};
+use muster_arguments::Workload;
+
+use super::random::Random;
+use super::sample::Sampler;
 
 /// Rounds of a workload's loop between two looks at the clock.
 const STRIDE: u32 = 32;
