@@ -66,6 +66,9 @@ pub enum Register {
     /// The first of eight registers with a bit for each vector whose interrupt is in service: see
     /// [`in_service`].
     InService = 0x100,
+    /// The first of eight registers with a bit for each vector whose interrupt has come and is not taken yet:
+    /// see [`in_service`].
+    Requested = 0x200,
     /// What went wrong: see [`Errors`].
     ErrorStatus = 0x280,
     /// The entry of the local vector table for machine checks that were corrected.
@@ -113,7 +116,7 @@ pub const fn xapic_id(register: u32) -> u32 {
 }
 
 /// Returns which of the eight registers from [`Register::InService`] on has the bit of a vector, and the
-/// bit (10.8.4, figure 10-20).
+/// bit (10.8.4, figure 10-20). Those from [`Register::Requested`] on are the same.
 pub const fn in_service(vector: u8) -> (u32, u32) {
     (vector as u32 / 32, 1 << (vector % 32))
 }
