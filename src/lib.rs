@@ -19,7 +19,8 @@
 //!   ([`jobs`](smp::jobs)). A CPU that waits for another one answers calls in the meantime
 //!   ([`call`]).
 //! - Locks have levels and are taken in their order, which is checked on every run
-//!   ([`lock`](smp::lock)); no handler waits for the code below it ([`interrupts`]).
+//!   ([`lock`](smp::lock)); no handler waits for the code below it
+//!   ([`interrupts`](bringup::interrupts)).
 //! - Nothing is both writable and executable, and no page maps more than its
 //!   region: the tables are walked to see it ([`shared`]).
 //! - Loader memory is taken over only when every CPU of the machine has left it
@@ -39,7 +40,7 @@ extern crate alloc;
 /// The log's macros: a line on the serial port and the screen, and in the CPU's own journal.
 pub use log;
 
-pub use crate::face::{account, cpus, memory, panic, time};
+pub use crate::face::{account, cpus, interrupts, memory, panic, time};
 
 mod arch;
 mod boot;
@@ -63,7 +64,7 @@ use crate::boot::limine::Boot;
 use crate::boot::stack::Slot;
 use crate::boot::{addresses, stack};
 use crate::bringup::roll::RollCall;
-use crate::bringup::{audit, cpu_state, interrupts, reclaim};
+use crate::bringup::{audit, cpu_state, reclaim, routes};
 use crate::mm::shared::SharedMemory;
 use crate::mm::{firmware, heap, mapping, peek, shared};
 use crate::report::exit::Outcome;
@@ -99,7 +100,7 @@ extern "C" fn entry() -> ! {
     hooks::register(HOOKS);
     // SAFETY: this CPU has no block yet.
     unsafe { Cpu::reset() };
-    interrupts::load_early();
+    bringup::interrupts::load_early();
     // SAFETY: nothing uses the boot stack yet, it is part of the image, and nothing on the loader's
     // stack is needed any more.
     unsafe { stack::run_on(stack::boot_top(), build) }
@@ -108,7 +109,7 @@ extern "C" fn entry() -> ! {
 /// Builds everything that the others will share: the BSP, on the boot stack.
 extern "C" fn build() -> ! {
     descriptors::load_boot(stack::boot_interrupt_tops());
-    interrupts::load();
+    bringup::interrupts::load();
     journal::start();
     heap::start();
     let rate = clock::calibrate();
@@ -186,7 +187,7 @@ extern "C" fn muster() -> ! {
         let report = &here.shared().report;
         report.reach(Phase::Stack);
         here.local().load_descriptors();
-        interrupts::load();
+        bringup::interrupts::load();
         cpu_state::record(here.shared());
         report.reach(Phase::Descriptors);
         report.join();
@@ -197,6 +198,7 @@ extern "C" fn muster() -> ! {
     machine_check::enable_nmis();
     pic::silence();
     lapic::enable(&firmware::nmi_lines(boot));
+    routes::start(boot);
     // Once more, with the local APIC as it is now.
     cpu_state::record_here();
     if let Some(difference) = cpu::with(|here| here.shared().differences().next()) {

@@ -4,6 +4,12 @@ use core::fmt;
 use core::ops::AddAssign;
 use core::sync::atomic::{AtomicU64, Ordering};
 
+/// The first vector of devices: past those of the legacy interrupt controllers, whose spurious interrupts
+/// come even while they are masked. The last one is [`LAST_DEVICE`]: all of them go after the kernel's own.
+pub const FIRST_DEVICE: u8 = 0x30;
+/// The last vector of devices.
+pub const LAST_DEVICE: u8 = TIMER_VECTOR - 1;
+
 /// The interrupt of a CPU's own timer.
 pub const TIMER_VECTOR: u8 = 0xe0;
 
@@ -32,6 +38,8 @@ pub enum Kind {
     Timer,
     /// Another CPU's wake-up.
     Wake,
+    /// A device, by a route through an I/O APIC.
+    Device,
     /// An error of the local APIC.
     Error,
     /// One that was withdrawn before it was taken.
@@ -54,9 +62,10 @@ const _: () = {
 
 impl Kind {
     /// All of them, in the order of their discriminants.
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 7] = [
         Self::Timer,
         Self::Wake,
+        Self::Device,
         Self::Error,
         Self::Spurious,
         Self::Nmi,
@@ -67,6 +76,7 @@ impl Kind {
         match self {
             Self::Timer => "timer",
             Self::Wake => "wake-up",
+            Self::Device => "device",
             Self::Error => "error",
             Self::Spurious => "spurious",
             Self::Nmi => "nmi",
@@ -79,7 +89,7 @@ impl Kind {
     /// right.
     pub fn leaves_the_heap_alone(self) -> bool {
         match self {
-            Self::Timer | Self::Wake => false,
+            Self::Timer | Self::Wake | Self::Device => false,
             Self::Error | Self::Spurious | Self::Nmi | Self::Unexpected => true,
         }
     }

@@ -440,6 +440,7 @@ impl Account {
                 cpu: *index,
                 timer: of(Kind::Timer),
                 wake_up: of(Kind::Wake),
+                device: of(Kind::Device),
                 error: of(Kind::Error),
                 spurious: of(Kind::Spurious),
                 nmi: of(Kind::Nmi),

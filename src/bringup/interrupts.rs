@@ -12,7 +12,9 @@
 //!    Handlers that never do are declared ([`Kind::leaves_the_heap_alone`]).
 //!
 //! Every interrupt that is in service is ended before it is handled, not after: with interrupts
-//! disabled nothing comes of it, and a handler that never returns leaves nothing behind.
+//! disabled nothing comes of it, and a handler that never returns leaves nothing behind. But a device's
+//! is ended after its handler, in which the device ends its request: ended before, one that is
+//! level-triggered would come again.
 //!
 //! Every vector has a handler. An unexpected interrupt is counted, named once, and ended: firmware
 //! leaves devices enabled, and a stray interrupt does no harm here.
@@ -22,12 +24,13 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use crate::arch::exceptions::{self, TrapHandler};
 use crate::arch::trap::{DEBUG, Frame, Heap, NMI, has_error_code};
 use crate::arch::vectors::{
-    ERROR_VECTOR, FIRST, FIRST_DELIVERED, Kind, SPURIOUS_VECTOR, TIMER_VECTOR, WAKE_VECTOR,
+    ERROR_VECTOR, FIRST, FIRST_DELIVERED, FIRST_DEVICE, Kind, LAST_DEVICE, SPURIOUS_VECTOR,
+    TIMER_VECTOR, WAKE_VECTOR,
 };
 use crate::arch::{failpoint, idle, machine_check, pic};
 use crate::mm::heap;
 use crate::report::panic;
-use crate::smp::{call, cpu, lapic, lazy_tlb, stop, timer};
+use crate::smp::{call, cpu, device_vectors, lapic, lazy_tlb, stop, timer};
 
 /// The handler of all exceptions and interrupts, which the stubs call.
 struct Handlers;
@@ -95,6 +98,10 @@ fn take(vector: u64) -> Option<Heap> {
             lapic::end_of_interrupt();
             call::answer();
         }
+        Kind::Device => {
+            device_vectors::run(vector);
+            lapic::end_of_interrupt();
+        }
         Kind::Error => {
             lapic::end_of_interrupt();
             log::error!("local APIC: {}", lapic::take_errors());
@@ -117,6 +124,7 @@ fn kind_of(vector: u8) -> Option<Kind> {
         WAKE_VECTOR => Some(Kind::Wake),
         ERROR_VECTOR => Some(Kind::Error),
         SPURIOUS_VECTOR => Some(Kind::Spurious),
+        FIRST_DEVICE..=LAST_DEVICE if device_vectors::is_here(vector) => Some(Kind::Device),
         FIRST.. => Some(Kind::Unexpected),
         // The stub of an exception with an error code has taken another word for the error code.
         FIRST_DELIVERED.. if !has_error_code(vector) => {

@@ -11,4 +11,5 @@ pub mod interrupts;
 pub mod reclaim;
 pub mod recount;
 pub mod roll;
+pub mod routes;
 pub mod skew;

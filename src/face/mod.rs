@@ -8,6 +8,7 @@
 
 pub mod account;
 pub mod cpus;
+pub mod interrupts;
 pub mod memory;
 pub mod panic;
 pub mod time;

@@ -3,7 +3,8 @@
 use alloc::vec::Vec;
 use core::cell::RefCell;
 
-use muster_machine::acpi::{Firmware, Madt, NmiLine, PmTimer};
+use muster_machine::acpi::{Firmware, IoApic, Madt, MadtError, NmiLine, PmTimer};
+use muster_machine::routing::{Routing, RoutingError};
 use muster_memory::{Access, Cache, Frame, Owner, PhysRange};
 
 use super::mapping::Mapping;
@@ -25,6 +26,19 @@ pub fn nmi_lines(boot: &Boot) -> Vec<NmiLine> {
             is_active_low: false,
         }])
     })
+}
+
+/// Returns where devices' interrupts arrive, as the MADT has it. `pins` returns the number of inputs of each
+/// I/O APIC, 0 for one that can't be used.
+///
+/// # Errors
+///
+/// [`RoutingError`], if the MADT is damaged, or there is none.
+pub fn routing(boot: &Boot, pins: impl FnMut(IoApic) -> u8) -> Result<Routing, RoutingError> {
+    let madt = (boot.rsdp.ok_or(MadtError::Missing))
+        .and_then(|rsdp| Madt::find(&FirmwareTables::new(), rsdp))
+        .map_err(RoutingError::Madt)?;
+    Routing::new(madt.interrupt_entries(), pins)
 }
 
 /// Returns where the ACPI timer is, if there is one.

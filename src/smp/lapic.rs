@@ -261,6 +261,13 @@ pub fn is_in_service(vector: u8) -> bool {
         .is_some_and(|registers| registers.read_nth(Register::InService, register) & bit != 0)
 }
 
+/// Returns whether an interrupt of this vector has come to this CPU's APIC and waits to be taken.
+pub fn is_requested(vector: u8) -> bool {
+    let (register, bit) = in_service(vector);
+    registers()
+        .is_some_and(|registers| registers.read_nth(Register::Requested, register) & bit != 0)
+}
+
 /// Ends the interrupt in service on this CPU.
 pub fn end_of_interrupt() {
     if let Some(registers) = registers() {

@@ -26,10 +26,12 @@ pub enum Level {
     Serial,
     /// The screen.
     Screen,
+    /// An I/O APIC.
+    IoApic,
 }
 
 impl Level {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Workload,
         Self::Addresses,
         Self::Tables,
@@ -37,6 +39,7 @@ impl Level {
         Self::EarlyJournal,
         Self::Serial,
         Self::Screen,
+        Self::IoApic,
     ];
 }
 
@@ -50,6 +53,7 @@ impl fmt::Display for Level {
             Self::EarlyJournal => "the early journal",
             Self::Serial => "the serial port",
             Self::Screen => "the screen",
+            Self::IoApic => "an I/O APIC",
         })
     }
 }

@@ -7,6 +7,7 @@ pub mod activity;
 pub mod call;
 pub mod counters;
 pub mod cpu;
+pub mod device_vectors;
 pub mod doing;
 pub mod frame_slot;
 pub mod hooks;

@@ -184,6 +184,9 @@ pub struct Interrupts {
     pub timer: u64,
     /// By another CPU.
     pub wake_up: u64,
+    /// By a device, through an I/O APIC.
+    #[serde(default)]
+    pub device: u64,
     /// By its local APIC, of an error.
     pub error: u64,
     /// Such as went away before they were taken.

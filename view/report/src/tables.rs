@@ -373,6 +373,7 @@ pub fn configuration(events: &RunEvents, start: &Start<'_>) -> Markup {
             dt { "Interrupts" } dd {
                 (grouped(sum(|kinds| kinds.timer))) " by timers, "
                 (grouped(sum(|kinds| kinds.wake_up))) " by other CPUs, "
+                (grouped(sum(|kinds| kinds.device))) " by devices, "
                 (grouped(sum(|kinds| kinds.error))) " errors, "
                 (grouped(sum(|kinds| kinds.spurious))) " spurious, "
                 (grouped(sum(|kinds| kinds.nmi))) " NMIs, "

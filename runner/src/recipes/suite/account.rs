@@ -331,6 +331,7 @@ pub fn check_events(records: &[Record<'_>]) -> Result<()> {
             let kinds = [
                 of.timer,
                 of.wake_up,
+                of.device,
                 of.error,
                 of.spurious,
                 of.nmi,
@@ -454,6 +455,7 @@ mod tests {
             cpu: 0,
             timer: 1,
             wake_up: 1,
+            device: 0,
             error: 0,
             spurious: 0,
             nmi,
