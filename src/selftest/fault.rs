@@ -55,6 +55,9 @@ pub fn inject(fault: Fault) {
         misuse.inject();
         panic!("{fault:?} did not end the run");
     }
+    if super::devices::check(fault) {
+        return;
+    }
     let victim = prepare(fault);
     let barrier = TimedBarrier::new(culprits.len(), TIMEOUT);
     jobs::all(TIMEOUT, &|slot| {
@@ -210,6 +213,8 @@ fn commit(fault: Fault, victim: Option<u64>) {
         Fault::StrayInterrupts => get_stray_interrupts(),
         // Injected before there are other CPUs.
         Fault::BootStackOverflow => {}
+        // `devices`.
+        Fault::TimerInterrupts | Fault::ClockInterrupts => {}
         // Injected by several CPUs, one after the other: `Misuse`.
         Fault::HeapDoubleFree
         | Fault::HeapOverflow

@@ -11,6 +11,7 @@ use muster_arguments::Arguments;
 
 #[cfg(feature = "bench")]
 pub mod bench;
+pub mod devices;
 pub mod fault;
 pub mod measure;
 pub mod median;

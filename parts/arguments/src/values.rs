@@ -218,6 +218,10 @@ named! {
         BootStackOverflow = "boot-stack-overflow",
         /// Every CPU gets an interrupt at each unused vector, and goes on.
         StrayInterrupts = "stray-interrupts",
+        /// Each CPU in turn takes interrupts of the PC's timer (IRQ 0), and the run goes on.
+        TimerInterrupts = "timer-interrupts",
+        /// Each CPU in turn takes those of the real-time clock (IRQ 8).
+        ClockInterrupts = "clock-interrupts",
         /// One CPU allocates, another one frees, and the last one frees again.
         HeapDoubleFree = "heap-double-free",
         /// The last CPU writes the byte past the end of another's block, which a third one frees.
@@ -236,7 +240,11 @@ impl Fault {
     pub const fn ends_run(self) -> bool {
         !matches!(
             self,
-            Self::WriteProtectionOff | Self::MemoryTypesChanged | Self::StrayInterrupts
+            Self::WriteProtectionOff
+                | Self::MemoryTypesChanged
+                | Self::StrayInterrupts
+                | Self::TimerInterrupts
+                | Self::ClockInterrupts
         )
     }
 

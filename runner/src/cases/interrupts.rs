@@ -24,6 +24,53 @@ pub const CASES: &[Case] = &[
             "audit: clean",
         ],
     ),
+    // The timer's interrupt has an override in the MADT.
+    passes(
+        "device-interrupt-pc",
+        &[
+            "8",
+            "machine=pc",
+            "fault=timer-interrupts",
+            "stress=calls,churn",
+            "seconds=0.4",
+        ],
+        &[
+            "the timer's IRQ 0 arrives at GSI 2: 8 CPUs in turn took 16 interrupts or more each, and none after",
+            r"taken: .* \d{3,} device",
+            "registers: on every CPU as set",
+            "audit: clean",
+        ],
+    ),
+    passes(
+        "device-interrupt-q35",
+        &[
+            "4",
+            "machine=q35",
+            "fault=clock-interrupts",
+            "stress=churn",
+            "seconds=0.2",
+        ],
+        &[
+            "the clock's IRQ 8 arrives at GSI 8: 4 CPUs in turn took",
+            r"taken: .* \d{2,} device",
+            "audit: clean",
+        ],
+    ),
+    passes(
+        "device-interrupt-microvm",
+        &[
+            "4",
+            "machine=microvm",
+            "fault=clock-interrupts",
+            "stress=churn",
+            "seconds=0.2",
+        ],
+        &[
+            "the clock's IRQ 8 arrives at GSI 8: 4 CPUs in turn took",
+            r"taken: .* \d{2,} device",
+            "audit: clean",
+        ],
+    ),
     // QEMU reports each time that a CPU reads IA32_APIC_BASE: some as they come up and are looked at,
     // none for each interrupt.
     Case {
