@@ -168,7 +168,7 @@ impl DeviceVector {
             .zip(&SLOTS)
             .find(|(_, slot)| is_claimed(slot))
             .ok_or(VectorError::NoneFree)?;
-        call::insist(Uses::Heap, Targets::One(cpu), TIMEOUT, &|own| {
+        call::insist(Uses::NoHeap, Targets::One(cpu), TIMEOUT, &|own| {
             slot.set_here(own, handler);
         })
         .inspect_err(|_| slot.is_claimed.store(false, Ordering::Release))
@@ -211,7 +211,7 @@ impl DeviceVector {
         // Relaxed: the end of the call publishes it.
         let is_removed = AtomicBool::new(false);
         loop {
-            call::insist(Uses::Heap, Targets::One(cpu), TIMEOUT, &|_| {
+            call::insist(Uses::NoHeap, Targets::One(cpu), TIMEOUT, &|_| {
                 is_removed.store(slot.remove_here(vector), Ordering::Relaxed);
             })
             .map_err(VectorError::Call)?;
