@@ -15,7 +15,7 @@ use muster_machine::io_apic::{
     Controller, Destination, DestinationWidth, Entry, IoApicError, Mmio, Signal,
 };
 use muster_machine::routing::{Route, Routing, RoutingError};
-use muster_memory::{Access, Cache, FRAME_SIZE, Frame, Owner, PhysRange};
+use muster_memory::{Access, Cache, Owner, PhysRange};
 
 use crate::boot::limine::Boot;
 use crate::mm::mapping::{Mapping, MappingError};
@@ -39,6 +39,9 @@ struct Inputs {
     /// The inputs that have a route, a bit for each.
     routed: u128,
 }
+
+/// The bytes of an I/O APIC's registers: two words 16 bytes apart (Intel 82093AA, 3.1), all in one page.
+const REGISTERS_LENGTH: u64 = 0x14;
 
 /// The registers of an I/O APIC.
 struct Registers(Mapping);
@@ -68,6 +71,8 @@ impl Mmio for Registers {
 enum Unusable {
     /// Its address is that of memory.
     Memory(Owner),
+    /// Its address is no physical address.
+    Address,
     Mapping(MappingError),
     Registers(IoApicError),
 }
@@ -79,6 +84,7 @@ impl fmt::Display for Unusable {
                 f,
                 "the loader has memory there ({owner}): update the firmware"
             ),
+            Self::Address => write!(f, "no such address can be mapped: update the firmware"),
             Self::Mapping(error) => error.fmt(f),
             Self::Registers(error) => error.fmt(f),
         }
@@ -118,16 +124,12 @@ impl Inputs {
     /// Maps an I/O APIC's registers, and masks its inputs.
     fn open(io_apic: IoApic) -> Result<Self, Unusable> {
         let start = u64::from(io_apic.address);
-        let owner = Frame::from_start(start & !(FRAME_SIZE - 1))
-            .and_then(|frame| shared::get().map().owner_of(frame.start()));
-        if let Some(owner) = owner
+        if let Some(owner) = shared::get().map().owner_of(start)
             && owner != Owner::Reserved
         {
             return Err(Unusable::Memory(owner));
         }
-        // The two registers, which lie in one page.
-        let registers =
-            PhysRange::new(start, 0x20).ok_or(Unusable::Registers(IoApicError::Version(0)))?;
+        let registers = PhysRange::new(start, REGISTERS_LENGTH).ok_or(Unusable::Address)?;
         // SAFETY: the firmware says that an I/O APIC is there, and the loader that no memory is; uncached, it
         // is read and written only by `Registers`.
         let mapping = unsafe { Mapping::physical(registers, Access::ReadWrite, Cache::Uncached) }
