@@ -134,6 +134,13 @@ mod tests {
     #[cfg(feature = "selftest")]
     use crate::values::{ApFault, Fault, Step, Workload, Workloads};
 
+    #[test]
+    fn the_kernels_own_options_are_read_without_the_selftest() {
+        let line = "cpus=3 deadline=250 heap=compare reclaim=poison log=trace output=json show-addresses=yes";
+        let read = Arguments::parse(line).unwrap();
+        assert_eq!((read.deadline_millis, read.show_addresses), (250, true));
+    }
+
     #[cfg(feature = "selftest")]
     #[test]
     fn every_word_is_read() {
