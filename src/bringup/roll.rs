@@ -8,7 +8,7 @@ use core::ptr;
 use heapless::String;
 use muster_arguments::Arguments;
 use muster_events::{Absent, Phase, Roll};
-use muster_machine::acpi::{Cpu, Madt};
+use muster_machine::acpi::Cpu;
 use muster_percpu::Outcome;
 
 use super::{ap, cpu_state, skew};
@@ -16,7 +16,7 @@ use crate::arch::clock::{self, Deadline};
 use crate::boot::addresses;
 use crate::boot::limine::Boot;
 use crate::boot::stack::Slot;
-use crate::mm::firmware::FirmwareTables;
+use crate::mm::firmware;
 use crate::report::events;
 use crate::smp::cpu::{self, Block, Shared};
 use crate::smp::online;
@@ -258,11 +258,11 @@ impl RollCall {
 /// Returns the LAPIC ids that the MADT calls ready for use and the loader did not list; `None` if
 /// it can't be read.
 fn unlisted(boot: &Boot) -> Option<Vec<u32>> {
-    let Some(rsdp) = boot.rsdp else {
+    if boot.rsdp.is_none() {
         log::warn!("the loader gave no RSDP: it is unknown whether it lost CPUs");
         return None;
-    };
-    match Madt::find(&FirmwareTables::new(), rsdp) {
+    }
+    match firmware::madt(boot) {
         Ok(madt) => {
             let mut unlisted = Vec::new();
             for Cpu { lapic_id, .. } in madt.cpus().filter(Cpu::is_enabled) {

@@ -12,13 +12,21 @@ use super::{physical, shared};
 use crate::boot::limine::Boot;
 use crate::smp::lapic;
 
+/// Reads the MADT.
+///
+/// # Errors
+///
+/// [`MadtError`], if it is damaged, or there is none.
+pub fn madt(boot: &Boot) -> Result<Madt<Vec<u8>>, MadtError> {
+    let rsdp = boot.rsdp.ok_or(MadtError::Missing)?;
+    Madt::find(&FirmwareTables::new(), rsdp)
+}
+
 /// Returns the lines of this CPU's local APIC at which NMIs arrive, as the MADT has them; without one, as
 /// on every PC, the second.
 pub fn nmi_lines(boot: &Boot) -> Vec<NmiLine> {
-    let madt = boot
-        .rsdp
-        .and_then(|rsdp| Madt::find(&FirmwareTables::new(), rsdp).ok());
-    let lines: Option<Vec<_>> = madt.map(|madt| madt.nmi_lines(lapic::own_id()).collect());
+    let lines: Option<Vec<_>> =
+        (madt(boot).ok()).map(|madt| madt.nmi_lines(lapic::own_id()).collect());
     lines.unwrap_or_else(|| {
         Vec::from([NmiLine {
             acpi_id: None,
@@ -35,9 +43,7 @@ pub fn nmi_lines(boot: &Boot) -> Vec<NmiLine> {
 ///
 /// [`RoutingError`], if the MADT is damaged, or there is none.
 pub fn routing(boot: &Boot, pins: impl FnMut(IoApic) -> u8) -> Result<Routing, RoutingError> {
-    let madt = (boot.rsdp.ok_or(MadtError::Missing))
-        .and_then(|rsdp| Madt::find(&FirmwareTables::new(), rsdp))
-        .map_err(RoutingError::Madt)?;
+    let madt = madt(boot).map_err(RoutingError::Madt)?;
     Routing::new(madt.interrupt_entries(), pins)
 }
 
@@ -47,14 +53,14 @@ pub fn pm_timer(boot: &Boot) -> Option<PmTimer> {
 }
 
 /// The firmware's tables that have been read. They are unmapped when this is dropped.
-pub struct FirmwareTables {
+struct FirmwareTables {
     /// Whole pages, each with where it is mapped.
     mapped: RefCell<Vec<(PhysRange, Mapping)>>,
 }
 
 impl FirmwareTables {
     /// Creates a set without any.
-    pub fn new() -> Self {
+    fn new() -> Self {
         Self {
             mapped: RefCell::new(Vec::new()),
         }
