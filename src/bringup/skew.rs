@@ -93,8 +93,7 @@ fn ask_once(number: u64, deadline: Deadline) -> Option<Round> {
         if deadline.passed() {
             return None;
         }
-        call::serve();
-        core::hint::spin_loop();
+        call::relax();
     }
     let received = stamp();
     Some(Round {

@@ -12,7 +12,7 @@
 
 use crate::smp::{call, cpu, jobs, online};
 
-pub use crate::smp::call::{CallError, Targets};
+pub use crate::smp::call::{CallError, Targets, relax};
 pub use crate::smp::jobs::TimedBarrier;
 
 /// Returns the index of the CPU that this runs on.
@@ -80,10 +80,4 @@ pub fn call(
     work: &(dyn Fn(u32) + Sync),
 ) -> Result<(), CallError> {
     call::run(targets, timeout_millis, work)
-}
-
-/// Lets a round of a waiting loop pass: serves the calls of other CPUs, and pauses.
-pub fn relax() {
-    call::serve();
-    core::hint::spin_loop();
 }

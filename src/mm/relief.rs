@@ -47,8 +47,7 @@ pub fn ask_others() {
         }
         let ask_again = Deadline::after_millis(ASK_AGAIN);
         while !ask_again.passed() {
-            call::serve();
-            core::hint::spin_loop();
+            call::relax();
         }
     }
 }

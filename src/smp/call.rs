@@ -184,8 +184,7 @@ pub fn insist(
     loop {
         match run_using(uses, targets, timeout_millis, work) {
             Err(CallError::TooDeep) if !deadline.passed() => {
-                serve();
-                core::hint::spin_loop();
+                relax();
             }
             result => return result,
         }
@@ -285,8 +284,7 @@ impl Pending {
     /// Waits until no target has the closure any more.
     fn finish(&self) -> Result<(), CallError> {
         while !self.call.is_done() && !self.deadline.passed() {
-            serve();
-            core::hint::spin_loop();
+            relax();
         }
         let mut silent = self.call.pending().filter(|&cpu| self.call.cancel(cpu));
         let error = silent.next().map(|cpu| CallError::Silent {
@@ -301,8 +299,7 @@ impl Pending {
                 "CPU {cpu} has taken a call and is not done with it after {} s",
                 DONE_TIMEOUT / 1000
             );
-            serve();
-            core::hint::spin_loop();
+            relax();
         }
         error.map_or(Ok(()), Err)
     }
@@ -353,6 +350,12 @@ fn serve_using(uses: Uses) {
             }
         });
     });
+}
+
+/// Lets a round of a waiting loop pass: serves the calls of other CPUs, and pauses.
+pub fn relax() {
+    serve();
+    core::hint::spin_loop();
 }
 
 /// Serves calls in the handler of the wake-up, and wakes this CPU again if any are left: the

@@ -222,8 +222,7 @@ impl DeviceVector {
             if deadline.passed() {
                 return busy;
             }
-            call::serve();
-            core::hint::spin_loop();
+            call::relax();
         }
     }
 }

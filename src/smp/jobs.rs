@@ -48,8 +48,7 @@ impl TimedBarrier {
                 self.barrier.cpus(),
                 self.timeout_millis
             );
-            call::serve();
-            core::hint::spin_loop();
+            call::relax();
         }
     }
 }
@@ -107,8 +106,7 @@ fn submit(
             let late = online::cpus().nth(slot).map_or(0, |(index, _)| index);
             panic!("CPU {late} did not finish its part within {timeout_millis} ms of the BSP's");
         }
-        call::serve();
-        core::hint::spin_loop();
+        call::relax();
     }
 }
 

@@ -80,8 +80,7 @@ pub fn settle(worker: &mut Worker<'_>) {
         let all = || SERVED.load(Ordering::Relaxed) == LEFT.load(Ordering::Relaxed);
         let deadline = Deadline::after_millis(TIMEOUT);
         while !all() && !deadline.passed() {
-            call::serve();
-            core::hint::spin_loop();
+            call::relax();
         }
         if !all() {
             worker.tally.corrupt += 1;

@@ -92,8 +92,7 @@ impl SharedMapping {
         // this CPU sees its count.
         self.phase.store(CLOSED, Ordering::SeqCst);
         while self.visitors.load(Ordering::SeqCst) > 0 {
-            call::serve();
-            core::hint::spin_loop();
+            call::relax();
         }
     }
 
