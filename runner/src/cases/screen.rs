@@ -12,109 +12,98 @@ const SCREEN: &[&str] = &[
     r"`help` lists the commands, `off` ends the run\n+$",
 ];
 
+/// Boots four CPUs, whose roll call the screen must show.
+const fn shows_roll(
+    name: &'static str,
+    arguments: &'static [&'static str],
+    says: &'static [&'static str],
+) -> Case {
+    Case {
+        types: &[("`help` lists", "off")],
+        shows: SCREEN,
+        ..passes(name, arguments, says)
+    }
+}
+
 /// The cases of every test run.
 pub const CASES: &[Case] = &[
     // What a person at a machine without a serial port sees: after the loader's memory was poisoned.
-    Case {
-        types: &[("`help` lists", "off")],
-        shows: SCREEN,
-        ..passes(
-            "screen-bios",
-            &[
-                "4",
-                "boot=limine",
-                "reclaim=poison",
-                "monitor=yes",
-                "timeout=120",
-            ],
-            &["screen of 1280 by 800 pixels", "audit: clean"],
-        )
-    },
-    Case {
-        types: &[("`help` lists", "off")],
-        shows: SCREEN,
-        ..passes(
-            "screen-uefi",
-            &[
-                "4",
-                "boot=limine",
-                "firmware=uefi",
-                "reclaim=poison",
-                "monitor=yes",
-                "timeout=120",
-            ],
-            &["screen of ", "audit: clean"],
-        )
-    },
+    shows_roll(
+        "screen-bios",
+        &[
+            "4",
+            "boot=limine",
+            "reclaim=poison",
+            "monitor=yes",
+            "timeout=120",
+        ],
+        &["screen of 1280 by 800 pixels", "audit: clean"],
+    ),
+    shows_roll(
+        "screen-uefi",
+        &[
+            "4",
+            "boot=limine",
+            "firmware=uefi",
+            "reclaim=poison",
+            "monitor=yes",
+            "timeout=120",
+        ],
+        &["screen of ", "audit: clean"],
+    ),
     // Characters of twice the size.
-    Case {
-        types: &[("`help` lists", "off")],
-        shows: SCREEN,
-        ..passes(
-            "screen-large",
-            &[
-                "4",
-                "boot=limine",
-                "firmware=uefi",
-                "resolution=3840x2160",
-                "reclaim=poison",
-                "monitor=yes",
-                "timeout=120",
-                "qemu-args=-global VGA.xres=3840 -global VGA.yres=2160 -global VGA.vgamem_mb=64",
-            ],
-            &["screen of 3840 by 2160 pixels of 32 bits", "audit: clean"],
-        )
-    },
-    Case {
-        types: &[("`help` lists", "off")],
-        shows: SCREEN,
-        ..passes(
-            "screen-24-bits",
-            &[
-                "4",
-                "boot=limine",
-                "resolution=1024x768x24",
-                "reclaim=poison",
-                "monitor=yes",
-                "timeout=120",
-            ],
-            &["screen of 1024 by 768 pixels of 24 bits", "audit: clean"],
-        )
-    },
+    shows_roll(
+        "screen-large",
+        &[
+            "4",
+            "boot=limine",
+            "firmware=uefi",
+            "resolution=3840x2160",
+            "reclaim=poison",
+            "monitor=yes",
+            "timeout=120",
+            "qemu-args=-global VGA.xres=3840 -global VGA.yres=2160 -global VGA.vgamem_mb=64",
+        ],
+        &["screen of 3840 by 2160 pixels of 32 bits", "audit: clean"],
+    ),
+    shows_roll(
+        "screen-24-bits",
+        &[
+            "4",
+            "boot=limine",
+            "resolution=1024x768x24",
+            "reclaim=poison",
+            "monitor=yes",
+            "timeout=120",
+        ],
+        &["screen of 1024 by 768 pixels of 24 bits", "audit: clean"],
+    ),
     // What `just iso` writes, as a USB stick.
-    Case {
-        types: &[("`help` lists", "off")],
-        shows: SCREEN,
-        ..passes(
-            "screen-usb-bios",
-            &[
-                "4",
-                "boot=limine",
-                "drive=usb",
-                "reclaim=poison",
-                "monitor=yes",
-                "timeout=120",
-            ],
-            &["screen of ", "audit: clean"],
-        )
-    },
-    Case {
-        types: &[("`help` lists", "off")],
-        shows: SCREEN,
-        ..passes(
-            "screen-usb-uefi",
-            &[
-                "4",
-                "boot=limine",
-                "drive=usb",
-                "firmware=uefi",
-                "reclaim=poison",
-                "monitor=yes",
-                "timeout=120",
-            ],
-            &["screen of ", "audit: clean"],
-        )
-    },
+    shows_roll(
+        "screen-usb-bios",
+        &[
+            "4",
+            "boot=limine",
+            "drive=usb",
+            "reclaim=poison",
+            "monitor=yes",
+            "timeout=120",
+        ],
+        &["screen of ", "audit: clean"],
+    ),
+    shows_roll(
+        "screen-usb-uefi",
+        &[
+            "4",
+            "boot=limine",
+            "drive=usb",
+            "firmware=uefi",
+            "reclaim=poison",
+            "monitor=yes",
+            "timeout=120",
+        ],
+        &["screen of ", "audit: clean"],
+    ),
     // More than it has room for, in every colour but an error's.
     Case {
         types: &[("`help` lists", "off")],
