@@ -3,8 +3,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use anyhow::{Result, anyhow};
-use proc_macro2::{Delimiter, TokenStream, TokenTree};
+use anyhow::Result;
+use proc_macro2::{Delimiter, TokenTree};
+
+use super::source;
 
 /// The kernel's library, and the module by which its self-test reaches the rooms.
 const LIBRARY: &str = "muster";
@@ -31,10 +33,7 @@ pub struct Import {
 ///
 /// If the source is no Rust.
 pub fn of(source: &str, module: &[String]) -> Result<BTreeSet<Import>> {
-    let tokens: TokenStream = source
-        .parse()
-        .map_err(|error| anyhow!("can't be read as Rust: {error}"))?;
-    let tokens: Vec<_> = tokens.into_iter().collect();
+    let tokens: Vec<_> = source::tokens(source)?.into_iter().collect();
     let mut file = File::default();
     // First the names, which may be used before the line that imports them.
     file.scan(&tokens, module, Pass::Names);

@@ -4,6 +4,7 @@
 
 mod imports;
 mod rooms;
+mod source;
 mod symbols;
 mod table;
 mod types;

@@ -4,7 +4,6 @@
 //! ([`PAGE`]). What a file imports is read from the file ([`imports`]), what a crate does from Cargo.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
 
@@ -12,6 +11,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use super::imports::{self, Import};
+use super::source::read;
 use super::table::{names, required_rows, unquote};
 use super::types;
 use crate::toolchain;
@@ -382,10 +382,6 @@ fn check_crates(page: &str, dependencies: &[(String, Vec<String>)]) -> Result<Ve
         }
     }
     Ok(wrong)
-}
-
-pub(super) fn read(path: &Path) -> Result<String> {
-    fs::read_to_string(path).with_context(|| format!("can't read {}", workspace::shown(path)))
 }
 
 #[cfg(test)]

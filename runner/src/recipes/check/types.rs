@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 use proc_macro2::{TokenStream, TokenTree};
+
+use super::source;
 
 /// The keywords before the name of a type.
 const KEYWORDS: [&str; 5] = ["struct", "enum", "union", "trait", "type"];
@@ -22,11 +24,8 @@ pub struct Definition {
 ///
 /// If the source is no Rust.
 pub fn of(source: &str) -> Result<Vec<Definition>> {
-    let tokens: TokenStream = source
-        .parse()
-        .map_err(|error| anyhow!("can't be read as Rust: {error}"))?;
     let mut definitions = Vec::new();
-    scan(tokens, &mut definitions);
+    scan(source::tokens(source)?, &mut definitions);
     Ok(definitions)
 }
 

@@ -7,10 +7,10 @@ use std::collections::BTreeSet;
 use std::io::{self, Write};
 use std::path::Path;
 
-use anyhow::{Context, Result, anyhow, bail};
-use proc_macro2::{TokenStream, TokenTree};
+use anyhow::{Context, Result, bail};
+use proc_macro2::TokenTree;
 
-use super::rooms::read;
+use super::source::{read, tokens};
 use super::table::{names, required_rows, rows, unquote};
 use crate::workspace;
 
@@ -143,11 +143,8 @@ impl Page {
 
 /// Finds words in the identifiers of a source. Comments, and texts, are no identifiers.
 fn identifiers<'a>(source: &str, words: &'a [Word]) -> Result<Vec<Hit<'a>>> {
-    let tokens: TokenStream = source
-        .parse()
-        .map_err(|error| anyhow!("can't be read as Rust: {error}"))?;
     let mut hits = Vec::new();
-    let mut left = vec![tokens];
+    let mut left = vec![tokens(source)?];
     while let Some(tokens) = left.pop() {
         for token in tokens {
             match token {
