@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
+use crate::images::write_if_changed;
 use crate::workspace;
 
 /// How the names of files end by which Cargo compiles the libraries.
@@ -20,7 +21,7 @@ const EXTENSIONS: [&str; 3] = ["rs", "toml", "lock"];
 ///
 /// If a file can't be read or written.
 pub fn bring_up_to_date(root: &Path, copy: &Path) -> Result<()> {
-    let update = || -> io::Result<()> {
+    let update = || -> Result<()> {
         let sources = sources(root)?;
         fs::create_dir_all(copy)?;
         for stale in self::sources(copy)?.difference(&sources) {
@@ -28,13 +29,10 @@ pub fn bring_up_to_date(root: &Path, copy: &Path) -> Result<()> {
         }
         for path in &sources {
             let (text, place) = (fs::read(root.join(path))?, copy.join(path));
-            if fs::read(&place).is_ok_and(|old| old == text) {
-                continue;
-            }
             if let Some(folder) = place.parent() {
                 fs::create_dir_all(folder)?;
             }
-            fs::write(place, text)?;
+            write_if_changed(&place, &text)?;
         }
         Ok(())
     };

@@ -31,8 +31,6 @@ const ADVICE: &str =
 pub struct Mistake {
     /// The library and the patch, as in `heap/lock-does-not-release`.
     pub name: String,
-    /// The library whose models find it.
-    pub library: String,
     /// These models, with their modules.
     pub models: Vec<String>,
     /// Each file that it is made in, with the text that the file has then.
@@ -51,7 +49,6 @@ impl Mistake {
         let models = head.lines().filter_map(|line| line.strip_prefix(FOUND_BY));
         let mistake = Self {
             name: name.into(),
-            library: library.into(),
             models: models.map(str::to_owned).collect(),
             changes: changes(root, &text)?,
         };
@@ -71,6 +68,11 @@ impl Mistake {
             );
         }
         Ok(mistake)
+    }
+
+    /// Returns the folder of the library whose models find it.
+    pub fn folder(&self) -> &str {
+        self.name.split('/').next().unwrap_or_default()
     }
 
     /// Returns the path of the patch.
@@ -230,7 +232,7 @@ mod tests {
                 panic!("{mistakes:?}");
             };
             assert_eq!(mistake.name, "heap/one");
-            assert_eq!(mistake.library, "heap");
+            assert_eq!(mistake.folder(), "heap");
             assert_eq!(mistake.models, ["models::one_against_two"]);
             let changed = source.replace("    one();\n", "");
             let expected = [("heap/src/lib.rs".into(), changed)];

@@ -12,6 +12,7 @@ use std::process::{Command, ExitCode, Stdio};
 use anyhow::{Context, Result, bail};
 
 use crate::commands::WrongWord;
+use crate::images::write_if_changed;
 use crate::toolchain;
 use crate::workspace;
 
@@ -116,11 +117,11 @@ fn built_with(mistake: &Mistake, copy: &Path) -> Result<Built> {
         .collect::<io::Result<Vec<_>>>()
         .with_context(|| format!("cannot read {}", workspace::shown(copy)))?;
     for (path, changed) in &mistake.changes {
-        write_file(&copy.join(path), changed)?;
+        write_if_changed(&copy.join(path), changed.as_bytes())?;
     }
-    let built = build(copy, &mistake.library);
+    let built = build(copy, mistake.folder());
     for (path, original) in originals {
-        write_file(&copy.join(path), &original)?;
+        write_if_changed(&copy.join(path), original.as_bytes())?;
     }
     built
 }
@@ -162,10 +163,6 @@ fn is_finding(status: Option<i32>, report: &str) -> bool {
     status == Some(TEST_FAILED) && report.contains("running 1 test\n")
 }
 
-fn write_file(path: &Path, text: &str) -> Result<()> {
-    fs::write(path, text).with_context(|| format!("cannot write {}", workspace::shown(path)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -192,7 +189,6 @@ mod tests {
         let all = || {
             ["heap/lock", "memory/lock"].map(|name| Mistake {
                 name: name.into(),
-                library: String::new(),
                 models: Vec::new(),
                 changes: Default::default(),
             })
