@@ -224,6 +224,11 @@ pub fn gsi(gsi: u32, signal: Signal, cpu: u32, handler: Handler) -> Result<Inter
     Interrupt::route(route, cpu, handler)
 }
 
+/// Returns the bit of an input in a set of them.
+fn bit(pin: u8) -> u128 {
+    1_u128.checked_shl(pin.into()).unwrap_or(0)
+}
+
 /// An input that is one route's. It is masked and free when this is dropped.
 struct Input {
     io_apic: &'static Lock<Inputs>,
@@ -239,13 +244,12 @@ impl Input {
             .and_then(Option::as_ref);
         let io_apic = io_apic.ok_or(RouteError::Routing(RoutingError::NoIoApic(gsi)))?;
         let mut inputs = io_apic.lock();
-        let bit = 1_u128.checked_shl(pin.into()).unwrap_or(0);
-        if inputs.routed & bit != 0 {
+        if inputs.routed & bit(pin) != 0 {
             return Err(RouteError::Routed(gsi));
         }
         // Before it counts as routed: it is there.
         inputs.controller.mask(pin).map_err(RouteError::IoApic)?;
-        inputs.routed |= bit;
+        inputs.routed |= bit(pin);
         Ok(Self { io_apic, pin })
     }
 
@@ -266,8 +270,7 @@ impl Input {
 impl Drop for Input {
     fn drop(&mut self) {
         self.mask();
-        let bit = 1_u128.checked_shl(self.pin.into()).unwrap_or(0);
-        self.io_apic.lock().routed &= !bit;
+        self.io_apic.lock().routed &= !bit(self.pin);
     }
 }
 
