@@ -113,7 +113,7 @@ fmt:
 # Test the libraries and the runner on this host, doc tests included
 [group('test')]
 test-host: seed models coverage
-    cargo test --doc --package muster-percpu --package muster-memory --package muster-heap
+    cargo test --doc --package muster-percpu --package muster-cross-cpu --package muster-memory --package muster-heap
     cargo run --quiet --package muster-heap --example threads
     cargo test --package muster-screen --package muster-events --package muster-bench
     cargo test --package muster-arguments

@@ -15,11 +15,7 @@
 //! - **Two CPUs with one block**: a block is claimed once.
 //! - **False sharing**: blocks, and the two kinds of variables of a block, never share a cache line.
 //!
-#![cfg_attr(
-    feature = "alloc",
-    doc = "With the feature `alloc` there are cross-CPU calls ([`CallQueue`]) and broadcasts ([`Broadcast`])."
-)]
-//! Work for an [`Idle`] CPU can be deferred until it wakes.
+//! What CPUs do to one another (calls, broadcasts, barriers) is the crate `muster-cross-cpu`.
 //!
 //! # Example
 //!
@@ -262,15 +258,8 @@ extern crate alloc;
 #[cfg(any(feature = "std", loom))]
 extern crate std;
 
-mod admission;
-mod barrier;
 mod block;
-#[cfg(feature = "alloc")]
-mod broadcast;
-#[cfg(feature = "alloc")]
-mod call_queue;
 mod directory;
-mod idle;
 mod local_cell;
 #[cfg(all(test, loom))]
 mod models;
@@ -299,15 +288,8 @@ pub mod threads;
 mod variable;
 mod write_once;
 
-pub use admission::{Admission, Outcome};
-pub use barrier::{Arrival, Barrier};
 pub use block::{Block, Header, UNREGISTERED, Unregistered, head_offset};
-#[cfg(feature = "alloc")]
-pub use broadcast::Broadcast;
-#[cfg(feature = "alloc")]
-pub use call_queue::{Call, CallQueue, MAX_CALLS, SendError};
 pub use directory::{Directory, PublishError};
-pub use idle::Idle;
 pub use local_cell::LocalCell;
 pub use storage::{Here, Register, RegisterError, Storage};
 #[cfg(not(any(

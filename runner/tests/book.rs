@@ -13,9 +13,10 @@ use pulldown_cmark::{CodeBlockKind, Event, Options, Parser, Tag, TagEnd};
 use regex_lite::Regex;
 
 /// The folders of the sources, each with all below it.
-const SOURCES: [&str; 10] = [
+const SOURCES: [&str; 11] = [
     "src",
     "percpu",
+    "cross-cpu",
     "memory",
     "heap",
     "parts",
@@ -429,7 +430,7 @@ fn models_and_their_mistakes_are_counted() {
     let evidence = read(&book().join("evidence.md")).replace('\n', " ");
     let readme = read(&workspace::root().join("README.md"));
     let (mut models, mut mistakes, mut findings) = (0, 0, 0);
-    for library in ["percpu", "memory", "heap"] {
+    for library in ["percpu", "cross-cpu", "memory", "heap"] {
         let sources = files(&workspace::root().join(library).join("src"), "rs");
         let sources = sources.iter().filter(|path| path.ends_with("models.rs"));
         models += (sources.map(|path| read(path).matches("    model(").count())).sum::<usize>();

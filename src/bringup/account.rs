@@ -8,10 +8,10 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt;
 
+use muster_cross_cpu::Outcome;
 use muster_events::{AccountCommon, AccountCpu};
 use muster_heap::Traffic;
 use muster_memory::{FRAME_SIZE, Owner, Totals};
-use muster_percpu::Outcome;
 
 use crate::arch::vectors::{Counts, Kind};
 use crate::boot::bytes::Bytes;

@@ -3,8 +3,8 @@
 use core::sync::atomic::Ordering;
 
 use limine::mp;
+use muster_cross_cpu::Outcome;
 use muster_events::Phase;
-use muster_percpu::Outcome;
 
 use super::{cpu_state, interrupts};
 use crate::arch::{control, failpoint, idle, machine_check};

@@ -7,9 +7,9 @@ use core::ptr;
 
 use heapless::String;
 use muster_arguments::Arguments;
+use muster_cross_cpu::Outcome;
 use muster_events::{Absent, Phase, Roll};
 use muster_machine::acpi::Cpu;
-use muster_percpu::Outcome;
 
 use super::{ap, cpu_state, skew};
 use crate::arch::clock::{self, Deadline};

@@ -11,8 +11,8 @@
 
 use core::cell::Cell;
 
+use muster_cross_cpu::Admission;
 use muster_memory::{FlushSet, Shootdown};
-use muster_percpu::Admission;
 use x86_64::VirtAddr;
 use x86_64::instructions::tlb;
 

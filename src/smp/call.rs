@@ -4,7 +4,7 @@
 //! interrupts disabled, on top of the code that they interrupt. The closure should be short, takes
 //! no locks but those that are held with interrupts disabled, and may allocate and free. It may
 //! call other CPUs itself, as allocating does when memory runs out; as deep as
-//! [`muster_percpu::MAX_CALLS`].
+//! [`muster_cross_cpu::MAX_CALLS`].
 //!
 //! Three things keep CPUs from waiting for each other forever:
 //!
@@ -23,7 +23,7 @@
 use core::fmt;
 
 use conquer_once::spin::OnceCell;
-use muster_percpu::CallQueue;
+use muster_cross_cpu::CallQueue;
 use x86_64::instructions::interrupts;
 
 use super::{cpu, lapic, lock, online, stop};
@@ -121,7 +121,7 @@ impl fmt::Display for CallError {
             Self::TooDeep => write!(
                 f,
                 "{} calls of this CPU are under way, each within another: call less from closures",
-                muster_percpu::MAX_CALLS
+                muster_cross_cpu::MAX_CALLS
             ),
         }
     }
@@ -251,7 +251,7 @@ fn begin_using(
 /// A call under way. Waits for its targets when dropped.
 #[must_use = "dropped at once it waits at once; `leave` does not wait"]
 pub struct Pending {
-    call: muster_percpu::Call<'static, &'static Work<'static>>,
+    call: muster_cross_cpu::Call<'static, &'static Work<'static>>,
     timeout_millis: u64,
     deadline: Deadline,
 }
@@ -338,7 +338,7 @@ fn serve_using(uses: Uses) {
             return;
         }
         interrupts::without_interrupts(|| {
-            let max_calls = cpu::all().len() * muster_percpu::MAX_CALLS;
+            let max_calls = cpu::all().len() * muster_cross_cpu::MAX_CALLS;
             for _ in 0..max_calls {
                 let served = queue.serve(own as usize, |work| {
                     here.shared().activity.answer(|| work(own));

@@ -6,10 +6,11 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crossbeam_utils::CachePadded;
+use muster_cross_cpu::Idle;
 use muster_heap::CpuCache;
 use muster_machine::identity::Difference;
 use muster_memory::FRAME_SIZE;
-use muster_percpu::{Directory, Header, Here, Idle, Register, Storage, Unregistered, WriteOnce};
+use muster_percpu::{Directory, Header, Here, Register, Storage, Unregistered, WriteOnce};
 use x86_64::VirtAddr;
 use x86_64::registers::model_specific::GsBase;
 

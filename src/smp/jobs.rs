@@ -2,7 +2,7 @@
 //! does something else.
 
 use conquer_once::spin::OnceCell;
-use muster_percpu::{Barrier, Broadcast};
+use muster_cross_cpu::{Barrier, Broadcast};
 use x86_64::instructions::interrupts;
 
 use super::{call, cpu, lapic, lazy_tlb, online};

@@ -1,6 +1,6 @@
 //! The set of online CPUs.
 
-use muster_percpu::Outcome;
+use muster_cross_cpu::Outcome;
 
 use super::cpu;
 

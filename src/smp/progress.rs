@@ -2,9 +2,9 @@
 
 use core::sync::atomic::{AtomicI64, AtomicU8, AtomicU64, Ordering};
 
+use muster_cross_cpu::{Admission, Outcome};
 use muster_events::{Phase, Reached};
 use muster_machine::time::Offset;
-use muster_percpu::{Admission, Outcome};
 
 use crate::arch::clock;
 

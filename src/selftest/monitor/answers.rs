@@ -13,10 +13,10 @@ use muster::internals::smp::call::{self, Targets};
 use muster::internals::smp::doing::Doing;
 use muster::internals::smp::lock::{Level, Lock};
 use muster::internals::smp::{cpu, lines, online};
+use muster_cross_cpu::Outcome;
 use muster_machine::identity::RegisterName;
 use muster_memory::{FRAME_SIZE, Owner, Target};
 use muster_monitor::{Verb, Whom};
-use muster_percpu::Outcome;
 
 use super::idle::idle_until;
 use crate::selftest::measure;

@@ -21,10 +21,11 @@ use crate::toolchain::{self, Toolchain};
 use crate::workspace;
 
 /// The packages that are checked as they are built for a host.
-const HOST_PACKAGES: [&str; 13] = [
+const HOST_PACKAGES: [&str; 14] = [
     "muster-sync",
     "muster-percpu",
     "muster-percpu-elsewhere",
+    "muster-cross-cpu",
     "muster-memory",
     "muster-heap",
     "muster-arguments",
