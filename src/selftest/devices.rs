@@ -1,7 +1,9 @@
-//! Devices' interrupts: each CPU in turn takes those of a PC's timer or clock, while all CPUs use the heap.
+//! Devices' interrupts: each CPU in turn takes those of a PC's timer, its clock or its high-precision timer, while
+//! all CPUs use the heap.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
+use core::fmt;
 use core::hint::black_box;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -32,13 +34,41 @@ static ELSEWHERE: AtomicU64 = AtomicU64::new(0);
 /// A device whose interrupts are checked.
 struct Device {
     name: &'static str,
-    /// ISA's number of its interrupt.
-    irq: u8,
+    source: Source,
     start: fn(),
-    /// Ends its request.
+    /// Has it ask for interrupts once the route stands. Nothing where it does so from its start on.
+    request: fn(),
+    /// Ends a request that nobody has attended to.
     attend: fn(),
     stop: fn(),
     handler: Handler,
+}
+
+/// Which interrupt a device has.
+#[derive(Clone, Copy)]
+enum Source {
+    /// This one of ISA's.
+    Isa(u8),
+    /// The one at this GSI, level-triggered.
+    Gsi(u32),
+}
+
+impl Source {
+    fn route(self, cpu: u32, handler: Handler) -> Result<Interrupt, RouteError> {
+        match self {
+            Self::Isa(irq) => interrupts::route_isa(irq, cpu, handler),
+            Self::Gsi(gsi) => interrupts::route_gsi(gsi, Signal::PCI, cpu, handler),
+        }
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Isa(irq) => write!(f, "IRQ {irq}"),
+            Self::Gsi(_) => write!(f, "level-triggered interrupt"),
+        }
+    }
 }
 
 impl Device {
@@ -46,20 +76,37 @@ impl Device {
         match fault {
             Fault::TimerInterrupts => Some(Self {
                 name: "timer",
-                irq: 0,
+                source: Source::Isa(0),
                 start: pit::start,
+                request: || {},
                 attend: || {},
                 stop: pit::stop,
                 handler: &count,
             }),
             Fault::ClockInterrupts => Some(Self {
                 name: "clock",
-                irq: 8,
+                source: Source::Isa(8),
                 start: rtc::start,
+                request: || {},
                 attend: rtc::attend,
                 stop: rtc::stop,
                 handler: &|| {
                     rtc::attend();
+                    count();
+                },
+            }),
+            Fault::LevelInterrupts => Some(Self {
+                name: "high-precision timer",
+                source: Source::Gsi(hpet::gsi()),
+                start: || {},
+                request: hpet::request,
+                attend: || {},
+                stop: || {},
+                handler: &|| {
+                    // One request lasts for all interrupts: that it is not attended to brings the next.
+                    if TAKEN.load(Ordering::Relaxed) + 1 == EACH {
+                        hpet::attend();
+                    }
                     count();
                 },
             }),
@@ -70,10 +117,11 @@ impl Device {
     fn route(&self, cpu: u32) -> Interrupt {
         TARGET.store(cpu, Ordering::Relaxed);
         TAKEN.store(0, Ordering::Relaxed);
-        let route = interrupts::route_isa(self.irq, cpu, self.handler);
+        let route = self.source.route(cpu, self.handler);
         let route = route.unwrap_or_else(|error| panic!("the {} has no route: {error}", self.name));
         // It may hold its line since before the route.
         (self.attend)();
+        (self.request)();
         route
     }
 
@@ -81,7 +129,7 @@ impl Device {
     fn interrupt(&self, cpu: u32) -> u32 {
         let route = self.route(cpu);
         let (gsi, vector) = (route.gsi(), route.vector());
-        let second = interrupts::route_isa(self.irq, cpu, self.handler).map(drop);
+        let second = self.source.route(cpu, self.handler).map(drop);
         assert!(
             second == Err(RouteError::Routed(gsi)),
             "a second route of GSI {gsi} ends in {second:?}"
@@ -135,10 +183,10 @@ pub fn check(fault: Fault) -> bool {
         "{elsewhere} interrupts of GSI {gsi} came to CPUs that it is not routed to"
     );
     log::info!(
-        "the {}'s IRQ {} arrives at GSI {gsi}: {} CPUs in turn took {EACH} interrupts or more each, and none \
+        "the {}'s {} arrives at GSI {gsi}: {} CPUs in turn took {EACH} interrupts or more each, and none \
          after the route was removed",
         device.name,
-        device.irq,
+        device.source,
         cpus::count()
     );
     check_others(&device, gsi);
@@ -249,6 +297,96 @@ mod rtc {
         write(INDEX, REGISTER_B);
         write(DATA, QUIET);
         attend();
+    }
+}
+
+/// Timer 0 of the high-precision event timer (Intel, IA-PC HPET specification 1.0a, 2.3).
+mod hpet {
+    use conquer_once::spin::OnceCell;
+
+    use muster::memory::{Access, Cache, Mapping, PhysRange};
+
+    /// Where a PC has it, unless its firmware says otherwise, and the bytes of its registers.
+    const ADDRESS: u64 = 0xfed0_0000;
+    const LENGTH: u64 = 0x400;
+
+    /// The general registers: the second half of the capabilities is the period in femtoseconds; bit 0 of the
+    /// configuration has the counter run; a bit of the status is set while a timer holds its line.
+    const PERIOD: usize = 0x04;
+    const CONFIGURATION: usize = 0x10;
+    const STATUS: usize = 0x20;
+    const COUNTER: usize = 0xf0;
+    /// The timer's: configuration, the inputs that it may be routed to, and the comparator.
+    const TIMER: usize = 0x100;
+    const INPUTS: usize = 0x104;
+    const COMPARATOR: usize = 0x108;
+    /// In the timer's configuration: level-triggered, enabled, and where the input's number lies.
+    const LEVEL: u32 = 1 << 1;
+    const ENABLED: u32 = 1 << 2;
+    const INPUT_SHIFT: u32 = 9;
+
+    /// The first input that is none of ISA's.
+    const FIRST_PCI: u32 = 16;
+
+    const FEMTOSECONDS_PER_MILLISECOND: u64 = 1_000_000_000_000;
+
+    struct Registers(Mapping);
+
+    impl Registers {
+        fn get() -> &'static Self {
+            static REGISTERS: OnceCell<Registers> = OnceCell::uninit();
+            REGISTERS.get_or_init(|| {
+                let range = PhysRange::new(ADDRESS, LENGTH)
+                    .unwrap_or_else(|| panic!("{ADDRESS:#x} is no address"));
+                // SAFETY: a PC has no memory there but the timer's registers, which are mapped uncached.
+                let mapping =
+                    unsafe { Mapping::physical(range, Access::ReadWrite, Cache::Uncached) };
+                Self(mapping.unwrap_or_else(|error| panic!("the HPET is not mapped: {error}")))
+            })
+        }
+
+        fn register(&self, offset: usize) -> *mut u32 {
+            self.0.start().wrapping_add(offset).cast()
+        }
+
+        fn read(&self, offset: usize) -> u32 {
+            // SAFETY: a register of 32 bits, aligned, in the mapping, which lives for good; reading has no effect.
+            unsafe { self.register(offset).read_volatile() }
+        }
+
+        fn write(&self, offset: usize, value: u32) {
+            // SAFETY: as for `read`; the timer causes interrupts, which have handlers, and writes no memory.
+            unsafe { self.register(offset).write_volatile(value) };
+        }
+    }
+
+    /// Returns the GSI at which it asks for interrupts.
+    pub fn gsi() -> u32 {
+        let inputs = Registers::get().read(INPUTS) >> FIRST_PCI;
+        assert!(
+            inputs != 0 && Registers::get().read(PERIOD) != u32::MAX,
+            "the machine has no HPET at {ADDRESS:#x} with an input beyond ISA's: take machine=q35"
+        );
+        FIRST_PCI + inputs.trailing_zeros()
+    }
+
+    /// Has it hold its line from a millisecond on.
+    pub fn request() {
+        let registers = Registers::get();
+        let period = u64::from(registers.read(PERIOD)).max(1);
+        registers.write(CONFIGURATION, 0);
+        registers.write(STATUS, 1);
+        registers.write(COUNTER, 0);
+        registers.write(COUNTER + 4, 0);
+        registers.write(TIMER, gsi() << INPUT_SHIFT | LEVEL | ENABLED);
+        registers.write(COMPARATOR, (FEMTOSECONDS_PER_MILLISECOND / period) as u32);
+        registers.write(COMPARATOR + 4, 0);
+        registers.write(CONFIGURATION, 1);
+    }
+
+    /// Has it release its line.
+    pub fn attend() {
+        Registers::get().write(STATUS, 1);
     }
 }
 

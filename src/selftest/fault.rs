@@ -214,7 +214,7 @@ fn commit(fault: Fault, victim: Option<u64>) {
         // Injected before there are other CPUs.
         Fault::BootStackOverflow => {}
         // `devices`.
-        Fault::TimerInterrupts | Fault::ClockInterrupts => {}
+        Fault::TimerInterrupts | Fault::ClockInterrupts | Fault::LevelInterrupts => {}
         // Injected by several CPUs, one after the other: `Misuse`.
         Fault::HeapDoubleFree
         | Fault::HeapOverflow

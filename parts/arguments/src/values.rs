@@ -222,6 +222,9 @@ named! {
         TimerInterrupts = "timer-interrupts",
         /// Each CPU in turn takes those of the real-time clock (IRQ 8).
         ClockInterrupts = "clock-interrupts",
+        /// Each CPU in turn takes those of the high-precision timer (HPET), which are level-triggered: one
+        /// request comes again and again until it is attended to.
+        LevelInterrupts = "level-interrupts",
         /// One CPU allocates, another one frees, and the last one frees again.
         HeapDoubleFree = "heap-double-free",
         /// The last CPU writes the byte past the end of another's block, which a third one frees.
@@ -245,6 +248,7 @@ impl Fault {
                 | Self::StrayInterrupts
                 | Self::TimerInterrupts
                 | Self::ClockInterrupts
+                | Self::LevelInterrupts
         )
     }
 

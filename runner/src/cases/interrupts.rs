@@ -71,6 +71,22 @@ pub const CASES: &[Case] = &[
             "audit: clean",
         ],
     ),
+    // One request comes again and again until it is attended to.
+    passes(
+        "device-interrupt-level",
+        &[
+            "4",
+            "machine=q35",
+            "fault=level-interrupts",
+            "stress=churn",
+            "seconds=0.2",
+        ],
+        &[
+            "the high-precision timer's level-triggered interrupt arrives at GSI 16: 4 CPUs in turn took",
+            r"taken: .* 64 device",
+            "audit: clean",
+        ],
+    ),
     // QEMU reports each time that a CPU reads IA32_APIC_BASE: some as they come up and are looked at,
     // none for each interrupt.
     Case {
