@@ -17,13 +17,10 @@ use super::types;
 use crate::toolchain;
 use crate::workspace;
 
-/// The page with the tables of rooms, of crates, and of imports that are still to be cut.
+/// The page with the tables of rooms and of crates, and the headings above them.
 const PAGE: &str = "docs/src/architecture.md";
-
-/// The headings above the tables.
 const ROOMS: &str = "## The rooms";
 const CRATES: &str = "## The crates";
-const TO_BE_CUT: &str = "## To be cut";
 
 /// The heading in a room's `mod.rs` above the circles that are allowed in it.
 const CIRCLES: &str = "# Circles";
@@ -148,25 +145,13 @@ impl House {
                 );
             }
         }
-        let mut exceptions = Exceptions::read(page)?;
         let floor = |file: usize| match self.0[file].room() {
             Some(room) => rooms.iter().position(|name| name == room).unwrap_or(0),
             None => rooms.len(),
         };
-        let circles = self.circles(&edges);
-        let mut left = Vec::new();
-        for edge in edges {
-            let Edge { from, to, line } = edge;
-            let is_upward = floor(to) > floor(from);
-            let is_in_circle = circles
-                .iter()
-                .any(|circle| circle.contains(&from) && circle.contains(&to));
+        for &Edge { from, to, line } in &edges {
             let (importer, imported) = (&self.0[from], &self.0[to]);
-            if (is_upward || is_in_circle) && exceptions.allow(&importer.path, &imported.path) {
-                continue;
-            }
-            left.push(edge);
-            if is_upward {
+            if floor(to) > floor(from) {
                 wrong.push(format!(
                     "src/{}:{line}: `{}` imports `{}`, which stands above it (src/{}): move what it \
                      needs down, or register it from above (src/smp/hooks.rs)",
@@ -177,8 +162,7 @@ impl House {
                 ));
             }
         }
-        wrong.extend(exceptions.unused());
-        wrong.extend(self.check_circles(&left)?);
+        wrong.extend(self.check_circles(&edges)?);
         wrong.extend(self.check_lengths());
         wrong.extend(self.check_types(&rooms)?);
         Ok(wrong)
@@ -287,45 +271,6 @@ impl House {
         circles
             .into_iter()
             .filter(|circle| circle.len() > 1)
-            .collect()
-    }
-}
-
-/// Imports that are still there, each by its two sides.
-struct Exceptions(BTreeMap<(String, String), bool>);
-
-impl Exceptions {
-    /// Reads the table, if there is one: who imports, what is imported, and why it is still there.
-    fn read(page: &str) -> Result<Self> {
-        let rows = match page.contains(TO_BE_CUT) {
-            true => required_rows(PAGE, page, TO_BE_CUT)?,
-            false => Vec::new(),
-        };
-        let mut exceptions = BTreeMap::new();
-        for row in rows {
-            let [from, to, why] = row.as_slice() else {
-                bail!("{PAGE}: a row under `{TO_BE_CUT}` needs two files and a reason: {row:?}");
-            };
-            if why.is_empty() {
-                bail!("{PAGE}: `{from}` may import `{to}` for no reason");
-            }
-            let file = |cell: &str| unquote(cell).trim_start_matches("src/").to_owned();
-            exceptions.insert((file(from), file(to)), false);
-        }
-        Ok(Self(exceptions))
-    }
-
-    fn allow(&mut self, from: &str, to: &str) -> bool {
-        let used = self.0.get_mut(&(from.into(), to.into()));
-        used.map(|used| *used = true).is_some()
-    }
-
-    fn unused(&self) -> Vec<Wrong> {
-        let unused = self.0.iter().filter(|&(_, &used)| !used);
-        unused
-            .map(|((from, to), _)| {
-                format!("{PAGE}: src/{from} imports src/{to} no more, or may: remove the row")
-            })
             .collect()
     }
 }
@@ -442,24 +387,6 @@ mod tests {
             ("low/a.rs", "use core::fmt;"),
         ];
         assert!(wrong(PAGE_OF_TWO, &files).is_empty());
-    }
-
-    #[test]
-    fn an_exception_needs_a_reason_and_a_use() {
-        let page = |row: &str| {
-            format!("{PAGE_OF_TWO}\n## To be cut\n\n| `src/low/a.rs` | `src/high/a.rs` |{row}|\n")
-        };
-        let import = [("low/a.rs", "use crate::high::a;"), ("high/a.rs", "")];
-        assert!(wrong(&page(" to be cut: soon "), &import).is_empty());
-        assert!(house(&import).check(&page(" ")).is_err());
-        let unused = wrong(
-            &page(" to be cut: soon "),
-            &[("low/a.rs", ""), ("high/a.rs", "")],
-        );
-        assert!(
-            unused[0].contains("src/low/a.rs imports src/high/a.rs no more"),
-            "{unused:?}"
-        );
     }
 
     #[test]
