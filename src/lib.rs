@@ -37,10 +37,9 @@
 
 extern crate alloc;
 
+pub use crate::face::{account, cpus, interrupts, memory, panic, time};
 /// The log's macros: a line on the serial port and the screen, and in the CPU's own journal.
 pub use log;
-
-pub use crate::face::{account, cpus, interrupts, memory, panic, time};
 
 mod arch;
 mod boot;
@@ -71,6 +70,7 @@ use crate::report::exit::Outcome;
 use crate::report::{events, exit, journal, screen};
 use crate::smp::cpu::{Block, Cpu};
 use crate::smp::hooks::{self, Hooks};
+use crate::smp::progress::PROGRESS;
 use crate::smp::{call, cpu, identity, lapic, timer};
 
 /// The state that the BSP carries over from the boot stack to its own.
@@ -147,7 +147,7 @@ extern "C" fn build() -> ! {
     let (shared, blocks) =
         SharedMemory::build(&boot, features, arguments.cpus).unwrap_or_else(|error| refuse(&error));
     let blocks = register_bsp(blocks);
-    let reach = |phase| cpu::with(|here| here.shared().report.reach(phase));
+    let reach = |phase| Cpu::with_own(&PROGRESS, |progress| progress.reach(phase));
     reach(Phase::Block);
     control::set(&features);
     reach(Phase::Control);
@@ -184,15 +184,15 @@ extern "C" fn muster() -> ! {
         panic!("the BSP left the boot stack without a plan");
     };
     cpu::with(|here| {
-        let report = &here.shared().report;
+        let report = here.get(&PROGRESS);
         report.reach(Phase::Stack);
-        here.local().load_descriptors();
+        cpu::load_descriptors();
         bringup::interrupts::load();
-        cpu_state::record(here.shared());
+        cpu_state::record(here.block());
         report.reach(Phase::Descriptors);
         report.join();
         report.reach(Phase::Online);
-        cpu_state::log_own(here.index(), here.shared());
+        cpu_state::log_own(here.index(), here.block());
     });
     machine_check::start();
     machine_check::enable_nmis();
@@ -201,7 +201,7 @@ extern "C" fn muster() -> ! {
     routes::start(boot);
     // Once more, with the local APIC as it is now.
     cpu_state::record_here();
-    if let Some(difference) = cpu::with(|here| here.shared().differences().next()) {
+    if let Some(difference) = cpu::with(|here| identity::differences_of(here.block()).next()) {
         refuse(&format_args!("the BSP {difference}"));
     }
     clock::make_sure(*rate, || firmware::pm_timer(boot));
@@ -248,8 +248,8 @@ fn register_bsp(blocks: Vec<&'static Block>) -> &'static [&'static Block] {
         "the blocks are not in order: {published:?}, {registered:?}"
     );
     cpu::with(|here| {
-        journal::adopt_early(&mut here.shared().journal.lock());
-        here.shared().report.reach(Phase::Entered);
+        journal::adopt_early();
+        here.get(&PROGRESS).reach(Phase::Entered);
     });
     blocks
 }

@@ -249,11 +249,9 @@
 //! struct Gs;
 //!
 //! // SAFETY: (1) every CPU calls `Storage::reset` before anything else, and from then on GS base
-//! // points to `NOBODY` or to a registered block. (2) Nothing else writes GS base. (3), (4) This
-//! // kernel doesn't preempt, and its handlers leave what is a CPU's alone, but for the heap's.
+//! // points to `NOBODY` or to a registered block. (2) Nothing else writes GS base. (3) This
+//! // kernel doesn't preempt.
 //! unsafe impl Register for Gs {
-//!     type Local = ();
-//!     type Shared = ();
 //!     type Head = CpuCache;
 //!     type NoPreempt = ();
 //!
@@ -277,7 +275,7 @@
 //!     }
 //! }
 //!
-//! static CPUS: Directory<(), (), CpuCache> = Directory::new();
+//! static CPUS: Directory<CpuCache> = Directory::new();
 //!
 //! /// `FramePlatform::FAST_PATH`.
 //! const FAST_PATH: FastPath = FastPath::Restarted { cache_from_gs: head_offset::<CpuCache>() };
@@ -293,8 +291,8 @@
 //! }
 //!
 //! /// Makes a block where it is to stay: the cache has some 30 KiB.
-//! fn block(index: u32) -> &'static Block<(), (), CpuCache> {
-//!     Block::init(Box::leak(Box::new_uninit()), index, CpuCache::new(), |_| ((), ()))
+//! fn block(index: u32) -> &'static Block<CpuCache> {
+//!     Block::init(Box::leak(Box::new_uninit()), index, CpuCache::new())
 //! }
 //! ```
 //!

@@ -1,11 +1,10 @@
-//! The per-CPU block: what one CPU owns, and the part of it that others may read.
+//! The per-CPU block: its header and its head, with the variables behind them.
 
 use core::fmt;
 use core::mem::{MaybeUninit, offset_of};
 use core::ptr;
 use core::sync::atomic::{AtomicPtr, Ordering};
 
-use crossbeam_utils::CachePadded;
 use muster_sync::{AtomicBool, const_unless_modelled};
 
 use crate::SharedKey;
@@ -143,16 +142,11 @@ impl Header {
 }
 
 /// One CPU's memory: the variables that the program declares by [`cpu_local!`](crate::cpu_local), and a head
-/// that code may reach by the register alone. A kernel may have two parts of its own types instead of variables, or
-/// beside them: `local` for that CPU alone, and `shared` for all to read.
+/// that code may reach by the register alone.
 ///
-/// A block with variables has a size that only the linked program knows, and is made by `Block::place`,
-/// `Block::allocate` or `Block::place_with`. One that is made by [`new`](Self::new),
-/// [`with_head`](Self::with_head) or [`init`](Self::init) has none: to use one on its CPU is a panic.
-///
-/// `local` needs no `Sync`: it may be made of [`Cell`](core::cell::Cell)s, since the only way to it is
-/// [`Storage::with`](crate::Storage::with) on the CPU that registered the block. Data that other CPUs
-/// may read (or write: an inbox) goes into `shared`, usually as atomics.
+/// A block with variables has a size that only the linked program knows, and is made by `Block::place` or
+/// `Block::allocate`. One that is made by [`new`](Self::new), [`with_head`](Self::with_head) or
+/// [`init`](Self::init) has none: to use one on its CPU is a panic.
 ///
 /// # The head
 ///
@@ -168,80 +162,62 @@ impl Header {
 ///
 /// # Layout
 ///
-/// A block is aligned to, and its shared part stands on, a 128-byte boundary: two cache lines,
-/// because the spatial prefetcher of Intel's cores fetches lines in pairs (Intel 64 and IA-32
-/// Architectures Optimization Reference Manual, "Data Prefetching"). So no two blocks ever share a
-/// line, and neither do the two parts of one block. The variables follow, the local and the shared ones on
-/// lines of their own.
+/// A block is aligned to a 128-byte boundary: two cache lines, because the spatial prefetcher of Intel's
+/// cores fetches lines in pairs (Intel 64 and IA-32 Architectures Optimization Reference Manual, "Data
+/// Prefetching"). So no two blocks ever share a line. The variables follow, the local and the shared ones
+/// on lines of their own.
 ///
 /// A block belongs to the first CPU that registers it, for good.
 #[repr(C, align(128))]
-pub struct Block<L, S, H = ()> {
+pub struct Block<H = ()> {
     header: Header,
     head: H,
     /// Whether a CPU has claimed the block. Accesses are `Relaxed`: that one of all claims succeeds is
     /// what a read-modify-write is for, and nothing is published by it. A CPU that claims the block
-    /// reads what it was made with, which came with the reference to it; others read only `shared` and
-    /// `head`, by whatever these are made of.
+    /// reads what it was made with, which came with the reference to it; others read only shared
+    /// variables and the head, by whatever these are made of.
     claimed: AtomicBool,
-    local: L,
-    shared: CachePadded<S>,
 }
 
-// SAFETY: (1) `local` can be reached only through `Here`, which exists only on the CPU that claimed
-// this block, and a block is claimed at most once; so `L` moves to at most one CPU, for which
-// `L: Send` is enough. (2) `shared` and `head` are handed out by shared reference to all, for which
-// `S: Sync` and `H: Sync` are enough. (3) The rest is atomics and a field that never changes.
-unsafe impl<L: Send, S: Sync, H: Sync> Sync for Block<L, S, H> {}
-
-impl<L, S> Block<L, S> {
+impl Block {
     const_unless_modelled! {
-        /// Creates a block for the CPU with the given index, without a head.
+        /// Creates a block for the CPU with the given index, without a head and without variables.
         ///
         /// The index is the kernel's own, counted from 0 without gaps (not a LAPIC id).
-        pub const fn new(index: u32, local: L, shared: S) -> Self {
-            Self::with_head(index, (), local, shared)
+        pub const fn new(index: u32) -> Self {
+            Self::with_head(index, ())
         }
     }
 }
 
-impl<L, S, H> Block<L, S, H> {
+impl<H> Block<H> {
     const LAYOUT: () = {
         assert!(offset_of!(Self, header) == 0);
         assert!(offset_of!(Self, head) == head_offset::<H>());
         assert!(align_of::<Self>() >= 128);
-        assert!(offset_of!(Self, shared).is_multiple_of(128));
         assert!(size_of::<Self>().is_multiple_of(128));
     };
 
     const_unless_modelled! {
-        /// Creates a block for the CPU with the given index.
+        /// Creates a block for the CPU with the given index, without variables.
         ///
         /// The index is the kernel's own, counted from 0 without gaps (not a LAPIC id).
-        pub const fn with_head(index: u32, head: H, local: L, shared: S) -> Self {
+        pub const fn with_head(index: u32, head: H) -> Self {
             let () = Self::LAYOUT;
             Self {
                 header: Header::new(index),
                 head,
                 claimed: AtomicBool::new(false),
-                local,
-                shared: CachePadded::new(shared),
             }
         }
     }
 
-    /// Makes the block of the CPU with the given index where it is to stay: for a head that is too
-    /// large for a stack, and for parts that have a reference to it.
-    ///
-    /// `parts` gives the local and the shared part. If it panics, `place` holds no block.
-    pub fn init(
-        place: &'static mut MaybeUninit<Self>,
-        index: u32,
-        head: H,
-        parts: impl FnOnce(&'static H) -> (L, S),
-    ) -> &'static Self {
+    /// Makes the block of the CPU with the given index where it is to stay, without variables: for a head
+    /// that is too large for a stack.
+    #[inline]
+    pub fn init(place: &'static mut MaybeUninit<Self>, index: u32, head: H) -> &'static Self {
         // SAFETY: `place` is memory for a block, and borrowed for good, so nothing else uses it.
-        unsafe { Self::write(place.as_mut_ptr(), Header::new(index), head, parts) }
+        unsafe { Self::write(place.as_mut_ptr(), Header::new(index), head) }
     }
 
     /// Makes a block at `block`.
@@ -250,23 +226,14 @@ impl<L, S, H> Block<L, S, H> {
     ///
     /// `block` is memory for a block, writable for good, and used by nothing else.
     #[inline]
-    pub(crate) unsafe fn write(
-        block: *mut Self,
-        header: Header,
-        head: H,
-        parts: impl FnOnce(&'static H) -> (L, S),
-    ) -> &'static Self {
+    pub(crate) unsafe fn write(block: *mut Self, header: Header, head: H) -> &'static Self {
         let () = Self::LAYOUT;
-        // SAFETY: (1) the memory is large enough, and no one else's: the caller's promise;
-        // (2) each field is written once, and a reference to it is made only afterwards: to the head
-        // before the other fields are written, and to all of it when all are.
+        // SAFETY: (1) the memory is large enough, and no one else's: the caller's promise; (2) each field is
+        // written once, and a reference is made when all are.
         unsafe {
             (&raw mut (*block).head).write(head);
-            let (local, shared) = parts(&(*block).head);
             (&raw mut (*block).header).write(header);
             (&raw mut (*block).claimed).write(AtomicBool::new(false));
-            (&raw mut (*block).local).write(local);
-            (&raw mut (*block).shared).write(CachePadded::new(shared));
             &*block
         }
     }
@@ -287,12 +254,7 @@ impl<L, S, H> Block<L, S, H> {
         &self.head
     }
 
-    /// Returns the part that every CPU may read.
-    pub fn shared(&self) -> &S {
-        &self.shared
-    }
-
-    /// Returns this CPU's own of a shared variable.
+    /// Returns what this block's CPU has of a shared variable.
     ///
     /// # Panics
     ///
@@ -312,11 +274,6 @@ impl<L, S, H> Block<L, S, H> {
         &self.header
     }
 
-    /// Returns the part for the owning CPU. `pub(crate)`: the caller must be that CPU.
-    pub(crate) const fn local(&self) -> &L {
-        &self.local
-    }
-
     /// Makes the calling CPU the owner; `None` if the block has one already.
     pub(crate) fn claim(&'static self) -> Option<*const Header> {
         self.claimed
@@ -331,12 +288,11 @@ impl<L, S, H> Block<L, S, H> {
     }
 }
 
-impl<L, S: fmt::Debug, H> fmt::Debug for Block<L, S, H> {
+impl<H> fmt::Debug for Block<H> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Block")
             .field("index", &self.index())
             .field("claimed", &self.is_claimed())
-            .field("shared", self.shared())
             .finish_non_exhaustive()
     }
 }

@@ -1,4 +1,4 @@
-//! The directory of all CPUs' blocks, of which only the shared parts can be reached.
+//! The directory of all CPUs' blocks, of which only what is shared can be reached.
 
 use core::fmt;
 
@@ -6,17 +6,17 @@ use conquer_once::spin::OnceCell;
 
 use crate::{Block, SharedKey};
 
-/// All CPUs' blocks in order of their index, of which only the shared parts and the heads can be
+/// All CPUs' blocks in order of their index, of which only the shared variables and the heads can be
 /// reached.
 ///
 /// The CPU that made the blocks publishes them once, before the others are released. From then on the
 /// directory is only read, without locks and without waiting, from an NMI too. CPUs may register their
 /// blocks in any order, before or after.
-pub struct Directory<L: 'static, S: 'static, H: 'static = ()> {
-    blocks: OnceCell<&'static [&'static Block<L, S, H>]>,
+pub struct Directory<H: 'static = ()> {
+    blocks: OnceCell<&'static [&'static Block<H>]>,
 }
 
-impl<L: Send, S: Sync, H: Sync> Directory<L, S, H> {
+impl<H: Sync> Directory<H> {
     /// Creates a directory without blocks.
     pub const fn new() -> Self {
         Self {
@@ -30,7 +30,7 @@ impl<L: Send, S: Sync, H: Sync> Directory<L, S, H> {
     ///
     /// [`PublishError`] if a block is in a slot that is not its index, or if the directory has
     /// been published before. Nothing has changed then.
-    pub fn publish(&self, blocks: &'static [&'static Block<L, S, H>]) -> Result<(), PublishError> {
+    pub fn publish(&self, blocks: &'static [&'static Block<H>]) -> Result<(), PublishError> {
         for (slot, block) in (0..).zip(blocks) {
             if block.index() != slot {
                 return Err(PublishError::WrongSlot {
@@ -44,23 +44,6 @@ impl<L: Send, S: Sync, H: Sync> Directory<L, S, H> {
             .map_err(|_| PublishError::AlreadyPublished)
     }
 
-    /// Returns the shared part of the CPU with this index; `None` if there is no such CPU, or before
-    /// [`publish`](Self::publish).
-    pub fn get(&self, index: u32) -> Option<&'static S> {
-        let block: &'static Block<L, S, H> = self.blocks().get(usize::try_from(index).ok()?)?;
-        Some(block.shared())
-    }
-
-    /// Iterates over every CPU's index and shared part, in order.
-    pub fn iter(&self) -> impl ExactSizeIterator<Item = (u32, &'static S)> + use<L, S, H> {
-        // The slot is the index, by `publish`; reading it from the block would touch a cache line that
-        // the block's own CPU writes.
-        self.blocks()
-            .iter()
-            .enumerate()
-            .map(|(slot, block)| (slot as u32, block.shared()))
-    }
-
     /// Returns what the CPU with this index has of a shared variable; `None` if there is no such CPU, or
     /// before [`publish`](Self::publish).
     ///
@@ -68,7 +51,7 @@ impl<L: Send, S: Sync, H: Sync> Directory<L, S, H> {
     ///
     /// ```compile_fail,E0308
     /// # use core::cell::Cell;
-    /// # static CPUS: muster_percpu::Directory<(), ()> = muster_percpu::Directory::new();
+    /// # static CPUS: muster_percpu::Directory = muster_percpu::Directory::new();
     /// muster_percpu::cpu_local! { static TICKS: Cell<u64> = Cell::new(0); }
     /// CPUS.on(1, &TICKS);
     /// ```
@@ -90,10 +73,9 @@ impl<L: Send, S: Sync, H: Sync> Directory<L, S, H> {
     pub fn each<V>(
         &self,
         variable: &SharedKey<V>,
-    ) -> impl ExactSizeIterator<Item = (u32, &'static V)> + use<L, S, H, V> {
+    ) -> impl ExactSizeIterator<Item = (u32, &'static V)> + use<H, V> {
         let variable = *variable;
-        // As in `iter`, but the base is read from the block's first line, which its CPU does not write
-        // any more.
+        // The slot is the index, by `publish`.
         self.blocks()
             .iter()
             .enumerate()
@@ -113,21 +95,21 @@ impl<L: Send, S: Sync, H: Sync> Directory<L, S, H> {
     /// Returns the blocks themselves, for a CPU to register its own, for their heads and for several shared
     /// variables of one CPU ([`Block::get`]); none
     /// before [`publish`](Self::publish).
-    pub fn blocks(&self) -> &'static [&'static Block<L, S, H>] {
+    pub fn blocks(&self) -> &'static [&'static Block<H>] {
         // `try_get`, as `get` would wait for a publisher that an NMI has interrupted.
         self.blocks.try_get().copied().unwrap_or_default()
     }
 }
 
-impl<L: Send, S: Sync, H: Sync> Default for Directory<L, S, H> {
+impl<H: Sync> Default for Directory<H> {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl<L: Send, S: Sync + fmt::Debug, H: Sync> fmt::Debug for Directory<L, S, H> {
+impl<H: Sync> fmt::Debug for Directory<H> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_map().entries(self.iter()).finish()
+        f.debug_list().entries(self.blocks()).finish()
     }
 }
 

@@ -38,7 +38,7 @@
 //! muster_percpu::thread_register!(struct Threads);
 //! type Cpu = Storage<Threads>;
 //!
-//! static CPUS: Directory<(), ()> = Directory::new();
+//! static CPUS: Directory = Directory::new();
 //!
 //! // The first CPU finds what the linker has gathered, makes all blocks, and publishes them.
 //! let template = Template::find(|_| true)?;
@@ -68,9 +68,6 @@
 //! assert!(CPUS.on(4, &INTERRUPTS).is_none());
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
-//!
-//! A block may also have two parts of types of the kernel's own, `local` and `shared`: what a kernel lists in
-//! two structs. They are here until all such kernels declare variables.
 //!
 //! # On x86-64
 //!
@@ -104,10 +101,8 @@
 //! // SAFETY: (1) every CPU calls `Storage::reset` before anything else, and from then on GS base
 //! // points to `NOBODY`, whose first word is null, or to a registered block, whose first word
 //! // is its own address. (2) Nothing else in this kernel writes GS base, and it never runs SWAPGS.
-//! // (3) This kernel doesn't preempt. (4) `Local` has nothing in it.
+//! // (3) This kernel doesn't preempt.
 //! unsafe impl Register for Gs {
-//!     type Local = ();
-//!     type Shared = ();
 //!     type Head = AtomicU64;
 //!     type NoPreempt = ();
 //!
@@ -156,7 +151,7 @@
 //!
 //! type Cpu = Storage<Gs>;
 //!
-//! fn enter(block: &'static Block<(), (), AtomicU64>) -> Result<(), muster_percpu::RegisterError> {
+//! fn enter(block: &'static Block<AtomicU64>) -> Result<(), muster_percpu::RegisterError> {
 //!     // SAFETY: this CPU has no block yet.
 //!     unsafe { Cpu::reset() };
 //!     Cpu::register(block)?;

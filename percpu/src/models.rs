@@ -9,6 +9,7 @@
 use std::boxed::Box;
 use std::cell::Cell;
 use std::sync::atomic::Ordering;
+use std::vec::Vec;
 
 use muster_sync::loom::{self, thread};
 use muster_sync::{AtomicUsize, UnsafeCell, model};
@@ -51,8 +52,6 @@ loom::thread_local! {
 
 // SAFETY: as for `thread_register`.
 unsafe impl Register for Threads {
-    type Local = UnsafeCell<usize>;
-    type Shared = ();
     type Head = ();
     type NoPreempt = ();
 
@@ -72,30 +71,32 @@ unsafe impl Register for Threads {
     }
 }
 
-fn block(index: u32) -> &'static Block<UnsafeCell<usize>, ()> {
-    Box::leak(Box::new(Block::new(index, UnsafeCell::new(0), ())))
+/// A block, and what only its CPU reaches: no linker gathers variables for loom.
+fn block(index: u32) -> (&'static Block, &'static UnsafeCell<usize>) {
+    let own = Box::leak(Box::new(UnsafeCell::new(0)));
+    (Box::leak(Box::new(Block::new(index))), own)
 }
 
-/// Uses what only this CPU reaches; `false` if it has no block.
-fn use_block() -> bool {
+/// Uses what only this CPU reaches, of these by its index; `false` if it has no block.
+fn use_block(own: &[&UnsafeCell<usize>]) -> bool {
     // SAFETY: that no other CPU has the same is what the models are about.
-    let add = |local: &UnsafeCell<usize>| local.with_mut(|place| unsafe { *place += 1 });
-    Cpu::try_with(|here| add(here.local())).is_some()
+    let add = |own: &UnsafeCell<usize>| own.with_mut(|place| unsafe { *place += 1 });
+    Cpu::try_with(|here| add(own[here.index() as usize])).is_some()
 }
 
 #[test]
 fn two_claims() {
     model("percpu: two CPUs register one block", None, || {
-        let block = block(7);
+        let (block, own) = block(0);
         let register = || {
             let registered = Cpu::register(block);
-            assert_eq!(use_block(), registered.is_ok());
+            assert_eq!(use_block(&[own]), registered.is_ok());
             registered
         };
         let other = thread::spawn(register);
         let own = register();
         let other = other.join().unwrap();
-        let refused = Err(RegisterError::AlreadyClaimed { block: 7 });
+        let refused = Err(RegisterError::AlreadyClaimed { block: 0 });
         assert!([(Ok(()), refused), (refused, Ok(()))].contains(&(own, other)));
         assert!(block.is_claimed());
     });
@@ -114,7 +115,8 @@ fn publication_against_release() {
 
     model("percpu: publication against release", None, || {
         let state: &UnsafeCell<usize> = Box::leak(Box::new(UnsafeCell::new(0)));
-        let blocks: &[_; 2] = Box::leak(Box::new([block(0), block(1)]));
+        let (blocks, own): (Vec<_>, Vec<_>) = [block(0), block(1)].into_iter().unzip();
+        let (blocks, own) = (blocks.leak(), own.leak());
         let parked: &Parked = Box::leak(Box::new(Parked {
             goto_address: AtomicUsize::new(0),
             extra: AtomicUsize::new(0),
@@ -123,9 +125,9 @@ fn publication_against_release() {
             while parked.goto_address.load(Ordering::Acquire) == 0 {
                 thread::yield_now();
             }
-            let own = parked.extra.load(Ordering::Acquire);
-            Cpu::register(blocks[own]).unwrap();
-            assert!(use_block());
+            let index = parked.extra.load(Ordering::Acquire);
+            Cpu::register(blocks[index]).unwrap();
+            assert!(use_block(own));
             // SAFETY: that nobody writes it any more is what the model is about.
             assert_eq!(state.with(|state| unsafe { *state }), 1);
         });
@@ -134,7 +136,7 @@ fn publication_against_release() {
         Cpu::register(blocks[0]).unwrap();
         parked.extra.store(1, Ordering::Release);
         parked.goto_address.store(1, Ordering::Release);
-        assert!(use_block());
+        assert!(use_block(own));
         ap.join().unwrap();
     });
 }

@@ -10,7 +10,7 @@ use crate::{Block, Header, Key, Unregistered};
 /// The register in which a CPU keeps the address of its own block: GS base on x86-64, `TPIDR_EL1` on
 /// AArch64, a thread-local in a test on the host.
 ///
-/// The types of the parts belong to the register, so that one register can't be read as two
+/// The type of the head belongs to the register, so that one register can't be read as two
 /// different kinds of block.
 ///
 /// # Safety
@@ -28,16 +28,7 @@ use crate::{Block, Header, Key, Unregistered};
 ///    runs on this CPU in between, nor migrated, so that it stays on this CPU. That begins before
 ///    `disable_preemption` returns, for the compiler as well: no access after the call may be moved
 ///    before it, nor one before the drop behind it.
-/// 4. Code that can interrupt that code on this CPU and reach this storage (a handler) either is
-///    disabled by `NoPreempt`, or finds in `Local` nothing that it could see half done or change under
-///    the feet of the code it interrupted: values of one machine word in a [`Cell`](core::cell::Cell)
-///    or relaxed atomics are fine, a `Cell<Vec<_>>` is not. NMIs can't be masked, so this holds for an
-///    NMI handler in any case.
 pub unsafe trait Register {
-    /// The part of a block that only its own CPU reaches.
-    type Local: Send + 'static;
-    /// The part of a block that all CPUs may read.
-    type Shared: Sync + 'static;
     /// The part of a block that code may reach by the register alone, [`head_offset`](crate::head_offset)
     /// bytes from where it points to; `()` if there is no such code.
     type Head: Sync + 'static;
@@ -69,7 +60,7 @@ pub unsafe trait Register {
     /// # Safety
     ///
     /// `header` is that of [`unregistered`](Self::unregistered), or the header of a `'static`
-    /// `Block<Self::Local, Self::Shared, Self::Head>` that this CPU, and no other, has claimed.
+    /// `Block<Self::Head>` that this CPU, and no other, has claimed.
     unsafe fn store(header: *const Header);
 }
 
@@ -109,9 +100,7 @@ impl<R: Register> Storage<R> {
     ///
     /// [`RegisterError`] if this CPU has a block already, or if another CPU has claimed this one.
     /// Nothing has changed then.
-    pub fn register(
-        block: &'static Block<R::Local, R::Shared, R::Head>,
-    ) -> Result<(), RegisterError> {
+    pub fn register(block: &'static Block<R::Head>) -> Result<(), RegisterError> {
         let _no_preempt = R::disable_preemption();
         if let Some(here) = Self::here() {
             return Err(RegisterError::AlreadyRegistered { here: here.index() });
@@ -128,8 +117,7 @@ impl<R: Register> Storage<R> {
     /// Runs `f` with this CPU's block.
     ///
     /// Until `f` returns, the code is neither preempted nor migrated, so `f` must not wait for another
-    /// task, nor let one run. Neither the block's local part nor the
-    /// guard can leave `f`.
+    /// task, nor let one run. Neither a local variable nor the guard can leave `f`.
     ///
     /// # Panics
     ///
@@ -137,9 +125,7 @@ impl<R: Register> Storage<R> {
     /// uses [`try_with`](Self::try_with).
     #[track_caller]
     #[inline]
-    pub fn with<T>(
-        f: impl for<'here> FnOnce(&Here<'here, R::Local, R::Shared, R::Head>) -> T,
-    ) -> T {
+    pub fn with<T>(f: impl for<'here> FnOnce(&Here<'here, R::Head>) -> T) -> T {
         match Self::try_with(f) {
             Some(result) => result,
             None => panic!("per-CPU storage used on a CPU that has not registered its block"),
@@ -148,9 +134,7 @@ impl<R: Register> Storage<R> {
 
     /// Runs `f` with this CPU's block, or returns `None` if the CPU has not registered one.
     #[inline]
-    pub fn try_with<T>(
-        f: impl for<'here> FnOnce(&Here<'here, R::Local, R::Shared, R::Head>) -> T,
-    ) -> Option<T> {
+    pub fn try_with<T>(f: impl for<'here> FnOnce(&Here<'here, R::Head>) -> T) -> Option<T> {
         let _no_preempt = R::disable_preemption();
         Self::here().map(|here| f(&here))
     }
@@ -215,11 +199,11 @@ impl<R: Register> Storage<R> {
 
     /// Returns this CPU's block. The caller holds a `NoPreempt` for as long as it uses the result.
     #[inline]
-    fn here<'here>() -> Option<Here<'here, R::Local, R::Shared, R::Head>> {
-        let block = R::load().cast::<Block<R::Local, R::Shared, R::Head>>();
+    fn here<'here>() -> Option<Here<'here, R::Head>> {
+        let block = R::load().cast::<Block<R::Head>>();
         // SAFETY: (1) not null, so by the contract of `Register` it is the pointer that `register`
         // stored on this CPU: `reset` is the only other caller of `store`, and what it stores loads
-        // as null. (2) `register` stored the address of a 'static block of exactly these types.
+        // as null. (2) `register` stored the address of a 'static block of exactly this type.
         unsafe { block.as_ref() }.map(|block| Here {
             block,
             _on_this_cpu: PhantomData,
@@ -232,42 +216,36 @@ impl<R: Register> Storage<R> {
 /// Exists only inside [`Storage::with`] and [`Storage::try_with`]; can be neither kept nor sent:
 ///
 /// ```compile_fail,E0521
-/// # muster_percpu::thread_register!(struct Threads { local: u32, shared: u32 });
+/// # muster_percpu::thread_register!(struct Threads);
 /// # type Cpu = muster_percpu::Storage<Threads>;
 /// let mut kept = None;
 /// Cpu::with(|here| kept = Some(here));
 /// ```
 ///
-/// ```compile_fail
-/// # muster_percpu::thread_register!(struct Threads { local: u32, shared: u32 });
-/// # type Cpu = muster_percpu::Storage<Threads>;
-/// let local: &u32 = Cpu::with(|here| here.local());
-/// ```
-///
 /// ```compile_fail,E0277
-/// # muster_percpu::thread_register!(struct Threads { local: u32, shared: u32 });
+/// # muster_percpu::thread_register!(struct Threads);
 /// # type Cpu = muster_percpu::Storage<Threads>;
 /// Cpu::with(|here| std::thread::scope(|scope| {
 ///     scope.spawn(|| here.index());
 /// }));
 /// ```
-pub struct Here<'here, L: 'static, S: 'static, H: 'static = ()> {
-    block: &'static Block<L, S, H>,
+pub struct Here<'here, H: 'static = ()> {
+    block: &'static Block<H>,
     // A raw pointer is neither `Send` nor `Sync`, and so is this.
     _on_this_cpu: PhantomData<(&'here (), *const ())>,
 }
 
-impl<L, S, H> Here<'_, L, S, H> {
+impl<H> Here<'_, H> {
     /// Returns this CPU's index.
     #[inline]
     pub fn index(&self) -> u32 {
         self.block.index()
     }
 
-    /// Returns the part that only this CPU reaches.
+    /// Returns this CPU's block. The reference may leave the closure, as all CPUs may have one.
     #[inline]
-    pub fn local(&self) -> &L {
-        self.block.local()
+    pub fn block(&self) -> &'static Block<H> {
+        self.block
     }
 
     /// Returns this CPU's own of a variable.
@@ -315,12 +293,6 @@ impl<L, S, H> Here<'_, L, S, H> {
     #[inline]
     pub fn head(&self) -> &'static H {
         self.block.head()
-    }
-
-    /// Returns the part of this CPU's block that other CPUs may read.
-    #[inline]
-    pub fn shared(&self) -> &S {
-        self.block.shared()
     }
 }
 

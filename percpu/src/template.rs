@@ -341,7 +341,7 @@ impl Section {
     }
 }
 
-impl<L, S, H> Block<L, S, H> {
+impl<H> Block<H> {
     /// The alignment of the memory of a block, in bytes.
     pub const ALIGNMENT: usize = align_of::<Self>();
 
@@ -350,19 +350,21 @@ impl<L, S, H> Block<L, S, H> {
         size_of::<Self>() + template.local.space() + template.shared.space()
     }
 
-    /// Makes a block as [`place`](Block::place) does, with parts of the kernel's own, as
-    /// [`init`](Self::init) has them.
+    /// Makes the block of the CPU with the given index in `memory`, with the program's variables at their
+    /// initial values.
+    ///
+    /// The memory is of [`size`](Self::size) bytes, at a multiple of [`ALIGNMENT`](Self::ALIGNMENT). What it
+    /// has more is not used.
     ///
     /// # Errors
     ///
     /// [`PlaceError`] if the memory is too small or not aligned.
     #[inline]
-    pub fn place_with(
+    pub fn place(
         memory: &'static mut [MaybeUninit<u8>],
         template: &Template,
         index: u32,
         head: H,
-        parts: impl FnOnce(&'static H) -> (L, S),
     ) -> Result<&'static Self, PlaceError> {
         let needed = Self::size(template);
         if memory.len() < needed {
@@ -390,29 +392,8 @@ impl<L, S, H> Block<L, S, H> {
                 template.local.copy_to(local),
                 template.shared.copy_to(shared),
             );
-            Ok(Self::write(start.cast(), header, head, parts))
+            Ok(Self::write(start.cast(), header, head))
         }
-    }
-}
-
-impl<H> Block<(), (), H> {
-    /// Makes the block of the CPU with the given index in `memory`, with the program's variables at their
-    /// initial values.
-    ///
-    /// The memory is of [`size`](Self::size) bytes, at a multiple of [`ALIGNMENT`](Self::ALIGNMENT). What it
-    /// has more is not used.
-    ///
-    /// # Errors
-    ///
-    /// [`PlaceError`] if the memory is too small or not aligned.
-    #[inline]
-    pub fn place(
-        memory: &'static mut [MaybeUninit<u8>],
-        template: &Template,
-        index: u32,
-        head: H,
-    ) -> Result<&'static Self, PlaceError> {
-        Self::place_with(memory, template, index, head, |_| ((), ()))
     }
 
     /// Makes the block of the CPU with the given index in memory of the heap, which is never freed; see

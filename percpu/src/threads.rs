@@ -12,25 +12,8 @@ pub use std::thread_local;
 /// The register of a thread, for [`thread_register!`](crate::thread_register) to keep in a
 /// thread-local.
 ///
-/// What the types in the macro's arguments say stands where the thread-local's name is known, as items
-/// of a macro have no hygiene. So this is a type of its own, which safe code can't change:
-///
-/// ```compile_fail,E0599
-/// # #![allow(non_local_definitions)]
-/// struct Intruder;
-///
-/// muster_percpu::thread_register!(struct Threads {
-///     local: [u8; {
-///         impl Intruder {
-///             fn point_anywhere() {
-///                 BLOCK.set(core::ptr::dangling());
-///             }
-///         }
-///         1
-///     }],
-///     shared: u32,
-/// });
-/// ```
+/// A type of its own, which safe code can't change: the items of a macro have no hygiene, so what stands beside
+/// them may know the thread-local's name.
 pub struct ThreadSlot(Cell<*const Header>);
 
 impl ThreadSlot {
@@ -60,27 +43,15 @@ impl ThreadSlot {
 /// Defines a [`Register`](crate::Register) in which each thread is a CPU.
 ///
 /// ```
-/// use core::cell::Cell;
-/// use core::sync::atomic::AtomicU64;
-///
 /// muster_percpu::thread_register!(
 ///     /// Each test thread is a CPU.
-///     pub struct Threads { local: Cell<u64>, shared: AtomicU64 }
+///     pub struct Threads;
 /// );
 /// type Cpu = muster_percpu::Storage<Threads>;
 /// ```
-///
-/// With variables by [`cpu_local!`](crate::cpu_local) alone: `thread_register!(pub struct Threads);`.
 #[macro_export]
 macro_rules! thread_register {
     ($(#[$attribute:meta])* $visibility:vis struct $name:ident $(;)?) => {
-        $crate::thread_register!(
-            $(#[$attribute])* $visibility struct $name { local: (), shared: () }
-        );
-    };
-    ($(#[$attribute:meta])* $visibility:vis struct $name:ident {
-        local: $local:ty, shared: $shared:ty $(,)?
-    }) => {
         $(#[$attribute])*
         $visibility struct $name;
 
@@ -94,11 +65,8 @@ macro_rules! thread_register {
             // reads the address field. (2) Each use of the macro has a thread-local of its own, in which
             // only `store` changes anything; and all names here are this crate's, a method's by way of its
             // type, as a trait of the module's may have one of that name: so they mean the same in any
-            // module and any crate. (3) Code doesn't move between threads. (4) Nothing interrupts a
-            // thread but a signal handler, which tests don't have.
+            // module and any crate. (3) Code doesn't move between threads.
             unsafe impl $crate::Register for $name {
-                type Local = $local;
-                type Shared = $shared;
                 type Head = ();
                 type NoPreempt = ();
 

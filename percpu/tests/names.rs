@@ -44,10 +44,7 @@ mod cell {
 use cell::Access as _;
 
 muster_percpu::thread_register!(
-    struct Threads {
-        local: u64,
-        shared: u64,
-    }
+    struct Threads;
 );
 
 #[test]

@@ -1,7 +1,7 @@
 //! Threads standing for CPUs.
 #![allow(clippy::unwrap_used, reason = "helpers of tests, not only tests")]
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::ptr;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -12,36 +12,15 @@ use muster_percpu::{
     Unregistered, head_offset,
 };
 
-struct Local {
-    count: Cell<u64>,
-    names: RefCell<Vec<String>>,
-}
-
-type Shared = AtomicU64;
-
 muster_percpu::thread_register!(
     /// Each test thread is a CPU.
-    struct Threads {
-        local: Local,
-        shared: Shared,
-    }
+    struct Threads;
 );
 
 type Cpu = Storage<Threads>;
 
-fn block(index: u32) -> &'static Block<Local, Shared> {
-    let local = Local {
-        count: Cell::new(0),
-        names: RefCell::new(Vec::new()),
-    };
-    Box::leak(Box::new(Block::new(index, local, AtomicU64::new(0))))
-}
-
-fn directory(cpus: u32) -> Directory<Local, Shared> {
-    let directory = Directory::new();
-    let blocks: Vec<_> = (0..cpus).map(block).collect();
-    directory.publish(blocks.leak()).unwrap();
-    directory
+fn block(index: u32) -> &'static Block {
+    Box::leak(Box::new(Block::new(index)))
 }
 
 /// Names that the macro uses mean what they mean everywhere: with these, it would not even compile.
@@ -50,53 +29,13 @@ mod names_of_its_own {
     mod std {}
 
     muster_percpu::thread_register!(
-        pub struct Elsewhere {
-            local: u32,
-            shared: u32,
-        }
+        pub struct Elsewhere;
     );
 }
 
 #[test]
 fn the_register_of_threads_goes_by_no_name_of_the_module_it_is_in() {
     assert!(Storage::<names_of_its_own::Elsewhere>::try_with(|here| here.index()).is_none());
-}
-
-#[test]
-fn each_cpu_sees_its_own_and_what_the_others_share() {
-    const CPUS: u32 = 8;
-    let directory = &directory(CPUS);
-    let all_done = &Barrier::new(CPUS as usize);
-    thread::scope(|scope| {
-        // Backwards: the order of registration means nothing.
-        for &block in directory.blocks().iter().rev() {
-            scope.spawn(move || {
-                Cpu::register(block).unwrap();
-                let index = Cpu::with(|here| here.index());
-                assert_eq!(index, block.index());
-                for step in 0..1000 {
-                    Cpu::with(|here| {
-                        here.local().count.set(here.local().count.get() + 1);
-                        here.shared().fetch_add(u64::from(index), Ordering::Relaxed);
-                        if step % 100 == 0 {
-                            here.local()
-                                .names
-                                .borrow_mut()
-                                .push(format!("{index}.{step}"));
-                        }
-                    });
-                }
-                all_done.wait();
-                Cpu::with(|here| {
-                    assert_eq!(here.local().count.get(), 1000);
-                    assert!(here.local().names.borrow()[9].starts_with(&index.to_string()));
-                });
-                for (other, shared) in directory.iter() {
-                    assert_eq!(shared.load(Ordering::Relaxed), 1000 * u64::from(other));
-                }
-            });
-        }
-    });
 }
 
 #[test]
@@ -143,7 +82,7 @@ fn one_cpu_takes_one_block() {
 #[test]
 #[should_panic(expected = "has not registered its block")]
 fn use_before_registration_is_loud() {
-    Cpu::with(|here| here.local().count.get());
+    Cpu::with(|here| here.index());
 }
 
 #[test]
@@ -176,15 +115,8 @@ fn reset_leaves_the_cpu_without_a_block_and_the_block_claimed() {
 #[test]
 fn guards_nest() {
     Cpu::register(block(3)).unwrap();
-    let sum = Cpu::with(|outer| {
-        outer.local().count.set(1);
-        Cpu::with(|inner| {
-            inner.local().count.set(inner.local().count.get() + 1);
-            inner.index() + outer.index()
-        })
-    });
+    let sum = Cpu::with(|outer| Cpu::with(|inner| inner.index() + outer.index()));
     assert_eq!(sum, 6);
-    assert_eq!(Cpu::with(|here| here.local().count.get()), 2);
 }
 
 #[test]
@@ -200,16 +132,11 @@ fn preemption_is_disabled_exactly_as_long_as_the_closure_runs() {
 
     struct Preempting;
     muster_percpu::thread_register!(
-        struct Inner {
-            local: u32,
-            shared: u32,
-        }
+        struct Inner;
     );
     // SAFETY: all but the guard, which does no less than `Inner`'s, is `Inner`'s; and nothing else
     // uses `Inner`.
     unsafe impl Register for Preempting {
-        type Local = u32;
-        type Shared = u32;
         type Head = ();
         type NoPreempt = NoPreempt;
 
@@ -234,14 +161,14 @@ fn preemption_is_disabled_exactly_as_long_as_the_closure_runs() {
         }
     }
 
-    static BLOCK: Block<u32, u32> = Block::new(0, 1, 2);
+    static BLOCK: Block = Block::new(3);
     Storage::<Preempting>::register(&BLOCK).unwrap();
     assert!(!DISABLED.load(Ordering::Relaxed));
-    let sum = Storage::<Preempting>::with(|here| {
+    let index = Storage::<Preempting>::with(|here| {
         assert!(DISABLED.load(Ordering::Relaxed));
-        here.local() + here.shared()
+        here.index()
     });
-    assert_eq!(sum, 3);
+    assert_eq!(index, 3);
     assert!(!DISABLED.load(Ordering::Relaxed));
 }
 
@@ -265,8 +192,6 @@ fn a_head_is_as_far_from_the_register_with_a_block_as_without() {
 
     // SAFETY: as `thread_register`, with a sentinel of its own.
     unsafe impl Register for Base {
-        type Local = ();
-        type Shared = ();
         type Head = Head;
         type NoPreempt = ();
 
@@ -297,16 +222,13 @@ fn a_head_is_as_far_from_the_register_with_a_block_as_without() {
             .is_ok()
     }
 
-    static BLOCKS: [Block<(), (), Head>; 2] = {
+    static BLOCKS: [Block<Head>; 2] = {
         const fn head(left: u64) -> Head {
             Head {
                 left: AtomicU64::new(left),
             }
         }
-        [
-            Block::with_head(0, head(2), (), ()),
-            Block::with_head(1, head(1), (), ()),
-        ]
+        [Block::with_head(0, head(2)), Block::with_head(1, head(1))]
     };
 
     assert!(!take());
@@ -335,88 +257,53 @@ fn a_head_is_as_far_from_the_register_with_a_block_as_without() {
 }
 
 #[test]
-fn a_block_may_refer_to_its_own_head() {
-    type Own = Block<String, &'static AtomicU64, AtomicU64>;
-
-    let place = Box::leak(Box::<Own>::new_uninit());
-    let block = Block::init(place, 5, AtomicU64::new(1), |head| {
-        head.store(2, Ordering::Relaxed);
-        (String::from("local"), head)
-    });
+fn a_block_can_be_made_where_it_is_to_stay() {
+    let place = Box::leak(Box::<Block<AtomicU64>>::new_uninit());
+    let start = ptr::from_ref(place).addr();
+    let block = Block::init(place, 5, AtomicU64::new(2));
     assert_eq!((block.index(), block.is_claimed()), (5, false));
     assert_eq!(block.head().load(Ordering::Relaxed), 2);
-    assert!(ptr::eq(*block.shared(), block.head()));
+    assert_eq!(ptr::from_ref(block).addr(), start);
 }
 
 #[test]
 fn two_registers_do_not_know_of_one_another() {
     muster_percpu::thread_register!(
-        struct Other {
-            local: String,
-            shared: (),
-        }
+        struct Other;
     );
     Cpu::register(block(0)).unwrap();
     assert!(Storage::<Other>::try_with(|_| ()).is_none());
-    let other = Box::leak(Box::new(Block::new(9, String::from("other"), ())));
-    Storage::<Other>::register(other).unwrap();
-    assert_eq!(Storage::<Other>::with(|here| here.local().len()), 5);
+    Storage::<Other>::register(block(9)).unwrap();
+    assert_eq!(Storage::<Other>::with(|here| here.index()), 9);
     assert_eq!(Cpu::with(|here| here.index()), 0);
 }
 
 #[test]
-fn nothing_of_two_blocks_or_two_parts_shares_a_pair_of_lines() {
-    fn pairs<T>(value: &T) -> std::ops::RangeInclusive<usize> {
-        let start = ptr::from_ref(value).addr();
-        start / 128..=(start + size_of::<T>() - 1) / 128
-    }
-
+fn two_blocks_share_no_pair_of_lines() {
     // Side by side, as close as the compiler packs them.
-    static BLOCKS: [Block<u8, u8>; 3] = [
-        Block::new(0, 0, 0),
-        Block::new(1, 0, 0),
-        Block::new(2, 0, 0),
+    static BLOCKS: [Block<u8>; 3] = [
+        Block::with_head(0, 0),
+        Block::with_head(1, 0),
+        Block::with_head(2, 0),
     ];
-    let mut parts = Vec::new();
-    for block in &BLOCKS {
-        let local = thread::spawn(move || {
-            muster_percpu::thread_register!(
-                struct Bytes {
-                    local: u8,
-                    shared: u8,
-                }
-            );
-            Storage::<Bytes>::register(block).unwrap();
-            Storage::<Bytes>::with(|here| pairs(here.local()))
-        });
-        parts.push(local.join().unwrap());
-        parts.push(pairs(block.shared()));
-    }
-    for (place, part) in parts.iter().enumerate() {
-        for other in &parts[place + 1..] {
-            assert!(part.end() < other.start() || other.end() < part.start());
-        }
+    for blocks in BLOCKS.windows(2) {
+        let [first, second] = [0, 1].map(|place| ptr::from_ref(&blocks[place]).addr());
+        let end = ptr::from_ref(blocks[0].head()).addr();
+        assert!(end / 128 < second / 128 && first.is_multiple_of(128));
     }
 }
 
 #[test]
 fn directory_is_empty_until_published_and_published_once() {
-    let directory = Directory::new();
+    let directory = Directory::<()>::new();
     assert!(directory.is_empty());
     assert_eq!(directory.len(), 0);
-    assert!(directory.get(0).is_none());
-    assert_eq!(directory.iter().len(), 0);
+    assert!(directory.blocks().is_empty());
 
     let blocks: &'static [_] = vec![block(0), block(1), block(2)].leak();
     directory.publish(blocks).unwrap();
     assert_eq!(directory.len(), 3);
-    assert!(ptr::eq(directory.get(2).unwrap(), blocks[2].shared()));
-    assert!(directory.get(3).is_none());
-    assert!(directory.get(u32::MAX).is_none());
-    assert_eq!(
-        directory.iter().map(|(index, _)| index).collect::<Vec<_>>(),
-        [0, 1, 2]
-    );
+    assert!(ptr::eq(directory.blocks()[2], blocks[2]));
     assert_eq!(directory.publish(&[]), Err(PublishError::AlreadyPublished));
     assert_eq!(directory.len(), 3);
 }
@@ -441,8 +328,8 @@ fn what_a_block_holds_is_dropped_with_a_block_no_cpu_took() {
         }
     }
     let drops = Cell::new(0);
-    drop(Block::new(0, Flag(&drops), Flag(&drops)));
-    assert_eq!(drops.get(), 2);
+    drop(Block::with_head(0, Flag(&drops)));
+    assert_eq!(drops.get(), 1);
 }
 
 #[test]
@@ -458,18 +345,12 @@ fn errors_say_what_to_do() {
 }
 
 #[test]
-fn only_what_is_shared_is_shown_to_others() {
-    let directory = Directory::default();
-    assert_eq!(format!("{directory:?}"), "{}");
+fn a_block_and_a_directory_show_who_has_claimed_what() {
+    let directory = Directory::<()>::default();
+    assert_eq!(format!("{directory:?}"), "[]");
     let blocks: &'static [_] = vec![block(0), block(1)].leak();
     directory.publish(blocks).unwrap();
-    blocks[1].shared().store(7, Ordering::Relaxed);
-    assert_eq!(format!("{directory:?}"), "{0: 0, 1: 7}");
-
     Cpu::register(blocks[1]).unwrap();
-    assert_eq!(
-        format!("{:?}", blocks[1]),
-        "Block { index: 1, claimed: true, shared: 7, .. }"
-    );
-    assert!(format!("{:?}", blocks[0]).contains("claimed: false"));
+    let shown = "[Block { index: 0, claimed: false, .. }, Block { index: 1, claimed: true, .. }]";
+    assert_eq!(format!("{directory:?}"), shown);
 }

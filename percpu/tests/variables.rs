@@ -27,7 +27,7 @@ muster_percpu::thread_register!(
 );
 
 type Cpu = Storage<Threads>;
-type CpuBlock = Block<(), ()>;
+type CpuBlock = Block;
 
 cpu_local! {
     static TICKS: Cell<u64> = Cell::new(7);
@@ -52,7 +52,7 @@ fn block(index: u32) -> &'static CpuBlock {
     Block::allocate(&template(), index, ()).unwrap()
 }
 
-fn directory(cpus: u32) -> Directory<(), ()> {
+fn directory(cpus: u32) -> Directory {
     let directory = Directory::new();
     let blocks: Vec<_> = (0..cpus).map(block).collect();
     directory.publish(blocks.leak()).unwrap();
@@ -167,10 +167,10 @@ fn use_before_registration_is_loud() {
 
 #[test]
 fn a_block_that_was_made_without_variables_has_none() {
-    static WITHOUT: CpuBlock = Block::new(3, (), ());
+    static WITHOUT: CpuBlock = Block::new(3);
     Cpu::register(&WITHOUT).unwrap();
     assert!(Cpu::try_with_own(&TICKS, Cell::get).is_none());
-    static CPUS: Directory<(), ()> = Directory::new();
+    static CPUS: Directory = Directory::new();
     CPUS.publish(vec![block(0), block(1), block(2), &WITHOUT].leak())
         .unwrap();
     for panicked in [
@@ -220,26 +220,6 @@ fn a_block_fits_the_memory_that_it_asks_for_and_no_less() {
         place(size, 64).unwrap_err(),
         PlaceError::Misaligned { needed: 128, address } if address % 128 == 64
     ));
-}
-
-#[test]
-fn a_block_may_have_variables_and_parts_of_the_kernels_own() {
-    muster_percpu::thread_register!(
-        struct Both {
-            local: Cell<u32>,
-            shared: &'static AtomicU64,
-        }
-    );
-    static SUM: AtomicU64 = AtomicU64::new(8);
-    let template = template();
-    let memory = memory(Block::<Cell<u32>, &'static AtomicU64>::size(&template), 0);
-    let block = Block::place_with(memory, &template, 2, (), |()| (Cell::new(3), &SUM)).unwrap();
-    Storage::<Both>::register(block).unwrap();
-    Storage::<Both>::with(|here| {
-        assert_eq!((here.index(), here.local().get()), (2, 3));
-        assert_eq!(here.shared().load(Ordering::Relaxed), 8);
-        assert_eq!(here.get(&TICKS).get(), 7);
-    });
 }
 
 #[test]

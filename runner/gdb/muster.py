@@ -55,12 +55,17 @@ def number(value):
     return int(value)
 
 
+def symbol(name):
+    """A static of the kernel's."""
+    found = gdb.lookup_static_symbol(name) or gdb.lookup_global_symbol(name)
+    if found is None:
+        raise gdb.GdbError(f"there is no {name}: load the kernel's symbols, as `just debug` does")
+    return found
+
+
 def static(name):
     """A variable of the kernel's that is there from the beginning."""
-    symbol = gdb.lookup_static_symbol(name) or gdb.lookup_global_symbol(name)
-    if symbol is None:
-        raise gdb.GdbError(f"there is no {name}: load the kernel's symbols, as `just debug` does")
-    return symbol.value()
+    return symbol(name).value()
 
 
 def variants(name):
@@ -100,6 +105,32 @@ def blocks():
     return [slice["data_ptr"][index].dereference() for index in range(int(slice["length"]))]
 
 
+# The variables that `cpu_local!` declares, by what they are called here.
+VARIABLES = {
+    "activity": "muster::smp::activity::ACTIVITY",
+    "calls": "muster::smp::counters::CALL_COUNTERS",
+    "frames": "muster::mm::frames::CACHE",
+    "held": "muster::smp::lock::HELD",
+    "idle": "muster::smp::lazy_tlb::IDLE",
+    "interrupts": "muster::bringup::interrupts::INTERRUPTS",
+    "lapic": "muster::smp::cpu::LAPIC_ID",
+    "progress": "muster::smp::progress::PROGRESS",
+}
+
+
+def variable(block, name):
+    """What a CPU has of a variable: it lies as far from the base as its initial value from address 0."""
+    template = symbol(f"{VARIABLES[name]}::__MUSTER_TEMPLATE")
+    initial = int(template.value().address)
+    section = gdb.execute(f"info symbol {initial:#x}", to_string=True)
+    # Local and shared ones lie in a section of their own, and have a base of their own.
+    base = int(block["header"]["local" if "muster_percpu_local" in section else "shared"])
+    copy = gdb.Value((base + initial) % (1 << 64)).cast(template.type.pointer()).dereference()
+    value = copy[copy.type.fields()[0]]["value"]
+    # A CachePadded.
+    return value["value"] if value.type.name.startswith("crossbeam_utils::") else value
+
+
 def threads():
     """The thread of each CPU that runs on its block, by the block's address."""
     found = {}
@@ -109,9 +140,9 @@ def threads():
     return found
 
 
-def phase(shared):
+def phase(block):
     """How far a CPU has come, and when, as its journal has it."""
-    report = shared["report"]
+    report = variable(block, "progress")
     reached = number(report["phase"])
     name = variants("muster_events::cpus::Phase")[reached].lower()
     stamp = number(report["stamps"][reached])
@@ -122,15 +153,15 @@ def phase(shared):
     return f"{name} at {micros // 1_000_000}.{micros % 1_000_000:06}"
 
 
-def doing(shared):
+def doing(block):
     """What a CPU is doing, as the monitor's `cpus` has it."""
-    activity = shared["activity"]["value"]
+    activity = variable(block, "activity")
     workload = number(activity["workload"])
     if number(activity["answering"]) > 0:
         words = "answering a call"
     elif workload == PROMPT:
         words = "at its prompt"
-    elif number(shared["idle"]["value"]) != 0:
+    elif number(variable(block, "idle")) != 0:
         words = "idle"
     else:
         words = "at work"
@@ -138,9 +169,9 @@ def doing(shared):
     return f"{words}, in {name.lower()}" if name else words
 
 
-def is_online(shared):
+def is_online(block):
     names = variants("muster_events::cpus::Phase")
-    return names[number(shared["report"]["phase"])] == "Online"
+    return names[number(variable(block, "progress")["phase"])] == "Online"
 
 
 def read_table(phys):
@@ -249,14 +280,13 @@ is where it is: `thread N` and `backtrace` show its code."""
         rows = []
         online = 0
         for block in blocks():
-            shared = block["shared"]["value"]
             thread = running.get(int(block.address))
-            words = phase(shared)
-            if is_online(shared):
+            words = phase(block)
+            if is_online(block):
                 online += 1
-                words += f", {doing(shared)}"
+                words += f", {doing(block)}"
             name = thread.num if thread else "-"
-            index, lapic = int(block["header"]["index"]), int(shared["lapic_id"])
+            index, lapic = int(block["header"]["index"]), number(variable(block, "lapic"))
             rows.append(f"{index:>3} {lapic:>5} {name:>6} {words}")
         print(f"roll: {online} of {len(rows)} CPUs online")
         print("cpu lapic thread phase")
@@ -280,25 +310,24 @@ stack; what it keeps of the heap and of the frames; what it has counted."""
             raise gdb.GdbError(f"{what}: there are 0 to {len(all) - 1}")
         block = all[wanted]
         address = int(block.address)
-        local, shared = block["local"], block["shared"]["value"]
         thread = threads().get(address)
 
         def tell(what, words):
             print(f"  {what:<9} {words}")
 
-        print(f"CPU {wanted}, LAPIC {int(shared['lapic_id'])}: {phase(shared)}")
+        print(f"CPU {wanted}, LAPIC {number(variable(block, 'lapic'))}: {phase(block)}")
         tell("block", f"{address:#x}{'' if thread else ', which no CPU runs on'}")
-        if is_online(shared):
-            tell("doing", doing(shared))
+        if is_online(block):
+            tell("doing", doing(block))
         if thread:
             self.tell_place(thread, tell)
-        tell("holds", self.locks(local))
+        tell("holds", self.locks(block))
         cache = block["head"]
         allocated, freed = number(cache["allocated"]), number(cache["freed"])
         tell("heap", f"{self.cached(cache)} free blocks cached, {allocated} bytes allocated, {freed} freed")
-        tell("frames", f"{self.frames(local)} cached")
-        calls = shared["calls"]["value"]
-        irqs = self.sum(shared["interrupts"]["value"])
+        tell("frames", f"{self.frames(block)} cached")
+        calls = variable(block, "calls")
+        irqs = self.sum(variable(block, "interrupts"))
         tell(
             "counted",
             f"{irqs} interrupts, {number(calls['sent'])} calls, {number(calls['served'])} answers",
@@ -308,9 +337,9 @@ stack; what it keeps of the heap and of the frames; what it has counted."""
         with selected(thread):
             instruction, pointer = register("rip"), register("rsp")
             around = stack(pointer)
-        symbol = gdb.execute(f"info symbol {instruction:#x}", to_string=True)
-        symbol = re.sub(r"::h[0-9a-f]{16}\b| in section .*\n|^No symbol.*\n", "", symbol)
-        tell("thread", f"{thread.num}, at {instruction:#x} {symbol}".rstrip())
+        place = gdb.execute(f"info symbol {instruction:#x}", to_string=True)
+        place = re.sub(r"::h[0-9a-f]{16}\b| in section .*\n|^No symbol.*\n", "", place)
+        tell("thread", f"{thread.num}, at {instruction:#x} {place}".rstrip())
         if around:
             bottom, top = around
             words = f"{bottom:#x} to {top:#x}, {top - pointer} bytes in use"
@@ -318,8 +347,8 @@ stack; what it keeps of the heap and of the frames; what it has counted."""
             words = f"{pointer:#x}, which is none of the kernel's"
         tell("stack", words)
 
-    def locks(self, local):
-        counts = number(local["held"]["counts"])
+    def locks(self, block):
+        counts = number(variable(block, "held")["counts"])
         held = [
             name
             for level, name in sorted(variants("muster::smp::level::Level").items())
@@ -337,8 +366,8 @@ stack; what it keeps of the heap and of the frames; what it has counted."""
             cached += number(cache["reserve"][name]) != 0
         return cached
 
-    def frames(self, local):
-        frames = local["frames"]
+    def frames(self, block):
+        frames = variable(block, "frames")
         if number(frames["state"]) == 0:
             return 0
         option = frames["cache"]["value"]

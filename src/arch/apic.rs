@@ -3,6 +3,7 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use muster_machine::lapic::{BASE_ENABLED, BASE_X2APIC, Register};
+use muster_percpu::InterruptSafe;
 use x86_64::registers::model_specific::{ApicBase, Msr};
 
 use super::control;
@@ -62,6 +63,9 @@ enum RegisterLocation {
 /// How one CPU reaches the registers of its local APIC, once it has switched it on: IA32_APIC_BASE says
 /// so, but to read it is an exit to the hypervisor in a virtual machine, and interrupts are ended often.
 pub struct Mode(AtomicU64);
+
+// SAFETY: an atomic.
+unsafe impl InterruptSafe for Mode {}
 
 impl Mode {
     /// Not known yet.

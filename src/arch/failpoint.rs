@@ -12,17 +12,29 @@
 //! All of it is there only with the feature `selftest`. Without it each function here is empty, so that
 //! the callers need no condition.
 
-pub use injected::*;
+use muster_percpu::{InterruptSafe, cpu_local};
 
 #[cfg(feature = "selftest")]
 use super::step::Stepper;
 use super::trap::{Frame, Heap};
+
+pub use injected::*;
+
+cpu_local! {
+    /// The CPU's state of its failpoints.
+    pub static TRAPS: Traps = Traps::new();
+}
 
 /// A CPU's state of its failpoints.
 pub struct Traps {
     #[cfg(feature = "selftest")]
     stepper: Stepper,
 }
+
+// SAFETY: the code that steps sets the handler before the trap flag or the breakpoint, and removes it after them;
+// in between only the handler of the debug exception uses the rest, and that is not stepped. Any other handler
+// leaves it alone.
+unsafe impl InterruptSafe for Traps {}
 
 impl Traps {
     /// Creates the state of a CPU that is not stepping.

@@ -2,6 +2,8 @@
 
 use core::cell::Cell;
 
+use muster_percpu::InterruptSafe;
+
 /// A closure that runs at each interrupt of a timer.
 pub type TimerHandler<'a> = &'a dyn Fn();
 
@@ -15,6 +17,10 @@ pub struct Timer {
 // SAFETY: it is part of one CPU's own state and holds a handler only while that CPU is in `smp::timer::every`;
 // so no handler ever gets to another CPU.
 unsafe impl Send for Timer {}
+
+// SAFETY: `smp::timer::every` changes it with interrupts disabled, so that the timer's interrupt, which alone uses it
+// in a handler, finds all of it or nothing.
+unsafe impl InterruptSafe for Timer {}
 
 impl Timer {
     /// Creates a timer that is not in use.

@@ -1,5 +1,7 @@
 //! The kernel image as it lies in memory, from the symbols of `linker.ld`.
 
+use core::ops::Range;
+
 use muster_memory::Access;
 
 /// One section group of the image: whole pages with one set of rights.
@@ -78,4 +80,12 @@ pub fn sections() -> [Section; 4] {
 /// Returns whether `address` lies in the image's code.
 pub fn is_text(address: u64) -> bool {
     sections()[0].contains(address)
+}
+
+/// Returns whether the loader has loaded these addresses as part of the image.
+pub fn has_loaded(addresses: Range<usize>) -> bool {
+    let (start, end) = (addresses.start as u64, addresses.end as u64);
+    sections()
+        .iter()
+        .any(|section| section.start <= start && end <= section.end)
 }

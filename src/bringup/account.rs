@@ -13,13 +13,16 @@ use muster_events::{AccountCommon, AccountCpu};
 use muster_heap::Traffic;
 use muster_memory::{FRAME_SIZE, Owner, Totals};
 
+use super::interrupts::INTERRUPTS;
 use crate::arch::vectors::{Counts, Kind};
 use crate::boot::bytes::Bytes;
 use crate::boot::stack::{self, Slot};
 use crate::mm::heap::HeapReading;
 use crate::mm::shared;
 use crate::report::events;
+use crate::smp::counters::{CALL_COUNTERS, TLB_COUNTERS};
 use crate::smp::cpu;
+use crate::smp::progress::PROGRESS;
 
 /// Logs the account, and whether it adds up. Called on the BSP, between jobs.
 ///
@@ -59,13 +62,13 @@ impl Holding {
     }
 
     /// Reads what went through a CPU's caches, and what they hold.
-    fn of(index: u32, cpu: &cpu::Shared) -> Self {
+    fn of(index: u32, cpu: &cpu::Block) -> Self {
         let share = shared::get().share_of(index);
         let mapped = (share.as_ref()).map_or(0, |share| share.handed_out(Owner::Mappings));
         Self {
             frames: share.map_or(0, |share| share.cached() as u64) * FRAME_SIZE,
-            cached: cpu.cache.cached_bytes() as u64,
-            traffic: cpu.cache.traffic(),
+            cached: cpu.head().cached_bytes() as u64,
+            traffic: cpu.head().traffic(),
             mapped: mapped * FRAME_SIZE as i64,
             stack: 0,
         }
@@ -109,14 +112,14 @@ pub struct ActivityCounts {
 }
 
 impl ActivityCounts {
-    fn of(shared: &cpu::Shared) -> Self {
+    fn of(block: &cpu::Block) -> Self {
         Self {
-            interrupts: shared.interrupts.read(),
-            sent: shared.calls.sent(),
-            served: shared.calls.served(),
-            shootdowns: shared.tlb.shootdowns(),
-            spared: shared.tlb.spared(),
-            flushes: shared.tlb.flushes(),
+            interrupts: block.get(&INTERRUPTS).read(),
+            sent: block.get(&CALL_COUNTERS).sent(),
+            served: block.get(&CALL_COUNTERS).served(),
+            shootdowns: block.get(&TLB_COUNTERS).shootdowns(),
+            spared: block.get(&TLB_COUNTERS).spared(),
+            flushes: block.get(&TLB_COUNTERS).flushes(),
         }
     }
 
@@ -236,7 +239,7 @@ impl Account {
         };
         for (index, cpu) in cpu::all() {
             let mut holding = Holding::of(index, cpu);
-            if cpu.report.admission() == Outcome::Joined {
+            if cpu.get(&PROGRESS).admission() == Outcome::Joined {
                 // SAFETY: an online CPU has its stack, in the shared tables.
                 holding.stack = unsafe { Slot::of(index).main().peak_used() };
                 // There is room: no more CPUs are online than there are.
@@ -300,7 +303,7 @@ impl Account {
             ),
             (
                 "per-CPU blocks",
-                i128::from(cpus * cpu::BYTES),
+                i128::from(cpus * shared::get().block_bytes()),
                 owned(Owner::PerCpu),
             ),
             (

@@ -11,6 +11,9 @@ use crate::arch::{control, failpoint, idle, machine_check};
 use crate::boot::stack::{self, Slot};
 use crate::mm::shared;
 use crate::smp::cpu::{Block, Cpu};
+use crate::smp::identity::{self, IDENTITY};
+use crate::smp::progress::PROGRESS;
+use crate::smp::snapshot::SNAPSHOT;
 use crate::smp::{cpu, jobs, lapic, stop};
 
 /// Starts an AP. The loader sends it here: on the loader's stack, tables and GDT, with the address
@@ -26,7 +29,7 @@ use crate::smp::{cpu, jobs, lapic, stop};
 /// # Safety
 ///
 /// Entered by an AP of the loader's, once, with the address of a block that
-/// [`cpu::create`] made for it.
+/// [`BlockLayout::create`](cpu::BlockLayout::create) made for it.
 pub unsafe extern "C" fn entry(parked: &mp::Cpu) -> ! {
     // SAFETY: this CPU has no block yet.
     unsafe { Cpu::reset() };
@@ -38,7 +41,7 @@ pub unsafe extern "C" fn entry(parked: &mp::Cpu) -> ! {
     // it released the CPU (Release there, Acquire here); it lies in the HHDM, which
     // the loader's tables map like the kernel's.
     let block: &'static Block = unsafe { &*block };
-    let reach = |phase| reach(block.index(), block.shared(), phase);
+    let reach = |phase| reach(block.index(), block, phase);
     reach(Phase::Entered);
     if let Err(error) = Cpu::register(block) {
         panic!("an AP can't register its block: {error}");
@@ -64,29 +67,29 @@ pub unsafe extern "C" fn entry(parked: &mp::Cpu) -> ! {
 }
 
 /// Reports that AP `index` has reached `phase`.
-fn reach(index: u32, shared: &cpu::Shared, phase: Phase) {
-    shared.report.reach(phase);
+fn reach(index: u32, block: &cpu::Block, phase: Phase) {
+    block.get(&PROGRESS).reach(phase);
     let is_last = index as usize + 1 == cpu::all().len();
-    let is_pending = || shared.report.admission() == Outcome::Pending;
+    let is_pending = || block.get(&PROGRESS).admission() == Outcome::Pending;
     failpoint::ap_reached(phase, is_last, is_pending);
 }
 
 /// Brings an AP online: on its own stack.
 extern "C" fn run() -> ! {
     let (index, joined) = cpu::with(|here| {
-        let report = &here.shared().report;
-        let reach = |phase| reach(here.index(), here.shared(), phase);
+        let report = here.get(&PROGRESS);
+        let reach = |phase| reach(here.index(), here.block(), phase);
         reach(Phase::Stack);
-        here.local().load_descriptors();
+        cpu::load_descriptors();
         interrupts::load();
-        here.shared().identity.record(lapic::registered_id);
+        here.get(&IDENTITY).record(lapic::registered_id);
         // It differs from the BSP: the BSP names it, and the others go on without it.
-        if here.shared().differences().next().is_some() && report.give_up() {
+        if identity::differences_of(here.block()).next().is_some() && report.give_up() {
             idle::halt_for_good();
         }
         machine_check::start();
         lapic::enable(&[]);
-        cpu_state::record(here.shared());
+        cpu_state::record(here.block());
         reach(Phase::Descriptors);
         let joined = report.join();
         if joined {
@@ -94,7 +97,7 @@ extern "C" fn run() -> ! {
             // moment may stay in this TLB (`Admission`). If the tables were loaded first, a change
             // between the two steps would be missed.
             shared::get().load_tables();
-            here.shared().snapshot.record_tables();
+            here.get(&SNAPSHOT).record_tables();
             reach(Phase::Online);
         }
         (here.index(), joined)
@@ -110,6 +113,6 @@ extern "C" fn run() -> ! {
         log::warn!("CPU {index} came after the roll call's deadline and stays out");
         idle::halt_for_good();
     }
-    cpu::with(|here| cpu_state::log_own(index, here.shared()));
+    cpu::with(|here| cpu_state::log_own(index, here.block()));
     jobs::serve(index)
 }

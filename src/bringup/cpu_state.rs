@@ -16,7 +16,9 @@ use crate::boot::addresses;
 use crate::boot::stack::Slot;
 use crate::mm::shared;
 use crate::smp::cpu::{self, Gs};
-use crate::smp::snapshot::{Snapshot, SnapshotValues};
+use crate::smp::identity::{self, IDENTITY};
+use crate::smp::progress::PROGRESS;
+use crate::smp::snapshot::{SNAPSHOT, Snapshot, SnapshotValues};
 use crate::smp::{jobs, lapic, online};
 
 /// How long a CPU may take to read its own state, in milliseconds.
@@ -63,12 +65,10 @@ fn is_right(snapshot: &Snapshot, index: u32, aspect: Aspect) -> bool {
             let here = snapshot.stack();
             Slot::of(index).main().contains(here)
         }
-        Aspect::Block => cpu::DIRECTORY.get(index).is_some_and(|shared| {
-            let shared = (&raw const *shared).addr() as u64;
-            (snapshot.block()..snapshot.block() + size_of::<cpu::Block>() as u64).contains(&shared)
-        }),
-        Aspect::Gdt => others().all(|(_, other)| other.snapshot.gdt() != snapshot.gdt()),
-        Aspect::Idt => others().all(|(_, other)| other.snapshot.idt() == snapshot.idt()),
+        Aspect::Block => cpu::get(index)
+            .is_some_and(|block| (&raw const *block).addr() as u64 == snapshot.block()),
+        Aspect::Gdt => others().all(|(_, other)| other.get(&SNAPSHOT).gdt() != snapshot.gdt()),
+        Aspect::Idt => others().all(|(_, other)| other.get(&SNAPSHOT).idt() == snapshot.idt()),
         Aspect::Tables => snapshot.cr3() == shared::get().root(),
         Aspect::Registers => {
             snapshot.registers() == snapshot.wanted()
@@ -152,23 +152,24 @@ impl fmt::Display for Deviation {
 /// Returns the registers in which CPU `index` differs from the BSP, or from what the loader says of
 /// it.
 fn differences(index: u32) -> impl Iterator<Item = Difference> {
-    let shared = cpu::DIRECTORY.get(index);
-    shared.into_iter().flat_map(cpu::Shared::differences)
+    cpu::get(index)
+        .into_iter()
+        .flat_map(identity::differences_of)
 }
 
 /// Records this CPU's state and identity.
 pub fn record_here() {
     cpu::with(|here| {
-        here.shared().identity.record(lapic::registered_id);
-        record(here.shared());
+        here.get(&IDENTITY).record(lapic::registered_id);
+        record(here.block());
     });
 }
 
 /// Reads this CPU's registers into the shared part of its block. Called by the CPU itself, before it
 /// reports that it is online, which publishes this; and again in a job.
-pub fn record(shared: &cpu::Shared) {
+pub fn record(block: &cpu::Block) {
     let here = 0u8;
-    shared.snapshot.store(&SnapshotValues {
+    block.get(&SNAPSHOT).store(&SnapshotValues {
         block: Gs::load().addr() as u64,
         cr3: control::loaded_tables(),
         gdt: sgdt().base.as_u64(),
@@ -178,15 +179,15 @@ pub fn record(shared: &cpu::Shared) {
         wanted: Registers::wanted(&Features::detect()),
     });
     let entries = lapic::LvtEntry::all();
-    shared
-        .snapshot
+    block
+        .get(&SNAPSHOT)
         .store_entries(entries.map(|entry| (entry.found, entry.wanted)));
 }
 
 /// Writes the CPU's bring-up to its own journal.
-pub fn log_own(index: u32, shared: &cpu::Shared) {
+pub fn log_own(index: u32, block: &cpu::Block) {
     for phase in Phase::ALL {
-        if let Some(stamp) = shared.report.stamp(phase) {
+        if let Some(stamp) = block.get(&PROGRESS).stamp(phase) {
             let micros = clock::micros_since_entry(stamp);
             let (seconds, micros) = (micros / 1_000_000, micros % 1_000_000);
             log::debug!(target: "roll", "{} at {seconds}.{micros:06}", phase.name());
@@ -199,16 +200,16 @@ pub fn log_own(index: u32, shared: &cpu::Shared) {
     for stack in Slot::of(index).stacks() {
         log::debug!(target: "roll", "{}: {:#x} to {:#x}", stack.name, stack.bottom, stack.top);
     }
-    log::debug!(target: "roll", "block at {:#x}, tables at {:#x}", shared.snapshot.block(), shared.snapshot.cr3());
+    log::debug!(target: "roll", "block at {:#x}, tables at {:#x}", block.get(&SNAPSHOT).block(), block.get(&SNAPSHOT).cr3());
 }
 
 /// Logs the state of each online CPU, with each deviation.
 pub fn log_all() {
     log::info!(target: "roll", "what each CPU runs with:");
     log::info!(target: "roll", "cpu stack block gdt idt cr3 reg protection");
-    for (index, shared) in online::cpus() {
+    for (index, cpu) in online::cpus() {
         let [stack, block, gdt, idt, tables, registers] = Aspect::ALL.map(|aspect| {
-            if is_right(&shared.snapshot, index, aspect) {
+            if is_right(cpu.get(&SNAPSHOT), index, aspect) {
                 aspect.mark()
             } else {
                 "BAD"
@@ -217,17 +218,17 @@ pub fn log_all() {
         log::info!(
             target: "roll",
             "{index:>3} {stack:<5} {block:<5} {gdt} {idt} {tables} {registers} {}",
-            shared.snapshot.registers().protection()
+            cpu.get(&SNAPSHOT).registers().protection()
         );
-        if let Some(deviation) = find_deviation(&shared.snapshot, index) {
+        if let Some(deviation) = find_deviation(cpu.get(&SNAPSHOT), index) {
             log::error!(target: "roll", "CPU {index} {deviation}");
         }
     }
     if addresses::are_shown() {
         log::info!(target: "roll", "cpu stack top        block            cr3");
-        for (index, shared) in online::cpus() {
+        for (index, cpu) in online::cpus() {
             let top = Slot::of(index).main().top;
-            let (block, cr3) = (shared.snapshot.block(), shared.snapshot.cr3());
+            let (block, cr3) = (cpu.get(&SNAPSHOT).block(), cpu.get(&SNAPSHOT).cr3());
             log::info!(target: "roll", "{index:>3} {top:016x} {block:016x} {cr3:x}");
         }
     }
@@ -241,7 +242,7 @@ pub fn log_all() {
 pub fn check() -> Result<(), String> {
     jobs::all(TIMEOUT, &|_| record_here());
     match online::cpus()
-        .find_map(|(index, shared)| Some((index, find_deviation(&shared.snapshot, index)?)))
+        .find_map(|(index, block)| Some((index, find_deviation(block.get(&SNAPSHOT), index)?)))
     {
         Some((index, deviation)) => Err(format!("CPU {index} {deviation}")),
         None => Ok(()),

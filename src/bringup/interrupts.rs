@@ -21,16 +21,22 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use crossbeam_utils::CachePadded;
+use muster_percpu::cpu_local;
+
 use crate::arch::exceptions::{self, TrapHandler};
+use crate::arch::failpoint::TRAPS;
 use crate::arch::trap::{DEBUG, Frame, Heap, NMI, has_error_code};
 use crate::arch::vectors::{
-    ERROR_VECTOR, FIRST, FIRST_DELIVERED, FIRST_DEVICE, Kind, LAST_DEVICE, SPURIOUS_VECTOR,
-    TIMER_VECTOR, WAKE_VECTOR,
+    Counters, ERROR_VECTOR, FIRST, FIRST_DELIVERED, FIRST_DEVICE, Kind, LAST_DEVICE,
+    SPURIOUS_VECTOR, TIMER_VECTOR, WAKE_VECTOR,
 };
 use crate::arch::{failpoint, idle, machine_check, pic};
 use crate::mm::heap;
 use crate::report::panic;
-use crate::smp::{call, cpu, device_vectors, lapic, lazy_tlb, stop, timer};
+use crate::smp::cpu::Cpu;
+use crate::smp::stop::END;
+use crate::smp::{call, device_vectors, lapic, lazy_tlb, stop, timer};
 
 /// The handler of all exceptions and interrupts, which the stubs call.
 struct Handlers;
@@ -55,12 +61,17 @@ pub fn load() {
     exceptions::load::<Handlers>();
 }
 
+cpu_local! {
+    /// The interrupts that the CPU has taken, on a cache line that no other CPU writes.
+    pub shared static INTERRUPTS: CachePadded<Counters> = CachePadded::new(Counters::new());
+}
+
 /// Handles an exception or an interrupt. Of the CPU's own exceptions none is expected but the NMI that
 /// stops a CPU, the debug exception of a CPU that steps through its code, and the page fault of a probe;
 /// every other one ends the run with a report.
 fn handle(frame: &mut Frame) -> Heap {
     if frame.vector == DEBUG
-        && let Some(heap) = cpu::try_with(|here| here.local().traps().trapped(frame)).flatten()
+        && let Some(heap) = Cpu::try_with_own(&TRAPS, |traps| traps.trapped(frame)).flatten()
     {
         return heap;
     }
@@ -72,7 +83,7 @@ fn handle(frame: &mut Frame) -> Heap {
     }
     if frame.vector == NMI && stop::is_requested() {
         // A CPU with a fault of its own is about to record it, and then stops.
-        if cpu::try_with(|here| here.shared().end.has_begun()).unwrap_or(false) {
+        if Cpu::try_with_own(&END, |end| end.has_begun()).unwrap_or(false) {
             return Heap::Untouched;
         }
         stop::stop_here(frame.rip);
@@ -88,7 +99,7 @@ fn take(vector: u64) -> Option<Heap> {
     let vector = u8::try_from(vector).ok()?;
     let kind = kind_of(vector)?;
     lazy_tlb::leave_idle();
-    cpu::try_with(|here| here.shared().interrupts.count(kind));
+    Cpu::try_with_own(&INTERRUPTS, |counters| counters.count(kind));
     match kind {
         Kind::Timer => {
             lapic::end_of_interrupt();
@@ -146,7 +157,7 @@ pub fn is_unused(vector: u8) -> bool {
 /// Returns the number of unexpected interrupts that this CPU has taken.
 #[cfg(feature = "selftest")]
 pub fn unexpected_here() -> u64 {
-    cpu::with(|here| here.shared().interrupts.read().of(Kind::Unexpected))
+    Cpu::with_own(&INTERRUPTS, |counters| counters.read().of(Kind::Unexpected))
 }
 
 /// The vectors at which an unexpected interrupt has come, a bit for each. Relaxed: each bit is set in one
@@ -188,6 +199,6 @@ fn take_nmi() -> bool {
     if machine_check::nmi_status().is_error() {
         return false;
     }
-    cpu::try_with(|here| here.shared().interrupts.count(Kind::Nmi));
+    Cpu::try_with_own(&INTERRUPTS, |counters| counters.count(Kind::Nmi));
     true
 }

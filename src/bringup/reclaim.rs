@@ -15,6 +15,7 @@ use crate::boot::bytes::Bytes;
 use crate::mm::shared;
 use crate::report::events;
 use crate::smp::online;
+use crate::smp::snapshot::SNAPSHOT;
 
 /// The byte that loader memory is poisoned with: as an address or an instruction it faults (`int3`,
 /// and 0xcccc… is not canonical), as a table entry it is not present.
@@ -45,7 +46,7 @@ pub fn reclaim(roll: &RollCall, choice: Reclaim) -> Result<(), String> {
         return Ok(());
     }
     for (index, cpu) in online::cpus() {
-        for (what, address) in cpu.snapshot.addresses() {
+        for (what, address) in cpu.get(&SNAPSHOT).addresses() {
             if shared.is_loader_memory(address) {
                 return Err(format!(
                     "CPU {index} has its {what} in the loader's memory, at {address:#x}"

@@ -18,9 +18,10 @@ use crate::boot::limine::Boot;
 use crate::boot::stack::Slot;
 use crate::mm::firmware;
 use crate::report::events;
-use crate::smp::cpu::{self, Block, Shared};
-use crate::smp::online;
-use crate::smp::progress::Progress;
+use crate::smp::cpu::{self, Block};
+use crate::smp::progress::{PROGRESS, Progress};
+use crate::smp::snapshot::SNAPSHOT;
+use crate::smp::{identity, online};
 
 /// How long a CPU that has joined may take to be online, in milliseconds: a virtual one may be off its
 /// host core. If it takes longer, the first call to it fails, and names it.
@@ -56,26 +57,27 @@ impl RollCall {
     pub fn hold(boot: &Boot, arguments: &Arguments, blocks: &[&'static Block]) -> Self {
         let released_at = clock::ticks();
         for (cpu, block) in boot.cpus.iter().zip(blocks).skip(1) {
-            block.shared().report.reach(Phase::Released);
+            block.get(&PROGRESS).reach(Phase::Released);
             let argument = ptr::from_ref(*block).expose_provenance() as u64;
             // SAFETY: the entry is the AP's, and the block is the one made for it.
             unsafe { cpu.release(ap::entry, argument) };
         }
         let deadline = Deadline::after_millis(arguments.deadline_millis);
         // One that has excluded itself has answered, too.
-        let answered = |shared: &Shared| {
-            shared.report.phase() == Phase::Online || shared.report.admission() == Outcome::GivenUp
+        let answered = |block: &Block| {
+            block.get(&PROGRESS).phase() == Phase::Online
+                || block.get(&PROGRESS).admission() == Outcome::GivenUp
         };
-        while !cpu::all().all(|(_, shared)| answered(shared)) && !deadline.passed() {
+        while !cpu::all().all(|(_, block)| answered(block)) && !deadline.passed() {
             core::hint::spin_loop();
         }
-        for (_, shared) in cpu::all() {
-            shared.report.give_up();
+        for (_, block) in cpu::all() {
+            block.get(&PROGRESS).give_up();
         }
         // A CPU that joined in that very moment loads the tables of all, and then reports that it
         // is online.
         let deadline = Deadline::after_millis(ONLINE_TIMEOUT);
-        while online::cpus().any(|(_, shared)| !answered(shared)) && !deadline.passed() {
+        while online::cpus().any(|(_, block)| !answered(block)) && !deadline.passed() {
             core::hint::spin_loop();
         }
         skew::measure();
@@ -103,29 +105,29 @@ impl RollCall {
             let _ = write!(headings, "{heading:>6}");
         }
         log::info!("cpu lapic{headings}");
-        for (index, shared) in cpu::all() {
+        for (index, block) in cpu::all() {
             let mut row = String::<64>::new();
             for (phase, _) in COLUMNS {
-                let _ = match self.micros_to(&shared.report, phase) {
+                let _ = match self.micros_to(block.get(&PROGRESS), phase) {
                     Some(micros @ 0..100_000) => write!(row, "{micros:>6}"),
                     Some(micros) => write!(row, "{:>5}m", (micros / 1000).min(99_999)),
                     None => write!(row, "{:>6}", "-"),
                 };
             }
-            log::info!("{index:>3} {:>5}{row}", shared.lapic_id);
+            log::info!("{index:>3} {:>5}{row}", cpu::lapic_id(block));
         }
         cpu_state::log_all();
         skew::log();
         if self.left_out > 0 {
             log::info!("{} CPUs stay with the loader, as cpus= asks", self.left_out);
         }
-        for (index, shared) in self.absent() {
+        for (index, block) in self.absent() {
             let mut is_named = false;
-            for difference in shared.differences() {
+            for difference in identity::differences_of(block) {
                 is_named = true;
                 log::error!(
                     "CPU {index} (LAPIC {}) {difference}: excluded",
-                    shared.lapic_id
+                    cpu::lapic_id(block)
                 );
             }
             if is_named {
@@ -133,9 +135,9 @@ impl RollCall {
             }
             log::error!(
                 "CPU {index} (LAPIC {}) did not answer within {} ms; last phase: {}",
-                shared.lapic_id,
+                cpu::lapic_id(block),
                 self.deadline_millis,
-                shared.report.phase().name()
+                block.get(&PROGRESS).phase().name()
             );
         }
         for lapic_id in self.unlisted() {
@@ -145,26 +147,26 @@ impl RollCall {
 
     /// Emits the same as events.
     pub fn emit(&self) {
-        for (index, shared) in cpu::all() {
-            let (tsc_ahead_ns, tsc_error_ns) = shared.report.skew().nanos().unzip();
+        for (index, block) in cpu::all() {
+            let (tsc_ahead_ns, tsc_error_ns) = block.get(&PROGRESS).skew().nanos().unzip();
             events::emit(muster_events::Cpu {
                 cpu: index,
-                lapic: shared.lapic_id,
-                online: shared.report.admission() == Outcome::Joined,
-                phase: shared.report.phase(),
-                reached_us: shared.report.reached(),
+                lapic: cpu::lapic_id(block),
+                online: block.get(&PROGRESS).admission() == Outcome::Joined,
+                phase: block.get(&PROGRESS).phase(),
+                reached_us: block.get(&PROGRESS).reached(),
                 tsc_ahead_ns,
                 tsc_error_ns,
                 stack_top: addresses::shown(Slot::of(index).main().top),
-                block: addresses::shown(shared.snapshot.block()),
-                tables: addresses::shown(shared.snapshot.cr3()),
+                block: addresses::shown(block.get(&SNAPSHOT).block()),
+                tables: addresses::shown(block.get(&SNAPSHOT).cr3()),
             });
         }
-        for (index, shared) in self.absent() {
+        for (index, block) in self.absent() {
             events::emit(Absent {
                 cpu: Some(index),
-                lapic: shared.lapic_id,
-                phase: Some(shared.report.phase()),
+                lapic: cpu::lapic_id(block),
+                phase: Some(block.get(&PROGRESS).phase()),
             });
         }
         for &lapic in self.unlisted() {
@@ -203,9 +205,9 @@ impl RollCall {
     /// Returns why a CPU may still be in the loader's memory, in words; `None` if none can be.
     pub fn who_may_be_in_the_loader(&self) -> Option<alloc::string::String> {
         // One that is excluded halts in the kernel.
-        let is_lost = |shared: &Shared| shared.differences().next().is_none();
-        let absent = self.absent().filter(|(_, shared)| is_lost(shared));
-        let missing: Vec<_> = (absent.map(|(_, shared)| shared.lapic_id))
+        let is_lost = |block: &Block| identity::differences_of(block).next().is_none();
+        let absent = self.absent().filter(|(_, block)| is_lost(block));
+        let missing: Vec<_> = (absent.map(|(_, block)| cpu::lapic_id(block)))
             .chain(self.unlisted().iter().copied())
             .collect();
         if !missing.is_empty() {
@@ -228,7 +230,7 @@ impl RollCall {
 
     /// Returns the LAPIC ids of the missing CPUs.
     fn missing(&self) -> Vec<u32> {
-        let absent = self.absent().map(|(_, shared)| shared.lapic_id);
+        let absent = self.absent().map(|(_, block)| cpu::lapic_id(block));
         absent.chain(self.unlisted().iter().copied()).collect()
     }
 
@@ -236,8 +238,8 @@ impl RollCall {
         self.unlisted.as_deref().unwrap_or_default()
     }
 
-    fn absent(&self) -> impl Iterator<Item = (u32, &'static Shared)> {
-        cpu::all().filter(|(_, shared)| shared.report.admission() != Outcome::Joined)
+    fn absent(&self) -> impl Iterator<Item = (u32, &'static Block)> {
+        cpu::all().filter(|(_, block)| block.get(&PROGRESS).admission() != Outcome::Joined)
     }
 
     /// Returns the microseconds from the release to `phase`; the BSP went through most of its own
@@ -249,7 +251,7 @@ impl RollCall {
 
     fn last_online(&self) -> u64 {
         online::cpus()
-            .filter_map(|(_, shared)| shared.report.stamp(Phase::Online))
+            .filter_map(|(_, block)| block.get(&PROGRESS).stamp(Phase::Online))
             .max()
             .unwrap_or(self.released_at)
     }

@@ -22,7 +22,7 @@ use crate::mm::mapping::{Mapping, MappingError};
 use crate::mm::{firmware, shared};
 use crate::smp::device_vectors::{DeviceVector, Handler, VectorError};
 use crate::smp::lock::{Level, Lock};
-use crate::smp::{lapic, online};
+use crate::smp::{cpu, lapic, online};
 
 /// Where interrupts arrive, and the I/O APICs.
 struct Routes {
@@ -285,13 +285,13 @@ pub struct Interrupt {
 
 impl Interrupt {
     fn route(route: Route, cpu: u32, handler: Handler) -> Result<Self, RouteError> {
-        let (_, shared) = online::cpus()
+        let (_, block) = online::cpus()
             .find(|&(index, _)| index == cpu)
             .ok_or(RouteError::NotOnline(cpu))?;
         if lapic::registered_id().is_none() {
             return Err(RouteError::NoLocalApic);
         }
-        let to = Destination::new(shared.lapic_id, DestinationWidth::Bits8)
+        let to = Destination::new(cpu::lapic_id(block), DestinationWidth::Bits8)
             .map_err(RouteError::IoApic)?;
         let interrupt = Self {
             input: Input::claim(&route)?,

@@ -15,6 +15,7 @@ use muster_machine::time::{Offset, Round};
 use crate::arch::clock::{self, Deadline};
 use crate::smp::call::{self, Targets};
 use crate::smp::online;
+use crate::smp::progress::PROGRESS;
 
 /// How often each AP is asked. The first answer is late, as the AP is idle; of the others some come at
 /// once.
@@ -46,12 +47,12 @@ static ANSWER: CachePadded<(AtomicU64, AtomicU64)> =
 /// Measures it for each online AP. Called on the BSP, when no CPU has work yet.
 pub fn measure() {
     let deadline = Deadline::after_millis(TIMEOUT_OF_ALL);
-    for (index, shared) in online::cpus().skip(1) {
+    for (index, block) in online::cpus().skip(1) {
         if deadline.passed() {
             break;
         }
         if let Some(offset) = ask(index) {
-            shared.report.skew().note(offset);
+            block.get(&PROGRESS).skew().note(offset);
         }
     }
 }
@@ -153,16 +154,16 @@ pub fn log() {
     while aps.peek().is_some() {
         // An index and two numbers, of at most 19 digits.
         let mut row = String::<{ COLUMNS * 56 }>::new();
-        for (index, shared) in aps.by_ref().take(COLUMNS) {
-            let _ = match shared.report.skew().nanos() {
+        for (index, block) in aps.by_ref().take(COLUMNS) {
+            let _ = match block.get(&PROGRESS).skew().nanos() {
                 Some((ahead, error)) => write!(row, "{index:>3} {ahead:>+9} {error:<9}"),
                 None => write!(row, "{index:>3} {:>9} {:<9}", "-", ""),
             };
         }
         log::info!(target: "roll", "{}", row.trim_end());
     }
-    for (index, shared) in online::cpus().skip(1) {
-        let Some(offset) = shared.report.skew().offset() else {
+    for (index, block) in online::cpus().skip(1) {
+        let Some(offset) = block.get(&PROGRESS).skew().offset() else {
             continue;
         };
         let distance = clock::to_nanos(offset.min_distance());

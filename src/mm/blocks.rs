@@ -1,6 +1,7 @@
 //! The first frames that are allocated: for the records of all frames, and for each CPU's stacks and
 //! per-CPU block.
 
+use alloc::vec::Vec;
 use core::mem::MaybeUninit;
 
 use muster_memory::{
@@ -11,8 +12,9 @@ use muster_memory::{
 use super::build_error::BuildError;
 use super::hhdm::Hhdm;
 use crate::arch::failpoint;
+use crate::boot::limine::Boot;
 use crate::boot::stack::{self, Slot};
-use crate::smp::cpu::{self, Block};
+use crate::smp::cpu::{Block, BlockLayout};
 
 /// Sets the frame allocator up over everything free, with its records in the first
 /// free range that holds them.
@@ -43,8 +45,25 @@ pub fn frame_allocator(map: &mut PhysicalMap, hhdm: Hhdm) -> Result<FrameAllocat
         .map_err(BuildError::Frames)
 }
 
+/// Makes the stacks and the per-CPU blocks of the first `cpus` CPUs.
+pub fn make(
+    boot: &Boot,
+    cpus: usize,
+    layout: &BlockLayout,
+    plan: &mut Plan,
+    frames: &FrameAllocator,
+    hhdm: Hhdm,
+) -> Result<Vec<&'static Block>, BuildError> {
+    let cpus = boot.cpus.iter().take(cpus).zip(0..);
+    let blocks = cpus.map(|(cpu, index)| {
+        add_stacks(plan, frames, hhdm, index)?;
+        make_block(frames, hhdm, index, cpu.lapic_id, layout)
+    });
+    blocks.collect()
+}
+
 /// Plans the stacks of CPU `index` and takes their frames.
-pub fn add_stacks(
+fn add_stacks(
     plan: &mut Plan,
     frames: &FrameAllocator,
     hhdm: Hhdm,
@@ -76,18 +95,19 @@ pub fn add_stacks(
 }
 
 /// Makes the per-CPU block of CPU `index` in frames of its own.
-pub fn make_block(
+fn make_block(
     frames: &FrameAllocator,
     hhdm: Hhdm,
     index: u32,
     lapic_id: u32,
+    layout: &BlockLayout,
 ) -> Result<&'static Block, BuildError> {
     let memory = (!failpoint::refuses_frames())
-        .then(|| frames.allocate_run((cpu::BYTES / FRAME_SIZE) as usize, 1, Owner::PerCpu))
+        .then(|| frames.allocate_run((layout.bytes() / FRAME_SIZE) as usize, 1, Owner::PerCpu))
         .flatten()
         .and_then(|run| hhdm.pointer(run.into_raw().start()))
         .ok_or(BuildError::OutOfMemory("the blocks of its CPUs"))?;
     // SAFETY: the run was just allocated and is never freed; the HHDM maps it, writable, in the
     // loader's tables and in the kernel's.
-    Ok(unsafe { cpu::create(index, lapic_id, memory) })
+    unsafe { layout.create(index, lapic_id, memory) }.map_err(BuildError::Place)
 }

@@ -6,6 +6,7 @@ use muster_machine::mtrr::MemoryType;
 use muster_memory::{
     AssignError, FramesError, MapError, Mismatch, PhysRange, PlanError, TableError,
 };
+use muster_percpu::{PlaceError, TemplateError};
 
 /// Why the shared memory state can't be built.
 #[derive(Debug)]
@@ -28,6 +29,10 @@ pub enum BuildError {
     Tables(TableError),
     /// The finished tables are not as planned.
     Mismatch(Mismatch),
+    /// The CPU-local variables are not in the image.
+    Template(TemplateError),
+    /// A per-CPU block has no place in its memory.
+    Place(PlaceError),
     /// There is not enough memory for this.
     OutOfMemory(&'static str),
 }
@@ -65,6 +70,8 @@ impl fmt::Display for BuildError {
             Self::Frames(error) => write!(f, "the frame allocator can't start: {error}"),
             Self::Tables(error) => write!(f, "the page tables can't be built: {error}"),
             Self::Mismatch(error) => error.fmt(f),
+            Self::Template(error) => error.fmt(f),
+            Self::Place(error) => error.fmt(f),
             Self::OutOfMemory(what) => {
                 write!(
                     f,

@@ -1,10 +1,17 @@
 //! Frames through each CPU's cache.
 
 use muster_memory::{FrameCache, NotFreed, OwnedFrame, OwnedRun, Owner};
+use muster_percpu::cpu_local;
 
+use super::frame_slot::FrameSlot;
 use super::shared;
 use crate::arch::failpoint;
-use crate::smp::cpu;
+use crate::smp::cpu::{self, Cpu};
+
+cpu_local! {
+    /// The frames that the CPU has cached, once it has needed some.
+    static CACHE: FrameSlot = FrameSlot::new();
+}
 
 /// Allocates a frame, from this CPU's cache if it has one.
 #[inline]
@@ -92,21 +99,23 @@ pub fn give_run_back(run: OwnedRun) -> Result<(), NotFreed<OwnedRun>> {
 /// its block, and in a handler that has interrupted the cache's use.
 #[inline(always)]
 pub fn with_cache<T>(f: impl FnOnce(&mut FrameCache<'static>) -> T) -> Option<T> {
-    cpu::try_with(|here| here.local().frames().with(make, f))?
+    Cpu::try_with_own(&CACHE, |cache| cache.with(make, f))?
 }
 
 /// Drains this CPU's cache, for the others. Returns `false` if this code has interrupted the
 /// cache's use.
 pub fn drain() -> bool {
-    cpu::try_with(|here| {
-        let frames = here.local().frames();
-        // Where there is no cache, none must be made for this.
-        frames.is_absent() || frames.with(make, FrameCache::drain).is_some()
-    })
-    .unwrap_or(true)
+    // Where there is no cache, none must be made for this.
+    let drain =
+        |cache: &FrameSlot| cache.is_absent() || cache.with(make, FrameCache::drain).is_some();
+    Cpu::try_with_own(&CACHE, drain).unwrap_or(true)
 }
 
-/// Makes this CPU's cache.
-fn make() -> Option<FrameCache<'static>> {
-    cpu::try_with(|here| shared::get().frame_cache(here.index())).flatten()
+/// Makes this CPU's cache, if there is none yet. Returns whether it can be used. Looks it up again: that costs the
+/// common case nothing, where its address would take an instruction.
+#[cold]
+#[inline(never)]
+fn make() -> bool {
+    let make = |cpu| shared::get().frame_cache(cpu);
+    cpu::try_with(|here| here.get(&CACHE).make(|| make(here.index()))).unwrap_or(false)
 }

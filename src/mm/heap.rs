@@ -248,8 +248,8 @@ pub fn log_usage() {
     let mut sum = MagazineStatistics::default();
     let (mut contended, mut remote) = (0, 0);
     for class in Class::all() {
-        for (_, shared) in cpu::all() {
-            let statistics = shared.cache.statistics(class);
+        for (_, block) in cpu::all() {
+            let statistics = block.head().statistics(class);
             sum.allocations += statistics.allocations;
             sum.refills += statistics.refills;
             sum.flushes += statistics.flushes;

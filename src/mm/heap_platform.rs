@@ -123,7 +123,7 @@ unsafe impl FramePlatform for Kernel {
     }
 
     fn each_cache(&self, visit: &mut dyn FnMut(&CpuCache)) {
-        cpu::all().for_each(|(_, shared)| visit(shared.cache));
+        cpu::all().for_each(|(_, block)| visit(block.head()));
     }
 
     fn allocate_frames(&self, count: usize, align: usize) -> Option<NonNull<u8>> {

@@ -11,6 +11,7 @@ pub mod blocks;
 pub mod build_error;
 pub mod checked;
 pub mod firmware;
+mod frame_slot;
 pub mod frames;
 pub mod heap;
 pub mod heap_memory;

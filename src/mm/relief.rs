@@ -26,9 +26,9 @@ pub fn ask_others() {
     }
     heap_platform::relieve();
     // All CPUs run out of memory together, and most caches are empty then.
-    let has_some = |shared: &cpu::Shared| shared.cache.may_have_blocks();
+    let has_some = |block: &cpu::Block| block.head().may_have_blocks();
     if shared::get().cached_frames() == 0
-        && !online::cpus().any(|(index, shared)| index != own && has_some(shared))
+        && !online::cpus().any(|(index, block)| index != own && has_some(block))
     {
         return;
     }

@@ -27,7 +27,7 @@ use crate::boot::bytes::Bytes;
 use crate::boot::limine::Boot;
 use crate::boot::window::{self, HEAP};
 use crate::report::events;
-use crate::smp::cpu::Block;
+use crate::smp::cpu::{Block, BlockLayout};
 use crate::smp::lock::{Level, Lock};
 
 /// Free memory that bring-up needs once the tables stand, in bytes, and for each CPU: for the heap
@@ -56,6 +56,7 @@ pub struct SharedMemory {
     bring_up: Option<PartialRoot>,
     pub(super) map: PhysicalMap,
     pub(super) frames: FrameAllocator,
+    block_bytes: u64,
     pub(super) growing: Lock<Growing>,
 }
 
@@ -105,16 +106,8 @@ impl SharedMemory {
         let (mut map, mtrrs) = physical::map(boot, &features)?;
         let (mut plan, hhdm) = layout::plan(boot, &features, levels, mtrrs.as_ref())?;
         let frames = blocks::frame_allocator(&mut map, hhdm)?;
-        let blocks = boot
-            .cpus
-            .iter()
-            .take(cpus)
-            .zip(0..)
-            .map(|(cpu, index)| {
-                blocks::add_stacks(&mut plan, &frames, hhdm, index)?;
-                blocks::make_block(&frames, hhdm, index, cpu.lapic_id)
-            })
-            .collect::<Result<Vec<_>, _>>()?;
+        let block_layout = BlockLayout::find().map_err(BuildError::Template)?;
+        let blocks = blocks::make(boot, cpus, &block_layout, &mut plan, &frames, hhdm)?;
 
         let source = TableFrames(&frames);
         let mut tables = Tables::new(hhdm, levels, features.of_tables(), &source)?;
@@ -143,6 +136,7 @@ impl SharedMemory {
             plan,
             map,
             frames,
+            block_bytes: block_layout.bytes(),
             growing: Lock::new(
                 Level::Tables,
                 Growing {
@@ -153,6 +147,11 @@ impl SharedMemory {
             ),
         };
         Ok((shared, blocks))
+    }
+
+    /// Returns the memory of each CPU's per-CPU block, in bytes.
+    pub fn block_bytes(&self) -> u64 {
+        self.block_bytes
     }
 
     /// Returns whether this CPU runs on the tables of all.

@@ -17,6 +17,8 @@ use x86_64::VirtAddr;
 use x86_64::instructions::tlb;
 
 use crate::smp::call::{self, Targets, Uses};
+use crate::smp::counters::TLB_COUNTERS;
+use crate::smp::lazy_tlb::IDLE;
 use crate::smp::{cpu, lazy_tlb};
 
 /// How long a CPU may take to flush, in milliseconds: a virtual one may be off its host core.
@@ -40,8 +42,8 @@ unsafe impl Shootdown for AllCpus {
         Admission::fence();
         let is_asked = |index| {
             let is_idle = || {
-                let target = cpu::DIRECTORY.get(index);
-                target.is_some_and(|target| target.idle.defer())
+                let target = cpu::get(index);
+                target.is_some_and(|target| target.get(&IDLE).defer())
             };
             let is_spared = index != own && !pages.has_tables() && is_idle();
             spared.set(spared.get() + u64::from(is_spared));
@@ -52,7 +54,7 @@ unsafe impl Shootdown for AllCpus {
             panic!("a page can't be unmapped: {error}");
         }
         cpu::with(|here| {
-            here.shared().tlb.count_shootdown(spared.get());
+            here.get(&TLB_COUNTERS).count_shootdown(spared.get());
         });
     }
 }

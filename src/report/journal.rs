@@ -9,6 +9,7 @@ use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use heapless::String;
 use log::{LevelFilter, Log, Metadata, Record};
+use muster_percpu::cpu_local;
 use muster_screen::Colour;
 
 use super::{events, screen, serial};
@@ -102,9 +103,17 @@ fn is_bsp() -> bool {
     cpu::try_with(|here| here.index()) == Some(0)
 }
 
-/// Moves the BSP's lines from before it had a block into `journal`.
-pub fn adopt_early(journal: &mut Journal) {
-    core::mem::swap(&mut *EARLY.lock(), journal);
+cpu_local! {
+    /// The CPU's last lines.
+    pub shared static JOURNAL: Lock<Journal> = Lock::new(Level::Journal, Journal::new());
+}
+
+/// Moves the lines from before the BSP had a block into its journal. Called once, by the BSP.
+pub fn adopt_early() {
+    cpu::with(|here| {
+        let mut journal = here.get(&JOURNAL).lock();
+        core::mem::swap(&mut *EARLY.lock(), &mut *journal);
+    });
 }
 
 /// Keeps a line in this CPU's journal.
@@ -114,7 +123,7 @@ pub fn adopt_early(journal: &mut Journal) {
 /// interrupted this very function, and the line goes to the port only.
 fn keep(line: &[u8]) {
     let kept = cpu::try_with(|here| {
-        if let Some(mut journal) = here.shared().journal.try_lock() {
+        if let Some(mut journal) = here.get(&JOURNAL).try_lock() {
             journal.push(line);
         }
     });
@@ -224,10 +233,10 @@ pub fn dump() {
     if let Some(early) = early.filter(|early| early.bytes().next().is_some()) {
         debug_console::write(heading.bytes().chain(early.bytes()));
     }
-    for (index, shared) in cpu::all() {
-        if let Some(journal) = shared.journal.try_lock() {
+    for (index, block) in cpu::all() {
+        if let Some(journal) = block.get(&JOURNAL).try_lock() {
             heading.clear();
-            let _ = writeln!(heading, "=== cpu {index} lapic {}", shared.lapic_id);
+            let _ = writeln!(heading, "=== cpu {index} lapic {}", cpu::lapic_id(block));
             debug_console::write(heading.bytes().chain(journal.bytes()));
         }
     }

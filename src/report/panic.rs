@@ -18,8 +18,11 @@ use crate::arch::{control, machine_check};
 use crate::boot::image;
 use crate::boot::stack::StackLocation;
 use crate::boot::window::MAPPINGS;
+use crate::smp::cpu::{self, Cpu};
 use crate::smp::doing::Doing;
-use crate::smp::{cpu, hooks, lapic, stop};
+use crate::smp::progress::PROGRESS;
+use crate::smp::stop::END;
+use crate::smp::{hooks, lapic, stop};
 
 /// Bits of a page fault's error code (Intel SDM vol. 3A, 4.7).
 const PROTECTION: u64 = 1 << 0;
@@ -177,7 +180,7 @@ pub fn set_hook(hook: fn(u32)) -> bool {
 /// faults within its own report stops reporting.
 fn report(what: fmt::Arguments<'_>, say: impl FnOnce(u32)) -> ! {
     // From here on an NMI from the reporter lets this CPU finish its own line.
-    cpu::try_with(|here| here.shared().end.begin());
+    Cpu::try_with_own(&END, |end| end.begin());
     let own = u64::from(lapic::own_id());
     // AcqRel: no access of the report moves before this.
     match REPORTER.compare_exchange(NOBODY, own, Ordering::AcqRel, Ordering::Acquire) {
@@ -202,23 +205,23 @@ fn report(what: fmt::Arguments<'_>, say: impl FnOnce(u32)) -> ! {
     broken_off.end();
     let index = own_index();
     say(index);
-    for (other, shared) in cpu::all().filter(|(other, _)| *other != index) {
-        let words = shared.end.words();
-        let doing = journal::clip(format_args!("{}", Doing(shared)));
+    for (other, block) in cpu::all().filter(|(other, _)| *other != index) {
+        let words = block.get(&END).words();
+        let doing = journal::clip(format_args!("{}", Doing(block)));
         events::emit(Stopped {
             cpu: other,
-            address: shared.end.stopped_at().map(Address),
+            address: block.get(&END).stopped_at().map(Address),
             fault: words.as_ref().map(|words| words.as_str().into()),
-            phase: shared.report.phase(),
+            phase: block.get(&PROGRESS).phase(),
             doing: doing.as_str().into(),
         });
         if let Some(words) = words {
             log::error!(target: "panic", "CPU {other} too: {words}");
-        } else if let Some(address) = shared.end.stopped_at() {
-            let doing = Doing(shared);
+        } else if let Some(address) = block.get(&END).stopped_at() {
+            let doing = Doing(block);
             log::error!(target: "panic", "CPU {other}, {doing}, stopped at {address:#018x}");
         } else {
-            let phase = shared.report.phase().name();
+            let phase = block.get(&PROGRESS).phase().name();
             log::error!(target: "panic", "CPU {other} did not stop; last phase: {phase}");
         }
     }
@@ -233,13 +236,13 @@ fn report(what: fmt::Arguments<'_>, say: impl FnOnce(u32)) -> ! {
 fn own_index() -> u32 {
     let own = lapic::own_id();
     let mut all = cpu::all();
-    let by_id = all.find_map(|(index, shared)| (shared.lapic_id == own).then_some(index));
+    let by_id = all.find_map(|(index, block)| (cpu::lapic_id(block) == own).then_some(index));
     by_id.unwrap_or(0)
 }
 
 /// Stops a second CPU with a fault of its own, whose line is left for the reporter.
 fn give_way(what: fmt::Arguments<'_>) -> ! {
-    cpu::try_with(|here| here.shared().end.leave_words(what));
+    Cpu::try_with_own(&END, |end| end.leave_words(what));
     stop::stop_here(give_way as *const () as u64)
 }
 

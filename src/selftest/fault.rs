@@ -16,9 +16,12 @@ use muster::internals::mm::heap_platform::LIST;
 use muster::internals::mm::mapping::Mapping;
 use muster::internals::mm::stack::Stack;
 use muster::internals::smp::call::{self, Targets};
+use muster::internals::smp::cpu::{self, Cpu};
 use muster::internals::smp::jobs::{self, TimedBarrier};
+use muster::internals::smp::lazy_tlb::IDLE;
 use muster::internals::smp::lock::{Level, Lock};
-use muster::internals::smp::{cpu, identity, lapic, online, stop};
+use muster::internals::smp::stop::END;
+use muster::internals::smp::{identity, lapic, online, stop};
 use muster_arguments::Fault;
 use muster_machine::mtrr;
 use muster_memory::{Access, FRAME_SIZE};
@@ -65,7 +68,7 @@ pub fn inject(fault: Fault) {
             let is_second = fault == Fault::PanicTwo && slot + 1 < size;
             if is_second {
                 // Or the first one's NMI would stop this CPU before it can panic.
-                cpu::with(|here| here.shared().end.begin());
+                Cpu::with_own(&END, |end| end.begin());
             }
             barrier.wait();
             let deadline = Deadline::after_millis(TIMEOUT);
@@ -248,7 +251,7 @@ fn disturb_mtrrs() {
 /// Sends this CPU an interrupt at each unused vector, from its local APIC and by an instruction, as
 /// one that is in service nowhere.
 fn get_stray_interrupts() {
-    let own = cpu::with(|here| here.shared().lapic_id);
+    let own = cpu::with(|here| cpu::lapic_id(here.block()));
     for vector in (16..=u8::MAX).filter(|&vector| is_unused(vector)) {
         let before = unexpected_here();
         assert!(
@@ -379,7 +382,7 @@ fn await_idle(answers: &AtomicUsize, idle: impl Fn(u32) -> bool) {
     let is_over = || {
         // Acquire, the answers first: before its answer a CPU may still be idle from before the call.
         answers.load(Ordering::Acquire) == idle().count()
-            && idle().all(|(_, shared)| shared.idle.is_idle())
+            && idle().all(|(_, block)| block.get(&IDLE).is_idle())
     };
     while !is_over() && !deadline.passed() {
         core::hint::spin_loop();

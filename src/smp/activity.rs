@@ -4,13 +4,20 @@
 use core::sync::atomic::AtomicU64;
 use core::sync::atomic::{AtomicU8, Ordering};
 
+use crossbeam_utils::CachePadded;
 use muster_arguments::Workload;
+use muster_percpu::cpu_local;
 
 /// Instead of a workload: none.
 const NONE: u8 = u8::MAX;
 
 /// Instead of a workload: the monitor's prompt.
 const PROMPT: u8 = NONE - 1;
+
+cpu_local! {
+    /// The CPU's current activity, on a cache line that no other CPU writes.
+    pub shared static ACTIVITY: CachePadded<Activity> = CachePadded::new(Activity::new());
+}
 
 /// One CPU's current activity. It alone writes, all may read; the parts of a reading may be of
 /// slightly different moments: they are Relaxed, as nothing else is read by them.

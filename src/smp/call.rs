@@ -26,7 +26,10 @@ use conquer_once::spin::OnceCell;
 use muster_cross_cpu::CallQueue;
 use x86_64::instructions::interrupts;
 
-use super::{cpu, lapic, lock, online, stop};
+use super::activity::ACTIVITY;
+use super::counters::CALL_COUNTERS;
+use super::cpu::{self, Cpu};
+use super::{lapic, lock, online, stop};
 use crate::arch::clock::Deadline;
 
 /// How long a CPU that has taken a call may take for it, in milliseconds, before the run ends.
@@ -232,16 +235,16 @@ fn begin_using(
         deadline: Deadline::after_millis(timeout_millis),
     };
     let mut sent = 0;
-    for (index, shared) in online::cpus() {
+    for (index, block) in online::cpus() {
         let is_meant = index != own && targets.contain(index, own);
         // Each online CPU is sent it once, and has a part of the queue.
         if is_meant && pending.call.send(index as usize).is_ok() {
             // If it can't be woken it does not answer, and the error names it.
-            lapic::wake(shared.lapic_id);
+            lapic::wake(cpu::lapic_id(block));
             sent += 1;
         }
     }
-    cpu::with(|here| here.shared().calls.count_sent(sent));
+    Cpu::with_own(&CALL_COUNTERS, |counters| counters.count_sent(sent));
     if targets.contain(own, own) {
         interrupts::without_interrupts(|| work(own));
     }
@@ -341,8 +344,8 @@ fn serve_using(uses: Uses) {
             let max_calls = cpu::all().len() * muster_cross_cpu::MAX_CALLS;
             for _ in 0..max_calls {
                 let served = queue.serve(own as usize, |work| {
-                    here.shared().activity.answer(|| work(own));
-                    here.shared().calls.count_served();
+                    here.get(&ACTIVITY).answer(|| work(own));
+                    here.get(&CALL_COUNTERS).count_served();
                 });
                 if !served {
                     break;
@@ -371,7 +374,7 @@ pub fn answer() {
     };
     cpu::try_with(|here| {
         if is_called(here.index()) {
-            lapic::wake(here.shared().lapic_id);
+            lapic::wake(cpu::lapic_id(here.block()));
         }
     });
 }

@@ -2,6 +2,17 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use crossbeam_utils::CachePadded;
+use muster_percpu::cpu_local;
+
+cpu_local! {
+    /// The calls that the CPU has sent and served, on a cache line that no other CPU writes.
+    pub shared static CALL_COUNTERS: CachePadded<CallCounters> =
+        CachePadded::new(CallCounters::new());
+    /// Its TLB flushes and shootdowns, on a cache line that no other CPU writes.
+    pub shared static TLB_COUNTERS: CachePadded<TlbCounters> = CachePadded::new(TlbCounters::new());
+}
+
 /// The number of calls that one CPU has sent, one for each target, and the number that it has
 /// served. Relaxed throughout: statistics, by which nothing else is read.
 pub struct CallCounters {

@@ -1,85 +1,22 @@
-//! The per-CPU block: each CPU's own state, and the part of it that the others may read.
+//! The per-CPU block. What is in it is declared where it is used, by `cpu_local!`.
 
-use core::fmt::{self, Write};
 use core::mem::MaybeUninit;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::slice;
+use core::sync::atomic::{AtomicU32, Ordering};
 
-use crossbeam_utils::CachePadded;
-use muster_cross_cpu::Idle;
 use muster_heap::CpuCache;
-use muster_machine::identity::Difference;
 use muster_memory::FRAME_SIZE;
-use muster_percpu::{Directory, Header, Here, Register, Storage, Unregistered, WriteOnce};
+use muster_percpu::{
+    Directory, Header, Here, Key, PlaceError, Register, Storage, Template, TemplateError,
+    Unregistered, WriteOnce, cpu_local,
+};
 use x86_64::VirtAddr;
 use x86_64::registers::model_specific::GsBase;
 
-use super::activity::Activity;
-use super::counters::{CallCounters, TlbCounters};
-use super::frame_slot::FrameSlot;
-use super::identity::Identity;
-use super::level::{Held, Level, Lock};
-use super::lines::{Journal, LogLine};
-use super::progress::Progress;
-use super::snapshot::Snapshot;
-use crate::arch::apic;
 use crate::arch::descriptors::Descriptors;
-use crate::arch::failpoint::Traps;
-use crate::arch::timer::Timer;
-use crate::arch::vectors::Counters;
+use crate::boot::image;
 use crate::boot::stack::Slot;
-
-/// The part of a block that only its own CPU touches.
-pub struct Local {
-    descriptors: &'static Descriptors,
-    frames: FrameSlot,
-    traps: Traps,
-    timer: Timer,
-    held: Held,
-    lapic: apic::Mode,
-}
-
-impl Local {
-    /// Returns the cell of this CPU's frame cache.
-    #[inline]
-    pub fn frames(&self) -> &FrameSlot {
-        &self.frames
-    }
-
-    /// Returns the state of this CPU's failpoints.
-    #[inline]
-    pub fn traps(&self) -> &Traps {
-        &self.traps
-    }
-
-    /// Returns the handler and the period of this CPU's timer.
-    pub fn timer(&self) -> &Timer {
-        &self.timer
-    }
-
-    /// Returns the locks that this CPU holds.
-    pub fn held(&self) -> &Held {
-        &self.held
-    }
-
-    /// Returns how this CPU reaches the registers of its local APIC.
-    #[inline]
-    pub fn lapic(&self) -> &apic::Mode {
-        &self.lapic
-    }
-
-    /// Loads this CPU's GDT and TSS.
-    pub fn load_descriptors(&self) {
-        self.descriptors.load();
-    }
-}
-
-/// The memory of one CPU's state: whole frames of its own. GS base is its address.
-#[repr(C)]
-struct Memory {
-    block: Block,
-    descriptors: Descriptors,
-}
 
 /// How far from GS base the CPU's part of the heap lies, in bytes, with a block and without.
 pub const CACHE_FROM_GS: usize = muster_percpu::head_offset::<CpuCache>();
@@ -87,144 +24,94 @@ pub const CACHE_FROM_GS: usize = muster_percpu::head_offset::<CpuCache>();
 /// The target of GS base while the CPU has no block: a cache that is empty, full and never used.
 static UNREGISTERED: Unregistered<CpuCache> = Unregistered::new(CpuCache::new());
 
-/// Bytes of memory per CPU, a multiple of a frame.
-pub const BYTES: u64 = (size_of::<Memory>() as u64).next_multiple_of(FRAME_SIZE);
-
-/// Makes the per-CPU block of CPU `index` in `memory`.
-///
-/// # Safety
-///
-/// `memory` is [`BYTES`] of frame-aligned, writable memory, mapped for good in
-/// the tables of the loader and of the kernel, and used by nothing else.
-pub unsafe fn create(index: u32, lapic_id: u32, memory: NonNull<u8>) -> &'static Block {
-    let memory = memory.cast::<Memory>().as_ptr();
-    // SAFETY: (1) the memory is large and aligned enough and no one else's, as the
-    // caller promises; (2) the two fields don't overlap, and each is written once,
-    // before a reference to it exists.
-    unsafe {
-        let tops = Slot::of(index).interrupt_tops();
-        let descriptors = Descriptors::create(&raw mut (*memory).descriptors, tops);
-        let place: &mut MaybeUninit<Block> = &mut *(&raw mut (*memory).block).cast();
-        Block::init(place, index, CpuCache::new(), |cache| {
-            let local = Local {
-                descriptors,
-                frames: FrameSlot::new(),
-                traps: Traps::new(),
-                timer: Timer::new(),
-                held: Held::new(),
-                lapic: apic::Mode::new(),
-            };
-            (local, Shared::new(lapic_id, cache))
-        })
-    }
+cpu_local! {
+    /// The CPU's local APIC id: the BSP stores it before it publishes the block. Relaxed: it comes with the
+    /// reference to the block, and never changes.
+    shared static LAPIC_ID: AtomicU32 = AtomicU32::new(0);
+    /// The CPU's GDT and TSS, which the BSP makes behind the block.
+    shared static DESCRIPTORS: WriteOnce<&'static Descriptors> = WriteOnce::new();
 }
 
-/// The part of a block that every CPU may read.
-pub struct Shared {
-    /// The CPU's local APIC id.
-    pub lapic_id: u32,
-    /// The progress of its bring-up.
-    pub report: Progress,
-    /// Its own log lines.
-    pub journal: Lock<Journal>,
-    /// Its cache of the heap; others only read its counters.
-    pub cache: &'static CpuCache,
-    /// Its state, as last read.
-    pub snapshot: Snapshot,
-    /// Which CPU it is, by its registers.
-    pub identity: Identity,
-    /// Why it was stopped, if it was.
-    pub end: End,
-    /// Its current activity, on a cache line that no other CPU writes.
-    pub activity: CachePadded<Activity>,
-    /// Whether it is idle, and is spared shootdowns, on a cache line that others write only then.
-    pub idle: CachePadded<Idle>,
-    /// Its TLB flushes and shootdowns, on a cache line that no other CPU writes.
-    pub tlb: CachePadded<TlbCounters>,
-    /// The calls that it has sent and served, on a cache line that no other CPU writes.
-    pub calls: CachePadded<CallCounters>,
-    /// The interrupts that it has taken, on a cache line that no other CPU writes.
-    pub interrupts: CachePadded<Counters>,
+/// Returns the local APIC id of the CPU with this block.
+pub fn lapic_id(block: &Block) -> u32 {
+    block.get(&LAPIC_ID).load(Ordering::Relaxed)
 }
 
-impl Shared {
-    /// Creates the shared part of a CPU that the loader has parked.
-    pub const fn new(lapic_id: u32, cache: &'static CpuCache) -> Self {
-        Self {
-            lapic_id,
-            cache,
-            report: Progress::new(),
-            journal: Lock::new(Level::Journal, Journal::new()),
-            snapshot: Snapshot::new(),
-            identity: Identity::new(),
-            end: End {
-                begun: AtomicBool::new(false),
-                stopped_at: AtomicU64::new(0),
-                last_words: WriteOnce::new(),
-            },
-            activity: CachePadded::new(Activity::new()),
-            idle: CachePadded::new(Idle::new()),
-            tlb: CachePadded::new(TlbCounters::new()),
-            calls: CachePadded::new(CallCounters::new()),
-            interrupts: CachePadded::new(Counters::new()),
+/// Loads this CPU's GDT and TSS.
+///
+/// # Panics
+///
+/// If this CPU has not registered its block.
+pub fn load_descriptors() {
+    Cpu::with_own(&DESCRIPTORS, |descriptors| {
+        if let Some(descriptors) = descriptors.get() {
+            descriptors.load();
         }
-    }
-
-    /// Returns the registers in which the CPU differs from the BSP, or from what the loader says of
-    /// it.
-    pub fn differences(&self) -> impl Iterator<Item = Difference> {
-        self.identity.differences(self.lapic_id)
-    }
+    });
 }
 
-/// The last state of a CPU when another one's fault ends the run. Release and Acquire: with it comes all
-/// that the CPU wrote before.
-pub struct End {
-    begun: AtomicBool,
-    stopped_at: AtomicU64,
-    last_words: WriteOnce<LogLine>,
+/// The memory of one CPU's state: its block, and its descriptors behind that. GS base is its address.
+#[derive(Debug, Clone, Copy)]
+pub struct BlockLayout {
+    template: Template,
 }
 
-impl End {
-    /// Records that the CPU has a fault of its own.
-    pub fn begin(&self) {
-        self.begun.store(true, Ordering::Release);
+impl BlockLayout {
+    /// Finds the CPU-local variables in the image.
+    ///
+    /// # Errors
+    ///
+    /// [`TemplateError`], which names the line that the linker script lacks.
+    pub fn find() -> Result<Self, TemplateError> {
+        let template = Template::find(image::has_loaded)?;
+        Ok(Self { template })
     }
 
-    /// Returns whether the CPU has a fault of its own, and will stop by itself.
-    pub fn has_begun(&self) -> bool {
-        self.begun.load(Ordering::Acquire)
+    fn descriptors_offset(&self) -> usize {
+        Block::size(&self.template).next_multiple_of(align_of::<Descriptors>())
     }
 
-    /// Records that the CPU stops for good, at `address` of its code.
-    pub fn stop_at(&self, address: u64) {
-        self.stopped_at.store(address, Ordering::Release);
+    /// Returns the bytes of memory per CPU, a multiple of a frame.
+    pub fn bytes(&self) -> u64 {
+        let used = self.descriptors_offset() + size_of::<Descriptors>();
+        (used as u64).next_multiple_of(FRAME_SIZE)
     }
 
-    /// Returns where it stopped, if it did.
-    pub fn stopped_at(&self) -> Option<u64> {
-        Some(self.stopped_at.load(Ordering::Acquire)).filter(|&address| address != 0)
-    }
-
-    /// Leaves last words for the CPU that reports, the first time. A fault while they are written
-    /// leaves none.
-    pub fn leave_words(&self, words: fmt::Arguments<'_>) {
-        self.last_words.set(|| {
-            let mut line = LogLine::new();
-            // Too long for a line: its beginning will do.
-            let _ = line.write_fmt(words);
-            line
-        });
-    }
-
-    /// Returns the last words, if any.
-    pub fn words(&self) -> Option<&LogLine> {
-        self.last_words.get()
+    /// Makes the per-CPU block of CPU `index` in `memory`.
+    ///
+    /// # Errors
+    ///
+    /// [`PlaceError`]: there is no place for a block.
+    ///
+    /// # Safety
+    ///
+    /// `memory` is as many bytes as [`bytes`](Self::bytes) says of frame-aligned, writable memory, mapped for
+    /// good in the tables of the loader and of the kernel, and used by nothing else.
+    pub unsafe fn create(
+        &self,
+        index: u32,
+        lapic_id: u32,
+        memory: NonNull<u8>,
+    ) -> Result<&'static Block, PlaceError> {
+        let tops = Slot::of(index).interrupt_tops();
+        let place = memory.cast::<MaybeUninit<u8>>();
+        // SAFETY: (1) the memory is large enough and no one else's, as the caller promises; (2) the block ends
+        // before the descriptors, which are aligned, as the offset is in memory that is frame-aligned.
+        let (descriptors, place) = unsafe {
+            (
+                Descriptors::create(memory.add(self.descriptors_offset()).cast().as_ptr(), tops),
+                slice::from_raw_parts_mut(place.as_ptr(), Block::size(&self.template)),
+            )
+        };
+        let block = Block::place(place, &self.template, index, CpuCache::new())?;
+        block.get(&LAPIC_ID).store(lapic_id, Ordering::Relaxed);
+        block.get(&DESCRIPTORS).set(|| descriptors);
+        Ok(block)
     }
 }
 
 /// One CPU's block, which begins with its cache of the heap.
-pub type Block = muster_percpu::Block<Local, Shared, CpuCache>;
+pub type Block = muster_percpu::Block<CpuCache>;
 
 /// The register that holds the address of a CPU's own block: GS base.
 pub struct Gs;
@@ -236,8 +123,6 @@ pub struct Gs;
 // runs here or null; (4) Muster has no tasks: nothing preempts code or moves it to another
 // CPU, so there is nothing to disable.
 unsafe impl Register for Gs {
-    type Local = Local;
-    type Shared = Shared;
     type Head = CpuCache;
     type NoPreempt = ();
 
@@ -264,6 +149,19 @@ unsafe impl Register for Gs {
         header
     }
 
+    #[inline]
+    fn load_base<K: Key>() -> *const u8 {
+        let base;
+        // SAFETY: as above, but a word further on in the header.
+        unsafe {
+            core::arch::asm!(
+                "mov {}, gs:[{}]", out(reg) base, const K::BASE,
+                options(nostack, preserves_flags, readonly)
+            );
+        }
+        base
+    }
+
     unsafe fn store(header: *const Header) {
         // SAFETY: the address of a live object is canonical for the number of levels
         // in use; `VirtAddr::new` knows only four.
@@ -275,14 +173,12 @@ unsafe impl Register for Gs {
 pub type Cpu = Storage<Gs>;
 
 /// Every CPU's block, by CPU index.
-pub static DIRECTORY: Directory<Local, Shared, CpuCache> = Directory::new();
+pub static DIRECTORY: Directory<CpuCache> = Directory::new();
 
 /// Runs `f` with this CPU's block, or returns `None` if it has none yet: for code that also runs
 /// before registration, in faults and in NMIs.
 #[inline]
-pub fn try_with<T>(
-    f: impl for<'here> FnOnce(&Here<'here, Local, Shared, CpuCache>) -> T,
-) -> Option<T> {
+pub fn try_with<T>(f: impl for<'here> FnOnce(&Here<'here, CpuCache>) -> T) -> Option<T> {
     Cpu::try_with(f)
 }
 
@@ -293,11 +189,17 @@ pub fn try_with<T>(
 /// If this CPU has not registered its block.
 #[track_caller]
 #[inline]
-pub fn with<T>(f: impl for<'here> FnOnce(&Here<'here, Local, Shared, CpuCache>) -> T) -> T {
+pub fn with<T>(f: impl for<'here> FnOnce(&Here<'here, CpuCache>) -> T) -> T {
     Cpu::with(f)
 }
 
-/// Returns the shared part of every CPU's block, with its index. Empty until the blocks exist.
-pub fn all() -> impl ExactSizeIterator<Item = (u32, &'static Shared)> {
-    DIRECTORY.iter()
+/// Returns every CPU's block, with its index. Empty until the blocks exist.
+pub fn all() -> impl ExactSizeIterator<Item = (u32, &'static Block)> {
+    let blocks = DIRECTORY.blocks().iter().enumerate();
+    blocks.map(|(index, &block)| (index as u32, block))
+}
+
+/// Returns the block of the CPU with this index, if there is such a CPU.
+pub fn get(index: u32) -> Option<&'static Block> {
+    DIRECTORY.blocks().get(index as usize).copied()
 }

@@ -4,20 +4,22 @@ use core::fmt::{self, Write};
 
 use heapless::String;
 
-use super::cpu;
+use super::activity::ACTIVITY;
+use super::cpu::Block;
+use super::lazy_tlb::IDLE;
 
 /// A CPU's activity, in words.
-pub struct Doing<'a>(pub &'a cpu::Shared);
+pub struct Doing<'a>(pub &'a Block);
 
 impl fmt::Display for Doing<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let activity = &self.0.activity;
+        let activity = &self.0.get(&ACTIVITY);
         let own = if activity.is_answering() {
             "answering a call"
         } else if activity.is_at_prompt() {
             // Halted or not: it is idle between keys.
             "at its prompt"
-        } else if self.0.idle.is_idle() {
+        } else if self.0.get(&IDLE).is_idle() {
             "idle"
         } else {
             "at work"

@@ -10,9 +10,11 @@ use conquer_once::spin::OnceCell;
 use muster_machine::identity::{Difference, IA32_TSC_ADJUST, LAPIC_ID, common, differences};
 use muster_machine::lapic::IA32_APIC_BASE;
 use muster_machine::mtrr::{self, IA32_MTRRCAP, Mtrrs, SYSCFG, TOP_MEM2};
+use muster_percpu::cpu_local;
 use raw_cpuid::CpuId;
 use x86_64::registers::model_specific::Msr;
 
+use super::cpu;
 use crate::arch::control::{self, Features};
 use crate::arch::debug_console;
 
@@ -45,6 +47,17 @@ pub fn bsp() -> &'static [(u32, u64)] {
 /// they are disabled.
 pub fn mtrrs(features: &Features) -> Option<Mtrrs<'static>> {
     Some(Mtrrs::new(bsp(), features.physical_bits)).filter(Mtrrs::are_enabled)
+}
+
+cpu_local! {
+    /// Which CPU it is, by its registers.
+    pub shared static IDENTITY: Identity = Identity::new();
+}
+
+/// Returns the registers in which the CPU with this block differs from the BSP, or from what the loader says of
+/// it.
+pub fn differences_of(block: &cpu::Block) -> impl Iterator<Item = Difference> {
+    block.get(&IDENTITY).differences(cpu::lapic_id(block))
 }
 
 /// The registers of one CPU that must be as the BSP's, or as the loader says.

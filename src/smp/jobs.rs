@@ -91,11 +91,11 @@ fn submit(
     let job: &'static Job<'static> =
         unsafe { core::mem::transmute::<&Job<'_>, &'static Job<'static>>(job) };
     assert!(is_bsp && broadcast.submit(job), "a job within a job");
-    for (index, shared) in online::cpus().skip(1) {
+    for (index, block) in online::cpus().skip(1) {
         assert!(
-            lapic::wake(shared.lapic_id),
+            lapic::wake(cpu::lapic_id(block)),
             "CPU {index} can't be woken: no interrupt reaches LAPIC id {}",
-            shared.lapic_id
+            cpu::lapic_id(block)
         );
     }
     broadcast.run(0, |job| job(0));

@@ -9,12 +9,13 @@ use muster_machine::lapic::{
     LVT_MASKED, LVT_NMI, LVT_SETTINGS, LVT_SMI, LVT_TSC_DEADLINE, Register, SOFTWARE_ENABLE,
     has_entry, in_service, is_pending, xapic_id,
 };
+use muster_percpu::cpu_local;
 use raw_cpuid::CpuId;
 use x86_64::instructions::interrupts;
 use x86_64::registers::model_specific::{ApicBase, Msr};
 
-use super::cpu;
-use crate::arch::apic::{ApicRegisters, ENTRY_COUNT};
+use super::cpu::Cpu;
+use crate::arch::apic::{self, ApicRegisters, ENTRY_COUNT};
 use crate::arch::clock::Deadline;
 use crate::arch::vectors::{ERROR_VECTOR, SPURIOUS_VECTOR, TIMER_VECTOR, WAKE_VECTOR};
 
@@ -132,6 +133,11 @@ pub fn log_mode() {
     }
 }
 
+cpu_local! {
+    /// How the CPU reaches the registers of its local APIC.
+    static MODE: apic::Mode = apic::Mode::new();
+}
+
 /// Enables this CPU's APIC, with all its interrupts: from other CPUs, its own timer and errors, and
 /// the machine's NMI lines. Only the BSP passes `nmi_lines`, so that one NMI is one report. All other
 /// entries of the local vector table are masked: the legacy PIC's line, and those of the CPU's
@@ -140,7 +146,7 @@ pub fn enable(nmi_lines: &[NmiLine]) {
     let Some(registers) = ApicRegisters::find() else {
         return;
     };
-    cpu::with(|here| here.local().lapic().note(registers));
+    Cpu::with_own(&MODE, |mode| mode.note(registers));
     for line in nmi_lines {
         if let Some(entry) = LINES.get(usize::from(line.lint)) {
             let polarity = if line.is_active_low {
@@ -337,7 +343,7 @@ fn send(lapic_id: u32, command: Command) -> bool {
 /// Returns how this CPU reaches the registers of its local APIC. `None` where the page is not
 /// mapped: before it is at all, and on an AP that still runs on the loader's tables.
 fn registers() -> Option<ApicRegisters> {
-    cpu::try_with(|here| here.local().lapic().registers())
+    Cpu::try_with_own(&MODE, |mode| mode.registers())
         .flatten()
         .or_else(ApicRegisters::find)
 }

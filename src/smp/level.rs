@@ -1,11 +1,9 @@
-//! The lock and its levels. How it is taken stands in another file, because the per-CPU block contains a
-//! lock, and taking one records it in that block.
+//! The levels of locks, and which locks a CPU holds.
 
 use core::cell::Cell;
 use core::fmt;
-use core::sync::atomic::{AtomicU64, Ordering};
 
-use spin::Mutex;
+use muster_percpu::InterruptSafe;
 
 /// The data that a lock guards, in lock order. A CPU that holds a lock takes only locks of levels
 /// further down.
@@ -59,7 +57,7 @@ impl fmt::Display for Level {
 }
 
 /// Bits for the number of locks of one level that a CPU holds: more than one only by
-/// [`Lock::try_lock`].
+/// [`Lock::try_lock`](super::lock::Lock::try_lock).
 const BITS: u32 = 8;
 
 /// The locks that one CPU holds.
@@ -71,6 +69,10 @@ pub struct Held {
 }
 
 const _: () = assert!(Level::ALL.len() as u32 * BITS <= u64::BITS);
+
+// SAFETY: it is changed with interrupts disabled, and an NMI's handler takes no lock unless it ends the run. To read
+// it is to read one word.
+unsafe impl InterruptSafe for Held {}
 
 impl Held {
     /// Creates an empty set.
@@ -104,53 +106,4 @@ impl Held {
 
 fn one_of(level: Level) -> u64 {
     1 << (level as u32 * BITS)
-}
-
-/// The holder of a lock, for the CPUs that wait: the holder's index plus one in the lower half, 0 for a CPU
-/// without an index; in the upper half a number that each change increments, so that a CPU that has released
-/// the lock and taken it again is not taken for one that still holds it.
-pub(super) struct Holder(AtomicU64);
-
-impl Holder {
-    const INDEX_BITS: u32 = 32;
-
-    /// Records the CPU that has just taken the lock; `None` for one about to release it, or without an
-    /// index.
-    pub(super) fn note(&self, cpu: Option<u32>) {
-        // Relaxed: only the CPU that holds the lock writes it, and the lock orders one holder's accesses
-        // with the next one's. A waiting CPU reads it for the report alone.
-        let changes = (self.0.load(Ordering::Relaxed) >> Self::INDEX_BITS) as u32;
-        let tag = cpu.map_or(0, |index| u64::from(index) + 1);
-        let next = u64::from(changes.wrapping_add(1)) << Self::INDEX_BITS | tag;
-        self.0.store(next, Ordering::Relaxed);
-    }
-
-    /// Returns a value that changes with each holder.
-    pub(super) fn look(&self) -> u64 {
-        // Relaxed: as for `note`.
-        self.0.load(Ordering::Relaxed)
-    }
-
-    /// Returns the CPU in such a value.
-    pub(super) fn cpu(look: u64) -> Option<u64> {
-        (look & u64::from(u32::MAX)).checked_sub(1)
-    }
-}
-
-/// A lock. [`lock`](super::lock) has the functions that take it.
-pub struct Lock<T> {
-    pub(super) level: Level,
-    pub(super) holder: Holder,
-    pub(super) data: Mutex<T>,
-}
-
-impl<T> Lock<T> {
-    /// Creates a lock of this level.
-    pub const fn new(level: Level, data: T) -> Self {
-        Self {
-            level,
-            holder: Holder(AtomicU64::new(0)),
-            data: Mutex::new(data),
-        }
-    }
 }

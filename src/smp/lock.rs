@@ -17,17 +17,26 @@
 
 use core::hint;
 use core::ops::{Deref, DerefMut};
+use core::sync::atomic::{AtomicU64, Ordering};
 
-use spin::MutexGuard;
+use muster_percpu::cpu_local;
+use spin::{Mutex, MutexGuard};
 use x86_64::instructions::interrupts;
 
-use super::level::Holder;
-pub use super::level::{Level, Lock};
-use super::{cpu, stop};
+use super::cpu::{self, Cpu};
+use super::level::Held;
+use super::stop;
 use crate::arch::clock;
+
+pub use super::level::Level;
 
 /// How long a CPU may hold a lock, in milliseconds: as long as it may take to take a call.
 pub const TIMEOUT: u64 = 10_000;
+
+cpu_local! {
+    /// The locks that the CPU holds.
+    static HELD: Held = Held::new();
+}
 
 /// Ends the run if this CPU holds a lock; `what` describes the forbidden action.
 ///
@@ -43,10 +52,57 @@ pub fn forbid(what: &str) {
 
 /// Returns the last lock that this CPU holds, in lock order, if any.
 pub fn held() -> Option<Level> {
-    cpu::try_with(|here| here.local().held().last()).flatten()
+    Cpu::try_with_own(&HELD, |held| held.last()).flatten()
+}
+
+/// The holder of a lock, for the CPUs that wait: the holder's index plus one in the lower half, 0 for a CPU
+/// without an index; in the upper half a number that each change increments, so that a CPU that has released
+/// the lock and taken it again is not taken for one that still holds it.
+struct Holder(AtomicU64);
+
+impl Holder {
+    const INDEX_BITS: u32 = 32;
+
+    /// Records the CPU that has just taken the lock; `None` for one about to release it, or without an
+    /// index.
+    fn note(&self, cpu: Option<u32>) {
+        // Relaxed: only the CPU that holds the lock writes it, and the lock orders one holder's accesses
+        // with the next one's. A waiting CPU reads it for the report alone.
+        let changes = (self.0.load(Ordering::Relaxed) >> Self::INDEX_BITS) as u32;
+        let tag = cpu.map_or(0, |index| u64::from(index) + 1);
+        let next = u64::from(changes.wrapping_add(1)) << Self::INDEX_BITS | tag;
+        self.0.store(next, Ordering::Relaxed);
+    }
+
+    /// Returns a value that changes with each holder.
+    fn look(&self) -> u64 {
+        // Relaxed: as for `note`.
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Returns the CPU in such a value.
+    fn cpu(look: u64) -> Option<u64> {
+        (look & u64::from(u32::MAX)).checked_sub(1)
+    }
+}
+
+/// A lock.
+pub struct Lock<T> {
+    level: Level,
+    holder: Holder,
+    data: Mutex<T>,
 }
 
 impl<T> Lock<T> {
+    /// Creates a lock of this level.
+    pub const fn new(level: Level, data: T) -> Self {
+        Self {
+            level,
+            holder: Holder(AtomicU64::new(0)),
+            data: Mutex::new(data),
+        }
+    }
+
     /// Takes the lock, and waits for it; stops this CPU for good if the run ends in the meantime, for
     /// then the holder may never release it.
     ///
@@ -126,7 +182,7 @@ impl HeldEntry {
         let were_enabled = interrupts::are_enabled();
         interrupts::disable();
         let is_listed = cpu::try_with(|here| {
-            here.local().held().add(level, were_enabled);
+            here.get(&HELD).add(level, were_enabled);
         })
         .is_some();
         Self { level, is_listed }
@@ -138,7 +194,7 @@ impl Drop for HeldEntry {
         if !self.is_listed {
             return;
         }
-        let enable = cpu::try_with(|here| here.local().held().remove(self.level));
+        let enable = Cpu::try_with_own(&HELD, |held| held.remove(self.level));
         if enable == Some(true) {
             interrupts::enable();
         }

@@ -9,7 +9,6 @@ pub mod counters;
 pub mod cpu;
 pub mod device_vectors;
 pub mod doing;
-pub mod frame_slot;
 pub mod hooks;
 pub mod identity;
 pub mod jobs;

@@ -5,8 +5,14 @@ use core::sync::atomic::{AtomicI64, AtomicU8, AtomicU64, Ordering};
 use muster_cross_cpu::{Admission, Outcome};
 use muster_events::{Phase, Reached};
 use muster_machine::time::Offset;
+use muster_percpu::cpu_local;
 
 use crate::arch::clock;
+
+cpu_local! {
+    /// The progress of the CPU's bring-up.
+    pub shared static PROGRESS: Progress = Progress::new();
+}
 
 /// One CPU's report of its bring-up. Written by that CPU, but for the release and the end of the
 /// roll call, which are the BSP's; read by all.

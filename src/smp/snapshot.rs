@@ -2,8 +2,15 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use muster_percpu::cpu_local;
+
 use crate::arch::apic::ENTRY_COUNT;
 use crate::arch::control::{self, Registers};
+
+cpu_local! {
+    /// The CPU's state, as last read.
+    pub shared static SNAPSHOT: Snapshot = Snapshot::new();
+}
 
 /// A CPU's state, as read from its own registers. Relaxed throughout: the report that the CPU is online, or the
 /// end of the job in which it was read, publishes it.

@@ -9,6 +9,7 @@ use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use muster_machine::time;
+use muster_percpu::cpu_local;
 use raw_cpuid::CpuId;
 use x86_64::instructions::interrupts;
 
@@ -100,6 +101,11 @@ fn reading() -> Option<(u32, u64)> {
     best.map(|(_, count, at)| (count, at))
 }
 
+cpu_local! {
+    /// The handler and the period of the CPU's timer.
+    static TIMER: Timer = Timer::new();
+}
+
 /// Sets this CPU's timer for the next interrupt.
 fn arm(timer: &Timer) {
     let ticks = timer.period();
@@ -124,7 +130,7 @@ fn arm(timer: &Timer) {
 /// If this CPU's timer is in use.
 pub fn every(micros: u64, handler: TimerHandler<'_>, work: impl FnOnce()) {
     cpu::with(|here| {
-        let timer = here.local().timer();
+        let timer = here.get(&TIMER);
         assert!(timer.handler().is_none(), "the timer is in use");
         // SAFETY: only the lifetime changes, and the handler is forgotten before this returns;
         // `work` can't unwind (panics end the run).
@@ -146,7 +152,7 @@ pub fn every(micros: u64, handler: TimerHandler<'_>, work: impl FnOnce()) {
 /// Handles the timer's interrupt.
 pub fn fired() {
     cpu::try_with(|here| {
-        let timer = here.local().timer();
+        let timer = here.get(&TIMER);
         // None: it was pending when the timer was disarmed.
         if let Some(handler) = timer.handler() {
             handler();

@@ -20,7 +20,7 @@ cpu_local! {
 
 /// A CPU's variables, with the free blocks of the heap that the CPU has cached at their head, where the heap
 /// finds them by GS base.
-pub type Block = muster_percpu::Block<(), (), CpuCache>;
+pub type Block = muster_percpu::Block<CpuCache>;
 
 /// What GS base points to while a CPU has no block: nothing is cached there, and there is no room.
 static UNREGISTERED: Unregistered<CpuCache> = Unregistered::new(CpuCache::new());
@@ -30,11 +30,8 @@ pub struct Gs;
 
 // SAFETY: (1) every CPU calls `Storage::reset` first, and from then on GS base points to
 // `UNREGISTERED`, whose first word is null, or to a registered block, whose first word is its own
-// address; (2) nothing else writes GS base, and there is no SWAPGS; (3) this kernel doesn't preempt;
-// (4) nor does it let interrupts in.
+// address; (2) nothing else writes GS base, and there is no SWAPGS; (3) this kernel doesn't preempt.
 unsafe impl Register for Gs {
-    type Local = ();
-    type Shared = ();
     type Head = CpuCache;
     type NoPreempt = ();
 
@@ -78,7 +75,7 @@ unsafe impl Register for Gs {
 pub type Cpu = Storage<Gs>;
 
 /// All CPUs.
-pub static CPUS: Directory<(), (), CpuCache> = Directory::new();
+pub static CPUS: Directory<CpuCache> = Directory::new();
 
 /// Makes the block of this number this CPU's, and gives it frames.
 ///

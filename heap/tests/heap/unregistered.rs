@@ -21,14 +21,12 @@ struct Gs;
 
 type Cpu = Storage<Gs>;
 
-static CPUS: Directory<(), (), CpuCache> = Directory::new();
+static CPUS: Directory<CpuCache> = Directory::new();
 
 // SAFETY: (1) each thread calls `Storage::reset` first, and from then on GS base points to the sentinel
-// or to a block. (2) No Rust program on Linux uses GS base for anything else. (3), (4) Code doesn't move
-// between threads, and no signal handler uses the storage.
+// or to a block. (2) No Rust program on Linux uses GS base for anything else. (3) Code doesn't move
+// between threads.
 unsafe impl Register for Gs {
-    type Local = ();
-    type Shared = ();
     type Head = CpuCache;
     type NoPreempt = ();
 
@@ -157,8 +155,7 @@ fn a_cpu_without_a_block_finds_the_sentinel_empty_and_full_and_leaves_it_so() {
     let blocks: Vec<_> = (0..2)
         .map(|index| {
             let place = Box::leak(Box::new_uninit());
-            let block: &Block<(), (), CpuCache> =
-                Block::init(place, index, CpuCache::new(), |_| ((), ()));
+            let block: &Block<CpuCache> = Block::init(place, index, CpuCache::new());
             block
         })
         .collect();

@@ -10,17 +10,17 @@ const INSTRUCTIONS: &[Limit] = &[
         bench: "churn",
         most: 34.0,
     },
-    // 31.86
+    // 32.08
     Limit {
         bench: "mixed",
         most: 42.0,
     },
-    // 41.00
+    // 43.00
     Limit {
         bench: "frame-pair",
         most: 48.0,
     },
-    // 99.39
+    // 98.14
     Limit {
         bench: "frame-bulk",
         most: 110.0,

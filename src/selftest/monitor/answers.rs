@@ -7,11 +7,18 @@ use muster::internals::arch::clock::{self, Deadline};
 use muster::internals::boot::bytes::Bytes;
 use muster::internals::boot::stack::StackLocation;
 use muster::internals::bringup::account::{Account, AccountError, Signed};
+use muster::internals::bringup::interrupts::INTERRUPTS;
 use muster::internals::mm::{heap, peek, shared};
+use muster::internals::report::journal::JOURNAL;
 use muster::internals::report::serial;
+use muster::internals::smp::activity::ACTIVITY;
 use muster::internals::smp::call::{self, Targets};
+use muster::internals::smp::counters::{CALL_COUNTERS, TLB_COUNTERS};
 use muster::internals::smp::doing::Doing;
+use muster::internals::smp::identity::{self, IDENTITY};
+use muster::internals::smp::lazy_tlb::IDLE;
 use muster::internals::smp::lock::{Level, Lock};
+use muster::internals::smp::progress::PROGRESS;
 use muster::internals::smp::{cpu, lines, online};
 use muster_cross_cpu::Outcome;
 use muster_machine::identity::RegisterName;
@@ -75,27 +82,27 @@ pub fn list(words: impl Iterator<Item = &'static str> + Clone) {
 /// Logs each CPU's counters and activity.
 pub fn cpus() {
     log::info!("cpu lapic     irqs    calls   answers operations doing");
-    for (index, shared) in cpu::all() {
-        let lapic_id = shared.lapic_id;
-        if shared.report.admission() != Outcome::Joined {
-            let phase = shared.report.phase().name();
+    for (index, block) in cpu::all() {
+        let lapic_id = cpu::lapic_id(block);
+        if block.get(&PROGRESS).admission() != Outcome::Joined {
+            let phase = block.get(&PROGRESS).phase().name();
             log::info!("{index:>3} {lapic_id:>5} did not come in time; last phase: {phase}");
             continue;
         }
         log::info!(
             "{index:>3} {lapic_id:>5} {:>8} {:>8} {:>9} {:>10} {}",
-            shared.interrupts.read().sum(),
-            shared.calls.sent(),
-            shared.calls.served(),
-            shared.activity.operations(),
-            Doing(shared)
+            block.get(&INTERRUPTS).read().sum(),
+            block.get(&CALL_COUNTERS).sent(),
+            block.get(&CALL_COUNTERS).served(),
+            block.get(&ACTIVITY).operations(),
+            Doing(block)
         );
     }
 }
 
 /// Returns the CPU of an index, if there is one; if not, logs that.
-fn find(index: u32) -> Option<&'static cpu::Shared> {
-    let found = cpu::DIRECTORY.get(index);
+fn find(index: u32) -> Option<&'static cpu::Block> {
+    let found = cpu::get(index);
     if found.is_none() {
         log::error!(
             "there is no CPU {index}: there are 0 to {}",
@@ -107,15 +114,15 @@ fn find(index: u32) -> Option<&'static cpu::Shared> {
 
 /// Logs a CPU's registers that must be the BSP's, and those in which it differs.
 pub fn registers(index: u32) {
-    let Some(shared) = find(index) else { return };
-    let mut registers = shared.identity.registers().peekable();
+    let Some(block) = find(index) else { return };
+    let mut registers = block.get(&IDENTITY).registers().peekable();
     if registers.peek().is_none() {
         log::info!("CPU {index} has not come so far");
     }
     for (register, value) in registers {
         log::info!("{value:#018x} {}", RegisterName(register));
     }
-    for difference in shared.differences() {
+    for difference in identity::differences_of(block) {
         log::error!("CPU {index} {difference}");
     }
 }
@@ -132,12 +139,12 @@ pub fn log_of(index: u32) {
     let lines = Lock::new(Level::Workload, lines);
     let copy = || {
         let mut lines = lines.lock();
-        if let Some(journal) = target.journal.try_lock() {
+        if let Some(journal) = target.get(&JOURNAL).try_lock() {
             // There is room.
             lines.extend(journal.bytes().take(lines::CAPACITY));
         }
     };
-    if target.report.admission() == Outcome::Joined {
+    if target.get(&PROGRESS).admission() == Outcome::Joined {
         if let Err(error) = call::run(Targets::One(index), TIMEOUT, &|_| copy()) {
             log::error!("{error}");
             return;
@@ -268,7 +275,7 @@ pub fn call(whom: Whom) {
 
 /// Measures a shootdown and logs its cost.
 pub fn shootdown() {
-    let idle = online::cpus().filter(|(_, shared)| shared.idle.is_idle());
+    let idle = online::cpus().filter(|(_, block)| block.get(&IDLE).is_idle());
     let idle = idle.count();
     match measure::time_shootdown() {
         Ok(time) => log::info!("a shootdown, {idle} CPUs idle: {time}"),
@@ -285,12 +292,12 @@ const REFRESH: u64 = 1_000;
 /// The number of a CPU's counters that are watched.
 const COUNTED: usize = 4;
 
-fn counted(shared: &cpu::Shared) -> [u64; COUNTED] {
+fn counted(block: &cpu::Block) -> [u64; COUNTED] {
     [
-        shared.activity.operations(),
-        shared.interrupts.read().sum(),
-        shared.calls.served(),
-        shared.tlb.flushes(),
+        block.get(&ACTIVITY).operations(),
+        block.get(&INTERRUPTS).read().sum(),
+        block.get(&CALL_COUNTERS).served(),
+        block.get(&TLB_COUNTERS).flushes(),
     ]
 }
 
@@ -299,8 +306,8 @@ pub fn watch(is_over: &dyn Fn() -> bool) {
     let mut last = [[0; COUNTED]; WATCHED];
     let watched = || online::cpus().take(WATCHED);
     let take = |last: &mut [[u64; COUNTED]; WATCHED]| {
-        for ((_, shared), last) in watched().zip(last) {
-            *last = counted(shared);
+        for ((_, block), last) in watched().zip(last) {
+            *last = counted(block);
         }
         clock::ticks()
     };
@@ -322,14 +329,14 @@ pub fn watch(is_over: &dyn Fn() -> bool) {
             serial::extend(up.as_bytes());
         }
         log::info!("cpu      ops/s     irqs/s  answers/s  flushes/s  doing");
-        for ((index, shared), last) in watched().zip(&last) {
+        for ((index, block), last) in watched().zip(&last) {
             let mut row = heapless::String::<COLUMNS>::new();
-            for (now, last) in counted(shared).into_iter().zip(last) {
+            for (now, last) in counted(block).into_iter().zip(last) {
                 // A workload that has begun since counts from 0. Four numbers fit.
                 let did = now.checked_sub(*last).unwrap_or(now);
                 let _ = write!(row, " {:>10}", did.saturating_mul(1_000_000) / micros);
             }
-            log::info!("{index:>3}{row}  {:<31}", Doing(shared));
+            log::info!("{index:>3}{row}  {:<31}", Doing(block));
         }
         serial::draw(b"");
         is_drawn = true;

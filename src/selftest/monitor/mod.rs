@@ -16,7 +16,8 @@ use core::fmt::Write;
 
 use muster::internals::bringup::roll::RollCall;
 use muster::internals::report::{events, journal, serial};
-use muster::internals::smp::cpu;
+use muster::internals::smp::activity::ACTIVITY;
+use muster::internals::smp::cpu::Cpu;
 use muster_arguments::{Arguments, Fault, Workloads};
 #[cfg(feature = "bench")]
 use muster_arguments::{BENCH, OptionInfo};
@@ -79,9 +80,9 @@ impl Monitor<'_> {
         &mut self,
         work: Option<&BackgroundWork<'_>>,
     ) -> Option<(InputLine, ExclusiveCommand)> {
-        cpu::with(|here| here.shared().activity.attend());
+        Cpu::with_own(&ACTIVITY, |activity| activity.attend());
         let exclusive = self.converse(work);
-        cpu::with(|here| here.shared().activity.end());
+        Cpu::with_own(&ACTIVITY, |activity| activity.end());
         exclusive
     }
 

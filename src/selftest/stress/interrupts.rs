@@ -86,7 +86,7 @@ const MAX_IDLES: usize = 16;
 /// A CPU that halts never comes back, and the BSP, which leaves this out, ends the run with a report
 /// that names it.
 fn interrupt_idle(worker: &mut Worker<'_>) {
-    let own = cpu::with(|here| here.shared().lapic_id);
+    let own = cpu::with(|here| cpu::lapic_id(here.block()));
     let send_nmi = || {
         lapic::send_nmi(own);
     };

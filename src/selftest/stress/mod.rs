@@ -32,9 +32,10 @@ use muster::internals::arch::clock::{self, Deadline};
 use muster::internals::boot::bytes::Bytes;
 use muster::internals::mm::{heap, shared};
 use muster::internals::report::events;
+use muster::internals::smp::activity::ACTIVITY;
 use muster::internals::smp::jobs::{self, TimedBarrier};
 use muster::internals::smp::lock::{Level, Lock};
-use muster::internals::smp::online;
+use muster::internals::smp::{cpu, online};
 use muster_arguments::{Arguments, HeapKind, Workload, Workloads};
 
 use self::random::Random;
@@ -355,7 +356,7 @@ fn compare(workloads: &[Workload], kinds: &[HeapKind], first: &[u64], second: &[
 /// Returns the LAPIC id of the online CPU that NMIs go to, if they are asked for.
 fn target(nmis: bool, member: usize) -> Option<u32> {
     let (_, target) = nmis.then(|| online::cpus().nth(member)).flatten()?;
-    Some(target.lapic_id)
+    Some(cpu::lapic_id(target))
 }
 
 /// Returns the bytes that can be allocated, in the heap and in free frames.
@@ -396,9 +397,10 @@ fn run_one(
     let started = clock::ticks();
     let job = |slot: usize| {
         // There are as many slots as online CPUs.
-        let Some((_, shared)) = online::cpus().nth(first + slot) else {
+        let Some((_, block)) = online::cpus().nth(first + slot) else {
             return;
         };
+        let activity = block.get(&ACTIVITY);
         rendezvous.barrier.wait();
         let mut worker = Worker {
             slot,
@@ -412,10 +414,10 @@ fn run_one(
             until: Deadline::after_millis(millis),
             rendezvous: &rendezvous,
             progress: progress.as_ref(),
-            activity: &shared.activity,
+            activity,
             target: target(arguments.selftest.nmis, first + (slot + 1) % cpus),
         };
-        shared.activity.begin(workload);
+        activity.begin(workload);
         match workload {
             Workload::Churn => churn::run(&mut worker),
             Workload::Mixed => mixed::run(&mut worker, &shared_state.ledger),
@@ -429,7 +431,7 @@ fn run_one(
             Workload::Exhaustion => exhaustion::run(&mut worker),
             Workload::Soak => soak::run(&mut worker, &shared_state),
         }
-        shared.activity.end();
+        activity.end();
         worker.tally.log(workload);
         if let Some(tally) = tallies.get(slot) {
             *tally.lock() = worker.tally;

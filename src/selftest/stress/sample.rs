@@ -2,11 +2,15 @@
 
 use muster::internals::arch::clock::Deadline;
 use muster::internals::boot::stack::Slot;
+use muster::internals::bringup::interrupts::INTERRUPTS;
 use muster::internals::mm::{heap, shared};
 use muster::internals::report::{events, journal};
+use muster::internals::smp::activity::ACTIVITY;
+use muster::internals::smp::counters::CALL_COUNTERS;
 use muster::internals::smp::doing::Doing;
 use muster::internals::smp::lock::{Level, Lock};
 use muster::internals::smp::online;
+use muster::internals::smp::progress::PROGRESS;
 use muster_arguments::Workload;
 use muster_events::{Memory, Sample};
 use muster_memory::{FRAME_SIZE, Owner};
@@ -56,16 +60,16 @@ pub fn emit(workload: Option<Workload>) {
         let at_hand = shared.share_of(index).map_or(0, |share| share.cached());
         events::emit(Sample {
             cpu: index,
-            phase: cpu.report.phase(),
+            phase: cpu.get(&PROGRESS).phase(),
             doing: journal::clip(format_args!("{}", Doing(cpu)))
                 .as_str()
                 .into(),
             workload: name.into(),
-            operations: cpu.activity.operations(),
-            interrupts: cpu.interrupts.read().sum(),
-            calls_sent: cpu.calls.sent(),
-            calls_served: cpu.calls.served(),
-            cached_bytes: cpu.cache.cached_bytes() as u64,
+            operations: cpu.get(&ACTIVITY).operations(),
+            interrupts: cpu.get(&INTERRUPTS).read().sum(),
+            calls_sent: cpu.get(&CALL_COUNTERS).sent(),
+            calls_served: cpu.get(&CALL_COUNTERS).served(),
+            cached_bytes: cpu.head().cached_bytes() as u64,
             frame_cache_bytes: at_hand as u64 * FRAME_SIZE,
             // SAFETY: an online CPU has its stack, in the shared tables.
             stack_bytes: unsafe { stack.peak_used() },

@@ -7,7 +7,7 @@ use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicPtr, Ordering};
 
 use heapless::Deque;
-use muster::internals::smp::{lapic, timer};
+use muster::internals::smp::{cpu, lapic, timer};
 
 use super::block::TestBlock;
 use super::marked::{LAYOUT, Marker, SIZE};
@@ -103,7 +103,7 @@ pub fn ring_another(worker: &mut Worker<'_>) {
         && let Some((_, other)) = worker.other(other)
     {
         // If it can't be sent, the timer fires by itself.
-        lapic::ring(other.lapic_id);
+        lapic::ring(cpu::lapic_id(other));
     }
 }
 

@@ -131,7 +131,7 @@ impl Worker<'_> {
     }
 
     /// Returns the CPU at another slot, and its index.
-    pub fn other(&self, slot: usize) -> Option<(u32, &'static cpu::Shared)> {
+    pub fn other(&self, slot: usize) -> Option<(u32, &'static cpu::Block)> {
         online::cpus().nth(self.first + slot)
     }
 

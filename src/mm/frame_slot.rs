@@ -4,6 +4,7 @@ use core::cell::{Cell, UnsafeCell};
 use core::sync::atomic::{Ordering, compiler_fence};
 
 use muster_memory::FrameCache;
+use muster_percpu::InterruptSafe;
 
 /// There is no cache yet.
 const ABSENT: u8 = 0;
@@ -14,12 +15,19 @@ const BUSY: u8 = 2;
 
 /// A CPU's own frame cache, which it gets when it first needs one.
 ///
+/// What `muster_percpu::LocalCell` does for an `Option`, with one state for both: two instructions less for each
+/// use, of some twenty.
+///
 /// The fences keep the compiler from moving an access to the cache out of the time in which the state is
 /// [`BUSY`]. They are the compiler's alone: only handlers of the same CPU come in between.
 pub struct FrameSlot {
     state: Cell<u8>,
     cache: UnsafeCell<Option<FrameCache<'static>>>,
 }
+
+// SAFETY: the cache is lent to one user at a time. A handler that comes before the state is `BUSY` is done before it
+// is, and leaves it as it was; one that comes later is refused.
+unsafe impl InterruptSafe for FrameSlot {}
 
 impl FrameSlot {
     /// Creates a cell without a cache.
@@ -30,22 +38,22 @@ impl FrameSlot {
         }
     }
 
-    /// Runs `f` with the cache, which `make` makes if there is none yet. Returns `None` in a
-    /// handler that has interrupted its own CPU just here, and where no cache can be made.
+    /// Runs `f` with the cache, for which `make` is to call [`make`](Self::make) if there is none yet. Returns
+    /// `None` in a handler that has interrupted its own CPU just here, and where no cache can be made.
     #[inline(always)]
     pub fn with<T>(
         &self,
-        make: impl FnOnce() -> Option<FrameCache<'static>>,
+        make: impl FnOnce() -> bool,
         f: impl FnOnce(&mut FrameCache<'static>) -> T,
     ) -> Option<T> {
         // A handler that comes between this look and the store is done before the store, and leaves
         // the state as it was.
-        if self.state.get() != READY && !self.make(make) {
+        if self.state.get() != READY && !make() {
             return None;
         }
         self.state.set(BUSY);
         compiler_fence(Ordering::SeqCst);
-        // SAFETY: this CPU alone gets here (`Local` is reached by no other), and while the state is
+        // SAFETY: this CPU alone gets here (it is not `Sync`), and while the state is
         // `BUSY` no second time; it was `READY`, so there is a cache.
         let result = f(unsafe { (*self.cache.get()).as_mut().unwrap_unchecked() });
         compiler_fence(Ordering::SeqCst);
@@ -54,8 +62,7 @@ impl FrameSlot {
     }
 
     /// Makes the cache, if there is none yet. Returns whether it can be used.
-    #[cold]
-    fn make(&self, make: impl FnOnce() -> Option<FrameCache<'static>>) -> bool {
+    pub fn make(&self, make: impl FnOnce() -> Option<FrameCache<'static>>) -> bool {
         if self.state.get() == ABSENT {
             self.state.set(BUSY);
             compiler_fence(Ordering::SeqCst);
