@@ -7,56 +7,12 @@
 //!   delayed when it has reached that phase of its bring-up.
 //! - [`overflow_boot_stack`]: with `fault=boot-stack-overflow` the BSP overflows that stack.
 //! - [`heap_grows`]: a CPU halts for good while it holds the lock of the heap's growth.
-//! - [`Traps`] and [`caught`]: a CPU steps through its own code, and runs into faults on purpose.
+//! - [`trapped`] and [`caught`]: a CPU steps through its own code, and runs into faults on purpose.
 //!
 //! All of it is there only with the feature `selftest`. Without it each function here is empty, so that
 //! the callers need no condition.
 
-use muster_percpu::{InterruptSafe, cpu_local};
-
-#[cfg(feature = "selftest")]
-use super::step::Stepper;
-use super::trap::{Frame, Heap};
-
 pub use injected::*;
-
-cpu_local! {
-    /// The CPU's state of its failpoints.
-    pub static TRAPS: Traps = Traps::new();
-}
-
-/// A CPU's state of its failpoints.
-pub struct Traps {
-    #[cfg(feature = "selftest")]
-    stepper: Stepper,
-}
-
-// SAFETY: the code that steps sets the handler before the trap flag or the breakpoint, and removes it after them;
-// in between only the handler of the debug exception uses the rest, and that is not stepped. Any other handler
-// leaves it alone.
-unsafe impl InterruptSafe for Traps {}
-
-impl Traps {
-    /// Creates the state of a CPU that is not stepping.
-    pub const fn new() -> Self {
-        Self {
-            #[cfg(feature = "selftest")]
-            stepper: Stepper::new(),
-        }
-    }
-
-    /// Returns the stepper.
-    #[cfg(feature = "selftest")]
-    pub fn stepper(&self) -> &Stepper {
-        &self.stepper
-    }
-
-    /// Handles a debug exception. Returns `None` if this CPU is not stepping.
-    #[inline]
-    pub fn trapped(&self, frame: &mut Frame) -> Option<Heap> {
-        trapped(self, frame)
-    }
-}
 
 #[cfg(feature = "selftest")]
 mod injected {
@@ -66,11 +22,13 @@ mod injected {
     use conquer_once::spin::OnceCell;
     use muster_arguments::{ApFault, Arguments, Fault, Step};
     use muster_events::Phase;
+    use muster_percpu::{Register, Storage};
 
-    use super::{Frame, Heap, Traps};
     use crate::arch::clock::Deadline;
     use crate::arch::idle;
     pub use crate::arch::probe::caught;
+    use crate::arch::step::STEPPER;
+    use crate::arch::trap::{Frame, Heap};
 
     /// How long a delayed AP waits for the roll call's end, in milliseconds.
     const TIMEOUT: u64 = 60_000;
@@ -176,8 +134,9 @@ mod injected {
         HAS_HALTED.load(Ordering::Acquire)
     }
 
-    pub(super) fn trapped(traps: &Traps, frame: &mut Frame) -> Option<Heap> {
-        traps.stepper.trapped(frame)
+    /// Handles a debug exception. Returns `None` if this CPU is not stepping.
+    pub fn trapped<R: Register>(frame: &mut Frame) -> Option<Heap> {
+        Storage::<R>::try_with_own(&STEPPER, |stepper| stepper.trapped(frame))?
     }
 
     /// Logs whether the request for frames that is refused was made.
@@ -197,8 +156,9 @@ mod injected {
 mod injected {
     use muster_arguments::Arguments;
     use muster_events::Phase;
+    use muster_percpu::Register;
 
-    use super::{Frame, Heap, Traps};
+    use crate::arch::trap::{Frame, Heap};
 
     #[inline(always)]
     pub fn set(_: &Arguments) {}
@@ -220,8 +180,9 @@ mod injected {
     #[inline(always)]
     pub fn log_outcome() {}
 
+    #[expect(clippy::extra_unused_type_parameters, reason = "as above")]
     #[inline(always)]
-    pub(super) fn trapped(_: &Traps, _: &mut Frame) -> Option<Heap> {
+    pub fn trapped<R: Register>(_: &mut Frame) -> Option<Heap> {
         None
     }
 

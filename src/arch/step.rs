@@ -3,6 +3,7 @@
 use core::arch::asm;
 use core::cell::Cell;
 
+use muster_percpu::{InterruptSafe, cpu_local};
 use x86_64::registers::debug::{DebugAddressRegister, Dr0, Dr7};
 
 use super::trap::{Frame, Heap};
@@ -22,6 +23,11 @@ const BREAK_NOWHERE: u64 = 1 << 10;
 /// A closure that runs at a step, and one that is stepped through.
 pub type StepHandler<'a> = &'a dyn Fn();
 
+cpu_local! {
+    /// The CPU's stepper.
+    pub static STEPPER: Stepper = Stepper::new();
+}
+
 /// The work that a CPU single-steps through.
 pub struct Stepper {
     /// Traps until the handler's turn. 0: it is past, or there is none.
@@ -33,6 +39,10 @@ pub struct Stepper {
 // SAFETY: it is part of one CPU's own state and holds a handler only while that CPU is in `run`;
 // so no handler ever gets to another CPU.
 unsafe impl Send for Stepper {}
+
+// SAFETY: the code that steps sets the handler before the trap flag or the breakpoint, and removes it after them.
+// In between only the handler of the debug exception uses the rest, and that is not stepped.
+unsafe impl InterruptSafe for Stepper {}
 
 impl Stepper {
     /// Creates a stepper that is not in use.

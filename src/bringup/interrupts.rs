@@ -25,7 +25,6 @@ use crossbeam_utils::CachePadded;
 use muster_percpu::cpu_local;
 
 use crate::arch::exceptions::{self, TrapHandler};
-use crate::arch::failpoint::TRAPS;
 use crate::arch::trap::{DEBUG, Frame, Heap, NMI, has_error_code};
 use crate::arch::vectors::{
     Counters, ERROR_VECTOR, FIRST, FIRST_DELIVERED, FIRST_DEVICE, Kind, LAST_DEVICE,
@@ -34,7 +33,7 @@ use crate::arch::vectors::{
 use crate::arch::{failpoint, idle, machine_check, pic};
 use crate::mm::heap;
 use crate::report::panic;
-use crate::smp::cpu::Cpu;
+use crate::smp::cpu::{Cpu, Gs};
 use crate::smp::stop::END;
 use crate::smp::{call, device_vectors, lapic, lazy_tlb, stop, timer};
 
@@ -71,7 +70,7 @@ cpu_local! {
 /// every other one ends the run with a report.
 fn handle(frame: &mut Frame) -> Heap {
     if frame.vector == DEBUG
-        && let Some(heap) = Cpu::try_with_own(&TRAPS, |traps| traps.trapped(frame)).flatten()
+        && let Some(heap) = failpoint::trapped::<Gs>(frame)
     {
         return heap;
     }

@@ -1,7 +1,6 @@
 //! Steps and breakpoints of the CPU this runs on ([`Stepper`](muster::internals::arch::step::Stepper)).
 
-use muster::internals::arch::failpoint::TRAPS;
-use muster::internals::arch::step::StepHandler;
+use muster::internals::arch::step::{STEPPER, StepHandler};
 use muster::internals::smp::cpu::Cpu;
 
 /// Runs `work` with a trap after each instruction; the one before instruction `at`, counted from 1,
@@ -10,7 +9,7 @@ use muster::internals::smp::cpu::Cpu;
 /// Returns how many traps there were: one for each instruction of `work`, and some before and after
 /// it, always as many.
 pub fn run(at: u64, handler: StepHandler<'_>, work: StepHandler<'_>) -> u64 {
-    Cpu::with_own(&TRAPS, |traps| traps.stepper().run(at, handler, work))
+    Cpu::with_own(&STEPPER, |stepper| stepper.run(at, handler, work))
 }
 
 /// Runs `work`, and before the instruction at `address`, the first time that this CPU comes there,
@@ -19,7 +18,5 @@ pub fn run(at: u64, handler: StepHandler<'_>, work: StepHandler<'_>) -> u64 {
 ///
 /// Returns whether the CPU came there.
 pub fn before(address: u64, handler: StepHandler<'_>, work: StepHandler<'_>) -> bool {
-    Cpu::with_own(&TRAPS, |traps| {
-        traps.stepper().before(address, handler, work)
-    })
+    Cpu::with_own(&STEPPER, |stepper| stepper.before(address, handler, work))
 }
