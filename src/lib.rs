@@ -37,7 +37,7 @@
 
 extern crate alloc;
 
-pub use crate::face::{account, cpus, interrupts, memory, panic, time};
+pub use crate::face::{account, arguments, cpus, interrupts, memory, panic, time};
 /// The log's macros: a line on the serial port and the screen, and in the CPU's own journal.
 pub use log;
 
@@ -220,6 +220,7 @@ extern "C" fn muster() -> ! {
     if let Err(error) = mapping::start() {
         refuse(&error);
     }
+    arguments::keep(&boot.command_line);
     let before = audit::Baseline::take();
     let client = client::run();
     let account = account::settle();

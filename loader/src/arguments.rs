@@ -7,6 +7,9 @@ use heapless::Vec;
 /// What every word for the loader begins with. All others are the kernel's.
 const PREFIX: &str = "loader.";
 
+/// The word after which all others are for the kernel's client.
+const CLIENT: &str = "--";
+
 /// The most APIC ids that one word may list.
 const MAX_IDS: usize = 64;
 
@@ -146,6 +149,7 @@ impl Arguments {
         let mut arguments = Self::default();
         for word in line
             .split_ascii_whitespace()
+            .take_while(|&word| word != CLIENT)
             .filter(|word| word.starts_with(PREFIX))
         {
             arguments.apply(word)?;
@@ -201,8 +205,11 @@ impl Arguments {
 
 /// Returns the words that are not the loader's, in their order.
 pub fn kernel_words(line: &str) -> impl Iterator<Item = &str> {
-    line.split_ascii_whitespace()
-        .filter(|word| !word.starts_with(PREFIX))
+    let mut is_of_client = false;
+    line.split_ascii_whitespace().filter(move |&word| {
+        is_of_client |= word == CLIENT;
+        is_of_client || !word.starts_with(PREFIX)
+    })
 }
 
 fn add_ids<'line>(
@@ -252,6 +259,14 @@ mod tests {
         assert_eq!(arguments.levels, None);
         let arguments = Arguments::parse("loader.levels=5").unwrap();
         assert_eq!(arguments.levels, Some(5));
+    }
+
+    #[test]
+    fn the_client_gets_its_words_whatever_they_are() {
+        let line = "loader.verbose seed=7 -- loader.levels=6 seed=x";
+        let words: Vec<_> = kernel_words(line).collect();
+        assert_eq!(words, ["seed=7", "--", "loader.levels=6", "seed=x"]);
+        assert_eq!(Arguments::parse(line).unwrap().levels, None);
     }
 
     #[test]

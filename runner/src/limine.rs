@@ -330,7 +330,8 @@ fn template() -> Result<String> {
 /// Returns the configuration with the kernel's command line put in; as it is if there
 /// are no words.
 fn configuration(template: &str, run: &Run) -> Result<String> {
-    if run.words.is_empty() && run.resolution.is_none() {
+    let words = run.command_line();
+    if words.is_empty() && run.resolution.is_none() {
         return Ok(template.into());
     }
     let mut found = false;
@@ -343,7 +344,6 @@ fn configuration(template: &str, run: &Run) -> Result<String> {
             if let Some(resolution) = &run.resolution {
                 text += &format!("{indentation}resolution: {resolution}\n");
             }
-            let words = run.words.join(" ");
             text += &format!("{indentation}cmdline: {words}\n");
         } else {
             text += &format!("{line}\n");
@@ -399,6 +399,8 @@ mod tests {
             .collect();
         assert_eq!(lines, ["    cmdline: stress=churn seed=1"]);
         assert_eq!(text.lines().count(), template().unwrap().lines().count());
+        let text = configuration(&template().unwrap(), &run(&["seed=1", "client=a b=c"])).unwrap();
+        assert!(text.contains("    cmdline: seed=1 -- a b=c\n"), "{text}");
     }
 
     #[test]

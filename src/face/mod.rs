@@ -7,6 +7,7 @@
 //! CPU, but where a function says otherwise.
 
 pub mod account;
+pub mod arguments;
 pub mod cpus;
 pub mod interrupts;
 pub mod memory;

@@ -28,6 +28,11 @@ pub mod stress;
 /// The first failure, in words.
 pub fn run() -> Result<(), String> {
     let (arguments, roll) = internals::run();
+    if let Some(word) = muster::arguments::words().next() {
+        log::warn!(
+            "`{word}` does nothing: the self-test is a client without options, whose own stand before `--`"
+        );
+    }
     if let Some(fault) = arguments.selftest.fault {
         fault::inject(fault);
     }

@@ -49,14 +49,15 @@ impl Default for Arguments {
 }
 
 impl Arguments {
-    /// Reads a command line. Of an option given twice the last one counts.
+    /// Reads a command line, up to what is the [client's](client_words). Of an option given twice the last one
+    /// counts.
     ///
     /// # Errors
     ///
     /// [`OptionError`], of the first word that is not understood.
     pub fn parse(line: &str) -> Result<Self, OptionError<'_>> {
         let mut arguments = Self::default();
-        for word in line.split_ascii_whitespace() {
+        for word in kernel_words(line) {
             let (option, value) = find(word)?;
             arguments
                 .take(option.name, value)
@@ -104,6 +105,21 @@ impl Arguments {
     }
 }
 
+/// The word of a command line after which all others are the client's, whatever they are.
+const CLIENT: &str = "--";
+
+/// Returns the words of a command line that are the kernel's.
+fn kernel_words(line: &str) -> impl Iterator<Item = &str> {
+    let words = line.split_ascii_whitespace();
+    words.take_while(|&word| word != CLIENT)
+}
+
+/// Returns the words of a command line that are the client's: all behind the first `--`.
+pub fn client_words(line: &str) -> impl Iterator<Item = &str> {
+    let words = line.split_ascii_whitespace();
+    words.skip_while(|&word| word != CLIENT).skip(1)
+}
+
 /// The tables of the options that a kernel with these features has.
 const TABLES: &[&[OptionInfo]] = &[
     KERNEL,
@@ -139,6 +155,17 @@ mod tests {
         let line = "cpus=3 deadline=250 heap=compare reclaim=poison log=trace output=json show-addresses=yes";
         let read = Arguments::parse(line).unwrap();
         assert_eq!((read.deadline_millis, read.show_addresses), (250, true));
+    }
+
+    #[test]
+    fn what_is_behind_two_dashes_is_the_clients() {
+        let line = "cpus=2 -- cpus=3 colour=red  -- -v";
+        assert_eq!(Arguments::parse(line).unwrap().cpus, 2);
+        let words: Vec<_> = client_words(line).collect();
+        assert_eq!(words, ["cpus=3", "colour=red", "--", "-v"]);
+        for line in ["", "cpus=2", "cpus=2 --", "--"] {
+            assert_eq!(client_words(line).next(), None);
+        }
     }
 
     #[cfg(feature = "selftest")]

@@ -18,7 +18,7 @@ mod options;
 mod selftest;
 mod values;
 
-pub use arguments::Arguments;
+pub use arguments::{Arguments, client_words};
 pub use form::{Form, bytes, millis};
 pub use nearest::nearest;
 pub use options::{BENCH, KERNEL, LOADER, OptionError, OptionInfo, RUNNER, SELFTEST};

@@ -219,6 +219,11 @@ pub const RUNNER: &[OptionInfo] = &[
         Form::Text("arguments, quoted as in a shell"),
         "more for QEMU",
     ),
+    option(
+        "client",
+        Form::Text("words"),
+        "for the client, behind `--` on the command line",
+    ),
 ];
 
 /// The kernel's options.

@@ -79,6 +79,7 @@ impl Run {
                     _ => Events::Stdout,
                 }
             }
+            "client" => self.client_words = value.into(),
             "qemu-args" => self.qemu_arguments = shlex::split(value)?,
             _ => return None,
         }

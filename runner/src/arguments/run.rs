@@ -110,6 +110,8 @@ pub struct Run {
     pub qemu_arguments: Vec<String>,
     /// The kernel's command line, the loader's words included.
     pub words: Vec<String>,
+    /// The part of it that is the client's.
+    pub client_words: String,
     /// All that was asked for, as it was.
     pub arguments: Vec<String>,
 }
@@ -135,12 +137,23 @@ impl Default for Run {
             pause: None,
             qemu_arguments: Vec::new(),
             words: Vec::new(),
+            client_words: String::new(),
             arguments: Vec::new(),
         }
     }
 }
 
 impl Run {
+    /// Returns the kernel's command line.
+    pub fn command_line(&self) -> String {
+        let mut line = self.words.join(" ");
+        if !self.client_words.is_empty() {
+            line += " -- ";
+            line += &self.client_words;
+        }
+        line.trim_start().into()
+    }
+
     /// Returns whether the kernel gives a prompt.
     pub fn is_monitored(&self) -> bool {
         self.words.iter().any(|word| word == MONITOR)

@@ -1,6 +1,6 @@
-//! The boot tests of options that the kernel or the loader refuses.
+//! The boot tests of options: those that the kernel or the loader refuses, and those of the client.
 
-use super::case::{Case, refuses};
+use super::case::{Case, passes, refuses};
 
 /// The cases of every test run.
 pub const CASES: &[Case] = &[
@@ -31,5 +31,20 @@ pub const CASES: &[Case] = &[
         "word-loader",
         &["2", "qemu-args=-append loader.dney=mp"],
         &["loader.dney", "loader.deny"],
+    ),
+    // The self-test takes none; the kernel and the loader leave them alone.
+    passes(
+        "word-client",
+        &[
+            "2",
+            "stress=churn",
+            "seconds=0.1",
+            "client=cpus=1 loader.dney=mp",
+        ],
+        &[
+            "command line: .* -- cpus=1 loader.dney=mp",
+            "`cpus=1` does nothing: the self-test is a client without options",
+            "2 of 2 CPUs online",
+        ],
     ),
 ];

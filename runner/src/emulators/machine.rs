@@ -177,7 +177,7 @@ pub fn command(run: &Run, medium: &Medium, debug_console: &Path) -> Command {
     qemu.arg("-debugcon").arg(prefixed("file:", debug_console));
     match medium {
         Medium::Embedded { loader, kernel } => {
-            start_without_disc(&mut qemu, loader, kernel, &run.words.join(" "));
+            start_without_disc(&mut qemu, loader, kernel, &run.command_line());
         }
         Medium::Linux {
             image,
