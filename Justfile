@@ -68,6 +68,11 @@ iso *ARGS:
 client *ARGS:
     @{{ runner }} client "$@"
 
+# Boot the least client as its owner does: from outside the tree, by an installed runner and loader
+[group('test'), no-exit-message]
+test-client:
+    @{{ runner }} test-client
+
 # Boot the book's example of another kernel on Muster's libraries: just floor [CPUS] [key=value…]
 [group('run'), no-exit-message]
 floor *ARGS:
@@ -91,13 +96,14 @@ clean:
 
 # Everything that CI tests
 [group('test')]
-test: check test-host test-kernel client floor
+test: check test-host test-kernel test-client floor
 
 # Check formatting, spelling, dependencies, patches, and clippy and rustdoc with warnings denied
 [group('test')]
 check:
     cargo fmt --all --check
     cargo fmt --manifest-path bench/host/Cargo.toml --check
+    cargo fmt --manifest-path examples/client/Cargo.toml --check
     cargo fmt --manifest-path fuzz/Cargo.toml --check
     cargo fmt --all --manifest-path view/Cargo.toml --check
     {{ runner }} check
@@ -107,6 +113,7 @@ check:
 fmt:
     cargo fmt --all
     cargo fmt --manifest-path bench/host/Cargo.toml
+    cargo fmt --manifest-path examples/client/Cargo.toml
     cargo fmt --manifest-path fuzz/Cargo.toml
     cargo fmt --all --manifest-path view/Cargo.toml
 

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::fmt;
+use std::path::PathBuf;
 
 use clap::error::{ContextKind, ContextValue};
 use clap::{Args, CommandFactory, FromArgMatches, Parser};
@@ -20,6 +21,31 @@ pub enum Command {
     /// Boot the kernel in QEMU, and watch it to its end
     #[command(override_usage = "just run-smp [CPUS] [key=value…]", after_help = arguments::help())]
     RunSmp(Words),
+    /// Boot a kernel built on Muster, an ELF file, and watch it to its end: Cargo's `runner`
+    #[command(
+        hide = true,
+        override_usage = "muster-runner boot KERNEL [CPUS] [key=value…]",
+        after_help = arguments::help()
+    )]
+    Boot {
+        /// The ELF file.
+        kernel: PathBuf,
+        #[command(flatten)]
+        asked: Words,
+    },
+    /// Run Cargo here by the toolchain that builds Muster, also where rustup has no target for a kernel
+    #[command(
+        hide = true,
+        disable_help_flag = true,
+        override_usage = "muster-runner cargo SUBCOMMAND [ARGUMENT…]"
+    )]
+    Cargo {
+        /// What Cargo is to do.
+        subcommand: OsString,
+        /// The rest.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
     /// Boot the kernel to a prompt on its serial line
     #[command(override_usage = "just monitor [CPUS] [key=value…]", after_help = arguments::help())]
     Monitor(Words),
@@ -61,6 +87,8 @@ pub enum Command {
     /// Boot the least client of the kernel
     #[command(override_usage = "just client [CPUS] [key=value…]", after_help = arguments::help())]
     Client(Words),
+    /// Build and boot the least client from outside the tree, by an installed runner and loader
+    TestClient,
     /// Boot the book's example of another kernel on Muster's libraries
     #[command(override_usage = "just floor [CPUS] [key=value…]", after_help = arguments::help())]
     Floor(Words),

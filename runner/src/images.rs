@@ -1,8 +1,8 @@
 //! The bootable files: the kernel and the loader.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::{env, fmt, fs};
 
 use anyhow::{Context, Result, bail};
 use object::elf::{FileHeader64, SymbolSection};
@@ -14,7 +14,7 @@ use crate::toolchain::{TARGET, Toolchain};
 use crate::workspace;
 
 /// The built images.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Images {
     /// The kernel with its debug information, for symbols and debuggers.
     pub kernel: PathBuf,
@@ -56,30 +56,83 @@ pub fn build(build: Build) -> Result<Images> {
     complete(cargo, images, &built)
 }
 
-/// The package of the least client of the kernel: a kernel without the self-test.
-pub const CLIENT: &str = "muster-client";
-
-/// The package of the book's example of another kernel, on the libraries alone.
-pub const FLOOR: &str = "muster-floor";
-
-/// Returns the same for the kernel of an example.
+/// Builds the book's example of another kernel, on the libraries alone.
 ///
 /// # Errors
 /// As for [`build`].
-pub fn build_example(package: &str) -> Result<Images> {
-    let folder = workspace::bare_metal().join(TARGET).join("release");
-    let built = folder.join(package);
-    let images = Images {
-        kernel: built.clone(),
-        bootable: folder.join(format!("{package}-bootable")),
-        loader: folder.join("muster-loader"),
-    };
+pub fn build_floor() -> Result<Images> {
+    let images = named("muster-floor");
     let mut cargo = Toolchain::choose()?.bare_metal("build");
-    cargo.args(["--package", package, "--package", "muster-loader", "--bins"]);
-    complete(cargo, images, &built)
+    cargo.args([
+        "--package",
+        "muster-floor",
+        "--package",
+        "muster-loader",
+        "--bins",
+    ]);
+    complete(cargo, images.clone(), &images.kernel)
 }
 
-/// Runs Cargo, which leaves a kernel at `built`, and makes of it what the images need.
+/// Builds the least client of the kernel, a kernel without the self-test, where it lies in the tree.
+///
+/// # Errors
+/// As for [`build`].
+pub fn build_client() -> Result<Images> {
+    let images = named("muster-client");
+    let mut cargo = Toolchain::choose()?.bare_metal("build");
+    // There is the configuration that it needs.
+    cargo.current_dir(workspace::root().join("examples/client"));
+    complete(cargo, images.clone(), &images.kernel)
+}
+
+/// Returns where Cargo leaves the images of an example.
+fn named(package: &str) -> Images {
+    let folder = workspace::bare_metal().join(TARGET).join("release");
+    Images {
+        kernel: folder.join(package),
+        bootable: folder.join(format!("{package}-bootable")),
+        loader: folder.join("muster-loader"),
+    }
+}
+
+/// There is no loader where one is looked for.
+#[derive(Debug)]
+pub struct NoLoader(PathBuf);
+
+impl fmt::Display for NoLoader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "no loader `{}`: in Muster's folder, cargo install --path loader --target {TARGET}",
+            self.0.display()
+        )
+    }
+}
+
+impl std::error::Error for NoLoader {}
+
+/// Returns the images of a kernel that somebody else has built, with the loader that is installed beside
+/// this program.
+///
+/// # Errors
+/// [`NoLoader`]; or if the kernel is no ELF file.
+pub fn of(kernel: &Path) -> Result<Images> {
+    let loader = env::current_exe()?.with_file_name("muster-loader");
+    if !loader.is_file() {
+        return Err(NoLoader(loader).into());
+    }
+    let mut name = kernel.file_name().unwrap_or_default().to_owned();
+    name.push("-bootable");
+    let images = Images {
+        kernel: kernel.into(),
+        bootable: kernel.with_file_name(name),
+        loader,
+    };
+    strip(&images, kernel)?;
+    Ok(images)
+}
+
+/// Runs Cargo, which leaves a kernel at `built`, and returns the images.
 fn complete(mut cargo: Command, images: Images, built: &Path) -> Result<Images> {
     // The first build takes a minute, and Cargo shows how far it is.
     if images.kernel.exists() && images.loader.exists() {
@@ -91,6 +144,12 @@ fn complete(mut cargo: Command, images: Images, built: &Path) -> Result<Images> 
     if !status.success() {
         bail!("the kernel does not build ({status})");
     }
+    strip(&images, built)?;
+    Ok(images)
+}
+
+/// Makes of a built kernel what the images need.
+fn strip(images: &Images, built: &Path) -> Result<()> {
     let elf = fs::read(built).with_context(|| format!("cannot read {}", built.display()))?;
     if images.kernel != built {
         // Cargo keeps both apart, and puts the other one back when it is asked for.
@@ -98,8 +157,7 @@ fn complete(mut cargo: Command, images: Images, built: &Path) -> Result<Images> 
     }
     let bootable = without_debug_information(&elf)
         .with_context(|| format!("{} is no ELF file", images.kernel.display()))?;
-    write_if_changed(&images.bootable, &bootable)?;
-    Ok(images)
+    write_if_changed(&images.bootable, &bootable)
 }
 
 /// Returns the part of an ELF file that is loaded: headers and segments, which linkers

@@ -44,6 +44,7 @@ use muster_runner::{boot_log, events, figures, line, session, symbols, workspace
 use crate::arguments::{ArgumentError, Boot, Build, MONITOR};
 use crate::commands::{Command, WrongWord};
 use crate::emulators::requirements::{self, Unmet};
+use crate::images::NoLoader;
 use crate::limine::{Limine, NotInstalled};
 use crate::recipes::linux::NoLinux;
 use crate::recipes::{
@@ -94,7 +95,8 @@ fn main() -> ExitCode {
     let is_refusal = error.is::<NotInstalled>()
         || error.is::<NoLinux>()
         || error.is::<Unmet>()
-        || error.is::<NoToolchain>();
+        || error.is::<NoToolchain>()
+        || error.is::<NoLoader>();
     match is_refusal {
         true => ExitCode::from(USAGE),
         false => ExitCode::FAILURE,
@@ -113,6 +115,15 @@ fn perform(command: Command) -> Result<ExitCode> {
         Command::RunSmp(asked) => {
             run::command(&arguments::parse(&asked.words)?, &Interrupt::watch()?)
         }
+        Command::Boot { kernel, asked } => {
+            let run = arguments::parse(&asked.words)?;
+            run::boot_kernel(&kernel, &run, &Interrupt::watch()?)
+        }
+        Command::Cargo {
+            subcommand,
+            arguments,
+        } => examples::cargo(&subcommand, &arguments),
+        Command::TestClient => examples::test_client(),
         Command::Monitor(mut asked) => {
             arguments::leave_to("monitor", &["monitor"], &asked.words)?;
             asked.words.push(MONITOR.into());
@@ -134,7 +145,7 @@ fn perform(command: Command) -> Result<ExitCode> {
         }
         Command::Arguments => print(&arguments::help()),
         Command::Build => {
-            let client = images::build_example(images::CLIENT)?;
+            let client = images::build_client()?;
             let images = images::build(Build::Plain)?;
             let sized = [
                 (
@@ -158,12 +169,8 @@ fn perform(command: Command) -> Result<ExitCode> {
             print(&format!("{}\n", workspace::shown(&images.loader)))
         }
         Command::Iso(asked) => iso(&asked.words),
-        Command::Client(asked) => {
-            examples::command(images::CLIENT, &asked.words, &Interrupt::watch()?)
-        }
-        Command::Floor(asked) => {
-            examples::command(images::FLOOR, &asked.words, &Interrupt::watch()?)
-        }
+        Command::Client(asked) => examples::client(&asked.words, &Interrupt::watch()?),
+        Command::Floor(asked) => examples::floor(&asked.words, &Interrupt::watch()?),
         Command::BookOutputs(asked) => outputs::command(&asked, &Interrupt::watch()?),
         Command::Check => check::command(),
         Command::Models(asked) => models::command(&asked.words),

@@ -1,7 +1,7 @@
 //! The choice of the Rust toolchain that builds the bare-metal images, and the
 //! clean environment in which it is spawned.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::{self, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -83,10 +83,22 @@ impl Toolchain {
 
     /// Makes `cargo SUBCOMMAND` for [`TARGET`], in release mode.
     pub fn bare_metal(&self, subcommand: &str) -> Command {
-        let mut command = clean(&self.cargo);
-        command.current_dir(workspace::root());
-        command.args([subcommand, "--release", "--target", TARGET, "--target-dir"]);
+        let mut command = self.cargo(OsStr::new(subcommand), workspace::root());
+        // What is installed is so of its own accord.
+        command.args((subcommand != "install").then_some("--release"));
+        command.args(["--target", TARGET, "--target-dir"]);
         command.arg(workspace::bare_metal());
+        command
+    }
+
+    /// Makes `cargo SUBCOMMAND` in another workspace, whose configuration names the target.
+    pub fn outside(&self, subcommand: &OsStr, folder: &Path) -> Command {
+        self.cargo(subcommand, folder)
+    }
+
+    fn cargo(&self, subcommand: &OsStr, folder: &Path) -> Command {
+        let mut command = clean(&self.cargo);
+        command.current_dir(folder).arg(subcommand);
         if self.cargo.is_absolute() {
             command.env("RUSTC", &self.rustc);
             // Cargo looks for `cargo-clippy` in PATH, and rustup's would check
@@ -284,7 +296,7 @@ fn clean(program: &Path) -> Command {
 }
 
 /// Returns `PATH` with `folder` before everything else.
-fn with_first(folder: &Path) -> OsString {
+pub fn with_first(folder: &Path) -> OsString {
     let path = env::var_os("PATH").unwrap_or_default();
     let folders = std::iter::once(folder.to_path_buf()).chain(env::split_paths(&path));
     env::join_paths(folders).unwrap_or(path)

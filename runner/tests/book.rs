@@ -276,6 +276,24 @@ fn code_is_the_project_s_own() {
     }
 }
 
+#[test]
+fn the_client_is_shown_whole() {
+    let everything = everything();
+    let page = everything
+        .iter()
+        .find(|page| page.path.ends_with("own/client.md"));
+    for file in ["Cargo.toml", ".cargo/config.toml", "src/main.rs"] {
+        let file = format!("examples/client/{file}");
+        let mut blocks = page.unwrap().blocks.iter();
+        let block = blocks.find(|block| block.info.ends_with(&format!(",from={file}")));
+        assert_eq!(
+            block.unwrap().code,
+            read(&workspace::root().join(&file)),
+            "{file}"
+        );
+    }
+}
+
 /// Returns whether code stands in a source, line by line, apart from how far it is indented. A line with
 /// nothing but an ellipsis stands for what was left out.
 fn is_quoted(code: &str, source: &str) -> Result<(), String> {
@@ -327,6 +345,22 @@ fn is_command(line: &str) -> bool {
     };
     match words.next() {
         None | Some("./bootstrap") => true,
+        // What a client's author types.
+        Some("rustup") => words.eq(["target", "add", "x86_64-unknown-none"]),
+        Some("muster-runner") => {
+            words.next() == Some("cargo")
+                && is_command(&command.trim_start()["muster-runner ".len()..])
+        }
+        Some("cargo") => match words.next() {
+            Some("install") => {
+                let folder = words.clone().skip_while(|&word| word != "--path").nth(1);
+                folder.is_some_and(|folder| {
+                    workspace::root().join(folder).join("Cargo.toml").is_file()
+                })
+            }
+            Some("run") => words.filter(|word| !word.starts_with("--")).all(is_known),
+            _ => false,
+        },
         Some("just") => {
             let recipe = words.next().unwrap_or_default();
             RECIPES.contains(recipe) && words.all(is_known)
@@ -344,7 +378,14 @@ fn quotations_are_found_and_forgeries_are_not() {
     for code in ["one();\nthree();", "two();\n// …\none();", "four();"] {
         assert!(is_quoted(code, source).is_err(), "{code}");
     }
-    for line in ["", "# words", "just run-smp 16 mem=2G", "./bootstrap test"] {
+    for line in [
+        "",
+        "# words",
+        "just run-smp 16 mem=2G",
+        "./bootstrap test",
+        "cargo run --release -- 4 mem=64M",
+        "muster-runner cargo install --path runner",
+    ] {
         assert!(is_command(line), "{line}");
     }
     assert!(is_dependency("muster-heap = { path = \"../muster/heap\" }"));
@@ -355,7 +396,15 @@ fn quotations_are_found_and_forgeries_are_not() {
     ] {
         assert!(!is_dependency(line), "{line}");
     }
-    for line in ["just nonsense", "just run-smp mme=2G", "make", "cargo test"] {
+    for line in [
+        "just nonsense",
+        "just run-smp mme=2G",
+        "make",
+        "cargo test",
+        "cargo run -- mme=2G",
+        "muster-runner run-smp",
+        "cargo install --path nowhere",
+    ] {
         assert!(!is_command(line), "{line}");
     }
 }

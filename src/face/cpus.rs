@@ -7,10 +7,17 @@
 //! are enabled, and the job may do whatever the client itself may, but begin another job. A [call](call())
 //! interrupts what its target does, for something short.
 //!
+//! Each CPU has its own of the variables that [`cpu_local!`](cpu_local) declares, in any module of any crate.
+//!
 //! A CPU that waits for another one in a loop of its own calls [`relax`] in each round, or two CPUs that
 //! wait for each other wait forever.
 
+use muster_percpu::{Key, SharedKey};
+
+use crate::smp::cpu::{Cpu, DIRECTORY};
 use crate::smp::{call, cpu, jobs, online};
+
+pub use muster_percpu::{InterruptSafe, LocalCell, cpu_local};
 
 pub use crate::smp::call::{CallError, Targets, relax};
 pub use crate::smp::jobs::TimedBarrier;
@@ -33,6 +40,22 @@ pub fn count() -> usize {
 /// Returns the indices of the CPUs that are online, in their order.
 pub fn online() -> impl Iterator<Item = u32> {
     online::cpus().map(|(index, _)| index)
+}
+
+/// Runs `f` with this CPU's own of a variable that [`cpu_local!`](cpu_local) declares. `f` must not wait for
+/// another CPU.
+pub fn with_own<K: Key, T>(variable: &K, f: impl FnOnce(&K::Value) -> T) -> T {
+    Cpu::with_own(variable, f)
+}
+
+/// Returns what the CPU with this index has of a shared variable, if there is such a CPU, online or not.
+pub fn on<V>(cpu: u32, variable: &SharedKey<V>) -> Option<&'static V> {
+    DIRECTORY.on(cpu, variable)
+}
+
+/// Returns what each possible CPU has of a shared variable, with its index.
+pub fn each<V>(variable: &SharedKey<V>) -> impl ExactSizeIterator<Item = (u32, &'static V)> {
+    DIRECTORY.each(variable)
 }
 
 /// Runs `job` on every CPU that is online, all at the same time, with the CPU's index; returns when all

@@ -8,6 +8,8 @@ use anyhow::{Context, Result, bail};
 use crate::arguments::{self, ArgumentError};
 use crate::boot_log;
 use crate::commands::WrongWord;
+use crate::emulators::requirements;
+use crate::images;
 use crate::recipes::run;
 use crate::screen::Screen;
 use crate::session::{Interrupt, Verdict};
@@ -109,7 +111,9 @@ pub fn command(words: &[String], interrupt: &Interrupt) -> Result<ExitCode> {
     let mut worst = Verdict::Passed;
     for (name, words) in [("stress", &report.stress), ("bench", &report.bench)] {
         let folder = folder.join(name);
-        let verdict = run::watch(&arguments::parse(words)?, &folder, interrupt)?;
+        let run = arguments::parse(words)?;
+        requirements::check(&run)?;
+        let verdict = run::watch(&run, &images::build(run.build)?, &folder, interrupt)?;
         if verdict == Verdict::Interrupted {
             return Ok(run::code(verdict));
         }

@@ -32,7 +32,19 @@ const INTERRUPTED: u8 = 130;
 /// # Errors
 /// If there is nothing to boot, or the emulator does not start.
 pub fn command(run: &Run, interrupt: &Interrupt) -> Result<ExitCode> {
-    watch(run, &workspace::boot_log(), interrupt).map(code)
+    requirements::check(run)?;
+    let images = images::build(run.build)?;
+    watch(run, &images, &workspace::boot_log(), interrupt).map(code)
+}
+
+/// Boots a kernel that is built, and watches it. The log is left in a folder beside it.
+///
+/// # Errors
+/// If no loader is installed, or the emulator does not start.
+pub fn boot_kernel(kernel: &Path, run: &Run, interrupt: &Interrupt) -> Result<ExitCode> {
+    requirements::check(run)?;
+    let images = images::of(kernel)?;
+    watch(run, &images, &kernel.with_file_name("boot-log"), interrupt).map(code)
 }
 
 /// Returns the exit status of a run that ended so.
@@ -44,14 +56,12 @@ pub fn code(verdict: Verdict) -> ExitCode {
     }
 }
 
-/// Builds, boots and watches, with the log in `folder`, and prints how it ended.
+/// Boots and watches, with the log in `folder`, and prints how it ended.
 ///
 /// # Errors
 /// If there is nothing to boot, or the emulator does not start.
-pub fn watch(run: &Run, folder: &Path, interrupt: &Interrupt) -> Result<Verdict> {
-    requirements::check(run)?;
+pub fn watch(run: &Run, images: &Images, folder: &Path, interrupt: &Interrupt) -> Result<Verdict> {
     let screen = Screen::for_run(run);
-    let images = images::build(run.build)?;
     let mut terminal = None;
     if run.is_monitored() {
         screen.note("muster: Ctrl-] ends the emulator, whatever the kernel does")?;
@@ -62,15 +72,7 @@ pub fn watch(run: &Run, folder: &Path, interrupt: &Interrupt) -> Result<Verdict>
         .map(|terminal| terminal as &mut dyn Typist);
     let show = &mut |text: &str| screen.line(text);
     let on_event: &mut OnEvent<'_> = &mut |event| screen.event(event);
-    let (outcome, cpus) = boot(
-        run,
-        &images,
-        folder,
-        interrupt,
-        show,
-        typist,
-        Some(on_event),
-    )?;
+    let (outcome, cpus) = boot(run, images, folder, interrupt, show, typist, Some(on_event))?;
     drop(terminal);
 
     let (verdict, reason) = outcome.verdict();

@@ -10,6 +10,7 @@ mod table;
 mod types;
 mod words;
 
+use std::ffi::OsStr;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
@@ -39,10 +40,13 @@ const HOST_PACKAGES: [&str; 14] = [
 ];
 
 /// Those that are made for the bare target.
-const IMAGES: [&str; 4] = ["muster", "muster-client", "muster-loader", "muster-floor"];
+const IMAGES: [&str; 3] = ["muster", "muster-loader", "muster-floor"];
 
 /// The workspaces, each with a lock file of its own, by their folders.
-const WORKSPACES: [&str; 4] = ["", "bench/host", "fuzz", VIEW];
+const WORKSPACES: [&str; 5] = ["", "bench/host", CLIENT, "fuzz", VIEW];
+
+/// The one of the least client, which is built from there, by its own configuration.
+const CLIENT: &str = "examples/client";
 
 /// The one of what draws.
 const VIEW: &str = "view";
@@ -115,7 +119,9 @@ fn clippy() -> Result<Vec<Command>> {
     loader.args(["clippy", "--package", "muster-loader", "--lib", "--tests"]);
     let mut view = toolchain::view_cargo("clippy");
     view.arg("--all-targets");
-    let mut steps = vec![images, host, loader, view];
+    let client =
+        (Toolchain::choose()?).outside(OsStr::new("clippy"), &workspace::root().join(CLIENT));
+    let mut steps = vec![images, host, loader, view, client];
     steps.extend(selftests);
     for step in &mut steps {
         step.args(["--", "--deny", "warnings"]);

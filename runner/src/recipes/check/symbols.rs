@@ -29,7 +29,7 @@ const SELFTEST: [&str; 7] = [
 ///
 /// If a kernel does not build.
 pub fn are_in_order() -> Result<bool> {
-    let client = of(&images::build_example(images::CLIENT)?.kernel)?;
+    let client = of(&images::build_client()?.kernel)?;
     let selftest = of(&images::build(Build::Plain)?.kernel)?;
     let mut wrong: Vec<_> = (client.iter())
         .filter(|name| SELFTEST.iter().any(|part| name.contains(part)))

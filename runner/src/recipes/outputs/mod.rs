@@ -19,7 +19,6 @@ use crate::cases;
 use crate::cases::script::Script;
 use crate::commands::{Listed, WrongWord};
 use crate::images;
-use crate::images::FLOOR;
 use crate::recipes::debugger;
 use crate::recipes::examples;
 use crate::recipes::run;
@@ -141,7 +140,7 @@ const OTHERS: &[(&str, Make)] = &[
     }),
     ("floor", |interrupt| {
         let mut text = String::new();
-        let passed = examples::boot(FLOOR, &["8"], interrupt, &mut |line| {
+        let passed = examples::boot_floor(&["8"], interrupt, &mut |line| {
             text += &format!("{line}\n");
             Ok(())
         })?;
