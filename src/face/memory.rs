@@ -1,4 +1,4 @@
-//! Memory: the heap by `alloc`, larger pieces and devices by [`Mapping`], and stacks.
+//! Memory: the heap by `alloc`, larger pieces, contiguous frames and devices by [`Mapping`], and stacks.
 //!
 //! The kernel is the global allocator. Memory that runs out is an error from [`Mapping`] and a null pointer
 //! from the allocator.

@@ -130,6 +130,8 @@ pub struct Mapping {
     frames: FrameOwnership,
     /// Where in the first page the memory begins.
     offset: u64,
+    /// The physical memory that it maps, where that is contiguous.
+    contiguous: Option<PhysRange>,
 }
 
 impl Mapping {
@@ -155,6 +157,34 @@ impl Mapping {
         Ok(mapping)
     }
 
+    /// Maps writable memory of at least `bytes` bytes, in contiguous frames of which the first is at a
+    /// multiple of `align` bytes, as a device needs that reads or writes it by physical addresses
+    /// ([`Self::contiguous_frames`]). Its content is unspecified. More than 2 MiB are rarely contiguous.
+    ///
+    /// # Errors
+    ///
+    /// [`MappingError`]; nothing is mapped then.
+    pub fn contiguous(bytes: u64, align: u64) -> Result<Self, MappingError> {
+        let length = bytes
+            .checked_next_multiple_of(FRAME_SIZE)
+            .ok_or(MappingError::OutOfMemory)?;
+        let mut mapping = Self::reserve(length, FRAME_SIZE, FrameOwnership::Own)?;
+        let count = (length / FRAME_SIZE) as usize;
+        let frames_align = align.div_ceil(FRAME_SIZE).max(1) as usize;
+        let take = || frames::take_run(count, frames_align, Owner::Mappings);
+        let run = take()
+            .or_else(|| {
+                frames::drain();
+                relief::ask_others();
+                take()
+            })
+            .ok_or(MappingError::OutOfMemory)?;
+        let range = run.run().range();
+        mapping.map_next(run, PageSize::Size4KiB)?;
+        mapping.contiguous = Some(range);
+        Ok(mapping)
+    }
+
     /// Maps physical memory that has another owner: a device's registers, uncached, or the
     /// firmware's tables.
     ///
@@ -175,6 +205,7 @@ impl Mapping {
         let pages = range.covering_frames();
         let mut mapping = Self::reserve(pages.len(), FRAME_SIZE, FrameOwnership::Foreign)?;
         mapping.offset = range.start() - pages.start();
+        mapping.contiguous = Some(range);
         let region = Region {
             name: "mapping",
             virt: mapping.range.start(),
@@ -216,6 +247,7 @@ impl Mapping {
             mapped: 0,
             frames,
             offset: 0,
+            contiguous: None,
         })
     }
 
@@ -239,29 +271,43 @@ impl Mapping {
                 take(FRAME_SIZE)
             })
             .ok_or(MappingError::OutOfMemory)?;
+        self.map_next(run, PageSize::Size2MiB)
+    }
+
+    /// Maps these frames behind what is mapped already, and owns them from then on.
+    fn map_next(&mut self, run: OwnedRun, largest: PageSize) -> Result<(), MappingError> {
         let region = Region {
             name: "mapping",
-            virt,
+            virt: self.range.start() + self.mapped,
             phys: run.run().start(),
             length: run.run().range().len(),
             access: Access::ReadWrite,
             cache: Cache::WriteBack,
-            largest: PageSize::Size2MiB,
+            largest,
         };
         // SAFETY: the addresses are this mapping's, and the run is memory.
-        if let Err(failure) = unsafe { map(region) } {
-            give_back(run);
-            return Err(MappingError::Tables(failure.error));
-        }
-        // The mapped pages own it from here on.
+        let result = unsafe { map(region) };
+        // The mapped pages own their part of it from here on.
         let _ = run.into_raw();
-        self.mapped += region.length;
-        Ok(())
+        let mapped = result.map_or_else(|failure| failure.bytes, |()| region.length);
+        self.mapped += mapped;
+        let rest = PhysRange::new(region.phys + mapped, region.length - mapped);
+        if let Some(rest) = rest.and_then(FrameRun::from_range) {
+            // SAFETY: this part of the run was given up just now, and is mapped nowhere.
+            give_back(unsafe { OwnedRun::from_raw(rest, Owner::Mappings) });
+        }
+        result.map_err(|failure| MappingError::Tables(failure.error))
     }
 
     /// Returns where the memory begins.
     pub fn start(&self) -> *mut u8 {
         ptr::with_exposed_provenance_mut((self.range.start() + self.offset) as usize)
+    }
+
+    /// Returns the physical memory that it maps, for [`Self::contiguous`] and [`Self::physical`], whose
+    /// frames are contiguous.
+    pub fn contiguous_frames(&self) -> Option<PhysRange> {
+        self.contiguous
     }
 
     /// Returns the bytes of addresses it takes, in whole pages.

@@ -9,10 +9,11 @@ use crossbeam_utils::CachePadded;
 use muster::internals::arch::apic;
 use muster::internals::arch::probe::{self, Fault};
 use muster::internals::mm::mapping::Mapping;
+use muster::internals::mm::shared;
 use muster::internals::mm::stack::Stack;
 use muster::internals::smp::{call, lapic};
 use muster_machine::lapic::Register;
-use muster_memory::{Access, Cache, FRAME_SIZE, PhysRange};
+use muster_memory::{Access, Cache, FRAME_SIZE, PhysRange, Step, Target};
 
 use super::worker::Worker;
 
@@ -24,6 +25,10 @@ const LARGE: usize = 16;
 
 /// Bytes of a large one.
 const LARGE_BYTES: u64 = 2 * 1024 * 1024 + 3 * FRAME_SIZE;
+
+/// One in this many rounds maps contiguous frames, of which there are at most this many.
+const CONTIGUOUS: usize = 8;
+const MAX_CONTIGUOUS: usize = 16;
 
 /// The minimum size of a stack for some work, in bytes: an interrupt on top of the work takes some
 /// of it.
@@ -149,6 +154,7 @@ pub fn work(worker: &mut Worker<'_>, shared_mappings: &[CachePadded<SharedMappin
     loop {
         if !(private_mapping(worker)
             && shared_mapping(worker, own, shared_mappings)
+            && contiguous_mapping(worker)
             && mapped_stack(worker)
             && device_mapping(worker))
         {
@@ -198,6 +204,40 @@ fn shared_mapping(
     let were_right = visit_others(worker, own, shared_mappings) && were_right;
     own.close();
     is_filled(&mapping) && were_right
+}
+
+/// Tests, now and then, a mapping of frames that must be contiguous and aligned.
+fn contiguous_mapping(worker: &mut Worker<'_>) -> bool {
+    if worker.random.below(CONTIGUOUS) > 0 {
+        return true;
+    }
+    let bytes = (worker.random.below(MAX_CONTIGUOUS) as u64 + 1) * FRAME_SIZE;
+    let align = FRAME_SIZE << worker.random.below(3);
+    let Ok(mapping) = worker.timed(|| Mapping::contiguous(bytes, align)) else {
+        worker.tally.refused += 1;
+        return true;
+    };
+    worker.tally.bytes += bytes;
+    fill(&mapping);
+    let Some(frames) = mapping.contiguous_frames() else {
+        log::error!("a mapping of contiguous frames does not know them");
+        return false;
+    };
+    let start = mapping.start().addr() as u64;
+    let is_mapped_to = |offset: u64| match shared::get().path(start + offset).last() {
+        Some(Step {
+            target: Target::Page(leaf),
+            ..
+        }) => leaf.phys + (start + offset - leaf.virt) == frames.start() + offset,
+        _ => false,
+    };
+    let is_right = frames.start().is_multiple_of(align)
+        && frames.len() == bytes
+        && (0..bytes).step_by(FRAME_SIZE as usize).all(is_mapped_to);
+    if !is_right {
+        log::error!("{bytes} bytes at {start:#x} are not those of the frames {frames:?}");
+    }
+    is_filled(&mapping) && is_right
 }
 
 /// Tests a stack that is mapped for some work.
