@@ -120,7 +120,7 @@ fmt:
 # Test the libraries and the runner on this host, doc tests included
 [group('test')]
 test-host: seed models coverage
-    cargo test --doc --package muster-percpu --package muster-cross-cpu --package muster-memory --package muster-heap
+    cargo test --doc --package muster-percpu --package muster-cross-cpu --package muster-frames --package muster-paging --package muster-heap
     cargo run --quiet --package muster-heap --example threads
     cargo test --package muster-screen --package muster-events --package muster-bench
     cargo test --package muster-arguments
@@ -167,7 +167,8 @@ miri:
     # Tests leak what lives as long as a kernel.
     export MIRIFLAGS='-Zmiri-ignore-leaks -Zmiri-permissive-provenance'
     cargo +nightly miri test --package muster-percpu --test percpu
-    cargo +nightly miri test --package muster-memory --test memory -- range::what frame_cache::a_cache changes::what
+    cargo +nightly miri test --package muster-frames --test frames -- range::what frame_cache::a_cache
+    cargo +nightly miri test --package muster-paging --test paging -- changes::what
 
 # Boot the kernel in every way it must survive: just test-kernel [qemu=PATH] [FILTER…]
 [group('test'), no-exit-message]

@@ -16,7 +16,7 @@ use muster_bench::{
     BuddyFrames, Contender, Course, Empty, Kind, Machine, MusterFrames, OnFrames, OnHeap, Options,
     Place, Problem, Room, Workload, compare,
 };
-use muster_memory::{FrameAllocator, PhysRange};
+use muster_frames::{FrameAllocator, PhysRange};
 
 /// Steps of each CPU.
 const STEPS: u32 = 1000;

@@ -6,10 +6,8 @@ use libfuzzer_sys::fuzz_target;
 use muster_boot::{
     Answer, BootError, Cpus, Framebuffer, MemoryMap, Placement, Unusable, command_line, hhdm,
 };
-use muster_memory::{
-    Access, Cache, FRAME_SIZE, Kind, Levels, Owner, PageSize, PhysRange, PhysicalMap, Plan,
-    PlanError, Region,
-};
+use muster_frames::{FRAME_SIZE, Kind, Owner, PhysRange, PhysicalMap};
+use muster_paging::{Access, Cache, Levels, PageSize, Plan, PlanError, Region};
 use muster_screen::Channel;
 
 /// The answers; what is `None` is right, as far as the others allow.
@@ -180,7 +178,7 @@ impl Input<'_> {
         let read_only = PhysRange::new(image.range.start(), text + constants);
         let read_only = read_only.as_slice();
         let largest = PageSize::Size1GiB;
-        for region in muster_memory::hhdm(&memory.entries, offset, largest, read_only)? {
+        for region in muster_paging::hhdm(&memory.entries, offset, largest, read_only)? {
             plan.add(region)?;
         }
         let mut at = LINKED;

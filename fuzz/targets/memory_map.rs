@@ -2,10 +2,10 @@
 //! against a naive model of the map.
 #![no_main]
 
-#[path = "../../memory/tests/memory/ram.rs"]
+#[path = "../../paging/tests/paging/ram.rs"]
 #[allow(dead_code, reason = "the tests need more of it")]
 mod ram;
-#[path = "../../memory/tests/memory/shown.rs"]
+#[path = "../../paging/tests/paging/shown.rs"]
 mod shown;
 
 use std::collections::BTreeSet;
@@ -13,9 +13,9 @@ use std::mem::MaybeUninit;
 
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
-use muster_memory::{
-    Access, Cache, FRAME_SIZE, Features, FrameAllocator, Kind, Levels, MemoryEntry, Owner,
-    PageSize, PhysRange, PhysicalMap, Plan, PlanError, Region, TableError, Tables, hhdm,
+use muster_frames::{FRAME_SIZE, FrameAllocator, Kind, MemoryEntry, Owner, PhysRange, PhysicalMap};
+use muster_paging::{
+    Access, Cache, Features, Levels, PageSize, Plan, PlanError, Region, TableError, Tables, hhdm,
 };
 
 use crate::ram::Ram;

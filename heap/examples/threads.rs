@@ -9,8 +9,8 @@ use std::ptr::{self, NonNull};
 use std::sync::OnceLock;
 use std::thread;
 
+use muster_frames::{FrameAllocator, FrameRun, OwnedRun, Owner, PhysRange};
 use muster_heap::{CpuCache, FRAME, FramePlatform, MagazineHeap, NO_CACHE};
-use muster_memory::{FrameAllocator, FrameRun, OwnedRun, Owner, PhysRange};
 
 // A kernel keeps these in its per-CPU blocks.
 static CACHES: [CpuCache; 4] = [const { CpuCache::new() }; 4];

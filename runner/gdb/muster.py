@@ -30,10 +30,10 @@ FLAGS = [
 ]
 ADDRESS = 0x000F_FFFF_FFFF_F000
 
-# In an entry that is not present: others may still have it cached (memory/src/tables/entry.rs).
+# In an entry that is not present: others may still have it cached (paging/src/tables/entry.rs).
 WITHDRAWN = 1 << 9
 
-# The PAT as Limine's protocol and the kernel set it (memory/src/plan.rs).
+# The PAT as Limine's protocol and the kernel set it (paging/src/plan.rs).
 CACHES = {0: "WB", 3: "UC", 5: "WC"}
 
 # The windows of stacks, the CPUs' own and those that are mapped for some work (src/boot/window.rs).

@@ -13,11 +13,12 @@ use pulldown_cmark::{CodeBlockKind, Event, Options, Parser, Tag, TagEnd};
 use regex_lite::Regex;
 
 /// The folders of the sources, each with all below it.
-const SOURCES: [&str; 11] = [
+const SOURCES: [&str; 12] = [
     "src",
     "percpu",
     "cross-cpu",
-    "memory",
+    "frames",
+    "paging",
     "heap",
     "parts",
     "bench",
@@ -390,7 +391,7 @@ fn quotations_are_found_and_forgeries_are_not() {
     }
     assert!(is_dependency("muster-heap = { path = \"../muster/heap\" }"));
     for line in [
-        "muster-heap = { path = \"../muster/memory\" }",
+        "muster-heap = { path = \"../muster/frames\" }",
         "muster-heap = { path = \"../muster/nowhere\" }",
         "muster-heap = \"0.1\"",
     ] {
@@ -479,7 +480,7 @@ fn models_and_their_mistakes_are_counted() {
     let evidence = read(&book().join("evidence.md")).replace('\n', " ");
     let readme = read(&workspace::root().join("README.md"));
     let (mut models, mut mistakes, mut findings) = (0, 0, 0);
-    for library in ["percpu", "cross-cpu", "memory", "heap"] {
+    for library in ["percpu", "cross-cpu", "frames", "paging", "heap"] {
         let sources = files(&workspace::root().join(library).join("src"), "rs");
         let sources = sources.iter().filter(|path| path.ends_with("models.rs"));
         models += (sources.map(|path| read(path).matches("    model(").count())).sum::<usize>();

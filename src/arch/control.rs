@@ -5,7 +5,7 @@
 
 use core::fmt;
 
-use muster_memory::{Levels, PAT};
+use muster_paging::{Levels, PAT};
 use raw_cpuid::CpuId;
 use x86_64::registers::control::{Cr0, Cr0Flags, Cr3, Cr4, Cr4Flags};
 use x86_64::registers::model_specific::{Efer, EferFlags, Msr};
@@ -60,8 +60,8 @@ impl Features {
     }
 
     /// Returns the features that matter to page tables.
-    pub fn of_tables(&self) -> muster_memory::Features {
-        muster_memory::Features {
+    pub fn of_tables(&self) -> muster_paging::Features {
+        muster_paging::Features {
             gigabyte_pages: self.gigabyte_pages,
         }
     }

@@ -2,7 +2,7 @@
 
 use core::ops::Range;
 
-use muster_memory::Access;
+use muster_paging::Access;
 
 /// One section group of the image: whole pages with one set of rights.
 #[derive(Debug, Clone, Copy)]

@@ -20,7 +20,7 @@ use limine::request::{
 };
 use limine::response::{BootloaderInfoResponse, ExecutableCmdlineResponse, FramebufferResponse};
 use muster_boot::{Answer, BootError, Cpus, Framebuffer, MemoryMap, Placement, REVISION, Unusable};
-use muster_memory::Kind;
+use muster_frames::Kind;
 use muster_screen::Channel;
 
 use super::bytes::Bytes;

@@ -8,7 +8,7 @@ use core::cell::UnsafeCell;
 use core::fmt;
 use core::ptr::{self, NonNull};
 
-use muster_memory::FRAME_SIZE;
+use muster_frames::FRAME_SIZE;
 
 use super::window::STACKS;
 use crate::arch::descriptors::InterruptStack;

@@ -3,7 +3,7 @@
 //! All lie in the second highest 512 GiB, which is in the higher half with four
 //! levels of tables as with five. A loader whose HHDM reaches into them is refused.
 
-use muster_memory::VirtRange;
+use muster_paging::VirtRange;
 
 /// A part of the address space.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -10,8 +10,8 @@ use core::fmt;
 
 use muster_cross_cpu::Outcome;
 use muster_events::{AccountCommon, AccountCpu};
+use muster_frames::{FRAME_SIZE, Owner, Totals};
 use muster_heap::Traffic;
-use muster_memory::{FRAME_SIZE, Owner, Totals};
 
 use super::interrupts::INTERRUPTS;
 use crate::arch::vectors::{Counts, Kind};

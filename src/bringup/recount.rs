@@ -2,7 +2,8 @@
 
 use core::fmt;
 
-use muster_memory::{FRAME_SIZE, Frame, Mismatch, Owner, PhysRange, Totals};
+use muster_frames::{FRAME_SIZE, Frame, Owner, PhysRange, Totals};
+use muster_paging::Mismatch;
 use nodit::interval::ie;
 use nodit::{Interval, NoditSet};
 

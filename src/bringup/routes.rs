@@ -10,12 +10,13 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use conquer_once::spin::OnceCell;
+use muster_frames::{Owner, PhysRange};
 use muster_machine::acpi::IoApic;
 use muster_machine::io_apic::{
     Controller, Destination, DestinationWidth, Entry, IoApicError, Mmio, Signal,
 };
 use muster_machine::routing::{Route, Routing, RoutingError};
-use muster_memory::{Access, Cache, Owner, PhysRange};
+use muster_paging::{Access, Cache};
 
 use crate::boot::limine::Boot;
 use crate::mm::mapping::{Mapping, MappingError};

@@ -4,10 +4,8 @@
 use alloc::vec::Vec;
 use core::mem::MaybeUninit;
 
-use muster_memory::{
-    Access, Cache, FRAME_SIZE, FrameAllocator, FrameInfo, Owner, PageSize, PhysRange, PhysicalMap,
-    PhysicalMemory, Plan, Region,
-};
+use muster_frames::{FRAME_SIZE, FrameAllocator, FrameInfo, Owner, PhysRange, PhysicalMap};
+use muster_paging::{Access, Cache, PageSize, PhysicalMemory, Plan, Region};
 
 use super::build_error::BuildError;
 use super::hhdm::Hhdm;

@@ -2,10 +2,9 @@
 
 use core::fmt;
 
+use muster_frames::{AssignError, FramesError, MapError, PhysRange};
 use muster_machine::mtrr::MemoryType;
-use muster_memory::{
-    AssignError, FramesError, MapError, Mismatch, PhysRange, PlanError, TableError,
-};
+use muster_paging::{Mismatch, PlanError, TableError};
 use muster_percpu::{PlaceError, TemplateError};
 
 /// Why the shared memory state can't be built.

@@ -3,9 +3,10 @@
 use alloc::vec::Vec;
 use core::cell::RefCell;
 
+use muster_frames::{Frame, Owner, PhysRange};
 use muster_machine::acpi::{Firmware, IoApic, Madt, MadtError, NmiLine, PmTimer};
 use muster_machine::routing::{Routing, RoutingError};
-use muster_memory::{Access, Cache, Frame, Owner, PhysRange};
+use muster_paging::{Access, Cache};
 
 use super::mapping::Mapping;
 use super::{physical, shared};

@@ -3,7 +3,7 @@
 use core::cell::{Cell, UnsafeCell};
 use core::sync::atomic::{Ordering, compiler_fence};
 
-use muster_memory::FrameCache;
+use muster_frames::FrameCache;
 use muster_percpu::InterruptSafe;
 
 /// There is no cache yet.

@@ -1,6 +1,6 @@
 //! Frames through each CPU's cache.
 
-use muster_memory::{FrameCache, NotFreed, OwnedFrame, OwnedRun, Owner};
+use muster_frames::{FrameCache, NotFreed, OwnedFrame, OwnedRun, Owner};
 use muster_percpu::cpu_local;
 
 use super::frame_slot::FrameSlot;

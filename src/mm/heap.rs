@@ -13,10 +13,10 @@ use core::ptr;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 
 use muster_arguments::HeapKind;
+use muster_frames::FRAME_SIZE;
 #[cfg(feature = "bench")]
 use muster_heap::MagazineHeap;
 use muster_heap::{Class, MagazineStatistics, Traffic, resume};
-use muster_memory::FRAME_SIZE;
 
 #[cfg(feature = "bench")]
 use super::heap_platform::Kernel;

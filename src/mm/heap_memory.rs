@@ -2,10 +2,8 @@
 
 use core::ptr::{self, NonNull};
 
-use muster_memory::{
-    Access, Cache, FRAME_SIZE, FrameRun, OwnedFrame, OwnedRun, Owner, PageSize, PhysRange,
-    PhysicalMemory, Region,
-};
+use muster_frames::{FRAME_SIZE, FrameRun, OwnedFrame, OwnedRun, Owner, PhysRange};
+use muster_paging::{Access, Cache, PageSize, PhysicalMemory, Region};
 
 use super::frames;
 use super::shared::{self, Growing, SharedMemory};

@@ -3,7 +3,8 @@
 use alloc::vec::Vec;
 use core::ptr::{self, NonNull};
 
-use muster_memory::{Access, Cache, PhysRange, PhysicalMemory, Region};
+use muster_frames::PhysRange;
+use muster_paging::{Access, Cache, PhysicalMemory, Region};
 
 /// The higher-half direct map: the physical memory that it maps, and where.
 #[derive(Debug, Clone, Copy)]

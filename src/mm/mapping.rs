@@ -5,10 +5,10 @@ use core::fmt;
 use core::ptr;
 
 use conquer_once::spin::OnceCell;
-use muster_memory::{
-    Access, AddressAllocator, AddressError, Cache, ChangeError, FRAME_SIZE, FrameRun,
-    OwnedAddresses, OwnedRun, Owner, PageSize, PartlyMapped, PhysRange, Region, TableError,
-    VirtRange,
+use muster_frames::{FRAME_SIZE, FrameRun, OwnedRun, Owner, PhysRange};
+use muster_paging::{
+    Access, AddressAllocator, AddressError, Cache, ChangeError, OwnedAddresses, PageSize,
+    PartlyMapped, Region, TableError, VirtRange,
 };
 
 use super::tlb::AllCpus;
@@ -76,11 +76,11 @@ impl fmt::Display for MappingError {
 ///
 /// # Errors
 ///
-/// As for [`map`](muster_memory::Tables::map) of tables.
+/// As for [`map`](muster_paging::Tables::map) of tables.
 ///
 /// # Safety
 ///
-/// As for [`map`](muster_memory::Tables::map) of tables.
+/// As for [`map`](muster_paging::Tables::map) of tables.
 unsafe fn map(region: Region) -> Result<(), PartlyMapped> {
     let map = |region: Region| {
         shared::get().with_tables(|tables, frames| {
@@ -323,7 +323,7 @@ impl Mapping {
     ///
     /// # Safety
     ///
-    /// As for [`Tables::protect`](muster_memory::Tables::protect).
+    /// As for [`Tables::protect`](muster_paging::Tables::protect).
     pub unsafe fn protect(&mut self, access: Access) -> Result<(), ChangeError> {
         let range = self.range;
         let flush = shared::get().with_tables(|tables, _| {

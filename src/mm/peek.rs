@@ -1,6 +1,6 @@
 //! Reads of memory for a fault report.
 
-use muster_memory::PhysicalMemory;
+use muster_paging::PhysicalMemory;
 
 use super::shared::SHARED;
 use crate::boot::stack;

@@ -4,8 +4,8 @@
 use alloc::vec::Vec;
 use core::fmt;
 
+use muster_frames::{AssignError, Owner, PhysRange, PhysicalMap};
 use muster_machine::mtrr::{MemoryType, Mtrrs};
-use muster_memory::{AssignError, Owner, PhysRange, PhysicalMap};
 
 use super::build_error::BuildError;
 use crate::arch::control::Features;

@@ -10,10 +10,12 @@ use alloc::vec::Vec;
 
 use conquer_once::spin::OnceCell;
 use muster_events::{Mapped, Moment};
-use muster_memory::{
-    AdoptError, Census, FRAME_SIZE, Frame, FrameAllocator, FrameCache, Levels, Mismatch, NotFreed,
-    OwnedFrame, Owner, PageSize, PartialRoot, PhysRange, PhysicalMap, PhysicalMemory, Plan, Share,
-    TableView, Tables, Totals,
+use muster_frames::{
+    AdoptError, FRAME_SIZE, Frame, FrameAllocator, FrameCache, NotFreed, OwnedFrame, Owner,
+    PhysRange, PhysicalMap, Share, Totals,
+};
+use muster_paging::{
+    Census, Levels, Mismatch, PageSize, PartialRoot, PhysicalMemory, Plan, TableView, Tables,
 };
 
 use super::build_error::BuildError;
@@ -42,7 +44,7 @@ const MAX_LEVELS: usize = Levels::Five.count() as usize;
 
 /// The page-table walk of an address: a step for each level.
 #[cfg(feature = "selftest")]
-pub type Path = heapless::Vec<muster_memory::Step, MAX_LEVELS>;
+pub type Path = heapless::Vec<muster_paging::Step, MAX_LEVELS>;
 
 pub(super) static SHARED: OnceCell<SharedMemory> = OnceCell::uninit();
 

@@ -1,6 +1,7 @@
 //! The frames of page tables.
 
-use muster_memory::{FrameAllocator, FrameSource, OwnedFrame};
+use muster_frames::{FrameAllocator, OwnedFrame};
+use muster_paging::FrameSource;
 
 use crate::arch::failpoint;
 

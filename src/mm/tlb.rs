@@ -12,7 +12,7 @@
 use core::cell::Cell;
 
 use muster_cross_cpu::Admission;
-use muster_memory::{FlushSet, Shootdown};
+use muster_paging::{FlushSet, Shootdown};
 use x86_64::VirtAddr;
 use x86_64::instructions::tlb;
 

@@ -7,7 +7,7 @@
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use muster_events::{Event, EventLine, Level, Log, Owners, Record, SCHEMA, Start};
-use muster_memory::{Owner, Totals};
+use muster_frames::{Owner, Totals};
 
 use super::serial;
 use crate::arch::clock;

@@ -6,8 +6,8 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use conquer_once::spin::OnceCell;
 use muster_events::{Address, Fault, Kind, ReturnAddress, Stopped};
+use muster_frames::FRAME_SIZE;
 use muster_heap::{Misuse, Violation};
-use muster_memory::FRAME_SIZE;
 use x86_64::instructions::interrupts;
 use x86_64::registers::control::Cr2;
 

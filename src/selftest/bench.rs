@@ -20,7 +20,7 @@ use muster_bench::{
     BuddyFrames, Contender, FrameSource, FrameUser, Kind, Machine, OnFrames, OnHeap, Options, Place,
 };
 use muster_events::Event;
-use muster_memory::{FRAME_SIZE, Frame, FrameRun, OwnedFrame, OwnedRun, Owner, PhysRange};
+use muster_frames::{FRAME_SIZE, Frame, FrameRun, OwnedFrame, OwnedRun, Owner, PhysRange};
 
 /// Frames of an arena: 64 MiB.
 const ARENA: usize = 16 * 1024;

@@ -5,8 +5,8 @@ use core::ptr::NonNull;
 use core::slice;
 use core::sync::atomic::{AtomicU32, Ordering};
 
+use muster_frames::FRAME_SIZE;
 use muster_heap::CpuCache;
-use muster_memory::FRAME_SIZE;
 use muster_percpu::{
     Directory, Header, Here, Key, PlaceError, Register, Storage, Template, TemplateError,
     Unregistered, WriteOnce, cpu_local,

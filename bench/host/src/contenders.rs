@@ -8,8 +8,8 @@ use std::sync::OnceLock;
 
 use muster_bench::contenders::{self, Arena};
 use muster_bench::{BuddyFrames, Contender, Kind, MusterFrames, OnFrames, OnHeap};
+use muster_frames::{FRAME_SIZE, FrameAllocator, FrameRun, OwnedRun, Owner, PhysRange};
 use muster_heap::{CpuCache, FRAME, FastPath, FramePlatform, MagazineHeap, NO_CACHE};
-use muster_memory::{FRAME_SIZE, FrameAllocator, FrameRun, OwnedRun, Owner, PhysRange};
 
 /// What each allocator that doesn't ask the system for memory has, in bytes.
 const ARENA: usize = 512 << 20;

@@ -2,7 +2,7 @@
 
 use core::hint::black_box;
 
-use muster_memory::{
+use muster_frames::{
     FRAME_SIZE, Frame, FrameAllocator, FrameCache, FrameRun, OwnedFrame, OwnedRun, Owner, PhysRange,
 };
 use spin::Mutex;

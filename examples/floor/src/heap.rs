@@ -6,10 +6,10 @@ use core::mem::MaybeUninit;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, Ordering};
 
+use muster_frames::{FrameCache, FrameRun, OwnedRun, Owner, PhysRange};
 use muster_heap::{
     CpuCache, FRAME, FastPath, FramePlatform, Heap, MagazineHeap, NO_CACHE, Platform,
 };
-use muster_memory::{FrameCache, FrameRun, OwnedRun, Owner, PhysRange};
 use muster_percpu::head_offset;
 
 use crate::cpu::{CPUS, Cpu};

@@ -9,7 +9,7 @@ use limine::BaseRevision;
 use limine::memory_map::EntryType;
 use limine::mp;
 use limine::request::{HhdmRequest, MemoryMapRequest, MpRequest};
-use muster_memory::{Kind, MemoryEntry, PhysRange};
+use muster_frames::{Kind, MemoryEntry, PhysRange};
 
 #[used]
 #[unsafe(link_section = ".requests")]

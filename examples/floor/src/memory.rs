@@ -5,7 +5,7 @@ use core::mem::MaybeUninit;
 use core::ptr::{self, NonNull};
 
 use conquer_once::spin::OnceCell;
-use muster_memory::{
+use muster_frames::{
     AssignError, FrameAllocator, FrameCache, FrameInfo, FramesError, MapError, Owner, PhysRange,
     PhysicalMap,
 };

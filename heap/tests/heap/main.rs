@@ -56,7 +56,7 @@ mod hands;
 mod histories;
 mod interrupts;
 mod magazines;
-#[path = "../../../memory/tests/memory/oracle.rs"]
+#[path = "../../../frames/tests/frames/oracle.rs"]
 mod oracle;
 mod oracles;
 #[cfg(target_os = "linux")]

@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use muster_memory::{Kind, PhysRange};
+use muster_frames::{Kind, PhysRange};
 use muster_screen::{Channel, Format};
 
 use crate::memory_map::MemoryMap;

@@ -23,7 +23,7 @@ pub use placement::Placement;
 
 use alloc::string::String;
 
-use muster_memory::PageSize;
+use muster_paging::PageSize;
 
 /// The base revision of the protocol that is asked for.
 pub const REVISION: u64 = 3;

@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use muster_memory::{Kind, MemoryEntry, PhysRange};
+use muster_frames::{Kind, MemoryEntry, PhysRange};
 
 use crate::error::BootError;
 

@@ -2,7 +2,7 @@
 
 use core::ops::Range;
 
-use muster_memory::{FRAME_SIZE, PhysRange};
+use muster_frames::{FRAME_SIZE, PhysRange};
 
 use crate::error::BootError;
 

@@ -23,7 +23,7 @@
 //! earlier store of another CPU. But it tries a store before an earlier load of another CPU only if that
 //! load was the last access: not if the CPU that stores has itself loaded the word in between. So the CPU
 //! that only loads must be the one that loom runs last: the model spawns it as a thread, and does the
-//! rest itself. `view_against_mapping` of `muster-memory` is such a model.
+//! rest itself. `view_against_mapping` of `muster-paging` is such a model.
 
 #![no_std]
 

@@ -40,16 +40,11 @@ pub fn print_seed(recipe: &str) -> Result<()> {
 pub fn command(times: u32) -> Result<ExitCode> {
     print_seed("oracles")?;
     let mut cargo = toolchain::host_cargo();
-    cargo.args(["test", "--package", "muster-memory", "--test", "memory"]);
-    cargo.args([
-        "--package",
-        "muster-heap",
-        "--test",
-        "heap",
-        "--",
-        "--nocapture",
-        "model",
-    ]);
+    cargo.arg("test");
+    for library in ["frames", "paging", "heap"] {
+        cargo.args(["--package", &format!("muster-{library}"), "--test", library]);
+    }
+    cargo.args(["--", "--nocapture", "model"]);
     cargo.env("ORACLE_TIMES", times.to_string());
     toolchain::finish(cargo)
 }

@@ -21,9 +21,10 @@ use muster::internals::smp::lock::{Level, Lock};
 use muster::internals::smp::progress::PROGRESS;
 use muster::internals::smp::{cpu, lines, online};
 use muster_cross_cpu::Outcome;
+use muster_frames::{FRAME_SIZE, Owner};
 use muster_machine::identity::RegisterName;
-use muster_memory::{FRAME_SIZE, Owner, Target};
 use muster_monitor::{Verb, Whom};
+use muster_paging::Target;
 
 use super::idle::idle_until;
 use crate::selftest::measure;

@@ -12,8 +12,9 @@ use muster::internals::mm::mapping::Mapping;
 use muster::internals::mm::shared;
 use muster::internals::mm::stack::Stack;
 use muster::internals::smp::{call, lapic};
+use muster_frames::{FRAME_SIZE, PhysRange};
 use muster_machine::lapic::Register;
-use muster_memory::{Access, Cache, FRAME_SIZE, PhysRange, Step, Target};
+use muster_paging::{Access, Cache, Step, Target};
 
 use super::worker::Worker;
 

@@ -13,7 +13,7 @@ use muster::internals::smp::online;
 use muster::internals::smp::progress::PROGRESS;
 use muster_arguments::Workload;
 use muster_events::{Memory, Sample};
-use muster_memory::{FRAME_SIZE, Owner};
+use muster_frames::{FRAME_SIZE, Owner};
 
 /// The time from one sample to the next, in milliseconds: not less, however long it takes to emit
 /// one.

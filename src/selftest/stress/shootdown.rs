@@ -8,7 +8,8 @@ use muster::internals::arch::probe::{self, Fault};
 use muster::internals::mm::mapping::Mapping;
 use muster::internals::smp::lock::{Level, Lock};
 use muster::internals::smp::{call, jobs, timer};
-use muster_memory::{Access, FRAME_SIZE};
+use muster_frames::FRAME_SIZE;
+use muster_paging::Access;
 use x86_64::instructions::interrupts;
 
 use super::worker::Worker;

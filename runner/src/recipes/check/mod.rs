@@ -22,12 +22,13 @@ use crate::toolchain::{self, Toolchain};
 use crate::workspace;
 
 /// The packages that are checked as they are built for a host.
-const HOST_PACKAGES: [&str; 14] = [
+const HOST_PACKAGES: [&str; 15] = [
     "muster-sync",
     "muster-percpu",
     "muster-percpu-elsewhere",
     "muster-cross-cpu",
-    "muster-memory",
+    "muster-frames",
+    "muster-paging",
     "muster-heap",
     "muster-arguments",
     "muster-monitor",

@@ -14,7 +14,7 @@ use diffy::{Hunk, Line, Patch};
 use crate::workspace;
 
 /// The libraries that have models, by their folders.
-pub const LIBRARIES: [&str; 4] = ["percpu", "cross-cpu", "memory", "heap"];
+pub const LIBRARIES: [&str; 5] = ["percpu", "cross-cpu", "frames", "paging", "heap"];
 
 /// The folder of the patches.
 const FOLDER: &str = "mistakes";

@@ -1,0 +1,281 @@
+//! Mapping regions and pages. Loads are Relaxed, as the [changes](super::change) to tables say.
+
+use core::sync::atomic::Ordering;
+
+use x86_64::structures::paging::PageTableFlags as Flags;
+
+use crate::plan::{Access, Cache, PageSize, PlanError, Region};
+use crate::virt_range::VirtRange;
+use muster_frames::OwnedFrame;
+use muster_frames::{Frame, PhysRange};
+
+use super::aliases::{Counted, Refusal, Use};
+use super::{
+    Entry, FrameSource, MAX_LEVELS_BELOW, PartlyMapped, PhysicalMemory, TABLE, TableError, Tables,
+    WITHDRAWN, empty_table, index, leaf_bits, level_of, link,
+};
+
+impl<M: PhysicalMemory> Tables<M> {
+    /// Maps a region for good, with the largest pages that fit inside it: it can be neither unmapped nor
+    /// given other rights. May allocate memory, to record it: for when the kernel starts.
+    ///
+    /// # Errors
+    ///
+    /// See [`TableError`]. The part of the region below the failure stays mapped.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Self::map`].
+    pub unsafe fn map_permanently(
+        &mut self,
+        region: &Region,
+        frames: &impl FrameSource,
+    ) -> Result<(), PartlyMapped> {
+        let (memory, wanted) = self.describe(region)?;
+        self.aliases.check_permanent(memory, wanted)?;
+        let one = size_of::<VirtRange>();
+        let reserved = self.permanent.try_reserve(1);
+        reserved.map_err(|_| Refusal::OutOfMemory(one))?;
+        Mapping {
+            tables: self,
+            region,
+            wanted,
+            counted: None,
+            bytes: 0,
+        }
+        .set_leaves(frames)
+    }
+
+    /// Maps a region with the largest pages that fit inside it, until it is unmapped. Takes at most one
+    /// frame per level and page for tables, and allocates nothing else.
+    ///
+    /// # Errors
+    ///
+    /// See [`TableError`]. The part of the region below the failure stays mapped.
+    ///
+    /// # Safety
+    ///
+    /// 1. The addresses are the caller's to map at: no code relies on nothing being mapped there, as a
+    ///    stack on its guard.
+    /// 2. CPUs may read the memory at any time in the way that its cache type lets them, whatever the
+    ///    code does: it is there, and it is no device's if the type is write-back.
+    pub unsafe fn map(
+        &mut self,
+        region: &Region,
+        frames: &impl FrameSource,
+    ) -> Result<(), PartlyMapped> {
+        let (memory, wanted) = self.describe(region)?;
+        let counted = self.aliases.check(memory, wanted, Counted::Not)?;
+        if counted != Counted::Not {
+            self.aliases.check_room(self.aliases.needed(memory))?;
+        }
+        Mapping {
+            tables: self,
+            region,
+            wanted,
+            counted: Some(counted),
+            bytes: 0,
+        }
+        .set_leaves(frames)
+    }
+
+    /// Maps one 4 KiB page, as when a window grows at run time. Takes at most one frame per level
+    /// for tables, and allocates nothing else.
+    ///
+    /// # Errors
+    ///
+    /// See [`TableError`]. Nothing has been mapped then.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Self::map`].
+    pub unsafe fn map_page(
+        &mut self,
+        virt: u64,
+        frame: Frame,
+        access: Access,
+        cache: Cache,
+        frames: &impl FrameSource,
+    ) -> Result<(), TableError> {
+        let size = PageSize::Size4KiB;
+        let page = Region {
+            name: "page",
+            virt,
+            phys: frame.start(),
+            length: size.bytes(),
+            access,
+            cache,
+            largest: size,
+        };
+        // SAFETY: the caller's promise.
+        unsafe { self.map(&page, frames) }.map_err(|failure| failure.error)
+    }
+
+    /// Returns the memory that a region maps, if it can be mapped at all, and how.
+    fn describe(&self, region: &Region) -> Result<(PhysRange, Use), PlanError> {
+        region.check(self.levels)?;
+        let Region {
+            name,
+            phys,
+            length,
+            access,
+            cache,
+            ..
+        } = *region;
+        let memory = region.physical().ok_or(PlanError::BeyondPhysical {
+            name,
+            phys,
+            length,
+            bits: 52,
+        })?;
+        let wanted = Use {
+            name,
+            access,
+            cache,
+        };
+        Ok((memory, wanted))
+    }
+
+    /// Returns the largest page that can begin at the addresses whose bits are `address` and fits into
+    /// `length` bytes.
+    fn largest_page(&self, address: u64, length: u64, largest: PageSize) -> PageSize {
+        PageSize::ALL
+            .into_iter()
+            .rev()
+            .filter(|&size| size <= largest && self.features.has(size))
+            .find(|size| size.bytes() <= length && address.is_multiple_of(size.bytes()))
+            .unwrap_or(PageSize::Size4KiB)
+    }
+
+    fn set_leaf(
+        &mut self,
+        virt: u64,
+        size: PageSize,
+        entry: u64,
+        frames: &impl FrameSource,
+    ) -> Result<(), TableError> {
+        let leaf_level = level_of(size);
+        // Tables on the way in which pages were withdrawn, none of them this one.
+        let mut withdrawn = [None; MAX_LEVELS_BELOW];
+        let mut frame = self.root;
+        let mut level = self.levels.count();
+        let slot = loop {
+            let slot = &self.table(frame)?[index(virt, level)];
+            let (decoded, is_withdrawn) = Entry::decode_any(slot.load(Ordering::Relaxed), level);
+            match decoded {
+                Entry::Absent => break slot,
+                Entry::Table(Some(below)) if level > leaf_level => {
+                    if is_withdrawn {
+                        withdrawn[usize::from(level) - 2] = Some(slot);
+                    }
+                    frame = below;
+                    level -= 1;
+                }
+                Entry::Table(None) => return Err(TableError::Unreachable { phys: 0 }),
+                _ if is_withdrawn => return Err(TableError::Unflushed { virt }),
+                _ => return Err(TableError::AlreadyMapped { virt }),
+            }
+        };
+        let top = self.new_tables(virt, level, leaf_level, entry, frames)?;
+        link(slot, top);
+        for slot in withdrawn.into_iter().flatten() {
+            let entry = slot.load(Ordering::Relaxed);
+            link(slot, entry & !WITHDRAWN | Flags::PRESENT.bits());
+        }
+        self.built += usize::from(level - leaf_level);
+        Ok(())
+    }
+
+    /// Makes the tables for one page below a slot of this level, and returns the entry for the slot:
+    /// the page itself, if none are needed.
+    fn new_tables(
+        &self,
+        virt: u64,
+        level: u8,
+        leaf_level: u8,
+        leaf: u64,
+        frames: &impl FrameSource,
+    ) -> Result<u64, TableError> {
+        let mut made = [const { None::<OwnedFrame> }; MAX_LEVELS_BELOW];
+        let mut entry = leaf;
+        for (below, place) in (leaf_level..level).zip(&mut made) {
+            let table = empty_table(&self.memory, frames).and_then(|owned| {
+                let frame = owned.frame();
+                *place = Some(owned);
+                // Relaxed: nobody reads the table before `link` publishes it.
+                self.table(frame)?[index(virt, below)].store(entry, Ordering::Relaxed);
+                Ok(frame)
+            });
+            match table {
+                Ok(frame) => entry = frame.start() | TABLE,
+                Err(error) => {
+                    // No CPU has seen them.
+                    made.into_iter()
+                        .flatten()
+                        .for_each(|owned| frames.give_back(owned));
+                    return Err(error);
+                }
+            }
+        }
+        // The entries name them from here on, by which `complete` makes the rights again.
+        made.into_iter().flatten().for_each(|owned| {
+            let _ = owned.into_raw();
+        });
+        Ok(entry)
+    }
+}
+
+/// A region that is being mapped. The mapped part is recorded when this is dropped, also if the source
+/// of frames, which is foreign code, panics.
+struct Mapping<'a, M: PhysicalMemory> {
+    tables: &'a mut Tables<M>,
+    region: &'a Region,
+    wanted: Use,
+    /// The way in which its pages are counted; `None` if they are mapped for good. There is room to
+    /// record it.
+    counted: Option<Counted>,
+    /// The number of its bytes that are mapped, from its start on.
+    bytes: u64,
+}
+
+impl<M: PhysicalMemory> Mapping<'_, M> {
+    /// Sets the entries of the region's pages, and marks them with what they are counted as.
+    fn set_leaves(mut self, frames: &impl FrameSource) -> Result<(), PartlyMapped> {
+        let region = self.region;
+        let counted = self.counted.unwrap_or(Counted::Not);
+        while self.bytes < region.length {
+            let bytes = self.bytes;
+            let virt = region.virt + bytes;
+            let phys = region.phys + bytes;
+            let left = region.length - bytes;
+            let size = self.tables.largest_page(virt | phys, left, region.largest);
+            let bits = leaf_bits(size, region.access, region.cache) | counted.bits();
+            self.tables
+                .set_leaf(virt, size, phys | bits, frames)
+                .map_err(|error| PartlyMapped { error, bytes })?;
+            self.bytes += size.bytes();
+        }
+        Ok(())
+    }
+}
+
+impl<M: PhysicalMemory> Drop for Mapping<'_, M> {
+    fn drop(&mut self) {
+        let Self { region, wanted, .. } = *self;
+        let tables = &mut *self.tables;
+        let Some(memory) = PhysRange::new(region.phys, self.bytes) else {
+            return;
+        };
+        match self.counted {
+            Some(Counted::Not) => {}
+            Some(_) => tables.aliases.add(memory, wanted, Counted::Not),
+            None => {
+                tables.aliases.add_permanent(memory, wanted);
+                if let Some(range) = VirtRange::new(region.virt, self.bytes) {
+                    let index = tables.permanent_index(range.start());
+                    tables.permanent.insert(index, range);
+                }
+            }
+        }
+    }
+}
