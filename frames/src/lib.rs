@@ -31,17 +31,12 @@
 //! ```
 //! use muster_frames::*;
 //!
-//! let entry = |start, end, kind| MemoryEntry {
-//!     range: PhysRange::from_bounds(start, end).unwrap(),
-//!     kind,
-//! };
-//! let entries = [
-//!     entry(0x0f_fc00, 0x10_0000, Kind::Reserved),
-//!     entry(0x10_0000, 0x14_0000, Kind::Usable),
-//! ];
-//!
 //! // Who owns what.
-//! let map = PhysicalMap::from_entries(&entries)?;
+//! let range = |start, end| PhysRange::from_bounds(start, end).unwrap();
+//! let map = PhysicalMap::new([
+//!     (range(0x0f_fc00, 0x10_0000), Owner::Reserved),
+//!     (range(0x10_0000, 0x14_0000), Owner::Free),
+//! ])?;
 //! let free: Vec<_> = map.ranges(Owner::Free).collect();
 //!
 //! // The records of the frames; a kernel places them in free memory, by `PhysicalMap::assign`.
@@ -91,7 +86,7 @@ mod zone;
 pub use chunk::FrameInfo;
 pub use frame_cache::FrameCache;
 pub use frames::{AdoptError, FrameAllocator, FrameRun, FramesError, FreeError, Share};
-pub use map::{AssignError, Kind, MapError, MemoryEntry, Owner, PhysicalMap, Totals};
+pub use map::{AssignError, MapError, Owner, PhysicalMap, Totals};
 pub use owned::{NotFreed, OwnedFrame, OwnedRun};
 pub use range::{Cut, FRAME_SIZE, Frame, PHYSICAL_LIMIT, PhysRange};
 pub use range_map::RangeMap;

@@ -7,98 +7,6 @@ use core::ops::{Index, IndexMut};
 use crate::range::{FRAME_SIZE, PhysRange};
 use crate::range_map::RangeMap;
 
-/// The kind of a range of physical memory, as the boot loader reports it: the kinds of the Limine boot
-/// protocol's memory map.
-///
-/// Declared from the least to the most restrictive; where entries overlap, the greater wins.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Kind {
-    /// Free memory.
-    Usable,
-    /// The loader's: its answers, stacks and tables. Free once nothing uses them any more.
-    BootloaderReclaimable,
-    /// The kernel's image and the modules loaded with it.
-    ExecutableAndModules,
-    /// ACPI tables; free once they have been read.
-    AcpiReclaimable,
-    /// A linear framebuffer.
-    Framebuffer,
-    /// The firmware's; must be kept across sleep states.
-    AcpiNvs,
-    /// Reserved, but the protocol's newer revisions map it.
-    ReservedMapped,
-    /// Not to be touched.
-    Reserved,
-    /// Memory with defects.
-    Bad,
-}
-
-impl Kind {
-    /// All kinds, from the least to the most restrictive.
-    pub const ALL: [Self; 9] = [
-        Self::Usable,
-        Self::BootloaderReclaimable,
-        Self::ExecutableAndModules,
-        Self::AcpiReclaimable,
-        Self::Framebuffer,
-        Self::AcpiNvs,
-        Self::ReservedMapped,
-        Self::Reserved,
-        Self::Bad,
-    ];
-
-    /// Returns whether memory of this kind is handed out in frames, at once or once it is reclaimed.
-    /// The protocol guarantees that such entries are frame-aligned and overlap nothing.
-    const fn is_allocatable(self) -> bool {
-        matches!(self, Self::Usable | Self::BootloaderReclaimable)
-    }
-
-    /// Returns the owner of such memory when the kernel starts.
-    const fn owner(self) -> Owner {
-        match self {
-            Self::Usable => Owner::Free,
-            Self::BootloaderReclaimable => Owner::Loader,
-            Self::ExecutableAndModules => Owner::Kernel,
-            Self::AcpiReclaimable => Owner::AcpiReclaimable,
-            Self::Framebuffer => Owner::Framebuffer,
-            Self::AcpiNvs => Owner::AcpiNvs,
-            Self::ReservedMapped | Self::Reserved => Owner::Reserved,
-            Self::Bad => Owner::Bad,
-        }
-    }
-}
-
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Usable => "usable",
-            Self::BootloaderReclaimable => "bootloader reclaimable",
-            Self::ExecutableAndModules => "executable and modules",
-            Self::AcpiReclaimable => "ACPI reclaimable",
-            Self::Framebuffer => "framebuffer",
-            Self::AcpiNvs => "ACPI NVS",
-            Self::ReservedMapped => "reserved, mapped",
-            Self::Reserved => "reserved",
-            Self::Bad => "bad",
-        })
-    }
-}
-
-/// One entry of a boot loader's memory map.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MemoryEntry {
-    /// The bytes that it describes.
-    pub range: PhysRange,
-    /// Their kind.
-    pub kind: Kind,
-}
-
-impl fmt::Display for MemoryEntry {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ({})", self.range, self.kind)
-    }
-}
-
 /// The owner of a range of physical memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
@@ -247,23 +155,22 @@ impl IndexMut<Owner> for Totals {
     }
 }
 
-/// Two entries of a memory map overlap that must not: both describe memory that is or will be handed
-/// out.
+/// Two ranges overlap that must not: both are of memory that is or will be handed out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MapError {
-    /// The entry that starts first.
-    pub first: MemoryEntry,
-    /// The entry that starts inside it.
-    pub second: MemoryEntry,
+    /// The range that starts first, and its owner.
+    pub first: (PhysRange, Owner),
+    /// The range that starts inside it, and its owner.
+    pub second: (PhysRange, Owner),
 }
 
 impl fmt::Display for MapError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ((first, one), (second, other)) = (self.first, self.second);
         write!(
             f,
-            "the loader's memory map contradicts itself: {} overlaps {}; use another loader or \
-             report it to the loader's authors",
-            self.first, self.second
+            "the loader's memory map contradicts itself: {first} ({one}) overlaps {second} ({other}); use \
+             another loader or report it to the loader's authors"
         )
     }
 }
@@ -351,22 +258,19 @@ impl core::error::Error for AssignError {}
 
 /// The owner of each byte of physical memory.
 ///
-/// Every byte of every entry of the loader's map has exactly one owner, and no other byte has any. Free
+/// Every byte of every range that it is made of has exactly one owner, and no other byte has any. Free
 /// and loader memory, which is handed out, consists of whole frames without frame 0, also after what is
 /// [assigned](Self::assign); other owners have what they are given, to the byte. The map only records:
 /// it does not keep code from using memory of another owner.
 ///
 /// ```
-/// use muster_frames::{Kind, MemoryEntry, Owner, PhysRange, PhysicalMap};
+/// use muster_frames::{Owner, PhysRange, PhysicalMap};
 ///
-/// let entry = |start, end, kind| MemoryEntry {
-///     range: PhysRange::from_bounds(start, end).unwrap(),
-///     kind,
-/// };
-/// let mut map = PhysicalMap::from_entries(&[
-///     entry(0x0, 0x9f000, Kind::Usable),
-///     entry(0x9f000, 0xa0000, Kind::Reserved),
-///     entry(0x100000, 0x200000, Kind::Usable),
+/// let range = |start, end| PhysRange::from_bounds(start, end).unwrap();
+/// let mut map = PhysicalMap::new([
+///     (range(0x0, 0x9f000), Owner::Free),
+///     (range(0x9f000, 0xa0000), Owner::Reserved),
+///     (range(0x100000, 0x200000), Owner::Free),
 /// ])?;
 /// assert_eq!(map.owner_of(0), Some(Owner::NullFrame));
 /// assert_eq!(map.owner_of(0xa0000), None);
@@ -382,30 +286,31 @@ pub struct PhysicalMap {
 }
 
 impl PhysicalMap {
-    /// Creates the map as a loader describes it, in any order.
+    /// Creates a map of these ranges. Where they overlap, the later one wins, to the byte: so the owner whose
+    /// memory nothing else may be is to come last.
     ///
-    /// Where entries overlap, the more restrictive kind wins, to the byte. The remainder of free and
-    /// loader memory is shrunk to whole frames; the rest of those frames becomes reserved, and frame 0
-    /// becomes [`Owner::NullFrame`].
+    /// The remainder of free and loader memory is shrunk to whole frames; the rest of those frames becomes
+    /// reserved, and frame 0 becomes [`Owner::NullFrame`].
     ///
     /// # Errors
     ///
-    /// If two usable or bootloader-reclaimable entries overlap: no rule could decide the owner of the
+    /// If two ranges of free or loader memory overlap: no rule could decide the owner of the
     /// memory, and handing it out twice corrupts it.
     ///
     /// # Aborts
     ///
     /// If the heap has no memory for the map, this ends in
     /// [`handle_alloc_error`](alloc::alloc::handle_alloc_error).
-    pub fn from_entries(entries: &[MemoryEntry]) -> Result<Self, MapError> {
-        check_allocatable(entries)?;
-
+    pub fn new(ranges: impl IntoIterator<Item = (PhysRange, Owner)>) -> Result<Self, MapError> {
         let mut bytes = RangeMap::new();
-        for kind in Kind::ALL {
-            for entry in entries.iter().filter(|entry| entry.kind == kind) {
-                bytes.put(entry.range, kind.owner());
+        let mut allocatable = Vec::new();
+        for (range, owner) in ranges {
+            bytes.put(range, owner);
+            if owner.has_whole_frames() {
+                allocatable.push((range, owner));
             }
         }
+        check_allocatable(allocatable)?;
 
         let mut owners = bytes.clone();
         for (range, owner) in bytes.iter() {
@@ -425,7 +330,7 @@ impl PhysicalMap {
         Ok(Self { owners })
     }
 
-    /// Returns the owner of the byte at `addr`; `None` if no entry of the loader's map contains it.
+    /// Returns the owner of the byte at `addr`; `None` if no range contains it.
     pub fn owner_of(&self, addr: u64) -> Option<Owner> {
         self.owners.get(addr)
     }
@@ -439,7 +344,7 @@ impl PhysicalMap {
     ///
     /// # Aborts
     ///
-    /// As [`Self::from_entries`] does: a part that changes hands may need an entry of its own.
+    /// As [`Self::new`] does: a part that changes hands may need an entry of its own.
     pub fn assign(&mut self, range: PhysRange, from: Owner, to: Owner) -> Result<(), AssignError> {
         let mut at = range.start();
         for (part, owner) in self.owners.overlapping(range) {
@@ -496,17 +401,12 @@ impl PhysicalMap {
     }
 }
 
-/// Checks that no two allocatable entries overlap.
-fn check_allocatable(entries: &[MemoryEntry]) -> Result<(), MapError> {
-    let mut allocatable: Vec<_> = entries
-        .iter()
-        .copied()
-        .filter(|entry| entry.kind.is_allocatable())
-        .collect();
-    allocatable.sort_unstable_by_key(|entry| entry.range);
+/// Checks that no two ranges overlap.
+fn check_allocatable(mut ranges: Vec<(PhysRange, Owner)>) -> Result<(), MapError> {
+    ranges.sort_unstable_by_key(|&(range, _)| range);
     // Sorted by start, the first overlap there is is one between neighbours.
-    for (&first, &second) in allocatable.iter().zip(allocatable.iter().skip(1)) {
-        if first.range.overlaps(second.range) {
+    for (&first, &second) in ranges.iter().zip(ranges.iter().skip(1)) {
+        if first.0.overlaps(second.0) {
             return Err(MapError { first, second });
         }
     }

@@ -4,9 +4,10 @@
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 use muster_boot::{
-    Answer, BootError, Cpus, Framebuffer, MemoryMap, Placement, Unusable, command_line, hhdm,
+    Answer, BootError, Cpus, Framebuffer, Kind, MemoryMap, Placement, Unusable, command_line, hhdm,
+    physical_map,
 };
-use muster_frames::{FRAME_SIZE, Kind, Owner, PhysRange, PhysicalMap};
+use muster_frames::{FRAME_SIZE, Owner, PhysRange};
 use muster_paging::{Access, Cache, Levels, PageSize, Plan, PlanError, Region};
 use muster_screen::Channel;
 
@@ -168,7 +169,7 @@ impl Input<'_> {
         assert!(memory.usable_bytes() <= 300 << 52);
         self.check_screen(offset, &memory);
 
-        let mut map = PhysicalMap::from_entries(&memory.entries)?;
+        let mut map = physical_map(&memory.entries)?;
         map.assign(image.range, Owner::Kernel, Owner::Kernel)?;
         let levels = match self.has_five_levels {
             true => Levels::Five,
@@ -178,7 +179,7 @@ impl Input<'_> {
         let read_only = PhysRange::new(image.range.start(), text + constants);
         let read_only = read_only.as_slice();
         let largest = PageSize::Size1GiB;
-        for region in muster_paging::hhdm(&memory.entries, offset, largest, read_only)? {
+        for region in muster_boot::hhdm_regions(&memory.entries, offset, largest, read_only)? {
             plan.add(region)?;
         }
         let mut at = LINKED;

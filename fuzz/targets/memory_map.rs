@@ -13,9 +13,10 @@ use std::mem::MaybeUninit;
 
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
-use muster_frames::{FRAME_SIZE, FrameAllocator, Kind, MemoryEntry, Owner, PhysRange, PhysicalMap};
+use muster_boot::{Kind, MemoryEntry, hhdm_regions, physical_map};
+use muster_frames::{FRAME_SIZE, FrameAllocator, Owner, PhysRange, PhysicalMap};
 use muster_paging::{
-    Access, Cache, Features, Levels, PageSize, Plan, PlanError, Region, TableError, Tables, hhdm,
+    Access, Cache, Features, Levels, PageSize, Plan, PlanError, Region, TableError, Tables,
 };
 
 use crate::ram::Ram;
@@ -166,10 +167,10 @@ fn check_owners(entries: &[MemoryEntry]) {
         is_allocatable(entry)
             && later.any(|other| is_allocatable(other) && other.range.overlaps(entry.range))
     });
-    let map = match PhysicalMap::from_entries(entries) {
+    let map = match physical_map(entries) {
         Ok(map) => map,
         Err(error) => {
-            assert!(error.first.range.overlaps(error.second.range));
+            assert!(error.first.0.overlaps(error.second.0));
             assert!(first_overlap.is_some());
             return;
         }
@@ -248,7 +249,7 @@ fuzz_target!(|input: Input| {
     };
     let offset = input.offset(levels);
     let largest = PageSize::ALL[usize::from(input.largest) % PageSize::ALL.len()];
-    let regions = match hhdm(&entries, offset, largest, &read_only) {
+    let regions = match hhdm_regions(&entries, offset, largest, &read_only) {
         Ok(regions) => regions,
         Err(error) => {
             assert!(matches!(error, PlanError::NotCanonical { .. }), "{error}");

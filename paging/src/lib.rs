@@ -5,8 +5,7 @@
 //! tested, on the host. It needs `alloc`; what runs after start-up allocates nothing (see
 //! [`Tables::map_page`]), so a heap may grow by it.
 //!
-//! Where the heap has no memory, an error is returned. Not so by [`hhdm`], which is for a kernel that starts: the
-//! map of ranges that it keeps ends in [`handle_alloc_error`](alloc::alloc::handle_alloc_error).
+//! Where the heap has no memory, an error is returned.
 //!
 //! # What is here
 //!
@@ -14,7 +13,7 @@
 //!
 //! | type | what it is | what it proves |
 //! |---|---|---|
-//! | [`Plan`], [`hhdm`] | what is to be mapped, and how | no address twice; nothing writable and executable, not even by two addresses; no memory cached in two ways |
+//! | [`Plan`] | what is to be mapped, and how | no address twice; nothing writable and executable, not even by two addresses; no memory cached in two ways |
 //! | [`Tables`], [`TableView`] | page tables, and such as only are read | no page reaches beyond its region; no memory both writable and executable, nor cached in two ways, whatever comes and goes; after [`Tables::verify`]: the tables hold the plan and nothing else |
 //! | [`Unmapping`], [`Flush`] | what the CPUs have to forget, all of them | nothing that a CPU may still reach by its caches is used again |
 //! | [`AddressAllocator`] | addresses for what comes and goes | no address twice, by all allocators for some tables together; none comes back while the tables that it is for have anything there; a page that is given to nobody on both sides |
@@ -27,9 +26,8 @@
 //!
 //! # In a kernel of your own
 //!
-//! It takes any memory map in the kinds of the Limine boot protocol, and any way to reach physical
-//! memory ([`PhysicalMemory`]). Here a map of two entries becomes an HHDM; in a kernel, the tables'
-//! memory is reached through the loader's direct map rather than a list of boxes.
+//! It takes any way to reach physical memory ([`PhysicalMemory`]). Here it is a list of boxes; in a kernel, the
+//! tables' memory is reached through the loader's direct map.
 //!
 //! ```
 //! use core::ptr::NonNull;
@@ -51,32 +49,27 @@
 //! # #[repr(align(4096))]
 //! # #[derive(Clone)]
 //! # struct Page(#[expect(dead_code)] [u8; 4096]);
-//! # let memory = vec![Page([0; 4096]); 64].leak();
-//! # let direct_map = DirectMap { offset: memory.as_ptr() as u64 - 0x10_0000 };
-//! let entry = |start, end, kind| MemoryEntry {
-//!     range: PhysRange::from_bounds(start, end).unwrap(),
-//!     kind,
-//! };
-//! let entries = [
-//!     entry(0x0f_fc00, 0x10_0000, Kind::Reserved),
-//!     entry(0x10_0000, 0x14_0000, Kind::Usable),
-//! ];
-//!
-//! // Who owns what.
-//! let map = PhysicalMap::from_entries(&entries)?;
-//! let free: Vec<_> = map.ranges(Owner::Free).collect();
+//! # let pages = vec![Page([0; 4096]); 64].leak();
+//! # let direct_map = DirectMap { offset: pages.as_ptr() as u64 - 0x10_0000 };
+//! let memory = PhysRange::from_bounds(0x10_0000, 0x14_0000).unwrap();
 //!
 //! // The records of the frames; a kernel places them in free memory, by `PhysicalMap::assign`.
-//! let records = FrameAllocator::storage_needed(free.iter().copied());
+//! let records = FrameAllocator::storage_needed([memory].into_iter());
 //! let records = Box::leak(Box::new_uninit_slice(records));
-//! // SAFETY: the map calls the memory free, so nothing uses it, and the records lie elsewhere.
-//! let frames = unsafe { FrameAllocator::new(free.into_iter(), [].into_iter(), records)? };
+//! // SAFETY: nothing uses the memory, and the records lie elsewhere.
+//! let frames = unsafe { FrameAllocator::new([memory].into_iter(), [].into_iter(), records)? };
 //!
 //! // The plan of what is to be mapped.
 //! let mut plan = Plan::new(Levels::Four, 40);
-//! for region in hhdm(&entries, 0xffff_8000_0000_0000, PageSize::Size1GiB, &[])? {
-//!     plan.add(region)?;
-//! }
+//! plan.add(Region {
+//!     name: "direct map",
+//!     virt: 0xffff_8000_0000_0000 + memory.start(),
+//!     phys: memory.start(),
+//!     length: memory.len(),
+//!     access: Access::ReadWrite,
+//!     cache: Cache::WriteBack,
+//!     largest: PageSize::Size1GiB,
+//! })?;
 //!
 //! // The tables, and the proof that they are right.
 //! let features = Features { gigabyte_pages: false };
@@ -148,7 +141,7 @@ pub use address_allocator::{
     AddressAllocator, AddressError, AddressFreeError, AddressesNotFreed, OwnedAddresses,
     WindowError,
 };
-pub use plan::{Access, Cache, Levels, PAT, PageSize, Plan, PlanError, Region, hhdm};
+pub use plan::{Access, Cache, Levels, PAT, PageSize, Plan, PlanError, Region};
 pub use tables::{
     Alias, Census, ChangeError, Exclusion, FLUSH_LIMIT, Features, Flush, FlushSet, FrameSource,
     FreedPage, Leaf, Mismatch, PartialRoot, PartlyMapped, PhysicalMemory, Rights, Shootdown, Step,

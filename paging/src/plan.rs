@@ -5,7 +5,6 @@
 
 mod attributes;
 mod error;
-mod hhdm;
 mod levels;
 mod region;
 
@@ -14,7 +13,6 @@ use alloc::vec::Vec;
 pub(crate) use attributes::pat_index;
 pub use attributes::{Access, Cache, PAT, PageSize};
 pub use error::PlanError;
-pub use hhdm::hhdm;
 pub use levels::Levels;
 pub use region::Region;
 

@@ -19,8 +19,9 @@ use limine::request::{
     RequestsStartMarker, RsdpRequest,
 };
 use limine::response::{BootloaderInfoResponse, ExecutableCmdlineResponse, FramebufferResponse};
-use muster_boot::{Answer, BootError, Cpus, Framebuffer, MemoryMap, Placement, REVISION, Unusable};
-use muster_frames::Kind;
+use muster_boot::{
+    Answer, BootError, Cpus, Framebuffer, Kind, MemoryMap, Placement, REVISION, Unusable,
+};
 use muster_screen::Channel;
 
 use super::bytes::Bytes;

@@ -37,7 +37,7 @@ pub fn plan(
             PhysRange::new(boot.image.physical_of(section.start), section.length())
         })
         .collect::<Vec<_>>();
-    let aliases = muster_paging::hhdm(&boot.memory.entries, boot.hhdm, largest, &read_only)?;
+    let aliases = muster_boot::hhdm_regions(&boot.memory.entries, boot.hhdm, largest, &read_only)?;
     // SAFETY: the aliases are of memory that the loader maps at its HHDM, by the protocol, and the plan has
     // each of them at the same address (below); neither is ever unmapped.
     let hhdm = unsafe { Hhdm::new(boot.hhdm, &aliases) };

@@ -28,7 +28,7 @@ pub fn map(
     boot: &Boot,
     features: &Features,
 ) -> Result<(PhysicalMap, Option<Mtrrs<'static>>), BuildError> {
-    let mut map = PhysicalMap::from_entries(&boot.memory.entries).map_err(BuildError::Map)?;
+    let mut map = muster_boot::physical_map(&boot.memory.entries).map_err(BuildError::Map)?;
     // Changes nothing, and fails unless every byte of the image is the kernel's.
     map.assign(boot.image.range, Owner::Kernel, Owner::Kernel)
         .map_err(BuildError::Image)?;

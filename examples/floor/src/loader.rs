@@ -9,7 +9,7 @@ use limine::BaseRevision;
 use limine::memory_map::EntryType;
 use limine::mp;
 use limine::request::{HhdmRequest, MemoryMapRequest, MpRequest};
-use muster_frames::{Kind, MemoryEntry, PhysRange};
+use muster_frames::{Owner, PhysRange};
 
 #[used]
 #[unsafe(link_section = ".requests")]
@@ -28,8 +28,8 @@ static MP: MpRequest = MpRequest::new();
 pub struct Loader {
     /// Where physical address 0 is shown.
     pub hhdm: u64,
-    /// What memory there is.
-    pub entries: Vec<MemoryEntry>,
+    /// What memory there is: first what is free, over which all else has precedence.
+    pub ranges: Vec<(PhysRange, Owner)>,
     /// How many CPUs there are.
     pub cpus: usize,
 }
@@ -48,18 +48,18 @@ pub fn ask() -> Result<Loader, &'static str> {
         .get_response()
         .ok_or("the loader tells of no memory")?;
     let mp = MP.get_response().ok_or("the loader starts no CPUs")?;
-    let entries = map.entries().iter().filter_map(|entry| {
-        Some(MemoryEntry {
-            range: PhysRange::new(entry.base, entry.length)?,
-            kind: match entry.entry_type {
-                EntryType::USABLE => Kind::Usable,
-                _ => Kind::Reserved,
-            },
+    let ranges = map.entries().iter().filter_map(|entry| {
+        let range = PhysRange::new(entry.base, entry.length)?;
+        Some(match entry.entry_type {
+            EntryType::USABLE => (range, Owner::Free),
+            _ => (range, Owner::Reserved),
         })
     });
+    let mut ranges: Vec<_> = ranges.collect();
+    ranges.sort_by_key(|&(_, owner)| owner != Owner::Free);
     Ok(Loader {
         hhdm: hhdm.offset(),
-        entries: entries.collect(),
+        ranges,
         cpus: mp.cpus().len(),
     })
 }

@@ -59,7 +59,7 @@ impl core::error::Error for MemoryError {}
 ///
 /// [`MemoryError`].
 pub fn start(loader: &Loader) -> Result<(), MemoryError> {
-    let mut map = PhysicalMap::from_entries(&loader.entries).map_err(MemoryError::Map)?;
+    let mut map = PhysicalMap::new(loader.ranges.iter().copied()).map_err(MemoryError::Map)?;
     let count = FrameAllocator::storage_needed(map.ranges(Owner::Free));
     let place = map
         .ranges(Owner::Free)

@@ -5,10 +5,9 @@ use std::cell::RefCell;
 use std::collections::HashSet;
 use std::mem::{Discriminant, discriminant};
 
-use muster_frames::{FRAME_SIZE, Kind, MemoryEntry, Owner, PhysRange, PhysicalMap};
-use muster_paging::{
-    Access, Cache, Features, Levels, PageSize, Plan, PlanError, Region, Tables, hhdm,
-};
+use muster_boot::{Kind, MemoryEntry, hhdm_regions, physical_map};
+use muster_frames::{FRAME_SIZE, Owner, PhysRange};
+use muster_paging::{Access, Cache, Features, Levels, PageSize, Plan, PlanError, Region, Tables};
 use proptest::prelude::*;
 
 use crate::maps::{HALF_4, HALF_5};
@@ -132,9 +131,9 @@ fn entries() -> impl Strategy<Value = Vec<MemoryEntry>> {
 }
 
 fn check_bytes(entries: &[MemoryEntry], read_only: &[PhysRange]) -> Result<usize, TestCaseError> {
-    let map = PhysicalMap::from_entries(entries).unwrap();
+    let map = physical_map(entries).unwrap();
     let mut plan = Plan::new(Levels::Four, 40);
-    for region in hhdm(entries, HALF_4, PageSize::Size2MiB, read_only).unwrap() {
+    for region in hhdm_regions(entries, HALF_4, PageSize::Size2MiB, read_only).unwrap() {
         plan.add(region).unwrap();
     }
     let ram = Ram::new(1 << 24);

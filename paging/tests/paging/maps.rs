@@ -1,6 +1,7 @@
 //! Random memory maps, and what the HHDM must show of them.
 
-use muster_frames::{FRAME_SIZE, Kind, MemoryEntry, PhysRange};
+use muster_boot::{Kind, MemoryEntry};
+use muster_frames::{FRAME_SIZE, PhysRange};
 use muster_paging::PageSize;
 use proptest::prelude::*;
 

@@ -1,7 +1,8 @@
 //! The plan's rules, by example.
 
-use muster_frames::{FRAME_SIZE, Kind, MemoryEntry, PhysRange};
-use muster_paging::{Access, Cache, Levels, PageSize, Plan, PlanError, Region, hhdm};
+use muster_boot::{Kind, MemoryEntry, hhdm_regions};
+use muster_frames::{FRAME_SIZE, PhysRange};
+use muster_paging::{Access, Cache, Levels, PageSize, Plan, PlanError, Region};
 use proptest::collection::btree_set;
 use proptest::prelude::*;
 
@@ -269,12 +270,12 @@ fn an_hhdm_that_leaves_the_address_space_is_refused() {
         range: PhysRange::new(1 << 50, 0x1000).unwrap(),
         kind: Kind::Usable,
     }];
-    let error = hhdm(&entries, HALF_4, PageSize::Size4KiB, &[]).unwrap_err();
+    let error = hhdm_regions(&entries, HALF_4, PageSize::Size4KiB, &[]).unwrap_err();
     assert!(matches!(
         error,
         PlanError::NotCanonical { name: "HHDM", .. }
     ));
-    let regions = hhdm(&entries, HALF_5, PageSize::Size4KiB, &[]).unwrap();
+    let regions = hhdm_regions(&entries, HALF_5, PageSize::Size4KiB, &[]).unwrap();
     assert_eq!(Plan::new(Levels::Five, 52).add(regions[0]), Ok(()));
     assert!(Plan::new(Levels::Four, 52).add(regions[0]).is_err());
 }
@@ -291,7 +292,7 @@ fn framebuffers_and_images_take_whole_frames() {
         entry(0x9800, 0xb400, Kind::Framebuffer),
         entry(0xb400, 0xd000, Kind::Reserved),
     ];
-    let regions = hhdm(&entries, HALF_4, PageSize::Size2MiB, &[]).unwrap();
+    let regions = hhdm_regions(&entries, HALF_4, PageSize::Size2MiB, &[]).unwrap();
     let bounds: Vec<_> = regions
         .iter()
         .map(|r| (r.phys, r.phys + r.length, r.cache))

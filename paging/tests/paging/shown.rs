@@ -1,6 +1,7 @@
 //! The memory that the HHDM must map, by a naive model. The fuzzer uses it as well.
 
-use muster_frames::{FRAME_SIZE, Kind, MemoryEntry, PhysRange};
+use muster_boot::{Kind, MemoryEntry};
+use muster_frames::{FRAME_SIZE, PhysRange};
 
 /// Returns how the HHDM must map the frame that starts at `phys`, worked out from the entries alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,13 +4,12 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::ptr::NonNull;
 
-use muster_frames::{
-    FRAME_SIZE, Frame, FrameAllocator, Kind, MemoryEntry, OwnedFrame, Owner, PhysRange,
-};
+use muster_boot::{Kind, MemoryEntry, hhdm_regions};
+use muster_frames::{FRAME_SIZE, Frame, FrameAllocator, OwnedFrame, Owner, PhysRange};
 use muster_paging::{
     Access, Cache, Census, Exclusion, Features, FrameSource, Leaf, Levels, Mismatch, PageSize,
     PartlyMapped, PhysicalMemory, Plan, PlanError, Region, Rights, Step, TableError, TableView,
-    Tables, Target, VirtRange, hhdm,
+    Tables, Target, VirtRange,
 };
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -156,7 +155,7 @@ fn plan(machine: &Machine) -> Plan {
         })
         .unwrap();
     }
-    for region in hhdm(
+    for region in hhdm_regions(
         &machine.entries,
         machine.offset,
         machine.largest,

@@ -2,9 +2,10 @@
 
 use core::fmt;
 
-use muster_frames::{Kind, PhysRange};
+use muster_frames::PhysRange;
 use muster_screen::{Channel, Format};
 
+use crate::kind::Kind;
 use crate::memory_map::MemoryMap;
 
 /// The loader's description of it, as the protocol lays it down.

@@ -12,12 +12,16 @@ extern crate alloc;
 mod cpus;
 mod error;
 mod framebuffer;
+mod hhdm;
+mod kind;
 mod memory_map;
 mod placement;
 
 pub use cpus::Cpus;
 pub use error::BootError;
 pub use framebuffer::{Answer, Framebuffer, Unusable};
+pub use hhdm::hhdm_regions;
+pub use kind::{Kind, MemoryEntry, physical_map};
 pub use memory_map::MemoryMap;
 pub use placement::Placement;
 

@@ -2,9 +2,10 @@
 
 use alloc::vec::Vec;
 
-use muster_frames::{Kind, MemoryEntry, PhysRange};
+use muster_frames::PhysRange;
 
 use crate::error::BootError;
+use crate::kind::{Kind, MemoryEntry};
 
 /// The entries that are ranges of memory.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -2,10 +2,10 @@
 
 use alloc::vec::Vec;
 
-use super::{Access, Cache, PageSize, PlanError, Region};
-use muster_frames::PhysRange;
-use muster_frames::RangeMap;
-use muster_frames::{Kind, MemoryEntry};
+use muster_frames::{PhysRange, RangeMap};
+use muster_paging::{Access, Cache, PageSize, PlanError, Region};
+
+use crate::kind::{Kind, MemoryEntry};
 
 /// The part of physical memory that the HHDM maps, and how.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -39,8 +39,9 @@ enum Alias {
 /// [`handle_alloc_error`](alloc::alloc::handle_alloc_error).
 ///
 /// ```
-/// use muster_frames::{Kind, MemoryEntry, PhysRange};
-/// use muster_paging::{hhdm, Access, PageSize};
+/// use muster_boot::{Kind, MemoryEntry, hhdm_regions};
+/// use muster_frames::PhysRange;
+/// use muster_paging::{Access, PageSize};
 ///
 /// let entry = |start, end, kind| MemoryEntry {
 ///     range: PhysRange::from_bounds(start, end).unwrap(),
@@ -52,7 +53,7 @@ enum Alias {
 ///     entry(0x50_0000, 0x60_0000, Kind::Reserved),
 /// ];
 /// let text = PhysRange::from_bounds(0x40_0000, 0x44_0000).unwrap();
-/// let regions = hhdm(&entries, 0xffff_8000_0000_0000, PageSize::Size1GiB, &[text])?;
+/// let regions = hhdm_regions(&entries, 0xffff_8000_0000_0000, PageSize::Size1GiB, &[text])?;
 /// let bounds: Vec<_> = regions.iter().map(|r| (r.phys, r.phys + r.length, r.access)).collect();
 /// assert_eq!(bounds, [
 ///     (0x10_0000, 0x40_0000, Access::ReadWrite),
@@ -61,7 +62,7 @@ enum Alias {
 /// ]);
 /// # Ok::<(), muster_paging::PlanError>(())
 /// ```
-pub fn hhdm(
+pub fn hhdm_regions(
     entries: &[MemoryEntry],
     offset: u64,
     largest: PageSize,
