@@ -259,23 +259,17 @@ mod local_cell;
 #[cfg(all(test, loom))]
 mod models;
 mod storage;
-#[cfg(not(any(
-    windows,
-    target_vendor = "apple",
-    target_os = "uefi",
-    target_family = "wasm",
-    miri
-)))]
-mod template;
-// Object files that are not ELF, and Miri, which has none.
-#[cfg(any(
-    windows,
-    target_vendor = "apple",
-    target_os = "uefi",
-    target_family = "wasm",
-    miri
-))]
-#[path = "no_linker.rs"]
+// The other one is for object files that are not ELF, and for Miri, which has none.
+#[cfg_attr(
+    any(
+        windows,
+        target_vendor = "apple",
+        target_os = "uefi",
+        target_family = "wasm",
+        miri
+    ),
+    path = "no_linker.rs"
+)]
 mod template;
 #[cfg(feature = "std")]
 #[doc(hidden)]
@@ -287,14 +281,11 @@ pub use block::{Block, Header, UNREGISTERED, Unregistered, head_offset};
 pub use directory::{Directory, PublishError};
 pub use local_cell::LocalCell;
 pub use storage::{Here, Register, RegisterError, Storage};
-#[cfg(not(any(
-    windows,
-    target_vendor = "apple",
-    target_os = "uefi",
-    target_family = "wasm",
-    miri
-)))]
-pub use template::{PlaceError, Template, TemplateError};
+#[allow(
+    unused_imports,
+    reason = "where no linker gathers variables there are none"
+)]
+pub use template::*;
 #[doc(hidden)]
 pub use variable::Initial;
 pub use variable::{InterruptSafe, Key, LocalKey, MAX_ALIGNMENT, SharedKey};
