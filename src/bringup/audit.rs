@@ -4,6 +4,7 @@ use alloc::format;
 use alloc::string::String;
 
 use muster_events::Audit;
+use muster_frames::Owner;
 
 use super::{cpu_state, recount};
 use crate::boot::bytes::Bytes;
@@ -11,14 +12,21 @@ use crate::mm::heap::{self, HeapReading};
 use crate::mm::{checked, shared};
 use crate::report::events;
 
-/// The heap's figures before the work.
-pub struct Baseline(HeapReading);
+/// The figures of the heap and of mappings before the client's work.
+pub struct Baseline {
+    heap: HeapReading,
+    /// Bytes of memory that is mapped at run time.
+    mapped: u64,
+}
 
 impl Baseline {
     /// Reads the figures now, with every CPU's cache drained.
     pub fn take() -> Self {
         heap::drain();
-        Self(HeapReading::take())
+        Self {
+            heap: HeapReading::take(),
+            mapped: shared::get().totals()[Owner::Mappings],
+        }
     }
 
     /// Checks the figures of now against the baseline, and all counters of the machine's memory
@@ -32,7 +40,7 @@ impl Baseline {
         if let Some(totals) = checked::totals() {
             log::info!("heap: {} blocks checked, none misused", totals.sound_blocks);
         }
-        let (before, after) = (self.0, HeapReading::take());
+        let (before, after) = (self.heap, HeapReading::take());
         log::info!(
             "live, arena included: {} B before, {} B after",
             before.live_bytes,
@@ -45,8 +53,15 @@ impl Baseline {
         );
         if (after.live_bytes, after.live_blocks) != (before.live_bytes, before.live_blocks) {
             return Err(format!(
-                "{} bytes in {} blocks are live after the stress, {} in {} were before",
+                "{} bytes in {} blocks are live after the client, {} in {} were before",
                 after.live_bytes, after.live_blocks, before.live_bytes, before.live_blocks
+            ));
+        }
+        let mapped = shared::get().totals()[Owner::Mappings];
+        if mapped != self.mapped {
+            return Err(format!(
+                "{mapped} bytes are mapped after the client, {} were before: drop its mappings and stacks",
+                self.mapped
             ));
         }
         if after.cached_bytes != 0 {

@@ -214,6 +214,10 @@ fn commit(fault: Fault, victim: Option<u64>) {
             Cr0::update(|cr0| cr0.remove(Cr0Flags::WRITE_PROTECT));
         },
         Fault::MemoryTypesChanged => disturb_mtrrs(),
+        Fault::MappingLeak => match Mapping::memory(SMALL_MAPPING) {
+            Ok(mapping) => core::mem::forget(mapping),
+            Err(error) => panic!("there is no mapping to forget: {error}"),
+        },
         Fault::StrayInterrupts => get_stray_interrupts(),
         // Injected before there are other CPUs.
         Fault::BootStackOverflow => {}

@@ -216,6 +216,8 @@ named! {
         /// The BSP overflows the boot stack, before there is another CPU or a table of the
         /// kernel's.
         BootStackOverflow = "boot-stack-overflow",
+        /// The BSP forgets a mapping, and goes on.
+        MappingLeak = "mapping-leak",
         /// Every CPU gets an interrupt at each unused vector, and goes on.
         StrayInterrupts = "stray-interrupts",
         /// Each CPU in turn takes interrupts of the PC's timer (IRQ 0), and the run goes on.
@@ -245,6 +247,7 @@ impl Fault {
             self,
             Self::WriteProtectionOff
                 | Self::MemoryTypesChanged
+                | Self::MappingLeak
                 | Self::StrayInterrupts
                 | Self::TimerInterrupts
                 | Self::ClockInterrupts

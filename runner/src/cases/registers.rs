@@ -34,6 +34,11 @@ pub const CASES: &[Case] = &[
         &["failed: CPU 3 has 0x80000033 in CR0 instead of 0x80010033"],
     ),
     fails(
+        "mapping-leak",
+        &["2", "fault=mapping-leak", "stress=churn", "seconds=0.2"],
+        &["failed: 12288 bytes are mapped after the client, 0 were before: drop its mappings"],
+    ),
+    fails(
         "memory-types-changed",
         &[
             "4",
