@@ -9,6 +9,8 @@
 //!
 //! Each CPU has its own of the variables that [`cpu_local!`](cpu_local) declares, in any module of any crate.
 //!
+//! Indices of online CPUs may have gaps, as a CPU that does not come has one: to divide work, count in [`online()`].
+//!
 //! A CPU that waits for another one in a loop of its own calls [`relax`] in each round, or two CPUs that
 //! wait for each other wait forever.
 
@@ -81,6 +83,19 @@ pub fn run_on_others(
     aside: impl FnOnce(&dyn Fn() -> bool),
 ) {
     jobs::others(timeout_millis, &|_| job(current()), aside);
+}
+
+/// Halts this CPU, idle, until `is_over` returns `true`: it is asked with interrupts disabled, at first and after
+/// each interrupt. For what an interrupt of this CPU changes: its timer's, a device's, a [call](call()) to it. What another
+/// CPU stores without one is seen late, or never.
+///
+/// An idle CPU takes calls, and is spared the shootdowns of others until it wakes.
+///
+/// # Panics
+///
+/// If this CPU holds a lock of the kernel's.
+pub fn idle_until(is_over: impl Fn() -> bool) {
+    jobs::idle_until(is_over);
 }
 
 /// Has each target run `work`, with the target's index, and returns when all have.

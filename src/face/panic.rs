@@ -9,7 +9,7 @@ use crate::report::panic;
 /// with interrupts disabled and all other CPUs stopped for good, whatever they hold.
 ///
 /// The hook may log. It must neither allocate nor wait; a fault in it is reported in one line, and ends the
-/// run. Only the first hook is kept: returns whether it is this one.
+/// run. That it does not allocate is not checked. Only the first hook is kept: returns whether it is this one.
 pub fn set_hook(hook: fn(cpu: u32)) -> bool {
     panic::set_hook(hook)
 }

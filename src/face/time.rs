@@ -16,7 +16,7 @@ pub fn has_timers() -> bool {
 /// Runs `work` on this CPU, and lets its timer interrupt it: `handler` runs `micros` microseconds after the
 /// start and again that long after each end of the handler, while `work` has interrupts enabled.
 ///
-/// The handler may allocate and free, and must not wait for what `work` holds. It never runs where there is
+/// In a [job](crate::cpus::run_on_all) each CPU has its own. The handler may allocate and free, and must not wait for what `work` holds. It never runs where there is
 /// no timer ([`has_timers`]).
 ///
 /// # Panics

@@ -323,7 +323,8 @@ impl Mapping {
     ///
     /// # Safety
     ///
-    /// As for [`Tables::protect`](muster_paging::Tables::protect).
+    /// From now on nothing uses the addresses in a way that the new rights do not allow; and memory
+    /// that becomes writable has no references that rely on it not to change.
     pub unsafe fn protect(&mut self, access: Access) -> Result<(), ChangeError> {
         let range = self.range;
         let flush = shared::get().with_tables(|tables, _| {

@@ -5,7 +5,7 @@ use conquer_once::spin::OnceCell;
 use muster_cross_cpu::{Barrier, Broadcast};
 use x86_64::instructions::interrupts;
 
-use super::{call, cpu, lapic, lazy_tlb, online};
+use super::{call, cpu, lapic, lazy_tlb, lock, online};
 use crate::arch::clock::Deadline;
 use crate::arch::idle;
 
@@ -118,6 +118,26 @@ pub fn idle() {
     lazy_tlb::enter_idle();
     idle::enable_and_halt();
     lazy_tlb::leave_idle();
+}
+
+/// Halts this CPU, idle, until `is_over`, which is asked with interrupts disabled, at first and after each
+/// interrupt.
+///
+/// # Panics
+///
+/// If this CPU holds a lock.
+#[track_caller]
+pub fn idle_until(is_over: impl Fn() -> bool) {
+    lock::forbid("this CPU waits for an interrupt");
+    loop {
+        interrupts::disable();
+        if is_over() {
+            break interrupts::enable();
+        }
+        lazy_tlb::enter_idle();
+        idle::enable_and_halt();
+        lazy_tlb::leave_idle();
+    }
 }
 
 /// Runs jobs on AP `index` as they are submitted, and halts while there are none: the loop of an
