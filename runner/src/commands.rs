@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::fmt;
 use std::path::PathBuf;
 
-use clap::error::{ContextKind, ContextValue};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory, FromArgMatches, Parser};
 use muster_arguments::{Form, nearest};
 
@@ -16,7 +16,13 @@ const HELP: &str = "{about}\n\nusage: {usage}{after-help}\n";
 
 /// Build Muster, boot it, watch it, and measure it
 #[derive(Debug, Parser)]
-#[command(name = "just", bin_name = "just", disable_help_subcommand = true)]
+#[command(
+    name = "just",
+    bin_name = "just",
+    disable_help_subcommand = true,
+    after_help = "Installed, for a kernel built on Muster: muster-runner boot KERNEL, which is Cargo's runner;\n\
+                  muster-runner cargo SUBCOMMAND, Cargo where rustup has no target for kernels"
+)]
 pub enum Command {
     /// Boot the kernel in QEMU, and watch it to its end
     #[command(override_usage = "just run-smp [CPUS] [key=value…]", after_help = arguments::help())]
@@ -36,7 +42,6 @@ pub enum Command {
     /// Run Cargo here by the toolchain that builds Muster, also where rustup has no target for a kernel
     #[command(
         hide = true,
-        disable_help_flag = true,
         override_usage = "muster-runner cargo SUBCOMMAND [ARGUMENT…]"
     )]
     Cargo {
@@ -222,7 +227,12 @@ fn printable(text: &str) -> String {
 pub fn message(error: &clap::Error) -> String {
     let text = error.to_string();
     let what = text.lines().next().unwrap_or_default();
-    let what = what.trim_start_matches("error: ").replace('\'', "`");
+    let mut what = what.trim_start_matches("error: ").replace('\'', "`");
+    if let Some(ContextValue::Strings(missing)) = error.get(ContextKind::InvalidArg)
+        && error.kind() == ErrorKind::MissingRequiredArgument
+    {
+        what += &format!(" {}", missing.join(" "));
+    }
     let kinds = [ContextKind::SuggestedArg, ContextKind::SuggestedSubcommand];
     match kinds.into_iter().find_map(|kind| error.get(kind)) {
         Some(ContextValue::String(meant)) => format!("{what}, did you mean `{meant}`?"),
