@@ -43,13 +43,16 @@ impl FrameSlot {
     #[inline(always)]
     pub fn with<T>(
         &self,
-        make: impl FnOnce() -> bool,
+        make: impl FnOnce(),
         f: impl FnOnce(&mut FrameCache<'static>) -> T,
     ) -> Option<T> {
         // A handler that comes between this look and the store is done before the store, and leaves
         // the state as it was.
-        if self.state.get() != READY && !make() {
-            return None;
+        if self.state.get() != READY {
+            make();
+            if self.state.get() != READY {
+                return None;
+            }
         }
         self.state.set(BUSY);
         compiler_fence(Ordering::SeqCst);
@@ -61,8 +64,8 @@ impl FrameSlot {
         Some(result)
     }
 
-    /// Makes the cache, if there is none yet. Returns whether it can be used.
-    pub fn make(&self, make: impl FnOnce() -> Option<FrameCache<'static>>) -> bool {
+    /// Makes the cache, if there is none yet.
+    pub fn make(&self, make: impl FnOnce() -> Option<FrameCache<'static>>) {
         if self.state.get() == ABSENT {
             self.state.set(BUSY);
             compiler_fence(Ordering::SeqCst);
@@ -73,7 +76,6 @@ impl FrameSlot {
             compiler_fence(Ordering::SeqCst);
             self.state.set(if is_there { READY } else { ABSENT });
         }
-        self.state.get() == READY
     }
 
     /// Returns whether there is no cache yet.

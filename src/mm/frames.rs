@@ -111,11 +111,13 @@ pub fn drain() -> bool {
     Cpu::try_with_own(&CACHE, drain).unwrap_or(true)
 }
 
-/// Makes this CPU's cache, if there is none yet. Returns whether it can be used. Looks it up again: that costs the
-/// common case nothing, where its address would take an instruction.
+/// Makes this CPU's cache, if there is none yet. Looks the slot up again: that costs the common case nothing, where
+/// its address would take an instruction.
 #[cold]
 #[inline(never)]
-fn make() -> bool {
-    let make = |cpu| shared::get().frame_cache(cpu);
-    cpu::try_with(|here| here.get(&CACHE).make(|| make(here.index()))).unwrap_or(false)
+fn make() {
+    cpu::try_with(|here| {
+        let make = || shared::get().frame_cache(here.index());
+        here.get(&CACHE).make(make);
+    });
 }

@@ -43,10 +43,9 @@ pub fn lapic_id(block: &Block) -> u32 {
 ///
 /// If this CPU has not registered its block.
 pub fn load_descriptors() {
-    Cpu::with_own(&DESCRIPTORS, |descriptors| {
-        if let Some(descriptors) = descriptors.get() {
-            descriptors.load();
-        }
+    Cpu::with_own(&DESCRIPTORS, |descriptors| match descriptors.get() {
+        Some(descriptors) => descriptors.load(),
+        None => panic!("the per-CPU block has no GDT and TSS: make it by BlockLayout::create"),
     });
 }
 
