@@ -105,7 +105,7 @@ mod tests {
         assert_eq!(words("fault panic-a"), ["panic-ap", "panic-all"]);
         assert_eq!(
             words("fault map"),
-            ["mapped-stack-overflow", "mapping-overflow"]
+            ["mapped-stack-overflow", "mapping-overflow", "mapping-leak"]
         );
         assert_eq!(addition("fault ma"), ("pp", ""));
         assert_eq!(addition("fault unresponsive"), ("-ap", " "));
