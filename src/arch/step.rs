@@ -33,15 +33,16 @@ pub struct Stepper {
     /// Traps until the handler's turn. 0: it is past, or there is none.
     countdown: Cell<u64>,
     traps: Cell<u64>,
-    handler: Cell<Option<StepHandler<'static>>>,
+    /// One word: a reference to a closure is two.
+    handler: Cell<Option<&'static StepHandler<'static>>>,
 }
 
 // SAFETY: it is part of one CPU's own state and holds a handler only while that CPU is in `run`;
 // so no handler ever gets to another CPU.
 unsafe impl Send for Stepper {}
 
-// SAFETY: the code that steps sets the handler before the trap flag or the breakpoint, and removes it after them.
-// In between only the handler of the debug exception uses the rest, and that is not stepped.
+// SAFETY: each field is one word, so a handler at any instruction finds it as it was or as it is. A handler that steps
+// in between takes the stepper away from the code that it interrupted, which then counts too few traps.
 unsafe impl InterruptSafe for Stepper {}
 
 impl Stepper {
@@ -62,7 +63,7 @@ impl Stepper {
     pub fn run(&self, at: u64, handler: StepHandler<'_>, work: StepHandler<'_>) -> u64 {
         // SAFETY: only the lifetime changes, and the handler is forgotten before this returns.
         self.handler.set(Some(unsafe {
-            core::mem::transmute::<StepHandler<'_>, StepHandler<'static>>(handler)
+            core::mem::transmute::<&StepHandler<'_>, &'static StepHandler<'static>>(&handler)
         }));
         self.traps.set(0);
         self.countdown.set(at);
@@ -88,7 +89,7 @@ impl Stepper {
     pub fn before(&self, address: u64, handler: StepHandler<'_>, work: StepHandler<'_>) -> bool {
         // SAFETY: only the lifetime changes, and the handler is forgotten before this returns.
         self.handler.set(Some(unsafe {
-            core::mem::transmute::<StepHandler<'_>, StepHandler<'static>>(handler)
+            core::mem::transmute::<&StepHandler<'_>, &'static StepHandler<'static>>(&handler)
         }));
         self.traps.set(0);
         self.countdown.set(1);

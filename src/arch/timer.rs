@@ -9,7 +9,8 @@ pub type TimerHandler<'a> = &'a dyn Fn();
 
 /// The handler and the period of one CPU's timer.
 pub struct Timer {
-    handler: Cell<Option<TimerHandler<'static>>>,
+    /// One word: a reference to a closure is two.
+    handler: Cell<Option<&'static TimerHandler<'static>>>,
     /// In ticks of the TSC.
     period: Cell<u64>,
 }
@@ -18,8 +19,8 @@ pub struct Timer {
 // so no handler ever gets to another CPU.
 unsafe impl Send for Timer {}
 
-// SAFETY: `smp::timer::every` changes it with interrupts disabled, so that the timer's interrupt, which alone uses it
-// in a handler, finds all of it or nothing.
+// SAFETY: each field is one word, so a handler at any instruction finds it as it was or as it is; and a period and a
+// handler of two uses of the timer do no more than run the one after the other.
 unsafe impl InterruptSafe for Timer {}
 
 impl Timer {
@@ -32,7 +33,7 @@ impl Timer {
     }
 
     /// Sets a handler, and its period in ticks of the TSC.
-    pub fn lend(&self, handler: TimerHandler<'static>, period: u64) {
+    pub fn lend(&self, handler: &'static TimerHandler<'static>, period: u64) {
         self.period.set(period);
         self.handler.set(Some(handler));
     }
@@ -43,7 +44,7 @@ impl Timer {
     }
 
     /// Returns the handler, while there is one.
-    pub fn handler(&self) -> Option<TimerHandler<'static>> {
+    pub fn handler(&self) -> Option<&'static TimerHandler<'static>> {
         self.handler.get()
     }
 

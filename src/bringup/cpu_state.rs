@@ -165,7 +165,7 @@ pub fn record_here() {
     });
 }
 
-/// Reads this CPU's registers into the shared part of its block. Called by the CPU itself, before it
+/// Reads this CPU's registers into its [`SNAPSHOT`]. Called by the CPU itself, before it
 /// reports that it is online, which publishes this; and again in a job.
 pub fn record(block: &cpu::Block) {
     let here = 0u8;

@@ -26,7 +26,7 @@ pub struct FrameSlot {
 }
 
 // SAFETY: the cache is lent to one user at a time. A handler that comes before the state is `BUSY` is done before it
-// is, and leaves it as it was; one that comes later is refused.
+// is: it leaves a cache as it was, or has made it. One that comes later is refused.
 unsafe impl InterruptSafe for FrameSlot {}
 
 impl FrameSlot {
@@ -69,10 +69,14 @@ impl FrameSlot {
         if self.state.get() == ABSENT {
             self.state.set(BUSY);
             compiler_fence(Ordering::SeqCst);
-            let cache = make();
+            let made = make();
+            // SAFETY: as in `with`; there is no reference to the cache while the state is `BUSY`.
+            let cache = unsafe { &mut *self.cache.get() };
+            // If a handler made it just before the state was `BUSY`, `make` can make no other.
+            if made.is_some() {
+                *cache = made;
+            }
             let is_there = cache.is_some();
-            // SAFETY: as in `with`; there is no reference to the cache while it is absent.
-            unsafe { *self.cache.get() = cache };
             compiler_fence(Ordering::SeqCst);
             self.state.set(if is_there { READY } else { ABSENT });
         }

@@ -115,12 +115,10 @@ pub type Block = muster_percpu::Block<CpuCache>;
 /// The register that holds the address of a CPU's own block: GS base.
 pub struct Gs;
 
-// SAFETY: (1) GS base is a register of each CPU of its own; (2) nothing but
-// `store` writes it after `reset`, and no one loads the GS selector;
-// (3) `store` is always given a header whose first word is its own address, or
-// that of `UNREGISTERED`, whose first word is null, so the word at gs:0 is the block that
-// runs here or null; (4) Muster has no tasks: nothing preempts code or moves it to another
-// CPU, so there is nothing to disable.
+// SAFETY: (1) `store` is always given a header whose first word is its own address, or that of `UNREGISTERED`,
+// whose first word is null, so the word at gs:0 is the block that runs here or null. (2) GS base is a register of
+// each CPU's own; nothing but `store` writes it after `reset`, and no one loads the GS selector. (3) Muster has no
+// tasks: nothing preempts code or moves it to another CPU, so there is nothing to disable.
 unsafe impl Register for Gs {
     type Head = CpuCache;
     type NoPreempt = ();

@@ -70,8 +70,8 @@ pub struct Held {
 
 const _: () = assert!(Level::ALL.len() as u32 * BITS <= u64::BITS);
 
-// SAFETY: it is changed with interrupts disabled, and an NMI's handler takes no lock unless it ends the run. To read
-// it is to read one word.
+// SAFETY: each field is one word, so a handler at any instruction finds it as it was or as it is. A lost count would be
+// a wrong report; none is lost, as it is changed with interrupts disabled.
 unsafe impl InterruptSafe for Held {}
 
 impl Held {

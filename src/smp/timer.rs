@@ -134,8 +134,9 @@ pub fn every(micros: u64, handler: TimerHandler<'_>, work: impl FnOnce()) {
         assert!(timer.handler().is_none(), "the timer is in use");
         // SAFETY: only the lifetime changes, and the handler is forgotten before this returns;
         // `work` can't unwind (panics end the run).
-        let handler =
-            unsafe { core::mem::transmute::<TimerHandler<'_>, TimerHandler<'static>>(handler) };
+        let handler = unsafe {
+            core::mem::transmute::<&TimerHandler<'_>, &'static TimerHandler<'static>>(&handler)
+        };
         // A last interrupt of the timer's last use may still come: it must find all or nothing.
         interrupts::without_interrupts(|| {
             timer.lend(handler, clock::from_micros(micros));
