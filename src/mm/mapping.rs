@@ -54,6 +54,13 @@ pub enum MappingError {
     Addresses(AddressError),
     /// There are too few frames.
     OutOfMemory,
+    /// There is no run of contiguous frames for it.
+    NoRun {
+        /// The size of it, in bytes.
+        bytes: u64,
+        /// What its address has to be a multiple of, in bytes.
+        align: u64,
+    },
     /// The tables can't map it.
     Tables(TableError),
     /// The tables can't change so.
@@ -65,6 +72,10 @@ impl fmt::Display for MappingError {
         match self {
             Self::Addresses(error) => error.fmt(f),
             Self::OutOfMemory => write!(f, "too few frames are free for the mapping"),
+            Self::NoRun { bytes, align } => write!(
+                f,
+                "no {bytes} contiguous bytes are free at a multiple of {align}: ask for less, or earlier"
+            ),
             Self::Tables(error) => error.fmt(f),
             Self::Change(error) => error.fmt(f),
         }
@@ -163,14 +174,27 @@ impl Mapping {
     ///
     /// # Errors
     ///
-    /// [`MappingError`]; nothing is mapped then.
+    /// [`MappingError`], [`NoRun`](MappingError::NoRun) if there is no such run of free frames; nothing is
+    /// mapped then.
+    ///
+    /// # Panics
+    ///
+    /// If `align` is no power of two.
     pub fn contiguous(bytes: u64, align: u64) -> Result<Self, MappingError> {
+        assert!(
+            align.is_power_of_two(),
+            "an alignment is a power of two, and not {align}"
+        );
         let length = bytes
             .checked_next_multiple_of(FRAME_SIZE)
             .ok_or(MappingError::OutOfMemory)?;
+        // As for `memory`.
+        if length > shared::get().frames_free_bytes() {
+            return Err(MappingError::OutOfMemory);
+        }
         let mut mapping = Self::reserve(length, FRAME_SIZE, FrameOwnership::Own)?;
         let count = (length / FRAME_SIZE) as usize;
-        let frames_align = align.div_ceil(FRAME_SIZE).max(1) as usize;
+        let frames_align = (align / FRAME_SIZE).max(1) as usize;
         let take = || frames::take_run(count, frames_align, Owner::Mappings);
         let run = take()
             .or_else(|| {
@@ -178,7 +202,7 @@ impl Mapping {
                 relief::ask_others();
                 take()
             })
-            .ok_or(MappingError::OutOfMemory)?;
+            .ok_or(MappingError::NoRun { bytes, align })?;
         let range = run.run().range();
         mapping.map_next(run, PageSize::Size4KiB)?;
         mapping.contiguous = Some(range);
@@ -351,7 +375,7 @@ impl Mapping {
                 if let (FrameOwnership::Own, Some(run)) =
                     (self.frames, run.and_then(FrameRun::from_range))
                 {
-                    // SAFETY: `extend` gave the right up for the page, which no CPU can reach any more.
+                    // SAFETY: `map_next` gave the right up for the page, which no CPU can reach any more.
                     give_back(unsafe { OwnedRun::from_raw(run, Owner::Mappings) });
                 }
             })
