@@ -13,6 +13,7 @@ use muster::cpus;
 use muster::internals::arch::clock::Deadline;
 use muster::internals::smp::device_vectors::COUNT;
 use muster::interrupts::{self, Handler, Interrupt, RouteError, RoutingError, Signal};
+use muster::time;
 use muster_arguments::Fault;
 
 /// The number of interrupts that each CPU takes at least.
@@ -38,8 +39,10 @@ struct Device {
     start: fn(),
     /// Has it ask for interrupts once the route stands. Nothing where it does so from its start on.
     request: fn(),
-    /// Ends a request that nobody has attended to.
+    /// Ends a request that nobody has attended to, of a device that could not ask again otherwise.
     attend: fn(),
+    /// Ends such a request of one that goes on asking.
+    release: fn(),
     stop: fn(),
     handler: Handler,
 }
@@ -54,10 +57,17 @@ enum Source {
 }
 
 impl Source {
+    fn signal(self) -> Signal {
+        match self {
+            Self::Isa(_) => Signal::ISA,
+            Self::Gsi(_) => Signal::PCI,
+        }
+    }
+
     fn route(self, cpu: u32, handler: Handler) -> Result<Interrupt, RouteError> {
         match self {
             Self::Isa(irq) => interrupts::route_isa(irq, cpu, handler),
-            Self::Gsi(gsi) => interrupts::route_gsi(gsi, Signal::PCI, cpu, handler),
+            Self::Gsi(gsi) => interrupts::route_gsi(gsi, self.signal(), cpu, handler),
         }
     }
 }
@@ -80,6 +90,7 @@ impl Device {
                 start: pit::start,
                 request: || {},
                 attend: || {},
+                release: || {},
                 stop: pit::stop,
                 handler: &count,
             }),
@@ -89,6 +100,7 @@ impl Device {
                 start: rtc::start,
                 request: || {},
                 attend: rtc::attend,
+                release: || {},
                 stop: rtc::stop,
                 handler: &|| {
                     rtc::attend();
@@ -101,7 +113,8 @@ impl Device {
                 start: || {},
                 request: hpet::request,
                 attend: || {},
-                stop: || {},
+                release: hpet::attend,
+                stop: hpet::stop,
                 handler: &|| {
                     // One request lasts for all interrupts: that it is not attended to brings the next.
                     if TAKEN.load(Ordering::Relaxed) + 1 == EACH {
@@ -135,11 +148,12 @@ impl Device {
             "a second route of GSI {gsi} ends in {second:?}"
         );
         cpus::run_on_all(JOB_TIMEOUT, &|index| {
-            // Every other CPU is idle: the interrupts have to wake it.
-            if index == cpu && cpu % 2 == 1 {
-                cpus::idle_until(|| TAKEN.load(Ordering::Relaxed) >= EACH);
-            }
             let deadline = Deadline::after_millis(TIMEOUT);
+            // CPUs with odd indices idle, so that the interrupts have to wake them. Their timers do in the end.
+            if index == cpu && cpu % 2 == 1 && time::has_timers() {
+                let is_over = || TAKEN.load(Ordering::Relaxed) >= EACH || deadline.passed();
+                time::every(TIMEOUT * 1_000, &|| {}, || cpus::idle_until(is_over));
+            }
             while TAKEN.load(Ordering::Relaxed) < EACH && !deadline.passed() {
                 use_heap();
                 cpus::relax();
@@ -155,11 +169,14 @@ impl Device {
              {vector:#x}",
             self.name
         );
+        // It asks once more, for nobody.
+        (self.request)();
         let silence = Deadline::after_millis(SILENCE);
         while !silence.passed() {
             (self.attend)();
             cpus::relax();
         }
+        (self.release)();
         let after = TAKEN.load(Ordering::Relaxed) - taken;
         assert!(
             after == 0,
@@ -200,7 +217,7 @@ pub fn check(fault: Fault) -> bool {
 /// Checks that what can't be routed is refused, and that a route by a GSI frees all that it takes: more are made
 /// than there are vectors.
 fn check_others(device: &Device, gsi: u32) {
-    let to_gsi = |gsi, cpu| interrupts::route_gsi(gsi, Signal::ISA, cpu, device.handler);
+    let to_gsi = |gsi, cpu| interrupts::route_gsi(gsi, device.source.signal(), cpu, device.handler);
     let refused = [
         (
             interrupts::route_isa(16, 0, device.handler),
@@ -391,6 +408,13 @@ mod hpet {
     /// Has it release its line.
     pub fn attend() {
         Registers::get().write(STATUS, 1);
+    }
+
+    /// Has it ask for nothing any more.
+    pub fn stop() {
+        Registers::get().write(CONFIGURATION, 0);
+        Registers::get().write(TIMER, 0);
+        attend();
     }
 }
 
