@@ -7,7 +7,7 @@ use heapless::Vec;
 /// What every word for the loader begins with. All others are the kernel's.
 const PREFIX: &str = "loader.";
 
-/// The word after which all others are for the kernel's client.
+/// The word after which all others are for the kernel's client, as `muster-arguments` has it.
 const CLIENT: &str = "--";
 
 /// The most APIC ids that one word may list.

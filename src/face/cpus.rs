@@ -44,8 +44,8 @@ pub fn online() -> impl Iterator<Item = u32> {
     online::cpus().map(|(index, _)| index)
 }
 
-/// Runs `f` with this CPU's own of a variable that [`cpu_local!`](cpu_local) declares. `f` must not wait for
-/// another CPU.
+/// Runs `f` with this CPU's own of a variable that [`cpu_local!`](cpu_local) declares. A handler that interrupts `f`
+/// may use the same variable.
 pub fn with_own<K: Key, T>(variable: &K, f: impl FnOnce(&K::Value) -> T) -> T {
     Cpu::with_own(variable, f)
 }
