@@ -13,7 +13,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use muster_frames::{
-    FRAME_SIZE, Frame, FrameAllocator, FrameCache, FrameRun, OwnedFrame, OwnedRun, Owner, PhysRange,
+    FRAME_SIZE, Frame, FrameAllocator, FrameCache, FrameInfo, FrameRun, OwnedFrame, OwnedRun,
+    PhysRange, SoleOwner,
 };
 use spin::Mutex;
 
@@ -21,7 +22,7 @@ use spin::Mutex;
 const MEMORY: (u64, u64) = (0x10_0000, 0x4010_0000);
 const ROUNDS: usize = 7;
 const TIME: Duration = Duration::from_millis(60);
-const OWNER: Owner = Owner::Heap;
+const OWNER: SoleOwner = SoleOwner::Used;
 
 /// The operations of one CPU, by the numbers of first frames.
 trait Cpu {
@@ -154,7 +155,7 @@ fn median(mut times: Vec<f64>) -> f64 {
 
 fn main() {
     let range = PhysRange::from_bounds(MEMORY.0, MEMORY.1).unwrap();
-    let records = FrameAllocator::storage_needed([range].into_iter());
+    let records = FrameInfo::needed([range].into_iter());
     let records = Box::leak(Box::new_uninit_slice(records));
     // SAFETY: nothing uses the memory of these frames, which is none.
     let frames = unsafe { FrameAllocator::new([range].into_iter(), [].into_iter(), records) };

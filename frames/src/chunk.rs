@@ -7,7 +7,7 @@ use core::sync::atomic::Ordering::{Relaxed, SeqCst};
 
 use muster_sync::{AtomicU8, AtomicU64};
 
-use crate::map::Owner;
+use crate::owner::FREE;
 
 /// Frames in a chunk: 2 MiB, the larger of the page sizes that x86-64 always has (Intel SDM vol. 3,
 /// 5.5 "4-Level Paging and 5-Level Paging").
@@ -24,7 +24,7 @@ pub(crate) const ROWS: usize = (CHUNK_FRAMES / ROW_FRAMES) as usize;
 /// The allocator's record of the 512 frames of a naturally aligned 2 MiB: 10 bits each.
 ///
 /// The kernel sets memory for one of these per 2 MiB, or part of it, aside and hands it over
-/// unwritten; see [`FrameAllocator::storage_needed`](crate::FrameAllocator::storage_needed).
+/// unwritten; see [`FrameInfo::needed`](crate::FrameInfo::needed).
 // Those of a zone lie apart: all chunks, then all owners.
 #[repr(C)]
 pub struct FrameInfo {
@@ -128,7 +128,7 @@ impl FrameInfo {
         unsafe {
             let owners: *mut AtomicU8 = chunks.add(storage.len()).cast();
             (0..storage.len()).for_each(|index| chunks.add(index).write(Chunk::new()));
-            (0..frames).for_each(|place| owners.add(place).write(AtomicU8::new(Owner::Free as u8)));
+            (0..frames).for_each(|place| owners.add(place).write(AtomicU8::new(FREE)));
             (
                 slice::from_raw_parts(chunks, storage.len()),
                 slice::from_raw_parts(owners, frames),

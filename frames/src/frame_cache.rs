@@ -8,11 +8,11 @@ use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use muster_sync::{AtomicBool, AtomicU8, AtomicUsize};
 
 use crate::chunk::{Chunk, ROW_FRAMES};
-use crate::frames::{FrameAllocator, Ledger, Spot, assert_can_own, check};
-use crate::map::Owner;
+use crate::frames::{FrameAllocator, Ledger, Spot, check, number_of};
 use crate::owned::{NotFreed, OwnedFrame, OwnedRun};
-use crate::owners::Owners;
+use crate::owner::{FREE, Owner, SoleOwner};
 use crate::range::Frame;
+use crate::records::Owners;
 use crate::zone::Zone;
 
 /// Frames that go back at once when a cache is full.
@@ -75,10 +75,10 @@ impl Slot {
 /// are [made again](FrameAllocator::with_caches).
 ///
 /// ```
-/// use muster_frames::{FrameAllocator, Owner, PhysRange};
+/// use muster_frames::{FrameInfo, FrameAllocator, SoleOwner, PhysRange};
 ///
 /// let free = [PhysRange::from_bounds(0x20_0000, 0x40_0000).unwrap()];
-/// let storage = FrameAllocator::storage_needed(free.into_iter());
+/// let storage = FrameInfo::needed(free.into_iter());
 /// let storage = Box::leak(Box::new_uninit_slice(storage));
 /// // SAFETY: nothing uses the memory of these frames, which is none.
 /// let frames = unsafe { FrameAllocator::new(free.into_iter(), [].into_iter(), storage)? };
@@ -88,7 +88,7 @@ impl Slot {
 ///     for _cpu in 0..2 {
 ///         scope.spawn(|| {
 ///             let mut cache = frames.cache().unwrap();
-///             let frame = cache.allocate(Owner::PageTables).unwrap();
+///             let frame = cache.allocate(SoleOwner::Used).unwrap();
 ///             cache.free(frame).unwrap();
 ///         });
 ///     }
@@ -97,8 +97,8 @@ impl Slot {
 /// assert_eq!(frames.free_runs_2mib(), 1);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-pub struct FrameCache<'a> {
-    frames: &'a FrameAllocator,
+pub struct FrameCache<'a, O: Owner = SoleOwner> {
+    frames: &'a FrameAllocator<O>,
     slot: &'a Slot,
     /// The zone that the last frame was in: most machines have one large one.
     zone: &'a Zone,
@@ -112,9 +112,9 @@ pub struct FrameCache<'a> {
     records: [&'a AtomicU8; CAPACITY],
 }
 
-impl<'a> FrameCache<'a> {
+impl<'a, O: Owner> FrameCache<'a, O> {
     /// Creates the cache that this slot is for, unless there is one already.
-    pub(crate) fn new(frames: &'a FrameAllocator, slot: &'a Slot) -> Option<Self> {
+    pub(crate) fn new(frames: &'a FrameAllocator<O>, slot: &'a Slot) -> Option<Self> {
         let zone = frames.zone(0)?;
         let any = Frame::from_number(zone.first())?;
         let record = zone.owners().get(any.number())?;
@@ -137,14 +137,18 @@ impl<'a> FrameCache<'a> {
     ///
     /// As [`FrameAllocator::allocate`] does.
     #[inline]
-    pub fn allocate(&mut self, owner: Owner) -> Option<OwnedFrame> {
-        assert_can_own(owner);
+    pub fn allocate(&mut self, owner: O) -> Option<OwnedFrame<O>> {
+        self.take(number_of(owner))
+    }
+
+    #[inline]
+    fn take(&mut self, owner: u8) -> Option<OwnedFrame<O>> {
         // One comparison detects an empty cache, too.
         let left = self.slot.cached().wrapping_sub(1);
         let (Some(&frame), Some(record)) = (self.stack.get(left), self.records.get(left)) else {
-            return self.allocate_slowly(owner);
+            return self.take_slowly(owner);
         };
-        record.store(owner as u8, Relaxed);
+        record.store(owner, Relaxed);
         self.slot.cached.store(left, Relaxed);
         self.slot.ledger.add_exclusive(owner, 1);
         Some(OwnedFrame::claimed(frame, owner))
@@ -152,9 +156,9 @@ impl<'a> FrameCache<'a> {
 
     #[cold]
     #[inline(never)]
-    fn allocate_slowly(&mut self, owner: Owner) -> Option<OwnedFrame> {
+    fn take_slowly(&mut self, owner: u8) -> Option<OwnedFrame<O>> {
         if self.fill() > 0 {
-            return self.allocate(owner);
+            return self.take(owner);
         }
         let run = self.frames.take_run(1, 1, owner, None)?;
         self.slot.ledger.add_exclusive(owner, 1);
@@ -172,7 +176,7 @@ impl<'a> FrameCache<'a> {
     /// that is seen unless two CPUs free it at the very same time: to see that, too, would take an
     /// atomic read-modify-write for each frame.
     #[inline]
-    pub fn free(&mut self, frame: OwnedFrame) -> Result<(), NotFreed<OwnedFrame>> {
+    pub fn free(&mut self, frame: OwnedFrame<O>) -> Result<(), NotFreed<OwnedFrame<O>, O>> {
         self.free_quickly(frame)
             .or_else(|frame| self.free_slowly(frame))
     }
@@ -183,14 +187,14 @@ impl<'a> FrameCache<'a> {
     ///
     /// The frame. Nothing has changed then; [`Self::free`] handles it, off the fast path.
     #[inline]
-    pub fn free_quickly(&mut self, frame: OwnedFrame) -> Result<(), OwnedFrame> {
-        let owner = frame.owner();
-        if owner != Owner::Free
+    pub fn free_quickly(&mut self, frame: OwnedFrame<O>) -> Result<(), OwnedFrame<O>> {
+        let owner = frame.owner_number();
+        if owner != FREE
             && let Some(record) = self.owners.get(frame.frame().number())
-            && record.load(Relaxed) == owner as u8
+            && record.load(Relaxed) == owner
             && self.push(frame.frame(), record)
         {
-            record.store(Owner::Free as u8, Relaxed);
+            record.store(FREE, Relaxed);
             self.slot.ledger.add_exclusive(owner, -1);
             return Ok(());
         }
@@ -199,9 +203,9 @@ impl<'a> FrameCache<'a> {
 
     #[cold]
     #[inline(never)]
-    fn free_slowly(&mut self, owned: OwnedFrame) -> Result<(), NotFreed<OwnedFrame>> {
+    fn free_slowly(&mut self, owned: OwnedFrame<O>) -> Result<(), NotFreed<OwnedFrame<O>, O>> {
         let frame = owned.frame();
-        if let Err(error) = check(self.zone_of(frame), frame, owned.owner()) {
+        if let Err(error) = check(self.zone_of(frame), frame, owned.owner_number()) {
             return Err(NotFreed {
                 frames: owned,
                 error,
@@ -224,11 +228,12 @@ impl<'a> FrameCache<'a> {
         &mut self,
         frames: usize,
         align_frames: usize,
-        owner: Owner,
-    ) -> Option<OwnedRun> {
+        owner: O,
+    ) -> Option<OwnedRun<O>> {
         if (frames, align_frames) == (1, 1) {
             return Some(self.allocate(owner)?.into());
         }
+        let owner = number_of(owner);
         let mut run = self
             .frames
             .take_run(frames, align_frames, owner, Some(&mut self.home));
@@ -250,8 +255,8 @@ impl<'a> FrameCache<'a> {
     ///
     /// If any of the frames was not handed out to its owner: the lowest one's error. Nothing has
     /// changed then, and the run is still the caller's.
-    pub fn free_run(&mut self, run: OwnedRun) -> Result<(), NotFreed<OwnedRun>> {
-        let (frames, owner) = (run.run(), run.owner());
+    pub fn free_run(&mut self, run: OwnedRun<O>) -> Result<(), NotFreed<OwnedRun<O>, O>> {
+        let (frames, owner) = (run.run(), run.owner_number());
         if frames.count() == 1 {
             let single = OwnedFrame::claimed(frames.first(), owner);
             return self.free(single).map_err(|refused| NotFreed {
@@ -362,14 +367,14 @@ impl<'a> FrameCache<'a> {
     }
 }
 
-impl Drop for FrameCache<'_> {
+impl<O: Owner> Drop for FrameCache<'_, O> {
     fn drop(&mut self) {
         self.drain();
         self.slot.taken.store(false, Release);
     }
 }
 
-impl fmt::Debug for FrameCache<'_> {
+impl<O: Owner> fmt::Debug for FrameCache<'_, O> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("FrameCache")
             .field("len", &self.len())

@@ -14,6 +14,7 @@ mod take_back;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::fmt;
+use core::marker::PhantomData;
 use core::mem::MaybeUninit;
 use core::ops::Range;
 use core::sync::atomic::Ordering::Relaxed;
@@ -22,21 +23,22 @@ use muster_sync::AtomicU64;
 
 use crate::chunk::FrameInfo;
 use crate::frame_cache::{FrameCache, Slot};
-use crate::map::{Owner, Totals};
+use crate::map::Totals;
 use crate::owned::{NotFreed, OwnedFrame, OwnedRun};
+use crate::owner::{FREE, MAX_FRAME_OWNERS, Owner, SoleOwner};
 use crate::range::{FRAME_SIZE, Frame, PhysRange};
 use crate::zone::{Group, Zone};
 
 pub(crate) use claim::Spot;
 pub use error::{AdoptError, FramesError, FreeError};
 pub use ledger::Share;
-pub(crate) use ledger::{Ledger, assert_can_own};
+pub(crate) use ledger::{Ledger, number_of};
 pub use run::FrameRun;
 
 /// The frame allocator.
 ///
 /// It manages the frames of the *free* ranges, and those of the *later* ranges once they are
-/// [adopted](Self::adopt): until then they count as [`Owner::Loader`]'s. Once made, it never
+/// [adopted](Self::adopt): until then they count as [`Owner::LATER`]'s. Once made, it never
 /// allocates memory itself, so the heap may grow from it.
 ///
 /// Any number of CPUs may use it at once, also from interrupt handlers: no call waits for another. A
@@ -54,21 +56,21 @@ pub use run::FrameRun;
 /// breaches of the latter are seen nevertheless ([`FreeError`]).
 ///
 /// ```
-/// use muster_frames::{FrameAllocator, Owner, PhysRange};
+/// use muster_frames::{FrameInfo, FrameAllocator, SoleOwner, PhysRange};
 ///
 /// let free = [PhysRange::from_bounds(0, 0x10_0000).unwrap()];
 /// let later = [PhysRange::from_bounds(0x20_0000, 0x21_0000).unwrap()];
 /// let all = free.into_iter().chain(later);
-/// let storage = Box::leak(Box::new_uninit_slice(FrameAllocator::storage_needed(all)));
+/// let storage = Box::leak(Box::new_uninit_slice(FrameInfo::needed(all)));
 ///
 /// // SAFETY: nothing uses the memory of these frames, which is none.
 /// let frames = unsafe { FrameAllocator::new(free.into_iter(), later.into_iter(), storage)? };
-/// let owned = frames.allocate(Owner::Heap).unwrap();
+/// let owned = frames.allocate(SoleOwner::Used).unwrap();
 /// let frame = owned.frame();
 /// assert_eq!(frame.start(), 0x1000);
-/// assert_eq!(frames.owner_of(frame), Some(Owner::Heap));
+/// assert_eq!(frames.owner_of(frame), Some(SoleOwner::Used));
 /// frames.free(owned)?;
-/// assert_eq!(frames.owner_of(frame), Some(Owner::Free));
+/// assert_eq!(frames.owner_of(frame), Some(SoleOwner::Free));
 ///
 /// assert_eq!(frames.free_frames(), 255);
 /// // SAFETY: nor of these.
@@ -76,7 +78,7 @@ pub use run::FrameRun;
 /// assert_eq!(frames.free_frames(), 271);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-pub struct FrameAllocator {
+pub struct FrameAllocator<O = SoleOwner> {
     /// Sorted by their first frame.
     zones: Box<[Zone]>,
     /// Frames in all zones.
@@ -90,13 +92,14 @@ pub struct FrameAllocator {
     /// The frames that were handed out and taken back here and not in a CPU's cache.
     ledger: Ledger,
     slots: Box<[Slot]>,
+    _of: PhantomData<fn() -> O>,
 }
 
-impl FrameAllocator {
-    /// Returns how many [`FrameInfo`]s of storage [`Self::new`] needs for these ranges: one for every
+impl FrameInfo {
+    /// Returns how many records [`FrameAllocator::new`] needs for these ranges: one for every
     /// naturally aligned 2 MiB that a range has a frame in, and some for the summaries of these, one for
     /// every 2.5 GiB.
-    pub fn storage_needed(ranges: impl Iterator<Item = PhysRange>) -> usize {
+    pub fn needed(ranges: impl Iterator<Item = PhysRange>) -> usize {
         let chunks = ranges
             .filter_map(frame_numbers)
             .map(|(first, end)| Zone::chunks_needed(first, end));
@@ -105,7 +108,9 @@ impl FrameAllocator {
         });
         chunks + (groups * size_of::<Group>()).div_ceil(size_of::<FrameInfo>())
     }
+}
 
+impl<O: Owner> FrameAllocator<O> {
     /// Creates an allocator of the frames that lie wholly in one of the ranges, without frame 0.
     ///
     /// `later` are the ranges that may be adopted later. `storage` keeps the records; no range may
@@ -114,7 +119,7 @@ impl FrameAllocator {
     ///
     /// # Errors
     ///
-    /// If `storage` is smaller than [`Self::storage_needed`] says for all ranges, if any two overlap,
+    /// If `storage` is smaller than [`FrameInfo::needed`] says for all ranges, if any two overlap,
     /// or if there is no memory for the list.
     ///
     /// # Safety
@@ -152,7 +157,7 @@ impl FrameAllocator {
         }
         // One zone for each of the others: exactly as many as are reserved, as to shrink a list may fail.
         ranges.retain(|&(range, _)| frame_numbers(range).is_some());
-        let needed = Self::storage_needed(ranges.iter().map(|&(range, _)| range));
+        let needed = FrameInfo::needed(ranges.iter().map(|&(range, _)| range));
         let given = storage.len();
 
         // The records of the chunks first, then the summaries of all zones.
@@ -194,6 +199,7 @@ impl FrameAllocator {
             unadopted: AtomicU64::new(unadopted),
             ledger: Ledger::default(),
             slots: Box::default(),
+            _of: PhantomData,
         })
     }
 
@@ -219,7 +225,7 @@ impl FrameAllocator {
             self.zones.iter_mut().for_each(Zone::forget_caches);
         }
         // The counts of the former caches are no longer kept apart.
-        for owner in Owner::ALL {
+        for owner in 0..MAX_FRAME_OWNERS as u8 {
             let through = |slot: &Slot| slot.ledger.get(owner);
             let frames = self.slots.iter().map(through).sum();
             if frames != 0 {
@@ -233,7 +239,7 @@ impl FrameAllocator {
 
     /// Creates a cache of frames for one CPU, or `None` if there are as many as there may be (see
     /// [`Self::with_caches`]), or no frames at all.
-    pub fn cache(&self) -> Option<FrameCache<'_>> {
+    pub fn cache(&self) -> Option<FrameCache<'_, O>> {
         self.slots
             .iter()
             .find_map(|slot| FrameCache::new(self, slot))
@@ -241,25 +247,27 @@ impl FrameAllocator {
 
     /// Creates the cache of this number, from 0, or returns `None` if it exists, or it is more than
     /// there may be: for a kernel whose CPUs have numbers, so that [`Self::share`] tells each CPU's.
-    pub fn cache_of(&self, number: usize) -> Option<FrameCache<'_>> {
+    pub fn cache_of(&self, number: usize) -> Option<FrameCache<'_, O>> {
         FrameCache::new(self, self.slots.get(number)?)
     }
 
     /// Returns the frames that went through the cache of this number; `None` if it is more than there
     /// may be.
-    pub fn share(&self, number: usize) -> Option<Share<'_>> {
+    pub fn share(&self, number: usize) -> Option<Share<'_, O>> {
         let slot = self.slots.get(number)?;
         Some(Share {
             cached: slot.cached(),
             ledger: &slot.ledger,
+            _of: PhantomData,
         })
     }
 
     /// Returns the frames that went past all caches.
-    pub const fn common_share(&self) -> Share<'_> {
+    pub const fn common_share(&self) -> Share<'_, O> {
         Share {
             cached: 0,
             ledger: &self.ledger,
+            _of: PhantomData,
         }
     }
 
@@ -270,10 +278,10 @@ impl FrameAllocator {
     ///
     /// # Panics
     ///
-    /// If `owner` is [`Owner::Free`], [`Owner::NullFrame`], [`Owner::LowMemory`] or
-    /// [`Owner::NotWriteBack`], to whom no frame is handed out: that would lose it.
-    pub fn allocate(&self, owner: Owner) -> Option<OwnedFrame> {
-        assert_can_own(owner);
+    /// If `owner` is [`Owner::FREE`] or [`Owner::NULL_FRAME`], or its number is not below
+    /// [`MAX_FRAME_OWNERS`]: to them no frame is handed out, as that would lose it.
+    pub fn allocate(&self, owner: O) -> Option<OwnedFrame<O>> {
+        let owner = number_of(owner);
         let number = self.claim(1, 1, None)?;
         self.hand_out(number..number + 1, owner);
         self.ledger.add(owner, 1);
@@ -294,8 +302,9 @@ impl FrameAllocator {
         &self,
         frames: usize,
         align_frames: usize,
-        owner: Owner,
-    ) -> Option<OwnedRun> {
+        owner: O,
+    ) -> Option<OwnedRun<O>> {
+        let owner = number_of(owner);
         let run = self.take_run(frames, align_frames, owner, None)?;
         self.ledger.add(owner, run.run().count() as i64);
         Some(run)
@@ -307,8 +316,8 @@ impl FrameAllocator {
     ///
     /// If the frame was not handed out here to its owner, as when it is another allocator's; see
     /// [`FreeError`]. Nothing has changed then, and the frame is still the caller's.
-    pub fn free(&self, frame: OwnedFrame) -> Result<(), NotFreed<OwnedFrame>> {
-        let (number, owner) = (frame.frame().number(), frame.owner());
+    pub fn free(&self, frame: OwnedFrame<O>) -> Result<(), NotFreed<OwnedFrame<O>, O>> {
+        let (number, owner) = (frame.frame().number(), frame.owner_number());
         if let Err(error) = self.take_back(number..number + 1, owner) {
             return Err(NotFreed {
                 frames: frame,
@@ -329,8 +338,8 @@ impl FrameAllocator {
     ///
     /// If any of the frames was not handed out here to its owner: the lowest one's error. Nothing has
     /// changed then, and the run is still the caller's.
-    pub fn free_run(&self, run: OwnedRun) -> Result<(), NotFreed<OwnedRun>> {
-        let (count, owner) = (run.run().count(), run.owner());
+    pub fn free_run(&self, run: OwnedRun<O>) -> Result<(), NotFreed<OwnedRun<O>, O>> {
+        let (count, owner) = (run.run().count(), run.owner_number());
         self.take_back_run(run)?;
         self.ledger.add(owner, -(count as i64));
         Ok(())
@@ -360,12 +369,12 @@ impl FrameAllocator {
     }
 
     /// Returns the owner of the frame; `None` if the allocator does not manage it.
-    pub fn owner_of(&self, frame: Frame) -> Option<Owner> {
+    pub fn owner_of(&self, frame: Frame) -> Option<O> {
         let zone = self.zone(self.zone_of(frame.number())?)?;
         if !zone.is_open() {
-            return Some(Owner::Loader);
+            return Some(O::LATER);
         }
-        Owner::from_value(zone.owners().get(frame.number())?.load(Relaxed))
+        O::of(zone.owners().get(frame.number())?.load(Relaxed))
     }
 
     /// Returns how many bytes of frames each owner has; those in the CPUs' caches are free. Their sum
@@ -373,22 +382,22 @@ impl FrameAllocator {
     ///
     /// Exact if nobody allocates or frees concurrently; a frame that changes hands concurrently counts
     /// as either's.
-    pub fn totals(&self) -> Totals {
+    pub fn totals(&self) -> Totals<O> {
         let unadopted = self.unadopted.load(Relaxed);
         let mut totals = Totals::default();
         let mut free = self.capacity - unadopted;
-        for owner in Owner::ALL {
+        for &owner in O::ALL {
             let ledgers = self.slots.iter().map(|slot| &slot.ledger);
             let frames: i64 = ledgers
                 .chain([&self.ledger])
-                .map(|ledger| ledger.get(owner))
+                .map(|ledger| ledger.get(owner.number()))
                 .sum();
             let frames = u64::try_from(frames).unwrap_or(0).min(free);
             free -= frames;
             totals[owner] = frames * FRAME_SIZE;
         }
-        totals[Owner::Loader] += unadopted * FRAME_SIZE;
-        totals[Owner::Free] = free * FRAME_SIZE;
+        totals[O::LATER] += unadopted * FRAME_SIZE;
+        totals[O::FREE] = free * FRAME_SIZE;
         totals
     }
 
@@ -400,7 +409,7 @@ impl FrameAllocator {
     /// Returns how many frames are free, those in the CPUs' caches among them; as exact as
     /// [`Self::totals`].
     pub fn free_frames(&self) -> usize {
-        (self.totals()[Owner::Free] / FRAME_SIZE) as usize
+        (self.totals()[O::FREE] / FRAME_SIZE) as usize
     }
 
     /// Returns how many of the free frames are in no CPU's cache, by a count of all frames' bits: with
@@ -427,10 +436,9 @@ impl FrameAllocator {
         &self,
         frames: usize,
         align_frames: usize,
-        owner: Owner,
+        owner: u8,
         home: Option<&mut Option<Spot>>,
-    ) -> Option<OwnedRun> {
-        assert_can_own(owner);
+    ) -> Option<OwnedRun<O>> {
         let count = frames as u64;
         let first = self.claim(count, align_frames as u64, home)?;
         self.hand_out(first..first + count, owner);
@@ -439,11 +447,11 @@ impl FrameAllocator {
     }
 
     /// Takes a run back, but leaves counting it to the caller.
-    pub(crate) fn take_back_run(&self, run: OwnedRun) -> Result<(), NotFreed<OwnedRun>> {
+    pub(crate) fn take_back_run(&self, run: OwnedRun<O>) -> Result<(), NotFreed<OwnedRun<O>, O>> {
         let range = run.run().range();
         self.take_back(
             range.start() / FRAME_SIZE..range.end() / FRAME_SIZE,
-            run.owner(),
+            run.owner_number(),
         )
         .map_err(|error| NotFreed { frames: run, error })
     }
@@ -460,7 +468,7 @@ impl FrameAllocator {
     }
 
     /// Records the owner of claimed frames of one zone.
-    fn hand_out(&self, numbers: Range<u64>, owner: Owner) {
+    fn hand_out(&self, numbers: Range<u64>, owner: u8) {
         if let Some(zone) = self
             .zone_of(numbers.start)
             .and_then(|index| self.zone(index))
@@ -471,7 +479,11 @@ impl FrameAllocator {
 }
 
 /// Checks that a frame was handed out to `owner`.
-pub(crate) fn check(zone: Option<&Zone>, frame: Frame, owner: Owner) -> Result<(), FreeError> {
+pub(crate) fn check<O: Owner>(
+    zone: Option<&Zone>,
+    frame: Frame,
+    owner: u8,
+) -> Result<(), FreeError<O>> {
     let Some(zone) = zone.filter(|zone| zone.is_open()) else {
         return Err(FreeError::Foreign { frame });
     };
@@ -479,18 +491,18 @@ pub(crate) fn check(zone: Option<&Zone>, frame: Frame, owner: Owner) -> Result<(
         .owners()
         .get(frame.number())
         .map(|record| record.load(Relaxed));
-    match record.and_then(Owner::from_value) {
-        None | Some(Owner::Free) => Err(FreeError::AlreadyFree { frame }),
+    match record {
+        None | Some(FREE) => Err(FreeError::AlreadyFree { frame }),
         Some(recorded) if recorded != owner => Err(FreeError::WrongOwner {
             frame,
-            claimed: owner,
-            recorded,
+            claimed: O::of(owner).unwrap_or(O::FREE),
+            recorded: O::of(recorded).unwrap_or(O::FREE),
         }),
         Some(_) => Ok(()),
     }
 }
 
-impl fmt::Debug for FrameAllocator {
+impl<O: Owner> fmt::Debug for FrameAllocator<O> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("FrameAllocator")
             .field("zones", &self.zones.len())

@@ -15,6 +15,7 @@
 //! |---|---|---|
 //! | [`PhysRange`], [`Frame`] | a range of physical bytes; a frame | never empty or inverted, never beyond what can exist; never frame 0 |
 //! | [`RangeMap`] | values of physical ranges | no byte has two |
+//! | [`Owner`] | whose memory is, a type of the kernel's own by [`owners!`]; or [`SoleOwner`] | nothing: it is a name |
 //! | [`PhysicalMap`] | who owns which byte | each byte of the loader's map has one owner; memory changes hands only from its owner |
 //! | [`FrameAllocator`] | hands out frames, to any number of CPUs at once | no frame twice, none outside free memory, none lost |
 //! | [`OwnedFrame`], [`OwnedRun`] | the right to frames that were handed out | one for each frame; a name alone, such as a [`Frame`], frees nothing |
@@ -34,19 +35,19 @@
 //! // Who owns what.
 //! let range = |start, end| PhysRange::from_bounds(start, end).unwrap();
 //! let map = PhysicalMap::new([
-//!     (range(0x0f_fc00, 0x10_0000), Owner::Reserved),
-//!     (range(0x10_0000, 0x14_0000), Owner::Free),
+//!     (range(0x0f_fc00, 0x10_0000), SoleOwner::Rest),
+//!     (range(0x10_0000, 0x14_0000), SoleOwner::Free),
 //! ])?;
-//! let free: Vec<_> = map.ranges(Owner::Free).collect();
+//! let free: Vec<_> = map.ranges(SoleOwner::Free).collect();
 //!
 //! // The records of the frames; a kernel places them in free memory, by `PhysicalMap::assign`.
-//! let records = FrameAllocator::storage_needed(free.iter().copied());
+//! let records = FrameInfo::needed(free.iter().copied());
 //! let records = Box::leak(Box::new_uninit_slice(records));
 //! // SAFETY: the map calls the memory free, so nothing uses it, and the records lie elsewhere.
 //! let frames = unsafe { FrameAllocator::new(free.into_iter(), [].into_iter(), records)? };
 //!
-//! let frame = frames.allocate(Owner::Heap).unwrap();
-//! assert_eq!(frames.totals()[Owner::Heap], FRAME_SIZE);
+//! let frame = frames.allocate(SoleOwner::Used).unwrap();
+//! assert_eq!(frames.totals()[SoleOwner::Used], FRAME_SIZE);
 //! assert_eq!(frames.free(frame), Ok(()));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
@@ -78,15 +79,17 @@ mod map;
 #[cfg(all(test, loom))]
 mod models;
 mod owned;
-mod owners;
+mod owner;
 mod range;
 mod range_map;
+mod records;
 mod zone;
 
 pub use chunk::FrameInfo;
 pub use frame_cache::FrameCache;
 pub use frames::{AdoptError, FrameAllocator, FrameRun, FramesError, FreeError, Share};
-pub use map::{AssignError, MapError, Owner, PhysicalMap, Totals};
+pub use map::{AssignError, MapError, PhysicalMap, Totals};
 pub use owned::{NotFreed, OwnedFrame, OwnedRun};
+pub use owner::{MAX_FRAME_OWNERS, MAX_OWNERS, Owner, SoleOwner};
 pub use range::{Cut, FRAME_SIZE, Frame, PHYSICAL_LIMIT, PhysRange};
 pub use range_map::RangeMap;

@@ -2,169 +2,74 @@
 
 use alloc::vec::Vec;
 use core::fmt;
+use core::marker::PhantomData;
 use core::ops::{Index, IndexMut};
 
+use crate::owner::{MAX_OWNERS, Owner, SoleOwner};
 use crate::range::{FRAME_SIZE, PhysRange};
 use crate::range_map::RangeMap;
-
-/// The owner of a range of physical memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(u8)]
-pub enum Owner {
-    /// Nobody's: free to be handed out.
-    Free = 0,
-    /// The boot loader's, until it is reclaimed.
-    Loader,
-    /// The kernel's image.
-    Kernel,
-    /// The frame allocator's record of every frame.
-    FrameTable,
-    /// Page tables.
-    PageTables,
-    /// The heap's.
-    Heap,
-    /// The CPUs' stacks.
-    Stacks,
-    /// The CPUs' own blocks.
-    PerCpu,
-    /// Memory that is mapped at run time, for as long as it is.
-    Mappings,
-    /// ACPI tables.
-    AcpiReclaimable,
-    /// The firmware's, kept across sleep states.
-    AcpiNvs,
-    /// A framebuffer.
-    Framebuffer,
-    /// Reserved by the firmware or the loader.
-    Reserved,
-    /// Memory with defects.
-    Bad,
-    /// Frame 0, which is never handed out.
-    NullFrame,
-    /// The first megabyte, where firmware and its SMM write, and where CPUs start: a kernel that keeps
-    /// it assigns it to this owner, and never hands it out.
-    LowMemory,
-    /// Memory that the machine's memory-type range registers do not make write-back: a kernel assigns it to
-    /// this owner, and never hands it out.
-    NotWriteBack,
-}
-
-impl Owner {
-    /// All owners, in the order of their values.
-    pub const ALL: [Self; 17] = [
-        Self::Free,
-        Self::Loader,
-        Self::Kernel,
-        Self::FrameTable,
-        Self::PageTables,
-        Self::Heap,
-        Self::Stacks,
-        Self::PerCpu,
-        Self::Mappings,
-        Self::AcpiReclaimable,
-        Self::AcpiNvs,
-        Self::Framebuffer,
-        Self::Reserved,
-        Self::Bad,
-        Self::NullFrame,
-        Self::LowMemory,
-        Self::NotWriteBack,
-    ];
-
-    /// Returns whether its memory is handed out in frames, at once or once it is reclaimed.
-    const fn has_whole_frames(self) -> bool {
-        matches!(self, Self::Free | Self::Loader)
-    }
-
-    /// Returns the owner with this value.
-    #[inline]
-    pub(crate) fn from_value(value: u8) -> Option<Self> {
-        Self::ALL.get(usize::from(value)).copied()
-    }
-}
-
-// `from_value` and `Totals` take an owner's value as its index in `ALL`.
-const _: () = {
-    let mut place = 0;
-    while place < Owner::ALL.len() {
-        assert!(Owner::ALL[place] as usize == place);
-        place += 1;
-    }
-};
-
-impl fmt::Display for Owner {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Free => "free",
-            Self::Loader => "loader",
-            Self::Kernel => "kernel image",
-            Self::FrameTable => "frame table",
-            Self::PageTables => "page tables",
-            Self::Heap => "heap",
-            Self::Stacks => "stacks",
-            Self::PerCpu => "per-CPU blocks",
-            Self::Mappings => "mappings",
-            Self::AcpiReclaimable => "ACPI tables",
-            Self::AcpiNvs => "ACPI NVS",
-            Self::Framebuffer => "framebuffer",
-            Self::Reserved => "reserved",
-            Self::Bad => "bad",
-            Self::NullFrame => "null frame",
-            Self::LowMemory => "first megabyte",
-            Self::NotWriteBack => "not write-back",
-        })
-    }
-}
 
 /// Bytes per owner.
 ///
 /// ```
-/// use muster_frames::{Owner, Totals};
+/// use muster_frames::{SoleOwner, Totals};
 ///
 /// let mut totals = Totals::default();
-/// totals[Owner::Heap] += 4096;
-/// assert_eq!(totals[Owner::Heap], 4096);
+/// totals[SoleOwner::Used] += 4096;
+/// assert_eq!(totals[SoleOwner::Used], 4096);
 /// assert_eq!(totals.sum(), 4096);
 /// ```
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Totals([u64; Owner::ALL.len()]);
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Totals<O = SoleOwner> {
+    bytes: [u64; MAX_OWNERS],
+    _of: PhantomData<fn() -> O>,
+}
 
-impl Totals {
+impl<O: Owner> Totals<O> {
     /// Returns the bytes of all owners together.
     pub fn sum(&self) -> u64 {
-        self.0.iter().sum()
+        self.bytes.iter().sum()
     }
 
     /// Iterates over each owner with its bytes, in the order of [`Owner::ALL`].
-    pub fn iter(&self) -> impl Iterator<Item = (Owner, u64)> {
-        Owner::ALL.into_iter().zip(self.0)
+    pub fn iter(&self) -> impl Iterator<Item = (O, u64)> {
+        O::ALL.iter().copied().zip(self.bytes)
     }
 }
 
-impl Index<Owner> for Totals {
+impl<O> Default for Totals<O> {
+    fn default() -> Self {
+        Self {
+            bytes: [0; MAX_OWNERS],
+            _of: PhantomData,
+        }
+    }
+}
+
+impl<O: Owner> Index<O> for Totals<O> {
     type Output = u64;
 
-    fn index(&self, owner: Owner) -> &u64 {
-        &self.0[owner as usize]
+    fn index(&self, owner: O) -> &u64 {
+        &self.bytes[usize::from(owner.number())]
     }
 }
 
-impl IndexMut<Owner> for Totals {
-    fn index_mut(&mut self, owner: Owner) -> &mut u64 {
-        &mut self.0[owner as usize]
+impl<O: Owner> IndexMut<O> for Totals<O> {
+    fn index_mut(&mut self, owner: O) -> &mut u64 {
+        &mut self.bytes[usize::from(owner.number())]
     }
 }
 
 /// Two ranges overlap that must not: both are of memory that is or will be handed out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MapError {
+pub struct MapError<O = SoleOwner> {
     /// The range that starts first, and its owner.
-    pub first: (PhysRange, Owner),
+    pub first: (PhysRange, O),
     /// The range that starts inside it, and its owner.
-    pub second: (PhysRange, Owner),
+    pub second: (PhysRange, O),
 }
 
-impl fmt::Display for MapError {
+impl<O: Owner> fmt::Display for MapError<O> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ((first, one), (second, other)) = (self.first, self.second);
         write!(
@@ -175,23 +80,23 @@ impl fmt::Display for MapError {
     }
 }
 
-impl core::error::Error for MapError {}
+impl<O: Owner> core::error::Error for MapError<O> {}
 
 /// The reason why a range could not change hands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AssignError {
+pub enum AssignError<O = SoleOwner> {
     /// Not all of it was the giver's.
     NotOwned {
         /// The range that was to change hands.
         range: PhysRange,
         /// The owner that was to give it.
-        from: Owner,
+        from: O,
         /// The owner that was to get it.
-        to: Owner,
+        to: O,
         /// The first address that is not the giver's.
         at: u64,
         /// The owner of that address; `None` if the map does not contain it.
-        found: Option<Owner>,
+        found: Option<O>,
     },
     /// It begins or ends inside a frame, and would part it between two owners, of whom one has whole
     /// frames only.
@@ -199,9 +104,9 @@ pub enum AssignError {
         /// The range that was to change hands.
         range: PhysRange,
         /// The owner that was to give it.
-        from: Owner,
+        from: O,
         /// The owner that was to get it.
-        to: Owner,
+        to: O,
         /// The first of its borders that lies inside a frame.
         at: u64,
     },
@@ -210,11 +115,11 @@ pub enum AssignError {
         /// The range that was to change hands.
         range: PhysRange,
         /// The owner that was to get it.
-        to: Owner,
+        to: O,
     },
 }
 
-impl fmt::Display for AssignError {
+impl<O: Owner> fmt::Display for AssignError<O> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NotOwned {
@@ -229,7 +134,7 @@ impl fmt::Display for AssignError {
                     "cannot give {range} from {from} to {to}: {at:#x} belongs to "
                 )?;
                 match found {
-                    Some(owner) => owner.fmt(f),
+                    Some(owner) => fmt::Display::fmt(owner, f),
                     None => f.write_str("nobody the memory map knows"),
                 }
             }
@@ -239,7 +144,7 @@ impl fmt::Display for AssignError {
                 to,
                 at,
             } => {
-                let owner = if from.has_whole_frames() { from } else { to };
+                let owner = if has_whole_frames(*from) { from } else { to };
                 write!(
                     f,
                     "cannot give {range} from {from} to {to}: {at:#x} lies inside a frame, and {owner} \
@@ -254,7 +159,7 @@ impl fmt::Display for AssignError {
     }
 }
 
-impl core::error::Error for AssignError {}
+impl<O: Owner> core::error::Error for AssignError<O> {}
 
 /// The owner of each byte of physical memory.
 ///
@@ -264,33 +169,33 @@ impl core::error::Error for AssignError {}
 /// it does not keep code from using memory of another owner.
 ///
 /// ```
-/// use muster_frames::{Owner, PhysRange, PhysicalMap};
+/// use muster_frames::{SoleOwner, PhysRange, PhysicalMap};
 ///
 /// let range = |start, end| PhysRange::from_bounds(start, end).unwrap();
 /// let mut map = PhysicalMap::new([
-///     (range(0x0, 0x9f000), Owner::Free),
-///     (range(0x9f000, 0xa0000), Owner::Reserved),
-///     (range(0x100000, 0x200000), Owner::Free),
+///     (range(0x0, 0x9f000), SoleOwner::Free),
+///     (range(0x9f000, 0xa0000), SoleOwner::Rest),
+///     (range(0x100000, 0x200000), SoleOwner::Free),
 /// ])?;
-/// assert_eq!(map.owner_of(0), Some(Owner::NullFrame));
+/// assert_eq!(map.owner_of(0), Some(SoleOwner::NullFrame));
 /// assert_eq!(map.owner_of(0xa0000), None);
 ///
 /// let tables = PhysRange::from_bounds(0x100000, 0x110000).unwrap();
-/// map.assign(tables, Owner::Free, Owner::PageTables)?;
-/// assert_eq!(map.totals()[Owner::PageTables], 0x10000);
+/// map.assign(tables, SoleOwner::Free, SoleOwner::Used)?;
+/// assert_eq!(map.totals()[SoleOwner::Used], 0x10000);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Debug)]
-pub struct PhysicalMap {
-    owners: RangeMap<Owner>,
+pub struct PhysicalMap<O = SoleOwner> {
+    owners: RangeMap<O>,
 }
 
-impl PhysicalMap {
+impl<O: Owner> PhysicalMap<O> {
     /// Creates a map of these ranges. Where they overlap, the later one wins, to the byte: so the owner whose
     /// memory nothing else may be is to come last.
     ///
     /// The remainder of free and loader memory is shrunk to whole frames; the rest of those frames becomes
-    /// reserved, and frame 0 becomes [`Owner::NullFrame`].
+    /// reserved, and frame 0 becomes [`Owner::NULL_FRAME`].
     ///
     /// # Errors
     ///
@@ -301,12 +206,12 @@ impl PhysicalMap {
     ///
     /// If the heap has no memory for the map, this ends in
     /// [`handle_alloc_error`](alloc::alloc::handle_alloc_error).
-    pub fn new(ranges: impl IntoIterator<Item = (PhysRange, Owner)>) -> Result<Self, MapError> {
+    pub fn new(ranges: impl IntoIterator<Item = (PhysRange, O)>) -> Result<Self, MapError<O>> {
         let mut bytes = RangeMap::new();
         let mut allocatable = Vec::new();
         for (range, owner) in ranges {
             bytes.put(range, owner);
-            if owner.has_whole_frames() {
+            if has_whole_frames(owner) {
                 allocatable.push((range, owner));
             }
         }
@@ -314,16 +219,16 @@ impl PhysicalMap {
 
         let mut owners = bytes.clone();
         for (range, owner) in bytes.iter() {
-            if !owner.has_whole_frames() {
+            if !has_whole_frames(owner) {
                 continue;
             }
-            owners.put(range, Owner::Reserved);
+            owners.put(range, O::REST);
             if let Some(frames) = range.whole_frames() {
                 owners.put(frames, owner);
                 if let Some(null) = PhysRange::new(0, FRAME_SIZE)
                     && frames.overlaps(null)
                 {
-                    owners.put(null, Owner::NullFrame);
+                    owners.put(null, O::NULL_FRAME);
                 }
             }
         }
@@ -331,7 +236,7 @@ impl PhysicalMap {
     }
 
     /// Returns the owner of the byte at `addr`; `None` if no range contains it.
-    pub fn owner_of(&self, addr: u64) -> Option<Owner> {
+    pub fn owner_of(&self, addr: u64) -> Option<O> {
         self.owners.get(addr)
     }
 
@@ -345,7 +250,7 @@ impl PhysicalMap {
     /// # Aborts
     ///
     /// As [`Self::new`] does: a part that changes hands may need an entry of its own.
-    pub fn assign(&mut self, range: PhysRange, from: Owner, to: Owner) -> Result<(), AssignError> {
+    pub fn assign(&mut self, range: PhysRange, from: O, to: O) -> Result<(), AssignError<O>> {
         let mut at = range.start();
         for (part, owner) in self.owners.overlapping(range) {
             if part.start() != at || owner != from {
@@ -362,7 +267,7 @@ impl PhysicalMap {
                 found: self.owner_of(at),
             });
         }
-        if from.has_whole_frames() || to.has_whole_frames() {
+        if has_whole_frames(from) || has_whole_frames(to) {
             let is_inside = |border: &u64| !border.is_multiple_of(FRAME_SIZE);
             if let Some(at) = [range.start(), range.end()].into_iter().find(is_inside) {
                 return Err(AssignError::InsideFrame {
@@ -373,7 +278,7 @@ impl PhysicalMap {
                 });
             }
         }
-        if to.has_whole_frames() && range.start() < FRAME_SIZE {
+        if has_whole_frames(to) && range.start() < FRAME_SIZE {
             return Err(AssignError::NullFrame { range, to });
         }
         self.owners.put(range, to);
@@ -381,18 +286,18 @@ impl PhysicalMap {
     }
 
     /// Iterates over the ranges of one owner, lowest first; no two of them touch.
-    pub fn ranges(&self, owner: Owner) -> impl DoubleEndedIterator<Item = PhysRange> {
+    pub fn ranges(&self, owner: O) -> impl DoubleEndedIterator<Item = PhysRange> {
         self.iter()
             .filter_map(move |(range, whose)| (whose == owner).then_some(range))
     }
 
     /// Iterates over all ranges with their owners, lowest first.
-    pub fn iter(&self) -> impl DoubleEndedIterator<Item = (PhysRange, Owner)> {
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = (PhysRange, O)> {
         self.owners.iter()
     }
 
     /// Returns how many bytes each owner has.
-    pub fn totals(&self) -> Totals {
+    pub fn totals(&self) -> Totals<O> {
         let mut totals = Totals::default();
         for (range, owner) in self.iter() {
             totals[owner] += range.len();
@@ -402,7 +307,7 @@ impl PhysicalMap {
 }
 
 /// Checks that no two ranges overlap.
-fn check_allocatable(mut ranges: Vec<(PhysRange, Owner)>) -> Result<(), MapError> {
+fn check_allocatable<O: Owner>(mut ranges: Vec<(PhysRange, O)>) -> Result<(), MapError<O>> {
     ranges.sort_unstable_by_key(|&(range, _)| range);
     // Sorted by start, the first overlap there is is one between neighbours.
     for (&first, &second) in ranges.iter().zip(ranges.iter().skip(1)) {
@@ -411,4 +316,9 @@ fn check_allocatable(mut ranges: Vec<(PhysRange, Owner)>) -> Result<(), MapError
         }
     }
     Ok(())
+}
+
+/// Returns whether the owner's memory is handed out in frames, at once or once it is reclaimed.
+fn has_whole_frames<O: Owner>(owner: O) -> bool {
+    owner == O::FREE || owner == O::LATER
 }

@@ -18,6 +18,21 @@ use muster_sync::model;
 use crate::zone::Among;
 use crate::*;
 
+crate::owners! {
+    /// The owners of the models' frames.
+    enum Owner {
+        Free = "free",
+        Kernel = "kernel",
+        Heap = "heap",
+        Stacks = "stacks",
+        Reserved = "reserved",
+    }
+    free: Free, later: Reserved, rest: Reserved, null_frame: Reserved
+}
+
+type FrameAllocator = crate::FrameAllocator<Owner>;
+type OwnedRun = crate::OwnedRun<Owner>;
+
 /// Creates an allocator of frames that are free, and of ones to adopt, by their numbers, with caches
 /// for two CPUs.
 fn allocator(free: core::ops::Range<u64>, later: core::ops::Range<u64>) -> &'static FrameAllocator {
@@ -25,7 +40,7 @@ fn allocator(free: core::ops::Range<u64>, later: core::ops::Range<u64>) -> &'sta
         PhysRange::from_bounds(of.start * FRAME_SIZE, of.end * FRAME_SIZE)
     };
     let (free, later) = (range(&free), range(&later));
-    let storage = FrameAllocator::storage_needed(free.into_iter().chain(later));
+    let storage = FrameInfo::needed(free.into_iter().chain(later));
     let storage = Box::leak(Box::new_uninit_slice(storage));
     // SAFETY: there is no memory of these frames that anything could use.
     let frames =

@@ -1,9 +1,10 @@
 //! The right to frames that were handed out.
 
 use core::fmt;
+use core::marker::PhantomData;
 
 use crate::frames::{FrameRun, FreeError};
-use crate::map::Owner;
+use crate::owner::{Owner, SoleOwner};
 use crate::range::{FRAME_SIZE, Frame, PhysRange};
 
 /// A frame that a [`FrameAllocator`](crate::FrameAllocator) has handed out: the right to use its
@@ -33,17 +34,18 @@ use crate::range::{FRAME_SIZE, Frame, PhysRange};
 /// the frame stays its owner's for good.
 #[must_use = "a frame that is dropped is lost: free it, or keep its name by `into_raw`"]
 #[derive(PartialEq, Eq)]
-pub struct OwnedFrame {
+pub struct OwnedFrame<O = SoleOwner> {
     frame: Frame,
-    /// The owner's value. An [`Owner`] has values to spare, and the compiler would encode `None` by one
+    /// The owner's number. An enumeration has values to spare, and the compiler would encode `None` by one
     /// of them, with a comparison of its own on each fast path; so `None` is encoded by the frame, as
     /// it is for a [`Frame`].
     owner: u8,
+    _of: PhantomData<fn() -> O>,
 }
 
-const _: () = assert!(size_of::<Option<OwnedFrame>>() == 16);
+const _: () = assert!(size_of::<Option<OwnedFrame<()>>>() == 16);
 
-impl OwnedFrame {
+impl<O: Owner> OwnedFrame<O> {
     /// Makes the right to a frame again that [`Self::into_raw`] has given up.
     ///
     /// # Safety
@@ -54,16 +56,17 @@ impl OwnedFrame {
     /// 3. Nothing relies on the memory by what was done with it since `into_raw`: it is mapped nowhere
     ///    that code still uses, and no reference to it is left.
     #[inline]
-    pub const unsafe fn from_raw(frame: Frame, owner: Owner) -> Self {
-        Self::claimed(frame, owner)
+    pub unsafe fn from_raw(frame: Frame, owner: O) -> Self {
+        Self::claimed(frame, owner.number())
     }
 
     /// Makes the right to a frame for the allocator itself, which has just claimed it.
     #[inline]
-    pub(crate) const fn claimed(frame: Frame, owner: Owner) -> Self {
+    pub(crate) const fn claimed(frame: Frame, owner: u8) -> Self {
         Self {
             frame,
-            owner: owner as u8,
+            owner,
+            _of: PhantomData,
         }
     }
 
@@ -81,15 +84,21 @@ impl OwnedFrame {
         self.frame
     }
 
+    /// Returns the number of its owner.
+    #[inline]
+    pub(crate) const fn owner_number(&self) -> u8 {
+        self.owner
+    }
+
     /// Returns whose it is.
     #[inline]
-    pub fn owner(&self) -> Owner {
+    pub fn owner(&self) -> O {
         // Always one: it was made from an owner.
-        Owner::from_value(self.owner).unwrap_or(Owner::Free)
+        O::of(self.owner).unwrap_or(O::FREE)
     }
 }
 
-impl fmt::Debug for OwnedFrame {
+impl<O: Owner> fmt::Debug for OwnedFrame<O> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("OwnedFrame")
             .field("frame", &self.frame)
@@ -102,12 +111,14 @@ impl fmt::Debug for OwnedFrame {
 /// as [`OwnedFrame`], for a run.
 #[must_use = "frames that are dropped are lost: free them, or keep their name by `into_raw`"]
 #[derive(Debug, PartialEq, Eq)]
-pub struct OwnedRun {
+pub struct OwnedRun<O = SoleOwner> {
     run: FrameRun,
-    owner: Owner,
+    /// The owner's number.
+    owner: u8,
+    _of: PhantomData<fn() -> O>,
 }
 
-impl OwnedRun {
+impl<O: Owner> OwnedRun<O> {
     /// Makes the right to frames again that [`Self::into_raw`] has given up.
     ///
     /// # Safety
@@ -115,13 +126,17 @@ impl OwnedRun {
     /// For each of the frames, as for [`OwnedFrame::from_raw`]. It does not matter in what pieces they
     /// were handed out.
     #[inline]
-    pub const unsafe fn from_raw(run: FrameRun, owner: Owner) -> Self {
-        Self { run, owner }
+    pub unsafe fn from_raw(run: FrameRun, owner: O) -> Self {
+        Self::claimed(run, owner.number())
     }
 
     /// Makes the right to frames for the allocator itself, which has just claimed them.
-    pub(crate) const fn claimed(run: FrameRun, owner: Owner) -> Self {
-        Self { run, owner }
+    pub(crate) const fn claimed(run: FrameRun, owner: u8) -> Self {
+        Self {
+            run,
+            owner,
+            _of: PhantomData,
+        }
     }
 
     /// Turns the right into the frames' name: the frames stay the owner's until [`Self::from_raw`]
@@ -140,7 +155,13 @@ impl OwnedRun {
 
     /// Returns whose they are.
     #[inline]
-    pub const fn owner(&self) -> Owner {
+    pub fn owner(&self) -> O {
+        // As for a frame.
+        O::of(self.owner).unwrap_or(O::FREE)
+    }
+
+    /// Returns the number of their owner.
+    pub(crate) const fn owner_number(&self) -> u8 {
         self.owner
     }
 
@@ -151,12 +172,12 @@ impl OwnedRun {
     /// The run as it was, if nothing would be left of either part.
     ///
     /// ```
-    /// # use muster_frames::{FrameAllocator, Owner, PhysRange};
+    /// # use muster_frames::{FrameAllocator, SoleOwner, PhysRange};
     /// # let free = [PhysRange::from_bounds(0x20_0000, 0x40_0000).unwrap()];
     /// # let storage = Box::leak(Box::new_uninit_slice(2));
     /// # // SAFETY: nothing uses the memory of these frames, which is none.
     /// # let frames = unsafe { FrameAllocator::new(free.into_iter(), [].into_iter(), storage)? };
-    /// let run = frames.allocate_run(8, 1, Owner::Heap).unwrap();
+    /// let run = frames.allocate_run(8, 1, SoleOwner::Used).unwrap();
     /// let (three, five) = run.split_at(3).unwrap();
     /// frames.free_run(three).unwrap();
     /// let five = five.split_at(5).unwrap_err();
@@ -164,12 +185,12 @@ impl OwnedRun {
     /// # Ok::<(), muster_frames::FramesError>(())
     /// ```
     pub fn split_at(self, frames: usize) -> Result<(Self, Self), Self> {
-        let Self { run, owner } = self;
+        let Self { run, owner, .. } = self;
         let range = run.range();
         // A part of no frames, or of as many as there can't be, is no range.
         let part = |start, end| {
             let run = FrameRun::from_range(PhysRange::from_bounds(start, end)?)?;
-            Some(Self { run, owner })
+            Some(Self::claimed(run, owner))
         };
         (frames as u64)
             .checked_mul(FRAME_SIZE)
@@ -179,28 +200,25 @@ impl OwnedRun {
     }
 }
 
-impl From<OwnedFrame> for OwnedRun {
-    fn from(frame: OwnedFrame) -> Self {
-        Self {
-            run: frame.frame.into(),
-            owner: frame.owner(),
-        }
+impl<O: Owner> From<OwnedFrame<O>> for OwnedRun<O> {
+    fn from(frame: OwnedFrame<O>) -> Self {
+        Self::claimed(frame.frame.into(), frame.owner)
     }
 }
 
 /// Frames that could not be freed. Nothing has changed.
 #[derive(Debug, PartialEq, Eq)]
-pub struct NotFreed<T> {
+pub struct NotFreed<T, O = SoleOwner> {
     /// The [`OwnedFrame`] or [`OwnedRun`], which is still its holder's.
     pub frames: T,
     /// The reason.
-    pub error: FreeError,
+    pub error: FreeError<O>,
 }
 
-impl<T> fmt::Display for NotFreed<T> {
+impl<T, O: Owner> fmt::Display for NotFreed<T, O> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.error.fmt(f)
     }
 }
 
-impl<T: fmt::Debug> core::error::Error for NotFreed<T> {}
+impl<T: fmt::Debug, O: Owner> core::error::Error for NotFreed<T, O> {}

@@ -8,8 +8,8 @@ use core::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 use muster_sync::{AtomicBool, AtomicU64, AtomicUsize};
 
 use crate::chunk::{CHUNK_FRAMES, Chunk, FREE_ROW, FrameInfo, ROW_FRAMES, ROWS, changes_fill};
-use crate::map::Owner;
-use crate::owners::Owners;
+use crate::owner::FREE;
+use crate::records::Owners;
 
 /// A summary of 64 chunks, a bit for each. It only says where to look: what is free, the rows say.
 ///
@@ -183,7 +183,7 @@ impl Zone {
     ///
     /// The number of a frame that is another owner's, free, or being taken back. Nothing has changed
     /// then.
-    pub(crate) fn take_back(&self, numbers: Range<u64>, owner: Owner) -> Result<(), u64> {
+    pub(crate) fn take_back(&self, numbers: Range<u64>, owner: u8) -> Result<(), u64> {
         let are_all = || self.owners.are_all(numbers.clone(), owner);
         // A caller that does not own the frames leaves no trace by which the owner could be refused.
         if !are_all() {
@@ -193,7 +193,7 @@ impl Zone {
         self.begin_return(numbers.clone())?;
         let is_right = are_all();
         if is_right {
-            self.owners.set(numbers.clone(), Owner::Free);
+            self.owners.set(numbers.clone(), FREE);
         }
         self.end_return(numbers.clone());
         if !is_right {
@@ -372,7 +372,7 @@ impl Zone {
             return;
         }
         for number in self.first..self.end {
-            let is_unowned = self.owners.are_all(number..number + 1, Owner::Free);
+            let is_unowned = self.owners.are_all(number..number + 1, FREE);
             if is_unowned && self.last_used(number..number + 1).is_some() {
                 self.release(number..number + 1);
             }

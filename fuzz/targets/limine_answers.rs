@@ -1,13 +1,16 @@
 //! The loader's answers: whatever they are, the kernel refuses them in words or can plan by them.
 #![no_main]
 
+#[path = "../../frames/tests/frames/owner.rs"]
+mod owner;
+
+use crate::owner::{Owner, physical_map};
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 use muster_boot::{
     Answer, BootError, Cpus, Framebuffer, Kind, MemoryMap, Placement, Unusable, command_line, hhdm,
-    physical_map,
 };
-use muster_frames::{FRAME_SIZE, Owner, PhysRange};
+use muster_frames::{FRAME_SIZE, PhysRange};
 use muster_paging::{Access, Cache, Levels, PageSize, Plan, PlanError, Region};
 use muster_screen::Channel;
 

@@ -2,6 +2,9 @@
 //! against a naive model of the map.
 #![no_main]
 
+#[path = "../../frames/tests/frames/owner.rs"]
+mod owner;
+
 #[path = "../../paging/tests/paging/ram.rs"]
 #[allow(dead_code, reason = "the tests need more of it")]
 mod ram;
@@ -13,12 +16,13 @@ use std::mem::MaybeUninit;
 
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
-use muster_boot::{Kind, MemoryEntry, hhdm_regions, physical_map};
-use muster_frames::{FRAME_SIZE, FrameAllocator, Owner, PhysRange, PhysicalMap};
+use muster_boot::{Kind, MemoryEntry, hhdm_regions};
+use muster_frames::{FRAME_SIZE, FrameInfo, PhysRange};
 use muster_paging::{
     Access, Cache, Features, Levels, PageSize, Plan, PlanError, Region, TableError, Tables,
 };
 
+use crate::owner::{FrameAllocator, Owner, PhysicalMap, physical_map};
 use crate::ram::Ram;
 use crate::shown::{Shown, shown};
 
@@ -194,7 +198,7 @@ fn check_frames(map: &PhysicalMap) {
     if bytes > 1024 * FRAME_SIZE {
         return;
     }
-    let needed = FrameAllocator::storage_needed(free());
+    let needed = FrameInfo::needed(free());
     let records = Box::into_raw(Box::<[_]>::new_uninit_slice(needed));
     {
         // SAFETY: the allocator that gets it goes before it is freed.

@@ -9,7 +9,7 @@ use std::ptr::{self, NonNull};
 use std::sync::OnceLock;
 use std::thread;
 
-use muster_frames::{FrameAllocator, FrameRun, OwnedRun, Owner, PhysRange};
+use muster_frames::{FrameAllocator, FrameInfo, FrameRun, OwnedRun, PhysRange, SoleOwner};
 use muster_heap::{CpuCache, FRAME, FramePlatform, MagazineHeap, NO_CACHE};
 
 // A kernel keeps these in its per-CPU blocks.
@@ -46,7 +46,7 @@ unsafe impl FramePlatform for Machine {
     }
 
     fn allocate_frames(&self, count: usize, align: usize) -> Option<NonNull<u8>> {
-        let run = FRAMES.get()?.allocate_run(count, align, Owner::Heap)?;
+        let run = FRAMES.get()?.allocate_run(count, align, SoleOwner::Used)?;
         // A kernel adds the offset of its direct map.
         NonNull::new(ptr::with_exposed_provenance_mut(
             run.into_raw().start() as usize
@@ -57,7 +57,7 @@ unsafe impl FramePlatform for Machine {
         let range = PhysRange::new(start.addr().get() as u64, (count * FRAME) as u64);
         if let (Some(frames), Some(run)) = (FRAMES.get(), range.and_then(FrameRun::from_range)) {
             // SAFETY: `allocate_frames` gave these frames up, and the caller promises that they are unused.
-            let freed = frames.free_run(unsafe { OwnedRun::from_raw(run, Owner::Heap) });
+            let freed = frames.free_run(unsafe { OwnedRun::from_raw(run, SoleOwner::Used) });
             assert!(freed.is_ok(), "frames that are not the heap's: {freed:?}");
         }
     }
@@ -67,7 +67,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let memory = vec![0_u8; 16 << 20].leak().as_mut_ptr().expose_provenance();
     let memory = PhysRange::new(memory as u64, 16 << 20).and_then(PhysRange::whole_frames);
     let free = [memory.ok_or("no whole frame")?].into_iter();
-    let records = FrameAllocator::storage_needed(free.clone());
+    let records = FrameInfo::needed(free.clone());
     let records = Box::leak(Box::new_uninit_slice(records));
     // SAFETY: nothing else uses this memory, nor the records.
     let frames = unsafe { FrameAllocator::new(free, [].into_iter(), records)? };

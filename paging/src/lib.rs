@@ -54,7 +54,7 @@
 //! let memory = PhysRange::from_bounds(0x10_0000, 0x14_0000).unwrap();
 //!
 //! // The records of the frames; a kernel places them in free memory, by `PhysicalMap::assign`.
-//! let records = FrameAllocator::storage_needed([memory].into_iter());
+//! let records = FrameInfo::needed([memory].into_iter());
 //! let records = Box::leak(Box::new_uninit_slice(records));
 //! // SAFETY: nothing uses the memory, and the records lie elsewhere.
 //! let frames = unsafe { FrameAllocator::new([memory].into_iter(), [].into_iter(), records)? };
@@ -80,7 +80,7 @@
 //! }
 //! let census = tables.verify(&plan)?;
 //! assert_eq!((census.pages_4kib, census.bytes), (64, 0x4_0000));
-//! assert_eq!(frames.totals()[Owner::PageTables], 4 * FRAME_SIZE);
+//! assert_eq!(frames.totals()[SoleOwner::Used], 4 * FRAME_SIZE);
 //!
 //! // A page that comes and goes, at addresses of its own.
 //! struct AllCpus;
@@ -99,7 +99,7 @@
 //! let owned = addresses.allocate(FRAME_SIZE, FRAME_SIZE)?;
 //! let range = owned.range();
 //! // The right to the frame is the mapping's from here on; what is left is its name.
-//! let frame = frames.allocate(Owner::Mappings).unwrap().into_raw();
+//! let frame = frames.allocate(SoleOwner::Used).unwrap().into_raw();
 //! let (access, cache) = (Access::ReadWrite, Cache::WriteBack);
 //! // SAFETY: the addresses are this code's, and the frame is memory.
 //! unsafe { tables.map_page(range.start(), frame, access, cache, &frames)? };
@@ -110,12 +110,12 @@
 //! tables.complete(unmapped, &frames, &mut |page| {
 //!     assert_eq!(page.phys, frame.start());
 //!     // SAFETY: the right to it was given up for the mapping, which is gone; nobody else made it again.
-//!     let owned = unsafe { OwnedFrame::from_raw(frame, Owner::Mappings) };
+//!     let owned = unsafe { OwnedFrame::from_raw(frame, SoleOwner::Used) };
 //!     assert_eq!(frames.free(owned), Ok(()));
 //! })
 //! .unwrap();
 //! addresses.free(owned, &tables)?;
-//! assert_eq!(frames.totals()[Owner::PageTables], 4 * FRAME_SIZE);
+//! assert_eq!(frames.totals()[SoleOwner::Used], 4 * FRAME_SIZE);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
@@ -145,6 +145,6 @@ pub use plan::{Access, Cache, Levels, PAT, PageSize, Plan, PlanError, Region};
 pub use tables::{
     Alias, Census, ChangeError, Exclusion, FLUSH_LIMIT, Features, Flush, FlushSet, FrameSource,
     FreedPage, Leaf, Mismatch, PartialRoot, PartlyMapped, PhysicalMemory, Rights, Shootdown, Step,
-    TableError, TableView, Tables, Target, Translation, Unmapped, Unmapping,
+    TableError, TableView, Tables, TablesOf, Target, Translation, Unmapped, Unmapping,
 };
 pub use virt_range::VirtRange;

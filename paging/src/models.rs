@@ -13,7 +13,7 @@ use std::boxed::Box;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::vec::Vec;
 
-use muster_frames::{FRAME_SIZE, Frame, OwnedFrame, Owner};
+use muster_frames::{FRAME_SIZE, Frame, OwnedFrame, SoleOwner};
 use muster_sync::loom::thread;
 use muster_sync::{AtomicU64, model};
 
@@ -46,10 +46,16 @@ unsafe impl PhysicalMemory for TableFrames {
 }
 
 impl FrameSource for TableFrames {
+    type Owner = SoleOwner;
+
+    fn owner(&self) -> SoleOwner {
+        SoleOwner::Used
+    }
+
     fn take(&self) -> Option<OwnedFrame> {
         let number = self.taken.fetch_add(1, Ordering::Relaxed) as u64 + 1;
         // SAFETY: each number once.
-        Some(unsafe { OwnedFrame::from_raw(Frame::from_number(number)?, Owner::PageTables) })
+        Some(unsafe { OwnedFrame::from_raw(Frame::from_number(number)?, SoleOwner::Used) })
     }
 
     fn give_back(&self, _: OwnedFrame) {

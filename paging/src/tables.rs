@@ -37,7 +37,7 @@ pub use change::{ChangeError, FreedPage};
 pub use error::{PartlyMapped, TableError};
 pub use exclusion::Exclusion;
 pub use flush::{FLUSH_LIMIT, Flush, FlushSet, Shootdown, Unmapped, Unmapping};
-pub use frame_source::FrameSource;
+pub use frame_source::{FrameSource, TablesOf};
 pub use leaf::{Leaf, Rights, Translation};
 pub use partial::PartialRoot;
 pub use path::{Step, Target};

@@ -7,5 +7,6 @@ pub mod addresses;
 pub mod bytes;
 pub mod image;
 pub mod limine;
+pub mod owner;
 pub mod stack;
 pub mod window;

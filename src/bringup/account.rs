@@ -10,12 +10,13 @@ use core::fmt;
 
 use muster_cross_cpu::Outcome;
 use muster_events::{AccountCommon, AccountCpu};
-use muster_frames::{FRAME_SIZE, Owner, Totals};
+use muster_frames::FRAME_SIZE;
 use muster_heap::Traffic;
 
 use super::interrupts::INTERRUPTS;
 use crate::arch::vectors::{Counts, Kind};
 use crate::boot::bytes::Bytes;
+use crate::boot::owner::{Owner, Totals};
 use crate::boot::stack::{self, Slot};
 use crate::mm::heap::HeapReading;
 use crate::mm::shared;

@@ -4,10 +4,10 @@ use alloc::format;
 use alloc::string::String;
 
 use muster_events::Audit;
-use muster_frames::Owner;
 
 use super::{cpu_state, recount};
 use crate::boot::bytes::Bytes;
+use crate::boot::owner::Owner;
 use crate::mm::heap::{self, HeapReading};
 use crate::mm::{checked, shared};
 use crate::report::events;

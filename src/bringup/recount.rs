@@ -2,11 +2,12 @@
 
 use core::fmt;
 
-use muster_frames::{FRAME_SIZE, Frame, Owner, PhysRange, Totals};
+use muster_frames::{FRAME_SIZE, Frame, PhysRange};
 use muster_paging::Mismatch;
 use nodit::interval::ie;
 use nodit::{Interval, NoditSet};
 
+use crate::boot::owner::{Owner, Totals};
 use crate::boot::window::{HEAP, MAPPINGS};
 use crate::mm::heap::HeapReading;
 use crate::mm::shared::SharedMemory;
@@ -150,7 +151,8 @@ pub unsafe fn recount(shared: &SharedMemory) -> Result<u64, RecountError> {
     }
     let counters = shared.frames().totals();
     match Owner::ALL
-        .into_iter()
+        .iter()
+        .copied()
         .find(|&owner| counters[owner] != counted[owner])
     {
         Some(owner) => Err(RecountError::Counters(

@@ -10,7 +10,7 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use conquer_once::spin::OnceCell;
-use muster_frames::{Owner, PhysRange};
+use muster_frames::PhysRange;
 use muster_machine::acpi::IoApic;
 use muster_machine::io_apic::{
     Controller, Destination, DestinationWidth, Entry, IoApicError, Mmio, Signal,
@@ -19,6 +19,7 @@ use muster_machine::routing::{Route, Routing, RoutingError};
 use muster_paging::{Access, Cache};
 
 use crate::boot::limine::Boot;
+use crate::boot::owner::Owner;
 use crate::mm::mapping::{Mapping, MappingError};
 use crate::mm::{firmware, shared};
 use crate::smp::device_vectors::{DeviceVector, Handler, VectorError};

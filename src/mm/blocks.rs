@@ -4,13 +4,14 @@
 use alloc::vec::Vec;
 use core::mem::MaybeUninit;
 
-use muster_frames::{FRAME_SIZE, FrameAllocator, FrameInfo, Owner, PhysRange, PhysicalMap};
+use muster_frames::{FRAME_SIZE, FrameInfo, PhysRange};
 use muster_paging::{Access, Cache, PageSize, PhysicalMemory, Plan, Region};
 
 use super::build_error::BuildError;
 use super::hhdm::Hhdm;
 use crate::arch::failpoint;
 use crate::boot::limine::Boot;
+use crate::boot::owner::{FrameAllocator, Owner, PhysicalMap};
 use crate::boot::stack::{self, Slot};
 use crate::smp::cpu::{Block, BlockLayout};
 
@@ -18,8 +19,7 @@ use crate::smp::cpu::{Block, BlockLayout};
 /// free range that holds them.
 pub fn frame_allocator(map: &mut PhysicalMap, hhdm: Hhdm) -> Result<FrameAllocator, BuildError> {
     let out_of_memory = BuildError::OutOfMemory("the records of its frames");
-    let count =
-        FrameAllocator::storage_needed(map.ranges(Owner::Free).chain(map.ranges(Owner::Loader)));
+    let count = FrameInfo::needed(map.ranges(Owner::Free).chain(map.ranges(Owner::Loader)));
     let bytes = (count * size_of::<FrameInfo>()) as u64;
     let place = map
         .ranges(Owner::Free)

@@ -2,10 +2,12 @@
 
 use core::fmt;
 
-use muster_frames::{AssignError, FramesError, MapError, PhysRange};
+use muster_frames::{FramesError, PhysRange};
 use muster_machine::mtrr::MemoryType;
 use muster_paging::{Mismatch, PlanError, TableError};
 use muster_percpu::{PlaceError, TemplateError};
+
+use crate::boot::owner::{AssignError, MapError};
 
 /// Why the shared memory state can't be built.
 #[derive(Debug)]

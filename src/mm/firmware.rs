@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 use core::cell::RefCell;
 
-use muster_frames::{Frame, Owner, PhysRange};
+use muster_frames::{Frame, PhysRange};
 use muster_machine::acpi::{Firmware, IoApic, Madt, MadtError, NmiLine, PmTimer};
 use muster_machine::routing::{Routing, RoutingError};
 use muster_paging::{Access, Cache};
@@ -11,6 +11,7 @@ use muster_paging::{Access, Cache};
 use super::mapping::Mapping;
 use super::{physical, shared};
 use crate::boot::limine::Boot;
+use crate::boot::owner::Owner;
 use crate::smp::lapic;
 
 /// Reads the MADT.

@@ -3,8 +3,9 @@
 use core::cell::{Cell, UnsafeCell};
 use core::sync::atomic::{Ordering, compiler_fence};
 
-use muster_frames::FrameCache;
 use muster_percpu::InterruptSafe;
+
+use crate::boot::owner::FrameCache;
 
 /// There is no cache yet.
 const ABSENT: u8 = 0;

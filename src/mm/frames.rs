@@ -1,11 +1,11 @@
 //! Frames through each CPU's cache.
 
-use muster_frames::{FrameCache, NotFreed, OwnedFrame, OwnedRun, Owner};
 use muster_percpu::cpu_local;
 
 use super::frame_slot::FrameSlot;
 use super::shared;
 use crate::arch::failpoint;
+use crate::boot::owner::{FrameCache, NotFreed, OwnedFrame, OwnedRun, Owner};
 use crate::smp::cpu::{self, Cpu};
 
 cpu_local! {

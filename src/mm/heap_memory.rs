@@ -2,13 +2,14 @@
 
 use core::ptr::{self, NonNull};
 
-use muster_frames::{FRAME_SIZE, FrameRun, OwnedFrame, OwnedRun, Owner, PhysRange};
+use muster_frames::{FRAME_SIZE, FrameRun, PhysRange};
 use muster_paging::{Access, Cache, PageSize, PhysicalMemory, Region};
 
 use super::frames;
 use super::shared::{self, Growing, SharedMemory};
 use super::table_frames::TableFrames;
 use crate::arch::failpoint;
+use crate::boot::owner::{OwnedFrame, OwnedRun, Owner};
 use crate::boot::window::HEAP;
 
 /// By how much the heap grows at least, in bytes: one large page.

@@ -5,7 +5,7 @@ use core::fmt;
 use core::ptr;
 
 use conquer_once::spin::OnceCell;
-use muster_frames::{FRAME_SIZE, FrameRun, OwnedRun, Owner, PhysRange};
+use muster_frames::{FRAME_SIZE, FrameRun, PhysRange};
 use muster_paging::{
     Access, AddressAllocator, AddressError, Cache, ChangeError, OwnedAddresses, PageSize,
     PartlyMapped, Region, TableError, VirtRange,
@@ -13,6 +13,7 @@ use muster_paging::{
 
 use super::tlb::AllCpus;
 use super::{frames, relief, shared};
+use crate::boot::owner::{OwnedRun, Owner};
 use crate::boot::window::MAPPINGS_RANGE;
 use crate::smp::lock::{Level, Lock};
 use crate::smp::online;

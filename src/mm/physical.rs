@@ -4,13 +4,14 @@
 use alloc::vec::Vec;
 use core::fmt;
 
-use muster_frames::{AssignError, Owner, PhysRange, PhysicalMap};
+use muster_frames::PhysRange;
 use muster_machine::mtrr::{MemoryType, Mtrrs};
 
 use super::build_error::BuildError;
 use crate::arch::control::Features;
 use crate::boot::bytes::Bytes;
 use crate::boot::limine::Boot;
+use crate::boot::owner::{AssignError, Owner, PhysicalMap};
 use crate::smp::identity;
 
 /// The first megabyte, where BIOS leaves its tables, and firmware and SMM write whatever the memory
@@ -28,7 +29,8 @@ pub fn map(
     boot: &Boot,
     features: &Features,
 ) -> Result<(PhysicalMap, Option<Mtrrs<'static>>), BuildError> {
-    let mut map = muster_boot::physical_map(&boot.memory.entries).map_err(BuildError::Map)?;
+    let mut map =
+        muster_boot::physical_map(&boot.memory.entries, Owner::of_kind).map_err(BuildError::Map)?;
     // Changes nothing, and fails unless every byte of the image is the kernel's.
     map.assign(boot.image.range, Owner::Kernel, Owner::Kernel)
         .map_err(BuildError::Image)?;

@@ -10,10 +10,7 @@ use alloc::vec::Vec;
 
 use conquer_once::spin::OnceCell;
 use muster_events::{Mapped, Moment};
-use muster_frames::{
-    AdoptError, FRAME_SIZE, Frame, FrameAllocator, FrameCache, NotFreed, OwnedFrame, Owner,
-    PhysRange, PhysicalMap, Share, Totals,
-};
+use muster_frames::{AdoptError, FRAME_SIZE, Frame, PhysRange};
 use muster_paging::{
     Census, Levels, Mismatch, PageSize, PartialRoot, PhysicalMemory, Plan, TableView, Tables,
 };
@@ -27,6 +24,9 @@ use crate::arch::control::{self, Features};
 use crate::boot::addresses;
 use crate::boot::bytes::Bytes;
 use crate::boot::limine::Boot;
+use crate::boot::owner::{
+    FrameAllocator, FrameCache, NotFreed, OwnedFrame, Owner, PhysicalMap, Share, Totals,
+};
 use crate::boot::window::{self, HEAP};
 use crate::report::events;
 use crate::smp::cpu::{Block, BlockLayout};

@@ -7,12 +7,12 @@
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use muster_events::{Event, EventLine, Level, Log, Owners, Record, SCHEMA, Start};
-use muster_frames::{Owner, Totals};
 
 use super::serial;
 use crate::arch::clock;
 use crate::arch::control::{self, Features};
 use crate::boot::limine::Boot;
+use crate::boot::owner::{Owner, Totals};
 use crate::smp::cpu;
 
 /// Whether they are wanted, and there is a port for them. Relaxed: the BSP sets it before any AP is

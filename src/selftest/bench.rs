@@ -10,6 +10,7 @@ use core::fmt;
 use core::ptr::NonNull;
 
 use muster::internals::arch::clock;
+use muster::internals::boot::owner::{OwnedFrame, OwnedRun, Owner};
 use muster::internals::mm::{frames, heap, heap_memory};
 use muster::internals::report::events;
 use muster::internals::smp::jobs::TimedBarrier;
@@ -20,7 +21,7 @@ use muster_bench::{
     BuddyFrames, Contender, FrameSource, FrameUser, Kind, Machine, OnFrames, OnHeap, Options, Place,
 };
 use muster_events::Event;
-use muster_frames::{FRAME_SIZE, Frame, FrameRun, OwnedFrame, OwnedRun, Owner, PhysRange};
+use muster_frames::{FRAME_SIZE, Frame, FrameRun, PhysRange};
 
 /// Frames of an arena: 64 MiB.
 const ARENA: usize = 16 * 1024;

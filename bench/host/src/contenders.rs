@@ -8,7 +8,9 @@ use std::sync::OnceLock;
 
 use muster_bench::contenders::{self, Arena};
 use muster_bench::{BuddyFrames, Contender, Kind, MusterFrames, OnFrames, OnHeap};
-use muster_frames::{FRAME_SIZE, FrameAllocator, FrameRun, OwnedRun, Owner, PhysRange};
+use muster_frames::{
+    FRAME_SIZE, FrameAllocator, FrameInfo, FrameRun, OwnedRun, PhysRange, SoleOwner,
+};
 use muster_heap::{CpuCache, FRAME, FastPath, FramePlatform, MagazineHeap, NO_CACHE};
 
 /// What each allocator that doesn't ask the system for memory has, in bytes.
@@ -93,7 +95,7 @@ impl MusterFrameArena {
 ///
 /// Nothing else uses the memory of the range, or it is none.
 unsafe fn frame_allocator(range: PhysRange) -> FrameAllocator {
-    let records = FrameAllocator::storage_needed([range].into_iter());
+    let records = FrameInfo::needed([range].into_iter());
     let records = Box::leak(Box::new_uninit_slice(records));
     // SAFETY: as the caller promises; the records are memory of their own.
     unsafe { FrameAllocator::new([range].into_iter(), [].into_iter(), records) }.expect("one range")
@@ -199,7 +201,7 @@ unsafe impl FramePlatform for Threads {
     }
 
     fn allocate_frames(&self, count: usize, align: usize) -> Option<NonNull<u8>> {
-        let run = self.frames().allocate_run(count, align, Owner::Heap)?;
+        let run = self.frames().allocate_run(count, align, SoleOwner::Used)?;
         let start = run.into_raw().start();
         NonNull::new(ptr::with_exposed_provenance_mut(start as usize))
     }
@@ -208,7 +210,7 @@ unsafe impl FramePlatform for Threads {
         let range = PhysRange::new(start.addr().get() as u64, (count * FRAME) as u64);
         let run = range.and_then(FrameRun::from_range).expect("frames");
         // SAFETY: `allocate_frames` gave them up for their address, and nothing uses them any more.
-        let run = unsafe { OwnedRun::from_raw(run, Owner::Heap) };
+        let run = unsafe { OwnedRun::from_raw(run, SoleOwner::Used) };
         self.frames().free_run(run).expect("the heap's frames");
     }
 }

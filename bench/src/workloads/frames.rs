@@ -3,7 +3,8 @@
 use core::hint::black_box;
 
 use muster_frames::{
-    FRAME_SIZE, Frame, FrameAllocator, FrameCache, FrameRun, OwnedFrame, OwnedRun, Owner, PhysRange,
+    FRAME_SIZE, Frame, FrameAllocator, FrameCache, FrameRun, OwnedFrame, OwnedRun, PhysRange,
+    SoleOwner,
 };
 use spin::Mutex;
 
@@ -63,7 +64,7 @@ pub trait FrameUser {
 pub struct MusterFrames<'a>(pub &'a FrameAllocator);
 
 /// The owner of the frames.
-const OWNER: Owner = Owner::Heap;
+const OWNER: SoleOwner = SoleOwner::Used;
 
 impl FrameSource for MusterFrames<'_> {
     type User<'a>

@@ -6,7 +6,7 @@ use core::mem::MaybeUninit;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use muster_frames::{FrameCache, FrameRun, OwnedRun, Owner, PhysRange};
+use muster_frames::{FrameCache, FrameRun, OwnedRun, PhysRange, SoleOwner};
 use muster_heap::{
     CpuCache, FRAME, FastPath, FramePlatform, Heap, MagazineHeap, NO_CACHE, Platform,
 };
@@ -137,7 +137,7 @@ unsafe impl FramePlatform for Machine {
             return None;
         }
         let run = Cpu::with_own(&FRAMES, |frames| {
-            frames.with(|frames| frames.as_mut()?.allocate_run(count, align, Owner::Heap))
+            frames.with(|frames| frames.as_mut()?.allocate_run(count, align, SoleOwner::Used))
         })?;
         memory::pointer(run.into_raw().start())
     }
@@ -149,7 +149,7 @@ unsafe impl FramePlatform for Machine {
             Cpu::with_own(&FRAMES, |frames| {
                 // SAFETY: `allocate_frames` gave them up for their address, and nothing uses them any
                 // more.
-                let run = unsafe { OwnedRun::from_raw(run, Owner::Heap) };
+                let run = unsafe { OwnedRun::from_raw(run, SoleOwner::Used) };
                 frames.with(|frames| Some(frames.as_mut()?.free_run(run)))
             })
         });

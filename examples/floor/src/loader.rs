@@ -9,7 +9,7 @@ use limine::BaseRevision;
 use limine::memory_map::EntryType;
 use limine::mp;
 use limine::request::{HhdmRequest, MemoryMapRequest, MpRequest};
-use muster_frames::{Owner, PhysRange};
+use muster_frames::{PhysRange, SoleOwner};
 
 #[used]
 #[unsafe(link_section = ".requests")]
@@ -29,7 +29,7 @@ pub struct Loader {
     /// Where physical address 0 is shown.
     pub hhdm: u64,
     /// What memory there is: first what is free, over which all else has precedence.
-    pub ranges: Vec<(PhysRange, Owner)>,
+    pub ranges: Vec<(PhysRange, SoleOwner)>,
     /// How many CPUs there are.
     pub cpus: usize,
 }
@@ -51,12 +51,12 @@ pub fn ask() -> Result<Loader, &'static str> {
     let ranges = map.entries().iter().filter_map(|entry| {
         let range = PhysRange::new(entry.base, entry.length)?;
         Some(match entry.entry_type {
-            EntryType::USABLE => (range, Owner::Free),
-            _ => (range, Owner::Reserved),
+            EntryType::USABLE => (range, SoleOwner::Free),
+            _ => (range, SoleOwner::Rest),
         })
     });
     let mut ranges: Vec<_> = ranges.collect();
-    ranges.sort_by_key(|&(_, owner)| owner != Owner::Free);
+    ranges.sort_by_key(|&(_, owner)| owner != SoleOwner::Free);
     Ok(Loader {
         hhdm: hhdm.offset(),
         ranges,

@@ -6,8 +6,8 @@ use core::ptr::{self, NonNull};
 
 use conquer_once::spin::OnceCell;
 use muster_frames::{
-    AssignError, FrameAllocator, FrameCache, FrameInfo, FramesError, MapError, Owner, PhysRange,
-    PhysicalMap,
+    AssignError, FrameAllocator, FrameCache, FrameInfo, FramesError, MapError, PhysRange,
+    PhysicalMap, SoleOwner,
 };
 use muster_percpu::{LocalCell, cpu_local};
 
@@ -60,15 +60,15 @@ impl core::error::Error for MemoryError {}
 /// [`MemoryError`].
 pub fn start(loader: &Loader) -> Result<(), MemoryError> {
     let mut map = PhysicalMap::new(loader.ranges.iter().copied()).map_err(MemoryError::Map)?;
-    let count = FrameAllocator::storage_needed(map.ranges(Owner::Free));
+    let count = FrameInfo::needed(map.ranges(SoleOwner::Free));
     let place = map
-        .ranges(Owner::Free)
+        .ranges(SoleOwner::Free)
         .find_map(|range| {
             let place = PhysRange::new(range.start(), (count * size_of::<FrameInfo>()) as u64)?;
             Some(place.covering_frames()).filter(|place| range.encloses(*place))
         })
         .ok_or(MemoryError::TooSmall)?;
-    map.assign(place, Owner::Free, Owner::FrameTable)
+    map.assign(place, SoleOwner::Free, SoleOwner::Used)
         .map_err(MemoryError::Records)?;
     let records: *mut MaybeUninit<FrameInfo> =
         ptr::with_exposed_provenance_mut((loader.hhdm + place.start()) as usize);
@@ -78,9 +78,10 @@ pub fn start(loader: &Loader) -> Result<(), MemoryError> {
     let records = unsafe { core::slice::from_raw_parts_mut(records, count) };
     // SAFETY: the loader calls the memory usable and has nothing in it, and the map has given that of
     // the records to the frame table.
-    let frames = unsafe { FrameAllocator::new(map.ranges(Owner::Free), [].into_iter(), records) }
-        .and_then(|frames| frames.with_caches(loader.cpus))
-        .map_err(MemoryError::Frames)?;
+    let frames =
+        unsafe { FrameAllocator::new(map.ranges(SoleOwner::Free), [].into_iter(), records) }
+            .and_then(|frames| frames.with_caches(loader.cpus))
+            .map_err(MemoryError::Frames)?;
     MEMORY.init_once(|| Memory {
         frames,
         hhdm: loader.hhdm,

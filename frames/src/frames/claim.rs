@@ -4,6 +4,7 @@ use muster_sync::spin_loop;
 
 use super::FrameAllocator;
 use crate::chunk::{CHUNK_FRAMES, Chunk, Claimed, Fit};
+use crate::owner::Owner;
 use crate::zone::{Among, Zone};
 
 /// A chunk, by its zone's index and its own index in the zone.
@@ -30,7 +31,7 @@ const MAX_RUN_SEARCHES: usize = 4;
 /// for longer than it takes to claim the longest runs, unless the CPU is interrupted.
 const MAX_POLLS: usize = if cfg!(loom) { usize::MAX } else { 1 << 12 };
 
-impl FrameAllocator {
+impl<O: Owner> FrameAllocator<O> {
     /// Claims a run, and returns its first frame's number.
     pub(super) fn claim(
         &self,

@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use crate::map::Owner;
+use crate::owner::{Owner, SoleOwner};
 use crate::range::{Frame, PhysRange};
 
 /// The reason why a frame allocator could not be created.
@@ -67,7 +67,7 @@ impl core::error::Error for FramesError {}
 
 /// The reason why a frame could not be freed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FreeError {
+pub enum FreeError<O = SoleOwner> {
     /// The allocator does not manage the frame, or has not adopted it yet.
     Foreign {
         /// The frame.
@@ -83,13 +83,13 @@ pub enum FreeError {
         /// The frame.
         frame: Frame,
         /// The owner that frees it.
-        claimed: Owner,
+        claimed: O,
         /// The owner that is recorded.
-        recorded: Owner,
+        recorded: O,
     },
 }
 
-impl fmt::Display for FreeError {
+impl<O: Owner> fmt::Display for FreeError<O> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Foreign { frame } => {
@@ -113,7 +113,7 @@ impl fmt::Display for FreeError {
     }
 }
 
-impl core::error::Error for FreeError {}
+impl<O: Owner> core::error::Error for FreeError<O> {}
 
 /// A range could not be adopted: it is none of those set aside for it, or was adopted already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,48 +1,37 @@
 //! How many frames each owner was handed out, and who may own frames.
 
+use core::marker::PhantomData;
 use core::sync::atomic::Ordering::Relaxed;
 
 use muster_sync::AtomicI64;
 
-use crate::map::Owner;
+use crate::owner::{FREE, MAX_FRAME_OWNERS, Owner, SoleOwner};
 
 /// The number of frames that each owner was given, less those it gave back.
 ///
 /// A CPU may give back what another was given, so a single count may be negative. There is none for
-/// the last of the owners, to whom nothing is handed out ([`assert_can_own`]).
+/// owners beyond [`MAX_FRAME_OWNERS`], to whom nothing is handed out ([`number_of`]).
 ///
 /// The counts are `Relaxed`: they decide nothing, and are exact while nobody allocates or frees.
 #[derive(Default)]
-pub(crate) struct Ledger([AtomicI64; COUNTED]);
-
-/// Owners that have a count: the first ones.
-const COUNTED: usize = Owner::NullFrame as usize;
-
-// Each owner that may get frames has a count.
-const _: () = {
-    let mut place = COUNTED;
-    while place < Owner::ALL.len() {
-        assert!(!can_own_frames(Owner::ALL[place]));
-        place += 1;
-    }
-};
+pub(crate) struct Ledger([AtomicI64; MAX_FRAME_OWNERS]);
 
 impl Ledger {
     /// Counts frames, while other CPUs may count here as well.
-    pub(super) fn add(&self, owner: Owner, frames: i64) {
-        self.0[owner as usize].fetch_add(frames, Relaxed);
+    pub(super) fn add(&self, owner: u8, frames: i64) {
+        self.0[usize::from(owner)].fetch_add(frames, Relaxed);
     }
 
     /// Counts frames in a ledger that no other CPU writes: that is cheaper.
     #[inline]
-    pub(crate) fn add_exclusive(&self, owner: Owner, frames: i64) {
-        let count = &self.0[owner as usize];
+    pub(crate) fn add_exclusive(&self, owner: u8, frames: i64) {
+        let count = &self.0[usize::from(owner)];
         count.store(count.load(Relaxed) + frames, Relaxed);
     }
 
-    pub(super) fn get(&self, owner: Owner) -> i64 {
+    pub(super) fn get(&self, owner: u8) -> i64 {
         self.0
-            .get(owner as usize)
+            .get(usize::from(owner))
             .map_or(0, |count| count.load(Relaxed))
     }
 }
@@ -51,12 +40,13 @@ impl Ledger {
 /// [common](super::FrameAllocator::common_share) one included, are the
 /// [totals](super::FrameAllocator::totals).
 #[derive(Clone, Copy)]
-pub struct Share<'a> {
+pub struct Share<'a, O = SoleOwner> {
     pub(super) cached: usize,
     pub(super) ledger: &'a Ledger,
+    pub(super) _of: PhantomData<fn() -> O>,
 }
 
-impl Share<'_> {
+impl<O: Owner> Share<'_, O> {
     /// Returns the number of frames in the cache, which are free.
     pub const fn cached(&self) -> usize {
         self.cached
@@ -64,23 +54,24 @@ impl Share<'_> {
 
     /// Returns the number of frames that were handed out to `owner` here, less those that came back
     /// here: negative where more came back that others had handed out.
-    pub fn handed_out(&self, owner: Owner) -> i64 {
-        self.ledger.get(owner)
+    pub fn handed_out(&self, owner: O) -> i64 {
+        self.ledger.get(owner.number())
     }
 }
 
-/// Returns whether frames may be handed out to this owner.
-const fn can_own_frames(owner: Owner) -> bool {
-    !matches!(
-        owner,
-        Owner::Free | Owner::NullFrame | Owner::LowMemory | Owner::NotWriteBack
-    )
-}
+const _: () = assert!(MAX_FRAME_OWNERS == 14, "the message below says so");
 
+/// Returns the number of an owner to whom frames may be handed out. It is asked once for each frame: what is recorded
+/// is never [`FREE`], by which a frame that is handed out could be taken for one in a forgotten cache.
 #[inline]
-pub(crate) fn assert_can_own(owner: Owner) {
+pub(crate) fn number_of<O: Owner>(owner: O) -> u8 {
+    let number = owner.number();
     assert!(
-        can_own_frames(owner),
-        "frames cannot be handed out to nobody"
+        owner != O::FREE
+            && owner != O::NULL_FRAME
+            && number != FREE
+            && usize::from(number) < MAX_FRAME_OWNERS,
+        "frames cannot be handed out to nobody, nor to an owner beyond the first 14"
     );
+    number
 }

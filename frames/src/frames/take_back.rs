@@ -4,19 +4,19 @@
 use core::ops::Range;
 
 use super::{FrameAllocator, FreeError, check};
-use crate::map::Owner;
+use crate::owner::{FREE, Owner};
 use crate::range::Frame;
 use crate::zone::Zone;
 
-impl FrameAllocator {
+impl<O: Owner> FrameAllocator<O> {
     /// Takes frames back that were handed out to `owner`, all or none.
-    pub(super) fn take_back(&self, numbers: Range<u64>, owner: Owner) -> Result<(), FreeError> {
+    pub(super) fn take_back(&self, numbers: Range<u64>, owner: u8) -> Result<(), FreeError<O>> {
         if let Some(zone) = self
             .zone_of(numbers.start)
             .and_then(|index| self.zone(index))
             .filter(|zone| numbers.end <= zone.end())
             && zone.is_open()
-            && owner != Owner::Free
+            && owner != FREE
         {
             return zone.take_back(numbers.clone(), owner).or_else(|number| {
                 self.check_all(numbers, owner)?;
@@ -46,7 +46,7 @@ impl FrameAllocator {
             .and_then(|()| self.check_all(numbers.clone(), owner));
         for (part, zone) in zones().take_while(|(part, _)| part.start < begun) {
             if checked.is_ok() {
-                zone.owners().set(part.clone(), Owner::Free);
+                zone.owners().set(part.clone(), FREE);
             }
             zone.end_return(part.clone());
             if checked.is_ok() {
@@ -57,10 +57,9 @@ impl FrameAllocator {
     }
 
     /// Checks that the frames were all handed out to `owner`.
-    fn check_all(&self, numbers: Range<u64>, owner: Owner) -> Result<(), FreeError> {
+    fn check_all(&self, numbers: Range<u64>, owner: u8) -> Result<(), FreeError<O>> {
         self.parts(numbers).try_for_each(|(part, zone)| {
-            if owner != Owner::Free
-                && zone.is_some_and(|zone| zone.owners().are_all(part.clone(), owner))
+            if owner != FREE && zone.is_some_and(|zone| zone.owners().are_all(part.clone(), owner))
             {
                 return Ok(());
             }

@@ -6,15 +6,15 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Barrier, Mutex};
 use std::thread;
 
-use muster_frames::{
-    AdoptError, FRAME_SIZE, Frame, FrameAllocator, FrameCache, FrameRun, FreeError, NotFreed,
-    OwnedFrame, OwnedRun, Owner, PhysRange, Totals,
-};
+use muster_frames::{AdoptError, FRAME_SIZE, Frame, FrameRun, PhysRange};
 use proptest::prelude::*;
 use proptest::sample::Index;
 
 use crate::frames::{adopt, allocator, bounds, forged, take};
 use crate::oracle::oracle;
+use crate::owner::{
+    FrameAllocator, FrameCache, FreeError, NotFreed, OwnedFrame, OwnedRun, Owner, Totals,
+};
 
 const OWNERS: [Owner; 3] = [Owner::Heap, Owner::Stacks, Owner::PageTables];
 const CHUNK: u64 = 512;

@@ -9,5 +9,6 @@ mod frame_cache;
 mod frames;
 mod map;
 mod oracle;
+mod owner;
 mod range;
 mod scarce;

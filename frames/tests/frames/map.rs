@@ -1,10 +1,11 @@
 //! The physical map against a model that keeps every granule's owner in an array.
 
-use muster_boot::{Kind, MemoryEntry, physical_map};
-use muster_frames::{AssignError, FRAME_SIZE, Owner, PhysRange, PhysicalMap};
+use muster_boot::{Kind, MemoryEntry};
+use muster_frames::{FRAME_SIZE, PhysRange};
 use proptest::prelude::*;
 
 use crate::oracle::oracle;
+use crate::owner::{AssignError, Owner, PhysicalMap, physical_map};
 
 /// All borders in the random maps are multiples of this.
 const GRANULE: u64 = 512;
@@ -119,7 +120,7 @@ fn check(map: &PhysicalMap, model: &[Option<Owner>]) -> Result<(), TestCaseError
         last = Some((range, owner));
     }
     let totals = map.totals();
-    for owner in Owner::ALL {
+    for owner in Owner::all() {
         let bytes = model.iter().filter(|o| **o == Some(owner)).count() as u64 * GRANULE;
         prop_assert_eq!(totals[owner], bytes);
         prop_assert_eq!(map.ranges(owner).map(PhysRange::len).sum::<u64>(), bytes);
@@ -231,7 +232,7 @@ fn check_moves(
 #[test]
 fn memory_changes_hands_as_in_the_model() {
     let from = || prop::sample::select(&Owner::ALL[..4]);
-    let to = || prop::sample::select(&Owner::ALL[..]);
+    let to = || prop::sample::select(Owner::ALL);
     let change = prop_oneof![
         4 => (range(), from(), to()),
         // From the owner of frame 0, and back.

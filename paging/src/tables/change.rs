@@ -50,7 +50,6 @@ use super::{
 use crate::plan::{Access, Cache, PageSize, pat_index};
 use crate::virt_range::VirtRange;
 use muster_frames::OwnedFrame;
-use muster_frames::Owner;
 use muster_frames::{Frame, PhysRange};
 
 /// The reason why pages could not be unmapped, or given other rights. Nothing has changed then.
@@ -229,7 +228,7 @@ impl<M: PhysicalMemory> Tables<M> {
             // was given up for the entry that pointed to it (`new_tables`), the only one, which is empty
             // now. (3) No CPU can reach it: they have all flushed since the last entry went that
             // was present below it (see above).
-            frames.give_back(unsafe { OwnedFrame::from_raw(frame, Owner::PageTables) });
+            frames.give_back(unsafe { OwnedFrame::from_raw(frame, frames.owner()) });
         };
         let mut free = |page: FreedPage, counted| {
             if let Some(memory) = PhysRange::new(page.phys, page.size.bytes()) {

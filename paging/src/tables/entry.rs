@@ -10,7 +10,7 @@ use crate::plan::{Access, Cache, PageSize, pat_index};
 use muster_frames::FRAME_SIZE;
 use muster_frames::Frame;
 use muster_frames::OwnedFrame;
-use muster_frames::Owner;
+use muster_frames::Owner as _;
 
 use super::{FrameSource, Leaf, PhysicalMemory, Rights, TableError};
 
@@ -133,15 +133,17 @@ pub(super) const fn leaf(virt: u64, phys: u64, size: PageSize, rights: Rights, e
 }
 
 /// Makes a frame a table with nothing in it.
-pub(super) fn empty_table<M: PhysicalMemory>(
+pub(super) fn empty_table<M: PhysicalMemory, S: FrameSource>(
     memory: &M,
-    frames: &impl FrameSource,
-) -> Result<OwnedFrame, TableError> {
+    frames: &S,
+) -> Result<OwnedFrame<S::Owner>, TableError> {
     let owned = frames.take().ok_or(TableError::OutOfFrames)?;
     let (frame, owner) = (owned.frame(), owned.owner());
     let error = match table(memory, frame) {
         // Else the right to it could not be made again from its name alone.
-        _ if owner != Owner::PageTables => TableError::WrongOwner { owner },
+        _ if owner != frames.owner() => TableError::WrongOwner {
+            owner: owner.number(),
+        },
         None => TableError::Unreachable {
             phys: frame.start(),
         },

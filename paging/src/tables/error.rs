@@ -3,7 +3,6 @@
 use core::fmt;
 
 use crate::plan::PlanError;
-use muster_frames::Owner;
 
 use super::Alias;
 use super::aliases::Refusal;
@@ -13,10 +12,10 @@ use super::aliases::Refusal;
 pub enum TableError {
     /// There was no frame for another table.
     OutOfFrames,
-    /// The frame that the source returned for another table is not of [`Owner::PageTables`].
+    /// The frame that the source returned for another table is not of the owner that it says.
     WrongOwner {
         /// Its owner.
-        owner: Owner,
+        owner: u8,
     },
     /// The region cannot be mapped, whatever the tables hold.
     Region(PlanError),
@@ -65,7 +64,7 @@ impl fmt::Display for TableError {
             Self::OutOfFrames => f.write_str("no frame is left for a page table: add memory"),
             Self::WrongOwner { owner } => write!(
                 f,
-                "the source of page tables returned a frame of {owner}: let it take page tables'"
+                "the source of page tables returned a frame of owner {owner}, and not of its own: let it take page tables'"
             ),
             Self::Region(error) => error.fmt(f),
             Self::AlreadyMapped { virt } => write!(f, "{virt:#x} is mapped already"),

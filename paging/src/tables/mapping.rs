@@ -188,15 +188,15 @@ impl<M: PhysicalMemory> Tables<M> {
 
     /// Makes the tables for one page below a slot of this level, and returns the entry for the slot:
     /// the page itself, if none are needed.
-    fn new_tables(
+    fn new_tables<S: FrameSource>(
         &self,
         virt: u64,
         level: u8,
         leaf_level: u8,
         leaf: u64,
-        frames: &impl FrameSource,
+        frames: &S,
     ) -> Result<u64, TableError> {
-        let mut made = [const { None::<OwnedFrame> }; MAX_LEVELS_BELOW];
+        let mut made = [const { None::<OwnedFrame<S::Owner>> }; MAX_LEVELS_BELOW];
         let mut entry = leaf;
         for (below, place) in (leaf_level..level).zip(&mut made) {
             let table = empty_table(&self.memory, frames).and_then(|owned| {

@@ -65,16 +65,16 @@ impl<M: PhysicalMemory> Tables<M> {
     }
 
     /// Copies a table that reaches across a border of the window, and those below it that do.
-    fn copy_without(
+    fn copy_without<S: FrameSource>(
         &self,
         window: VirtRange,
         original: Frame,
         level: u8,
         virt: u64,
-        frames: &impl FrameSource,
-        made: &mut Vec<OwnedFrame>,
+        frames: &S,
+        made: &mut Vec<OwnedFrame<S::Owner>>,
     ) -> Result<Frame, TableError> {
-        let bytes = size_of::<OwnedFrame>();
+        let bytes = size_of::<OwnedFrame<S::Owner>>();
         let reserved = made.try_reserve(1);
         reserved.map_err(|_| TableError::OutOfMemory { bytes })?;
         let owned = empty_table(&self.memory, frames)?;

@@ -5,13 +5,14 @@ use std::cell::RefCell;
 use std::collections::HashSet;
 use std::mem::{Discriminant, discriminant};
 
-use muster_boot::{Kind, MemoryEntry, hhdm_regions, physical_map};
-use muster_frames::{FRAME_SIZE, Owner, PhysRange};
+use muster_boot::{Kind, MemoryEntry, hhdm_regions};
+use muster_frames::{FRAME_SIZE, PhysRange};
 use muster_paging::{Access, Cache, Features, Levels, PageSize, Plan, PlanError, Region, Tables};
 use proptest::prelude::*;
 
 use crate::maps::{HALF_4, HALF_5};
 use crate::oracle::oracle;
+use crate::owner::{Owner, physical_map};
 use crate::ram::Ram;
 use crate::tables::map_permanently;
 

@@ -5,7 +5,7 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::panic::{self, AssertUnwindSafe};
 
-use muster_frames::{FRAME_SIZE, OwnedFrame, PhysRange};
+use muster_frames::{FRAME_SIZE, PhysRange};
 use muster_paging::{
     Access, Alias, Cache, ChangeError, Features, FrameSource, Levels, PageSize, PartlyMapped,
     PlanError, Region, TableError, Tables, Unmapping, VirtRange,
@@ -16,6 +16,7 @@ use proptest::sample::Index;
 use crate::changes::Alone;
 use crate::maps::HALF_4;
 use crate::oracle::oracle;
+use crate::owner::{OwnedFrame, Owner};
 use crate::ram::Ram;
 use crate::tables::{map, map_page, map_permanently};
 use crate::{scarce, walker};
@@ -716,6 +717,12 @@ struct Failing<'a> {
 }
 
 impl FrameSource for Failing<'_> {
+    type Owner = Owner;
+
+    fn owner(&self) -> Owner {
+        Owner::PageTables
+    }
+
     fn take(&self) -> Option<OwnedFrame> {
         let left = self.left.get();
         assert!(left > 0, "a source may panic");
@@ -778,6 +785,12 @@ fn tables_are_counted_even_if_who_gets_one_back_panics() {
     struct Refusing<'a>(&'a Ram);
 
     impl FrameSource for Refusing<'_> {
+        type Owner = Owner;
+
+        fn owner(&self) -> Owner {
+            Owner::PageTables
+        }
+
         fn take(&self) -> Option<OwnedFrame> {
             self.0.take()
         }

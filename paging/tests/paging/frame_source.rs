@@ -1,10 +1,10 @@
 //! A frame allocator as the source of tables' frames.
 
-use muster_frames::{FrameAllocator, Owner, PhysRange};
+use muster_frames::{FrameAllocator, FrameInfo, PhysRange, SoleOwner};
 use muster_paging::FrameSource;
 
 fn allocator(free: PhysRange) -> FrameAllocator {
-    let records = FrameAllocator::storage_needed([free].into_iter());
+    let records = FrameInfo::needed([free].into_iter());
     let records = Box::leak(Box::new_uninit_slice(records));
     // SAFETY: there is no memory of these frames that anything could use.
     unsafe { FrameAllocator::new([free].into_iter(), [].into_iter(), records) }.unwrap()
@@ -19,7 +19,7 @@ fn another_allocator_s_page_table_is_kept_out_of_use() {
     let frame = table.frame();
     others.give_back(table);
     assert_eq!((mine.free_frames(), others.free_frames()), (2, 5));
-    assert_eq!(mine.owner_of(frame), Some(Owner::PageTables));
+    assert_eq!(mine.owner_of(frame), Some(SoleOwner::Used));
     assert_eq!(others.owner_of(frame), None);
 
     let table = FrameSource::take(&mine).unwrap();

@@ -13,6 +13,8 @@ mod frame_source;
 mod maps;
 #[path = "../../../frames/tests/frames/oracle.rs"]
 mod oracle;
+#[path = "../../../frames/tests/frames/owner.rs"]
+mod owner;
 mod plan;
 mod ram;
 #[path = "../../../frames/tests/frames/scarce.rs"]

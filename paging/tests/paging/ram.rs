@@ -4,7 +4,8 @@ use std::cell::{Cell, RefCell, UnsafeCell};
 use std::collections::BTreeMap;
 use std::ptr::NonNull;
 
-use muster_frames::{Frame, OwnedFrame, Owner};
+use crate::owner::{OwnedFrame, Owner};
+use muster_frames::Frame;
 use muster_paging::{FrameSource, PhysicalMemory};
 
 #[repr(C, align(4096))]
@@ -60,6 +61,12 @@ impl Ram {
 }
 
 impl FrameSource for Ram {
+    type Owner = Owner;
+
+    fn owner(&self) -> Owner {
+        Owner::PageTables
+    }
+
     fn take(&self) -> Option<OwnedFrame> {
         self.left.set(self.left.get().checked_sub(1)?);
         let frame = Frame::from_number(self.next.replace(self.next.get() + 1))?;

@@ -5,11 +5,11 @@ use std::collections::BTreeSet;
 use std::ptr::NonNull;
 
 use muster_boot::{Kind, MemoryEntry, hhdm_regions};
-use muster_frames::{FRAME_SIZE, Frame, FrameAllocator, OwnedFrame, Owner, PhysRange};
+use muster_frames::{FRAME_SIZE, Frame, PhysRange};
 use muster_paging::{
     Access, Cache, Census, Exclusion, Features, FrameSource, Leaf, Levels, Mismatch, PageSize,
     PartlyMapped, PhysicalMemory, Plan, PlanError, Region, Rights, Step, TableError, TableView,
-    Tables, Target, VirtRange,
+    Tables, TablesOf, Target, VirtRange,
 };
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -17,6 +17,7 @@ use proptest::sample::Index;
 use crate::changes::Alone;
 use crate::maps::{HALF_4, HALF_5, memory_map};
 use crate::oracle::oracle;
+use crate::owner::{FrameAllocator, OwnedFrame, Owner};
 use crate::ram::Ram;
 use crate::scarce;
 use crate::shown::{Shown, shown};
@@ -679,23 +680,27 @@ fn the_frame_allocator_s_frames_become_tables_and_come_back() {
     let storage = Box::leak(Box::new_uninit_slice(2));
     // SAFETY: nothing else uses the pages, which were just leaked, and the records are no part of them.
     let frames = unsafe { FrameAllocator::new(free.into_iter(), [].into_iter(), storage) }.unwrap();
+    let source = TablesOf {
+        frames: &frames,
+        owner: Owner::PageTables,
+    };
     let memory = Piece(NonNull::from(&mut pages.0[..]));
-    let mut tables = Tables::new(memory, Levels::Four, GIB, &frames).unwrap();
+    let mut tables = Tables::new(memory, Levels::Four, GIB, &source).unwrap();
     let counted = || frames.totals()[Owner::PageTables] / FRAME_SIZE;
     assert_eq!(counted(), 1);
-    map(&mut tables, &REGION, &frames).unwrap();
+    map(&mut tables, &REGION, &source).unwrap();
     assert_eq!((counted(), tables.table_count()), (4, 4));
     // Three more tables elsewhere, and then two for which there is but one frame.
     let elsewhere = Region {
         virt: 0x1000,
         ..REGION
     };
-    map(&mut tables, &elsewhere, &&frames).unwrap();
+    map(&mut tables, &elsewhere, &&source).unwrap();
     let further = Region {
         virt: HALF_4 + (1 << 30),
         ..REGION
     };
-    let error = map(&mut tables, &further, &&frames).unwrap_err();
+    let error = map(&mut tables, &further, &&source).unwrap_err();
     assert_eq!(error.error, TableError::OutOfFrames);
     assert_eq!((counted(), frames.free_frames()), (7, 1));
 
@@ -703,7 +708,7 @@ fn the_frame_allocator_s_frames_become_tables_and_come_back() {
     // SAFETY: nobody uses what these tables map.
     let unmapping = unsafe { tables.unmap(range) }.unwrap();
     tables
-        .complete(unmapping.flush(&Alone), &frames, &mut |_| ())
+        .complete(unmapping.flush(&Alone), &source, &mut |_| ())
         .unwrap();
     assert_eq!((counted(), tables.table_count()), (4, 4));
 }
@@ -714,6 +719,12 @@ fn a_table_that_cannot_be_reached_is_an_error() {
     struct Elsewhere(Owner);
 
     impl FrameSource for Elsewhere {
+        type Owner = Owner;
+
+        fn owner(&self) -> Owner {
+            Owner::PageTables
+        }
+
         fn take(&self) -> Option<OwnedFrame> {
             let frame = Frame::from_number(77).unwrap();
             // SAFETY: the frame is no memory that anybody can reach.
@@ -736,8 +747,8 @@ fn a_table_that_cannot_be_reached_is_an_error() {
 
     let owner = Owner::Heap;
     let error = Tables::new(&ram, Levels::Four, GIB, &Elsewhere(owner)).unwrap_err();
-    assert_eq!(error, TableError::WrongOwner { owner });
-    assert!(error.to_string().contains("a frame of heap"));
+    assert_eq!(error, TableError::WrongOwner { owner: owner as u8 });
+    assert!(error.to_string().contains("a frame of owner 5"));
 
     let mut tables = new_tables(&ram, Levels::Four, GIB);
     let root = tables.root().start();

@@ -44,20 +44,6 @@ impl Kind {
         Self::Reserved,
         Self::Bad,
     ];
-
-    /// Returns the owner of such memory when the kernel starts.
-    pub const fn owner(self) -> Owner {
-        match self {
-            Self::Usable => Owner::Free,
-            Self::BootloaderReclaimable => Owner::Loader,
-            Self::ExecutableAndModules => Owner::Kernel,
-            Self::AcpiReclaimable => Owner::AcpiReclaimable,
-            Self::Framebuffer => Owner::Framebuffer,
-            Self::AcpiNvs => Owner::AcpiNvs,
-            Self::ReservedMapped | Self::Reserved => Owner::Reserved,
-            Self::Bad => Owner::Bad,
-        }
-    }
 }
 
 impl fmt::Display for Kind {
@@ -91,7 +77,8 @@ impl fmt::Display for MemoryEntry {
     }
 }
 
-/// Makes the physical map out of the loader's entries, in any order.
+/// Makes the physical map out of the loader's entries, in any order; `owner` says whose memory of a kind is: of
+/// usable memory [`Owner::FREE`], and of bootloader-reclaimable memory [`Owner::LATER`].
 ///
 /// Where entries overlap, the more restrictive kind wins, to the byte.
 ///
@@ -102,15 +89,29 @@ impl fmt::Display for MemoryEntry {
 /// # Aborts
 ///
 /// As [`PhysicalMap::new`].
-pub fn physical_map(entries: &[MemoryEntry]) -> Result<PhysicalMap, MapError> {
+pub fn physical_map<O: Owner>(
+    entries: &[MemoryEntry],
+    owner: impl Fn(Kind) -> O,
+) -> Result<PhysicalMap<O>, MapError<O>> {
     let mut sorted: Vec<_> = entries.to_vec();
     sorted.sort_by_key(|entry| entry.kind);
-    PhysicalMap::new(sorted.iter().map(|entry| (entry.range, entry.kind.owner())))
+    PhysicalMap::new(sorted.iter().map(|entry| (entry.range, owner(entry.kind))))
 }
 
 #[cfg(test)]
 mod tests {
+    use muster_frames::SoleOwner;
+
     use super::*;
+
+    fn owner(kind: Kind) -> SoleOwner {
+        match kind {
+            Kind::Usable => SoleOwner::Free,
+            Kind::BootloaderReclaimable => SoleOwner::Later,
+            Kind::ExecutableAndModules | Kind::Framebuffer | Kind::AcpiNvs => SoleOwner::Used,
+            _ => SoleOwner::Rest,
+        }
+    }
 
     #[test]
     fn every_kind_has_a_name_of_its_own_and_the_order_of_the_list() {
@@ -134,8 +135,8 @@ mod tests {
             };
             let stronger = MemoryEntry { range, kind };
             for entries in [[weaker, stronger], [stronger, weaker]] {
-                match physical_map(&entries) {
-                    Ok(map) => assert_eq!(map.owner_of(0x1000), Some(kind.owner())),
+                match physical_map(&entries, owner) {
+                    Ok(map) => assert_eq!(map.owner_of(0x1000), Some(owner(kind))),
                     Err(error) => {
                         assert_eq!((kind, error.first.0), (Kind::BootloaderReclaimable, range))
                     }

@@ -5,6 +5,7 @@ use core::fmt::Write;
 
 use muster::internals::arch::clock::{self, Deadline};
 use muster::internals::boot::bytes::Bytes;
+use muster::internals::boot::owner::Owner;
 use muster::internals::boot::stack::StackLocation;
 use muster::internals::bringup::account::{Account, AccountError, Signed};
 use muster::internals::bringup::interrupts::INTERRUPTS;
@@ -21,7 +22,7 @@ use muster::internals::smp::lock::{Level, Lock};
 use muster::internals::smp::progress::PROGRESS;
 use muster::internals::smp::{cpu, lines, online};
 use muster_cross_cpu::Outcome;
-use muster_frames::{FRAME_SIZE, Owner};
+use muster_frames::FRAME_SIZE;
 use muster_machine::identity::RegisterName;
 use muster_monitor::{Verb, Whom};
 use muster_paging::Target;

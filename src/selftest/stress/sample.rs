@@ -1,6 +1,7 @@
 //! Samples of each CPU's progress, for programs that watch.
 
 use muster::internals::arch::clock::Deadline;
+use muster::internals::boot::owner::Owner;
 use muster::internals::boot::stack::Slot;
 use muster::internals::bringup::interrupts::INTERRUPTS;
 use muster::internals::mm::{heap, shared};
@@ -13,7 +14,7 @@ use muster::internals::smp::online;
 use muster::internals::smp::progress::PROGRESS;
 use muster_arguments::Workload;
 use muster_events::{Memory, Sample};
-use muster_frames::{FRAME_SIZE, Owner};
+use muster_frames::FRAME_SIZE;
 
 /// The time from one sample to the next, in milliseconds: not less, however long it takes to emit
 /// one.

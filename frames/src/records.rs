@@ -5,14 +5,12 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use muster_sync::AtomicU8;
 
-use crate::map::Owner;
-
 /// Records that are read and written at once.
 const WORD: usize = 8;
 
 /// The records of whose frames are, a byte each.
 ///
-/// [`Owner::Free`] if the frame is free, but also while it is on its way out or in, or in a CPU's
+/// [`FREE`](crate::owner::FREE) if the frame is free, but also while it is on its way out or in, or in a CPU's
 /// cache, and if there is a record for it only because there is for its neighbours.
 ///
 /// Accesses are `Relaxed`: only the CPU that has claimed a frame, or is taking it back, writes its record,
@@ -37,21 +35,18 @@ impl<'a> Owners<'a> {
     }
 
     /// Records whose frames these are, for one who has claimed them or is taking them back.
-    pub(crate) fn set(self, numbers: Range<u64>, owner: Owner) {
+    pub(crate) fn set(self, numbers: Range<u64>, owner: u8) {
         let (words, rest) = self.part(numbers).as_chunks();
-        words.iter().for_each(|word| store(word, owner as u8));
-        rest.iter()
-            .for_each(|record| record.store(owner as u8, Relaxed));
+        words.iter().for_each(|word| store(word, owner));
+        rest.iter().for_each(|record| record.store(owner, Relaxed));
     }
 
     /// Returns whether all these frames are recorded as the owner's.
-    pub(crate) fn are_all(self, numbers: Range<u64>, owner: Owner) -> bool {
+    pub(crate) fn are_all(self, numbers: Range<u64>, owner: u8) -> bool {
         let (words, rest) = self.part(numbers).as_chunks();
-        let owners = u64::from_ne_bytes([owner as u8; WORD]);
+        let owners = u64::from_ne_bytes([owner; WORD]);
         words.iter().all(|word| load(word) == owners)
-            && rest
-                .iter()
-                .all(|record| record.load(Relaxed) == owner as u8)
+            && rest.iter().all(|record| record.load(Relaxed) == owner)
     }
 
     fn part(self, numbers: Range<u64>) -> &'a [AtomicU8] {

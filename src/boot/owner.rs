@@ -1,0 +1,88 @@
+//! Whose memory is: the owners of this kernel's memory, and the types of `muster-frames` for them.
+//!
+//! To add one is to add a line here; what shows it goes by [`Owner::ALL`].
+
+use muster_boot::Kind;
+
+pub use muster_frames::Owner as Owners;
+
+muster_frames::owners! {
+    /// The owner of a frame, or of a range of physical memory.
+    pub enum Owner {
+        /// Nobody's: free to be handed out.
+        Free = "free",
+        /// The boot loader's, until it is reclaimed.
+        Loader = "loader",
+        /// The kernel's image.
+        Kernel = "kernel image",
+        /// The frame allocator's record of every frame.
+        FrameTable = "frame table",
+        /// Page tables.
+        PageTables = "page tables",
+        /// The heap's.
+        Heap = "heap",
+        /// The CPUs' stacks.
+        Stacks = "stacks",
+        /// The CPUs' own blocks.
+        PerCpu = "per-CPU blocks",
+        /// Memory that is mapped at run time, for as long as it is.
+        Mappings = "mappings",
+        /// ACPI tables.
+        AcpiReclaimable = "ACPI tables",
+        /// The firmware's, kept across sleep states.
+        AcpiNvs = "ACPI NVS",
+        /// A framebuffer.
+        Framebuffer = "framebuffer",
+        /// Reserved by the firmware or the loader.
+        Reserved = "reserved",
+        /// Memory with defects.
+        Bad = "bad",
+        /// Frame 0, which is never handed out.
+        NullFrame = "null frame",
+        /// The first megabyte, where firmware and its SMM write, and where CPUs start: never handed out.
+        LowMemory = "first megabyte",
+        /// Memory that the machine's memory-type range registers do not make write-back: never handed out.
+        NotWriteBack = "not write-back",
+    }
+    free: Free, later: Loader, rest: Reserved, null_frame: NullFrame
+}
+
+impl Owner {
+    /// All owners.
+    pub const ALL: &'static [Self] = <Self as Owners>::ALL;
+
+    /// Returns the owner of memory of this kind when the kernel starts.
+    pub const fn of_kind(kind: Kind) -> Self {
+        match kind {
+            Kind::Usable => Self::Free,
+            Kind::BootloaderReclaimable => Self::Loader,
+            Kind::ExecutableAndModules => Self::Kernel,
+            Kind::AcpiReclaimable => Self::AcpiReclaimable,
+            Kind::Framebuffer => Self::Framebuffer,
+            Kind::AcpiNvs => Self::AcpiNvs,
+            Kind::ReservedMapped | Kind::Reserved => Self::Reserved,
+            Kind::Bad => Self::Bad,
+        }
+    }
+}
+
+/// The frame allocator.
+pub type FrameAllocator = muster_frames::FrameAllocator<Owner>;
+/// A CPU's cache of frames.
+pub type FrameCache<'a> = muster_frames::FrameCache<'a, Owner>;
+/// The frames that went through a cache.
+pub type Share<'a> = muster_frames::Share<'a, Owner>;
+/// The right to a frame.
+pub type OwnedFrame = muster_frames::OwnedFrame<Owner>;
+/// The right to frames that follow each other.
+pub type OwnedRun = muster_frames::OwnedRun<Owner>;
+/// Frames that could not be freed.
+pub type NotFreed<T> = muster_frames::NotFreed<T, Owner>;
+/// The owner of each byte of physical memory.
+pub type PhysicalMap = muster_frames::PhysicalMap<Owner>;
+/// Bytes per owner.
+pub type Totals = muster_frames::Totals<Owner>;
+/// Why a range could not change hands.
+pub type AssignError = muster_frames::AssignError<Owner>;
+/// Why there is no physical map.
+pub type MapError = muster_frames::MapError<Owner>;
