@@ -12,9 +12,10 @@ fuzz_target!(|line: &str| {
     assert!(Arguments::parse(&handed_on).is_ok());
     match Arguments::parse(line) {
         Ok(arguments) => {
-            // Each word counts alone, whatever stands between them.
+            // Each word counts alone, whatever stands between them; after `--` none does.
             let own = line
                 .split_ascii_whitespace()
+                .take_while(|&word| word != "--")
                 .filter(|word| word.starts_with("loader."));
             let own = own.collect::<Vec<_>>().join("\t");
             let again = Arguments::parse(&own);
