@@ -16,7 +16,7 @@ use muster_bench::{
     BuddyFrames, Contender, Course, Empty, Kind, Machine, MusterFrames, OnFrames, OnHeap, Options,
     Place, Problem, Room, Workload, compare,
 };
-use muster_frames::{FrameAllocator, FrameInfo, PhysRange};
+use muster_frames::{FrameAllocator, FrameInfo, PhysAddr, PhysRange};
 
 /// Steps of each CPU.
 const STEPS: u32 = 1000;
@@ -191,7 +191,8 @@ fn every_allocator_does_every_workload() {
 
 #[test]
 fn every_frame_goes_back() {
-    let range = PhysRange::from_bounds(0x1000_0000, 0x1800_0000).unwrap();
+    let range =
+        PhysRange::from_bounds(PhysAddr::new(0x1000_0000), PhysAddr::new(0x1800_0000)).unwrap();
     let records = FrameInfo::needed([range].into_iter());
     let records = Box::leak(Box::new_uninit_slice(records));
     // SAFETY: nothing uses the memory of these frames, which is none.

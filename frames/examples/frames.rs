@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use muster_frames::{
     FRAME_SIZE, Frame, FrameAllocator, FrameCache, FrameInfo, FrameRun, OwnedFrame, OwnedRun,
-    PhysRange, SoleOwner,
+    PhysAddr, PhysRange, SoleOwner,
 };
 use spin::Mutex;
 
@@ -40,7 +40,11 @@ fn frame(number: u64) -> OwnedFrame {
 }
 
 fn run(first: u64, frames: usize) -> OwnedRun {
-    let range = PhysRange::new(first * FRAME_SIZE, frames as u64 * FRAME_SIZE).unwrap();
+    let range = PhysRange::new(
+        PhysAddr::new(first * FRAME_SIZE),
+        frames as u64 * FRAME_SIZE,
+    )
+    .unwrap();
     // SAFETY: as for one.
     unsafe { OwnedRun::from_raw(FrameRun::from_range(range).unwrap(), OWNER) }
 }
@@ -154,7 +158,7 @@ fn median(mut times: Vec<f64>) -> f64 {
 }
 
 fn main() {
-    let range = PhysRange::from_bounds(MEMORY.0, MEMORY.1).unwrap();
+    let range = PhysRange::from_bounds(PhysAddr::new(MEMORY.0), PhysAddr::new(MEMORY.1)).unwrap();
     let records = FrameInfo::needed([range].into_iter());
     let records = Box::leak(Box::new_uninit_slice(records));
     // SAFETY: nothing uses the memory of these frames, which is none.

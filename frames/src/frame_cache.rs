@@ -75,9 +75,9 @@ impl Slot {
 /// are [made again](FrameAllocator::with_caches).
 ///
 /// ```
-/// use muster_frames::{FrameInfo, FrameAllocator, SoleOwner, PhysRange};
+/// use muster_frames::{FrameAllocator, FrameInfo, PhysAddr, PhysRange, SoleOwner};
 ///
-/// let free = [PhysRange::from_bounds(0x20_0000, 0x40_0000).unwrap()];
+/// let free = [PhysRange::from_bounds(PhysAddr::new(0x20_0000), PhysAddr::new(0x40_0000)).unwrap()];
 /// let storage = FrameInfo::needed(free.into_iter());
 /// let storage = Box::leak(Box::new_uninit_slice(storage));
 /// // SAFETY: nothing uses the memory of these frames, which is none.

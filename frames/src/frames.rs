@@ -21,6 +21,7 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use muster_sync::AtomicU64;
 
+use crate::PhysAddr;
 use crate::chunk::FrameInfo;
 use crate::frame_cache::{FrameCache, Slot};
 use crate::map::Totals;
@@ -56,10 +57,10 @@ pub use run::FrameRun;
 /// breaches of the latter are seen nevertheless ([`FreeError`]).
 ///
 /// ```
-/// use muster_frames::{FrameInfo, FrameAllocator, SoleOwner, PhysRange};
+/// use muster_frames::{FrameAllocator, FrameInfo, PhysAddr, PhysRange, SoleOwner};
 ///
-/// let free = [PhysRange::from_bounds(0, 0x10_0000).unwrap()];
-/// let later = [PhysRange::from_bounds(0x20_0000, 0x21_0000).unwrap()];
+/// let free = [PhysRange::from_bounds(PhysAddr::new(0), PhysAddr::new(0x10_0000)).unwrap()];
+/// let later = [PhysRange::from_bounds(PhysAddr::new(0x20_0000), PhysAddr::new(0x21_0000)).unwrap()];
 /// let all = free.into_iter().chain(later);
 /// let storage = Box::leak(Box::new_uninit_slice(FrameInfo::needed(all)));
 ///
@@ -67,7 +68,7 @@ pub use run::FrameRun;
 /// let frames = unsafe { FrameAllocator::new(free.into_iter(), later.into_iter(), storage)? };
 /// let owned = frames.allocate(SoleOwner::Used).unwrap();
 /// let frame = owned.frame();
-/// assert_eq!(frame.start(), 0x1000);
+/// assert_eq!(frame.start(), PhysAddr::new(0x1000));
 /// assert_eq!(frames.owner_of(frame), Some(SoleOwner::Used));
 /// frames.free(owned)?;
 /// assert_eq!(frames.owner_of(frame), Some(SoleOwner::Free));
@@ -442,7 +443,7 @@ impl<O: Owner> FrameAllocator<O> {
         let count = frames as u64;
         let first = self.claim(count, align_frames as u64, home)?;
         self.hand_out(first..first + count, owner);
-        let range = PhysRange::new(first * FRAME_SIZE, count * FRAME_SIZE)?;
+        let range = PhysRange::new(PhysAddr::new(first * FRAME_SIZE), count * FRAME_SIZE)?;
         Some(OwnedRun::claimed(FrameRun::from_range(range)?, owner))
     }
 
@@ -450,7 +451,7 @@ impl<O: Owner> FrameAllocator<O> {
     pub(crate) fn take_back_run(&self, run: OwnedRun<O>) -> Result<(), NotFreed<OwnedRun<O>, O>> {
         let range = run.run().range();
         self.take_back(
-            range.start() / FRAME_SIZE..range.end() / FRAME_SIZE,
+            range.start().get() / FRAME_SIZE..range.end().get() / FRAME_SIZE,
             run.owner_number(),
         )
         .map_err(|error| NotFreed { frames: run, error })
@@ -514,7 +515,7 @@ impl<O: Owner> fmt::Debug for FrameAllocator<O> {
 /// Returns the numbers of the frames that lie wholly in the range, without frame 0: the first, and one
 /// past the last.
 fn frame_numbers(range: PhysRange) -> Option<(u64, u64)> {
-    let first = range.start().div_ceil(FRAME_SIZE).max(1);
-    let end = range.end() / FRAME_SIZE;
+    let first = range.start().get().div_ceil(FRAME_SIZE).max(1);
+    let end = range.end().get() / FRAME_SIZE;
     (first < end).then_some((first, end))
 }

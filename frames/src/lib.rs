@@ -33,7 +33,9 @@
 //! use muster_frames::*;
 //!
 //! // Who owns what.
-//! let range = |start, end| PhysRange::from_bounds(start, end).unwrap();
+//! let range = |start, end| {
+//!     PhysRange::from_bounds(PhysAddr::new(start), PhysAddr::new(end)).unwrap()
+//! };
 //! let map = PhysicalMap::new([
 //!     (range(0x0f_fc00, 0x10_0000), SoleOwner::Rest),
 //!     (range(0x10_0000, 0x14_0000), SoleOwner::Free),
@@ -72,6 +74,7 @@ extern crate alloc;
 #[cfg(loom)]
 extern crate std;
 
+mod addr;
 mod chunk;
 mod frame_cache;
 mod frames;
@@ -85,6 +88,7 @@ mod range_map;
 mod records;
 mod zone;
 
+pub use addr::PhysAddr;
 pub use chunk::FrameInfo;
 pub use frame_cache::FrameCache;
 pub use frames::{AdoptError, FrameAllocator, FrameRun, FramesError, FreeError, Share};

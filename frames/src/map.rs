@@ -5,6 +5,7 @@ use core::fmt;
 use core::marker::PhantomData;
 use core::ops::{Index, IndexMut};
 
+use crate::PhysAddr;
 use crate::owner::{MAX_OWNERS, Owner, SoleOwner};
 use crate::range::{FRAME_SIZE, PhysRange};
 use crate::range_map::RangeMap;
@@ -12,7 +13,7 @@ use crate::range_map::RangeMap;
 /// Bytes per owner.
 ///
 /// ```
-/// use muster_frames::{SoleOwner, Totals};
+/// use muster_frames::{PhysAddr, SoleOwner, Totals};
 ///
 /// let mut totals = Totals::default();
 /// totals[SoleOwner::Used] += 4096;
@@ -94,7 +95,7 @@ pub enum AssignError<O = SoleOwner> {
         /// The owner that was to get it.
         to: O,
         /// The first address that is not the giver's.
-        at: u64,
+        at: PhysAddr,
         /// The owner of that address; `None` if the map does not contain it.
         found: Option<O>,
     },
@@ -108,7 +109,7 @@ pub enum AssignError<O = SoleOwner> {
         /// The owner that was to get it.
         to: O,
         /// The first of its borders that lies inside a frame.
-        at: u64,
+        at: PhysAddr,
     },
     /// It contains frame 0, which would be handed out.
     NullFrame {
@@ -131,7 +132,7 @@ impl<O: Owner> fmt::Display for AssignError<O> {
             } => {
                 write!(
                     f,
-                    "cannot give {range} from {from} to {to}: {at:#x} belongs to "
+                    "cannot give {range} from {from} to {to}: {at} belongs to "
                 )?;
                 match found {
                     Some(owner) => fmt::Display::fmt(owner, f),
@@ -147,7 +148,7 @@ impl<O: Owner> fmt::Display for AssignError<O> {
                 let owner = if has_whole_frames(*from) { from } else { to };
                 write!(
                     f,
-                    "cannot give {range} from {from} to {to}: {at:#x} lies inside a frame, and {owner} \
+                    "cannot give {range} from {from} to {to}: {at} lies inside a frame, and {owner} \
                      memory is whole frames: give all of the frame"
                 )
             }
@@ -169,19 +170,18 @@ impl<O: Owner> core::error::Error for AssignError<O> {}
 /// it does not keep code from using memory of another owner.
 ///
 /// ```
-/// use muster_frames::{SoleOwner, PhysRange, PhysicalMap};
+/// use muster_frames::{PhysAddr, PhysRange, PhysicalMap, SoleOwner};
 ///
-/// let range = |start, end| PhysRange::from_bounds(start, end).unwrap();
+/// let range = |start, end| PhysRange::from_bounds(PhysAddr::new(start), PhysAddr::new(end)).unwrap();
 /// let mut map = PhysicalMap::new([
 ///     (range(0x0, 0x9f000), SoleOwner::Free),
 ///     (range(0x9f000, 0xa0000), SoleOwner::Rest),
 ///     (range(0x100000, 0x200000), SoleOwner::Free),
 /// ])?;
-/// assert_eq!(map.owner_of(0), Some(SoleOwner::NullFrame));
-/// assert_eq!(map.owner_of(0xa0000), None);
+/// assert_eq!(map.owner_of(PhysAddr::new(0)), Some(SoleOwner::NullFrame));
+/// assert_eq!(map.owner_of(PhysAddr::new(0xa0000)), None);
 ///
-/// let tables = PhysRange::from_bounds(0x100000, 0x110000).unwrap();
-/// map.assign(tables, SoleOwner::Free, SoleOwner::Used)?;
+/// map.assign(range(0x100000, 0x110000), SoleOwner::Free, SoleOwner::Used)?;
 /// assert_eq!(map.totals()[SoleOwner::Used], 0x10000);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -225,7 +225,7 @@ impl<O: Owner> PhysicalMap<O> {
             owners.put(range, O::REST);
             if let Some(frames) = range.whole_frames() {
                 owners.put(frames, owner);
-                if let Some(null) = PhysRange::new(0, FRAME_SIZE)
+                if let Some(null) = PhysRange::new(PhysAddr::default(), FRAME_SIZE)
                     && frames.overlaps(null)
                 {
                     owners.put(null, O::NULL_FRAME);
@@ -236,7 +236,7 @@ impl<O: Owner> PhysicalMap<O> {
     }
 
     /// Returns the owner of the byte at `addr`; `None` if no range contains it.
-    pub fn owner_of(&self, addr: u64) -> Option<O> {
+    pub fn owner_of(&self, addr: PhysAddr) -> Option<O> {
         self.owners.get(addr)
     }
 
@@ -268,7 +268,7 @@ impl<O: Owner> PhysicalMap<O> {
             });
         }
         if has_whole_frames(from) || has_whole_frames(to) {
-            let is_inside = |border: &u64| !border.is_multiple_of(FRAME_SIZE);
+            let is_inside = |border: &PhysAddr| !border.is_multiple_of(FRAME_SIZE);
             if let Some(at) = [range.start(), range.end()].into_iter().find(is_inside) {
                 return Err(AssignError::InsideFrame {
                     range,
@@ -278,7 +278,7 @@ impl<O: Owner> PhysicalMap<O> {
                 });
             }
         }
-        if has_whole_frames(to) && range.start() < FRAME_SIZE {
+        if has_whole_frames(to) && range.start().get() < FRAME_SIZE {
             return Err(AssignError::NullFrame { range, to });
         }
         self.owners.put(range, to);

@@ -37,7 +37,10 @@ type OwnedRun = crate::OwnedRun<Owner>;
 /// for two CPUs.
 fn allocator(free: core::ops::Range<u64>, later: core::ops::Range<u64>) -> &'static FrameAllocator {
     let range = |of: &core::ops::Range<u64>| {
-        PhysRange::from_bounds(of.start * FRAME_SIZE, of.end * FRAME_SIZE)
+        PhysRange::from_bounds(
+            PhysAddr::new(of.start * FRAME_SIZE),
+            PhysAddr::new(of.end * FRAME_SIZE),
+        )
     };
     let (free, later) = (range(&free), range(&later));
     let storage = FrameInfo::needed(free.into_iter().chain(later));
@@ -53,7 +56,10 @@ fn cpu<T: 'static>(work: impl FnOnce() -> T + 'static) -> JoinHandle<T> {
 }
 
 fn run(numbers: core::ops::Range<u64>) -> FrameRun {
-    let range = PhysRange::from_bounds(numbers.start * FRAME_SIZE, numbers.end * FRAME_SIZE);
+    let range = PhysRange::from_bounds(
+        PhysAddr::new(numbers.start * FRAME_SIZE),
+        PhysAddr::new(numbers.end * FRAME_SIZE),
+    );
     FrameRun::from_range(range.unwrap()).unwrap()
 }
 

@@ -14,7 +14,7 @@ use crate::range::{FRAME_SIZE, Frame, PhysRange};
 /// from a number. So code that frees a frame twice, or another owner's frame, does not compile:
 ///
 /// ```compile_fail,E0382
-/// # use muster_frames::{FrameAllocator, OwnedFrame};
+/// # use muster_frames::{FrameAllocator, OwnedFrame, PhysAddr};
 /// fn free_twice(frames: &FrameAllocator, frame: OwnedFrame) {
 ///     frames.free(frame);
 ///     frames.free(frame);
@@ -172,8 +172,8 @@ impl<O: Owner> OwnedRun<O> {
     /// The run as it was, if nothing would be left of either part.
     ///
     /// ```
-    /// # use muster_frames::{FrameAllocator, SoleOwner, PhysRange};
-    /// # let free = [PhysRange::from_bounds(0x20_0000, 0x40_0000).unwrap()];
+    /// # use muster_frames::{FrameAllocator, PhysAddr, PhysRange, SoleOwner};
+    /// # let free = [PhysRange::from_bounds(PhysAddr::new(0x20_0000), PhysAddr::new(0x40_0000)).unwrap()];
     /// # let storage = Box::leak(Box::new_uninit_slice(2));
     /// # // SAFETY: nothing uses the memory of these frames, which is none.
     /// # let frames = unsafe { FrameAllocator::new(free.into_iter(), [].into_iter(), storage)? };

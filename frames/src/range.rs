@@ -3,13 +3,15 @@
 use core::fmt;
 use core::num::NonZeroU64;
 
+use crate::PhysAddr;
+
 /// Bytes in a frame: the smallest unit that x86-64 paging maps (Intel SDM vol. 3, 5.5 "4-Level
 /// Paging and 5-Level Paging").
 pub const FRAME_SIZE: u64 = 4096;
 
 /// One past the highest physical address that x86-64 can have: MAXPHYADDR is at most 52 bits
 /// (Intel SDM vol. 3, 5.1.4 "Enumeration of Paging Features by CPUID").
-pub const PHYSICAL_LIMIT: u64 = 1 << 52;
+pub const PHYSICAL_LIMIT: PhysAddr = PhysAddr::new(1 << 52);
 
 /// A non-empty range of physical bytes, its end excluded, that ends at or below
 /// [`PHYSICAL_LIMIT`].
@@ -18,17 +20,17 @@ pub const PHYSICAL_LIMIT: u64 = 1 << 52;
 /// to check. It says nothing about what lies there, or whether anything does.
 ///
 /// ```
-/// use muster_frames::PhysRange;
+/// use muster_frames::{PhysAddr, PhysRange};
 ///
-/// let range = PhysRange::new(0x1800, 0x2000).unwrap();
-/// assert_eq!(range.end(), 0x3800);
-/// assert_eq!(range.whole_frames(), PhysRange::new(0x2000, 0x1000));
-/// assert_eq!(PhysRange::new(u64::MAX, 2), None);
+/// let range = PhysRange::new(PhysAddr::new(0x1800), 0x2000).unwrap();
+/// assert_eq!(range.end(), PhysAddr::new(0x3800));
+/// assert_eq!(range.whole_frames(), PhysRange::new(PhysAddr::new(0x2000), 0x1000));
+/// assert_eq!(PhysRange::new(PhysAddr::new(u64::MAX), 2), None);
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PhysRange {
-    start: u64,
-    end: u64,
+    start: PhysAddr,
+    end: PhysAddr,
 }
 
 /// The remainder of a range after [`PhysRange::cut`]: the parts before and after the hole.
@@ -43,7 +45,7 @@ pub struct Cut {
 impl PhysRange {
     /// Returns the `length` bytes from `start`, or `None` if that is empty, overflows, or reaches
     /// beyond [`PHYSICAL_LIMIT`].
-    pub const fn new(start: u64, length: u64) -> Option<Self> {
+    pub const fn new(start: PhysAddr, length: u64) -> Option<Self> {
         match start.checked_add(length) {
             Some(end) => Self::from_bounds(start, end),
             None => None,
@@ -52,8 +54,8 @@ impl PhysRange {
 
     /// Returns the bytes from `start` up to, not including, `end`, or `None` if that is empty,
     /// inverted, or reaches beyond [`PHYSICAL_LIMIT`].
-    pub const fn from_bounds(start: u64, end: u64) -> Option<Self> {
-        if start < end && end <= PHYSICAL_LIMIT {
+    pub const fn from_bounds(start: PhysAddr, end: PhysAddr) -> Option<Self> {
+        if start.get() < end.get() && end.get() <= PHYSICAL_LIMIT.get() {
             Some(Self { start, end })
         } else {
             None
@@ -61,34 +63,34 @@ impl PhysRange {
     }
 
     /// Returns the first byte's address.
-    pub const fn start(self) -> u64 {
+    pub const fn start(self) -> PhysAddr {
         self.start
     }
 
     /// Returns the address one past the last byte.
-    pub const fn end(self) -> u64 {
+    pub const fn end(self) -> PhysAddr {
         self.end
     }
 
     /// Returns the length in bytes; never 0.
     #[expect(clippy::len_without_is_empty, reason = "a range is never empty")]
     pub const fn len(self) -> u64 {
-        self.end - self.start
+        self.end.get() - self.start.get()
     }
 
     /// Returns whether the byte at `addr` lies in the range.
-    pub const fn contains(self, addr: u64) -> bool {
-        self.start <= addr && addr < self.end
+    pub const fn contains(self, addr: PhysAddr) -> bool {
+        self.start.get() <= addr.get() && addr.get() < self.end.get()
     }
 
     /// Returns whether every byte of `other` lies in the range.
     pub const fn encloses(self, other: Self) -> bool {
-        self.start <= other.start && other.end <= self.end
+        self.start.get() <= other.start.get() && other.end.get() <= self.end.get()
     }
 
     /// Returns whether the two have a byte in common.
     pub const fn overlaps(self, other: Self) -> bool {
-        self.start < other.end && other.start < self.end
+        self.start.get() < other.end.get() && other.start.get() < self.end.get()
     }
 
     /// Returns the bytes in both ranges.
@@ -101,13 +103,13 @@ impl PhysRange {
     /// The parts and the intersection with `hole` together are the range again, to the byte.
     ///
     /// ```
-    /// use muster_frames::PhysRange;
+    /// use muster_frames::{PhysAddr, PhysRange};
     ///
-    /// let ram = PhysRange::from_bounds(0x1000, 0x9000).unwrap();
-    /// let image = PhysRange::from_bounds(0x3000, 0x4000).unwrap();
+    /// let ram = PhysRange::from_bounds(PhysAddr::new(0x1000), PhysAddr::new(0x9000)).unwrap();
+    /// let image = PhysRange::from_bounds(PhysAddr::new(0x3000), PhysAddr::new(0x4000)).unwrap();
     /// let left = ram.cut(image);
-    /// assert_eq!(left.before, PhysRange::from_bounds(0x1000, 0x3000));
-    /// assert_eq!(left.after, PhysRange::from_bounds(0x4000, 0x9000));
+    /// assert_eq!(left.before, PhysRange::from_bounds(PhysAddr::new(0x1000), PhysAddr::new(0x3000)));
+    /// assert_eq!(left.after, PhysRange::from_bounds(PhysAddr::new(0x4000), PhysAddr::new(0x9000)));
     /// ```
     pub fn cut(self, hole: Self) -> Cut {
         Cut {
@@ -120,8 +122,8 @@ impl PhysRange {
     /// if there are none.
     pub const fn whole_frames(self) -> Option<Self> {
         Self::from_bounds(
-            self.start.next_multiple_of(FRAME_SIZE),
-            self.end / FRAME_SIZE * FRAME_SIZE,
+            PhysAddr::new(self.start.get().next_multiple_of(FRAME_SIZE)),
+            PhysAddr::new(self.end.get() / FRAME_SIZE * FRAME_SIZE),
         )
     }
 
@@ -129,29 +131,29 @@ impl PhysRange {
     pub const fn covering_frames(self) -> Self {
         // The limit is a multiple of the frame size, so growing cannot pass it.
         Self {
-            start: self.start / FRAME_SIZE * FRAME_SIZE,
-            end: self.end.next_multiple_of(FRAME_SIZE),
+            start: PhysAddr::new(self.start.get() / FRAME_SIZE * FRAME_SIZE),
+            end: PhysAddr::new(self.end.get().next_multiple_of(FRAME_SIZE)),
         }
     }
 
     /// Returns the frames that lie wholly in the range, lowest first, without frame 0.
     ///
     /// ```
-    /// use muster_frames::PhysRange;
+    /// use muster_frames::{PhysAddr, PhysRange};
     ///
-    /// let range = PhysRange::from_bounds(0, 0x2fff).unwrap();
-    /// let starts: Vec<u64> = range.frames().map(|frame| frame.start()).collect();
-    /// assert_eq!(starts, [0x1000]);
+    /// let range = PhysRange::from_bounds(PhysAddr::new(0), PhysAddr::new(0x2fff)).unwrap();
+    /// let starts: Vec<PhysAddr> = range.frames().map(|frame| frame.start()).collect();
+    /// assert_eq!(starts, [PhysAddr::new(0x1000)]);
     /// ```
     pub fn frames(self) -> impl Iterator<Item = Frame> + Clone {
-        let first = self.start.div_ceil(FRAME_SIZE);
-        (first..self.end / FRAME_SIZE).filter_map(Frame::from_number)
+        let first = self.start.get().div_ceil(FRAME_SIZE);
+        (first..self.end.get() / FRAME_SIZE).filter_map(Frame::from_number)
     }
 }
 
 impl fmt::Display for PhysRange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:#x}..{:#x}", self.start, self.end)
+        write!(f, "{}..{}", self.start, self.end)
     }
 }
 
@@ -170,7 +172,7 @@ impl Frame {
     /// Returns the frame with this number (its start divided by [`FRAME_SIZE`]), or `None` for frame 0
     /// and for numbers beyond [`PHYSICAL_LIMIT`].
     pub const fn from_number(number: u64) -> Option<Self> {
-        if number >= PHYSICAL_LIMIT / FRAME_SIZE {
+        if number >= PHYSICAL_LIMIT.get() / FRAME_SIZE {
             return None;
         }
         match NonZeroU64::new(number) {
@@ -181,7 +183,7 @@ impl Frame {
 
     /// Returns the frame that starts at `addr`, or `None` if `addr` is no frame's start, is 0, or lies
     /// beyond [`PHYSICAL_LIMIT`].
-    pub const fn from_start(addr: u64) -> Option<Self> {
+    pub const fn from_start(addr: PhysAddr) -> Option<Self> {
         if addr.is_multiple_of(FRAME_SIZE) {
             Self::containing(addr)
         } else {
@@ -191,13 +193,13 @@ impl Frame {
 
     /// Returns the frame that the byte at `addr` lies in, or `None` if that is frame 0 or lies beyond
     /// [`PHYSICAL_LIMIT`].
-    pub const fn containing(addr: u64) -> Option<Self> {
-        Self::from_number(addr / FRAME_SIZE)
+    pub const fn containing(addr: PhysAddr) -> Option<Self> {
+        Self::from_number(addr.get() / FRAME_SIZE)
     }
 
     /// Returns the physical address of the frame's first byte; never 0.
-    pub const fn start(self) -> u64 {
-        self.number() * FRAME_SIZE
+    pub const fn start(self) -> PhysAddr {
+        PhysAddr::new(self.number() * FRAME_SIZE)
     }
 
     /// Returns the frame's number: its start divided by [`FRAME_SIZE`]; never 0.
@@ -209,13 +211,13 @@ impl Frame {
     pub const fn range(self) -> PhysRange {
         PhysRange {
             start: self.start(),
-            end: self.start() + FRAME_SIZE,
+            end: PhysAddr::new(self.start().get() + FRAME_SIZE),
         }
     }
 }
 
 impl fmt::Display for Frame {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "frame {:#x}", self.start())
+        write!(f, "frame {}", self.start())
     }
 }

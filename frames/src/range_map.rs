@@ -2,7 +2,7 @@
 
 use nodit::{Interval, NoditMap, interval::ii};
 
-use crate::PhysRange;
+use crate::{PhysAddr, PhysRange};
 
 /// Values of physical ranges; what has none is absent. Two touching ranges never have equal values:
 /// they are merged when the second is put in.
@@ -35,8 +35,8 @@ impl<V: Copy + Eq> RangeMap<V> {
     }
 
     /// Returns the value of an address.
-    pub fn get(&self, addr: u64) -> Option<V> {
-        self.0.get_at_point(&addr).copied()
+    pub fn get(&self, addr: PhysAddr) -> Option<V> {
+        self.0.get_at_point(&addr.get()).copied()
     }
 
     /// Iterates over all ranges with their values, lowest first.
@@ -64,14 +64,17 @@ impl<V: Copy + Eq> Default for RangeMap<V> {
 
 /// Converts a range to an interval of the map, which includes its end.
 fn interval(range: PhysRange) -> Interval<u64> {
-    ii(range.start(), range.end() - 1)
+    ii(range.start().get(), range.end().get() - 1)
 }
 
 /// Converts an entry of the map to a range; never `None`, as every interval in the map was made from a
 /// range, or cut or merged from such.
 fn entry<V: Copy>((interval, value): (&Interval<u64>, &V)) -> Option<(PhysRange, V)> {
     Some((
-        PhysRange::from_bounds(*interval.start(), interval.end() + 1)?,
+        PhysRange::from_bounds(
+            PhysAddr::new(*interval.start()),
+            PhysAddr::new(interval.end() + 1),
+        )?,
         *value,
     ))
 }

@@ -10,8 +10,8 @@ use libfuzzer_sys::fuzz_target;
 use muster_boot::{
     Answer, BootError, Cpus, Framebuffer, Kind, MemoryMap, Placement, Unusable, command_line, hhdm,
 };
-use muster_frames::{FRAME_SIZE, PhysRange};
-use muster_paging::{Access, Cache, Levels, PageSize, Plan, PlanError, Region};
+use muster_frames::{FRAME_SIZE, PhysAddr, PhysRange};
+use muster_paging::{Access, Cache, Levels, PageSize, Plan, PlanError, Region, VirtAddr};
 use muster_screen::Channel;
 
 /// The answers; what is `None` is right, as far as the others allow.
@@ -51,7 +51,7 @@ enum Number {
 }
 
 /// Where the kernel is linked.
-const LINKED: u64 = 0xffff_ffff_8000_0000;
+const LINKED: VirtAddr = VirtAddr::new(0xffff_ffff_8000_0000);
 
 /// Where Limine has its direct map, with four levels.
 const LOWEST_HHDM: u64 = 0xffff_8000_0000_0000;
@@ -62,7 +62,7 @@ impl Number {
             Self::Frames(frames) => u64::from(frames) * FRAME_SIZE,
             Self::ManyFrames(frames, shift) => (u64::from(frames) * FRAME_SIZE) << (shift % 36),
             Self::HigherHalf(pages) => LOWEST_HHDM + u64::from(pages) * PageSize::Size1GiB.bytes(),
-            Self::TopOfMemory(frames) => LINKED + u64::from(frames) * FRAME_SIZE,
+            Self::TopOfMemory(frames) => LINKED.get() + u64::from(frames) * FRAME_SIZE,
             Self::Any(number) => number,
         }
     }
@@ -108,11 +108,11 @@ impl Input<'_> {
         Ok(())
     }
 
-    fn check_screen(&self, offset: u64, memory: &MemoryMap) {
+    fn check_screen(&self, hhdm: VirtAddr, memory: &MemoryMap) {
         let screen = self.screen;
         let bytes_behind = screen.bytes_behind.map_or(0, Number::value);
         let entry = usize::from(screen.entry).checked_rem(memory.entries.len());
-        let start = entry.map_or(0, |entry| memory.entries[entry].range.start());
+        let start = entry.map_or(0, |entry| memory.entries[entry].range.start().get());
         // A frame of memory stands for a pixel, too, as screens are small.
         let pixels = |number: Number| number.value() / FRAME_SIZE;
         let (width, height) = (pixels(screen.width), pixels(screen.height));
@@ -120,7 +120,7 @@ impl Input<'_> {
         let (bits, channels, is_rgb) = screen.pixel.unwrap_or(right);
         let pitch = screen.pitch.map_or(width.wrapping_mul(4), Number::value);
         let answer = Answer {
-            address: offset.wrapping_add(start).wrapping_add(bytes_behind),
+            address: VirtAddr::new(hhdm.get().wrapping_add(start).wrapping_add(bytes_behind)),
             width,
             height,
             pitch,
@@ -128,18 +128,19 @@ impl Input<'_> {
             is_rgb,
             channels: channels.map(|(bits, shift)| Channel { bits, shift }),
         };
-        let found = Framebuffer::check(&answer, offset, memory);
+        let found = Framebuffer::check(&answer, hhdm, memory);
         // All bytes of its rows, where there are any, in one entry, and aligned.
         let bytes = u128::from(bits.div_ceil(8));
         let align = if bytes == 3 { 1 } else { bytes.max(1) };
-        let begin = u128::from(answer.address).wrapping_sub(offset.into());
+        let begin = u128::from(answer.address.get()).wrapping_sub(hhdm.get().into());
         let end = begin.wrapping_add(u128::from(pitch) * u128::from(height));
         let is_there = width > 0
             && height > 0
             && u128::from(width) * bytes <= u128::from(pitch)
             && (begin | u128::from(pitch)).is_multiple_of(align)
             && memory.entries.iter().any(|entry| {
-                let range = u128::from(entry.range.start())..=u128::from(entry.range.end());
+                let range =
+                    u128::from(entry.range.start().get())..=u128::from(entry.range.end().get());
                 entry.kind == Kind::Framebuffer && range.contains(&begin) && range.contains(&end)
             });
         match found {
@@ -165,12 +166,16 @@ impl Input<'_> {
         command_line(self.command_line)?;
         let [text, constants, data] = self.sections();
         let linked = LINKED..LINKED + text + constants + data;
-        let virtual_ = self.image.0.map_or(LINKED, Number::value);
-        let image = Placement::check(virtual_, self.image.1.value(), linked)?;
-        let offset = hhdm(self.hhdm.map_or(LOWEST_HHDM, Number::value))?;
+        let virtual_ = self
+            .image
+            .0
+            .map_or(LINKED, |base| VirtAddr::new(base.value()));
+        let physical = PhysAddr::new(self.image.1.value());
+        let image = Placement::check(virtual_, physical, linked)?;
+        let hhdm = hhdm(self.hhdm.map_or(LOWEST_HHDM, Number::value))?;
         let memory = self.memory_map()?;
         assert!(memory.usable_bytes() <= 300 << 52);
-        self.check_screen(offset, &memory);
+        self.check_screen(hhdm, &memory);
 
         let mut map = physical_map(&memory.entries)?;
         map.assign(image.range, Owner::Kernel, Owner::Kernel)?;
@@ -182,7 +187,7 @@ impl Input<'_> {
         let read_only = PhysRange::new(image.range.start(), text + constants);
         let read_only = read_only.as_slice();
         let largest = PageSize::Size1GiB;
-        for region in muster_boot::hhdm_regions(&memory.entries, offset, largest, read_only)? {
+        for region in muster_boot::hhdm_regions(&memory.entries, hhdm, largest, read_only)? {
             plan.add(region)?;
         }
         let mut at = LINKED;

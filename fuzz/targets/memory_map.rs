@@ -17,9 +17,10 @@ use std::mem::MaybeUninit;
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 use muster_boot::{Kind, MemoryEntry, hhdm_regions};
-use muster_frames::{FRAME_SIZE, FrameInfo, PhysRange};
+use muster_frames::{FRAME_SIZE, FrameInfo, PhysAddr, PhysRange};
 use muster_paging::{
     Access, Cache, Features, Levels, PageSize, Plan, PlanError, Region, TableError, Tables,
+    VirtAddr,
 };
 
 use crate::owner::{FrameAllocator, Owner, PhysicalMap, physical_map};
@@ -91,7 +92,10 @@ impl Input {
             let reach = |bytes: u16| if is_whole { 0 } else { u64::from(bytes) };
             let end = start + frames * FRAME_SIZE;
             let start = start.saturating_sub(reach(entry.before));
-            let range = PhysRange::from_bounds(start, end + reach(entry.after))?;
+            let range = PhysRange::from_bounds(
+                PhysAddr::new(start),
+                PhysAddr::new(end + reach(entry.after)),
+            )?;
             at = end;
             Some(MemoryEntry { range, kind })
         });
@@ -120,10 +124,10 @@ impl Input {
 /// Where something could change: in the frames around both ends of every range.
 fn places(ranges: impl Iterator<Item = PhysRange>) -> Vec<u64> {
     let mut places: Vec<u64> = ranges
-        .flat_map(|range| [range.start(), range.end()])
+        .flat_map(|range| [range.start().get(), range.end().get()])
         .flat_map(|at| [at.saturating_sub(FRAME_SIZE), at, at + FRAME_SIZE])
         .map(|at| at / FRAME_SIZE * FRAME_SIZE)
-        .filter(|&at| PhysRange::new(at, FRAME_SIZE).is_some())
+        .filter(|&at| PhysRange::new(PhysAddr::new(at), FRAME_SIZE).is_some())
         .collect();
     places.sort_unstable();
     places.dedup();
@@ -137,7 +141,9 @@ fn is_allocatable(entry: &MemoryEntry) -> bool {
 /// Whose a byte is, by the entries alone.
 fn naive_owner(entries: &[MemoryEntry], at: u64) -> Option<Owner> {
     let kind_at = |at| {
-        let there = entries.iter().filter(|entry| entry.range.contains(at));
+        let there = entries
+            .iter()
+            .filter(|entry| entry.range.contains(PhysAddr::new(at)));
         there.map(|entry| entry.kind).max()
     };
     let owner = match kind_at(at)? {
@@ -152,13 +158,15 @@ fn naive_owner(entries: &[MemoryEntry], at: u64) -> Option<Owner> {
     };
     // It is handed out if all of its frame is the same owner's.
     let kind = kind_at(at);
-    let frame = PhysRange::new(at / FRAME_SIZE * FRAME_SIZE, FRAME_SIZE)?;
+    let frame = PhysRange::new(PhysAddr::new(at / FRAME_SIZE * FRAME_SIZE), FRAME_SIZE)?;
     let borders = entries
         .iter()
-        .flat_map(|entry| [entry.range.start(), entry.range.end()]);
-    let inside = borders.filter(|&border| frame.contains(border));
-    let is_whole = inside.chain([frame.start()]).all(|at| kind_at(at) == kind);
-    match (is_whole, frame.start()) {
+        .flat_map(|entry| [entry.range.start().get(), entry.range.end().get()]);
+    let inside = borders.filter(|&border| frame.contains(PhysAddr::new(border)));
+    let is_whole = inside
+        .chain([frame.start().get()])
+        .all(|at| kind_at(at) == kind);
+    match (is_whole, frame.start().get()) {
         (false, _) => Some(Owner::Reserved),
         (true, 0) => Some(Owner::NullFrame),
         (true, _) => Some(owner),
@@ -181,11 +189,15 @@ fn check_owners(entries: &[MemoryEntry]) {
     };
     assert!(first_overlap.is_none());
     for entry in entries {
-        let (start, end) = (entry.range.start(), entry.range.end());
+        let (start, end) = (entry.range.start().get(), entry.range.end().get());
         let first = start / FRAME_SIZE * FRAME_SIZE;
         let last = (end - 1) / FRAME_SIZE * FRAME_SIZE;
         for at in [first, start.saturating_sub(1), start, last, end - 1, end] {
-            assert_eq!(map.owner_of(at), naive_owner(entries, at), "{at:#x}");
+            assert_eq!(
+                map.owner_of(PhysAddr::new(at)),
+                naive_owner(entries, at),
+                "{at:#x}"
+            );
         }
     }
     check_frames(&map);
@@ -222,12 +234,12 @@ fn check_frames(map: &PhysicalMap) {
     drop(unsafe { Box::from_raw(records) });
 }
 
-fn check_page(tables: &Tables<&Ram>, offset: u64, phys: u64, expected: Shown) {
-    let Some(virt) = offset.checked_add(phys) else {
+fn check_page(tables: &Tables<&Ram>, hhdm: VirtAddr, phys: PhysAddr, expected: Shown) {
+    let Some(virt) = hhdm.checked_add(phys.get()) else {
         return;
     };
     let found = tables.translate(virt).map(|found| {
-        assert_eq!(found.phys, phys, "{virt:#x}");
+        assert_eq!(found.phys, phys, "{virt}");
         (found.leaf.access(), found.leaf.cache())
     });
     let expected = match expected {
@@ -236,7 +248,7 @@ fn check_page(tables: &Tables<&Ram>, offset: u64, phys: u64, expected: Shown) {
         Shown::Protected => Some((Some(Access::ReadOnly), Some(Cache::WriteBack))),
         Shown::Framebuffer => Some((Some(Access::ReadWrite), Some(Cache::WriteCombining))),
     };
-    assert_eq!(found, expected, "{virt:#x} -> {phys:#x}");
+    assert_eq!(found, expected, "{virt} -> {phys}");
 }
 
 fuzz_target!(|input: Input| {
@@ -251,14 +263,14 @@ fuzz_target!(|input: Input| {
     } else {
         Levels::Four
     };
-    let offset = input.offset(levels);
+    let hhdm = VirtAddr::new(input.offset(levels));
     let largest = PageSize::ALL[usize::from(input.largest) % PageSize::ALL.len()];
-    let regions = match hhdm_regions(&entries, offset, largest, &read_only) {
+    let regions = match hhdm_regions(&entries, hhdm, largest, &read_only) {
         Ok(regions) => regions,
         Err(error) => {
             assert!(matches!(error, PlanError::NotCanonical { .. }), "{error}");
             let end = entries.iter().map(|entry| entry.range.end()).max();
-            assert!(end.is_some_and(|end| offset.checked_add(end).is_none()));
+            assert!(end.is_some_and(|end| hhdm.checked_add(end.get()).is_none()));
             return;
         }
     };
@@ -276,7 +288,7 @@ fuzz_target!(|input: Input| {
                     );
                 }
                 PlanError::BeyondPhysical { .. } => {
-                    assert!(region.phys + region.length > 1 << bits, "{error}");
+                    assert!((region.phys + region.length).get() > 1 << bits, "{error}");
                 }
                 _ => panic!("{error}"),
             }
@@ -309,6 +321,11 @@ fuzz_target!(|input: Input| {
     assert_eq!(census.bytes, lengths(&regions));
     assert_eq!(census.tables, ram.frames().len());
     for phys in places {
-        check_page(&tables, offset, phys, shown(&entries, &read_only, phys));
+        check_page(
+            &tables,
+            hhdm,
+            PhysAddr::new(phys),
+            shown(&entries, &read_only, phys),
+        );
     }
 });

@@ -9,7 +9,9 @@ use std::ptr::{self, NonNull};
 use std::sync::OnceLock;
 use std::thread;
 
-use muster_frames::{FrameAllocator, FrameInfo, FrameRun, OwnedRun, PhysRange, SoleOwner};
+use muster_frames::{
+    FrameAllocator, FrameInfo, FrameRun, OwnedRun, PhysAddr, PhysRange, SoleOwner,
+};
 use muster_heap::{CpuCache, FRAME, FramePlatform, MagazineHeap, NO_CACHE};
 
 // A kernel keeps these in its per-CPU blocks.
@@ -49,12 +51,13 @@ unsafe impl FramePlatform for Machine {
         let run = FRAMES.get()?.allocate_run(count, align, SoleOwner::Used)?;
         // A kernel adds the offset of its direct map.
         NonNull::new(ptr::with_exposed_provenance_mut(
-            run.into_raw().start() as usize
+            run.into_raw().start().get() as usize,
         ))
     }
 
     unsafe fn free_frames(&self, start: NonNull<u8>, count: usize) {
-        let range = PhysRange::new(start.addr().get() as u64, (count * FRAME) as u64);
+        let phys = PhysAddr::new(start.addr().get() as u64);
+        let range = PhysRange::new(phys, (count * FRAME) as u64);
         if let (Some(frames), Some(run)) = (FRAMES.get(), range.and_then(FrameRun::from_range)) {
             // SAFETY: `allocate_frames` gave these frames up, and the caller promises that they are unused.
             let freed = frames.free_run(unsafe { OwnedRun::from_raw(run, SoleOwner::Used) });
@@ -65,7 +68,8 @@ unsafe impl FramePlatform for Machine {
 
 fn main() -> Result<(), Box<dyn Error>> {
     let memory = vec![0_u8; 16 << 20].leak().as_mut_ptr().expose_provenance();
-    let memory = PhysRange::new(memory as u64, 16 << 20).and_then(PhysRange::whole_frames);
+    let memory =
+        PhysRange::new(PhysAddr::new(memory as u64), 16 << 20).and_then(PhysRange::whole_frames);
     let free = [memory.ok_or("no whole frame")?].into_iter();
     let records = FrameInfo::needed(free.clone());
     let records = Box::leak(Box::new_uninit_slice(records));

@@ -1,5 +1,6 @@
 //! The allocator of virtual addresses for mappings.
 
+use crate::virt_addr::VirtAddr;
 use alloc::vec::Vec;
 use core::fmt;
 
@@ -193,14 +194,14 @@ impl OwnedAddresses {
 /// the addresses from being [freed](Self::free).
 ///
 /// ```
-/// # use muster_frames::{FrameAllocator, PhysRange};
+/// # use muster_frames::{FrameAllocator, PhysAddr, PhysRange};
 /// # use muster_paging::{Features, Levels, PhysicalMemory, Tables};
-/// use muster_paging::{AddressAllocator, AddressError, VirtRange};
+/// use muster_paging::{AddressAllocator, AddressError, VirtAddr, VirtRange};
 /// # struct Direct(u64);
 /// # // SAFETY: the pages below are all that it is asked for.
 /// # unsafe impl PhysicalMemory for Direct {
-/// #     fn pointer(&self, phys: u64) -> Option<core::ptr::NonNull<u8>> {
-/// #         core::ptr::NonNull::new((self.0 + phys) as *mut u8)
+/// #     fn pointer(&self, phys: muster_frames::PhysAddr) -> Option<core::ptr::NonNull<u8>> {
+/// #         core::ptr::NonNull::new((self.0 + phys.get()) as *mut u8)
 /// #     }
 /// # }
 /// # #[repr(align(4096))]
@@ -208,18 +209,18 @@ impl OwnedAddresses {
 /// # struct Page(#[expect(dead_code)] [u8; 4096]);
 /// # let memory = vec![Page([0; 4096]); 16].leak();
 /// # let direct = Direct(memory.as_ptr() as u64 - 0x10_0000);
-/// # let free = [PhysRange::new(0x10_0000, 0x1_0000).unwrap()];
+/// # let free = [PhysRange::new(PhysAddr::new(0x10_0000), 0x1_0000).unwrap()];
 /// # let storage = Box::leak(Box::new_uninit_slice(2));
 /// # // SAFETY: nothing else uses the pages, which were just leaked.
 /// # let frames = unsafe { FrameAllocator::new(free.into_iter(), [].into_iter(), storage)? };
 /// # let mut tables = Tables::new(direct, Levels::Four, Features::default(), &frames)?;
 ///
-/// let window = VirtRange::new(0xffff_ff10_0000_0000, 0x6000).unwrap();
+/// let window = VirtRange::new(VirtAddr::new(0xffff_ff10_0000_0000), 0x6000).unwrap();
 /// let mut addresses = AddressAllocator::new(&mut tables, window)?;
 /// let one = addresses.allocate(0x1000, 0x1000)?;
 /// let two = addresses.allocate(0x2000, 0x1000)?;
-/// assert_eq!(one.range().start(), 0xffff_ff10_0000_1000);
-/// assert_eq!(two.range().start(), 0xffff_ff10_0000_3000);
+/// assert_eq!(one.range().start().get(), 0xffff_ff10_0000_1000);
+/// assert_eq!(two.range().start().get(), 0xffff_ff10_0000_3000);
 /// let exhausted = AddressError::Exhausted { length: 0x1000, align: 0x1000 };
 /// assert_eq!(addresses.allocate(0x1000, 0x1000), Err(exhausted));
 ///
@@ -312,17 +313,17 @@ impl AddressAllocator {
     fn find(&self, length: u64, align: u64) -> Option<(usize, VirtRange)> {
         // Each gap begins after the guard that follows the range below, and ends with the guard
         // before the range above: the last of the window's pages, above all ranges.
-        let mut from = self.window.start().checked_add(GUARD)?;
-        let ends = self.taken.iter().map(|range| range.start() - 1);
-        for (index, last) in ends.chain([self.window.last()]).enumerate() {
+        let mut from = self.window.start().get().checked_add(GUARD)?;
+        let ends = self.taken.iter().map(|range| range.start().get() - 1);
+        for (index, last) in ends.chain([self.window.last().get()]).enumerate() {
             let fits = from.checked_next_multiple_of(align).and_then(|start| {
                 let guarded = start.checked_add(length.checked_add(GUARD - 1)?)?;
-                VirtRange::new(start, length).filter(|_| guarded <= last)
+                VirtRange::new(VirtAddr::new(start), length).filter(|_| guarded <= last)
             });
             if let Some(range) = fits {
                 return Some((index, range));
             }
-            from = self.taken.get(index)?.last().checked_add(1 + GUARD)?;
+            from = self.taken.get(index)?.last().get().checked_add(1 + GUARD)?;
         }
         None
     }

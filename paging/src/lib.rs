@@ -35,13 +35,13 @@
 //! use muster_paging::*;
 //!
 //! struct DirectMap {
-//!     offset: u64,
+//!     base: VirtAddr,
 //! }
 //!
-//! // SAFETY: the loader maps all usable memory at `offset`, and it stays so.
+//! // SAFETY: the loader maps all usable memory at `base`, and it stays so.
 //! unsafe impl PhysicalMemory for DirectMap {
-//!     fn pointer(&self, phys: u64) -> Option<NonNull<u8>> {
-//!         NonNull::new(self.offset.checked_add(phys)? as *mut u8)
+//!     fn pointer(&self, phys: PhysAddr) -> Option<NonNull<u8>> {
+//!         NonNull::new(self.base.checked_add(phys.get())?.as_mut_ptr())
 //!     }
 //! }
 //!
@@ -50,8 +50,9 @@
 //! # #[derive(Clone)]
 //! # struct Page(#[expect(dead_code)] [u8; 4096]);
 //! # let pages = vec![Page([0; 4096]); 64].leak();
-//! # let direct_map = DirectMap { offset: pages.as_ptr() as u64 - 0x10_0000 };
-//! let memory = PhysRange::from_bounds(0x10_0000, 0x14_0000).unwrap();
+//! # let base = VirtAddr::new(VirtAddr::from_ptr(pages.as_ptr()).get() - 0x10_0000);
+//! # let direct_map = DirectMap { base };
+//! let memory = PhysRange::new(PhysAddr::new(0x10_0000), 0x4_0000).unwrap();
 //!
 //! // The records of the frames; a kernel places them in free memory, by `PhysicalMap::assign`.
 //! let records = FrameInfo::needed([memory].into_iter());
@@ -63,7 +64,7 @@
 //! let mut plan = Plan::new(Levels::Four, 40);
 //! plan.add(Region {
 //!     name: "direct map",
-//!     virt: 0xffff_8000_0000_0000 + memory.start(),
+//!     virt: VirtAddr::new(0xffff_8000_0000_0000) + memory.start().get(),
 //!     phys: memory.start(),
 //!     length: memory.len(),
 //!     access: Access::ReadWrite,
@@ -94,7 +95,7 @@
 //!     }
 //! }
 //!
-//! let window = VirtRange::new(0xffff_ff10_0000_0000, 0x10_0000).unwrap();
+//! let window = VirtRange::new(VirtAddr::new(0xffff_ff10_0000_0000), 0x10_0000).unwrap();
 //! let mut addresses = AddressAllocator::new(&mut tables, window)?;
 //! let owned = addresses.allocate(FRAME_SIZE, FRAME_SIZE)?;
 //! let range = owned.range();
@@ -135,6 +136,7 @@ mod models;
 mod plan;
 mod tables;
 mod unique;
+mod virt_addr;
 mod virt_range;
 
 pub use address_allocator::{
@@ -147,4 +149,5 @@ pub use tables::{
     FreedPage, Leaf, Mismatch, PartialRoot, PartlyMapped, PhysicalMemory, Rights, Shootdown, Step,
     TableError, TableView, Tables, TablesOf, Target, Translation, Unmapped, Unmapping,
 };
+pub use virt_addr::VirtAddr;
 pub use virt_range::VirtRange;

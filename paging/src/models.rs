@@ -13,7 +13,7 @@ use std::boxed::Box;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::vec::Vec;
 
-use muster_frames::{FRAME_SIZE, Frame, OwnedFrame, SoleOwner};
+use muster_frames::{FRAME_SIZE, Frame, OwnedFrame, PhysAddr, SoleOwner};
 use muster_sync::loom::thread;
 use muster_sync::{AtomicU64, model};
 
@@ -39,8 +39,8 @@ impl TableFrames {
 // SAFETY: (1) a table is an array of loom's atomics here, which is all that is reached by the pointer;
 // (2), (4) it stays where it is; (3) by atomics.
 unsafe impl PhysicalMemory for TableFrames {
-    fn pointer(&self, phys: u64) -> Option<NonNull<u8>> {
-        let table = self.tables.get((phys / FRAME_SIZE) as usize - 1)?;
+    fn pointer(&self, phys: PhysAddr) -> Option<NonNull<u8>> {
+        let table = self.tables.get((phys.get() / FRAME_SIZE) as usize - 1)?;
         Some(NonNull::from(table).cast())
     }
 }
@@ -67,7 +67,8 @@ impl FrameSource for TableFrames {
 /// mapped in the same: the view finds that page or nothing, but no garbage.
 #[test]
 fn view_against_mapping() {
-    const PAGE: u64 = 0x1000;
+    const FIRST: VirtAddr = VirtAddr::new(0);
+    const PAGE: VirtAddr = VirtAddr::new(FRAME_SIZE);
 
     model("view against mapping", None, || {
         let memory = TableFrames::new(4);
@@ -88,9 +89,10 @@ fn view_against_mapping() {
             // SAFETY: nobody uses the addresses, of which no CPU knows.
             unsafe { tables.map_page(virt, frame, access, cache, memory) }.unwrap();
         };
-        map(&mut tables, 0, Frame::from_number(8).unwrap());
+        map(&mut tables, FIRST, Frame::from_number(8).unwrap());
         // SAFETY: as above.
-        let unmapping = unsafe { tables.unmap(VirtRange::new(0, PAGE).unwrap()) }.unwrap();
+        let unmapping =
+            unsafe { tables.unmap(VirtRange::new(FIRST, FRAME_SIZE).unwrap()) }.unwrap();
         map(&mut tables, PAGE, mapped);
         // Never flushed: no table is given back.
         core::mem::forget(unmapping);

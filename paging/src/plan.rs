@@ -8,6 +8,7 @@ mod error;
 mod levels;
 mod region;
 
+use crate::virt_addr::VirtAddr;
 use alloc::vec::Vec;
 
 pub(crate) use attributes::pat_index;
@@ -23,12 +24,13 @@ pub use region::Region;
 /// It does not prove that the physical memory is there and is what the region's name says.
 ///
 /// ```
-/// use muster_paging::{Access, Cache, Levels, PageSize, Plan, PlanError, Region};
+/// use muster_frames::PhysAddr;
+/// use muster_paging::{Access, Cache, Levels, PageSize, Plan, PlanError, Region, VirtAddr};
 ///
 /// let text = Region {
 ///     name: "text",
-///     virt: 0xffff_ffff_8000_0000,
-///     phys: 0x20_0000,
+///     virt: VirtAddr::new(0xffff_ffff_8000_0000),
+///     phys: PhysAddr::new(0x20_0000),
 ///     length: 0x1000,
 ///     access: Access::ReadExecute,
 ///     cache: Cache::WriteBack,
@@ -36,9 +38,10 @@ pub use region::Region;
 /// };
 /// let mut plan = Plan::new(Levels::Four, 40);
 /// plan.add(text)?;
-/// let alias = Region { name: "alias", virt: 0x1000, access: Access::ReadWrite, ..text };
+/// let virt = VirtAddr::new(0x1000);
+/// let alias = Region { name: "alias", virt, access: Access::ReadWrite, ..text };
 /// assert_eq!(plan.add(alias), Err(PlanError::WritableAlias { name: "alias", with: "text" }));
-/// assert_eq!(plan.region_at(0xffff_ffff_8000_0fff), Some(&text));
+/// assert_eq!(plan.region_at(text.virt + 0xfff), Some(&text));
 /// # Ok::<(), PlanError>(())
 /// ```
 #[derive(Clone, Debug)]
@@ -79,7 +82,7 @@ impl Plan {
         region.check(self.levels)?;
         if region
             .physical()
-            .is_none_or(|physical| physical.end() > 1 << self.physical_bits)
+            .is_none_or(|physical| physical.end().get() > 1 << self.physical_bits)
         {
             return Err(PlanError::BeyondPhysical {
                 name,
@@ -127,7 +130,7 @@ impl Plan {
     }
 
     /// Returns the region that the virtual address lies in.
-    pub fn region_at(&self, virt: u64) -> Option<&Region> {
+    pub fn region_at(&self, virt: VirtAddr) -> Option<&Region> {
         let after = self.regions.partition_point(|region| region.virt <= virt);
         self.regions
             .get(after.checked_sub(1)?)

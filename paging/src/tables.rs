@@ -14,6 +14,7 @@ mod path;
 mod verify;
 mod view;
 
+use crate::virt_addr::VirtAddr;
 use alloc::vec::Vec;
 use core::fmt;
 use core::ops::Deref;
@@ -23,7 +24,7 @@ use crate::address_allocator::WindowError;
 use crate::plan::{Levels, PageSize, Plan};
 use crate::unique::Unique;
 use crate::virt_range::VirtRange;
-use muster_frames::Frame;
+use muster_frames::{Frame, PhysAddr};
 
 use aliases::Aliases;
 use entry::{
@@ -63,12 +64,12 @@ const MAX_LEVELS_BELOW: usize = 4;
 /// 4. while the frame is a page table, the answer stays `Some`.
 pub unsafe trait PhysicalMemory {
     /// Returns where the frame that starts at `phys` can be accessed; `None` if it cannot.
-    fn pointer(&self, phys: u64) -> Option<NonNull<u8>>;
+    fn pointer(&self, phys: PhysAddr) -> Option<NonNull<u8>>;
 }
 
 // SAFETY: the same pointers as the referent's, which lives as long as the reference.
 unsafe impl<M: PhysicalMemory> PhysicalMemory for &M {
-    fn pointer(&self, phys: u64) -> Option<NonNull<u8>> {
+    fn pointer(&self, phys: PhysAddr) -> Option<NonNull<u8>> {
         (**self).pointer(phys)
     }
 }
@@ -217,7 +218,7 @@ impl<M: PhysicalMemory> Tables<M> {
     }
 
     /// Returns the index of the first permanent range that ends at this address or above.
-    fn permanent_index(&self, virt: u64) -> usize {
+    fn permanent_index(&self, virt: VirtAddr) -> usize {
         self.permanent.partition_point(|range| range.last() < virt)
     }
 }

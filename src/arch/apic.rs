@@ -2,7 +2,9 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use muster_frames::PhysAddr;
 use muster_machine::lapic::{BASE_ENABLED, BASE_X2APIC, Register};
+use muster_paging::VirtAddr;
 use muster_percpu::InterruptSafe;
 use x86_64::registers::model_specific::{ApicBase, Msr};
 
@@ -20,10 +22,10 @@ static ROOTS: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
 
 /// Returns the physical address of the xAPIC's page: `None` in x2APIC mode, which needs none, and where
 /// this CPU's local APIC is switched off.
-pub fn physical_base() -> Option<u64> {
+pub fn physical_base() -> Option<PhysAddr> {
     let (frame, flags) = ApicBase::read_raw();
     let is_xapic = flags & (BASE_ENABLED | BASE_X2APIC) == BASE_ENABLED;
-    is_xapic.then(|| frame.start_address().as_u64())
+    is_xapic.then(|| PhysAddr::new(frame.start_address().as_u64()))
 }
 
 /// Records where the xAPIC's page is mapped, in the tables with these roots.
@@ -31,12 +33,12 @@ pub fn physical_base() -> Option<u64> {
 /// # Safety
 ///
 /// The page is mapped there, uncached, for good, in the tables with either root.
-pub unsafe fn mapped_at(virtual_: u64, roots: [u64; 2]) {
+pub unsafe fn mapped_at(virtual_: VirtAddr, roots: [PhysAddr; 2]) {
     for (slot, root) in ROOTS.iter().zip(roots) {
         // Relaxed: published by the store below, and always the same.
-        slot.store(root, Ordering::Relaxed);
+        slot.store(root.get(), Ordering::Relaxed);
     }
-    REGISTERS.store(virtual_, Ordering::Release);
+    REGISTERS.store(virtual_.get(), Ordering::Release);
 }
 
 /// Returns whether this CPU runs on tables that map the xAPIC's page. Asked once [`REGISTERS`] was
@@ -45,7 +47,7 @@ fn is_on_tables() -> bool {
     let loaded = control::loaded_tables();
     ROOTS
         .iter()
-        .any(|root| root.load(Ordering::Relaxed) == loaded)
+        .any(|root| root.load(Ordering::Relaxed) == loaded.get())
 }
 
 /// This CPU's APIC registers, where they are to be reached. Only this file makes one.

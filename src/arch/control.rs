@@ -5,6 +5,7 @@
 
 use core::fmt;
 
+use muster_frames::Frame;
 use muster_paging::{Levels, PAT};
 use raw_cpuid::CpuId;
 use x86_64::registers::control::{Cr0, Cr0Flags, Cr3, Cr4, Cr4Flags};
@@ -329,21 +330,21 @@ pub fn set(features: &Features) {
     }
 }
 
-/// Loads the tables at physical address `root`, which flushes the TLB.
+/// Loads the tables with this root, which flushes the TLB.
 ///
 /// # Safety
 ///
-/// `root` is the page-aligned root of tables with as many levels as are in use,
+/// `root` is the root of tables with as many levels as are in use,
 /// and they map what runs and is touched from here on (code, stack, data, GDT,
 /// IDT) where the tables in use now map it.
-pub unsafe fn load_tables(root: u64) {
-    let frame = PhysFrame::containing_address(PhysAddr::new_truncate(root));
+pub unsafe fn load_tables(root: Frame) {
+    let frame = PhysFrame::containing_address(PhysAddr::new_truncate(root.start().get()));
     // SAFETY: as the caller promises. Flags 0: PCID is off, the tables themselves
     // are write-back memory.
     unsafe { Cr3::write_raw(frame, 0) };
 }
 
 /// Returns the root of the tables this CPU has loaded.
-pub fn loaded_tables() -> u64 {
-    Cr3::read_raw().0.start_address().as_u64()
+pub fn loaded_tables() -> muster_frames::PhysAddr {
+    muster_frames::PhysAddr::new(Cr3::read_raw().0.start_address().as_u64())
 }

@@ -53,7 +53,7 @@ unsafe impl Sync for BootCell {}
 /// # Panics
 ///
 /// If it is called again.
-pub fn load_boot(tops: [u64; InterruptStack::COUNT]) {
+pub fn load_boot(tops: [muster_paging::VirtAddr; InterruptStack::COUNT]) {
     static BOOT: BootCell = BootCell(UnsafeCell::new(MaybeUninit::uninit()));
     static TAKEN: AtomicBool = AtomicBool::new(false);
 
@@ -79,11 +79,14 @@ impl Descriptors {
     /// # Safety
     ///
     /// `place` is aligned, writable, used by nothing else, and stays for good.
-    pub unsafe fn create(place: *mut Self, tops: [u64; InterruptStack::COUNT]) -> &'static Self {
+    pub unsafe fn create(
+        place: *mut Self,
+        tops: [muster_paging::VirtAddr; InterruptStack::COUNT],
+    ) -> &'static Self {
         let mut tss = TaskStateSegment::new();
         let mut table = tss.interrupt_stack_table;
         for (slot, top) in table.iter_mut().zip(tops) {
-            *slot = VirtAddr::new_truncate(top);
+            *slot = VirtAddr::new_truncate(top.get());
         }
         // The struct is packed: its fields are written whole.
         tss.interrupt_stack_table = table;

@@ -1,6 +1,8 @@
 //! The frame that an exception or an interrupt leaves of the interrupted code, and the vectors of
 //! the CPU's own exceptions.
 
+use muster_paging::VirtAddr;
+
 /// The vector of page faults.
 pub const PAGE_FAULT: u64 = 14;
 /// The vector of debug exceptions.
@@ -62,13 +64,13 @@ pub enum Heap {
 
 /// Returns the frame pointer of the function this is inlined in.
 #[inline(always)]
-pub fn frame_pointer() -> u64 {
+pub fn frame_pointer() -> VirtAddr {
     let frame_pointer;
     // SAFETY: reads one register.
     unsafe {
         core::arch::asm!("mov {}, rbp", out(reg) frame_pointer, options(nomem, nostack, preserves_flags));
     }
-    frame_pointer
+    VirtAddr::new(frame_pointer)
 }
 
 /// Returns whether the CPU pushes an error code for an exception at this vector.

@@ -2,7 +2,7 @@
 
 use core::ops::Range;
 
-use muster_paging::Access;
+use muster_paging::{Access, VirtAddr};
 
 /// One section group of the image: whole pages with one set of rights.
 #[derive(Debug, Clone, Copy)]
@@ -10,9 +10,9 @@ pub struct Section {
     /// The content of the pages, as it is called in the plan and in reports.
     pub name: &'static str,
     /// First virtual address.
-    pub start: u64,
+    pub start: VirtAddr,
     /// First virtual address after it.
-    pub end: u64,
+    pub end: VirtAddr,
     /// The rights the image asks for.
     pub access: Access,
 }
@@ -24,7 +24,7 @@ impl Section {
     }
 
     /// Returns whether `address` lies in this section.
-    pub fn contains(&self, address: u64) -> bool {
+    pub fn contains(&self, address: VirtAddr) -> bool {
         (self.start..self.end).contains(&address)
     }
 }
@@ -44,8 +44,8 @@ unsafe extern "C" {
 pub fn sections() -> [Section; 4] {
     let section = |name, start: *const u8, end: *const u8, access| Section {
         name,
-        start: start.addr() as u64,
-        end: end.addr() as u64,
+        start: VirtAddr::from_ptr(start),
+        end: VirtAddr::from_ptr(end),
         access,
     };
     [
@@ -78,8 +78,8 @@ pub fn sections() -> [Section; 4] {
 }
 
 /// Returns whether `address` lies in the image's code.
-pub fn is_text(address: u64) -> bool {
-    sections()[0].contains(address)
+pub fn is_text(address: VirtAddr) -> bool {
+    sections()[0].contains(VirtAddr::new(address.get()))
 }
 
 /// Returns whether the loader has loaded these addresses as part of the image.
@@ -87,5 +87,5 @@ pub fn has_loaded(addresses: Range<usize>) -> bool {
     let (start, end) = (addresses.start as u64, addresses.end as u64);
     sections()
         .iter()
-        .any(|section| section.start <= start && end <= section.end)
+        .any(|section| section.start <= VirtAddr::new(start) && end <= section.end.get())
 }

@@ -22,6 +22,8 @@ use limine::response::{BootloaderInfoResponse, ExecutableCmdlineResponse, Frameb
 use muster_boot::{
     Answer, BootError, Cpus, Framebuffer, Kind, MemoryMap, Placement, REVISION, Unusable,
 };
+use muster_frames::PhysAddr;
+use muster_paging::VirtAddr;
 use muster_screen::Channel;
 
 use super::bytes::Bytes;
@@ -71,7 +73,7 @@ pub struct Boot {
     /// The loader's name and version, for the log.
     pub loader: String,
     /// Virtual address of physical address 0 in the higher-half direct map.
-    pub hhdm: u64,
+    pub hhdm: VirtAddr,
     /// Where the kernel image lies.
     pub image: Placement,
     /// The memory map, as the loader sorted it.
@@ -203,8 +205,8 @@ fn placement() -> Result<Placement, BootError> {
         .ok_or(BootError::Missing("executable address"))?;
     let [first, .., last] = image::sections();
     Placement::check(
-        response.virtual_base(),
-        response.physical_base(),
+        VirtAddr::new(response.virtual_base()),
+        PhysAddr::new(response.physical_base()),
         first.start..last.end,
     )
 }
@@ -255,7 +257,7 @@ fn framebuffer() -> Option<Answer> {
     }
     let framebuffer = response.framebuffers().next()?;
     Some(Answer {
-        address: framebuffer.addr().addr() as u64,
+        address: VirtAddr::from_ptr(framebuffer.addr()),
         width: framebuffer.width(),
         height: framebuffer.height(),
         pitch: framebuffer.pitch(),

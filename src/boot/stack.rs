@@ -6,9 +6,10 @@
 
 use core::cell::UnsafeCell;
 use core::fmt;
-use core::ptr::{self, NonNull};
+use core::ptr::NonNull;
 
 use muster_frames::FRAME_SIZE;
+use muster_paging::VirtAddr;
 
 use super::window::STACKS;
 use crate::arch::descriptors::InterruptStack;
@@ -60,9 +61,9 @@ pub struct Extent {
     /// Its purpose, as it is called in the plan and in reports.
     pub name: &'static str,
     /// Its lowest address.
-    pub bottom: u64,
+    pub bottom: VirtAddr,
     /// The first address above it, where the stack pointer starts.
-    pub top: u64,
+    pub top: VirtAddr,
 }
 
 impl Extent {
@@ -77,9 +78,9 @@ impl Extent {
     ///
     /// It is mapped in the tables in use.
     pub unsafe fn peak_used(&self) -> u64 {
-        let words = (self.bottom..self.top).step_by(size_of::<u64>());
-        let untouched = words
-            .map(|address| ptr::with_exposed_provenance::<u64>(address as usize))
+        let bottom = self.bottom.as_mut_ptr::<u64>();
+        let untouched = (0..self.length() as usize / size_of::<u64>())
+            .map(|word| bottom.wrapping_add(word))
             // SAFETY: aligned and mapped, as the stack is whole words and, by the caller's promise,
             // in the tables. Its CPU may write there: then a word is read as it was or as it is.
             .take_while(|word| unsafe { word.read_volatile() } == PAINT)
@@ -88,7 +89,7 @@ impl Extent {
     }
 
     /// Returns whether `address` lies in it.
-    pub fn contains(&self, address: u64) -> bool {
+    pub fn contains(&self, address: VirtAddr) -> bool {
         (self.bottom..self.top).contains(&address)
     }
 }
@@ -125,7 +126,7 @@ impl Slot {
     }
 
     /// Returns the tops of the interrupt stacks, for the TSS.
-    pub fn interrupt_tops(self) -> [u64; InterruptStack::COUNT] {
+    pub fn interrupt_tops(self) -> [VirtAddr; InterruptStack::COUNT] {
         let [double_fault, nmi, machine_check, _] = self.stacks();
         [double_fault.top, nmi.top, machine_check.top]
     }
@@ -145,9 +146,9 @@ pub enum StackLocation {
 impl StackLocation {
     /// Returns the location of `address`, if it is in the window, or in the guard below the boot
     /// stack.
-    pub fn of(address: u64) -> Option<Self> {
-        let boot = boot_top() - BOOT as u64;
-        if (boot - GUARD..boot).contains(&address) {
+    pub fn of(address: VirtAddr) -> Option<Self> {
+        let boot = boot_bottom();
+        if address < boot && boot - address <= GUARD {
             return Some(Self::GuardBelowBoot);
         }
         if !STACKS.contains(address) {
@@ -186,10 +187,10 @@ impl fmt::Display for StackLocation {
 }
 
 /// Returns the stack that an address lies in, of those that are mapped for good.
-pub fn around(address: u64) -> Option<Extent> {
+pub fn around(address: VirtAddr) -> Option<Extent> {
     let boot = Extent {
         name: "boot stack",
-        bottom: boot_top() - BOOT as u64,
+        bottom: boot_bottom(),
         top: boot_top(),
     };
     let cpu =
@@ -208,7 +209,7 @@ pub fn around(address: u64) -> Option<Extent> {
 ///
 /// The stack is mapped, writable, large enough, and used by no one; `top` is a
 /// multiple of 16. Nothing on the current stack is used again.
-pub unsafe fn run_on(top: u64, next: extern "C" fn() -> !) -> ! {
+pub unsafe fn run_on(top: VirtAddr, next: extern "C" fn() -> !) -> ! {
     // SAFETY: the stack is as the caller promises, and `call` pushes 8 bytes, so that
     // `next` finds it aligned as the ABI has it. The frame pointer 0 ends every
     // backtrace here.
@@ -218,7 +219,7 @@ pub unsafe fn run_on(top: u64, next: extern "C" fn() -> !) -> ! {
             "xor ebp, ebp",
             "call {next}",
             "ud2",
-            top = in(reg) top,
+            top = in(reg) top.get(),
             next = in(reg) next,
             options(noreturn)
         );
@@ -251,23 +252,27 @@ static BOOT_INTERRUPT_STACKS: BootInterruptStacks = BootInterruptStacks(UnsafeCe
 ));
 
 /// Returns the tops of the BSP's interrupt stacks while it is on the boot stack.
-pub fn boot_interrupt_tops() -> [u64; InterruptStack::COUNT] {
-    let bottom = BOOT_INTERRUPT_STACKS.0.get().addr() as u64;
+pub fn boot_interrupt_tops() -> [VirtAddr; InterruptStack::COUNT] {
+    let bottom = VirtAddr::from_ptr(BOOT_INTERRUPT_STACKS.0.get());
     core::array::from_fn(|number| bottom + (number as u64 + 1) * INTERRUPT)
 }
 
 /// Returns the first address above the boot stack.
-pub fn boot_top() -> u64 {
-    (BOOT_STACK.0.get().addr() + BOOT) as u64
+pub fn boot_top() -> VirtAddr {
+    boot_bottom() + BOOT as u64
+}
+
+fn boot_bottom() -> VirtAddr {
+    VirtAddr::from_ptr(BOOT_STACK.0.get())
 }
 
 /// Reads a word of the boot stack, for a fault report before there are other stacks.
-pub fn peek_boot(address: u64) -> Option<u64> {
-    let bottom = BOOT_STACK.0.get().addr() as u64;
-    if !address.is_multiple_of(8) || !(bottom..boot_top() - 7).contains(&address) {
+pub fn peek_boot(address: VirtAddr) -> Option<u64> {
+    let is_inside = boot_bottom() <= address && address < boot_top();
+    if !address.is_multiple_of(8) || !is_inside {
         return None;
     }
-    let word = core::ptr::with_exposed_provenance::<u64>(address as usize);
+    let word = address.as_mut_ptr::<u64>();
     // SAFETY: an aligned word of the static, which only this CPU writes.
     Some(unsafe { word.read_volatile() })
 }

@@ -7,6 +7,7 @@ use core::fmt;
 
 use muster_events::Phase;
 use muster_machine::identity::Difference;
+use muster_paging::VirtAddr;
 use muster_percpu::Register;
 use x86_64::instructions::tables::{sgdt, sidt};
 
@@ -65,8 +66,9 @@ fn is_right(snapshot: &Snapshot, index: u32, aspect: Aspect) -> bool {
             let here = snapshot.stack();
             Slot::of(index).main().contains(here)
         }
-        Aspect::Block => cpu::get(index)
-            .is_some_and(|block| (&raw const *block).addr() as u64 == snapshot.block()),
+        Aspect::Block => {
+            cpu::get(index).is_some_and(|block| VirtAddr::from_ptr(block) == snapshot.block())
+        }
         Aspect::Gdt => others().all(|(_, other)| other.get(&SNAPSHOT).gdt() != snapshot.gdt()),
         Aspect::Idt => others().all(|(_, other)| other.get(&SNAPSHOT).idt() == snapshot.idt()),
         Aspect::Tables => snapshot.cr3() == shared::get().root(),
@@ -170,11 +172,11 @@ pub fn record_here() {
 pub fn record(block: &cpu::Block) {
     let here = 0u8;
     block.get(&SNAPSHOT).store(&SnapshotValues {
-        block: Gs::load().addr() as u64,
+        block: VirtAddr::from_ptr(Gs::load()),
         cr3: control::loaded_tables(),
-        gdt: sgdt().base.as_u64(),
-        idt: sidt().base.as_u64(),
-        stack: (&raw const here).addr() as u64,
+        gdt: VirtAddr::new(sgdt().base.as_u64()),
+        idt: VirtAddr::new(sidt().base.as_u64()),
+        stack: VirtAddr::from_ptr(&raw const here),
         found: Registers::read(),
         wanted: Registers::wanted(&Features::detect()),
     });

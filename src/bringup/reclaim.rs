@@ -9,6 +9,7 @@ use alloc::format;
 use alloc::string::String;
 
 use muster_arguments::Reclaim;
+use muster_paging::VirtAddr;
 
 use super::roll::RollCall;
 use crate::boot::bytes::Bytes;
@@ -47,7 +48,7 @@ pub fn reclaim(roll: &RollCall, choice: Reclaim) -> Result<(), String> {
     }
     for (index, cpu) in online::cpus() {
         for (what, address) in cpu.get(&SNAPSHOT).addresses() {
-            if shared.is_loader_memory(address) {
+            if shared.is_loader_memory(VirtAddr::new(address.get())) {
                 return Err(format!(
                     "CPU {index} has its {what} in the loader's memory, at {address:#x}"
                 ));

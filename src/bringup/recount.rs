@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use muster_frames::{FRAME_SIZE, Frame, PhysRange};
+use muster_frames::{FRAME_SIZE, Frame, PhysAddr, PhysRange};
 use muster_paging::Mismatch;
 use nodit::interval::ie;
 use nodit::{Interval, NoditSet};
@@ -18,7 +18,7 @@ pub enum RecountError {
     /// The tables can't be walked to their end.
     Tables(Mismatch),
     /// The memory at this physical address is mapped twice in the heap's window.
-    MappedTwice(u64),
+    MappedTwice(PhysAddr),
     /// The allocator knows nothing of a frame that it was given.
     Unowned(Frame),
     /// A frame is mapped in the heap's window and is not the heap's.
@@ -46,13 +46,13 @@ impl fmt::Display for RecountError {
         match self {
             Self::Tables(error) => error.fmt(f),
             Self::MappedTwice(phys) => {
-                write!(f, "the heap's window maps the memory at {phys:#x} twice")
+                write!(f, "the heap's window maps the memory at {phys} twice")
             }
-            Self::Unowned(frame) => write!(f, "the frame at {:#x} has no owner", frame.start()),
+            Self::Unowned(frame) => write!(f, "the frame at {} has no owner", frame.start()),
             Self::Heap(frame) => {
                 write!(
                     f,
-                    "the heap's window maps {:#x}, which is not its own",
+                    "the heap's window maps {}, which is not its own",
                     frame.start()
                 )
             }
@@ -94,7 +94,7 @@ pub unsafe fn recount(shared: &SharedMemory) -> Result<u64, RecountError> {
     // SAFETY: nothing is unmapped, as the caller promises.
     let tables = unsafe { shared.published_tables() }
         .walk(&mut |leaf| {
-            let range = ie(leaf.phys, leaf.phys + leaf.size.bytes());
+            let range = ie(leaf.phys.get(), leaf.phys.get() + leaf.size.bytes());
             let owner = || shared.frames().owner_of(Frame::from_start(leaf.phys)?);
             if MAPPINGS.contains(leaf.virt) && owner() == Some(Owner::Mappings) {
                 mapped += leaf.size.bytes();
@@ -120,7 +120,7 @@ pub unsafe fn recount(shared: &SharedMemory) -> Result<u64, RecountError> {
             .owner_of(frame)
             .ok_or(RecountError::Unowned(frame))?;
         counted[owner] += FRAME_SIZE;
-        match (owner, window.contains_point(&frame.start())) {
+        match (owner, window.contains_point(&frame.start().get())) {
             (Owner::Heap, false) => outside_window += 1,
             (Owner::Heap, true) | (_, false) => {}
             (_, true) => return Err(RecountError::Heap(frame)),

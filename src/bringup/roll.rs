@@ -157,9 +157,9 @@ impl RollCall {
                 reached_us: block.get(&PROGRESS).reached(),
                 tsc_ahead_ns,
                 tsc_error_ns,
-                stack_top: addresses::shown(Slot::of(index).main().top),
-                block: addresses::shown(block.get(&SNAPSHOT).block()),
-                tables: addresses::shown(block.get(&SNAPSHOT).cr3()),
+                stack_top: addresses::shown(Slot::of(index).main().top.get()),
+                block: addresses::shown(block.get(&SNAPSHOT).block().get()),
+                tables: addresses::shown(block.get(&SNAPSHOT).cr3().get()),
             });
         }
         for (index, block) in self.absent() {

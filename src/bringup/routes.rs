@@ -10,7 +10,7 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use conquer_once::spin::OnceCell;
-use muster_frames::PhysRange;
+use muster_frames::{PhysAddr, PhysRange};
 use muster_machine::acpi::IoApic;
 use muster_machine::io_apic::{
     Controller, Destination, DestinationWidth, Entry, IoApicError, Mmio, Signal,
@@ -125,7 +125,7 @@ pub fn start(boot: &Boot) {
 impl Inputs {
     /// Maps an I/O APIC's registers, and masks its inputs.
     fn open(io_apic: IoApic) -> Result<Self, Unusable> {
-        let start = u64::from(io_apic.address);
+        let start = PhysAddr::new(io_apic.address.into());
         if let Some(owner) = shared::get().map().owner_of(start)
             && owner != Owner::Reserved
         {

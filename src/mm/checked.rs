@@ -5,12 +5,12 @@
 
 use alloc::alloc::Layout;
 use alloc::vec::Vec;
-use core::num::NonZero;
-use core::ptr;
+use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use conquer_once::spin::OnceCell;
 use muster_heap::{Callers, CheckPlatform, CheckedHeap, CheckedTotals, FRAME, Misuse, Quarantine};
+use muster_paging::VirtAddr;
 
 use super::{heap_platform, shared};
 use crate::boot::{image, stack};
@@ -84,18 +84,22 @@ pub fn taken(layout: Layout) -> Layout {
 /// Beyond the first frame only within the stack that it is on, where anything can be read: code that
 /// was compiled without frame pointers may have left anything in the register.
 #[inline(never)]
-pub fn callers(mut frame_pointer: u64, function: *const ()) -> Callers {
+pub fn callers(mut frame_pointer: VirtAddr, function: *const ()) -> Callers {
     let stack = stack::around(frame_pointer);
     let mut up = || {
-        let frame =
-            ptr::with_exposed_provenance::<u64>(NonZero::new(frame_pointer as usize)?.get());
+        let frame = NonNull::new(frame_pointer.as_mut_ptr::<u64>())?;
         // SAFETY: two aligned words of a stack of this CPU's: first those at a frame pointer, then
         // others that lie wholly in the stack.
-        let (next, return_address) = unsafe { (frame.read(), frame.add(1).read()) };
+        let [next, return_address] =
+            unsafe { [frame.read(), frame.add(1).read()] }.map(VirtAddr::new);
         let is_above = next > frame_pointer && next.is_multiple_of(8);
-        let is_in_stack = stack.is_some_and(|stack| (stack.bottom..stack.top - 8).contains(&next));
-        frame_pointer = if is_above && is_in_stack { next } else { 0 };
-        image::is_text(return_address).then_some(return_address as usize)
+        let is_in_stack = stack.is_some_and(|stack| stack.contains(next) && stack.top - next > 8);
+        frame_pointer = if is_above && is_in_stack {
+            next
+        } else {
+            VirtAddr::new(0)
+        };
+        image::is_text(return_address).then_some(return_address.get() as usize)
     };
     // The compiler makes the allocator's last call a jump, so that the function returns to the
     // allocator's caller; or it doesn't.
@@ -149,7 +153,7 @@ unsafe impl CheckPlatform for Watch {
     }
 
     fn may_read(&self, start: usize, length: usize) -> bool {
-        shared::get().is_heap_memory(start as u64, length as u64)
+        shared::get().is_heap_memory(VirtAddr::new(start as u64), length as u64)
     }
 
     fn capacity(&self) -> usize {

@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 use core::cell::RefCell;
 
-use muster_frames::{Frame, PhysRange};
+use muster_frames::{Frame, PhysAddr, PhysRange};
 use muster_machine::acpi::{Firmware, IoApic, Madt, MadtError, NmiLine, PmTimer};
 use muster_machine::routing::{Routing, RoutingError};
 use muster_paging::{Access, Cache};
@@ -74,12 +74,12 @@ impl Firmware for FirmwareTables {
 
     /// Maps the bytes and copies them: firmware tables lie in memory that the HHDM does not map.
     fn bytes(&self, start: u64, length: usize) -> Option<Vec<u8>> {
-        let range = PhysRange::new(start, length as u64)?;
+        let range = PhysRange::new(PhysAddr::new(start), length as u64)?;
         let pages = range.covering_frames();
         let mut mapped = self.mapped.borrow_mut();
         if !mapped.iter().any(|(known, _)| known.encloses(pages)) {
             // A null pointer is none.
-            if pages.start() == 0 || !pages.frames().all(may_be_firmware) {
+            if pages.start() == PhysAddr::default() || !pages.frames().all(may_be_firmware) {
                 return None;
             }
             // SAFETY: the firmware has tables there, or nothing that a read could disturb
@@ -90,7 +90,7 @@ impl Firmware for FirmwareTables {
             mapped.push((pages, mapping));
         }
         let (known, mapping) = mapped.iter().find(|(known, _)| known.encloses(pages))?;
-        let offset = (start - known.start()) as usize;
+        let offset = (range.start() - known.start()) as usize;
         // SAFETY: every page of the range is mapped, and stays so while `mapped` is borrowed.
         // Firmware may write there at the same time, so each byte is read once, as a volatile, and
         // only the copy is used.

@@ -49,14 +49,14 @@ static KIND: AtomicU8 = AtomicU8::new(HeapKind::LinkedList as u8);
 
 /// The end of the addresses whose blocks go back to the magazines unchecked: 0 while the heap is
 /// checked. So a free needs one load.
-static MAGAZINES_END: AtomicUsize = AtomicUsize::new(window::ALL.start as usize);
+static MAGAZINES_END: AtomicUsize = AtomicUsize::new(window::ALL.start.get() as usize);
 
 /// All heaps as one.
 struct Global;
 
 /// Returns whether a block lies in the list's memory, the boot arena included.
 fn is_of_list(block: *mut u8) -> bool {
-    block.addr() as u64 >= window::ALL.start
+    block.addr() as u64 >= window::ALL.start.get()
 }
 
 // SAFETY: every block goes back to the heap it came from: the list's memory lies in the

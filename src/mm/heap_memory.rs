@@ -1,9 +1,9 @@
 //! The memory of the heap: frames that the HHDM maps, and the heap's window, which grows.
 
-use core::ptr::{self, NonNull};
+use core::ptr::NonNull;
 
-use muster_frames::{FRAME_SIZE, FrameRun, PhysRange};
-use muster_paging::{Access, Cache, PageSize, PhysicalMemory, Region};
+use muster_frames::{FRAME_SIZE, FrameRun, PhysAddr, PhysRange};
+use muster_paging::{Access, Cache, PageSize, PhysicalMemory, Region, VirtAddr};
 
 use super::frames;
 use super::shared::{self, Growing, SharedMemory};
@@ -24,7 +24,7 @@ pub fn allocate(count: usize, align: usize) -> Option<NonNull<u8>> {
     let shared = shared::get();
     // A block's address is the HHDM's plus the frame's: both must be aligned.
     let bytes = (align as u64).checked_mul(FRAME_SIZE)?;
-    if !shared.hhdm.offset.is_multiple_of(bytes) {
+    if !shared.hhdm.base.is_multiple_of(bytes) {
         return None;
     }
     let start = match (count, align) {
@@ -50,8 +50,9 @@ pub fn allocate(count: usize, align: usize) -> Option<NonNull<u8>> {
 /// If they are not the heap's.
 pub unsafe fn free(start: NonNull<u8>, count: usize) {
     let shared = shared::get();
-    let phys = start.as_ptr().addr() as u64 - shared.hhdm.offset;
-    let run = PhysRange::new(phys, count as u64 * FRAME_SIZE).and_then(FrameRun::from_range);
+    let phys = VirtAddr::from_ptr(start.as_ptr()) - shared.hhdm.base;
+    let run = PhysRange::new(PhysAddr::new(phys), count as u64 * FRAME_SIZE)
+        .and_then(FrameRun::from_range);
     // SAFETY: `allocate` gave the right to them up for `start`; the caller promises that
     // nothing uses them, and so gives them once.
     let freed = run.map(|run| unsafe {
@@ -88,7 +89,7 @@ pub fn grow(at_least: usize) -> Option<NonNull<[u8]>> {
         return None;
     }
     growing.heap_given += length;
-    let pointer = NonNull::new(ptr::with_exposed_provenance_mut(start as usize))?;
+    let pointer = NonNull::new(start.as_mut_ptr())?;
     Some(NonNull::slice_from_raw_parts(pointer, length as usize))
 }
 

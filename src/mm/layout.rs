@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use muster_frames::{FRAME_SIZE, PhysRange};
+use muster_frames::{FRAME_SIZE, PhysAddr, PhysRange};
 use muster_machine::mtrr::Mtrrs;
 use muster_paging::{Access, Cache, Levels, PageSize, Plan, Region};
 
@@ -43,14 +43,14 @@ pub fn plan(
     let hhdm = unsafe { Hhdm::new(boot.hhdm, &aliases) };
     let pieces = aliases.into_iter().flat_map(|region| {
         let borders = mtrrs.into_iter().flat_map(move |mtrrs| {
-            let ranges = mtrrs.ranges(region.phys..region.phys + region.length);
-            ranges.map(|(range, _)| range.end)
+            let ranges = mtrrs.ranges(region.phys.get()..region.phys.get() + region.length);
+            ranges.map(|(range, _)| PhysAddr::new(range.end))
         });
         region.cut_at(borders)
     });
     for region in pieces {
         if region.virt + (region.length - 1) >= window::ALL.start {
-            return Err(BuildError::HhdmInTheWay(boot.hhdm));
+            return Err(BuildError::HhdmInTheWay(boot.hhdm.get()));
         }
         plan.add(region)?;
     }

@@ -2,7 +2,6 @@
 //! such as device registers, each with a page on both sides that is never mapped.
 
 use core::fmt;
-use core::ptr;
 
 use conquer_once::spin::OnceCell;
 use muster_frames::{FRAME_SIZE, FrameRun, PhysRange};
@@ -326,7 +325,7 @@ impl Mapping {
 
     /// Returns where the memory begins.
     pub fn start(&self) -> *mut u8 {
-        ptr::with_exposed_provenance_mut((self.range.start() + self.offset) as usize)
+        (self.range.start() + self.offset).as_mut_ptr()
     }
 
     /// Returns the physical memory that it maps, for [`Self::contiguous`] and [`Self::physical`], whose

@@ -1,6 +1,6 @@
 //! Reads of memory for a fault report.
 
-use muster_paging::PhysicalMemory;
+use muster_paging::{PhysicalMemory, VirtAddr};
 
 use super::shared::SHARED;
 use crate::boot::stack;
@@ -9,7 +9,7 @@ use crate::boot::window::{HEAP, MAPPINGS};
 /// Reads a word of the stack through the tables in use, for a fault report: `None`
 /// if the address is not mapped or is no memory. Before the kernel has tables of its
 /// own, only the boot stack can be read.
-pub fn read_word(address: u64) -> Option<u64> {
+pub fn read_word(address: VirtAddr) -> Option<u64> {
     if !address.is_multiple_of(8) {
         return None;
     }
@@ -28,7 +28,7 @@ pub fn read_word(address: u64) -> Option<u64> {
 }
 
 /// Returns the name of the region at an address, if the kernel knows one.
-pub fn name_of(address: u64) -> Option<&'static str> {
+pub fn name_of(address: VirtAddr) -> Option<&'static str> {
     let shared = SHARED.try_get().ok()?;
     if HEAP.contains(address) {
         return Some("the heap");

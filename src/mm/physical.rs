@@ -4,7 +4,7 @@
 use alloc::vec::Vec;
 use core::fmt;
 
-use muster_frames::PhysRange;
+use muster_frames::{PhysAddr, PhysRange};
 use muster_machine::mtrr::{MemoryType, Mtrrs};
 
 use super::build_error::BuildError;
@@ -16,7 +16,7 @@ use crate::smp::identity;
 
 /// The first megabyte, where BIOS leaves its tables, and firmware and SMM write whatever the memory
 /// map says.
-pub const LEGACY_END: u64 = 1024 * 1024;
+pub const LEGACY_END: PhysAddr = PhysAddr::new(1024 * 1024);
 
 /// Makes the map out of the loader's, with unusable memory withheld. Also returns the MTRRs, by which
 /// that is decided.
@@ -71,10 +71,13 @@ fn withhold_uncached(
     image: PhysRange,
 ) -> Result<(), BuildError> {
     let uncached = |range: PhysRange| {
-        let parts = mtrrs.ranges(range.start()..range.end());
+        let parts = mtrrs.ranges(range.start().get()..range.end().get());
         parts.filter_map(|(part, kind)| {
-            Some((PhysRange::from_bounds(part.start, part.end)?, kind))
-                .filter(|_| kind != MemoryType::WriteBack)
+            Some((
+                PhysRange::from_bounds(PhysAddr::new(part.start), PhysAddr::new(part.end))?,
+                kind,
+            ))
+            .filter(|_| kind != MemoryType::WriteBack)
         })
     };
     if let Some((range, kind)) = uncached(image).next() {

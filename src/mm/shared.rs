@@ -10,9 +10,10 @@ use alloc::vec::Vec;
 
 use conquer_once::spin::OnceCell;
 use muster_events::{Mapped, Moment};
-use muster_frames::{AdoptError, FRAME_SIZE, Frame, PhysRange};
+use muster_frames::{AdoptError, FRAME_SIZE, Frame, PhysAddr, PhysRange};
 use muster_paging::{
     Census, Levels, Mismatch, PageSize, PartialRoot, PhysicalMemory, Plan, TableView, Tables,
+    VirtAddr,
 };
 
 use super::build_error::BuildError;
@@ -66,9 +67,9 @@ pub struct SharedMemory {
 pub(super) struct Growing {
     pub(super) tables: Tables<Hhdm>,
     /// The heap window is mapped up to here,
-    pub(super) heap_mapped: u64,
+    pub(super) heap_mapped: VirtAddr,
     /// and given to the heap up to here.
-    pub(super) heap_given: u64,
+    pub(super) heap_given: VirtAddr,
 }
 
 /// Returns the published state.
@@ -158,7 +159,7 @@ impl SharedMemory {
 
     /// Returns whether this CPU runs on the tables of all.
     pub fn is_loaded(&self) -> bool {
-        control::loaded_tables() == self.root.start()
+        control::loaded_tables() == self.root()
     }
 
     /// Loads the tables on this CPU, which is asked to flush them from then on: the BSP, or an AP that
@@ -179,7 +180,7 @@ impl SharedMemory {
         // loader's HHDM (this stack, the loader's GDT) at the same addresses, and the kernel's
         // stacks, at as many levels as are in use. They are never freed: pages that are unmapped
         // later lie in a window of their own, which the second root lacks.
-        unsafe { control::load_tables(root.start()) };
+        unsafe { control::load_tables(root) };
         if apic::physical_base().is_some() {
             let roots = [
                 self.root,
@@ -217,7 +218,7 @@ impl SharedMemory {
         } = census;
         log::info!("{}-level tables", self.levels().count());
         if addresses::are_shown() {
-            log::info!("HHDM at {:#x}", self.hhdm.offset);
+            log::info!("HHDM at {}", self.hhdm.base);
         }
         log::info!(
             "mapped as planned: {} regions, {}",
@@ -227,7 +228,7 @@ impl SharedMemory {
         log::info!("pages: {pages_1gib} of 1 GiB, {pages_2mib} of 2 MiB, {pages_4kib} of 4 KiB");
         log::info!("page tables: {tables}");
         events::emit(Mapped {
-            hhdm: addresses::shown(self.hhdm.offset),
+            hhdm: addresses::shown(self.hhdm.base.get()),
             regions: self.plan.regions().len() as u32,
             bytes: *bytes,
             pages_4kib: *pages_4kib as u64,
@@ -273,16 +274,16 @@ impl SharedMemory {
 
     /// Walks the tables for an address, under their lock.
     #[cfg(feature = "selftest")]
-    pub fn path(&self, virt: u64) -> Path {
+    pub fn path(&self, virt: VirtAddr) -> Path {
         self.with_tables(|tables, _| tables.path(virt).take(MAX_LEVELS).collect())
     }
 
     /// Returns whether the first and the last of `length` bytes at an address are in the HHDM, in
     /// memory that the heap owns.
-    pub fn is_heap_memory(&self, address: u64, length: u64) -> bool {
-        let is_owned = |address: u64| {
-            let phys = address.checked_sub(self.hhdm.offset)?;
-            let frame = Frame::from_start(phys - phys % FRAME_SIZE)?;
+    pub fn is_heap_memory(&self, address: VirtAddr, length: u64) -> bool {
+        let is_owned = |address: VirtAddr| {
+            let phys = address.checked_sub(self.hhdm.base)?;
+            let frame = Frame::containing(PhysAddr::new(phys))?;
             Some(self.frames.owner_of(frame)? == Owner::Heap)
         };
         [Some(address), address.checked_add(length - 1)]
@@ -296,7 +297,7 @@ impl SharedMemory {
     }
 
     /// Returns the physical address of the root table.
-    pub fn root(&self) -> u64 {
+    pub fn root(&self) -> PhysAddr {
         self.root.start()
     }
 
@@ -349,7 +350,7 @@ impl SharedMemory {
         let emit = |range: PhysRange, owner| {
             events::emit(muster_events::Range {
                 moment,
-                start: range.start(),
+                start: range.start().get(),
                 bytes: range.len(),
                 owner: events::owner(owner),
             });
@@ -366,7 +367,7 @@ impl SharedMemory {
                 let owner = owner_of(first);
                 let mut end = first.start() + FRAME_SIZE;
                 while frames.next_if(|&frame| owner_of(frame) == owner).is_some() {
-                    end += FRAME_SIZE;
+                    end = end + FRAME_SIZE;
                 }
                 if let Some(alike) = PhysRange::from_bounds(first.start(), end) {
                     emit(alike, owner);
@@ -394,7 +395,7 @@ impl SharedMemory {
     /// window that is mapped and not yet given to it.
     pub fn free_bytes(&self) -> u64 {
         let growing = self.growing.lock();
-        self.frames_free_bytes() + growing.heap_mapped - growing.heap_given
+        self.frames_free_bytes() + (growing.heap_mapped - growing.heap_given)
     }
 
     /// Returns the bytes in free frames, those in the CPUs' caches included.
@@ -461,7 +462,7 @@ impl SharedMemory {
     }
 
     /// Returns whether the memory at a virtual address was the loader's when the kernel started.
-    pub fn is_loader_memory(&self, address: u64) -> bool {
+    pub fn is_loader_memory(&self, address: VirtAddr) -> bool {
         self.with_tables(|tables, _| tables.translate(address))
             .is_some_and(|found| self.map.owner_of(found.phys) == Some(Owner::Loader))
     }

@@ -2,6 +2,8 @@
 
 use core::ptr::NonNull;
 
+use muster_paging::VirtAddr;
+
 use super::mapping::{Mapping, MappingError};
 use crate::boot::stack::{Extent, paint};
 
@@ -30,7 +32,7 @@ impl Stack {
 
     /// Returns its addresses.
     pub fn extent(&self) -> Extent {
-        let bottom = self.memory.start().expose_provenance() as u64;
+        let bottom = VirtAddr::from_ptr(self.memory.start());
         Extent {
             name: "stack of its own",
             bottom,
@@ -41,7 +43,7 @@ impl Stack {
     /// Runs `work` on it, and returns to the old stack. Interrupts in between use it as well.
     pub fn run(&mut self, work: impl FnOnce()) {
         let mut work = Some(work);
-        call_on(self.extent().top, &mut work);
+        call_on(self.extent().top.get(), &mut work);
     }
 
     /// Returns the peak use of it, in bytes.

@@ -66,7 +66,7 @@ fn flush(pages: &FlushSet) {
         Some(pages) => {
             for &page in pages {
                 // The window lies where four and five levels have the same addresses.
-                tlb::flush(VirtAddr::new_truncate(page));
+                tlb::flush(VirtAddr::new_truncate(page.get()));
             }
         }
         None => tlb::flush_all(),

@@ -8,6 +8,7 @@ use conquer_once::spin::OnceCell;
 use muster_events::{Address, Fault, Kind, ReturnAddress, Stopped};
 use muster_frames::FRAME_SIZE;
 use muster_heap::{Misuse, Violation};
+use muster_paging::VirtAddr;
 use x86_64::instructions::interrupts;
 use x86_64::registers::control::Cr2;
 
@@ -71,7 +72,7 @@ fn panicked(info: &PanicInfo<'_>) -> ! {
 
 /// Ends the run because of a CPU exception.
 pub fn exception(frame: &Frame) -> ! {
-    let address = Cr2::read_raw();
+    let address = VirtAddr::new(Cr2::read_raw());
     let name = trap::name(frame.vector);
     report(format_args!("{name} at {:#x}", frame.rip), |cpu| {
         let has_address = [PAGE_FAULT, DOUBLE_FAULT].contains(&frame.vector);
@@ -82,7 +83,7 @@ pub fn exception(frame: &Frame) -> ! {
             location: None,
             instruction: Some(Address(frame.rip)),
             error_code: Some(Address(frame.error)),
-            address: has_address.then_some(Address(address)),
+            address: has_address.then_some(Address(address.get())),
         });
         log::error!(target: "panic", "CPU {cpu}: {name}, error code {:#x}", frame.error);
         if frame.vector == PAGE_FAULT {
@@ -90,16 +91,17 @@ pub fn exception(frame: &Frame) -> ! {
                 address,
                 error: frame.error,
             };
-            log::error!(target: "panic", "tried to {} {address:#x}:", fault.access());
+            log::error!(target: "panic", "tried to {} {address}:", fault.access());
             log::error!(target: "panic", "{fault}");
         }
         // A stack that ran into its guard can't take the page fault's frame either.
         if frame.vector == DOUBLE_FAULT {
             if let Some(place) = StackLocation::of(address) {
-                log::error!(target: "panic", "touched {address:#x}:");
+                log::error!(target: "panic", "touched {address}:");
                 log::error!(target: "panic", "{place}");
-            } else if MAPPINGS.contains(address) && address.abs_diff(frame.rsp) <= FRAME_SIZE {
-                log::error!(target: "panic", "touched {address:#x}:");
+            } else if MAPPINGS.contains(address) && address.get().abs_diff(frame.rsp) <= FRAME_SIZE
+            {
+                log::error!(target: "panic", "touched {address}:");
                 log::error!(target: "panic", "the guard page of a stack that was mapped for some work: stack overflow");
             }
         }
@@ -111,7 +113,7 @@ pub fn exception(frame: &Frame) -> ! {
             log::error!(target: "panic", "{status} (port 0x61: {:#04x})", status.0);
         }
         registers(frame, address);
-        backtrace(Some(frame.rip), frame.rbp);
+        backtrace(Some(VirtAddr::new(frame.rip)), VirtAddr::new(frame.rbp));
     })
 }
 
@@ -246,7 +248,7 @@ fn give_way(what: fmt::Arguments<'_>) -> ! {
     stop::stop_here(give_way as *const () as u64)
 }
 
-fn registers(frame: &Frame, cr2: u64) {
+fn registers(frame: &Frame, cr2: VirtAddr) {
     let pairs = [
         [("rip", frame.rip), ("flags", frame.rflags)],
         [("rsp", frame.rsp), ("rbp", frame.rbp)],
@@ -258,7 +260,7 @@ fn registers(frame: &Frame, cr2: u64) {
         [("r12", frame.r12), ("r13", frame.r13)],
         [("r14", frame.r14), ("r15", frame.r15)],
         [("cs", frame.cs), ("ss", frame.ss)],
-        [("cr2", cr2), ("cr3", control::loaded_tables())],
+        [("cr2", cr2.get()), ("cr3", control::loaded_tables().get())],
     ];
     for [(a, x), (b, y)] in pairs {
         log::error!(target: "panic", "{a:<3} {x:016x}  {b:<5} {y:016x}");
@@ -269,7 +271,7 @@ fn registers(frame: &Frame, cr2: u64) {
 ///
 /// Every word is read through a walk of the tables in use, and the chain must
 /// climb: a broken one ends the trace, not the report.
-fn backtrace(first: Option<u64>, frame_pointer: u64) {
+fn backtrace(first: Option<VirtAddr>, frame_pointer: VirtAddr) {
     log::error!(target: "panic", "return addresses:");
     let mut frames = first
         .into_iter()
@@ -286,7 +288,7 @@ fn backtrace(first: Option<u64>, frame_pointer: u64) {
         }
         events::emit(ReturnAddress {
             depth: (number - 1) as u32,
-            address: Address(address),
+            address: Address(address.get()),
             repeated: repeated as u32,
         });
         if repeated > 0 {
@@ -300,12 +302,14 @@ fn backtrace(first: Option<u64>, frame_pointer: u64) {
 }
 
 /// Returns the return addresses in the frames from `frame_pointer` up.
-fn callers(mut frame_pointer: u64) -> impl Iterator<Item = u64> {
+fn callers(mut frame_pointer: VirtAddr) -> impl Iterator<Item = VirtAddr> {
     core::iter::from_fn(move || {
-        let return_address = (hooks::get().read_word)(frame_pointer.checked_add(8)?)?;
-        let next = (hooks::get().read_word)(frame_pointer).filter(|&next| next > frame_pointer);
+        let return_address =
+            VirtAddr::new((hooks::get().read_word)(frame_pointer.checked_add(8)?)?);
+        let next = (hooks::get().read_word)(frame_pointer).map(VirtAddr::new);
+        let next = next.filter(|&next| next > frame_pointer);
         // Nothing is mapped at the last address, so the chain ends after this.
-        frame_pointer = next.unwrap_or(u64::MAX - 7);
+        frame_pointer = next.unwrap_or(VirtAddr::new(u64::MAX - 7));
         image::is_text(return_address).then_some(return_address)
     })
 }
@@ -324,7 +328,7 @@ impl fmt::Display for Panicked<'_> {
 
 /// A page fault, in words.
 struct PageFault {
-    address: u64,
+    address: VirtAddr,
     error: u64,
 }
 
@@ -347,7 +351,7 @@ impl fmt::Display for PageFault {
             error if error & PROTECTION != 0 => write!(f, "its page does not allow that")?,
             _ => write!(f, "nothing is mapped there")?,
         }
-        if self.address < FRAME_SIZE {
+        if self.address.get() < FRAME_SIZE {
             write!(f, " (null pointer)")
         } else if let Some(place) = StackLocation::of(self.address) {
             write!(f, " ({place})")

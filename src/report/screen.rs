@@ -47,7 +47,7 @@ pub fn start(framebuffer: &Framebuffer) {
         return;
     };
     let screen = Screen {
-        start: address as usize,
+        start: address.get() as usize,
         pitch,
         format,
         scale,

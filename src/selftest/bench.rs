@@ -21,7 +21,7 @@ use muster_bench::{
     BuddyFrames, Contender, FrameSource, FrameUser, Kind, Machine, OnFrames, OnHeap, Options, Place,
 };
 use muster_events::Event;
-use muster_frames::{FRAME_SIZE, Frame, FrameRun, PhysRange};
+use muster_frames::{FRAME_SIZE, Frame, FrameRun, PhysAddr, PhysRange};
 
 /// Frames of an arena: 64 MiB.
 const ARENA: usize = 16 * 1024;
@@ -176,8 +176,11 @@ impl FrameUser for KernelFrames {
     }
 
     unsafe fn give_run(&mut self, first: u64, frames: usize) -> bool {
-        let run = PhysRange::new(first * FRAME_SIZE, frames as u64 * FRAME_SIZE)
-            .and_then(FrameRun::from_range);
+        let run = PhysRange::new(
+            PhysAddr::new(first * FRAME_SIZE),
+            frames as u64 * FRAME_SIZE,
+        )
+        .and_then(FrameRun::from_range);
         // SAFETY: as for `give`.
         run.map(|run| unsafe { OwnedRun::from_raw(run, OWNER) })
             .is_some_and(|run| frames::give_run_back(run).is_ok())

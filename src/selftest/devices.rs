@@ -325,10 +325,10 @@ mod rtc {
 mod hpet {
     use conquer_once::spin::OnceCell;
 
-    use muster::memory::{Access, Cache, Mapping, PhysRange};
+    use muster::memory::{Access, Cache, Mapping, PhysAddr, PhysRange};
 
     /// Where a PC has it, unless its firmware says otherwise, and the bytes of its registers.
-    const ADDRESS: u64 = 0xfed0_0000;
+    const ADDRESS: PhysAddr = PhysAddr::new(0xfed0_0000);
     const LENGTH: u64 = 0x400;
 
     /// The general registers: the second half of the capabilities is the period in femtoseconds; bit 0 of the
@@ -358,7 +358,7 @@ mod hpet {
             static REGISTERS: OnceCell<Registers> = OnceCell::uninit();
             REGISTERS.get_or_init(|| {
                 let range = PhysRange::new(ADDRESS, LENGTH)
-                    .unwrap_or_else(|| panic!("{ADDRESS:#x} is no address"));
+                    .unwrap_or_else(|| panic!("{ADDRESS} is no address"));
                 // SAFETY: a PC has no memory there but the timer's registers, which are mapped uncached.
                 let mapping =
                     unsafe { Mapping::physical(range, Access::ReadWrite, Cache::Uncached) };
@@ -386,7 +386,7 @@ mod hpet {
         let inputs = Registers::get().read(INPUTS) >> FIRST_PCI;
         assert!(
             inputs != 0 && Registers::get().read(PERIOD) != u32::MAX,
-            "the machine has no HPET at {ADDRESS:#x} with an input beyond ISA's: take machine=q35"
+            "the machine has no HPET at {ADDRESS} with an input beyond ISA's: take machine=q35"
         );
         FIRST_PCI + inputs.trailing_zeros()
     }

@@ -204,7 +204,7 @@ fn commit(fault: Fault, victim: Option<u64>) {
             unsafe { core::arch::asm!("mov {0}, [{0}]", inout(reg) 0u64 => _) };
         }
         Fault::WriteText => {
-            let text = ptr::with_exposed_provenance_mut::<u8>(image::sections()[0].start as usize);
+            let text = image::sections()[0].start.as_mut_ptr::<u8>();
             // SAFETY: as above: the page is read-only, so the write faults.
             unsafe { text.write_volatile(0) };
         }

@@ -5,14 +5,16 @@
 
 use conquer_once::spin::OnceCell;
 
+use muster_paging::VirtAddr;
+
 use crate::boot::stack;
 
 /// The functions of higher rooms that lower ones call.
 pub struct Hooks {
     /// Reads a word of memory for a fault report; `None` if it can't be read.
-    pub read_word: fn(address: u64) -> Option<u64>,
+    pub read_word: fn(address: VirtAddr) -> Option<u64>,
     /// Returns the name of the region at an address, for a fault report, if that is known.
-    pub name_of: fn(address: u64) -> Option<&'static str>,
+    pub name_of: fn(address: VirtAddr) -> Option<&'static str>,
 }
 
 /// Before the table is registered: a fault report reads the boot stack.

@@ -2,6 +2,8 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use muster_frames::PhysAddr;
+use muster_paging::VirtAddr;
 use muster_percpu::cpu_local;
 
 use crate::arch::apic::ENTRY_COUNT;
@@ -32,15 +34,15 @@ pub struct Snapshot {
 #[derive(Debug, Clone, Copy)]
 pub struct SnapshotValues {
     /// The address of its block, from GS base.
-    pub block: u64,
+    pub block: VirtAddr,
     /// CR3.
-    pub cr3: u64,
+    pub cr3: PhysAddr,
     /// The address of its GDT.
-    pub gdt: u64,
+    pub gdt: VirtAddr,
     /// The address of its IDT.
-    pub idt: u64,
+    pub idt: VirtAddr,
     /// An address on its stack.
-    pub stack: u64,
+    pub stack: VirtAddr,
     /// The control registers as they are.
     pub found: Registers,
     /// And as this CPU's own features ask for.
@@ -66,11 +68,11 @@ impl Snapshot {
     pub fn store(&self, reading: &SnapshotValues) {
         // Relaxed, as all of it: the report that follows publishes it.
         let cells = [
-            (&self.block, reading.block),
-            (&self.cr3, reading.cr3),
-            (&self.gdt, reading.gdt),
-            (&self.idt, reading.idt),
-            (&self.stack, reading.stack),
+            (&self.block, reading.block.get()),
+            (&self.cr3, reading.cr3.get()),
+            (&self.gdt, reading.gdt.get()),
+            (&self.idt, reading.idt.get()),
+            (&self.stack, reading.stack.get()),
         ];
         for (cell, value) in cells {
             cell.store(value, Ordering::Relaxed);
@@ -100,45 +102,46 @@ impl Snapshot {
     }
 
     /// Returns the address of its GDT.
-    pub fn gdt(&self) -> u64 {
-        self.gdt.load(Ordering::Relaxed)
+    pub fn gdt(&self) -> VirtAddr {
+        VirtAddr::new(self.gdt.load(Ordering::Relaxed))
     }
 
     /// Returns the address of its IDT.
-    pub fn idt(&self) -> u64 {
-        self.idt.load(Ordering::Relaxed)
+    pub fn idt(&self) -> VirtAddr {
+        VirtAddr::new(self.idt.load(Ordering::Relaxed))
     }
 
     /// Returns an address on its stack.
-    pub fn stack(&self) -> u64 {
-        self.stack.load(Ordering::Relaxed)
+    pub fn stack(&self) -> VirtAddr {
+        VirtAddr::new(self.stack.load(Ordering::Relaxed))
     }
 
     /// Reads the root of this CPU's tables alone, after they were loaded again.
     pub fn record_tables(&self) {
         // Relaxed, as all of it: the report that follows publishes it.
-        self.cr3.store(control::loaded_tables(), Ordering::Relaxed);
+        self.cr3
+            .store(control::loaded_tables().get(), Ordering::Relaxed);
     }
 
     /// Returns the address of its block, from GS base.
-    pub fn block(&self) -> u64 {
-        self.block.load(Ordering::Relaxed)
+    pub fn block(&self) -> VirtAddr {
+        VirtAddr::new(self.block.load(Ordering::Relaxed))
     }
 
     /// Returns the name and the address of each object that the CPU itself uses by its registers.
-    pub fn addresses(&self) -> [(&'static str, u64); 4] {
+    pub fn addresses(&self) -> [(&'static str, VirtAddr); 4] {
         [
             ("block", &self.block),
             ("GDT", &self.gdt),
             ("IDT", &self.idt),
             ("stack", &self.stack),
         ]
-        .map(|(what, address)| (what, address.load(Ordering::Relaxed)))
+        .map(|(what, address)| (what, VirtAddr::new(address.load(Ordering::Relaxed))))
     }
 
     /// Returns the physical address of its root table, from CR3.
-    pub fn cr3(&self) -> u64 {
-        self.cr3.load(Ordering::Relaxed)
+    pub fn cr3(&self) -> PhysAddr {
+        PhysAddr::new(self.cr3.load(Ordering::Relaxed))
     }
 
     /// Returns the control registers as they are.

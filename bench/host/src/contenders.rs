@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 use muster_bench::contenders::{self, Arena};
 use muster_bench::{BuddyFrames, Contender, Kind, MusterFrames, OnFrames, OnHeap};
 use muster_frames::{
-    FRAME_SIZE, FrameAllocator, FrameInfo, FrameRun, OwnedRun, PhysRange, SoleOwner,
+    FRAME_SIZE, FrameAllocator, FrameInfo, FrameRun, OwnedRun, PhysAddr, PhysRange, SoleOwner,
 };
 use muster_heap::{CpuCache, FRAME, FastPath, FramePlatform, MagazineHeap, NO_CACHE};
 
@@ -79,7 +79,8 @@ pub struct MusterFrameArena(FrameAllocator);
 
 impl MusterFrameArena {
     pub fn new() -> Self {
-        let range = PhysRange::from_bounds(FRAMES.0, FRAMES.1).expect("a range");
+        let range = PhysRange::from_bounds(PhysAddr::new(FRAMES.0), PhysAddr::new(FRAMES.1))
+            .expect("a range");
         // SAFETY: the frames are numbers alone.
         Self(
             unsafe { frame_allocator(range) }
@@ -163,7 +164,7 @@ impl Threads {
     fn frames(&self) -> &FrameAllocator {
         self.frames.get_or_init(|| {
             let start = arena(self.bytes).as_mut_ptr().expose_provenance() as u64;
-            let range = PhysRange::new(start, self.bytes as u64).expect("a range");
+            let range = PhysRange::new(PhysAddr::new(start), self.bytes as u64).expect("a range");
             // SAFETY: the arena was just made, for these frames alone.
             unsafe { frame_allocator(range) }
         })
@@ -203,11 +204,14 @@ unsafe impl FramePlatform for Threads {
     fn allocate_frames(&self, count: usize, align: usize) -> Option<NonNull<u8>> {
         let run = self.frames().allocate_run(count, align, SoleOwner::Used)?;
         let start = run.into_raw().start();
-        NonNull::new(ptr::with_exposed_provenance_mut(start as usize))
+        NonNull::new(ptr::with_exposed_provenance_mut(start.get() as usize))
     }
 
     unsafe fn free_frames(&self, start: NonNull<u8>, count: usize) {
-        let range = PhysRange::new(start.addr().get() as u64, (count * FRAME) as u64);
+        let range = PhysRange::new(
+            PhysAddr::new(start.addr().get() as u64),
+            (count * FRAME) as u64,
+        );
         let run = range.and_then(FrameRun::from_range).expect("frames");
         // SAFETY: `allocate_frames` gave them up for their address, and nothing uses them any more.
         let run = unsafe { OwnedRun::from_raw(run, SoleOwner::Used) };

@@ -3,8 +3,8 @@
 use core::hint::black_box;
 
 use muster_frames::{
-    FRAME_SIZE, Frame, FrameAllocator, FrameCache, FrameRun, OwnedFrame, OwnedRun, PhysRange,
-    SoleOwner,
+    FRAME_SIZE, Frame, FrameAllocator, FrameCache, FrameRun, OwnedFrame, OwnedRun, PhysAddr,
+    PhysRange, SoleOwner,
 };
 use spin::Mutex;
 
@@ -96,8 +96,11 @@ impl FrameUser for FrameCache<'_> {
     }
 
     unsafe fn give_run(&mut self, first: u64, frames: usize) -> bool {
-        let run = PhysRange::new(first * FRAME_SIZE, frames as u64 * FRAME_SIZE)
-            .and_then(FrameRun::from_range);
+        let run = PhysRange::new(
+            PhysAddr::new(first * FRAME_SIZE),
+            frames as u64 * FRAME_SIZE,
+        )
+        .and_then(FrameRun::from_range);
         // SAFETY: as for `give`.
         run.map(|run| unsafe { OwnedRun::from_raw(run, OWNER) })
             .is_some_and(|run| self.free_run(run).is_ok())

@@ -6,7 +6,7 @@ use core::mem::MaybeUninit;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use muster_frames::{FrameCache, FrameRun, OwnedRun, PhysRange, SoleOwner};
+use muster_frames::{FrameCache, FrameRun, OwnedRun, PhysAddr, PhysRange, SoleOwner};
 use muster_heap::{
     CpuCache, FRAME, FastPath, FramePlatform, Heap, MagazineHeap, NO_CACHE, Platform,
 };
@@ -132,7 +132,7 @@ unsafe impl FramePlatform for Machine {
 
     fn allocate_frames(&self, count: usize, align: usize) -> Option<NonNull<u8>> {
         // An address is the direct map's plus the frame's: both must be aligned.
-        let base = memory::pointer(0)?.addr().get();
+        let base = memory::pointer(PhysAddr::new(0))?.addr().get();
         if !base.is_multiple_of(align.checked_mul(FRAME)?) {
             return None;
         }

@@ -9,7 +9,7 @@ use limine::BaseRevision;
 use limine::memory_map::EntryType;
 use limine::mp;
 use limine::request::{HhdmRequest, MemoryMapRequest, MpRequest};
-use muster_frames::{PhysRange, SoleOwner};
+use muster_frames::{PhysAddr, PhysRange, SoleOwner};
 
 #[used]
 #[unsafe(link_section = ".requests")]
@@ -49,7 +49,7 @@ pub fn ask() -> Result<Loader, &'static str> {
         .ok_or("the loader tells of no memory")?;
     let mp = MP.get_response().ok_or("the loader starts no CPUs")?;
     let ranges = map.entries().iter().filter_map(|entry| {
-        let range = PhysRange::new(entry.base, entry.length)?;
+        let range = PhysRange::new(PhysAddr::new(entry.base), entry.length)?;
         Some(match entry.entry_type {
             EntryType::USABLE => (range, SoleOwner::Free),
             _ => (range, SoleOwner::Rest),

@@ -6,7 +6,7 @@ use core::ptr::{self, NonNull};
 
 use conquer_once::spin::OnceCell;
 use muster_frames::{
-    AssignError, FrameAllocator, FrameCache, FrameInfo, FramesError, MapError, PhysRange,
+    AssignError, FrameAllocator, FrameCache, FrameInfo, FramesError, MapError, PhysAddr, PhysRange,
     PhysicalMap, SoleOwner,
 };
 use muster_percpu::{LocalCell, cpu_local};
@@ -71,7 +71,7 @@ pub fn start(loader: &Loader) -> Result<(), MemoryError> {
     map.assign(place, SoleOwner::Free, SoleOwner::Used)
         .map_err(MemoryError::Records)?;
     let records: *mut MaybeUninit<FrameInfo> =
-        ptr::with_exposed_provenance_mut((loader.hhdm + place.start()) as usize);
+        ptr::with_exposed_provenance_mut((loader.hhdm + place.start().get()) as usize);
     // SAFETY: this number of records fits there, in whole frames that the loader maps writable; the
     // map gives them to the frame table now, so they are not allocated; any bytes will do as
     // `MaybeUninit`.
@@ -100,12 +100,13 @@ pub fn free_frames() -> usize {
 }
 
 /// Returns the pointer to a physical address.
-pub fn pointer(phys: u64) -> Option<NonNull<u8>> {
-    let address = MEMORY.get()?.hhdm + phys;
+pub fn pointer(phys: PhysAddr) -> Option<NonNull<u8>> {
+    let address = MEMORY.get()?.hhdm + phys.get();
     NonNull::new(ptr::with_exposed_provenance_mut(address as usize))
 }
 
 /// Returns the physical address that such a pointer leads to.
-pub fn physical(pointer: NonNull<u8>) -> Option<u64> {
-    (pointer.as_ptr().addr() as u64).checked_sub(MEMORY.get()?.hhdm)
+pub fn physical(pointer: NonNull<u8>) -> Option<PhysAddr> {
+    let offset = (pointer.as_ptr().addr() as u64).checked_sub(MEMORY.get()?.hhdm)?;
+    Some(PhysAddr::new(offset))
 }

@@ -2,6 +2,7 @@
 
 use core::fmt;
 
+use crate::PhysAddr;
 use crate::range::{FRAME_SIZE, Frame, PhysRange};
 
 /// Some frames that follow each other: their name, as [`Frame`] is one's; the right to them is
@@ -26,7 +27,7 @@ impl FrameRun {
     }
 
     /// Returns the physical address of the first byte; never 0.
-    pub const fn start(self) -> u64 {
+    pub const fn start(self) -> PhysAddr {
         self.range.start()
     }
 

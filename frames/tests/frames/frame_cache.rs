@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Barrier, Mutex};
 use std::thread;
 
-use muster_frames::{AdoptError, FRAME_SIZE, Frame, FrameRun, PhysRange};
+use muster_frames::{AdoptError, FRAME_SIZE, Frame, FrameRun, PhysAddr, PhysRange};
 use proptest::prelude::*;
 use proptest::sample::Index;
 
@@ -157,7 +157,7 @@ impl Model {
                 *out.get(index.index(out.len().max(1)))?
             }
             From::End(index, before) => {
-                let end = index.get(&self.ranges).0.end() / 4096;
+                let end = index.get(&self.ranges).0.end().get() / 4096;
                 let first = end.saturating_sub(before);
                 [first, end - 1]
                     .into_iter()
@@ -188,7 +188,7 @@ impl Model {
 }
 
 fn run(first: u64, count: usize) -> FrameRun {
-    let range = PhysRange::new(first * 4096, count as u64 * 4096).unwrap();
+    let range = PhysRange::new(PhysAddr::new(first * 4096), count as u64 * 4096).unwrap();
     FrameRun::from_range(range).unwrap()
 }
 
@@ -221,7 +221,10 @@ fn ranges() -> impl Strategy<Value = Vec<(PhysRange, bool)>> {
         let place = |(gap, length, is_open): (u64, u64, bool)| {
             let start = at + gap;
             at = (start + length).min(2600);
-            Some((PhysRange::from_bounds(start * 4096, at * 4096)?, is_open))
+            Some((
+                PhysRange::from_bounds(PhysAddr::new(start * 4096), PhysAddr::new(at * 4096))?,
+                is_open,
+            ))
         };
         ranges.into_iter().filter_map(place).collect()
     })
@@ -383,8 +386,8 @@ fn behave_as_the_model(
     }
     let whole = |(range, is_open): &(PhysRange, bool)| {
         let (start, end) = (
-            range.start().div_ceil(4096 * CHUNK),
-            range.end() / (4096 * CHUNK),
+            range.start().get().div_ceil(4096 * CHUNK),
+            range.end().get() / (4096 * CHUNK),
         );
         // Frame 0 is never free, so neither is the first chunk.
         if *is_open {
@@ -610,11 +613,11 @@ fn a_cache_takes_what_is_left_and_gives_it_back() {
 
     let owned = first.allocate(Owner::Stacks).unwrap();
     let frame = owned.frame();
-    assert_eq!(frame.start(), 0x1000);
+    assert_eq!(frame.start(), PhysAddr::new(0x1000));
     assert_eq!((first.len(), frames.cached_frames()), (4, 4));
     assert_eq!(frames.free_frames(), 4);
     assert_eq!(
-        frames.owner_of(Frame::from_start(0x2000).unwrap()),
+        frames.owner_of(Frame::from_start(PhysAddr::new(0x2000)).unwrap()),
         Some(Owner::Free)
     );
     assert_eq!(second.allocate(Owner::Heap), None);

@@ -6,7 +6,9 @@ use std::mem::MaybeUninit;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::scarce;
-use muster_frames::{AdoptError, FRAME_SIZE, Frame, FrameInfo, FrameRun, FramesError, PhysRange};
+use muster_frames::{
+    AdoptError, FRAME_SIZE, Frame, FrameInfo, FrameRun, FramesError, PhysAddr, PhysRange,
+};
 use proptest::prelude::*;
 use proptest::sample::Index;
 
@@ -74,7 +76,7 @@ pub fn adopt(frames: &FrameAllocator, range: PhysRange) -> Result<usize, AdoptEr
 }
 
 pub fn bounds(start: u64, end: u64) -> PhysRange {
-    PhysRange::from_bounds(start, end).unwrap()
+    PhysRange::from_bounds(PhysAddr::new(start), PhysAddr::new(end)).unwrap()
 }
 
 /// Every frame that may ever be handed out, by its number.
@@ -89,9 +91,10 @@ impl Model {
         let zone = |open| {
             move |range: &PhysRange| {
                 let inside = |number: u64| {
-                    range.start() <= number * FRAME_SIZE && (number + 1) * FRAME_SIZE <= range.end()
+                    range.start() <= PhysAddr::new(number * FRAME_SIZE)
+                        && (number + 1) * FRAME_SIZE <= range.end().get()
                 };
-                let numbers = (range.start() / FRAME_SIZE)..=(range.end() / FRAME_SIZE);
+                let numbers = (range.start().get() / FRAME_SIZE)..=(range.end().get() / FRAME_SIZE);
                 (
                     *range,
                     numbers.filter(|&n| n != 0 && inside(n)).collect(),
@@ -322,14 +325,25 @@ fn behaves_as_the_model_under_any_calls() {
 fn frames_come_lowest_first() {
     let frames = allocator(&[bounds(0x8000, 0xa000), bounds(0, 0x2fff)], &[]);
     let starts: Vec<u64> = std::iter::from_fn(|| frames.allocate(Owner::Heap))
-        .map(|frame| frame.frame().start())
+        .map(|frame| frame.frame().start().get())
         .collect();
     assert_eq!(starts, [0x1000, 0x8000, 0x9000]);
     for start in [0x9000, 0x1000] {
-        free_by_name(&frames, Frame::from_start(start).unwrap(), Owner::Heap).unwrap();
+        free_by_name(
+            &frames,
+            Frame::from_start(PhysAddr::new(start)).unwrap(),
+            Owner::Heap,
+        )
+        .unwrap();
     }
-    assert_eq!(take(&frames, Owner::Heap), Frame::from_start(0x1000));
-    assert_eq!(take(&frames, Owner::Heap), Frame::from_start(0x9000));
+    assert_eq!(
+        take(&frames, Owner::Heap),
+        Frame::from_start(PhysAddr::new(0x1000))
+    );
+    assert_eq!(
+        take(&frames, Owner::Heap),
+        Frame::from_start(PhysAddr::new(0x9000))
+    );
     assert_eq!(take(&frames, Owner::Heap), None);
 }
 
@@ -337,13 +351,16 @@ fn frames_come_lowest_first() {
 fn frames_passed_over_by_an_aligned_run_are_not_lost() {
     let frames = allocator(&[bounds(0x1000, 0x40_0000)], &[]);
     let run = frames.allocate_run(512, 512, Owner::Heap).unwrap();
-    assert_eq!(run.run().start(), 0x20_0000);
+    assert_eq!(run.run().start(), PhysAddr::new(0x20_0000));
     assert_eq!(frames.free_frames(), 511);
     let low = frames.allocate_run(511, 1, Owner::Stacks).unwrap();
-    assert_eq!(low.run().start(), 0x1000);
+    assert_eq!(low.run().start(), PhysAddr::new(0x1000));
     assert_eq!(take(&frames, Owner::Heap), None);
     frames.free_run(low).unwrap();
-    assert_eq!(take(&frames, Owner::Heap), Frame::from_start(0x1000));
+    assert_eq!(
+        take(&frames, Owner::Heap),
+        Frame::from_start(PhysAddr::new(0x1000))
+    );
 }
 
 #[test]
@@ -357,7 +374,7 @@ fn a_run_may_begin_with_freed_frames_and_end_with_fresh_ones() {
     assert_eq!(run.run().range(), bounds(0x4000, 0x9000));
     assert_eq!(frames.free_frames(), 3);
     let starts: Vec<u64> = std::iter::from_fn(|| frames.allocate(Owner::Heap))
-        .map(|frame| frame.frame().start())
+        .map(|frame| frame.frame().start().get())
         .collect();
     assert_eq!(starts, [0x1000, 0x2000, 0x3000]);
     assert_eq!(frames.totals()[Owner::PerCpu], 0x5000);
@@ -375,9 +392,12 @@ fn a_large_machine_costs_little_up_front() {
         frames.capacity() as u64,
         ranges.iter().map(|r| r.len()).sum::<u64>() / FRAME_SIZE
     );
-    assert_eq!(take(&frames, Owner::Heap), Frame::from_start(0x10_0000));
+    assert_eq!(
+        take(&frames, Owner::Heap),
+        Frame::from_start(PhysAddr::new(0x10_0000))
+    );
     let run = frames.allocate_run(1 << 18, 1 << 18, Owner::Heap).unwrap();
-    assert_eq!(run.run().start(), 0x4000_0000);
+    assert_eq!(run.run().start(), PhysAddr::new(0x4000_0000));
 }
 
 #[test]
@@ -427,7 +447,7 @@ fn messages_name_the_frame() {
     frames.free(owned).unwrap();
     let error = free_by_name(&frames, frame, Owner::Heap).unwrap_err();
     assert_eq!(error.to_string(), "frame 0x1000 was freed twice");
-    let foreign = Frame::from_start(0x8000).unwrap();
+    let foreign = Frame::from_start(PhysAddr::new(0x8000)).unwrap();
     let error = free_by_name(&frames, foreign, Owner::Loader).unwrap_err();
     assert!(error.to_string().contains("never came from"));
     let error = adopt(&frames, bounds(0x8000, 0xa000)).unwrap_err();
@@ -507,13 +527,13 @@ fn what_is_taken_of_the_heap_does_not_grow_with_the_memory() {
     assert_eq!(frames.free_runs_2mib(), (1 << 15) - 1);
     // In the last group of chunks, too.
     let last = frames.allocate_run(1, 1, Owner::Heap).unwrap();
-    assert_eq!(last.run().start(), 0x1000);
+    assert_eq!(last.run().start(), PhysAddr::new(0x1000));
     while frames
         .allocate_run(512, 512, Owner::Heap)
         .is_some_and(|run| {
             let start = run.run().start();
             let _ = run.into_raw();
-            start < (1 << 36) - (2 << 20)
+            start < PhysAddr::new((1 << 36) - (2 << 20))
         })
     {}
     assert_eq!(frames.free_runs_2mib(), 0);
@@ -571,7 +591,7 @@ fn another_allocator_s_frames_are_refused_and_stay_their_owner_s() {
     let run = mine.allocate_run(2, 1, Owner::Stacks).unwrap();
     let refused = others.free(frame).unwrap_err();
     let foreign = FreeError::Foreign {
-        frame: Frame::from_start(0x1000).unwrap(),
+        frame: Frame::from_start(PhysAddr::new(0x1000)).unwrap(),
     };
     assert_eq!(refused.error, foreign);
     assert_eq!(refused.to_string(), foreign.to_string());

@@ -1,7 +1,7 @@
 //! The physical map against a model that keeps every granule's owner in an array.
 
 use muster_boot::{Kind, MemoryEntry};
-use muster_frames::{FRAME_SIZE, PhysRange};
+use muster_frames::{FRAME_SIZE, PhysAddr, PhysRange};
 use proptest::prelude::*;
 
 use crate::oracle::oracle;
@@ -12,7 +12,7 @@ const GRANULE: u64 = 512;
 const GRANULES: u64 = 24 * FRAME_SIZE / GRANULE;
 
 fn granules(range: PhysRange) -> std::ops::Range<usize> {
-    (range.start() / GRANULE) as usize..range.end().div_ceil(GRANULE) as usize
+    (range.start().get() / GRANULE) as usize..range.end().get().div_ceil(GRANULE) as usize
 }
 
 fn range() -> impl Strategy<Value = PhysRange> {
@@ -20,7 +20,9 @@ fn range() -> impl Strategy<Value = PhysRange> {
     let start = prop_oneof![0..GRANULES, (0..GRANULES / 8).prop_map(|frame| frame * 8)];
     (start, length).prop_filter_map("too long", |(start, length)| {
         let end = start + length;
-        (end <= GRANULES).then(|| PhysRange::from_bounds(start * GRANULE, end * GRANULE))?
+        (end <= GRANULES).then(|| {
+            PhysRange::from_bounds(PhysAddr::new(start * GRANULE), PhysAddr::new(end * GRANULE))
+        })?
     })
 }
 
@@ -71,7 +73,7 @@ fn model(entries: &[MemoryEntry]) -> Vec<Option<Owner>> {
         .map(|granule| {
             let kinds = entries
                 .iter()
-                .filter(|entry| entry.range.contains(granule * GRANULE));
+                .filter(|entry| entry.range.contains(PhysAddr::new(granule * GRANULE)));
             kinds.map(|entry| entry.kind).max().map(owner)
         })
         .collect();
@@ -101,7 +103,7 @@ fn check(map: &PhysicalMap, model: &[Option<Owner>]) -> Result<(), TestCaseError
     for granule in 0..GRANULES {
         for addr in [granule * GRANULE, (granule + 1) * GRANULE - 1] {
             prop_assert_eq!(
-                map.owner_of(addr),
+                map.owner_of(PhysAddr::new(addr)),
                 model[granule as usize],
                 "at {:#x}",
                 addr
@@ -146,7 +148,7 @@ proptest! {
         for owner in [Owner::Free, Owner::Loader] {
             for range in map.ranges(owner) {
                 prop_assert_eq!(range.whole_frames(), Some(range));
-                prop_assert!(range.start() != 0);
+                prop_assert!(range.start() != PhysAddr::new(0));
             }
         }
     }
@@ -208,7 +210,7 @@ fn check_moves(
                     at,
                 })
             }
-            (None, _) if in_frames.contains(&to) && range.start() == 0 => {
+            (None, _) if in_frames.contains(&to) && range.start() == PhysAddr::new(0) => {
                 Err(AssignError::NullFrame { range, to })
             }
             (None, _) => {
@@ -221,7 +223,7 @@ fn check_moves(
         for owner in in_frames {
             for range in map.ranges(owner) {
                 prop_assert_eq!(range.whole_frames(), Some(range));
-                prop_assert!(range.start() != 0);
+                prop_assert!(range.start() != PhysAddr::new(0));
             }
         }
         prop_assert_eq!(map.totals().sum(), sum);
@@ -238,7 +240,7 @@ fn memory_changes_hands_as_in_the_model() {
         // From the owner of frame 0, and back.
         1 => (
             prop::sample::select(&[GRANULE, FRAME_SIZE][..])
-                .prop_map(|end| PhysRange::from_bounds(0, end).unwrap()),
+                .prop_map(|end| PhysRange::from_bounds(PhysAddr::new(0), PhysAddr::new(end)).unwrap()),
             prop::sample::select(&[Owner::NullFrame, Owner::Kernel][..]),
             to(),
         ),
@@ -254,7 +256,7 @@ fn memory_changes_hands_as_in_the_model() {
 
 fn entry(start: u64, end: u64, kind: Kind) -> MemoryEntry {
     MemoryEntry {
-        range: PhysRange::from_bounds(start, end).unwrap(),
+        range: PhysRange::from_bounds(PhysAddr::new(start), PhysAddr::new(end)).unwrap(),
         kind,
     }
 }
@@ -270,18 +272,18 @@ fn messages_name_the_memory_and_its_owners() {
     assert!(message.contains("0x1000..0x4000 (free) overlaps 0x3000..0x9000 (loader)"));
 
     let mut map = physical_map(&[entry(0x1000, 0x4000, Kind::Usable)]).unwrap();
-    let range = PhysRange::from_bounds(0x2000, 0x5000).unwrap();
+    let range = PhysRange::from_bounds(PhysAddr::new(0x2000), PhysAddr::new(0x5000)).unwrap();
     let error = map.assign(range, Owner::Free, Owner::Heap).unwrap_err();
     assert_eq!(
         error.to_string(),
         "cannot give 0x2000..0x5000 from free to heap: 0x4000 belongs to nobody the memory map \
          knows"
     );
-    let range = PhysRange::from_bounds(0x2000, 0x3000).unwrap();
+    let range = PhysRange::from_bounds(PhysAddr::new(0x2000), PhysAddr::new(0x3000)).unwrap();
     map.assign(range, Owner::Free, Owner::Stacks).unwrap();
     let error = map.assign(range, Owner::Free, Owner::Heap).unwrap_err();
     assert!(error.to_string().ends_with("0x2000 belongs to stacks"));
-    let range = PhysRange::from_bounds(0x1000, 0x1010).unwrap();
+    let range = PhysRange::from_bounds(PhysAddr::new(0x1000), PhysAddr::new(0x1010)).unwrap();
     let error = map.assign(range, Owner::Free, Owner::Heap).unwrap_err();
     assert_eq!(
         error.to_string(),
@@ -289,7 +291,7 @@ fn messages_name_the_memory_and_its_owners() {
          whole frames: give all of the frame"
     );
     let mut map = physical_map(&[entry(0, 0x4000, Kind::Usable)]).unwrap();
-    let range = PhysRange::from_bounds(0, 0x1000).unwrap();
+    let range = PhysRange::from_bounds(PhysAddr::new(0), PhysAddr::new(0x1000)).unwrap();
     let error = map
         .assign(range, Owner::NullFrame, Owner::Loader)
         .unwrap_err();
@@ -313,13 +315,19 @@ fn the_top_of_physical_memory_is_not_lost() {
     let top = muster_frames::PHYSICAL_LIMIT;
     let map = physical_map(&[
         entry(0, 0x1000, Kind::BootloaderReclaimable),
-        entry(top - 0x3000, top, Kind::Usable),
-        entry(top - 1, top, Kind::Bad),
+        entry(top - PhysAddr::new(0x3000), top.get(), Kind::Usable),
+        entry(top - PhysAddr::new(1), top.get(), Kind::Bad),
     ])
     .unwrap();
-    assert_eq!(map.owner_of(0), Some(Owner::NullFrame));
-    assert_eq!(map.owner_of(top - 1), Some(Owner::Bad));
-    assert_eq!(map.owner_of(top - 2), Some(Owner::Reserved));
+    assert_eq!(map.owner_of(PhysAddr::new(0)), Some(Owner::NullFrame));
+    assert_eq!(
+        map.owner_of(PhysAddr::new(top - PhysAddr::new(1))),
+        Some(Owner::Bad)
+    );
+    assert_eq!(
+        map.owner_of(PhysAddr::new(top - PhysAddr::new(2))),
+        Some(Owner::Reserved)
+    );
     assert_eq!(map.totals()[Owner::Free], 0x2000);
-    assert_eq!(map.owner_of(u64::MAX), None);
+    assert_eq!(map.owner_of(PhysAddr::new(u64::MAX)), None);
 }

@@ -1,8 +1,9 @@
 //! The reasons why a plan cannot take a region.
 
+use crate::virt_addr::VirtAddr;
 use core::fmt;
 
-use muster_frames::FRAME_SIZE;
+use muster_frames::{FRAME_SIZE, PhysAddr};
 
 /// The reason why a plan cannot take a region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,9 +18,9 @@ pub enum PlanError {
         /// The region.
         name: &'static str,
         /// Its first virtual address.
-        virt: u64,
+        virt: VirtAddr,
         /// Its first physical address.
-        phys: u64,
+        phys: PhysAddr,
         /// Its length in bytes.
         length: u64,
     },
@@ -28,7 +29,7 @@ pub enum PlanError {
         /// The region.
         name: &'static str,
         /// Its first virtual address.
-        virt: u64,
+        virt: VirtAddr,
         /// Its length in bytes.
         length: u64,
         /// Bits in a virtual address.
@@ -39,7 +40,7 @@ pub enum PlanError {
         /// The region.
         name: &'static str,
         /// Its first physical address.
-        phys: u64,
+        phys: PhysAddr,
         /// Its length in bytes.
         length: u64,
         /// Bits in a physical address.
@@ -52,7 +53,7 @@ pub enum PlanError {
         /// The region that is already there.
         with: &'static str,
         /// The first virtual address in both.
-        virt: u64,
+        virt: VirtAddr,
     },
     /// One maps physical memory writable that the other maps executable.
     WritableAlias {
@@ -89,7 +90,7 @@ impl fmt::Display for PlanError {
                 length,
             } => write!(
                 f,
-                "region \"{name}\" ({virt:#x} -> {phys:#x}, {length:#x} bytes) does not consist \
+                "region \"{name}\" ({virt} -> {phys}, {length:#x} bytes) does not consist \
                  of whole {FRAME_SIZE}-byte pages"
             ),
             Self::NotCanonical {
@@ -99,7 +100,7 @@ impl fmt::Display for PlanError {
                 bits,
             } => write!(
                 f,
-                "region \"{name}\" ({length:#x} bytes from {virt:#x}) leaves the {bits}-bit \
+                "region \"{name}\" ({length:#x} bytes from {virt}) leaves the {bits}-bit \
                  virtual address space: move it"
             ),
             Self::BeyondPhysical {
@@ -109,13 +110,13 @@ impl fmt::Display for PlanError {
                 bits,
             } => write!(
                 f,
-                "region \"{name}\" maps {length:#x} bytes from physical {phys:#x}, but physical \
+                "region \"{name}\" maps {length:#x} bytes from physical {phys}, but physical \
                  addresses here have {bits} bits: check the memory map"
             ),
             Self::Overlap { name, with, virt } => {
                 write!(
                     f,
-                    "regions \"{name}\" and \"{with}\" both claim {virt:#x}: move one"
+                    "regions \"{name}\" and \"{with}\" both claim {virt}: move one"
                 )
             }
             Self::WritableAlias { name, with } => write!(

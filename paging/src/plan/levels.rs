@@ -1,5 +1,7 @@
 //! The number of levels of tables, and the addresses that there are then.
 
+use crate::virt_addr::VirtAddr;
+
 /// The number of levels of tables that the CPU walks (`CR4.LA57`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Levels {
@@ -28,13 +30,13 @@ impl Levels {
 
     /// Returns the address with its untranslated upper bits made copies of the highest translated one
     /// (Intel SDM vol. 1, 3.3.7.1 "Canonical Addressing").
-    pub const fn canonical(self, virt: u64) -> u64 {
+    pub const fn canonical(self, virt: VirtAddr) -> VirtAddr {
         let unused = 64 - self.bits();
-        ((virt << unused) as i64 >> unused) as u64
+        VirtAddr::new(((virt.get() << unused) as i64 >> unused) as u64)
     }
 
     /// Returns whether the CPU accepts the address.
-    pub const fn is_canonical(self, virt: u64) -> bool {
-        self.canonical(virt) == virt
+    pub const fn is_canonical(self, virt: VirtAddr) -> bool {
+        self.canonical(virt).get() == virt.get()
     }
 }

@@ -1,9 +1,10 @@
 //! A range of virtual memory, and what it maps.
 
+use crate::virt_addr::VirtAddr;
 use core::fmt;
 
 use super::{Access, Cache, Levels, PageSize, PlanError};
-use muster_frames::{FRAME_SIZE, PhysRange};
+use muster_frames::{FRAME_SIZE, PhysAddr, PhysRange};
 
 /// One range of virtual memory that maps one range of physical memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,9 +12,9 @@ pub struct Region {
     /// Its name in messages.
     pub name: &'static str,
     /// The first virtual address; a multiple of [`FRAME_SIZE`].
-    pub virt: u64,
+    pub virt: VirtAddr,
     /// The physical address it maps; a multiple of [`FRAME_SIZE`].
-    pub phys: u64,
+    pub phys: PhysAddr,
     /// Bytes; a multiple of [`FRAME_SIZE`], not 0.
     pub length: u64,
     /// The rights of the kernel to it.
@@ -26,12 +27,12 @@ pub struct Region {
 
 impl Region {
     /// Returns the last virtual address; none if that overflows. (One past it may be 2^64.)
-    pub(crate) fn last(&self) -> Option<u64> {
+    pub(crate) fn last(&self) -> Option<VirtAddr> {
         self.virt.checked_add(self.length.checked_sub(1)?)
     }
 
     /// Returns whether the virtual address lies in the region.
-    pub fn contains(&self, virt: u64) -> bool {
+    pub fn contains(&self, virt: VirtAddr) -> bool {
         virt.checked_sub(self.virt)
             .is_some_and(|offset| offset < self.length)
     }
@@ -43,30 +44,31 @@ impl Region {
     /// MTRRs give one type.
     ///
     /// ```
-    /// use muster_paging::{Access, Cache, PageSize, Region};
+    /// use muster_frames::PhysAddr;
+    /// use muster_paging::{Access, Cache, PageSize, Region, VirtAddr};
     ///
     /// let region = Region {
     ///     name: "HHDM",
-    ///     virt: 0xffff_8000_0010_0000,
-    ///     phys: 0x10_0000,
+    ///     virt: VirtAddr::new(0xffff_8000_0010_0000),
+    ///     phys: PhysAddr::new(0x10_0000),
     ///     length: 0x40_0000,
     ///     access: Access::ReadWrite,
     ///     cache: Cache::WriteBack,
     ///     largest: PageSize::Size2MiB,
     /// };
-    /// let pieces = region.cut_at([0x1000, 0x10_0000, 0x30_0000, 0x50_0000]);
-    /// let pieces: Vec<_> = pieces.map(|piece| (piece.virt, piece.phys, piece.length)).collect();
+    /// let pieces = region.cut_at([0x1000, 0x10_0000, 0x30_0000, 0x50_0000].map(PhysAddr::new));
+    /// let pieces: Vec<_> = pieces.map(|piece| (piece.virt.get(), piece.phys.get(), piece.length)).collect();
     /// assert_eq!(pieces, [
     ///     (0xffff_8000_0010_0000, 0x10_0000, 0x20_0000),
     ///     (0xffff_8000_0030_0000, 0x30_0000, 0x20_0000),
     /// ]);
     /// ```
-    pub fn cut_at(self, borders: impl IntoIterator<Item = u64>) -> impl Iterator<Item = Self> {
+    pub fn cut_at(self, borders: impl IntoIterator<Item = PhysAddr>) -> impl Iterator<Item = Self> {
         let mut rest = Some(self);
         let mut borders = borders.into_iter();
         core::iter::from_fn(move || {
             let whole = rest.take()?;
-            let inside = |&border: &u64| {
+            let inside = |&border: &PhysAddr| {
                 border.is_multiple_of(FRAME_SIZE)
                     && border > whole.phys
                     && border - whole.phys < whole.length
@@ -111,7 +113,7 @@ impl Region {
         if length == 0 {
             return Err(PlanError::Empty { name });
         }
-        if !(virt | phys | length).is_multiple_of(FRAME_SIZE) {
+        if !(virt.get() | phys.get() | length).is_multiple_of(FRAME_SIZE) {
             return Err(PlanError::Misaligned {
                 name,
                 virt,
@@ -124,7 +126,7 @@ impl Region {
         let fits = self.last().is_some_and(|last| {
             levels.is_canonical(virt)
                 && levels.is_canonical(last)
-                && virt >> upper_bit == last >> upper_bit
+                && virt.get() >> upper_bit == last.get() >> upper_bit
         });
         if !fits {
             return Err(PlanError::NotCanonical {
@@ -174,7 +176,7 @@ impl fmt::Display for Region {
         } = self;
         write!(
             f,
-            "{name}: {virt:#x} -> {phys:#x}, {length:#x} bytes, {access} {cache}"
+            "{name}: {virt} -> {phys}, {length:#x} bytes, {access} {cache}"
         )
     }
 }

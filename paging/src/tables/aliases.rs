@@ -27,7 +27,7 @@ use x86_64::structures::paging::PageTableFlags as Flags;
 
 use super::Rights;
 use crate::plan::{Access, Cache};
-use muster_frames::PhysRange;
+use muster_frames::{PhysAddr, PhysRange};
 
 /// Ranges of physical memory for whose records the tables have room, unless more are
 /// [reserved](super::Tables::reserve), beside those that are mapped permanently.
@@ -183,8 +183,8 @@ struct Permanent {
 /// Some memory that is mapped in one way throughout, unless the record is coarse.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Record {
-    start: u64,
-    end: u64,
+    start: PhysAddr,
+    end: PhysAddr,
     cache: Cache,
     permanent: Option<Permanent>,
     /// The name of the counted region that was first, or that got the rights; empty if there is none.
@@ -200,7 +200,7 @@ struct Record {
 }
 
 impl Record {
-    const fn new(start: u64, end: u64, cache: Cache) -> Self {
+    const fn new(start: PhysAddr, end: PhysAddr, cache: Cache) -> Self {
         Self {
             start,
             end,
@@ -477,7 +477,10 @@ impl Aliases {
         let first = index;
         let mut at = memory.start();
         while at < memory.end() {
-            let next = self.records.get(index).map_or(u64::MAX, |next| next.start);
+            let next = self
+                .records
+                .get(index)
+                .map_or(PhysAddr::new(u64::MAX), |next| next.start);
             if at < next {
                 let end = next.min(memory.end());
                 if let Some(cache) = missing {
@@ -518,7 +521,7 @@ impl Aliases {
 
     /// Makes two of the record that has the bytes before and after this address, unless it is coarse. If
     /// there is no room for one more, it becomes so: `false`.
-    fn cut(&mut self, at: u64) -> bool {
+    fn cut(&mut self, at: PhysAddr) -> bool {
         let index = self.records.partition_point(|record| record.end <= at);
         let is_full = self.records.len() == self.records.capacity();
         let record = self.records.get_mut(index);
@@ -551,7 +554,7 @@ mod tests {
     };
 
     fn pages(first: u64, count: u64) -> PhysRange {
-        PhysRange::new(first * FRAME_SIZE, count * FRAME_SIZE).unwrap()
+        PhysRange::new(PhysAddr::new(first * FRAME_SIZE), count * FRAME_SIZE).unwrap()
     }
 
     /// Returns as many records as there is room for, of every other three pages.

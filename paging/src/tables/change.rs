@@ -34,6 +34,7 @@
 //! have no lock, read entries with Acquire, and what leads them to a table is stored with Release: see
 //! `entry::link` and `entry::follow`.
 
+use crate::virt_addr::VirtAddr;
 use core::fmt;
 use core::sync::atomic::Ordering;
 
@@ -49,8 +50,8 @@ use super::{
 };
 use crate::plan::{Access, Cache, PageSize, pat_index};
 use crate::virt_range::VirtRange;
-use muster_frames::OwnedFrame;
 use muster_frames::{Frame, PhysRange};
+use muster_frames::{OwnedFrame, PhysAddr};
 
 /// The reason why pages could not be unmapped, or given other rights. Nothing has changed then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,7 +73,7 @@ pub enum ChangeError {
     /// The CPUs have not yet flushed what was mapped there before.
     Unflushed {
         /// The first such address.
-        virt: u64,
+        virt: VirtAddr,
     },
     /// Some of it is mapped for good, by [`Tables::map_permanently`].
     Permanent {
@@ -96,12 +97,12 @@ pub enum ChangeError {
     /// Nothing is mapped there.
     NotMapped {
         /// The first such address.
-        virt: u64,
+        virt: VirtAddr,
     },
     /// The tables on the way there cannot be reached or have bits that the CPU rejects.
     Malformed {
         /// The first such address.
-        virt: u64,
+        virt: VirtAddr,
     },
 }
 
@@ -131,7 +132,7 @@ impl fmt::Display for ChangeError {
                 )
             }
             Self::Unflushed { virt } => {
-                write!(f, "{virt:#x} was unmapped, and not yet flushed on all CPUs")
+                write!(f, "{virt} was unmapped, and not yet flushed on all CPUs")
             }
             Self::Permanent { range } => write!(
                 f,
@@ -144,8 +145,8 @@ impl fmt::Display for ChangeError {
             ),
             Self::Alias(alias) => alias.fmt(f),
             Self::RecordsFull { records } => fmt_full(f, *records),
-            Self::NotMapped { virt } => write!(f, "{virt:#x} is not mapped"),
-            Self::Malformed { virt } => write!(f, "the page tables for {virt:#x} are broken"),
+            Self::NotMapped { virt } => write!(f, "{virt} is not mapped"),
+            Self::Malformed { virt } => write!(f, "the page tables for {virt} are broken"),
         }
     }
 }
@@ -156,9 +157,9 @@ impl core::error::Error for ChangeError {}
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FreedPage {
     /// The virtual address at which it was mapped.
-    pub virt: u64,
+    pub virt: VirtAddr,
     /// Its first physical address.
-    pub phys: u64,
+    pub phys: PhysAddr,
     /// Its size.
     pub size: PageSize,
 }
@@ -368,7 +369,7 @@ impl<M: PhysicalMemory> TableView<M> {
         let (start, last) = (range.start(), range.last());
         let is_canonical = |virt| self.levels.is_canonical(virt);
         // The top bit distinguishes the halves; between them is nothing.
-        if !is_canonical(start) || !is_canonical(last) || start >> 63 != last >> 63 {
+        if !is_canonical(start) || !is_canonical(last) || start.get() >> 63 != last.get() >> 63 {
             return Err(ChangeError::NotCanonical { range });
         }
         self.check_part(self.root, self.levels.count(), start, last)
@@ -378,8 +379,8 @@ impl<M: PhysicalMemory> TableView<M> {
         &self,
         frame: Frame,
         level: u8,
-        first: u64,
-        last: u64,
+        first: VirtAddr,
+        last: VirtAddr,
     ) -> Result<(), ChangeError> {
         let table = table(&self.memory, frame).ok_or(ChangeError::Malformed { virt: first })?;
         for piece in pieces(first, last, level) {
@@ -399,7 +400,7 @@ impl<M: PhysicalMemory> TableView<M> {
                 }
                 Entry::Leaf { phys, size } => {
                     if last - first != size.bytes() - 1 {
-                        let virt = first & !(size.bytes() - 1);
+                        let virt = first.align_down(size.bytes());
                         let rights = Rights::ALL.below(entry);
                         let leaf = leaf(virt, phys, size, rights, entry);
                         return Err(ChangeError::Partly { leaf });
@@ -412,7 +413,14 @@ impl<M: PhysicalMemory> TableView<M> {
 
     /// Withdraws all pages in a part of the addresses of a table, and returns whether the table has any
     /// present entry left.
-    fn withdraw(&self, frame: Frame, level: u8, first: u64, last: u64, flush: &mut Flush) -> bool {
+    fn withdraw(
+        &self,
+        frame: Frame,
+        level: u8,
+        first: VirtAddr,
+        last: VirtAddr,
+        flush: &mut Flush,
+    ) -> bool {
         let Some(table) = table(&self.memory, frame) else {
             return true;
         };
@@ -444,8 +452,8 @@ impl<M: PhysicalMemory> TableView<M> {
         &self,
         frame: Frame,
         level: u8,
-        first: u64,
-        last: u64,
+        first: VirtAddr,
+        last: VirtAddr,
         freed: &mut impl FnMut(FreedPage, Counted),
         give_back: &mut impl FnMut(Frame),
     ) {
@@ -473,7 +481,7 @@ impl<M: PhysicalMemory> TableView<M> {
         }
     }
 
-    fn has_nothing(&self, frame: Frame, level: u8, first: u64, last: u64) -> bool {
+    fn has_nothing(&self, frame: Frame, level: u8, first: VirtAddr, last: VirtAddr) -> bool {
         let Some(table) = table(&self.memory, frame) else {
             return false;
         };
@@ -508,7 +516,7 @@ impl<M: PhysicalMemory> TableView<M> {
     fn each_leaf(
         &self,
         range: VirtRange,
-        visit: &mut impl FnMut(&AtomicU64, u64, &Page),
+        visit: &mut impl FnMut(&AtomicU64, VirtAddr, &Page),
     ) -> Result<(), ChangeError> {
         let (first, last) = (range.start(), range.last());
         self.each_leaf_in(self.root, self.levels.count(), first, last, visit)
@@ -518,9 +526,9 @@ impl<M: PhysicalMemory> TableView<M> {
         &self,
         frame: Frame,
         level: u8,
-        first: u64,
-        last: u64,
-        visit: &mut impl FnMut(&AtomicU64, u64, &Page),
+        first: VirtAddr,
+        last: VirtAddr,
+        visit: &mut impl FnMut(&AtomicU64, VirtAddr, &Page),
     ) -> Result<(), ChangeError> {
         let table = table(&self.memory, frame).ok_or(ChangeError::Malformed { virt: first })?;
         for piece in pieces(first, last, level) {
@@ -563,16 +571,16 @@ const RIGHTS: u64 = Flags::WRITABLE.bits()
 struct Piece {
     /// The entry's index in its table.
     index: usize,
-    first: u64,
-    last: u64,
+    first: VirtAddr,
+    last: VirtAddr,
 }
 
 /// Splits a range into parts, one for each entry of the table of this level that it lies in.
-fn pieces(first: u64, last: u64, level: u8) -> impl Iterator<Item = Piece> {
+fn pieces(first: VirtAddr, last: VirtAddr, level: u8) -> impl Iterator<Item = Piece> {
     let mut next = Some(first);
     core::iter::from_fn(move || {
         let first = next?;
-        let end = first | ((1 << shift(level)) - 1);
+        let end = VirtAddr::new(first.get() | ((1 << shift(level)) - 1));
         let piece = Piece {
             index: index(first, level),
             first,

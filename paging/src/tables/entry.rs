@@ -1,5 +1,6 @@
 //! The entries of a table, and their bits.
 
+use crate::virt_addr::VirtAddr;
 use core::sync::atomic::Ordering;
 
 use muster_sync::AtomicU64;
@@ -8,9 +9,7 @@ use x86_64::structures::paging::PageTableFlags as Flags;
 use crate::plan::{Access, Cache, PageSize, pat_index};
 #[cfg(not(loom))]
 use muster_frames::FRAME_SIZE;
-use muster_frames::Frame;
-use muster_frames::OwnedFrame;
-use muster_frames::Owner as _;
+use muster_frames::{Frame, OwnedFrame, Owner as _, PhysAddr};
 
 use super::{FrameSource, Leaf, PhysicalMemory, Rights, TableError};
 
@@ -43,7 +42,7 @@ pub(super) const WITHDRAWN: u64 = Flags::BIT_9.bits();
 pub(super) enum Entry {
     Absent,
     Table(Option<Frame>),
-    Leaf { phys: u64, size: PageSize },
+    Leaf { phys: PhysAddr, size: PageSize },
     Malformed,
 }
 
@@ -59,13 +58,16 @@ impl Entry {
             3 if large => PageSize::Size1GiB,
             // Bit 7 is reserved where there are no large pages.
             _ if large => return Self::Malformed,
-            _ => return Self::Table(Frame::from_start(entry & ADDRESS)),
+            _ => return Self::Table(Frame::from_start(PhysAddr::new(entry & ADDRESS))),
         };
         let phys = entry & ADDRESS & !(size.bytes() - 1);
         // Between the PAT bit of a large page and its address, all bits are reserved.
         let reserved = entry & ADDRESS & !phys & !Cache::WriteCombining.bits(size);
         if reserved == 0 {
-            Self::Leaf { phys, size }
+            Self::Leaf {
+                phys: PhysAddr::new(phys),
+                size,
+            }
         } else {
             Self::Malformed
         }
@@ -88,8 +90,8 @@ pub(super) const fn shift(level: u8) -> u32 {
 }
 
 /// Returns the index in its table of this level's entry for a virtual address; below [`ENTRIES`].
-pub(super) const fn index(virt: u64, level: u8) -> usize {
-    (virt >> shift(level)) as usize % ENTRIES
+pub(super) const fn index(virt: VirtAddr, level: u8) -> usize {
+    (virt.get() >> shift(level)) as usize % ENTRIES
 }
 
 /// Returns the level of the tables whose entries map pages of this size.
@@ -122,7 +124,13 @@ pub(super) const fn leaf_bits(size: PageSize, access: Access, cache: Cache) -> u
     bits
 }
 
-pub(super) const fn leaf(virt: u64, phys: u64, size: PageSize, rights: Rights, entry: u64) -> Leaf {
+pub(super) const fn leaf(
+    virt: VirtAddr,
+    phys: PhysAddr,
+    size: PageSize,
+    rights: Rights,
+    entry: u64,
+) -> Leaf {
     Leaf {
         virt,
         phys,

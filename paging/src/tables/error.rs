@@ -1,6 +1,9 @@
 //! The errors of mapping.
 
+use crate::virt_addr::VirtAddr;
 use core::fmt;
+
+use muster_frames::PhysAddr;
 
 use crate::plan::PlanError;
 
@@ -22,17 +25,17 @@ pub enum TableError {
     /// Something is mapped there already.
     AlreadyMapped {
         /// The virtual address.
-        virt: u64,
+        virt: VirtAddr,
     },
     /// The CPUs have not yet flushed what was mapped there before.
     Unflushed {
         /// The virtual address.
-        virt: u64,
+        virt: VirtAddr,
     },
     /// A table lies where the given memory cannot be reached.
     Unreachable {
         /// The table's physical address.
-        phys: u64,
+        phys: PhysAddr,
     },
     /// The physical memory is mapped already, in a way that excludes this one.
     Alias(Alias),
@@ -67,12 +70,12 @@ impl fmt::Display for TableError {
                 "the source of page tables returned a frame of owner {owner}, and not of its own: let it take page tables'"
             ),
             Self::Region(error) => error.fmt(f),
-            Self::AlreadyMapped { virt } => write!(f, "{virt:#x} is mapped already"),
+            Self::AlreadyMapped { virt } => write!(f, "{virt} is mapped already"),
             Self::Unflushed { virt } => {
-                write!(f, "{virt:#x} was unmapped, and not yet flushed on all CPUs")
+                write!(f, "{virt} was unmapped, and not yet flushed on all CPUs")
             }
             Self::Unreachable { phys } => {
-                write!(f, "the page table at physical {phys:#x} cannot be reached")
+                write!(f, "the page table at physical {phys} cannot be reached")
             }
             Self::Alias(alias) => alias.fmt(f),
             Self::RecordsFull { records } => fmt_full(f, *records),

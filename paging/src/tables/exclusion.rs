@@ -3,6 +3,8 @@
 
 use alloc::vec::Vec;
 
+use muster_frames::PhysAddr;
+
 use super::{Leaf, Mismatch, PhysicalMemory, TableView};
 
 /// The rights that tables allow to memory, each byte counted once for each address at which they do.
@@ -15,7 +17,7 @@ pub struct Exclusion {
 }
 
 /// Some physical memory, from its first byte to its last.
-type Bytes = (u64, u64);
+type Bytes = (PhysAddr, PhysAddr);
 
 impl<M: PhysicalMemory> TableView<M> {
     /// Checks, by walking them, that what can be executed can be written nowhere, whatever the plan
@@ -70,7 +72,7 @@ fn memory(leaf: &Leaf) -> Bytes {
 
 /// Adds memory to a list, to its last entry if it follows that.
 fn record(code: &mut Vec<Bytes>, memory: Bytes) -> Result<(), Mismatch> {
-    if let Some((_, end)) = code.last_mut().filter(|(_, end)| end + 1 == memory.0) {
+    if let Some((_, end)) = code.last_mut().filter(|(_, end)| *end + 1 == memory.0) {
         *end = memory.1;
         return Ok(());
     }

@@ -6,6 +6,7 @@
 //! can still be written to, and a table taken away can still be walked, which may even set accessed
 //! bits in it. So what was unmapped must not be used again until then.
 
+use crate::virt_addr::VirtAddr;
 use core::fmt;
 use core::mem::ManuallyDrop;
 
@@ -25,7 +26,7 @@ pub const FLUSH_LIMIT: usize = 32;
 /// by other CPUs in interrupt handlers.
 #[derive(Clone)]
 pub struct FlushSet {
-    pages: [u64; FLUSH_LIMIT],
+    pages: [VirtAddr; FLUSH_LIMIT],
     /// Pages added; only the first [`FLUSH_LIMIT`] are kept.
     count: usize,
     /// Whether tables were removed with them.
@@ -35,13 +36,13 @@ pub struct FlushSet {
 impl FlushSet {
     pub(super) const fn new() -> Self {
         Self {
-            pages: [0; FLUSH_LIMIT],
+            pages: [VirtAddr::new(0); FLUSH_LIMIT],
             count: 0,
             tables: false,
         }
     }
 
-    pub(super) fn add(&mut self, virt: u64) {
+    pub(super) fn add(&mut self, virt: VirtAddr) {
         if let Some(page) = self.pages.get_mut(self.count) {
             *page = virt;
         }
@@ -72,7 +73,7 @@ impl FlushSet {
     /// Invalidate TLBs and Paging-Structure Caches"). With more than one PCID in use, those of the
     /// others must go by INVPCID. Everything goes by a write to CR3 where there are neither global
     /// pages nor PCIDs, and else by changing CR4.PGE or by INVPCID.
-    pub fn pages(&self) -> Option<&[u64]> {
+    pub fn pages(&self) -> Option<&[VirtAddr]> {
         self.pages.get(..self.count)
     }
 }
@@ -128,7 +129,7 @@ impl Flush {
         }
     }
 
-    pub(super) fn add(&mut self, virt: u64) {
+    pub(super) fn add(&mut self, virt: VirtAddr) {
         self.pages.add(virt);
     }
 

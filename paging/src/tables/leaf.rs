@@ -1,7 +1,9 @@
 //! A page that tables map, and its rights.
 
+use crate::virt_addr::VirtAddr;
 use core::fmt;
 
+use muster_frames::PhysAddr;
 use x86_64::structures::paging::PageTableFlags as Flags;
 
 use crate::plan::{Access, Cache, PageSize};
@@ -79,9 +81,9 @@ impl fmt::Display for Rights {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Leaf {
     /// Its first virtual address.
-    pub virt: u64,
+    pub virt: VirtAddr,
     /// Its first physical address.
-    pub phys: u64,
+    pub phys: PhysAddr,
     /// Its size.
     pub size: PageSize,
     /// Its rights.
@@ -92,8 +94,8 @@ pub struct Leaf {
 
 impl Leaf {
     /// Returns the page's last virtual address.
-    pub const fn last(&self) -> u64 {
-        self.virt | (self.size.bytes() - 1)
+    pub const fn last(&self) -> VirtAddr {
+        VirtAddr::new(self.virt.get() | (self.size.bytes() - 1))
     }
 
     /// Returns the page's rights; see [`Rights::access`].
@@ -123,7 +125,7 @@ impl fmt::Display for Leaf {
             rights,
             ..
         } = self;
-        write!(f, "{size} page {virt:#x} -> {phys:#x}, {rights} ")?;
+        write!(f, "{size} page {virt} -> {phys}, {rights} ")?;
         self.fmt_cache(f)
     }
 }
@@ -132,7 +134,7 @@ impl fmt::Display for Leaf {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Translation {
     /// The physical address.
-    pub phys: u64,
+    pub phys: PhysAddr,
     /// The page it lies in.
     pub leaf: Leaf,
 }

@@ -1,13 +1,14 @@
 //! Mapping regions and pages. Loads are Relaxed, as the [changes](super::change) to tables say.
 
+use crate::virt_addr::VirtAddr;
 use core::sync::atomic::Ordering;
 
 use x86_64::structures::paging::PageTableFlags as Flags;
 
 use crate::plan::{Access, Cache, PageSize, PlanError, Region};
 use crate::virt_range::VirtRange;
-use muster_frames::OwnedFrame;
 use muster_frames::{Frame, PhysRange};
+use muster_frames::{OwnedFrame, PhysAddr};
 
 use super::aliases::{Counted, Refusal, Use};
 use super::{
@@ -91,7 +92,7 @@ impl<M: PhysicalMemory> Tables<M> {
     /// As for [`Self::map`].
     pub unsafe fn map_page(
         &mut self,
-        virt: u64,
+        virt: VirtAddr,
         frame: Frame,
         access: Access,
         cache: Cache,
@@ -149,7 +150,7 @@ impl<M: PhysicalMemory> Tables<M> {
 
     fn set_leaf(
         &mut self,
-        virt: u64,
+        virt: VirtAddr,
         size: PageSize,
         entry: u64,
         frames: &impl FrameSource,
@@ -171,7 +172,11 @@ impl<M: PhysicalMemory> Tables<M> {
                     frame = below;
                     level -= 1;
                 }
-                Entry::Table(None) => return Err(TableError::Unreachable { phys: 0 }),
+                Entry::Table(None) => {
+                    return Err(TableError::Unreachable {
+                        phys: PhysAddr::default(),
+                    });
+                }
                 _ if is_withdrawn => return Err(TableError::Unflushed { virt }),
                 _ => return Err(TableError::AlreadyMapped { virt }),
             }
@@ -190,7 +195,7 @@ impl<M: PhysicalMemory> Tables<M> {
     /// the page itself, if none are needed.
     fn new_tables<S: FrameSource>(
         &self,
-        virt: u64,
+        virt: VirtAddr,
         level: u8,
         leaf_level: u8,
         leaf: u64,
@@ -207,7 +212,7 @@ impl<M: PhysicalMemory> Tables<M> {
                 Ok(frame)
             });
             match table {
-                Ok(frame) => entry = frame.start() | TABLE,
+                Ok(frame) => entry = frame.start().get() | TABLE,
                 Err(error) => {
                     // No CPU has seen them.
                     made.into_iter()
@@ -248,10 +253,12 @@ impl<M: PhysicalMemory> Mapping<'_, M> {
             let virt = region.virt + bytes;
             let phys = region.phys + bytes;
             let left = region.length - bytes;
-            let size = self.tables.largest_page(virt | phys, left, region.largest);
+            let size = self
+                .tables
+                .largest_page(virt.get() | phys.get(), left, region.largest);
             let bits = leaf_bits(size, region.access, region.cache) | counted.bits();
             self.tables
-                .set_leaf(virt, size, phys | bits, frames)
+                .set_leaf(virt, size, phys.get() | bits, frames)
                 .map_err(|error| PartlyMapped { error, bytes })?;
             self.bytes += size.bytes();
         }

@@ -1,5 +1,6 @@
 //! A second root, for a CPU that is not yet asked to flush.
 
+use crate::virt_addr::VirtAddr;
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
@@ -46,7 +47,7 @@ impl<M: PhysicalMemory> Tables<M> {
         reserved.map_err(|_| TableError::OutOfMemory { bytes })?;
         let mut made = Vec::new();
         let (root, level) = (self.root, self.levels.count());
-        match self.copy_without(window, root, level, 0, frames, &mut made) {
+        match self.copy_without(window, root, level, VirtAddr::new(0), frames, &mut made) {
             Ok(root) => {
                 self.lacking.push(window);
                 let tables = made.len();
@@ -70,7 +71,7 @@ impl<M: PhysicalMemory> Tables<M> {
         window: VirtRange,
         original: Frame,
         level: u8,
-        virt: u64,
+        virt: VirtAddr,
         frames: &S,
         made: &mut Vec<OwnedFrame<S::Owner>>,
     ) -> Result<Frame, TableError> {
@@ -82,8 +83,10 @@ impl<M: PhysicalMemory> Tables<M> {
         made.push(owned);
         let slots = (0..).zip(self.table(original)?);
         for (place, slot) in slots {
-            let virt = self.levels.canonical(virt | place << shift(level));
-            let last = virt | ((1 << shift(level)) - 1);
+            let virt = self
+                .levels
+                .canonical(VirtAddr::new(virt.get() | place << shift(level)));
+            let last = VirtAddr::new(virt.get() | ((1 << shift(level)) - 1));
             // Relaxed: whoever changes the tables has them to itself, as here.
             let entry = slot.load(Ordering::Relaxed);
             let is_outside = last < window.start() || window.last() < virt;
@@ -93,7 +96,7 @@ impl<M: PhysicalMemory> Tables<M> {
                 _ if is_inside => continue,
                 Entry::Table(Some(below)) => {
                     let below = self.copy_without(window, below, level - 1, virt, frames, made)?;
-                    entry & !ADDRESS | below.start()
+                    entry & !ADDRESS | below.start().get()
                 }
                 Entry::Leaf { .. } => return Err(TableError::AlreadyMapped { virt }),
                 Entry::Absent | Entry::Table(None) | Entry::Malformed => continue,

@@ -1,8 +1,10 @@
 //! The page-table walk for one address.
 
+use crate::virt_addr::VirtAddr;
 use core::fmt;
 use core::iter;
 
+use muster_frames::PhysAddr;
 use x86_64::structures::paging::PageTableFlags as Flags;
 
 use super::{Entry, Leaf, PhysicalMemory, Rights, TableView, follow, index, leaf, shift, table};
@@ -15,7 +17,7 @@ pub enum Target {
     /// Nothing any more; but a CPU may still have cached what was there.
     Withdrawn,
     /// The table of the next level, at this physical address.
-    Table(u64),
+    Table(PhysAddr),
     /// A page.
     Page(Leaf),
     /// Bits that the CPU rejects.
@@ -28,7 +30,7 @@ pub struct Step {
     /// The level of the entry's table: 1 for a table of 4 KiB pages.
     pub level: u8,
     /// The physical address of the entry's table.
-    pub table: u64,
+    pub table: PhysAddr,
     /// The entry's index in its table.
     pub index: usize,
     /// The entry.
@@ -60,7 +62,7 @@ impl fmt::Display for Step {
             entry,
             target,
         } = self;
-        write!(f, "{level} {table:#x}[{index}] {entry:#018x}")?;
+        write!(f, "{level} {table}[{index}] {entry:#018x}")?;
         for (flag, name) in FLAGS {
             if entry & flag.bits() != 0 {
                 write!(f, " {name}")?;
@@ -69,7 +71,7 @@ impl fmt::Display for Step {
         match target {
             Target::Nothing => f.write_str(" -> nothing"),
             Target::Withdrawn => f.write_str(" -> nothing, once all CPUs have flushed it"),
-            Target::Table(phys) => write!(f, " -> table {phys:#x}"),
+            Target::Table(phys) => write!(f, " -> table {phys}"),
             Target::Page(leaf) => {
                 write!(f, " -> {} page, {} ", leaf.size, leaf.rights)?;
                 leaf.fmt_cache(f)
@@ -83,7 +85,7 @@ impl<M: PhysicalMemory> TableView<M> {
     /// Returns the entries that the CPU reads for a virtual address, the root's first. Returns none if
     /// the address is not canonical. If the last of them leads to a table, that table cannot be
     /// reached.
-    pub fn path(&self, virt: u64) -> impl Iterator<Item = Step> {
+    pub fn path(&self, virt: VirtAddr) -> impl Iterator<Item = Step> {
         let begins = self.levels.is_canonical(virt);
         let mut next = begins.then_some((self.root, self.levels.count(), Rights::ALL));
         iter::from_fn(move || {
@@ -97,10 +99,10 @@ impl<M: PhysicalMemory> TableView<M> {
                 (Entry::Malformed, false) => Target::Malformed,
                 (Entry::Table(below), false) => {
                     next = below.map(|below| (below, level - 1, rights));
-                    Target::Table(below.map_or(0, |below| below.start()))
+                    Target::Table(below.map_or(PhysAddr::default(), |below| below.start()))
                 }
                 (Entry::Leaf { phys, size }, false) => {
-                    let start = virt & !((1 << shift(level)) - 1);
+                    let start = virt.align_down(1 << shift(level));
                     Target::Page(leaf(start, phys, size, rights, entry))
                 }
             };

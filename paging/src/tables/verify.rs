@@ -1,6 +1,9 @@
 //! The comparison of tables with a plan.
 
+use crate::virt_addr::VirtAddr;
 use core::fmt;
+
+use muster_frames::PhysAddr;
 
 use crate::plan::{Levels, PageSize, Region};
 
@@ -71,14 +74,14 @@ pub enum Mismatch {
     /// An entry points to a table that cannot be reached.
     Unreachable {
         /// The first virtual address that the entry is for.
-        virt: u64,
+        virt: VirtAddr,
         /// The table's physical address.
-        phys: u64,
+        phys: PhysAddr,
     },
     /// An entry has bits that the CPU rejects (Intel SDM vol. 3, 5.5.4: reserved bits).
     Malformed {
         /// The first virtual address that the entry is for.
-        virt: u64,
+        virt: VirtAddr,
         /// The level of its table: 1 for a table of 4 KiB pages.
         level: u8,
         /// The entry.
@@ -88,7 +91,7 @@ pub enum Mismatch {
     /// otherwise than write-back.
     TableEntry {
         /// The first virtual address that the entry is for.
-        virt: u64,
+        virt: VirtAddr,
         /// The level of its table: 2 for a table of pointers to tables of 4 KiB pages.
         level: u8,
         /// The entry.
@@ -104,7 +107,7 @@ pub enum Mismatch {
         /// The region.
         region: Region,
         /// The first virtual address that is not mapped.
-        virt: u64,
+        virt: VirtAddr,
     },
     /// A page reaches beyond the region it begins in, or is larger than the region allows or the CPU
     /// has.
@@ -121,7 +124,7 @@ pub enum Mismatch {
         /// The page.
         leaf: Leaf,
         /// The physical address it should map.
-        expected: u64,
+        expected: PhysAddr,
     },
     /// A page has other rights than the region says.
     Access {
@@ -173,27 +176,27 @@ impl fmt::Display for Mismatch {
             Self::Unreachable { virt, phys } => {
                 write!(
                     f,
-                    "the table for {virt:#x} at physical {phys:#x} cannot be reached"
+                    "the table for {virt} at physical {phys} cannot be reached"
                 )
             }
             Self::Malformed { virt, level, entry } => write!(
                 f,
-                "the level {level} entry for {virt:#x} is {entry:#x}, which the CPU rejects"
+                "the level {level} entry for {virt} is {entry:#x}, which the CPU rejects"
             ),
             Self::TableEntry { virt, level, entry } => write!(
                 f,
-                "the level {level} entry for {virt:#x} is {entry:#x}, which does not leave all \
+                "the level {level} entry for {virt} is {entry:#x}, which does not leave all \
                  rights to the leaves"
             ),
             Self::Stray { leaf } => write!(f, "{leaf} is in no region"),
-            Self::Missing { region, virt } => write!(f, "{virt:#x} is not mapped ({region})"),
+            Self::Missing { region, virt } => write!(f, "{virt} is not mapped ({region})"),
             Self::TooLarge { region, leaf } => write!(f, "{leaf} is too large for {region}"),
             Self::Address {
                 region,
                 leaf,
                 expected,
             } => {
-                write!(f, "{leaf} should map {expected:#x} ({region})")
+                write!(f, "{leaf} should map {expected} ({region})")
             }
             Self::Access { region, leaf } | Self::Cache { region, leaf } => {
                 write!(f, "{leaf} is not as in {region}")
@@ -240,7 +243,7 @@ impl Audit<'_> {
 }
 
 impl Visitor for Audit<'_> {
-    fn table(&mut self, virt: u64, level: u8, entry: u64) -> Result<(), Mismatch> {
+    fn table(&mut self, virt: VirtAddr, level: u8, entry: u64) -> Result<(), Mismatch> {
         self.census.tables += 1;
         // Tables that are reached twice could otherwise keep the walk busy without end.
         if let Some(expected) = self.built.filter(|&built| built < self.census.tables) {

@@ -1,9 +1,10 @@
 //! Reading tables: translating addresses, and walking all pages.
 
+use crate::virt_addr::VirtAddr;
 use muster_sync::AtomicU64;
 
 use crate::plan::{Levels, Plan};
-use muster_frames::Frame;
+use muster_frames::{Frame, PhysAddr};
 
 use super::verify::Audit;
 use super::{
@@ -14,7 +15,7 @@ use super::{
 /// A visitor of the entries of a walk.
 pub(super) trait Visitor {
     /// Visits an entry that points to a table.
-    fn table(&mut self, virt: u64, level: u8, entry: u64) -> Result<(), Mismatch>;
+    fn table(&mut self, virt: VirtAddr, level: u8, entry: u64) -> Result<(), Mismatch>;
     /// Visits a page.
     fn leaf(&mut self, leaf: Leaf) -> Result<(), Mismatch>;
 }
@@ -50,7 +51,7 @@ impl<M: PhysicalMemory> TableView<M> {
 
     /// Returns the translation of the virtual address; `None` if it is not mapped, not canonical, or if
     /// the tables on the way are malformed.
-    pub fn translate(&self, virt: u64) -> Option<Translation> {
+    pub fn translate(&self, virt: VirtAddr) -> Option<Translation> {
         match self.path(virt).last()?.target {
             Target::Page(leaf) => Some(Translation {
                 phys: leaf.phys + (virt - leaf.virt),
@@ -73,7 +74,7 @@ impl<M: PhysicalMemory> TableView<M> {
         }
 
         impl<F: FnMut(Leaf)> Visitor for Leaves<'_, F> {
-            fn table(&mut self, _: u64, _: u8, _: u64) -> Result<(), Mismatch> {
+            fn table(&mut self, _: VirtAddr, _: u8, _: u64) -> Result<(), Mismatch> {
                 self.tables += 1;
                 Ok(())
             }
@@ -85,7 +86,13 @@ impl<M: PhysicalMemory> TableView<M> {
         }
 
         let mut leaves = Leaves { visit, tables: 1 };
-        self.descend(self.root, self.levels.count(), 0, Rights::ALL, &mut leaves)?;
+        self.descend(
+            self.root,
+            self.levels.count(),
+            VirtAddr::new(0),
+            Rights::ALL,
+            &mut leaves,
+        )?;
         Ok(leaves.tables)
     }
 
@@ -119,7 +126,13 @@ impl<M: PhysicalMemory> TableView<M> {
                 ..Census::default()
             },
         };
-        self.descend(self.root, self.levels.count(), 0, Rights::ALL, &mut audit)?;
+        self.descend(
+            self.root,
+            self.levels.count(),
+            VirtAddr::new(0),
+            Rights::ALL,
+            &mut audit,
+        )?;
         audit.finish()
     }
 
@@ -134,7 +147,7 @@ impl<M: PhysicalMemory> TableView<M> {
         &self,
         frame: Frame,
         level: u8,
-        virt: u64,
+        virt: VirtAddr,
         rights: Rights,
         visitor: &mut impl Visitor,
     ) -> Result<(), Mismatch> {
@@ -143,13 +156,20 @@ impl<M: PhysicalMemory> TableView<M> {
             phys: frame.start(),
         })?;
         for (index, entry) in (0..).zip(table) {
-            let virt = self.levels.canonical(virt | index << shift(level));
+            let virt = self
+                .levels
+                .canonical(VirtAddr::new(virt.get() | index << shift(level)));
             let entry = follow(entry);
             let rights = rights.below(entry);
             match Entry::decode(entry, level) {
                 Entry::Absent => {}
                 Entry::Malformed => return Err(Mismatch::Malformed { virt, level, entry }),
-                Entry::Table(None) => return Err(Mismatch::Unreachable { virt, phys: 0 }),
+                Entry::Table(None) => {
+                    return Err(Mismatch::Unreachable {
+                        virt,
+                        phys: PhysAddr::default(),
+                    });
+                }
                 Entry::Table(Some(below)) => {
                     visitor.table(virt, level, entry)?;
                     self.descend(below, level - 1, virt, rights, visitor)?;

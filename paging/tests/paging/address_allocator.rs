@@ -3,7 +3,7 @@
 use muster_frames::FRAME_SIZE;
 use muster_paging::{
     Access, AddressAllocator, AddressError, AddressFreeError, Features, Levels, OwnedAddresses,
-    Tables, VirtRange, WindowError,
+    Tables, VirtAddr, VirtRange, WindowError,
 };
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -36,7 +36,7 @@ fn step() -> impl Strategy<Value = Step> {
 fn check(pages: u64, offset: u64, steps: Vec<Step>) -> Result<usize, TestCaseError> {
     let count = steps.len();
     let start = WINDOW + offset * FRAME_SIZE;
-    let window = VirtRange::new(start, pages * FRAME_SIZE).unwrap();
+    let window = VirtRange::new(VirtAddr::new(start), pages * FRAME_SIZE).unwrap();
     let ram = Ram::new(1 << 36);
     let mut tables = tables(&ram);
     let mut addresses = AddressAllocator::new(&mut tables, window).unwrap();
@@ -45,11 +45,9 @@ fn check(pages: u64, offset: u64, steps: Vec<Step>) -> Result<usize, TestCaseErr
     for step in steps {
         // Which pages are somebody's.
         let mut taken = vec![false; pages as usize];
-        for page in held
-            .iter()
-            .map(OwnedAddresses::range)
-            .flat_map(|range| (range.start()..=range.last()).step_by(FRAME_SIZE as usize))
-        {
+        for page in held.iter().map(OwnedAddresses::range).flat_map(|range| {
+            (range.start().get()..=range.last().get()).step_by(FRAME_SIZE as usize)
+        }) {
             taken[((page - start) / FRAME_SIZE) as usize] = true;
         }
         match step {
@@ -67,7 +65,9 @@ fn check(pages: u64, offset: u64, steps: Vec<Step>) -> Result<usize, TestCaseErr
                 let length = wanted * FRAME_SIZE;
                 let allocated = addresses.allocate(length, align);
                 let expected = place
-                    .map(|first| VirtRange::new(start + first * FRAME_SIZE, length).unwrap())
+                    .map(|first| {
+                        VirtRange::new(VirtAddr::new(start + first * FRAME_SIZE), length).unwrap()
+                    })
                     .ok_or(AddressError::Exhausted { length, align });
                 let range = allocated.as_ref().map(OwnedAddresses::range);
                 prop_assert_eq!(range.map_err(|error| *error), expected);
@@ -101,13 +101,13 @@ fn addresses_come_back_only_from_where_they_are() {
     let (ram, other_ram) = (Ram::new(1 << 36), Ram::new(1 << 36));
     let (mut tables, mut other_tables) = (tables(&ram), tables(&other_ram));
     assert_eq!(tables.root(), other_tables.root());
-    let window = VirtRange::new(WINDOW, 0x10_0000).unwrap();
+    let window = VirtRange::new(VirtAddr::new(WINDOW), 0x10_0000).unwrap();
     let mut addresses = AddressAllocator::new(&mut tables, window).unwrap();
     let mut others = AddressAllocator::new(&mut other_tables, window).unwrap();
     let owned = addresses.allocate(0x1000, 1).unwrap();
     let range = owned.range();
     assert_eq!(others.allocate(0x1000, 1).unwrap().range(), range);
-    map_page(&mut tables, range.start(), 9, Access::ReadWrite, &ram).unwrap();
+    map_page(&mut tables, range.start().get(), 9, Access::ReadWrite, &ram).unwrap();
 
     let refused = others.free(owned, &tables).unwrap_err();
     assert_eq!(refused.error, AddressFreeError::OtherAllocator);
@@ -145,11 +145,15 @@ fn addresses_beyond_a_whole_root_stay_in_use() {
     // Both by the same entry of the root; the page lies below the place where the range begins in it.
     let (start, page) = (0xfffe_ff10_4000_0000, 0xffff_ff10_0000_0000);
     let length = page + FRAME_SIZE - start;
-    let window = VirtRange::new(start - FRAME_SIZE, length + 2 * FRAME_SIZE).unwrap();
+    let window =
+        VirtRange::new(VirtAddr::new(start - FRAME_SIZE), length + 2 * FRAME_SIZE).unwrap();
     let mut addresses = AddressAllocator::new(&mut tables, window).unwrap();
     let owned = addresses.allocate(length, 1).unwrap();
     map_page(&mut tables, page, 9, Access::ReadWrite, &ram).unwrap();
-    assert!(owned.range().contains(page) && tables.translate(page).is_some());
+    assert!(
+        owned.range().contains(VirtAddr::new(page))
+            && tables.translate(VirtAddr::new(page)).is_some()
+    );
     assert!(!tables.is_vacant(owned.range()));
     let refused = addresses.free(owned, &tables).unwrap_err();
     assert_eq!(refused.error, AddressFreeError::InUse);
@@ -159,7 +163,7 @@ fn addresses_beyond_a_whole_root_stay_in_use() {
 fn no_memory_for_a_range_is_an_error() {
     let ram = Ram::new(1 << 36);
     let mut tables = tables(&ram);
-    let window = VirtRange::new(WINDOW, 0x10_0000).unwrap();
+    let window = VirtRange::new(VirtAddr::new(WINDOW), 0x10_0000).unwrap();
     let mut addresses = AddressAllocator::new(&mut tables, window).unwrap();
     let error = scarce::with_blocks_up_to(0, || addresses.allocate(0x1000, 0x1000).err());
     let error = error.unwrap();
@@ -181,7 +185,7 @@ fn no_memory_for_a_range_is_an_error() {
 fn impossible_wishes_are_refused() {
     let ram = Ram::new(1 << 36);
     let mut tables = tables(&ram);
-    let window = VirtRange::new(WINDOW, 0x10_0000).unwrap();
+    let window = VirtRange::new(VirtAddr::new(WINDOW), 0x10_0000).unwrap();
     let mut addresses = AddressAllocator::new(&mut tables, window).unwrap();
     for (length, align) in [(0, 0x1000), (0x1800, 0x1000), (0x1000, 0), (0x1000, 0x3000)] {
         let error = addresses.allocate(length, align).unwrap_err();
@@ -195,7 +199,7 @@ fn impossible_wishes_are_refused() {
     }
     assert!(addresses.allocate(0xfe000, 0x1000).is_ok());
     // A window of one page is all guard, also where there are no addresses beyond.
-    let last = VirtRange::new(!0xfff, 0x1000).unwrap();
+    let last = VirtRange::new(VirtAddr::new(!0xfff), 0x1000).unwrap();
     let mut last = AddressAllocator::new(&mut tables, last).unwrap();
     assert!(last.allocate(0x1000, 0x1000).is_err());
 }
@@ -205,9 +209,9 @@ fn impossible_wishes_are_refused() {
 fn a_window_in_use_is_refused() {
     let ram = Ram::new(1 << 36);
     let mut tables = tables(&ram);
-    let window = VirtRange::new(WINDOW, 0x10_0000).unwrap();
-    let page = VirtRange::new(WINDOW + 0xf_f000, FRAME_SIZE).unwrap();
-    map_page(&mut tables, page.start(), 77, Access::ReadOnly, &ram).unwrap();
+    let window = VirtRange::new(VirtAddr::new(WINDOW), 0x10_0000).unwrap();
+    let page = VirtRange::new(VirtAddr::new(WINDOW + 0xf_f000), FRAME_SIZE).unwrap();
+    map_page(&mut tables, page.start().get(), 77, Access::ReadOnly, &ram).unwrap();
     let refused = |tables: &mut _| {
         let error = AddressAllocator::new(tables, window).unwrap_err();
         assert_eq!(error, WindowError::InUse { window });
@@ -229,7 +233,11 @@ fn a_window_is_one_allocator_s_for_good() {
     let ram = Ram::new(1 << 36);
     let mut tables = tables(&ram);
     let window = |page: u64, pages: u64| {
-        VirtRange::new(WINDOW + page * FRAME_SIZE, pages * FRAME_SIZE).unwrap()
+        VirtRange::new(
+            VirtAddr::new(WINDOW + page * FRAME_SIZE),
+            pages * FRAME_SIZE,
+        )
+        .unwrap()
     };
     let first = window(16, 16);
     drop(AddressAllocator::new(&mut tables, first).unwrap());

@@ -6,8 +6,10 @@ use std::collections::HashSet;
 use std::mem::{Discriminant, discriminant};
 
 use muster_boot::{Kind, MemoryEntry, hhdm_regions};
-use muster_frames::{FRAME_SIZE, PhysRange};
-use muster_paging::{Access, Cache, Features, Levels, PageSize, Plan, PlanError, Region, Tables};
+use muster_frames::{FRAME_SIZE, PhysAddr, PhysRange};
+use muster_paging::{
+    Access, Cache, Features, Levels, PageSize, Plan, PlanError, Region, Tables, VirtAddr,
+};
 use proptest::prelude::*;
 
 use crate::maps::{HALF_4, HALF_5};
@@ -31,12 +33,12 @@ struct Painted {
 fn paint(entries: &[MemoryEntry], read_only: &[PhysRange]) -> Vec<Painted> {
     let mut bytes = vec![Painted::default(); BYTES];
     for entry in entries {
-        for byte in entry.range.start()..entry.range.end() {
+        for byte in entry.range.start().get()..entry.range.end().get() {
             bytes[byte as usize].kinds.push(entry.kind);
         }
     }
     for range in read_only {
-        for byte in range.start()..range.end() {
+        for byte in range.start().get()..range.end().get() {
             bytes[byte as usize].is_protected = true;
         }
     }
@@ -102,7 +104,10 @@ fn shown(frame: &[Painted]) -> Option<(Access, Cache)> {
 fn range() -> impl Strategy<Value = PhysRange> {
     let border = || prop_oneof![0..=BYTES, (0..=FRAMES).prop_map(|frame| frame * FRAME)];
     (border(), border()).prop_filter_map("empty", |(one, other)| {
-        PhysRange::from_bounds(one.min(other) as u64, one.max(other) as u64)
+        PhysRange::from_bounds(
+            PhysAddr::new(one.min(other) as u64),
+            PhysAddr::new(one.max(other) as u64),
+        )
     })
 }
 
@@ -134,7 +139,14 @@ fn entries() -> impl Strategy<Value = Vec<MemoryEntry>> {
 fn check_bytes(entries: &[MemoryEntry], read_only: &[PhysRange]) -> Result<usize, TestCaseError> {
     let map = physical_map(entries).unwrap();
     let mut plan = Plan::new(Levels::Four, 40);
-    for region in hhdm_regions(entries, HALF_4, PageSize::Size2MiB, read_only).unwrap() {
+    for region in hhdm_regions(
+        entries,
+        VirtAddr::new(HALF_4),
+        PageSize::Size2MiB,
+        read_only,
+    )
+    .unwrap()
+    {
         plan.add(region).unwrap();
     }
     let ram = Ram::new(1 << 24);
@@ -150,15 +162,15 @@ fn check_bytes(entries: &[MemoryEntry], read_only: &[PhysRange]) -> Result<usize
         for (offset, owner) in owners(frame, number == 0).into_iter().enumerate() {
             let phys = (number * FRAME + offset) as u64;
             let virt = HALF_4 + phys;
-            prop_assert_eq!(map.owner_of(phys), owner, "byte {:#x}", phys);
-            let planned = plan.region_at(virt).map(|region| {
-                let offset = virt - region.virt;
+            prop_assert_eq!(map.owner_of(PhysAddr::new(phys)), owner, "byte {:#x}", phys);
+            let planned = plan.region_at(VirtAddr::new(virt)).map(|region| {
+                let offset = virt - region.virt.get();
                 (region.phys + offset, region.access, region.cache)
             });
-            let expected = shown.map(|(access, cache)| (phys, access, cache));
+            let expected = shown.map(|(access, cache)| (PhysAddr::new(phys), access, cache));
             prop_assert_eq!(planned, expected, "byte {:#x}", phys);
             if offset.is_multiple_of(64) || offset == FRAME - 1 {
-                let mapped = tables.translate(virt).map(|found| {
+                let mapped = tables.translate(VirtAddr::new(virt)).map(|found| {
                     let leaf = found.leaf;
                     (found.phys, leaf.access().unwrap(), leaf.cache().unwrap())
                 });
@@ -171,9 +183,9 @@ fn check_bytes(entries: &[MemoryEntry], read_only: &[PhysRange]) -> Result<usize
         prop_assert!(!touch || (low.access, low.cache) != (high.access, high.cache));
     }
     for phys in [BYTES as u64, 1 << 21, 1 << 30, 1 << 39] {
-        prop_assert_eq!(map.owner_of(phys), None);
-        prop_assert_eq!(plan.region_at(HALF_4 + phys), None);
-        prop_assert_eq!(tables.translate(HALF_4 + phys), None);
+        prop_assert_eq!(map.owner_of(PhysAddr::new(phys)), None);
+        prop_assert_eq!(plan.region_at(VirtAddr::new(HALF_4 + phys)), None);
+        prop_assert_eq!(tables.translate(VirtAddr::new(HALF_4 + phys)), None);
     }
     Ok(BYTES)
 }
@@ -234,8 +246,8 @@ fn region() -> impl Strategy<Value = Region> {
     (virt, phys, length, how).prop_map(move |(virt, phys, length, (access, cache, largest))| {
         Region {
             name: "",
-            virt: place(virt),
-            phys: place(phys),
+            virt: VirtAddr::new(place(virt)),
+            phys: PhysAddr::new(place(phys)),
             length,
             access,
             cache,
@@ -250,8 +262,8 @@ fn pages(region: &Region) -> Vec<(u128, u128)> {
         .step_by(FRAME)
         .map(|offset| {
             (
-                u128::from(region.virt) + offset,
-                u128::from(region.phys) + offset,
+                u128::from(region.virt.get()) + offset,
+                u128::from(region.phys.get()) + offset,
             )
         })
         .collect()
@@ -269,7 +281,7 @@ fn expected(taken: &[Region], region: &Region, levels: Levels) -> Result<(), Pla
     if length == 0 {
         return Err(PlanError::Empty { name });
     }
-    if [virt, phys, length]
+    if [virt.get(), phys.get(), length]
         .iter()
         .any(|number| number % FRAME_SIZE != 0)
     {
@@ -284,9 +296,9 @@ fn expected(taken: &[Region], region: &Region, levels: Levels) -> Result<(), Pla
     let half = 1u128 << (bits - 1);
     let low = 0..half;
     let high = (1u128 << 64) - half..1 << 64;
-    let end = |start| u128::from(start) + u128::from(length);
-    let all_in =
-        |half: &std::ops::Range<u128>| half.contains(&u128::from(virt)) && end(virt) <= half.end;
+    let start = u128::from(virt.get());
+    let end = start + u128::from(length);
+    let all_in = |half: &std::ops::Range<u128>| half.contains(&start) && end <= half.end;
     if !all_in(&low) && !all_in(&high) {
         return Err(PlanError::NotCanonical {
             name,
@@ -296,7 +308,7 @@ fn expected(taken: &[Region], region: &Region, levels: Levels) -> Result<(), Pla
         });
     }
     for bits in [52, PHYSICAL_BITS] {
-        if end(phys) > 1 << bits {
+        if u128::from(phys.get()) + u128::from(length) > 1 << bits {
             return Err(PlanError::BeyondPhysical {
                 name,
                 phys,
@@ -318,7 +330,7 @@ fn expected(taken: &[Region], region: &Region, levels: Levels) -> Result<(), Pla
             return Err(PlanError::Overlap {
                 name,
                 with,
-                virt: *virt as u64,
+                virt: VirtAddr::new(*virt as u64),
             });
         }
         if !pages_of
@@ -368,7 +380,10 @@ fn check_plan(
                     .any(|(page, _)| *page == u128::from(virt))
             };
             for virt in [virt, virt + 4095] {
-                prop_assert_eq!(plan.region_at(virt), taken.iter().find(shows));
+                prop_assert_eq!(
+                    plan.region_at(VirtAddr::new(virt)),
+                    taken.iter().find(shows)
+                );
             }
         }
     }

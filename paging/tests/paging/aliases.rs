@@ -5,10 +5,10 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::panic::{self, AssertUnwindSafe};
 
-use muster_frames::{FRAME_SIZE, PhysRange};
+use muster_frames::{FRAME_SIZE, PhysAddr, PhysRange};
 use muster_paging::{
     Access, Alias, Cache, ChangeError, Features, FrameSource, Levels, PageSize, PartlyMapped,
-    PlanError, Region, TableError, Tables, Unmapping, VirtRange,
+    PlanError, Region, TableError, Tables, Unmapping, VirtAddr, VirtRange,
 };
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -37,8 +37,8 @@ fn new_tables(ram: &Ram) -> Tables<&Ram> {
 fn region(number: u64, first: u64, count: u64, access: Access, cache: Cache) -> Region {
     Region {
         name: "region",
-        virt: HALF_4 + (number << 21) + first * FRAME_SIZE,
-        phys: PHYS + first * FRAME_SIZE,
+        virt: VirtAddr::new(HALF_4 + (number << 21) + first * FRAME_SIZE),
+        phys: PhysAddr::new(PHYS + first * FRAME_SIZE),
         length: count * FRAME_SIZE,
         access,
         cache,
@@ -165,11 +165,11 @@ impl World<'_> {
                 page.is_some_and(|page| !page.is_withdrawn && page.is_permanent == is_permanent)
             })
             .count() as u64;
-        VirtRange::new(first, (count + 1) * FRAME_SIZE)
+        VirtRange::new(VirtAddr::new(first), (count + 1) * FRAME_SIZE)
     }
 
     fn in_range(&self, range: VirtRange) -> impl Iterator<Item = (u64, Page)> {
-        let pages = self.pages.range(range.start()..=range.last());
+        let pages = self.pages.range(range.start().get()..=range.last().get());
         pages.map(|(&virt, &page)| (virt, page))
     }
 
@@ -205,7 +205,7 @@ impl World<'_> {
                         Some(phys),
                     ) => {
                         if !alias.is_partly {
-                            prop_assert_eq!(alias.memory.start(), phys);
+                            prop_assert_eq!(alias.memory.start().get(), phys);
                         }
                         prop_assert!(self.has_few_records || !alias.is_partly);
                         prop_assert_eq!((alias.access, alias.cache), (access, cache));
@@ -220,14 +220,14 @@ impl World<'_> {
                 for page in 0..count {
                     let offset = page * FRAME_SIZE;
                     let page = Page {
-                        phys: region.phys + offset,
+                        phys: (region.phys + offset).get(),
                         cache,
                         writable: access == Access::ReadWrite,
                         executable: access == Access::ReadExecute,
                         is_permanent,
                         is_withdrawn: false,
                     };
-                    self.pages.insert(region.virt + offset, page);
+                    self.pages.insert((region.virt + offset).get(), page);
                 }
             }
             Step::Unmap(index, count) => {
@@ -241,7 +241,10 @@ impl World<'_> {
                     Err(error) => prop_assert!(false, "{}", error),
                 }
                 prop_assert!(!is_permanent);
-                for (_, page) in self.pages.range_mut(range.start()..=range.last()) {
+                for (_, page) in self
+                    .pages
+                    .range_mut(range.start().get()..=range.last().get())
+                {
                     page.is_withdrawn = true;
                 }
             }
@@ -273,7 +276,10 @@ impl World<'_> {
                     Err(error) => prop_assert!(false, "{}", error),
                 }
                 if protected.is_ok() {
-                    for (_, page) in self.pages.range_mut(range.start()..=range.last()) {
+                    for (_, page) in self
+                        .pages
+                        .range_mut(range.start().get()..=range.last().get())
+                    {
                         page.writable |= access == Access::ReadWrite;
                         page.executable |= access == Access::ReadExecute;
                     }
@@ -293,7 +299,7 @@ impl World<'_> {
         let unmapped = self.pending.swap_remove(index).flush(&Alone);
         let pages = &mut self.pages;
         let freed = &mut |page: muster_paging::FreedPage| {
-            pages.remove(&page.virt);
+            pages.remove(&page.virt.get());
         };
         self.tables.complete(unmapped, self.ram, freed).unwrap();
     }
@@ -302,7 +308,7 @@ impl World<'_> {
     fn check(&self) -> Result<(), TestCaseError> {
         let root = self.tables.root().start();
         let mut seen = BTreeMap::new();
-        for page in walker::walk(self.ram, root, 4) {
+        for page in walker::walk(self.ram, root.get(), 4) {
             let (cache, rights) = seen.entry(page.phys).or_insert((page.cache, page.access));
             prop_assert_eq!(*cache, page.cache);
             let both = [*rights, page.access];
@@ -360,7 +366,7 @@ fn check_steps(steps: Vec<Step>, full_at: Option<Index>) -> Result<[usize; 2], T
     let mapped = world.pages.iter().filter(|(_, page)| !page.is_permanent);
     let mapped: Vec<u64> = mapped.map(|(&virt, _)| virt).collect();
     for virt in mapped {
-        let page = VirtRange::new(virt, FRAME_SIZE).unwrap();
+        let page = VirtRange::new(VirtAddr::new(virt), FRAME_SIZE).unwrap();
         vacate(&mut world.tables, &ram, page);
         world.pages.remove(&virt);
     }
@@ -373,7 +379,7 @@ fn check_steps(steps: Vec<Step>, full_at: Option<Index>) -> Result<[usize; 2], T
                 world.mapped += 1;
                 let region = region(world.mapped, page, 1, access, cache);
                 let is_mapped = map(&mut world.tables, &region, &ram).is_ok();
-                prop_assert_eq!(is_mapped, world.allows(region.phys, access, cache));
+                prop_assert_eq!(is_mapped, world.allows(region.phys.get(), access, cache));
                 if is_mapped {
                     vacate(&mut world.tables, &ram, range(&region));
                 }
@@ -442,7 +448,7 @@ fn a_device_is_not_mapped_as_memory_nor_memory_as_a_device() {
         with: "HHDM",
         rights: tables.translate(memory.virt).unwrap().leaf.rights,
         cached: Cache::WriteBack,
-        memory: PhysRange::new(PHYS + 7 * FRAME_SIZE, 2 * FRAME_SIZE).unwrap(),
+        memory: PhysRange::new(PhysAddr::new(PHYS + 7 * FRAME_SIZE), 2 * FRAME_SIZE).unwrap(),
         is_partly: false,
     };
     let error = map(&mut tables, &as_device, &ram).unwrap_err();
@@ -524,7 +530,7 @@ fn what_is_mapped_for_good_stays() {
     ram.left.set(0);
     let partly = region(2, 0, 1, Access::ReadWrite, Cache::WriteBack);
     let partly = Region {
-        virt: partly.virt - 0x1000,
+        virt: VirtAddr::new(partly.virt - VirtAddr::new(0x1000)),
         length: 0x2000,
         ..partly
     };
@@ -610,7 +616,7 @@ fn with_full_records(ram: &Ram) -> (Tables<&Ram>, Region, std::ops::Range<u64>) 
 /// Returns a page beside the next one's, whose memory is apart from that one's.
 fn apart(number: u64) -> Region {
     Region {
-        virt: HALF_4 + (2 << 30) + number * FRAME_SIZE,
+        virt: VirtAddr::new(HALF_4 + (2 << 30) + number * FRAME_SIZE),
         ..region(0, 2 * number, 1, Access::ReadWrite, Cache::WriteBack)
     }
 }
@@ -632,7 +638,7 @@ fn memory_whose_record_can_t_be_cut_counts_until_all_of_it_is_unmapped() {
     // Nothing else was forgotten by it.
     for number in others {
         let code = Region {
-            virt: HALF_4 + (3 << 30),
+            virt: VirtAddr::new(HALF_4 + (3 << 30)),
             access: Access::ReadExecute,
             ..apart(number)
         };
@@ -739,7 +745,7 @@ impl FrameSource for Failing<'_> {
 /// only.
 fn map_half(tables: &mut Tables<&Ram>, ram: &Ram, is_permanent: bool) -> Region {
     let half = Region {
-        virt: HALF_4 + (2 << 21) - FRAME_SIZE,
+        virt: VirtAddr::new(HALF_4 + (2 << 21) - FRAME_SIZE),
         ..region(1, 0, 2, Access::ReadWrite, Cache::WriteBack)
     };
     let frames = Failing {

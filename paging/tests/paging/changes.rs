@@ -4,11 +4,11 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
-use muster_frames::FRAME_SIZE;
+use muster_frames::{FRAME_SIZE, PhysAddr};
 use muster_paging::{
     Access, Cache, ChangeError, FLUSH_LIMIT, Features, Flush, FlushSet, FreedPage, Levels,
     PageSize, PartlyMapped, PhysicalMemory, Region, Shootdown, TableError, Tables, Target,
-    Unmapped, Unmapping, VirtRange,
+    Unmapped, Unmapping, VirtAddr, VirtRange,
 };
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -40,7 +40,7 @@ const FEATURES: Features = Features {
 };
 
 fn range(start: u64, length: u64) -> VirtRange {
-    VirtRange::new(start, length).unwrap()
+    VirtRange::new(VirtAddr::new(start), length).unwrap()
 }
 
 /// A CPU that caches whatever it walks by, and forgets only what it is told to. While it sleeps it
@@ -108,7 +108,7 @@ impl Cpu {
             Some(flushed) => self.pages.retain(|&(start, size, _)| {
                 !flushed
                     .iter()
-                    .any(|&virt| (start..start + size).contains(&virt))
+                    .any(|virt| (start..start + size).contains(&virt.get()))
             }),
             None => self.pages.clear(),
         }
@@ -127,6 +127,11 @@ unsafe impl Shootdown for Cpus {
             .iter_mut()
             .for_each(|cpu| cpu.flush(pages));
     }
+}
+
+/// Returns the first address of each page of 4 KiB in a range.
+fn pages_of(range: VirtRange) -> impl Iterator<Item = u64> {
+    (range.start().get()..=range.last().get()).step_by(FRAME_SIZE as usize)
 }
 
 /// The state of a page of 4 KiB.
@@ -302,8 +307,8 @@ impl<'a> World<'a> {
     /// Returns whether a large page lies in the range only in part.
     fn cuts_a_page(&self, range: VirtRange) -> bool {
         [range.start(), range.last()].into_iter().any(|virt| {
-            self.model.get(&(virt & !0xfff)).is_some_and(|page| {
-                let first = virt & !(page.size.bytes() - 1);
+            self.model.get(&(virt.get() & !0xfff)).is_some_and(|page| {
+                let first = VirtAddr::new(virt.get() & !(page.size.bytes() - 1));
                 !range.contains(first) || !range.contains(first + (page.size.bytes() - 1))
             })
         })
@@ -321,8 +326,8 @@ impl<'a> World<'a> {
             } => {
                 let region = Region {
                     name: "region",
-                    virt: self.base + first * FRAME_SIZE,
-                    phys: self.next_phys + first * FRAME_SIZE % LARGE,
+                    virt: VirtAddr::new(self.base + first * FRAME_SIZE),
+                    phys: PhysAddr::new(self.next_phys + first * FRAME_SIZE % LARGE),
                     length: count * FRAME_SIZE,
                     access,
                     cache,
@@ -362,7 +367,7 @@ impl<'a> World<'a> {
             } if !self.model.is_empty() => self.protect(self.run(which, count), access)?,
             Step::TouchRun { cpu, which, count } if !self.model.is_empty() => {
                 let run = self.run(which, count);
-                for page in (run.start()..=run.last()).step_by(FRAME_SIZE as usize) {
+                for page in pages_of(run) {
                     self.touch(cpu, page, true);
                 }
             }
@@ -411,7 +416,7 @@ impl<'a> World<'a> {
         let mut cpus = self.cpus.0.borrow_mut();
         let place = cpu.index(cpus.len());
         let (root, levels) = (self.tables.root().start(), self.tables.levels());
-        cpus[place].touch(self.ram, root, levels, virt, use_caches);
+        cpus[place].touch(self.ram, root.get(), levels, virt, use_caches);
     }
 
     /// Returns how many tables a page lacks: of each level, a table is there as long as any page of its
@@ -444,16 +449,17 @@ impl<'a> World<'a> {
         let mut frames = self.ram.left.get();
         self.next_phys += region.length.next_multiple_of(LARGE) + LARGE;
         let mapped = tables::map(&mut self.tables, &region, self.ram)
-            .map_err(|failure| (failure.error, region.virt + failure.bytes));
+            .map_err(|failure| (failure.error, region.virt.get() + failure.bytes));
         // Pages are mapped up to the first that can't be.
-        let mut virt = region.virt;
-        while virt < region.virt + region.length {
-            let phys = virt - region.virt + region.phys;
-            let left = region.virt + region.length - virt;
+        let (start, end) = (region.virt.get(), region.virt.get() + region.length);
+        let mut virt = start;
+        while virt < end {
+            let phys = region.phys + (virt - start);
+            let left = end - virt;
             let fits = |size: PageSize| {
                 size <= largest
                     && left >= size.bytes()
-                    && (virt | phys).is_multiple_of(size.bytes())
+                    && (virt | phys.get()).is_multiple_of(size.bytes())
             };
             let size = PageSize::ALL
                 .into_iter()
@@ -466,8 +472,8 @@ impl<'a> World<'a> {
                     mapped,
                     Err((
                         TableError::AlreadyMapped { virt: at } | TableError::Unflushed { virt: at },
-                        end
-                    )) if at == virt && end == virt
+                        mapped_to
+                    )) if at.get() == virt && mapped_to == virt
                 );
                 prop_assert!(expected, "{:?} at {:#x}", mapped, virt);
                 return Ok(());
@@ -480,11 +486,11 @@ impl<'a> World<'a> {
             }
             frames -= missing;
             for page in pages() {
-                let phys = page - region.virt + region.phys;
+                let phys = region.phys + (page - start);
                 self.model.insert(
                     page,
                     Page {
-                        phys,
+                        phys: phys.get(),
                         access,
                         cache,
                         size,
@@ -502,19 +508,19 @@ impl<'a> World<'a> {
     fn unmap(&mut self, range: VirtRange) -> Result<(), TestCaseError> {
         // SAFETY: nobody uses what these tables map.
         let unmapping = unsafe { self.tables.unmap(range) };
-        let all = || (range.start()..=range.last()).step_by(FRAME_SIZE as usize);
+        let all = || pages_of(range);
         let is_whole = all().all(|page| self.model.contains_key(&page));
         let unmapping = match unmapping {
             Err(error) => {
                 let expected = match error {
                     ChangeError::Unflushed { virt } => {
-                        range.contains(virt) && self.is_withdrawn(virt & !0xfff)
+                        range.contains(virt) && self.is_withdrawn(virt.get() & !0xfff)
                     }
                     ChangeError::NotMapped { virt } => {
-                        range.contains(virt) && !self.model.contains_key(&virt)
+                        range.contains(virt) && !self.model.contains_key(&virt.get())
                     }
                     ChangeError::Partly { leaf } => {
-                        self.cuts_a_page(range) && self.model.contains_key(&leaf.virt)
+                        self.cuts_a_page(range) && self.model.contains_key(&leaf.virt.get())
                     }
                     _ => false,
                 };
@@ -555,7 +561,10 @@ impl<'a> World<'a> {
             .complete(unmapped, self.ram, &mut |page: FreedPage| {
                 count += 1;
                 for offset in (0..page.size.bytes()).step_by(FRAME_SIZE as usize) {
-                    freed.insert(page.virt + offset, (page.phys + offset, page.size));
+                    freed.insert(
+                        (page.virt + offset).get(),
+                        ((page.phys + offset).get(), page.size),
+                    );
                 }
             })
             .unwrap();
@@ -592,7 +601,7 @@ impl<'a> World<'a> {
     fn protect(&mut self, range: VirtRange, access: Access) -> Result<(), TestCaseError> {
         // SAFETY: nobody uses what these tables map.
         let flush = unsafe { self.tables.protect(range, access) };
-        let all = || (range.start()..=range.last()).step_by(FRAME_SIZE as usize);
+        let all = || pages_of(range);
         let is_whole = all().all(|page| self.model.contains_key(&page)) && !self.cuts_a_page(range);
         let (writable, executable) = allowed(access);
         let excluded = all().any(|page| {
@@ -635,7 +644,7 @@ impl<'a> World<'a> {
             }
         }
         let (root, levels) = (self.tables.root().start(), self.tables.levels());
-        prop_assert_eq!(walk(self.ram, root, levels.count()), expected);
+        prop_assert_eq!(walk(self.ram, root.get(), levels.count()), expected);
         let tables = self.tables.walk(&mut |_| ()).unwrap();
         // A table that no walk reaches is withdrawn, or lost.
         prop_assert_eq!(self.tables.table_count(), self.ram.frames().len());
@@ -646,13 +655,13 @@ impl<'a> World<'a> {
 
         for cpu in self.cpus.0.borrow().iter() {
             for &(start, size, entry) in cpu.pages_used() {
-                let current = self.tables.translate(start);
+                let current = self.tables.translate(VirtAddr::new(start));
                 let is_current = current.is_some_and(|current| {
                     let leaf = current.leaf;
                     let writable = entry & 2 != 0;
                     let executable = entry >> 63 == 0;
                     leaf.size.bytes() == size
-                        && leaf.phys == entry & 0x000f_ffff_ffff_f000 & !(size - 1)
+                        && leaf.phys == PhysAddr::new(entry & 0x000f_ffff_ffff_f000 & !(size - 1))
                         && (leaf.rights.writable, leaf.rights.executable) == (writable, executable)
                 });
                 let is_pending = self.withdrawn.iter().any(|(state, pages)| {
@@ -685,7 +694,7 @@ fn check_history(levels: Levels, steps: Vec<Step>) -> Result<usize, TestCaseErro
     world.check()?;
     let all = range(world.base, PAGES * FRAME_SIZE);
     prop_assert!(world.tables.is_vacant(all));
-    prop_assert_eq!(world.ram.frames(), [world.tables.root().start()]);
+    prop_assert_eq!(world.ram.frames(), [world.tables.root().start().get()]);
     Ok(count)
 }
 
@@ -712,8 +721,8 @@ unsafe impl Shootdown for Alone {
 fn map(tables: &mut Tables<&Ram>, ram: &Ram, virt: u64, length: u64, largest: PageSize) {
     let region = Region {
         name: "region",
-        virt,
-        phys: 0x4000_0000,
+        virt: VirtAddr::new(virt),
+        phys: PhysAddr::new(0x4000_0000),
         length,
         access: Access::ReadWrite,
         cache: Cache::WriteBack,
@@ -735,10 +744,10 @@ fn what_is_unmapped_stays_out_of_reach_until_it_is_flushed() {
     assert_eq!(unmapping.range(), all);
     assert_eq!(
         unmapping.pages().pages().unwrap(),
-        [BASE, BASE + 0x1000, BASE + 0x2000]
+        [BASE, BASE + 0x1000, BASE + 0x2000].map(VirtAddr::new)
     );
-    assert_eq!(tables.translate(BASE), None);
-    let last = tables.path(BASE).last().unwrap();
+    assert_eq!(tables.translate(VirtAddr::new(BASE)), None);
+    let last = tables.path(VirtAddr::new(BASE)).last().unwrap();
     assert_eq!(last.target, Target::Withdrawn);
     assert!(last.to_string().ends_with("once all CPUs have flushed it"));
 
@@ -746,7 +755,7 @@ fn what_is_unmapped_stays_out_of_reach_until_it_is_flushed() {
     assert_eq!(
         again,
         Err(TableError::Unflushed {
-            virt: BASE + 0x1000
+            virt: VirtAddr::new(BASE + 0x1000)
         })
     );
     assert!(again.unwrap_err().to_string().contains("not yet flushed"));
@@ -755,7 +764,7 @@ fn what_is_unmapped_stays_out_of_reach_until_it_is_flushed() {
     assert_eq!(
         twice,
         ChangeError::Unflushed {
-            virt: BASE + 0x2000
+            virt: VirtAddr::new(BASE + 0x2000)
         }
     );
     assert!(twice.to_string().contains("not yet flushed"));
@@ -767,7 +776,10 @@ fn what_is_unmapped_stays_out_of_reach_until_it_is_flushed() {
     // A page beside them brings the tables back, for as long as it is there.
     map(tables, &ram, BASE + 0x7000, 0x1000, PageSize::Size4KiB);
     assert_eq!(ram.frames().len(), 4);
-    assert_eq!(tables.translate(BASE + 0x7000).unwrap().phys, 0x4000_0000);
+    assert_eq!(
+        tables.translate(VirtAddr::new(BASE + 0x7000)).unwrap().phys,
+        PhysAddr::new(0x4000_0000)
+    );
 
     let mut freed = Vec::new();
     tables
@@ -776,8 +788,8 @@ fn what_is_unmapped_stays_out_of_reach_until_it_is_flushed() {
     assert!(tables.is_vacant(all));
     assert_eq!(freed.len(), 3);
     let first = FreedPage {
-        virt: BASE,
-        phys: 0x4000_0000,
+        virt: VirtAddr::new(BASE),
+        phys: PhysAddr::new(0x4000_0000),
         size: PageSize::Size4KiB,
     };
     assert_eq!(freed[0], first);
@@ -787,7 +799,7 @@ fn what_is_unmapped_stays_out_of_reach_until_it_is_flushed() {
     tables
         .complete(unmapping.flush(&Alone), &ram, &mut |_| ())
         .unwrap();
-    assert_eq!(ram.frames(), [tables.root().start()]);
+    assert_eq!(ram.frames(), [tables.root().start().get()]);
 }
 
 #[test]
@@ -847,7 +859,7 @@ fn a_large_page_changes_as_a_whole() {
     let gib = 1 << 30;
     let start = HALF_4 + gib;
     map(tables, &ram, start, gib, PageSize::Size1GiB);
-    let leaf = tables.translate(start).unwrap().leaf;
+    let leaf = tables.translate(VirtAddr::new(start)).unwrap().leaf;
     for (offset, length) in [(0, gib / 2), (gib / 2, gib), (0x5000, 0x1000)] {
         let part = range(start + offset, length);
         // SAFETY: nobody uses what these tables map.
@@ -860,10 +872,14 @@ fn a_large_page_changes_as_a_whole() {
     }
     // SAFETY: as above.
     let flush = unsafe { tables.protect(range(start, gib), Access::ReadOnly) }.unwrap();
-    assert_eq!(flush.pages().pages().unwrap(), [start]);
+    assert_eq!(flush.pages().pages().unwrap(), [VirtAddr::new(start)]);
     flush.run(&Alone);
     assert_eq!(
-        tables.translate(start).unwrap().leaf.access(),
+        tables
+            .translate(VirtAddr::new(start))
+            .unwrap()
+            .leaf
+            .access(),
         Some(Access::ReadOnly)
     );
     // No entry says "dirty, and not writable".
@@ -876,7 +892,12 @@ fn a_large_page_changes_as_a_whole() {
     // SAFETY: as above.
     let hole = unsafe { tables.protect(range(start, gib + 0x1000), Access::ReadOnly) };
     let hole = hole.unwrap_err();
-    assert_eq!(hole, ChangeError::NotMapped { virt: start + gib });
+    assert_eq!(
+        hole,
+        ChangeError::NotMapped {
+            virt: VirtAddr::new(start + gib)
+        }
+    );
     assert_eq!(hole.to_string(), "0xffff800080000000 is not mapped");
 }
 
@@ -918,7 +939,7 @@ fn what_cannot_change_is_told() {
     }
     // The last page there is.
     let last = range(!0xfff, 0x1000);
-    map(tables, &ram, last.start(), 0x1000, PageSize::Size4KiB);
+    map(tables, &ram, last.start().get(), 0x1000, PageSize::Size4KiB);
     // SAFETY: as above.
     let unmapping = unsafe { tables.unmap(last) }.unwrap();
     tables
@@ -927,14 +948,19 @@ fn what_cannot_change_is_told() {
     assert_eq!(ram.frames().len(), 1);
 
     let root = tables.root().start();
-    ram.set_entry(root, 256, (77 * FRAME_SIZE) | 3);
-    assert!(ram.pointer(77 * FRAME_SIZE).is_none());
+    ram.set_entry(root.get(), 256, (77 * FRAME_SIZE) | 3);
+    assert!(ram.pointer(PhysAddr::new(77 * FRAME_SIZE)).is_none());
     // SAFETY: as above.
     let error = unsafe { tables.unmap(range(HALF_4, 0x1000)) }.unwrap_err();
-    assert_eq!(error, ChangeError::Malformed { virt: HALF_4 });
+    assert_eq!(
+        error,
+        ChangeError::Malformed {
+            virt: VirtAddr::new(HALF_4)
+        }
+    );
     assert!(error.to_string().ends_with("0xffff800000000000 are broken"));
     assert!(!tables.is_vacant(range(HALF_4, 0x1000)));
-    ram.set_entry(root, 256, 0);
+    ram.set_entry(root.get(), 256, 0);
 }
 
 #[test]
@@ -944,8 +970,8 @@ fn a_region_mapped_in_part_goes_without_a_trace() {
     let tables = &mut world.tables;
     let region = Region {
         name: "region",
-        virt: BASE,
-        phys: 0x4000_0000,
+        virt: VirtAddr::new(BASE),
+        phys: PhysAddr::new(0x4000_0000),
         length: 4 * LARGE,
         access: Access::ReadWrite,
         cache: Cache::WriteBack,
@@ -961,7 +987,7 @@ fn a_region_mapped_in_part_goes_without_a_trace() {
     assert!(failure.to_string().contains("no frame is left"));
     assert_eq!((ram.left.get(), ram.frames().len()), (2, 5));
     // SAFETY: nobody uses what these tables map.
-    let unmapping = unsafe { tables.unmap(range(region.virt, failure.bytes)) }.unwrap();
+    let unmapping = unsafe { tables.unmap(range(region.virt.get(), failure.bytes)) }.unwrap();
     tables
         .complete(unmapping.flush(&Alone), &ram, &mut |_| ())
         .unwrap();
@@ -1018,15 +1044,18 @@ fn what_a_second_root_shares_stays() {
     let mut world = World::new(&ram);
     let tables = &mut world.tables;
     let window = range(HALF_4 + (1 << 40), 1 << 39);
-    let outside = [range(BASE, 0x1000), range(window.last() + 1, 0x1000)];
-    let inside = range(window.last() - 0xfff, 0x1000);
+    let outside = [
+        range(BASE, 0x1000),
+        range((window.last() + 1).get(), 0x1000),
+    ];
+    let inside = range(window.last() - VirtAddr::new(0xfff), 0x1000);
     for page in outside.into_iter().chain([inside]) {
-        map(tables, &ram, page.start(), 0x1000, PageSize::Size4KiB);
+        map(tables, &ram, page.start().get(), 0x1000, PageSize::Size4KiB);
     }
     let second = tables.root_without(window, &ram).unwrap();
-    let shared = walk(&ram, second.root.start(), Levels::Four.count());
+    let shared = walk(&ram, second.root.start().get(), Levels::Four.count());
     assert_eq!(shared.len(), 2);
-    let border = range(inside.start(), 0x2000);
+    let border = range(inside.start().get(), 0x2000);
     for page in outside.into_iter().chain([border]) {
         // SAFETY: nobody uses what these tables map.
         let unmapped = unsafe { tables.unmap(page) }.map(|unmapping| unmapping.range());
@@ -1043,7 +1072,7 @@ fn what_a_second_root_shares_stays() {
     completed.unwrap();
     // No table that it has was given back.
     assert_eq!(
-        walk(&ram, second.root.start(), Levels::Four.count()),
+        walk(&ram, second.root.start().get(), Levels::Four.count()),
         shared
     );
 }

@@ -1,6 +1,6 @@
 //! A frame allocator as the source of tables' frames.
 
-use muster_frames::{FrameAllocator, FrameInfo, PhysRange, SoleOwner};
+use muster_frames::{FrameAllocator, FrameInfo, PhysAddr, PhysRange, SoleOwner};
 use muster_paging::FrameSource;
 
 fn allocator(free: PhysRange) -> FrameAllocator {
@@ -13,8 +13,10 @@ fn allocator(free: PhysRange) -> FrameAllocator {
 /// It gets back what another source may have handed out.
 #[test]
 fn another_allocator_s_page_table_is_kept_out_of_use() {
-    let mine = allocator(PhysRange::from_bounds(0x1000, 0x4000).unwrap());
-    let others = allocator(PhysRange::from_bounds(0x4000, 0x9000).unwrap());
+    let mine =
+        allocator(PhysRange::from_bounds(PhysAddr::new(0x1000), PhysAddr::new(0x4000)).unwrap());
+    let others =
+        allocator(PhysRange::from_bounds(PhysAddr::new(0x4000), PhysAddr::new(0x9000)).unwrap());
     let table = FrameSource::take(&mine).unwrap();
     let frame = table.frame();
     others.give_back(table);

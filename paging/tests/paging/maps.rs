@@ -1,7 +1,7 @@
 //! Random memory maps, and what the HHDM must show of them.
 
 use muster_boot::{Kind, MemoryEntry};
-use muster_frames::{FRAME_SIZE, PhysRange};
+use muster_frames::{FRAME_SIZE, PhysAddr, PhysRange};
 use muster_paging::PageSize;
 use proptest::prelude::*;
 
@@ -66,8 +66,13 @@ pub fn memory_map(
             let (start, end) = (at, at + frames * FRAME_SIZE);
             at = end;
             let range = match kind {
-                Kind::Usable | Kind::BootloaderReclaimable => PhysRange::from_bounds(start, end),
-                _ => PhysRange::from_bounds(start.saturating_sub(skew_start), end + skew_end),
+                Kind::Usable | Kind::BootloaderReclaimable => {
+                    PhysRange::from_bounds(PhysAddr::new(start), PhysAddr::new(end))
+                }
+                _ => PhysRange::from_bounds(
+                    PhysAddr::new(start.saturating_sub(skew_start)),
+                    PhysAddr::new(end + skew_end),
+                ),
             };
             MemoryEntry {
                 range: range.unwrap(),

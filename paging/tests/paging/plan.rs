@@ -1,8 +1,8 @@
 //! The plan's rules, by example.
 
 use muster_boot::{Kind, MemoryEntry, hhdm_regions};
-use muster_frames::{FRAME_SIZE, PhysRange};
-use muster_paging::{Access, Cache, Levels, PageSize, Plan, PlanError, Region};
+use muster_frames::{FRAME_SIZE, PhysAddr, PhysRange};
+use muster_paging::{Access, Cache, Levels, PageSize, Plan, PlanError, Region, VirtAddr};
 use proptest::collection::btree_set;
 use proptest::prelude::*;
 
@@ -11,8 +11,8 @@ use crate::scarce;
 
 const REGION: Region = Region {
     name: "region",
-    virt: HALF_4,
-    phys: 0x10_0000,
+    virt: VirtAddr::new(HALF_4),
+    phys: PhysAddr::new(0x10_0000),
     length: 0x4000,
     access: Access::ReadWrite,
     cache: Cache::WriteBack,
@@ -28,7 +28,7 @@ proptest! {
         aligned in any::<bool>(),
     ) {
         let region = Region {
-            phys: first * FRAME_SIZE,
+            phys: PhysAddr::new(first * FRAME_SIZE),
             length: pages * FRAME_SIZE,
             ..REGION
         };
@@ -37,7 +37,7 @@ proptest! {
             .collect();
         let counts = |border: &u64| border.is_multiple_of(FRAME_SIZE);
         let mut offset = 0;
-        for piece in region.cut_at(borders.iter().copied()) {
+        for piece in region.cut_at(borders.iter().copied().map(PhysAddr::new)) {
             let expected = Region {
                 virt: region.virt + offset,
                 phys: region.phys + offset,
@@ -47,9 +47,9 @@ proptest! {
             prop_assert_eq!(piece, expected);
             prop_assert!(piece.length > 0);
             let end = piece.phys + piece.length;
-            prop_assert!(borders.iter().filter(|border| counts(border)).all(|&at| at <= piece.phys || at >= end));
+            prop_assert!(borders.iter().filter(|border| counts(border)).all(|&at| at <= piece.phys.get() || at >= end.get()));
             offset += piece.length;
-            prop_assert!(offset == region.length || borders.contains(&end), "cut for nothing");
+            prop_assert!(offset == region.length || borders.contains(&end.get()), "cut for nothing");
         }
         prop_assert_eq!(offset, region.length);
     }
@@ -77,7 +77,9 @@ fn no_memory_for_a_region_is_an_error() {
     let (before, error) = loop {
         virt += REGION.length;
         let before = plan.regions().to_vec();
-        if let Some(error) = scarce::with_blocks_up_to(0, || plan.add(at(virt)).err()) {
+        if let Some(error) =
+            scarce::with_blocks_up_to(0, || plan.add(at(VirtAddr::new(virt))).err())
+        {
             break (before, error);
         }
     };
@@ -109,14 +111,14 @@ fn what_cannot_be_mapped_is_refused() {
     );
     refused(
         Region {
-            virt: HALF_4 + 8,
+            virt: VirtAddr::new(HALF_4 + 8),
             ..REGION
         },
         "whole 4096-byte pages",
     );
     refused(
         Region {
-            phys: 0x10_0200,
+            phys: PhysAddr::new(0x10_0200),
             ..REGION
         },
         "0x100200",
@@ -124,7 +126,7 @@ fn what_cannot_be_mapped_is_refused() {
 
     refused(
         Region {
-            virt: HALF_5,
+            virt: VirtAddr::new(HALF_5),
             ..REGION
         },
         "48-bit virtual address space",
@@ -139,7 +141,7 @@ fn what_cannot_be_mapped_is_refused() {
         (HALF_5, 0x1000),
     ] {
         let region = Region {
-            virt,
+            virt: VirtAddr::new(virt),
             length,
             ..REGION
         };
@@ -150,7 +152,7 @@ fn what_cannot_be_mapped_is_refused() {
     }
 
     let beyond = Region {
-        phys: (1 << 40) - 0x1000,
+        phys: PhysAddr::new((1 << 40) - 0x1000),
         ..REGION
     };
     assert!(matches!(
@@ -159,7 +161,7 @@ fn what_cannot_be_mapped_is_refused() {
     ));
     assert!(beyond.check(Levels::Four).is_ok());
     let beyond = Region {
-        phys: (1 << 52) - 0x1000,
+        phys: PhysAddr::new((1 << 52) - 0x1000),
         ..REGION
     };
     let error = Plan::new(Levels::Four, 64).add(beyond).unwrap_err();
@@ -171,22 +173,25 @@ fn what_cannot_be_mapped_is_refused() {
 fn the_ends_of_the_address_space_can_be_mapped() {
     let mut plan = Plan::new(Levels::Four, 52);
     let top = Region {
-        virt: 0xffff_ffff_ffff_f000,
+        virt: VirtAddr::new(0xffff_ffff_ffff_f000),
         length: 0x1000,
         ..REGION
     };
     let middle = Region {
-        virt: 0x7fff_ffff_f000,
+        virt: VirtAddr::new(0x7fff_ffff_f000),
         length: 0x1000,
         ..REGION
     };
-    let bottom = Region { virt: 0, ..REGION };
+    let bottom = Region {
+        virt: VirtAddr::new(0),
+        ..REGION
+    };
     for region in [top, bottom, middle] {
         plan.add(region).unwrap();
     }
-    assert_eq!(plan.region_at(u64::MAX), Some(&top));
-    assert_eq!(plan.region_at(0x3fff), Some(&bottom));
-    assert_eq!(plan.region_at(0x4000), None);
+    assert_eq!(plan.region_at(VirtAddr::new(u64::MAX)), Some(&top));
+    assert_eq!(plan.region_at(VirtAddr::new(0x3fff)), Some(&bottom));
+    assert_eq!(plan.region_at(VirtAddr::new(0x4000)), None);
     assert_eq!(plan.regions(), [bottom, middle, top]);
     assert_eq!(plan.levels(), Levels::Four);
 }
@@ -200,8 +205,8 @@ fn aliases_must_agree() {
     };
     let alias = Region {
         name: "alias",
-        virt: HALF_4 + 0x10_0000,
-        phys: 0x10_3000,
+        virt: VirtAddr::new(HALF_4 + 0x10_0000),
+        phys: PhysAddr::new(0x10_3000),
         ..REGION
     };
     let mut plan = Plan::new(Levels::Four, 52);
@@ -238,21 +243,21 @@ fn aliases_must_agree() {
     assert!(error.to_string().contains("different cache types"));
     plan.add(alias).unwrap();
     let beside = Region {
-        phys: 0x10_7000,
-        virt: HALF_4 + 0x20_0000,
+        phys: PhysAddr::new(0x10_7000),
+        virt: VirtAddr::new(HALF_4 + 0x20_0000),
         ..REGION
     };
     plan.add(beside).unwrap();
     let error = plan.add(Region {
-        virt: HALF_4 - 0x1000,
-        phys: 0,
+        virt: VirtAddr::new(HALF_4 - 0x1000),
+        phys: PhysAddr::new(0),
         ..REGION
     });
     assert!(error.is_err());
     let error = plan
         .add(Region {
-            virt: HALF_4 + 0x3000,
-            phys: 0,
+            virt: VirtAddr::new(HALF_4 + 0x3000),
+            phys: PhysAddr::new(0),
             ..REGION
         })
         .unwrap_err();
@@ -267,15 +272,15 @@ fn aliases_must_agree() {
 #[test]
 fn an_hhdm_that_leaves_the_address_space_is_refused() {
     let entries = [MemoryEntry {
-        range: PhysRange::new(1 << 50, 0x1000).unwrap(),
+        range: PhysRange::new(PhysAddr::new(1 << 50), 0x1000).unwrap(),
         kind: Kind::Usable,
     }];
-    let error = hhdm_regions(&entries, HALF_4, PageSize::Size4KiB, &[]).unwrap_err();
+    let error = hhdm_regions(&entries, VirtAddr::new(HALF_4), PageSize::Size4KiB, &[]).unwrap_err();
     assert!(matches!(
         error,
         PlanError::NotCanonical { name: "HHDM", .. }
     ));
-    let regions = hhdm_regions(&entries, HALF_5, PageSize::Size4KiB, &[]).unwrap();
+    let regions = hhdm_regions(&entries, VirtAddr::new(HALF_5), PageSize::Size4KiB, &[]).unwrap();
     assert_eq!(Plan::new(Levels::Five, 52).add(regions[0]), Ok(()));
     assert!(Plan::new(Levels::Four, 52).add(regions[0]).is_err());
 }
@@ -283,7 +288,7 @@ fn an_hhdm_that_leaves_the_address_space_is_refused() {
 #[test]
 fn framebuffers_and_images_take_whole_frames() {
     let entry = |start, end, kind| MemoryEntry {
-        range: PhysRange::from_bounds(start, end).unwrap(),
+        range: PhysRange::from_bounds(PhysAddr::new(start), PhysAddr::new(end)).unwrap(),
         kind,
     };
     let entries = [
@@ -292,10 +297,10 @@ fn framebuffers_and_images_take_whole_frames() {
         entry(0x9800, 0xb400, Kind::Framebuffer),
         entry(0xb400, 0xd000, Kind::Reserved),
     ];
-    let regions = hhdm_regions(&entries, HALF_4, PageSize::Size2MiB, &[]).unwrap();
+    let regions = hhdm_regions(&entries, VirtAddr::new(HALF_4), PageSize::Size2MiB, &[]).unwrap();
     let bounds: Vec<_> = regions
         .iter()
-        .map(|r| (r.phys, r.phys + r.length, r.cache))
+        .map(|r| (r.phys.get(), (r.phys + r.length).get(), r.cache))
         .collect();
     assert_eq!(
         bounds,
@@ -345,7 +350,7 @@ fn messages_are_short() {
 #[test]
 fn a_region_that_no_plan_takes_has_no_piece_that_one_does() {
     let beyond = Region {
-        virt: !0xfff,
+        virt: VirtAddr::new(!0xfff),
         length: 0x2000,
         ..REGION
     };

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::ptr::NonNull;
 
 use crate::owner::{OwnedFrame, Owner};
-use muster_frames::Frame;
+use muster_frames::{Frame, PhysAddr};
 use muster_paging::{FrameSource, PhysicalMemory};
 
 #[repr(C, align(4096))]
@@ -23,8 +23,8 @@ pub struct Ram {
 // freed only on drop, or when it is given back; it is otherwise accessed only through `Ram::entry` and `Ram::set_entry`,
 // between the calls of the tables' methods, on one thread (3).
 unsafe impl PhysicalMemory for Ram {
-    fn pointer(&self, phys: u64) -> Option<NonNull<u8>> {
-        self.pages.borrow().get(&phys).map(|page| page.cast())
+    fn pointer(&self, phys: PhysAddr) -> Option<NonNull<u8>> {
+        self.pages.borrow().get(&phys.get()).map(|page| page.cast())
     }
 }
 
@@ -73,7 +73,7 @@ impl FrameSource for Ram {
         let page = Box::new(Page(UnsafeCell::new([0xaaaa_aaaa_aaaa_aaab; 512])));
         self.pages
             .borrow_mut()
-            .insert(frame.start(), NonNull::from(Box::leak(page)));
+            .insert(frame.start().get(), NonNull::from(Box::leak(page)));
         // SAFETY: this is the allocator: each frame is new, and never handed out again.
         Some(unsafe { OwnedFrame::from_raw(frame, Owner::PageTables) })
     }
@@ -84,7 +84,7 @@ impl FrameSource for Ram {
         let page = self
             .pages
             .borrow_mut()
-            .remove(&frame.into_raw().start())
+            .remove(&frame.into_raw().start().get())
             .unwrap();
         // SAFETY: leaked from a box when it was handed out; it is in the map no more.
         drop(unsafe { Box::from_raw(page.as_ptr()) });

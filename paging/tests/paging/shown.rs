@@ -1,7 +1,7 @@
 //! The memory that the HHDM must map, by a naive model. The fuzzer uses it as well.
 
 use muster_boot::{Kind, MemoryEntry};
-use muster_frames::{FRAME_SIZE, PhysRange};
+use muster_frames::{FRAME_SIZE, PhysAddr, PhysRange};
 
 /// Returns how the HHDM must map the frame that starts at `phys`, worked out from the entries alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,7 +13,7 @@ pub enum Shown {
 }
 
 pub fn shown(entries: &[MemoryEntry], read_only: &[PhysRange], phys: u64) -> Shown {
-    let frame = PhysRange::new(phys, FRAME_SIZE).unwrap();
+    let frame = PhysRange::new(PhysAddr::new(phys), FRAME_SIZE).unwrap();
     let touched = |kinds: &[Kind]| {
         entries
             .iter()

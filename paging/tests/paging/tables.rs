@@ -5,11 +5,11 @@ use std::collections::BTreeSet;
 use std::ptr::NonNull;
 
 use muster_boot::{Kind, MemoryEntry, hhdm_regions};
-use muster_frames::{FRAME_SIZE, Frame, PhysRange};
+use muster_frames::{FRAME_SIZE, Frame, PhysAddr, PhysRange};
 use muster_paging::{
     Access, Cache, Census, Exclusion, Features, FrameSource, Leaf, Levels, Mismatch, PageSize,
     PartlyMapped, PhysicalMemory, Plan, PlanError, Region, Rights, Step, TableError, TableView,
-    Tables, TablesOf, Target, VirtRange,
+    Tables, TablesOf, Target, VirtAddr, VirtRange,
 };
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -36,8 +36,8 @@ const NO_GIB: Features = Features {
 
 const REGION: Region = Region {
     name: "region",
-    virt: HALF_4,
-    phys: 0x4000_0000,
+    virt: VirtAddr::new(HALF_4),
+    phys: PhysAddr::new(0x4000_0000),
     length: 0x4000,
     access: Access::ReadWrite,
     cache: Cache::WriteBack,
@@ -78,7 +78,7 @@ pub fn map_page(
 ) -> Result<(), TableError> {
     let frame = Frame::from_number(number).unwrap();
     // SAFETY: as for `map`.
-    unsafe { tables.map_page(virt, frame, access, Cache::WriteBack, frames) }
+    unsafe { tables.map_page(VirtAddr::new(virt), frame, access, Cache::WriteBack, frames) }
 }
 
 fn build<'a>(ram: &'a Ram, plan: &Plan, features: Features) -> Tables<&'a Ram> {
@@ -147,7 +147,7 @@ fn plan(machine: &Machine) -> Plan {
     if let Some(text) = image {
         plan.add(Region {
             name: "text",
-            virt: 0xffff_ffff_8000_0000,
+            virt: VirtAddr::new(0xffff_ffff_8000_0000),
             phys: text.start(),
             length: text.len(),
             access: Access::ReadExecute,
@@ -158,7 +158,7 @@ fn plan(machine: &Machine) -> Plan {
     }
     for region in hhdm_regions(
         &machine.entries,
-        machine.offset,
+        VirtAddr::new(machine.offset),
         machine.largest,
         image.as_slice(),
     )
@@ -177,8 +177,8 @@ fn leaves(tables: &Tables<&Ram>) -> Vec<Leaf> {
 
 fn as_seen(leaf: &Leaf) -> Seen {
     Seen {
-        virt: leaf.virt,
-        phys: leaf.phys,
+        virt: leaf.virt.get(),
+        phys: leaf.phys.get(),
         bytes: leaf.size.bytes(),
         access: leaf.access().unwrap(),
         cache: leaf.cache().unwrap(),
@@ -210,21 +210,22 @@ fn check(machine: &Machine) -> Result<usize, TestCaseError> {
             if size == PageSize::Size1GiB && !machine.features.gigabyte_pages {
                 continue;
             }
-            let start = leaf.virt / size.bytes() * size.bytes();
-            let fits = start >= region.virt
-                && start - region.virt + size.bytes() <= region.length
-                && region.phys % size.bytes() == region.virt % size.bytes();
+            let virt = region.virt.get();
+            let start = leaf.virt.get() / size.bytes() * size.bytes();
+            let fits = start >= virt
+                && start - virt + size.bytes() <= region.length
+                && region.phys.get() % size.bytes() == virt % size.bytes();
             prop_assert!(!fits, "{} could have been {}", leaf, size);
         }
     }
 
     // The CPU sees what the plan says, in any pieces.
-    let seen = walk(&ram, tables.root().start(), machine.levels.count());
+    let seen = walk(&ram, tables.root().start().get(), machine.levels.count());
     let as_walked: Vec<_> = leaves.iter().map(as_seen).collect();
     prop_assert_eq!(&seen, &as_walked);
     let planned = plan.regions().iter().map(|region| Seen {
-        virt: region.virt,
-        phys: region.phys,
+        virt: region.virt.get(),
+        phys: region.phys.get(),
         bytes: region.length,
         access: region.access,
         cache: region.cache,
@@ -254,13 +255,13 @@ fn check(machine: &Machine) -> Result<usize, TestCaseError> {
     // At every border of the map, the HHDM shows what the map alone says.
     let image = image(machine);
     for entry in &machine.entries {
-        for border in [entry.range.start(), entry.range.end()] {
+        for border in [entry.range.start().get(), entry.range.end().get()] {
             for phys in [
                 border.saturating_sub(FRAME_SIZE),
                 border.saturating_sub(1),
                 border,
             ] {
-                let found = tables.translate(machine.offset + phys);
+                let found = tables.translate(VirtAddr::new(machine.offset + phys));
                 let expected = match shown(
                     &machine.entries,
                     image.as_slice(),
@@ -272,7 +273,7 @@ fn check(machine: &Machine) -> Result<usize, TestCaseError> {
                     Shown::Framebuffer => Some((Access::ReadWrite, Cache::WriteCombining)),
                 };
                 prop_assert_eq!(
-                    found.map(|found| (found.phys, found.leaf.access(), found.leaf.cache())),
+                    found.map(|found| (found.phys.get(), found.leaf.access(), found.leaf.cache())),
                     expected.map(|(access, cache)| (phys, Some(access), Some(cache))),
                     "at {:#x}",
                     phys
@@ -311,7 +312,7 @@ fn traits(machine: &Machine) -> BTreeSet<Trait> {
         sorted
             .iter()
             .zip(sorted.iter().skip(1))
-            .filter_map(|(low, high)| high.start().checked_sub(low.end()))
+            .filter_map(|(low, high)| high.start().get().checked_sub(low.end().get()))
     };
     let overlaps = |entry: &&&MemoryEntry, kinds: fn(Kind) -> bool| {
         entries.iter().any(|other| {
@@ -337,11 +338,15 @@ fn traits(machine: &Machine) -> BTreeSet<Trait> {
         ),
         (
             Trait::Beyond4GiB,
-            sorted.iter().any(|range| range.start() >= 1 << 32),
+            sorted
+                .iter()
+                .any(|range| range.start() >= PhysAddr::new(1 << 32)),
         ),
         (
             Trait::Beyond1TiB,
-            sorted.iter().any(|range| range.start() >= 1 << 40),
+            sorted
+                .iter()
+                .any(|range| range.start() >= PhysAddr::new(1 << 40)),
         ),
         (
             Trait::OnePage,
@@ -445,13 +450,13 @@ proptest! {
         let levels = if five { Levels::Five } else { Levels::Four };
         let tables = new_tables(&ram, levels, GIB);
         for (index, entry) in entries {
-            ram.set_entry(tables.root().start(), index, entry);
+            ram.set_entry(tables.root().start().get(), index, entry);
         }
         let mut count = 0;
         let walked = tables.walk(&mut |_| count += 1);
         prop_assert!(walked.is_err() || count == 0);
         prop_assert!(tables.verify(&Plan::new(levels, 52)).is_err() || walked == Ok(1));
-        prop_assert_eq!(tables.translate(levels.canonical(virt)), None);
+        prop_assert_eq!(tables.translate(levels.canonical(VirtAddr::new(virt))), None);
     }
 }
 
@@ -469,15 +474,23 @@ fn a_window_grows_page_by_page() {
         map(page, 1000 - page).unwrap();
     }
     let virt = window + 5 * FRAME_SIZE;
-    assert_eq!(map(5, 7), Err(TableError::AlreadyMapped { virt }));
+    assert_eq!(
+        map(5, 7),
+        Err(TableError::AlreadyMapped {
+            virt: VirtAddr::new(virt)
+        })
+    );
     // Root, levels 3 and 2, and two of level 1.
     assert_eq!(tables.table_count(), 5);
-    let translation = tables.translate(virt + 0x123).unwrap();
-    assert_eq!(translation.phys, 995 * FRAME_SIZE + 0x123);
-    assert_eq!(translation.leaf.virt, virt);
-    assert_eq!(translation.leaf.last(), virt + 0xfff);
-    assert_eq!(tables.translate(window + 600 * FRAME_SIZE), None);
-    assert_eq!(tables.translate(0x8000_0000_0000), None);
+    let translation = tables.translate(VirtAddr::new(virt + 0x123)).unwrap();
+    assert_eq!(translation.phys, PhysAddr::new(995 * FRAME_SIZE + 0x123));
+    assert_eq!(translation.leaf.virt, VirtAddr::new(virt));
+    assert_eq!(translation.leaf.last(), VirtAddr::new(virt + 0xfff));
+    assert_eq!(
+        tables.translate(VirtAddr::new(window + 600 * FRAME_SIZE)),
+        None
+    );
+    assert_eq!(tables.translate(VirtAddr::new(0x8000_0000_0000)), None);
     assert_eq!(leaves(&tables).len(), 600);
     assert_eq!(tables.levels(), Levels::Four);
     assert!(format!("{tables:?}").contains("built: 5"));
@@ -496,7 +509,7 @@ fn window(machine: &Machine, tables: &Tables<&Ram>, ends: [(Index, u32, u64); 2]
     let [first, second] = ends.map(|(index, level, pages)| {
         let near = match leaves.is_empty() {
             true => HALF_4,
-            false => index.get(&leaves).virt,
+            false => index.get(&leaves).virt.get(),
         };
         // Where the span of a table's entry begins, of some level, or a page beside it.
         let bits = 12 + 9 * (level % levels);
@@ -504,7 +517,7 @@ fn window(machine: &Machine, tables: &Tables<&Ram>, ends: [(Index, u32, u64); 2]
         border.wrapping_add(pages * FRAME_SIZE) | HALF_5
     });
     let (start, end) = (first.min(second), first.max(second));
-    VirtRange::new(start, (end - start).max(FRAME_SIZE)).unwrap()
+    VirtRange::new(VirtAddr::new(start), (end - start).max(FRAME_SIZE)).unwrap()
 }
 
 proptest! {
@@ -535,13 +548,13 @@ proptest! {
                 let outside = all.iter().filter(|leaf| !window.contains(leaf.virt));
                 let expected: Vec<_> = outside.map(as_seen).collect();
                 let levels = machine.levels.count();
-                prop_assert_eq!(walk(&ram, second.root.start(), levels), expected);
+                prop_assert_eq!(walk(&ram, second.root.start().get(), levels), expected);
                 // No table for anything in the window is shared.
                 for frame in before {
-                    let is_shared = reaches(&ram, second.root.start(), levels, frame);
-                    let covers = span(&ram, tables.root().start(), levels, frame);
+                    let is_shared = reaches(&ram, second.root.start().get(), levels, frame);
+                    let covers = span(&ram, tables.root().start().get(), levels, frame);
                     let meets = covers.is_some_and(|(first, last)| {
-                        first <= window.last() && window.start() <= last
+                        first <= window.last().get() && window.start() <= VirtAddr::new(last)
                     });
                     prop_assert!(!(is_shared && meets), "{frame:#x} is shared");
                 }
@@ -607,7 +620,7 @@ fn nothing_present_is_overwritten() {
 
     // Below a large page, at it, and a large page over a table.
     let small = Region {
-        virt: HALF_4 + 0x5000,
+        virt: VirtAddr::new(HALF_4 + 0x5000),
         length: 0x1000,
         ..REGION
     };
@@ -615,12 +628,12 @@ fn nothing_present_is_overwritten() {
     assert_eq!(
         error,
         TableError::AlreadyMapped {
-            virt: HALF_4 + 0x5000
+            virt: VirtAddr::new(HALF_4 + 0x5000)
         }
     );
     assert!(map(&mut tables, &region, &ram).is_err());
     let beside = Region {
-        virt: HALF_4 + large,
+        virt: VirtAddr::new(HALF_4 + large),
         length: 0x1000,
         ..REGION
     };
@@ -662,8 +675,8 @@ struct Piece(NonNull<[[u64; 512]]>);
 // SAFETY: the pages are a live, leaked allocation aligned to 4096, of which frames follow each other
 // (1, 2), and which nobody uses but tables (3).
 unsafe impl PhysicalMemory for Piece {
-    fn pointer(&self, phys: u64) -> Option<NonNull<u8>> {
-        let page = phys.checked_sub(MEMORY)? / FRAME_SIZE;
+    fn pointer(&self, phys: PhysAddr) -> Option<NonNull<u8>> {
+        let page = phys.get().checked_sub(MEMORY)? / FRAME_SIZE;
         let is_there = page < self.0.len() as u64;
         // SAFETY: within the pages.
         is_there.then(|| unsafe { self.0.cast::<[u64; 512]>().add(page as usize).cast() })
@@ -676,7 +689,7 @@ fn the_frame_allocator_s_frames_become_tables_and_come_back() {
     struct Pages([[u64; 512]; 8]);
 
     let pages = Box::leak(Box::new(Pages([[0; 512]; 8])));
-    let free = [PhysRange::new(MEMORY, 8 * FRAME_SIZE).unwrap()];
+    let free = [PhysRange::new(PhysAddr::new(MEMORY), 8 * FRAME_SIZE).unwrap()];
     let storage = Box::leak(Box::new_uninit_slice(2));
     // SAFETY: nothing else uses the pages, which were just leaked, and the records are no part of them.
     let frames = unsafe { FrameAllocator::new(free.into_iter(), [].into_iter(), storage) }.unwrap();
@@ -692,12 +705,12 @@ fn the_frame_allocator_s_frames_become_tables_and_come_back() {
     assert_eq!((counted(), tables.table_count()), (4, 4));
     // Three more tables elsewhere, and then two for which there is but one frame.
     let elsewhere = Region {
-        virt: 0x1000,
+        virt: VirtAddr::new(0x1000),
         ..REGION
     };
     map(&mut tables, &elsewhere, &&source).unwrap();
     let further = Region {
-        virt: HALF_4 + (1 << 30),
+        virt: VirtAddr::new(HALF_4 + (1 << 30)),
         ..REGION
     };
     let error = map(&mut tables, &further, &&source).unwrap_err();
@@ -740,7 +753,7 @@ fn a_table_that_cannot_be_reached_is_an_error() {
     assert_eq!(
         error,
         TableError::Unreachable {
-            phys: 77 * FRAME_SIZE
+            phys: PhysAddr::new(77 * FRAME_SIZE)
         }
     );
     assert!(error.to_string().contains("0x4d000 cannot be reached"));
@@ -753,12 +766,23 @@ fn a_table_that_cannot_be_reached_is_an_error() {
     let mut tables = new_tables(&ram, Levels::Four, GIB);
     let root = tables.root().start();
     for (entry, phys) in [((77 * FRAME_SIZE) | 3, 77 * FRAME_SIZE), (3, 0)] {
-        ram.set_entry(root, 256, entry);
+        ram.set_entry(root.get(), 256, entry);
         let error = map(&mut tables, &REGION, &ram).unwrap_err().error;
-        assert_eq!(error, TableError::Unreachable { phys });
+        assert_eq!(
+            error,
+            TableError::Unreachable {
+                phys: PhysAddr::new(phys)
+            }
+        );
         assert_eq!(tables.translate(REGION.virt), None);
         let error = tables.walk(&mut |_| ()).unwrap_err();
-        assert_eq!(error, Mismatch::Unreachable { virt: HALF_4, phys });
+        assert_eq!(
+            error,
+            Mismatch::Unreachable {
+                virt: VirtAddr::new(HALF_4),
+                phys: PhysAddr::new(phys)
+            }
+        );
         assert!(error.to_string().contains("cannot be reached"));
     }
 }
@@ -774,7 +798,7 @@ fn a_table_too_many_is_noticed() {
     let tables = build(&ram, &plan, GIB);
     // An empty table maps nothing, but nobody built it into these.
     let empty = new_tables(&ram, Levels::Four, GIB).root().start();
-    ram.set_entry(tables.root().start(), 511, empty | 3);
+    ram.set_entry(tables.root().start().get(), 511, empty.get() | 3);
     let error = tables.verify(&plan).unwrap_err();
     assert_eq!(
         error,
@@ -787,8 +811,8 @@ fn a_table_too_many_is_noticed() {
 
     // A table that is lost is one too few.
     let nothing = plan_of(&[]);
-    ram.set_entry(tables.root().start(), 511, 0);
-    ram.set_entry(tables.root().start(), 256, 0);
+    ram.set_entry(tables.root().start().get(), 511, 0);
+    ram.set_entry(tables.root().start().get(), 256, 0);
     assert_eq!(
         tables.verify(&nothing),
         Err(Mismatch::Tables {
@@ -806,8 +830,8 @@ fn a_mismatch_says_what_and_where() {
         ..REGION
     };
     let data = Region {
-        virt: HALF_4 + 0x4000,
-        phys: 0x5000_0000,
+        virt: VirtAddr::new(HALF_4 + 0x4000),
+        phys: PhysAddr::new(0x5000_0000),
         length: 0x1000,
         ..REGION
     };
@@ -842,7 +866,7 @@ fn a_mismatch_says_what_and_where() {
         }
     );
     let stray = Region {
-        virt: 0x1000,
+        virt: VirtAddr::new(0x1000),
         length: 0x1000,
         ..REGION
     };
@@ -851,8 +875,8 @@ fn a_mismatch_says_what_and_where() {
         Mismatch::Stray { .. }
     ));
     let stray = Region {
-        virt: HALF_4 + 0x9000,
-        phys: 0,
+        virt: VirtAddr::new(HALF_4 + 0x9000),
+        phys: PhysAddr::new(0),
         ..REGION
     };
     assert!(matches!(
@@ -860,16 +884,16 @@ fn a_mismatch_says_what_and_where() {
         Mismatch::Stray { .. }
     ));
     let elsewhere = Region {
-        phys: 0x6000_0000,
+        phys: PhysAddr::new(0x6000_0000),
         ..data
     };
     let error = other(&[text, elsewhere], "should map 0x50000000");
     assert!(matches!(
         error,
         Mismatch::Address {
-            expected: 0x5000_0000,
+            expected,
             ..
-        }
+        } if expected == PhysAddr::new(0x5000_0000)
     ));
     let readable = Region {
         access: Access::ReadOnly,
@@ -916,7 +940,13 @@ fn entries_the_cpu_rejects_are_malformed() {
     let mut tables = build(&ram, &plan, GIB);
     let level_3 = ram.frames()[1];
     let entry = ram.entry(level_3, 0);
-    assert_eq!(tables.translate(HALF_4 + 0x123).unwrap().phys, 0x4000_0123);
+    assert_eq!(
+        tables
+            .translate(VirtAddr::new(HALF_4 + 0x123))
+            .unwrap()
+            .phys,
+        PhysAddr::new(0x4000_0123)
+    );
 
     // A reserved address bit of a 1 GiB page; then a large page in the root.
     ram.set_entry(level_3, 0, entry | 1 << 20);
@@ -924,42 +954,42 @@ fn entries_the_cpu_rejects_are_malformed() {
     assert!(matches!(
         error,
         Mismatch::Malformed {
-            virt: HALF_4,
+            virt,
             level: 3,
             ..
-        }
+        } if virt.get() == HALF_4
     ));
     assert!(error.to_string().contains("which the CPU rejects"));
-    assert_eq!(tables.translate(HALF_4), None);
+    assert_eq!(tables.translate(VirtAddr::new(HALF_4)), None);
     assert!(map(&mut tables, &REGION, &ram).is_err());
     ram.set_entry(level_3, 0, entry);
 
     let root = tables.root().start();
-    let pointer = ram.entry(root, 256);
-    ram.set_entry(root, 256, pointer | 1 << 7);
+    let pointer = ram.entry(root.get(), 256);
+    ram.set_entry(root.get(), 256, pointer | 1 << 7);
     let error = tables.verify(&plan).unwrap_err();
     assert!(matches!(
         error,
         Mismatch::Malformed {
-            virt: HALF_4,
+            virt,
             level: 4,
             ..
-        }
+        } if virt.get() == HALF_4
     ));
 
     // A pointer that denies writes, though all rights belong to the leaf.
-    ram.set_entry(root, 256, pointer & !2);
+    ram.set_entry(root.get(), 256, pointer & !2);
     let error = tables.verify(&plan).unwrap_err();
     assert!(matches!(
         error,
         Mismatch::TableEntry {
-            virt: HALF_4,
+            virt,
             level: 4,
             ..
-        }
+        } if virt.get() == HALF_4
     ));
     assert!(error.to_string().contains("level 4 entry"));
-    let leaf = tables.translate(HALF_4).unwrap().leaf;
+    let leaf = tables.translate(VirtAddr::new(HALF_4)).unwrap().leaf;
     assert_eq!(leaf.access(), Some(Access::ReadOnly));
 }
 
@@ -972,7 +1002,7 @@ fn rights_are_what_every_level_grants() {
         ..REGION
     };
     let tables = build(&ram, &plan_of(&[region]), GIB);
-    let leaf = tables.translate(HALF_4).unwrap().leaf;
+    let leaf = tables.translate(VirtAddr::new(HALF_4)).unwrap().leaf;
     assert_eq!(
         leaf.to_string(),
         "4 KiB page 0xffff800000000000 -> 0x40000000, r-x WB"
@@ -988,7 +1018,7 @@ fn rights_are_what_every_level_grants() {
         assert!(matches!(refused, Mismatch::TableEntry { .. }));
     }
     ram.set_entry(level_1, 0, ram.entry(level_1, 0) | 2 | 4 | 8);
-    let leaf = tables.translate(HALF_4).unwrap().leaf;
+    let leaf = tables.translate(VirtAddr::new(HALF_4)).unwrap().leaf;
     assert_eq!(
         leaf.to_string(),
         "4 KiB page 0xffff800000000000 -> 0x40000000, rwx user PAT 1"
@@ -1000,14 +1030,14 @@ fn rights_are_what_every_level_grants() {
 fn the_path_of_an_address_is_what_the_cpu_reads() {
     let ram = Ram::new(0x100);
     let page = Region {
-        virt: HALF_4 + 0x5000,
+        virt: VirtAddr::new(HALF_4 + 0x5000),
         length: 0x1000,
         cache: Cache::Uncached,
         ..REGION
     };
     let large = Region {
-        virt: HALF_4 + 0x40_0000,
-        phys: 0x6000_0000,
+        virt: VirtAddr::new(HALF_4 + 0x40_0000),
+        phys: PhysAddr::new(0x6000_0000),
         length: 0x20_0000,
         access: Access::ReadExecute,
         ..REGION
@@ -1021,16 +1051,16 @@ fn the_path_of_an_address_is_what_the_cpu_reads() {
     let found = path(page.virt + 0x123);
     let places: Vec<_> = found
         .iter()
-        .map(|step| (step.level, step.table, step.index, step.target))
+        .map(|step| (step.level, step.table.get(), step.index, step.target))
         .collect();
     let leaf = tables.translate(page.virt).unwrap().leaf;
     assert_eq!(leaf.virt, page.virt);
     assert_eq!(
         places,
         [
-            (4, root, 256, Target::Table(level_3)),
-            (3, level_3, 0, Target::Table(level_2)),
-            (2, level_2, 0, Target::Table(level_1)),
+            (4, root, 256, Target::Table(PhysAddr::new(level_3))),
+            (3, level_3, 0, Target::Table(PhysAddr::new(level_2))),
+            (2, level_2, 0, Target::Table(PhysAddr::new(level_1))),
             (1, level_1, 5, Target::Page(leaf)),
         ]
     );
@@ -1049,20 +1079,23 @@ fn the_path_of_an_address_is_what_the_cpu_reads() {
         last(large.virt + 0x1f_ffff).to_string(),
         "2 0x102000[2] 0x00000000600000a1 P A -> 2 MiB page, r-x WB"
     );
-    let nothing = last(HALF_4 + 0x7000);
+    let nothing = last(VirtAddr::new(HALF_4 + 0x7000));
     assert_eq!((nothing.level, nothing.target), (1, Target::Nothing));
     assert!(
         nothing
             .to_string()
             .ends_with("[7] 0x0000000000000000 -> nothing")
     );
-    assert_eq!(last(0).level, 4);
-    assert_eq!(path(0x8000_0000_0000), []);
+    assert_eq!(last(VirtAddr::new(0)).level, 4);
+    assert_eq!(path(VirtAddr::new(0x8000_0000_0000)), []);
 
     // To a table that is nowhere, and to none.
     for entry in [(77 * FRAME_SIZE) | 3, 3] {
         ram.set_entry(level_2, 0, entry);
-        assert_eq!(last(page.virt).target, Target::Table(entry & !3));
+        assert_eq!(
+            last(page.virt).target,
+            Target::Table(PhysAddr::new(entry & !3))
+        );
         assert_eq!(path(page.virt).len(), 3);
     }
     ram.set_entry(level_3, 0, 0xfff | level_2);
@@ -1087,7 +1120,7 @@ fn a_census_reads_well() {
 #[test]
 fn no_two_tables_share_a_frame() {
     let regions = [0u64, 1 << 30, 1 << 39, 1 << 40].map(|distance| Region {
-        virt: HALF_4 + distance,
+        virt: VirtAddr::new(HALF_4 + distance),
         length: 0x3000,
         ..REGION
     });
@@ -1117,8 +1150,8 @@ proptest! {
     ) {
         let base = 0x4000_0000;
         let region = |virt, (first, pages): (u64, u64), access, largest| Region {
-            virt: virt + first * FRAME_SIZE,
-            phys: base + first * FRAME_SIZE,
+            virt: VirtAddr::new(virt + first * FRAME_SIZE),
+            phys: PhysAddr::new(base + first * FRAME_SIZE),
             length: pages * FRAME_SIZE,
             access,
             largest,
@@ -1132,7 +1165,7 @@ proptest! {
         map(&mut tables, &code, &ram).unwrap();
         let overlaps = text.0 < alias.0 + alias.1 && alias.0 < text.0 + text.1;
         // The first of them.
-        let first = base + text.0.max(alias.0) * FRAME_SIZE;
+        let first = PhysAddr::new(base + text.0.max(alias.0) * FRAME_SIZE);
         if overlaps {
             let refused = map(&mut tables, &writable, &ram).unwrap_err();
             prop_assert_eq!(refused.bytes, 0);
@@ -1148,7 +1181,7 @@ proptest! {
             let Target::Page(leaf) = step.target else {
                 panic!("{} is mapped", virt);
             };
-            ram.set_entry(step.table, step.index, step.entry | 2);
+            ram.set_entry(step.table.get(), step.index, step.entry | 2);
             virt = leaf.last() + 1;
         }
         match tables.verify_exclusion() {
@@ -1161,7 +1194,7 @@ proptest! {
             Err(Mismatch::WritableCode { leaf }) => {
                 prop_assert!(overlaps && is_writable);
                 prop_assert!((leaf.phys..leaf.phys + leaf.size.bytes()).contains(&first));
-                prop_assert!(leaf.virt >= HALF_4 + (1 << 39));
+                prop_assert!(leaf.virt >= VirtAddr::new(HALF_4 + (1 << 39)));
             }
             Err(error) => prop_assert!(false, "{}", error),
         }
@@ -1179,8 +1212,8 @@ fn code_in_pieces(ram: &Ram) -> Tables<&Ram> {
         (0x2000, 0x1000, Access::ReadWrite),
     ]) {
         let region = Region {
-            virt: HALF_4 + (place << 21),
-            phys,
+            virt: VirtAddr::new(HALF_4 + (place << 21)),
+            phys: PhysAddr::new(phys),
             length,
             access,
             ..REGION
@@ -1195,9 +1228,12 @@ fn what_can_be_written_is_found_in_any_piece_of_code() {
     for code in [None, Some(0x3000), Some(0x8000), Some(0x9000), Some(0xa000)] {
         let ram = Ram::new(TABLES_FROM);
         let tables = code_in_pieces(&ram);
-        let step = tables.path(HALF_4 + (3 << 21)).last().unwrap();
+        let step = tables
+            .path(VirtAddr::new(HALF_4 + (3 << 21)))
+            .last()
+            .unwrap();
         if let Some(code) = code {
-            ram.set_entry(step.table, step.index, step.entry & !0x4000 | code);
+            ram.set_entry(step.table.get(), step.index, step.entry & !0x4000 | code);
         }
         let (executable, writable) = (0x5000, 0x5000);
         let expected = Exclusion {
@@ -1206,7 +1242,7 @@ fn what_can_be_written_is_found_in_any_piece_of_code() {
         };
         match tables.verify_exclusion() {
             Ok(found) => assert_eq!((code, found), (None, expected)),
-            Err(Mismatch::WritableCode { leaf }) => assert_eq!(Some(leaf.phys), code),
+            Err(Mismatch::WritableCode { leaf }) => assert_eq!(Some(leaf.phys.get()), code),
             Err(error) => panic!("{error}"),
         }
     }

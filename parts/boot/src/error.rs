@@ -2,6 +2,9 @@
 
 use core::fmt;
 
+use muster_frames::PhysAddr;
+use muster_paging::VirtAddr;
+
 use crate::REVISION;
 
 /// Why the kernel can't start from what the loader answered.
@@ -18,11 +21,11 @@ pub enum BootError {
     /// The image is not where the loader says it is.
     Image {
         /// Its first virtual address, as the loader reports it.
-        virtual_: u64,
+        virtual_: VirtAddr,
         /// Its first physical address, as the loader reports it.
-        physical: u64,
+        physical: PhysAddr,
         /// Its first virtual address, as the linker set it.
-        linked: u64,
+        linked: VirtAddr,
     },
     /// A usable or reclaimable entry that is no physical range.
     MemoryEntry {
@@ -67,7 +70,7 @@ impl fmt::Display for BootError {
                 linked,
             } => write!(
                 f,
-                "the loader says the image is at {virtual_:#x} (physical {physical:#x}), but it runs at {linked:#x}"
+                "the loader says the image is at {virtual_} (physical {physical}), but it runs at {linked}"
             ),
             Self::MemoryEntry { base, length } => write!(
                 f,
@@ -103,9 +106,9 @@ mod tests {
     #[test]
     fn each_error_tells_the_loader_s_answer() {
         let image = BootError::Image {
-            virtual_: 0xa000,
-            physical: 0xb000,
-            linked: 0xc000,
+            virtual_: VirtAddr::new(0xa000),
+            physical: PhysAddr::new(0xb000),
+            linked: VirtAddr::new(0xc000),
         };
         let entry = BootError::MemoryEntry {
             base: 0xd000,

@@ -2,7 +2,8 @@
 
 use core::fmt;
 
-use muster_frames::PhysRange;
+use muster_frames::{PhysAddr, PhysRange};
+use muster_paging::VirtAddr;
 use muster_screen::{Channel, Format};
 
 use crate::kind::Kind;
@@ -12,7 +13,7 @@ use crate::memory_map::MemoryMap;
 #[derive(Clone, Copy, Debug)]
 pub struct Answer {
     /// The virtual address of its first pixel.
-    pub address: u64,
+    pub address: VirtAddr,
     /// Pixels in a row.
     pub width: u64,
     /// Rows.
@@ -31,7 +32,7 @@ pub struct Answer {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Framebuffer {
     /// The virtual address of its first pixel, in the HHDM; aligned as its pixels.
-    pub address: u64,
+    pub address: VirtAddr,
     /// Pixels in a row.
     pub width: usize,
     /// Rows.
@@ -62,7 +63,7 @@ pub enum Unusable {
     /// It does not lie in the HHDM's view of what the memory map calls a framebuffer.
     Elsewhere {
         /// The virtual address of its first pixel.
-        address: u64,
+        address: VirtAddr,
     },
 }
 
@@ -83,7 +84,7 @@ impl fmt::Display for Unusable {
             ),
             Self::Elsewhere { address } => write!(
                 f,
-                "at {address:#x} it is not what the memory map calls a framebuffer"
+                "at {address} it is not what the memory map calls a framebuffer"
             ),
         }
     }
@@ -97,7 +98,7 @@ impl Framebuffer {
     /// # Errors
     ///
     /// [`Unusable`].
-    pub fn check(answer: &Answer, hhdm: u64, memory: &MemoryMap) -> Result<Self, Unusable> {
+    pub fn check(answer: &Answer, hhdm: VirtAddr, memory: &MemoryMap) -> Result<Self, Unusable> {
         let Answer {
             address,
             width,
@@ -127,7 +128,7 @@ impl Framebuffer {
         let elsewhere = Unusable::Elsewhere { address };
         let range = (address.checked_sub(hhdm))
             .filter(|phys| phys.is_multiple_of(alignment))
-            .and_then(|phys| PhysRange::new(phys, length))
+            .and_then(|phys| PhysRange::new(PhysAddr::new(phys), length))
             .ok_or(elsewhere)?;
         let mut entries = memory.entries.iter();
         let holds = |entry: PhysRange| entry.start() <= range.start() && range.end() <= entry.end();
@@ -153,7 +154,7 @@ mod tests {
     const START: u64 = 0xfd00_0000;
 
     const GOOD: Answer = Answer {
-        address: HHDM + START,
+        address: VirtAddr::new(HHDM + START),
         width: 1280,
         height: 800,
         pitch: 5120,
@@ -175,13 +176,13 @@ mod tests {
     }
 
     fn check(answer: Answer) -> Result<Framebuffer, Unusable> {
-        Framebuffer::check(&answer, HHDM, &memory())
+        Framebuffer::check(&answer, VirtAddr::new(HHDM), &memory())
     }
 
     #[test]
     fn a_screen_that_can_be_drawn_on_is_taken() {
         let framebuffer = check(GOOD).unwrap();
-        assert_eq!(framebuffer.address, HHDM + START);
+        assert_eq!(framebuffer.address, VirtAddr::new(HHDM + START));
         assert_eq!((framebuffer.width, framebuffer.height), (1280, 800));
         assert_eq!(framebuffer.pitch, 5120);
         assert!(check(Answer { width: 1, ..GOOD }).is_ok());
@@ -271,7 +272,7 @@ mod tests {
         });
         assert_eq!(shape, "800 rows of 1281 pixels don't lie 5120 bytes apart");
         let elsewhere = told(Answer {
-            address: START,
+            address: VirtAddr::new(START),
             ..GOOD
         });
         assert!(elsewhere.starts_with("at 0xfd000000 "), "{elsewhere}");
@@ -281,15 +282,15 @@ mod tests {
     fn what_is_not_the_framebuffer_s_memory_is_not_drawn_on() {
         for answer in [
             Answer {
-                address: START,
+                address: VirtAddr::new(START),
                 ..GOOD
             },
             Answer {
-                address: HHDM + 0x20_0000,
+                address: VirtAddr::new(HHDM + 0x20_0000),
                 ..GOOD
             },
             Answer {
-                address: GOOD.address - 4,
+                address: VirtAddr::new(GOOD.address - VirtAddr::new(4)),
                 ..GOOD
             },
             Answer {
@@ -306,7 +307,7 @@ mod tests {
                 ..GOOD
             },
             Answer {
-                address: u64::MAX - 3,
+                address: VirtAddr::new(u64::MAX - 3),
                 ..GOOD
             },
         ] {

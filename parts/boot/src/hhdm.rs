@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 
 use muster_frames::{PhysRange, RangeMap};
-use muster_paging::{Access, Cache, PageSize, PlanError, Region};
+use muster_paging::{Access, Cache, PageSize, PlanError, Region, VirtAddr};
 
 use crate::kind::{Kind, MemoryEntry};
 
@@ -15,8 +15,8 @@ enum Alias {
     Framebuffer,
 }
 
-/// Returns the regions of the higher-half direct map: physical memory mapped at `offset` plus its
-/// address.
+/// Returns the regions of the higher-half direct map: physical memory mapped at `hhdm`, the
+/// address of physical 0 there, plus its address.
 ///
 /// It maps what the Limine boot protocol maps there in base revision 3, and nothing else: usable and
 /// bootloader-reclaimable memory, executables and modules as write-back memory, framebuffers as
@@ -30,7 +30,7 @@ enum Alias {
 ///
 /// # Errors
 ///
-/// [`PlanError::NotCanonical`] if `offset` plus a physical address overflows. The regions are
+/// [`PlanError::NotCanonical`] if `hhdm` plus a physical address overflows. The regions are
 /// otherwise checked when they are added to a plan.
 ///
 /// # Aborts
@@ -40,11 +40,11 @@ enum Alias {
 ///
 /// ```
 /// use muster_boot::{Kind, MemoryEntry, hhdm_regions};
-/// use muster_frames::PhysRange;
-/// use muster_paging::{Access, PageSize};
+/// use muster_frames::{PhysAddr, PhysRange};
+/// use muster_paging::{Access, PageSize, VirtAddr};
 ///
 /// let entry = |start, end, kind| MemoryEntry {
-///     range: PhysRange::from_bounds(start, end).unwrap(),
+///     range: PhysRange::from_bounds(PhysAddr::new(start), PhysAddr::new(end)).unwrap(),
 ///     kind,
 /// };
 /// let entries = [
@@ -52,19 +52,20 @@ enum Alias {
 ///     entry(0x40_0000, 0x50_0000, Kind::ExecutableAndModules),
 ///     entry(0x50_0000, 0x60_0000, Kind::Reserved),
 /// ];
-/// let text = PhysRange::from_bounds(0x40_0000, 0x44_0000).unwrap();
-/// let regions = hhdm_regions(&entries, 0xffff_8000_0000_0000, PageSize::Size1GiB, &[text])?;
-/// let bounds: Vec<_> = regions.iter().map(|r| (r.phys, r.phys + r.length, r.access)).collect();
-/// assert_eq!(bounds, [
-///     (0x10_0000, 0x40_0000, Access::ReadWrite),
-///     (0x40_0000, 0x44_0000, Access::ReadOnly),
-///     (0x44_0000, 0x50_0000, Access::ReadWrite),
+/// let text = PhysRange::from_bounds(PhysAddr::new(0x40_0000), PhysAddr::new(0x44_0000)).unwrap();
+/// let hhdm = VirtAddr::new(0xffff_8000_0000_0000);
+/// let regions = hhdm_regions(&entries, hhdm, PageSize::Size1GiB, &[text])?;
+/// let parts: Vec<_> = regions.iter().map(|r| (r.phys.get(), r.length, r.access)).collect();
+/// assert_eq!(parts, [
+///     (0x10_0000, 0x30_0000, Access::ReadWrite),
+///     (0x40_0000, 0x4_0000, Access::ReadOnly),
+///     (0x44_0000, 0xc_0000, Access::ReadWrite),
 /// ]);
 /// # Ok::<(), muster_paging::PlanError>(())
 /// ```
 pub fn hhdm_regions(
     entries: &[MemoryEntry],
-    offset: u64,
+    hhdm: VirtAddr,
     largest: PageSize,
     read_only: &[PhysRange],
 ) -> Result<Vec<Region>, PlanError> {
@@ -121,12 +122,12 @@ pub fn hhdm_regions(
                 Cache::WriteCombining,
             ),
         };
-        let Some(virt) = offset.checked_add(frames.start()) else {
+        let Some(virt) = hhdm.checked_add(frames.start().get()) else {
             // For any width: no address space reaches beyond 64 bits.
             return Err(PlanError::NotCanonical {
                 name,
-                virt: offset,
-                length: frames.end(),
+                virt: hhdm,
+                length: frames.end().get(),
                 bits: 64,
             });
         };

@@ -102,6 +102,8 @@ pub fn physical_map<O: Owner>(
 mod tests {
     use muster_frames::SoleOwner;
 
+    use muster_frames::PhysAddr;
+
     use super::*;
 
     fn owner(kind: Kind) -> SoleOwner {
@@ -127,7 +129,7 @@ mod tests {
 
     #[test]
     fn the_more_restrictive_kind_wins_in_any_order() {
-        let range = PhysRange::from_bounds(0x1000, 0x3000).unwrap();
+        let range = PhysRange::from_bounds(PhysAddr::new(0x1000), PhysAddr::new(0x3000)).unwrap();
         for (place, &kind) in Kind::ALL.iter().enumerate().skip(1) {
             let weaker = MemoryEntry {
                 range,
@@ -136,7 +138,7 @@ mod tests {
             let stronger = MemoryEntry { range, kind };
             for entries in [[weaker, stronger], [stronger, weaker]] {
                 match physical_map(&entries, owner) {
-                    Ok(map) => assert_eq!(map.owner_of(0x1000), Some(owner(kind))),
+                    Ok(map) => assert_eq!(map.owner_of(PhysAddr::new(0x1000)), Some(owner(kind))),
                     Err(error) => {
                         assert_eq!((kind, error.first.0), (Kind::BootloaderReclaimable, range))
                     }

@@ -27,7 +27,7 @@ pub use placement::Placement;
 
 use alloc::string::String;
 
-use muster_paging::PageSize;
+use muster_paging::{PageSize, VirtAddr};
 
 /// The base revision of the protocol that is asked for.
 pub const REVISION: u64 = 3;
@@ -37,11 +37,11 @@ pub const REVISION: u64 = 3;
 /// # Errors
 ///
 /// [`BootError::Hhdm`].
-pub const fn hhdm(offset: u64) -> Result<u64, BootError> {
+pub const fn hhdm(offset: u64) -> Result<VirtAddr, BootError> {
     if offset >> 63 == 0 || !offset.is_multiple_of(PageSize::Size2MiB.bytes()) {
         return Err(BootError::Hhdm(offset));
     }
-    Ok(offset)
+    Ok(VirtAddr::new(offset))
 }
 
 /// Returns a copy of the command line, given without its final NUL.
@@ -62,7 +62,7 @@ mod tests {
     #[test]
     fn the_direct_map_begins_in_the_higher_half_where_a_large_page_does() {
         for offset in [0xffff_8000_0000_0000, 0xff00_0000_0000_0000, 1 << 63] {
-            assert_eq!(hhdm(offset), Ok(offset));
+            assert_eq!(hhdm(offset), Ok(VirtAddr::new(offset)));
         }
         for offset in [0, 0x7fff_ffff_ffe0_0000, 0xffff_8000_0000_1000, u64::MAX] {
             assert_eq!(hhdm(offset), Err(BootError::Hhdm(offset)));

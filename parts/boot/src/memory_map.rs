@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use muster_frames::PhysRange;
+use muster_frames::{PhysAddr, PhysRange};
 
 use crate::error::BootError;
 use crate::kind::{Kind, MemoryEntry};
@@ -28,7 +28,7 @@ impl MemoryMap {
             unreachable: 0,
         };
         for (base, length, kind) in entries {
-            match PhysRange::new(base, length) {
+            match PhysRange::new(PhysAddr::new(base), length) {
                 Some(range) => map.entries.push(MemoryEntry { range, kind }),
                 None if length == 0 => {}
                 None if matches!(kind, Kind::Usable | Kind::BootloaderReclaimable) => {
@@ -65,7 +65,7 @@ mod tests {
         ];
         let map = MemoryMap::check(raw).unwrap();
         let told = map.entries.iter();
-        let told = told.map(|entry| (entry.range.start(), entry.range.len(), entry.kind));
+        let told = told.map(|entry| (entry.range.start().get(), entry.range.len(), entry.kind));
         assert!(told.eq([raw[0], raw[1], raw[3]]));
         assert_eq!((map.unreachable, map.usable_bytes()), (0, 0x10_0000));
     }
@@ -93,7 +93,7 @@ mod tests {
                     prop_assert_eq!(map.entries.len() + map.unreachable + empty, raw.len());
                 }
                 Err(BootError::MemoryEntry { base, length }) => {
-                    prop_assert!(PhysRange::new(base, length).is_none());
+                    prop_assert!(PhysRange::new(PhysAddr::new(base), length).is_none());
                     prop_assert!(raw.clone().any(|entry| (entry.0, entry.1) == (base, length)));
                 }
                 Err(error) => prop_assert!(false, "{error}"),

@@ -2,7 +2,9 @@
 
 use core::ops::Range;
 
-use muster_frames::{FRAME_SIZE, PhysRange};
+use muster_frames::{FRAME_SIZE, PhysAddr, PhysRange};
+
+use muster_paging::VirtAddr;
 
 use crate::error::BootError;
 
@@ -12,7 +14,7 @@ pub struct Placement {
     /// The physical memory the image takes, in whole frames.
     pub range: PhysRange,
     /// Virtual address of the image's first page.
-    pub virtual_: u64,
+    pub virtual_: VirtAddr,
 }
 
 impl Placement {
@@ -22,8 +24,12 @@ impl Placement {
     /// # Errors
     ///
     /// [`BootError::Image`].
-    pub fn check(virtual_: u64, physical: u64, linked: Range<u64>) -> Result<Self, BootError> {
-        let length = linked.end.saturating_sub(linked.start);
+    pub fn check(
+        virtual_: VirtAddr,
+        physical: PhysAddr,
+        linked: Range<VirtAddr>,
+    ) -> Result<Self, BootError> {
+        let length = linked.end.checked_sub(linked.start).unwrap_or(0);
         PhysRange::new(physical, length)
             .filter(|_| virtual_ == linked.start && physical.is_multiple_of(FRAME_SIZE))
             .map(|range| Self { range, virtual_ })
@@ -35,8 +41,8 @@ impl Placement {
     }
 
     /// Returns the physical address behind an address inside the image.
-    pub const fn physical_of(&self, virtual_: u64) -> u64 {
-        virtual_ - self.virtual_ + self.range.start()
+    pub fn physical_of(&self, virtual_: VirtAddr) -> PhysAddr {
+        self.range.start() + (virtual_ - self.virtual_)
     }
 }
 
@@ -44,22 +50,29 @@ impl Placement {
 mod tests {
     use super::*;
 
-    const LINKED: Range<u64> = 0xffff_ffff_8000_0000..0xffff_ffff_8020_0000;
+    const LINKED: Range<VirtAddr> =
+        VirtAddr::new(0xffff_ffff_8000_0000)..VirtAddr::new(0xffff_ffff_8020_0000);
 
     #[test]
     fn an_image_that_is_where_it_was_linked_has_one_offset() {
-        let placement = Placement::check(LINKED.start, 0x7000, LINKED).unwrap();
-        assert_eq!(placement.range, PhysRange::new(0x7000, 0x20_0000).unwrap());
-        assert_eq!(placement.physical_of(LINKED.start + 0x1234), 0x8234);
+        let placement = Placement::check(LINKED.start, PhysAddr::new(0x7000), LINKED).unwrap();
+        assert_eq!(
+            placement.range,
+            PhysRange::new(PhysAddr::new(0x7000), 0x20_0000).unwrap()
+        );
+        assert_eq!(
+            placement.physical_of(LINKED.start + 0x1234),
+            PhysAddr::new(0x8234)
+        );
     }
 
     #[test]
     fn an_image_elsewhere_or_in_memory_that_can_not_be_is_refused() {
         for (virtual_, physical) in [
-            (LINKED.start + 0x1000, 0x7000),
-            (LINKED.start, 0x7001),
-            (LINKED.start, !0xfff),
-            (LINKED.start, (1 << 52) - 0x1000),
+            (LINKED.start + 0x1000, PhysAddr::new(0x7000)),
+            (LINKED.start, PhysAddr::new(0x7001)),
+            (LINKED.start, PhysAddr::new(!0xfff)),
+            (LINKED.start, PhysAddr::new((1 << 52) - 0x1000)),
         ] {
             let error = BootError::Image {
                 virtual_,

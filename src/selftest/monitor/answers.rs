@@ -25,7 +25,7 @@ use muster_cross_cpu::Outcome;
 use muster_frames::FRAME_SIZE;
 use muster_machine::identity::RegisterName;
 use muster_monitor::{Verb, Whom};
-use muster_paging::Target;
+use muster_paging::{Target, VirtAddr};
 
 use super::idle::idle_until;
 use crate::selftest::measure;
@@ -189,12 +189,12 @@ pub fn account(is_busy: bool) {
 }
 
 /// Logs the page-table walk of an address.
-pub fn map(address: u64) {
+pub fn map(address: VirtAddr) {
     let shared = shared::get();
     if let Some(place) = StackLocation::of(address) {
-        log::info!("{address:#x}: {place}");
+        log::info!("{address}: {place}");
     } else if let Some(name) = peek::name_of(address) {
-        log::info!("{address:#x}: {name}");
+        log::info!("{address}: {name}");
     }
     let path = shared.path(address);
     for step in &path {
@@ -202,11 +202,11 @@ pub fn map(address: u64) {
     }
     match path.last().map(|step| step.target) {
         Some(Target::Page(leaf)) => {
-            log::info!("physical {:#x}", leaf.phys + (address - leaf.virt));
+            log::info!("physical {}", leaf.phys + (address - leaf.virt));
         }
         Some(_) => log::info!("a CPU that goes there faults"),
         None => log::error!(
-            "{address:#x} is not canonical: with {}-level tables no CPU takes it",
+            "{address} is not canonical: with {}-level tables no CPU takes it",
             shared.levels().count()
         ),
     }

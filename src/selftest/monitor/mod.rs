@@ -22,6 +22,7 @@ use muster_arguments::{Arguments, Fault, Workloads};
 #[cfg(feature = "bench")]
 use muster_arguments::{BENCH, OptionInfo};
 use muster_monitor::{Command, Editor, Event, InputLine};
+use muster_paging::VirtAddr;
 
 use self::idle::idle_until;
 use crate::selftest::fault;
@@ -177,7 +178,7 @@ impl Monitor<'_> {
             Command::Registers(cpu) => answers::registers(cpu),
             Command::Log(cpu) => answers::log_of(cpu),
             Command::Mem => answers::memory(),
-            Command::Map(address) => answers::map(address),
+            Command::Map(address) => answers::map(VirtAddr::new(address)),
             Command::Frames => answers::frames(),
             Command::Heap => answers::heap(),
             Command::Account => answers::account(work.is_some()),

@@ -14,7 +14,7 @@ use muster::internals::mm::stack::Stack;
 use muster::internals::smp::{call, lapic};
 use muster_frames::{FRAME_SIZE, PhysRange};
 use muster_machine::lapic::Register;
-use muster_paging::{Access, Cache, Step, Target};
+use muster_paging::{Access, Cache, Step, Target, VirtAddr};
 
 use super::worker::Worker;
 
@@ -224,7 +224,7 @@ fn contiguous_mapping(worker: &mut Worker<'_>) -> bool {
         log::error!("a mapping of contiguous frames does not know them");
         return false;
     };
-    let start = mapping.start().addr() as u64;
+    let start = VirtAddr::from_ptr(mapping.start());
     let is_mapped_to = |offset: u64| match shared::get().path(start + offset).last() {
         Some(Step {
             target: Target::Page(leaf),
@@ -236,7 +236,7 @@ fn contiguous_mapping(worker: &mut Worker<'_>) -> bool {
         && frames.len() == bytes
         && (0..bytes).step_by(FRAME_SIZE as usize).all(is_mapped_to);
     if !is_right {
-        log::error!("{bytes} bytes at {start:#x} are not those of the frames {frames:?}");
+        log::error!("{bytes} bytes at {start} are not those of the frames {frames:?}");
     }
     is_filled(&mapping) && is_right
 }
