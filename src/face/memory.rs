@@ -4,7 +4,7 @@
 //! from the allocator.
 
 pub use muster_frames::{PhysAddr, PhysRange};
-pub use muster_paging::{Access, Cache, ChangeError};
+pub use muster_paging::{Access, AddressError, Cache, ChangeError, TableError};
 
 pub use crate::mm::mapping::{Mapping, MappingError};
 pub use crate::mm::stack::Stack;
