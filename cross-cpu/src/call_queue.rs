@@ -139,7 +139,8 @@ impl<W: Copy> CallQueue<W> {
 
     /// Takes one call to CPU `cpu`, on which this runs, if there is one: runs `run` with its
     /// work, marks it as done for the caller, and returns whether there was one. The callers take turns: no
-    /// caller waits for more than [`MAX_CALLS`] calls of each other caller.
+    /// caller waits for more than [`MAX_CALLS`] calls of each other caller, or one more if a handler serves in the
+    /// midst of this.
     ///
     /// May be called from within `run`, and by a handler that interrupts it.
     ///
@@ -170,9 +171,13 @@ impl<W: Copy> CallQueue<W> {
             let after = turn.load(Ordering::Relaxed);
             let bit = (inbox.iter(Ordering::Relaxed).find(|&bit| bit >= after))
                 .or_else(|| inbox.iter(Ordering::Relaxed).next())?;
+            // First: a handler that serves from here on goes on behind this call, and one that did so in between has
+            // moved the turn on, which must not go back.
+            let is_next = turn
+                .compare_exchange(after, bit + 1, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok();
             // If it is not set any more, the caller cancelled the call, or a handler took it in between.
-            if inbox.clear(bit, Ordering::Acquire) {
-                turn.store(bit + 1, Ordering::Relaxed);
+            if is_next && inbox.clear(bit, Ordering::Acquire) {
                 return self.cpus.get(bit / MAX_CALLS)?.slots.get(bit % MAX_CALLS);
             }
         }
