@@ -64,6 +64,24 @@ pub const MAX_OWNERS: usize = 32;
 /// assert_eq!((Whose::Heap.number(), Whose::of(3)), (2, Some(Whose::Reserved)));
 /// assert_eq!(Whose::NullFrame.to_string(), "null frame");
 /// ```
+///
+/// The owner of free memory comes first, as its number is 0:
+///
+/// ```compile_fail,E0080
+/// muster_frames::owners! {
+///     enum Whose { Heap = "heap", Free = "free", Rest = "rest" }
+///     free: Free, later: Rest, rest: Rest, null_frame: Rest
+/// }
+/// ```
+///
+/// It is the owner of nothing else:
+///
+/// ```compile_fail,E0080
+/// muster_frames::owners! {
+///     enum Whose { Free = "free", Rest = "rest" }
+///     free: Free, later: Free, rest: Rest, null_frame: Rest
+/// }
+/// ```
 #[macro_export]
 macro_rules! owners {
     (
@@ -80,11 +98,7 @@ macro_rules! owners {
         }
 
         impl $crate::Owner for $name {
-            const ALL: &'static [Self] = {
-                let all: &[Self] = &[$(Self::$owner),+];
-                assert!(all.len() <= $crate::MAX_OWNERS, "there are too many owners of memory");
-                all
-            };
+            const ALL: &'static [Self] = &[$(Self::$owner),+];
             const FREE: Self = Self::$free;
             const LATER: Self = Self::$later;
             const REST: Self = Self::$rest;
@@ -95,6 +109,16 @@ macro_rules! owners {
                 self as u8
             }
         }
+
+        const _: () = {
+            use $crate::Owner as _;
+            ::core::assert!($name::ALL.len() <= $crate::MAX_OWNERS, "there are too many owners of memory");
+            ::core::assert!($name::FREE as u8 == 0, "the owner of free memory is listed first");
+            ::core::assert!(
+                $name::LATER as u8 != 0 && $name::REST as u8 != 0 && $name::NULL_FRAME as u8 != 0,
+                "the owner of free memory has no other"
+            );
+        };
 
         impl ::core::fmt::Display for $name {
             fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
