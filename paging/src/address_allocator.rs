@@ -15,6 +15,11 @@ const GUARD: u64 = FRAME_SIZE;
 /// The reason why a window can't be given out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WindowError {
+    /// The CPU does not accept some of its addresses, with as many levels as the tables have.
+    NotCanonical {
+        /// The window.
+        window: VirtRange,
+    },
     /// Something is mapped in the window, or was and may still be cached by a CPU.
     InUse {
         /// The window.
@@ -39,6 +44,11 @@ pub enum WindowError {
 impl fmt::Display for WindowError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::NotCanonical { window } => write!(
+                f,
+                "the window {window} has addresses that the CPU does not accept: choose one inside a half of the \
+                 address space"
+            ),
             Self::InUse { window } => write!(
                 f,
                 "the window {window} is in use: unmap what is mapped there, and complete that, or \

@@ -178,6 +178,9 @@ impl<M: PhysicalMemory> Tables<M> {
 
     /// Records that an allocator gives out the addresses of this window, and no other one ever does.
     pub(crate) fn claim_window(&mut self, window: VirtRange) -> Result<(), WindowError> {
+        if !self.levels.have(window) {
+            return Err(WindowError::NotCanonical { window });
+        }
         let overlaps =
             |with: &VirtRange| with.start() <= window.last() && window.start() <= with.last();
         if let Some(with) = self.windows.iter().flatten().copied().find(overlaps) {

@@ -1,6 +1,7 @@
 //! The number of levels of tables, and the addresses that there are then.
 
 use crate::virt_addr::VirtAddr;
+use crate::virt_range::VirtRange;
 
 /// The number of levels of tables that the CPU walks (`CR4.LA57`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -33,6 +34,13 @@ impl Levels {
     pub const fn canonical(self, virt: VirtAddr) -> VirtAddr {
         let unused = 64 - self.bits();
         VirtAddr::new(((virt.get() << unused) as i64 >> unused) as u64)
+    }
+
+    /// Returns whether the CPU accepts all addresses of the range.
+    pub(crate) const fn have(self, range: VirtRange) -> bool {
+        let (start, last) = (range.start(), range.last());
+        // The top bit distinguishes the halves; between them is nothing.
+        self.is_canonical(start) && self.is_canonical(last) && start.get() >> 63 == last.get() >> 63
     }
 
     /// Returns whether the CPU accepts the address.

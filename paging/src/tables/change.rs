@@ -225,9 +225,11 @@ impl<M: PhysicalMemory> Tables<M> {
         let mut give_back = |frame| {
             // First: a source may panic.
             *built -= 1;
-            // SAFETY: (1) and (2) a source answered the frame for the page tables, and the right to it
-            // was given up for the entry that pointed to it (`new_tables`), the only one, which is empty
-            // now. (3) No CPU can reach it: they have all flushed since the last entry went that
+            // SAFETY: (1) and (2) a source answered the frame for the page tables, as its own owner's (`empty_table`), and
+            // the right to it was given up for the entry that pointed to it (`new_tables`), the only one, which is
+            // empty now. A source that names another owner here than it did there breaks its contract, in which
+            // nothing is unsafe: but an allocator takes a frame back from the owner that it has recorded, and from
+            // no other, and a right that names another frees nothing. (3) No CPU can reach it: they have all flushed since the last entry went that
             // was present below it (see above).
             frames.give_back(unsafe { OwnedFrame::from_raw(frame, frames.owner()) });
         };
@@ -366,13 +368,10 @@ impl<M: PhysicalMemory> TableView<M> {
 
     /// Checks that all of the range can change.
     fn check(&self, range: VirtRange) -> Result<(), ChangeError> {
-        let (start, last) = (range.start(), range.last());
-        let is_canonical = |virt| self.levels.is_canonical(virt);
-        // The top bit distinguishes the halves; between them is nothing.
-        if !is_canonical(start) || !is_canonical(last) || start.get() >> 63 != last.get() >> 63 {
+        if !self.levels.have(range) {
             return Err(ChangeError::NotCanonical { range });
         }
-        self.check_part(self.root, self.levels.count(), start, last)
+        self.check_part(self.root, self.levels.count(), range.start(), range.last())
     }
 
     fn check_part(

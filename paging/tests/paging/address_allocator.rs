@@ -139,7 +139,7 @@ fn addresses_come_back_only_from_where_they_are() {
 /// A range may begin among the addresses that the CPU does not accept, with as many of them before
 /// those that it does as bring it back into the root's entry in which it began.
 #[test]
-fn addresses_beyond_a_whole_root_stay_in_use() {
+fn addresses_beyond_a_whole_root_are_no_window() {
     let ram = Ram::new(1 << 36);
     let mut tables = tables(&ram);
     // Both by the same entry of the root; the page lies below the place where the range begins in it.
@@ -147,16 +147,32 @@ fn addresses_beyond_a_whole_root_stay_in_use() {
     let length = page + FRAME_SIZE - start;
     let window =
         VirtRange::new(VirtAddr::new(start - FRAME_SIZE), length + 2 * FRAME_SIZE).unwrap();
-    let mut addresses = AddressAllocator::new(&mut tables, window).unwrap();
-    let owned = addresses.allocate(length, 1).unwrap();
+    let refused = AddressAllocator::new(&mut tables, window).unwrap_err();
+    assert_eq!(refused, WindowError::NotCanonical { window });
+    assert!(tables.is_vacant(window));
     map_page(&mut tables, page, 9, Access::ReadWrite, &ram).unwrap();
     assert!(
-        owned.range().contains(VirtAddr::new(page))
-            && tables.translate(VirtAddr::new(page)).is_some()
+        window.contains(VirtAddr::new(page)) && tables.translate(VirtAddr::new(page)).is_some()
     );
-    assert!(!tables.is_vacant(owned.range()));
-    let refused = addresses.free(owned, &tables).unwrap_err();
-    assert_eq!(refused.error, AddressFreeError::InUse);
+    assert!(!tables.is_vacant(window));
+}
+
+/// Addresses that do not exist are none to give out: what is mapped elsewhere, by the same entries, would keep them
+/// from coming back.
+#[test]
+fn a_window_of_addresses_that_do_not_exist_is_refused() {
+    let ram = Ram::new(1 << 36);
+    let mut tables = tables(&ram);
+    for start in [
+        0x0000_8000_0000_0000,
+        0x7fff_ffff_f000,
+        0xffff_7fff_ffff_f000,
+    ] {
+        let window = VirtRange::new(VirtAddr::new(start), 0x10_0000).unwrap();
+        let refused = AddressAllocator::new(&mut tables, window).unwrap_err();
+        assert_eq!(refused, WindowError::NotCanonical { window });
+        assert!(refused.to_string().contains("does not accept"));
+    }
 }
 
 #[test]
