@@ -255,7 +255,7 @@
 //!     type Head = CpuCache;
 //!     type NoPreempt = ();
 //!
-//!     fn disable_preemption() {}
+//!     unsafe fn disable_preemption() {}
 //!
 //!     fn unregistered() -> &'static Unregistered<CpuCache> {
 //!         &NOBODY

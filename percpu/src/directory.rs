@@ -50,9 +50,9 @@ impl<H: Sync> Directory<H> {
     /// A local variable is no other CPU's business:
     ///
     /// ```compile_fail,E0308
-    /// # use core::cell::Cell;
+    /// # use muster_percpu::LocalWord;
     /// # static CPUS: muster_percpu::Directory = muster_percpu::Directory::new();
-    /// muster_percpu::cpu_local! { static TICKS: Cell<u64> = Cell::new(0); }
+    /// muster_percpu::cpu_local! { static TICKS: LocalWord<u64> = LocalWord::new(0); }
     /// CPUS.on(1, &TICKS);
     /// ```
     ///

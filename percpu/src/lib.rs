@@ -24,13 +24,12 @@
 //!
 #![cfg_attr(feature = "std", doc = "```")]
 #![cfg_attr(not(feature = "std"), doc = "```ignore")]
-//! use core::cell::Cell;
 //! use core::sync::atomic::{AtomicU64, Ordering};
-//! use muster_percpu::{Block, Directory, Storage, Template, cpu_local};
+//! use muster_percpu::{Block, Directory, LocalWord, Storage, Template, cpu_local};
 //!
 //! cpu_local! {
 //!     /// Only this CPU's.
-//!     static DEPTH: Cell<u32> = Cell::new(0);
+//!     static DEPTH: LocalWord<u32> = LocalWord::new(0);
 //!     /// For all to read.
 //!     shared static INTERRUPTS: AtomicU64 = AtomicU64::new(10);
 //! }
@@ -84,9 +83,10 @@
 #![cfg_attr(target_arch = "x86_64", doc = "```no_run")]
 #![cfg_attr(not(target_arch = "x86_64"), doc = "```ignore")]
 //! use core::arch::asm;
-//! use core::cell::Cell;
 //! use core::sync::atomic::AtomicU64;
-//! use muster_percpu::{Block, Header, Key, Register, Storage, Unregistered, cpu_local, head_offset};
+//! use muster_percpu::{
+//!     Block, Header, Key, LocalWord, Register, Storage, Unregistered, cpu_local, head_offset,
+//! };
 //!
 //! /// IA32_GS_BASE (Intel SDM, volume 4, table 2-2).
 //! const GS_BASE: u32 = 0xc000_0101;
@@ -94,19 +94,19 @@
 //! /// What GS base points to on CPUs that have no block.
 //! static NOBODY: Unregistered<AtomicU64> = Unregistered::new(AtomicU64::new(0));
 //!
-//! cpu_local! { static DEPTH: Cell<u64> = Cell::new(0); }
+//! cpu_local! { static DEPTH: LocalWord<u64> = LocalWord::new(0); }
 //!
 //! struct Gs;
 //!
 //! // SAFETY: (1) every CPU calls `Storage::reset` before anything else, and from then on GS base
 //! // points to `NOBODY`, whose first word is null, or to a registered block, whose first word
 //! // is its own address. (2) Nothing else in this kernel writes GS base, and it never runs SWAPGS.
-//! // (3) This kernel doesn't preempt.
+//! // (3) (4) This kernel doesn't preempt.
 //! unsafe impl Register for Gs {
 //!     type Head = AtomicU64;
 //!     type NoPreempt = ();
 //!
-//!     fn disable_preemption() {}
+//!     unsafe fn disable_preemption() {}
 //!
 //!     fn unregistered() -> &'static Unregistered<AtomicU64> {
 //!         &NOBODY
@@ -178,12 +178,14 @@
 //! - **[`Register::NoPreempt`] is a count.** It lies where one instruction reaches it without asking
 //!   which CPU this is, as otherwise the task could be moved between the question and the count: in the
 //!   head, or in what belongs to the task.
-//! - **Whatever preempts looks at the count first.** A handler that would switch (the timer's, a
-//!   wake-up's) does so only if the count was 0 in the code that it interrupted, and neither it nor
-//!   that code is in the middle of another handler. Otherwise it records that a switch is due, and the
-//!   guard that takes the count to 0 switches. So at every switch the count is 0: a count in the head
-//!   needs no saving. A CPU without a block runs no task: its count is the sentinel's, in which all
-//!   such CPUs count at once, and which says nothing.
+//! - **Handlers count, too.** Each adds one when it begins, an NMI's included, and takes it away at its end: so no guard
+//!   in a handler takes the count to 0, and none switches.
+//! - **Whatever preempts looks at the count first.** A handler that would switch (the timer's, a wake-up's) records that a
+//!   switch is due. It switches at its end, if the count is 0 then, as it is unless it interrupted a guard or another
+//!   handler; an NMI's never does. Otherwise the guard that takes the count to 0 switches. So at every switch the count
+//!   is 0: a count in the head needs no saving.
+//! - **A CPU without a block runs no task**, and can't be preempted. Its count is the sentinel's, in which all such CPUs
+//!   count at once, and which says nothing. It registers its block while no guard is alive.
 //! - **Nothing in a closure of [`Storage::with`] waits for another task**, or yields: the count is not 0
 //!   there, and a function that switches should assert that it is.
 //! - **[`Register::load`] and [`Register::load_base`] read the register at each call**: their assembly is not
@@ -216,32 +218,67 @@
 //! const COUNT: usize = head_offset::<Head>() + offset_of!(Head, count);
 //! const IS_DUE: usize = head_offset::<Head>() + offset_of!(Head, is_due);
 //!
+//! /// Adds one.
+//! ///
+//! /// # Safety
+//! ///
+//! /// GS base points to a header, and to the same one until `uncount`.
+//! unsafe fn count() {
+//!     // SAFETY: one instruction, so it counts on the CPU that it runs on. The compiler takes it for
+//!     // one that reads and writes memory, and moves nothing across.
+//!     unsafe { asm!("inc dword ptr gs:[{}]", const COUNT, options(nostack)) };
+//! }
+//!
+//! /// Takes one away. Returns whether none is left, and a switch is due.
+//! ///
+//! /// # Safety
+//! ///
+//! /// `count` added it.
+//! unsafe fn uncount() -> bool {
+//!     let (count, is_due): (u8, u32);
+//!     // SAFETY: as above. After the first instruction the task may be moved: then it reads of the
+//!     // CPU that it is on now whether a switch is due there, and at worst switches once more.
+//!     unsafe {
+//!         asm!(
+//!             "dec dword ptr gs:[{}]", "setnz {}", "mov {:e}, gs:[{}]",
+//!             const COUNT, out(reg_byte) count, out(reg) is_due, const IS_DUE,
+//!             options(nostack),
+//!         );
+//!     }
+//!     count == 0 && is_due != 0
+//! }
+//!
 //! /// `Register::NoPreempt`. It goes where its task goes, which is nowhere.
 //! struct NoPreempt(PhantomData<*const ()>);
 //!
 //! /// `Register::disable_preemption`.
-//! fn disable_preemption() -> NoPreempt {
-//!     // SAFETY: one instruction, so it counts on the CPU that it runs on. The compiler takes it for
-//!     // one that reads and writes memory, and moves nothing across.
-//!     unsafe { asm!("inc dword ptr gs:[{}]", const COUNT, options(nostack)) };
+//! ///
+//! /// # Safety
+//! ///
+//! /// As there.
+//! unsafe fn disable_preemption() -> NoPreempt {
+//!     // SAFETY: the caller's promise.
+//!     unsafe { count() };
 //!     NoPreempt(PhantomData)
 //! }
 //!
 //! impl Drop for NoPreempt {
 //!     fn drop(&mut self) {
-//!         let (count, is_due): (u8, u32);
-//!         // SAFETY: as above. After the first instruction the task may be moved: then it reads of the
-//!         // CPU that it is on now whether a switch is due there, and at worst switches once more.
-//!         unsafe {
-//!             asm!(
-//!                 "dec dword ptr gs:[{}]", "setnz {}", "mov {:e}, gs:[{}]",
-//!                 const COUNT, out(reg_byte) count, out(reg) is_due, const IS_DUE,
-//!                 options(nostack),
-//!             );
-//!         }
-//!         if count == 0 && is_due != 0 {
+//!         // SAFETY: `disable_preemption` counted it.
+//!         if unsafe { uncount() } {
 //!             switch_to_another_task();
 //!         }
+//!     }
+//! }
+//!
+//! /// Runs what a handler does, with interrupts disabled. Its entry code calls this, whatever it interrupted.
+//! fn handle(is_nmi: bool, handler: impl FnOnce()) {
+//!     // SAFETY: every CPU calls `Storage::reset` before it takes an interrupt, and no handler registers a block.
+//!     unsafe { count() };
+//!     handler();
+//!     // SAFETY: as above.
+//!     if unsafe { uncount() } && !is_nmi {
+//!         switch_to_another_task();
 //!     }
 //! }
 //! ```
@@ -256,6 +293,7 @@ extern crate std;
 mod block;
 mod directory;
 mod local_cell;
+mod local_word;
 #[cfg(all(test, loom))]
 mod models;
 mod storage;
@@ -280,6 +318,7 @@ mod write_once;
 pub use block::{Block, Header, UNREGISTERED, Unregistered, head_offset};
 pub use directory::{Directory, PublishError};
 pub use local_cell::LocalCell;
+pub use local_word::{LocalWord, Word};
 pub use storage::{Here, Register, RegisterError, Storage};
 #[allow(
     unused_imports,

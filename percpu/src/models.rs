@@ -55,7 +55,7 @@ unsafe impl Register for Threads {
     type Head = ();
     type NoPreempt = ();
 
-    fn disable_preemption() {}
+    unsafe fn disable_preemption() {}
 
     fn unregistered() -> &'static Unregistered {
         &UNREGISTERED

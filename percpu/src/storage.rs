@@ -22,12 +22,15 @@ use crate::{Block, Header, Key, Unregistered};
 ///    [`Storage::reset`]. Each call reads it again: where code can go on on another CPU than it began
 ///    on, the assembly of `load` must not carry `options(pure)`, nor may anything else let the compiler
 ///    take the result of one call for that of the next. It merges the two where it sees no reason for
-///    them to differ, and the move between them is none that it knows of.
+///    them to differ, and the move between them is none that it knows of. All this goes for `load_base`, too,
+///    which returns null where `load` does, and else the base in the block that `load` returns.
 /// 2. No other implementation, and nothing else in the kernel, uses the same register.
 /// 3. While a `NoPreempt` is alive, the code that holds it is neither preempted, so that no other task
 ///    runs on this CPU in between, nor migrated, so that it stays on this CPU. That begins before
 ///    `disable_preemption` returns, for the compiler as well: no access after the call may be moved
 ///    before it, nor one before the drop behind it.
+/// 4. Where `load` returns null, code is neither preempted nor migrated, with a `NoPreempt` or without, and no task is
+///    migrated there: a CPU that has no block runs no task.
 pub unsafe trait Register {
     /// The part of a block that code may reach by the register alone, [`head_offset`](crate::head_offset)
     /// bytes from where it points to; `()` if there is no such code.
@@ -37,7 +40,12 @@ pub unsafe trait Register {
     type NoPreempt;
 
     /// Disables preemption and migration until the result is dropped. Calls nest.
-    fn disable_preemption() -> Self::NoPreempt;
+    ///
+    /// # Safety
+    ///
+    /// [`Storage::reset`] was called on this CPU, and `store` is not called on it while the result is alive: the
+    /// count may lie in the head, and what was added to one must not be taken from another.
+    unsafe fn disable_preemption() -> Self::NoPreempt;
 
     /// Returns the sentinel of CPUs that have no block, a `static` of the kernel's own, or
     /// [`UNREGISTERED`](crate::UNREGISTERED) where blocks have no head.
@@ -82,11 +90,11 @@ impl<R: Register> Storage<R> {
     /// [`with`](Self::with), no code that uses the register and that this interrupted), and nothing
     /// relies on the CPU keeping the block. A heap that finds its cache by the register does: half of
     /// an operation on one block and half on another breaks it, and what the first block's cache has is
-    /// never found again.
+    /// never found again. And until this returns, the code is neither preempted nor migrated, by other means than a
+    /// `NoPreempt`: one that lies in the block would be alive without it.
     ///
     /// A CPU that has none yet, as at its very first instructions, may always do it.
     pub unsafe fn reset() {
-        let _no_preempt = R::disable_preemption();
         // SAFETY: the header of the sentinel is always allowed.
         unsafe { R::store(R::unregistered().header()) };
     }
@@ -101,15 +109,15 @@ impl<R: Register> Storage<R> {
     /// [`RegisterError`] if this CPU has a block already, or if another CPU has claimed this one.
     /// Nothing has changed then.
     pub fn register(block: &'static Block<R::Head>) -> Result<(), RegisterError> {
-        let _no_preempt = R::disable_preemption();
-        if let Some(here) = Self::here() {
-            return Err(RegisterError::AlreadyRegistered { here: here.index() });
+        if let Some(here) = Self::try_with(|here| here.index()) {
+            return Err(RegisterError::AlreadyRegistered { here });
         }
+        // No block: so the code stays here, without a `NoPreempt`, by (4) of the contract of `Register`.
         let header = block.claim().ok_or(RegisterError::AlreadyClaimed {
             block: block.index(),
         })?;
         // SAFETY: `claim` succeeds once in the lifetime of a block, and it did so here, on this
-        // CPU, on which the code stays as above; the block is 'static and of the register's own types.
+        // CPU, on which the code stays; the block is 'static and of the register's own types.
         unsafe { R::store(header) };
         Ok(())
     }
@@ -135,7 +143,10 @@ impl<R: Register> Storage<R> {
     /// Runs `f` with this CPU's block, or returns `None` if the CPU has not registered one.
     #[inline]
     pub fn try_with<T>(f: impl for<'here> FnOnce(&Here<'here, R::Head>) -> T) -> Option<T> {
-        let _no_preempt = R::disable_preemption();
+        // SAFETY: there was a `reset`, by the contract of `Register`, or the register would not hold a header. `f` runs
+        // only if the CPU has a block: then `register` refuses, and whoever resets the CPU sees to it that no such
+        // closure runs.
+        let _no_preempt = unsafe { R::disable_preemption() };
         Self::here().map(|here| f(&here))
     }
 
@@ -144,25 +155,25 @@ impl<R: Register> Storage<R> {
     /// that is one load, one test, and what `f` does.
     ///
     /// ```
-    /// # use core::cell::Cell;
+    /// # use muster_percpu::LocalWord;
     /// # muster_percpu::thread_register!(struct Threads);
     /// # type Cpu = muster_percpu::Storage<Threads>;
     /// # let template = muster_percpu::Template::find(|_| true)?;
     /// # Cpu::register(muster_percpu::Block::allocate(&template, 0, ())?)?;
-    /// muster_percpu::cpu_local! { static TICKS: Cell<u64> = Cell::new(0); }
+    /// muster_percpu::cpu_local! { static TICKS: LocalWord<u64> = LocalWord::new(0); }
     /// Cpu::with_own(&TICKS, |ticks| ticks.set(ticks.get() + 1));
-    /// # assert_eq!(Cpu::with_own(&TICKS, Cell::get), 1);
+    /// # assert_eq!(Cpu::with_own(&TICKS, LocalWord::get), 1);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
     /// The variable can't leave `f`:
     ///
     /// ```compile_fail
-    /// # use core::cell::Cell;
+    /// # use muster_percpu::LocalWord;
     /// # muster_percpu::thread_register!(struct Threads);
     /// # type Cpu = muster_percpu::Storage<Threads>;
-    /// muster_percpu::cpu_local! { static TICKS: Cell<u64> = Cell::new(0); }
-    /// let ticks: &Cell<u64> = Cpu::with_own(&TICKS, |ticks| ticks);
+    /// muster_percpu::cpu_local! { static TICKS: LocalWord<u64> = LocalWord::new(0); }
+    /// let ticks: &LocalWord<u64> = Cpu::with_own(&TICKS, |ticks| ticks);
     /// ```
     ///
     /// # Panics
@@ -181,15 +192,16 @@ impl<R: Register> Storage<R> {
     /// block, or one without variables.
     ///
     /// ```compile_fail
-    /// # use core::cell::Cell;
+    /// # use muster_percpu::LocalWord;
     /// # muster_percpu::thread_register!(struct Threads);
     /// # type Cpu = muster_percpu::Storage<Threads>;
-    /// muster_percpu::cpu_local! { static TICKS: Cell<u64> = Cell::new(0); }
-    /// let ticks: Option<&Cell<u64>> = Cpu::try_with_own(&TICKS, |ticks| ticks);
+    /// muster_percpu::cpu_local! { static TICKS: LocalWord<u64> = LocalWord::new(0); }
+    /// let ticks: Option<&LocalWord<u64>> = Cpu::try_with_own(&TICKS, |ticks| ticks);
     /// ```
     #[inline]
     pub fn try_with_own<K: Key, T>(variable: &K, f: impl FnOnce(&K::Value) -> T) -> Option<T> {
-        let _no_preempt = R::disable_preemption();
+        // SAFETY: as in `try_with`.
+        let _no_preempt = unsafe { R::disable_preemption() };
         let base = R::load_base::<K>();
         // SAFETY: not null, so it is the base of this CPU's block, by the contract of `Register`. The code
         // stays on this CPU until `f` returns; and `f` keeps no reference, as it takes one of any
@@ -253,20 +265,20 @@ impl<H> Here<'_, H> {
     /// It can't leave the closure, nor go to another CPU:
     ///
     /// ```compile_fail
-    /// # use core::cell::Cell;
+    /// # use muster_percpu::LocalWord;
     /// # muster_percpu::thread_register!(struct Threads);
     /// # type Cpu = muster_percpu::Storage<Threads>;
-    /// muster_percpu::cpu_local! { static TICKS: Cell<u64> = Cell::new(0); }
-    /// let ticks: &Cell<u64> = Cpu::with(|here| here.get(&TICKS));
+    /// muster_percpu::cpu_local! { static TICKS: LocalWord<u64> = LocalWord::new(0); }
+    /// let ticks: &LocalWord<u64> = Cpu::with(|here| here.get(&TICKS));
     /// ```
     ///
     /// ```compile_fail,E0277
-    /// # use core::cell::Cell;
+    /// # use muster_percpu::LocalWord;
     /// # muster_percpu::thread_register!(struct Threads);
     /// # type Cpu = muster_percpu::Storage<Threads>;
-    /// muster_percpu::cpu_local! { static TICKS: Cell<u64> = Cell::new(0); }
+    /// muster_percpu::cpu_local! { static TICKS: LocalWord<u64> = LocalWord::new(0); }
     /// Cpu::with(|here| {
-    ///     let ticks: &Cell<u64> = here.get(&TICKS);
+    ///     let ticks: &LocalWord<u64> = here.get(&TICKS);
     ///     std::thread::scope(|scope| {
     ///         scope.spawn(|| ticks.get());
     ///     });

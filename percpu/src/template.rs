@@ -22,13 +22,12 @@ use crate::{Block, Header};
 /// of which each block gets a copy, and their number and size are known when the program is linked.
 ///
 /// ```
-/// use core::cell::Cell;
 /// use core::sync::atomic::AtomicU64;
-/// use muster_percpu::{LocalCell, cpu_local};
+/// use muster_percpu::{LocalCell, LocalWord, cpu_local};
 ///
 /// cpu_local! {
 ///     /// Only its CPU reaches it.
-///     pub static DEPTH: Cell<u32> = Cell::new(0);
+///     pub static DEPTH: LocalWord<u32> = LocalWord::new(0);
 ///     static NAMES: LocalCell<Vec<String>> = LocalCell::new(Vec::new());
 ///
 ///     /// Other CPUs may read it, too.
@@ -46,9 +45,9 @@ use crate::{Block, Header};
 /// An initial value that is not a constant:
 ///
 /// ```compile_fail,E0015
-/// # use core::cell::Cell;
+/// # use muster_percpu::LocalWord;
 /// # fn now() -> u64 { 0 }
-/// muster_percpu::cpu_local! { static START: Cell<u64> = Cell::new(now()); }
+/// muster_percpu::cpu_local! { static START: LocalWord<u64> = LocalWord::new(now()); }
 /// ```
 ///
 /// One by which all CPUs would have the same cell:
@@ -61,8 +60,8 @@ use crate::{Block, Header};
 /// A shared variable that only one CPU may use at a time:
 ///
 /// ```compile_fail,E0277
-/// # use core::cell::Cell;
-/// muster_percpu::cpu_local! { shared static TICKS: Cell<u64> = Cell::new(0); }
+/// # use muster_percpu::LocalWord;
+/// muster_percpu::cpu_local! { shared static TICKS: LocalWord<u64> = LocalWord::new(0); }
 /// ```
 ///
 /// A local one that a handler could find half changed; see
@@ -71,6 +70,11 @@ use crate::{Block, Header};
 /// ```compile_fail,E0277
 /// # use core::cell::Cell;
 /// muster_percpu::cpu_local! { static NAMES: Cell<Vec<String>> = Cell::new(Vec::new()); }
+/// ```
+///
+/// ```compile_fail,E0277
+/// # use core::cell::Cell;
+/// muster_percpu::cpu_local! { static TICKS: Cell<u8> = Cell::new(0); }
 /// ```
 ///
 /// One with a value that a task, which uses it and moves on to another CPU, must not take there:
@@ -97,32 +101,28 @@ use crate::{Block, Header};
 /// the image: [`Template::find`] names the line if it does not.
 #[macro_export]
 macro_rules! cpu_local {
-    () => {};
     (
-        $(#[$attribute:meta])* $visibility:vis static $name:ident: $value:ty = $initial:expr
-        $(; $($rest:tt)*)?
+        $(
+            $(#[$attribute:meta])* $visibility:vis $(shared $(@$never:tt)*)? static $name:ident: $value:ty = $initial:expr
+        );* $(;)?
     ) => {
-        $(#[$attribute])*
-        $visibility const $name: $crate::LocalKey<$value> = {
-            // A constant, of which there may be any number of copies. A static of the same value would
-            // not do: it may refer to a cell that it alone has.
-            const __MUSTER_INITIAL: $value = $initial;
-            #[used]
-            #[unsafe(link_section = "muster_percpu_local")]
-            static __MUSTER_TEMPLATE: $crate::Initial<$value> =
-                $crate::Initial::new(__MUSTER_INITIAL);
-            // SAFETY: a constant's value, in the section of local variables.
-            unsafe { $crate::LocalKey::new(&raw const __MUSTER_TEMPLATE) }
-        };
-        $($crate::cpu_local! { $($rest)* })?
+        $(
+            $crate::cpu_local_variable! {
+                $(shared $(@$never)*)? $(#[$attribute])* $visibility static $name: $value = $initial
+            }
+        )*
     };
-    (
-        $(#[$attribute:meta])* $visibility:vis shared static $name:ident: $value:ty = $initial:expr
-        $(; $($rest:tt)*)?
-    ) => {
+}
+
+/// Declares one variable, for [`cpu_local!`](crate::cpu_local) alone.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! cpu_local_variable {
+    (shared $(#[$attribute:meta])* $visibility:vis static $name:ident: $value:ty = $initial:expr) => {
         $(#[$attribute])*
         $visibility const $name: $crate::SharedKey<$value> = {
-            // As above.
+            // A constant, of which there may be any number of copies. A static of the same value would
+            // not do: it may refer to a cell that it alone has.
             const __MUSTER_INITIAL: $value = $initial;
             #[used]
             #[unsafe(link_section = "muster_percpu_shared")]
@@ -131,7 +131,19 @@ macro_rules! cpu_local {
             // SAFETY: a constant's value, in the section of shared variables.
             unsafe { $crate::SharedKey::new(&raw const __MUSTER_TEMPLATE) }
         };
-        $($crate::cpu_local! { $($rest)* })?
+    };
+    ($(#[$attribute:meta])* $visibility:vis static $name:ident: $value:ty = $initial:expr) => {
+        $(#[$attribute])*
+        $visibility const $name: $crate::LocalKey<$value> = {
+            // As above.
+            const __MUSTER_INITIAL: $value = $initial;
+            #[used]
+            #[unsafe(link_section = "muster_percpu_local")]
+            static __MUSTER_TEMPLATE: $crate::Initial<$value> =
+                $crate::Initial::new(__MUSTER_INITIAL);
+            // SAFETY: a constant's value, in the section of local variables.
+            unsafe { $crate::LocalKey::new(&raw const __MUSTER_TEMPLATE) }
+        };
     };
 }
 

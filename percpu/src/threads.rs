@@ -70,7 +70,7 @@ macro_rules! thread_register {
                 type Head = ();
                 type NoPreempt = ();
 
-                fn disable_preemption() {}
+                unsafe fn disable_preemption() {}
 
                 fn unregistered() -> &'static $crate::Unregistered {
                     &$crate::UNREGISTERED

@@ -1,8 +1,7 @@
 //! CPU-local variables: the keys by which they are reached, and the types that they may have.
 
-use core::cell::{Cell, UnsafeCell};
+use core::cell::UnsafeCell;
 use core::fmt;
-use core::ptr::NonNull;
 use core::sync::atomic;
 
 use crossbeam_utils::CachePadded;
@@ -33,13 +32,13 @@ pub struct SharedKey<T: 'static>(*const Initial<T>);
 /// there is nothing that they can do with it:
 ///
 /// ```compile_fail,E0616
-/// use core::cell::Cell;
+/// use muster_percpu::LocalWord;
 /// muster_percpu::cpu_local! {
-///     static TICKS: Cell<u64> = {
-///         fn template() -> *mut Cell<u64> {
+///     static TICKS: LocalWord<u64> = {
+///         fn template() -> *mut LocalWord<u64> {
 ///             __MUSTER_TEMPLATE.0.get()
 ///         }
-///         Cell::new(0)
+///         LocalWord::new(0)
 ///     };
 /// }
 /// ```
@@ -225,8 +224,8 @@ impl<T> fmt::Debug for SharedKey<T> {
 ///
 /// The type of a local variable is one, as any code of the program may run in a handler, and a
 /// non-maskable interrupt's can't be disabled. It need not be `Sync`, as other CPUs never use the value: a
-/// [`Cell`] will do, if one instruction reads or writes what is in it. A value of any other type goes into a
-/// [`LocalCell`](crate::LocalCell).
+/// [`LocalWord`](crate::LocalWord) will do for a word, and a [`LocalCell`](crate::LocalCell) for any other type. A
+/// [`Cell`](core::cell::Cell) will not, even for a byte: the compiler may access it in parts, or once for many.
 ///
 /// # Safety
 ///
@@ -238,36 +237,9 @@ impl<T> fmt::Debug for SharedKey<T> {
 #[diagnostic::on_unimplemented(
     message = "`{Self}` can't be a CPU-local variable: a handler could find it half changed",
     label = "is not `InterruptSafe`",
-    note = "use an atomic, a `Cell` of one word, or a `muster_percpu::LocalCell` around it"
+    note = "use an atomic, or a `muster_percpu::LocalWord` or `LocalCell` around it"
 )]
 pub unsafe trait InterruptSafe: 'static {}
-
-/// Implements [`InterruptSafe`] for cells of what one instruction reads or writes.
-macro_rules! cells {
-    ($($word:ty)*) => {
-        $(
-            // SAFETY: one instruction reads or writes it, and no reference to it is handed out.
-            unsafe impl InterruptSafe for Cell<$word> {}
-        )*
-    };
-}
-
-cells!(bool char u8 i8 u16 i16 u32 i32 usize isize);
-#[cfg(target_pointer_width = "64")]
-cells!(u64 i64);
-
-// SAFETY: one instruction reads or writes a pointer. Code that uses what it points to is `unsafe`.
-unsafe impl<T: 'static> InterruptSafe for Cell<*const T> {}
-// SAFETY: as above.
-unsafe impl<T: 'static> InterruptSafe for Cell<*mut T> {}
-// SAFETY: as above.
-unsafe impl<T: 'static> InterruptSafe for Cell<NonNull<T>> {}
-// SAFETY: as above; null stands for `None`.
-unsafe impl<T: 'static> InterruptSafe for Cell<Option<NonNull<T>>> {}
-// SAFETY: as above; and two CPUs may use what it refers to at once, so a handler may, too.
-unsafe impl<T: Sync + 'static> InterruptSafe for Cell<&'static T> {}
-// SAFETY: as above; null stands for `None`.
-unsafe impl<T: Sync + 'static> InterruptSafe for Cell<Option<&'static T>> {}
 
 /// Implements [`InterruptSafe`] for atomics.
 macro_rules! atomics {

@@ -63,7 +63,7 @@ fn the_register_of_threads_goes_by_no_name_of_the_crate_it_is_in() {
 #[test]
 fn variables_go_by_no_name_of_the_crate_they_are_in() {
     muster_percpu::cpu_local! {
-        static DEPTH: real_std::cell::Cell<u32> = real_std::cell::Cell::new(3);
+        static DEPTH: muster_percpu::LocalWord<u32> = muster_percpu::LocalWord::new(3);
     }
     let depth = muster_percpu::Storage::<Threads>::try_with_own(&DEPTH, |depth| depth.get());
     real_std::assert!(depth.is_none());

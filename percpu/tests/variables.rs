@@ -19,7 +19,9 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::thread;
 
 use crossbeam_utils::CachePadded;
-use muster_percpu::{Block, Directory, LocalCell, PlaceError, Storage, Template, cpu_local};
+use muster_percpu::{
+    Block, Directory, LocalCell, LocalWord, PlaceError, Storage, Template, cpu_local,
+};
 use muster_percpu_elsewhere as elsewhere;
 
 muster_percpu::thread_register!(
@@ -30,9 +32,9 @@ type Cpu = Storage<Threads>;
 type CpuBlock = Block;
 
 cpu_local! {
-    static TICKS: Cell<u64> = Cell::new(7);
+    static TICKS: LocalWord<u64> = LocalWord::new(7);
     static NAMES: LocalCell<Vec<String>> = LocalCell::new(Vec::new());
-    static FLAGS: [Cell<bool>; 3] = [const { Cell::new(true) }; 3];
+    static FLAGS: [LocalWord<bool>; 3] = [const { LocalWord::new(true) }; 3];
     shared static HITS: AtomicU64 = AtomicU64::new(10);
 }
 
@@ -119,8 +121,10 @@ fn a_block_starts_with_the_initial_values_whatever_other_cpus_did_before() {
         thread::spawn(|| {
             Cpu::register(block(0)).unwrap();
             Cpu::with(|here| {
-                assert_eq!(here.get(&TICKS).replace(1), 7);
-                assert!(here.get(&FLAGS).iter().all(|flag| flag.replace(false)));
+                assert_eq!(here.get(&TICKS).get(), 7);
+                here.get(&TICKS).set(1);
+                assert!(here.get(&FLAGS).iter().all(LocalWord::get));
+                here.get(&FLAGS).iter().for_each(|flag| flag.set(false));
                 assert_eq!(here.get(&HITS).swap(2, Ordering::Relaxed), 10);
                 assert!(here.get(&NAMES).with(|names| {
                     names.push(String::from("left behind"));
@@ -148,7 +152,7 @@ fn the_first_cpu_gives_shared_variables_values_before_the_others_are_there() {
 
 #[test]
 fn use_before_registration_is_loud() {
-    assert!(Cpu::try_with_own(&TICKS, Cell::get).is_none());
+    assert!(Cpu::try_with_own(&TICKS, LocalWord::get).is_none());
     for panicked in [
         message_of(|| Cpu::with_own(&TICKS, |ticks| ticks.set(1))),
         message_of(|| Cpu::with(|here| here.get(&TICKS).set(1))),
@@ -159,17 +163,17 @@ fn use_before_registration_is_loud() {
         );
     }
     Cpu::register(block(0)).unwrap();
-    assert_eq!(Cpu::try_with_own(&TICKS, Cell::get), Some(7));
+    assert_eq!(Cpu::try_with_own(&TICKS, LocalWord::get), Some(7));
     // SAFETY: nothing is in the midst of using the block, or relies on it.
     unsafe { Cpu::reset() };
-    assert!(Cpu::try_with_own(&TICKS, Cell::get).is_none());
+    assert!(Cpu::try_with_own(&TICKS, LocalWord::get).is_none());
 }
 
 #[test]
 fn a_block_that_was_made_without_variables_has_none() {
     static WITHOUT: CpuBlock = Block::new(3);
     Cpu::register(&WITHOUT).unwrap();
-    assert!(Cpu::try_with_own(&TICKS, Cell::get).is_none());
+    assert!(Cpu::try_with_own(&TICKS, LocalWord::get).is_none());
     static CPUS: Directory = Directory::new();
     CPUS.publish(vec![block(0), block(1), block(2), &WITHOUT].leak())
         .unwrap();
@@ -299,7 +303,7 @@ fn initial_values_may_refer_to_what_never_changes_and_to_statics() {
 
     cpu_local! {
         shared static TEXT: Text = Text("muster", |value| value + 1);
-        static SUM: Cell<&'static AtomicU64> = Cell::new(&COMMON);
+        static SUM: LocalWord<&'static AtomicU64> = LocalWord::new(&COMMON);
     }
     thread::scope(|scope| {
         for index in 0..2 {
@@ -404,4 +408,62 @@ fn keys_can_be_shown_copied_and_sent() {
         text.join().unwrap(),
         "LocalKey { .. } SharedKey { .. } LocalCell { .. }"
     );
+}
+
+#[test]
+fn a_word_keeps_what_it_is_set_to_whatever_its_type() {
+    fn check<T: muster_percpu::Word + PartialEq + std::fmt::Debug>(values: [T; 2]) {
+        let [first, second] = values;
+        let word = LocalWord::new(first);
+        assert_eq!(word.get(), first);
+        word.set(second);
+        assert_eq!(word.get(), second);
+        assert_eq!(format!("{word:?}"), format!("LocalWord({second:?})"));
+    }
+
+    check([false, true]);
+    check(['\0', '\u{10ffff}']);
+    check([0, u8::MAX]);
+    check([i8::MIN, i8::MAX]);
+    check([0, u16::MAX]);
+    check([i16::MIN, i16::MAX]);
+    check([0, u32::MAX]);
+    check([i32::MIN, i32::MAX]);
+    check([0, usize::MAX]);
+    check([isize::MIN, isize::MAX]);
+    #[cfg(target_pointer_width = "64")]
+    {
+        check([0, u64::MAX]);
+        check([i64::MIN, i64::MAX]);
+    }
+    static PAIR: [u64; 2] = [1, 2];
+    let places: [&'static u64; 2] = [&PAIR[0], &PAIR[1]];
+    check(places);
+    check([None, Some(places[1])]);
+    check(places.map(std::ptr::from_ref));
+    check(places.map(|place| std::ptr::from_ref(place).cast_mut()));
+    let pointers = places.map(std::ptr::NonNull::from);
+    check(pointers);
+    check([Some(pointers[0]), None]);
+}
+
+/// More than a macro may recurse.
+#[test]
+fn a_block_has_any_number_of_variables() {
+    macro_rules! many {
+        ($($name:ident)*) => {
+            cpu_local! { $(static $name: LocalWord<u8> = LocalWord::new(1);)* }
+            const ALL: &[muster_percpu::LocalKey<LocalWord<u8>>] = &[$($name),*];
+        };
+    }
+    many! {
+        V0 V1 V2 V3 V4 V5 V6 V7 V8 V9 V10 V11 V12 V13 V14 V15 V16 V17 V18 V19 V20 V21 V22 V23 V24 V25 V26
+        V27 V28 V29 V30 V31 V32 V33 V34 V35 V36 V37 V38 V39 V40 V41 V42 V43 V44 V45 V46 V47 V48 V49 V50 V51
+        V52 V53 V54 V55 V56 V57 V58 V59 V60 V61 V62 V63 V64 V65 V66 V67 V68 V69 V70 V71 V72 V73 V74 V75 V76
+        V77 V78 V79 V80 V81 V82 V83 V84 V85 V86 V87 V88 V89 V90 V91 V92 V93 V94 V95 V96 V97 V98 V99 V100
+        V101 V102 V103 V104 V105 V106 V107 V108 V109 V110 V111 V112 V113 V114 V115 V116 V117 V118 V119 V120
+        V121 V122 V123 V124 V125 V126 V127 V128 V129 V130 V131 V132 V133 V134 V135 V136 V137 V138 V139 V140
+        V141 V142 V143 V144 V145 V146 V147 V148 V149
+    }
+    assert_eq!(ALL.len(), 150);
 }

@@ -1,9 +1,8 @@
 //! Steps and breakpoints: what happens if an interrupt comes just before this instruction?
 
 use core::arch::asm;
-use core::cell::Cell;
 
-use muster_percpu::{InterruptSafe, cpu_local};
+use muster_percpu::{InterruptSafe, LocalWord, cpu_local};
 use x86_64::registers::debug::{DebugAddressRegister, Dr0, Dr7};
 
 use super::trap::{Frame, Heap};
@@ -31,17 +30,17 @@ cpu_local! {
 /// The work that a CPU single-steps through.
 pub struct Stepper {
     /// Traps until the handler's turn. 0: it is past, or there is none.
-    countdown: Cell<u64>,
-    traps: Cell<u64>,
-    /// One word: a reference to a closure is two.
-    handler: Cell<Option<&'static StepHandler<'static>>>,
+    countdown: LocalWord<u64>,
+    traps: LocalWord<u64>,
+    /// A reference to a reference, as one to a closure is two words.
+    handler: LocalWord<Option<&'static StepHandler<'static>>>,
 }
 
 // SAFETY: it is part of one CPU's own state and holds a handler only while that CPU is in `run`;
 // so no handler ever gets to another CPU.
 unsafe impl Send for Stepper {}
 
-// SAFETY: each field is one word, so a handler at any instruction finds it as it was or as it is. A handler that steps
+// SAFETY: each field is a `LocalWord`, so a handler at any instruction finds it as it was or as it is. A handler that steps
 // in between takes the stepper away from the code that it interrupted, which then counts too few traps.
 unsafe impl InterruptSafe for Stepper {}
 
@@ -49,9 +48,9 @@ impl Stepper {
     /// Creates a stepper that is not in use.
     pub const fn new() -> Self {
         Self {
-            countdown: Cell::new(0),
-            traps: Cell::new(0),
-            handler: Cell::new(None),
+            countdown: LocalWord::new(0),
+            traps: LocalWord::new(0),
+            handler: LocalWord::new(None),
         }
     }
 

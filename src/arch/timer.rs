@@ -1,25 +1,23 @@
 //! The handler and the period of a CPU's timer.
 
-use core::cell::Cell;
-
-use muster_percpu::InterruptSafe;
+use muster_percpu::{InterruptSafe, LocalWord};
 
 /// A closure that runs at each interrupt of a timer.
 pub type TimerHandler<'a> = &'a dyn Fn();
 
 /// The handler and the period of one CPU's timer.
 pub struct Timer {
-    /// One word: a reference to a closure is two.
-    handler: Cell<Option<&'static TimerHandler<'static>>>,
+    /// A reference to a reference, as one to a closure is two words.
+    handler: LocalWord<Option<&'static TimerHandler<'static>>>,
     /// In ticks of the TSC.
-    period: Cell<u64>,
+    period: LocalWord<u64>,
 }
 
 // SAFETY: it is part of one CPU's own state and holds a handler only while that CPU is in `smp::timer::every`;
 // so no handler ever gets to another CPU.
 unsafe impl Send for Timer {}
 
-// SAFETY: each field is one word, so a handler at any instruction finds it as it was or as it is; and a period and a
+// SAFETY: each field is a `LocalWord`, so a handler at any instruction finds it as it was or as it is; and a period and a
 // handler of two uses of the timer do no more than run the one after the other.
 unsafe impl InterruptSafe for Timer {}
 
@@ -27,8 +25,8 @@ impl Timer {
     /// Creates a timer that is not in use.
     pub const fn new() -> Self {
         Self {
-            handler: Cell::new(None),
-            period: Cell::new(0),
+            handler: LocalWord::new(None),
+            period: LocalWord::new(0),
         }
     }
 

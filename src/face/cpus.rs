@@ -19,7 +19,7 @@ use muster_percpu::{Key, SharedKey};
 use crate::smp::cpu::{Cpu, DIRECTORY};
 use crate::smp::{call, cpu, jobs, online};
 
-pub use muster_percpu::{InterruptSafe, LocalCell, cpu_local};
+pub use muster_percpu::{InterruptSafe, LocalCell, LocalWord, cpu_local};
 
 pub use crate::smp::call::{CallError, Targets, relax};
 pub use crate::smp::jobs::TimedBarrier;

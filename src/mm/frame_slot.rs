@@ -22,6 +22,8 @@ const BUSY: u8 = 2;
 /// The fences keep the compiler from moving an access to the cache out of the time in which the state is
 /// [`BUSY`]. They are the compiler's alone: only handlers of the same CPU come in between.
 pub struct FrameSlot {
+    /// A `Cell`, and no `LocalWord`, which costs two instructions of some twenty: it is a byte, of which there is no part
+    /// to be accessed alone, and what the compiler must neither leave out nor repeat has a fence beside it.
     state: Cell<u8>,
     cache: UnsafeCell<Option<FrameCache<'static>>>,
 }

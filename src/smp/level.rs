@@ -1,9 +1,8 @@
 //! The levels of locks, and which locks a CPU holds.
 
-use core::cell::Cell;
 use core::fmt;
 
-use muster_percpu::InterruptSafe;
+use muster_percpu::{InterruptSafe, LocalWord};
 
 /// The data that a lock guards, in lock order. A CPU that holds a lock takes only locks of levels
 /// further down.
@@ -63,14 +62,14 @@ const BITS: u32 = 8;
 /// The locks that one CPU holds.
 pub struct Held {
     /// The number of locks, [`BITS`] for each level.
-    counts: Cell<u64>,
+    counts: LocalWord<u64>,
     /// Whether interrupts were enabled before the first.
-    were_enabled: Cell<bool>,
+    were_enabled: LocalWord<bool>,
 }
 
 const _: () = assert!(Level::ALL.len() as u32 * BITS <= u64::BITS);
 
-// SAFETY: each field is one word, so a handler at any instruction finds it as it was or as it is. A lost count would be
+// SAFETY: each field is a `LocalWord`, so a handler at any instruction finds it as it was or as it is. A lost count would be
 // a wrong report; none is lost, as it is changed with interrupts disabled.
 unsafe impl InterruptSafe for Held {}
 
@@ -78,8 +77,8 @@ impl Held {
     /// Creates an empty set.
     pub const fn new() -> Self {
         Self {
-            counts: Cell::new(0),
-            were_enabled: Cell::new(false),
+            counts: LocalWord::new(0),
+            were_enabled: LocalWord::new(false),
         }
     }
 

@@ -11,23 +11,23 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
-use core::cell::Cell;
 use core::sync::atomic::AtomicU64;
+
+use muster_percpu::LocalWord;
 
 muster_percpu::cpu_local! {
     /// For whoever links this crate.
-    pub static TICKS: Cell<u64> = Cell::new(40);
+    pub static TICKS: LocalWord<u64> = LocalWord::new(40);
     /// The same, and for other CPUs.
     pub shared static HITS: AtomicU64 = AtomicU64::new(400);
 }
 
 /// A module of the crate, with a variable that only it names.
 pub mod depth {
-    use core::cell::Cell;
 
-    use muster_percpu::{Register, Storage};
+    use muster_percpu::{LocalWord, Register, Storage};
 
-    muster_percpu::cpu_local! { static DEPTH: Cell<u8> = Cell::new(4); }
+    muster_percpu::cpu_local! { static DEPTH: LocalWord<u8> = LocalWord::new(4); }
 
     /// Counts this CPU's depth up, and returns it.
     pub fn count<R: Register>() -> u8 {
