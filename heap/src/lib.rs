@@ -255,7 +255,7 @@
 //!     type Head = CpuCache;
 //!     type NoPreempt = ();
 //!
-//!     unsafe fn disable_preemption() {}
+//!     fn disable_preemption() {}
 //!
 //!     fn unregistered() -> &'static Unregistered<CpuCache> {
 //!         &NOBODY

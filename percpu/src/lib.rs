@@ -106,7 +106,7 @@
 //!     type Head = AtomicU64;
 //!     type NoPreempt = ();
 //!
-//!     unsafe fn disable_preemption() {}
+//!     fn disable_preemption() {}
 //!
 //!     fn unregistered() -> &'static Unregistered<AtomicU64> {
 //!         &NOBODY
@@ -184,8 +184,8 @@
 //!   switch is due. It switches at its end, if the count is 0 then, as it is unless it interrupted a guard or another
 //!   handler; an NMI's never does. Otherwise the guard that takes the count to 0 switches. So at every switch the count
 //!   is 0: a count in the head needs no saving.
-//! - **A CPU without a block runs no task**, and can't be preempted. Its count is the sentinel's, in which all such CPUs
-//!   count at once, and which says nothing. It registers its block while no guard is alive.
+//! - **A CPU without a block runs no task**, and can't be preempted. Nothing counts there: what was added to the
+//!   sentinel's count would be taken from the block's, once there is one.
 //! - **Nothing in a closure of [`Storage::with`] waits for another task**, or yields: the count is not 0
 //!   there, and a function that switches should assert that it is.
 //! - **[`Register::load`] and [`Register::load_base`] read the register at each call**: their assembly is not
@@ -218,23 +218,24 @@
 //! const COUNT: usize = head_offset::<Head>() + offset_of!(Head, count);
 //! const IS_DUE: usize = head_offset::<Head>() + offset_of!(Head, is_due);
 //!
-//! /// Adds one.
-//! ///
-//! /// # Safety
-//! ///
-//! /// GS base points to a header, and to the same one until `uncount`.
-//! unsafe fn count() {
-//!     // SAFETY: one instruction, so it counts on the CPU that it runs on. The compiler takes it for
-//!     // one that reads and writes memory, and moves nothing across.
-//!     unsafe { asm!("inc dword ptr gs:[{}]", const COUNT, options(nostack)) };
+//! /// Adds one, if this CPU has a block, and returns whether it has.
+//! fn count() -> bool {
+//!     let block: u64;
+//!     // SAFETY: GS base points to a header since `Storage::reset`, with which every CPU begins. The compiler takes
+//!     // this for instructions that read and write memory, and moves nothing across. One instruction adds, so it
+//!     // does on the CPU that it runs on; and a task that is moved in between is on a CPU with a block before
+//!     // and after.
+//!     unsafe {
+//!         asm!(
+//!             "mov {block}, gs:[0]", "test {block}, {block}", "jz 2f", "inc dword ptr gs:[{count}]", "2:",
+//!             block = out(reg) block, count = const COUNT, options(nostack),
+//!         );
+//!     }
+//!     block != 0
 //! }
 //!
-//! /// Takes one away. Returns whether none is left, and a switch is due.
-//! ///
-//! /// # Safety
-//! ///
-//! /// `count` added it.
-//! unsafe fn uncount() -> bool {
+//! /// Takes one away that `count` has added. Returns whether none is left, and a switch is due.
+//! fn uncount() -> bool {
 //!     let (count, is_due): (u8, u32);
 //!     // SAFETY: as above. After the first instruction the task may be moved: then it reads of the
 //!     // CPU that it is on now whether a switch is due there, and at worst switches once more.
@@ -249,23 +250,20 @@
 //! }
 //!
 //! /// `Register::NoPreempt`. It goes where its task goes, which is nowhere.
-//! struct NoPreempt(PhantomData<*const ()>);
+//! struct NoPreempt {
+//!     /// Not on a CPU that had no block when it was made.
+//!     counts: bool,
+//!     _stays: PhantomData<*const ()>,
+//! }
 //!
 //! /// `Register::disable_preemption`.
-//! ///
-//! /// # Safety
-//! ///
-//! /// As there.
-//! unsafe fn disable_preemption() -> NoPreempt {
-//!     // SAFETY: the caller's promise.
-//!     unsafe { count() };
-//!     NoPreempt(PhantomData)
+//! fn disable_preemption() -> NoPreempt {
+//!     NoPreempt { counts: count(), _stays: PhantomData }
 //! }
 //!
 //! impl Drop for NoPreempt {
 //!     fn drop(&mut self) {
-//!         // SAFETY: `disable_preemption` counted it.
-//!         if unsafe { uncount() } {
+//!         if self.counts && uncount() {
 //!             switch_to_another_task();
 //!         }
 //!     }
@@ -273,11 +271,9 @@
 //!
 //! /// Runs what a handler does, with interrupts disabled. Its entry code calls this, whatever it interrupted.
 //! fn handle(is_nmi: bool, handler: impl FnOnce()) {
-//!     // SAFETY: every CPU calls `Storage::reset` before it takes an interrupt, and no handler registers a block.
-//!     unsafe { count() };
+//!     let counts = count();
 //!     handler();
-//!     // SAFETY: as above.
-//!     if unsafe { uncount() } && !is_nmi {
+//!     if counts && uncount() && !is_nmi {
 //!         switch_to_another_task();
 //!     }
 //! }

@@ -3,6 +3,7 @@
 use core::cell::UnsafeCell;
 use core::fmt;
 use core::ptr::NonNull;
+use core::sync::atomic::{Ordering, compiler_fence};
 
 use crate::InterruptSafe;
 
@@ -11,7 +12,8 @@ use crate::InterruptSafe;
 /// What is in a `Cell` the compiler may read and write in parts, and does: it stores the halves of a word that was
 /// put together from two, and makes a copy of many cells a call of `memcpy`, which may go by bytes. Here, each
 /// [`get`](Self::get) and [`set`](Self::set) is one access of the whole word, when the program comes there. It costs what
-/// that of a `Cell` does: no other CPU reads the word, so it is neither locked nor ordered with what goes on around it.
+/// that of a `Cell` does: no other CPU reads the word. Where the word is a pointer or a reference, the compiler moves no
+/// other access across: what it leads to is written before, and is not used after it was replaced.
 ///
 /// `get` and then `set` are two accesses. If a handler comes in between and sets the word, what it has set is lost:
 /// what both count is best an atomic, or is counted by each in a word of its own.
@@ -33,7 +35,11 @@ pub struct LocalWord<T>(UnsafeCell<T>);
 ///
 /// The CPU reads and writes a value, aligned as the type is, by one instruction, and the compiler uses that for a volatile
 /// access (LLVM Language Reference, "Volatile Memory Accesses": those of a width that the target has are never split).
-pub unsafe trait Word: Copy {}
+/// If a value leads to memory, `IS_POINTER` is true.
+pub unsafe trait Word: Copy {
+    /// Whether a value leads to memory, with accesses of which those of the word are kept in order.
+    const IS_POINTER: bool;
+}
 
 impl<T: Word> LocalWord<T> {
     /// Creates a word with this value.
@@ -48,14 +54,26 @@ impl<T: Word> LocalWord<T> {
         // `splitMergedValStore` spares only volatile ones).
         // SAFETY: (1) there is a value, aligned, from the beginning. (2) Nobody writes it at the same time: it is not
         // `Sync`, so only a handler comes in between, before or after the one instruction, as `Word` says.
-        unsafe { self.0.get().read_volatile() }
+        let value = unsafe { self.0.get().read_volatile() };
+        Self::order();
+        value
     }
 
     /// Sets the value.
     #[inline]
     pub fn set(&self, value: T) {
+        Self::order();
         // SAFETY: as above; and no reference to the value is handed out.
         unsafe { self.0.get().write_volatile(value) }
+        Self::order();
+    }
+
+    /// Keeps the compiler from moving accesses across. A handler runs on the same CPU, which sees its own in order.
+    #[inline]
+    fn order() {
+        if T::IS_POINTER {
+            compiler_fence(Ordering::SeqCst);
+        }
     }
 }
 
@@ -70,7 +88,9 @@ macro_rules! words {
     ($($word:ty)*) => {
         $(
             // SAFETY: an integer, or represented as one, no wider than a pointer.
-            unsafe impl Word for $word {}
+            unsafe impl Word for $word {
+                const IS_POINTER: bool = false;
+            }
             // SAFETY: each access is one instruction, and any value that was set is one of the type.
             unsafe impl InterruptSafe for LocalWord<$word> {}
         )*
@@ -86,7 +106,9 @@ macro_rules! pointers {
     ($($pointer:ty)*) => {
         $(
             // SAFETY: represented as a pointer.
-            unsafe impl<T> Word for $pointer {}
+            unsafe impl<T> Word for $pointer {
+                const IS_POINTER: bool = true;
+            }
             // SAFETY: each access is one instruction. Code that uses what it points to is `unsafe`.
             unsafe impl<T: 'static> InterruptSafe for LocalWord<$pointer> {}
         )*
@@ -96,10 +118,15 @@ macro_rules! pointers {
 pointers!(*const T *mut T NonNull<T> Option<NonNull<T>>);
 
 // SAFETY: represented as a pointer.
-unsafe impl<T> Word for &'static T {}
+unsafe impl<T> Word for &'static T {
+    const IS_POINTER: bool = true;
+}
 // SAFETY: represented as a pointer; null stands for `None`.
-unsafe impl<T> Word for Option<&'static T> {}
-// SAFETY: each access is one instruction; and what it refers to two CPUs may use at once, so a handler may, too.
+unsafe impl<T> Word for Option<&'static T> {
+    const IS_POINTER: bool = true;
+}
+// SAFETY: each access is one instruction; and what it refers to was written before, and two CPUs may use it at once, so a
+// handler may, too.
 unsafe impl<T: Sync + 'static> InterruptSafe for LocalWord<&'static T> {}
 // SAFETY: as above.
 unsafe impl<T: Sync + 'static> InterruptSafe for LocalWord<Option<&'static T>> {}

@@ -55,7 +55,7 @@ unsafe impl Register for Threads {
     type Head = ();
     type NoPreempt = ();
 
-    unsafe fn disable_preemption() {}
+    fn disable_preemption() {}
 
     fn unregistered() -> &'static Unregistered {
         &UNREGISTERED

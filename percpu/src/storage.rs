@@ -23,14 +23,17 @@ use crate::{Block, Header, Key, Unregistered};
 ///    on, the assembly of `load` must not carry `options(pure)`, nor may anything else let the compiler
 ///    take the result of one call for that of the next. It merges the two where it sees no reason for
 ///    them to differ, and the move between them is none that it knows of. All this goes for `load_base`, too,
-///    which returns null where `load` does, and else the base in the block that `load` returns.
+///    which returns null where `load` does, and else the base in the block that `load` returns. These and
+///    `disable_preemption` are called at any time: if they need a header in the register, every CPU calls
+///    [`Storage::reset`] before any code that may use [`Storage`].
 /// 2. No other implementation, and nothing else in the kernel, uses the same register.
-/// 3. While a `NoPreempt` is alive, the code that holds it is neither preempted, so that no other task
+/// 3. While a `NoPreempt` is alive that was made where `load` does not return null, the code that holds it is neither preempted, so that no other task
 ///    runs on this CPU in between, nor migrated, so that it stays on this CPU. That begins before
 ///    `disable_preemption` returns, for the compiler as well: no access after the call may be moved
 ///    before it, nor one before the drop behind it.
-/// 4. Where `load` returns null, code is neither preempted nor migrated, with a `NoPreempt` or without, and no task is
-///    migrated there: a CPU that has no block runs no task.
+/// 4. Where `load` returns null, code is neither preempted nor migrated, and no task is migrated there: a CPU that has no
+///    block runs no task. A `NoPreempt` that was made there does nothing, then or when it is dropped, by when the CPU may
+///    have a block: a count in the head is not taken from another head than it was added to.
 pub unsafe trait Register {
     /// The part of a block that code may reach by the register alone, [`head_offset`](crate::head_offset)
     /// bytes from where it points to; `()` if there is no such code.
@@ -39,13 +42,8 @@ pub unsafe trait Register {
     /// Interrupts may come, and return. `()` in a kernel whose code is never preempted.
     type NoPreempt;
 
-    /// Disables preemption and migration until the result is dropped. Calls nest.
-    ///
-    /// # Safety
-    ///
-    /// [`Storage::reset`] was called on this CPU, and `store` is not called on it while the result is alive: the
-    /// count may lie in the head, and what was added to one must not be taken from another.
-    unsafe fn disable_preemption() -> Self::NoPreempt;
+    /// Disables preemption and migration until the result is dropped, on a CPU that has a block. Calls nest.
+    fn disable_preemption() -> Self::NoPreempt;
 
     /// Returns the sentinel of CPUs that have no block, a `static` of the kernel's own, or
     /// [`UNREGISTERED`](crate::UNREGISTERED) where blocks have no head.
@@ -112,7 +110,8 @@ impl<R: Register> Storage<R> {
         if let Some(here) = Self::try_with(|here| here.index()) {
             return Err(RegisterError::AlreadyRegistered { here });
         }
-        // No block: so the code stays here, without a `NoPreempt`, by (4) of the contract of `Register`.
+        // No block: so the code stays here, by (4) of the contract of `Register`. No `NoPreempt`: one that counts in the
+        // head would be dropped with another head than it was made with.
         let header = block.claim().ok_or(RegisterError::AlreadyClaimed {
             block: block.index(),
         })?;
@@ -143,10 +142,7 @@ impl<R: Register> Storage<R> {
     /// Runs `f` with this CPU's block, or returns `None` if the CPU has not registered one.
     #[inline]
     pub fn try_with<T>(f: impl for<'here> FnOnce(&Here<'here, R::Head>) -> T) -> Option<T> {
-        // SAFETY: there was a `reset`, by the contract of `Register`, or the register would not hold a header. `f` runs
-        // only if the CPU has a block: then `register` refuses, and whoever resets the CPU sees to it that no such
-        // closure runs.
-        let _no_preempt = unsafe { R::disable_preemption() };
+        let _no_preempt = R::disable_preemption();
         Self::here().map(|here| f(&here))
     }
 
@@ -200,8 +196,7 @@ impl<R: Register> Storage<R> {
     /// ```
     #[inline]
     pub fn try_with_own<K: Key, T>(variable: &K, f: impl FnOnce(&K::Value) -> T) -> Option<T> {
-        // SAFETY: as in `try_with`.
-        let _no_preempt = unsafe { R::disable_preemption() };
+        let _no_preempt = R::disable_preemption();
         let base = R::load_base::<K>();
         // SAFETY: not null, so it is the base of this CPU's block, by the contract of `Register`. The code
         // stays on this CPU until `f` returns; and `f` keeps no reference, as it takes one of any

@@ -65,12 +65,12 @@ macro_rules! thread_register {
             // reads the address field. (2) Each use of the macro has a thread-local of its own, in which
             // only `store` changes anything; and all names here are this crate's, a method's by way of its
             // type, as a trait of the module's may have one of that name: so they mean the same in any
-            // module and any crate. (3) Code doesn't move between threads.
+            // module and any crate. (3), (4) Code doesn't move between threads, and a guard does nothing.
             unsafe impl $crate::Register for $name {
                 type Head = ();
                 type NoPreempt = ();
 
-                unsafe fn disable_preemption() {}
+                fn disable_preemption() {}
 
                 fn unregistered() -> &'static $crate::Unregistered {
                     &$crate::UNREGISTERED

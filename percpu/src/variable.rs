@@ -227,6 +227,9 @@ impl<T> fmt::Debug for SharedKey<T> {
 /// [`LocalWord`](crate::LocalWord) will do for a word, and a [`LocalCell`](crate::LocalCell) for any other type. A
 /// [`Cell`](core::cell::Cell) will not, even for a byte: the compiler may access it in parts, or once for many.
 ///
+/// An atomic will do, too, but for one mistake of LLVM's: it stores a word to it in halves, if one of them was a float's
+/// bits. Other CPUs may see that as well; put such a word together so that the compiler does not see it, or in two.
+///
 /// # Safety
 ///
 /// Safe code uses a value by a shared reference, and is interrupted at any instruction; a handler uses the same

@@ -140,7 +140,7 @@ fn preemption_is_disabled_exactly_as_long_as_the_closure_runs() {
         type Head = ();
         type NoPreempt = NoPreempt;
 
-        unsafe fn disable_preemption() -> NoPreempt {
+        fn disable_preemption() -> NoPreempt {
             assert!(!DISABLED.swap(true, Ordering::Relaxed));
             NoPreempt
         }
@@ -196,7 +196,7 @@ fn a_head_is_as_far_from_the_register_with_a_block_as_without() {
         type Head = Head;
         type NoPreempt = ();
 
-        unsafe fn disable_preemption() {}
+        fn disable_preemption() {}
 
         fn unregistered() -> &'static Unregistered<Head> {
             &NOBODY

@@ -52,12 +52,19 @@ fn switch_to_another_task() {
     unsafe { asm!("mov dword ptr gs:[{}], 0", const IS_DUE, options(nostack)) };
 }
 
-unsafe fn count() {
-    // SAFETY: as above, as the caller promises.
-    unsafe { asm!("inc dword ptr gs:[{}]", const COUNT, options(nostack)) };
+fn count() -> bool {
+    let block: u64;
+    // SAFETY: GS base points to a header since `reset`, behind which is a head.
+    unsafe {
+        asm!(
+            "mov {block}, gs:[0]", "test {block}, {block}", "jz 2f", "inc dword ptr gs:[{count}]", "2:",
+            block = out(reg) block, count = const COUNT, options(nostack),
+        );
+    }
+    block != 0
 }
 
-unsafe fn uncount() -> bool {
+fn uncount() -> bool {
     let (count, is_due): (u8, u32);
     // SAFETY: as above.
     unsafe {
@@ -70,12 +77,14 @@ unsafe fn uncount() -> bool {
     count == 0 && is_due != 0
 }
 
-struct NoPreempt(PhantomData<*const ()>);
+struct NoPreempt {
+    counts: bool,
+    _stays: PhantomData<*const ()>,
+}
 
 impl Drop for NoPreempt {
     fn drop(&mut self) {
-        // SAFETY: `disable_preemption` counted it.
-        if unsafe { uncount() } {
+        if self.counts && uncount() {
             switch_to_another_task();
         }
     }
@@ -89,10 +98,11 @@ unsafe impl Register for Gs {
     type Head = Head;
     type NoPreempt = NoPreempt;
 
-    unsafe fn disable_preemption() -> NoPreempt {
-        // SAFETY: the caller's promise.
-        unsafe { count() };
-        NoPreempt(PhantomData)
+    fn disable_preemption() -> NoPreempt {
+        NoPreempt {
+            counts: count(),
+            _stays: PhantomData,
+        }
     }
 
     fn unregistered() -> &'static Unregistered<Head> {
@@ -166,6 +176,29 @@ fn the_count_is_that_of_the_closures_that_the_cpu_is_in() {
     });
 }
 
+/// A guard that was made before there was a block is dropped when there is one: a handler may register it.
+#[test]
+fn a_guard_from_before_the_block_counts_nowhere() {
+    thread::spawn(|| {
+        // SAFETY: this CPU has no block yet.
+        unsafe { Cpu::reset() };
+        let template = Template::find(|_| true).unwrap();
+        let block = Block::allocate(&template, 0, Head::new()).unwrap();
+        let guard = Gs::disable_preemption();
+        Cpu::register(block).unwrap();
+        // A switch that was due there would be due on the CPU's own.
+        block.head().is_due.store(1, Relaxed);
+        let switches = SWITCHES.load(Relaxed);
+        drop(guard);
+        assert_eq!(block.head().count.load(Relaxed), 0);
+        assert_eq!(SWITCHES.load(Relaxed), switches);
+        block.head().is_due.store(0, Relaxed);
+        Cpu::with(|_| assert_eq!(block.head().count.load(Relaxed), 1));
+    })
+    .join()
+    .unwrap();
+}
+
 unsafe extern "C" {
     fn signal(number: i32, handler: extern "C" fn(i32)) -> usize;
 }
@@ -173,12 +206,11 @@ unsafe extern "C" {
 /// An NMI, which uses variables.
 extern "C" fn nmi(_: i32) {
     IN_NMI.store(true, Relaxed);
-    // SAFETY: this CPU has a block, and keeps it.
-    unsafe { count() };
+    let counts = count();
     Cpu::with_own(&DEPTH, |depth| depth.set(depth.get() + 1));
     // An NMI's handler switches no task.
-    // SAFETY: counted above.
-    let _ = unsafe { uncount() };
+    assert!(counts);
+    let _ = uncount();
     IN_NMI.store(false, Relaxed);
 }
 

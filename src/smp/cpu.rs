@@ -123,7 +123,7 @@ unsafe impl Register for Gs {
     type Head = CpuCache;
     type NoPreempt = ();
 
-    unsafe fn disable_preemption() -> Self::NoPreempt {}
+    fn disable_preemption() -> Self::NoPreempt {}
 
     fn unregistered() -> &'static Unregistered<CpuCache> {
         &UNREGISTERED

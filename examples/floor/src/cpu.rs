@@ -35,7 +35,7 @@ unsafe impl Register for Gs {
     type Head = CpuCache;
     type NoPreempt = ();
 
-    unsafe fn disable_preemption() {}
+    fn disable_preemption() {}
 
     fn unregistered() -> &'static Unregistered<CpuCache> {
         &UNREGISTERED

@@ -30,7 +30,7 @@ unsafe impl Register for Gs {
     type Head = CpuCache;
     type NoPreempt = ();
 
-    unsafe fn disable_preemption() {}
+    fn disable_preemption() {}
 
     fn unregistered() -> &'static Sentinel {
         static SENTINEL: OnceLock<&'static Sentinel> = OnceLock::new();
