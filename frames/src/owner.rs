@@ -74,6 +74,13 @@ pub const MAX_OWNERS: usize = 32;
 /// }
 /// ```
 ///
+/// ```compile_fail,E0080
+/// muster_frames::owners! {
+///     enum Whose { FREE = "heap", Free = "free", Rest = "rest" }
+///     free: Free, later: Rest, rest: Rest, null_frame: Rest
+/// }
+/// ```
+///
 /// It is the owner of nothing else:
 ///
 /// ```compile_fail,E0080
@@ -111,12 +118,20 @@ macro_rules! owners {
         }
 
         const _: () = {
-            use $crate::Owner as _;
-            ::core::assert!($name::ALL.len() <= $crate::MAX_OWNERS, "there are too many owners of memory");
-            ::core::assert!($name::FREE as u8 == 0, "the owner of free memory is listed first");
+            // By the trait: a variant may have the name of one of its constants.
+            const ALL: &[$name] = <$name as $crate::Owner>::ALL;
+            const FREE: $name = <$name as $crate::Owner>::FREE;
+            const OTHERS: [$name; 3] = [
+                <$name as $crate::Owner>::LATER,
+                <$name as $crate::Owner>::REST,
+                <$name as $crate::Owner>::NULL_FRAME,
+            ];
+            ::core::assert!(ALL.len() <= $crate::MAX_OWNERS, "there are too many owners of memory");
+            ::core::assert!(FREE as u8 == 0, "the owner of free memory is listed first");
+            let [later, rest, null_frame] = OTHERS;
             ::core::assert!(
-                $name::LATER as u8 != 0 && $name::REST as u8 != 0 && $name::NULL_FRAME as u8 != 0,
-                "the owner of free memory has no other"
+                later as u8 != 0 && rest as u8 != 0 && null_frame as u8 != 0,
+                "the owner of free memory owns nothing else"
             );
         };
 
