@@ -7,6 +7,7 @@ use core::sync::atomic::Ordering::{Relaxed, SeqCst};
 
 use muster_sync::{AtomicU8, AtomicU64};
 
+use crate::hint::beginnings;
 use crate::owner::FREE;
 
 /// Frames in a chunk: 2 MiB, the larger of the page sizes that x86-64 always has (Intel SDM vol. 3,
@@ -96,15 +97,7 @@ impl Fit {
 
     /// Returns the lowest bit at which the row has such a run.
     fn find(self, row: u64) -> Option<u32> {
-        // After each step a bit is set if it and the `proven - 1` above it were.
-        let mut runs = row;
-        let mut proven = 1;
-        while proven < self.count {
-            let more = proven.min(self.count - proven);
-            runs &= runs >> more;
-            proven += more;
-        }
-        let first = (runs & self.begins).trailing_zeros();
+        let first = (beginnings(row, self.count) & self.begins).trailing_zeros();
         (first < u64::BITS).then_some(first)
     }
 
@@ -144,6 +137,10 @@ impl Chunk {
             rows: array::from_fn(|_| AtomicU64::new(0)),
             returning: array::from_fn(|_| AtomicU64::new(0)),
         }
+    }
+
+    pub(crate) fn rows(&self) -> &[AtomicU64; ROWS] {
+        &self.rows
     }
 
     pub(crate) fn row(&self, row: usize) -> &AtomicU64 {

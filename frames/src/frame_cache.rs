@@ -7,8 +7,8 @@ use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use muster_sync::{AtomicBool, AtomicU8, AtomicUsize};
 
-use crate::chunk::{Chunk, ROW_FRAMES};
-use crate::frames::{FrameAllocator, Ledger, Spot, check, number_of};
+use crate::chunk::ROW_FRAMES;
+use crate::frames::{ANYWHERE, FrameAllocator, Ledger, Spot, check, number_of};
 use crate::owned::{NotFreed, OwnedFrame, OwnedRun};
 use crate::owner::{FREE, Owner, SoleOwner};
 use crate::range::Frame;
@@ -317,7 +317,10 @@ impl<'a, O: Owner> FrameCache<'a, O> {
     /// Claims rows until there are enough frames, or no more, and returns how many there are.
     fn fill(&mut self) -> usize {
         while self.len() < MIN_FILL
-            && let Some((first, row)) = self.frames.claim_from(&mut self.home, Chunk::claim_row)
+            && let Some((first, row)) =
+                (self.frames).claim_from(&mut self.home, &ANYWHERE, |zone, chunk| {
+                    zone.chunk(chunk)?.claim_row()
+                })
         {
             // The lowest comes out first.
             for bit in (0..ROW_FRAMES).rev().filter(|bit| row & 1 << bit != 0) {

@@ -3,7 +3,8 @@
 //!
 //! Two levels of bits say what is free: a word for 64 frames ([`FrameInfo`]), which alone counts, and
 //! above them a word for 64 chunks of 2 MiB, which says where to look ([`Zone`]). A frame belongs to
-//! the CPU that clears its bit.
+//! the CPU that clears its bit. Where a run can't be is remembered beside them
+//! ([`Hint`](crate::hint::Hint)).
 
 mod claim;
 mod error;
@@ -30,7 +31,7 @@ use crate::owner::{FREE, MAX_FRAME_OWNERS, Owner, SoleOwner};
 use crate::range::{FRAME_SIZE, Frame, PhysRange};
 use crate::zone::{Group, Zone};
 
-pub(crate) use claim::Spot;
+pub(crate) use claim::{ANYWHERE, Spot};
 pub use error::{AdoptError, FramesError, FreeError};
 pub use ledger::Share;
 pub(crate) use ledger::{Ledger, number_of};
@@ -99,7 +100,7 @@ pub struct FrameAllocator<O = SoleOwner> {
 impl FrameInfo {
     /// Returns how many records [`FrameAllocator::new`] needs for these ranges: one for every
     /// naturally aligned 2 MiB that a range has a frame in, and some for the summaries of these, one for
-    /// every 2.5 GiB.
+    /// every 150 MiB.
     pub fn needed(ranges: impl Iterator<Item = PhysRange>) -> usize {
         let chunks = ranges
             .filter_map(frame_numbers)
@@ -293,8 +294,9 @@ impl<O: Owner> FrameAllocator<O> {
     /// `align_frames`. `None` if there is no such run inside a single range, or if either number is
     /// 0.
     ///
-    /// Runs of up to 64 frames, and of 512 frames that are aligned to a power of two of them, are
-    /// found by a summary of a word for 128 MiB, others by a search of the bits of all frames.
+    /// Where there can be no such run is remembered, for each 2 MiB and for each 128 MiB, until frames come back there: a
+    /// run that is not there is missed after a look at a word for 128 MiB, and at what has changed since the last look.
+    /// Runs of 512 frames that are aligned to a power of two of them are found by a summary of a word for 128 MiB.
     ///
     /// # Panics
     ///

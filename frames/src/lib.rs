@@ -78,6 +78,7 @@ mod addr;
 mod chunk;
 mod frame_cache;
 mod frames;
+mod hint;
 mod map;
 #[cfg(all(test, loom))]
 mod models;

@@ -10,6 +10,7 @@
 )]
 
 use std::boxed::Box;
+use std::mem;
 use std::vec::Vec;
 
 use muster_sync::loom::thread::{self, JoinHandle};
@@ -252,5 +253,46 @@ fn cache_after_cache() {
         free(mine);
         other.join().unwrap();
         assert_settled(frames, 0);
+    });
+}
+
+/// A CPU that looks for a run, and finds none, while another one makes one: what the look has found is not kept, so the
+/// next one finds the run.
+#[test]
+fn look_against_release() {
+    model("look against release", Some(3), || {
+        let frames = allocator(8..12, 0..0);
+        let mut held = [(); 4].map(|()| frames.allocate(Owner::Heap));
+        let [first, second, ..] = held.each_mut().map(|frame| frame.take().unwrap());
+        frames.free(first).unwrap();
+        let other = cpu(|| frames.allocate_run(2, 2, Owner::Stacks));
+        frames.free(second).unwrap();
+        let found = other.join().unwrap();
+        let found = found.or_else(|| frames.allocate_run(2, 2, Owner::Stacks));
+        assert_eq!(found.unwrap().run().range(), run(8..10).range());
+    });
+}
+
+/// A CPU that finds a run, where the bounds said that there may be one, while another frees more beside it: the next one
+/// finds that.
+#[test]
+fn found_against_release() {
+    model("found against release", Some(3), || {
+        let frames = allocator(8..16, 0..0);
+        // The chunk is the home of some CPU, so others search it by hints.
+        let mut cache = frames.cache().unwrap();
+        let _held = cache.allocate(Owner::Stacks).unwrap();
+        let all = frames.allocate_run(4, 1, Owner::Heap).unwrap().into_raw();
+        assert_eq!(all.range(), run(12..16).range());
+        frames.free_run(forged(run(12..13), Owner::Heap)).unwrap();
+        // The bounds are known: one frame.
+        assert!(frames.allocate_run(2, 1, Owner::Heap).is_none());
+        let other = cpu(|| frames.free_run(forged(run(13..16), Owner::Heap)).unwrap());
+        let one = frames.allocate_run(1, 4, Owner::Heap).unwrap();
+        assert_eq!(one.run().range(), run(12..13).range());
+        other.join().unwrap();
+        let more = frames.allocate_run(2, 1, Owner::Heap);
+        assert!(more.is_some(), "13..16 are free");
+        mem::forget(cache);
     });
 }

@@ -1,5 +1,6 @@
 //! A run of frames that the frame allocator manages, with the records of them.
 
+use core::array;
 use core::mem::MaybeUninit;
 use core::ops::Range;
 use core::slice;
@@ -7,7 +8,10 @@ use core::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 
 use muster_sync::{AtomicBool, AtomicU64, AtomicUsize};
 
-use crate::chunk::{CHUNK_FRAMES, Chunk, FREE_ROW, FrameInfo, ROW_FRAMES, ROWS, changes_fill};
+use crate::chunk::{
+    CHUNK_FRAMES, Chunk, Claimed, FREE_ROW, Fit, FrameInfo, ROW_FRAMES, ROWS, changes_fill,
+};
+use crate::hint::{Bounds, Hint, Look, Request, look};
 use crate::owner::FREE;
 use crate::records::Owners;
 
@@ -15,8 +19,7 @@ use crate::records::Owners;
 ///
 /// Accesses by which it is brought up to date are sequentially consistent, as those of the rows are: see
 /// [`Zone::settle`]. Those that look where to search are `Relaxed`: what they miss is found by a search
-/// of the rows before a call fails.
-#[derive(Default)]
+/// of the rows, or by the [hints](Hint), before a call fails.
 #[repr(align(32))]
 pub(crate) struct Group {
     /// Chunks with a free frame.
@@ -27,6 +30,9 @@ pub(crate) struct Group {
     /// `Relaxed`: nothing but the bit itself goes from one CPU to another, and one that does not see it
     /// only gets into the other's way.
     homes: AtomicU64,
+    /// Where a run can be: for all of its chunks together, and for each.
+    hint: Hint,
+    hints: [Hint; GROUP_CHUNKS],
 }
 
 /// Chunks in a group.
@@ -47,7 +53,13 @@ impl Group {
     /// Makes them all groups of chunks that are not free.
     fn fill(room: &'static mut [MaybeUninit<Self>]) -> &'static [Self] {
         room.iter_mut().for_each(|group| {
-            group.write(Self::default());
+            group.write(Self {
+                any: AtomicU64::new(0),
+                whole: AtomicU64::new(0),
+                homes: AtomicU64::new(0),
+                hint: Hint::default(),
+                hints: array::from_fn(|_| Hint::default()),
+            });
         });
         // SAFETY: all of them are written, and borrowed for good.
         unsafe { slice::from_raw_parts(room.as_ptr().cast(), room.len()) }
@@ -352,6 +364,9 @@ impl Zone {
         for (row, mask) in self.rows(&numbers) {
             self.release_in(row, mask);
         }
+        for chunk in self.chunk_of(numbers.start)..=self.chunk_of(numbers.end - 1) {
+            self.forget_hints(chunk);
+        }
         self.notify_seekers();
     }
 
@@ -360,6 +375,13 @@ impl Zone {
         if changes_fill(before, before | mask) {
             self.settle(row / ROWS);
         }
+    }
+
+    /// Notes that frames of a chunk have become free, in the order that [`Hint`] asks for.
+    fn forget_hints(&self, chunk: usize) {
+        let group = &self.groups[chunk / GROUP_CHUNKS];
+        group.hints[chunk % GROUP_CHUNKS].forget();
+        group.hint.forget();
     }
 
     /// Frees the frames that are claimed and have no owner, and gives up all homes, as there are no
@@ -384,6 +406,7 @@ impl Zone {
     pub(crate) fn release_row(&self, start: u64, mask: u64) {
         let row = ((start - self.base) / ROW_FRAMES) as usize;
         self.release_in(row, mask);
+        self.forget_hints(row / ROWS);
         self.notify_seekers();
     }
 
@@ -419,22 +442,136 @@ impl Zone {
         self.transit.undecided.load(Acquire) != 0
     }
 
-    /// Claims the lowest run of this length and alignment that is free from start to end, wherever
-    /// it is. Looks at each row at most a few times.
-    pub(crate) fn claim_anywhere(&self, count: u64, align: u64, trusting: bool) -> Option<u64> {
+    /// Claims the lowest free frame, wherever it is.
+    pub(crate) fn claim_anywhere(&self, trusting: bool) -> Option<u64> {
         let mut from = self.first;
         loop {
-            let first = self
-                .next_free(from, trusting)?
-                .checked_next_multiple_of(align)?;
-            let end = first.checked_add(count).filter(|end| *end <= self.end)?;
-            match self.last_used(first..end) {
-                Some(used) => from = used + 1,
-                None if self.claim(first..end) => return Some(first),
-                // Another CPU was faster: see what is left here.
-                None => from = first,
+            let number = self.next_free(from, trusting)?;
+            if self.claim(number..number + 1) {
+                return Some(number);
+            }
+            // Another CPU was faster.
+            from = number;
+        }
+    }
+
+    /// Claims a run that lies in a chunk, if there is one.
+    pub(crate) fn claim_in(
+        &self,
+        chunk: usize,
+        fit: Option<Fit>,
+        request: Request,
+    ) -> Option<Claimed<()>> {
+        let hint = self.hint(chunk);
+        if !hint.may_hold(request) {
+            return None;
+        }
+        if let Some(claimed) = fit.and_then(|fit| self.chunk(chunk)?.claim(fit)) {
+            return Some(claimed);
+        }
+        let looking = hint.begin();
+        let first = match self.look(chunk, request, 0) {
+            Look::Place(first) => first,
+            Look::Bounds(bounds) => {
+                if let Some(looking) = looking {
+                    looking.found(bounds);
+                }
+                return None;
+            }
+        };
+        drop(looking);
+        self.claim(first..first + request.count())
+            .then_some(Claimed {
+                place: first - self.first_of(chunk),
+                what: (),
+                changes_fill: false,
+            })
+    }
+
+    /// Claims the lowest run of more than one frame that is free from start to end, wherever it is. It looks
+    /// only where the hints say that there may be one.
+    pub(crate) fn claim_run(&self, request: Request) -> Option<u64> {
+        // How many frames before those that come next are free, at most.
+        let mut before = 0;
+        for (index, group) in self.groups.iter().enumerate() {
+            let chunks = index * GROUP_CHUNKS..self.chunks.len().min((index + 1) * GROUP_CHUNKS);
+            let frames = chunks.len() as u64 * CHUNK_FRAMES;
+            let bounds = group.hint.read(frames);
+            if !request.may_fit(before, bounds) {
+                before = bounds.after(before, frames);
+                continue;
+            }
+            let looking = group.hint.begin();
+            let mut all: Option<(Bounds, u64)> = None;
+            for chunk in chunks {
+                let bounds = match self.claim_run_in(chunk, request, &mut before) {
+                    // What was known before stays so.
+                    Ok(first) => return Some(first),
+                    Err(bounds) => bounds,
+                };
+                let joined = match all {
+                    Some((all, frames)) => all.join(frames, bounds, CHUNK_FRAMES),
+                    None => bounds,
+                };
+                all = Some((joined, all.map_or(0, |(_, frames)| frames) + CHUNK_FRAMES));
+            }
+            if let (Some(looking), Some((all, _))) = (looking, all) {
+                looking.found(all);
             }
         }
+        None
+    }
+
+    /// Claims the lowest run that ends in a chunk, if `before` frames in front of it are free. `Err`: there is
+    /// none, and `before` is how many frames at the chunk's end are free.
+    fn claim_run_in(
+        &self,
+        chunk: usize,
+        request: Request,
+        before: &mut u64,
+    ) -> Result<u64, Bounds> {
+        let hint = self.hint(chunk);
+        let bounds = hint.read(CHUNK_FRAMES);
+        if !request.may_fit(*before, bounds) {
+            *before = bounds.after(*before, CHUNK_FRAMES);
+            return Err(bounds);
+        }
+        let looking = hint.begin();
+        let start = self.first_of(chunk);
+        loop {
+            let first = match self.look(chunk, request, *before) {
+                Look::Place(first) => first,
+                Look::Bounds(bounds) => {
+                    if let Some(looking) = looking {
+                        looking.found(bounds);
+                    }
+                    *before = bounds.after(*before, CHUNK_FRAMES);
+                    return Err(bounds);
+                }
+            };
+            let numbers = first..first + request.count();
+            if self.claim(numbers.clone()) {
+                return Ok(first);
+            }
+            // Another CPU was faster; or the run begins in front of the chunk, where the hint was out of date.
+            if let Some(used) = self.last_used(numbers).filter(|&used| used < start) {
+                *before = start - 1 - used;
+                self.forget_hints(self.chunk_of(used));
+            }
+        }
+    }
+
+    fn look(&self, chunk: usize, request: Request, before: u64) -> Look {
+        look(
+            request,
+            before,
+            self.first_of(chunk),
+            self.chunks[chunk].rows(),
+        )
+    }
+
+    fn hint(&self, chunk: usize) -> &Hint {
+        &self.groups[chunk / GROUP_CHUNKS].hints[chunk % GROUP_CHUNKS]
     }
 
     /// Returns the lowest free frame from this one on: where the summary says so if it is trusted, and

@@ -3,7 +3,8 @@
 use muster_sync::spin_loop;
 
 use super::FrameAllocator;
-use crate::chunk::{CHUNK_FRAMES, Chunk, Claimed, Fit};
+use crate::chunk::{CHUNK_FRAMES, Claimed, Fit};
+use crate::hint::Request;
 use crate::owner::Owner;
 use crate::zone::{Among, Zone};
 
@@ -17,6 +18,19 @@ pub(crate) struct Spot {
 /// The number of partly used chunks that are searched for a small run before a whole one is broken up.
 /// More would save memory only where they are badly fragmented, and cost a cache line each.
 const MAX_PARTIAL_TRIES: usize = 32;
+
+/// Where single frames are looked for, and in how many chunks of each kind at most.
+pub(crate) const ANYWHERE: [(Among, usize); 3] = [
+    (Among::Partial, MAX_PARTIAL_TRIES),
+    (Among::Whole, usize::MAX),
+    (Among::Any, usize::MAX),
+];
+
+/// The same for runs, before they are looked for by hints.
+const NEARBY: [(Among, usize); 2] = [
+    (Among::Partial, MAX_PARTIAL_TRIES),
+    (Among::Whole, usize::MAX),
+];
 
 /// The number of times that a call which finds no frame searches for one, while frames come back:
 /// nearly always one that comes back is found the next time, so others have been luckier that many
@@ -42,13 +56,14 @@ impl<O: Owner> FrameAllocator<O> {
         if count == 0 || align == 0 {
             return None;
         }
-        let quickly = if let Some(fit) = Fit::new(count, align) {
-            let claim = |chunk: &Chunk| chunk.claim(fit);
-            match home {
-                Some(home) => self.claim_from(home, claim),
-                None => self.claim_among(claim).map(|(_, found)| found),
-            }
-            .map(|(number, ())| number)
+        let request = Request::new(count, align);
+        let fit = Fit::new(count, align);
+        let quickly = if let Some(fit) = fit.filter(|_| request.is_single()) {
+            self.claim_near(home, &ANYWHERE, |zone, chunk| zone.chunk(chunk)?.claim(fit))
+        } else if count < CHUNK_FRAMES {
+            self.claim_near(home, &NEARBY, |zone, chunk| {
+                zone.claim_in(chunk, fit, request)
+            })
         } else if count == CHUNK_FRAMES && CHUNK_FRAMES.is_multiple_of(align) {
             self.spots(Among::Whole).find_map(|spot| {
                 let zone = self.zone(spot.zone)?;
@@ -60,21 +75,39 @@ impl<O: Owner> FrameAllocator<O> {
         };
         // Frames that the summary does not know yet are searched for only before the call fails.
         quickly
-            .or_else(|| self.claim_anywhere(count, align, true))
-            .or_else(|| self.seek(count, align))
+            .or_else(|| self.claim_anywhere(request, true))
+            .or_else(|| self.seek(request))
     }
 
-    fn claim_anywhere(&self, count: u64, align: u64, trusting: bool) -> Option<u64> {
-        self.zones
-            .iter()
-            .find_map(|zone| zone.claim_anywhere(count, align, trusting))
+    /// Claims what `claim` can find, in the home if there is one, and else where it does the least harm.
+    fn claim_near(
+        &self,
+        home: Option<&mut Option<Spot>>,
+        among: &[(Among, usize)],
+        claim: impl Fn(&Zone, usize) -> Option<Claimed<()>>,
+    ) -> Option<u64> {
+        let (number, ()) = match home {
+            Some(home) => self.claim_from(home, among, claim)?,
+            None => self.claim_among(among, claim)?.1,
+        };
+        Some(number)
+    }
+
+    fn claim_anywhere(&self, request: Request, trusting: bool) -> Option<u64> {
+        self.zones.iter().find_map(|zone| {
+            if request.is_single() {
+                zone.claim_anywhere(trusting)
+            } else {
+                zone.claim_run(request)
+            }
+        })
     }
 
     /// Claims a run wherever it is, after the quick search has found none. Searches until no frame
     /// comes back concurrently, and none is held by a CPU that may not keep it: so no caller is told
     /// that memory has run out while there is some. Both within bounds: what they wait for may have
     /// been interrupted by this very call, and long runs may be in demand forever.
-    fn seek(&self, count: u64, align: u64) -> Option<u64> {
+    fn seek(&self, request: Request) -> Option<u64> {
         self.zones.iter().for_each(Zone::begin_seeking);
         let returns = || {
             self.zones
@@ -84,14 +117,14 @@ impl<O: Owner> FrameAllocator<O> {
         };
         let is_undecided = || self.zones.iter().any(Zone::is_undecided);
         let mut polls = MAX_POLLS;
-        let searches = if count == 1 {
+        let searches = if request.is_single() {
             MAX_SEARCHES
         } else {
             MAX_RUN_SEARCHES
         };
         let found = (0..searches).find_map(|_| {
             let before = returns();
-            if let Some(first) = self.claim_anywhere(count, align, false) {
+            if let Some(first) = self.claim_anywhere(request, false) {
                 return Some(Some(first));
             }
             while polls > 0 && is_undecided() && returns() == before {
@@ -110,14 +143,15 @@ impl<O: Owner> FrameAllocator<O> {
     pub(crate) fn claim_from<T>(
         &self,
         home: &mut Option<Spot>,
-        claim: impl Fn(&Chunk) -> Option<Claimed<T>>,
+        among: &[(Among, usize)],
+        claim: impl Fn(&Zone, usize) -> Option<Claimed<T>>,
     ) -> Option<(u64, T)> {
         if let Some(spot) = *home
             && let Some(found) = self.claim_at(spot, &claim)
         {
             return Some(found);
         }
-        let (spot, found) = self.claim_among(claim)?;
+        let (spot, found) = self.claim_among(among, claim)?;
         if self.zone(spot.zone)?.enter(spot.chunk)
             && let Some(left) = home.replace(spot)
         {
@@ -131,15 +165,10 @@ impl<O: Owner> FrameAllocator<O> {
     /// [`Self::claim_at`] does.
     fn claim_among<T>(
         &self,
-        claim: impl Fn(&Chunk) -> Option<Claimed<T>>,
+        among: &[(Among, usize)],
+        claim: impl Fn(&Zone, usize) -> Option<Claimed<T>>,
     ) -> Option<(Spot, (u64, T))> {
-        [
-            (Among::Partial, MAX_PARTIAL_TRIES),
-            (Among::Whole, usize::MAX),
-            (Among::Any, usize::MAX),
-        ]
-        .into_iter()
-        .find_map(|(among, tries)| {
+        among.iter().find_map(|&(among, tries)| {
             self.spots(among)
                 .take(tries)
                 .find_map(|spot| Some((spot, self.claim_at(spot, &claim)?)))
@@ -151,10 +180,10 @@ impl<O: Owner> FrameAllocator<O> {
     fn claim_at<T>(
         &self,
         spot: Spot,
-        claim: impl Fn(&Chunk) -> Option<Claimed<T>>,
+        claim: impl Fn(&Zone, usize) -> Option<Claimed<T>>,
     ) -> Option<(u64, T)> {
         let zone = self.zone(spot.zone)?;
-        let claimed = claim(zone.chunk(spot.chunk)?)?;
+        let claimed = claim(zone, spot.chunk)?;
         if claimed.changes_fill {
             zone.settle(spot.chunk);
         }

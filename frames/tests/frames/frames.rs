@@ -541,8 +541,8 @@ fn what_is_taken_of_the_heap_does_not_grow_with_the_memory() {
 
 #[test]
 fn the_storage_has_room_for_the_summaries_of_any_memory() {
-    // A record of 640 bytes for 2 MiB, and 32 bytes for 128 MiB.
-    for (tib, records) in [(4, (2 << 20) + 1639), (16, (8 << 20) + 6554)] {
+    // A record of 640 bytes for 2 MiB, and 544 bytes for 128 MiB.
+    for (tib, records) in [(4, (2 << 20) + 27853), (16, (8 << 20) + 111_412)] {
         let all = bounds(0, tib << 40);
         assert_eq!(FrameInfo::needed([all].into_iter()), records);
         // In two pieces.
@@ -550,10 +550,10 @@ fn the_storage_has_room_for_the_summaries_of_any_memory() {
         let pieces = FrameInfo::needed([low, high].into_iter());
         assert_eq!(pieces, records);
     }
-    // As many ranges of a page as have a record of their own for every twenty.
+    // As many ranges of a page as take 17 records of their own for every twenty.
     for count in [0, 1, 20, 21] {
         let pages = (1..=count).map(|chunk| bounds(chunk << 21, (chunk << 21) + 0x1000));
-        let records = count + count.div_ceil(20);
+        let records = count + (17 * count).div_ceil(20);
         assert_eq!(FrameInfo::needed(pages) as u64, records);
     }
 }

@@ -11,4 +11,5 @@ mod map;
 mod oracle;
 mod owner;
 mod range;
+mod runs;
 mod scarce;

@@ -1,0 +1,158 @@
+//! Runs in memory of many chunks and several groups of them, much of it used: a run is found if there is one.
+
+use muster_frames::{FRAME_SIZE, PhysRange};
+use proptest::prelude::*;
+use proptest::sample::{Index, select};
+
+use crate::frames::{allocator, bounds};
+use crate::oracle::oracle;
+use crate::owner::{OwnedRun, Owner};
+
+/// The ranges of free memory, in frames. The first has three groups of chunks, and begins and ends in the midst of a row.
+const RANGES: [(u64, u64); 2] = [(300, 70_021), (70_100, 70_150)];
+
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Allocate {
+        count: u64,
+        align: u64,
+    },
+    Free(Index),
+    /// A part of a run that is held, from its beginning.
+    FreePart(Index, Index),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let count = prop_oneof![
+        8 => 1..12_u64,
+        4 => 12..140_u64,
+        2 => 140..1100_u64,
+        1 => 1100..40_000_u64,
+        3 => select(&[2, 4, 8, 16, 32, 64, 128, 256, 512, 1024][..]),
+    ];
+    let align = prop_oneof![
+        3 => Just(1),
+        2 => select(&[2, 4, 8, 16, 64, 512, 4096][..]),
+        1 => select(&[3, 5, 48][..]),
+    ];
+    let natural = (0..10_u32).prop_map(|order| Step::Allocate {
+        count: 1 << order,
+        align: 1 << order,
+    });
+    prop_oneof![
+        3 => (count, align).prop_map(|(count, align)| Step::Allocate { count, align }),
+        2 => natural,
+        3 => any::<Index>().prop_map(Step::Free),
+        1 => any::<(Index, Index)>().prop_map(|(run, at)| Step::FreePart(run, at)),
+    ]
+}
+
+/// A frame by frame look at what is free.
+struct Naive(Vec<bool>);
+
+impl Naive {
+    fn has_run(&self, count: u64, align: u64) -> bool {
+        RANGES.iter().any(|&(first, end)| {
+            let mut stretch = 0;
+            (first..end).any(|frame| {
+                stretch = if self.0[frame as usize] {
+                    stretch + 1
+                } else {
+                    0
+                };
+                // One that ends here.
+                let start = (frame + 1).checked_sub(count);
+                stretch >= count && start.is_some_and(|start| start.is_multiple_of(align))
+            })
+        })
+    }
+
+    fn set(&mut self, range: PhysRange, is_free: bool) {
+        let frames =
+            (range.start().get() / FRAME_SIZE) as usize..(range.end().get() / FRAME_SIZE) as usize;
+        assert!(self.0[frames.clone()].iter().all(|&frame| frame != is_free));
+        self.0[frames].fill(is_free);
+    }
+}
+
+/// Takes all memory in runs of these lengths, in turn, frees one of `one_in`, and does the steps.
+fn check(lengths: &[usize], one_in: usize, steps: &[Step]) -> Result<usize, TestCaseError> {
+    let ranges = RANGES.map(|(first, end)| bounds(first * FRAME_SIZE, end * FRAME_SIZE));
+    let frames = allocator(&ranges, &[]);
+    let mut naive = Naive(vec![false; 70_150]);
+    let mut held: Vec<OwnedRun> = Vec::new();
+    let mut lengths = lengths.iter().chain([&1]).cycle();
+    while frames.free_frames() > 0 {
+        let length = *lengths.next().unwrap();
+        held.extend(frames.allocate_run(length, 1, Owner::Heap));
+    }
+    let mut kept = Vec::new();
+    for (number, run) in held.into_iter().enumerate() {
+        if number % one_in == 0 {
+            naive.set(run.run().range(), true);
+            frames.free_run(run).unwrap();
+        } else {
+            kept.push(run);
+        }
+    }
+    for &step in steps {
+        match step {
+            Step::Allocate { count, align } => {
+                let run = frames.allocate_run(count as usize, align as usize, Owner::Heap);
+                prop_assert_eq!(run.is_some(), naive.has_run(count, align), "{:?}", step);
+                let Some(run) = run else {
+                    continue;
+                };
+                prop_assert!(run.run().first().number().is_multiple_of(align));
+                naive.set(run.run().range(), false);
+                kept.push(run);
+            }
+            Step::Free(which) if !kept.is_empty() => {
+                let run = kept.swap_remove(which.index(kept.len()));
+                naive.set(run.run().range(), true);
+                frames.free_run(run).unwrap();
+            }
+            Step::FreePart(which, at) if !kept.is_empty() => {
+                let run = kept.swap_remove(which.index(kept.len()));
+                let count = run.run().count();
+                match run.split_at(at.index(count)) {
+                    Ok((part, rest)) => {
+                        naive.set(part.run().range(), true);
+                        frames.free_run(part).unwrap();
+                        kept.push(rest);
+                    }
+                    Err(run) => kept.push(run),
+                }
+            }
+            Step::Free(_) | Step::FreePart(..) => {}
+        }
+    }
+    Ok(steps.len())
+}
+
+#[test]
+fn a_run_is_found_if_there_is_one() {
+    let lengths = prop::collection::vec(1..40_usize, 1..9);
+    let steps = prop::collection::vec(step(), 0..300);
+    let values = (lengths, 2..9_usize, steps);
+    oracle(
+        "runs in much memory",
+        24,
+        values,
+        |(lengths, one_in, steps)| check(&lengths, one_in, &steps),
+    );
+}
+
+/// The number of a frame never comes near the end of such an alignment.
+#[test]
+fn an_alignment_beyond_all_memory_is_met_by_no_run() {
+    let ranges = [bounds(FRAME_SIZE, 1024 * FRAME_SIZE)];
+    let frames = allocator(&ranges, &[]);
+    for align in [usize::MAX, usize::MAX - 1, 1 << 63] {
+        for count in [1, 2, 300, 600, usize::MAX] {
+            let run = frames.allocate_run(count, align, Owner::Heap);
+            assert!(run.is_none(), "{count} frames, aligned to {align}");
+        }
+    }
+    assert_eq!(frames.free_frames(), 1023);
+}
