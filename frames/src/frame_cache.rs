@@ -249,6 +249,15 @@ impl<'a, O: Owner> FrameCache<'a, O> {
         Some(run)
     }
 
+    /// Adds frames to a run, as [`FrameAllocator::extend_run`] does.
+    pub fn extend_run(&mut self, run: &mut OwnedRun<O>, frames: usize) -> bool {
+        let is_longer = self.frames.add_to_run(run, frames);
+        if is_longer {
+            (self.slot.ledger).add_exclusive(run.owner_number(), frames as i64);
+        }
+        is_longer
+    }
+
     /// Takes a run back, as [`FrameAllocator::free_run`] does.
     ///
     /// # Errors

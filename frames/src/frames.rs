@@ -313,6 +313,53 @@ impl<O: Owner> FrameAllocator<O> {
         Some(run)
     }
 
+    /// Adds the next `frames` frames to a run, if they are free, and returns whether they were. Nothing has changed if not.
+    /// What CPUs have in their caches counts as used here.
+    ///
+    /// ```
+    /// # use muster_frames::{FrameAllocator, PhysAddr, PhysRange, SoleOwner};
+    /// # let free = [PhysRange::new(PhysAddr::new(0x20_0000), 0x20_0000).unwrap()];
+    /// # let storage = Box::leak(Box::new_uninit_slice(2));
+    /// # // SAFETY: nothing uses the memory of these frames, which is none.
+    /// # let frames = unsafe { FrameAllocator::new(free.into_iter(), [].into_iter(), storage)? };
+    /// let mut run = frames.allocate_run(8, 1, SoleOwner::Used).unwrap();
+    /// assert!(frames.extend_run(&mut run, 4));
+    /// assert_eq!(run.run().count(), 12);
+    /// assert!(!frames.extend_run(&mut run, 512));
+    /// frames.free_run(run).unwrap();
+    /// # Ok::<(), muster_frames::FramesError>(())
+    /// ```
+    pub fn extend_run(&self, run: &mut OwnedRun<O>, frames: usize) -> bool {
+        let is_longer = self.add_to_run(run, frames);
+        if is_longer {
+            self.ledger.add(run.owner_number(), frames as i64);
+        }
+        is_longer
+    }
+
+    /// Extends a run, but leaves counting it to the caller.
+    pub(crate) fn add_to_run(&self, run: &mut OwnedRun<O>, frames: usize) -> bool {
+        let (range, owner) = (run.run().range(), run.owner_number());
+        let end = range.end().get() / FRAME_SIZE;
+        // Another allocator's run gets no frames of this one.
+        let zone = (self.zone_of(end - 1))
+            .and_then(|index| self.zone(index))
+            .filter(|zone| zone.is_open() && zone.owners().are_all(end - 1..end, owner));
+        let new_end = end.checked_add(frames as u64);
+        let (Some(zone), Some(new_end)) = (zone, new_end) else {
+            return false;
+        };
+        if frames == 0 || new_end > zone.end() || !zone.claim(end..new_end) {
+            return false;
+        }
+        zone.owners().set(end..new_end, owner);
+        let all = PhysRange::from_bounds(range.start(), PhysAddr::new(new_end * FRAME_SIZE));
+        if let Some(all) = all.and_then(FrameRun::from_range) {
+            *run = OwnedRun::claimed(all, owner);
+        }
+        true
+    }
+
     /// Takes a frame back.
     ///
     /// # Errors

@@ -84,6 +84,15 @@ pub fn take_run(count: usize, align: usize, owner: Owner) -> Option<OwnedRun> {
         .unwrap_or_else(|| shared::get().frames().allocate_run(count, align, owner))
 }
 
+/// Adds the next `more` frames to a run, through this CPU's cache if it has one. Returns whether they were free.
+pub fn extend_run(run: &mut OwnedRun, more: usize) -> bool {
+    if failpoint::refuses_frames() {
+        return false;
+    }
+    with_cache(|cache| cache.extend_run(run, more))
+        .unwrap_or_else(|| shared::get().frames().extend_run(run, more))
+}
+
 /// Frees a run of frames, through this CPU's cache if it has one.
 ///
 /// # Errors

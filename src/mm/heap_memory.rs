@@ -38,6 +38,30 @@ pub fn allocate(count: usize, align: usize) -> Option<NonNull<u8>> {
     shared.hhdm.pointer(start)
 }
 
+/// Adds `more` frames to `count` of the heap's, right behind them, if they are free: they follow in the HHDM as well, as
+/// all of it lies at one distance from the frames. Returns whether they were.
+///
+/// # Safety
+///
+/// [`allocate`] gave `start` for `count` frames, or this added some of them, and they are in use.
+pub unsafe fn extend(start: NonNull<u8>, count: usize, more: usize) -> bool {
+    let Some(run) = run_at(shared::get(), start, count) else {
+        return false;
+    };
+    // SAFETY: the right was given up for `start`, and is given up again below.
+    let mut owned = unsafe { OwnedRun::from_raw(run, Owner::Heap) };
+    let is_longer = frames::extend_run(&mut owned, more);
+    let _ = owned.into_raw();
+    is_longer
+}
+
+/// Returns the frames that are seen at an address of the HHDM.
+fn run_at(shared: &SharedMemory, start: NonNull<u8>, count: usize) -> Option<FrameRun> {
+    let phys = VirtAddr::from_ptr(start.as_ptr()) - shared.hhdm.base;
+    let range = PhysRange::new(PhysAddr::new(phys), count as u64 * FRAME_SIZE)?;
+    FrameRun::from_range(range)
+}
+
 /// Takes heap frames back.
 ///
 /// # Safety
@@ -50,9 +74,7 @@ pub fn allocate(count: usize, align: usize) -> Option<NonNull<u8>> {
 /// If they are not the heap's.
 pub unsafe fn free(start: NonNull<u8>, count: usize) {
     let shared = shared::get();
-    let phys = VirtAddr::from_ptr(start.as_ptr()) - shared.hhdm.base;
-    let run = PhysRange::new(PhysAddr::new(phys), count as u64 * FRAME_SIZE)
-        .and_then(FrameRun::from_range);
+    let run = run_at(shared, start, count);
     // SAFETY: `allocate` gave the right to them up for `start`; the caller promises that
     // nothing uses them, and so gives them once.
     let freed = run.map(|run| unsafe {
@@ -63,7 +85,7 @@ pub unsafe fn free(start: NonNull<u8>, count: usize) {
     });
     assert!(
         freed == Some(true),
-        "the heap gives back {count} frames at {phys:#x} that are not its own"
+        "the heap gives back {count} frames at {start:p} that are not its own"
     );
 }
 

@@ -130,6 +130,11 @@ unsafe impl FramePlatform for Kernel {
         heap_memory::allocate(count, align)
     }
 
+    unsafe fn extend_frames(&self, start: NonNull<u8>, count: usize, more: usize) -> bool {
+        // SAFETY: the caller's promise, handed on.
+        unsafe { heap_memory::extend(start, count, more) }
+    }
+
     unsafe fn free_frames(&self, start: NonNull<u8>, count: usize) {
         // SAFETY: the caller's promise, handed on.
         unsafe { heap_memory::free(start, count) };

@@ -722,3 +722,33 @@ fn the_frames_of_a_cache_that_was_forgotten_come_back_when_caches_are_made_anew(
     // SAFETY: nothing uses the memory of these frames, which is none.
     assert_eq!(unsafe { frames.adopt(later[0]) }, Ok(8));
 }
+
+#[test]
+fn a_run_grows_by_free_frames_behind_it_and_they_count_where_they_are_taken() {
+    let ranges = [bounds(0x10_0000, 0x14_0000), bounds(0x14_0000, 0x15_0000)];
+    let frames = allocator(&ranges, &[]).with_caches(1).unwrap();
+    let mut cache = frames.cache().unwrap();
+    let mut run = cache.allocate_run(48, 64, Owner::Heap).unwrap();
+    assert!(cache.extend_run(&mut run, 12));
+    assert!(frames.extend_run(&mut run, 3));
+    let shares = [frames.share(0), Some(frames.common_share())];
+    let handed_out = shares.map(|share| share.unwrap().handed_out(Owner::Heap));
+    assert_eq!((run.run().count(), handed_out), (63, [60, 3]));
+    // Not beyond its range, by none, nor over the end of all memory.
+    for more in [0, 2, 1 << 40, usize::MAX] {
+        assert!(!cache.extend_run(&mut run, more) && !frames.extend_run(&mut run, more));
+    }
+    assert!(frames.extend_run(&mut run, 1));
+    assert_eq!(frames.free_frames(), 16);
+
+    // Nor over what is used; and what is no run of this owner's here does not grow.
+    let (mut first, second) = run.split_at(32).unwrap();
+    assert!(!frames.extend_run(&mut first, 1));
+    cache.free_run(second).unwrap();
+    let mut others = forged(first.run(), Owner::Stacks);
+    assert!(!frames.extend_run(&mut others, 1));
+    assert!(!allocator(&[bounds(0x20_0000, 0x30_0000)], &[]).extend_run(&mut first, 1));
+    assert!(frames.extend_run(&mut first, 1));
+    frames.free_run(first).unwrap();
+    assert_eq!(frames.free_frames(), 80);
+}

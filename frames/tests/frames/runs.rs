@@ -20,6 +20,7 @@ enum Step {
     Free(Index),
     /// A part of a run that is held, from its beginning.
     FreePart(Index, Index),
+    Extend(Index, u64),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -44,6 +45,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => natural,
         3 => any::<Index>().prop_map(Step::Free),
         1 => any::<(Index, Index)>().prop_map(|(run, at)| Step::FreePart(run, at)),
+        1 => (any::<Index>(), 0..40_u64).prop_map(|(run, more)| Step::Extend(run, more)),
     ]
 }
 
@@ -124,7 +126,26 @@ fn check(lengths: &[usize], one_in: usize, steps: &[Step]) -> Result<usize, Test
                     Err(run) => kept.push(run),
                 }
             }
-            Step::Free(_) | Step::FreePart(..) => {}
+            Step::Extend(which, more) if !kept.is_empty() => {
+                let which = which.index(kept.len());
+                let run = &mut kept[which];
+                let (start, end) = (run.run().start(), run.run().range().end());
+                let next = end.get() / FRAME_SIZE..end.get() / FRAME_SIZE + more;
+                // The ranges do not touch, and behind the last one is nothing.
+                let are_free = more > 0
+                    && next
+                        .clone()
+                        .all(|frame| naive.0.get(frame as usize) == Some(&true));
+                prop_assert_eq!(frames.extend_run(run, more as usize), are_free);
+                prop_assert_eq!(run.run().start(), start);
+                let added = if are_free { more } else { 0 };
+                prop_assert_eq!(run.run().range().end(), end + added * FRAME_SIZE);
+                if let Some(range) = PhysRange::new(end, added * FRAME_SIZE) {
+                    naive.set(range, false);
+                }
+                prop_assert_eq!(frames.owner_of(run.run().first()), Some(Owner::Heap));
+            }
+            Step::Free(_) | Step::FreePart(..) | Step::Extend(..) => {}
         }
     }
     Ok(steps.len())

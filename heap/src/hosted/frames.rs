@@ -153,6 +153,14 @@ unsafe impl FramePlatform for HostedFrames {
         })?
     }
 
+    unsafe fn extend_frames(&self, start: NonNull<u8>, count: usize, more: usize) -> bool {
+        let extended = self.with_free(|memory, free| {
+            let offset = start.addr().get() - memory.start.addr().get();
+            free.take(offset / FRAME + count, more)
+        });
+        extended == Some(true)
+    }
+
     fn capacity(&self) -> usize {
         self.count
     }
@@ -217,13 +225,7 @@ impl FreeFrames {
         let mut first = (self.lowest * BITS).next_multiple_of(align);
         while first + count <= end {
             match (first..first + count).rev().find(|&bit| !self.is_free(bit)) {
-                None => {
-                    for bit in first..first + count {
-                        self.bits[bit / BITS] &= !(1 << (bit % BITS));
-                    }
-                    self.free -= count;
-                    return Some(first);
-                }
+                None => return self.take(first, count).then_some(first),
                 Some(taken) if self.bits[taken / BITS] == 0 => {
                     first = ((taken / BITS + 1) * BITS).next_multiple_of(align);
                 }
@@ -231,6 +233,19 @@ impl FreeFrames {
             }
         }
         None
+    }
+
+    /// Takes exactly these frames, if all are free.
+    fn take(&mut self, first: usize, count: usize) -> bool {
+        let are_free = first + count <= self.bits.len() * BITS
+            && (first..first + count).all(|bit| self.is_free(bit));
+        if are_free {
+            for bit in first..first + count {
+                self.bits[bit / BITS] &= !(1 << (bit % BITS));
+            }
+            self.free -= count;
+        }
+        are_free
     }
 
     fn free(&mut self, first: usize, count: usize) {

@@ -48,20 +48,45 @@ impl<P: FramePlatform> Frames<P> {
     /// Does what [`FramePlatform::allocate_frames`] does.
     pub(super) fn allocate(&self, count: usize, align: usize, to: Use) -> Option<NonNull<u8>> {
         let start = self.platform.allocate_frames(count, align)?;
-        self.held[to as usize].fetch_add(count, Ordering::Relaxed);
-        let total = self.total.fetch_add(count, Ordering::Relaxed) + count;
+        self.count(count, to);
+        Some(start)
+    }
+
+    /// Counts frames that the platform gave.
+    fn count(&self, frames: usize, to: Use) {
+        self.held[to as usize].fetch_add(frames, Ordering::Relaxed);
+        let total = self.total.fetch_add(frames, Ordering::Relaxed) + frames;
         // A read first: the peak is rarely a new one, and its line is everybody's.
         if self.peak.load(Ordering::Relaxed) < total {
             self.peak.fetch_max(total, Ordering::Relaxed);
         }
-        Some(start)
+    }
+
+    /// Does what [`FramePlatform::extend_frames`] does.
+    ///
+    /// # Safety
+    ///
+    /// [`allocate`](Self::allocate) gave the `count` frames from `start`, for this use, and `extend` may have added to them.
+    pub(super) unsafe fn extend(
+        &self,
+        start: NonNull<u8>,
+        count: usize,
+        more: usize,
+        to: Use,
+    ) -> bool {
+        // SAFETY: the caller's promise is the platform's condition.
+        let is_longer = unsafe { self.platform.extend_frames(start, count, more) };
+        if is_longer {
+            self.count(more, to);
+        }
+        is_longer
     }
 
     /// Does what [`FramePlatform::free_frames`] does.
     ///
     /// # Safety
     ///
-    /// [`allocate`](Self::allocate) gave these frames, among others or alone, for this use, and
+    /// [`allocate`](Self::allocate) gave these frames, among others or alone, or [`extend`](Self::extend) added them, for this use, and
     /// nothing uses them now.
     pub(super) unsafe fn free(&self, start: NonNull<u8>, count: usize, from: Use) {
         // SAFETY: the caller's promise is the platform's condition.

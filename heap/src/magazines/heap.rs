@@ -402,7 +402,8 @@ unsafe impl<P: FramePlatform> GlobalAlloc for MagazineHeap<P> {
             (None, None) if is_less => unsafe {
                 self.shrink_in_place(NonNull::new_unchecked(block), layout, new)
             },
-            (None, None) => false,
+            // SAFETY: as above.
+            (None, None) => unsafe { self.extend(NonNull::new_unchecked(block), layout, new) },
             _ => before == after,
         };
         if stays {

@@ -32,14 +32,14 @@ pub enum FastPath {
 ///
 /// # Lock order
 ///
-/// The heap calls the platform while it holds no lock, and [`allocate_frames`](Self::allocate_frames)
-/// and [`free_frames`](Self::free_frames) with interrupts disabled, on a path that may itself be the
+/// The heap calls the platform while it holds no lock, and [`allocate_frames`](Self::allocate_frames),
+/// [`extend_frames`](Self::extend_frames) and [`free_frames`](Self::free_frames) with interrupts disabled, on a path that may itself be the
 /// answer to an allocation of the platform's. So code that holds a lock which the platform takes
 /// there must not allocate or free, nor may an interrupt handler run at the same time that does. If a
 /// non-maskable interrupt may use the heap, it must not find the platform waiting for a lock that the
 /// interrupted code holds: let the platform return `None` then.
 ///
-/// Where the platform itself allocates or frees in these two, the heap knows by the CPU's cache that it is
+/// Where the platform itself allocates or frees in these, the heap knows by the CPU's cache that it is
 /// inside already, and answers as to an NMI. A CPU without a cache it can't know of: there the platform
 /// must not, or the heap asks it for frames again, and so on.
 ///
@@ -54,7 +54,7 @@ pub enum FastPath {
 ///    that has a cache has a number.
 /// 4. While an [`InterruptGuard`](Self::InterruptGuard) is alive, no maskable interrupt is taken on
 ///    this CPU. The heap makes one only while it holds a [`NoPreempt`](Self::NoPreempt).
-/// 5. [`allocate_frames`](Self::allocate_frames) returns memory that is mapped, readable and writable
+/// 5. [`allocate_frames`](Self::allocate_frames) returns, and [`extend_frames`](Self::extend_frames) adds, memory that is mapped, readable and writable
 ///    on all CPUs, aligned and contiguous as asked, and used by nothing else until it is freed.
 /// 6. If [`FAST_PATH`](Self::FAST_PATH) is [`FastPath::Uninterrupted`], nothing that interrupts a CPU
 ///    uses the heap there.
@@ -106,13 +106,25 @@ pub unsafe trait FramePlatform: Sync {
     /// but slabs in at most 1024 different, naturally aligned 64 GiB of it.
     fn allocate_frames(&self, count: usize, align: usize) -> Option<NonNull<u8>>;
 
-    /// Takes frames back: all that [`allocate_frames`](Self::allocate_frames) gave at once, or a part,
-    /// as when a block shrinks.
+    /// Adds `more` frames to the `count` from `start`, right behind them, so that a block grows where it is; `false` if
+    /// they are not free, or unless overridden: nothing has changed then, and the block moves. Called as
+    /// [`allocate_frames`](Self::allocate_frames) is, and the frames are as those.
     ///
     /// # Safety
     ///
-    /// [`allocate_frames`](Self::allocate_frames) gave these frames, at once, and nothing uses them
-    /// any more.
+    /// The `count` frames are in use, given by [`allocate_frames`](Self::allocate_frames) at once, or by this.
+    unsafe fn extend_frames(&self, start: NonNull<u8>, count: usize, more: usize) -> bool {
+        let _ = (start, count, more);
+        false
+    }
+
+    /// Takes frames back: all that [`allocate_frames`](Self::allocate_frames) gave at once, with what
+    /// [`extend_frames`](Self::extend_frames) has added, or a part, as when a block shrinks.
+    ///
+    /// # Safety
+    ///
+    /// [`allocate_frames`](Self::allocate_frames) gave these frames, at once, or
+    /// [`extend_frames`](Self::extend_frames) added them, and nothing uses them any more.
     unsafe fn free_frames(&self, start: NonNull<u8>, count: usize);
 
     /// Makes the other CPUs call [`MagazineHeap::drain`](super::MagazineHeap::drain), and returns

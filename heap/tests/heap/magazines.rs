@@ -453,6 +453,56 @@ fn realloc_moves_only_between_classes() {
     assert_all_back(&heap, frames);
 }
 
+#[test]
+fn a_large_block_grows_where_it_is_while_the_frames_behind_it_are_free() {
+    const STEP: usize = 64 << 10;
+
+    let heap = MagazineHeap::new(HostedFrames::new(4096));
+    let frames = heap.platform().frames_left();
+    let mut block = alloc(&heap, layout(STEP, 1)).unwrap();
+    let mut moves = 0;
+    let mut grow = |block: &mut NonNull<u8>, size: usize| {
+        // SAFETY: live with this layout; the new size is not zero.
+        let grown = unsafe { heap.realloc(block.as_ptr(), layout(size - STEP, 1), size) };
+        let grown = NonNull::new(grown).unwrap();
+        moves += usize::from(grown != *block);
+        *block = grown;
+        // SAFETY: as long as that.
+        unsafe {
+            grown.add(size - 1).write(size.ilog2() as u8);
+            assert_eq!(grown.add(STEP - 1).read(), 0xa5);
+        }
+        let totals = heap.totals();
+        assert_eq!((totals.live_bytes, totals.live_blocks), (size as i64, 1));
+        moves
+    };
+    // SAFETY: as long as that.
+    unsafe { block.add(STEP - 1).write(0xa5) };
+    let most = 6 << 20;
+    for size in (2 * STEP..=most).step_by(STEP) {
+        assert_eq!(grow(&mut block, size), 0);
+    }
+    // More than the machine has: it stays.
+    // SAFETY: as in `grow`.
+    let refused = unsafe { heap.realloc(block.as_ptr(), layout(most, 1), 4097 * FRAME) };
+    assert!(refused.is_null());
+
+    // One that has another behind it moves.
+    // SAFETY: as above.
+    let shrunk = unsafe { heap.realloc(block.as_ptr(), layout(most, 1), STEP) };
+    assert_eq!(NonNull::new(shrunk), Some(block));
+    let behind = alloc(&heap, layout(2 * FRAME + 1, 1)).unwrap();
+    assert_eq!(behind.addr().get(), block.addr().get() + STEP);
+    // SAFETY: as above.
+    let moved = unsafe { heap.realloc(block.as_ptr(), layout(STEP, 1), 2 * STEP) };
+    let moved = NonNull::new(moved).filter(|&moved| moved != block).unwrap();
+    // SAFETY: as long as that.
+    assert_eq!(unsafe { moved.add(STEP - 1).read() }, 0xa5);
+    free(&heap, behind, layout(2 * FRAME + 1, 1));
+    free(&heap, moved, layout(2 * STEP, 1));
+    assert_all_back(&heap, frames);
+}
+
 /// Returns the traffic of all CPUs, and of code without a cache.
 fn traffic(heap: &MagazineHeap<impl FramePlatform>) -> Traffic {
     let mut sum = heap.common_traffic();

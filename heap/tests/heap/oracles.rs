@@ -408,6 +408,11 @@ unsafe impl<const FLAGGED: bool> FramePlatform for Turns<FLAGGED> {
         self.machine.allocate_frames(count, align)
     }
 
+    unsafe fn extend_frames(&self, start: NonNull<u8>, count: usize, more: usize) -> bool {
+        // SAFETY: the caller's promise.
+        unsafe { self.machine.extend_frames(start, count, more) }
+    }
+
     unsafe fn free_frames(&self, start: NonNull<u8>, count: usize) {
         // SAFETY: the caller's promise.
         unsafe { self.machine.free_frames(start, count) };

@@ -38,6 +38,30 @@ impl<P: FramePlatform> MagazineHeap<P> {
         })
     }
 
+    /// Makes a large block larger where it is, if the frames behind it are free. `false`: nothing has changed.
+    ///
+    /// # Safety
+    ///
+    /// `block` is live with the layout `old`, of which the new one differs in the size, which is more.
+    pub(super) unsafe fn extend(&self, block: Block, old: Layout, new: Layout) -> bool {
+        let (Some(before), Some(after)) = (frames_of(old), frames_of(new)) else {
+            return false;
+        };
+        let (before, after) = (before as usize, after as usize);
+        if after > self.platform().capacity() {
+            return false;
+        }
+        let is_longer = self.step(|_| {
+            // SAFETY: a large block's frames; the caller's promise.
+            let is_longer = unsafe {
+                self.frames
+                    .extend(block, before, after - before, Use::Large)
+            };
+            (is_longer, Ok(()))
+        });
+        is_longer == Some(true)
+    }
+
     /// Frees a large block.
     ///
     /// # Safety
