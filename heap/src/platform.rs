@@ -15,12 +15,15 @@ use crate::lock;
 ///
 /// # Safety
 ///
-/// 1. [`cpu`](Self::cpu) returns different numbers to two CPUs that run at the same time.
+/// 1. [`cpu`](Self::cpu) returns different numbers, less than `usize::MAX - 1`, to two CPUs that run at the same time, and to
+///    each CPU always the same one since it first had one, in an NMI as well.
 /// 2. While an [`InterruptGuard`](Self::InterruptGuard) is alive, no interrupt handler that may
 ///    allocate or free runs on this CPU, and the code stays on this CPU. (A non-maskable interrupt
 ///    cannot be disabled; the heap answers it with null, see [`Heap`](crate::Heap).)
 /// 3. The memory [`grow`](Self::grow) returns is mapped, readable and writable on all CPUs, used by
 ///    nothing else, and stays so for good.
+/// 4. No method unwinds, nor does the drop of an [`InterruptGuard`](Self::InterruptGuard), as for
+///    [`FramePlatform`](crate::FramePlatform).
 pub unsafe trait Platform: Sync {
     /// While alive, interrupts are disabled; afterwards they are as before. Guards nest.
     type InterruptGuard;

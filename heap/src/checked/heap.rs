@@ -53,7 +53,8 @@ pub struct CheckedTotals {
     pub live_bytes: i64,
     /// Blocks allocated and not freed; negative as above.
     pub live_blocks: i64,
-    /// Bytes in quarantine, with what the checks add to them.
+    /// Bytes in quarantine, with what the checks add to them. A block whose record was overwritten stays counted when that
+    /// is reported: its size is not known any more.
     pub quarantined_bytes: usize,
     /// Blocks that were freed and came out of quarantine with nothing wrong.
     pub sound_blocks: u64,

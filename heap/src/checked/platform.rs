@@ -17,6 +17,8 @@ const MAX_RELEASE_POLLS: u64 = 1 << 8;
 ///
 /// 1. If [`may_read`](Self::may_read) says so, these bytes are mapped and may be read.
 /// 2. The quarantines that [`quarantine`](Self::quarantine) returns serve one heap only.
+/// 3. No method unwinds: code that calls an allocator is compiled as code that nothing unwinds through. [`report`](Self::report)
+///    may: it is called for a breach of the allocator's own contract.
 pub unsafe trait CheckPlatform: Sync {
     /// Returns the number of the CPU this runs on, or `None` before the CPU's own state exists. For
     /// reports.

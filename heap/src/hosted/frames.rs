@@ -215,7 +215,8 @@ impl FreeFrames {
 
     /// Takes the first fit. Linear in the memory's size: a test's frames aren't asked for often.
     fn allocate(&mut self, count: usize, align: usize) -> Option<usize> {
-        if count > self.free || align > HUGE / FRAME {
+        // None, and at a multiple of nothing, is nowhere.
+        if count == 0 || align == 0 || count > self.free || align > HUGE / FRAME {
             return None;
         }
         while self.bits.get(self.lowest) == Some(&0) {

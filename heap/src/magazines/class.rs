@@ -69,7 +69,9 @@ impl Class {
     /// 4·2ᵏ to 8·2ᵏ: an alignment above 2ᵏ has no multiples there but sizes of classes.
     pub const fn of(layout: Layout) -> Option<Self> {
         if layout.align() > UNIT {
-            Self::of_size(layout.pad_to_align().size())
+            let size = layout.pad_to_align().size();
+            // None is a multiple of any alignment, but no block is that small.
+            Self::of_size(if size == 0 { layout.align() } else { size })
         } else {
             Self::of_size(layout.size())
         }
@@ -244,7 +246,7 @@ mod tests {
     #[test]
     fn every_layout_gets_the_least_class_that_fits_and_is_aligned() {
         for shift in 0..=14 {
-            for size in 1..=MAX_CLASS_SIZE + 1 {
+            for size in 0..=MAX_CLASS_SIZE + 1 {
                 let layout = Layout::from_size_align(size, 1 << shift).unwrap();
                 let fits = |class: &Class| {
                     class.size() >= size && class.size().is_multiple_of(layout.align())

@@ -50,19 +50,25 @@ pub enum FastPath {
 ///    its end first, as interrupt handlers do. Another task does not.
 /// 2. [`cache`](Self::cache) returns to each CPU a cache of its own, and always the same one since it
 ///    first had one; before that, [`NO_CACHE`](super::NO_CACHE). A cache serves one heap only.
-/// 3. [`cpu`](Self::cpu) returns different numbers to two CPUs that run at the same time, and a CPU
-///    that has a cache has a number.
+/// 3. [`cpu`](Self::cpu) returns different numbers, less than `usize::MAX - 1`, to two CPUs that run at the same time, and
+///    to each CPU always the same one since it first had one. A CPU that has a cache has a number. Where code
+///    uses the heap that nothing masks, as in a non-maskable interrupt, the CPU has a cache.
 /// 4. While an [`InterruptGuard`](Self::InterruptGuard) is alive, no maskable interrupt is taken on
 ///    this CPU. The heap makes one only while it holds a [`NoPreempt`](Self::NoPreempt).
-/// 5. [`allocate_frames`](Self::allocate_frames) returns, and [`extend_frames`](Self::extend_frames) adds, memory that is mapped, readable and writable
-///    on all CPUs, aligned and contiguous as asked, and used by nothing else until it is freed.
+/// 5. [`allocate_frames`](Self::allocate_frames) returns, and [`extend_frames`](Self::extend_frames) adds, memory that is
+///    mapped, readable and writable on all CPUs, aligned and contiguous as asked, and used by nothing else until it
+///    is freed. What was done to it before it was freed comes before what is done by the CPU that it is given next.
 /// 6. If [`FAST_PATH`](Self::FAST_PATH) is [`FastPath::Uninterrupted`], nothing that interrupts a CPU
 ///    uses the heap there.
 /// 7. If it is [`FastPath::Restarted`]: (a) at that offset from GS base lies what
 ///    [`cache`](Self::cache) returns, or, where that is [`NO_CACHE`](super::NO_CACHE), a [`CpuCache`]
-///    that nobody has ever had; (b) any code that interrupts a CPU and uses the heap there (a handler
-///    of an interrupt or exception, an NMI's included, or another task) goes back to where `resume`
-///    says, and not to where it came from; and so does a task that goes on on another CPU.
+///    that nobody has ever had; (b) interrupted code goes on where `resume` says, and not where it was
+///    interrupted, if the heap may have been used on the CPU in between: by what interrupted it (a handler of an
+///    interrupt or exception, an NMI's included, or another task), or by what interrupted that in turn. So does
+///    a task that goes on on another CPU.
+/// 8. No method unwinds, nor does the drop of a [`NoPreempt`](Self::NoPreempt) or an
+///    [`InterruptGuard`](Self::InterruptGuard): code that calls an allocator is compiled as code that nothing unwinds through. If
+///    [`lock_stuck`](Self::lock_stuck) panics, nothing goes on after that.
 pub unsafe trait FramePlatform: Sync {
     /// The protection of fast paths against interrupts.
     const FAST_PATH: FastPath = FastPath::Flagged;
@@ -85,7 +91,7 @@ pub unsafe trait FramePlatform: Sync {
     /// CPU's own state exists.
     ///
     /// By the number the heap distinguishes a CPU that waits for itself from one that waits for
-    /// another; a CPU that has none must not use the heap in a non-maskable interrupt.
+    /// another.
     fn cpu(&self) -> Option<usize>;
 
     /// Returns the cache of the CPU this runs on, or [`NO_CACHE`](super::NO_CACHE) before the CPU's own

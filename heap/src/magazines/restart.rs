@@ -57,9 +57,9 @@ unsafe extern "C" {
 /// Returns where code that was interrupted at `instruction` must resume: there, or at the start of the
 /// heap's restartable sequence that it was in the middle of.
 ///
-/// With [`FastPath::Restarted`], a handler that may use the heap passes the address that it is about
-/// to return to through this, after it has used the heap; and so does a kernel that takes up a task
-/// which it had taken off a CPU. It takes a few instructions for each place where the heap was
+/// With [`FastPath::Restarted`], a handler passes the address that it is about to return to through this, if it may have used
+/// the heap, or what interrupted it in turn may have; and so does a kernel that takes up a task which it had taken
+/// off a CPU. It takes a few instructions for each place where the heap was
 /// inlined: a kernel that has many had better put its `GlobalAlloc` behind `#[inline(never)]`.
 #[inline]
 pub fn resume(instruction: usize) -> usize {

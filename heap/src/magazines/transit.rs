@@ -89,8 +89,10 @@ impl Transit {
             fence(Ordering::SeqCst);
             let expected = this.ended_alone();
             let now = this.end();
-            // The code that this one interrupted, in a handler that nothing masks, has nothing in transit:
-            // what it announced is its own try, which is interrupted before or after its attempt.
+            // The code that this one interrupted, in a handler that nothing masks, has nothing in transit: the one
+            // operation that is under way is its own try, interrupted before or after its attempt. If it has not
+            // announced that yet, or has ended it, the operation is another CPU's, and this refuses too early: as
+            // code may be refused that has interrupted a slow path.
             let is_own = turn.held.is_none() && now == expected.wrapping_add(UNDER_WAY);
             drop(turn);
             if now == expected || is_own {

@@ -503,6 +503,15 @@ fn a_large_block_grows_where_it_is_while_the_frames_behind_it_are_free() {
     assert_all_back(&heap, frames);
 }
 
+#[test]
+fn no_frames_and_frames_at_a_multiple_of_nothing_are_nowhere() {
+    let machine = HostedFrames::new(1);
+    for (count, align) in [(0, 1), (1, 0), (0, 0)] {
+        assert_eq!(machine.allocate_frames(count, align), None);
+    }
+    assert_eq!(machine.frames_left(), HostedFrames::new(1).frames_left());
+}
+
 /// Returns the traffic of all CPUs, and of code without a cache.
 fn traffic(heap: &MagazineHeap<impl FramePlatform>) -> Traffic {
     let mut sum = heap.common_traffic();
