@@ -51,7 +51,7 @@
 //! std::thread::scope(|scope| {
 //!     for block in CPUS.blocks() {
 //!         scope.spawn(|| {
-//!             Cpu::register(block)?;
+//!             Threads::register(block)?;
 //!             Cpu::with_own(&DEPTH, |depth| depth.set(depth.get() + 1));
 //!             Cpu::with(|here| {
 //!                 here.get(&INTERRUPTS).fetch_add(u64::from(here.index()), Ordering::Relaxed);
@@ -151,10 +151,12 @@
 //!
 //! type Cpu = Storage<Gs>;
 //!
+//! /// The first code of this kernel's on a CPU, with interrupts disabled.
 //! fn enter(block: &'static Block<AtomicU64>) -> Result<(), muster_percpu::RegisterError> {
 //!     // SAFETY: this CPU has no block yet.
 //!     unsafe { Cpu::reset() };
-//!     Cpu::register(block)?;
+//!     // SAFETY: interrupts are disabled, the handler of NMIs doesn't register, and this code has interrupted nothing.
+//!     unsafe { Cpu::register(block)? };
 //!     Cpu::with_own(&DEPTH, |depth| depth.set(1));
 //!     Ok(())
 //! }
@@ -184,8 +186,8 @@
 //!   switch is due. It switches at its end, if the count is 0 then, as it is unless it interrupted a guard or another
 //!   handler; an NMI's never does. Otherwise the guard that takes the count to 0 switches. So at every switch the count
 //!   is 0: a count in the head needs no saving.
-//! - **A CPU without a block runs no task**, and can't be preempted. Nothing counts there: what was added to the
-//!   sentinel's count would be taken from the block's, once there is one.
+//! - **A CPU without a block runs no task**, and can't be preempted. Nothing counts there: all such CPUs share the
+//!   sentinel's count.
 //! - **Nothing in a closure of [`Storage::with`] waits for another task**, or yields: the count is not 0
 //!   there, and a function that switches should assert that it is.
 //! - **[`Register::load`] and [`Register::load_base`] read the register at each call**: their assembly is not

@@ -50,6 +50,7 @@ impl<T: Word> LocalWord<T> {
     /// Returns the value.
     #[inline]
     pub fn get(&self) -> T {
+        Self::order();
         // Volatile, not atomic: an atomic store LLVM does split, if one half of the word was a float (its
         // `splitMergedValStore` spares only volatile ones).
         // SAFETY: (1) there is a value, aligned, from the beginning. (2) Nobody writes it at the same time: it is not

@@ -71,6 +71,12 @@ unsafe impl Register for Threads {
     }
 }
 
+/// Registers a block on this CPU.
+fn register(block: &'static Block) -> Result<(), RegisterError> {
+    // SAFETY: a CPU of a model has no handlers, and a guard does nothing.
+    unsafe { Cpu::register(block) }
+}
+
 /// A block, and what only its CPU reaches: no linker gathers variables for loom.
 fn block(index: u32) -> (&'static Block, &'static UnsafeCell<usize>) {
     let own = Box::leak(Box::new(UnsafeCell::new(0)));
@@ -88,13 +94,13 @@ fn use_block(own: &[&UnsafeCell<usize>]) -> bool {
 fn two_claims() {
     model("percpu: two CPUs register one block", None, || {
         let (block, own) = block(0);
-        let register = || {
-            let registered = Cpu::register(block);
+        let claim = || {
+            let registered = register(block);
             assert_eq!(use_block(&[own]), registered.is_ok());
             registered
         };
-        let other = thread::spawn(register);
-        let own = register();
+        let other = thread::spawn(claim);
+        let own = claim();
         let other = other.join().unwrap();
         let refused = Err(RegisterError::AlreadyClaimed { block: 0 });
         assert!([(Ok(()), refused), (refused, Ok(()))].contains(&(own, other)));
@@ -126,14 +132,14 @@ fn publication_against_release() {
                 thread::yield_now();
             }
             let index = parked.extra.load(Ordering::Acquire);
-            Cpu::register(blocks[index]).unwrap();
+            register(blocks[index]).unwrap();
             assert!(use_block(own));
             // SAFETY: that nobody writes it any more is what the model is about.
             assert_eq!(state.with(|state| unsafe { *state }), 1);
         });
         // SAFETY: loom tells if the AP reads it already.
         state.with_mut(|state| unsafe { *state = 1 });
-        Cpu::register(blocks[0]).unwrap();
+        register(blocks[0]).unwrap();
         parked.extra.store(1, Ordering::Release);
         parked.goto_address.store(1, Ordering::Release);
         assert!(use_block(own));

@@ -27,13 +27,12 @@ use crate::{Block, Header, Key, Unregistered};
 ///    `disable_preemption` are called at any time: if they need a header in the register, every CPU calls
 ///    [`Storage::reset`] before any code that may use [`Storage`].
 /// 2. No other implementation, and nothing else in the kernel, uses the same register.
-/// 3. While a `NoPreempt` is alive that was made where `load` does not return null, the code that holds it is neither preempted, so that no other task
-///    runs on this CPU in between, nor migrated, so that it stays on this CPU. That begins before
-///    `disable_preemption` returns, for the compiler as well: no access after the call may be moved
-///    before it, nor one before the drop behind it.
+/// 3. While a `NoPreempt` is alive that was made where `load` does not return null, the code that holds it is neither
+///    preempted, so that no other task runs on this CPU in between, nor migrated, so that it stays on this CPU. That begins
+///    before `disable_preemption` returns, for the compiler as well: no access after the call may be moved before it, nor
+///    one before the drop behind it.
 /// 4. Where `load` returns null, code is neither preempted nor migrated, and no task is migrated there: a CPU that has no
-///    block runs no task. A `NoPreempt` that was made there does nothing, then or when it is dropped, by when the CPU may
-///    have a block: a count in the head is not taken from another head than it was added to.
+///    block runs no task.
 pub unsafe trait Register {
     /// The part of a block that code may reach by the register alone, [`head_offset`](crate::head_offset)
     /// bytes from where it points to; `()` if there is no such code.
@@ -43,6 +42,9 @@ pub unsafe trait Register {
     type NoPreempt;
 
     /// Disables preemption and migration until the result is dropped, on a CPU that has a block. Calls nest.
+    ///
+    /// On a CPU without a block it need do nothing; and what it does there must not touch the head, which is the
+    /// sentinel's, that all such CPUs share.
     fn disable_preemption() -> Self::NoPreempt;
 
     /// Returns the sentinel of CPUs that have no block, a `static` of the kernel's own, or
@@ -88,8 +90,8 @@ impl<R: Register> Storage<R> {
     /// [`with`](Self::with), no code that uses the register and that this interrupted), and nothing
     /// relies on the CPU keeping the block. A heap that finds its cache by the register does: half of
     /// an operation on one block and half on another breaks it, and what the first block's cache has is
-    /// never found again. And until this returns, the code is neither preempted nor migrated, by other means than a
-    /// `NoPreempt`: one that lies in the block would be alive without it.
+    /// never found again. No `NoPreempt` is alive that was made on this CPU, as what it counts in the block would be
+    /// taken from another; so until this returns, other means keep the code from being preempted and migrated.
     ///
     /// A CPU that has none yet, as at its very first instructions, may always do it.
     pub unsafe fn reset() {
@@ -97,21 +99,35 @@ impl<R: Register> Storage<R> {
         unsafe { R::store(R::unregistered().header()) };
     }
 
-    /// Makes `block` this CPU's own, for good.
+    /// Makes `block` this CPU's own, for good. For the code that starts the CPU.
     ///
-    /// For the code that starts the CPU. A handler that registers another block in the midst of this, which
-    /// nothing here can see, has its block replaced.
+    /// ```compile_fail,E0133
+    /// # muster_percpu::thread_register!(struct Threads);
+    /// # type Cpu = muster_percpu::Storage<Threads>;
+    /// # let template = muster_percpu::Template::find(|_| true)?;
+    /// # let block = muster_percpu::Block::allocate(&template, 0, ())?;
+    /// Cpu::register(block)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Safety
+    ///
+    /// If this CPU has no block yet:
+    ///
+    /// 1. This interrupts no code that uses `Storage<R>` or the register, and no handler that interrupts this calls it, or
+    ///    [`reset`](Self::reset). Otherwise there is a block half-way through what began without one, or the block that
+    ///    the handler has registered is replaced.
+    /// 2. No [`NoPreempt`](Register::NoPreempt) is alive that was made on this CPU.
     ///
     /// # Errors
     ///
     /// [`RegisterError`] if this CPU has a block already, or if another CPU has claimed this one.
     /// Nothing has changed then.
-    pub fn register(block: &'static Block<R::Head>) -> Result<(), RegisterError> {
+    pub unsafe fn register(block: &'static Block<R::Head>) -> Result<(), RegisterError> {
         if let Some(here) = Self::try_with(|here| here.index()) {
             return Err(RegisterError::AlreadyRegistered { here });
         }
-        // No block: so the code stays here, by (4) of the contract of `Register`. No `NoPreempt`: one that counts in the
-        // head would be dropped with another head than it was made with.
+        // No block, and no handler registers one: so the code stays here, by (4) of the contract of `Register`.
         let header = block.claim().ok_or(RegisterError::AlreadyClaimed {
             block: block.index(),
         })?;
@@ -155,7 +171,7 @@ impl<R: Register> Storage<R> {
     /// # muster_percpu::thread_register!(struct Threads);
     /// # type Cpu = muster_percpu::Storage<Threads>;
     /// # let template = muster_percpu::Template::find(|_| true)?;
-    /// # Cpu::register(muster_percpu::Block::allocate(&template, 0, ())?)?;
+    /// # Threads::register(muster_percpu::Block::allocate(&template, 0, ())?)?;
     /// muster_percpu::cpu_local! { static TICKS: LocalWord<u64> = LocalWord::new(0); }
     /// Cpu::with_own(&TICKS, |ticks| ticks.set(ticks.get() + 1));
     /// # assert_eq!(Cpu::with_own(&TICKS, LocalWord::get), 1);

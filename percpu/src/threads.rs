@@ -6,6 +6,7 @@ use crate::{Header, UNREGISTERED};
 
 // By way of this crate, where `std` is the standard library whatever the macro's user has under that
 // name.
+pub use core::result::Result;
 pub use std::thread::LocalKey;
 pub use std::thread_local;
 
@@ -42,12 +43,22 @@ impl ThreadSlot {
 
 /// Defines a [`Register`](crate::Register) in which each thread is a CPU.
 ///
+/// A thread is not interrupted by what would register a block, so there [`Storage::register`](crate::Storage::register)
+/// has a safe form, the function `register` of the type.
+///
 /// ```
+/// use muster_percpu::{Block, Storage};
+///
 /// muster_percpu::thread_register!(
 ///     /// Each test thread is a CPU.
 ///     pub struct Threads;
 /// );
-/// type Cpu = muster_percpu::Storage<Threads>;
+/// type Cpu = Storage<Threads>;
+///
+/// static FIRST: Block = Block::new(0);
+/// Threads::register(&FIRST)?;
+/// assert_eq!(Cpu::with(|here| here.index()), 0);
+/// # Ok::<(), muster_percpu::RegisterError>(())
 /// ```
 #[macro_export]
 macro_rules! thread_register {
@@ -85,6 +96,22 @@ macro_rules! thread_register {
                         // SAFETY: the caller's promise.
                         unsafe { $crate::threads::ThreadSlot::store(slot, header) };
                     });
+                }
+            }
+
+            impl $name {
+                /// Makes `block` this thread's own, for good. Not for a handler of signals.
+                ///
+                /// # Errors
+                ///
+                /// Those of `Storage::register`.
+                #[allow(dead_code, reason = "for tests that need it")]
+                $visibility fn register(
+                    block: &'static $crate::Block,
+                ) -> $crate::threads::Result<(), $crate::RegisterError> {
+                    // SAFETY: (1) a thread has no handlers that interrupt what uses its storage, but those of signals, which
+                    // may call only what is safe for signals. (2) A guard does nothing.
+                    unsafe { <$crate::Storage<$name>>::register(block) }
                 }
             }
         };

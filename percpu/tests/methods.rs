@@ -44,6 +44,6 @@ muster_percpu::thread_register!(
 fn the_register_of_threads_is_reached_by_no_method_of_the_module_it_is_in() {
     assert!(Storage::<Threads>::try_with(|here| here.index()).is_none());
     let block = Box::leak(Box::new(Block::new(7)));
-    assert!(Storage::<Threads>::register(block).is_ok());
+    assert!(Threads::register(block).is_ok());
     assert_eq!(Storage::<Threads>::try_with(|here| here.index()), Some(7));
 }

@@ -49,7 +49,7 @@ fn one_block_goes_to_one_of_many_cpus() {
                 .map(|_| {
                     scope.spawn(|| {
                         start.wait();
-                        let outcome = Cpu::register(block);
+                        let outcome = Threads::register(block);
                         assert_eq!(outcome.is_ok(), Cpu::try_with(|_| ()).is_some());
                         outcome
                     })
@@ -70,10 +70,10 @@ fn one_block_goes_to_one_of_many_cpus() {
 #[test]
 fn one_cpu_takes_one_block() {
     let (first, second) = (block(4), block(5));
-    Cpu::register(first).unwrap();
+    Threads::register(first).unwrap();
     let again = Err(RegisterError::AlreadyRegistered { here: 4 });
-    assert_eq!(Cpu::register(second), again);
-    assert_eq!(Cpu::register(first), again);
+    assert_eq!(Threads::register(second), again);
+    assert_eq!(Threads::register(first), again);
     // The refusal has not cost the second block its freedom.
     assert!(!second.is_claimed());
     assert_eq!(Cpu::with(|here| here.index()), 4);
@@ -92,7 +92,7 @@ fn use_before_registration_can_be_asked_about() {
     // SAFETY: the sentinel begins with a header, and lives for good.
     assert!(unsafe { &*UNREGISTERED.header() }.this().is_null());
     let block = block(0);
-    Cpu::register(block).unwrap();
+    Threads::register(block).unwrap();
     assert!(Cpu::try_with(|_| ()).is_some());
     assert!(ptr::addr_eq(Threads::load(), block));
 }
@@ -100,21 +100,21 @@ fn use_before_registration_can_be_asked_about() {
 #[test]
 fn reset_leaves_the_cpu_without_a_block_and_the_block_claimed() {
     let (old, new) = (block(1), block(2));
-    Cpu::register(old).unwrap();
+    Threads::register(old).unwrap();
     // SAFETY: nothing is in the midst of using the block, or relies on it.
     unsafe { Cpu::reset() };
     assert!(Cpu::try_with(|_| ()).is_none());
     assert_eq!(
-        Cpu::register(old),
+        Threads::register(old),
         Err(RegisterError::AlreadyClaimed { block: 1 })
     );
-    Cpu::register(new).unwrap();
+    Threads::register(new).unwrap();
     assert_eq!(Cpu::with(|here| here.index()), 2);
 }
 
 #[test]
 fn guards_nest() {
-    Cpu::register(block(3)).unwrap();
+    Threads::register(block(3)).unwrap();
     let sum = Cpu::with(|outer| Cpu::with(|inner| inner.index() + outer.index()));
     assert_eq!(sum, 6);
 }
@@ -163,7 +163,8 @@ fn preemption_is_disabled_exactly_as_long_as_the_closure_runs() {
     }
 
     static BLOCK: Block = Block::new(3);
-    Storage::<Preempting>::register(&BLOCK).unwrap();
+    // SAFETY: nothing is interrupted, there are no handlers, and no guard is alive.
+    unsafe { Storage::<Preempting>::register(&BLOCK) }.unwrap();
     assert!(!DISABLED.load(Ordering::Relaxed));
     let index = Storage::<Preempting>::with(|here| {
         assert!(DISABLED.load(Ordering::Relaxed));
@@ -233,7 +234,8 @@ fn a_head_is_as_far_from_the_register_with_a_block_as_without() {
     };
 
     assert!(!take());
-    Storage::<Base>::register(&BLOCKS[0]).unwrap();
+    // SAFETY: as above.
+    unsafe { Storage::<Base>::register(&BLOCKS[0]) }.unwrap();
     assert!(take());
     Storage::<Base>::with(|here| {
         assert_eq!(here.head().left.load(Ordering::Relaxed), 1);
@@ -272,9 +274,9 @@ fn two_registers_do_not_know_of_one_another() {
     muster_percpu::thread_register!(
         struct Other;
     );
-    Cpu::register(block(0)).unwrap();
+    Threads::register(block(0)).unwrap();
     assert!(Storage::<Other>::try_with(|_| ()).is_none());
-    Storage::<Other>::register(block(9)).unwrap();
+    Other::register(block(9)).unwrap();
     assert_eq!(Storage::<Other>::with(|here| here.index()), 9);
     assert_eq!(Cpu::with(|here| here.index()), 0);
 }
@@ -351,7 +353,7 @@ fn a_block_and_a_directory_show_who_has_claimed_what() {
     assert_eq!(format!("{directory:?}"), "[]");
     let blocks: &'static [_] = vec![block(0), block(1)].leak();
     directory.publish(blocks).unwrap();
-    Cpu::register(blocks[1]).unwrap();
+    Threads::register(blocks[1]).unwrap();
     let shown = "[Block { index: 0, claimed: false, .. }, Block { index: 1, claimed: true, .. }]";
     assert_eq!(format!("{directory:?}"), shown);
 }

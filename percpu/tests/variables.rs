@@ -78,7 +78,7 @@ fn each_cpu_has_its_own_of_every_module_and_crate_and_sees_what_the_others_share
     thread::scope(|scope| {
         for &block in directory.blocks().iter().rev() {
             scope.spawn(move || {
-                Cpu::register(block).unwrap();
+                Threads::register(block).unwrap();
                 let index = u64::from(block.index());
                 for step in 0..1000 {
                     Cpu::with_own(&TICKS, |ticks| ticks.set(ticks.get() + 1));
@@ -119,7 +119,7 @@ fn each_cpu_has_its_own_of_every_module_and_crate_and_sees_what_the_others_share
 fn a_block_starts_with_the_initial_values_whatever_other_cpus_did_before() {
     for _ in 0..2 {
         thread::spawn(|| {
-            Cpu::register(block(0)).unwrap();
+            Threads::register(block(0)).unwrap();
             Cpu::with(|here| {
                 assert_eq!(here.get(&TICKS).get(), 7);
                 here.get(&TICKS).set(1);
@@ -144,7 +144,7 @@ fn the_first_cpu_gives_shared_variables_values_before_the_others_are_there() {
     for (cpu, lapic_id) in directory.each(&LAPIC_ID) {
         lapic_id.store(2 * u64::from(cpu), Ordering::Relaxed);
     }
-    Cpu::register(directory.blocks()[3]).unwrap();
+    Threads::register(directory.blocks()[3]).unwrap();
     let own: &'static AtomicU64 = directory.blocks()[3].get(&LAPIC_ID);
     Cpu::with(|here| assert!(ptr::eq(here.get(&LAPIC_ID), own)));
     assert_eq!(own.load(Ordering::Relaxed), 6);
@@ -162,7 +162,7 @@ fn use_before_registration_is_loud() {
             "{panicked}"
         );
     }
-    Cpu::register(block(0)).unwrap();
+    Threads::register(block(0)).unwrap();
     assert_eq!(Cpu::try_with_own(&TICKS, LocalWord::get), Some(7));
     // SAFETY: nothing is in the midst of using the block, or relies on it.
     unsafe { Cpu::reset() };
@@ -172,7 +172,7 @@ fn use_before_registration_is_loud() {
 #[test]
 fn a_block_that_was_made_without_variables_has_none() {
     static WITHOUT: CpuBlock = Block::new(3);
-    Cpu::register(&WITHOUT).unwrap();
+    Threads::register(&WITHOUT).unwrap();
     assert!(Cpu::try_with_own(&TICKS, LocalWord::get).is_none());
     static CPUS: Directory = Directory::new();
     CPUS.publish(vec![block(0), block(1), block(2), &WITHOUT].leak())
@@ -235,7 +235,7 @@ fn a_block_stays_within_its_memory_and_each_variable_within_its_block() {
     let all = memory.as_ptr().addr();
     let (first, second) = memory.split_at_mut(size);
     let block: &CpuBlock = Block::place(first, &template, 0, ()).unwrap();
-    Cpu::register(block).unwrap();
+    Threads::register(block).unwrap();
     Cpu::with(|here| {
         here.get(&TICKS).set(u64::MAX);
         here.get(&HITS).store(u64::MAX, Ordering::Relaxed);
@@ -275,7 +275,7 @@ fn variables_are_aligned_and_local_ones_share_no_pair_of_lines_with_another_cpu(
     for index in 0..4 {
         // One behind the other, as close as they may lie.
         let pairs = thread::spawn(move || {
-            Cpu::register(block(index)).unwrap();
+            Threads::register(block(index)).unwrap();
             Cpu::with(|here| {
                 assert_eq!(here.get(&LAST).load(Ordering::Relaxed), 3);
                 let local = vec![
@@ -308,7 +308,7 @@ fn initial_values_may_refer_to_what_never_changes_and_to_statics() {
     thread::scope(|scope| {
         for index in 0..2 {
             scope.spawn(move || {
-                Cpu::register(block(index)).unwrap();
+                Threads::register(block(index)).unwrap();
                 Cpu::with(|here| {
                     let Text(text, next) = here.get(&TEXT);
                     assert_eq!((*text, next(4)), ("muster", 5));
@@ -330,7 +330,7 @@ fn no_variable_is_dropped() {
     }
     cpu_local! { static LOUD: LocalCell<Loud> = LocalCell::new(Loud); }
     thread::spawn(|| {
-        Cpu::register(block(0)).unwrap();
+        Threads::register(block(0)).unwrap();
         Cpu::with_own(&LOUD, |loud| loud.with(|_| ()));
     })
     .join()
@@ -344,7 +344,7 @@ fn a_cell_of_a_default_lends_that() {
 
 #[test]
 fn a_value_that_is_lent_is_refused_to_a_handler_and_given_back_also_by_a_panic() {
-    Cpu::register(block(0)).unwrap();
+    Threads::register(block(0)).unwrap();
     let interrupted = || Cpu::with(|here| here.get(&NAMES).try_with(|names| names.len()));
     let inside = Cpu::with_own(&NAMES, |names| {
         names.with(|names| {
