@@ -2,6 +2,7 @@
 
 use core::array;
 use core::mem::MaybeUninit;
+use core::ops::Range;
 use core::slice;
 use core::sync::atomic::Ordering::{Relaxed, SeqCst};
 
@@ -76,32 +77,64 @@ pub(crate) const fn changes_fill(before: u64, after: u64) -> bool {
 #[derive(Clone, Copy)]
 pub(crate) struct Fit {
     count: u32,
+    order: u8,
     /// Bits of a row at which the run may begin.
     begins: u64,
 }
 
+/// For each alignment, a power of two, the bits of a row at its multiples: ones that far apart are all ones divided by as
+/// many ones.
+const BEGINNINGS: [u64; u64::BITS.ilog2() as usize + 1] = {
+    let mut table = [0; u64::BITS.ilog2() as usize + 1];
+    let mut shift = 0;
+    while shift < table.len() {
+        table[shift] = u64::MAX / (u64::MAX >> (u64::BITS - (1 << shift)));
+        shift += 1;
+    }
+    table
+};
+
 impl Fit {
+    /// The number of [orders](Self::order).
+    pub(crate) const ORDERS: usize = ROW_FRAMES.ilog2() as usize + 1;
+
     /// Creates a fit; `None` if such runs don't fit in rows.
     pub(crate) fn new(count: u64, align: u64) -> Option<Self> {
         if count == 0 || count > ROW_FRAMES || !align.is_power_of_two() || align > ROW_FRAMES {
             return None;
         }
-        // A row starts at a multiple of any such alignment; ones that far apart are all ones divided
-        // by as many ones.
-        let begins = u64::MAX / (u64::MAX >> (u64::BITS as u64 - align));
+        // A row starts at a multiple of any such alignment.
+        let begins = BEGINNINGS[align.trailing_zeros() as usize];
         Some(Self {
             count: count as u32,
+            order: count.max(align).next_power_of_two().trailing_zeros() as u8,
             begins: begins & FREE_ROW,
         })
     }
 
+    /// Returns the least order, below [`ORDERS`](Self::ORDERS), such that runs of 2 to the power of it, aligned to that, are
+    /// good for this.
+    #[inline]
+    pub(crate) const fn order(self) -> usize {
+        self.order as usize
+    }
+
+    /// Returns the number of its frames.
+    #[inline]
+    pub(crate) const fn count(self) -> usize {
+        self.count as usize
+    }
+
     /// Returns the lowest bit at which the row has such a run.
-    fn find(self, row: u64) -> Option<u32> {
+    #[inline]
+    pub(crate) fn find(self, row: u64) -> Option<u32> {
         let first = (beginnings(row, self.count) & self.begins).trailing_zeros();
         (first < u64::BITS).then_some(first)
     }
 
-    fn mask(self, first: u32) -> u64 {
+    /// Returns the bits of such a run that begins at this one.
+    #[inline]
+    pub(crate) const fn mask(self, first: u32) -> u64 {
         u64::MAX >> (u64::BITS - self.count) << first
     }
 }
@@ -147,6 +180,12 @@ impl Chunk {
         &self.rows[row % ROWS]
     }
 
+    /// Returns the row of the frame with this number, which is one of the chunk's.
+    #[inline]
+    pub(crate) fn row_at(&self, number: u64) -> &AtomicU64 {
+        self.row((number / ROW_FRAMES) as usize)
+    }
+
     pub(crate) fn returning(&self, row: usize) -> &AtomicU64 {
         &self.returning[row % ROWS]
     }
@@ -167,9 +206,9 @@ impl Chunk {
         }
     }
 
-    /// Claims exactly these frames of a row, if all are free.
-    pub(crate) fn claim_exactly(&self, row: usize, mask: u64) -> bool {
-        let row = self.row(row);
+    /// Claims exactly these frames of the row of the frame with this number, if all are free.
+    pub(crate) fn claim_exactly(&self, number: u64, mask: u64) -> bool {
+        let row = self.row_at(number);
         let mut free = row.load(SeqCst);
         while free & mask == mask {
             match replace(row, free, free & !mask) {
@@ -207,13 +246,23 @@ impl Chunk {
     /// Claims all free frames of a row, in one step; of a row that is partly used if there is one.
     /// Returns the index of the row's first frame, and the row.
     pub(crate) fn claim_row(&self) -> Option<Claimed<u64>> {
+        self.claim_row_if(|free| free != 0)
+    }
+
+    /// Claims all free frames of a row that has such a run. It may have lost it to another CPU just then.
+    pub(crate) fn claim_row_with(&self, fit: Fit) -> Option<Claimed<u64>> {
+        self.claim_row_if(|free| fit.find(free).is_some())
+    }
+
+    #[inline(always)]
+    fn claim_row_if(&self, is_wanted: impl Fn(u64) -> bool) -> Option<Claimed<u64>> {
         [false, true].into_iter().find_map(|whole| {
             (0..).zip(&self.rows).find_map(|(index, row)| {
                 let free = row.load(SeqCst);
-                let claimed = if free == 0 || (free == FREE_ROW) != whole {
-                    0
-                } else {
+                let claimed = if (free == FREE_ROW) == whole && is_wanted(free) {
                     row.swap(0, SeqCst)
+                } else {
+                    0
                 };
                 (claimed != 0).then_some(Claimed {
                     place: index * ROW_FRAMES,
@@ -223,6 +272,20 @@ impl Chunk {
             })
         })
     }
+}
+
+/// Returns the rows that these frames lie in, by their first frames' numbers, and their bits in them.
+#[inline]
+pub(crate) fn rows_of(numbers: &Range<u64>) -> impl Iterator<Item = (u64, u64)> + use<> {
+    let (mut from, end) = (numbers.start, numbers.end);
+    core::iter::from_fn(move || {
+        let start = from / ROW_FRAMES * ROW_FRAMES;
+        let next = end.min(start + ROW_FRAMES);
+        let count = next.checked_sub(from).filter(|&count| count > 0)?;
+        let mask = FREE_ROW >> (ROW_FRAMES - count) << (from - start);
+        from = next;
+        Some((start, mask))
+    })
 }
 
 /// Replaces what a row was by what is left of it, or returns its current value.

@@ -5,14 +5,16 @@ use core::fmt;
 use core::ptr;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
-use muster_sync::{AtomicBool, AtomicU8, AtomicUsize};
+use muster_sync::{AtomicBool, AtomicU8, AtomicU32};
 
-use crate::chunk::ROW_FRAMES;
-use crate::frames::{ANYWHERE, FrameAllocator, Ledger, Spot, check, number_of};
+use crate::chunk::{Fit, ROW_FRAMES, rows_of};
+use crate::frames::{ANYWHERE, FrameAllocator, FrameRun, Ledger, NEARBY, Spot, check, number_of};
+use crate::hint::Request;
 use crate::owned::{NotFreed, OwnedFrame, OwnedRun};
 use crate::owner::{FREE, Owner, SoleOwner};
 use crate::range::Frame;
 use crate::records::Owners;
+use crate::run_cache::{Part, RunCache};
 use crate::zone::Zone;
 
 /// Frames that go back at once when a cache is full.
@@ -22,9 +24,12 @@ const BATCH: usize = ROW_FRAMES as usize;
 /// single one, and the next would cost as much.
 const MIN_FILL: usize = BATCH / 2;
 
-/// Frames that a cache may have: after a batch came in, and after one went out, the next 32 calls
+/// Single frames that a cache may have: after a batch came in, and after one went out, the next 32 calls
 /// at least find what they need.
 const CAPACITY: usize = 2 * BATCH;
+
+/// Frames that a cache may have for runs, before half of them go out: 1 MiB.
+const RUN_CAPACITY: usize = 4 * BATCH;
 
 // A row is taken as a whole while there are fewer than `MIN_FILL`.
 const _: () = assert!(MIN_FILL - 1 + ROW_FRAMES as usize <= CAPACITY);
@@ -38,8 +43,10 @@ pub(crate) struct Slot {
     /// Taken with Acquire and given up with Release: a new cache of the slot goes on from the last one's
     /// counts, to which it adds without a read-modify-write.
     taken: AtomicBool,
-    /// Written by the cache's CPU alone; others read it for reports, so `Relaxed` will do.
-    cached: AtomicUsize,
+    /// Single frames in the cache. Written by its CPU alone; others read it for reports, so `Relaxed` will do.
+    singles: AtomicU32,
+    /// Frames in the cache for runs; as above.
+    in_runs: AtomicU32,
     pub(crate) ledger: Ledger,
 }
 
@@ -56,15 +63,39 @@ impl Slot {
     /// Returns how many frames are in the cache.
     #[inline]
     pub(crate) fn cached(&self) -> usize {
-        self.cached.load(Relaxed)
+        self.singles() + self.in_runs()
+    }
+
+    #[inline]
+    fn singles(&self) -> usize {
+        self.singles.load(Relaxed) as usize
+    }
+
+    /// Sets the number of single frames, at most [`CAPACITY`].
+    #[inline]
+    fn set_singles(&self, frames: usize) {
+        self.singles.store(frames as u32, Relaxed);
+    }
+
+    #[inline]
+    fn in_runs(&self) -> usize {
+        self.in_runs.load(Relaxed) as usize
+    }
+
+    /// Sets the number of frames for runs, at most what all parts of rows together have.
+    #[inline]
+    fn set_in_runs(&self, frames: usize) {
+        self.in_runs.store(frames as u32, Relaxed);
     }
 }
 
-/// Frames that one CPU has cached: up to 128, from the [`FrameAllocator`] and still free.
+/// Frames that one CPU has cached: up to 128, and up to 256 for runs of 2 to 64, from the [`FrameAllocator`] and still
+/// free.
 ///
 /// Most calls need neither a lock nor an atomic read-modify-write, and touch what no other CPU
 /// writes, but for a byte of record per frame. Frames come in by rows of up to 64, which one atomic
-/// operation claims, and go back by up to 64. Every CPU may free what any other was handed out.
+/// operation claims, and go back by up to 64. Runs of up to 64 frames, aligned to a power of two of up to 64, come from such
+/// rows as well, and go back into them. Every CPU may free what any other was handed out.
 ///
 /// Every call needs the cache for itself (`&mut`): on a CPU that handles interrupts which allocate
 /// frames, make sure that none comes in between, say by [disabling
@@ -105,11 +136,12 @@ pub struct FrameCache<'a, O: Owner = SoleOwner> {
     owners: Owners<'a>,
     /// The chunk that the cache is filled from, and other CPUs' caches only if there is no other.
     home: Option<Spot>,
-    /// Those below `slot.cached` are in the cache. Entries above that are any frame.
+    /// Those below `slot.singles` are in the cache. Entries above that are any frame.
     stack: [Frame; CAPACITY],
     /// The records of their owners. Beside the stack and not in it, as the processor scales an index by
     /// 8, but not by 16.
     records: [&'a AtomicU8; CAPACITY],
+    runs: RunCache<'a>,
 }
 
 impl<'a, O: Owner> FrameCache<'a, O> {
@@ -127,6 +159,7 @@ impl<'a, O: Owner> FrameCache<'a, O> {
             owners: zone.owners(),
             stack: [any; CAPACITY],
             records: [record; CAPACITY],
+            runs: RunCache::new(zone),
         })
     }
 
@@ -144,12 +177,12 @@ impl<'a, O: Owner> FrameCache<'a, O> {
     #[inline]
     fn take(&mut self, owner: u8) -> Option<OwnedFrame<O>> {
         // One comparison detects an empty cache, too.
-        let left = self.slot.cached().wrapping_sub(1);
+        let left = self.slot.singles().wrapping_sub(1);
         let (Some(&frame), Some(record)) = (self.stack.get(left), self.records.get(left)) else {
             return self.take_slowly(owner);
         };
         record.store(owner, Relaxed);
-        self.slot.cached.store(left, Relaxed);
+        self.slot.set_singles(left);
         self.slot.ledger.add_exclusive(owner, 1);
         Some(OwnedFrame::claimed(frame, owner))
     }
@@ -157,7 +190,8 @@ impl<'a, O: Owner> FrameCache<'a, O> {
     #[cold]
     #[inline(never)]
     fn take_slowly(&mut self, owner: u8) -> Option<OwnedFrame<O>> {
-        if self.fill() > 0 {
+        // Those for runs may be what is missing.
+        if self.fill() > 0 || self.release_runs(0) > 0 && self.fill() > 0 {
             return self.take(owner);
         }
         let run = self.frames.take_run(1, 1, owner, None)?;
@@ -211,14 +245,14 @@ impl<'a, O: Owner> FrameCache<'a, O> {
                 error,
             });
         }
-        if self.len() == CAPACITY {
+        if self.slot.singles() == CAPACITY {
             self.give_back(BATCH);
         }
         self.free(owned)
     }
 
-    /// Hands out a run, as [`FrameAllocator::allocate_run`] does; from the same 2 MiB as the cache's
-    /// other frames if it fits there. If there is none, the cache's frames are given back, for they
+    /// Hands out a run, as [`FrameAllocator::allocate_run`] does; from the cache if it has one, or else from the same 2 MiB
+    /// as the cache's other frames if it fits there. If there is none, the cache's frames are given back, for they
     /// may be what is missing.
     ///
     /// # Panics
@@ -234,6 +268,68 @@ impl<'a, O: Owner> FrameCache<'a, O> {
             return Some(self.allocate(owner)?.into());
         }
         let owner = number_of(owner);
+        if let Some(fit) = Fit::new(frames as u64, align_frames as u64) {
+            let taken = match self.runs.take(fit) {
+                Some(taken) => Some(taken),
+                None => self.take_from_row(fit, align_frames),
+            };
+            if let Some((zone, first)) = taken {
+                return self.hand_out(zone, first, frames, owner);
+            }
+        }
+        self.take_run(frames, align_frames, owner)
+    }
+
+    /// Hands out frames that have just left the cache.
+    #[inline]
+    fn hand_out(
+        &mut self,
+        zone: &Zone,
+        first: u64,
+        count: usize,
+        owner: u8,
+    ) -> Option<OwnedRun<O>> {
+        zone.owners().set(first..first + count as u64, owner);
+        self.slot.set_in_runs(self.slot.in_runs() - count);
+        self.slot.ledger.add_exclusive(owner, count as i64);
+        Some(OwnedRun::claimed(
+            FrameRun::from_numbers(first, count as u64)?,
+            owner,
+        ))
+    }
+
+    /// Brings a row in that has such a run, and takes it out.
+    #[cold]
+    #[inline(never)]
+    fn take_from_row(&mut self, fit: Fit, align: usize) -> Option<(&'a Zone, u64)> {
+        let request = Request::new(fit.count() as u64, align as u64);
+        let (start, mask) = self
+            .frames
+            .claim_from(&mut self.home, &NEARBY, |zone, chunk| {
+                zone.claim_row_in(chunk, fit, request)
+            })?;
+        let zone = self.zone_of(Frame::from_number(
+            start + u64::from(mask.trailing_zeros()),
+        )?)?;
+        self.put_part(Part { zone, start, mask });
+        self.runs.take(fit)
+    }
+
+    /// Puts free frames in, for runs.
+    fn put_part(&mut self, part: Part<'a>) {
+        self.slot.set_in_runs(self.slot.in_runs() + part.count());
+        if let Some(out) = self.runs.put(part) {
+            self.release_part(out);
+        }
+        if self.slot.in_runs() > RUN_CAPACITY {
+            self.release_runs(RUN_CAPACITY / 2);
+        }
+    }
+
+    /// Hands out a run that is in no row of the cache.
+    #[cold]
+    #[inline(never)]
+    fn take_run(&mut self, frames: usize, align_frames: usize, owner: u8) -> Option<OwnedRun<O>> {
         let mut run = self
             .frames
             .take_run(frames, align_frames, owner, Some(&mut self.home));
@@ -249,8 +345,12 @@ impl<'a, O: Owner> FrameCache<'a, O> {
         Some(run)
     }
 
-    /// Adds frames to a run, as [`FrameAllocator::extend_run`] does.
+    /// Adds frames to a run, as [`FrameAllocator::extend_run`] does. What this cache has for runs counts as free;
+    /// single frames in it do not.
     pub fn extend_run(&mut self, run: &mut OwnedRun<O>, frames: usize) -> bool {
+        if self.extend_cached(run, frames) {
+            return true;
+        }
         let is_longer = self.frames.add_to_run(run, frames);
         if is_longer {
             (self.slot.ledger).add_exclusive(run.owner_number(), frames as i64);
@@ -258,7 +358,37 @@ impl<'a, O: Owner> FrameCache<'a, O> {
         is_longer
     }
 
-    /// Takes a run back, as [`FrameAllocator::free_run`] does.
+    /// Adds frames of one row of the cache to a run. Where others are asked for, gives up what it has of them: `false`.
+    fn extend_cached(&mut self, run: &mut OwnedRun<O>, frames: usize) -> bool {
+        let (all, owner) = (run.run(), run.owner_number());
+        let last = all.first().number() + all.count() as u64 - 1;
+        let Some(zone) = (Frame::from_number(last)).and_then(|last| self.zone_of(last)) else {
+            return false;
+        };
+        let Some(more) = zone
+            .next(last, frames as u64)
+            .filter(|_| zone.owners().are_all(last..last + 1, owner))
+        else {
+            return false;
+        };
+        let part = |(start, mask)| Part { zone, start, mask };
+        let mut parts = rows_of(&more).map(part);
+        let is_here = match (parts.next(), parts.next()) {
+            (Some(only), None) => self.runs.take_exactly(only),
+            _ => false,
+        };
+        if is_here && let Some(added) = self.hand_out(zone, more.start, frames, owner) {
+            run.append(added);
+            return true;
+        }
+        while let Some(part) = self.runs.take_any_of(zone, &more) {
+            self.release_part(part);
+        }
+        false
+    }
+
+    /// Takes a run back, as [`FrameAllocator::free_run`] does; but of CPUs that free it at the very same time, against the
+    /// conditions of [`OwnedRun::from_raw`], more than one may succeed: as for [`Self::free`].
     ///
     /// # Errors
     ///
@@ -273,11 +403,38 @@ impl<'a, O: Owner> FrameCache<'a, O> {
                 error: refused.error,
             });
         }
-        self.frames.take_back_run(run)?;
+        if !self.put_run(frames, owner) {
+            self.frames.take_back_run(run)?;
+        }
         self.slot
             .ledger
             .add_exclusive(owner, -(frames.count() as i64));
         Ok(())
+    }
+
+    /// Takes a run of one zone back if nothing is wrong, as nearly always. `false`: nothing has changed.
+    #[inline]
+    fn put_run(&mut self, run: FrameRun, owner: u8) -> bool {
+        let count = run.count() as u64;
+        let Some(zone) = self.zone_of(run.first()) else {
+            return false;
+        };
+        let numbers = run.first().number()..run.first().number() + count;
+        if owner == FREE
+            || numbers.end > zone.end()
+            || !zone.owners().are_all(numbers.clone(), owner)
+        {
+            return false;
+        }
+        zone.owners().set(numbers.clone(), FREE);
+        if count > ROW_FRAMES {
+            zone.release(numbers);
+            return true;
+        }
+        for (start, mask) in rows_of(&numbers) {
+            self.put_part(Part { zone, start, mask });
+        }
+        true
     }
 
     /// Returns how many frames are in the cache.
@@ -293,10 +450,28 @@ impl<'a, O: Owner> FrameCache<'a, O> {
     /// Returns all frames to the allocator, for other CPUs and for longer runs, and returns their
     /// number. To be called on every CPU when memory runs out.
     pub fn drain(&mut self) -> usize {
-        let count = self.len();
-        self.give_back(count);
+        let singles = self.slot.singles();
+        self.give_back(singles);
+        let count = singles + self.release_runs(0);
         self.leave();
         count
+    }
+
+    /// Returns frames for runs to the allocator, until at most `left` are left, and returns their number.
+    fn release_runs(&mut self, left: usize) -> usize {
+        let before = self.slot.in_runs();
+        while self.slot.in_runs() > left
+            && let Some(part) = self.runs.take_next()
+        {
+            self.release_part(part);
+        }
+        before - self.slot.in_runs()
+    }
+
+    /// Returns frames to the allocator that have left the cache.
+    fn release_part(&mut self, part: Part<'_>) {
+        self.slot.set_in_runs(self.slot.in_runs() - part.count());
+        part.zone.release_row(part.start, part.mask);
     }
 
     /// Returns the zone of the frame, if it has one.
@@ -311,7 +486,7 @@ impl<'a, O: Owner> FrameCache<'a, O> {
     /// Adds a frame; `false` if the cache is full.
     #[inline]
     fn push(&mut self, frame: Frame, record: &'a AtomicU8) -> bool {
-        let cached = self.slot.cached();
+        let cached = self.slot.singles();
         let (Some(place), Some(recorded)) =
             (self.stack.get_mut(cached), self.records.get_mut(cached))
         else {
@@ -319,13 +494,13 @@ impl<'a, O: Owner> FrameCache<'a, O> {
         };
         *place = frame;
         *recorded = record;
-        self.slot.cached.store(cached + 1, Relaxed);
+        self.slot.set_singles(cached + 1);
         true
     }
 
-    /// Claims rows until there are enough frames, or no more, and returns how many there are.
+    /// Claims rows until there are enough single frames, or no more, and returns how many there are.
     fn fill(&mut self) -> usize {
-        while self.len() < MIN_FILL
+        while self.slot.singles() < MIN_FILL
             && let Some((first, row)) =
                 (self.frames).claim_from(&mut self.home, &ANYWHERE, |zone, chunk| {
                     zone.chunk(chunk)?.claim_row()
@@ -341,12 +516,12 @@ impl<'a, O: Owner> FrameCache<'a, O> {
                 }
             }
         }
-        self.len()
+        self.slot.singles()
     }
 
-    /// Returns frames to the allocator, those first that have been in the cache the longest.
+    /// Returns single frames to the allocator, those first that have been in the cache the longest.
     fn give_back(&mut self, count: usize) {
-        let cached = self.len();
+        let cached = self.slot.singles();
         let mut pending: Option<(&Zone, u64, u64)> = None;
         for index in 0..count {
             let frame = self.stack[index];
@@ -369,7 +544,7 @@ impl<'a, O: Owner> FrameCache<'a, O> {
         }
         self.stack.copy_within(count..cached, 0);
         self.records.copy_within(count..cached, 0);
-        self.slot.cached.store(cached - count, Relaxed);
+        self.slot.set_singles(cached - count);
     }
 
     fn leave(&mut self) {

@@ -31,7 +31,7 @@ use crate::owner::{FREE, MAX_FRAME_OWNERS, Owner, SoleOwner};
 use crate::range::{FRAME_SIZE, Frame, PhysRange};
 use crate::zone::{Group, Zone};
 
-pub(crate) use claim::{ANYWHERE, Spot};
+pub(crate) use claim::{ANYWHERE, NEARBY, Spot};
 pub use error::{AdoptError, FramesError, FreeError};
 pub use ledger::Share;
 pub(crate) use ledger::{Ledger, number_of};
@@ -345,17 +345,17 @@ impl<O: Owner> FrameAllocator<O> {
         let zone = (self.zone_of(end - 1))
             .and_then(|index| self.zone(index))
             .filter(|zone| zone.is_open() && zone.owners().are_all(end - 1..end, owner));
-        let new_end = end.checked_add(frames as u64);
-        let (Some(zone), Some(new_end)) = (zone, new_end) else {
+        let Some(zone) = zone else {
             return false;
         };
-        if frames == 0 || new_end > zone.end() || !zone.claim(end..new_end) {
+        let more = zone.next(end - 1, frames as u64);
+        let Some(more) = more.filter(|more| zone.claim(more.clone())) else {
             return false;
-        }
-        zone.owners().set(end..new_end, owner);
-        let all = PhysRange::from_bounds(range.start(), PhysAddr::new(new_end * FRAME_SIZE));
-        if let Some(all) = all.and_then(FrameRun::from_range) {
-            *run = OwnedRun::claimed(all, owner);
+        };
+        zone.owners().set(more.clone(), owner);
+        let added = FrameRun::from_numbers(more.start, frames as u64);
+        if let Some(added) = added {
+            run.append(OwnedRun::claimed(added, owner));
         }
         true
     }

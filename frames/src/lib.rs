@@ -87,6 +87,7 @@ mod owner;
 mod range;
 mod range_map;
 mod records;
+mod run_cache;
 mod zone;
 
 pub use addr::PhysAddr;

@@ -256,6 +256,29 @@ fn cache_after_cache() {
     });
 }
 
+/// Two CPUs take runs by their caches, each a row for itself, and give them back; one frees what it has by the allocator.
+#[test]
+fn runs_of_caches() {
+    model("runs of caches", Some(3), || {
+        let frames = allocator(8..14, 0..0);
+        let run = |owner| frames.cache().unwrap().allocate_run(2, 2, owner);
+        let other = cpu(move || {
+            let mut cache = frames.cache().unwrap();
+            let run = cache.allocate_run(2, 2, Owner::Stacks)?;
+            let name = run.run();
+            cache.free_run(run).unwrap();
+            Some(name)
+        });
+        let own = run(Owner::Heap);
+        let others = other.join().unwrap();
+        assert!(
+            own.is_some() && others.is_some(),
+            "each has a row, or what the other left of one"
+        );
+        assert_settled(frames, 2);
+    });
+}
+
 /// A CPU that looks for a run, and finds none, while another one makes one: what the look has found is not kept, so the
 /// next one finds the run.
 #[test]

@@ -165,6 +165,14 @@ impl<O: Owner> OwnedRun<O> {
         self.owner
     }
 
+    /// Adds the frames that follow it, of the same owner.
+    pub(crate) fn append(&mut self, next: Self) {
+        let count = self.run.count() + next.run.count();
+        let all = FrameRun::from_numbers(self.run.first().number(), count as u64);
+        debug_assert!(next.run.start() == self.run.range().end() && next.owner == self.owner);
+        self.run = all.unwrap_or(self.run);
+    }
+
     /// Parts the first `frames` frames from the rest.
     ///
     /// # Errors

@@ -8,6 +8,9 @@ use muster_sync::AtomicU8;
 /// Records that are read and written at once.
 const WORD: usize = 8;
 
+/// Words that a loop goes through at once: it costs more than they do.
+const SEVERAL: usize = 4;
+
 /// The records of whose frames are, a byte each.
 ///
 /// [`FREE`](crate::owner::FREE) if the frame is free, but also while it is on its way out or in, or in a CPU's
@@ -37,6 +40,8 @@ impl<'a> Owners<'a> {
     /// Records whose frames these are, for one who has claimed them or is taking them back.
     pub(crate) fn set(self, numbers: Range<u64>, owner: u8) {
         let (words, rest) = self.part(numbers).as_chunks();
+        let (several, words) = words.as_chunks::<SEVERAL>();
+        several.iter().flatten().for_each(|word| store(word, owner));
         words.iter().for_each(|word| store(word, owner));
         rest.iter().for_each(|record| record.store(owner, Relaxed));
     }
@@ -45,7 +50,14 @@ impl<'a> Owners<'a> {
     pub(crate) fn are_all(self, numbers: Range<u64>, owner: u8) -> bool {
         let (words, rest) = self.part(numbers).as_chunks();
         let owners = u64::from_ne_bytes([owner; WORD]);
-        words.iter().all(|word| load(word) == owners)
+        let (several, words) = words.as_chunks::<SEVERAL>();
+        let differences = |words: &[_; SEVERAL]| {
+            words
+                .iter()
+                .fold(0, |all, word| all | (load(word) ^ owners))
+        };
+        several.iter().all(|words| differences(words) == 0)
+            && words.iter().all(|word| load(word) == owners)
             && rest.iter().all(|record| record.load(Relaxed) == owner)
     }
 

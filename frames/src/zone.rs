@@ -9,7 +9,7 @@ use core::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 use muster_sync::{AtomicBool, AtomicU64, AtomicUsize};
 
 use crate::chunk::{
-    CHUNK_FRAMES, Chunk, Claimed, FREE_ROW, Fit, FrameInfo, ROW_FRAMES, ROWS, changes_fill,
+    CHUNK_FRAMES, Chunk, Claimed, FREE_ROW, Fit, FrameInfo, ROW_FRAMES, ROWS, changes_fill, rows_of,
 };
 use crate::hint::{Bounds, Hint, Look, Request, look};
 use crate::owner::FREE;
@@ -157,6 +157,13 @@ impl Zone {
     #[inline]
     pub(crate) const fn contains(&self, number: u64) -> bool {
         self.first <= number && number < self.end
+    }
+
+    /// Returns this many frames behind one of the zone's, if it has as many, and any are asked for.
+    pub(crate) fn next(&self, number: u64, frames: u64) -> Option<Range<u64>> {
+        let start = number + 1;
+        let end = start.checked_add(frames)?;
+        (frames > 0 && end <= self.end).then_some(start..end)
     }
 
     pub(crate) fn is_open(&self) -> bool {
@@ -333,20 +340,18 @@ impl Zone {
 
     /// Claims exactly these frames of the zone, if all are free.
     pub(crate) fn claim(&self, numbers: Range<u64>) -> bool {
-        let is_undecided = self.rows(&numbers).nth(1).is_some();
+        let is_undecided = numbers.start / ROW_FRAMES != (numbers.end - 1) / ROW_FRAMES;
         if is_undecided {
             // Relaxed: a CPU that finds a frame claimed sees this, too, by the order of the rows.
             self.transit.undecided.fetch_add(1, Relaxed);
         }
-        let failed = self
-            .rows(&numbers)
-            .find(|&(row, mask)| !self.chunks[row / ROWS].claim_exactly(row, mask));
+        let failed = rows_of(&numbers).find(|&(start, mask)| {
+            let chunk = self.chunk(self.chunk_of(start));
+            !chunk.is_some_and(|chunk| chunk.claim_exactly(start, mask))
+        });
         match failed {
             None => self.settle_all(&numbers),
-            Some((row, _)) => {
-                let start = self.base + row as u64 * ROW_FRAMES;
-                self.release(numbers.start..start.max(numbers.start));
-            }
+            Some((start, _)) => self.release(numbers.start..start.max(numbers.start)),
         }
         if is_undecided {
             // Release, with the Acquire of `is_undecided`: a CPU that sees the claim ended sees the return that
@@ -361,20 +366,23 @@ impl Zone {
         if numbers.is_empty() {
             return;
         }
-        for (row, mask) in self.rows(&numbers) {
-            self.release_in(row, mask);
-        }
-        for chunk in self.chunk_of(numbers.start)..=self.chunk_of(numbers.end - 1) {
-            self.forget_hints(chunk);
+        for index in self.chunk_of(numbers.start)..=self.chunk_of(numbers.end - 1) {
+            let Some(chunk) = self.chunk(index) else {
+                return;
+            };
+            let start = self.first_of(index);
+            let within = numbers.start.max(start)..numbers.end.min(start + CHUNK_FRAMES);
+            let mut changes = false;
+            for (row, mask) in rows_of(&within) {
+                let before = chunk.row_at(row).fetch_or(mask, SeqCst);
+                changes |= changes_fill(before, before | mask);
+            }
+            if changes {
+                self.settle(index);
+            }
+            self.forget_hints(index);
         }
         self.notify_seekers();
-    }
-
-    fn release_in(&self, row: usize, mask: u64) {
-        let before = self.row(row).fetch_or(mask, SeqCst);
-        if changes_fill(before, before | mask) {
-            self.settle(row / ROWS);
-        }
     }
 
     /// Notes that frames of a chunk have become free, in the order that [`Hint`] asks for.
@@ -404,10 +412,15 @@ impl Zone {
     /// Frees claimed frames of one row of the zone: those at the set bits, from a multiple of
     /// [`ROW_FRAMES`] on.
     pub(crate) fn release_row(&self, start: u64, mask: u64) {
-        let row = ((start - self.base) / ROW_FRAMES) as usize;
-        self.release_in(row, mask);
-        self.forget_hints(row / ROWS);
-        self.notify_seekers();
+        let index = self.chunk_of(start);
+        if let Some(chunk) = self.chunk(index) {
+            let before = chunk.row_at(start).fetch_or(mask, SeqCst);
+            if changes_fill(before, before | mask) {
+                self.settle(index);
+            }
+            self.forget_hints(index);
+            self.notify_seekers();
+        }
     }
 
     /// Makes CPUs search again that may have searched for frames just before they came back. If this
@@ -453,6 +466,19 @@ impl Zone {
             // Another CPU was faster.
             from = number;
         }
+    }
+
+    /// Claims all free frames of a row that has such a run, in a chunk. It may have lost it to another CPU just then.
+    pub(crate) fn claim_row_in(
+        &self,
+        chunk: usize,
+        fit: Fit,
+        request: Request,
+    ) -> Option<Claimed<u64>> {
+        if !self.hint(chunk).may_hold(request) {
+            return None;
+        }
+        self.chunk(chunk)?.claim_row_with(fit)
     }
 
     /// Claims a run that lies in a chunk, if there is one.

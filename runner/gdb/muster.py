@@ -358,12 +358,11 @@ stack; what it keeps of the heap and of the frames; what it has counted."""
 
     def cached(self, cache):
         bottoms = static("muster_heap::magazines::cache::BOTTOMS")
-        cached = 0
-        for name, (magazine, bottom) in enumerate(zip(self.items(cache["magazines"]), self.items(bottoms))):
+        cached = sum(number(block) != 0 for block in self.items(cache["reserve"]))
+        for magazine, bottom in zip(self.items(cache["magazines"]), self.items(bottoms)):
             top, end = number(magazine["top"]), number(magazine["end"])
             # One that is closed just now counts as empty, as for the kernel.
             cached += max(top - int(bottom), 0) if top <= end else 0
-            cached += number(cache["reserve"][name]) != 0
         return cached
 
     def frames(self, block):
@@ -373,7 +372,8 @@ stack; what it keeps of the heap and of the frames; what it has counted."""
         option = frames["cache"]["value"]
         cache = option[option.type.fields()[-1]]
         cache = cache[cache.type.fields()[0]]
-        return number(cache["slot"].dereference()["cached"])
+        slot = cache["slot"].dereference()
+        return number(slot["singles"]) + number(slot["in_runs"])
 
     def sum(self, counters):
         return sum(number(count) for count in self.items(counters[counters.type.fields()[0]]))

@@ -27,7 +27,7 @@ pub(crate) const ANYWHERE: [(Among, usize); 3] = [
 ];
 
 /// The same for runs, before they are looked for by hints.
-const NEARBY: [(Among, usize); 2] = [
+pub(crate) const NEARBY: [(Among, usize); 2] = [
     (Among::Partial, MAX_PARTIAL_TRIES),
     (Among::Whole, usize::MAX),
 ];

@@ -21,6 +21,14 @@ impl FrameRun {
         (range.whole_frames() == Some(range)).then_some(Self { range, first })
     }
 
+    /// Returns `count` frames from this one on; `None` if there is no frame 0, or none at all, among them.
+    #[inline]
+    pub(crate) fn from_numbers(first: u64, count: u64) -> Option<Self> {
+        let first = Frame::from_number(first)?;
+        let range = PhysRange::new(first.start(), count * FRAME_SIZE)?;
+        Some(Self { range, first })
+    }
+
     /// Returns the first frame.
     pub const fn first(self) -> Frame {
         self.first

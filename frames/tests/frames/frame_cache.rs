@@ -603,6 +603,83 @@ fn small_runs_stay_together_and_leave_large_ones() {
 }
 
 #[test]
+fn small_runs_come_from_a_row_that_the_cache_has_and_go_back_there() {
+    let frames = chunks(1).with_caches(1).unwrap();
+    let mut cache = frames.cache().unwrap();
+    let first = cache.allocate_run(8, 8, Owner::Heap).unwrap();
+    let row = first.run().first().number() / 64;
+    assert_eq!((cache.len(), frames.uncached_frames()), (56, 512 - 64));
+    let second = cache.allocate_run(3, 1, Owner::Stacks).unwrap();
+    assert_eq!(second.run().first().number() / 64, row);
+    assert_eq!(cache.len(), 53);
+    cache.free_run(first).unwrap();
+    cache.free_run(second).unwrap();
+    assert_eq!((cache.len(), frames.uncached_frames()), (64, 512 - 64));
+    let all = cache.allocate_run(64, 64, Owner::Heap).unwrap();
+    assert_eq!(all.run().first().number() / 64, row);
+    assert!(cache.is_empty());
+    cache.free_run(all).unwrap();
+    assert_eq!(cache.drain(), 64);
+    assert_eq!(frames.free_runs_2mib(), 1);
+}
+
+#[test]
+fn a_run_grows_over_the_end_of_a_row_of_which_the_cache_has_the_rest() {
+    let frames = chunks(1).with_caches(1).unwrap();
+    let mut cache = frames.cache().unwrap();
+    let mut run = cache.allocate_run(60, 64, Owner::Heap).unwrap();
+    assert_eq!(cache.len(), 4);
+    assert!(cache.extend_run(&mut run, 8));
+    assert_eq!((run.run().count(), cache.len()), (68, 0));
+    // What it has is given up also where the run can't grow.
+    let behind = cache.allocate_run(2, 2, Owner::Heap).unwrap();
+    let left = cache.len();
+    assert!(left > 0 && !cache.extend_run(&mut run, 512));
+    cache.free_run(run).unwrap();
+    cache.free_run(behind).unwrap();
+    drop(cache);
+    assert_eq!(frames.free_runs_2mib(), 1);
+}
+
+#[test]
+fn what_a_cache_has_for_runs_has_a_bound() {
+    let frames = chunks(16).with_caches(1).unwrap();
+    let mut cache = frames.cache().unwrap();
+    for count in [1, 2, 3, 5, 17, 33, 63, 64] {
+        let runs: Vec<_> = (0..100)
+            .map(|_| cache.allocate_run(count, 1, Owner::Heap).unwrap())
+            .collect();
+        for run in runs {
+            cache.free_run(run).unwrap();
+            assert!(cache.len() <= 128 + 256, "{count}: {}", cache.len());
+        }
+        assert_eq!(cache.len() + frames.uncached_frames(), frames.capacity());
+    }
+    drop(cache);
+    assert_eq!(frames.free_runs_2mib(), 16);
+}
+
+#[test]
+fn single_frames_are_found_among_those_that_a_cache_has_for_runs() {
+    let frames = allocator(&[bounds(0x1000, 0x9000)], &[])
+        .with_caches(1)
+        .unwrap();
+    let mut cache = frames.cache().unwrap();
+    let run = cache.allocate_run(2, 1, Owner::Heap).unwrap();
+    assert_eq!((cache.len(), frames.uncached_frames()), (6, 0));
+    let singles: Vec<_> = std::iter::from_fn(|| cache.allocate(Owner::Heap)).collect();
+    assert_eq!(singles.len(), 6);
+    for single in singles {
+        cache.free(single).unwrap();
+    }
+    // And runs among single ones.
+    let other = cache.allocate_run(6, 1, Owner::Heap).unwrap();
+    cache.free_run(other).unwrap();
+    cache.free_run(run).unwrap();
+    assert_eq!((cache.drain(), frames.free_frames()), (8, 8));
+}
+
+#[test]
 fn a_cache_takes_what_is_left_and_gives_it_back() {
     let frames = allocator(&[bounds(0x1000, 0x6000)], &[])
         .with_caches(2)
@@ -729,7 +806,11 @@ fn a_run_grows_by_free_frames_behind_it_and_they_count_where_they_are_taken() {
     let frames = allocator(&ranges, &[]).with_caches(1).unwrap();
     let mut cache = frames.cache().unwrap();
     let mut run = cache.allocate_run(48, 64, Owner::Heap).unwrap();
-    assert!(cache.extend_run(&mut run, 12));
+    assert!(cache.extend_run(&mut run, 8));
+    // What a cache has is free for that cache alone, whether all of it is asked for, or more.
+    assert!(!frames.extend_run(&mut run, 3));
+    assert!(cache.extend_run(&mut run, 4));
+    assert_eq!((cache.len(), cache.drain()), (4, 4));
     assert!(frames.extend_run(&mut run, 3));
     let shares = [frames.share(0), Some(frames.common_share())];
     let handed_out = shares.map(|share| share.unwrap().handed_out(Owner::Heap));
@@ -741,10 +822,19 @@ fn a_run_grows_by_free_frames_behind_it_and_they_count_where_they_are_taken() {
     assert!(frames.extend_run(&mut run, 1));
     assert_eq!(frames.free_frames(), 16);
 
+    // Also where the cache has a part of what is asked for.
+    let (first, rest) = run.split_at(40).unwrap();
+    cache.free_run(rest).unwrap();
+    let mut run = first;
+    assert_eq!(cache.len(), 24);
+    assert!(cache.extend_run(&mut run, 24));
+    assert!(cache.is_empty());
+
     // Nor over what is used; and what is no run of this owner's here does not grow.
     let (mut first, second) = run.split_at(32).unwrap();
     assert!(!frames.extend_run(&mut first, 1));
     cache.free_run(second).unwrap();
+    cache.drain();
     let mut others = forged(first.run(), Owner::Stacks);
     assert!(!frames.extend_run(&mut others, 1));
     assert!(!allocator(&[bounds(0x20_0000, 0x30_0000)], &[]).extend_run(&mut first, 1));

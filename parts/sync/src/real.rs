@@ -2,7 +2,7 @@
 
 pub use core::hint::spin_loop;
 pub use core::sync::atomic::{
-    AtomicBool, AtomicI64, AtomicPtr, AtomicU8, AtomicU16, AtomicU64, AtomicUsize, fence,
+    AtomicBool, AtomicI64, AtomicPtr, AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, fence,
 };
 
 /// A [`core::cell::UnsafeCell`] with the interface of loom's, which sees when an access begins and ends.
