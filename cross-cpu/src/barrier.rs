@@ -57,7 +57,8 @@ impl Barrier {
         self.cpus
     }
 
-    /// Arrives at the barrier. Each CPU arrives once before the barrier is released.
+    /// Arrives at the barrier. Each of its CPUs, which are always the same, arrives once before the barrier is released; one
+    /// that gives up has arrived as well.
     pub fn arrive(&self) -> Arrival {
         // Acquire, with the Release of the last arrival: the count below starts from its 0.
         let round = self.round.load(Ordering::Acquire);

@@ -158,7 +158,7 @@ impl<W: Copy> Broadcast<W> {
         self.slots
             .iter()
             // Acquire, with the Release by which the job was done: its effects are visible.
-            .position(|slot| slot.done.load(Ordering::Acquire) != number)
+            .position(|slot| slot.done.load(Ordering::Acquire) < number)
     }
 
     fn have_all_done(&self, number: u64) -> bool {
@@ -173,8 +173,25 @@ impl<W: Copy> Broadcast<W> {
         let slot = &**self.slots.get(slot)?;
         // Acquire, with the Release of `submit`: the job is read after this.
         let number = self.submitted.load(Ordering::Acquire);
-        // Relaxed: if the count is out of date, `take` refuses.
-        let is_waiting = number & WRITING == 0 && slot.taken.load(Ordering::Relaxed) != number;
+        // Relaxed: if the count is out of date, `take` refuses. It may be ahead, too, if a handler has taken a job here that
+        // was submitted in between.
+        let is_waiting = number & WRITING == 0 && slot.taken.load(Ordering::Relaxed) < number;
         is_waiting.then_some((slot, number))
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    /// What code sees that has read the number of jobs submitted, and is then interrupted by a handler that runs the next.
+    #[test]
+    fn a_slot_that_is_ahead_has_no_job() {
+        let broadcast = Broadcast::<()>::new(1);
+        let slot = &broadcast.slots[0];
+        slot.taken.store(1, Ordering::Relaxed);
+        slot.done.store(1, Ordering::Relaxed);
+        assert!(!broadcast.has_job(0) && broadcast.is_done());
+        assert!(!broadcast.run(0, |()| ()));
     }
 }

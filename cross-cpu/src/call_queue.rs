@@ -112,7 +112,8 @@ impl<W: Copy> CallQueue<W> {
     }
 
     /// Prepares a call of CPU `caller`, on which this runs. `None`: it has [`MAX_CALLS`] calls under
-    /// way already, or there is no such CPU.
+    /// way already, or there is no such CPU. Where a handler calls in the midst of this, either may get
+    /// `None` with one less: another try finds the slot.
     ///
     /// A [`Call`] that is never dropped (`core::mem::forget`) is under way for good.
     pub fn call(&self, caller: usize, work: W) -> Option<Call<'_, W>> {
@@ -139,8 +140,8 @@ impl<W: Copy> CallQueue<W> {
 
     /// Takes one call to CPU `cpu`, on which this runs, if there is one: runs `run` with its
     /// work, marks it as done for the caller, and returns whether there was one. The callers take turns: no
-    /// caller waits for more than [`MAX_CALLS`] calls of each other caller, or one more if a handler serves in the
-    /// midst of this.
+    /// caller waits for more than [`MAX_CALLS`] calls of each other caller, and one more for each handler, one within
+    /// the other, that serves in the midst of this.
     ///
     /// May be called from within `run`, and by a handler that interrupts it.
     ///

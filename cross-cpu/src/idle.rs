@@ -9,10 +9,12 @@ use muster_sync::{AtomicU8, const_unless_modelled};
 
 /// The CPU runs.
 const BUSY: u8 = 0;
+/// The CPU runs, and does the work that was deferred.
+const PAYING: u8 = 1;
 /// The CPU is halted, or about to be.
-const IDLE: u8 = 1;
+const IDLE: u8 = 2;
 /// The same, and it has deferred work to do first when it wakes.
-const OWING: u8 = 2;
+const OWING: u8 = 3;
 
 /// The idle state of a CPU: whether it is idle, and whether it owes work that was deferred until it
 /// wakes: a flush of its TLB, say, for which it need not be woken, as its cached translations are of no
@@ -36,8 +38,10 @@ const OWING: u8 = 2;
 /// IDLE.enter();
 /// assert!(IDLE.is_idle());
 /// assert!(IDLE.defer(), "no need to wake it");
-/// assert!(IDLE.exit(), "it owes the work");
-/// assert!(!IDLE.exit(), "once");
+/// let mut flushes = 0;
+/// assert!(IDLE.exit(|| flushes += 1), "it owes the work");
+/// assert!(!IDLE.exit(|| flushes += 1), "once");
+/// assert_eq!(flushes, 1);
 /// ```
 pub struct Idle(AtomicU8);
 
@@ -57,26 +61,43 @@ impl Idle {
     /// or defer work that the CPU needs at once.
     pub fn enter(&self) {
         // Release, with the Acquire of `defer`: what this CPU did before is over when work is deferred.
-        // The maximum: from BUSY to IDLE; OWING stays.
+        // The maximum: from BUSY or PAYING to IDLE; OWING stays.
         self.0.fetch_max(IDLE, Ordering::Release);
     }
 
-    /// Marks this CPU as busy, if it was not. `true`: work was deferred, and the CPU has to do it before
-    /// it does anything else.
-    #[must_use = "the CPU owes the work that was deferred"]
-    pub fn exit(&self) -> bool {
+    /// Marks this CPU as busy, if it was not, and does the work that was deferred, if any was. Returns whether there was.
+    ///
+    /// Each handler calls it first, and so does the code behind the halt: a handler that interrupts that before the work
+    /// is done does it as well, so `work` may be done twice, and its end is in any case before the end of this call.
+    pub fn exit(&self, work: impl FnOnce()) -> bool {
         // Relaxed: only this CPU changes it from or to BUSY.
-        if self.0.load(Ordering::Relaxed) == BUSY {
-            return false;
+        let mut state = self.0.load(Ordering::Relaxed);
+        loop {
+            let next = match state {
+                BUSY => return false,
+                IDLE => BUSY,
+                _ => PAYING,
+            };
+            // Acquire, with the Release of `defer`: what the work is about is visible. Relaxed where it fails: the next
+            // round looks again.
+            let moved =
+                (self.0).compare_exchange(state, next, Ordering::Acquire, Ordering::Relaxed);
+            match moved {
+                Ok(IDLE) => return false,
+                Ok(_) => break,
+                Err(now) => state = now,
+            }
         }
-        // Acquire, with the Release of `defer`: what the work is about is visible.
-        self.0.swap(BUSY, Ordering::Acquire) == OWING
+        work();
+        // Relaxed: a CPU that would defer work is refused before this and after it. A handler may have done it already.
+        let _ = (self.0).compare_exchange(PAYING, BUSY, Ordering::Relaxed, Ordering::Relaxed);
+        true
     }
 
     /// Returns whether the CPU is idle, for reports only: it may wake at any time.
     pub fn is_idle(&self) -> bool {
         // Relaxed: nothing is read by what it says.
-        self.0.load(Ordering::Relaxed) != BUSY
+        self.0.load(Ordering::Relaxed) >= IDLE
     }
 
     /// Defers work of the CPU, on another one, until it wakes. `false`: it is busy, and nothing has changed.
@@ -87,7 +108,7 @@ impl Idle {
         let deferred =
             self.0
                 .fetch_update(Ordering::AcqRel, Ordering::Relaxed, |state| match state {
-                    BUSY => None,
+                    BUSY | PAYING => None,
                     _ => Some(OWING),
                 });
         deferred.is_ok()
@@ -104,7 +125,7 @@ impl fmt::Debug for Idle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Relaxed: for a report only.
         f.write_str(match self.0.load(Ordering::Relaxed) {
-            BUSY => "Idle(busy)",
+            BUSY | PAYING => "Idle(busy)",
             IDLE => "Idle(idle)",
             _ => "Idle(idle, work deferred)",
         })

@@ -82,7 +82,7 @@ fn an_idle_cpu_owes_exactly_what_was_deferred() {
         |_| {
             idle.enter();
             thread::yield_now();
-            idle.exit()
+            idle.exit(|| ())
         },
         |_| idle.defer(),
     );
@@ -93,8 +93,24 @@ fn an_idle_cpu_owes_exactly_what_was_deferred() {
     assert!(idle.defer() && idle.defer());
     assert_eq!(format!("{idle:?}"), "Idle(idle, work deferred)");
     assert!(idle.is_idle());
-    assert!(idle.exit());
-    assert!(!idle.exit() && !idle.defer());
+    assert!(idle.exit(|| ()));
+    assert!(!idle.exit(|| ()) && !idle.defer());
+}
+
+/// A handler that comes before the work is done must not go on without it.
+#[test]
+fn a_handler_in_the_midst_of_what_was_deferred_does_it_as_well() {
+    let idle = Idle::new();
+    idle.enter();
+    assert!(idle.defer());
+    let mut done = 0;
+    let is_owed = idle.exit(|| {
+        assert!(!idle.is_idle() && !idle.defer());
+        assert!(idle.exit(|| done += 1));
+        done += 1;
+    });
+    assert_eq!((is_owed, done), (true, 2));
+    assert!(!idle.exit(|| done += 1) && !idle.is_idle());
 }
 
 #[test]
@@ -214,8 +230,8 @@ fn a_cpu_that_becomes_idle_twice_still_owes_what_was_deferred() {
     idle.enter();
     assert!(idle.defer());
     idle.enter();
-    assert!(idle.exit());
+    assert!(idle.exit(|| ()));
     idle.enter();
     idle.enter();
-    assert!(idle.is_idle() && !idle.exit());
+    assert!(idle.is_idle() && !idle.exit(|| ()));
 }

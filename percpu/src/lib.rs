@@ -155,7 +155,8 @@
 //! fn enter(block: &'static Block<AtomicU64>) -> Result<(), muster_percpu::RegisterError> {
 //!     // SAFETY: this CPU has no block yet.
 //!     unsafe { Cpu::reset() };
-//!     // SAFETY: interrupts are disabled, the handler of NMIs doesn't register, and this code has interrupted nothing.
+//!     // SAFETY: (1) interrupts are disabled, the handler of NMIs neither registers nor resets, and this code has
+//!     // interrupted nothing. (2) A guard does nothing.
 //!     unsafe { Cpu::register(block)? };
 //!     Cpu::with_own(&DEPTH, |depth| depth.set(1));
 //!     Ok(())
@@ -186,6 +187,8 @@
 //!   switch is due. It switches at its end, if the count is 0 then, as it is unless it interrupted a guard or another
 //!   handler; an NMI's never does. Otherwise the guard that takes the count to 0 switches. So at every switch the count
 //!   is 0: a count in the head needs no saving.
+//! - **No guard switches where interrupts are disabled.** What holds a lock that way, or is in a closure that a handler must not
+//!   see half done, is no more preempted by its own guards than by interrupts. What is due happens after the next.
 //! - **A CPU without a block runs no task**, and can't be preempted. Nothing counts there: all such CPUs share the
 //!   sentinel's count.
 //! - **Nothing in a closure of [`Storage::with`] waits for another task**, or yields: the count is not 0
@@ -207,6 +210,7 @@
 //! use core::sync::atomic::AtomicU32;
 //! use muster_percpu::head_offset;
 //! # fn switch_to_another_task() {}
+//! # fn interrupts_are_enabled() -> bool { true }
 //!
 //! /// `Register::Head`.
 //! #[repr(C)]
@@ -265,7 +269,7 @@
 //!
 //! impl Drop for NoPreempt {
 //!     fn drop(&mut self) {
-//!         if self.counts && uncount() {
+//!         if self.counts && uncount() && interrupts_are_enabled() {
 //!             switch_to_another_task();
 //!         }
 //!     }

@@ -126,8 +126,8 @@ unsafe impl<T> Word for &'static T {
 unsafe impl<T> Word for Option<&'static T> {
     const IS_POINTER: bool = true;
 }
-// SAFETY: each access is one instruction; and what it refers to was written before, and two CPUs may use it at once, so a
-// handler may, too.
+// SAFETY: each access is one instruction; and what it refers to was written before, and is of a type of which any code may
+// use a `static`, a handler too.
 unsafe impl<T: Sync + 'static> InterruptSafe for LocalWord<&'static T> {}
 // SAFETY: as above.
 unsafe impl<T: Sync + 'static> InterruptSafe for LocalWord<Option<&'static T>> {}

@@ -67,8 +67,9 @@ pub unsafe trait Register {
     ///
     /// # Safety
     ///
-    /// `header` is that of [`unregistered`](Self::unregistered), or the header of a `'static`
-    /// `Block<Self::Head>` that this CPU, and no other, has claimed.
+    /// The conditions of [`Storage::reset`] hold, and `header` is that of [`unregistered`](Self::unregistered); or those of
+    /// [`Storage::register`], and it is the header of a `'static` `Block<Self::Head>` that this CPU, which has no block
+    /// now, and no other has claimed.
     unsafe fn store(header: *const Header);
 }
 
@@ -87,7 +88,7 @@ impl<R: Register> Storage<R> {
     /// # Safety
     ///
     /// If this CPU has a block: nothing on it is in the midst of using the block (no closure of
-    /// [`with`](Self::with), no code that uses the register and that this interrupted), and nothing
+    /// [`with`](Self::with), no code that uses the register and that this interrupted, no handler), and nothing
     /// relies on the CPU keeping the block. A heap that finds its cache by the register does: half of
     /// an operation on one block and half on another breaks it, and what the first block's cache has is
     /// never found again. No `NoPreempt` is alive that was made on this CPU, as what it counts in the block would be
@@ -95,7 +96,7 @@ impl<R: Register> Storage<R> {
     ///
     /// A CPU that has none yet, as at its very first instructions, may always do it.
     pub unsafe fn reset() {
-        // SAFETY: the header of the sentinel is always allowed.
+        // SAFETY: the header of the sentinel; the caller's promise.
         unsafe { R::store(R::unregistered().header()) };
     }
 
@@ -114,9 +115,9 @@ impl<R: Register> Storage<R> {
     ///
     /// If this CPU has no block yet:
     ///
-    /// 1. This interrupts no code that uses `Storage<R>` or the register, and no handler that interrupts this calls it, or
-    ///    [`reset`](Self::reset). Otherwise there is a block half-way through what began without one, or the block that
-    ///    the handler has registered is replaced.
+    /// 1. No code on this CPU is in the midst of using `Storage<R>` or the register. This is not called in a handler, and no
+    ///    handler that interrupts it calls it, or [`reset`](Self::reset). Otherwise there is a block half-way
+    ///    through what began without one, a handler too, or the block that a handler has registered is replaced.
     /// 2. No [`NoPreempt`](Register::NoPreempt) is alive that was made on this CPU.
     ///
     /// # Errors
@@ -131,8 +132,8 @@ impl<R: Register> Storage<R> {
         let header = block.claim().ok_or(RegisterError::AlreadyClaimed {
             block: block.index(),
         })?;
-        // SAFETY: `claim` succeeds once in the lifetime of a block, and it did so here, on this
-        // CPU, on which the code stays; the block is 'static and of the register's own types.
+        // SAFETY: the caller's promise. `claim` succeeds once in the lifetime of a block, and it did so here, on this
+        // CPU, which has none and on which the code stays; the block is 'static and of the register's own types.
         unsafe { R::store(header) };
         Ok(())
     }

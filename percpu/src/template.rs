@@ -154,7 +154,8 @@ macro_rules! cpu_local_variable {
 ///
 /// The macro takes an initial value as a `const`. Each use of a constant is a copy of the bytes that the
 /// compiler has computed for it, and a program may use it any number of times, on any CPU. The block of a CPU
-/// is one more use. A constant does not refer to itself, as its copies lie elsewhere; nor to a cell that the
+/// is one more use. A copy refers to what the constant does: not to its own place; at most to the value in the image, an
+/// opaque `Initial`, by which nobody reads or writes it; and not to a cell that the
 /// copies would share, as the compiler refuses a constant that refers to anything that changes, unless that is a
 /// `static`, which is `Sync`. The values in the image are neither used nor dropped, and the copies
 /// are never dropped, as blocks live for good.

@@ -35,7 +35,7 @@ impl ThreadSlot {
     ///
     /// # Safety
     ///
-    /// As there.
+    /// As there, for the register that it serves.
     pub unsafe fn store(&self, header: *const Header) {
         self.0.set(header);
     }

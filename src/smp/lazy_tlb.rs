@@ -28,8 +28,10 @@ pub fn enter_idle() {
 /// was mapped at run time is touched: first of all in every interrupt, and after the halt.
 #[inline]
 pub fn leave_idle() {
-    if Cpu::try_with_own(&IDLE, |idle| idle.exit()) == Some(true) {
-        tlb::flush_all();
-        count_flush();
-    }
+    Cpu::try_with_own(&IDLE, |idle| {
+        idle.exit(|| {
+            tlb::flush_all();
+            count_flush();
+        })
+    });
 }

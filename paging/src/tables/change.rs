@@ -201,7 +201,7 @@ impl<M: PhysicalMemory> Tables<M> {
     /// a cache type that exclude that ([`Alias::is_partly`]).
     ///
     /// If `freed` or `frames` panics, the pages that have not been released yet stay withdrawn for
-    /// good.
+    /// good, and tables may stay until something is unmapped there again.
     ///
     /// # Errors
     ///

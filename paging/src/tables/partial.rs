@@ -92,6 +92,8 @@ impl<M: PhysicalMemory> Tables<M> {
             let is_outside = last < window.start() || window.last() < virt;
             let is_inside = window.contains(virt) && window.contains(last);
             let entry = match Entry::decode(entry, level) {
+                // A withdrawn one too: its table may go back, and nobody would tell this root.
+                Entry::Absent => continue,
                 _ if is_outside => entry,
                 _ if is_inside => continue,
                 Entry::Table(Some(below)) => {
@@ -99,7 +101,7 @@ impl<M: PhysicalMemory> Tables<M> {
                     entry & !ADDRESS | below.start().get()
                 }
                 Entry::Leaf { .. } => return Err(TableError::AlreadyMapped { virt }),
-                Entry::Absent | Entry::Table(None) | Entry::Malformed => continue,
+                Entry::Table(None) | Entry::Malformed => continue,
             };
             let copied = self.table(copy)?;
             // Relaxed: the copy is published by whoever hands the new root on.

@@ -1038,6 +1038,27 @@ fn pages_come_back_to_the_tables_they_were_in() {
         .unwrap();
 }
 
+/// Their tables may go back, and nobody would tell the second root.
+#[test]
+fn a_second_root_has_nothing_of_pages_that_are_being_unmapped() {
+    let ram = Ram::new(TABLES_FROM);
+    let mut world = World::new(&ram);
+    let tables = &mut world.tables;
+    let page = range(BASE, 0x1000);
+    map(tables, &ram, BASE, 0x1000, PageSize::Size4KiB);
+    // SAFETY: nobody uses what these tables map.
+    let unmapping = unsafe { tables.unmap(page) }.unwrap();
+    let window = range(HALF_4 + (1 << 40), 1 << 39);
+    let second = tables.root_without(window, &ram).unwrap();
+    let completed = tables.complete(unmapping.flush(&Alone), &ram, &mut |_| ());
+    completed.unwrap();
+    // SAFETY: tables, which nobody changes.
+    let view = unsafe {
+        muster_paging::TableView::new(&ram, Levels::Four, Features::default(), second.root)
+    };
+    assert!(view.is_vacant(page));
+}
+
 #[test]
 fn what_a_second_root_shares_stays() {
     let ram = Ram::new(TABLES_FROM);
