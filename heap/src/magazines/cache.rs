@@ -8,7 +8,7 @@ use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicU64};
 use core::sync::atomic::{Ordering, compiler_fence};
 use core::{fmt, slice};
 
-use super::class::{CLASSES, Class, STRIDE};
+use super::class::{BINS, Bin, CLASSES, Class, FRAME, LARGE_BINS, MAX_LARGE_FRAMES, STRIDE};
 use super::statistics::Traffic;
 
 /// A block that nobody uses.
@@ -23,27 +23,28 @@ const SLOW: u8 = 2;
 /// There is no cache.
 const ABSENT: u8 = 3;
 
-/// Which slot each class's magazine begins with. It is always null: the end that a pop runs into.
-static BOTTOMS: [u32; CLASSES] = {
-    let mut bottoms = [0; CLASSES];
-    let mut class = 1;
-    while class < CLASSES {
-        bottoms[class] = bottoms[class - 1] + 1 + capacity(class - 1);
-        class += 1;
+/// Which slot each magazine begins with. It is always null: the end that a pop runs into.
+static BOTTOMS: [u32; BINS] = {
+    let mut bottoms = [0; BINS];
+    let mut bin = 1;
+    while bin < BINS {
+        bottoms[bin] = bottoms[bin - 1] + 1 + capacity(bin - 1);
+        bin += 1;
     }
     bottoms
 };
 
 /// The slot that a closed magazine's `top` is: null, so a pop finds nothing there, and not below any
 /// `end`, so a push finds no room.
-const CLOSED: u32 = BOTTOMS[CLASSES - 1] + 1 + capacity(CLASSES - 1);
+const CLOSED: u32 = BOTTOMS[BINS - 1] + 1 + capacity(BINS - 1);
 
 const SLOTS: usize = CLOSED as usize + 1;
 
 /// The cache of CPUs that have none yet: code that uses it takes from the slabs.
 pub static NO_CACHE: CpuCache = CpuCache::in_state(ABSENT);
 
-/// One CPU's cache: a magazine of free blocks for each size class. Some 30 KiB.
+/// One CPU's cache: a magazine of free blocks for each size class, and for large blocks of each number of frames up to 64.
+/// Some 33 KiB.
 ///
 /// The kernel keeps it wherever it keeps what belongs to a CPU, all zeroes at first, which is also
 /// what [`new`](Self::new) makes. Only the CPU itself writes to it; the methods here only read.
@@ -87,20 +88,26 @@ pub static NO_CACHE: CpuCache = CpuCache::in_state(ABSENT);
 #[repr(C, align(128))]
 pub struct CpuCache {
     state: AtomicU8,
-    /// The number of classes that the CPU has yet to drain, because it was asked to inside the heap:
+    /// The number of magazines that the CPU has yet to drain, because it was asked to inside the heap:
     /// the last of them first.
     undrained: AtomicU8,
     /// Bytes allocated on this CPU, as asked for, and bytes freed: both only grow.
     pub(super) allocated: AtomicU64,
     pub(super) freed: AtomicU64,
-    pub(super) magazines: [Magazine; CLASSES],
+    pub(super) magazines: [Magazine; BINS],
     pub(super) slots: UnsafeCell<[*mut u8; SLOTS]>,
     /// A block of each class for code that interrupts this CPU on a slow path, or null.
     reserve: [AtomicPtr<u8>; CLASSES],
     tallies: [Tally; CLASSES],
+    /// Frames of large blocks that there may be, if the magazines are as full as they may be now.
+    large_frames: AtomicU32,
+    /// A bit for each bin of large blocks: whether it may have any.
+    grown: AtomicU64,
+    /// The number of the bin of large blocks, among these, that makes room next, if it has some.
+    victim: AtomicU8,
 }
 
-/// The free blocks of one class: those in the slots above the class's bottom, up to `top`. The
+/// The free blocks of one class, or large ones: those in the slots above the magazine's bottom, up to `top`. The
 /// blocks themselves are not touched. All zeroes, so both empty and full, until first used.
 ///
 /// `top` and `end` are less than [`SLOTS`].
@@ -161,7 +168,7 @@ impl CpuCache {
                     end: AtomicU32::new(0),
                     allocations: AtomicU64::new(0),
                 }
-            }; CLASSES],
+            }; BINS],
             slots: UnsafeCell::new([ptr::null_mut(); SLOTS]),
             reserve: [const { AtomicPtr::new(ptr::null_mut()) }; CLASSES],
             tallies: [const {
@@ -170,33 +177,59 @@ impl CpuCache {
                     flushes: AtomicU64::new(0),
                 }
             }; CLASSES],
+            large_frames: AtomicU32::new(0),
+            grown: AtomicU64::new(0),
+            victim: AtomicU8::new(0),
         }
     }
 
     /// Returns the CPU's figures for a class. Exact while the CPU doesn't use the heap.
     pub fn statistics(&self, class: Class) -> MagazineStatistics {
-        let magazine = &self.magazines[class];
         let tally = &self.tallies[class];
+        let (blocks, limit) = self.blocks(class.into());
+        MagazineStatistics {
+            allocations: self
+                .magazine(class.into())
+                .allocations
+                .load(Ordering::Relaxed),
+            refills: tally.refills.load(Ordering::Relaxed),
+            flushes: tally.flushes.load(Ordering::Relaxed),
+            cached_blocks: blocks
+                + usize::from(!self.reserve[class].load(Ordering::Relaxed).is_null()),
+            limit,
+        }
+    }
+
+    /// Returns the bytes in large blocks that the CPU keeps to itself: those of up to 64 frames, aligned to no more than one.
+    /// Exact while it doesn't use the heap.
+    pub fn cached_large_bytes(&self) -> usize {
+        self.large().1
+    }
+
+    /// Returns how many large blocks the CPU keeps to itself, and their bytes.
+    pub(super) fn large(&self) -> (usize, usize) {
+        Bin::all_large().fold((0, 0), |(blocks, bytes), bin| {
+            let count = self.blocks(bin).0;
+            let frames = bin.class().err().unwrap_or(0);
+            (blocks + count, bytes + count * frames * FRAME)
+        })
+    }
+
+    /// Returns how many blocks are in a magazine, and how many may be now.
+    fn blocks(&self, bin: Bin) -> (usize, usize) {
+        let magazine = self.magazine(bin);
         let end = magazine.end.load(Ordering::Relaxed);
         // A magazine that is closed just now counts as empty.
         let top = Some(magazine.top.load(Ordering::Relaxed)).filter(|&top| top <= end);
-        let above_bottom = |slot: u32| slot.saturating_sub(BOTTOMS[class]) as usize;
-        MagazineStatistics {
-            allocations: magazine.allocations.load(Ordering::Relaxed),
-            refills: tally.refills.load(Ordering::Relaxed),
-            flushes: tally.flushes.load(Ordering::Relaxed),
-            cached_blocks: top.map_or(0, above_bottom)
-                + usize::from(!self.reserve[class].load(Ordering::Relaxed).is_null()),
-            limit: above_bottom(end),
-        }
+        let above_bottom = |slot: u32| slot.saturating_sub(BOTTOMS[bin]) as usize;
+        (top.map_or(0, above_bottom), above_bottom(end))
     }
 
     /// Returns the bytes in free blocks that the CPU keeps to itself. Exact while it doesn't use the
     /// heap; but a block that shrank where it was counts as of its new size, though all of it is kept.
     pub fn cached_bytes(&self) -> usize {
-        Class::all()
-            .map(|class| self.statistics(class).cached_blocks * class.size())
-            .sum()
+        let small = Class::all().map(|class| self.statistics(class).cached_blocks * class.size());
+        small.sum::<usize>() + self.large().1
     }
 
     /// Returns whether the CPU may have blocks that it would give back if it were asked to drain: it
@@ -231,11 +264,11 @@ impl CpuCache {
     /// Runs the fast path of an allocation of `size` bytes, flagged or uninterrupted. `None`: take
     /// the slow path.
     #[inline(always)]
-    pub(super) fn pop<const FLAGGED: bool>(&self, class: Class, size: usize) -> Option<Block> {
+    pub(super) fn pop<const FLAGGED: bool>(&self, bin: Bin, size: usize) -> Option<Block> {
         if FLAGGED && !self.begin() {
             return None;
         }
-        let magazine = self.magazine(class);
+        let magazine = self.magazine(bin);
         let top = magazine.top.load(Ordering::Relaxed);
         // SAFETY: (1) `top` is less than `SLOTS`; (2) only this CPU, once at a time, gets here.
         let block = unsafe { self.slot(top).read() };
@@ -255,16 +288,11 @@ impl CpuCache {
     /// Runs the fast path of a free of `size` bytes, flagged or uninterrupted. `false`: take the
     /// slow path.
     #[inline(always)]
-    pub(super) fn push<const FLAGGED: bool>(
-        &self,
-        class: Class,
-        block: Block,
-        size: usize,
-    ) -> bool {
+    pub(super) fn push<const FLAGGED: bool>(&self, bin: Bin, block: Block, size: usize) -> bool {
         if FLAGGED && !self.begin() {
             return false;
         }
-        let magazine = self.magazine(class);
+        let magazine = self.magazine(bin);
         let top = magazine.top.load(Ordering::Relaxed);
         let has_room = top < magazine.end.load(Ordering::Relaxed);
         if has_room {
@@ -312,9 +340,9 @@ impl CpuCache {
     }
 
     #[inline(always)]
-    fn magazine(&self, class: Class) -> &Magazine {
-        // SAFETY: a class's offset is its number times the size of a magazine.
-        unsafe { &*(&raw const self.magazines).byte_add(class.offset()).cast() }
+    fn magazine(&self, bin: Bin) -> &Magazine {
+        // SAFETY: a bin's offset is its number times the size of a magazine.
+        unsafe { &*(&raw const self.magazines).byte_add(bin.offset()).cast() }
     }
 
     /// Returns the slot of this number.
@@ -355,9 +383,9 @@ impl CpuCache {
         NonNull::new(self.reserve[class].swap(ptr::null_mut(), Ordering::Relaxed))
     }
 
-    /// Asks the CPU to drain on its next slow paths, a class on each.
+    /// Asks the CPU to drain on its next slow paths, a magazine on each.
     pub(super) fn request_drain(&self) {
-        self.undrained.store(CLASSES as u8, Ordering::Relaxed);
+        self.undrained.store(BINS as u8, Ordering::Relaxed);
     }
 }
 
@@ -410,11 +438,12 @@ impl Owner<'_> {
         self.0.cache
     }
 
-    /// Closes a class's magazine to all others, for as long as the result lives.
-    pub(super) fn close(&mut self, class: Class) -> Closed<'_> {
+    /// Closes a magazine to all others, for as long as the result lives.
+    pub(super) fn close(&mut self, bin: impl Into<Bin>) -> Closed<'_> {
         let cache = self.0.cache;
-        let magazine = &cache.magazines[class];
-        let bottom = BOTTOMS[class];
+        let bin = bin.into();
+        let magazine = cache.magazine(bin);
+        let bottom = BOTTOMS[bin];
         // One exchange: what an NMI does with the magazine until now counts, and from now on it
         // does nothing.
         let top = magazine.top.swap(CLOSED, Ordering::Relaxed);
@@ -422,14 +451,14 @@ impl Owner<'_> {
         let end = magazine.end.load(Ordering::Relaxed);
         let mut closed = Closed {
             cache,
-            class,
+            bin,
             blocks: top.saturating_sub(bottom) as usize,
             limit: end.saturating_sub(bottom) as usize,
             _owner: PhantomData,
         };
         if end == 0 {
             closed.blocks = 0;
-            closed.limit = class.first_limit();
+            closed.limit = bin.first_limit();
         }
         closed
     }
@@ -439,8 +468,8 @@ impl Owner<'_> {
         self.cache().take_reserve(class)
     }
 
-    /// Returns the next class to drain, if the CPU has been asked to.
-    pub(super) fn next_undrained(&mut self) -> Option<Class> {
+    /// Returns the next magazine to drain, if the CPU has been asked to.
+    pub(super) fn next_undrained(&mut self) -> Option<Bin> {
         // Relaxed, and in two steps: only this CPU uses it. A request that an NMI makes in between is
         // lost; the code that asked knows from `drain` that it has to ask again.
         let left = self
@@ -449,7 +478,55 @@ impl Owner<'_> {
             .load(Ordering::Relaxed)
             .checked_sub(1)?;
         self.cache().undrained.store(left, Ordering::Relaxed);
-        Class::from_index(left.into())
+        Bin::from_index(left.into())
+    }
+
+    /// Makes room in the magazine for one more large block of this bin. The blocks that leave the cache for it go to `empty`,
+    /// with their number of frames, and for one step at most as many as the cache holds. `false`: there is none.
+    pub(super) fn make_room(&mut self, bin: Bin, mut empty: impl FnMut(&[Block], usize)) -> bool {
+        let Err(frames) = bin.class() else {
+            return false;
+        };
+        for _ in 0..=LARGE_BINS {
+            // Relaxed: only this CPU, on a slow path, writes it.
+            let kept = self.cache().large_frames.load(Ordering::Relaxed) as usize;
+            let mut closed = self.close(bin);
+            if closed.limit == bin.capacity() {
+                closed.take_oldest(1, |blocks| empty(blocks, frames));
+                return true;
+            }
+            if kept + frames <= MAX_LARGE_FRAMES {
+                closed.set_limit(closed.limit + 1, frames);
+                return true;
+            }
+            drop(closed);
+            match self.next_victim() {
+                Some(victim) => self.empty_large(victim, &mut empty),
+                None => break,
+            }
+        }
+        false
+    }
+
+    /// Returns the bin of large blocks, one after the other, that makes room next.
+    fn next_victim(&mut self) -> Option<Bin> {
+        let cache = self.cache();
+        // Relaxed, and in two steps, as above.
+        let first = cache.victim.load(Ordering::Relaxed);
+        let grown = cache.grown.load(Ordering::Relaxed);
+        let next = grown.rotate_right(first.into()).trailing_zeros();
+        let number = (u32::from(first) + next) % u64::BITS;
+        cache
+            .victim
+            .store((number + 1) as u8 % u64::BITS as u8, Ordering::Relaxed);
+        Bin::from_index(CLASSES + number as usize).filter(|_| grown != 0)
+    }
+
+    /// Passes all blocks of a bin of large ones to `empty`, with their number of frames, and lets it have none for now.
+    pub(super) fn empty_large(&mut self, bin: Bin, empty: &mut impl FnMut(&[Block], usize)) {
+        if let Err(frames) = bin.class() {
+            self.close(bin).empty(|blocks| empty(blocks, frames));
+        }
     }
 
     /// Counts a block past the magazines. An NMI's fast path may add to it at the same time.
@@ -467,10 +544,10 @@ impl Owner<'_> {
 /// A magazine that no other code can use until this is dropped.
 pub(super) struct Closed<'a> {
     cache: &'a CpuCache,
-    class: Class,
+    bin: Bin,
     /// The number of blocks.
     blocks: usize,
-    /// The maximum number of blocks now: at most the class's capacity.
+    /// The maximum number of blocks now: at most the magazine's capacity.
     limit: usize,
     /// One magazine is closed at a time.
     _owner: PhantomData<&'a mut ()>,
@@ -479,13 +556,13 @@ pub(super) struct Closed<'a> {
 impl Closed<'_> {
     /// Returns the memory for the blocks, of which the first `blocks` are there.
     fn memory(&mut self) -> &mut [MaybeUninit<Block>] {
-        // SAFETY: (1) the class's slots but the lowest are this many, and hold pointers, which a
+        // SAFETY: (1) the magazine's slots but the lowest are this many, and hold pointers, which a
         // `MaybeUninit<NonNull>` is as large as; (2) the magazine is closed and the state `SLOW`, and
         // code that interrupts this leaves both alone: no other code reads or writes there while `self`
         // is borrowed.
         unsafe {
-            let first = self.cache.slot(BOTTOMS[self.class] + 1);
-            slice::from_raw_parts_mut(first.cast(), capacity(self.class.index()) as usize)
+            let first = self.cache.slot(BOTTOMS[self.bin] + 1);
+            slice::from_raw_parts_mut(first.cast(), self.bin.capacity())
         }
     }
 
@@ -495,7 +572,7 @@ impl Closed<'_> {
         // SAFETY: the first `blocks` are there.
         let block = unsafe { self.memory().get(last)?.assume_init() };
         self.blocks = last;
-        count(&self.cache.magazines[self.class].allocations);
+        count(&self.cache.magazine(self.bin).allocations);
         // An NMI's fast path may add to it at the same time.
         (self.cache.allocated).fetch_add(size as u64, Ordering::Relaxed);
         Some(block)
@@ -523,12 +600,28 @@ impl Closed<'_> {
 
     /// Lets the magazine hold more, if it may, as a miss shows that it is too small.
     fn grow(&mut self) {
-        self.limit = (self.limit * 2).min(capacity(self.class.index()) as usize);
+        self.limit = (self.limit * 2).min(self.bin.capacity());
+    }
+
+    /// Lets a magazine of large blocks hold this many, of this many frames each.
+    fn set_limit(&mut self, limit: usize, frames: usize) {
+        let cache = self.cache;
+        // Relaxed, and in two steps: only this CPU, on a slow path, uses them.
+        let kept = cache.large_frames.load(Ordering::Relaxed) as usize;
+        let now = kept + limit * frames - self.limit * frames;
+        cache.large_frames.store(now as u32, Ordering::Relaxed);
+        let (bit, grown) = (self.bin.large_bit(), cache.grown.load(Ordering::Relaxed));
+        let grown = if limit > 0 { grown | bit } else { grown & !bit };
+        cache.grown.store(grown, Ordering::Relaxed);
+        self.limit = limit;
     }
 
     /// Fills the reserve with a block, if the magazine has one.
     pub(super) fn keep_reserve(&mut self) {
-        let reserve = &self.cache.reserve[self.class];
+        let Ok(class) = self.bin.class() else {
+            return;
+        };
+        let reserve = &self.cache.reserve[class];
         if reserve.load(Ordering::Relaxed).is_null() {
             // Code that interrupts this only takes, so the reserve is still empty afterwards.
             self.take_oldest(1, |blocks| {
@@ -550,7 +643,7 @@ impl Closed<'_> {
         }
         // A miss that could not be refilled does not count.
         if self.blocks > 0 {
-            count(&self.cache.tallies[self.class].refills);
+            self.count(|tally| &tally.refills);
             self.grow();
         }
     }
@@ -558,14 +651,23 @@ impl Closed<'_> {
     /// Passes the blocks that have been here longest to `empty`, as many as move at once.
     pub(super) fn flush(&mut self, empty: impl FnOnce(&[Block])) {
         self.take_oldest(self.batch(), empty);
-        count(&self.cache.tallies[self.class].flushes);
+        self.count(|tally| &tally.flushes);
         self.grow();
+    }
+
+    fn count(&self, counter: impl Fn(&Tally) -> &AtomicU64) {
+        if let Ok(class) = self.bin.class() {
+            count(counter(&self.cache.tallies[class]));
+        }
     }
 
     /// Passes all blocks to `empty`, and makes the magazine as small as at first.
     pub(super) fn empty(&mut self, empty: impl FnOnce(&[Block])) {
         self.take_oldest(usize::MAX, empty);
-        self.limit = self.class.first_limit();
+        match self.bin.class() {
+            Ok(class) => self.limit = class.first_limit(),
+            Err(frames) => self.set_limit(0, frames),
+        }
     }
 
     fn take_oldest(&mut self, max: usize, empty: impl FnOnce(&[Block])) {
@@ -586,8 +688,8 @@ impl Closed<'_> {
 
 impl Drop for Closed<'_> {
     fn drop(&mut self) {
-        let magazine = &self.cache.magazines[self.class];
-        let bottom = BOTTOMS[self.class];
+        let magazine = self.cache.magazine(self.bin);
+        let bottom = BOTTOMS[self.bin];
         // Both casts are exact: there are fewer slots than that. The `end` first: a closed
         // magazine has no room, whatever that is.
         magazine
@@ -600,10 +702,10 @@ impl Drop for Closed<'_> {
     }
 }
 
-/// Returns how many blocks of a class a CPU caches at most.
-const fn capacity(class: usize) -> u32 {
-    match Class::from_index(class) {
-        Some(class) => 2 * class.depth() as u32,
+/// Returns how many blocks a magazine holds at most.
+const fn capacity(bin: usize) -> u32 {
+    match Bin::from_index(bin) {
+        Some(bin) => bin.capacity() as u32,
         None => 0,
     }
 }
@@ -621,4 +723,4 @@ fn add(counter: &AtomicU64, amount: u64) {
     counter.store(value.wrapping_add(amount), Ordering::Relaxed);
 }
 
-const _: () = assert!(CLASSES <= u8::MAX as usize);
+const _: () = assert!(BINS <= u8::MAX as usize);

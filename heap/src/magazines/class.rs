@@ -31,10 +31,10 @@ const MIN_DEPTH: usize = 8;
 pub(super) const MAX_DEPTH: usize = 128;
 
 /// The budget of one CPU: the most bytes that it keeps to itself, when all its magazines have grown
-/// to their full depth and are full, and so is its reserve. Less than 1.3 MiB. A block that shrank where
+/// to their full depth and are full, and so is its reserve. Less than 2.3 MiB. A block that shrank where
 /// it was, as no memory was left ([`MagazineHeap`](super::MagazineHeap)), is larger than it counts here.
 pub const MAX_CACHED: usize = {
-    let mut bytes = 0;
+    let mut bytes = MAX_LARGE_FRAMES * FRAME;
     let mut class = 0;
     while let Some(this) = Class::from_index(class) {
         bytes += (2 * this.depth() + 1) * this.size();
@@ -113,12 +113,6 @@ impl Class {
         }
     }
 
-    /// Returns the class's number times [`STRIDE`].
-    #[inline(always)]
-    pub(super) const fn offset(self) -> usize {
-        self.0 as usize
-    }
-
     /// Returns the class's number, counted from 0.
     #[inline(always)]
     pub const fn index(self) -> usize {
@@ -175,6 +169,110 @@ impl Class {
         // up to the largest slab's size, which a test goes through one by one.
         let index = ((offset as u64 * INVERSE[self]) >> 32) as usize;
         (index * self.size() == offset).then_some(index)
+    }
+}
+
+/// The most frames of a large block that a magazine holds.
+const MAX_RUN: usize = 64;
+/// The fewest frames of a large block.
+const MIN_RUN: usize = MAX_CLASS_SIZE / FRAME + 1;
+
+/// The number of magazines of a CPU: one for each class, and one for large blocks of each number of frames up to
+/// [`MAX_RUN`].
+pub(super) const BINS: usize = CLASSES + LARGE_BINS;
+/// Those for large blocks.
+pub(super) const LARGE_BINS: usize = MAX_RUN - MIN_RUN + 1;
+
+/// The most frames that a CPU keeps in large blocks.
+pub(super) const MAX_LARGE_FRAMES: usize = 256;
+
+/// What a magazine is for: the blocks of a class, or large blocks of one number of frames.
+///
+/// As for a [`Class`], the value is the magazine's number times [`STRIDE`], and the number is less than [`BINS`].
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Bin(u16);
+
+impl Bin {
+    /// Returns the bin of large blocks with this layout, which no class serves; `None` if it takes more frames than a
+    /// magazine holds, or they are to be aligned to more than a frame.
+    #[inline]
+    pub(super) const fn of_large(layout: Layout) -> Option<Self> {
+        let frames = layout.size().div_ceil(FRAME);
+        if layout.align() > FRAME || frames < MIN_RUN || frames > MAX_RUN {
+            return None;
+        }
+        Self::from_index(CLASSES + frames - MIN_RUN)
+    }
+
+    pub(super) const fn from_index(index: usize) -> Option<Self> {
+        if index < BINS {
+            Some(Self((index * STRIDE) as u16))
+        } else {
+            None
+        }
+    }
+
+    /// Returns all bins of large blocks, from that of the fewest frames.
+    pub(super) fn all_large() -> impl Iterator<Item = Self> {
+        (CLASSES..BINS).filter_map(Self::from_index)
+    }
+
+    /// Returns the bit of a bin of large blocks in a word that has one for each.
+    pub(super) const fn large_bit(self) -> u64 {
+        const { assert!(LARGE_BINS <= u64::BITS as usize) };
+        1 << self.index().saturating_sub(CLASSES)
+    }
+
+    /// Returns the number times [`STRIDE`].
+    #[inline(always)]
+    pub(super) const fn offset(self) -> usize {
+        self.0 as usize
+    }
+
+    #[inline(always)]
+    pub(super) const fn index(self) -> usize {
+        self.0 as usize / STRIDE
+    }
+
+    /// Returns the class, or else how many frames the large blocks have.
+    pub(super) const fn class(self) -> Result<Class, usize> {
+        match Class::from_index(self.index()) {
+            Some(class) => Ok(class),
+            None => Err(self.index() - CLASSES + MIN_RUN),
+        }
+    }
+
+    /// Returns how many blocks a CPU caches at most: twice a class's depth, and large blocks of [`MAX_RUN`] frames together.
+    pub(super) const fn capacity(self) -> usize {
+        match self.class() {
+            Ok(class) => 2 * class.depth(),
+            Err(frames) => MAX_RUN / frames,
+        }
+    }
+
+    /// Returns how many blocks a magazine may have at first: no large one, before one has been freed.
+    pub(super) const fn first_limit(self) -> usize {
+        match self.class() {
+            Ok(class) => class.first_limit(),
+            Err(_) => 0,
+        }
+    }
+}
+
+impl From<Class> for Bin {
+    #[inline(always)]
+    fn from(class: Class) -> Self {
+        Self(class.0)
+    }
+}
+
+impl<T> Index<Bin> for [T; BINS] {
+    type Output = T;
+
+    #[inline(always)]
+    fn index(&self, bin: Bin) -> &T {
+        // SAFETY: a bin's number is less than `BINS`, see the type.
+        unsafe { self.get_unchecked(bin.index()) }
     }
 }
 
@@ -271,12 +369,12 @@ mod tests {
 
     #[test]
     fn a_cpu_caches_what_the_documentation_says() {
-        const { assert!(MAX_CACHED * 10 <= 13 << 20) };
+        const { assert!(MAX_CACHED * 10 <= 23 << 20) };
         let magazines: usize = Class::all()
             .map(|class| 2 * class.depth() * class.size())
             .sum();
         let reserve: usize = Class::all().map(Class::size).sum();
-        assert_eq!(MAX_CACHED, magazines + reserve);
+        assert_eq!(MAX_CACHED, magazines + reserve + (1 << 20));
     }
 
     #[test]

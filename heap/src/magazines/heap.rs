@@ -15,7 +15,7 @@ use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use core::{fmt, slice};
 
 use super::cache::{Block, Entry};
-use super::class::{CLASSES, Class, MAX_DEPTH};
+use super::class::{BINS, Bin, CLASSES, Class, MAX_DEPTH};
 use super::context::Context;
 use super::deferred::DeferredList;
 use super::depot::{Depot, MAGAZINES};
@@ -135,7 +135,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
     }
 
     /// Drains this CPU's cache into the slabs, and returns the frames that become free. One
-    /// class after another, with interrupts disabled for each.
+    /// magazine after another, with interrupts disabled for each.
     ///
     /// For a CPU that is asked to by another one's [`FramePlatform::drain_others`], and for one that
     /// goes idle. `false`: this code interrupted the CPU inside the heap. The CPU drains on its next
@@ -147,12 +147,12 @@ impl<P: FramePlatform> MagazineHeap<P> {
     pub fn drain(&self) -> bool {
         let _preemption = self.platform().disable_preemption();
         self.free_deferred();
-        for class in Class::all() {
+        for bin in (0..BINS).filter_map(Bin::from_index) {
             let drained = {
                 let _interrupts = self.platform().disable_interrupts();
                 let cache = self.platform().cache();
                 match cache.enter() {
-                    Entry::Owner(mut owner) => self.drain_class(&mut owner, class),
+                    Entry::Owner(mut owner) => self.drain_bin(&mut owner, bin),
                     Entry::Guest(_) | Entry::Nested => {
                         if !cache.exists() {
                             return true;
@@ -244,6 +244,9 @@ impl<P: FramePlatform> MagazineHeap<P> {
                 cached_blocks += blocks;
                 cached_bytes += blocks * class.size();
             }
+            let (blocks, bytes) = cache.large();
+            cached_blocks += blocks;
+            cached_bytes += bytes;
         });
         let mut used = self.shared.large_blocks.load(Ordering::Relaxed);
         let waiting = self.shared.waiting.load(Ordering::Relaxed);
@@ -297,6 +300,18 @@ impl<P: FramePlatform> MagazineHeap<P> {
     #[cold]
     #[inline(never)]
     fn allocate_slowly(&self, layout: Layout) -> *mut u8 {
+        if let Some(bin) = Bin::of_large(layout)
+            && let Some(block) = self.pop(bin, layout.size())
+        {
+            return block.as_ptr();
+        }
+        self.allocate_uncached(layout)
+    }
+
+    /// Serves an allocation that no magazine can.
+    // Apart, as what it saves on its stack costs more than a large block from a magazine does.
+    #[inline(never)]
+    fn allocate_uncached(&self, layout: Layout) -> *mut u8 {
         let block = match Class::of(layout) {
             Some(class) => self.allocate_small(class, layout),
             None => self.allocate_large(layout),
@@ -315,6 +330,10 @@ impl<P: FramePlatform> MagazineHeap<P> {
     #[cold]
     #[inline(never)]
     unsafe fn free_slowly(&self, block: Block, layout: Layout) {
+        let bin = Bin::of_large(layout);
+        if bin.is_some_and(|bin| self.push(bin, block, layout.size())) {
+            return;
+        }
         match Class::of(layout) {
             Some(class) => {
                 if !self.push(class, block, layout.size()) {
@@ -322,7 +341,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
                 }
             }
             // SAFETY: the caller's promise.
-            None => unsafe { self.free_large(block, layout) },
+            None => unsafe { self.free_large(block, layout, bin) },
         }
     }
 

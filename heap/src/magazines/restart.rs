@@ -7,7 +7,7 @@ use core::arch::{asm, global_asm};
 use core::mem::offset_of;
 
 use super::cache::{Block, CpuCache, Magazine};
-use super::class::Class;
+use super::class::Bin;
 use super::{FastPath, FramePlatform};
 
 /// Offsets within a [`CpuCache`].
@@ -93,9 +93,9 @@ const fn cache<P: FramePlatform>() -> usize {
 ///
 /// The platform's fast path is [`FastPath::Restarted`].
 #[inline(always)]
-pub(super) unsafe fn pop<P: FramePlatform>(class: Class, size: usize) -> Option<Block> {
+pub(super) unsafe fn pop<P: FramePlatform>(bin: Bin, size: usize) -> Option<Block> {
     let block: *mut u8;
-    // SAFETY: (1) a class's offset leads to its magazine, whose `top` is the number of a slot: the
+    // SAFETY: (1) a bin's offset leads to its magazine, whose `top` is the number of a slot: the
     // platform's promise and the cache's; (2) the first three instructions write registers only, the
     // last one changes `top` for this CPU if the block is not null, and so takes it out; (3) whatever
     // interrupts the sequence and uses the cache makes sure that it restarts, so `top` is still what
@@ -103,14 +103,14 @@ pub(super) unsafe fn pop<P: FramePlatform>(class: Class, size: usize) -> Option<
     unsafe {
         asm!(
             "2:",
-            "mov {top:e}, dword ptr gs:[{class} + {TOP}]",
+            "mov {top:e}, dword ptr gs:[{bin} + {TOP}]",
             "mov {block}, qword ptr gs:[{top} * 8 + {SLOTS}]",
             // Carry if it is null; so minus one, or minus one plus one.
             "cmp {block}, 1",
-            "adc dword ptr gs:[{class} + {TOP}], -1",
+            "adc dword ptr gs:[{bin} + {TOP}], -1",
             "3:",
             table_line!(),
-            class = in(reg) class.offset(),
+            bin = in(reg) bin.offset(),
             top = out(reg) _,
             block = out(reg) block,
             TOP = const cache::<P>() + TOP,
@@ -122,9 +122,9 @@ pub(super) unsafe fn pop<P: FramePlatform>(class: Class, size: usize) -> Option<
     // SAFETY: one instruction each on counters of this CPU, so nothing can come in between.
     unsafe {
         asm!(
-            "inc qword ptr gs:[{class} + {ALLOCATIONS}]",
+            "inc qword ptr gs:[{bin} + {ALLOCATIONS}]",
             "add qword ptr gs:[{ALLOCATED}], {size}",
-            class = in(reg) class.offset(),
+            bin = in(reg) bin.offset(),
             size = in(reg) size,
             ALLOCATIONS = const cache::<P>() + ALLOCATIONS,
             ALLOCATED = const cache::<P>() + ALLOCATED,
@@ -140,21 +140,21 @@ pub(super) unsafe fn pop<P: FramePlatform>(class: Class, size: usize) -> Option<
 ///
 /// The platform's fast path is [`FastPath::Restarted`].
 #[inline(always)]
-pub(super) unsafe fn push<P: FramePlatform>(class: Class, block: Block, size: usize) -> bool {
+pub(super) unsafe fn push<P: FramePlatform>(bin: Bin, block: Block, size: usize) -> bool {
     // SAFETY: as for `pop`; the only memory that is written before the last instruction is a slot
     // above `top` and at most `end`, which is free; and the counter as there.
     unsafe {
         asm!(
             "2:",
-            "mov {top:e}, dword ptr gs:[{class} + {TOP}]",
-            "cmp {top:e}, dword ptr gs:[{class} + {END}]",
+            "mov {top:e}, dword ptr gs:[{bin} + {TOP}]",
+            "cmp {top:e}, dword ptr gs:[{bin} + {END}]",
             "jae {full}",
             "mov qword ptr gs:[{top} * 8 + {SLOTS} + 8], {block}",
-            "inc dword ptr gs:[{class} + {TOP}]",
+            "inc dword ptr gs:[{bin} + {TOP}]",
             "3:",
             "add qword ptr gs:[{FREED}], {size}",
             table_line!(),
-            class = in(reg) class.offset(),
+            bin = in(reg) bin.offset(),
             block = in(reg) block.as_ptr(),
             size = in(reg) size,
             top = out(reg) _,

@@ -167,15 +167,16 @@ fn what_a_cpu_drains_by_itself_is_found_after_a_relief_that_did_not_help() {
 
 #[test]
 fn a_cpu_that_could_not_drain_is_asked_again() {
-    let heap = heap_that_drains(64);
+    let heap = heap_that_drains(256);
     let cpus = heap.platform();
     cpus.go_to(1);
-    let small = layout(3 * FRAME, 8);
+    // More frames than a block has that a CPU keeps.
+    let small = layout(65 * FRAME, 8);
     let hole = alloc(&heap, small).unwrap();
     warm(&heap);
     free(&heap, hole, small);
     let all = cpus.machine.frames_left() + heap.totals().frames();
-    let large = layout((all - 3) * FRAME, 8);
+    let large = layout((all - 65) * FRAME, 8);
     let refusals = heap.totals().refusals;
     let of_cpu_0 = heap.clone();
     INTERRUPTION.set(Some(Box::new(move || {

@@ -10,7 +10,7 @@ use core::ptr::{self, NonNull};
 use std::cell::Cell;
 
 use muster_heap::hosted::HostedFrames;
-use muster_heap::{CpuCache, FastPath, FramePlatform, MagazineHeap, resume};
+use muster_heap::{CpuCache, FRAME, FastPath, FramePlatform, MagazineHeap, resume};
 
 use crate::layout;
 
@@ -139,27 +139,31 @@ fn step(at: usize, handler: Handler<'_>, work: &dyn Fn()) -> bool {
 const SIZE: usize = 64;
 const LAYOUT: Layout = Layout::new::<[u8; SIZE]>();
 
-struct Test<M: 'static>(&'static MagazineHeap<M>);
+/// A heap, and the layout of the blocks that are allocated from it.
+struct Test<M: 'static>(&'static MagazineHeap<M>, Layout);
 
 impl<M: Machine> Test<M> {
     fn alloc(&self) -> Option<NonNull<u8>> {
         // SAFETY: the size is not zero.
-        let block = NonNull::new(unsafe { self.0.alloc(LAYOUT) });
+        let block = NonNull::new(unsafe { self.0.alloc(self.1) });
         if let Some(block) = block {
-            // SAFETY: the block has this many bytes.
-            unsafe { block.write_bytes(block.addr().get() as u8 | 1, SIZE) };
+            self.mark(block);
         }
         block
     }
 
+    fn mark(&self, block: NonNull<u8>) {
+        // SAFETY: the block has this many bytes.
+        unsafe { block.write_bytes(pattern(block), SIZE) };
+    }
+
     fn free(&self, block: NonNull<u8>) {
-        let pattern = block.addr().get() as u8 | 1;
         for byte in 0..SIZE {
             // SAFETY: live, and so long.
-            assert_eq!(unsafe { block.add(byte).read() }, pattern);
+            assert_eq!(unsafe { block.add(byte).read() }, pattern(block));
         }
         // SAFETY: the tests free what they allocated, once.
-        unsafe { self.0.dealloc(block.as_ptr(), LAYOUT) };
+        unsafe { self.0.dealloc(block.as_ptr(), self.1) };
     }
 
     /// Returns several blocks, or fewer where memory is out of reach.
@@ -194,14 +198,15 @@ impl<M: Machine> Test<M> {
     }
 }
 
-/// Interrupts all that may be interrupted, by all that may interrupt it, with a magazine that is new,
-/// empty, full or in between.
-fn run<M: Machine>() {
-    /// More than the magazine of a class holds at most, so that it is refilled and flushed.
-    const MANY: usize = 300;
+/// What a block's first bytes are while it is live: other bytes than in most others, of any size.
+fn pattern(block: NonNull<u8>) -> u8 {
+    let address = block.addr().get();
+    (address ^ address >> 12) as u8 | 1
+}
 
+/// Makes this thread a CPU that can be interrupted at each instruction.
+fn start<M: Machine>() -> &'static MagazineHeap<M> {
     let heap: &'static MagazineHeap<M> = Box::leak(Box::new(MagazineHeap::new(M::NEW)));
-    let test = Test(heap);
     heap.platform().start_cpu();
     let action = libc::sigaction {
         sa_sigaction: on_trap as extern "C" fn(_, _, _) as usize,
@@ -214,6 +219,17 @@ fn run<M: Machine>() {
     // that need no start.
     let result = unsafe { libc::sigaction(libc::SIGTRAP, &action, ptr::null_mut()) };
     assert_eq!(result, 0);
+    heap
+}
+
+/// Interrupts all that may be interrupted, by all that may interrupt it, with a magazine that is new,
+/// empty, full or in between.
+fn run<M: Machine>() {
+    /// More than the magazine of a class holds at most, so that it is refilled and flushed.
+    const MANY: usize = 300;
+
+    let heap = start::<M>();
+    let test = Test(heap, LAYOUT);
 
     let mine = [const { Cell::new(None) }; MANY];
     let theirs = [const { Cell::new(None) }; MANY];
@@ -318,6 +334,115 @@ fn run<M: Machine>() {
     give_all_back();
     println!("interrupted {times} times");
     assert!(times > 1000);
+}
+
+/// The same for large blocks that a CPU keeps: when it has none, some, or as many as it may.
+fn run_large<M: Machine>() {
+    const FRAMES: usize = 5;
+    /// More than the CPU keeps.
+    const MANY: usize = 16;
+
+    let heap = start::<M>();
+    let test = Test(heap, layout(FRAMES * FRAME, 8));
+    let other = Test(heap, layout(40 * FRAME, 8));
+    let mine = [const { Cell::new(None) }; MANY];
+    let theirs = [const { Cell::new(None) }; MANY];
+    let others = [const { Cell::new(None) }; 2];
+    let block = Cell::new(None);
+    let frames = heap.platform().frames_left();
+    let give_all_back = || {
+        if let Some(block) = mine[MANY - 1].get() {
+            test.mark(block);
+        }
+        test.free_many(&mine);
+        test.free_many(&theirs);
+        other.free_many(&others);
+        test.free_many(core::slice::from_ref(&block));
+        assert!(heap.drain());
+        let totals = heap.totals();
+        assert_eq!(
+            (totals.live_bytes, totals.live_blocks, totals.large_frames),
+            (0, 0, 0)
+        );
+        heap.trim();
+        assert_eq!(heap.platform().frames_left(), frames);
+    };
+    let none = || {
+        give_all_back();
+        block.set(test.alloc());
+    };
+    let some = || {
+        give_all_back();
+        test.alloc_many(&mine[..3]);
+        block.set(test.alloc());
+        other.alloc_many(&others);
+        other.free_many(&others[..1]);
+        test.free_many(&mine[..2]);
+    };
+    let full = || {
+        give_all_back();
+        test.alloc_many(&mine);
+        block.set(test.alloc());
+        test.free_many(&mine);
+    };
+    let swap = || {
+        let block = test.alloc();
+        test.free_many(&theirs[..1]);
+        theirs[0].set(block);
+    };
+    let pair = || {
+        if let Some(block) = test.alloc() {
+            test.free(block);
+        }
+    };
+    let flood = || {
+        test.alloc_many(&theirs);
+        test.free_many(&theirs);
+    };
+    let drain = || {
+        heap.drain();
+    };
+    let free = || {
+        if let Some(block) = block.take() {
+            // SAFETY: live, and of this layout.
+            unsafe { heap.dealloc(block.as_ptr(), test.1) };
+        }
+    };
+    let make_room = || {
+        if let Some(block) = others[1].take() {
+            // SAFETY: as above.
+            unsafe { heap.dealloc(block.as_ptr(), other.1) };
+        }
+    };
+    let alloc = || {
+        // SAFETY: the size is not zero.
+        let block = unsafe { heap.alloc(test.1) };
+        mine[MANY - 1].set(NonNull::new(block));
+    };
+    let handlers: [Handler<'_>; 4] = [&swap, &pair, &flood, &drain];
+    let mut times = 0;
+    for prepare in [&none as &dyn Fn(), &some, &full] {
+        for handler in handlers {
+            for work in [&alloc as &dyn Fn(), &free] {
+                times += test.exhaust(prepare, handler, work);
+            }
+        }
+    }
+    times += test.exhaust(&some, &swap, &make_room);
+    times += test.exhaust(&some, &flood, &make_room);
+    times += test.exhaust(&full, &swap, &drain);
+    give_all_back();
+    assert!(times > 500, "{times}");
+}
+
+#[test]
+fn flagged_paths_of_large_blocks_are_interrupted_at_each_instruction() {
+    run_large::<Flagged>();
+}
+
+#[test]
+fn restarted_paths_of_large_blocks_are_interrupted_at_each_instruction() {
+    run_large::<Restarted>();
 }
 
 #[test]

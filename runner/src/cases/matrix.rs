@@ -155,7 +155,7 @@ pub const CASES: &[Case] = &[
         sweep: Some(Sweep {
             before: "mem=",
             first: 6016,
-            last: 7616,
+            last: 7808,
             step: 64,
             after: "K",
         }),

@@ -6,8 +6,8 @@ use core::sync::atomic::Ordering;
 use super::MagazineHeap;
 use super::shortage::Refused;
 use crate::magazines::FramePlatform;
-use crate::magazines::cache::{Block, Entry};
-use crate::magazines::class::{Class, FRAME};
+use crate::magazines::cache::{Block, Entry, Owner};
+use crate::magazines::class::{Bin, Class, FRAME};
 use crate::magazines::deferred::Kind;
 use crate::magazines::frames::Use;
 use crate::magazines::slab_map::Spares;
@@ -66,15 +66,22 @@ impl<P: FramePlatform> MagazineHeap<P> {
     ///
     /// # Safety
     ///
-    /// `block` is live, and was allocated with this layout, which no class serves.
-    pub(super) unsafe fn free_large(&self, block: Block, layout: Layout) {
+    /// `block` is live, and was allocated with this layout, which no class serves; `bin` is the layout's.
+    #[inline(never)]
+    pub(super) unsafe fn free_large(&self, block: Block, layout: Layout, bin: Option<Bin>) {
         // It was allocated, so it isn't too large.
         let Some(frames) = frames_of(layout) else {
             return;
         };
         let _preemption = self.platform().disable_preemption();
         let _interrupts = self.platform().disable_interrupts();
-        let entry = self.platform().cache().enter();
+        let mut entry = self.platform().cache().enter();
+        if let (Entry::Owner(owner), Some(bin)) = (&mut entry, bin)
+            && !self.is_short()
+            && self.keep(owner, bin, block, layout.size())
+        {
+            return;
+        }
         if matches!(entry, Entry::Nested) {
             self.count_reentry();
             // SAFETY: the caller has freed it, this many frames.
@@ -87,6 +94,25 @@ impl<P: FramePlatform> MagazineHeap<P> {
             Entry::Owner(owner) => owner.count_freed(layout.size()),
             _ => self.count_freed(layout.size()),
         }
+    }
+
+    /// Puts a large block that was freed into the CPU's cache, if that has room for it or can make some.
+    fn keep(&self, owner: &mut Owner<'_>, bin: Bin, block: Block, size: usize) -> bool {
+        let _transit = self.transit.begin();
+        let has_room = owner.make_room(bin, |blocks, frames| {
+            let count = self.free_run(blocks, frames);
+            self.count_returned(count);
+        });
+        has_room && owner.close(bin).push(block, size)
+    }
+
+    /// Frees the frames of large blocks from a cache, and returns the number of blocks.
+    pub(super) fn free_run(&self, blocks: &[Block], frames: usize) -> usize {
+        for &block in blocks {
+            // SAFETY: blocks in a cache are nobody's; those of its bin have this many frames.
+            unsafe { self.free_frames(block, frames) };
+        }
+        blocks.len()
     }
 
     /// Frees the frames of a large block.

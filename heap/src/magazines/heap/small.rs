@@ -7,7 +7,7 @@ use super::MagazineHeap;
 use super::misuse::{Misuse, settle};
 use super::shortage::{Attempt, Refused};
 use crate::magazines::cache::{Block, Entry, Owner};
-use crate::magazines::class::Class;
+use crate::magazines::class::{Bin, Class};
 use crate::magazines::context::Context;
 use crate::magazines::deferred::Kind;
 #[cfg(target_arch = "x86_64")]
@@ -42,38 +42,40 @@ impl<P: FramePlatform> MagazineHeap<P> {
     }
 
     #[inline(always)]
-    pub(super) fn pop(&self, class: Class, size: usize) -> Option<Block> {
+    pub(super) fn pop(&self, bin: impl Into<Bin>, size: usize) -> Option<Block> {
+        let bin = bin.into();
         match P::FAST_PATH {
             FastPath::Uninterrupted => {
                 let _preemption = self.platform().disable_preemption();
-                self.platform().cache().pop::<false>(class, size)
+                self.platform().cache().pop::<false>(bin, size)
             }
             FastPath::Flagged => {
                 let _preemption = self.platform().disable_preemption();
-                self.platform().cache().pop::<true>(class, size)
+                self.platform().cache().pop::<true>(bin, size)
             }
             #[cfg(target_arch = "x86_64")]
             // SAFETY: it is this kind of fast path.
-            FastPath::Restarted { .. } => unsafe { restart::pop::<P>(class, size) },
+            FastPath::Restarted { .. } => unsafe { restart::pop::<P>(bin, size) },
             #[cfg(not(target_arch = "x86_64"))]
             FastPath::Restarted { .. } => const { panic!("there are no such sequences here") },
         }
     }
 
     #[inline(always)]
-    pub(super) fn push(&self, class: Class, block: Block, size: usize) -> bool {
+    pub(super) fn push(&self, bin: impl Into<Bin>, block: Block, size: usize) -> bool {
+        let bin = bin.into();
         match P::FAST_PATH {
             FastPath::Uninterrupted => {
                 let _preemption = self.platform().disable_preemption();
-                self.platform().cache().push::<false>(class, block, size)
+                self.platform().cache().push::<false>(bin, block, size)
             }
             FastPath::Flagged => {
                 let _preemption = self.platform().disable_preemption();
-                self.platform().cache().push::<true>(class, block, size)
+                self.platform().cache().push::<true>(bin, block, size)
             }
             #[cfg(target_arch = "x86_64")]
             // SAFETY: it is this kind of fast path.
-            FastPath::Restarted { .. } => unsafe { restart::push::<P>(class, block, size) },
+            FastPath::Restarted { .. } => unsafe { restart::push::<P>(bin, block, size) },
             #[cfg(not(target_arch = "x86_64"))]
             FastPath::Restarted { .. } => const { panic!("there are no such sequences here") },
         }
@@ -155,6 +157,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
         (self.gather(context, class, &mut room) > 0).then(|| unsafe { room[0].assume_init() })
     }
 
+    #[inline(never)]
     pub(super) fn free_small(&self, class: Class, block: Block, size: usize) {
         let _preemption = self.platform().disable_preemption();
         let freed = {
@@ -235,12 +238,28 @@ impl<P: FramePlatform> MagazineHeap<P> {
     fn catch_up(&self, context: &Context<'_, P>, owner: &mut Owner<'_>) -> Result<(), Misuse> {
         let (_, freed) = self.free_some_deferred(context);
         match owner.next_undrained() {
-            Some(class) => freed.and(self.drain_class(owner, class)),
+            Some(bin) => freed.and(self.drain_bin(owner, bin)),
             None => freed,
         }
     }
 
-    pub(super) fn drain_class(&self, owner: &mut Owner<'_>, class: Class) -> Result<(), Misuse> {
+    /// Returns the blocks of a magazine to where they come from.
+    pub(super) fn drain_bin(&self, owner: &mut Owner<'_>, bin: Bin) -> Result<(), Misuse> {
+        match bin.class() {
+            Ok(class) => self.drain_class(owner, class),
+            Err(_) => {
+                let _transit = self.transit.begin();
+                let mut count = 0;
+                owner.empty_large(bin, &mut |blocks, frames| {
+                    count += self.free_run(blocks, frames)
+                });
+                self.count_returned(count);
+                Ok(())
+            }
+        }
+    }
+
+    fn drain_class(&self, owner: &mut Owner<'_>, class: Class) -> Result<(), Misuse> {
         let _transit = self.transit.begin();
         let context = self.context();
         let mut freed = Ok(());
