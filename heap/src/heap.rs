@@ -117,6 +117,7 @@ impl<P: Platform> Heap<P> {
     /// Returns whether this CPU is inside the heap: in an NMI or panic handler, a sign that the heap
     /// was interrupted or is itself at fault.
     pub fn is_held_here(&self) -> bool {
+        let _interrupts = self.platform.disable_interrupts();
         let cpu = self.platform.cpu();
         self.regions.is_held_by(cpu) || self.growth.is_held_by(cpu)
     }

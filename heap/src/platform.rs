@@ -16,12 +16,14 @@ use crate::lock;
 /// # Safety
 ///
 /// 1. [`cpu`](Self::cpu) returns different numbers, less than `usize::MAX - 1`, to two CPUs that run at the same time, and to
-///    each CPU always the same one since it first had one, in an NMI as well.
+///    each CPU always the same one since it first had one, in an NMI as well. A CPU gets its number while it is outside the
+///    heap: neither in a method of this trait, nor in what interrupts the heap's code there.
 /// 2. While an [`InterruptGuard`](Self::InterruptGuard) is alive, no interrupt handler that may
 ///    allocate or free runs on this CPU, and the code stays on this CPU. (A non-maskable interrupt
 ///    cannot be disabled; the heap answers it with null, see [`Heap`](crate::Heap).)
 /// 3. The memory [`grow`](Self::grow) returns is mapped, readable and writable on all CPUs, used by
-///    nothing else, and stays so for good.
+///    nothing else, and stays so for good. Where it starts at the end of another piece, it is reached by the pointer to
+///    that: both belong to one allocation, in the language's sense.
 /// 4. No method unwinds, nor does the drop of an [`InterruptGuard`](Self::InterruptGuard), as for
 ///    [`FramePlatform`](crate::FramePlatform).
 pub unsafe trait Platform: Sync {

@@ -140,8 +140,8 @@ unsafe impl FramePlatform for Kernel {
         unsafe { heap_memory::free(start, count) };
     }
 
-    fn drain_others(&self) {
-        relief::ask_others();
+    fn drain_others(&self) -> bool {
+        relief::ask_others()
     }
 
     fn capacity(&self) -> usize {

@@ -15,14 +15,14 @@ const TIMEOUT: u64 = 500;
 /// drained it.
 const ASK_AGAIN: u64 = 10;
 
-/// Has the other CPUs drain their caches, and waits until they have, or until the timeout.
-pub fn ask_others() {
+/// Has the other CPUs drain their caches, and waits until they have, or until the timeout. `false`: this CPU can't ask now.
+pub fn ask_others() -> bool {
     let Some(own) = cpu::try_with(|here| here.index()) else {
-        return;
+        return false;
     };
     // The others might be waiting for the lock. For its holder, memory is out then.
     if lock::held().is_some() {
-        return;
+        return false;
     }
     heap_platform::relieve();
     // All CPUs run out of memory together, and most caches are empty then.
@@ -30,7 +30,7 @@ pub fn ask_others() {
     if shared::get().cached_frames() == 0
         && !online::cpus().any(|(index, block)| index != own && has_some(block))
     {
-        return;
+        return true;
     }
     let deadline = Deadline::after_millis(TIMEOUT);
     loop {
@@ -43,7 +43,7 @@ pub fn ask_others() {
         });
         // A CPU that does not answer frees nothing.
         if answered.is_err() || !kept.into_inner() || deadline.passed() {
-            return;
+            return true;
         }
         let ask_again = Deadline::after_millis(ASK_AGAIN);
         while !ask_again.passed() {

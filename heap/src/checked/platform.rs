@@ -16,7 +16,8 @@ const MAX_RELEASE_POLLS: u64 = 1 << 8;
 /// # Safety
 ///
 /// 1. If [`may_read`](Self::may_read) says so, these bytes are mapped and may be read.
-/// 2. The quarantines that [`quarantine`](Self::quarantine) returns serve one heap only.
+/// 2. The quarantines that [`quarantine`](Self::quarantine) returns, and those that
+///    [`each_quarantine`](Self::each_quarantine) visits, serve one heap only.
 /// 3. No method unwinds: code that calls an allocator is compiled as code that nothing unwinds through. [`report`](Self::report)
 ///    may: it is called for a breach of the allocator's own contract.
 pub unsafe trait CheckPlatform: Sync {

@@ -87,7 +87,8 @@ impl Quarantine {
             let next = self.next.load(Ordering::Relaxed);
             let waiting = next.wrapping_sub(oldest).min(SLOTS);
             if waiting == 0 {
-                return None;
+                // One came into its slot after that was passed over.
+                return self.take_all().next();
             }
             let number = next.wrapping_sub(waiting);
             let moved = self.oldest.compare_exchange(
@@ -163,6 +164,19 @@ mod tests {
         let blocks: Vec<_> = quarantine.take_all().collect();
         assert_eq!(blocks.len(), SLOTS);
         assert_eq!(quarantine.take_all().count(), 0);
+    }
+
+    #[test]
+    fn a_block_whose_slot_was_passed_over_goes_as_well() {
+        let quarantine = Quarantine::new();
+        // Another CPU looks for surplus in the midst of a push.
+        quarantine
+            .bytes
+            .fetch_add(MAX_QUARANTINED + 1, Ordering::Relaxed);
+        let number = quarantine.next.fetch_add(1, Ordering::Relaxed);
+        assert_eq!(quarantine.pop_surplus(), None);
+        assert_eq!(quarantine.exchange(number, block(1).as_ptr()), None);
+        assert_eq!(quarantine.pop_surplus(), Some(block(1)));
     }
 
     #[test]

@@ -238,7 +238,8 @@ impl FreeFrames {
 
     /// Takes exactly these frames, if all are free.
     fn take(&mut self, first: usize, count: usize) -> bool {
-        let are_free = first + count <= self.bits.len() * BITS
+        let left = (self.bits.len() * BITS).checked_sub(first);
+        let are_free = left.is_some_and(|left| count <= left)
             && (first..first + count).all(|bit| self.is_free(bit));
         if are_free {
             for bit in first..first + count {

@@ -102,7 +102,7 @@ unsafe impl Platform for Hosted {
             return None;
         }
         *given = end;
-        // SAFETY: `start` is less than `end`, which lies within the allocation.
+        // SAFETY: `start` is at most `end`, which lies within the allocation.
         let piece = unsafe { memory.start.add(start) };
         Some(NonNull::slice_from_raw_parts(piece, length))
     }

@@ -44,7 +44,7 @@ const SLOTS: usize = CLOSED as usize + 1;
 pub static NO_CACHE: CpuCache = CpuCache::in_state(ABSENT);
 
 /// One CPU's cache: a magazine of free blocks for each size class, and for large blocks of each number of frames up to 64.
-/// Some 33 KiB.
+/// Some 31 KiB.
 ///
 /// The kernel keeps it wherever it keeps what belongs to a CPU, all zeroes at first, which is also
 /// what [`new`](Self::new) makes. Only the CPU itself writes to it; the methods here only read.
@@ -83,8 +83,8 @@ pub static NO_CACHE: CpuCache = CpuCache::in_state(ABSENT);
 ///
 /// "Before" and "after" are about the order of instructions on one CPU. Compiler fences keep it, and
 /// a CPU sees its own stores in order. The fences are `SeqCst`, as no other keeps the compiler from
-/// loading before an earlier store. No store here is for other CPUs to act on, so all accesses are
-/// `Relaxed`, except where a comment says otherwise; the figures that other CPUs read are for reports.
+/// loading before an earlier store. All accesses are `Relaxed`, except where a comment says otherwise: the figures that other
+/// CPUs read are for reports, but for those by which they decide whether to ask this one for memory.
 #[repr(C, align(128))]
 pub struct CpuCache {
     state: AtomicU8,
@@ -99,11 +99,12 @@ pub struct CpuCache {
     /// A block of each class for code that interrupts this CPU on a slow path, or null.
     reserve: [AtomicPtr<u8>; CLASSES],
     tallies: [Tally; CLASSES],
-    /// Frames of large blocks that there may be, if the magazines are as full as they may be now.
+    /// Frames of large blocks that the magazines have room for now. Each of these three is used by this CPU alone, on a slow
+    /// path, so `Relaxed`.
     large_frames: AtomicU32,
-    /// A bit for each bin of large blocks: whether it may have any.
+    /// A bit for each bin of large blocks: whether there is room for any.
     grown: AtomicU64,
-    /// The number of the bin of large blocks, among these, that makes room next, if it has some.
+    /// The number, among these, of the bin that gives up its room next, if it has some.
     victim: AtomicU8,
 }
 
@@ -234,9 +235,22 @@ impl CpuCache {
 
     /// Returns whether the CPU may have blocks that it would give back if it were asked to drain: it
     /// has some, or is on a slow path, where a magazine that it works on counts as empty.
+    ///
+    /// If any CPU may, a platform had better ask all: one that is about to enter a slow path may take what the others give
+    /// back.
     pub fn may_have_blocks(&self) -> bool {
         // Acquire: a CPU that has left its slow path has what it put into its magazines there.
-        self.state.load(Ordering::Acquire) == SLOW || self.cached_bytes() > 0
+        self.state.load(Ordering::Acquire) == SLOW
+            || self
+                .magazines
+                .iter()
+                .zip(&BOTTOMS)
+                .any(|(magazine, bottom)| {
+                    // The CPU may have gone on since, and have closed one: that is above any bottom. Acquire: what went from
+                    // there into the reserve is found below.
+                    magazine.top.load(Ordering::Acquire) > *bottom
+                })
+            || (self.reserve.iter()).any(|block| !block.load(Ordering::Relaxed).is_null())
     }
 
     /// Returns what was allocated and freed on this CPU, large blocks included. The traffic of code
@@ -251,9 +265,10 @@ impl CpuCache {
 
     /// Returns a number that grows whenever something comes into the cache.
     pub(super) fn gains(&self) -> u64 {
-        let refills = |tally: &Tally| tally.refills.load(Ordering::Relaxed);
+        // Acquire, with the Release of the counts: what came in is found, or the magazine is found closed.
+        let refills = |tally: &Tally| tally.refills.load(Ordering::Acquire);
         let refills = self.tallies.iter().map(refills);
-        refills.fold(self.freed.load(Ordering::Relaxed), u64::wrapping_add)
+        refills.fold(self.freed.load(Ordering::Acquire), u64::wrapping_add)
     }
 
     /// Returns whether this is a CPU's, and not [`NO_CACHE`].
@@ -274,10 +289,11 @@ impl CpuCache {
         let block = unsafe { self.slot(top).read() };
         let block = NonNull::new(block);
         if block.is_some() {
-            magazine.top.store(top - 1, Ordering::Relaxed);
+            // Release: what the slow path has left for others to see stays so (`may_have_blocks`).
+            magazine.top.store(top - 1, Ordering::Release);
             // Only this CPU writes the counters: an increment needs no bus lock.
             count(&magazine.allocations);
-            add(&self.allocated, size as u64);
+            add(&self.allocated, size as u64, Ordering::Relaxed);
         }
         if FLAGGED {
             self.end();
@@ -299,7 +315,8 @@ impl CpuCache {
             // SAFETY: (1) `top` is below `end`, which is less than `SLOTS`; (2) as in `pop`.
             unsafe { self.slot(top + 1).write(block.as_ptr()) };
             magazine.top.store(top + 1, Ordering::Relaxed);
-            add(&self.freed, size as u64);
+            // Release, with the Acquire of `gains`: a CPU that sees the count finds the block.
+            add(&self.freed, size as u64, Ordering::Release);
         }
         if FLAGGED {
             self.end();
@@ -468,6 +485,16 @@ impl Owner<'_> {
         self.cache().take_reserve(class)
     }
 
+    /// Returns whether there is a block in a magazine, or in the class's reserve.
+    pub(super) fn has_blocks(&self, bin: Bin) -> bool {
+        let is_reserve_filled = (bin.class()).is_ok_and(|class| {
+            !self.cache().reserve[class]
+                .load(Ordering::Relaxed)
+                .is_null()
+        });
+        is_reserve_filled || self.cache().blocks(bin).0 > 0
+    }
+
     /// Returns the next magazine to drain, if the CPU has been asked to.
     pub(super) fn next_undrained(&mut self) -> Option<Bin> {
         // Relaxed, and in two steps: only this CPU uses it. A request that an NMI makes in between is
@@ -481,14 +508,13 @@ impl Owner<'_> {
         Bin::from_index(left.into())
     }
 
-    /// Makes room in the magazine for one more large block of this bin. The blocks that leave the cache for it go to `empty`,
-    /// with their number of frames, and for one step at most as many as the cache holds. `false`: there is none.
+    /// Makes room in a magazine for one more large block. The blocks that leave the cache for it go to `empty`, with the
+    /// number of frames that each has. `false`: there is no room.
     pub(super) fn make_room(&mut self, bin: Bin, mut empty: impl FnMut(&[Block], usize)) -> bool {
         let Err(frames) = bin.class() else {
             return false;
         };
         for _ in 0..=LARGE_BINS {
-            // Relaxed: only this CPU, on a slow path, writes it.
             let kept = self.cache().large_frames.load(Ordering::Relaxed) as usize;
             let mut closed = self.close(bin);
             if closed.limit == bin.capacity() {
@@ -508,10 +534,9 @@ impl Owner<'_> {
         false
     }
 
-    /// Returns the bin of large blocks, one after the other, that makes room next.
+    /// Returns the bin of large blocks that gives up its room next: one after the other does.
     fn next_victim(&mut self) -> Option<Bin> {
         let cache = self.cache();
-        // Relaxed, and in two steps, as above.
         let first = cache.victim.load(Ordering::Relaxed);
         let grown = cache.grown.load(Ordering::Relaxed);
         let next = grown.rotate_right(first.into()).trailing_zeros();
@@ -588,25 +613,26 @@ impl Closed<'_> {
             place.write(block);
             self.blocks += 1;
             // As in `pop`.
-            (self.cache.freed).fetch_add(size as u64, Ordering::Relaxed);
+            // Release: a CPU that sees the count finds the magazine closed, or what is in it.
+            (self.cache.freed).fetch_add(size as u64, Ordering::Release);
         }
         blocks < self.blocks
     }
 
     /// Returns how many blocks move at once: half of what there may be.
     fn batch(&self) -> usize {
-        self.limit / 2
+        self.limit.max(self.bin.first_limit()) / 2
     }
 
     /// Lets the magazine hold more, if it may, as a miss shows that it is too small.
     fn grow(&mut self) {
-        self.limit = (self.limit * 2).min(self.bin.capacity());
+        let more = (self.limit * 2).max(self.bin.first_limit());
+        self.limit = more.min(self.bin.capacity());
     }
 
-    /// Lets a magazine of large blocks hold this many, of this many frames each.
+    /// Lets a magazine of large blocks hold `limit` blocks, of `frames` frames each.
     fn set_limit(&mut self, limit: usize, frames: usize) {
         let cache = self.cache;
-        // Relaxed, and in two steps: only this CPU, on a slow path, uses them.
         let kept = cache.large_frames.load(Ordering::Relaxed) as usize;
         let now = kept + limit * frames - self.limit * frames;
         cache.large_frames.store(now as u32, Ordering::Relaxed);
@@ -648,10 +674,12 @@ impl Closed<'_> {
         }
     }
 
-    /// Passes the blocks that have been here longest to `empty`, as many as move at once.
+    /// Passes the blocks that have been here longest to `empty`, as many as move at once, if there are any.
     pub(super) fn flush(&mut self, empty: impl FnOnce(&[Block])) {
-        self.take_oldest(self.batch(), empty);
-        self.count(|tally| &tally.flushes);
+        if self.blocks > 0 {
+            self.take_oldest(self.batch(), empty);
+            self.count(|tally| &tally.flushes);
+        }
         self.grow();
     }
 
@@ -661,11 +689,12 @@ impl Closed<'_> {
         }
     }
 
-    /// Passes all blocks to `empty`, and makes the magazine as small as at first.
+    /// Passes all blocks to `empty`, and leaves no room for others: what comes next takes the slow path, which asks whether
+    /// a CPU is short.
     pub(super) fn empty(&mut self, empty: impl FnOnce(&[Block])) {
         self.take_oldest(usize::MAX, empty);
         match self.bin.class() {
-            Ok(class) => self.limit = class.first_limit(),
+            Ok(_) => self.limit = 0,
             Err(frames) => self.set_limit(0, frames),
         }
     }
@@ -696,9 +725,10 @@ impl Drop for Closed<'_> {
             .end
             .store(bottom + self.limit as u32, Ordering::Relaxed);
         compiler_fence(Ordering::SeqCst);
+        // Release: see `may_have_blocks`.
         magazine
             .top
-            .store(bottom + self.blocks as u32, Ordering::Relaxed);
+            .store(bottom + self.blocks as u32, Ordering::Release);
     }
 }
 
@@ -710,17 +740,37 @@ const fn capacity(bin: usize) -> u32 {
     }
 }
 
-/// Increments a counter that only this CPU writes.
+/// Increments a counter that only this CPU writes. Release: that of refills is for [`CpuCache::gains`].
 #[inline(always)]
 fn count(counter: &AtomicU64) {
-    add(counter, 1);
+    add(counter, 1, Ordering::Release);
 }
 
 /// Adds to a counter that only this CPU writes.
 #[inline(always)]
-fn add(counter: &AtomicU64, amount: u64) {
+fn add(counter: &AtomicU64, amount: u64, order: Ordering) {
     let value = counter.load(Ordering::Relaxed);
-    counter.store(value.wrapping_add(amount), Ordering::Relaxed);
+    counter.store(value.wrapping_add(amount), order);
 }
 
 const _: () = assert!(BINS <= u8::MAX as usize);
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use std::boxed::Box;
+
+    /// What another CPU sees that has read the state just before this one goes on.
+    #[test]
+    fn a_cpu_that_has_just_closed_a_magazine_may_have_blocks() {
+        let cache = Box::new(CpuCache::new());
+        assert!(!cache.may_have_blocks());
+        for bin in (0..BINS).filter_map(Bin::from_index) {
+            let before = cache.magazine(bin).top.swap(CLOSED, Ordering::Relaxed);
+            assert!(cache.may_have_blocks());
+            cache.magazine(bin).top.store(before, Ordering::Relaxed);
+        }
+        cache.reserve[CLASSES - 1].store(ptr::without_provenance_mut(16), Ordering::Relaxed);
+        assert!(cache.may_have_blocks());
+    }
+}

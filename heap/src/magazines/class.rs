@@ -10,7 +10,7 @@ pub const FRAME: usize = 4096;
 /// The number of size classes.
 pub const CLASSES: usize = EVEN + PER_DOUBLING * DOUBLINGS;
 
-/// The largest block that magazines hold, in bytes. Larger blocks come from frames directly.
+/// The largest block that comes from slabs, in bytes. Larger blocks are frames.
 pub const MAX_CLASS_SIZE: usize = (EVEN * UNIT) << DOUBLINGS;
 
 /// All sizes are multiples of this, which is also the least alignment: that of `max_align_t` on

@@ -161,14 +161,15 @@ impl Depot {
 
     /// Returns the depot's memory, if no block is in it.
     pub(super) fn release<P: FramePlatform>(&self, context: &Context<'_, P>, class: Class) {
+        let _transit;
         let base = {
             let Some(mut stack) = self.lock(context) else {
                 return;
             };
-            if stack.length > 0 {
+            if stack.length > 0 || stack.base.is_null() {
                 return;
             }
-            stack.length = 0;
+            _transit = context.announce();
             core::mem::replace(&mut stack.base, ptr::null_mut())
         };
         if let Some(base) = NonNull::new(base) {

@@ -89,10 +89,11 @@ impl<P: FramePlatform> Frames<P> {
     /// [`allocate`](Self::allocate) gave these frames, among others or alone, or [`extend`](Self::extend) added them, for this use, and
     /// nothing uses them now.
     pub(super) unsafe fn free(&self, start: NonNull<u8>, count: usize, from: Use) {
-        // SAFETY: the caller's promise is the platform's condition.
-        unsafe { self.platform.free_frames(start, count) };
+        // First, as another CPU may be given the frames at once, and would count them once more for the peak.
         self.held[from as usize].fetch_sub(count, Ordering::Relaxed);
         self.total.fetch_sub(count, Ordering::Relaxed);
+        // SAFETY: the caller's promise is the platform's condition.
+        unsafe { self.platform.free_frames(start, count) };
     }
 
     /// Counts frames that the heap keeps as taken for something else.

@@ -33,7 +33,8 @@ use shortage::Attempt;
 /// Each CPU serves itself from its own [`CpuCache`](super::CpuCache), without locks and without
 /// atomic operations. When that is empty or full, a magazine's worth of blocks moves from or to the
 /// *depot* of the size class, which all CPUs share; and when that can't help, from or to *slabs*,
-/// which are frames cut into blocks. Blocks larger than [`MAX_CLASS_SIZE`](super::MAX_CLASS_SIZE) are frames.
+/// which are frames cut into blocks. Blocks larger than [`MAX_CLASS_SIZE`](super::MAX_CLASS_SIZE) are frames, of which a CPU
+/// keeps some as well, as blocks of up to 64.
 ///
 /// It needs no start: it works as soon as the platform has frames, at first without caches and
 /// therefore slowly.
@@ -189,7 +190,6 @@ impl<P: FramePlatform> MagazineHeap<P> {
                 }
             }
             self.step(|context| {
-                let _transit = self.transit.begin();
                 self.depots[class].release(context, class);
                 self.slabs[class].trim(context);
                 ((), Ok(()))
@@ -214,7 +214,10 @@ impl<P: FramePlatform> MagazineHeap<P> {
 
     /// Takes a magazine's worth of blocks from a depot to the slabs. Returns whether there may be more.
     fn trim_depot(&self, context: &Context<'_, P>, class: Class) -> (bool, Result<(), Misuse>) {
-        let _transit = self.transit.begin();
+        if self.depots[class].length() == 0 {
+            return (false, Ok(()));
+        }
+        let _transit = context.announce();
         let mut room = [MaybeUninit::uninit(); MAX_DEPTH];
         let count = self.depots[class].take(context, &mut room);
         // SAFETY: `take` has written `count` blocks.
@@ -295,6 +298,14 @@ impl<P: FramePlatform> MagazineHeap<P> {
         }
     }
 
+    /// The same for an operation that is announced ([`Transit::seek`]).
+    fn announced(&self) -> Context<'_, P> {
+        Context {
+            is_announced: true,
+            ..self.context()
+        }
+    }
+
     /// Serves an allocation that the fast path can't. It takes what the fast path has in its registers,
     /// and returns what that would, so that the fast path just jumps here.
     #[cold]
@@ -316,6 +327,11 @@ impl<P: FramePlatform> MagazineHeap<P> {
             Some(class) => self.allocate_small(class, layout),
             None => self.allocate_large(layout),
         };
+        self.counted(block)
+    }
+
+    /// Returns the answer to a caller, and counts it if it is a refusal.
+    fn counted(&self, block: Option<Block>) -> *mut u8 {
         if block.is_none() {
             self.shared.refusals.fetch_add(1, Ordering::Relaxed);
         }
@@ -450,7 +466,16 @@ unsafe impl<P: FramePlatform> GlobalAlloc for MagazineHeap<P> {
                 return block;
             }
         }
-        if moved.is_null() {
+        if !is_less && (before, after) == (None, None) {
+            let found = Bin::of_large(new).and_then(|bin| self.pop(bin, new_size));
+            // SAFETY: as above.
+            let grow = || unsafe { self.grow_large(NonNull::new_unchecked(block), layout, new) };
+            moved = self.counted(found.or_else(grow));
+            if moved == block {
+                self.count_resized(layout.size(), new_size);
+                return block;
+            }
+        } else if moved.is_null() {
             // SAFETY: the contract of `GlobalAlloc::realloc`: the new size isn't zero.
             moved = unsafe { self.alloc(new) };
         }

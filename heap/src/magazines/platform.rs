@@ -49,7 +49,8 @@ pub enum FastPath {
 ///    migrated: it stays on its CPU, and nothing else that uses the heap runs there but what runs to
 ///    its end first, as interrupt handlers do. Another task does not.
 /// 2. [`cache`](Self::cache) returns to each CPU a cache of its own, and always the same one since it
-///    first had one; before that, [`NO_CACHE`](super::NO_CACHE). A cache serves one heap only.
+///    first had one; before that, [`NO_CACHE`](super::NO_CACHE). A cache serves one heap only. A CPU gets its cache while it
+///    is outside the heap: neither in a method of this trait, nor in what interrupts the heap's code there.
 /// 3. [`cpu`](Self::cpu) returns different numbers, less than `usize::MAX - 1`, to two CPUs that run at the same time, and
 ///    to each CPU always the same one since it first had one. A CPU that has a cache has a number. Where code
 ///    uses the heap that nothing masks, as in a non-maskable interrupt, the CPU has a cache.
@@ -57,15 +58,16 @@ pub enum FastPath {
 ///    this CPU. The heap makes one only while it holds a [`NoPreempt`](Self::NoPreempt).
 /// 5. [`allocate_frames`](Self::allocate_frames) returns, and [`extend_frames`](Self::extend_frames) adds, memory that is
 ///    mapped, readable and writable on all CPUs, aligned and contiguous as asked, and used by nothing else until it
-///    is freed. What was done to it before it was freed comes before what is done by the CPU that it is given next.
+///    is freed. What was done to it before it was freed comes before what is done by the CPU that it is given next. What is
+///    added is reached by the pointer to the frames in front of it: it belongs to the same allocation, in the language's sense.
 /// 6. If [`FAST_PATH`](Self::FAST_PATH) is [`FastPath::Uninterrupted`], nothing that interrupts a CPU
 ///    uses the heap there.
 /// 7. If it is [`FastPath::Restarted`]: (a) at that offset from GS base lies what
 ///    [`cache`](Self::cache) returns, or, where that is [`NO_CACHE`](super::NO_CACHE), a [`CpuCache`]
-///    that nobody has ever had; (b) interrupted code goes on where `resume` says, and not where it was
+///    that nobody has ever had, and that may be written; (b) interrupted code goes on where `resume` says, and not where it was
 ///    interrupted, if the heap may have been used on the CPU in between: by what interrupted it (a handler of an
 ///    interrupt or exception, an NMI's included, or another task), or by what interrupted that in turn. So does
-///    a task that goes on on another CPU.
+///    a task that goes on on another CPU, and that CPU has a cache.
 /// 8. No method unwinds, nor does the drop of a [`NoPreempt`](Self::NoPreempt) or an
 ///    [`InterruptGuard`](Self::InterruptGuard): code that calls an allocator is compiled as code that nothing unwinds through. If
 ///    [`lock_stuck`](Self::lock_stuck) panics, nothing goes on after that.
@@ -101,7 +103,8 @@ pub unsafe trait FramePlatform: Sync {
     /// one load.
     fn cache(&self) -> &CpuCache;
 
-    /// Calls the visitor with each CPU's cache once, for statistics.
+    /// Calls the visitor with each CPU's cache once. By what they have had the heap decides whether it may help to ask the
+    /// CPUs for memory.
     fn each_cache(&self, visit: &mut dyn FnMut(&CpuCache));
 
     /// Allocates `count` contiguous frames of [`FRAME`](super::FRAME) bytes, the first one's address a
@@ -134,13 +137,16 @@ pub unsafe trait FramePlatform: Sync {
     unsafe fn free_frames(&self, start: NonNull<u8>, count: usize);
 
     /// Makes the other CPUs call [`MagazineHeap::drain`](super::MagazineHeap::drain), and returns
-    /// when they have, or when waiting for them is of no use.
+    /// when they have, or when waiting for them is of no use. `false`: this CPU can't ask them now, though another one could;
+    /// the heap doesn't conclude then that no memory is available.
     ///
     /// Called when memory has run out, with no lock held and interrupts as the caller of the heap
     /// has them; several CPUs may call it at the same time, and a CPU that waits here must still
     /// drain when asked. It must not allocate, as that would end up here again. To do nothing is
     /// allowed: what others cache is then out of reach.
-    fn drain_others(&self) {}
+    fn drain_others(&self) -> bool {
+        true
+    }
 
     /// Returns how many frames there are at most, used or not: a request for more is refused at once,
     /// and no CPU is asked to drain for it.

@@ -240,7 +240,11 @@ impl Slabs {
     /// Returns the frames of all empty slabs.
     pub(super) fn trim<P: FramePlatform>(&self, context: &Context<'_, P>) {
         let mut surplus = List::new();
-        if let Some(mut lists) = self.lists.lock(context) {
+        let mut _transit = None;
+        if let Some(mut lists) = self.lists.lock(context)
+            && lists.empties > 0
+        {
+            _transit = context.announce();
             self.cut_empties(&mut lists, 0, &mut surplus);
         }
         retire(context, surplus);

@@ -4,9 +4,9 @@
 
 use core::alloc::{GlobalAlloc, Layout};
 use core::ptr::{self, NonNull};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
-use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 
 use muster_heap::hosted::HostedFrames;
 use muster_heap::{CpuCache, FRAME, FramePlatform, MagazineHeap, NO_CACHE};
@@ -28,6 +28,8 @@ struct Machine {
     calls: AtomicUsize,
     /// The call for frames that is refused, counted from 1.
     refused: AtomicUsize,
+    /// Whether no CPU can ask the others to drain now.
+    is_held_up: AtomicBool,
 }
 
 type Interruption = Box<dyn FnMut()>;
@@ -35,6 +37,8 @@ type Interruption = Box<dyn FnMut()>;
 thread_local! {
     /// The interruption that happens where the heap calls the platform.
     static INTERRUPTION: RefCell<Option<Interruption>> = const { RefCell::new(None) };
+    /// The action of other CPUs, once, when they have drained for one.
+    static AFTER_DRAIN: Cell<Option<Box<dyn FnOnce()>>> = const { Cell::new(None) };
 }
 
 /// Not within itself.
@@ -88,15 +92,18 @@ unsafe impl FramePlatform for Machine {
     }
 
     unsafe fn free_frames(&self, start: NonNull<u8>, count: usize) {
-        interrupt();
         // SAFETY: the caller's promise.
         unsafe { self.machine.free_frames(start, count) };
+        interrupt();
     }
 
-    fn drain_others(&self) {
+    fn drain_others(&self) -> bool {
+        if self.is_held_up.load(Ordering::Relaxed) {
+            return false;
+        }
         // SAFETY: the heap that calls this.
         let Some(heap) = (unsafe { self.drained.load(Ordering::Relaxed).as_ref() }) else {
-            return;
+            return true;
         };
         let this = self.is_on();
         for cpu in (0..CPUS).filter(|&cpu| cpu != this) {
@@ -104,6 +111,10 @@ unsafe impl FramePlatform for Machine {
             heap.drain();
         }
         self.go_to(this);
+        if let Some(happens) = AFTER_DRAIN.take() {
+            happens();
+        }
+        true
     }
 
     fn capacity(&self) -> usize {
@@ -119,6 +130,7 @@ fn heap(frames: usize) -> Rc<Heap> {
         drained: AtomicPtr::new(ptr::null_mut()),
         calls: AtomicUsize::new(0),
         refused: AtomicUsize::new(0),
+        is_held_up: AtomicBool::new(false),
     }))
 }
 
@@ -404,4 +416,93 @@ fn any_history_ends_with_nothing_left_whichever_request_for_frames_is_refused() 
             }
         }
     }
+}
+
+/// A relief for one CPU may not have reached another's blocks; these are still that one's own.
+#[test]
+fn a_cpu_has_its_own_blocks_after_a_relief_of_another_that_did_not_reach_them() {
+    let heap = heap(64);
+    let cpus = heap.platform();
+    cpus.go_to(1);
+    let page = layout(4096, 8);
+    let blocks: Vec<_> = (0..16).map(|_| alloc(&heap, page).unwrap()).collect();
+    cpus.go_to(0);
+    let large = layout(3 * FRAME, 8);
+    let rest: Vec<_> = std::iter::from_fn(|| alloc(&heap, large)).collect();
+    let single = layout(8, 8);
+    let mut singles: Vec<_> = std::iter::from_fn(|| alloc(&heap, page)).collect();
+    cpus.go_to(1);
+    blocks
+        .into_iter()
+        .for_each(|block| free(&heap, block, page));
+    cpus.go_to(0);
+    assert_eq!(alloc(&heap, large), None);
+    cpus.go_to(1);
+    let block = alloc(&heap, single).unwrap();
+    free(&heap, block, single);
+    rest.into_iter().for_each(|block| free(&heap, block, large));
+    singles.drain(..).for_each(|block| free(&heap, block, page));
+}
+
+#[test]
+fn frames_that_go_from_one_cpu_to_another_count_once_for_the_peak() {
+    let heap = heap(100);
+    let cpus = heap.platform();
+    let large = layout(90 * FRAME, 8);
+    let block = alloc(&heap, large).unwrap();
+    let other = heap.clone();
+    let taken = Rc::new(Cell::new(None));
+    let takes = taken.clone();
+    INTERRUPTION.set(Some(Box::new(move || {
+        if takes.get().is_none() {
+            other.platform().go_to(1);
+            takes.set(alloc(&other, large));
+            other.platform().go_to(0);
+        }
+    })));
+    free(&heap, block, large);
+    INTERRUPTION.set(None);
+    assert_eq!(heap.totals().peak_frames, 90);
+    cpus.go_to(1);
+    free(&heap, taken.get().unwrap(), large);
+}
+
+#[test]
+fn a_relief_that_could_ask_nobody_says_nothing_of_one_that_can() {
+    let heap = heap_that_drains(64);
+    let cpus = heap.platform();
+    let all = layout(cpus.machine.frames_left() * FRAME, 8);
+    cpus.go_to(1);
+    warm(&heap);
+    cpus.go_to(0);
+    cpus.is_held_up.store(true, Ordering::Relaxed);
+    assert_eq!(alloc(&heap, all), None);
+    cpus.is_held_up.store(false, Ordering::Relaxed);
+    let block = alloc(&heap, all).unwrap();
+    free(&heap, block, all);
+}
+
+/// There is a free block at any instant.
+#[test]
+fn a_cpu_that_has_drained_for_another_does_not_keep_what_it_frees_next() {
+    let heap = heap_that_drains(64);
+    let cpus = heap.platform();
+    let page = layout(4096, 8);
+    cpus.go_to(1);
+    let [first, second] = [(); 2].map(|()| alloc(&heap, page).unwrap());
+    cpus.go_to(0);
+    let rest: Vec<_> = std::iter::from_fn(|| alloc(&heap, page)).collect();
+    cpus.go_to(1);
+    free(&heap, first, page);
+    cpus.go_to(0);
+    let other = heap.clone();
+    AFTER_DRAIN.set(Some(Box::new(move || {
+        other.platform().go_to(1);
+        free(&other, second, page);
+        other.platform().go_to(2);
+        assert!(alloc(&other, page).is_some());
+        other.platform().go_to(0);
+    })));
+    assert!(alloc(&heap, page).is_some());
+    rest.into_iter().for_each(|block| free(&heap, block, page));
 }

@@ -505,11 +505,19 @@ fn a_large_block_grows_where_it_is_while_the_frames_behind_it_are_free() {
 
 #[test]
 fn no_frames_and_frames_at_a_multiple_of_nothing_are_nowhere() {
-    let machine = HostedFrames::new(1);
+    let machine = HostedFrames::new(16);
+    let left = machine.frames_left();
     for (count, align) in [(0, 1), (1, 0), (0, 0)] {
         assert_eq!(machine.allocate_frames(count, align), None);
     }
-    assert_eq!(machine.frames_left(), HostedFrames::new(1).frames_left());
+    let start = machine.allocate_frames(1, 1).unwrap();
+    for more in [usize::MAX, usize::MAX - 1, usize::MAX / FRAME] {
+        // SAFETY: in use, given above.
+        assert!(!unsafe { machine.extend_frames(start, 1, more) }, "{more}");
+    }
+    // SAFETY: given above, and used by nobody.
+    unsafe { machine.free_frames(start, 1) };
+    assert_eq!(machine.frames_left(), left);
 }
 
 /// Returns the traffic of all CPUs, and of code without a cache.
@@ -664,8 +672,9 @@ unsafe impl<F: Fn() + Sync, D: Fn() + Sync> FramePlatform for Scripted<F, D> {
         unsafe { self.machine.free_frames(start, count) };
     }
 
-    fn drain_others(&self) {
+    fn drain_others(&self) -> bool {
         (self.on_drain)();
+        true
     }
 }
 

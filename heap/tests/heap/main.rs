@@ -55,6 +55,7 @@ mod checked;
 mod hands;
 mod histories;
 mod interrupts;
+mod large;
 mod magazines;
 #[path = "../../../frames/tests/frames/oracle.rs"]
 mod oracle;

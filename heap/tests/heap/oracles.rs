@@ -418,14 +418,15 @@ unsafe impl<const FLAGGED: bool> FramePlatform for Turns<FLAGGED> {
         unsafe { self.machine.free_frames(start, count) };
     }
 
-    fn drain_others(&self) {
+    fn drain_others(&self) -> bool {
         let own = self.turn.load(Ordering::Relaxed);
         let Some(heap) = self.heap.upgrade() else {
-            return;
+            return true;
         };
         for cpu in (0..CPUS).filter(|cpu| *cpu != own) {
             assert!(self.on(cpu, || heap.drain()));
         }
+        true
     }
 }
 

@@ -68,9 +68,10 @@ unsafe impl FramePlatform for Counting {
         unsafe { self.machine.free_frames(start, count) };
     }
 
-    fn drain_others(&self) {
+    fn drain_others(&self) -> bool {
         assert_eq!(DEPTH.get(), 0, "interrupts are as the caller has them");
         self.drains.fetch_add(1, Ordering::Relaxed);
+        true
     }
 
     fn capacity(&self) -> usize {

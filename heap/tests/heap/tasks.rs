@@ -316,10 +316,10 @@ unsafe impl<const KIND: u8> FramePlatform for Tasks<KIND> {
     }
 
     /// Moves the task to each CPU that is idle, and drains it: where others run, nothing is available.
-    fn drain_others(&self) {
+    fn drain_others(&self) -> bool {
         // SAFETY: the heap that calls this.
         let Some(heap) = (unsafe { self.heap.load(Ordering::Relaxed).as_ref() }) else {
-            return;
+            return true;
         };
         let _preemption = NoPreempt::new();
         for cpu in 0..CPUS {
@@ -330,6 +330,7 @@ unsafe impl<const KIND: u8> FramePlatform for Tasks<KIND> {
                 assert!(heap.drain());
             }
         }
+        true
     }
 }
 

@@ -23,7 +23,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
         if self.shared.deferred.is_empty() {
             return (0, Ok(()));
         }
-        let _transit = self.transit.begin();
+        let _transit = context.announce();
         let mut freed = Ok(());
         let batch = self.shared.deferred.take(context.cpu);
         let count = batch.len();

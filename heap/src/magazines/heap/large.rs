@@ -4,7 +4,8 @@ use core::alloc::Layout;
 use core::sync::atomic::Ordering;
 
 use super::MagazineHeap;
-use super::shortage::Refused;
+use super::misuse::settle;
+use super::shortage::{Attempt, Refused};
 use crate::magazines::FramePlatform;
 use crate::magazines::cache::{Block, Entry, Owner};
 use crate::magazines::class::{Bin, Class, FRAME};
@@ -14,27 +15,73 @@ use crate::magazines::slab_map::Spares;
 
 impl<P: FramePlatform> MagazineHeap<P> {
     pub(super) fn allocate_large(&self, layout: Layout) -> Option<Block> {
+        self.obtain_large(layout, |_| None)
+    }
+
+    /// Makes a large block larger, as `realloc` does when memory is short: by a new block, or where it is, if what comes back
+    /// lies behind it. Returns the new block, or the old one.
+    ///
+    /// # Safety
+    ///
+    /// As for [`extend`](Self::extend).
+    pub(super) unsafe fn grow_large(
+        &self,
+        block: Block,
+        old: Layout,
+        new: Layout,
+    ) -> Option<Block> {
+        let before = frames_of(old)? as usize;
+        self.obtain_large(new, |after| {
+            // SAFETY: a large block's frames; the caller's promise.
+            let is_longer = unsafe {
+                self.frames
+                    .extend(block, before, after - before, Use::Large)
+            };
+            is_longer.then_some(block)
+        })
+    }
+
+    /// Takes frames for a large block, or the one that `instead` gives where there are none.
+    fn obtain_large(
+        &self,
+        layout: Layout,
+        instead: impl Fn(usize) -> Option<Block>,
+    ) -> Option<Block> {
         let count = frames_of(layout)? as usize;
         let align = layout.align().div_ceil(FRAME);
         if count > self.platform().capacity() {
             return None;
         }
-        self.until_short(|_| {
+        self.until_short(|kind| {
             let _preemption = self.platform().disable_preemption();
-            let _interrupts = self.platform().disable_interrupts();
-            let entry = self.platform().cache().enter();
-            if matches!(entry, Entry::Nested) {
-                self.count_reentry();
-                return Err(Refused::Nested);
-            }
-            let block = self.frames.allocate(count, align, Use::Large);
-            let block = block.ok_or(Refused::Short)?;
-            match &entry {
-                Entry::Owner(owner) => owner.count_allocated(layout.size()),
-                _ => self.count_allocated(layout.size()),
-            }
-            self.shared.large_blocks.fetch_add(1, Ordering::Relaxed);
-            Ok(block)
+            let (block, freed) = {
+                let _interrupts = self.platform().disable_interrupts();
+                let mut entry = self.platform().cache().enter();
+                let freed = match (&mut entry, kind) {
+                    (Entry::Nested, _) => {
+                        self.count_reentry();
+                        return Err(Refused::Nested);
+                    }
+                    // Another CPU may have kept this one from blocks whose free was deferred.
+                    (_, Attempt::Last) => self.free_some_deferred(&self.announced()).1,
+                    (Entry::Owner(owner), _) => self.catch_up(&self.context(), owner),
+                    (Entry::Guest(_), _) => Ok(()),
+                };
+                let block = self.frames.allocate(count, align, Use::Large);
+                if block.is_some() {
+                    match &entry {
+                        Entry::Owner(owner) => owner.count_allocated(layout.size()),
+                        _ => {
+                            self.count_reentry();
+                            self.count_allocated(layout.size());
+                        }
+                    }
+                    self.shared.large_blocks.fetch_add(1, Ordering::Relaxed);
+                }
+                (block.or_else(|| instead(count)), freed)
+            };
+            settle(freed);
+            block.ok_or(Refused::Short)
         })
     }
 
@@ -74,45 +121,60 @@ impl<P: FramePlatform> MagazineHeap<P> {
             return;
         };
         let _preemption = self.platform().disable_preemption();
-        let _interrupts = self.platform().disable_interrupts();
-        let mut entry = self.platform().cache().enter();
-        if let (Entry::Owner(owner), Some(bin)) = (&mut entry, bin)
-            && !self.is_short()
-            && self.keep(owner, bin, block, layout.size())
-        {
-            return;
-        }
-        if matches!(entry, Entry::Nested) {
-            self.count_reentry();
-            // SAFETY: the caller has freed it, this many frames.
-            unsafe { self.defer(block, Kind::Large { frames }) };
-        } else {
-            // SAFETY: allocated so, and dead now.
-            unsafe { self.free_frames(block, frames as usize) };
-        }
-        match &entry {
-            Entry::Owner(owner) => owner.count_freed(layout.size()),
-            _ => self.count_freed(layout.size()),
-        }
+        let freed = {
+            let _interrupts = self.platform().disable_interrupts();
+            match self.platform().cache().enter() {
+                Entry::Owner(mut owner) => {
+                    let freed = self.catch_up(&self.context(), &mut owner);
+                    let is_kept = !self.is_short()
+                        && bin.is_some_and(|bin| self.keep(&mut owner, bin, block, layout.size()));
+                    if !is_kept {
+                        // SAFETY: allocated so, and dead now.
+                        unsafe { self.free_frames(block, frames as usize) };
+                        owner.count_freed(layout.size());
+                    }
+                    freed
+                }
+                Entry::Guest(_) => {
+                    self.count_reentry();
+                    // SAFETY: as above.
+                    unsafe { self.free_frames(block, frames as usize) };
+                    self.count_freed(layout.size());
+                    Ok(())
+                }
+                Entry::Nested => {
+                    self.count_reentry();
+                    // SAFETY: the caller has freed it, this many frames.
+                    unsafe { self.defer(block, Kind::Large { frames }) };
+                    self.count_freed(layout.size());
+                    Ok(())
+                }
+            }
+        };
+        settle(freed);
     }
 
     /// Puts a large block that was freed into the CPU's cache, if that has room for it or can make some.
     fn keep(&self, owner: &mut Owner<'_>, bin: Bin, block: Block, size: usize) -> bool {
         let _transit = self.transit.begin();
         let has_room = owner.make_room(bin, |blocks, frames| {
-            let count = self.free_run(blocks, frames);
-            self.count_returned(count);
+            // SAFETY: blocks of the cache, of this many frames each, which have left it.
+            unsafe { self.free_all(blocks, frames) };
+            self.count_returned(blocks.len());
         });
         has_room && owner.close(bin).push(block, size)
     }
 
-    /// Frees the frames of large blocks from a cache, and returns the number of blocks.
-    pub(super) fn free_run(&self, blocks: &[Block], frames: usize) -> usize {
+    /// Frees the frames of several large blocks.
+    ///
+    /// # Safety
+    ///
+    /// For each of them, as for [`free_frames`](Self::free_frames).
+    pub(super) unsafe fn free_all(&self, blocks: &[Block], frames: usize) {
         for &block in blocks {
-            // SAFETY: blocks in a cache are nobody's; those of its bin have this many frames.
+            // SAFETY: the caller's promise.
             unsafe { self.free_frames(block, frames) };
         }
-        blocks.len()
     }
 
     /// Frees the frames of a large block.

@@ -53,6 +53,11 @@ impl<P: FramePlatform> MagazineHeap<P> {
         let is_barren = self.shared.barren.load(Ordering::Relaxed) == self.gains()
             && self.platform().reclaimable() == 0;
         if is_barren {
+            // That relief may not have reached this CPU, whose own blocks are out of nobody's reach.
+            if self.has_blocks_here() {
+                self.drain();
+                self.trim();
+            }
             return self.seek(|| attempt(Attempt::Last).ok());
         }
         self.drain();
@@ -63,15 +68,20 @@ impl<P: FramePlatform> MagazineHeap<P> {
         // After the blocks here came back, which is a gain, and before all that follows: this relief
         // may or may not find blocks that come back from now on.
         let gains = self.gains();
-        self.platform().drain_others();
+        let could_ask = self.platform().drain_others();
         self.drain();
         self.trim();
         let found = self.seek(|| attempt(Attempt::Last).ok());
-        if found.is_none() {
+        if found.is_none() && could_ask {
             // Relaxed, as above.
             self.shared.barren.store(gains, Ordering::Relaxed);
         }
         found
+    }
+
+    fn has_blocks_here(&self) -> bool {
+        let _preemption = self.platform().disable_preemption();
+        self.platform().cache().may_have_blocks()
     }
 
     /// Returns whether a CPU is short of memory. Memory that this CPU would take beside what it needs

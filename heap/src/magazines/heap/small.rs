@@ -87,17 +87,22 @@ impl<P: FramePlatform> MagazineHeap<P> {
         size: usize,
         kind: Attempt,
     ) -> Result<Block, Refused> {
-        let fills = kind == Attempt::First && !self.is_short();
         let _preemption = self.platform().disable_preemption();
         let (block, freed) = {
             let _interrupts = self.platform().disable_interrupts();
+            // Not before: an interrupt that asks this CPU to drain comes before the look, or after all of this.
+            let fills = kind == Attempt::First && !self.is_short();
             let context = Context {
                 is_announced: kind == Attempt::Last,
                 ..self.context()
             };
             match self.platform().cache().enter() {
                 Entry::Owner(mut owner) => {
-                    let freed = self.catch_up(&context, &mut owner);
+                    // A try that is announced announces nothing else: that would count as another CPU's.
+                    let freed = match kind {
+                        Attempt::Last => self.free_some_deferred(&context).1,
+                        _ => self.catch_up(&context, &mut owner),
+                    };
                     let mut magazine = owner.close(class);
                     if fills {
                         magazine.refill(|room| self.gather(&context, class, room));
@@ -116,11 +121,15 @@ impl<P: FramePlatform> MagazineHeap<P> {
                 }
                 Entry::Guest(_) => {
                     self.count_reentry();
+                    let freed = match kind {
+                        Attempt::Last => self.free_some_deferred(&context).1,
+                        _ => Ok(()),
+                    };
                     let block = self.gather_one(&context, class);
                     if block.is_some() {
                         self.count_allocated(size);
                     }
-                    (block.ok_or(Refused::Short), Ok(()))
+                    (block.ok_or(Refused::Short), freed)
                 }
                 Entry::Nested => {
                     self.count_reentry();
@@ -194,11 +203,16 @@ impl<P: FramePlatform> MagazineHeap<P> {
         size: usize,
     ) -> Result<(), Misuse> {
         let mut freed = self.catch_up(context, owner);
+        if self.is_short() {
+            freed = freed.and(self.free_to_slabs(context, class, &[block]));
+            owner.count_freed(size);
+            return freed;
+        }
         let mut magazine = owner.close(class);
         if !magazine.push(block, size) {
             magazine.flush(|blocks| {
                 // A depot may need frames.
-                if self.is_short() || !self.depots[class].put(context, class, blocks) {
+                if !self.depots[class].put(context, class, blocks) {
                     freed = freed.and(self.free_to_slabs(context, class, blocks));
                 }
             });
@@ -235,7 +249,11 @@ impl<P: FramePlatform> MagazineHeap<P> {
     }
 
     /// Runs some of the work that was deferred to a slow path, which must not become much longer by it.
-    fn catch_up(&self, context: &Context<'_, P>, owner: &mut Owner<'_>) -> Result<(), Misuse> {
+    pub(super) fn catch_up(
+        &self,
+        context: &Context<'_, P>,
+        owner: &mut Owner<'_>,
+    ) -> Result<(), Misuse> {
         let (_, freed) = self.free_some_deferred(context);
         match owner.next_undrained() {
             Some(bin) => freed.and(self.drain_bin(owner, bin)),
@@ -248,10 +266,12 @@ impl<P: FramePlatform> MagazineHeap<P> {
         match bin.class() {
             Ok(class) => self.drain_class(owner, class),
             Err(_) => {
-                let _transit = self.transit.begin();
+                let _transit = owner.has_blocks(bin).then(|| self.transit.begin());
                 let mut count = 0;
                 owner.empty_large(bin, &mut |blocks, frames| {
-                    count += self.free_run(blocks, frames)
+                    // SAFETY: blocks of the cache, of this many frames each, which have left it.
+                    unsafe { self.free_all(blocks, frames) };
+                    count += blocks.len();
                 });
                 self.count_returned(count);
                 Ok(())
@@ -260,7 +280,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
     }
 
     fn drain_class(&self, owner: &mut Owner<'_>, class: Class) -> Result<(), Misuse> {
-        let _transit = self.transit.begin();
+        let _transit = owner.has_blocks(class.into()).then(|| self.transit.begin());
         let context = self.context();
         let mut freed = Ok(());
         let mut count = 0;

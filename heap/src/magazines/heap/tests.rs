@@ -1,6 +1,7 @@
 //! Tests that reach into the heap.
 
 use super::*;
+use crate::FRAME;
 use crate::hosted::HostedFrames;
 use std::vec::Vec;
 
@@ -136,4 +137,81 @@ fn nmi_on_top_of_a_slow_path_gets_what_is_there_and_frees_later() {
     assert_eq!(heap.totals().refusals, 1);
     assert_eq!(heap.totals().large_frames, 8);
     assert_all_back(&heap);
+}
+
+/// A machine on which another CPU has the frames behind a block, for an instant, as that is to grow by them a second time.
+struct Behind {
+    machine: HostedFrames,
+    calls: AtomicUsize,
+}
+
+std::thread_local! {
+    static HEAP: core::cell::Cell<Option<&'static MagazineHeap<Behind>>> = const { core::cell::Cell::new(None) };
+    static IN_TRANSIT: core::cell::RefCell<Option<crate::magazines::transit::InTransit<'static>>> =
+        const { core::cell::RefCell::new(None) };
+}
+
+// SAFETY: everything is `HostedFrames`'.
+unsafe impl FramePlatform for Behind {
+    type NoPreempt = ();
+    type InterruptGuard = ();
+
+    fn disable_preemption(&self) {}
+
+    fn disable_interrupts(&self) {}
+
+    fn cpu(&self) -> Option<usize> {
+        self.machine.cpu()
+    }
+
+    fn cache(&self) -> &crate::CpuCache {
+        self.machine.cache()
+    }
+
+    fn each_cache(&self, visit: &mut dyn FnMut(&crate::CpuCache)) {
+        self.machine.each_cache(visit);
+    }
+
+    fn allocate_frames(&self, count: usize, align: usize) -> Option<NonNull<u8>> {
+        self.machine.allocate_frames(count, align)
+    }
+
+    unsafe fn free_frames(&self, start: NonNull<u8>, count: usize) {
+        // SAFETY: the caller's promise.
+        unsafe { self.machine.free_frames(start, count) };
+    }
+
+    unsafe fn extend_frames(&self, start: NonNull<u8>, count: usize, more: usize) -> bool {
+        if self.calls.fetch_add(1, Ordering::Relaxed) < 3 {
+            if let Some(heap) = HEAP.get() {
+                IN_TRANSIT.set(Some(heap.transit.begin()));
+            }
+            return false;
+        }
+        // SAFETY: the caller's promise.
+        unsafe { self.machine.extend_frames(start, count, more) }
+    }
+
+    fn wait_for_memory(&self, _: &mut u64) -> bool {
+        IN_TRANSIT.take();
+        true
+    }
+}
+
+#[test]
+fn a_block_waits_for_the_frames_behind_it() {
+    let heap: &'static MagazineHeap<Behind> =
+        std::boxed::Box::leak(std::boxed::Box::new(MagazineHeap::new(Behind {
+            machine: HostedFrames::new(100),
+            calls: AtomicUsize::new(0),
+        })));
+    HEAP.set(Some(heap));
+    let old = Layout::from_size_align(60 * FRAME, 8).unwrap();
+    // SAFETY: the size isn't zero; then live, with this layout.
+    let (block, grown) = unsafe {
+        let block = heap.alloc(old);
+        (block, heap.realloc(block, old, 90 * FRAME))
+    };
+    assert_eq!(block, grown);
+    assert_eq!(heap.totals().refusals, 0);
 }
