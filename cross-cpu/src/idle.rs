@@ -5,7 +5,7 @@ use core::sync::atomic::Ordering;
 
 use muster_sync::{AtomicU8, const_unless_modelled};
 
-// In ascending order: `enter` relies on it.
+// In ascending order, and OWING is PAYING and IDLE: `enter` relies on it.
 
 /// The CPU runs.
 const BUSY: u8 = 0;
@@ -61,14 +61,18 @@ impl Idle {
     /// or defer work that the CPU needs at once.
     pub fn enter(&self) {
         // Release, with the Acquire of `defer`: what this CPU did before is over when work is deferred.
-        // The maximum: from BUSY or PAYING to IDLE; OWING stays.
-        self.0.fetch_max(IDLE, Ordering::Release);
+        // From BUSY to IDLE, and from PAYING, as work that unwound leaves it, to OWING; these stay.
+        self.0.fetch_or(IDLE, Ordering::Release);
     }
 
     /// Marks this CPU as busy, if it was not, and does the work that was deferred, if any was. Returns whether there was.
     ///
     /// Each handler calls it first, and so does the code behind the halt: a handler that interrupts that before the work
     /// is done does it as well, so `work` may be done twice, and its end is in any case before the end of this call.
+    ///
+    /// # Panics
+    ///
+    /// If `work` does. It is still owed then.
     pub fn exit(&self, work: impl FnOnce()) -> bool {
         // Relaxed: only this CPU changes it from or to BUSY.
         let mut state = self.0.load(Ordering::Relaxed);

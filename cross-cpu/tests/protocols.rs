@@ -97,6 +97,19 @@ fn an_idle_cpu_owes_exactly_what_was_deferred() {
     assert!(!idle.exit(|| ()) && !idle.defer());
 }
 
+#[test]
+fn what_was_deferred_is_owed_until_it_is_done() {
+    let idle = Idle::new();
+    idle.enter();
+    assert!(idle.defer());
+    let unwound = std::panic::catch_unwind(|| idle.exit(|| panic!("it is not done")));
+    assert!(unwound.is_err());
+    idle.enter();
+    let mut is_done = false;
+    assert!(idle.exit(|| is_done = true) && is_done);
+    assert!(!idle.exit(|| ()));
+}
+
 /// A handler that comes before the work is done must not go on without it.
 #[test]
 fn a_handler_in_the_midst_of_what_was_deferred_does_it_as_well() {

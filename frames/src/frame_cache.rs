@@ -268,6 +268,10 @@ impl<'a, O: Owner> FrameCache<'a, O> {
             return Some(self.allocate(owner)?.into());
         }
         let owner = number_of(owner);
+        // No frames of the cache's would help.
+        if frames == 0 || align_frames == 0 {
+            return None;
+        }
         if let Some(fit) = Fit::new(frames as u64, align_frames as u64) {
             let taken = match self.runs.take(fit) {
                 Some(taken) => Some(taken),

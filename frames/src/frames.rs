@@ -341,7 +341,7 @@ impl<O: Owner> FrameAllocator<O> {
     pub(crate) fn add_to_run(&self, run: &mut OwnedRun<O>, frames: usize) -> bool {
         let (range, owner) = (run.run().range(), run.owner_number());
         let end = range.end().get() / FRAME_SIZE;
-        // Another allocator's run gets no frames of this one.
+        // A run that ends with a frame which is not its owner's here gets none.
         let zone = (self.zone_of(end - 1))
             .and_then(|index| self.zone(index))
             .filter(|zone| zone.is_open() && zone.owners().are_all(end - 1..end, owner));

@@ -188,7 +188,8 @@
 //!   handler; an NMI's never does. Otherwise the guard that takes the count to 0 switches. So at every switch the count
 //!   is 0: a count in the head needs no saving.
 //! - **No guard switches where interrupts are disabled.** What holds a lock that way, or is in a closure that a handler must not
-//!   see half done, is no more preempted by its own guards than by interrupts. What is due happens after the next.
+//!   see half done, is no more preempted by its own guards, or by an exception, than by interrupts. What is due happens after
+//!   the next.
 //! - **A CPU without a block runs no task**, and can't be preempted. Nothing counts there: all such CPUs share the
 //!   sentinel's count.
 //! - **Nothing in a closure of [`Storage::with`] waits for another task**, or yields: the count is not 0
@@ -275,11 +276,12 @@
 //!     }
 //! }
 //!
-//! /// Runs what a handler does, with interrupts disabled. Its entry code calls this, whatever it interrupted.
-//! fn handle(is_nmi: bool, handler: impl FnOnce()) {
+//! /// Runs what a handler does, with interrupts disabled. Its entry code calls this, whatever it interrupted; no switch may
+//! /// follow an NMI, nor an exception that came where interrupts were disabled.
+//! fn handle(may_switch: bool, handler: impl FnOnce()) {
 //!     let counts = count();
 //!     handler();
-//!     if counts && uncount() && !is_nmi {
+//!     if counts && uncount() && may_switch {
 //!         switch_to_another_task();
 //!     }
 //! }

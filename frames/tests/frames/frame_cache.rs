@@ -642,6 +642,19 @@ fn a_run_grows_over_the_end_of_a_row_of_which_the_cache_has_the_rest() {
 }
 
 #[test]
+fn a_run_of_nothing_costs_the_cache_nothing() {
+    let frames = chunks(1).with_caches(1).unwrap();
+    let mut cache = frames.cache().unwrap();
+    let run = cache.allocate_run(2, 1, Owner::Heap).unwrap();
+    let cached = cache.len();
+    for (count, align) in [(0, 1), (1, 0), (0, 0)] {
+        assert!(cache.allocate_run(count, align, Owner::Heap).is_none());
+    }
+    assert_eq!(cache.len(), cached);
+    cache.free_run(run).unwrap();
+}
+
+#[test]
 fn what_a_cache_has_for_runs_has_a_bound() {
     let frames = chunks(16).with_caches(1).unwrap();
     let mut cache = frames.cache().unwrap();
