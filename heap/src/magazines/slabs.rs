@@ -201,6 +201,8 @@ impl Slabs {
         class: Class,
         blocks: &[Block],
     ) -> Result<(), Stopped> {
+        // From when a slab leaves the list until its frames are back.
+        let mut transit = None;
         let mut surplus = List::new();
         // None only in an NMI on a CPU that has no cache, where using the heap is against the
         // platform's contract: the blocks are lost then.
@@ -216,6 +218,7 @@ impl Slabs {
                     remote += usize::from(!slab.was_given_to(context.cpu));
                     // Made where a large block was (`MagazineHeap::split`): good for that one only.
                     if slab.fill() == Fill::Empty && !slab.is_aligned(class) {
+                        transit.get_or_insert_with(|| context.announce());
                         lists.empty.remove(slab);
                         lists.empties -= 1;
                         self.frames.subtract(slab.frames());
@@ -231,7 +234,10 @@ impl Slabs {
         }
         self.used.subtract(freed);
         self.remote.add(remote);
-        self.cut_empties(&mut lists, KEPT, &mut surplus);
+        if lists.empties > KEPT {
+            transit.get_or_insert_with(|| context.announce());
+            self.cut_empties(&mut lists, KEPT, &mut surplus);
+        }
         drop(lists);
         retire(context, surplus);
         result

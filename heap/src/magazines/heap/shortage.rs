@@ -49,8 +49,9 @@ impl<P: FramePlatform> MagazineHeap<P> {
         // Relaxed: see `is_short`.
         self.shared.short.fetch_add(1, Ordering::Relaxed);
         let _shortage = Shortage(&self.shared.short);
-        // Relaxed: a CPU that does not see the last value asks once more, in vain.
-        let is_barren = self.shared.barren.load(Ordering::Relaxed) == self.gains()
+        // Acquire, with the Release below: the counts that a relief has seen are seen here, so an equal sum is one of equal
+        // counts. A CPU that does not see the last value asks once more, in vain.
+        let is_barren = self.shared.barren.load(Ordering::Acquire) == self.gains()
             && self.platform().reclaimable() == 0;
         if is_barren {
             // That relief may not have reached this CPU, whose own blocks are out of nobody's reach.
@@ -73,8 +74,8 @@ impl<P: FramePlatform> MagazineHeap<P> {
         self.trim();
         let found = self.seek(|| attempt(Attempt::Last).ok());
         if found.is_none() && could_ask {
-            // Relaxed, as above.
-            self.shared.barren.store(gains, Ordering::Relaxed);
+            // Release: see above.
+            self.shared.barren.store(gains, Ordering::Release);
         }
         found
     }
