@@ -176,18 +176,15 @@ impl Chunk {
         &self.rows
     }
 
-    pub(crate) fn row(&self, row: usize) -> &AtomicU64 {
-        &self.rows[row % ROWS]
-    }
-
     /// Returns the row of the frame with this number, which is one of the chunk's.
     #[inline]
-    pub(crate) fn row_at(&self, number: u64) -> &AtomicU64 {
-        self.row((number / ROW_FRAMES) as usize)
+    pub(crate) fn row(&self, number: u64) -> &AtomicU64 {
+        &self.rows[(number / ROW_FRAMES) as usize % ROWS]
     }
 
-    pub(crate) fn returning(&self, row: usize) -> &AtomicU64 {
-        &self.returning[row % ROWS]
+    /// Returns what is being taken back of the same row.
+    pub(crate) fn returning(&self, number: u64) -> &AtomicU64 {
+        &self.returning[(number / ROW_FRAMES) as usize % ROWS]
     }
 
     /// Returns how many of its frames are free.
@@ -208,7 +205,7 @@ impl Chunk {
 
     /// Claims exactly these frames of the row of the frame with this number, if all are free.
     pub(crate) fn claim_exactly(&self, number: u64, mask: u64) -> bool {
-        let row = self.row_at(number);
+        let row = self.row(number);
         let mut free = row.load(SeqCst);
         while free & mask == mask {
             match replace(row, free, free & !mask) {
@@ -276,15 +273,13 @@ impl Chunk {
 
 /// Returns the rows that these frames lie in, by their first frames' numbers, and their bits in them.
 #[inline]
-pub(crate) fn rows_of(numbers: &Range<u64>) -> impl Iterator<Item = (u64, u64)> + use<> {
-    let (mut from, end) = (numbers.start, numbers.end);
-    core::iter::from_fn(move || {
-        let start = from / ROW_FRAMES * ROW_FRAMES;
-        let next = end.min(start + ROW_FRAMES);
-        let count = next.checked_sub(from).filter(|&count| count > 0)?;
-        let mask = FREE_ROW >> (ROW_FRAMES - count) << (from - start);
-        from = next;
-        Some((start, mask))
+pub(crate) fn rows_of(numbers: &Range<u64>) -> impl DoubleEndedIterator<Item = (u64, u64)> + use<> {
+    let (start, end) = (numbers.start, numbers.end);
+    (start / ROW_FRAMES..end.div_ceil(ROW_FRAMES)).map(move |row| {
+        let first = row * ROW_FRAMES;
+        let below = start.saturating_sub(first);
+        let above = (first + ROW_FRAMES).saturating_sub(end);
+        (first, FREE_ROW << below & FREE_ROW >> above)
     })
 }
 

@@ -364,15 +364,10 @@ impl<'a, O: Owner> FrameCache<'a, O> {
 
     /// Adds frames of one row of the cache to a run. Where others are asked for, gives up what it has of them: `false`.
     fn extend_cached(&mut self, run: &mut OwnedRun<O>, frames: usize) -> bool {
-        let (all, owner) = (run.run(), run.owner_number());
-        let last = all.first().number() + all.count() as u64 - 1;
-        let Some(zone) = (Frame::from_number(last)).and_then(|last| self.zone_of(last)) else {
-            return false;
-        };
-        let Some(more) = zone
-            .next(last, frames as u64)
-            .filter(|_| zone.owners().are_all(last..last + 1, owner))
-        else {
+        let (last, owner) = (run.run().last_number(), run.owner_number());
+        let zone = Frame::from_number(last).and_then(|last| self.zone_of(last));
+        let more = zone.and_then(|zone| Some((zone, zone.behind(last, owner, frames as u64)?)));
+        let Some((zone, more)) = more else {
             return false;
         };
         let part = |(start, mask)| Part { zone, start, mask };

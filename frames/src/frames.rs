@@ -339,17 +339,10 @@ impl<O: Owner> FrameAllocator<O> {
 
     /// Extends a run, but leaves counting it to the caller.
     pub(crate) fn add_to_run(&self, run: &mut OwnedRun<O>, frames: usize) -> bool {
-        let (range, owner) = (run.run().range(), run.owner_number());
-        let end = range.end().get() / FRAME_SIZE;
-        // A run that ends with a frame which is not its owner's here gets none.
-        let zone = (self.zone_of(end - 1))
-            .and_then(|index| self.zone(index))
-            .filter(|zone| zone.is_open() && zone.owners().are_all(end - 1..end, owner));
-        let Some(zone) = zone else {
-            return false;
-        };
-        let more = zone.next(end - 1, frames as u64);
-        let Some(more) = more.filter(|more| zone.claim(more.clone())) else {
+        let (last, owner) = (run.run().last_number(), run.owner_number());
+        let zone = self.zone_of(last).and_then(|index| self.zone(index));
+        let more = zone.and_then(|zone| Some((zone, zone.behind(last, owner, frames as u64)?)));
+        let Some((zone, more)) = more.filter(|(zone, more)| zone.claim(more.clone())) else {
             return false;
         };
         zone.owners().set(more.clone(), owner);

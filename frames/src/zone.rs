@@ -9,7 +9,7 @@ use core::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 use muster_sync::{AtomicBool, AtomicU64, AtomicUsize};
 
 use crate::chunk::{
-    CHUNK_FRAMES, Chunk, Claimed, FREE_ROW, Fit, FrameInfo, ROW_FRAMES, ROWS, changes_fill, rows_of,
+    CHUNK_FRAMES, Chunk, Claimed, Fit, FrameInfo, ROW_FRAMES, changes_fill, rows_of,
 };
 use crate::hint::{Bounds, Hint, Look, Request, look};
 use crate::owner::FREE;
@@ -159,11 +159,13 @@ impl Zone {
         self.first <= number && number < self.end
     }
 
-    /// Returns this many frames behind one of the zone's, if it has as many, and any are asked for.
-    pub(crate) fn next(&self, number: u64, frames: u64) -> Option<Range<u64>> {
-        let start = number + 1;
+    /// Returns the frames by which a run that ends with this one of the zone's would grow. `None`: the zone has not as many, none
+    /// are asked for, or that one is not recorded as the owner's.
+    pub(crate) fn behind(&self, last: u64, owner: u8, frames: u64) -> Option<Range<u64>> {
+        let start = last + 1;
         let end = start.checked_add(frames)?;
-        (frames > 0 && end <= self.end).then_some(start..end)
+        let is_owned = || self.is_open() && self.owners.are_all(last..start, owner);
+        (frames > 0 && end <= self.end && is_owned()).then_some(start..end)
     }
 
     pub(crate) fn is_open(&self) -> bool {
@@ -228,16 +230,16 @@ impl Zone {
     ///
     /// The number of the lowest one that another CPU is taking back already. Nothing has changed then.
     pub(crate) fn begin_return(&self, numbers: Range<u64>) -> Result<(), u64> {
-        for (row, mask) in self.rows(&numbers) {
+        for (start, mask) in rows_of(&numbers) {
+            let returning = self.chunk_at(start).returning(start);
             // Acquire, with the Release of `end_return`: the owners that were recorded before are visible.
             // No Release: nothing is recorded yet. What another CPU released here with other frames stays
             // released, as each change of the word is a read-modify-write.
-            let before = self.returning(row).fetch_or(mask, Acquire);
+            let before = returning.fetch_or(mask, Acquire);
             let taken = before & mask;
             if taken != 0 {
                 // Relaxed: this CPU has recorded nothing.
-                self.returning(row).fetch_and(!(mask & !before), Relaxed);
-                let start = self.base + row as u64 * ROW_FRAMES;
+                returning.fetch_and(!(mask & !before), Relaxed);
                 self.end_return(numbers.start..start.max(numbers.start));
                 return Err(start + u64::from(taken.trailing_zeros()));
             }
@@ -249,8 +251,8 @@ impl Zone {
     /// were recorded in between.
     pub(crate) fn end_return(&self, numbers: Range<u64>) {
         // Release, with the Acquire of `begin_return`.
-        for (row, mask) in self.rows(&numbers) {
-            self.returning(row).fetch_and(!mask, Release);
+        for (start, mask) in rows_of(&numbers) {
+            (self.chunk_at(start).returning(start)).fetch_and(!mask, Release);
         }
     }
 
@@ -345,10 +347,8 @@ impl Zone {
             // Relaxed: a CPU that finds a frame claimed sees this, too, by the order of the rows.
             self.transit.undecided.fetch_add(1, Relaxed);
         }
-        let failed = rows_of(&numbers).find(|&(start, mask)| {
-            let chunk = self.chunk(self.chunk_of(start));
-            !chunk.is_some_and(|chunk| chunk.claim_exactly(start, mask))
-        });
+        let failed = rows_of(&numbers)
+            .find(|&(start, mask)| !self.chunk_at(start).claim_exactly(start, mask));
         match failed {
             None => self.settle_all(&numbers),
             Some((start, _)) => self.release(numbers.start..start.max(numbers.start)),
@@ -367,14 +367,12 @@ impl Zone {
             return;
         }
         for index in self.chunk_of(numbers.start)..=self.chunk_of(numbers.end - 1) {
-            let Some(chunk) = self.chunk(index) else {
-                return;
-            };
+            let chunk = &self.chunks[index];
             let start = self.first_of(index);
             let within = numbers.start.max(start)..numbers.end.min(start + CHUNK_FRAMES);
             let mut changes = false;
             for (row, mask) in rows_of(&within) {
-                let before = chunk.row_at(row).fetch_or(mask, SeqCst);
+                let before = chunk.row(row).fetch_or(mask, SeqCst);
                 changes |= changes_fill(before, before | mask);
             }
             if changes {
@@ -413,14 +411,12 @@ impl Zone {
     /// [`ROW_FRAMES`] on.
     pub(crate) fn release_row(&self, start: u64, mask: u64) {
         let index = self.chunk_of(start);
-        if let Some(chunk) = self.chunk(index) {
-            let before = chunk.row_at(start).fetch_or(mask, SeqCst);
-            if changes_fill(before, before | mask) {
-                self.settle(index);
-            }
-            self.forget_hints(index);
-            self.notify_seekers();
+        let before = self.chunks[index].row(start).fetch_or(mask, SeqCst);
+        if changes_fill(before, before | mask) {
+            self.settle(index);
         }
+        self.forget_hints(index);
+        self.notify_seekers();
     }
 
     /// Makes CPUs search again that may have searched for frames just before they came back. If this
@@ -616,9 +612,8 @@ impl Zone {
             self.chunk(chunk)?;
             let start = self.first_of(chunk).max(from);
             let end = self.first_of(chunk + 1).min(self.end);
-            let found = self.rows(&(start..end)).find_map(|(row, mask)| {
-                let free = self.row(row).load(SeqCst) & mask;
-                let start = self.base + row as u64 * ROW_FRAMES;
+            let found = rows_of(&(start..end)).find_map(|(start, mask)| {
+                let free = self.chunk_at(start).row(start).load(SeqCst) & mask;
                 (free != 0).then(|| start + u64::from(free.trailing_zeros()))
             });
             if found.is_some() {
@@ -643,31 +638,15 @@ impl Zone {
 
     /// Returns the highest of these frames that is not free.
     fn last_used(&self, numbers: Range<u64>) -> Option<u64> {
-        self.rows(&numbers).rev().find_map(|(row, mask)| {
-            let used = !self.row(row).load(SeqCst) & mask;
-            let start = self.base + row as u64 * ROW_FRAMES;
+        rows_of(&numbers).rev().find_map(|(start, mask)| {
+            let used = !self.chunk_at(start).row(start).load(SeqCst) & mask;
             (used != 0).then(|| start + u64::from(used.ilog2()))
         })
     }
 
-    fn row(&self, row: usize) -> &AtomicU64 {
-        self.chunks[row / ROWS].row(row)
-    }
-
-    fn returning(&self, row: usize) -> &AtomicU64 {
-        self.chunks[row / ROWS].returning(row)
-    }
-
-    /// Returns the rows that frames of the zone lie in, and their bits in them.
-    fn rows(&self, numbers: &Range<u64>) -> impl DoubleEndedIterator<Item = (usize, u64)> + use<> {
-        let (start, end) = (numbers.start - self.base, numbers.end - self.base);
-        (start / ROW_FRAMES..end.div_ceil(ROW_FRAMES)).map(move |row| {
-            let first = row * ROW_FRAMES;
-            let below = start.saturating_sub(first);
-            let above = (first + ROW_FRAMES).saturating_sub(end);
-            let mask = FREE_ROW << below & FREE_ROW >> above;
-            (row as usize, mask)
-        })
+    /// Returns the chunk of the frame with this number, which is one of the zone's, or before its first in the same row.
+    fn chunk_at(&self, number: u64) -> &Chunk {
+        &self.chunks[self.chunk_of(number)]
     }
 
     fn settle_all(&self, numbers: &Range<u64>) {

@@ -34,6 +34,11 @@ impl FrameRun {
         self.first
     }
 
+    /// Returns the number of the last frame.
+    pub(crate) const fn last_number(self) -> u64 {
+        self.first.number() + self.count() as u64 - 1
+    }
+
     /// Returns the physical address of the first byte; never 0.
     pub const fn start(self) -> PhysAddr {
         self.range.start()
