@@ -612,8 +612,7 @@ impl Closed<'_> {
         if let Some(place) = self.memory().get_mut(blocks) {
             place.write(block);
             self.blocks += 1;
-            // As in `pop`.
-            // Release: a CPU that sees the count finds the magazine closed, or what is in it.
+            // As in `pop`, and Release: a CPU that sees the count finds the magazine closed, or what is in it.
             (self.cache.freed).fetch_add(size as u64, Ordering::Release);
         }
         blocks < self.blocks

@@ -298,10 +298,10 @@ impl<P: FramePlatform> MagazineHeap<P> {
         }
     }
 
-    /// The same for an operation that is announced ([`Transit::seek`]).
-    fn announced(&self) -> Context<'_, P> {
+    /// The same for an attempt, of which the last ones are announced ([`Transit::seek`]).
+    fn context_of(&self, kind: Attempt) -> Context<'_, P> {
         Context {
-            is_announced: true,
+            is_announced: kind == Attempt::Last,
             ..self.context()
         }
     }
@@ -311,12 +311,16 @@ impl<P: FramePlatform> MagazineHeap<P> {
     #[cold]
     #[inline(never)]
     fn allocate_slowly(&self, layout: Layout) -> *mut u8 {
-        if let Some(bin) = Bin::of_large(layout)
-            && let Some(block) = self.pop(bin, layout.size())
-        {
-            return block.as_ptr();
+        match self.pop_large(layout) {
+            Some(block) => block.as_ptr(),
+            None => self.allocate_uncached(layout),
         }
-        self.allocate_uncached(layout)
+    }
+
+    /// Takes a large block that the CPU has kept, if there is one of as many frames.
+    #[inline(always)]
+    fn pop_large(&self, layout: Layout) -> Option<Block> {
+        self.pop(Bin::of_large(layout)?, layout.size())
     }
 
     /// Serves an allocation that no magazine can.
@@ -467,7 +471,7 @@ unsafe impl<P: FramePlatform> GlobalAlloc for MagazineHeap<P> {
             }
         }
         if !is_less && (before, after) == (None, None) {
-            let found = Bin::of_large(new).and_then(|bin| self.pop(bin, new_size));
+            let found = self.pop_large(new);
             // SAFETY: as above.
             let grow = || unsafe { self.grow_large(NonNull::new_unchecked(block), layout, new) };
             moved = self.counted(found.or_else(grow));

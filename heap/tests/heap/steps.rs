@@ -166,6 +166,19 @@ impl<M: Machine> Test<M> {
         unsafe { self.0.dealloc(block.as_ptr(), self.1) };
     }
 
+    /// Puts a new block in the place of one.
+    fn swap(&self, place: &[Cell<Option<NonNull<u8>>>]) {
+        let block = self.alloc();
+        self.free_many(place);
+        place[0].set(block);
+    }
+
+    fn pair(&self) {
+        if let Some(block) = self.alloc() {
+            self.free(block);
+        }
+    }
+
     /// Returns several blocks, or fewer where memory is out of reach.
     fn alloc_many(&self, blocks: &[Cell<Option<NonNull<u8>>>]) {
         for block in blocks {
@@ -280,16 +293,8 @@ fn run<M: Machine>() {
     };
     let states: [&dyn Fn(); 4] = [&new, &some, &empty, &full];
 
-    let swap = || {
-        let block = test.alloc();
-        test.free_many(&theirs[..1]);
-        theirs[0].set(block);
-    };
-    let pair = || {
-        if let Some(block) = test.alloc() {
-            test.free(block);
-        }
-    };
+    let swap = || test.swap(&theirs[..1]);
+    let pair = || test.pair();
     let take = || test.alloc_many(&theirs[..1]);
     let flood = || {
         test.alloc_many(&theirs);
@@ -385,16 +390,8 @@ fn run_large<M: Machine>() {
         block.set(test.alloc());
         test.free_many(&mine);
     };
-    let swap = || {
-        let block = test.alloc();
-        test.free_many(&theirs[..1]);
-        theirs[0].set(block);
-    };
-    let pair = || {
-        if let Some(block) = test.alloc() {
-            test.free(block);
-        }
-    };
+    let swap = || test.swap(&theirs[..1]);
+    let pair = || test.pair();
     let flood = || {
         test.alloc_many(&theirs);
         test.free_many(&theirs);

@@ -5,7 +5,7 @@ use core::sync::atomic::Ordering;
 
 use super::MagazineHeap;
 use super::misuse::settle;
-use super::shortage::{Attempt, Refused};
+use super::shortage::Refused;
 use crate::magazines::FramePlatform;
 use crate::magazines::cache::{Block, Entry, Owner};
 use crate::magazines::class::{Bin, Class, FRAME};
@@ -57,16 +57,11 @@ impl<P: FramePlatform> MagazineHeap<P> {
             let (block, freed) = {
                 let _interrupts = self.platform().disable_interrupts();
                 let mut entry = self.platform().cache().enter();
-                let freed = match (&mut entry, kind) {
-                    (Entry::Nested, _) => {
-                        self.count_reentry();
-                        return Err(Refused::Nested);
-                    }
-                    // Another CPU may have kept this one from blocks whose free was deferred.
-                    (_, Attempt::Last) => self.free_some_deferred(&self.announced()).1,
-                    (Entry::Owner(owner), _) => self.catch_up(&self.context(), owner),
-                    (Entry::Guest(_), _) => Ok(()),
-                };
+                if matches!(entry, Entry::Nested) {
+                    self.count_reentry();
+                    return Err(Refused::Nested);
+                }
+                let freed = self.begin_attempt(kind, &self.context_of(kind), &mut entry);
                 let block = self.frames.allocate(count, align, Use::Large);
                 if block.is_some() {
                     match &entry {

@@ -92,17 +92,11 @@ impl<P: FramePlatform> MagazineHeap<P> {
             let _interrupts = self.platform().disable_interrupts();
             // Not before: an interrupt that asks this CPU to drain comes before the look, or after all of this.
             let fills = kind == Attempt::First && !self.is_short();
-            let context = Context {
-                is_announced: kind == Attempt::Last,
-                ..self.context()
-            };
-            match self.platform().cache().enter() {
+            let context = self.context_of(kind);
+            let mut entry = self.platform().cache().enter();
+            let freed = self.begin_attempt(kind, &context, &mut entry);
+            let block = match entry {
                 Entry::Owner(mut owner) => {
-                    // A try that is announced announces nothing else: that would count as another CPU's.
-                    let freed = match kind {
-                        Attempt::Last => self.free_some_deferred(&context).1,
-                        _ => self.catch_up(&context, &mut owner),
-                    };
                     let mut magazine = owner.close(class);
                     if fills {
                         magazine.refill(|room| self.gather(&context, class, room));
@@ -117,19 +111,15 @@ impl<P: FramePlatform> MagazineHeap<P> {
                         owner.count_allocated(size);
                         Some(block)
                     });
-                    (block.ok_or(Refused::Short), freed)
+                    block.ok_or(Refused::Short)
                 }
                 Entry::Guest(_) => {
                     self.count_reentry();
-                    let freed = match kind {
-                        Attempt::Last => self.free_some_deferred(&context).1,
-                        _ => Ok(()),
-                    };
                     let block = self.gather_one(&context, class);
                     if block.is_some() {
                         self.count_allocated(size);
                     }
-                    (block.ok_or(Refused::Short), freed)
+                    block.ok_or(Refused::Short)
                 }
                 Entry::Nested => {
                     self.count_reentry();
@@ -138,12 +128,30 @@ impl<P: FramePlatform> MagazineHeap<P> {
                     if block.is_some() {
                         self.count_allocated(size);
                     }
-                    (block.ok_or(Refused::Nested), Ok(()))
+                    block.ok_or(Refused::Nested)
                 }
-            }
+            };
+            (block, freed)
         };
         settle(freed);
         block
+    }
+
+    /// Does some of what was deferred, at the beginning of an attempt.
+    pub(super) fn begin_attempt(
+        &self,
+        kind: Attempt,
+        context: &Context<'_, P>,
+        entry: &mut Entry<'_>,
+    ) -> Result<(), Misuse> {
+        match (entry, kind) {
+            (Entry::Nested, _) => Ok(()),
+            // Another CPU may have kept this one from blocks whose free was deferred. A try that is announced announces
+            // nothing else, as a drain would: that would count as another CPU's.
+            (_, Attempt::Last) => self.free_some_deferred(context).1,
+            (Entry::Owner(owner), _) => self.catch_up(context, owner),
+            (Entry::Guest(_), _) => Ok(()),
+        }
     }
 
     /// Takes a magazine's worth of blocks, from the depot or else from slabs.
