@@ -29,7 +29,7 @@ impl<H: Sync> Directory<H> {
     /// # Errors
     ///
     /// [`PublishError`] if a block is in a slot that is not its index, or if the directory has
-    /// been published before. Nothing has changed then.
+    /// been published before, or another CPU is at it. Nothing has changed then.
     pub fn publish(&self, blocks: &'static [&'static Block<H>]) -> Result<(), PublishError> {
         for (slot, block) in (0..).zip(blocks) {
             if block.index() != slot {
@@ -116,7 +116,7 @@ impl<H: Sync> fmt::Debug for Directory<H> {
 /// The reason why a directory could not be published.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PublishError {
-    /// The directory has been published before.
+    /// The directory has been published before, or another CPU is publishing it just now.
     AlreadyPublished,
     /// A block is in a slot that is not its index.
     WrongSlot {
