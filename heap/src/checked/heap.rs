@@ -215,7 +215,9 @@ impl<H: GlobalAlloc, P: CheckPlatform> CheckedHeap<H, P> {
                 }
                 ControlFlow::Continue(())
             },
-            || self.flush(),
+            || {
+                self.flush();
+            },
             || self.platform.wait_for_release(&mut waited),
         )
     }

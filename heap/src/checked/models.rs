@@ -143,7 +143,14 @@ impl Machine {
             thread::yield_now();
             true
         };
-        (self.releases.obtain(attempt, || self.flush(), wait)).is_some()
+        (self.releases.obtain(
+            attempt,
+            || {
+                self.flush();
+            },
+            wait,
+        ))
+        .is_some()
     }
 }
 
