@@ -485,14 +485,10 @@ impl Owner<'_> {
         self.cache().take_reserve(class)
     }
 
-    /// Returns whether there is a block in a magazine, or in the class's reserve.
-    pub(super) fn has_blocks(&self, bin: Bin) -> bool {
-        let is_reserve_filled = (bin.class()).is_ok_and(|class| {
-            !self.cache().reserve[class]
-                .load(Ordering::Relaxed)
-                .is_null()
-        });
-        is_reserve_filled || self.cache().blocks(bin).0 > 0
+    /// Returns whether there is a block in the class's reserve.
+    pub(super) fn has_reserve(&self, class: Class) -> bool {
+        let reserve = &self.cache().reserve[class];
+        !reserve.load(Ordering::Relaxed).is_null()
     }
 
     /// Returns the next magazine to drain, if the CPU has been asked to.

@@ -11,7 +11,7 @@ mod tests;
 use core::alloc::{GlobalAlloc, Layout};
 use core::mem::MaybeUninit;
 use core::ptr::{self, NonNull};
-use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use core::{fmt, slice};
 
 use super::cache::{Block, Entry};
@@ -101,6 +101,8 @@ struct Shared {
     /// The number of CPUs that are short of memory: while there are any, no CPU takes more than it
     /// needs.
     short: AtomicUsize,
+    /// Whether a block ever shrank into another class where it was.
+    has_misfits: AtomicBool,
     refusals: AtomicU64,
     reentries: AtomicU64,
     deferred: DeferredList,
@@ -123,6 +125,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
                 waiting: AtomicUsize::new(0),
                 large_blocks: AtomicUsize::new(0),
                 short: AtomicUsize::new(0),
+                has_misfits: AtomicBool::new(false),
                 refusals: AtomicU64::new(0),
                 reentries: AtomicU64::new(0),
                 deferred: DeferredList::new(),
@@ -452,15 +455,10 @@ unsafe impl<P: FramePlatform> GlobalAlloc for MagazineHeap<P> {
         let mut moved = ptr::null_mut();
         if is_less && let Some(class) = after {
             // The caches of other CPUs are not drained for it: the block may stay where it is.
-            let found = (self.pop(class, new_size))
-                .or_else(|| self.attempt(class, new_size, Attempt::First).ok());
-            match found {
-                Some(found) if found.addr().get().is_multiple_of(new.align()) => {
-                    moved = found.as_ptr();
-                }
-                // As in `allocate_small`.
-                Some(found) => self.send_home(class, found, new_size),
-                None => {}
+            let found = (self.pop_aligned(class, new))
+                .or_else(|| self.attempt(class, new, Attempt::First).ok());
+            if let Some(found) = found {
+                moved = found.as_ptr();
             }
             // SAFETY: as above.
             let shrinks =

@@ -28,7 +28,7 @@ use super::depot::Depot;
 use super::frames::{Frames, Use};
 use super::slab_map::{REGION_FRAMES, REGIONS, SlabMap, Spares, TABLES};
 use super::slabs::Slabs;
-use super::transit::Transit;
+use super::transit::{Refused, Transit};
 use super::{CpuCache, FRAME, FramePlatform, NO_CACHE};
 use crate::lock::Lock;
 
@@ -516,9 +516,11 @@ fn slab_against_slab() {
                 blocks.first().copied()
             };
             let block = attempt(false).or_else(|| {
-                machine
-                    .transit
-                    .seek(|| (Some(cpu), ()), wait, || attempt(true))
+                machine.transit.seek(
+                    || (Some(cpu), ()),
+                    wait,
+                    || attempt(true).ok_or(Refused::Short),
+                )
             });
             Blocks(std::vec![block.unwrap()])
         };
@@ -566,7 +568,11 @@ fn last_frames_against_last_frames() {
         || {
             let shared = Arc::new((Transit::new(), LastFrames::new()));
             let seek = |(transit, frames): &(Transit, LastFrames), cpu| {
-                transit.seek(|| (Some(cpu), ()), wait, || frames.take_both())
+                transit.seek(
+                    || (Some(cpu), ()),
+                    wait,
+                    || frames.take_both().ok_or(Refused::Short),
+                )
             };
             let others = shared.clone();
             let other = thread::spawn(move || seek(&others, 1));
@@ -597,7 +603,11 @@ fn last_frames_against_failing_attempt() {
                 }
             });
             let (transit, frames) = &*shared;
-            let found = transit.seek(|| (Some(0), ()), wait, || frames.take_both());
+            let found = transit.seek(
+                || (Some(0), ()),
+                wait,
+                || frames.take_both().ok_or(Refused::Short),
+            );
             assert!(found.is_some(), "refused because of what was given back");
             other.join().unwrap();
         },

@@ -17,6 +17,17 @@ const UNDER_WAY: u64 = 1;
 /// One that has ended, in the upper half. The number wraps.
 const ENDED: u64 = 1 << 32;
 
+/// The reason why an attempt found nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refused {
+    /// Memory is short, and this code may do something about it.
+    Short,
+    /// The same, but the attempt has given memory back, and the next one may find more of it.
+    GaveBack,
+    /// This code interrupted its own CPU inside the heap.
+    Nested,
+}
+
 /// The record of which CPUs have memory in transit, and whose turn it is to try for the last of it.
 ///
 /// A CPU may be refused because of memory that others hold for an instant: frames of an attempt that
@@ -65,7 +76,8 @@ impl Transit {
         before.wrapping_add(change)
     }
 
-    /// Tries, when it is this CPU's turn, until no other CPU has anything in transit during a try.
+    /// Tries, when it is this CPU's turn, until no other CPU has anything in transit during a try,
+    /// and that has given nothing back itself.
     ///
     /// The caller holds no lock. `enter` disables interrupts, and says which CPU this is; `wait` waits
     /// a moment, or returns `false` if that has lasted too long. Memory that `attempt` announces by
@@ -74,7 +86,7 @@ impl Transit {
         &self,
         enter: impl Fn() -> (Option<usize>, G),
         wait: impl Fn(&mut u64) -> bool,
-        attempt: impl Fn() -> Option<T>,
+        attempt: impl Fn() -> Result<T, Refused>,
     ) -> Option<T> {
         // Two waits: CPUs that had the turn for long, one after the other, are no reason to be refused because
         // of what one of them has in transit.
@@ -82,9 +94,10 @@ impl Transit {
         for _ in 0..MAX_TRIES {
             let turn = self.take_turn(&enter, || wait(&mut for_turn));
             let this = self.begin();
-            if let Some(found) = attempt() {
-                return Some(found);
-            }
+            let refused = match attempt() {
+                Ok(found) => return Some(found),
+                Err(refused) => refused,
+            };
             // See `begin`.
             fence(Ordering::SeqCst);
             let expected = this.ended_alone();
@@ -95,6 +108,9 @@ impl Transit {
             // code may be refused that has interrupted a slow path.
             let is_own = turn.held.is_none() && now == expected.wrapping_add(UNDER_WAY);
             drop(turn);
+            if refused == Refused::GaveBack {
+                continue;
+            }
             if now == expected || is_own {
                 return None;
             }
@@ -224,9 +240,9 @@ mod tests {
     fn who_is_alone_tries_once() {
         let transit = Transit::new();
         let tries = Cell::new(0);
-        let found = transit.seek(cpu(1), never, || -> Option<()> {
+        let found = transit.seek(cpu(1), never, || -> Result<(), _> {
             tries.set(tries.get() + 1);
-            None
+            Err(Refused::Short)
         });
         assert_eq!((found, tries.get()), (None, 1));
     }
@@ -236,7 +252,7 @@ mod tests {
         for number in [0, 7] {
             let transit = Transit::new();
             let turn = transit.take_turn(cpu(number), || never(&mut 0));
-            assert_eq!(transit.seek(cpu(number), never, || Some(5)), Some(5));
+            assert_eq!(transit.seek(cpu(number), never, || Ok(5)), Some(5));
             // The interrupted code still has it.
             let mut waits = 0;
             let other = transit.take_turn(cpu(3), || {
@@ -248,14 +264,18 @@ mod tests {
             drop(turn);
             assert_eq!(transit.turn.load(Ordering::Relaxed), tag(Some(3)));
             drop(other);
-            assert_eq!(transit.seek(cpu(4), never, || Some(5)), Some(5));
+            assert_eq!(transit.seek(cpu(4), never, || Ok(5)), Some(5));
         }
     }
 
     #[test]
     fn code_that_interrupts_its_cpu_s_own_try_does_not_wait_for_it() {
         let transit = Transit::new();
-        let nested = || transit.seek(cpu(1), never, || None::<()>);
+        let nested = || {
+            transit
+                .seek(cpu(1), never, || Err::<(), _>(Refused::Short))
+                .ok_or(Refused::Short)
+        };
         assert_eq!(transit.seek(cpu(1), |_| true, nested), None);
     }
 
@@ -285,7 +305,7 @@ mod tests {
         let found = transit.seek(enter, wait, || {
             assert_eq!(state(), (true, tag(Some(1))));
             tries.set(tries.get() + 1);
-            None::<()>
+            Err::<(), _>(Refused::Short)
         });
         assert_eq!((found, tries.get()), (None, 2));
         assert_eq!(state(), (false, FREE));
@@ -296,8 +316,8 @@ mod tests {
         for stopped in [Some(0), None] {
             let transit = Transit::new();
             core::mem::forget(transit.take_turn(|| (stopped, ()), || never(&mut 0)));
-            assert_eq!(transit.seek(cpu(1), wait, || Some(5)), Some(5));
-            assert_eq!(transit.seek(cpu(2), never, || Some(5)), Some(5));
+            assert_eq!(transit.seek(cpu(1), wait, || Ok(5)), Some(5));
+            assert_eq!(transit.seek(cpu(2), never, || Ok(5)), Some(5));
         }
     }
 
@@ -316,7 +336,7 @@ mod tests {
         };
         let found = transit.seek(cpu(1), wait, || {
             tries.set(tries.get() + 1);
-            (tries.get() == 2).then_some(5)
+            (tries.get() == 2).then_some(5).ok_or(Refused::Short)
         });
         assert_eq!((found, tries.get()), (Some(5), 2));
     }
@@ -325,8 +345,32 @@ mod tests {
     fn a_cpu_that_has_stopped_with_memory_in_transit_is_not_waited_for_for_ever() {
         let transit = Transit::new();
         core::mem::forget(transit.begin());
-        assert_eq!(transit.seek(cpu(1), wait, || None::<()>), None);
-        assert_eq!(transit.seek(cpu(1), never, || Some(5)), Some(5));
+        assert_eq!(
+            transit.seek(cpu(1), wait, || Err::<(), _>(Refused::Short)),
+            None
+        );
+        assert_eq!(transit.seek(cpu(1), never, || Ok(5)), Some(5));
+    }
+
+    #[test]
+    fn what_a_try_gave_back_itself_is_reason_for_another_one() {
+        let transit = Transit::new();
+        let tries = Cell::new(0);
+        let attempt = |last| {
+            let tries = &tries;
+            move || -> Result<(), _> {
+                tries.set(tries.get() + 1);
+                Err(if tries.get() == last {
+                    Refused::Short
+                } else {
+                    Refused::GaveBack
+                })
+            }
+        };
+        assert_eq!(transit.seek(cpu(1), never, attempt(5)), None);
+        assert_eq!(tries.replace(0), 5);
+        assert_eq!(transit.seek(cpu(1), never, attempt(0)), None);
+        assert_eq!(tries.get(), MAX_TRIES);
     }
 
     #[test]
@@ -342,7 +386,7 @@ mod tests {
                 || {
                     tries.set(tries.get() + 1);
                     drop(transit.begin());
-                    (tries.get() == 3).then_some(())
+                    (tries.get() == 3).then_some(()).ok_or(Refused::Short)
                 },
             );
             assert_eq!(found, Some(()));
@@ -354,7 +398,7 @@ mod tests {
             || {
                 tries.set(tries.get() + 1);
                 drop(transit.begin());
-                None::<()>
+                Err::<(), _>(Refused::Short)
             },
         );
         assert_eq!((found, tries.get()), (None, MAX_TRIES));

@@ -5,13 +5,13 @@ use core::sync::atomic::Ordering;
 
 use super::MagazineHeap;
 use super::misuse::settle;
-use super::shortage::Refused;
 use crate::magazines::FramePlatform;
 use crate::magazines::cache::{Block, Entry, Owner};
 use crate::magazines::class::{Bin, Class, FRAME};
 use crate::magazines::deferred::Kind;
 use crate::magazines::frames::Use;
 use crate::magazines::slab_map::Spares;
+use crate::magazines::transit::Refused;
 
 impl<P: FramePlatform> MagazineHeap<P> {
     pub(super) fn allocate_large(&self, layout: Layout) -> Option<Block> {
@@ -61,7 +61,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
                     self.count_reentry();
                     return Err(Refused::Nested);
                 }
-                let freed = self.begin_attempt(kind, &self.context_of(kind), &mut entry);
+                let (refused, freed) = self.begin_attempt(kind, &self.context_of(kind), &mut entry);
                 let block = self.frames.allocate(count, align, Use::Large);
                 if block.is_some() {
                     match &entry {
@@ -73,10 +73,11 @@ impl<P: FramePlatform> MagazineHeap<P> {
                     }
                     self.shared.large_blocks.fetch_add(1, Ordering::Relaxed);
                 }
-                (block.or_else(|| instead(count)), freed)
+                let block = block.or_else(|| instead(count));
+                (block.ok_or(refused), freed)
             };
             settle(freed);
-            block.ok_or(Refused::Short)
+            block
         })
     }
 
@@ -199,8 +200,12 @@ impl<P: FramePlatform> MagazineHeap<P> {
                 unsafe { self.give_back_tail(block, before, after) }
             }
             // The slab knows the block's class when the block returns. Until then it is good for all of
-            // the new class, but may be less aligned than they are: see `allocate_small`.
-            (Some(_), _) => true,
+            // the new class, but may be less aligned than they are: see `pop_aligned`.
+            (Some(_), _) => {
+                // Relaxed: as for the block itself.
+                self.shared.has_misfits.store(true, Ordering::Relaxed);
+                true
+            }
             // SAFETY: as the caller promises.
             (None, Some(class)) => unsafe { self.split(block, frames(old), class) },
         }

@@ -5,6 +5,7 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 use super::{MagazineHeap, Shared};
 use crate::magazines::FramePlatform;
 use crate::magazines::cache::Block;
+use crate::magazines::transit::Refused;
 
 /// A CPU is short of memory, until this is dropped.
 struct Shortage<'a>(&'a AtomicUsize);
@@ -27,24 +28,24 @@ pub(super) enum Attempt {
     Last,
 }
 
-/// The reason why there is no block.
-pub(super) enum Refused {
-    /// Memory is short, and this code may do something about it.
-    Short,
-    /// This code interrupted its own CPU inside the heap.
-    Nested,
-}
-
 impl<P: FramePlatform> MagazineHeap<P> {
     /// Retries after each thing that can be done about a shortage.
     pub(super) fn until_short(
         &self,
         attempt: impl Fn(Attempt) -> Result<Block, Refused>,
     ) -> Option<Block> {
-        match attempt(Attempt::First) {
+        let attempt_all = |kind| {
+            loop {
+                match attempt(kind) {
+                    Err(Refused::GaveBack) => {}
+                    other => return other,
+                }
+            }
+        };
+        match attempt_all(Attempt::First) {
             Ok(block) => return Some(block),
             Err(Refused::Nested) => return None,
-            Err(Refused::Short) => {}
+            Err(_) => {}
         }
         // Relaxed: see `is_short`.
         self.shared.short.fetch_add(1, Ordering::Relaxed);
@@ -59,11 +60,11 @@ impl<P: FramePlatform> MagazineHeap<P> {
                 self.drain();
                 self.trim();
             }
-            return self.seek(|| attempt(Attempt::Last).ok());
+            return self.seek(|| attempt(Attempt::Last));
         }
         self.drain();
         self.trim();
-        if let Ok(block) = attempt(Attempt::Again) {
+        if let Ok(block) = attempt_all(Attempt::Again) {
             return Some(block);
         }
         // After the blocks here came back, which is a gain, and before all that follows: this relief
@@ -72,7 +73,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
         let could_ask = self.platform().drain_others();
         self.drain();
         self.trim();
-        let found = self.seek(|| attempt(Attempt::Last).ok());
+        let found = self.seek(|| attempt(Attempt::Last));
         if found.is_none() && could_ask {
             // Release: see above.
             self.shared.barren.store(gains, Ordering::Release);
@@ -110,7 +111,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
 
     /// Tries for the last time, and again as long as memory is in transit on other CPUs: contention
     /// must not count as out of memory. Within bounds, as others may do so forever.
-    fn seek(&self, attempt: impl Fn() -> Option<Block>) -> Option<Block> {
+    fn seek(&self, attempt: impl Fn() -> Result<Block, Refused>) -> Option<Block> {
         let platform = self.platform();
         let enter = || {
             let preemption = platform.disable_preemption();

@@ -2,37 +2,47 @@
 
 use core::alloc::Layout;
 use core::mem::MaybeUninit;
+use core::sync::atomic::Ordering;
 
 use super::MagazineHeap;
 use super::misuse::{Misuse, settle};
-use super::shortage::{Attempt, Refused};
+use super::shortage::Attempt;
 use crate::magazines::cache::{Block, Entry, Owner};
-use crate::magazines::class::{Bin, Class};
+use crate::magazines::class::{Bin, Class, UNIT};
 use crate::magazines::context::Context;
-use crate::magazines::deferred::Kind;
+use crate::magazines::deferred::{BATCH, Kind};
 #[cfg(target_arch = "x86_64")]
 use crate::magazines::restart;
 use crate::magazines::slab::Wrong;
+use crate::magazines::transit::Refused;
 use crate::magazines::{FastPath, FramePlatform};
 
 impl<P: FramePlatform> MagazineHeap<P> {
     pub(super) fn allocate_small(&self, class: Class, layout: Layout) -> Option<Block> {
-        let size = layout.size();
+        self.pop_aligned(class, layout)
+            .or_else(|| self.until_short(|kind| self.attempt(class, layout, kind)))
+    }
+
+    /// Takes a block from the magazine. All blocks are aligned to a unit. For more, not to a fast path's account, there is one
+    /// exception, a misfit: a block of a larger class that shrank where it was. It goes home.
+    pub(super) fn pop_aligned(&self, class: Class, layout: Layout) -> Option<Block> {
         loop {
-            let block = self
-                .pop(class, size)
-                .or_else(|| self.until_short(|kind| self.attempt(class, size, kind)))?;
-            // All blocks are aligned to a unit. For more, not to a fast path's account, there is one
-            // exception: a block of a larger class that shrank where it was.
-            if block.addr().get().is_multiple_of(layout.align()) {
+            let _preemption = self.platform().disable_preemption();
+            // Until the misfit is home. Relaxed: whoever put it in the magazine knows of the first one, or heard of it from
+            // who does; but an interrupt that brings the first one just now is too late for this.
+            let _transit = (layout.align() > UNIT
+                && self.shared.has_misfits.load(Ordering::Relaxed))
+            .then(|| self.transit.begin());
+            let block = self.pop(class, layout.size())?;
+            if is_aligned(block, layout) {
                 return Some(block);
             }
-            self.send_home(class, block, size);
+            self.send_home(class, block, layout.size());
         }
     }
 
     /// Frees a block that is in the magazine of another class than its slab's, into its slab.
-    pub(super) fn send_home(&self, class: Class, block: Block, size: usize) {
+    fn send_home(&self, class: Class, block: Block, size: usize) {
         let freed = self.step(|context| ((), self.free_to_slabs(context, class, &[block])));
         if freed.is_none() {
             // SAFETY: allocated just now as one of this class, and nobody has it.
@@ -84,9 +94,10 @@ impl<P: FramePlatform> MagazineHeap<P> {
     pub(super) fn attempt(
         &self,
         class: Class,
-        size: usize,
+        layout: Layout,
         kind: Attempt,
     ) -> Result<Block, Refused> {
+        let size = layout.size();
         let _preemption = self.platform().disable_preemption();
         let (block, freed) = {
             let _interrupts = self.platform().disable_interrupts();
@@ -94,9 +105,11 @@ impl<P: FramePlatform> MagazineHeap<P> {
             let fills = kind == Attempt::First && !self.is_short();
             let context = self.context_of(kind);
             let mut entry = self.platform().cache().enter();
-            let freed = self.begin_attempt(kind, &context, &mut entry);
-            let block = match entry {
-                Entry::Owner(mut owner) => {
+            let (refused, mut freed) = self.begin_attempt(kind, &context, &mut entry);
+            // Until a misfit is home: see `pop_aligned`.
+            let _transit = (layout.align() > UNIT).then(|| context.announce());
+            let block = match &mut entry {
+                Entry::Owner(owner) => {
                     let mut magazine = owner.close(class);
                     if fills {
                         magazine.refill(|room| self.gather(&context, class, room));
@@ -106,12 +119,11 @@ impl<P: FramePlatform> MagazineHeap<P> {
                         magazine.keep_reserve();
                     }
                     drop(magazine);
-                    let block = block.or_else(|| {
+                    block.or_else(|| {
                         let block = self.gather_one(&context, class)?;
                         owner.count_allocated(size);
                         Some(block)
-                    });
-                    block.ok_or(Refused::Short)
+                    })
                 }
                 Entry::Guest(_) => {
                     self.count_reentry();
@@ -119,7 +131,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
                     if block.is_some() {
                         self.count_allocated(size);
                     }
-                    block.ok_or(Refused::Short)
+                    block
                 }
                 Entry::Nested => {
                     self.count_reentry();
@@ -128,8 +140,21 @@ impl<P: FramePlatform> MagazineHeap<P> {
                     if block.is_some() {
                         self.count_allocated(size);
                     }
-                    block.ok_or(Refused::Nested)
+                    block
                 }
+            };
+            let block = match block {
+                Some(misfit) if !is_aligned(misfit, layout) => {
+                    if let Entry::Nested = entry {
+                        // SAFETY: allocated just now as one of this class, and nobody has it.
+                        unsafe { self.defer(misfit, Kind::Small(class)) };
+                    } else {
+                        freed = freed.and(self.free_to_slabs(&context, class, &[misfit]));
+                    }
+                    self.count_resized(size, 0);
+                    Err(Refused::GaveBack)
+                }
+                block => block.ok_or(refused),
             };
             (block, freed)
         };
@@ -137,20 +162,24 @@ impl<P: FramePlatform> MagazineHeap<P> {
         block
     }
 
-    /// Does some of what was deferred, at the beginning of an attempt.
+    /// Does some of what was deferred, at the beginning of an attempt. Returns the reason if that finds nothing, too.
     pub(super) fn begin_attempt(
         &self,
         kind: Attempt,
         context: &Context<'_, P>,
         entry: &mut Entry<'_>,
-    ) -> Result<(), Misuse> {
+    ) -> (Refused, Result<(), Misuse>) {
         match (entry, kind) {
-            (Entry::Nested, _) => Ok(()),
+            (Entry::Nested, _) => (Refused::Nested, Ok(())),
             // Another CPU may have kept this one from blocks whose free was deferred. A try that is announced announces
             // nothing else, as a drain would: that would count as another CPU's.
-            (_, Attempt::Last) => self.free_some_deferred(context).1,
-            (Entry::Owner(owner), _) => self.catch_up(context, owner),
-            (Entry::Guest(_), _) => Ok(()),
+            (_, Attempt::Last) => match self.free_some_deferred(context) {
+                // More may wait.
+                (BATCH, freed) => (Refused::GaveBack, freed),
+                (_, freed) => (Refused::Short, freed),
+            },
+            (Entry::Owner(owner), _) => (Refused::Short, self.catch_up(context, owner)),
+            (Entry::Guest(_), _) => (Refused::Short, Ok(())),
         }
     }
 
@@ -274,9 +303,9 @@ impl<P: FramePlatform> MagazineHeap<P> {
         match bin.class() {
             Ok(class) => self.drain_class(owner, class),
             Err(_) => {
-                let _transit = owner.has_blocks(bin).then(|| self.transit.begin());
                 let mut count = 0;
                 owner.empty_large(bin, &mut |blocks, frames| {
+                    let _transit = (!blocks.is_empty()).then(|| self.transit.begin());
                     // SAFETY: blocks of the cache, of this many frames each, which have left it.
                     unsafe { self.free_all(blocks, frames) };
                     count += blocks.len();
@@ -288,7 +317,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
     }
 
     fn drain_class(&self, owner: &mut Owner<'_>, class: Class) -> Result<(), Misuse> {
-        let _transit = owner.has_blocks(class.into()).then(|| self.transit.begin());
+        let mut transit = owner.has_reserve(class).then(|| self.transit.begin());
         let context = self.context();
         let mut freed = Ok(());
         let mut count = 0;
@@ -296,6 +325,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
         owner.close(class).empty(|blocks| {
             for blocks in [reserve.as_slice(), blocks] {
                 if !blocks.is_empty() {
+                    transit.get_or_insert_with(|| self.transit.begin());
                     freed = freed.and(self.free_to_slabs(&context, class, blocks));
                     count += blocks.len();
                 }
@@ -304,4 +334,8 @@ impl<P: FramePlatform> MagazineHeap<P> {
         self.count_returned(count);
         freed
     }
+}
+
+fn is_aligned(block: Block, layout: Layout) -> bool {
+    block.addr().get().is_multiple_of(layout.align())
 }

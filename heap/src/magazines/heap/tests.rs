@@ -1,9 +1,14 @@
 //! Tests that reach into the heap.
 
+use core::cell::{Cell, RefCell};
+use std::boxed::Box;
+use std::vec::Vec;
+
 use super::*;
 use crate::FRAME;
 use crate::hosted::HostedFrames;
-use std::vec::Vec;
+use crate::magazines::deferred::BATCH;
+use crate::magazines::transit::{InTransit, Refused};
 
 type Heap = MagazineHeap<HostedFrames>;
 
@@ -139,26 +144,60 @@ fn nmi_on_top_of_a_slow_path_gets_what_is_there_and_frees_later() {
     assert_all_back(&heap);
 }
 
-/// A machine on which another CPU has the frames behind a block, for an instant, as that is to grow by them a second time.
-struct Behind {
+/// A machine on which a test sees what the heap asks for, and does what another CPU, or an NMI, does at that moment.
+struct Observed {
     machine: HostedFrames,
-    calls: AtomicUsize,
+    /// Returns the answer to what has one.
+    observe: fn(&'static MagazineHeap<Self>, Event) -> bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Event {
+    DisableInterrupts,
+    Extend,
+    WaitForMemory,
 }
 
 std::thread_local! {
-    static HEAP: core::cell::Cell<Option<&'static MagazineHeap<Behind>>> = const { core::cell::Cell::new(None) };
-    static IN_TRANSIT: core::cell::RefCell<Option<crate::magazines::transit::InTransit<'static>>> =
-        const { core::cell::RefCell::new(None) };
+    static HEAP: Cell<Option<&'static MagazineHeap<Observed>>> = const { Cell::new(None) };
+    static CALLS: Cell<usize> = const { Cell::new(0) };
+    /// What another CPU has in transit.
+    static IN_TRANSIT: RefCell<Option<InTransit<'static>>> = const { RefCell::new(None) };
+    /// Blocks that an NMI will free.
+    static BLOCKS: RefCell<Vec<(*mut u8, Layout)>> = const { RefCell::new(Vec::new()) };
 }
 
-// SAFETY: everything is `HostedFrames`'.
-unsafe impl FramePlatform for Behind {
+impl Observed {
+    /// Returns a heap on such a machine.
+    fn heap(
+        frames: usize,
+        observe: fn(&'static MagazineHeap<Self>, Event) -> bool,
+    ) -> &'static MagazineHeap<Self> {
+        let machine = HostedFrames::new(frames);
+        Box::leak(Box::new(MagazineHeap::new(Self { machine, observe })))
+    }
+
+    /// Says what the heap asks for, once the test is ready.
+    fn observe(&self, event: Event) -> bool {
+        // Not what a test's answer asks for.
+        HEAP.take().is_none_or(|heap| {
+            let answer = (self.observe)(heap, event);
+            HEAP.set(Some(heap));
+            answer
+        })
+    }
+}
+
+// SAFETY: everything is `HostedFrames`', and a machine may refuse to extend.
+unsafe impl FramePlatform for Observed {
     type NoPreempt = ();
     type InterruptGuard = ();
 
     fn disable_preemption(&self) {}
 
-    fn disable_interrupts(&self) {}
+    fn disable_interrupts(&self) {
+        self.observe(Event::DisableInterrupts);
+    }
 
     fn cpu(&self) -> Option<usize> {
         self.machine.cpu()
@@ -182,29 +221,32 @@ unsafe impl FramePlatform for Behind {
     }
 
     unsafe fn extend_frames(&self, start: NonNull<u8>, count: usize, more: usize) -> bool {
-        if self.calls.fetch_add(1, Ordering::Relaxed) < 3 {
-            if let Some(heap) = HEAP.get() {
-                IN_TRANSIT.set(Some(heap.transit.begin()));
-            }
-            return false;
-        }
         // SAFETY: the caller's promise.
-        unsafe { self.machine.extend_frames(start, count, more) }
+        self.observe(Event::Extend) && unsafe { self.machine.extend_frames(start, count, more) }
     }
 
     fn wait_for_memory(&self, _: &mut u64) -> bool {
-        IN_TRANSIT.take();
-        true
+        self.observe(Event::WaitForMemory)
     }
 }
 
 #[test]
 fn a_block_waits_for_the_frames_behind_it() {
-    let heap: &'static MagazineHeap<Behind> =
-        std::boxed::Box::leak(std::boxed::Box::new(MagazineHeap::new(Behind {
-            machine: HostedFrames::new(100),
-            calls: AtomicUsize::new(0),
-        })));
+    // Another CPU has them, for an instant, as the block is to grow by them a second time.
+    let heap = Observed::heap(100, |heap, event| match event {
+        Event::Extend => {
+            let is_theirs = CALLS.replace(CALLS.get() + 1) < 3;
+            if is_theirs {
+                IN_TRANSIT.set(Some(heap.transit.begin()));
+            }
+            !is_theirs
+        }
+        Event::WaitForMemory => {
+            IN_TRANSIT.take();
+            true
+        }
+        _ => true,
+    });
     HEAP.set(Some(heap));
     let old = Layout::from_size_align(60 * FRAME, 8).unwrap();
     // SAFETY: the size isn't zero; then live, with this layout.
@@ -214,4 +256,73 @@ fn a_block_waits_for_the_frames_behind_it() {
     };
     assert_eq!(block, grown);
     assert_eq!(heap.totals().refusals, 0);
+}
+
+#[test]
+fn all_that_an_nmi_freed_is_found_and_not_a_batch_of_it() {
+    /// More than of a block that goes into a magazine.
+    const FRAMES: usize = 65;
+    // The NMI frees between the tries, of which there are two as another CPU has something in transit.
+    let heap = Observed::heap(3 * BATCH * FRAMES, |heap, event| {
+        match event {
+            Event::DisableInterrupts if CALLS.replace(1) == 0 => {
+                IN_TRANSIT.set(Some(heap.transit.begin()));
+            }
+            Event::WaitForMemory => {
+                IN_TRANSIT.take();
+                let _slow_path = heap.platform().cache().enter();
+                for (block, layout) in BLOCKS.take() {
+                    // SAFETY: the test allocated it, and nobody else frees it.
+                    unsafe { heap.dealloc(block, layout) };
+                }
+            }
+            _ => {}
+        }
+        true
+    });
+    let layout = |frames| Layout::from_size_align(frames * FRAME, 8).unwrap();
+    // SAFETY: the size isn't zero.
+    let blocks = std::iter::repeat_with(|| unsafe { heap.alloc(layout(FRAMES)) })
+        .take_while(|block| !block.is_null())
+        .map(|block| (block, layout(FRAMES)));
+    BLOCKS.set(blocks.collect());
+    let count = BLOCKS.with_borrow(Vec::len);
+    assert!(count > 2 * BATCH);
+    HEAP.set(Some(heap));
+    // SAFETY: as above.
+    assert!(!unsafe { heap.alloc(layout(count * FRAMES)) }.is_null());
+}
+
+#[test]
+fn a_block_on_its_way_home_is_waited_for() {
+    let heap = Observed::heap(256, |heap, event| {
+        if event == Event::DisableInterrupts {
+            // Another CPU finds nothing, and asks whether something is in transit.
+            let other = || (Some(99), ());
+            let wait = |_: &mut u64| {
+                CALLS.set(CALLS.get() + 1);
+                false
+            };
+            let found = (heap.transit).seek(other, wait, || Err::<(), _>(Refused::Short));
+            assert_eq!(found, None);
+        }
+        true
+    });
+    let layout = |size, align| Layout::from_size_align(size, align).unwrap();
+    let (old, new) = (layout(192, 64), layout(128, 64));
+    // SAFETY: the size isn't zero.
+    let misfit = std::iter::repeat_with(|| unsafe { heap.alloc(old) })
+        .find(|block| !block.addr().is_multiple_of(128))
+        .unwrap();
+    // SAFETY: live, with these layouts one after the other.
+    unsafe {
+        assert!(heap.shrink_in_place(NonNull::new(misfit).unwrap(), old, new));
+        heap.dealloc(misfit, new);
+    }
+    HEAP.set(Some(heap));
+    // SAFETY: as above.
+    let block = unsafe { heap.alloc(layout(128, 128)) };
+    HEAP.set(None);
+    assert!(block != misfit && block.addr().is_multiple_of(128));
+    assert!(CALLS.get() > 0, "nobody knew of it");
 }
