@@ -13,8 +13,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use muster_frames::{
-    FRAME_SIZE, Frame, FrameAllocator, FrameCache, FrameInfo, FrameRun, OwnedFrame, OwnedRun,
-    PhysAddr, PhysRange, SoleOwner,
+    FRAME_SIZE, Frame, FrameAlign, FrameAllocator, FrameCache, FrameInfo, FrameRun, OwnedFrame,
+    OwnedRun, PhysAddr, PhysRange, RunRequest, SoleOwner,
 };
 use spin::Mutex;
 
@@ -39,6 +39,10 @@ fn frame(number: u64) -> OwnedFrame {
     unsafe { OwnedFrame::from_raw(Frame::from_number(number).unwrap(), OWNER) }
 }
 
+fn request(frames: usize) -> RunRequest {
+    RunRequest::new(frames).aligned(FrameAlign::from_frames(frames as u64).unwrap())
+}
+
 fn run(first: u64, frames: usize) -> OwnedRun {
     let range = PhysRange::new(
         PhysAddr::new(first * FRAME_SIZE),
@@ -54,7 +58,7 @@ impl Cpu for Cached<'_> {
         if frames == 1 {
             return self.0.allocate(OWNER).unwrap().into_raw().number();
         }
-        let run = self.0.allocate_run(frames, frames, OWNER).unwrap();
+        let run = self.0.allocate_run(request(frames), OWNER).unwrap();
         run.into_raw().first().number()
     }
 
@@ -68,7 +72,7 @@ impl Cpu for Cached<'_> {
 
 impl Cpu for Uncached<'_> {
     fn take(&mut self, frames: usize) -> u64 {
-        let run = self.0.allocate_run(frames, frames, OWNER).unwrap();
+        let run = self.0.allocate_run(request(frames), OWNER).unwrap();
         run.into_raw().first().number()
     }
 

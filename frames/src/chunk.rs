@@ -8,8 +8,9 @@ use core::sync::atomic::Ordering::{Relaxed, SeqCst};
 
 use muster_sync::{AtomicU8, AtomicU64};
 
-use crate::hint::beginnings;
+use crate::hint::{Request, beginnings};
 use crate::owner::FREE;
+use crate::request::RunRequest;
 
 /// Frames in a chunk: 2 MiB, the larger of the page sizes that x86-64 always has (Intel SDM vol. 3,
 /// 5.5 "4-Level Paging and 5-Level Paging").
@@ -98,17 +99,35 @@ impl Fit {
     /// The number of [orders](Self::order).
     pub(crate) const ORDERS: usize = ROW_FRAMES.ilog2() as usize + 1;
 
-    /// Creates a fit; `None` if such runs don't fit in rows.
-    pub(crate) fn new(count: u64, align: u64) -> Option<Self> {
-        if count == 0 || count > ROW_FRAMES || !align.is_power_of_two() || align > ROW_FRAMES {
+    /// Creates a fit; `None` if such runs don't fit in rows, or more is asked of them.
+    #[inline]
+    pub(crate) const fn new(request: &RunRequest) -> Option<Self> {
+        if request.is_limited() {
             return None;
         }
-        // A row starts at a multiple of any such alignment.
-        let begins = BEGINNINGS[align.trailing_zeros() as usize];
+        Self::of_run(request.count as u64, request.align.order())
+    }
+
+    /// Does what [`new`](Self::new) does.
+    pub(crate) const fn of(request: &Request) -> Option<Self> {
+        if request.is_limited() {
+            return None;
+        }
+        Self::of_run(request.count(), request.align().trailing_zeros())
+    }
+
+    /// Creates a fit of runs aligned to 2 to the power of `order`.
+    #[inline]
+    const fn of_run(count: u64, order: u32) -> Option<Self> {
+        if count == 0 || count > ROW_FRAMES || order >= Self::ORDERS as u32 {
+            return None;
+        }
+        let least = u64::BITS - (count - 1).leading_zeros();
         Some(Self {
             count: count as u32,
-            order: count.max(align).next_power_of_two().trailing_zeros() as u8,
-            begins: begins & FREE_ROW,
+            order: if order > least { order } else { least } as u8,
+            // A row starts at a multiple of any such alignment.
+            begins: BEGINNINGS[order as usize] & FREE_ROW,
         })
     }
 
@@ -117,12 +136,6 @@ impl Fit {
     #[inline]
     pub(crate) const fn order(self) -> usize {
         self.order as usize
-    }
-
-    /// Returns the number of its frames.
-    #[inline]
-    pub(crate) const fn count(self) -> usize {
-        self.count as usize
     }
 
     /// Returns the lowest bit at which the row has such a run.

@@ -14,6 +14,7 @@ use crate::owned::{NotFreed, OwnedFrame, OwnedRun};
 use crate::owner::{FREE, Owner, SoleOwner};
 use crate::range::Frame;
 use crate::records::Owners;
+use crate::request::RunRequest;
 use crate::run_cache::{Part, RunCache};
 use crate::zone::Zone;
 
@@ -194,7 +195,9 @@ impl<'a, O: Owner> FrameCache<'a, O> {
         if self.fill() > 0 || self.release_runs(0) > 0 && self.fill() > 0 {
             return self.take(owner);
         }
-        let run = self.frames.take_run(1, 1, owner, None)?;
+        let run = self
+            .frames
+            .take_run(&Request::new(&RunRequest::new(1))?, owner, None)?;
         self.slot.ledger.add_exclusive(owner, 1);
         Some(OwnedFrame::claimed(run.into_raw().first(), owner))
     }
@@ -258,30 +261,21 @@ impl<'a, O: Owner> FrameCache<'a, O> {
     /// # Panics
     ///
     /// As [`FrameAllocator::allocate`] does.
-    pub fn allocate_run(
-        &mut self,
-        frames: usize,
-        align_frames: usize,
-        owner: O,
-    ) -> Option<OwnedRun<O>> {
-        if (frames, align_frames) == (1, 1) {
+    pub fn allocate_run(&mut self, request: RunRequest, owner: O) -> Option<OwnedRun<O>> {
+        if request.is_for_any_frame() {
             return Some(self.allocate(owner)?.into());
         }
         let owner = number_of(owner);
-        // No frames of the cache's would help.
-        if frames == 0 || align_frames == 0 {
-            return None;
-        }
-        if let Some(fit) = Fit::new(frames as u64, align_frames as u64) {
+        if let Some(fit) = Fit::new(&request) {
             let taken = match self.runs.take(fit) {
                 Some(taken) => Some(taken),
-                None => self.take_from_row(fit, align_frames),
+                None => self.take_from_row(fit, &request),
             };
             if let Some((zone, first)) = taken {
-                return self.hand_out(zone, first, frames, owner);
+                return self.hand_out(zone, first, request.count, owner);
             }
         }
-        self.take_run(frames, align_frames, owner)
+        self.take_run(&request, owner)
     }
 
     /// Hands out frames that have just left the cache.
@@ -305,12 +299,12 @@ impl<'a, O: Owner> FrameCache<'a, O> {
     /// Brings a row in that has such a run, and takes it out.
     #[cold]
     #[inline(never)]
-    fn take_from_row(&mut self, fit: Fit, align: usize) -> Option<(&'a Zone, u64)> {
-        let request = Request::new(fit.count() as u64, align as u64);
+    fn take_from_row(&mut self, fit: Fit, request: &RunRequest) -> Option<(&'a Zone, u64)> {
+        let request = Request::new(request)?;
         let (start, mask) = self
             .frames
             .claim_from(&mut self.home, &NEARBY, |zone, chunk| {
-                zone.claim_row_in(chunk, fit, request)
+                zone.claim_row_in(chunk, fit, &request)
             })?;
         let zone = self.zone_of(Frame::from_number(
             start + u64::from(mask.trailing_zeros()),
@@ -333,14 +327,11 @@ impl<'a, O: Owner> FrameCache<'a, O> {
     /// Hands out a run that is in no row of the cache.
     #[cold]
     #[inline(never)]
-    fn take_run(&mut self, frames: usize, align_frames: usize, owner: u8) -> Option<OwnedRun<O>> {
-        let mut run = self
-            .frames
-            .take_run(frames, align_frames, owner, Some(&mut self.home));
+    fn take_run(&mut self, request: &RunRequest, owner: u8) -> Option<OwnedRun<O>> {
+        let request = &Request::new(request)?;
+        let mut run = self.frames.take_run(request, owner, Some(&mut self.home));
         if run.is_none() && self.drain() > 0 {
-            run = self
-                .frames
-                .take_run(frames, align_frames, owner, Some(&mut self.home));
+            run = self.frames.take_run(request, owner, Some(&mut self.home));
         }
         let run = run?;
         self.slot

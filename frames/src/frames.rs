@@ -25,10 +25,12 @@ use muster_sync::AtomicU64;
 use crate::PhysAddr;
 use crate::chunk::FrameInfo;
 use crate::frame_cache::{FrameCache, Slot};
+use crate::hint::Request;
 use crate::map::Totals;
 use crate::owned::{NotFreed, OwnedFrame, OwnedRun};
 use crate::owner::{FREE, MAX_FRAME_OWNERS, Owner, SoleOwner};
 use crate::range::{FRAME_SIZE, Frame, PhysRange};
+use crate::request::RunRequest;
 use crate::zone::{Group, Zone};
 
 pub(crate) use claim::{ANYWHERE, NEARBY, Spot};
@@ -284,15 +286,13 @@ impl<O: Owner> FrameAllocator<O> {
     /// [`MAX_FRAME_OWNERS`]: to them no frame is handed out, as that would lose it.
     pub fn allocate(&self, owner: O) -> Option<OwnedFrame<O>> {
         let owner = number_of(owner);
-        let number = self.claim(1, 1, None)?;
+        let number = self.claim(&Request::new(&RunRequest::new(1))?, None)?;
         self.hand_out(number..number + 1, owner);
         self.ledger.add(owner, 1);
         Some(OwnedFrame::claimed(Frame::from_number(number)?, owner))
     }
 
-    /// Hands out `frames` frames that follow each other, the first one's number a multiple of
-    /// `align_frames`. `None` if there is no such run inside a single range, or if either number is
-    /// 0.
+    /// Hands out frames that follow each other, as the request says. `None` if there is no such run inside a single range.
     ///
     /// Where there can be no such run is remembered, for each 2 MiB and for each 128 MiB, until frames come back there: a
     /// run that is not there is missed after a look at a word for 128 MiB, and at what has changed since the last look.
@@ -301,14 +301,9 @@ impl<O: Owner> FrameAllocator<O> {
     /// # Panics
     ///
     /// As for [`Self::allocate`].
-    pub fn allocate_run(
-        &self,
-        frames: usize,
-        align_frames: usize,
-        owner: O,
-    ) -> Option<OwnedRun<O>> {
+    pub fn allocate_run(&self, request: RunRequest, owner: O) -> Option<OwnedRun<O>> {
         let owner = number_of(owner);
-        let run = self.take_run(frames, align_frames, owner, None)?;
+        let run = self.take_run(&Request::new(&request)?, owner, None)?;
         self.ledger.add(owner, run.run().count() as i64);
         Some(run)
     }
@@ -317,12 +312,12 @@ impl<O: Owner> FrameAllocator<O> {
     /// What CPUs have in their caches counts as used here.
     ///
     /// ```
-    /// # use muster_frames::{FrameAllocator, PhysAddr, PhysRange, SoleOwner};
+    /// # use muster_frames::{FrameAllocator, PhysAddr, PhysRange, RunRequest, SoleOwner};
     /// # let free = [PhysRange::new(PhysAddr::new(0x20_0000), 0x20_0000).unwrap()];
     /// # let storage = Box::leak(Box::new_uninit_slice(2));
     /// # // SAFETY: nothing uses the memory of these frames, which is none.
     /// # let frames = unsafe { FrameAllocator::new(free.into_iter(), [].into_iter(), storage)? };
-    /// let mut run = frames.allocate_run(8, 1, SoleOwner::Used).unwrap();
+    /// let mut run = frames.allocate_run(RunRequest::new(8), SoleOwner::Used).unwrap();
     /// assert!(frames.extend_run(&mut run, 4));
     /// assert_eq!(run.run().count(), 12);
     /// assert!(!frames.extend_run(&mut run, 512));
@@ -477,13 +472,12 @@ impl<O: Owner> FrameAllocator<O> {
     /// [`Self::claim_from`].
     pub(crate) fn take_run(
         &self,
-        frames: usize,
-        align_frames: usize,
+        request: &Request,
         owner: u8,
         home: Option<&mut Option<Spot>>,
     ) -> Option<OwnedRun<O>> {
-        let count = frames as u64;
-        let first = self.claim(count, align_frames as u64, home)?;
+        let count = request.count();
+        let first = self.claim(request, home)?;
         self.hand_out(first..first + count, owner);
         let range = PhysRange::new(PhysAddr::new(first * FRAME_SIZE), count * FRAME_SIZE)?;
         Some(OwnedRun::claimed(FrameRun::from_range(range)?, owner))

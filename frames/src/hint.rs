@@ -5,6 +5,8 @@ use core::sync::atomic::Ordering::SeqCst;
 use muster_sync::AtomicU64;
 
 use crate::chunk::{CHUNK_FRAMES, FREE_ROW, ROW_FRAMES, ROWS};
+use crate::range::FRAME_SIZE;
+use crate::request::RunRequest;
 
 /// The largest order of naturally aligned runs that lie in one chunk: a run of order `k` has 2ᵏ frames, and
 /// begins at a multiple of them.
@@ -13,11 +15,17 @@ const MAX_ORDER: u32 = CHUNK_FRAMES.ilog2();
 /// A bit for each order.
 const ORDERS: u64 = (1 << (MAX_ORDER + 1)) - 1;
 
-/// A request for frames that follow each other.
-#[derive(Clone, Copy, Debug)]
+/// A request for frames that follow each other, as the search needs it.
+#[derive(Debug)]
 pub(crate) struct Request {
     count: u64,
     align: u64,
+    /// Whether the next two say anything.
+    is_limited: bool,
+    /// One past the number of the last frame that will do.
+    end: u64,
+    /// The first and the last frame's numbers differ by bits below this one, a power of two, alone.
+    boundary: u64,
     /// The bit of the order of a naturally aligned run that each such run includes; 0 if there need not be one.
     order_bit: u64,
     /// Whether it asks for exactly such a run.
@@ -25,30 +33,58 @@ pub(crate) struct Request {
 }
 
 impl Request {
-    /// Asks for `count` frames, the first one's number a multiple of `align`; neither is 0.
-    pub(crate) const fn new(count: u64, align: u64) -> Self {
+    /// Returns `None` if no frames can be such a run.
+    #[inline]
+    pub(crate) const fn new(request: &RunRequest) -> Option<Self> {
+        let count = request.count as u64;
+        let align = request.align.frames();
+        let boundary = request.boundary.frames();
+        if count == 0 || count > boundary {
+            return None;
+        }
         let order = count.ilog2();
         let has_order = order <= MAX_ORDER && align.is_multiple_of(1 << order);
-        Self {
+        Some(Self {
             count,
             align,
+            is_limited: request.is_limited(),
+            end: request.below.get() / FRAME_SIZE,
+            boundary,
             order_bit: if has_order { 1 << order } else { 0 },
-            is_natural: has_order && count == align && count.is_power_of_two(),
-        }
+            // Where a place is asked for, not every such run will do.
+            is_natural: has_order
+                && count == align
+                && count.is_power_of_two()
+                && !request.is_limited(),
+        })
     }
 
     /// Returns whether any single frame will do.
-    pub(crate) const fn is_single(self) -> bool {
-        self.count == 1 && self.align == 1
+    pub(crate) const fn is_for_any_frame(&self) -> bool {
+        self.count == 1 && self.align == 1 && !self.is_limited
     }
 
-    pub(crate) const fn count(self) -> u64 {
+    /// Returns whether it asks for a place in memory, and not just for a number of frames and an alignment.
+    pub(crate) const fn is_limited(&self) -> bool {
+        self.is_limited
+    }
+
+    pub(crate) const fn align(&self) -> u64 {
+        self.align
+    }
+
+    /// Returns one past the number of the last frame that will do.
+    pub(crate) const fn end(&self) -> u64 {
+        self.end
+    }
+
+    pub(crate) const fn count(&self) -> u64 {
         self.count
     }
 
     /// Returns whether there may be such a run that ends in a part of memory with these bounds, if this many
     /// frames before it are free.
-    pub(crate) fn may_fit(self, before: u64, bounds: Bounds) -> bool {
+    pub(crate) fn may_fit(&self, before: u64, bounds: Bounds) -> bool {
         // No naturally aligned run begins in one chunk and ends in another.
         if !self.is_natural && before + bounds.leading >= self.count {
             return true;
@@ -58,7 +94,10 @@ impl Request {
 
     /// Returns where the lowest such run begins in `frames` free frames from `start` on.
     #[inline]
-    fn place(self, start: u64, frames: u64) -> Option<u64> {
+    fn place(&self, start: u64, frames: u64) -> Option<u64> {
+        if self.is_limited {
+            return self.place_within_limits(start, frames);
+        }
         if self.align == 1 {
             return (frames >= self.count).then_some(start);
         }
@@ -67,14 +106,35 @@ impl Request {
         is_within.then_some(first)
     }
 
+    #[cold]
+    fn place_within_limits(&self, start: u64, frames: u64) -> Option<u64> {
+        let mut first = start.checked_next_multiple_of(self.align)?;
+        if !self.is_well_placed(first) {
+            // The next beginning that does not cross a boundary: a multiple of any alignment that is less.
+            first = first.checked_next_multiple_of(self.boundary)?;
+        }
+        let is_within = frames.checked_sub(first - start)? >= self.count;
+        (is_within && self.is_well_placed(first)).then_some(first)
+    }
+
+    /// Returns whether a run that begins there lies below the limit and crosses no boundary.
+    #[inline]
+    const fn is_well_placed(&self, first: u64) -> bool {
+        let Some(end) = first.checked_add(self.count) else {
+            return false;
+        };
+        end <= self.end && first ^ (end - 1) < self.boundary
+    }
+
     /// Returns where the lowest such run, of no more frames than a row has, begins that lies in a row whose first frame
     /// has this number. `Err`: there is none; whether there would be with another alignment.
-    fn place_in_row(self, start: u64, free: u64) -> Result<u64, bool> {
+    fn place_in_row(&self, start: u64, free: u64) -> Result<u64, bool> {
         let mut begins = beginnings(free, self.count as u32);
         let is_misplaced = begins != 0;
         while begins != 0 {
             let first = start + u64::from(begins.trailing_zeros());
-            if first.is_multiple_of(self.align) {
+            if first.is_multiple_of(self.align) && (!self.is_limited || self.is_well_placed(first))
+            {
                 return Ok(first);
             }
             begins &= begins - 1;
@@ -146,7 +206,7 @@ pub(crate) enum Look {
 
 /// Looks for the lowest run that ends in these rows of a chunk, of which the first frame's number is `start`, if
 /// `before` frames in front of it are free.
-pub(crate) fn look(request: Request, before: u64, start: u64, rows: &[AtomicU64; ROWS]) -> Look {
+pub(crate) fn look(request: &Request, before: u64, start: u64, rows: &[AtomicU64; ROWS]) -> Look {
     // The free frames right before the next row.
     let mut stretch = before;
     let mut leading = None;
@@ -247,7 +307,7 @@ impl Hint {
 
     /// Returns whether there may be such a run in a chunk.
     #[inline]
-    pub(crate) fn may_hold(&self, request: Request) -> bool {
+    pub(crate) fn may_hold(&self, request: &Request) -> bool {
         let word = self.0.load(SeqCst);
         if word & STATE != SETTLED {
             return true;

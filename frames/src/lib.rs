@@ -17,6 +17,7 @@
 //! | [`RangeMap`] | values of physical ranges | no byte has two |
 //! | [`Owner`] | whose memory is, a type of the kernel's own by [`owners!`]; or [`SoleOwner`] | nothing: it is a name |
 //! | [`PhysicalMap`] | who owns which byte | each byte of the loader's map has one owner; memory changes hands only from its owner |
+//! | [`RunRequest`], [`FrameAlign`] | what is asked of frames that follow each other | an alignment is a power of two, and not bytes taken for frames |
 //! | [`FrameAllocator`] | hands out frames, to any number of CPUs at once | no frame twice, none outside free memory, none lost |
 //! | [`OwnedFrame`], [`OwnedRun`] | the right to frames that were handed out | one for each frame; a name alone, such as a [`Frame`], frees nothing |
 //! | [`FrameCache`] | frames that one CPU has cached | the same, and all of them can be taken back |
@@ -87,6 +88,7 @@ mod owner;
 mod range;
 mod range_map;
 mod records;
+mod request;
 mod run_cache;
 mod zone;
 
@@ -99,3 +101,4 @@ pub use owned::{NotFreed, OwnedFrame, OwnedRun};
 pub use owner::{MAX_FRAME_OWNERS, MAX_OWNERS, Owner, SoleOwner};
 pub use range::{Cut, FRAME_SIZE, Frame, PHYSICAL_LIMIT, PhysRange};
 pub use range_map::RangeMap;
+pub use request::{FrameAlign, RunRequest};

@@ -52,6 +52,10 @@ fn allocator(free: core::ops::Range<u64>, later: core::ops::Range<u64>) -> &'sta
     Box::leak(Box::new(frames.with_caches(2).unwrap()))
 }
 
+fn request(count: usize, align: u64) -> RunRequest {
+    RunRequest::new(count).aligned(FrameAlign::from_frames(align).unwrap())
+}
+
 fn cpu<T: 'static>(work: impl FnOnce() -> T + 'static) -> JoinHandle<T> {
     thread::spawn(work)
 }
@@ -125,7 +129,7 @@ fn long_claim_against_claims() {
     model("long claim against claims", Some(7), || {
         // One frame in each of two rows.
         let frames = allocator(11..13, 0..0);
-        let other = cpu(|| frames.allocate_run(2, 1, Owner::Heap));
+        let other = cpu(|| frames.allocate_run(request(2, 1), Owner::Heap));
         let singles = [(); 2].map(|()| frames.allocate(Owner::Stacks));
         let count = match other.join().unwrap() {
             Some(_) => 0,
@@ -144,7 +148,7 @@ fn long_claim_against_claims() {
 fn long_claim_against_long_claim() {
     model("long claim against long claim", None, || {
         let frames = allocator(11..13, 0..0);
-        let claim = || frames.allocate_run(2, 1, Owner::Heap);
+        let claim = || frames.allocate_run(request(2, 1), Owner::Heap);
         let other = cpu(claim);
         let runs = [claim(), other.join().unwrap()];
         assert_eq!(runs.iter().flatten().count(), 1, "{runs:?}");
@@ -156,7 +160,10 @@ fn long_claim_against_long_claim() {
 fn free_against_free() {
     model("free against free", None, || {
         let frames = allocator(11..13, 0..0);
-        let run = frames.allocate_run(2, 1, Owner::Heap).unwrap().into_raw();
+        let run = frames
+            .allocate_run(request(2, 1), Owner::Heap)
+            .unwrap()
+            .into_raw();
         let free = move || frames.free_run(forged(run, Owner::Heap));
         let other = cpu(free);
         let results = [free(), other.join().unwrap()];
@@ -189,7 +196,7 @@ fn free_beside_free() {
 fn free_against_a_wrong_one() {
     model("free against a wrong one", None, || {
         let frames = allocator(11..13, 0..0);
-        let owned = frames.allocate_run(2, 1, Owner::Heap).unwrap();
+        let owned = frames.allocate_run(request(2, 1), Owner::Heap).unwrap();
         let run = owned.run();
         let other = cpu(move || frames.free_run(forged(run, Owner::Stacks)));
         assert_eq!(frames.free_run(owned), Ok(()));
@@ -261,10 +268,10 @@ fn cache_after_cache() {
 fn runs_of_caches() {
     model("runs of caches", Some(3), || {
         let frames = allocator(8..14, 0..0);
-        let run = |owner| frames.cache().unwrap().allocate_run(2, 2, owner);
+        let run = |owner| frames.cache().unwrap().allocate_run(request(2, 2), owner);
         let other = cpu(move || {
             let mut cache = frames.cache().unwrap();
-            let run = cache.allocate_run(2, 2, Owner::Stacks)?;
+            let run = cache.allocate_run(request(2, 2), Owner::Stacks)?;
             let name = run.run();
             cache.free_run(run).unwrap();
             Some(name)
@@ -288,10 +295,10 @@ fn look_against_release() {
         let mut held = [(); 4].map(|()| frames.allocate(Owner::Heap));
         let [first, second, ..] = held.each_mut().map(|frame| frame.take().unwrap());
         frames.free(first).unwrap();
-        let other = cpu(|| frames.allocate_run(2, 2, Owner::Stacks));
+        let other = cpu(|| frames.allocate_run(request(2, 2), Owner::Stacks));
         frames.free(second).unwrap();
         let found = other.join().unwrap();
-        let found = found.or_else(|| frames.allocate_run(2, 2, Owner::Stacks));
+        let found = found.or_else(|| frames.allocate_run(request(2, 2), Owner::Stacks));
         assert_eq!(found.unwrap().run().range(), run(8..10).range());
     });
 }
@@ -305,16 +312,19 @@ fn found_against_release() {
         // The chunk is the home of some CPU, so others search it by hints.
         let mut cache = frames.cache().unwrap();
         let _held = cache.allocate(Owner::Stacks).unwrap();
-        let all = frames.allocate_run(4, 1, Owner::Heap).unwrap().into_raw();
+        let all = frames
+            .allocate_run(request(4, 1), Owner::Heap)
+            .unwrap()
+            .into_raw();
         assert_eq!(all.range(), run(12..16).range());
         frames.free_run(forged(run(12..13), Owner::Heap)).unwrap();
         // The bounds are known: one frame.
-        assert!(frames.allocate_run(2, 1, Owner::Heap).is_none());
+        assert!(frames.allocate_run(request(2, 1), Owner::Heap).is_none());
         let other = cpu(|| frames.free_run(forged(run(13..16), Owner::Heap)).unwrap());
-        let one = frames.allocate_run(1, 4, Owner::Heap).unwrap();
+        let one = frames.allocate_run(request(1, 4), Owner::Heap).unwrap();
         assert_eq!(one.run().range(), run(12..13).range());
         other.join().unwrap();
-        let more = frames.allocate_run(2, 1, Owner::Heap);
+        let more = frames.allocate_run(request(2, 1), Owner::Heap);
         assert!(more.is_some(), "13..16 are free");
         mem::forget(cache);
     });

@@ -180,12 +180,12 @@ impl<O: Owner> OwnedRun<O> {
     /// The run as it was, if nothing would be left of either part.
     ///
     /// ```
-    /// # use muster_frames::{FrameAllocator, PhysAddr, PhysRange, SoleOwner};
+    /// # use muster_frames::{FrameAllocator, PhysAddr, PhysRange, RunRequest, SoleOwner};
     /// # let free = [PhysRange::from_bounds(PhysAddr::new(0x20_0000), PhysAddr::new(0x40_0000)).unwrap()];
     /// # let storage = Box::leak(Box::new_uninit_slice(2));
     /// # // SAFETY: nothing uses the memory of these frames, which is none.
     /// # let frames = unsafe { FrameAllocator::new(free.into_iter(), [].into_iter(), storage)? };
-    /// let run = frames.allocate_run(8, 1, SoleOwner::Used).unwrap();
+    /// let run = frames.allocate_run(RunRequest::new(8), SoleOwner::Used).unwrap();
     /// let (three, five) = run.split_at(3).unwrap();
     /// frames.free_run(three).unwrap();
     /// let five = five.split_at(5).unwrap_err();

@@ -469,7 +469,7 @@ impl Zone {
         &self,
         chunk: usize,
         fit: Fit,
-        request: Request,
+        request: &Request,
     ) -> Option<Claimed<u64>> {
         if !self.hint(chunk).may_hold(request) {
             return None;
@@ -482,7 +482,7 @@ impl Zone {
         &self,
         chunk: usize,
         fit: Option<Fit>,
-        request: Request,
+        request: &Request,
     ) -> Option<Claimed<()>> {
         let hint = self.hint(chunk);
         if !hint.may_hold(request) {
@@ -512,10 +512,13 @@ impl Zone {
 
     /// Claims the lowest run of more than one frame that is free from start to end, wherever it is. It looks
     /// only where the hints say that there may be one.
-    pub(crate) fn claim_run(&self, request: Request) -> Option<u64> {
+    pub(crate) fn claim_run(&self, request: &Request) -> Option<u64> {
         // How many frames before those that come next are free, at most.
         let mut before = 0;
         for (index, group) in self.groups.iter().enumerate() {
+            if self.first_of(index * GROUP_CHUNKS) >= request.end() {
+                break;
+            }
             let chunks = index * GROUP_CHUNKS..self.chunks.len().min((index + 1) * GROUP_CHUNKS);
             let frames = chunks.len() as u64 * CHUNK_FRAMES;
             let bounds = group.hint.read(frames);
@@ -549,7 +552,7 @@ impl Zone {
     fn claim_run_in(
         &self,
         chunk: usize,
-        request: Request,
+        request: &Request,
         before: &mut u64,
     ) -> Result<u64, Bounds> {
         let hint = self.hint(chunk);
@@ -583,7 +586,7 @@ impl Zone {
         }
     }
 
-    fn look(&self, chunk: usize, request: Request, before: u64) -> Look {
+    fn look(&self, chunk: usize, request: &Request, before: u64) -> Look {
         look(
             request,
             before,

@@ -10,7 +10,8 @@ use std::sync::OnceLock;
 use std::thread;
 
 use muster_frames::{
-    FrameAllocator, FrameInfo, FrameRun, OwnedRun, PhysAddr, PhysRange, SoleOwner,
+    FrameAlign, FrameAllocator, FrameInfo, FrameRun, OwnedRun, PhysAddr, PhysRange, RunRequest,
+    SoleOwner,
 };
 use muster_heap::{CpuCache, FRAME, FramePlatform, MagazineHeap, NO_CACHE};
 
@@ -48,7 +49,8 @@ unsafe impl FramePlatform for Machine {
     }
 
     fn allocate_frames(&self, count: usize, align: usize) -> Option<NonNull<u8>> {
-        let run = FRAMES.get()?.allocate_run(count, align, SoleOwner::Used)?;
+        let request = RunRequest::new(count).aligned(FrameAlign::from_frames(align as u64)?);
+        let run = FRAMES.get()?.allocate_run(request, SoleOwner::Used)?;
         // A kernel adds the offset of its direct map.
         NonNull::new(ptr::with_exposed_provenance_mut(
             run.into_raw().start().get() as usize,

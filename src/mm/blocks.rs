@@ -4,7 +4,7 @@
 use alloc::vec::Vec;
 use core::mem::MaybeUninit;
 
-use muster_frames::{FRAME_SIZE, FrameInfo, PhysRange};
+use muster_frames::{FRAME_SIZE, FrameInfo, PhysRange, RunRequest};
 use muster_paging::{Access, Cache, PageSize, PhysicalMemory, Plan, Region};
 
 use super::build_error::BuildError;
@@ -71,7 +71,7 @@ fn add_stacks(
         let count = (stack.length() / FRAME_SIZE) as usize;
         // Theirs for good.
         let run = (!failpoint::refuses_frames())
-            .then(|| frames.allocate_run(count, 1, Owner::Stacks))
+            .then(|| frames.allocate_run(RunRequest::new(count), Owner::Stacks))
             .flatten()
             .ok_or(BuildError::OutOfMemory("the stacks of its CPUs"))?
             .into_raw();
@@ -100,8 +100,9 @@ fn make_block(
     lapic_id: u32,
     layout: &BlockLayout,
 ) -> Result<&'static Block, BuildError> {
+    let count = (layout.bytes() / FRAME_SIZE) as usize;
     let memory = (!failpoint::refuses_frames())
-        .then(|| frames.allocate_run((layout.bytes() / FRAME_SIZE) as usize, 1, Owner::PerCpu))
+        .then(|| frames.allocate_run(RunRequest::new(count), Owner::PerCpu))
         .flatten()
         .and_then(|run| hhdm.pointer(run.into_raw().start()))
         .ok_or(BuildError::OutOfMemory("the blocks of its CPUs"))?;

@@ -1,5 +1,6 @@
 //! Frames through each CPU's cache.
 
+use muster_frames::RunRequest;
 use muster_percpu::cpu_local;
 
 use super::frame_slot::FrameSlot;
@@ -76,12 +77,12 @@ pub fn give<T, E>(
 
 /// Allocates a run of frames, through this CPU's cache if it has one. Returns `None` if there is no
 /// such run.
-pub fn take_run(count: usize, align: usize, owner: Owner) -> Option<OwnedRun> {
+pub fn take_run(request: RunRequest, owner: Owner) -> Option<OwnedRun> {
     if failpoint::refuses_frames() {
         return None;
     }
-    with_cache(|cache| cache.allocate_run(count, align, owner))
-        .unwrap_or_else(|| shared::get().frames().allocate_run(count, align, owner))
+    with_cache(|cache| cache.allocate_run(request, owner))
+        .unwrap_or_else(|| shared::get().frames().allocate_run(request, owner))
 }
 
 /// Adds the next `more` frames to a run, through this CPU's cache if it has one. Returns whether they were free.

@@ -2,7 +2,7 @@
 
 use core::ptr::NonNull;
 
-use muster_frames::{FRAME_SIZE, FrameRun, PhysAddr, PhysRange};
+use muster_frames::{FRAME_SIZE, FrameAlign, FrameRun, PhysAddr, PhysRange, RunRequest};
 use muster_paging::{Access, Cache, PageSize, PhysicalMemory, Region, VirtAddr};
 
 use super::frames;
@@ -23,16 +23,15 @@ const LARGE: usize = (HEAP_STEP / FRAME_SIZE) as usize;
 pub fn allocate(count: usize, align: usize) -> Option<NonNull<u8>> {
     let shared = shared::get();
     // A block's address is the HHDM's plus the frame's: both must be aligned.
-    let bytes = (align as u64).checked_mul(FRAME_SIZE)?;
-    if !shared.hhdm.base.is_multiple_of(bytes) {
+    let align = FrameAlign::from_frames(align as u64)?;
+    if !shared.hhdm.base.is_multiple_of(align.bytes()) {
         return None;
     }
+    let request = RunRequest::new(count).aligned(align);
     let start = match (count, align) {
-        (1, 1) if failpoint::refuses_frames() => return None,
-        (1, 1) => frames::allocate(Owner::Heap)?.into_raw().start(),
-        _ => frames::take_run(count, align, Owner::Heap)?
-            .into_raw()
-            .start(),
+        (1, FrameAlign::FRAME) if failpoint::refuses_frames() => return None,
+        (1, FrameAlign::FRAME) => frames::allocate(Owner::Heap)?.into_raw().start(),
+        _ => frames::take_run(request, Owner::Heap)?.into_raw().start(),
     };
     // The allocator has only frames that the HHDM maps.
     shared.hhdm.pointer(start)
@@ -120,14 +119,17 @@ fn map_page(shared: &SharedMemory, growing: &mut Growing) -> Option<()> {
     let virt = growing.heap_mapped;
     let source = &shared.frames;
     let run = if virt.is_multiple_of(HEAP_STEP) {
-        source.allocate_run(LARGE, LARGE, Owner::Heap)
+        source.allocate_run(
+            RunRequest::new(LARGE).aligned(FrameAlign::MIB_2),
+            Owner::Heap,
+        )
     } else {
         None
     };
     let run = match run {
         Some(run) => run,
         None if failpoint::refuses_frames() => return None,
-        None => source.allocate_run(1, 1, Owner::Heap)?,
+        None => source.allocate_run(RunRequest::new(1), Owner::Heap)?,
     };
     let region = Region {
         name: "heap",

@@ -4,7 +4,7 @@
 use core::fmt;
 
 use conquer_once::spin::OnceCell;
-use muster_frames::{FRAME_SIZE, FrameRun, PhysRange};
+use muster_frames::{FRAME_SIZE, FrameAlign, FrameRun, PhysRange, RunRequest};
 use muster_paging::{
     Access, AddressAllocator, AddressError, Cache, ChangeError, OwnedAddresses, PageSize,
     PartlyMapped, Region, TableError, VirtRange,
@@ -194,8 +194,10 @@ impl Mapping {
         }
         let mut mapping = Self::reserve(length, FRAME_SIZE, FrameOwnership::Own)?;
         let count = (length / FRAME_SIZE) as usize;
-        let frames_align = (align / FRAME_SIZE).max(1) as usize;
-        let take = || frames::take_run(count, frames_align, Owner::Mappings);
+        let request = FrameAlign::from_bytes(align)
+            .map(|align| RunRequest::new(count).aligned(align))
+            .ok_or(MappingError::NoRun { bytes, align })?;
+        let take = || frames::take_run(request, Owner::Mappings);
         let run = take()
             .or_else(|| {
                 frames::drain();
@@ -280,8 +282,11 @@ impl Mapping {
         let virt = self.range.start() + self.mapped;
         let left = self.range.len() - self.mapped;
         let take = |bytes: u64| {
-            let count = (bytes / FRAME_SIZE) as usize;
-            frames::take_run(count, count, Owner::Mappings)
+            let request = RunRequest::new((bytes / FRAME_SIZE) as usize);
+            frames::take_run(
+                request.aligned(FrameAlign::from_bytes(bytes)?),
+                Owner::Mappings,
+            )
         };
         let large = if virt.is_multiple_of(LARGE) && left >= LARGE {
             take(LARGE)

@@ -21,7 +21,7 @@ use muster_bench::{
     BuddyFrames, Contender, FrameSource, FrameUser, Kind, Machine, OnFrames, OnHeap, Options, Place,
 };
 use muster_events::Event;
-use muster_frames::{FRAME_SIZE, Frame, FrameRun, PhysAddr, PhysRange};
+use muster_frames::{FRAME_SIZE, Frame, FrameAlign, FrameRun, PhysAddr, PhysRange, RunRequest};
 
 /// Frames of an arena: 64 MiB.
 const ARENA: usize = 16 * 1024;
@@ -171,7 +171,8 @@ impl FrameUser for KernelFrames {
     }
 
     fn take_run(&mut self, frames: usize) -> Option<u64> {
-        let run = frames::take_run(frames, frames, OWNER)?;
+        let align = FrameAlign::from_frames(frames as u64)?;
+        let run = frames::take_run(RunRequest::new(frames).aligned(align), OWNER)?;
         Some(run.into_raw().first().number())
     }
 

@@ -9,7 +9,8 @@ use std::sync::OnceLock;
 use muster_bench::contenders::{self, Arena};
 use muster_bench::{BuddyFrames, Contender, Kind, MusterFrames, OnFrames, OnHeap};
 use muster_frames::{
-    FRAME_SIZE, FrameAllocator, FrameInfo, FrameRun, OwnedRun, PhysAddr, PhysRange, SoleOwner,
+    FRAME_SIZE, FrameAlign, FrameAllocator, FrameInfo, FrameRun, OwnedRun, PhysAddr, PhysRange,
+    RunRequest, SoleOwner,
 };
 use muster_heap::{CpuCache, FRAME, FastPath, FramePlatform, MagazineHeap, NO_CACHE};
 
@@ -202,7 +203,8 @@ unsafe impl FramePlatform for Threads {
     }
 
     fn allocate_frames(&self, count: usize, align: usize) -> Option<NonNull<u8>> {
-        let run = self.frames().allocate_run(count, align, SoleOwner::Used)?;
+        let request = RunRequest::new(count).aligned(FrameAlign::from_frames(align as u64)?);
+        let run = self.frames().allocate_run(request, SoleOwner::Used)?;
         let start = run.into_raw().start();
         NonNull::new(ptr::with_exposed_provenance_mut(start.get() as usize))
     }

@@ -3,8 +3,8 @@
 use core::hint::black_box;
 
 use muster_frames::{
-    FRAME_SIZE, Frame, FrameAllocator, FrameCache, FrameRun, OwnedFrame, OwnedRun, PhysAddr,
-    PhysRange, SoleOwner,
+    FRAME_SIZE, Frame, FrameAlign, FrameAllocator, FrameCache, FrameRun, OwnedFrame, OwnedRun,
+    PhysAddr, PhysRange, RunRequest, SoleOwner,
 };
 use spin::Mutex;
 
@@ -91,7 +91,8 @@ impl FrameUser for FrameCache<'_> {
     }
 
     fn take_run(&mut self, frames: usize) -> Option<u64> {
-        let run = self.allocate_run(frames, frames, OWNER)?;
+        let align = FrameAlign::from_frames(frames as u64)?;
+        let run = self.allocate_run(RunRequest::new(frames).aligned(align), OWNER)?;
         Some(run.into_raw().first().number())
     }
 

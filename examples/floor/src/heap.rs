@@ -6,7 +6,9 @@ use core::mem::MaybeUninit;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use muster_frames::{FrameCache, FrameRun, OwnedRun, PhysAddr, PhysRange, SoleOwner};
+use muster_frames::{
+    FrameAlign, FrameCache, FrameRun, OwnedRun, PhysAddr, PhysRange, RunRequest, SoleOwner,
+};
 use muster_heap::{
     CpuCache, FRAME, FastPath, FramePlatform, Heap, MagazineHeap, NO_CACHE, Platform,
 };
@@ -136,8 +138,9 @@ unsafe impl FramePlatform for Machine {
         if !base.is_multiple_of(align.checked_mul(FRAME)?) {
             return None;
         }
+        let request = RunRequest::new(count).aligned(FrameAlign::from_frames(align as u64)?);
         let run = Cpu::with_own(&FRAMES, |frames| {
-            frames.with(|frames| frames.as_mut()?.allocate_run(count, align, SoleOwner::Used))
+            frames.with(|frames| frames.as_mut()?.allocate_run(request, SoleOwner::Used))
         })?;
         memory::pointer(run.into_raw().start())
     }

@@ -47,24 +47,19 @@ const MAX_POLLS: usize = if cfg!(loom) { usize::MAX } else { 1 << 12 };
 
 impl<O: Owner> FrameAllocator<O> {
     /// Claims a run, and returns its first frame's number.
-    pub(super) fn claim(
-        &self,
-        count: u64,
-        align: u64,
-        home: Option<&mut Option<Spot>>,
-    ) -> Option<u64> {
-        if count == 0 || align == 0 {
-            return None;
-        }
-        let request = Request::new(count, align);
-        let fit = Fit::new(count, align);
-        let quickly = if let Some(fit) = fit.filter(|_| request.is_single()) {
+    pub(super) fn claim(&self, request: &Request, home: Option<&mut Option<Spot>>) -> Option<u64> {
+        let fit = Fit::of(request);
+        let count = request.count();
+        let quickly = if request.is_limited() {
+            // The lowest that there is, of which there may be few.
+            None
+        } else if let Some(fit) = fit.filter(|_| request.is_for_any_frame()) {
             self.claim_near(home, &ANYWHERE, |zone, chunk| zone.chunk(chunk)?.claim(fit))
         } else if count < CHUNK_FRAMES {
             self.claim_near(home, &NEARBY, |zone, chunk| {
                 zone.claim_in(chunk, fit, request)
             })
-        } else if count == CHUNK_FRAMES && CHUNK_FRAMES.is_multiple_of(align) {
+        } else if count == CHUNK_FRAMES && request.align() <= CHUNK_FRAMES {
             self.spots(Among::Whole).find_map(|spot| {
                 let zone = self.zone(spot.zone)?;
                 let first = zone.first_of(spot.chunk);
@@ -93,9 +88,9 @@ impl<O: Owner> FrameAllocator<O> {
         Some(number)
     }
 
-    fn claim_anywhere(&self, request: Request, trusting: bool) -> Option<u64> {
+    fn claim_anywhere(&self, request: &Request, trusting: bool) -> Option<u64> {
         self.zones.iter().find_map(|zone| {
-            if request.is_single() {
+            if request.is_for_any_frame() {
                 zone.claim_anywhere(trusting)
             } else {
                 zone.claim_run(request)
@@ -107,7 +102,7 @@ impl<O: Owner> FrameAllocator<O> {
     /// comes back concurrently, and none is held by a CPU that may not keep it: so no caller is told
     /// that memory has run out while there is some. Both within bounds: what they wait for may have
     /// been interrupted by this very call, and long runs may be in demand forever.
-    fn seek(&self, request: Request) -> Option<u64> {
+    fn seek(&self, request: &Request) -> Option<u64> {
         self.zones.iter().for_each(Zone::begin_seeking);
         let returns = || {
             self.zones
@@ -117,7 +112,7 @@ impl<O: Owner> FrameAllocator<O> {
         };
         let is_undecided = || self.zones.iter().any(Zone::is_undecided);
         let mut polls = MAX_POLLS;
-        let searches = if request.is_single() {
+        let searches = if request.is_for_any_frame() {
             MAX_SEARCHES
         } else {
             MAX_RUN_SEARCHES

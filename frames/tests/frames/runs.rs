@@ -1,22 +1,58 @@
 //! Runs in memory of many chunks and several groups of them, much of it used: a run is found if there is one.
 
-use muster_frames::{FRAME_SIZE, PhysRange};
+use muster_frames::{FRAME_SIZE, FrameAlign, PhysAddr, PhysRange, RunRequest};
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 
-use crate::frames::{allocator, bounds};
+use crate::frames::{allocator, bounds, request};
 use crate::oracle::oracle;
 use crate::owner::{OwnedRun, Owner};
 
 /// The ranges of free memory, in frames. The first has three groups of chunks, and begins and ends in the midst of a row.
 const RANGES: [(u64, u64); 2] = [(300, 70_021), (70_100, 70_150)];
 
+/// A request, in frames.
+#[derive(Clone, Copy, Debug)]
+struct Wanted {
+    count: u64,
+    align: u64,
+    below: Option<u64>,
+    boundary: Option<u64>,
+}
+
+impl Wanted {
+    const fn new(count: u64, align: u64) -> Self {
+        Self {
+            count,
+            align,
+            below: None,
+            boundary: None,
+        }
+    }
+
+    fn request(self) -> RunRequest {
+        let mut request = request(self.count as usize, self.align as usize);
+        if let Some(below) = self.below {
+            // A part of a frame is none.
+            request = request.below(PhysAddr::new(below * FRAME_SIZE + FRAME_SIZE - 1));
+        }
+        if let Some(boundary) = self.boundary {
+            request = request.within(FrameAlign::from_frames(boundary).unwrap());
+        }
+        request
+    }
+
+    fn is_met_by(self, start: u64) -> bool {
+        let last = start + self.count - 1;
+        start.is_multiple_of(self.align)
+            && self.below.is_none_or(|below| last < below)
+            && (self.boundary).is_none_or(|boundary| start / boundary == last / boundary)
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
 enum Step {
-    Allocate {
-        count: u64,
-        align: u64,
-    },
+    Allocate(Wanted),
     Free(Index),
     /// A part of a run that is held, from its beginning.
     FreePart(Index, Index),
@@ -34,15 +70,26 @@ fn step() -> impl Strategy<Value = Step> {
     let align = prop_oneof![
         3 => Just(1),
         2 => select(&[2, 4, 8, 16, 64, 512, 4096][..]),
-        1 => select(&[3, 5, 48][..]),
     ];
-    let natural = (0..10_u32).prop_map(|order| Step::Allocate {
-        count: 1 << order,
-        align: 1 << order,
+    let below = prop_oneof![
+        2 => Just(None),
+        1 => (0..72_000_u64).prop_map(Some),
+        1 => (300..900_u64).prop_map(Some),
+    ];
+    let boundary = prop_oneof![Just(None), (0..18_u32).prop_map(|order| Some(1 << order))];
+    let natural = (0..10_u32).prop_map(|order| Wanted::new(1 << order, 1 << order));
+    let wanted = prop_oneof![
+        3 => (count, align).prop_map(|(count, align)| Wanted::new(count, align)),
+        2 => natural,
+    ];
+    let placed = (wanted.clone(), below, boundary).prop_map(|(wanted, below, boundary)| Wanted {
+        below,
+        boundary,
+        ..wanted
     });
     prop_oneof![
-        3 => (count, align).prop_map(|(count, align)| Step::Allocate { count, align }),
-        2 => natural,
+        4 => wanted.prop_map(Step::Allocate),
+        2 => placed.prop_map(Step::Allocate),
         3 => any::<Index>().prop_map(Step::Free),
         1 => any::<(Index, Index)>().prop_map(|(run, at)| Step::FreePart(run, at)),
         1 => (any::<Index>(), 0..40_u64).prop_map(|(run, more)| Step::Extend(run, more)),
@@ -53,7 +100,7 @@ fn step() -> impl Strategy<Value = Step> {
 struct Naive(Vec<bool>);
 
 impl Naive {
-    fn has_run(&self, count: u64, align: u64) -> bool {
+    fn has_run(&self, wanted: Wanted) -> bool {
         RANGES.iter().any(|&(first, end)| {
             let mut stretch = 0;
             (first..end).any(|frame| {
@@ -63,8 +110,8 @@ impl Naive {
                     0
                 };
                 // One that ends here.
-                let start = (frame + 1).checked_sub(count);
-                stretch >= count && start.is_some_and(|start| start.is_multiple_of(align))
+                let start = (frame + 1).checked_sub(wanted.count);
+                stretch >= wanted.count && start.is_some_and(|start| wanted.is_met_by(start))
             })
         })
     }
@@ -86,7 +133,7 @@ fn check(lengths: &[usize], one_in: usize, steps: &[Step]) -> Result<usize, Test
     let mut lengths = lengths.iter().chain([&1]).cycle();
     while frames.free_frames() > 0 {
         let length = *lengths.next().unwrap();
-        held.extend(frames.allocate_run(length, 1, Owner::Heap));
+        held.extend(frames.allocate_run(RunRequest::new(length), Owner::Heap));
     }
     let mut kept = Vec::new();
     for (number, run) in held.into_iter().enumerate() {
@@ -99,13 +146,14 @@ fn check(lengths: &[usize], one_in: usize, steps: &[Step]) -> Result<usize, Test
     }
     for &step in steps {
         match step {
-            Step::Allocate { count, align } => {
-                let run = frames.allocate_run(count as usize, align as usize, Owner::Heap);
-                prop_assert_eq!(run.is_some(), naive.has_run(count, align), "{:?}", step);
+            Step::Allocate(wanted) => {
+                let run = frames.allocate_run(wanted.request(), Owner::Heap);
+                prop_assert_eq!(run.is_some(), naive.has_run(wanted), "{:?}", step);
                 let Some(run) = run else {
                     continue;
                 };
-                prop_assert!(run.run().first().number().is_multiple_of(align));
+                prop_assert!(wanted.is_met_by(run.run().first().number()));
+                prop_assert_eq!(run.run().count() as u64, wanted.count);
                 naive.set(run.run().range(), false);
                 kept.push(run);
             }
@@ -169,11 +217,10 @@ fn a_run_is_found_if_there_is_one() {
 fn an_alignment_beyond_all_memory_is_met_by_no_run() {
     let ranges = [bounds(FRAME_SIZE, 1024 * FRAME_SIZE)];
     let frames = allocator(&ranges, &[]);
-    for align in [usize::MAX, usize::MAX - 1, 1 << 63] {
-        for count in [1, 2, 300, 600, usize::MAX] {
-            let run = frames.allocate_run(count, align, Owner::Heap);
-            assert!(run.is_none(), "{count} frames, aligned to {align}");
-        }
+    for count in [1, 2, 300, 600, usize::MAX] {
+        let run = frames.allocate_run(request(count, 1 << 51), Owner::Heap);
+        assert!(run.is_none(), "{count} frames");
     }
+    assert_eq!(FrameAlign::from_frames(1 << 52), None);
     assert_eq!(frames.free_frames(), 1023);
 }
