@@ -1,6 +1,7 @@
 //! A CPU's cache of free frames, in front of the frame allocator. Only that CPU takes frames out of it and
 //! puts them in; the others read how many there are.
 
+use core::cell::Cell;
 use core::fmt;
 use core::ptr;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
@@ -8,7 +9,9 @@ use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use muster_sync::{AtomicBool, AtomicU8, AtomicU32};
 
 use crate::chunk::{Fit, ROW_FRAMES, rows_of};
-use crate::frames::{ANYWHERE, FrameAllocator, FrameRun, Ledger, NEARBY, Spot, check, number_of};
+use crate::frames::{
+    ANYWHERE, FrameAllocator, FrameRun, Ledger, NEARBY, STEP_LOOKS, Spot, check, number_of,
+};
 use crate::hint::Request;
 use crate::owned::{NotFreed, OwnedFrame, OwnedRun};
 use crate::owner::{FREE, Owner, SoleOwner};
@@ -16,6 +19,7 @@ use crate::range::Frame;
 use crate::records::Owners;
 use crate::request::RunRequest;
 use crate::run_cache::{Part, RunCache};
+use crate::search::{At, RunSearch, SearchStep};
 use crate::zone::Zone;
 
 /// Frames that go back at once when a cache is full.
@@ -266,16 +270,62 @@ impl<'a, O: Owner> FrameCache<'a, O> {
             return Some(self.allocate(owner)?.into());
         }
         let owner = number_of(owner);
-        if let Some(fit) = Fit::new(&request) {
-            let taken = match self.runs.take(fit) {
-                Some(taken) => Some(taken),
-                None => self.take_from_row(fit, &request),
-            };
-            if let Some((zone, first)) = taken {
-                return self.hand_out(zone, first, request.count, owner);
-            }
+        match self.take_cached(&request, owner, &Cell::new(usize::MAX)) {
+            Some(run) => Some(run),
+            None => self.take_run(&request, owner),
         }
-        self.take_run(&request, owner)
+    }
+
+    /// Takes a step of a search for a run, as [`FrameAllocator::search_run`] does: the first one looks where
+    /// [`Self::allocate_run`] looks first. If there is none, the cache's frames are given back, and the search goes on.
+    ///
+    /// # Panics
+    ///
+    /// As [`FrameAllocator::allocate`] does.
+    pub fn search_run(&mut self, search: &mut RunSearch, owner: O) -> SearchStep<OwnedRun<O>> {
+        let owner = number_of(owner);
+        let request = search.request;
+        let looks_left = Cell::new(STEP_LOOKS);
+        if matches!(search.at, At::Near)
+            && let Some(run) = self.take_cached(&request, owner, &looks_left)
+        {
+            return SearchStep::Found(run);
+        }
+        let step = (self.frames).step(search, Some(&mut self.home), &looks_left);
+        // Once, as handlers may fill the cache again and again.
+        if step == SearchStep::NotFree && !search.has_drained && self.drain() > 0 {
+            search.has_drained = true;
+            search.go_on_from_the_lowest();
+            return SearchStep::Unfinished;
+        }
+        search.has_drained &= step == SearchStep::Unfinished;
+        let count = request.count as u64;
+        let ledger = &self.slot.ledger;
+        self.frames.found(step, count, owner, |frames| {
+            ledger.add_exclusive(owner, frames)
+        })
+    }
+
+    /// Hands out a run that is in the cache, or in a row that can be brought in.
+    fn take_cached(
+        &mut self,
+        request: &RunRequest,
+        owner: u8,
+        looks_left: &Cell<usize>,
+    ) -> Option<OwnedRun<O>> {
+        if request.is_for_any_frame() {
+            let is_filled = self.slot.singles() > 0
+                || self.fill() > 0
+                || self.release_runs(0) > 0 && self.fill() > 0;
+            return is_filled.then(|| self.take(owner))?.map(Into::into);
+        }
+        let fit = Fit::new(request)?;
+        let taken = match self.runs.take(fit) {
+            Some(taken) => Some(taken),
+            None => self.take_from_row(fit, request, looks_left),
+        };
+        let (zone, first) = taken?;
+        self.hand_out(zone, first, request.count, owner)
     }
 
     /// Hands out frames that have just left the cache.
@@ -299,12 +349,17 @@ impl<'a, O: Owner> FrameCache<'a, O> {
     /// Brings a row in that has such a run, and takes it out.
     #[cold]
     #[inline(never)]
-    fn take_from_row(&mut self, fit: Fit, request: &RunRequest) -> Option<(&'a Zone, u64)> {
+    fn take_from_row(
+        &mut self,
+        fit: Fit,
+        request: &RunRequest,
+        looks_left: &Cell<usize>,
+    ) -> Option<(&'a Zone, u64)> {
         let request = Request::new(request)?;
         let (start, mask) = self
             .frames
             .claim_from(&mut self.home, &NEARBY, |zone, chunk| {
-                zone.claim_row_in(chunk, fit, &request)
+                zone.claim_row_in(chunk, fit, &request, looks_left)
             })?;
         let zone = self.zone_of(Frame::from_number(
             start + u64::from(mask.trailing_zeros()),

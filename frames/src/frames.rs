@@ -14,6 +14,7 @@ mod take_back;
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
+use core::cell::Cell;
 use core::fmt;
 use core::marker::PhantomData;
 use core::mem::MaybeUninit;
@@ -31,9 +32,10 @@ use crate::owned::{NotFreed, OwnedFrame, OwnedRun};
 use crate::owner::{FREE, MAX_FRAME_OWNERS, Owner, SoleOwner};
 use crate::range::{FRAME_SIZE, Frame, PhysRange};
 use crate::request::RunRequest;
+use crate::search::{RunSearch, SearchStep};
 use crate::zone::{Group, Zone};
 
-pub(crate) use claim::{ANYWHERE, NEARBY, Spot};
+pub(crate) use claim::{ANYWHERE, NEARBY, STEP_LOOKS, Spot};
 pub use error::{AdoptError, FramesError, FreeError};
 pub use ledger::Share;
 pub(crate) use ledger::{Ledger, number_of};
@@ -308,6 +310,65 @@ impl<O: Owner> FrameAllocator<O> {
         Some(run)
     }
 
+    /// Takes a step of a search for a run. The first one looks where a run does the least harm, and others then look
+    /// everywhere, from the lowest frame on; the last one makes sure that none has come back in between. A step looks at no
+    /// more than 28 MiB of which nothing is remembered, and reads a word or two for each 128 MiB of which there is something.
+    ///
+    /// A run of more than 2 MiB takes longer to claim, as its frames are.
+    ///
+    /// ```
+    /// # use muster_frames::*;
+    /// # let free = [PhysRange::new(PhysAddr::new(0x20_0000), 0x20_0000).unwrap()];
+    /// # let storage = Box::leak(Box::new_uninit_slice(2));
+    /// # // SAFETY: nothing uses the memory of these frames, which is none.
+    /// # let frames = unsafe { FrameAllocator::new(free.into_iter(), [].into_iter(), storage)? };
+    /// let mut search = RunSearch::new(RunRequest::new(8));
+    /// let run = loop {
+    ///     // With interrupts disabled, say, and enabled between steps.
+    ///     match frames.search_run(&mut search, SoleOwner::Used) {
+    ///         SearchStep::Found(run) => break Some(run),
+    ///         SearchStep::Unfinished => {}
+    ///         SearchStep::NotFree => break None,
+    ///     }
+    /// };
+    /// assert_eq!(run.unwrap().run().count(), 8);
+    /// # Ok::<(), FramesError>(())
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// As for [`Self::allocate`].
+    pub fn search_run(&self, search: &mut RunSearch, owner: O) -> SearchStep<OwnedRun<O>> {
+        let owner = number_of(owner);
+        let count = search.request.count as u64;
+        let step = self.step(search, None, &Cell::new(STEP_LOOKS));
+        self.found(step, count, owner, |frames| self.ledger.add(owner, frames))
+    }
+
+    /// Hands out what a step of a search has claimed, and counts it by `count_frames`.
+    pub(crate) fn found(
+        &self,
+        step: SearchStep<u64>,
+        count: u64,
+        owner: u8,
+        count_frames: impl FnOnce(i64),
+    ) -> SearchStep<OwnedRun<O>> {
+        match step {
+            SearchStep::Found(first) => {
+                self.hand_out(first..first + count, owner);
+                match FrameRun::from_numbers(first, count) {
+                    Some(run) => {
+                        count_frames(count as i64);
+                        SearchStep::Found(OwnedRun::claimed(run, owner))
+                    }
+                    None => SearchStep::NotFree,
+                }
+            }
+            SearchStep::Unfinished => SearchStep::Unfinished,
+            SearchStep::NotFree => SearchStep::NotFree,
+        }
+    }
+
     /// Adds the next `frames` frames to a run, if they are free, and returns whether they were. Nothing has changed if not.
     /// What CPUs have in their caches counts as used here.
     ///
@@ -337,7 +398,10 @@ impl<O: Owner> FrameAllocator<O> {
         let (last, owner) = (run.run().last_number(), run.owner_number());
         let zone = self.zone_of(last).and_then(|index| self.zone(index));
         let more = zone.and_then(|zone| Some((zone, zone.behind(last, owner, frames as u64)?)));
-        let Some((zone, more)) = more.filter(|(zone, more)| zone.claim(more.clone())) else {
+        // A look first: what is claimed and given back is out of other CPUs' reach in between.
+        let claim =
+            |zone: &Zone, more: &Range<u64>| zone.are_free(more) && zone.claim(more.clone());
+        let Some((zone, more)) = more.filter(|(zone, more)| claim(zone, more)) else {
             return false;
         };
         zone.owners().set(more.clone(), owner);

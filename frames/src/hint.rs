@@ -69,6 +69,11 @@ impl Request {
         self.is_limited
     }
 
+    /// Returns whether a run that it asks for always lies in one chunk, where hints say whether there is one.
+    pub(crate) const fn is_natural(&self) -> bool {
+        self.is_natural
+    }
+
     pub(crate) const fn align(&self) -> u64 {
         self.align
     }
@@ -317,6 +322,22 @@ impl Hint {
         longest >= request.count && lacking & request.order_bit == 0
     }
 
+    /// Returns whether no such run ends in a part of memory of this many frames, with `before` that are free in front of it. Then
+    /// `before` is how many at its end are.
+    #[inline]
+    pub(crate) fn rules_out(&self, request: &Request, before: &mut u64, frames: u64) -> bool {
+        if request.is_natural {
+            // Such a run lies in one chunk.
+            return !self.may_hold(request);
+        }
+        let bounds = self.read(frames);
+        let is_out = !request.may_fit(*before, bounds);
+        if is_out {
+            *before = bounds.after(*before, frames);
+        }
+        is_out
+    }
+
     /// Notes that frames have become free.
     pub(crate) fn forget(&self) {
         let mut word = self.0.load(SeqCst);
@@ -341,7 +362,8 @@ impl Hint {
             && (self.0)
                 .compare_exchange(word, LOOKING, SeqCst, SeqCst)
                 .is_ok();
-        begun.then_some(Looking { hint: self, word })
+        // Made only then: it ends a look when it is dropped.
+        begun.then(|| Looking { hint: self, word })
     }
 }
 

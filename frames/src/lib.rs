@@ -90,6 +90,7 @@ mod range_map;
 mod records;
 mod request;
 mod run_cache;
+mod search;
 mod zone;
 
 pub use addr::PhysAddr;
@@ -102,3 +103,4 @@ pub use owner::{MAX_FRAME_OWNERS, MAX_OWNERS, Owner, SoleOwner};
 pub use range::{Cut, FRAME_SIZE, Frame, PHYSICAL_LIMIT, PhysRange};
 pub use range_map::RangeMap;
 pub use request::{FrameAlign, RunRequest};
+pub use search::{RunSearch, SearchStep};

@@ -114,7 +114,7 @@ fn claim_against_claim() {
 
 #[test]
 fn claim_against_release() {
-    model("claim against release", None, || {
+    model("claim against release", Some(4), || {
         let frames = allocator(8..9, 0..0);
         let held = frames.allocate(Owner::Heap).unwrap();
         let other = cpu(|| frames.allocate(Owner::Stacks));
@@ -126,7 +126,7 @@ fn claim_against_release() {
 
 #[test]
 fn long_claim_against_claims() {
-    model("long claim against claims", Some(7), || {
+    model("long claim against claims", Some(6), || {
         // One frame in each of two rows.
         let frames = allocator(11..13, 0..0);
         let other = cpu(|| frames.allocate_run(request(2, 1), Owner::Heap));
@@ -207,7 +207,7 @@ fn free_against_a_wrong_one() {
 
 #[test]
 fn adoption_against_claim() {
-    model("adoption against claim", None, || {
+    model("adoption against claim", Some(4), || {
         let frames = allocator(8..9, 16..18);
         let later = run(16..18).range();
         let held = frames.allocate(Owner::Kernel);

@@ -1,6 +1,7 @@
 //! A run of frames that the frame allocator manages, with the records of them.
 
 use core::array;
+use core::cell::Cell;
 use core::mem::MaybeUninit;
 use core::ops::Range;
 use core::slice;
@@ -14,6 +15,7 @@ use crate::chunk::{
 use crate::hint::{Bounds, Hint, Look, Request, look};
 use crate::owner::FREE;
 use crate::records::Owners;
+use crate::search::SearchStep;
 
 /// A summary of 64 chunks, a bit for each. It only says where to look: what is free, the rows say.
 ///
@@ -37,6 +39,12 @@ pub(crate) struct Group {
 
 /// Chunks in a group.
 const GROUP_CHUNKS: usize = u64::BITS as usize;
+
+/// The effort after which a step of a search ends: that of reading this many hints, some 15 instructions each.
+const STEP_EFFORT: usize = 560;
+
+/// The effort of a look at the rows of a chunk, at most.
+const LOOK_EFFORT: usize = 40;
 
 impl Group {
     /// Makes room for groups in storage for records.
@@ -64,6 +72,15 @@ impl Group {
         // SAFETY: all of them are written, and borrowed for good.
         unsafe { slice::from_raw_parts(room.as_ptr().cast(), room.len()) }
     }
+}
+
+/// How far a search for a run has come in a zone.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Place {
+    /// The chunk where it goes on.
+    chunk: usize,
+    /// How many frames before that are free, at most.
+    before: u64,
 }
 
 /// The chunks to search.
@@ -272,19 +289,18 @@ impl Zone {
 
     /// Returns the chunks to look in, lowest first.
     pub(crate) fn candidates(&self, among: Among) -> impl Iterator<Item = usize> {
-        self.groups
-            .iter()
-            .enumerate()
-            .flat_map(move |(index, group)| {
-                let mut left = match among {
-                    Among::Partial => {
-                        group.any.load(Relaxed)
-                            & !group.whole.load(Relaxed)
-                            & !group.homes.load(Relaxed)
-                    }
-                    Among::Whole => group.whole.load(Relaxed),
-                    Among::Any => group.any.load(Relaxed),
-                };
+        let chunks = move |group: &Group| match among {
+            Among::Partial => {
+                group.any.load(Relaxed) & !group.whole.load(Relaxed) & !group.homes.load(Relaxed)
+            }
+            Among::Whole => group.whole.load(Relaxed),
+            Among::Any => group.any.load(Relaxed),
+        };
+        (self.groups.iter().enumerate())
+            .map(move |(index, group)| (index, chunks(group)))
+            // Apart, as most groups have none.
+            .filter(|&(_, chunks)| chunks != 0)
+            .flat_map(|(index, mut left)| {
                 core::iter::from_fn(move || {
                     let bit = left.trailing_zeros() as usize;
                     left &= left.wrapping_sub(1);
@@ -451,11 +467,11 @@ impl Zone {
         self.transit.undecided.load(Acquire) != 0
     }
 
-    /// Claims the lowest free frame, wherever it is.
-    pub(crate) fn claim_anywhere(&self, trusting: bool) -> Option<u64> {
+    /// Claims the lowest free frame that the summary knows.
+    pub(crate) fn claim_known(&self) -> Option<u64> {
         let mut from = self.first;
         loop {
-            let number = self.next_free(from, trusting)?;
+            let number = self.next_known(from)?;
             if self.claim(number..number + 1) {
                 return Some(number);
             }
@@ -470,8 +486,9 @@ impl Zone {
         chunk: usize,
         fit: Fit,
         request: &Request,
+        looks_left: &Cell<usize>,
     ) -> Option<Claimed<u64>> {
-        if !self.hint(chunk).may_hold(request) {
+        if !self.hint(chunk).may_hold(request) || !self.may_look(chunk, looks_left) {
             return None;
         }
         self.chunk(chunk)?.claim_row_with(fit)
@@ -483,9 +500,10 @@ impl Zone {
         chunk: usize,
         fit: Option<Fit>,
         request: &Request,
+        looks_left: &Cell<usize>,
     ) -> Option<Claimed<()>> {
         let hint = self.hint(chunk);
-        if !hint.may_hold(request) {
+        if !hint.may_hold(request) || !self.may_look(chunk, looks_left) {
             return None;
         }
         if let Some(claimed) = fit.and_then(|fit| self.chunk(chunk)?.claim(fit)) {
@@ -510,41 +528,92 @@ impl Zone {
             })
     }
 
-    /// Claims the lowest run of more than one frame that is free from start to end, wherever it is. It looks
-    /// only where the hints say that there may be one.
+    /// Claims the lowest run that is free from start to end, wherever it is. It looks only where the hints say that there
+    /// may be one.
     pub(crate) fn claim_run(&self, request: &Request) -> Option<u64> {
-        // How many frames before those that come next are free, at most.
         let mut before = 0;
         for (index, group) in self.groups.iter().enumerate() {
+            // Most often, and so first: no such run begins in one group and ends in another.
+            if request.is_natural() && !group.hint.may_hold(request) {
+                continue;
+            }
             if self.first_of(index * GROUP_CHUNKS) >= request.end() {
                 break;
             }
-            let chunks = index * GROUP_CHUNKS..self.chunks.len().min((index + 1) * GROUP_CHUNKS);
-            let frames = chunks.len() as u64 * CHUNK_FRAMES;
-            let bounds = group.hint.read(frames);
-            if !request.may_fit(before, bounds) {
-                before = bounds.after(before, frames);
-                continue;
-            }
-            let looking = group.hint.begin();
-            let mut all: Option<(Bounds, u64)> = None;
-            for chunk in chunks {
-                let bounds = match self.claim_run_in(chunk, request, &mut before) {
-                    // What was known before stays so.
-                    Ok(first) => return Some(first),
-                    Err(bounds) => bounds,
-                };
-                let joined = match all {
-                    Some((all, frames)) => all.join(frames, bounds, CHUNK_FRAMES),
-                    None => bounds,
-                };
-                all = Some((joined, all.map_or(0, |(_, frames)| frames) + CHUNK_FRAMES));
-            }
-            if let (Some(looking), Some((all, _))) = (looking, all) {
-                looking.found(all);
+            let found = self.claim_run_in_group(index, request, &mut before);
+            if found.is_some() {
+                return found;
             }
         }
         None
+    }
+
+    /// Takes a step of a search for the lowest run, which looks only where the hints say that there may be one.
+    pub(crate) fn search(&self, request: &Request, at: &mut Place) -> SearchStep<u64> {
+        let mut effort = 0;
+        while at.chunk < self.chunks.len() && self.first_of(at.chunk) < request.end() {
+            if effort >= STEP_EFFORT {
+                return SearchStep::Unfinished;
+            }
+            let index = at.chunk / GROUP_CHUNKS;
+            let (chunks, frames) = self.chunks_of_group(index);
+            let hint = &self.groups[index].hint;
+            effort += 1;
+            if at.chunk == chunks.start && hint.rules_out(request, &mut at.before, frames) {
+                at.chunk = chunks.end;
+                continue;
+            }
+            let known = self.hint(at.chunk).read(CHUNK_FRAMES);
+            if request.may_fit(at.before, known) {
+                effort += LOOK_EFFORT;
+            }
+            let mut found = self.claim_run_in(at.chunk, request, &mut at.before).ok();
+            at.chunk += 1;
+            if found.is_none() && at.chunk == chunks.end {
+                // What is known of its chunks is known of the group from now on.
+                found = self.claim_run_in_group(index, request, &mut 0);
+            }
+            if let Some(first) = found {
+                return SearchStep::Found(first);
+            }
+        }
+        SearchStep::NotFree
+    }
+
+    /// Claims the lowest run that ends in a group, if `before` frames in front of it are free. `None`: there is none, and
+    /// `before` is how many frames at the group's end are free.
+    fn claim_run_in_group(&self, index: usize, request: &Request, before: &mut u64) -> Option<u64> {
+        let hint = &self.groups[index].hint;
+        let (chunks, frames) = self.chunks_of_group(index);
+        if hint.rules_out(request, before, frames) {
+            return None;
+        }
+        let looking = hint.begin();
+        let mut all: Option<(Bounds, u64)> = None;
+        for chunk in chunks {
+            let bounds = match self.claim_run_in(chunk, request, before) {
+                // What was known before stays so.
+                Ok(first) => return Some(first),
+                Err(bounds) => bounds,
+            };
+            let joined = match all {
+                Some((all, frames)) => all.join(frames, bounds, CHUNK_FRAMES),
+                None => bounds,
+            };
+            all = Some((joined, all.map_or(0, |(_, frames)| frames) + CHUNK_FRAMES));
+        }
+        if let (Some(looking), Some((all, _))) = (looking, all) {
+            looking.found(all);
+        }
+        None
+    }
+
+    /// Returns the chunks of a group, and how many frames they have.
+    fn chunks_of_group(&self, group: usize) -> (Range<usize>, u64) {
+        let first = group * GROUP_CHUNKS;
+        let chunks = first..self.chunks.len().min(first + GROUP_CHUNKS);
+        let frames = chunks.len() as u64 * CHUNK_FRAMES;
+        (chunks, frames)
     }
 
     /// Claims the lowest run that ends in a chunk, if `before` frames in front of it are free. `Err`: there is
@@ -586,6 +655,13 @@ impl Zone {
         }
     }
 
+    /// Takes one of the looks that are left. `false`: there is none. Where all is free, a look costs nothing.
+    fn may_look(&self, chunk: usize, looks_left: &Cell<usize>) -> bool {
+        let left = looks_left.get();
+        looks_left.set(left.saturating_sub(1));
+        left > 0 || self.chunks[chunk].fill().whole
+    }
+
     fn look(&self, chunk: usize, request: &Request, before: u64) -> Look {
         look(
             request,
@@ -599,19 +675,15 @@ impl Zone {
         &self.groups[chunk / GROUP_CHUNKS].hints[chunk % GROUP_CHUNKS]
     }
 
-    /// Returns the lowest free frame from this one on: where the summary says so if it is trusted, and
-    /// else wherever one is. The summary lags behind while a CPU is about to settle it.
-    fn next_free(&self, from: u64, trusting: bool) -> Option<u64> {
+    /// Returns the lowest free frame from this one on, where the summary says that there is one. It lags behind while a CPU
+    /// is about to settle it.
+    fn next_known(&self, from: u64) -> Option<u64> {
         if from >= self.end {
             return None;
         }
         let mut chunk = self.chunk_of(from);
         loop {
-            chunk = if trusting {
-                self.next_candidate(chunk)?
-            } else {
-                chunk
-            };
+            chunk = self.next_candidate(chunk)?;
             self.chunk(chunk)?;
             let start = self.first_of(chunk).max(from);
             let end = self.first_of(chunk + 1).min(self.end);
@@ -637,6 +709,12 @@ impl Zone {
             above = u64::MAX;
         }
         None
+    }
+
+    /// Returns whether all of these frames are free.
+    pub(crate) fn are_free(&self, numbers: &Range<u64>) -> bool {
+        rows_of(numbers)
+            .all(|(start, mask)| self.chunk_at(start).row(start).load(SeqCst) & mask == mask)
     }
 
     /// Returns the highest of these frames that is not free.

@@ -1,12 +1,15 @@
 //! The search for free frames.
 
+use core::cell::Cell;
+
 use muster_sync::spin_loop;
 
 use super::FrameAllocator;
 use crate::chunk::{CHUNK_FRAMES, Claimed, Fit};
 use crate::hint::Request;
 use crate::owner::Owner;
-use crate::zone::{Among, Zone};
+use crate::search::{At, RunSearch, SearchStep};
+use crate::zone::{Among, Place, Zone};
 
 /// A chunk, by its zone's index and its own index in the zone.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -32,6 +35,9 @@ pub(crate) const NEARBY: [(Among, usize); 2] = [
     (Among::Whole, usize::MAX),
 ];
 
+/// The number of chunks that the first step of a search looks into for a small run.
+pub(crate) const STEP_LOOKS: usize = 4;
+
 /// The number of times that a call which finds no frame searches for one, while frames come back:
 /// nearly always one that comes back is found the next time, so others have been luckier that many
 /// times.
@@ -48,16 +54,30 @@ const MAX_POLLS: usize = if cfg!(loom) { usize::MAX } else { 1 << 12 };
 impl<O: Owner> FrameAllocator<O> {
     /// Claims a run, and returns its first frame's number.
     pub(super) fn claim(&self, request: &Request, home: Option<&mut Option<Spot>>) -> Option<u64> {
+        // Frames that the summary does not know yet are searched for only before the call fails.
+        self.claim_quickly(request, home, &Cell::new(usize::MAX))
+            .or_else(|| self.claim_known(request))
+            .or_else(|| self.seek(request))
+    }
+
+    /// Claims a run where it does the least harm, and is found the soonest. For a small one it looks into as many chunks as
+    /// there are `looks_left`.
+    fn claim_quickly(
+        &self,
+        request: &Request,
+        home: Option<&mut Option<Spot>>,
+        looks_left: &Cell<usize>,
+    ) -> Option<u64> {
         let fit = Fit::of(request);
         let count = request.count();
-        let quickly = if request.is_limited() {
+        if request.is_limited() {
             // The lowest that there is, of which there may be few.
             None
         } else if let Some(fit) = fit.filter(|_| request.is_for_any_frame()) {
             self.claim_near(home, &ANYWHERE, |zone, chunk| zone.chunk(chunk)?.claim(fit))
         } else if count < CHUNK_FRAMES {
             self.claim_near(home, &NEARBY, |zone, chunk| {
-                zone.claim_in(chunk, fit, request)
+                zone.claim_in(chunk, fit, request, looks_left)
             })
         } else if count == CHUNK_FRAMES && request.align() <= CHUNK_FRAMES {
             self.spots(Among::Whole).find_map(|spot| {
@@ -67,11 +87,45 @@ impl<O: Owner> FrameAllocator<O> {
             })
         } else {
             None
+        }
+    }
+
+    /// Takes a step of a search, and claims what it finds: a run, of which it returns the first frame's number.
+    pub(crate) fn step(
+        &self,
+        search: &mut RunSearch,
+        home: Option<&mut Option<Spot>>,
+        looks_left: &Cell<usize>,
+    ) -> SearchStep<u64> {
+        let Some(request) = &Request::new(&search.request) else {
+            return SearchStep::NotFree;
         };
-        // Frames that the summary does not know yet are searched for only before the call fails.
-        quickly
-            .or_else(|| self.claim_anywhere(request, true))
-            .or_else(|| self.seek(request))
+        let step = match &mut search.at {
+            At::Near => match self.claim_quickly(request, home, looks_left) {
+                Some(first) => SearchStep::Found(first),
+                None => {
+                    search.go_on_from_the_lowest();
+                    return SearchStep::Unfinished;
+                }
+            },
+            At::Zone(index, place) => match self.zone(*index) {
+                Some(zone) => match zone.search(request, place) {
+                    SearchStep::NotFree => {
+                        search.at = At::Zone(*index + 1, Place::default());
+                        return SearchStep::Unfinished;
+                    }
+                    step => step,
+                },
+                // Short by now, as the hints say where there is none; and they may do so no more where frames have come back.
+                None => self
+                    .seek(request)
+                    .map_or(SearchStep::NotFree, SearchStep::Found),
+            },
+        };
+        if step != SearchStep::Unfinished {
+            search.at = At::Near;
+        }
+        step
     }
 
     /// Claims what `claim` can find, in the home if there is one, and else where it does the least harm.
@@ -88,14 +142,19 @@ impl<O: Owner> FrameAllocator<O> {
         Some(number)
     }
 
-    fn claim_anywhere(&self, request: &Request, trusting: bool) -> Option<u64> {
+    /// Claims the lowest run, but of single frames the lowest that the summary knows.
+    fn claim_known(&self, request: &Request) -> Option<u64> {
         self.zones.iter().find_map(|zone| {
             if request.is_for_any_frame() {
-                zone.claim_anywhere(trusting)
+                zone.claim_known()
             } else {
                 zone.claim_run(request)
             }
         })
+    }
+
+    fn claim_anywhere(&self, request: &Request) -> Option<u64> {
+        self.zones.iter().find_map(|zone| zone.claim_run(request))
     }
 
     /// Claims a run wherever it is, after the quick search has found none. Searches until no frame
@@ -119,7 +178,7 @@ impl<O: Owner> FrameAllocator<O> {
         };
         let found = (0..searches).find_map(|_| {
             let before = returns();
-            if let Some(first) = self.claim_anywhere(request, false) {
+            if let Some(first) = self.claim_anywhere(request) {
                 return Some(Some(first));
             }
             while polls > 0 && is_undecided() && returns() == before {

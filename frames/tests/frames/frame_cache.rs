@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Barrier, Mutex};
 use std::thread;
 
-use muster_frames::{AdoptError, FRAME_SIZE, Frame, FrameRun, PhysAddr, PhysRange};
+use muster_frames::{
+    AdoptError, FRAME_SIZE, Frame, FrameRun, PhysAddr, PhysRange, RunRequest, RunSearch, SearchStep,
+};
 use proptest::prelude::*;
 use proptest::sample::Index;
 
@@ -191,6 +193,18 @@ fn run(first: u64, count: usize) -> FrameRun {
 }
 
 /// Frees frames by their name.
+/// Searches in steps.
+fn search(cache: &mut FrameCache, request: RunRequest, owner: Owner) -> Option<OwnedRun> {
+    let mut search = RunSearch::new(request);
+    loop {
+        match cache.search_run(&mut search, owner) {
+            SearchStep::Found(run) => return Some(run),
+            SearchStep::Unfinished => {}
+            SearchStep::NotFree => return None,
+        }
+    }
+}
+
 fn free_run(
     frames: &FrameAllocator,
     cache: Option<&mut FrameCache>,
@@ -262,6 +276,10 @@ fn behave_as_the_model(
                 let possible = model.has_run(count, align);
                 let allocate = |caches: &mut [FrameCache]| {
                     let run = match caches.get_mut(cpu) {
+                        // The one as well as the other.
+                        Some(cache) if count % 3 == 0 => {
+                            search(cache, request(count, align), owner)
+                        }
                         Some(cache) => cache.allocate_run(request(count, align), owner),
                         None => frames.allocate_run(request(count, align), owner),
                     };

@@ -1,12 +1,16 @@
 //! Runs in memory of many chunks and several groups of them, much of it used: a run is found if there is one.
 
-use muster_frames::{FRAME_SIZE, FrameAlign, PhysAddr, PhysRange, RunRequest};
+use std::ops::Range;
+
+use muster_frames::{
+    FRAME_SIZE, Frame, FrameAlign, PhysAddr, PhysRange, RunRequest, RunSearch, SearchStep,
+};
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 
 use crate::frames::{allocator, bounds, request};
 use crate::oracle::oracle;
-use crate::owner::{OwnedRun, Owner};
+use crate::owner::{FrameAllocator, OwnedFrame, OwnedRun, Owner};
 
 /// The ranges of free memory, in frames. The first has three groups of chunks, and begins and ends in the midst of a row.
 const RANGES: [(u64, u64); 2] = [(300, 70_021), (70_100, 70_150)];
@@ -53,6 +57,8 @@ impl Wanted {
 #[derive(Clone, Copy, Debug)]
 enum Step {
     Allocate(Wanted),
+    /// The same in steps.
+    Search(Wanted),
     Free(Index),
     /// A part of a run that is held, from its beginning.
     FreePart(Index, Index),
@@ -89,7 +95,8 @@ fn step() -> impl Strategy<Value = Step> {
     });
     prop_oneof![
         4 => wanted.prop_map(Step::Allocate),
-        2 => placed.prop_map(Step::Allocate),
+        2 => placed.clone().prop_map(Step::Allocate),
+        2 => placed.prop_map(Step::Search),
         3 => any::<Index>().prop_map(Step::Free),
         1 => any::<(Index, Index)>().prop_map(|(run, at)| Step::FreePart(run, at)),
         1 => (any::<Index>(), 0..40_u64).prop_map(|(run, more)| Step::Extend(run, more)),
@@ -124,6 +131,20 @@ impl Naive {
     }
 }
 
+/// Searches in steps, and says how many they were.
+fn search(frames: &FrameAllocator, request: RunRequest) -> (Option<OwnedRun>, usize) {
+    let mut search = RunSearch::new(request);
+    let mut steps = 0;
+    loop {
+        steps += 1;
+        match frames.search_run(&mut search, Owner::Heap) {
+            SearchStep::Found(run) => return (Some(run), steps),
+            SearchStep::Unfinished => {}
+            SearchStep::NotFree => return (None, steps),
+        }
+    }
+}
+
 /// Takes all memory in runs of these lengths, in turn, frees one of `one_in`, and does the steps.
 fn check(lengths: &[usize], one_in: usize, steps: &[Step]) -> Result<usize, TestCaseError> {
     let ranges = RANGES.map(|(first, end)| bounds(first * FRAME_SIZE, end * FRAME_SIZE));
@@ -146,8 +167,11 @@ fn check(lengths: &[usize], one_in: usize, steps: &[Step]) -> Result<usize, Test
     }
     for &step in steps {
         match step {
-            Step::Allocate(wanted) => {
-                let run = frames.allocate_run(wanted.request(), Owner::Heap);
+            Step::Allocate(wanted) | Step::Search(wanted) => {
+                let run = match step {
+                    Step::Allocate(_) => frames.allocate_run(wanted.request(), Owner::Heap),
+                    _ => search(&frames, wanted.request()).0,
+                };
                 prop_assert_eq!(run.is_some(), naive.has_run(wanted), "{:?}", step);
                 let Some(run) = run else {
                     continue;
@@ -223,4 +247,52 @@ fn an_alignment_beyond_all_memory_is_met_by_no_run() {
     }
     assert_eq!(FrameAlign::from_frames(1 << 52), None);
     assert_eq!(frames.free_frames(), 1023);
+}
+
+/// Much memory, of which every other frame is used, but for these frames.
+fn every_other_but(free: Range<u64>) -> FrameAllocator {
+    let frames = allocator(&[bounds(FRAME_SIZE, END * FRAME_SIZE)], &[]);
+    let all = frames.allocate_run(RunRequest::new((END - 1) as usize), Owner::Heap);
+    let all = all.unwrap().into_raw();
+    let is_free =
+        |frame: &Frame| frame.number().is_multiple_of(2) || free.contains(&frame.number());
+    for frame in all.frames().filter(is_free) {
+        // SAFETY: the right to the whole run was given up, and this is a part that nobody else frees.
+        let frame = unsafe { OwnedFrame::from_raw(frame, Owner::Heap) };
+        frames.free(frame).unwrap();
+    }
+    frames
+}
+
+/// Frames of a group, for which there is one hint.
+const GROUP: u64 = 1 << 15;
+/// One past the last frame: the last group is not a whole one.
+const END: u64 = 7 * GROUP + 1077;
+
+#[test]
+fn a_search_takes_steps_that_have_a_bound_and_remembers_what_it_has_seen() {
+    // Nowhere; at the very end; across the border of two groups.
+    for place in [0..0, END - 8..END, 5 * GROUP - 3..5 * GROUP + 5] {
+        let frames = every_other_but(place.clone());
+        // So that the first step does not find it.
+        let request = RunRequest::new(8).within(FrameAlign::GIB_1);
+        let (run, steps) = search(&frames, request);
+        assert_eq!(run.is_some(), !place.is_empty(), "{place:?}");
+        // One for every 13 or 14 chunks of 2 MiB, up to the run.
+        let chunks = match &run {
+            Some(run) => run.run().first().number() / 512,
+            None => END / 512,
+        } as usize;
+        let few = chunks / 14..=chunks / 13 + 3;
+        assert!(few.contains(&steps), "{place:?}: {steps} not in {few:?}");
+        if let Some(run) = run {
+            // With the frame before it, if that is free as every other is.
+            assert_eq!(run.run().first().number(), place.start / 2 * 2);
+            frames.free_run(run).unwrap();
+        } else {
+            // At once, as all of it is remembered: the first step, one for the range, and one for the end.
+            assert_eq!(search(&frames, request).1, 3);
+            assert_eq!(frames.allocate_run(request, Owner::Heap), None);
+        }
+    }
 }

@@ -1,0 +1,56 @@
+//! Searches for runs, in steps.
+
+use crate::request::RunRequest;
+use crate::zone::Place;
+
+/// What a step of a search has come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "what was found is lost, or the search has not ended"]
+pub enum SearchStep<T> {
+    /// It has found what was asked for, and the search is over.
+    Found(T),
+    /// There is more to search: take the next step.
+    Unfinished,
+    /// There is no such run. Another step begins again from the start.
+    NotFree,
+}
+
+/// A search for frames that follow each other, in steps whose length has a bound however much memory there is, so that a
+/// kernel may let interrupts in between: see [`FrameAllocator::search_run`](crate::FrameAllocator::search_run).
+#[derive(Clone, Debug)]
+pub struct RunSearch {
+    pub(crate) request: RunRequest,
+    pub(crate) at: At,
+    /// Whether a cache has given its frames back for it.
+    pub(crate) has_drained: bool,
+}
+
+/// Where a search goes on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum At {
+    /// Where a run does the least harm, and is found the soonest.
+    Near,
+    /// At a place in a zone, by its index; or at the end, where there is no such zone.
+    Zone(usize, Place),
+}
+
+impl RunSearch {
+    /// Creates a search that has not begun.
+    pub const fn new(request: RunRequest) -> Self {
+        Self {
+            request,
+            at: At::Near,
+            has_drained: false,
+        }
+    }
+
+    /// Returns what is searched for.
+    pub const fn request(&self) -> RunRequest {
+        self.request
+    }
+
+    /// Makes the next step the first one after [`At::Near`].
+    pub(crate) fn go_on_from_the_lowest(&mut self) {
+        self.at = At::Zone(0, Place::default());
+    }
+}
