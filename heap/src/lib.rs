@@ -484,8 +484,8 @@ pub use magazines::MagazineHeap;
 #[cfg(target_arch = "x86_64")]
 pub use magazines::resume;
 pub use magazines::{
-    CLASSES, Class, ClassStatistics, CpuCache, FRAME, FastPath, FramePlatform, MAX_CACHED,
-    MAX_CLASS_SIZE, MagazineStatistics, NO_CACHE, Totals, Traffic,
+    CLASSES, Class, ClassStatistics, CpuCache, FRAME, FastPath, FramePlatform, FrameSearch,
+    MAX_CACHED, MAX_CLASS_SIZE, MagazineStatistics, NO_CACHE, SearchFn, Totals, Traffic,
 };
 pub use platform::Platform;
 pub use statistics::Statistics;

@@ -1,6 +1,6 @@
 //! Frames through each CPU's cache.
 
-use muster_frames::RunRequest;
+use muster_frames::{RunRequest, RunSearch, SearchStep};
 use muster_percpu::cpu_local;
 
 use super::frame_slot::FrameSlot;
@@ -12,22 +12,6 @@ use crate::smp::cpu::{self, Cpu};
 cpu_local! {
     /// The frames that the CPU has cached, once it has needed some.
     static CACHE: FrameSlot = FrameSlot::new();
-}
-
-/// Allocates a frame, from this CPU's cache if it has one.
-#[inline]
-pub fn allocate(owner: Owner) -> Option<OwnedFrame> {
-    let mut taken = None;
-    match with_cache(|cache| taken = cache.allocate(owner)) {
-        Some(()) => taken,
-        None => allocate_slowly(owner),
-    }
-}
-
-#[cold]
-#[inline(never)]
-fn allocate_slowly(owner: Owner) -> Option<OwnedFrame> {
-    shared::get().take_frame(owner)
 }
 
 /// Frees a frame, to this CPU's cache if it has one.
@@ -83,6 +67,16 @@ pub fn take_run(request: RunRequest, owner: Owner) -> Option<OwnedRun> {
     }
     with_cache(|cache| cache.allocate_run(request, owner))
         .unwrap_or_else(|| shared::get().frames().allocate_run(request, owner))
+}
+
+/// Takes a step of a search for a run, through this CPU's cache if it has one.
+pub fn search_run(search: &mut RunSearch, owner: Owner) -> SearchStep<OwnedRun> {
+    if failpoint::refuses_frames() {
+        return SearchStep::NotFree;
+    }
+    let mut step = None;
+    with_cache(|cache| step = Some(cache.search_run(search, owner)));
+    step.unwrap_or_else(|| shared::get().frames().search_run(search, owner))
 }
 
 /// Adds the next `more` frames to a run, through this CPU's cache if it has one. Returns whether they were free.

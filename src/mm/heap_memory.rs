@@ -2,7 +2,10 @@
 
 use core::ptr::NonNull;
 
-use muster_frames::{FRAME_SIZE, FrameAlign, FrameRun, PhysAddr, PhysRange, RunRequest};
+use muster_frames::{
+    FRAME_SIZE, FrameAlign, FrameRun, PhysAddr, PhysRange, RunRequest, RunSearch, SearchStep,
+};
+use muster_heap::{FrameSearch, SearchFn};
 use muster_paging::{Access, Cache, PageSize, PhysicalMemory, Region, VirtAddr};
 
 use super::frames;
@@ -19,22 +22,39 @@ const HEAP_STEP: u64 = 2 * 1024 * 1024;
 const LARGE: usize = (HEAP_STEP / FRAME_SIZE) as usize;
 
 /// Allocates `count` contiguous frames for the heap, the first a multiple of `align`, at their
-/// address in the HHDM. Returns `None` if there are none.
+/// address in the HHDM. Returns `None` if there are none where a first step of a [`search`] looks.
 pub fn allocate(count: usize, align: usize) -> Option<NonNull<u8>> {
-    let shared = shared::get();
-    // A block's address is the HHDM's plus the frame's: both must be aligned.
-    let align = FrameAlign::from_frames(align as u64)?;
-    if !shared.hhdm.base.is_multiple_of(align.bytes()) {
-        return None;
+    match step(&mut RunSearch::new(request(count, align)?)) {
+        FrameSearch::Found(start) => Some(start),
+        FrameSearch::Unfinished | FrameSearch::NotFree => None,
     }
-    let request = RunRequest::new(count).aligned(align);
-    let start = match (count, align) {
-        (1, FrameAlign::FRAME) if failpoint::refuses_frames() => return None,
-        (1, FrameAlign::FRAME) => frames::allocate(Owner::Heap)?.into_raw().start(),
-        _ => frames::take_run(request, Owner::Heap)?.into_raw().start(),
-    };
-    // The allocator has only frames that the HHDM maps.
-    shared.hhdm.pointer(start)
+}
+
+/// Searches for what [`allocate`] allocates, in steps.
+pub fn search(count: usize, align: usize, search: &mut SearchFn<'_>) {
+    if let Some(request) = request(count, align) {
+        let mut run = RunSearch::new(request);
+        search(&mut || step(&mut run));
+    }
+}
+
+/// Returns the request for frames of which the addresses in the HHDM are aligned, too; `None`: there are none.
+fn request(count: usize, align: usize) -> Option<RunRequest> {
+    let align = FrameAlign::from_frames(align as u64)?;
+    // A block's address is the HHDM's plus the frame's: both must be aligned.
+    let is_aligned = shared::get().hhdm.base.is_multiple_of(align.bytes());
+    is_aligned.then(|| RunRequest::new(count).aligned(align))
+}
+
+fn step(search: &mut RunSearch) -> FrameSearch {
+    match frames::search_run(search, Owner::Heap) {
+        // The allocator has only frames that the HHDM maps.
+        SearchStep::Found(run) => (shared::get().hhdm)
+            .pointer(run.into_raw().start())
+            .map_or(FrameSearch::NotFree, FrameSearch::Found),
+        SearchStep::Unfinished => FrameSearch::Unfinished,
+        SearchStep::NotFree => FrameSearch::NotFree,
+    }
 }
 
 /// Adds `more` frames to `count` of the heap's, right behind them, if they are free: they follow in the HHDM as well, as

@@ -3,7 +3,9 @@
 use alloc::alloc::{GlobalAlloc, Layout};
 use core::ptr::NonNull;
 
-use muster_heap::{CpuCache, FastPath, FramePlatform, Heap, MagazineHeap, NO_CACHE, Platform};
+use muster_heap::{
+    CpuCache, FastPath, FramePlatform, Heap, MagazineHeap, NO_CACHE, Platform, SearchFn,
+};
 use x86_64::instructions::interrupts;
 
 use super::{checked, frames, heap_memory, relief, shared};
@@ -128,6 +130,10 @@ unsafe impl FramePlatform for Kernel {
 
     fn allocate_frames(&self, count: usize, align: usize) -> Option<NonNull<u8>> {
         heap_memory::allocate(count, align)
+    }
+
+    fn search_frames(&self, count: usize, align: usize, search: &mut SearchFn<'_>) {
+        heap_memory::search(count, align, search);
     }
 
     unsafe fn extend_frames(&self, start: NonNull<u8>, count: usize, more: usize) -> bool {

@@ -438,12 +438,6 @@ impl SharedMemory {
         self.growing.lock().heap_mapped - HEAP.start
     }
 
-    /// Takes a frame past the CPUs' caches.
-    #[cold]
-    pub fn take_frame(&self, owner: Owner) -> Option<OwnedFrame> {
-        self.frames.allocate(owner)
-    }
-
     /// Gives a frame back past the CPUs' caches.
     ///
     /// # Errors

@@ -22,6 +22,7 @@ use muster_bench::{
 };
 use muster_events::Event;
 use muster_frames::{FRAME_SIZE, Frame, FrameAlign, FrameRun, PhysAddr, PhysRange, RunRequest};
+use muster_heap::FrameSearch;
 
 /// Frames of an arena: 64 MiB.
 const ARENA: usize = 16 * 1024;
@@ -89,7 +90,16 @@ struct ArenaFrames {
 impl ArenaFrames {
     fn take(count: usize) -> Result<Self, String> {
         // Aligned to a large page, so that arenas differ in nothing but their addresses.
-        let start = heap_memory::allocate(count, 512);
+        let mut start = None;
+        heap_memory::search(count, 512, &mut |take_step| {
+            start = loop {
+                match take_step() {
+                    FrameSearch::Found(start) => break Some(start),
+                    FrameSearch::Unfinished => {}
+                    FrameSearch::NotFree => break None,
+                }
+            };
+        });
         let start = start.ok_or_else(|| {
             format!(
                 "too little memory for the benchmarks: no {count} contiguous frames are free; \
@@ -161,7 +171,9 @@ impl FrameSource for KernelFrames {
 impl FrameUser for KernelFrames {
     #[inline]
     fn take(&mut self) -> Option<Frame> {
-        frames::allocate(OWNER).map(OwnedFrame::into_raw)
+        let mut taken = None;
+        frames::with_cache(|cache| taken = cache.allocate(OWNER));
+        taken.map(OwnedFrame::into_raw)
     }
 
     #[inline]

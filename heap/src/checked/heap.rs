@@ -17,7 +17,7 @@ const LOOKS: usize = 1 << 16;
 /// A heap that finds misuses of the blocks of another one, and names their origin.
 ///
 /// It asks the wrapped heap for 144 to 159 bytes more than each block, or, where that is aligned to more than 128 bytes, for
-/// up to 28 more than the alignment: in front lies a record of the
+/// 16 to 31 more than the alignment: in front lies a record of the
 /// CPU and the callers that allocated and freed the block; and on either side lies a guard, of which
 /// the one behind begins with the first byte after the requested size. A freed block is poisoned and
 /// waits in its CPU's [`Quarantine`] for as long as that has room.

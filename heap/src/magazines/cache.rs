@@ -292,7 +292,7 @@ impl CpuCache {
             // Release: what the slow path has left for others to see stays so (`may_have_blocks`).
             magazine.top.store(top - 1, Ordering::Release);
             // Only this CPU writes the counters: an increment needs no bus lock.
-            count(&magazine.allocations);
+            add(&magazine.allocations, 1, Ordering::Relaxed);
             add(&self.allocated, size as u64, Ordering::Relaxed);
         }
         if FLAGGED {
@@ -593,7 +593,11 @@ impl Closed<'_> {
         // SAFETY: the first `blocks` are there.
         let block = unsafe { self.memory().get(last)?.assume_init() };
         self.blocks = last;
-        count(&self.cache.magazine(self.bin).allocations);
+        add(
+            &self.cache.magazine(self.bin).allocations,
+            1,
+            Ordering::Relaxed,
+        );
         // An NMI's fast path may add to it at the same time.
         (self.cache.allocated).fetch_add(size as u64, Ordering::Relaxed);
         Some(block)
@@ -659,13 +663,16 @@ impl Closed<'_> {
             return;
         }
         let batch = self.batch();
+        // Before the blocks are on their way here, where nobody else finds them: see `gains`.
+        self.count(|tally| &tally.refills, 1);
         if let Some(room) = self.memory().get_mut(..batch) {
             self.blocks = fill(room).min(batch);
         }
-        // A miss that could not be refilled does not count.
         if self.blocks > 0 {
-            self.count(|tally| &tally.refills);
             self.grow();
+        } else {
+            // A miss that could not be refilled does not count.
+            self.count(|tally| &tally.refills, u64::MAX);
         }
     }
 
@@ -673,14 +680,19 @@ impl Closed<'_> {
     pub(super) fn flush(&mut self, empty: impl FnOnce(&[Block])) {
         if self.blocks > 0 {
             self.take_oldest(self.batch(), empty);
-            self.count(|tally| &tally.flushes);
+            self.count(|tally| &tally.flushes, 1);
         }
         self.grow();
     }
 
-    fn count(&self, counter: impl Fn(&Tally) -> &AtomicU64) {
+    fn count(&self, counter: impl Fn(&Tally) -> &AtomicU64, change: u64) {
         if let Ok(class) = self.bin.class() {
-            count(counter(&self.cache.tallies[class]));
+            // Release: that of refills is for `gains`.
+            add(
+                counter(&self.cache.tallies[class]),
+                change,
+                Ordering::Release,
+            );
         }
     }
 
@@ -733,12 +745,6 @@ const fn capacity(bin: usize) -> u32 {
         Some(bin) => bin.capacity() as u32,
         None => 0,
     }
-}
-
-/// Increments a counter that only this CPU writes. Release: that of refills is for [`CpuCache::gains`].
-#[inline(always)]
-fn count(counter: &AtomicU64) {
-    add(counter, 1, Ordering::Release);
 }
 
 /// Adds to a counter that only this CPU writes.

@@ -162,6 +162,14 @@ impl Class {
         frames
     }
 
+    /// Returns how many frames a slab may have, from the best number on. A smaller slab wastes more, but is better than none:
+    /// when memory is in pieces, and when a larger one would take the frames that its description needs.
+    pub(super) fn slab_counts(self) -> impl Iterator<Item = usize> {
+        let min = self.size().div_ceil(FRAME).next_power_of_two();
+        core::iter::successors(Some(self.slab_frames()), |count| Some(count / 2))
+            .take_while(move |&count| count >= min)
+    }
+
     /// Returns the number of the block at an offset in a slab, or `None` if no block starts there.
     #[inline]
     pub(super) fn block_at(self, offset: usize) -> Option<usize> {

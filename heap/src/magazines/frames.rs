@@ -53,7 +53,7 @@ impl<P: FramePlatform> Frames<P> {
     }
 
     /// Counts frames that the platform gave.
-    fn count(&self, frames: usize, to: Use) {
+    pub(super) fn count(&self, frames: usize, to: Use) {
         self.held[to as usize].fetch_add(frames, Ordering::Relaxed);
         let total = self.total.fetch_add(frames, Ordering::Relaxed) + frames;
         // A read first: the peak is rarely a new one, and its line is everybody's.

@@ -101,7 +101,7 @@ struct Shared {
     /// The number of CPUs that are short of memory: while there are any, no CPU takes more than it
     /// needs.
     short: AtomicUsize,
-    /// Whether a block ever shrank into another class where it was.
+    /// Whether there ever was a block that is less aligned than those of its class are.
     has_misfits: AtomicBool,
     refusals: AtomicU64,
     reentries: AtomicU64,

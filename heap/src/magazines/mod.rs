@@ -35,7 +35,7 @@ pub use cache::{CpuCache, MagazineStatistics, NO_CACHE};
 pub use class::{CLASSES, Class, FRAME, MAX_CACHED, MAX_CLASS_SIZE};
 #[cfg(not(loom))]
 pub use heap::MagazineHeap;
-pub use platform::{FastPath, FramePlatform};
+pub use platform::{FastPath, FramePlatform, FrameSearch, SearchFn};
 #[cfg(target_arch = "x86_64")]
 pub use restart::resume;
 pub use statistics::{ClassStatistics, Totals, Traffic};

@@ -28,11 +28,25 @@ pub enum FastPath {
     },
 }
 
+/// What a step of [`FramePlatform::search_frames`] has come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FrameSearch {
+    /// Frames that were found, and are the heap's now, as from [`FramePlatform::allocate_frames`].
+    Found(NonNull<u8>),
+    /// There is more to search.
+    Unfinished,
+    /// There are none.
+    NotFree,
+}
+
+/// What takes the steps of a search: see [`FramePlatform::search_frames`].
+pub type SearchFn<'a> = dyn FnMut(&mut dyn FnMut() -> FrameSearch) + 'a;
+
 /// The kernel (or the operating system) below a [`MagazineHeap`](super::MagazineHeap).
 ///
 /// # Lock order
 ///
-/// The heap calls the platform while it holds no lock, and [`allocate_frames`](Self::allocate_frames),
+/// The heap calls the platform while it holds no lock, and [`allocate_frames`](Self::allocate_frames), the steps of a search,
 /// [`extend_frames`](Self::extend_frames) and [`free_frames`](Self::free_frames) with interrupts disabled, on a path that may itself be the
 /// answer to an allocation of the platform's. So code that holds a lock which the platform takes
 /// there must not allocate or free, nor may an interrupt handler run at the same time that does. If a
@@ -56,7 +70,8 @@ pub enum FastPath {
 ///    uses the heap that nothing masks, as in a non-maskable interrupt, the CPU has a cache.
 /// 4. While an [`InterruptGuard`](Self::InterruptGuard) is alive, no maskable interrupt is taken on
 ///    this CPU. The heap makes one only while it holds a [`NoPreempt`](Self::NoPreempt).
-/// 5. [`allocate_frames`](Self::allocate_frames) returns, and [`extend_frames`](Self::extend_frames) adds, memory that is
+/// 5. [`allocate_frames`](Self::allocate_frames) returns, [`search_frames`](Self::search_frames) finds, and
+///    [`extend_frames`](Self::extend_frames) adds, memory that is
 ///    mapped, readable and writable on all CPUs, aligned and contiguous as asked, and used by nothing else until it
 ///    is freed. What was done to it before it was freed comes before what is done by the CPU that it is given next. What is
 ///    added is reached by the pointer to the frames in front of it: it belongs to the same allocation, in the language's sense.
@@ -114,6 +129,29 @@ pub unsafe trait FramePlatform: Sync {
     /// both are 1, 2, 4 or 8. Frames need not be zeroed. They may lie anywhere in the address space,
     /// but slabs in at most 1024 different, naturally aligned 64 GiB of it.
     fn allocate_frames(&self, count: usize, align: usize) -> Option<NonNull<u8>>;
+
+    /// Searches for frames as [`allocate_frames`](Self::allocate_frames) does, in steps, so that interrupts come in between:
+    /// calls `search` once, with what takes a step. A step is taken as `allocate_frames` is called, and looks at as much
+    /// as interrupts may be disabled for. Then `allocate_frames` need not look everywhere: it may answer `None` after as much
+    /// as a step.
+    ///
+    /// `search` takes steps until one has [found](FrameSearch::Found) frames or says that there are none, and may take fewer,
+    /// or none. Unless overridden, this does not call it: `allocate_frames` looks everywhere.
+    ///
+    /// ```
+    /// # use muster_heap::{FrameSearch, SearchFn};
+    /// # fn look_at_some_memory(count: usize, from: &mut usize) -> FrameSearch { FrameSearch::NotFree }
+    /// # struct Machine;
+    /// # impl Machine {
+    /// fn search_frames(&self, count: usize, align: usize, search: &mut SearchFn<'_>) {
+    ///     let mut from = 0;
+    ///     search(&mut || look_at_some_memory(count, &mut from));
+    /// }
+    /// # }
+    /// ```
+    fn search_frames(&self, count: usize, align: usize, search: &mut SearchFn<'_>) {
+        let _ = (count, align, search);
+    }
 
     /// Adds `more` frames to the `count` from `start`, right behind them, so that a block grows where it is; `false` if
     /// they are not free, or unless overridden: nothing has changed then, and the block moves. Called as

@@ -147,22 +147,46 @@ impl Slabs {
         // This may give back the memory that it takes, and a slab that it makes is found only at the
         // end.
         let _transit = context.announce();
-        // A smaller slab wastes more, but is better than none: when memory is in pieces, and when a
-        // larger one would take the frames that its description needs.
-        let min = class.size().div_ceil(super::FRAME).next_power_of_two();
-        let mut count = class.slab_frames();
-        while count >= min {
-            if let Some(start) = frames.allocate(count, count, Use::Slab) {
-                let mut spares = Spares::none(frames);
-                match (context.map).insert(context, start, count as u8, class, &mut spares) {
-                    Ok(slab) => return self.add(context, class, slab, 0),
-                    // SAFETY: just allocated, and no slab was made of them.
-                    Err(_) => unsafe { frames.free(start, count, Use::Slab) },
-                }
+        class.slab_counts().any(|count| {
+            (frames.allocate(count, count, Use::Slab))
+                .is_some_and(|start| self.add_slab(context, class, start, count, 0))
+        })
+    }
+
+    /// Makes frames that the platform has given a slab, and takes its first block. `None`: there are no frames for its
+    /// description, and these have gone back.
+    pub(super) fn add_frames<P: FramePlatform>(
+        &self,
+        context: &Context<'_, P>,
+        class: Class,
+        start: Block,
+        count: usize,
+    ) -> Option<Block> {
+        context.frames.count(count, Use::Slab);
+        self.add_slab(context, class, start, count, 1)
+            .then_some(start)
+    }
+
+    /// Makes frames, taken for it, a slab, of which the first `live` blocks are in use. `false`: there are no frames for its
+    /// description, and these have gone back.
+    fn add_slab<P: FramePlatform>(
+        &self,
+        context: &Context<'_, P>,
+        class: Class,
+        start: Block,
+        count: usize,
+        live: usize,
+    ) -> bool {
+        let frames = context.frames;
+        let mut spares = Spares::none(frames);
+        match (context.map).insert(context, start, count as u8, class, &mut spares) {
+            Ok(slab) => self.add(context, class, slab, live),
+            Err(_) => {
+                // SAFETY: just allocated, and no slab was made of them.
+                unsafe { frames.free(start, count, Use::Slab) };
+                false
             }
-            count /= 2;
         }
-        false
     }
 
     /// Adds a slab that is new, of which the first `live` blocks are in use. `false`: this CPU holds

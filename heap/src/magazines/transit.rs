@@ -1,5 +1,6 @@
 //! Memory in transit: taken from one place and not yet in the next, so that no CPU finds it.
 
+use core::cell::Cell;
 use core::mem::ManuallyDrop;
 use core::sync::atomic::Ordering;
 
@@ -7,9 +8,8 @@ use muster_sync::{AtomicU64, AtomicUsize, const_unless_modelled, fence};
 
 use crate::lock::{FREE, tag};
 
-/// The number of tries of a CPU that has the turn. Each try but the last met an operation of another
-/// CPU, which waits for the turn if it finds nothing either: so this many in a row means that the
-/// others get memory.
+/// The number of tries of a CPU that has the turn, but for one that comes when nothing is in transit. Each met an operation of
+/// another CPU, which waits for the turn if it finds nothing either: so this many in a row means that the others get memory.
 const MAX_TRIES: usize = if cfg!(loom) { 2 } else { 64 };
 
 /// One operation that is under way, in the lower half of the word.
@@ -91,7 +91,8 @@ impl Transit {
         // Two waits: CPUs that had the turn for long, one after the other, are no reason to be refused because
         // of what one of them has in transit.
         let (mut for_turn, mut for_memory) = (0, 0);
-        for _ in 0..MAX_TRIES {
+        let mut tries_left = MAX_TRIES;
+        loop {
             let turn = self.take_turn(&enter, || wait(&mut for_turn));
             let this = self.begin();
             let refused = match attempt() {
@@ -109,18 +110,60 @@ impl Transit {
             let is_own = turn.held.is_none() && now == expected.wrapping_add(UNDER_WAY);
             drop(turn);
             if refused == Refused::GaveBack {
+                // Not counted: there is an end of what can be given back.
                 continue;
             }
-            if now == expected || is_own {
+            if now == expected || is_own || tries_left == 0 {
                 return None;
             }
+            tries_left -= 1;
             // Once in any case: an operation that has ended in between may have been one of many that bring nothing.
             loop {
                 if !wait(&mut for_memory) {
                     return None;
                 }
                 // Acquire: what an operation that has ended brought is there for the next try.
-                if self.operations.load(Ordering::Acquire) / ENDED != expected / ENDED {
+                let now = self.operations.load(Ordering::Acquire);
+                let is_over = if tries_left > 0 {
+                    now / ENDED != expected / ENDED
+                } else {
+                    // Operations that end may all have begun later than one that has been under way all the time.
+                    now.is_multiple_of(ENDED)
+                };
+                if is_over {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Makes passes of a search, until no other CPU has had anything in transit during a whole one. For passes that are too long
+    /// for a [try](Self::seek): each consists of operations of this CPU, which it counts.
+    pub(super) fn watch<T>(
+        &self,
+        wait: impl Fn(&mut u64) -> bool,
+        pass: impl Fn(&Cell<u64>) -> Option<T>,
+    ) -> Option<T> {
+        let mut waited = 0;
+        for _ in 0..MAX_TRIES {
+            // Acquire, here and below: as in `seek`.
+            let before = self.operations.load(Ordering::Acquire);
+            let own = Cell::new(0);
+            if let Some(found) = pass(&own) {
+                return Some(found);
+            }
+            // See `begin`.
+            fence(Ordering::SeqCst);
+            let now = self.operations.load(Ordering::Acquire);
+            // No operation but its own has ended since, or is under way.
+            if now == (before / ENDED * ENDED).wrapping_add(own.get() * ENDED) {
+                return None;
+            }
+            loop {
+                if !wait(&mut waited) {
+                    return None;
+                }
+                if self.operations.load(Ordering::Acquire) / ENDED != now / ENDED {
                     break;
                 }
             }
@@ -216,7 +259,7 @@ impl Drop for Held<'_> {
 
 #[cfg(all(test, not(loom)))]
 mod tests {
-    use core::cell::Cell;
+    use core::cell::RefCell;
 
     use super::*;
 
@@ -356,21 +399,16 @@ mod tests {
     fn what_a_try_gave_back_itself_is_reason_for_another_one() {
         let transit = Transit::new();
         let tries = Cell::new(0);
-        let attempt = |last| {
-            let tries = &tries;
-            move || -> Result<(), _> {
-                tries.set(tries.get() + 1);
-                Err(if tries.get() == last {
-                    Refused::Short
-                } else {
-                    Refused::GaveBack
-                })
-            }
+        let attempt = || -> Result<(), _> {
+            tries.set(tries.get() + 1);
+            Err(if tries.get() == 3 * MAX_TRIES {
+                Refused::Short
+            } else {
+                Refused::GaveBack
+            })
         };
-        assert_eq!(transit.seek(cpu(1), never, attempt(5)), None);
-        assert_eq!(tries.replace(0), 5);
-        assert_eq!(transit.seek(cpu(1), never, attempt(0)), None);
-        assert_eq!(tries.get(), MAX_TRIES);
+        assert_eq!(transit.seek(cpu(1), never, attempt), None);
+        assert_eq!(tries.get(), 3 * MAX_TRIES);
     }
 
     #[test]
@@ -401,6 +439,54 @@ mod tests {
                 Err::<(), _>(Refused::Short)
             },
         );
-        assert_eq!((found, tries.get()), (None, MAX_TRIES));
+        assert_eq!((found, tries.get()), (None, MAX_TRIES + 1));
+    }
+
+    #[test]
+    fn passes_are_made_until_nothing_of_others_is_in_transit_in_one() {
+        let transit = Transit::new();
+        let passes = Cell::new(0);
+        let other = RefCell::new(Some(transit.begin()));
+        let wait = |_: &mut u64| {
+            // One that was under way from before the first pass, and one that begins later.
+            drop(other.take().unwrap_or_else(|| transit.begin()));
+            true
+        };
+        let pass = |own: &Cell<u64>| {
+            for _ in 0..3 {
+                drop(transit.begin());
+                own.set(own.get() + 1);
+            }
+            passes.set(passes.get() + 1);
+            if passes.get() == 2 {
+                drop(transit.begin());
+            }
+            None::<()>
+        };
+        assert_eq!(transit.watch(wait, pass), None);
+        assert_eq!(passes.get(), 3);
+        let found = |_: &Cell<u64>| Some(5);
+        assert_eq!(transit.watch(never, found), Some(5));
+    }
+
+    #[test]
+    fn what_is_under_way_all_the_time_is_waited_for_although_other_operations_end() {
+        let transit = Transit::new();
+        let slow = RefCell::new(Some(transit.begin()));
+        let waits = Cell::new(0);
+        let wait = |_: &mut u64| {
+            drop(transit.begin());
+            waits.set(waits.get() + 1);
+            if waits.get() == 10 * MAX_TRIES {
+                slow.take();
+            }
+            true
+        };
+        let attempt = || match *slow.borrow() {
+            Some(_) => Err(Refused::Short),
+            None => Ok(5),
+        };
+        assert_eq!(transit.seek(cpu(1), wait, attempt), Some(5));
+        assert_eq!(waits.get(), 10 * MAX_TRIES);
     }
 }

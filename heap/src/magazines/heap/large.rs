@@ -5,6 +5,7 @@ use core::sync::atomic::Ordering;
 
 use super::MagazineHeap;
 use super::misuse::settle;
+use super::shortage::Searched;
 use crate::magazines::FramePlatform;
 use crate::magazines::cache::{Block, Entry, Owner};
 use crate::magazines::class::{Bin, Class, FRAME};
@@ -52,33 +53,47 @@ impl<P: FramePlatform> MagazineHeap<P> {
         if count > self.platform().capacity() {
             return None;
         }
-        self.until_short(|kind| {
-            let _preemption = self.platform().disable_preemption();
-            let (block, freed) = {
-                let _interrupts = self.platform().disable_interrupts();
-                let mut entry = self.platform().cache().enter();
-                if matches!(entry, Entry::Nested) {
-                    self.count_reentry();
-                    return Err(Refused::Nested);
-                }
-                let (refused, freed) = self.begin_attempt(kind, &self.context_of(kind), &mut entry);
-                let block = self.frames.allocate(count, align, Use::Large);
-                if block.is_some() {
-                    match &entry {
-                        Entry::Owner(owner) => owner.count_allocated(layout.size()),
-                        _ => {
-                            self.count_reentry();
-                            self.count_allocated(layout.size());
-                        }
+        self.until_short(
+            |kind| {
+                let _preemption = self.platform().disable_preemption();
+                let (block, freed) = {
+                    let _interrupts = self.platform().disable_interrupts();
+                    let mut entry = self.platform().cache().enter();
+                    if matches!(entry, Entry::Nested) {
+                        self.count_reentry();
+                        return Err(Refused::Nested);
                     }
+                    let (refused, freed) =
+                        self.begin_attempt(kind, &self.context_of(kind), &mut entry);
+                    let block = self.frames.allocate(count, align, Use::Large);
+                    if block.is_some() {
+                        match &entry {
+                            Entry::Owner(owner) => owner.count_allocated(layout.size()),
+                            _ => {
+                                self.count_reentry();
+                                self.count_allocated(layout.size());
+                            }
+                        }
+                        self.shared.large_blocks.fetch_add(1, Ordering::Relaxed);
+                    }
+                    let block = block.or_else(|| instead(count));
+                    (block.ok_or(refused), freed)
+                };
+                settle(freed);
+                block
+            },
+            |steps| {
+                let searched = self.search(count, align, steps, |_, start| {
+                    self.frames.count(count, Use::Large);
                     self.shared.large_blocks.fetch_add(1, Ordering::Relaxed);
+                    Some(start)
+                });
+                if let Searched::Found(_) = searched {
+                    self.count_resized(0, layout.size());
                 }
-                let block = block.or_else(|| instead(count));
-                (block.ok_or(refused), freed)
-            };
-            settle(freed);
-            block
-        })
+                searched
+            },
+        )
     }
 
     /// Makes a large block larger where it is, if the frames behind it are free. `false`: nothing has changed.
@@ -202,13 +217,18 @@ impl<P: FramePlatform> MagazineHeap<P> {
             // The slab knows the block's class when the block returns. Until then it is good for all of
             // the new class, but may be less aligned than they are: see `pop_aligned`.
             (Some(_), _) => {
-                // Relaxed: as for the block itself.
-                self.shared.has_misfits.store(true, Ordering::Relaxed);
+                self.note_misfit();
                 true
             }
             // SAFETY: as the caller promises.
             (None, Some(class)) => unsafe { self.split(block, frames(old), class) },
         }
+    }
+
+    /// Notes that a block may be less aligned than those of its class are.
+    fn note_misfit(&self) {
+        // Relaxed: see `may_misfit`.
+        self.shared.has_misfits.store(true, Ordering::Relaxed);
     }
 
     /// Frees the frames of a large block from `after` on. `false`: not now, as this code interrupted
@@ -254,6 +274,9 @@ impl<P: FramePlatform> MagazineHeap<P> {
             let left = spares.lent_count();
             frames.convert(tail - left, Use::Large, Use::Own);
             frames.convert(kept, Use::Large, Use::Slab);
+            if !slab.is_aligned(class) {
+                self.note_misfit();
+            }
             let is_listed = self.slabs[class].add(context, class, slab, 1);
             debug_assert!(is_listed, "this CPU holds no lock");
             if left > 0 {

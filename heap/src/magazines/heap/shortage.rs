@@ -1,11 +1,13 @@
 //! What an allocation does about a shortage of memory.
 
+use core::cell::Cell;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 use super::{MagazineHeap, Shared};
-use crate::magazines::FramePlatform;
 use crate::magazines::cache::Block;
+use crate::magazines::context::Context;
 use crate::magazines::transit::Refused;
+use crate::magazines::{FramePlatform, FrameSearch};
 
 /// A CPU is short of memory, until this is dropped.
 struct Shortage<'a>(&'a AtomicUsize);
@@ -28,11 +30,59 @@ pub(super) enum Attempt {
     Last,
 }
 
+/// What a search for frames, beyond those that an attempt finds, has come to.
+pub(super) enum Searched {
+    /// A block of such frames.
+    Found(Block),
+    NotFree,
+    /// The platform does not search: an attempt has found all that there is.
+    Not,
+}
+
 impl<P: FramePlatform> MagazineHeap<P> {
+    /// Searches for frames, in steps, of which it counts those taken, and makes a block of them.
+    pub(super) fn search(
+        &self,
+        count: usize,
+        align: usize,
+        steps: &Cell<u64>,
+        make: impl Fn(&Context<'_, P>, Block) -> Option<Block>,
+    ) -> Searched {
+        let mut searched = Searched::Not;
+        self.platform()
+            .search_frames(count, align, &mut |take_step| {
+                searched = Searched::NotFree;
+                let mut is_over = false;
+                while !is_over {
+                    let made = self.step(|_| {
+                        let _transit = self.transit.begin();
+                        steps.set(steps.get() + 1);
+                        let step = take_step();
+                        is_over = step != FrameSearch::Unfinished;
+                        let made = match step {
+                            FrameSearch::Found(start) => {
+                                make(&self.context_of(Attempt::Last), start)
+                            }
+                            FrameSearch::Unfinished | FrameSearch::NotFree => None,
+                        };
+                        (made, Ok(()))
+                    });
+                    match made {
+                        Some(Some(block)) => searched = Searched::Found(block),
+                        Some(None) => {}
+                        // This code interrupted its own CPU inside the heap.
+                        None => is_over = true,
+                    }
+                }
+            });
+        searched
+    }
+
     /// Retries after each thing that can be done about a shortage.
     pub(super) fn until_short(
         &self,
         attempt: impl Fn(Attempt) -> Result<Block, Refused>,
+        search: impl Fn(&Cell<u64>) -> Searched,
     ) -> Option<Block> {
         let attempt_all = |kind| {
             loop {
@@ -47,6 +97,23 @@ impl<P: FramePlatform> MagazineHeap<P> {
             Err(Refused::Nested) => return None,
             Err(_) => {}
         }
+        // An attempt need not look everywhere.
+        let has_search = match search(&Cell::new(0)) {
+            Searched::Found(block) => return Some(block),
+            Searched::NotFree => true,
+            Searched::Not => false,
+        };
+        let seek = || {
+            let found = self.seek(|| attempt(Attempt::Last));
+            if found.is_some() || !has_search {
+                return found;
+            }
+            let wait = |state: &mut u64| self.platform().wait_for_memory(state);
+            self.transit.watch(wait, |own| match search(own) {
+                Searched::Found(block) => Some(block),
+                Searched::NotFree | Searched::Not => None,
+            })
+        };
         // Relaxed: see `is_short`.
         self.shared.short.fetch_add(1, Ordering::Relaxed);
         let _shortage = Shortage(&self.shared.short);
@@ -60,7 +127,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
                 self.drain();
                 self.trim();
             }
-            return self.seek(|| attempt(Attempt::Last));
+            return seek();
         }
         self.drain();
         self.trim();
@@ -73,7 +140,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
         let could_ask = self.platform().drain_others();
         self.drain();
         self.trim();
-        let found = self.seek(|| attempt(Attempt::Last));
+        let found = seek();
         if found.is_none() && could_ask {
             // Release: see above.
             self.shared.barren.store(gains, Ordering::Release);

@@ -1,12 +1,13 @@
 //! Blocks of the size classes.
 
 use core::alloc::Layout;
+use core::cell::Cell;
 use core::mem::MaybeUninit;
 use core::sync::atomic::Ordering;
 
 use super::MagazineHeap;
 use super::misuse::{Misuse, settle};
-use super::shortage::Attempt;
+use super::shortage::{Attempt, Searched};
 use crate::magazines::cache::{Block, Entry, Owner};
 use crate::magazines::class::{Bin, Class, UNIT};
 use crate::magazines::context::Context;
@@ -19,26 +20,53 @@ use crate::magazines::{FastPath, FramePlatform};
 
 impl<P: FramePlatform> MagazineHeap<P> {
     pub(super) fn allocate_small(&self, class: Class, layout: Layout) -> Option<Block> {
-        self.pop_aligned(class, layout)
-            .or_else(|| self.until_short(|kind| self.attempt(class, layout, kind)))
+        self.pop_aligned(class, layout).or_else(|| {
+            self.until_short(
+                |kind| self.attempt(class, layout, kind),
+                |steps| self.search_small(class, layout.size(), steps),
+            )
+        })
+    }
+
+    /// Searches for frames, makes them a slab, and takes its first block.
+    fn search_small(&self, class: Class, size: usize, steps: &Cell<u64>) -> Searched {
+        let mut searched = Searched::Not;
+        for count in class.slab_counts() {
+            searched = self.search(count, count, steps, |context, start| {
+                self.slabs[class].add_frames(context, class, start, count)
+            });
+            match searched {
+                Searched::Found(_) => {
+                    self.count_resized(0, size);
+                    break;
+                }
+                Searched::NotFree => {}
+                Searched::Not => break,
+            }
+        }
+        searched
     }
 
     /// Takes a block from the magazine. All blocks are aligned to a unit. For more, not to a fast path's account, there is one
-    /// exception, a misfit: a block of a larger class that shrank where it was. It goes home.
+    /// exception, a misfit: a block of a larger class, or a larger block, that shrank where it was. `None` once there are any, too:
+    /// then an attempt takes the block, in which a misfit is in transit until it is in its slab.
     pub(super) fn pop_aligned(&self, class: Class, layout: Layout) -> Option<Block> {
-        loop {
-            let _preemption = self.platform().disable_preemption();
-            // Until the misfit is home. Relaxed: whoever put it in the magazine knows of the first one, or heard of it from
-            // who does; but an interrupt that brings the first one just now is too late for this.
-            let _transit = (layout.align() > UNIT
-                && self.shared.has_misfits.load(Ordering::Relaxed))
-            .then(|| self.transit.begin());
-            let block = self.pop(class, layout.size())?;
-            if is_aligned(block, layout) {
-                return Some(block);
-            }
-            self.send_home(class, block, layout.size());
+        if self.may_misfit(layout) {
+            return None;
         }
+        let block = self.pop(class, layout.size())?;
+        if is_aligned(block, layout) {
+            return Some(block);
+        }
+        // The first misfit came in between.
+        self.send_home(class, block, layout.size());
+        None
+    }
+
+    /// Returns whether a block of the layout's class may be less aligned than that.
+    fn may_misfit(&self, layout: Layout) -> bool {
+        // Relaxed: whoever has a misfit made it, or has it from who did.
+        layout.align() > UNIT && self.shared.has_misfits.load(Ordering::Relaxed)
     }
 
     /// Frees a block that is in the magazine of another class than its slab's, into its slab.
@@ -107,7 +135,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
             let mut entry = self.platform().cache().enter();
             let (refused, mut freed) = self.begin_attempt(kind, &context, &mut entry);
             // Until a misfit is home: see `pop_aligned`.
-            let _transit = (layout.align() > UNIT).then(|| context.announce());
+            let _transit = self.may_misfit(layout).then(|| context.announce());
             let block = match &mut entry {
                 Entry::Owner(owner) => {
                     let mut magazine = owner.close(class);

@@ -1,14 +1,19 @@
 //! Tests that reach into the heap.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that finds nothing to unwrap must fail"
+)]
+
 use core::cell::{Cell, RefCell};
 use std::boxed::Box;
 use std::vec::Vec;
 
 use super::*;
-use crate::FRAME;
 use crate::hosted::HostedFrames;
 use crate::magazines::deferred::BATCH;
 use crate::magazines::transit::{InTransit, Refused};
+use crate::{FRAME, FrameSearch, SearchFn};
 
 type Heap = MagazineHeap<HostedFrames>;
 
@@ -154,13 +159,18 @@ struct Observed {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Event {
     DisableInterrupts,
+    DisablePreemption,
     Extend,
+    /// A search is about to find frames, unless they are used.
+    Found,
     WaitForMemory,
 }
 
 std::thread_local! {
     static HEAP: Cell<Option<&'static MagazineHeap<Observed>>> = const { Cell::new(None) };
     static CALLS: Cell<usize> = const { Cell::new(0) };
+    /// The steps of a search for frames, without which none are found, if the platform searches.
+    static STEPS: Cell<Option<usize>> = const { Cell::new(None) };
     /// What another CPU has in transit.
     static IN_TRANSIT: RefCell<Option<InTransit<'static>>> = const { RefCell::new(None) };
     /// Blocks that an NMI will free.
@@ -193,7 +203,9 @@ unsafe impl FramePlatform for Observed {
     type NoPreempt = ();
     type InterruptGuard = ();
 
-    fn disable_preemption(&self) {}
+    fn disable_preemption(&self) {
+        self.observe(Event::DisablePreemption);
+    }
 
     fn disable_interrupts(&self) {
         self.observe(Event::DisableInterrupts);
@@ -212,7 +224,26 @@ unsafe impl FramePlatform for Observed {
     }
 
     fn allocate_frames(&self, count: usize, align: usize) -> Option<NonNull<u8>> {
-        self.machine.allocate_frames(count, align)
+        // What the description of a slab takes is found at once.
+        let is_found = STEPS.get().is_none() || count == 1;
+        is_found.then(|| self.machine.allocate_frames(count, align))?
+    }
+
+    fn search_frames(&self, count: usize, align: usize, search: &mut SearchFn<'_>) {
+        if let Some(steps) = STEPS.get() {
+            let mut left = steps;
+            search(&mut || {
+                left -= 1;
+                if left > 0 {
+                    return FrameSearch::Unfinished;
+                }
+                let found = self.observe(Event::Found);
+                let start = found
+                    .then(|| self.machine.allocate_frames(count, align))
+                    .flatten();
+                start.map_or(FrameSearch::NotFree, FrameSearch::Found)
+            });
+        }
     }
 
     unsafe fn free_frames(&self, start: NonNull<u8>, count: usize) {
@@ -280,7 +311,7 @@ fn all_that_an_nmi_freed_is_found_and_not_a_batch_of_it() {
         }
         true
     });
-    let layout = |frames| Layout::from_size_align(frames * FRAME, 8).unwrap();
+    let layout = |frames| layout(frames * FRAME, 8);
     // SAFETY: the size isn't zero.
     let blocks = std::iter::repeat_with(|| unsafe { heap.alloc(layout(FRAMES)) })
         .take_while(|block| !block.is_null())
@@ -293,36 +324,157 @@ fn all_that_an_nmi_freed_is_found_and_not_a_batch_of_it() {
     assert!(!unsafe { heap.alloc(layout(count * FRAMES)) }.is_null());
 }
 
-#[test]
-fn a_block_on_its_way_home_is_waited_for() {
-    let heap = Observed::heap(256, |heap, event| {
-        if event == Event::DisableInterrupts {
-            // Another CPU finds nothing, and asks whether something is in transit.
-            let other = || (Some(99), ());
-            let wait = |_: &mut u64| {
-                CALLS.set(CALLS.get() + 1);
-                false
-            };
-            let found = (heap.transit).seek(other, wait, || Err::<(), _>(Refused::Short));
-            assert_eq!(found, None);
-        }
-        true
-    });
-    let layout = |size, align| Layout::from_size_align(size, align).unwrap();
-    let (old, new) = (layout(192, 64), layout(128, 64));
+fn layout(size: usize, align: usize) -> Layout {
+    Layout::from_size_align(size, align).unwrap()
+}
+
+/// Makes a block good for `new` alone by shrinking one of the layout `old`, and returns it, free again.
+fn free_misfit(heap: &MagazineHeap<Observed>, old: Layout, new: Layout, align: usize) -> *mut u8 {
     // SAFETY: the size isn't zero.
     let misfit = std::iter::repeat_with(|| unsafe { heap.alloc(old) })
-        .find(|block| !block.addr().is_multiple_of(128))
+        .find(|block| !block.addr().is_multiple_of(align))
         .unwrap();
     // SAFETY: live, with these layouts one after the other.
     unsafe {
         assert!(heap.shrink_in_place(NonNull::new(misfit).unwrap(), old, new));
         heap.dealloc(misfit, new);
     }
+    misfit
+}
+
+/// Layouts of blocks, to which they shrink where they are, and an alignment that these may not have.
+fn misfits() -> [(Layout, Layout, usize); 2] {
+    [
+        (layout(192, 64), layout(128, 64), 128),
+        // A large block that becomes its slab's only one.
+        (layout(5 * FRAME, 16), layout(2 * FRAME, 16), 2 * FRAME),
+    ]
+}
+
+#[test]
+fn a_block_on_its_way_home_is_waited_for() {
+    for (old, new, align) in misfits() {
+        let heap = Observed::heap(256, |heap, event| {
+            if event == Event::DisablePreemption {
+                // Another CPU finds nothing, and asks whether something is in transit.
+                let other = || (Some(99), ());
+                let wait = |_: &mut u64| {
+                    CALLS.set(CALLS.get() + 1);
+                    false
+                };
+                let found = (heap.transit).seek(other, wait, || Err::<(), _>(Refused::Short));
+                assert_eq!(found, None);
+            }
+            true
+        });
+        let misfit = free_misfit(heap, old, new, align);
+        HEAP.set(Some(heap));
+        // SAFETY: the size isn't zero.
+        let block = unsafe { heap.alloc(layout(new.size(), align)) };
+        HEAP.set(None);
+        assert!(block != misfit && block.addr().is_multiple_of(align));
+        assert!(CALLS.replace(0) > 0, "nobody knew of it");
+    }
+}
+
+#[test]
+fn a_handler_does_not_wait_for_what_it_has_interrupted() {
+    for (old, new, align) in misfits() {
+        let heap = Observed::heap(256, |heap, event| {
+            match event {
+                // It asks for more than there is.
+                Event::DisablePreemption => {
+                    // SAFETY: the size isn't zero.
+                    let block = unsafe { heap.alloc(layout(256 * FRAME, 8)) };
+                    assert!(block.is_null());
+                }
+                Event::WaitForMemory => panic!("the handler waits"),
+                _ => {}
+            }
+            true
+        });
+        free_misfit(heap, old, new, align);
+        HEAP.set(Some(heap));
+        // SAFETY: the size isn't zero.
+        let block = unsafe { heap.alloc(layout(new.size(), align)) };
+        HEAP.set(None);
+        assert!(block.addr().is_multiple_of(align));
+    }
+}
+
+#[test]
+fn a_refill_counts_before_its_blocks_are_out_of_reach() {
+    let heap = Heap::new(HostedFrames::new(256));
+    let cache = heap.platform().cache();
+    let Entry::Owner(mut owner) = cache.enter() else {
+        panic!("nobody uses it");
+    };
+    let class = Class::of(LAYOUT).unwrap();
+    let before = cache.gains();
+    owner.close(class).refill(|_| {
+        assert_ne!(cache.gains(), before);
+        0
+    });
+    assert_eq!(cache.gains(), before);
+}
+
+#[test]
+fn frames_are_searched_for_with_interrupts_enabled_between_steps() {
+    const COUNT: usize = 20;
+    let heap = Observed::heap(256, |_, event| {
+        if event == Event::DisableInterrupts {
+            CALLS.set(CALLS.get() + 1);
+        }
+        true
+    });
     HEAP.set(Some(heap));
-    // SAFETY: as above.
-    let block = unsafe { heap.alloc(layout(128, 128)) };
-    HEAP.set(None);
-    assert!(block != misfit && block.addr().is_multiple_of(128));
-    assert!(CALLS.get() > 0, "nobody knew of it");
+    STEPS.set(Some(COUNT));
+    let layouts = [layout(6000, 8), layout(100 * FRAME, 4 * FRAME)];
+    for layout in layouts {
+        // SAFETY: the size isn't zero.
+        let block = unsafe { heap.alloc(layout) };
+        assert!(!block.is_null() && block.addr().is_multiple_of(layout.align()));
+        let totals = heap.totals();
+        assert_eq!(
+            (totals.live_bytes, totals.live_blocks),
+            (layout.size() as i64, 1)
+        );
+        assert!(CALLS.replace(0) >= COUNT);
+        // SAFETY: live, with this layout.
+        unsafe { heap.dealloc(block, layout) };
+        assert_eq!(heap.totals().live_bytes, 0);
+        assert!(heap.drain());
+        heap.trim();
+        assert_eq!(heap.totals().frames(), 0, "{heap:?}");
+    }
+    // More than there is.
+    // SAFETY: the size isn't zero.
+    assert!(unsafe { heap.alloc(layout(300 * FRAME, 8)) }.is_null());
+    assert_eq!(heap.totals().refusals, 1);
+    STEPS.set(None);
+}
+
+#[test]
+fn a_search_is_repeated_while_another_cpu_has_frames_in_transit() {
+    let heap = Observed::heap(256, |heap, event| match event {
+        // As the search comes to the frames, another CPU has them, for an instant, until the third pass.
+        Event::Found => {
+            let is_theirs = CALLS.replace(CALLS.get() + 1) < 2;
+            if is_theirs {
+                IN_TRANSIT.set(Some(heap.transit.begin()));
+            }
+            !is_theirs
+        }
+        Event::WaitForMemory => {
+            IN_TRANSIT.take();
+            true
+        }
+        _ => true,
+    });
+    HEAP.set(Some(heap));
+    STEPS.set(Some(3));
+    // SAFETY: the size isn't zero.
+    assert!(!unsafe { heap.alloc(layout(100 * FRAME, 8)) }.is_null());
+    assert_eq!((CALLS.get(), heap.totals().refusals), (3, 0));
+    STEPS.set(None);
 }
