@@ -5,16 +5,18 @@ use core::sync::atomic::Ordering;
 
 use muster_sync::{AtomicU8, const_unless_modelled};
 
-// In ascending order, and OWING is PAYING and IDLE: `enter` relies on it.
+// In ascending order, and OWING is UNPAID and IDLE: `enter` relies on it.
 
 /// The CPU runs.
 const BUSY: u8 = 0;
-/// The CPU runs, and does the work that was deferred.
-const PAYING: u8 = 1;
+/// The CPU runs, and the work that was deferred unwound.
+const UNPAID: u8 = 1;
+/// The CPU runs, and does the work that was deferred. No call of [`Idle::exit`] leaves it so.
+const PAYING: u8 = 2;
 /// The CPU is halted, or about to be.
-const IDLE: u8 = 2;
+const IDLE: u8 = 4;
 /// The same, and it has deferred work to do first when it wakes.
-const OWING: u8 = 3;
+const OWING: u8 = 5;
 
 /// The idle state of a CPU: whether it is idle, and whether it owes work that was deferred until it
 /// wakes: a flush of its TLB, say, for which it need not be woken, as its cached translations are of no
@@ -61,7 +63,7 @@ impl Idle {
     /// or defer work that the CPU needs at once.
     pub fn enter(&self) {
         // Release, with the Acquire of `defer`: what this CPU did before is over when work is deferred.
-        // From BUSY to IDLE, and from PAYING, as work that unwound leaves it, to OWING; these stay.
+        // From BUSY to IDLE, and from UNPAID to OWING; these stay.
         self.0.fetch_or(IDLE, Ordering::Release);
     }
 
@@ -72,7 +74,7 @@ impl Idle {
     ///
     /// # Panics
     ///
-    /// If `work` does. It is still owed then.
+    /// If `work` does. It is still owed then, unless a handler has done it.
     pub fn exit(&self, work: impl FnOnce()) -> bool {
         // Relaxed: only this CPU changes it from or to BUSY.
         let mut state = self.0.load(Ordering::Relaxed);
@@ -92,9 +94,12 @@ impl Idle {
                 Err(now) => state = now,
             }
         }
+        let mut payment = Payment {
+            state: &self.0,
+            next: UNPAID,
+        };
         work();
-        // Relaxed: a CPU that would defer work is refused before this and after it. A handler may have done it already.
-        let _ = (self.0).compare_exchange(PAYING, BUSY, Ordering::Relaxed, Ordering::Relaxed);
+        payment.next = BUSY;
         true
     }
 
@@ -112,10 +117,26 @@ impl Idle {
         let deferred =
             self.0
                 .fetch_update(Ordering::AcqRel, Ordering::Relaxed, |state| match state {
-                    BUSY | PAYING => None,
+                    BUSY | UNPAID | PAYING => None,
                     _ => Some(OWING),
                 });
         deferred.is_ok()
+    }
+}
+
+/// Deferred work that is being done. Its end, or its unwinding, is recorded when this is dropped.
+struct Payment<'a> {
+    state: &'a AtomicU8,
+    /// The state that follows.
+    next: u8,
+}
+
+impl Drop for Payment<'_> {
+    fn drop(&mut self) {
+        // From PAYING, it is this work's own: a handler that interrupts it leaves what its own came to, done or not,
+        // which stays. Relaxed: a CPU that would defer work is refused before this and after it.
+        let _ =
+            (self.state).compare_exchange(PAYING, self.next, Ordering::Relaxed, Ordering::Relaxed);
     }
 }
 
@@ -129,7 +150,7 @@ impl fmt::Debug for Idle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Relaxed: for a report only.
         f.write_str(match self.0.load(Ordering::Relaxed) {
-            BUSY | PAYING => "Idle(busy)",
+            BUSY | UNPAID | PAYING => "Idle(busy)",
             IDLE => "Idle(idle)",
             _ => "Idle(idle, work deferred)",
         })

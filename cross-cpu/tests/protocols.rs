@@ -126,6 +126,45 @@ fn a_handler_in_the_midst_of_what_was_deferred_does_it_as_well() {
     assert!(!idle.exit(|| done += 1) && !idle.is_idle());
 }
 
+/// Such a handler may be idle again before it ends, and its own work may unwind.
+#[test]
+fn what_unwound_in_a_handler_is_not_taken_for_done_by_what_it_interrupted() {
+    let idle = Idle::new();
+    idle.enter();
+    assert!(idle.defer());
+    let mut flushes = 0;
+    idle.exit(|| {
+        flushes += 1;
+        // It is done, and comes to its end only after this handler.
+        assert!(idle.exit(|| flushes += 1));
+        idle.enter();
+        assert!(idle.defer());
+        let exit = AssertUnwindSafe(|| idle.exit(|| panic!("it is not done")));
+        assert!(catch_unwind(exit).is_err());
+    });
+    assert_eq!(format!("{idle:?}"), "Idle(busy)");
+    assert!(!idle.is_idle() && !idle.defer());
+    assert!(idle.exit(|| flushes += 1), "it is owed: {flushes}");
+    assert_eq!(flushes, 3);
+    assert!(!idle.exit(|| flushes += 1));
+}
+
+/// Work that a handler has done is not owed, though what it interrupted unwinds.
+#[test]
+fn what_a_handler_has_done_is_done_even_if_what_it_interrupted_unwinds() {
+    let idle = Idle::new();
+    idle.enter();
+    assert!(idle.defer());
+    let exit = AssertUnwindSafe(|| {
+        idle.exit(|| {
+            assert!(idle.exit(|| ()));
+            panic!("a handler has done it");
+        })
+    });
+    assert!(catch_unwind(exit).is_err());
+    assert!(!idle.exit(|| ()));
+}
+
 #[test]
 fn each_job_runs_once_at_each_slot() {
     const CPUS: usize = 4;
