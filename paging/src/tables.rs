@@ -213,6 +213,17 @@ impl<M: PhysicalMemory> Tables<M> {
     /// Frames that are mapped permanently, as by a direct map, and by a mapping that allows no more
     /// need none; a kernel without a direct map needs one for each frame that follows no other.
     ///
+    /// Memory that is mapped alike and in one piece is one range. [`Self::map`] and [`Self::protect`] need
+    /// as many records as they make before ranges that have become alike are one again:
+    ///
+    /// - To map memory takes one for each part of it between the ranges that are there, but none for one
+    ///   that continues the range before the memory; one if it begins inside of a range; and one if its
+    ///   end, or that of a page before, is inside of a range, as a mapping may fail there.
+    /// - To change the rights of pages takes one for each border inside of a range between pages that
+    ///   change and memory that does not, or changes otherwise. Pages whose addresses follow each other
+    ///   are changed together if their memory does as well, upwards or downwards, and each such run
+    ///   has two borders.
+    ///
     /// # Errors
     ///
     /// [`TableError::OutOfMemory`].

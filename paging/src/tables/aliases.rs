@@ -27,15 +27,11 @@ use x86_64::structures::paging::PageTableFlags as Flags;
 
 use super::Rights;
 use crate::plan::{Access, Cache};
-use muster_frames::{PhysAddr, PhysRange};
+use muster_frames::{FRAME_SIZE, PhysAddr, PhysRange};
 
 /// Ranges of physical memory for whose records the tables have room, unless more are
 /// [reserved](super::Tables::reserve), beside those that are mapped permanently.
 pub(super) const RECORDS: usize = 256;
-
-/// Records that a change of some memory may add, beside one for each that has a part of it: two are
-/// cut, and there is one more gap than records. Page by page, two more are cut in between.
-const MAX_ADDED: usize = 5;
 
 /// The way in which some physical memory is to be mapped.
 #[derive(Clone, Copy)]
@@ -165,7 +161,7 @@ impl core::error::Error for Alias {}
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Refusal {
     Alias(Alias),
-    /// The number of records that there may be, and are, more or less.
+    /// The number of records that there may be: those that are needed would be more.
     Full(usize),
     /// There is no memory for this many bytes of records.
     OutOfMemory(usize),
@@ -353,9 +349,32 @@ impl Aliases {
         reserved.map_err(|_| Refusal::OutOfMemory(bytes))
     }
 
-    /// Returns how many records a change of some memory may add, in one step or page by page.
-    pub(super) fn needed(&self, memory: PhysRange) -> usize {
-        self.overlapping(memory).len() + MAX_ADDED
+    /// Returns how many records are made where this memory is mapped so, or its first pages alone: one for
+    /// each gap between the records that have some of it, and for each of those that is cut.
+    pub(super) fn needed(&self, memory: PhysRange, wanted: Use) -> usize {
+        let overlapping = self.overlapping(memory);
+        let before = self.records[..overlapping.start].last();
+        let records = &self.records[overlapping];
+        let mut needed = usize::from(self.cut_at(memory.start()).is_some());
+        let mut at = memory.start();
+        for record in records {
+            needed += usize::from(at < record.start);
+            at = record.end;
+        }
+        needed += usize::from(at < memory.end());
+        // At the start, the record before is continued instead if it is alike.
+        let mut first = Record::new(memory.start(), memory.end(), wanted.cache);
+        first.add(wanted, Counted::Not, 1);
+        let begins_with_gap = records
+            .first()
+            .is_none_or(|record| memory.start() < record.start);
+        let is_continued = begins_with_gap && before.is_some_and(|before| before.continues(&first));
+        needed -= usize::from(is_continued);
+        // The end is cut, or that of the first pages, in whichever record that may lie.
+        let can_be_cut = |record: &Record| {
+            !record.is_coarse && record.end - record.start.max(memory.start()) > FRAME_SIZE
+        };
+        needed + usize::from(records.iter().any(can_be_cut))
     }
 
     /// Checks that there is room for this many more records.
@@ -441,7 +460,8 @@ impl Aliases {
         if records.any(|record| record.is_coarse) {
             return Err(Refusal::Full(self.records.capacity()));
         }
-        self.grow(self.needed(memory))
+        // At most: two are cut, and there is one more gap than records.
+        self.grow(self.overlapping(memory).len() + 3)
     }
 
     /// Records this memory as mapped permanently, which [`Self::check_permanent`] found possible.
@@ -484,15 +504,23 @@ impl Aliases {
             if at < next {
                 let end = next.min(memory.end());
                 if let Some(cache) = missing {
-                    debug_assert!(
-                        self.records.len() < self.records.capacity(),
-                        "there is no room for the record of {memory}"
-                    );
-                    self.records.insert(index, Record::new(at, end, cache));
-                } else {
-                    at = end;
-                    continue;
+                    let mut gap = Record::new(at, end, cache);
+                    change(&mut gap, 1);
+                    match self.records[..index].last_mut() {
+                        // `needed` counts on it: there may be no room for one that becomes one with it later.
+                        Some(before) if before.continues(&gap) => before.end = end,
+                        _ => {
+                            debug_assert!(
+                                self.records.len() < self.records.capacity(),
+                                "there is no room for the record of {memory}"
+                            );
+                            self.records.insert(index, gap);
+                            index += 1;
+                        }
+                    }
                 }
+                at = end;
+                continue;
             }
             let record = &mut self.records[index];
             at = record.end;
@@ -519,16 +547,22 @@ impl Aliases {
         is_exact
     }
 
+    /// Returns the index of the record that has the bytes before and after this address, unless it is
+    /// coarse.
+    pub(super) fn cut_at(&self, at: PhysAddr) -> Option<usize> {
+        let index = self.records.partition_point(|record| record.end <= at);
+        let record = self.records.get(index)?;
+        (record.start < at && !record.is_coarse).then_some(index)
+    }
+
     /// Makes two of the record that has the bytes before and after this address, unless it is coarse. If
     /// there is no room for one more, it becomes so: `false`.
     fn cut(&mut self, at: PhysAddr) -> bool {
-        let index = self.records.partition_point(|record| record.end <= at);
-        let is_full = self.records.len() == self.records.capacity();
-        let record = self.records.get_mut(index);
-        let cut = |record: &&mut Record| record.start < at && !record.is_coarse;
-        let Some(record) = record.filter(cut) else {
+        let Some(index) = self.cut_at(at) else {
             return true;
         };
+        let is_full = self.records.len() == self.records.capacity();
+        let record = &mut self.records[index];
         if is_full {
             record.coarsen();
             return false;
@@ -545,7 +579,6 @@ impl Aliases {
 #[allow(clippy::unwrap_used, reason = "helpers of tests, not only tests")]
 mod tests {
     use super::*;
-    use muster_frames::FRAME_SIZE;
 
     const WRITABLE: Use = Use {
         name: "test",

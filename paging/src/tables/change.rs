@@ -89,9 +89,10 @@ pub enum ChangeError {
     /// The rights exclude how the same physical memory is mapped, or was since it is: what could be
     /// written can be executed only after it was unmapped, and the other way round.
     Alias(Alias),
-    /// There is no room to record how more of the physical memory is mapped.
+    /// There is no room to record how more of the physical memory is mapped: it takes more records than are
+    /// left ([`Tables::reserve`]).
     RecordsFull {
-        /// The number of records that there may be.
+        /// The number of records that there may be, those that are in use included.
         records: usize,
     },
     /// Nothing is mapped there.
@@ -268,17 +269,28 @@ impl<M: PhysicalMemory> Tables<M> {
         access: Access,
     ) -> Result<Flush, ChangeError> {
         self.check_change(range)?;
-        self.check_aliases(range, access)?;
+        let mut needed = 0;
+        // Two runs may have a border in common, which is cut once.
+        let mut last_borders = [None; 2];
+        self.each_run(range, access, &mut |aliases, run| {
+            let borders = [run.memory.start(), run.memory.end()].map(Some);
+            let is_new = |border: &&_| !last_borders.contains(*border);
+            let cuts = borders.iter().filter(is_new).flatten();
+            needed += cuts.filter(|&&at| aliases.cut_at(at).is_some()).count();
+            last_borders = borders;
+        })?;
+        self.aliases.check_room(needed)?;
+        self.each_run(range, access, &mut |aliases, run| {
+            aliases.add(run.memory, run.wanted(access), run.counted);
+        })?;
         let mut flush = Flush::new();
         let Self { view, aliases, .. } = self;
-        view.each_leaf(range, &mut |slot, virt, leaf| {
-            let counted = leaf.after(aliases, access).unwrap_or(leaf.counted);
-            if counted != leaf.counted {
-                aliases.add(leaf.memory, leaf.wanted(access), leaf.counted);
-            }
-            let kept = leaf.entry & !(RIGHTS | Counted::BITS);
+        view.each_leaf(range, &mut |slot, virt, page| {
+            let counted = page.after(aliases, access).unwrap_or(page.counted);
+            let entry = slot.load(Ordering::Relaxed);
+            let kept = entry & !(RIGHTS | Counted::BITS);
             let changed = kept | rights_bits(access) | counted.bits();
-            if changed != leaf.entry {
+            if changed != entry {
                 slot.store(changed, Ordering::Relaxed);
                 flush.add(virt);
             }
@@ -286,34 +298,41 @@ impl<M: PhysicalMemory> Tables<M> {
         Ok(flush)
     }
 
-    /// Checks that the pages of a range, all of which can change, may have these rights.
-    fn check_aliases(&self, range: VirtRange, access: Access) -> Result<(), ChangeError> {
+    /// Calls `visit` with the pages of a range, all of which can change, that are counted otherwise when they
+    /// have these rights: in one run those that follow each other in memory, as that is recorded in one piece.
+    ///
+    /// They are the same after some of them were added to the records: no page excludes another one with the
+    /// same rights, and only permanent mappings allow as much.
+    ///
+    /// # Errors
+    ///
+    /// [`ChangeError::Alias`], if one of them may not have the rights.
+    fn each_run(
+        &mut self,
+        range: VirtRange,
+        access: Access,
+        visit: &mut impl FnMut(&mut Aliases, Run),
+    ) -> Result<(), ChangeError> {
+        let Self { view, aliases, .. } = self;
         let mut checked = Ok(());
-        let mut needed = 0;
-        // Memory that is in one piece, and was counted alike, is recorded in one piece.
-        let mut piece: Option<(PhysRange, Counted)> = None;
-        self.each_leaf(
-            range,
-            &mut |_, _, leaf| match leaf.after(&self.aliases, access) {
-                Ok(counted) if counted == leaf.counted => {}
-                Ok(_) => {
-                    let (memory, from) = (leaf.memory, leaf.counted);
-                    let before =
-                        piece.filter(|(before, of)| before.end() == memory.start() && *of == from);
-                    if before.is_none() {
-                        needed += piece.map_or(0, |(piece, _)| self.aliases.needed(piece));
-                    }
-                    let start = before.map_or(memory.start(), |(before, _)| before.start());
-                    piece = PhysRange::from_bounds(start, memory.end()).map(|all| (all, from));
+        let mut run: Option<Run> = None;
+        view.each_leaf(range, &mut |_, _, page| match page.after(aliases, access) {
+            Ok(counted) if counted == page.counted => {}
+            Ok(_) => {
+                let joined = run.and_then(|run| run.joined(page));
+                if joined.is_none()
+                    && let Some(run) = run
+                {
+                    visit(aliases, run);
                 }
-                Err(refusal) if checked.is_ok() => checked = Err(refusal),
-                Err(_) => {}
-            },
-        )?;
+                run = joined.or(Some(page));
+            }
+            Err(refusal) if checked.is_ok() => checked = Err(refusal),
+            Err(_) => {}
+        })?;
         checked?;
-        needed += piece.map_or(0, |(piece, _)| self.aliases.needed(piece));
-        if needed > 0 {
-            self.aliases.check_room(needed)?;
+        if let Some(run) = run {
+            visit(aliases, run);
         }
         Ok(())
     }
@@ -335,15 +354,29 @@ impl<M: PhysicalMemory> Tables<M> {
     }
 }
 
-/// A page, as its entry has it.
-struct Page {
-    entry: u64,
+/// A page, as its entry has it, or some that follow each other in memory, and are alike in all else.
+#[derive(Clone, Copy)]
+struct Run {
     memory: PhysRange,
     cache: Cache,
     counted: Counted,
 }
 
-impl Page {
+impl Run {
+    /// Returns this and the next one as one, whichever is first in memory; `None` if they are apart or not alike.
+    fn joined(self, next: Self) -> Option<Self> {
+        let (one, other) = (self.memory, next.memory);
+        let memory = if one.end() == other.start() {
+            PhysRange::from_bounds(one.start(), other.end())
+        } else if other.end() == one.start() {
+            PhysRange::from_bounds(other.start(), one.end())
+        } else {
+            None
+        }?;
+        let is_alike = (self.cache, self.counted) == (next.cache, next.counted);
+        is_alike.then_some(Self { memory, ..self })
+    }
+
     /// Returns as what it would be counted if it got these rights.
     fn after(&self, aliases: &Aliases, access: Access) -> Result<Counted, Refusal> {
         aliases.check(self.memory, self.wanted(access), self.counted)
@@ -507,7 +540,7 @@ impl<M: PhysicalMemory> TableView<M> {
     }
 
     /// Calls `visit` with each page in a range that is all mapped: its entry, its address, and the
-    /// page.
+    /// page alone.
     ///
     /// # Errors
     ///
@@ -515,7 +548,7 @@ impl<M: PhysicalMemory> TableView<M> {
     fn each_leaf(
         &self,
         range: VirtRange,
-        visit: &mut impl FnMut(&AtomicU64, VirtAddr, &Page),
+        visit: &mut impl FnMut(&AtomicU64, VirtAddr, Run),
     ) -> Result<(), ChangeError> {
         let (first, last) = (range.start(), range.last());
         self.each_leaf_in(self.root, self.levels.count(), first, last, visit)
@@ -527,7 +560,7 @@ impl<M: PhysicalMemory> TableView<M> {
         level: u8,
         first: VirtAddr,
         last: VirtAddr,
-        visit: &mut impl FnMut(&AtomicU64, VirtAddr, &Page),
+        visit: &mut impl FnMut(&AtomicU64, VirtAddr, Run),
     ) -> Result<(), ChangeError> {
         let table = table(&self.memory, frame).ok_or(ChangeError::Malformed { virt: first })?;
         for piece in pieces(first, last, level) {
@@ -542,13 +575,12 @@ impl<M: PhysicalMemory> TableView<M> {
                         return Err(ChangeError::Malformed { virt });
                     };
                     let counted = Counted::of(entry);
-                    let page = Page {
-                        entry,
+                    let page = Run {
                         memory,
                         cache,
                         counted,
                     };
-                    visit(slot, virt, &page);
+                    visit(slot, virt, page);
                 }
                 Entry::Table(Some(below)) => {
                     self.each_leaf_in(below, level - 1, virt, piece.last, visit)?;

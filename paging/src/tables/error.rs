@@ -39,9 +39,10 @@ pub enum TableError {
     },
     /// The physical memory is mapped already, in a way that excludes this one.
     Alias(Alias),
-    /// There is no room to record how more of the physical memory is mapped.
+    /// There is no room to record how more of the physical memory is mapped: it takes more records than are
+    /// left ([`Tables::reserve`](super::Tables::reserve)).
     RecordsFull {
-        /// The number of records that there may be.
+        /// The number of records that there may be, those that are in use included.
         records: usize,
     },
     /// The heap has no memory for the record of what is mapped.

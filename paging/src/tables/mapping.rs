@@ -68,7 +68,8 @@ impl<M: PhysicalMemory> Tables<M> {
         let (memory, wanted) = self.describe(region)?;
         let counted = self.aliases.check(memory, wanted, Counted::Not)?;
         if counted != Counted::Not {
-            self.aliases.check_room(self.aliases.needed(memory))?;
+            self.aliases
+                .check_room(self.aliases.needed(memory, wanted))?;
         }
         Mapping {
             tables: self,
