@@ -120,6 +120,8 @@ pub struct Tables<M> {
     view: TableView<M>,
     /// The number of tables, the root included.
     built: usize,
+    /// The number of those that are withdrawn: no walk reaches them.
+    withdrawn: usize,
     /// The record of how physical memory is mapped.
     aliases: Aliases,
     /// The addresses that are mapped for good, sorted.
@@ -164,6 +166,7 @@ impl<M: PhysicalMemory> Tables<M> {
             id: Unique::new(),
             view,
             built: 1,
+            withdrawn: 0,
             aliases,
             permanent: Vec::new(),
             windows: [None; MAX_WINDOWS],
@@ -200,13 +203,14 @@ impl<M: PhysicalMemory> Tables<M> {
         self.built
     }
 
-    /// Checks what [`TableView::verify`] does, and that there are as many tables as were built.
+    /// Checks what [`TableView::verify`] does, and that there are as many tables as were built, and are not
+    /// withdrawn by an unmapping that is under way.
     ///
     /// # Errors
     ///
     /// The first [`Mismatch`], by virtual address.
     pub fn verify(&self, plan: &Plan) -> Result<Census, Mismatch> {
-        self.view.audit(plan, Some(self.built))
+        self.view.audit(plan, Some(self.built - self.withdrawn))
     }
 
     /// Makes room to record how this many more ranges of physical memory are mapped that come and go.

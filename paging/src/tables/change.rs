@@ -186,6 +186,7 @@ impl<M: PhysicalMemory> Tables<M> {
             range.last(),
             &mut flush,
         );
+        self.withdrawn += flush.pages().table_count();
         Ok(Unmapping {
             tables: self.id,
             range,
@@ -221,11 +222,13 @@ impl<M: PhysicalMemory> Tables<M> {
             view,
             aliases,
             built,
+            withdrawn,
             ..
         } = self;
         let mut give_back = |frame| {
             // First: a source may panic.
             *built -= 1;
+            *withdrawn -= 1;
             // SAFETY: (1) and (2) a source answered the frame for the page tables, as its own owner's (`empty_table`), and
             // the right to it was given up for the entry that pointed to it (`new_tables`), the only one, which is
             // empty now. A source that names another owner here than it did there breaks its contract, in which

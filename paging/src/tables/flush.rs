@@ -29,8 +29,8 @@ pub struct FlushSet {
     pages: [VirtAddr; FLUSH_LIMIT],
     /// Pages added; only the first [`FLUSH_LIMIT`] are kept.
     count: usize,
-    /// Whether tables were removed with them.
-    tables: bool,
+    /// The number of tables that were removed with them.
+    tables: usize,
 }
 
 impl FlushSet {
@@ -38,7 +38,7 @@ impl FlushSet {
         Self {
             pages: [VirtAddr::new(0); FLUSH_LIMIT],
             count: 0,
-            tables: false,
+            tables: 0,
         }
     }
 
@@ -50,14 +50,18 @@ impl FlushSet {
     }
 
     pub(super) fn add_table(&mut self) {
-        self.tables = true;
+        self.tables += 1;
+    }
+
+    pub(super) const fn table_count(&self) -> usize {
+        self.tables
     }
 
     /// Returns whether tables may go with the pages. If so, a CPU that is halted has to flush as well:
     /// until it has, it may walk them, as CPUs do ahead of what they execute. Of a page that it does
     /// not use it may keep what it has cached until it wakes.
     pub const fn has_tables(&self) -> bool {
-        self.tables
+        self.tables > 0
     }
 
     /// Returns whether there is nothing to flush.

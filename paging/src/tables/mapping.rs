@@ -184,10 +184,12 @@ impl<M: PhysicalMemory> Tables<M> {
         };
         let top = self.new_tables(virt, level, leaf_level, entry, frames)?;
         link(slot, top);
+        let linked = withdrawn.iter().flatten().count();
         for slot in withdrawn.into_iter().flatten() {
             let entry = slot.load(Ordering::Relaxed);
             link(slot, entry & !WITHDRAWN | Flags::PRESENT.bits());
         }
+        self.withdrawn -= linked;
         self.built += usize::from(level - leaf_level);
         Ok(())
     }

@@ -64,9 +64,9 @@ pub enum Mismatch {
         /// The tables'.
         found: Levels,
     },
-    /// The tables are not a tree of as many tables as were built.
+    /// The tables are not a tree of as many tables as were built, but for those that are withdrawn.
     Tables {
-        /// Tables built.
+        /// Tables built and not withdrawn.
         expected: usize,
         /// Tables found, at least.
         found: usize,
@@ -216,6 +216,7 @@ impl core::error::Error for Mismatch {}
 /// Compares the entries of a walk with the regions of a plan, both in the order of their addresses.
 pub(super) struct Audit<'a> {
     pub(super) features: Features,
+    /// The number of tables, if it is known.
     pub(super) built: Option<usize>,
     /// The regions not yet mapped to their ends.
     pub(super) regions: &'a [Region],

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use muster_frames::{FRAME_SIZE, PhysAddr};
 use muster_paging::{
     Access, Cache, ChangeError, FLUSH_LIMIT, Features, Flush, FlushSet, FreedPage, Levels,
-    PageSize, PartlyMapped, PhysicalMemory, Region, Shootdown, TableError, Tables, Target,
+    PageSize, PartlyMapped, PhysicalMemory, Plan, Region, Shootdown, TableError, Tables, Target,
     Unmapped, Unmapping, VirtAddr, VirtRange,
 };
 use proptest::prelude::*;
@@ -629,6 +629,26 @@ impl<'a> World<'a> {
         Ok(())
     }
 
+    /// Returns the plan of what is mapped.
+    fn plan(&self) -> Plan {
+        let mut plan = Plan::new(self.tables.levels(), 52);
+        for (&virt, page) in &self.model {
+            if virt.is_multiple_of(page.size.bytes()) {
+                let region = Region {
+                    name: "page",
+                    virt: VirtAddr::new(virt),
+                    phys: PhysAddr::new(page.phys),
+                    length: page.size.bytes(),
+                    access: page.access,
+                    cache: page.cache,
+                    largest: page.size,
+                };
+                plan.add(region).unwrap();
+            }
+        }
+        plan
+    }
+
     /// Holds the tables and the CPUs against the model.
     fn check(&self) -> Result<(), TestCaseError> {
         let mut expected = Vec::new();
@@ -681,6 +701,10 @@ fn check_history(levels: Levels, steps: Vec<Step>) -> Result<usize, TestCaseErro
     for step in steps {
         world.take(step)?;
     }
+    // While unmappings are under way.
+    let tables = world.tables.walk(&mut |_| ()).unwrap();
+    let verified = world.tables.verify(&world.plan());
+    prop_assert_eq!(verified.map(|census| census.tables), Ok(tables));
     while let Some((state, pages)) = world.withdrawn.pop() {
         world.complete(state, pages)?;
     }
@@ -1096,4 +1120,34 @@ fn what_a_second_root_shares_stays() {
         walk(&ram, second.root.start().get(), Levels::Four.count()),
         shared
     );
+}
+
+/// Tables that are withdrawn are of no page that is mapped: only those that are not have to be there.
+#[test]
+fn tables_are_right_while_an_unmapping_is_under_way() {
+    let ram = Ram::new(TABLES_FROM);
+    let mut world = World::new(&ram);
+    let counts = |world: &World| {
+        let verified = world.tables.verify(&world.plan());
+        (verified.map(|all| all.tables), world.tables.table_count())
+    };
+    assert_eq!(counts(&world), (Ok(1), 1));
+    map(&mut world.tables, &ram, BASE, 0x2000, PageSize::Size4KiB);
+    // SAFETY: nobody uses what these tables map.
+    let first = unsafe { world.tables.unmap(range(BASE, 0x2000)) }.unwrap();
+    let after_first = counts(&world);
+    // A page beside it brings the tables back.
+    let page = BASE + 0x2000;
+    tables::map_page(&mut world.tables, page, 9, Access::ReadOnly, &ram).unwrap();
+    // SAFETY: as above.
+    let second = unsafe { world.tables.unmap(range(page, 0x1000)) }.unwrap();
+    let after_second = counts(&world);
+    for unmapping in [first, second] {
+        let unmapped = unmapping.flush(&Alone);
+        let completed = world.tables.complete(unmapped, &ram, &mut |_| ());
+        assert!(completed.is_ok());
+    }
+    // Only now, as a forgotten flush would hide why it failed.
+    assert_eq!([after_first, after_second], [(Ok(1), 4); 2]);
+    assert_eq!(counts(&world), (Ok(1), 1));
 }
