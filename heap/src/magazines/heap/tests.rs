@@ -478,3 +478,30 @@ fn a_search_is_repeated_while_another_cpu_has_frames_in_transit() {
     assert_eq!((CALLS.get(), heap.totals().refusals), (3, 0));
     STEPS.set(None);
 }
+
+#[test]
+fn much_memory_is_given_back_in_steps() {
+    const STEP: usize = 16 << 20;
+    let heap = Observed::heap(3 * STEP / FRAME, |_, event| {
+        if event == Event::DisableInterrupts {
+            CALLS.set(CALLS.get() + 1);
+        }
+        true
+    });
+    let layouts = [(STEP, 1), (STEP + 1, 2), (2 * STEP + FRAME, 3)];
+    for (layout, steps) in layouts.map(|(size, steps)| (layout(size, 16), steps)) {
+        // SAFETY: the size isn't zero.
+        let block = unsafe { heap.alloc(layout) };
+        assert!(!block.is_null());
+        HEAP.set(Some(heap));
+        // SAFETY: live, with this layout.
+        unsafe { heap.dealloc(block, layout) };
+        HEAP.set(None);
+        assert_eq!(CALLS.replace(0), steps);
+        assert_eq!(heap.totals().frames(), 0);
+        assert_eq!(
+            (heap.totals().live_bytes, heap.totals().live_blocks),
+            (0, 0)
+        );
+    }
+}
