@@ -613,3 +613,26 @@ fn last_frames_against_failing_attempt() {
         },
     );
 }
+
+#[test]
+fn search_against_failing_attempt() {
+    model("transit: a search against a failing attempt", None, || {
+        let shared = Arc::new((Transit::new(), LastFrames::new()));
+        let others = shared.clone();
+        let other = thread::spawn(move || {
+            let (transit, frames) = &*others;
+            let _transit = transit.begin();
+            if let Some(frame) = frames.take() {
+                frame.store(1, Ordering::Relaxed);
+            }
+        });
+        let (transit, frames) = &*shared;
+        let found = transit.watch(wait, |own| {
+            let _step = transit.begin();
+            own.set(own.get() + 1);
+            frames.take_both()
+        });
+        assert!(found.is_some(), "refused because of what was given back");
+        other.join().unwrap();
+    });
+}
