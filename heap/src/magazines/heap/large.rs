@@ -135,13 +135,13 @@ impl<P: FramePlatform> MagazineHeap<P> {
             return;
         };
         // The tail first, in steps, as each takes longer the more frames it gives back.
-        // SAFETY: the block's last frames, which nobody uses any more.
-        while frames > STEP_FRAMES
-            && unsafe {
-                self.give_back_tail(block, frames as usize, (frames - STEP_FRAMES) as usize)
+        while frames > STEP_FRAMES {
+            let left = frames - STEP_FRAMES;
+            // SAFETY: the block's last frames, which nobody uses any more.
+            if !unsafe { self.give_back_tail(block, frames as usize, left as usize) } {
+                break;
             }
-        {
-            frames -= STEP_FRAMES;
+            frames = left;
         }
         let _preemption = self.platform().disable_preemption();
         let freed = {
