@@ -91,7 +91,7 @@ const NO_BOUNDARY: FrameAlign = FrameAlign { order: MAX_ORDER };
 /// let buffer = RunRequest::new(16)
 ///     .below(PhysAddr::new(1 << 32))
 ///     .within(FrameAlign::from_bytes(0x1_0000).unwrap());
-/// # let _ = buffer;
+/// assert_eq!(buffer.to_string(), "16 contiguous frames below 0x100000000, within 0x10000 bytes");
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[must_use = "a request allocates nothing by itself"]
@@ -133,6 +133,11 @@ impl RunRequest {
         self
     }
 
+    /// Returns the number of frames.
+    pub const fn frames(self) -> usize {
+        self.count
+    }
+
     /// Returns whether any single frame will do.
     #[inline]
     pub(crate) const fn is_for_any_frame(&self) -> bool {
@@ -143,5 +148,24 @@ impl RunRequest {
     #[inline]
     pub(crate) const fn is_limited(&self) -> bool {
         self.below.get() != NO_LIMIT.get() || self.boundary.order != NO_BOUNDARY.order
+    }
+}
+
+impl fmt::Display for RunRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} contiguous frames", self.count)?;
+        let mut separator = " ";
+        if self.align != FrameAlign::FRAME {
+            write!(f, "{separator}aligned to {}", self.align)?;
+            separator = ", ";
+        }
+        if self.below != NO_LIMIT {
+            write!(f, "{separator}below {}", self.below)?;
+            separator = ", ";
+        }
+        if self.boundary != NO_BOUNDARY {
+            write!(f, "{separator}within {}", self.boundary)?;
+        }
+        Ok(())
     }
 }

@@ -3,7 +3,7 @@
 //! The kernel is the global allocator. Memory that runs out is an error from [`Mapping`] and a null pointer
 //! from the allocator.
 
-pub use muster_frames::{PhysAddr, PhysRange};
+pub use muster_frames::{FrameAlign, PhysAddr, PhysRange, RunRequest};
 pub use muster_paging::{Access, AddressError, Cache, ChangeError, TableError};
 
 pub use crate::mm::mapping::{Mapping, MappingError};

@@ -54,13 +54,8 @@ pub enum MappingError {
     Addresses(AddressError),
     /// There are too few frames.
     OutOfMemory,
-    /// There is no run of contiguous frames for it.
-    NoRun {
-        /// The size of it, in bytes.
-        bytes: u64,
-        /// What its address has to be a multiple of, in bytes.
-        align: u64,
-    },
+    /// There is no run of free frames as it was asked for.
+    NoRun(RunRequest),
     /// The tables can't map it.
     Tables(TableError),
     /// The tables can't change so.
@@ -72,10 +67,7 @@ impl fmt::Display for MappingError {
         match self {
             Self::Addresses(error) => error.fmt(f),
             Self::OutOfMemory => write!(f, "too few frames are free for the mapping"),
-            Self::NoRun { bytes, align } => write!(
-                f,
-                "no {bytes} contiguous bytes are free at a multiple of {align}: ask for less, or earlier"
-            ),
+            Self::NoRun(request) => write!(f, "there are no {request}: ask for less, or earlier"),
             Self::Tables(error) => error.fmt(f),
             Self::Change(error) => error.fmt(f),
         }
@@ -168,35 +160,23 @@ impl Mapping {
         Ok(mapping)
     }
 
-    /// Maps writable memory of at least `bytes` bytes, in contiguous frames of which the first is at a
-    /// multiple of `align` bytes, as a device needs that reads or writes it by physical addresses
-    /// ([`Self::contiguous_frames`]). Its content is unspecified. More than 2 MiB are rarely contiguous.
+    /// Maps writable memory in contiguous frames, as a device needs that reads or writes it by physical addresses
+    /// ([`Self::contiguous_frames`]): below an address that it can form, say. Its content is unspecified. More than 2 MiB are
+    /// rarely contiguous.
     ///
     /// # Errors
     ///
-    /// [`MappingError`], [`NoRun`](MappingError::NoRun) if there is no such run of free frames; nothing is
+    /// [`MappingError`], [`NoRun`](MappingError::NoRun) if there are no such free frames; nothing is
     /// mapped then.
-    ///
-    /// # Panics
-    ///
-    /// If `align` is no power of two.
-    pub fn contiguous(bytes: u64, align: u64) -> Result<Self, MappingError> {
-        assert!(
-            align.is_power_of_two(),
-            "an alignment is a power of two, and not {align}"
-        );
-        let length = bytes
-            .checked_next_multiple_of(FRAME_SIZE)
+    pub fn contiguous(request: RunRequest) -> Result<Self, MappingError> {
+        let length = (request.frames() as u64)
+            .checked_mul(FRAME_SIZE)
             .ok_or(MappingError::OutOfMemory)?;
         // As for `memory`.
         if length > shared::get().frames_free_bytes() {
             return Err(MappingError::OutOfMemory);
         }
         let mut mapping = Self::reserve(length, FRAME_SIZE, FrameOwnership::Own)?;
-        let count = (length / FRAME_SIZE) as usize;
-        let request = FrameAlign::from_bytes(align)
-            .map(|align| RunRequest::new(count).aligned(align))
-            .ok_or(MappingError::NoRun { bytes, align })?;
         let take = || frames::take_run(request, Owner::Mappings);
         let run = take()
             .or_else(|| {
@@ -204,7 +184,7 @@ impl Mapping {
                 relief::ask_others();
                 take()
             })
-            .ok_or(MappingError::NoRun { bytes, align })?;
+            .ok_or(MappingError::NoRun(request))?;
         let range = run.run().range();
         mapping.map_next(run, PageSize::Size4KiB)?;
         mapping.contiguous = Some(range);

@@ -12,7 +12,7 @@ use muster::internals::mm::mapping::Mapping;
 use muster::internals::mm::shared;
 use muster::internals::mm::stack::Stack;
 use muster::internals::smp::{call, lapic};
-use muster_frames::{FRAME_SIZE, PhysRange};
+use muster_frames::{FRAME_SIZE, FrameAlign, PhysAddr, PhysRange, RunRequest};
 use muster_machine::lapic::Register;
 use muster_paging::{Access, Cache, Step, Target, VirtAddr};
 
@@ -30,6 +30,9 @@ const LARGE_BYTES: u64 = 2 * 1024 * 1024 + 3 * FRAME_SIZE;
 /// One in this many rounds maps contiguous frames, of which there are at most this many.
 const CONTIGUOUS: usize = 8;
 const MAX_CONTIGUOUS: usize = 16;
+/// The lowest limit below which such frames are asked for, 8 MiB, and how many there are: each twice the one before.
+const FIRST_LIMIT: u64 = 8 << 20;
+const LIMITS: usize = 10;
 
 /// The minimum size of a stack for some work, in bytes: an interrupt on top of the work takes some
 /// of it.
@@ -214,7 +217,19 @@ fn contiguous_mapping(worker: &mut Worker<'_>) -> bool {
     }
     let bytes = (worker.random.below(MAX_CONTIGUOUS) as u64 + 1) * FRAME_SIZE;
     let align = FRAME_SIZE << worker.random.below(3);
-    let Ok(mapping) = worker.timed(|| Mapping::contiguous(bytes, align)) else {
+    let Some(frame_align) = FrameAlign::from_bytes(align) else {
+        return false;
+    };
+    let mut request = RunRequest::new((bytes / FRAME_SIZE) as usize).aligned(frame_align);
+    let mut limit = u64::MAX;
+    if worker.random.below(2) == 0 {
+        // As for a device that has no more address lines.
+        limit = FIRST_LIMIT << worker.random.below(LIMITS);
+        request = request
+            .below(PhysAddr::new(limit))
+            .within(FrameAlign::MIB_2);
+    }
+    let Ok(mapping) = worker.timed(|| Mapping::contiguous(request)) else {
         worker.tally.refused += 1;
         return true;
     };
@@ -232,8 +247,13 @@ fn contiguous_mapping(worker: &mut Worker<'_>) -> bool {
         }) => leaf.phys + (start + offset - leaf.virt) == frames.start() + offset,
         _ => false,
     };
+    let boundary = FrameAlign::MIB_2.bytes();
+    let is_placed = limit == u64::MAX
+        || frames.end() <= PhysAddr::new(limit)
+            && frames.start().get() / boundary == (frames.end().get() - 1) / boundary;
     let is_right = frames.start().is_multiple_of(align)
         && frames.len() == bytes
+        && is_placed
         && (0..bytes).step_by(FRAME_SIZE as usize).all(is_mapped_to);
     if !is_right {
         log::error!("{bytes} bytes at {start} are not those of the frames {frames:?}");
