@@ -85,7 +85,7 @@ pub(crate) struct Fit {
 
 /// For each alignment, a power of two, the bits of a row at its multiples: ones that far apart are all ones divided by as
 /// many ones.
-const BEGINNINGS: [u64; u64::BITS.ilog2() as usize + 1] = {
+pub(crate) const BEGINNINGS: [u64; u64::BITS.ilog2() as usize + 1] = {
     let mut table = [0; u64::BITS.ilog2() as usize + 1];
     let mut shift = 0;
     while shift < table.len() {

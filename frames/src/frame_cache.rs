@@ -285,20 +285,29 @@ impl<'a, O: Owner> FrameCache<'a, O> {
     pub fn search_run(&mut self, search: &mut RunSearch, owner: O) -> SearchStep<OwnedRun<O>> {
         let owner = number_of(owner);
         let request = search.request;
+        // None of the cache's frames would help.
+        if Request::new(&request).is_none() {
+            return SearchStep::NotFree;
+        }
         let looks_left = Cell::new(STEP_LOOKS);
-        if matches!(search.at, At::Near)
-            && let Some(run) = self.take_cached(&request, owner, &looks_left)
-        {
-            return SearchStep::Found(run);
+        if matches!(search.at, At::Near) {
+            search.has_drained = false;
+            if let Some(run) = self.take_cached(&request, owner, &looks_left) {
+                return SearchStep::Found(run);
+            }
         }
         let step = (self.frames).step(search, Some(&mut self.home), &looks_left);
-        // Once, as handlers may fill the cache again and again.
-        if step == SearchStep::NotFree && !search.has_drained && self.drain() > 0 {
-            search.has_drained = true;
-            search.go_on_from_the_lowest();
-            return SearchStep::Unfinished;
+        if step == SearchStep::NotFree {
+            // Once, as handlers may fill the cache again and again.
+            if !search.has_drained && self.drain() > 0 {
+                search.has_drained = true;
+                search.begin_pass(search.undone);
+                return SearchStep::Unfinished;
+            }
+            if let Some(run) = self.take_cached(&request, owner, &looks_left) {
+                return SearchStep::Found(run);
+            }
         }
-        search.has_drained &= step == SearchStep::Unfinished;
         let count = request.count as u64;
         let ledger = &self.slot.ledger;
         self.frames.found(step, count, owner, |frames| {

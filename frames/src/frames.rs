@@ -311,8 +311,10 @@ impl<O: Owner> FrameAllocator<O> {
     }
 
     /// Takes a step of a search for a run. The first one looks where a run does the least harm, and others then look
-    /// everywhere, from the lowest frame on; the last one makes sure that none has come back in between. A step looks at no
-    /// more than 28 MiB of which nothing is remembered, and reads a word or two for each 128 MiB of which there is something.
+    /// everywhere, from the lowest frame on. Each looks at no more than 28 MiB of which nothing is remembered; the first one
+    /// also reads two words for each 128 MiB.
+    ///
+    /// What is free from the first step to the last is found. What comes back in between may be.
     ///
     /// A run of more than 2 MiB takes longer to claim, as its frames are.
     ///

@@ -4,7 +4,7 @@ use core::sync::atomic::Ordering::SeqCst;
 
 use muster_sync::AtomicU64;
 
-use crate::chunk::{CHUNK_FRAMES, FREE_ROW, ROW_FRAMES, ROWS};
+use crate::chunk::{BEGINNINGS, CHUNK_FRAMES, FREE_ROW, ROW_FRAMES, ROWS};
 use crate::range::FRAME_SIZE;
 use crate::request::RunRequest;
 
@@ -134,17 +134,27 @@ impl Request {
     /// Returns where the lowest such run, of no more frames than a row has, begins that lies in a row whose first frame
     /// has this number. `Err`: there is none; whether there would be with another alignment.
     fn place_in_row(&self, start: u64, free: u64) -> Result<u64, bool> {
-        let mut begins = beginnings(free, self.count as u32);
+        let begins = beginnings(free, self.count as u32);
         let is_misplaced = begins != 0;
+        let mut begins = begins & aligned(start, self.align);
         while begins != 0 {
             let first = start + u64::from(begins.trailing_zeros());
-            if first.is_multiple_of(self.align) && (!self.is_limited || self.is_well_placed(first))
-            {
+            if !self.is_limited || self.is_well_placed(first) {
                 return Ok(first);
             }
             begins &= begins - 1;
         }
         Err(is_misplaced)
+    }
+}
+
+/// Returns the bits of a row, whose first frame has this number, at the frames that are so aligned.
+fn aligned(start: u64, align: u64) -> u64 {
+    if align <= ROW_FRAMES {
+        // A row starts at a multiple of any such alignment.
+        BEGINNINGS[align.trailing_zeros() as usize]
+    } else {
+        u64::from(start.is_multiple_of(align))
     }
 }
 

@@ -23,6 +23,9 @@ pub struct RunSearch {
     pub(crate) at: At,
     /// Whether a cache has given its frames back for it.
     pub(crate) has_drained: bool,
+    /// The number of claims that were undone when the pass began, and of passes that may follow it.
+    pub(crate) undone: u64,
+    pub(crate) passes_left: usize,
 }
 
 /// Where a search goes on.
@@ -41,6 +44,8 @@ impl RunSearch {
             request,
             at: At::Near,
             has_drained: false,
+            undone: 0,
+            passes_left: 0,
         }
     }
 
@@ -49,8 +54,9 @@ impl RunSearch {
         self.request
     }
 
-    /// Makes the next step the first one after [`At::Near`].
-    pub(crate) fn go_on_from_the_lowest(&mut self) {
+    /// Goes on from the lowest frame, when this many claims were undone.
+    pub(crate) fn begin_pass(&mut self, undone: u64) {
+        self.undone = undone;
         self.at = At::Zone(0, Place::default());
     }
 }

@@ -107,6 +107,8 @@ struct Transit {
     returns: AtomicU64,
     /// Claims of several rows that have begun and may have to be undone: see [`Zone::claim`].
     undecided: AtomicUsize,
+    /// Claims that were undone.
+    undone: AtomicU64,
 }
 
 /// A run of frames that the allocator manages.
@@ -367,7 +369,11 @@ impl Zone {
             .find(|&(start, mask)| !self.chunk_at(start).claim_exactly(start, mask));
         match failed {
             None => self.settle_all(&numbers),
-            Some((start, _)) => self.release(numbers.start..start.max(numbers.start)),
+            Some((start, _)) => {
+                self.release(numbers.start..start.max(numbers.start));
+                // Relaxed: see `undecided`.
+                self.transit.undone.fetch_add(1, Relaxed);
+            }
         }
         if is_undecided {
             // Release, with the Acquire of `is_undecided`: a CPU that sees the claim ended sees the return that
@@ -459,6 +465,12 @@ impl Zone {
     pub(crate) fn returns(&self) -> u64 {
         // Acquire, with the Release of `notify_seekers`: the frames are found.
         self.transit.returns.load(Acquire)
+    }
+
+    /// Returns a number that has changed if a CPU has had frames since that it could not keep, and gave back.
+    pub(crate) fn undone(&self) -> u64 {
+        // Relaxed: read after `is_undecided`, which orders it.
+        self.transit.undone.load(Relaxed)
     }
 
     /// Returns whether some CPU may have frames of which it doesn't know yet if it can keep them.
@@ -567,17 +579,31 @@ impl Zone {
             if request.may_fit(at.before, known) {
                 effort += LOOK_EFFORT;
             }
-            let mut found = self.claim_run_in(at.chunk, request, &mut at.before).ok();
-            at.chunk += 1;
-            if found.is_none() && at.chunk == chunks.end {
-                // What is known of its chunks is known of the group from now on.
-                found = self.claim_run_in_group(index, request, &mut 0);
-            }
-            if let Some(first) = found {
+            if let Ok(first) = self.claim_run_in(at.chunk, request, &mut at.before) {
                 return SearchStep::Found(first);
+            }
+            at.chunk += 1;
+            if at.chunk == chunks.end {
+                self.note_group(index);
+                effort += chunks.len();
             }
         }
         SearchStep::NotFree
+    }
+
+    /// Notes what the hints of a group's chunks say of all of it.
+    fn note_group(&self, index: usize) {
+        let Some(looking) = self.groups[index].hint.begin() else {
+            return;
+        };
+        let (chunks, _) = self.chunks_of_group(index);
+        let bounds = chunks.map(|chunk| (self.hint(chunk).read(CHUNK_FRAMES), CHUNK_FRAMES));
+        let join = |(all, frames): (Bounds, u64), (next, more)| {
+            (all.join(frames, next, more), frames + more)
+        };
+        if let Some((all, _)) = bounds.reduce(join) {
+            looking.found(all);
+        }
     }
 
     /// Claims the lowest run that ends in a group, if `before` frames in front of it are free. `None`: there is none, and
@@ -644,7 +670,8 @@ impl Zone {
                 }
             };
             let numbers = first..first + request.count();
-            if self.claim(numbers.clone()) {
+            // A look first: what is claimed and given back is out of other CPUs' reach in between.
+            if self.are_free(&numbers) && self.claim(numbers.clone()) {
                 return Ok(first);
             }
             // Another CPU was faster; or the run begins in front of the chunk, where the hint was out of date.

@@ -75,7 +75,7 @@ impl<O: Owner> FrameAllocator<O> {
             None
         } else if let Some(fit) = fit.filter(|_| request.is_for_any_frame()) {
             self.claim_near(home, &ANYWHERE, |zone, chunk| zone.chunk(chunk)?.claim(fit))
-        } else if count < CHUNK_FRAMES {
+        } else if count < CHUNK_FRAMES && request.align() <= CHUNK_FRAMES {
             self.claim_near(home, &NEARBY, |zone, chunk| {
                 zone.claim_in(chunk, fit, request, looks_left)
             })
@@ -100,32 +100,50 @@ impl<O: Owner> FrameAllocator<O> {
         let Some(request) = &Request::new(&search.request) else {
             return SearchStep::NotFree;
         };
-        let step = match &mut search.at {
+        match &mut search.at {
             At::Near => match self.claim_quickly(request, home, looks_left) {
                 Some(first) => SearchStep::Found(first),
                 None => {
-                    search.go_on_from_the_lowest();
-                    return SearchStep::Unfinished;
+                    search.passes_left = MAX_RUN_SEARCHES;
+                    search.begin_pass(self.undone());
+                    SearchStep::Unfinished
                 }
             },
             At::Zone(index, place) => match self.zone(*index) {
-                Some(zone) => match zone.search(request, place) {
-                    SearchStep::NotFree => {
-                        search.at = At::Zone(*index + 1, Place::default());
-                        return SearchStep::Unfinished;
+                Some(zone) => {
+                    let step = zone.search(request, place);
+                    match step {
+                        SearchStep::Found(_) => search.at = At::Near,
+                        SearchStep::Unfinished => {}
+                        SearchStep::NotFree => {
+                            search.at = At::Zone(*index + 1, Place::default());
+                            return SearchStep::Unfinished;
+                        }
                     }
-                    step => step,
-                },
-                // Short by now, as the hints say where there is none; and they may do so no more where frames have come back.
-                None => self
-                    .seek(request)
-                    .map_or(SearchStep::NotFree, SearchStep::Found),
+                    step
+                }
+                None => {
+                    let is_undecided = self.zones.iter().any(Zone::is_undecided);
+                    let undone = self.undone();
+                    let is_sure = !is_undecided && undone == search.undone;
+                    if is_sure || search.passes_left == 0 {
+                        search.at = At::Near;
+                        return SearchStep::NotFree;
+                    }
+                    // Frames that another CPU could not keep were out of reach in between.
+                    search.passes_left -= 1;
+                    search.begin_pass(undone);
+                    SearchStep::Unfinished
+                }
             },
-        };
-        if step != SearchStep::Unfinished {
-            search.at = At::Near;
         }
-        step
+    }
+
+    fn undone(&self) -> u64 {
+        self.zones
+            .iter()
+            .map(Zone::undone)
+            .fold(0, u64::wrapping_add)
     }
 
     /// Claims what `claim` can find, in the home if there is one, and else where it does the least harm.

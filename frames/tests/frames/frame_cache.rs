@@ -7,7 +7,8 @@ use std::sync::{Barrier, Mutex};
 use std::thread;
 
 use muster_frames::{
-    AdoptError, FRAME_SIZE, Frame, FrameRun, PhysAddr, PhysRange, RunRequest, RunSearch, SearchStep,
+    AdoptError, FRAME_SIZE, Frame, FrameAlign, FrameRun, PhysAddr, PhysRange, RunRequest,
+    RunSearch, SearchStep,
 };
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -672,6 +673,50 @@ fn a_run_of_nothing_costs_the_cache_nothing() {
     assert!(cache.allocate_run(request(0, 1), Owner::Heap).is_none());
     assert_eq!(cache.len(), cached);
     cache.free_run(run).unwrap();
+}
+
+#[test]
+fn a_search_that_can_find_nothing_costs_the_cache_nothing() {
+    let frames = chunks(1).with_caches(1).unwrap();
+    let mut cache = frames.cache().unwrap();
+    let run = cache.allocate_run(request(2, 1), Owner::Heap).unwrap();
+    let cached = cache.len();
+    let wide = RunRequest::new(17).within(FrameAlign::from_frames(16).unwrap());
+    for request in [request(0, 1), wide] {
+        let mut search = RunSearch::new(request);
+        let step = cache.search_run(&mut search, Owner::Heap);
+        assert_eq!((step, cache.len()), (SearchStep::NotFree, cached));
+    }
+    cache.free_run(run).unwrap();
+}
+
+#[test]
+fn what_a_handler_frees_during_a_search_is_found() {
+    // Before the second step, and so on, until after the cache was drained.
+    for before_step in 2..=5 {
+        let frames = allocator(&[bounds(0x8000, 0xd000)], &[]);
+        let frames = frames.with_caches(1).unwrap();
+        let mut cache = frames.cache().unwrap();
+        let _rest = cache.allocate_run(request(2, 1), Owner::Heap).unwrap();
+        let mut run = cache.allocate_run(request(2, 1), Owner::Heap);
+        let single = cache.allocate(Owner::Heap).unwrap();
+        cache.free(single).unwrap();
+        let mut search = RunSearch::new(request(2, 1));
+        let mut steps = 1;
+        let found = loop {
+            match cache.search_run(&mut search, Owner::Heap) {
+                SearchStep::Unfinished => {
+                    steps += 1;
+                    if steps == before_step {
+                        cache.free_run(run.take().unwrap()).unwrap();
+                    }
+                }
+                SearchStep::Found(run) => break Some(run),
+                SearchStep::NotFree => break None,
+            }
+        };
+        assert!(run.is_none() && found.is_some(), "{before_step}");
+    }
 }
 
 #[test]
