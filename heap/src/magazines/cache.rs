@@ -99,6 +99,8 @@ pub struct CpuCache {
     /// A block of each class for code that interrupts this CPU on a slow path, or null.
     reserve: [AtomicPtr<u8>; CLASSES],
     tallies: [Tally; CLASSES],
+    /// The number of times that a magazine was refilled, or is just now.
+    fills: AtomicU64,
     /// Frames of large blocks that the magazines have room for now. Each of these three is used by this CPU alone, on a slow
     /// path, so `Relaxed`.
     large_frames: AtomicU32,
@@ -178,6 +180,7 @@ impl CpuCache {
                     flushes: AtomicU64::new(0),
                 }
             }; CLASSES],
+            fills: AtomicU64::new(0),
             large_frames: AtomicU32::new(0),
             grown: AtomicU64::new(0),
             victim: AtomicU8::new(0),
@@ -263,12 +266,13 @@ impl CpuCache {
         }
     }
 
-    /// Returns a number that grows whenever something comes into the cache.
+    /// Returns a number that changes whenever something comes into the cache, or is about to.
     pub(super) fn gains(&self) -> u64 {
         // Acquire, with the Release of the counts: what came in is found, or the magazine is found closed.
-        let refills = |tally: &Tally| tally.refills.load(Ordering::Acquire);
-        let refills = self.tallies.iter().map(refills);
-        refills.fold(self.freed.load(Ordering::Acquire), u64::wrapping_add)
+        let freed = self.freed.load(Ordering::Acquire);
+        // Far apart: one that is taken back is not made up for by what is freed.
+        let fills = self.fills.load(Ordering::Acquire);
+        freed.wrapping_add(fills << FILLS_SHIFT)
     }
 
     /// Returns whether this is a CPU's, and not [`NO_CACHE`].
@@ -663,16 +667,17 @@ impl Closed<'_> {
             return;
         }
         let batch = self.batch();
-        // Before the blocks are on their way here, where nobody else finds them: see `gains`.
-        self.count(|tally| &tally.refills, 1);
+        // Before the blocks are on their way here, where nobody else finds them. Release: see `gains`.
+        add(&self.cache.fills, 1, Ordering::Release);
         if let Some(room) = self.memory().get_mut(..batch) {
             self.blocks = fill(room).min(batch);
         }
+        // A miss that could not be refilled does not count.
         if self.blocks > 0 {
+            self.count(|tally| &tally.refills);
             self.grow();
         } else {
-            // A miss that could not be refilled does not count.
-            self.count(|tally| &tally.refills, u64::MAX);
+            add(&self.cache.fills, u64::MAX, Ordering::Release);
         }
     }
 
@@ -680,19 +685,14 @@ impl Closed<'_> {
     pub(super) fn flush(&mut self, empty: impl FnOnce(&[Block])) {
         if self.blocks > 0 {
             self.take_oldest(self.batch(), empty);
-            self.count(|tally| &tally.flushes, 1);
+            self.count(|tally| &tally.flushes);
         }
         self.grow();
     }
 
-    fn count(&self, counter: impl Fn(&Tally) -> &AtomicU64, change: u64) {
+    fn count(&self, counter: impl Fn(&Tally) -> &AtomicU64) {
         if let Ok(class) = self.bin.class() {
-            // Release: that of refills is for `gains`.
-            add(
-                counter(&self.cache.tallies[class]),
-                change,
-                Ordering::Release,
-            );
+            add(counter(&self.cache.tallies[class]), 1, Ordering::Relaxed);
         }
     }
 
@@ -746,6 +746,9 @@ const fn capacity(bin: usize) -> u32 {
         None => 0,
     }
 }
+
+/// What a refill counts beside freed bytes, as a power of two: as much as a TiB of them.
+const FILLS_SHIFT: u32 = 40;
 
 /// Adds to a counter that only this CPU writes.
 #[inline(always)]

@@ -520,6 +520,7 @@ fn slab_against_slab() {
                     || (Some(cpu), ()),
                     wait,
                     || attempt(true).ok_or(Refused::Short),
+                    || None,
                 )
             });
             Blocks(std::vec![block.unwrap()])
@@ -572,6 +573,7 @@ fn last_frames_against_last_frames() {
                     || (Some(cpu), ()),
                     wait,
                     || frames.take_both().ok_or(Refused::Short),
+                    || None,
                 )
             };
             let others = shared.clone();
@@ -607,6 +609,7 @@ fn last_frames_against_failing_attempt() {
                 || (Some(0), ()),
                 wait,
                 || frames.take_both().ok_or(Refused::Short),
+                || None,
             );
             assert!(found.is_some(), "refused because of what was given back");
             other.join().unwrap();
@@ -627,11 +630,15 @@ fn search_against_failing_attempt() {
             }
         });
         let (transit, frames) = &*shared;
-        let found = transit.watch(wait, |own| {
-            let _step = transit.begin();
-            own.set(own.get() + 1);
-            frames.take_both()
-        });
+        // An attempt does not look everywhere.
+        let attempt = || Err(Refused::Short);
+        let search = || {
+            let step = transit.begin();
+            let found = frames.take_both();
+            drop(step);
+            found
+        };
+        let found = transit.seek(|| (Some(0), ()), wait, attempt, search);
         assert!(found.is_some(), "refused because of what was given back");
         other.join().unwrap();
     });

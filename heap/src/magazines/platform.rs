@@ -132,8 +132,8 @@ pub unsafe trait FramePlatform: Sync {
 
     /// Searches for frames as [`allocate_frames`](Self::allocate_frames) does, in steps, so that interrupts come in between:
     /// calls `search` once, with what takes a step. A step is taken as `allocate_frames` is called, and looks at as much
-    /// as interrupts may be disabled for. Then `allocate_frames` need not look everywhere: it may answer `None` after as much
-    /// as a step.
+    /// as interrupts may be disabled for. Then `allocate_frames` need not look everywhere for more than one frame: it may answer
+    /// `None` after as much as a step.
     ///
     /// `search` takes steps until one has [found](FrameSearch::Found) frames or says that there are none, and may take fewer,
     /// or none. Unless overridden, this does not call it: `allocate_frames` looks everywhere.

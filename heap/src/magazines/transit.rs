@@ -1,6 +1,5 @@
 //! Memory in transit: taken from one place and not yet in the next, so that no CPU finds it.
 
-use core::cell::Cell;
 use core::mem::ManuallyDrop;
 use core::sync::atomic::Ordering;
 
@@ -11,6 +10,17 @@ use crate::lock::{FREE, tag};
 /// The number of tries of a CPU that has the turn, but for one that comes when nothing is in transit. Each met an operation of
 /// another CPU, which waits for the turn if it finds nothing either: so this many in a row means that the others get memory.
 const MAX_TRIES: usize = if cfg!(loom) { 2 } else { 64 };
+
+/// The number of searches that are made as long as other CPUs have something in transit in between.
+const MAX_SEARCHES: usize = 4;
+
+/// How long a CPU has waited. For the two apart: CPUs that had the turn for long, one after the other, are no reason to be
+/// refused because of what one of them has in transit.
+#[derive(Default)]
+struct Waits {
+    for_turn: u64,
+    for_memory: u64,
+}
 
 /// One operation that is under way, in the lower half of the word.
 const UNDER_WAY: u64 = 1;
@@ -77,7 +87,8 @@ impl Transit {
     }
 
     /// Tries, when it is this CPU's turn, until no other CPU has anything in transit during a try,
-    /// and that has given nothing back itself.
+    /// and that has given nothing back itself; then makes a `search`, which may take longer than interrupts may be disabled for,
+    /// and all of it again if another CPU has had something in transit in between.
     ///
     /// The caller holds no lock. `enter` disables interrupts, and says which CPU this is; `wait` waits
     /// a moment, or returns `false` if that has lasted too long. Memory that `attempt` announces by
@@ -87,89 +98,77 @@ impl Transit {
         enter: impl Fn() -> (Option<usize>, G),
         wait: impl Fn(&mut u64) -> bool,
         attempt: impl Fn() -> Result<T, Refused>,
+        search: impl Fn() -> Option<T>,
     ) -> Option<T> {
-        // Two waits: CPUs that had the turn for long, one after the other, are no reason to be refused because
-        // of what one of them has in transit.
-        let (mut for_turn, mut for_memory) = (0, 0);
+        let mut waits = Waits::default();
+        for _ in 0..MAX_SEARCHES {
+            let before = match self.try_in_turn(&enter, &wait, &mut waits, &attempt) {
+                Ok(found) => return Some(found),
+                Err(before) => before,
+            };
+            if let Some(found) = search() {
+                return Some(found);
+            }
+            // See `begin`.
+            fence(Ordering::SeqCst);
+            // Acquire: what an operation that has ended brought is there for the next try.
+            if self.operations.load(Ordering::Acquire) == before {
+                break;
+            }
+        }
+        None
+    }
+
+    /// Does what [`seek`](Self::seek) does before it searches. `Err`: the word after the last try.
+    fn try_in_turn<T, G>(
+        &self,
+        enter: &impl Fn() -> (Option<usize>, G),
+        wait: &impl Fn(&mut u64) -> bool,
+        waits: &mut Waits,
+        attempt: &impl Fn() -> Result<T, Refused>,
+    ) -> Result<T, u64> {
         let mut tries_left = MAX_TRIES;
+        let mut is_late = false;
         loop {
-            let turn = self.take_turn(&enter, || wait(&mut for_turn));
+            let turn = self.take_turn(enter, || wait(&mut waits.for_turn));
             let this = self.begin();
             let refused = match attempt() {
-                Ok(found) => return Some(found),
+                Ok(found) => return Ok(found),
                 Err(refused) => refused,
             };
             // See `begin`.
             fence(Ordering::SeqCst);
             let expected = this.ended_alone();
             let now = this.end();
-            // The code that this one interrupted, in a handler that nothing masks, has nothing in transit: the one
-            // operation that is under way is its own try, interrupted before or after its attempt. If it has not
-            // announced that yet, or has ended it, the operation is another CPU's, and this refuses too early: as
-            // code may be refused that has interrupted a slow path.
-            let is_own = turn.held.is_none() && now == expected.wrapping_add(UNDER_WAY);
+            // The code that this one interrupted, in a handler that nothing masks, waits for the turn no more: it has it. Its own
+            // try may be under way, for which this must not wait; so it is refused, maybe too early, as code may be that has
+            // interrupted a slow path.
+            let is_nested = turn.held.is_none();
             drop(turn);
             if refused == Refused::GaveBack {
                 // Not counted: there is an end of what can be given back.
                 continue;
             }
-            if now == expected || is_own || tries_left == 0 {
-                return None;
+            if now == expected || is_nested || is_late || tries_left == 0 {
+                return Err(now);
             }
             tries_left -= 1;
             // Once in any case: an operation that has ended in between may have been one of many that bring nothing.
             loop {
-                if !wait(&mut for_memory) {
-                    return None;
+                if !wait(&mut waits.for_memory) {
+                    // For the last time.
+                    is_late = true;
+                    break;
                 }
                 // Acquire: what an operation that has ended brought is there for the next try.
                 let now = self.operations.load(Ordering::Acquire);
-                let is_over = if tries_left > 0 {
-                    now / ENDED != expected / ENDED
-                } else {
-                    // Operations that end may all have begun later than one that has been under way all the time.
-                    now.is_multiple_of(ENDED)
-                };
-                if is_over {
+                let is_quiet = now.is_multiple_of(ENDED);
+                // In the end, operations that end may all have begun later than one that has been under way all the time.
+                if is_quiet || tries_left > 0 && now / ENDED != expected / ENDED {
                     break;
                 }
             }
         }
-    }
-
-    /// Makes passes of a search, until no other CPU has had anything in transit during a whole one. For passes that are too long
-    /// for a [try](Self::seek): each consists of operations of this CPU, which it counts.
-    pub(super) fn watch<T>(
-        &self,
-        wait: impl Fn(&mut u64) -> bool,
-        pass: impl Fn(&Cell<u64>) -> Option<T>,
-    ) -> Option<T> {
-        let mut waited = 0;
-        for _ in 0..MAX_TRIES {
-            // Acquire, here and below: as in `seek`.
-            let before = self.operations.load(Ordering::Acquire);
-            let own = Cell::new(0);
-            if let Some(found) = pass(&own) {
-                return Some(found);
-            }
-            // See `begin`.
-            fence(Ordering::SeqCst);
-            // No operation but its own has ended since, or is under way.
-            let expected = (before / ENDED * ENDED).wrapping_add(own.get() * ENDED);
-            if self.operations.load(Ordering::Acquire) == expected {
-                return None;
-            }
-            // Once in any case: see `seek`.
-            loop {
-                if !wait(&mut waited) {
-                    return None;
-                }
-                if self.operations.load(Ordering::Acquire) / ENDED != expected / ENDED {
-                    break;
-                }
-            }
-        }
-        None
     }
 
     /// Waits until no other CPU has the turn, or for too long, and takes it.
@@ -233,6 +232,15 @@ impl InTransit<'_> {
     }
 }
 
+impl InTransit<'_> {
+    /// Ends an operation that had nothing in transit: no reason for another CPU to try again.
+    pub(super) fn cancel(self) {
+        let this = ManuallyDrop::new(self);
+        // Release: as for one that ends, though there is nothing to find.
+        (this.transit.operations).fetch_sub(UNDER_WAY, Ordering::Release);
+    }
+}
+
 impl Drop for InTransit<'_> {
     fn drop(&mut self) {
         self.transit.finish();
@@ -260,7 +268,7 @@ impl Drop for Held<'_> {
 
 #[cfg(all(test, not(loom)))]
 mod tests {
-    use core::cell::RefCell;
+    use core::cell::{Cell, RefCell};
 
     use super::*;
 
@@ -284,10 +292,15 @@ mod tests {
     fn who_is_alone_tries_once() {
         let transit = Transit::new();
         let tries = Cell::new(0);
-        let found = transit.seek(cpu(1), never, || -> Result<(), _> {
-            tries.set(tries.get() + 1);
-            Err(Refused::Short)
-        });
+        let found = transit.seek(
+            cpu(1),
+            never,
+            || -> Result<(), _> {
+                tries.set(tries.get() + 1);
+                Err(Refused::Short)
+            },
+            || None,
+        );
         assert_eq!((found, tries.get()), (None, 1));
     }
 
@@ -296,7 +309,7 @@ mod tests {
         for number in [0, 7] {
             let transit = Transit::new();
             let turn = transit.take_turn(cpu(number), || never(&mut 0));
-            assert_eq!(transit.seek(cpu(number), never, || Ok(5)), Some(5));
+            assert_eq!(transit.seek(cpu(number), never, || Ok(5), || None), Some(5));
             // The interrupted code still has it.
             let mut waits = 0;
             let other = transit.take_turn(cpu(3), || {
@@ -308,7 +321,7 @@ mod tests {
             drop(turn);
             assert_eq!(transit.turn.load(Ordering::Relaxed), tag(Some(3)));
             drop(other);
-            assert_eq!(transit.seek(cpu(4), never, || Ok(5)), Some(5));
+            assert_eq!(transit.seek(cpu(4), never, || Ok(5), || None), Some(5));
         }
     }
 
@@ -317,10 +330,10 @@ mod tests {
         let transit = Transit::new();
         let nested = || {
             transit
-                .seek(cpu(1), never, || Err::<(), _>(Refused::Short))
+                .seek(cpu(1), never, || Err::<(), _>(Refused::Short), || None)
                 .ok_or(Refused::Short)
         };
-        assert_eq!(transit.seek(cpu(1), |_| true, nested), None);
+        assert_eq!(transit.seek(cpu(1), |_| true, nested, || None), None);
     }
 
     #[test]
@@ -346,11 +359,16 @@ mod tests {
             true
         };
         let tries = Cell::new(0);
-        let found = transit.seek(enter, wait, || {
-            assert_eq!(state(), (true, tag(Some(1))));
-            tries.set(tries.get() + 1);
-            Err::<(), _>(Refused::Short)
-        });
+        let found = transit.seek(
+            enter,
+            wait,
+            || {
+                assert_eq!(state(), (true, tag(Some(1))));
+                tries.set(tries.get() + 1);
+                Err::<(), _>(Refused::Short)
+            },
+            || None,
+        );
         assert_eq!((found, tries.get()), (None, 2));
         assert_eq!(state(), (false, FREE));
     }
@@ -360,8 +378,8 @@ mod tests {
         for stopped in [Some(0), None] {
             let transit = Transit::new();
             core::mem::forget(transit.take_turn(|| (stopped, ()), || never(&mut 0)));
-            assert_eq!(transit.seek(cpu(1), wait, || Ok(5)), Some(5));
-            assert_eq!(transit.seek(cpu(2), never, || Ok(5)), Some(5));
+            assert_eq!(transit.seek(cpu(1), wait, || Ok(5), || None), Some(5));
+            assert_eq!(transit.seek(cpu(2), never, || Ok(5), || None), Some(5));
         }
     }
 
@@ -378,10 +396,15 @@ mod tests {
             }
             wait(state)
         };
-        let found = transit.seek(cpu(1), wait, || {
-            tries.set(tries.get() + 1);
-            (tries.get() == 2).then_some(5).ok_or(Refused::Short)
-        });
+        let found = transit.seek(
+            cpu(1),
+            wait,
+            || {
+                tries.set(tries.get() + 1);
+                (tries.get() == 2).then_some(5).ok_or(Refused::Short)
+            },
+            || None,
+        );
         assert_eq!((found, tries.get()), (Some(5), 2));
     }
 
@@ -390,10 +413,10 @@ mod tests {
         let transit = Transit::new();
         core::mem::forget(transit.begin());
         assert_eq!(
-            transit.seek(cpu(1), wait, || Err::<(), _>(Refused::Short)),
+            transit.seek(cpu(1), wait, || Err::<(), _>(Refused::Short), || None),
             None
         );
-        assert_eq!(transit.seek(cpu(1), never, || Ok(5)), Some(5));
+        assert_eq!(transit.seek(cpu(1), never, || Ok(5), || None), Some(5));
     }
 
     #[test]
@@ -408,7 +431,7 @@ mod tests {
                 Refused::GaveBack
             })
         };
-        assert_eq!(transit.seek(cpu(1), never, attempt), None);
+        assert_eq!(transit.seek(cpu(1), never, attempt, || None), None);
         assert_eq!(tries.get(), 3 * MAX_TRIES);
     }
 
@@ -427,6 +450,7 @@ mod tests {
                     drop(transit.begin());
                     (tries.get() == 3).then_some(()).ok_or(Refused::Short)
                 },
+                || None,
             );
             assert_eq!(found, Some(()));
         }
@@ -439,35 +463,37 @@ mod tests {
                 drop(transit.begin());
                 Err::<(), _>(Refused::Short)
             },
+            || None,
         );
         assert_eq!((found, tries.get()), (None, MAX_TRIES + 1));
     }
 
     #[test]
-    fn passes_are_made_until_nothing_of_others_is_in_transit_in_one() {
+    fn it_is_searched_again_while_others_have_something_in_transit() {
         let transit = Transit::new();
-        let passes = Cell::new(0);
-        let other = RefCell::new(Some(transit.begin()));
-        let wait = |_: &mut u64| {
-            // It was under way from before the first pass.
-            other.take();
-            true
+        let (tries, searches) = (Cell::new(0), Cell::new(0));
+        let attempt = || {
+            tries.set(tries.get() + 1);
+            Err::<(), _>(Refused::Short)
         };
-        let pass = |own: &Cell<u64>| {
-            for _ in 0..3 {
-                drop(transit.begin());
-                own.set(own.get() + 1);
-            }
-            passes.set(passes.get() + 1);
-            if passes.get() == 2 {
+        let search = || {
+            // Steps that found nothing are no reason.
+            transit.begin().cancel();
+            searches.set(searches.get() + 1);
+            if searches.get() < 3 {
                 drop(transit.begin());
             }
-            None::<()>
+            None
         };
-        assert_eq!(transit.watch(wait, pass), None);
-        assert_eq!(passes.get(), 3);
-        let found = |_: &Cell<u64>| Some(5);
-        assert_eq!(transit.watch(never, found), Some(5));
+        assert_eq!(transit.seek(cpu(1), never, attempt, search), None);
+        assert_eq!((tries.replace(0), searches.replace(0)), (3, 3));
+        let search = || {
+            searches.set(searches.get() + 1);
+            drop(transit.begin());
+            None
+        };
+        assert_eq!(transit.seek(cpu(1), never, attempt, search), None);
+        assert_eq!((tries.get(), searches.get()), (MAX_SEARCHES, MAX_SEARCHES));
     }
 
     #[test]
@@ -487,7 +513,7 @@ mod tests {
             Some(_) => Err(Refused::Short),
             None => Ok(5),
         };
-        assert_eq!(transit.seek(cpu(1), wait, attempt), Some(5));
+        assert_eq!(transit.seek(cpu(1), wait, attempt, || None), Some(5));
         assert_eq!(waits.get(), 10 * MAX_TRIES);
     }
 }

@@ -5,7 +5,6 @@ use core::sync::atomic::Ordering;
 
 use super::MagazineHeap;
 use super::misuse::settle;
-use super::shortage::Searched;
 use crate::magazines::FramePlatform;
 use crate::magazines::cache::{Block, Entry, Owner};
 use crate::magazines::class::{Bin, Class, FRAME};
@@ -85,16 +84,14 @@ impl<P: FramePlatform> MagazineHeap<P> {
                 settle(freed);
                 block
             },
-            |steps| {
-                let searched = self.search(count, align, steps, |_, start| {
+            || {
+                let block = self.search(count, align, |_, start| {
                     self.frames.count(count, Use::Large);
                     self.shared.large_blocks.fetch_add(1, Ordering::Relaxed);
                     Some(start)
-                });
-                if let Searched::Found(_) = searched {
-                    self.count_resized(0, layout.size());
-                }
-                searched
+                })?;
+                self.count_resized(0, layout.size());
+                Some(block)
             },
         )
     }

@@ -1,6 +1,5 @@
 //! What an allocation does about a shortage of memory.
 
-use core::cell::Cell;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 use super::{MagazineHeap, Shared};
@@ -30,59 +29,44 @@ pub(super) enum Attempt {
     Last,
 }
 
-/// What a search for frames, beyond those that an attempt finds, has come to.
-pub(super) enum Searched {
-    /// A block of such frames.
-    Found(Block),
-    NotFree,
-    /// The platform does not search: an attempt has found all that there is.
-    Not,
-}
-
 impl<P: FramePlatform> MagazineHeap<P> {
-    /// Searches for frames, in steps, of which it counts those taken, and makes a block of them.
+    /// Searches for frames, in steps, and makes a block of them.
     pub(super) fn search(
         &self,
         count: usize,
         align: usize,
-        steps: &Cell<u64>,
         make: impl Fn(&Context<'_, P>, Block) -> Option<Block>,
-    ) -> Searched {
-        let mut searched = Searched::Not;
+    ) -> Option<Block> {
+        let mut found = None;
         self.platform()
             .search_frames(count, align, &mut |take_step| {
-                searched = Searched::NotFree;
                 let mut is_over = false;
                 while !is_over {
                     let made = self.step(|_| {
-                        let _transit = self.transit.begin();
-                        steps.set(steps.get() + 1);
+                        let transit = self.transit.begin();
                         let step = take_step();
                         is_over = step != FrameSearch::Unfinished;
-                        let made = match step {
-                            FrameSearch::Found(start) => {
-                                make(&self.context_of(Attempt::Last), start)
-                            }
-                            FrameSearch::Unfinished | FrameSearch::NotFree => None,
+                        let FrameSearch::Found(start) = step else {
+                            transit.cancel();
+                            return (None, Ok(()));
                         };
-                        (made, Ok(()))
+                        (make(&self.context_of(Attempt::Last), start), Ok(()))
                     });
                     match made {
-                        Some(Some(block)) => searched = Searched::Found(block),
-                        Some(None) => {}
+                        Some(block) => found = found.or(block),
                         // This code interrupted its own CPU inside the heap.
                         None => is_over = true,
                     }
                 }
             });
-        searched
+        found
     }
 
     /// Retries after each thing that can be done about a shortage.
     pub(super) fn until_short(
         &self,
         attempt: impl Fn(Attempt) -> Result<Block, Refused>,
-        search: impl Fn(&Cell<u64>) -> Searched,
+        search: impl Fn() -> Option<Block>,
     ) -> Option<Block> {
         let attempt_all = |kind| {
             loop {
@@ -98,22 +82,9 @@ impl<P: FramePlatform> MagazineHeap<P> {
             Err(_) => {}
         }
         // An attempt need not look everywhere.
-        let has_search = match search(&Cell::new(0)) {
-            Searched::Found(block) => return Some(block),
-            Searched::NotFree => true,
-            Searched::Not => false,
-        };
-        let seek = || {
-            let found = self.seek(|| attempt(Attempt::Last));
-            if found.is_some() || !has_search {
-                return found;
-            }
-            let wait = |state: &mut u64| self.platform().wait_for_memory(state);
-            self.transit.watch(wait, |own| match search(own) {
-                Searched::Found(block) => Some(block),
-                Searched::NotFree | Searched::Not => None,
-            })
-        };
+        if let Some(block) = search() {
+            return Some(block);
+        }
         // Relaxed: see `is_short`.
         self.shared.short.fetch_add(1, Ordering::Relaxed);
         let _shortage = Shortage(&self.shared.short);
@@ -127,7 +98,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
                 self.drain();
                 self.trim();
             }
-            return seek();
+            return self.seek(|| attempt(Attempt::Last), search);
         }
         self.drain();
         self.trim();
@@ -140,7 +111,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
         let could_ask = self.platform().drain_others();
         self.drain();
         self.trim();
-        let found = seek();
+        let found = self.seek(|| attempt(Attempt::Last), search);
         if found.is_none() && could_ask {
             // Release: see above.
             self.shared.barren.store(gains, Ordering::Release);
@@ -178,7 +149,11 @@ impl<P: FramePlatform> MagazineHeap<P> {
 
     /// Tries for the last time, and again as long as memory is in transit on other CPUs: contention
     /// must not count as out of memory. Within bounds, as others may do so forever.
-    fn seek(&self, attempt: impl Fn() -> Result<Block, Refused>) -> Option<Block> {
+    fn seek(
+        &self,
+        attempt: impl Fn() -> Result<Block, Refused>,
+        search: impl Fn() -> Option<Block>,
+    ) -> Option<Block> {
         let platform = self.platform();
         let enter = || {
             let preemption = platform.disable_preemption();
@@ -187,6 +162,6 @@ impl<P: FramePlatform> MagazineHeap<P> {
             (platform.cpu(), guards)
         };
         let wait = |state: &mut u64| platform.wait_for_memory(state);
-        self.transit.seek(enter, wait, attempt)
+        self.transit.seek(enter, wait, attempt, search)
     }
 }

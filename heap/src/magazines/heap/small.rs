@@ -1,13 +1,12 @@
 //! Blocks of the size classes.
 
 use core::alloc::Layout;
-use core::cell::Cell;
 use core::mem::MaybeUninit;
 use core::sync::atomic::Ordering;
 
 use super::MagazineHeap;
 use super::misuse::{Misuse, settle};
-use super::shortage::{Attempt, Searched};
+use super::shortage::Attempt;
 use crate::magazines::cache::{Block, Entry, Owner};
 use crate::magazines::class::{Bin, Class, UNIT};
 use crate::magazines::context::Context;
@@ -23,28 +22,20 @@ impl<P: FramePlatform> MagazineHeap<P> {
         self.pop_aligned(class, layout).or_else(|| {
             self.until_short(
                 |kind| self.attempt(class, layout, kind),
-                |steps| self.search_small(class, layout.size(), steps),
+                || self.search_small(class, layout.size()),
             )
         })
     }
 
     /// Searches for frames, makes them a slab, and takes its first block.
-    fn search_small(&self, class: Class, size: usize, steps: &Cell<u64>) -> Searched {
-        let mut searched = Searched::Not;
-        for count in class.slab_counts() {
-            searched = self.search(count, count, steps, |context, start| {
+    fn search_small(&self, class: Class, size: usize) -> Option<Block> {
+        let block = class.slab_counts().find_map(|count| {
+            self.search(count, count, |context, start| {
                 self.slabs[class].add_frames(context, class, start, count)
-            });
-            match searched {
-                Searched::Found(_) => {
-                    self.count_resized(0, size);
-                    break;
-                }
-                Searched::NotFree => {}
-                Searched::Not => break,
-            }
-        }
-        searched
+            })
+        })?;
+        self.count_resized(0, size);
+        Some(block)
     }
 
     /// Takes a block from the magazine. All blocks are aligned to a unit. For more, not to a fast path's account, there is one
@@ -201,11 +192,16 @@ impl<P: FramePlatform> MagazineHeap<P> {
             (Entry::Nested, _) => (Refused::Nested, Ok(())),
             // Another CPU may have kept this one from blocks whose free was deferred. A try that is announced announces
             // nothing else, as a drain would: that would count as another CPU's.
-            (_, Attempt::Last) => match self.free_some_deferred(context) {
-                // More may wait.
-                (BATCH, freed) => (Refused::GaveBack, freed),
-                (_, freed) => (Refused::Short, freed),
-            },
+            (_, Attempt::Last) => {
+                let (count, freed) = self.free_some_deferred(context);
+                // What came back since this CPU has trimmed may be an empty slab of another class.
+                Class::all().for_each(|class| self.slabs[class].trim(context));
+                match count {
+                    // More may wait.
+                    BATCH => (Refused::GaveBack, freed),
+                    _ => (Refused::Short, freed),
+                }
+            }
             (Entry::Owner(owner), _) => (Refused::Short, self.catch_up(context, owner)),
             (Entry::Guest(_), _) => (Refused::Short, Ok(())),
         }
