@@ -371,8 +371,8 @@ impl Zone {
             None => self.settle_all(&numbers),
             Some((start, _)) => {
                 self.release(numbers.start..start.max(numbers.start));
-                // Relaxed: see `undecided`.
-                self.transit.undone.fetch_add(1, Relaxed);
+                // Release, with the Acquire of `undone`: a search that begins after it finds the frames.
+                self.transit.undone.fetch_add(1, Release);
             }
         }
         if is_undecided {
@@ -469,8 +469,8 @@ impl Zone {
 
     /// Returns a number that has changed if a CPU has had frames since that it could not keep, and gave back.
     pub(crate) fn undone(&self) -> u64 {
-        // Relaxed: read after `is_undecided`, which orders it.
-        self.transit.undone.load(Relaxed)
+        // Acquire, with the Release of `claim`: the frames are found.
+        self.transit.undone.load(Acquire)
     }
 
     /// Returns whether some CPU may have frames of which it doesn't know yet if it can keep them.

@@ -99,7 +99,7 @@ pub struct CpuCache {
     /// A block of each class for code that interrupts this CPU on a slow path, or null.
     reserve: [AtomicPtr<u8>; CLASSES],
     tallies: [Tally; CLASSES],
-    /// The number of times that a magazine was refilled, or is just now.
+    /// The number of times that a magazine was refilled, from [`FILLED`] up, and whether one [is](IS_FILLING) just now.
     fills: AtomicU64,
     /// Frames of large blocks that the magazines have room for now. Each of these three is used by this CPU alone, on a slow
     /// path, so `Relaxed`.
@@ -266,13 +266,12 @@ impl CpuCache {
         }
     }
 
-    /// Returns a number that changes whenever something comes into the cache, or is about to.
-    pub(super) fn gains(&self) -> u64 {
+    /// Returns a number that grows whenever something comes into the cache; `None`: something may just now.
+    pub(super) fn gains(&self) -> Option<u64> {
         // Acquire, with the Release of the counts: what came in is found, or the magazine is found closed.
         let freed = self.freed.load(Ordering::Acquire);
-        // Far apart: one that is taken back is not made up for by what is freed.
         let fills = self.fills.load(Ordering::Acquire);
-        freed.wrapping_add(fills << FILLS_SHIFT)
+        (fills & IS_FILLING == 0).then_some(freed.wrapping_add(fills))
     }
 
     /// Returns whether this is a CPU's, and not [`NO_CACHE`].
@@ -667,17 +666,19 @@ impl Closed<'_> {
             return;
         }
         let batch = self.batch();
-        // Before the blocks are on their way here, where nobody else finds them. Release: see `gains`.
-        add(&self.cache.fills, 1, Ordering::Release);
+        // Before the blocks are on their way here, where nobody else finds them. Release, here and below: see `gains`.
+        let fills = self.cache.fills.load(Ordering::Relaxed) & !IS_FILLING;
+        (self.cache.fills).store(fills | IS_FILLING, Ordering::Release);
         if let Some(room) = self.memory().get_mut(..batch) {
             self.blocks = fill(room).min(batch);
         }
         // A miss that could not be refilled does not count.
         if self.blocks > 0 {
+            (self.cache.fills).store(fills + FILLED, Ordering::Release);
             self.count(|tally| &tally.refills);
             self.grow();
         } else {
-            add(&self.cache.fills, u64::MAX, Ordering::Release);
+            self.cache.fills.store(fills, Ordering::Release);
         }
     }
 
@@ -747,8 +748,10 @@ const fn capacity(bin: usize) -> u32 {
     }
 }
 
-/// What a refill counts beside freed bytes, as a power of two: as much as a TiB of them.
-const FILLS_SHIFT: u32 = 40;
+/// A magazine is being refilled.
+const IS_FILLING: u64 = 1;
+/// One that has been.
+const FILLED: u64 = 2;
 
 /// Adds to a counter that only this CPU writes.
 #[inline(always)]

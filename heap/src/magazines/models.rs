@@ -10,6 +10,7 @@
     reason = "a model that finds nothing to unwrap must fail"
 )]
 
+use core::cell::Cell;
 use core::mem::MaybeUninit;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::Ordering;
@@ -520,7 +521,7 @@ fn slab_against_slab() {
                     || (Some(cpu), ()),
                     wait,
                     || attempt(true).ok_or(Refused::Short),
-                    || None,
+                    |_| None,
                 )
             });
             Blocks(std::vec![block.unwrap()])
@@ -573,7 +574,7 @@ fn last_frames_against_last_frames() {
                     || (Some(cpu), ()),
                     wait,
                     || frames.take_both().ok_or(Refused::Short),
-                    || None,
+                    |_| None,
                 )
             };
             let others = shared.clone();
@@ -609,7 +610,7 @@ fn last_frames_against_failing_attempt() {
                 || (Some(0), ()),
                 wait,
                 || frames.take_both().ok_or(Refused::Short),
-                || None,
+                |_| None,
             );
             assert!(found.is_some(), "refused because of what was given back");
             other.join().unwrap();
@@ -632,11 +633,10 @@ fn search_against_failing_attempt() {
         let (transit, frames) = &*shared;
         // An attempt does not look everywhere.
         let attempt = || Err(Refused::Short);
-        let search = || {
-            let step = transit.begin();
-            let found = frames.take_both();
-            drop(step);
-            found
+        let search = |own: &Cell<u64>| {
+            let _step = transit.begin();
+            own.set(own.get() + 1);
+            frames.take_both()
         };
         let found = transit.seek(|| (Some(0), ()), wait, attempt, search);
         assert!(found.is_some(), "refused because of what was given back");

@@ -1,5 +1,6 @@
 //! Memory in transit: taken from one place and not yet in the next, so that no CPU finds it.
 
+use core::cell::Cell;
 use core::mem::ManuallyDrop;
 use core::sync::atomic::Ordering;
 
@@ -88,7 +89,7 @@ impl Transit {
 
     /// Tries, when it is this CPU's turn, until no other CPU has anything in transit during a try,
     /// and that has given nothing back itself; then makes a `search`, which may take longer than interrupts may be disabled for,
-    /// and all of it again if another CPU has had something in transit in between.
+    /// and all of it again if another CPU has had something in transit in between. The search counts its own operations.
     ///
     /// The caller holds no lock. `enter` disables interrupts, and says which CPU this is; `wait` waits
     /// a moment, or returns `false` if that has lasted too long. Memory that `attempt` announces by
@@ -98,7 +99,7 @@ impl Transit {
         enter: impl Fn() -> (Option<usize>, G),
         wait: impl Fn(&mut u64) -> bool,
         attempt: impl Fn() -> Result<T, Refused>,
-        search: impl Fn() -> Option<T>,
+        search: impl Fn(&Cell<u64>) -> Option<T>,
     ) -> Option<T> {
         let mut waits = Waits::default();
         for _ in 0..MAX_SEARCHES {
@@ -106,13 +107,15 @@ impl Transit {
                 Ok(found) => return Some(found),
                 Err(before) => before,
             };
-            if let Some(found) = search() {
+            let own = Cell::new(0);
+            if let Some(found) = search(&own) {
                 return Some(found);
             }
             // See `begin`.
             fence(Ordering::SeqCst);
+            let expected = before.wrapping_add(own.get() * ENDED);
             // Acquire: what an operation that has ended brought is there for the next try.
-            if self.operations.load(Ordering::Acquire) == before {
+            if self.operations.load(Ordering::Acquire) == expected {
                 break;
             }
         }
@@ -232,15 +235,6 @@ impl InTransit<'_> {
     }
 }
 
-impl InTransit<'_> {
-    /// Ends an operation that had nothing in transit: no reason for another CPU to try again.
-    pub(super) fn cancel(self) {
-        let this = ManuallyDrop::new(self);
-        // Release: as for one that ends, though there is nothing to find.
-        (this.transit.operations).fetch_sub(UNDER_WAY, Ordering::Release);
-    }
-}
-
 impl Drop for InTransit<'_> {
     fn drop(&mut self) {
         self.transit.finish();
@@ -268,7 +262,7 @@ impl Drop for Held<'_> {
 
 #[cfg(all(test, not(loom)))]
 mod tests {
-    use core::cell::{Cell, RefCell};
+    use core::cell::RefCell;
 
     use super::*;
 
@@ -299,7 +293,7 @@ mod tests {
                 tries.set(tries.get() + 1);
                 Err(Refused::Short)
             },
-            || None,
+            |_| None,
         );
         assert_eq!((found, tries.get()), (None, 1));
     }
@@ -309,7 +303,10 @@ mod tests {
         for number in [0, 7] {
             let transit = Transit::new();
             let turn = transit.take_turn(cpu(number), || never(&mut 0));
-            assert_eq!(transit.seek(cpu(number), never, || Ok(5), || None), Some(5));
+            assert_eq!(
+                transit.seek(cpu(number), never, || Ok(5), |_| None),
+                Some(5)
+            );
             // The interrupted code still has it.
             let mut waits = 0;
             let other = transit.take_turn(cpu(3), || {
@@ -321,7 +318,7 @@ mod tests {
             drop(turn);
             assert_eq!(transit.turn.load(Ordering::Relaxed), tag(Some(3)));
             drop(other);
-            assert_eq!(transit.seek(cpu(4), never, || Ok(5), || None), Some(5));
+            assert_eq!(transit.seek(cpu(4), never, || Ok(5), |_| None), Some(5));
         }
     }
 
@@ -330,10 +327,10 @@ mod tests {
         let transit = Transit::new();
         let nested = || {
             transit
-                .seek(cpu(1), never, || Err::<(), _>(Refused::Short), || None)
+                .seek(cpu(1), never, || Err::<(), _>(Refused::Short), |_| None)
                 .ok_or(Refused::Short)
         };
-        assert_eq!(transit.seek(cpu(1), |_| true, nested, || None), None);
+        assert_eq!(transit.seek(cpu(1), |_| true, nested, |_| None), None);
     }
 
     #[test]
@@ -367,7 +364,7 @@ mod tests {
                 tries.set(tries.get() + 1);
                 Err::<(), _>(Refused::Short)
             },
-            || None,
+            |_| None,
         );
         assert_eq!((found, tries.get()), (None, 2));
         assert_eq!(state(), (false, FREE));
@@ -378,8 +375,8 @@ mod tests {
         for stopped in [Some(0), None] {
             let transit = Transit::new();
             core::mem::forget(transit.take_turn(|| (stopped, ()), || never(&mut 0)));
-            assert_eq!(transit.seek(cpu(1), wait, || Ok(5), || None), Some(5));
-            assert_eq!(transit.seek(cpu(2), never, || Ok(5), || None), Some(5));
+            assert_eq!(transit.seek(cpu(1), wait, || Ok(5), |_| None), Some(5));
+            assert_eq!(transit.seek(cpu(2), never, || Ok(5), |_| None), Some(5));
         }
     }
 
@@ -403,7 +400,7 @@ mod tests {
                 tries.set(tries.get() + 1);
                 (tries.get() == 2).then_some(5).ok_or(Refused::Short)
             },
-            || None,
+            |_| None,
         );
         assert_eq!((found, tries.get()), (Some(5), 2));
     }
@@ -413,10 +410,10 @@ mod tests {
         let transit = Transit::new();
         core::mem::forget(transit.begin());
         assert_eq!(
-            transit.seek(cpu(1), wait, || Err::<(), _>(Refused::Short), || None),
+            transit.seek(cpu(1), wait, || Err::<(), _>(Refused::Short), |_| None),
             None
         );
-        assert_eq!(transit.seek(cpu(1), never, || Ok(5), || None), Some(5));
+        assert_eq!(transit.seek(cpu(1), never, || Ok(5), |_| None), Some(5));
     }
 
     #[test]
@@ -431,7 +428,7 @@ mod tests {
                 Refused::GaveBack
             })
         };
-        assert_eq!(transit.seek(cpu(1), never, attempt, || None), None);
+        assert_eq!(transit.seek(cpu(1), never, attempt, |_| None), None);
         assert_eq!(tries.get(), 3 * MAX_TRIES);
     }
 
@@ -450,7 +447,7 @@ mod tests {
                     drop(transit.begin());
                     (tries.get() == 3).then_some(()).ok_or(Refused::Short)
                 },
-                || None,
+                |_| None,
             );
             assert_eq!(found, Some(()));
         }
@@ -463,7 +460,7 @@ mod tests {
                 drop(transit.begin());
                 Err::<(), _>(Refused::Short)
             },
-            || None,
+            |_| None,
         );
         assert_eq!((found, tries.get()), (None, MAX_TRIES + 1));
     }
@@ -476,9 +473,10 @@ mod tests {
             tries.set(tries.get() + 1);
             Err::<(), _>(Refused::Short)
         };
-        let search = || {
-            // Steps that found nothing are no reason.
-            transit.begin().cancel();
+        let search = |own: &Cell<u64>| {
+            // Its own steps are no reason.
+            drop(transit.begin());
+            own.set(own.get() + 1);
             searches.set(searches.get() + 1);
             if searches.get() < 3 {
                 drop(transit.begin());
@@ -487,7 +485,7 @@ mod tests {
         };
         assert_eq!(transit.seek(cpu(1), never, attempt, search), None);
         assert_eq!((tries.replace(0), searches.replace(0)), (3, 3));
-        let search = || {
+        let search = |_: &Cell<u64>| {
             searches.set(searches.get() + 1);
             drop(transit.begin());
             None
@@ -513,7 +511,7 @@ mod tests {
             Some(_) => Err(Refused::Short),
             None => Ok(5),
         };
-        assert_eq!(transit.seek(cpu(1), wait, attempt, || None), Some(5));
+        assert_eq!(transit.seek(cpu(1), wait, attempt, |_| None), Some(5));
         assert_eq!(waits.get(), 10 * MAX_TRIES);
     }
 }

@@ -84,8 +84,8 @@ impl<P: FramePlatform> MagazineHeap<P> {
                 settle(freed);
                 block
             },
-            || {
-                let block = self.search(count, align, |_, start| {
+            |steps| {
+                let block = self.search(count, align, steps, |_, start| {
                     self.frames.count(count, Use::Large);
                     self.shared.large_blocks.fetch_add(1, Ordering::Relaxed);
                     Some(start)

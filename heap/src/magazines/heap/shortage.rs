@@ -1,5 +1,6 @@
 //! What an allocation does about a shortage of memory.
 
+use core::cell::Cell;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 use super::{MagazineHeap, Shared};
@@ -30,11 +31,12 @@ pub(super) enum Attempt {
 }
 
 impl<P: FramePlatform> MagazineHeap<P> {
-    /// Searches for frames, in steps, and makes a block of them.
+    /// Searches for frames, in steps, of which it counts those taken, and makes a block of them.
     pub(super) fn search(
         &self,
         count: usize,
         align: usize,
+        steps: &Cell<u64>,
         make: impl Fn(&Context<'_, P>, Block) -> Option<Block>,
     ) -> Option<Block> {
         let mut found = None;
@@ -43,11 +45,12 @@ impl<P: FramePlatform> MagazineHeap<P> {
                 let mut is_over = false;
                 while !is_over {
                     let made = self.step(|_| {
-                        let transit = self.transit.begin();
+                        // Also of one that finds nothing, as the platform may move memory in it.
+                        let _transit = self.transit.begin();
+                        steps.set(steps.get() + 1);
                         let step = take_step();
                         is_over = step != FrameSearch::Unfinished;
                         let FrameSearch::Found(start) = step else {
-                            transit.cancel();
                             return (None, Ok(()));
                         };
                         (make(&self.context_of(Attempt::Last), start), Ok(()))
@@ -66,7 +69,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
     pub(super) fn until_short(
         &self,
         attempt: impl Fn(Attempt) -> Result<Block, Refused>,
-        search: impl Fn() -> Option<Block>,
+        search: impl Fn(&Cell<u64>) -> Option<Block>,
     ) -> Option<Block> {
         let attempt_all = |kind| {
             loop {
@@ -82,7 +85,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
             Err(_) => {}
         }
         // An attempt need not look everywhere.
-        if let Some(block) = search() {
+        if let Some(block) = search(&Cell::new(0)) {
             return Some(block);
         }
         // Relaxed: see `is_short`.
@@ -90,7 +93,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
         let _shortage = Shortage(&self.shared.short);
         // Acquire, with the Release below: the counts that a relief has seen are seen here, so an equal sum is one of equal
         // counts. A CPU that does not see the last value asks once more, in vain.
-        let is_barren = self.shared.barren.load(Ordering::Acquire) == self.gains()
+        let is_barren = self.gains() == Some(self.shared.barren.load(Ordering::Acquire))
             && self.platform().reclaimable() == 0;
         if is_barren {
             // That relief may not have reached this CPU, whose own blocks are out of nobody's reach.
@@ -112,7 +115,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
         self.drain();
         self.trim();
         let found = self.seek(|| attempt(Attempt::Last), search);
-        if found.is_none() && could_ask {
+        if let (None, true, Some(gains)) = (&found, could_ask, gains) {
             // Release: see above.
             self.shared.barren.store(gains, Ordering::Release);
         }
@@ -134,8 +137,9 @@ impl<P: FramePlatform> MagazineHeap<P> {
 
     /// Returns a number that grows whenever a block is freed, comes into a CPU's cache, or comes back
     /// from where a relief may not have found it: as long as it stays the same, a relief finds nothing
-    /// that the last one did not. It grows *after* that, so a CPU that sees it grow finds the block.
-    fn gains(&self) -> u64 {
+    /// that the last one did not. It grows *after* that, so a CPU that sees it grow finds the block. `None`: blocks may be on
+    /// their way into a cache.
+    fn gains(&self) -> Option<u64> {
         let Shared {
             freed, returned, ..
         } = &self.shared;
@@ -143,7 +147,10 @@ impl<P: FramePlatform> MagazineHeap<P> {
         // CPUs' caches count blocks there, for which the CPUs are asked.
         let mut gains = freed.load(Ordering::Acquire);
         gains = gains.wrapping_add(returned.load(Ordering::Acquire));
-        (self.platform()).each_cache(&mut |cache| gains = gains.wrapping_add(cache.gains()));
+        let mut gains = Some(gains);
+        (self.platform()).each_cache(&mut |cache| {
+            gains = (gains.zip(cache.gains())).map(|(gains, more)| gains.wrapping_add(more));
+        });
         gains
     }
 
@@ -152,7 +159,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
     fn seek(
         &self,
         attempt: impl Fn() -> Result<Block, Refused>,
-        search: impl Fn() -> Option<Block>,
+        search: impl Fn(&Cell<u64>) -> Option<Block>,
     ) -> Option<Block> {
         let platform = self.platform();
         let enter = || {

@@ -1,6 +1,7 @@
 //! Blocks of the size classes.
 
 use core::alloc::Layout;
+use core::cell::Cell;
 use core::mem::MaybeUninit;
 use core::sync::atomic::Ordering;
 
@@ -22,15 +23,15 @@ impl<P: FramePlatform> MagazineHeap<P> {
         self.pop_aligned(class, layout).or_else(|| {
             self.until_short(
                 |kind| self.attempt(class, layout, kind),
-                || self.search_small(class, layout.size()),
+                |steps| self.search_small(class, layout.size(), steps),
             )
         })
     }
 
     /// Searches for frames, makes them a slab, and takes its first block.
-    fn search_small(&self, class: Class, size: usize) -> Option<Block> {
+    fn search_small(&self, class: Class, size: usize, steps: &Cell<u64>) -> Option<Block> {
         let block = class.slab_counts().find_map(|count| {
-            self.search(count, count, |context, start| {
+            self.search(count, count, steps, |context, start| {
                 self.slabs[class].add_frames(context, class, start, count)
             })
         })?;

@@ -363,7 +363,7 @@ fn a_block_on_its_way_home_is_waited_for() {
                     false
                 };
                 let found =
-                    (heap.transit).seek(other, wait, || Err::<(), _>(Refused::Short), || None);
+                    (heap.transit).seek(other, wait, || Err::<(), _>(Refused::Short), |_| None);
                 assert_eq!(found, None);
             }
             true
