@@ -590,30 +590,32 @@ fn last_frames_against_last_frames() {
     );
 }
 
+/// Seeks the last frames, of which another CPU takes one, and gives it back.
+fn seek_against_failing_attempt(seek: impl Fn(&Transit, &LastFrames) -> Option<()>) {
+    let shared = Arc::new((Transit::new(), LastFrames::new()));
+    let others = shared.clone();
+    let other = thread::spawn(move || {
+        let (transit, frames) = &*others;
+        let _transit = transit.begin();
+        if let Some(frame) = frames.take() {
+            frame.store(1, Ordering::Relaxed);
+        }
+    });
+    let found = seek(&shared.0, &shared.1);
+    assert!(found.is_some(), "refused because of what was given back");
+    other.join().unwrap();
+}
+
 #[test]
 fn last_frames_against_failing_attempt() {
     model(
         "transit: the last frames against a failing attempt",
         None,
         || {
-            let shared = Arc::new((Transit::new(), LastFrames::new()));
-            let others = shared.clone();
-            let other = thread::spawn(move || {
-                let (transit, frames) = &*others;
-                let _transit = transit.begin();
-                if let Some(frame) = frames.take() {
-                    frame.store(1, Ordering::Relaxed);
-                }
+            seek_against_failing_attempt(|transit, frames| {
+                let attempt = || frames.take_both().ok_or(Refused::Short);
+                transit.seek(|| (Some(0), ()), wait, attempt, |_| None)
             });
-            let (transit, frames) = &*shared;
-            let found = transit.seek(
-                || (Some(0), ()),
-                wait,
-                || frames.take_both().ok_or(Refused::Short),
-                |_| None,
-            );
-            assert!(found.is_some(), "refused because of what was given back");
-            other.join().unwrap();
         },
     );
 }
@@ -621,25 +623,15 @@ fn last_frames_against_failing_attempt() {
 #[test]
 fn search_against_failing_attempt() {
     model("transit: a search against a failing attempt", None, || {
-        let shared = Arc::new((Transit::new(), LastFrames::new()));
-        let others = shared.clone();
-        let other = thread::spawn(move || {
-            let (transit, frames) = &*others;
-            let _transit = transit.begin();
-            if let Some(frame) = frames.take() {
-                frame.store(1, Ordering::Relaxed);
-            }
+        seek_against_failing_attempt(|transit, frames| {
+            // An attempt does not look everywhere.
+            let attempt = || Err(Refused::Short);
+            let search = |own: &Cell<u64>| {
+                let _step = transit.begin();
+                own.set(own.get() + 1);
+                frames.take_both()
+            };
+            transit.seek(|| (Some(0), ()), wait, attempt, search)
         });
-        let (transit, frames) = &*shared;
-        // An attempt does not look everywhere.
-        let attempt = || Err(Refused::Short);
-        let search = |own: &Cell<u64>| {
-            let _step = transit.begin();
-            own.set(own.get() + 1);
-            frames.take_both()
-        };
-        let found = transit.seek(|| (Some(0), ()), wait, attempt, search);
-        assert!(found.is_some(), "refused because of what was given back");
-        other.join().unwrap();
     });
 }

@@ -261,22 +261,31 @@ unsafe impl FramePlatform for Observed {
     }
 }
 
+/// Does what another CPU does that has the frames, for an instant, the first `times` times that the heap asks for them.
+fn has_what_is_asked_for(
+    heap: &'static MagazineHeap<Observed>,
+    event: Event,
+    asked: Event,
+    times: usize,
+) -> bool {
+    if event == asked {
+        let is_theirs = CALLS.replace(CALLS.get() + 1) < times;
+        if is_theirs {
+            IN_TRANSIT.set(Some(heap.transit.begin()));
+        }
+        return !is_theirs;
+    }
+    if event == Event::WaitForMemory {
+        IN_TRANSIT.take();
+    }
+    true
+}
+
 #[test]
 fn a_block_waits_for_the_frames_behind_it() {
     // Another CPU has them, for an instant, as the block is to grow by them a second time.
-    let heap = Observed::heap(100, |heap, event| match event {
-        Event::Extend => {
-            let is_theirs = CALLS.replace(CALLS.get() + 1) < 3;
-            if is_theirs {
-                IN_TRANSIT.set(Some(heap.transit.begin()));
-            }
-            !is_theirs
-        }
-        Event::WaitForMemory => {
-            IN_TRANSIT.take();
-            true
-        }
-        _ => true,
+    let heap = Observed::heap(100, |heap, event| {
+        has_what_is_asked_for(heap, event, Event::Extend, 3)
     });
     HEAP.set(Some(heap));
     let old = Layout::from_size_align(60 * FRAME, 8).unwrap();
@@ -461,20 +470,9 @@ fn frames_are_searched_for_with_interrupts_enabled_between_steps() {
 
 #[test]
 fn a_search_is_repeated_while_another_cpu_has_frames_in_transit() {
-    let heap = Observed::heap(256, |heap, event| match event {
-        // As the search comes to the frames, another CPU has them, for an instant, until the third pass.
-        Event::Found => {
-            let is_theirs = CALLS.replace(CALLS.get() + 1) < 2;
-            if is_theirs {
-                IN_TRANSIT.set(Some(heap.transit.begin()));
-            }
-            !is_theirs
-        }
-        Event::WaitForMemory => {
-            IN_TRANSIT.take();
-            true
-        }
-        _ => true,
+    // As the search comes to the frames, another CPU has them, for an instant, until the third pass.
+    let heap = Observed::heap(256, |heap, event| {
+        has_what_is_asked_for(heap, event, Event::Found, 2)
     });
     HEAP.set(Some(heap));
     STEPS.set(Some(3));
