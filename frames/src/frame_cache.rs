@@ -195,8 +195,7 @@ impl<'a, O: Owner> FrameCache<'a, O> {
     #[cold]
     #[inline(never)]
     fn take_slowly(&mut self, owner: u8) -> Option<OwnedFrame<O>> {
-        // Those for runs may be what is missing.
-        if self.fill() > 0 || self.release_runs(0) > 0 && self.fill() > 0 {
+        if self.fill_for_one() {
             return self.take(owner);
         }
         let run = self
@@ -323,9 +322,7 @@ impl<'a, O: Owner> FrameCache<'a, O> {
         looks_left: &Cell<usize>,
     ) -> Option<OwnedRun<O>> {
         if request.is_for_any_frame() {
-            let is_filled = self.slot.singles() > 0
-                || self.fill() > 0
-                || self.release_runs(0) > 0 && self.fill() > 0;
+            let is_filled = self.slot.singles() > 0 || self.fill_for_one();
             return is_filled.then(|| self.take(owner))?.map(Into::into);
         }
         let fit = Fit::new(request)?;
@@ -550,6 +547,12 @@ impl<'a, O: Owner> FrameCache<'a, O> {
         *recorded = record;
         self.slot.set_singles(cached + 1);
         true
+    }
+
+    /// Claims rows for single frames. Returns whether there are any now.
+    fn fill_for_one(&mut self) -> bool {
+        // Those for runs may be what is missing.
+        self.fill() > 0 || self.release_runs(0) > 0 && self.fill() > 0
     }
 
     /// Claims rows until there are enough single frames, or no more, and returns how many there are.

@@ -23,7 +23,6 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use muster_sync::AtomicU64;
 
-use crate::PhysAddr;
 use crate::chunk::FrameInfo;
 use crate::frame_cache::{FrameCache, Slot};
 use crate::hint::Request;
@@ -356,16 +355,13 @@ impl<O: Owner> FrameAllocator<O> {
         count_frames: impl FnOnce(i64),
     ) -> SearchStep<OwnedRun<O>> {
         match step {
-            SearchStep::Found(first) => {
-                self.hand_out(first..first + count, owner);
-                match FrameRun::from_numbers(first, count) {
-                    Some(run) => {
-                        count_frames(count as i64);
-                        SearchStep::Found(OwnedRun::claimed(run, owner))
-                    }
-                    None => SearchStep::NotFree,
+            SearchStep::Found(first) => match self.own(first, count, owner) {
+                Some(run) => {
+                    count_frames(count as i64);
+                    SearchStep::Found(run)
                 }
-            }
+                None => SearchStep::NotFree,
+            },
             SearchStep::Unfinished => SearchStep::Unfinished,
             SearchStep::NotFree => SearchStep::NotFree,
         }
@@ -544,9 +540,14 @@ impl<O: Owner> FrameAllocator<O> {
     ) -> Option<OwnedRun<O>> {
         let count = request.count();
         let first = self.claim(request, home)?;
+        self.own(first, count, owner)
+    }
+
+    /// Hands out claimed frames of one zone.
+    fn own(&self, first: u64, count: u64, owner: u8) -> Option<OwnedRun<O>> {
         self.hand_out(first..first + count, owner);
-        let range = PhysRange::new(PhysAddr::new(first * FRAME_SIZE), count * FRAME_SIZE)?;
-        Some(OwnedRun::claimed(FrameRun::from_range(range)?, owner))
+        let run = FrameRun::from_numbers(first, count)?;
+        Some(OwnedRun::claimed(run, owner))
     }
 
     /// Takes a run back, but leaves counting it to the caller.

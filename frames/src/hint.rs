@@ -69,11 +69,6 @@ impl Request {
         self.is_limited
     }
 
-    /// Returns whether a run that it asks for always lies in one chunk, where hints say whether there is one.
-    pub(crate) const fn is_natural(&self) -> bool {
-        self.is_natural
-    }
-
     pub(crate) const fn align(&self) -> u64 {
         self.align
     }
@@ -320,7 +315,7 @@ impl Hint {
         }
     }
 
-    /// Returns whether there may be such a run in a chunk.
+    /// Returns whether there may be such a run that lies in the part of memory.
     #[inline]
     pub(crate) fn may_hold(&self, request: &Request) -> bool {
         let word = self.0.load(SeqCst);

@@ -545,16 +545,24 @@ impl Zone {
     pub(crate) fn claim_run(&self, request: &Request) -> Option<u64> {
         let mut before = 0;
         for (index, group) in self.groups.iter().enumerate() {
-            // Most often, and so first: no such run begins in one group and ends in another.
-            if request.is_natural() && !group.hint.may_hold(request) {
+            let (chunks, frames) = self.chunks_of_group(index);
+            if group.hint.rules_out(request, &mut before, frames) {
                 continue;
             }
-            if self.first_of(index * GROUP_CHUNKS) >= request.end() {
+            if self.first_of(chunks.start) >= request.end() {
                 break;
             }
-            let found = self.claim_run_in_group(index, request, &mut before);
-            if found.is_some() {
-                return found;
+            let looking = group.hint.begin();
+            let mut all = None;
+            for chunk in chunks {
+                match self.claim_run_in(chunk, request, &mut before) {
+                    // What was known before stays so.
+                    Ok(first) => return Some(first),
+                    Err(bounds) => all = Some(join(all, bounds)),
+                }
+            }
+            if let (Some(looking), Some((all, _))) = (looking, all) {
+                looking.found(all);
             }
         }
         None
@@ -597,41 +605,10 @@ impl Zone {
             return;
         };
         let (chunks, _) = self.chunks_of_group(index);
-        let bounds = chunks.map(|chunk| (self.hint(chunk).read(CHUNK_FRAMES), CHUNK_FRAMES));
-        let join = |(all, frames): (Bounds, u64), (next, more)| {
-            (all.join(frames, next, more), frames + more)
-        };
-        if let Some((all, _)) = bounds.reduce(join) {
+        let bounds = chunks.map(|chunk| self.hint(chunk).read(CHUNK_FRAMES));
+        if let Some((all, _)) = bounds.fold(None, |all, bounds| Some(join(all, bounds))) {
             looking.found(all);
         }
-    }
-
-    /// Claims the lowest run that ends in a group, if `before` frames in front of it are free. `None`: there is none, and
-    /// `before` is how many frames at the group's end are free.
-    fn claim_run_in_group(&self, index: usize, request: &Request, before: &mut u64) -> Option<u64> {
-        let hint = &self.groups[index].hint;
-        let (chunks, frames) = self.chunks_of_group(index);
-        if hint.rules_out(request, before, frames) {
-            return None;
-        }
-        let looking = hint.begin();
-        let mut all: Option<(Bounds, u64)> = None;
-        for chunk in chunks {
-            let bounds = match self.claim_run_in(chunk, request, before) {
-                // What was known before stays so.
-                Ok(first) => return Some(first),
-                Err(bounds) => bounds,
-            };
-            let joined = match all {
-                Some((all, frames)) => all.join(frames, bounds, CHUNK_FRAMES),
-                None => bounds,
-            };
-            all = Some((joined, all.map_or(0, |(_, frames)| frames) + CHUNK_FRAMES));
-        }
-        if let (Some(looking), Some((all, _))) = (looking, all) {
-            looking.found(all);
-        }
-        None
     }
 
     /// Returns the chunks of a group, and how many frames they have.
@@ -761,5 +738,13 @@ impl Zone {
         for chunk in self.chunk_of(numbers.start)..=self.chunk_of(numbers.end - 1) {
             self.settle(chunk);
         }
+    }
+}
+
+/// Joins the bounds of some chunks, and the number of their frames, with those of the next chunk.
+fn join(all: Option<(Bounds, u64)>, next: Bounds) -> (Bounds, u64) {
+    match all {
+        Some((all, frames)) => (all.join(frames, next, CHUNK_FRAMES), frames + CHUNK_FRAMES),
+        None => (next, CHUNK_FRAMES),
     }
 }
