@@ -138,6 +138,7 @@ pub struct FrameCache<'a, O: Owner = SoleOwner> {
     slot: &'a Slot,
     /// The zone that the last frame was in: most machines have one large one.
     zone: &'a Zone,
+    /// The records of a zone whose frames are freed quickly. None after a drain, until a look whether a CPU is short.
     owners: Owners<'a>,
     /// The chunk that the cache is filled from, and other CPUs' caches only if there is no other.
     home: Option<Spot>,
@@ -161,7 +162,7 @@ impl<'a, O: Owner> FrameCache<'a, O> {
             slot,
             zone,
             home: None,
-            owners: zone.owners(),
+            owners: Owners::none(),
             stack: [any; CAPACITY],
             records: [record; CAPACITY],
             runs: RunCache::new(zone),
@@ -244,15 +245,23 @@ impl<'a, O: Owner> FrameCache<'a, O> {
     #[cold]
     #[inline(never)]
     fn free_slowly(&mut self, owned: OwnedFrame<O>) -> Result<(), NotFreed<OwnedFrame<O>, O>> {
-        let frame = owned.frame();
-        if let Err(error) = check(self.zone_of(frame), frame, owned.owner_number()) {
+        let (frame, owner) = (owned.frame(), owned.owner_number());
+        let zone = self.zone_of(frame);
+        if let Err(error) = check(zone, frame, owner) {
             return Err(NotFreed {
                 frames: owned,
                 error,
             });
         }
+        if self.frames.is_short() && self.put_run(frame.into(), owner) {
+            self.slot.ledger.add_exclusive(owner, -1);
+            return Ok(());
+        }
         if self.slot.singles() == CAPACITY {
             self.give_back(BATCH);
+        }
+        if let Some(zone) = zone {
+            self.owners = zone.owners();
         }
         self.free(owned)
     }
@@ -361,6 +370,9 @@ impl<'a, O: Owner> FrameCache<'a, O> {
         request: &RunRequest,
         looks_left: &Cell<usize>,
     ) -> Option<(&'a Zone, u64)> {
+        if self.frames.is_short() {
+            return None;
+        }
         let request = Request::new(request)?;
         let (start, mask) = self
             .frames
@@ -478,7 +490,7 @@ impl<'a, O: Owner> FrameCache<'a, O> {
             return false;
         }
         zone.owners().set(numbers.clone(), FREE);
-        if count > ROW_FRAMES {
+        if count > ROW_FRAMES || self.frames.is_short() {
             zone.release(numbers);
             return true;
         }
@@ -499,11 +511,12 @@ impl<'a, O: Owner> FrameCache<'a, O> {
     }
 
     /// Returns all frames to the allocator, for other CPUs and for longer runs, and returns their
-    /// number. To be called on every CPU when memory runs out.
+    /// number. To be called on every CPU when memory runs out, and [a shortage](FrameAllocator::begin_shortage) has begun.
     pub fn drain(&mut self) -> usize {
         let singles = self.slot.singles();
         self.give_back(singles);
         let count = singles + self.release_runs(0);
+        self.owners = Owners::none();
         self.leave();
         count
     }
@@ -529,7 +542,6 @@ impl<'a, O: Owner> FrameCache<'a, O> {
     fn zone_of(&mut self, frame: Frame) -> Option<&'a Zone> {
         if !self.zone.contains(frame.number()) {
             self.zone = self.frames.zone(self.frames.zone_of(frame.number())?)?;
-            self.owners = self.zone.owners();
         }
         Some(self.zone)
     }
@@ -555,9 +567,10 @@ impl<'a, O: Owner> FrameCache<'a, O> {
         self.fill() > 0 || self.release_runs(0) > 0 && self.fill() > 0
     }
 
-    /// Claims rows until there are enough single frames, or no more, and returns how many there are.
+    /// Claims rows until there are enough single frames, or no more, unless a CPU is short. Returns how many there are.
     fn fill(&mut self) -> usize {
         while self.slot.singles() < MIN_FILL
+            && !self.frames.is_short()
             && let Some((first, row)) =
                 (self.frames).claim_from(&mut self.home, &ANYWHERE, |zone, chunk| {
                     zone.chunk(chunk)?.claim_row()

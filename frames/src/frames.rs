@@ -21,7 +21,7 @@ use core::mem::MaybeUninit;
 use core::ops::Range;
 use core::sync::atomic::Ordering::Relaxed;
 
-use muster_sync::AtomicU64;
+use muster_sync::{AtomicU64, AtomicUsize};
 
 use crate::chunk::FrameInfo;
 use crate::frame_cache::{FrameCache, Slot};
@@ -32,6 +32,7 @@ use crate::owner::{FREE, MAX_FRAME_OWNERS, Owner, SoleOwner};
 use crate::range::{FRAME_SIZE, Frame, PhysRange};
 use crate::request::RunRequest;
 use crate::search::{RunSearch, SearchStep};
+use crate::shortage::Shortage;
 use crate::zone::{Group, Zone};
 
 pub(crate) use claim::{ANYWHERE, NEARBY, STEP_LOOKS, Spot};
@@ -97,6 +98,8 @@ pub struct FrameAllocator<O = SoleOwner> {
     /// The frames that were handed out and taken back here and not in a CPU's cache.
     ledger: Ledger,
     slots: Box<[Slot]>,
+    /// The shortages that there are.
+    shortages: AtomicUsize,
     _of: PhantomData<fn() -> O>,
 }
 
@@ -204,6 +207,7 @@ impl<O: Owner> FrameAllocator<O> {
             unadopted: AtomicU64::new(unadopted),
             ledger: Ledger::default(),
             slots: Box::default(),
+            shortages: AtomicUsize::new(0),
             _of: PhantomData,
         })
     }
@@ -274,6 +278,20 @@ impl<O: Owner> FrameAllocator<O> {
             ledger: &self.ledger,
             _of: PhantomData,
         }
+    }
+
+    /// Begins a shortage, for a CPU that finds too few free frames and has others [drain](FrameCache::drain) their caches:
+    /// until the result is dropped, caches take nothing in but what they hand out, and once drained they keep nothing that is
+    /// freed. Otherwise the frames that are free could be in a cache each time that this CPU looks. Begin it before the drains.
+    pub fn begin_shortage(&self) -> Shortage<'_> {
+        Shortage::new(&self.shortages)
+    }
+
+    /// Returns whether a CPU is short of frames.
+    pub(crate) fn is_short(&self) -> bool {
+        // Relaxed: the other CPU begins the shortage before it has this one drain, which this one does after a
+        // call that has not seen it, and before one that does.
+        self.shortages.load(Relaxed) > 0
     }
 
     /// Hands a frame out: the lowest one of the lowest 2 MiB that are partly in use, else of those that

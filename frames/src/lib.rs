@@ -91,6 +91,7 @@ mod records;
 mod request;
 mod run_cache;
 mod search;
+mod shortage;
 mod zone;
 
 pub use addr::PhysAddr;
@@ -104,3 +105,4 @@ pub use range::{Cut, FRAME_SIZE, Frame, PHYSICAL_LIMIT, PhysRange};
 pub use range_map::RangeMap;
 pub use request::{FrameAlign, RunRequest};
 pub use search::{RunSearch, SearchStep};
+pub use shortage::Shortage;

@@ -31,6 +31,11 @@ impl<'a> Owners<'a> {
         Self { base, records }
     }
 
+    /// Returns the records of no frames.
+    pub(crate) const fn none() -> Self {
+        Self::new(0, &[])
+    }
+
     /// Returns the record of the frame with this number, if there is one.
     #[inline]
     pub(crate) fn get(self, number: u64) -> Option<&'a AtomicU8> {

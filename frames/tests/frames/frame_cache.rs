@@ -40,6 +40,8 @@ enum Call {
     Drain(usize),
     /// A CPU's cache goes, and another comes in its place.
     Restart(usize),
+    /// A shortage begins, and all caches are drained; or it is over.
+    Shortage,
     Adopt(Index),
 }
 
@@ -94,6 +96,7 @@ fn call() -> impl Strategy<Value = Call> {
         2 => (0..3usize, owner()).prop_map(|(c, o)| Call::TakeAll(c, o)),
         1 => (0..3usize).prop_map(Call::Drain),
         1 => (0..2usize).prop_map(Call::Restart),
+        1 => Just(Call::Shortage),
         1 => any::<Index>().prop_map(Call::Adopt),
     ]
 }
@@ -193,7 +196,6 @@ fn run(first: u64, count: usize) -> FrameRun {
     FrameRun::from_range(range).unwrap()
 }
 
-/// Frees frames by their name.
 /// Searches in steps.
 fn search(cache: &mut FrameCache, request: RunRequest, owner: Owner) -> Option<OwnedRun> {
     let mut search = RunSearch::new(request);
@@ -206,6 +208,7 @@ fn search(cache: &mut FrameCache, request: RunRequest, owner: Owner) -> Option<O
     }
 }
 
+/// Frees frames by their name.
 fn free_run(
     frames: &FrameAllocator,
     cache: Option<&mut FrameCache>,
@@ -257,8 +260,18 @@ fn behave_as_the_model(
         .unwrap();
     let mut model = Model::new(ranges);
     let mut caches: Vec<FrameCache> = std::iter::from_fn(|| frames.cache()).collect();
+    let mut shortage = None;
     for call in calls.iter().cloned() {
         match call {
+            Call::Shortage => {
+                shortage = match shortage {
+                    Some(_) => None,
+                    None => Some(frames.begin_shortage()),
+                };
+                caches.iter_mut().for_each(|cache| {
+                    cache.drain();
+                });
+            }
             Call::Allocate(cpu, count, owner) => {
                 for _ in 0..count {
                     let frame = match caches.get_mut(cpu) {
@@ -391,6 +404,7 @@ fn behave_as_the_model(
         prop_assert_eq!(frames.free_frames() as u64 * 4096, totals[Owner::Free]);
         let cached: usize = caches.iter().map(FrameCache::len).sum();
         prop_assert_eq!(frames.cached_frames(), cached);
+        prop_assert!(shortage.is_none() || cached == 0, "{} are kept", cached);
     }
 
     drop(caches);
