@@ -1,5 +1,6 @@
 //! From a block's address to its slab.
 
+use core::mem;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::Ordering;
 
@@ -134,6 +135,13 @@ impl<'a, P: FramePlatform> Spares<'a, P> {
             *place = Some(fresh);
         }
         true
+    }
+
+    /// Takes an allocated frame out, the `index`-th place's, and puts another one in.
+    pub(super) fn exchange(&mut self, index: usize, frame: NonNull<u8>) -> Option<NonNull<u8>> {
+        let place = self.allocated.get_mut(index)?.as_mut()?;
+        clear(frame);
+        Some(mem::replace(place, frame))
     }
 
     fn take(&mut self) -> Option<NonNull<u8>> {

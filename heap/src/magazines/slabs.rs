@@ -149,7 +149,7 @@ impl Slabs {
         let _transit = context.announce();
         class.slab_counts().any(|count| {
             (frames.allocate(count, count, Use::Slab))
-                .is_some_and(|start| self.add_slab(context, class, start, count, 0))
+                .is_some_and(|start| self.add_slab(context, class, start, count, 0).is_some())
         })
     }
 
@@ -164,11 +164,10 @@ impl Slabs {
     ) -> Option<Block> {
         context.frames.count(count, Use::Slab);
         self.add_slab(context, class, start, count, 1)
-            .then_some(start)
     }
 
-    /// Makes frames, taken for it, a slab, of which the first `live` blocks are in use. `false`: there are no frames for its
-    /// description, and these have gone back.
+    /// Makes frames, taken for it, a slab, of which the first `live` blocks are in use, and returns where it is. `None`: there
+    /// are no frames for its description, and these have gone back.
     fn add_slab<P: FramePlatform>(
         &self,
         context: &Context<'_, P>,
@@ -176,17 +175,24 @@ impl Slabs {
         start: Block,
         count: usize,
         live: usize,
-    ) -> bool {
+    ) -> Option<Block> {
         let frames = context.frames;
         let mut spares = Spares::none(frames);
-        match (context.map).insert(context, start, count as u8, class, &mut spares) {
-            Ok(slab) => self.add(context, class, slab, live),
-            Err(_) => {
-                // SAFETY: just allocated, and no slab was made of them.
-                unsafe { frames.free(start, count, Use::Slab) };
-                false
+        let mut start = start;
+        for index in 0.. {
+            match (context.map).insert(context, start, count as u8, class, &mut spares) {
+                Ok(slab) => return self.add(context, class, slab, live).then_some(start),
+                // All frames that are free are here now. Where another one of them is, the description may need fewer.
+                Err(_) if count == 1 => match spares.exchange(index, start) {
+                    Some(other) => start = other,
+                    None => break,
+                },
+                Err(_) => break,
             }
         }
+        // SAFETY: just allocated, and no slab was made of them.
+        unsafe { frames.free(start, count, Use::Slab) };
+        None
     }
 
     /// Adds a slab that is new, of which the first `live` blocks are in use. `false`: this CPU holds

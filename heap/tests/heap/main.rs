@@ -60,6 +60,7 @@ mod magazines;
 #[path = "../../../frames/tests/frames/oracle.rs"]
 mod oracle;
 mod oracles;
+mod places;
 #[cfg(target_os = "linux")]
 mod regions;
 mod relief;
