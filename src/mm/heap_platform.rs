@@ -150,6 +150,11 @@ unsafe impl FramePlatform for Kernel {
         relief::ask_others()
     }
 
+    fn in_shortage(&self, relieve: &mut dyn FnMut()) {
+        let _shortage = shared::get().frames().begin_shortage();
+        relieve();
+    }
+
     fn capacity(&self) -> usize {
         shared::get().frame_count()
     }

@@ -95,15 +95,13 @@ unsafe fn map(region: Region) -> Result<(), PartlyMapped> {
         if failure.error != TableError::OutOfFrames {
             return Err(failure);
         }
-        frames::drain();
-        relief::ask_others();
-        map(Region {
+        let rest = Region {
             virt: region.virt + failure.bytes,
             phys: region.phys + failure.bytes,
             length: region.length - failure.bytes,
             ..region
-        })
-        .map_err(|rest| PartlyMapped {
+        };
+        relief::reclaim(|| map(rest)).map_err(|rest| PartlyMapped {
             bytes: failure.bytes + rest.bytes,
             ..rest
         })
@@ -179,11 +177,7 @@ impl Mapping {
         let mut mapping = Self::reserve(length, FRAME_SIZE, FrameOwnership::Own)?;
         let take = || frames::take_run(request, Owner::Mappings);
         let run = take()
-            .or_else(|| {
-                frames::drain();
-                relief::ask_others();
-                take()
-            })
+            .or_else(|| relief::reclaim(take))
             .ok_or(MappingError::NoRun(request))?;
         let range = run.run().range();
         mapping.map_next(run, PageSize::Size4KiB)?;
@@ -240,10 +234,7 @@ impl Mapping {
         let owned = allocate()
             .or_else(|error| match error {
                 // Under the lock, the other CPUs could not be asked for what they cache.
-                AddressError::OutOfMemory { .. } => {
-                    relief::ask_others();
-                    allocate()
-                }
+                AddressError::OutOfMemory { .. } => relief::reclaim(allocate),
                 _ => Err(error),
             })
             .map_err(MappingError::Addresses)?;
@@ -275,10 +266,7 @@ impl Mapping {
         };
         let run = large
             .or_else(|| take(FRAME_SIZE))
-            .or_else(|| {
-                relief::ask_others();
-                take(FRAME_SIZE)
-            })
+            .or_else(|| relief::reclaim(|| take(FRAME_SIZE)))
             .ok_or(MappingError::OutOfMemory)?;
         self.map_next(run, PageSize::Size2MiB)
     }

@@ -2,7 +2,7 @@
 
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use super::{heap_platform, shared};
+use super::{frames, heap_platform, shared};
 use crate::arch::clock::Deadline;
 use crate::smp::call::{self, Targets, Uses};
 use crate::smp::{cpu, lock, online};
@@ -14,6 +14,14 @@ const TIMEOUT: u64 = 500;
 /// After how long it asks again, in milliseconds: a CPU that was just using its cache has not
 /// drained it.
 const ASK_AGAIN: u64 = 10;
+
+/// Tries again to get memory, once all CPUs have drained their caches; until it has tried, they keep nothing.
+pub fn reclaim<T>(retry: impl FnOnce() -> T) -> T {
+    let _shortage = shared::get().frames().begin_shortage();
+    frames::drain();
+    ask_others();
+    retry()
+}
 
 /// Has the other CPUs drain their caches, and waits until they have, or until the timeout. `false`: this CPU can't ask now.
 pub fn ask_others() -> bool {

@@ -180,10 +180,24 @@ pub unsafe trait FramePlatform: Sync {
     ///
     /// Called when memory has run out, with no lock held and interrupts as the caller of the heap
     /// has them; several CPUs may call it at the same time, and a CPU that waits here must still
-    /// drain when asked. It must not allocate, as that would end up here again. To do nothing is
+    /// drain when asked. A [`NoPreempt`](Self::NoPreempt) is alive, so that it is the same CPU all the time that the others are
+    /// asked by. It must not allocate, as that would end up here again. To do nothing is
     /// allowed: what others cache is then out of reach.
     fn drain_others(&self) -> bool {
         true
+    }
+
+    /// Calls `relieve` once: what the heap does about a shortage of memory, from before it
+    /// [drains the others](Self::drain_others) until it has tried for the last time.
+    ///
+    /// Override this where CPUs keep frames to themselves: until `relieve` returns, a CPU must take no more frames than it hands
+    /// out, and once it has drained, keep none that are freed. Otherwise frames that are free all the time may be
+    /// out of reach each time that the heap looks for them, and a request is refused. With `muster-frames` that is
+    /// `FrameAllocator::begin_shortage`.
+    ///
+    /// Called as [`drain_others`](Self::drain_others) is, but without a [`NoPreempt`](Self::NoPreempt).
+    fn in_shortage(&self, relieve: &mut dyn FnMut()) {
+        relieve();
     }
 
     /// Returns how many frames there are at most, used or not: a request for more is refused at once,

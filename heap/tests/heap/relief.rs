@@ -23,6 +23,9 @@ thread_local! {
     /// Frames given and taken since interrupts were disabled, and the most there ever were.
     static CALLS: Cell<usize> = const { Cell::new(0) };
     static MAX_CALLS: Cell<usize> = const { Cell::new(0) };
+    static IN_SHORTAGE: Cell<bool> = const { Cell::new(false) };
+    /// Whether it was so when the heap last asked for frames.
+    static ASKED_IN_SHORTAGE: Cell<bool> = const { Cell::new(false) };
 }
 
 struct Disabled;
@@ -59,6 +62,7 @@ unsafe impl FramePlatform for Counting {
 
     fn allocate_frames(&self, count: usize, align: usize) -> Option<NonNull<u8>> {
         count_call();
+        ASKED_IN_SHORTAGE.set(IN_SHORTAGE.get());
         self.machine.allocate_frames(count, align)
     }
 
@@ -68,8 +72,15 @@ unsafe impl FramePlatform for Counting {
         unsafe { self.machine.free_frames(start, count) };
     }
 
+    fn in_shortage(&self, relieve: &mut dyn FnMut()) {
+        IN_SHORTAGE.set(true);
+        relieve();
+        IN_SHORTAGE.set(false);
+    }
+
     fn drain_others(&self) -> bool {
         assert_eq!(DEPTH.get(), 0, "interrupts are as the caller has them");
+        assert!(IN_SHORTAGE.get());
         self.drains.fetch_add(1, Ordering::Relaxed);
         true
     }
@@ -166,6 +177,22 @@ fn relief_that_did_not_help_is_repeated_only_when_something_may_have_come_back()
     assert_eq!(drains(), 4);
     free(&heap, block, too_large);
     assert_eq!(heap.totals().refusals, 16);
+}
+
+#[test]
+fn the_last_tries_are_in_the_shortage() {
+    let heap = heap(64);
+    let all = layout(64 * FRAME, 8);
+    let kept = alloc(&heap, layout(FRAME + 1, 8)).unwrap();
+    for _ in 0..2 {
+        // The second relief is refused as barren.
+        ASKED_IN_SHORTAGE.set(false);
+        assert_eq!(alloc(&heap, all), None);
+        assert!(ASKED_IN_SHORTAGE.get());
+    }
+    assert_eq!(heap.platform().drains.load(Ordering::Relaxed), 1);
+    assert!(!IN_SHORTAGE.get());
+    free(&heap, kept, layout(FRAME + 1, 8));
 }
 
 #[test]

@@ -315,19 +315,22 @@ unsafe impl<const KIND: u8> FramePlatform for Tasks<KIND> {
         self.machine.capacity()
     }
 
-    /// Moves the task to each CPU that is idle, and drains it: where others run, nothing is available.
+    /// Drains each CPU that is idle, as if an interrupt came there: where tasks run, nothing is available.
     fn drain_others(&self) -> bool {
         // SAFETY: the heap that calls this.
         let Some(heap) = (unsafe { self.heap.load(Ordering::Relaxed).as_ref() }) else {
             return true;
         };
+        assert!(KIND == NOT_DISABLED || !may_switch());
         let _preemption = NoPreempt::new();
+        let own = CPU.get();
         for cpu in 0..CPUS {
-            // Acquire, and Release in `give_cpu`: as for `take_cpu`.
+            // Acquire, and Release below: as for `take_cpu` and `give_cpu`.
             if self.idle.fetch_and(!(1 << cpu), Ordering::Acquire) & 1 << cpu != 0 {
-                self.give_cpu();
                 self.go_to(cpu);
                 assert!(heap.drain());
+                self.go_to(own);
+                self.idle.fetch_or(1 << cpu, Ordering::Release);
             }
         }
         true

@@ -88,6 +88,24 @@ impl<P: FramePlatform> MagazineHeap<P> {
         if let Some(block) = search(&Cell::new(0)) {
             return Some(block);
         }
+        let mut block = None;
+        self.platform().in_shortage(&mut || {
+            block = self.relieve(
+                || attempt_all(Attempt::Again),
+                || attempt(Attempt::Last),
+                &search,
+            );
+        });
+        block
+    }
+
+    /// Does what can be done about a shortage, and tries again.
+    fn relieve(
+        &self,
+        attempt: impl Fn() -> Result<Block, Refused>,
+        last_attempt: impl Fn() -> Result<Block, Refused>,
+        search: impl Fn(&Cell<u64>) -> Option<Block>,
+    ) -> Option<Block> {
         // Relaxed: see `is_short`.
         self.shared.short.fetch_add(1, Ordering::Relaxed);
         let _shortage = Shortage(&self.shared.short);
@@ -101,20 +119,25 @@ impl<P: FramePlatform> MagazineHeap<P> {
                 self.drain();
                 self.trim();
             }
-            return self.seek(|| attempt(Attempt::Last), search);
+            return self.seek(last_attempt, search);
         }
         self.drain();
         self.trim();
-        if let Ok(block) = attempt_all(Attempt::Again) {
+        if let Ok(block) = attempt() {
             return Some(block);
         }
         // After the blocks here came back, which is a gain, and before all that follows: this relief
         // may or may not find blocks that come back from now on.
         let gains = self.gains();
-        let could_ask = self.platform().drain_others();
-        self.drain();
+        let could_ask = {
+            // Together the drains reach all CPUs: those that are asked, and the one that asks.
+            let _preemption = self.platform().disable_preemption();
+            let could_ask = self.platform().drain_others();
+            self.drain();
+            could_ask
+        };
         self.trim();
-        let found = self.seek(|| attempt(Attempt::Last), search);
+        let found = self.seek(last_attempt, search);
         if let (None, true, Some(gains)) = (&found, could_ask, gains) {
             // Release: see above.
             self.shared.barren.store(gains, Ordering::Release);
