@@ -24,6 +24,9 @@ pub(crate) const FREE_ROW: u64 = u64::MAX >> (u64::BITS as u64 - ROW_FRAMES);
 
 pub(crate) const ROWS: usize = (CHUNK_FRAMES / ROW_FRAMES) as usize;
 
+/// The places of all frames of a chunk.
+const WHOLE: Range<u64> = 0..CHUNK_FRAMES;
+
 /// The allocator's record of the 512 frames of a naturally aligned 2 MiB: 10 bits each.
 ///
 /// The kernel sets memory for one of these per 2 MiB, or part of it, aside and hands it over
@@ -216,17 +219,42 @@ impl Chunk {
         }
     }
 
-    /// Claims exactly these frames of the row of the frame with this number, if all are free.
-    pub(crate) fn claim_exactly(&self, number: u64, mask: u64) -> bool {
-        let row = self.row(number);
-        let mut free = row.load(SeqCst);
-        while free & mask == mask {
-            match replace(row, free, free & !mask) {
-                Ok(_) => return true,
-                Err(now) => free = now,
-            }
+    /// Claims exactly the frames at these places, row after row, as long as all of a row's are free. `Err`: the place where the
+    /// first row begins of which they are not, up to which the frames are claimed.
+    pub(crate) fn claim_exactly(&self, places: &Range<u64>) -> Result<(), u64> {
+        if *places == WHOLE {
+            let claim = |row: &AtomicU64| row.compare_exchange(FREE_ROW, 0, SeqCst, SeqCst);
+            let used = self.rows.iter().position(|row| claim(row).is_err());
+            return used.map_or(Ok(()), |row| Err(row as u64 * ROW_FRAMES));
         }
-        false
+        let claim = |&(start, mask): &(u64, u64)| {
+            let row = self.row(start);
+            let mut free = row.load(SeqCst);
+            while free & mask == mask {
+                match replace(row, free, free & !mask) {
+                    Ok(_) => return true,
+                    Err(now) => free = now,
+                }
+            }
+            false
+        };
+        match rows_of(places).find(|row| !claim(row)) {
+            Some((start, _)) => Err(start),
+            None => Ok(()),
+        }
+    }
+
+    /// Frees the frames at these places, which the caller has claimed. Returns whether the summary may have to change; see
+    /// [`changes_fill`].
+    pub(crate) fn release(&self, places: &Range<u64>) -> bool {
+        if *places == WHOLE {
+            self.rows.iter().for_each(|row| row.store(FREE_ROW, SeqCst));
+            return true;
+        }
+        rows_of(places).fold(false, |changes, (start, mask)| {
+            let before = self.row(start).fetch_or(mask, SeqCst);
+            changes | changes_fill(before, before | mask)
+        })
     }
 
     /// Claims a run from a row that is partly used, else from one that is not.

@@ -8,7 +8,7 @@ use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use muster_sync::{AtomicBool, AtomicU8, AtomicU32};
 
-use crate::chunk::{Fit, ROW_FRAMES, rows_of};
+use crate::chunk::{FREE_ROW, Fit, ROW_FRAMES, rows_of};
 use crate::frames::{
     ANYWHERE, FrameAllocator, FrameRun, Ledger, NEARBY, STEP_LOOKS, Spot, check, number_of,
 };
@@ -278,9 +278,20 @@ impl<'a, O: Owner> FrameCache<'a, O> {
             return Some(self.allocate(owner)?.into());
         }
         let owner = number_of(owner);
-        match self.take_cached(&request, owner, &Cell::new(usize::MAX)) {
+        if let Some(fit) = Fit::new(&request)
+            && let Some((zone, first)) = self.runs.take(fit)
+        {
+            return self.hand_out(zone, first, request.count, owner);
+        }
+        self.allocate_run_slowly(&request, owner)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn allocate_run_slowly(&mut self, request: &RunRequest, owner: u8) -> Option<OwnedRun<O>> {
+        match self.take_cached(request, owner, &Cell::new(usize::MAX)) {
             Some(run) => Some(run),
-            None => self.take_run(&request, owner),
+            None => self.take_run(request, owner),
         }
     }
 
@@ -387,9 +398,20 @@ impl<'a, O: Owner> FrameCache<'a, O> {
     }
 
     /// Puts free frames in, for runs.
+    #[inline]
     fn put_part(&mut self, part: Part<'a>) {
         self.slot.set_in_runs(self.slot.in_runs() + part.count());
-        if let Some(out) = self.runs.put(part) {
+        let out = self.runs.put(part);
+        if out.is_some() || self.slot.in_runs() > RUN_CAPACITY {
+            self.shed_runs(out);
+        }
+    }
+
+    /// Returns frames to the allocator that had to leave the cache, and others if there are too many.
+    #[cold]
+    #[inline(never)]
+    fn shed_runs(&mut self, out: Option<Part<'_>>) {
+        if let Some(out) = out {
             self.release_part(out);
         }
         if self.slot.in_runs() > RUN_CAPACITY {
@@ -494,8 +516,15 @@ impl<'a, O: Owner> FrameCache<'a, O> {
             zone.release(numbers);
             return true;
         }
-        for (start, mask) in rows_of(&numbers) {
+        // Nearly all runs lie in one row.
+        let start = numbers.start / ROW_FRAMES * ROW_FRAMES;
+        if numbers.end <= start + ROW_FRAMES {
+            let mask = FREE_ROW >> (ROW_FRAMES - count) << (numbers.start - start);
             self.put_part(Part { zone, start, mask });
+        } else {
+            for (start, mask) in rows_of(&numbers) {
+                self.put_part(Part { zone, start, mask });
+            }
         }
         true
     }

@@ -365,12 +365,16 @@ impl Zone {
             // Relaxed: a CPU that finds a frame claimed sees this, too, by the order of the rows.
             self.transit.undecided.fetch_add(1, Relaxed);
         }
-        let failed = rows_of(&numbers)
-            .find(|&(start, mask)| !self.chunk_at(start).claim_exactly(start, mask));
+        let failed = self.chunks_with(&numbers).find_map(|(index, within)| {
+            let used = self.chunks[index].claim_exactly(&within).err()?;
+            Some(self.first_of(index) + used)
+        });
         match failed {
-            None => self.settle_all(&numbers),
-            Some((start, _)) => {
-                self.release(numbers.start..start.max(numbers.start));
+            None => self
+                .chunks_with(&numbers)
+                .for_each(|(index, _)| self.settle(index)),
+            Some(row) => {
+                self.release(numbers.start..row.max(numbers.start));
                 // Release, with the Acquire of `undone`: a search that begins after it finds the frames.
                 self.transit.undone.fetch_add(1, Release);
             }
@@ -388,21 +392,26 @@ impl Zone {
         if numbers.is_empty() {
             return;
         }
-        for index in self.chunk_of(numbers.start)..=self.chunk_of(numbers.end - 1) {
-            let chunk = &self.chunks[index];
-            let start = self.first_of(index);
-            let within = numbers.start.max(start)..numbers.end.min(start + CHUNK_FRAMES);
-            let mut changes = false;
-            for (row, mask) in rows_of(&within) {
-                let before = chunk.row(row).fetch_or(mask, SeqCst);
-                changes |= changes_fill(before, before | mask);
-            }
-            if changes {
+        for (index, within) in self.chunks_with(&numbers) {
+            if self.chunks[index].release(&within) {
                 self.settle(index);
             }
             self.forget_hints(index);
         }
         self.notify_seekers();
+    }
+
+    /// Returns the chunks that these frames of the zone, of which there are some, lie in, and the places of those in each.
+    fn chunks_with(
+        &self,
+        numbers: &Range<u64>,
+    ) -> impl Iterator<Item = (usize, Range<u64>)> + use<> {
+        let (from, to) = (numbers.start - self.base, numbers.end - self.base);
+        (from / CHUNK_FRAMES..to.div_ceil(CHUNK_FRAMES)).map(move |index| {
+            let first = index * CHUNK_FRAMES;
+            let end = (to - first).min(CHUNK_FRAMES);
+            (index as usize, from.saturating_sub(first)..end)
+        })
     }
 
     /// Notes that frames of a chunk have become free, in the order that [`Hint`] asks for.
@@ -732,12 +741,6 @@ impl Zone {
     /// Returns the chunk of the frame with this number, which is one of the zone's, or before its first in the same row.
     fn chunk_at(&self, number: u64) -> &Chunk {
         &self.chunks[self.chunk_of(number)]
-    }
-
-    fn settle_all(&self, numbers: &Range<u64>) {
-        for chunk in self.chunk_of(numbers.start)..=self.chunk_of(numbers.end - 1) {
-            self.settle(chunk);
-        }
     }
 }
 
