@@ -65,7 +65,7 @@ use crate::boot::{addresses, stack};
 use crate::bringup::roll::RollCall;
 use crate::bringup::{audit, cpu_state, reclaim, routes};
 use crate::mm::shared::SharedMemory;
-use crate::mm::{firmware, heap, mapping, peek, shared};
+use crate::mm::{firmware, heap, heap_platform, mapping, peek, shared};
 use crate::report::exit::Outcome;
 use crate::report::{events, exit, journal, screen};
 use crate::smp::cpu::{Block, Cpu};
@@ -90,6 +90,8 @@ static ROLL: OnceCell<RollCall> = OnceCell::uninit();
 const HOOKS: Hooks = Hooks {
     read_word: peek::read_word,
     name_of: peek::name_of,
+    cache_use: heap_platform::cache_use,
+    drain_caches: heap_platform::age,
 };
 
 /// Starts the BSP. The loader enters here: on the loader's stack, tables and GDT, with interrupts

@@ -11,6 +11,8 @@ pub struct Timer {
     handler: LocalWord<Option<&'static TimerHandler<'static>>>,
     /// In ticks of the TSC.
     period: LocalWord<u64>,
+    /// Whether it is to end a halt, without a handler.
+    ends_halt: LocalWord<bool>,
 }
 
 // SAFETY: it is part of one CPU's own state and holds a handler only while that CPU is in `smp::timer::every`;
@@ -27,6 +29,7 @@ impl Timer {
         Self {
             handler: LocalWord::new(None),
             period: LocalWord::new(0),
+            ends_halt: LocalWord::new(false),
         }
     }
 
@@ -44,6 +47,16 @@ impl Timer {
     /// Returns the handler, while there is one.
     pub fn handler(&self) -> Option<&'static TimerHandler<'static>> {
         self.handler.get()
+    }
+
+    /// Returns whether it is to end a halt.
+    pub fn ends_halt(&self) -> bool {
+        self.ends_halt.get()
+    }
+
+    /// Notes whether it is to end a halt.
+    pub fn set_ends_halt(&self, ends_halt: bool) {
+        self.ends_halt.set(ends_halt);
     }
 
     /// Returns the period, in ticks of the TSC.

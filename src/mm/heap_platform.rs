@@ -189,6 +189,25 @@ pub fn drain_here() -> bool {
     MAGAZINES.drain() && frames::drain()
 }
 
+/// Returns a number that changes when this CPU's caches are used: what was allocated and freed here, and how many frames are
+/// cached.
+pub fn cache_use() -> u64 {
+    let bytes = cpu::try_with(|here| {
+        let traffic = here.head().traffic();
+        traffic.allocated_bytes.wrapping_add(traffic.freed_bytes)
+    });
+    // One more or less is no use of as many bytes that end with zeroes.
+    let frames = frames::with_cache(|cache| cache.len() as u64);
+    bytes
+        .unwrap_or(0)
+        .wrapping_add(frames.unwrap_or(0).rotate_right(16))
+}
+
+/// Drains this CPU's caches, which nothing has used for a while.
+pub fn age() {
+    drain_here();
+}
+
 /// Frees the blocks in quarantine, for a CPU that needs memory.
 pub fn relieve() {
     if checked::flush() {

@@ -9,6 +9,7 @@ use muster::internals;
 use muster::internals::bringup::roll::RollCall;
 use muster_arguments::Arguments;
 
+pub mod ageing;
 #[cfg(feature = "bench")]
 pub mod bench;
 pub mod devices;
@@ -48,5 +49,6 @@ fn work(arguments: &Arguments, roll: &RollCall) -> Result<(), String> {
     if let Some(options) = &arguments.bench {
         return bench::run(options);
     }
-    stress::run(arguments)
+    stress::run(arguments)?;
+    ageing::check()
 }

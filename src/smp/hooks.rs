@@ -15,12 +15,18 @@ pub struct Hooks {
     pub read_word: fn(address: VirtAddr) -> Option<u64>,
     /// Returns the name of the region at an address, for a fault report, if that is known.
     pub name_of: fn(address: VirtAddr) -> Option<&'static str>,
+    /// Returns a number that changes when this CPU's caches of memory are used.
+    pub cache_use: fn() -> u64,
+    /// Drains them, in steps.
+    pub drain_caches: fn(),
 }
 
 /// Before the table is registered: a fault report reads the boot stack.
 static NONE: Hooks = Hooks {
     read_word: stack::peek_boot,
     name_of: |_| None,
+    cache_use: || 0,
+    drain_caches: || {},
 };
 
 static HOOKS: OnceCell<Hooks> = OnceCell::uninit();

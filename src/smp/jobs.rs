@@ -5,7 +5,7 @@ use conquer_once::spin::OnceCell;
 use muster_cross_cpu::{Barrier, Broadcast};
 use x86_64::instructions::interrupts;
 
-use super::{call, cpu, lapic, lazy_tlb, lock, online};
+use super::{ageing, call, cpu, lapic, lazy_tlb, lock, online};
 use crate::arch::clock::Deadline;
 use crate::arch::idle;
 
@@ -115,6 +115,17 @@ fn submit(
 /// return without an interrupt: the caller looks for work itself.
 pub fn idle() {
     interrupts::disable();
+    halt_unless_aged();
+}
+
+/// Halts this CPU until something interrupts it, or drains its caches instead, if they have aged. Called with interrupts disabled,
+/// which are enabled then.
+fn halt_unless_aged() {
+    if ageing::has_aged() {
+        interrupts::enable();
+        ageing::drain();
+        return;
+    }
     lazy_tlb::enter_idle();
     idle::enable_and_halt();
     lazy_tlb::leave_idle();
@@ -134,9 +145,7 @@ pub fn idle_until(is_over: impl Fn() -> bool) {
         if is_over() {
             break interrupts::enable();
         }
-        lazy_tlb::enter_idle();
-        idle::enable_and_halt();
-        lazy_tlb::leave_idle();
+        halt_unless_aged();
     }
 }
 

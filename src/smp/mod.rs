@@ -4,6 +4,7 @@
 //! Imports [`arch`](crate::arch) and [`boot`](crate::boot).
 
 pub mod activity;
+pub mod ageing;
 pub mod call;
 pub mod counters;
 pub mod cpu;

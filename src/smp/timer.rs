@@ -106,9 +106,8 @@ cpu_local! {
     static TIMER: Timer = Timer::new();
 }
 
-/// Sets this CPU's timer for the next interrupt.
-fn arm(timer: &Timer) {
-    let ticks = timer.period();
+/// Sets this CPU's timer for an interrupt in this many ticks of the TSC.
+fn arm(ticks: u64) {
     match RATE.load(Ordering::Relaxed) {
         NO_TIMER => {}
         BY_DEADLINE => lapic::arm_deadline(clock::ticks().saturating_add(ticks)),
@@ -140,11 +139,12 @@ pub fn every(micros: u64, handler: TimerHandler<'_>, work: impl FnOnce()) {
         // A last interrupt of the timer's last use may still come: it must find all or nothing.
         interrupts::without_interrupts(|| {
             timer.lend(handler, clock::from_micros(micros));
-            arm(timer);
+            arm(timer.period());
         });
         work();
         interrupts::without_interrupts(|| {
             timer.take_back();
+            timer.set_ends_halt(false);
             lapic::disarm();
         });
     });
@@ -157,7 +157,20 @@ pub fn fired() {
         // None: it was pending when the timer was disarmed.
         if let Some(handler) = timer.handler() {
             handler();
-            arm(timer);
+            arm(timer.period());
+        }
+        timer.set_ends_halt(false);
+    });
+}
+
+/// Ends a halt of this CPU after that many ticks of the TSC, if nothing else does, and unless its timer is in use or is to end a halt
+/// already. To be called with interrupts disabled.
+pub fn end_halt_after(ticks: u64) {
+    cpu::try_with(|here| {
+        let timer = here.get(&TIMER);
+        if timer.handler().is_none() && !timer.ends_halt() && is_there() {
+            timer.set_ends_halt(true);
+            arm(ticks);
         }
     });
 }
