@@ -4,9 +4,9 @@
 use core::cell::Cell;
 use core::fmt;
 use core::ptr;
-use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use core::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 
-use muster_sync::{AtomicBool, AtomicU8, AtomicU32};
+use muster_sync::{AtomicBool, AtomicU8, AtomicU32, fence};
 
 use crate::chunk::{FREE_ROW, Fit, ROW_FRAMES, rows_of};
 use crate::frames::{
@@ -52,6 +52,8 @@ pub(crate) struct Slot {
     singles: AtomicU32,
     /// Frames in the cache for runs; as above.
     in_runs: AtomicU32,
+    /// Whether frames may be on their way into the cache, of which neither the rows nor the counts tell.
+    fills: AtomicBool,
     pub(crate) ledger: Ledger,
 }
 
@@ -63,6 +65,24 @@ impl Slot {
     pub(crate) fn is_taken(&mut self) -> bool {
         // Relaxed: nobody else has the slot.
         self.taken.load(Relaxed)
+    }
+
+    /// Returns whether there are frames in the cache, or may be soon.
+    pub(crate) fn may_have_frames(&self) -> bool {
+        // Acquire, with the Release of `end_fill`: the counts below are of what came in.
+        self.fills.load(Acquire) || self.cached() > 0
+    }
+
+    /// Announces that frames are about to come in.
+    fn begin_fill(&self) {
+        self.fills.store(true, Relaxed);
+        // With the one of a CPU that begins a shortage: either that one finds this, or this CPU the shortage.
+        fence(SeqCst);
+    }
+
+    fn end_fill(&self) {
+        // Release: see `may_have_frames`.
+        self.fills.store(false, Release);
     }
 
     /// Returns how many frames are in the cache.
@@ -381,6 +401,22 @@ impl<'a, O: Owner> FrameCache<'a, O> {
         request: &RunRequest,
         looks_left: &Cell<usize>,
     ) -> Option<(&'a Zone, u64)> {
+        self.slot.begin_fill();
+        let part = self.claim_part(fit, request, looks_left);
+        if let Some(part) = part {
+            self.put_part(part);
+        }
+        self.slot.end_fill();
+        part.and_then(|_| self.runs.take(fit))
+    }
+
+    /// Claims a row that has such a run, unless a CPU is short.
+    fn claim_part(
+        &mut self,
+        fit: Fit,
+        request: &RunRequest,
+        looks_left: &Cell<usize>,
+    ) -> Option<Part<'a>> {
         if self.frames.is_short() {
             return None;
         }
@@ -390,11 +426,9 @@ impl<'a, O: Owner> FrameCache<'a, O> {
             .claim_from(&mut self.home, &NEARBY, |zone, chunk| {
                 zone.claim_row_in(chunk, fit, &request, looks_left)
             })?;
-        let zone = self.zone_of(Frame::from_number(
-            start + u64::from(mask.trailing_zeros()),
-        )?)?;
-        self.put_part(Part { zone, start, mask });
-        self.runs.take(fit)
+        let first = Frame::from_number(start + u64::from(mask.trailing_zeros()))?;
+        let zone = self.zone_of(first)?;
+        Some(Part { zone, start, mask })
     }
 
     /// Puts free frames in, for runs.
@@ -598,6 +632,7 @@ impl<'a, O: Owner> FrameCache<'a, O> {
 
     /// Claims rows until there are enough single frames, or no more, unless a CPU is short. Returns how many there are.
     fn fill(&mut self) -> usize {
+        self.slot.begin_fill();
         while self.slot.singles() < MIN_FILL
             && !self.frames.is_short()
             && let Some((first, row)) =
@@ -615,6 +650,7 @@ impl<'a, O: Owner> FrameCache<'a, O> {
                 }
             }
         }
+        self.slot.end_fill();
         self.slot.singles()
     }
 

@@ -243,6 +243,8 @@ impl<O: Owner> FrameAllocator<O> {
         }
         // Exactly as many as are reserved, as to shrink a list may fail.
         self.slots = slots.into();
+        // Whoever was short has forgotten it.
+        self.shortages = AtomicUsize::new(0);
         Ok(self)
     }
 
@@ -283,8 +285,15 @@ impl<O: Owner> FrameAllocator<O> {
     /// Begins a shortage, for a CPU that finds too few free frames and has others [drain](FrameCache::drain) their caches:
     /// until the result is dropped, caches take nothing in but what they hand out, and once drained they keep nothing that is
     /// freed. Otherwise the frames that are free could be in a cache each time that this CPU looks. Begin it before the drains.
+    /// A cache that isn't drained, as [none has any](Self::may_have_cached_frames), may keep what is freed from then on.
     pub fn begin_shortage(&self) -> Shortage<'_> {
         Shortage::new(&self.shortages)
+    }
+
+    /// Returns whether any CPU's cache has frames, or may be taking some in. If not, to have the CPUs drain is of no use to
+    /// one that has begun a [shortage](Self::begin_shortage) before it asks.
+    pub fn may_have_cached_frames(&self) -> bool {
+        self.slots.iter().any(Slot::may_have_frames)
     }
 
     /// Returns whether a CPU is short of frames.

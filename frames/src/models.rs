@@ -245,6 +245,30 @@ fn cache_against_cache() {
     });
 }
 
+/// A CPU is short of frames, and asks nobody to drain, as no cache may have any, while another one takes a frame by its cache.
+#[test]
+fn shortage_against_fill() {
+    model("shortage against fill", None, || {
+        let frames = allocator(8..12, 0..0);
+        let other = cpu(|| {
+            let mut cache = frames.cache().unwrap();
+            assert!(cache.allocate(Owner::Heap).is_some());
+            // Nothing goes back.
+            mem::forget(cache);
+        });
+        let shortage = frames.begin_shortage();
+        if !frames.may_have_cached_frames() {
+            let run = frames.allocate_run(request(2, 1), Owner::Stacks);
+            assert!(
+                run.is_some(),
+                "the other CPU's cache has what it does not need"
+            );
+        }
+        drop(shortage);
+        other.join().unwrap();
+    });
+}
+
 /// Two CPUs that have the cache of one number, one after the other by chance, and count a frame there.
 #[test]
 fn cache_after_cache() {

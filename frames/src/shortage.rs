@@ -1,8 +1,8 @@
 //! Shortages of frames.
 
-use core::sync::atomic::Ordering::Relaxed;
+use core::sync::atomic::Ordering::{Relaxed, SeqCst};
 
-use muster_sync::AtomicUsize;
+use muster_sync::{AtomicUsize, fence};
 
 /// A CPU is short of frames, until this is dropped: see [`FrameAllocator::begin_shortage`].
 ///
@@ -17,6 +17,8 @@ impl<'a> Shortage<'a> {
     pub(crate) fn new(shortages: &'a AtomicUsize) -> Self {
         // Relaxed, here and below: see `FrameAllocator::is_short`.
         shortages.fetch_add(1, Relaxed);
+        // With the one of a cache that is about to take frames in: either it finds the shortage, or who asks for it finds it filling.
+        fence(SeqCst);
         Self { shortages }
     }
 }
