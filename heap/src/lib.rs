@@ -479,14 +479,14 @@ pub use checked::{
 pub use checked::{MAX_QUARANTINED, Quarantine};
 #[cfg(not(loom))]
 pub use heap::{Heap, StartError};
-#[cfg(not(loom))]
-pub use magazines::MagazineHeap;
 #[cfg(target_arch = "x86_64")]
 pub use magazines::resume;
 pub use magazines::{
     CLASSES, Class, ClassStatistics, CpuCache, FRAME, FastPath, FramePlatform, FrameSearch,
     MAX_CACHED, MAX_CLASS_SIZE, MagazineStatistics, NO_CACHE, SearchFn, Totals, Traffic,
 };
+#[cfg(not(loom))]
+pub use magazines::{MagazineHeap, Shortage};
 pub use platform::Platform;
 pub use statistics::Statistics;
 

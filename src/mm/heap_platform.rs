@@ -4,7 +4,7 @@ use alloc::alloc::{GlobalAlloc, Layout};
 use core::ptr::NonNull;
 
 use muster_heap::{
-    CpuCache, FastPath, FramePlatform, Heap, MagazineHeap, NO_CACHE, Platform, SearchFn,
+    CpuCache, FastPath, FramePlatform, Heap, MagazineHeap, NO_CACHE, Platform, SearchFn, Shortage,
 };
 use x86_64::instructions::interrupts;
 
@@ -160,7 +160,7 @@ unsafe impl FramePlatform for Kernel {
     }
 
     fn reclaimable(&self) -> usize {
-        shared::get().cached_frames()
+        usize::from(shared::get().may_have_cached_frames())
     }
 
     fn wait_for_memory(&self, state: &mut u64) -> bool {
@@ -206,6 +206,11 @@ pub fn cache_use() -> u64 {
 /// Drains this CPU's caches, which nothing has used for a while.
 pub fn age() {
     drain_here();
+}
+
+/// Begins a shortage in which the heap keeps nothing: of frames for something else.
+pub fn begin_shortage() -> Shortage<'static> {
+    MAGAZINES.begin_shortage()
 }
 
 /// Frees the blocks in quarantine, for a CPU that needs memory.

@@ -2,7 +2,7 @@
 
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use super::{frames, heap_platform, shared};
+use super::{heap_platform, shared};
 use crate::arch::clock::Deadline;
 use crate::smp::call::{self, Targets, Uses};
 use crate::smp::{cpu, lock, online};
@@ -17,8 +17,11 @@ const ASK_AGAIN: u64 = 10;
 
 /// Tries again to get memory, once all CPUs have drained their caches; until it has tried, they keep nothing.
 pub fn reclaim<T>(retry: impl FnOnce() -> T) -> T {
-    let _shortage = shared::get().frames().begin_shortage();
-    frames::drain();
+    let _shortages = (
+        heap_platform::begin_shortage(),
+        shared::get().frames().begin_shortage(),
+    );
+    heap_platform::drain_here();
     ask_others();
     retry()
 }
@@ -35,7 +38,7 @@ pub fn ask_others() -> bool {
     heap_platform::relieve();
     // All CPUs run out of memory together, and most caches are empty then.
     let has_some = |block: &cpu::Block| block.head().may_have_blocks();
-    if shared::get().cached_frames() == 0
+    if !shared::get().may_have_cached_frames()
         && !online::cpus().any(|(index, block)| index != own && has_some(block))
     {
         return true;

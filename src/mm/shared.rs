@@ -413,9 +413,9 @@ impl SharedMemory {
         self.frames.share(cpu as usize)
     }
 
-    /// Returns the number of free frames in the CPUs' caches.
-    pub fn cached_frames(&self) -> usize {
-        self.frames.cached_frames()
+    /// Returns whether CPUs may have free frames in their caches.
+    pub fn may_have_cached_frames(&self) -> bool {
+        self.frames.may_have_cached_frames()
     }
 
     /// Returns the number of all frames, free or not.

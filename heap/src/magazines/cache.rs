@@ -23,9 +23,10 @@ const SLOW: u8 = 2;
 /// There is no cache.
 const ABSENT: u8 = 3;
 
-/// Which slot each magazine begins with. It is always null: the end that a pop runs into.
+/// Which slot each magazine begins with. It is always null: the end that a pop runs into. None begins with slot 0, which is the
+/// `top` and the `end` of those that were never used.
 static BOTTOMS: [u32; BINS] = {
-    let mut bottoms = [0; BINS];
+    let mut bottoms = [1; BINS];
     let mut bin = 1;
     while bin < BINS {
         bottoms[bin] = bottoms[bin - 1] + 1 + capacity(bin - 1);

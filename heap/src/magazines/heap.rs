@@ -27,6 +27,7 @@ use super::{ClassStatistics, FramePlatform, Totals, Traffic};
 use large::frames_of;
 use misuse::{Misuse, settle};
 use shortage::Attempt;
+pub use shortage::Shortage;
 
 /// A heap that scales with the number of CPUs: `#[global_allocator]` material.
 ///

@@ -34,7 +34,7 @@ mod transit;
 pub use cache::{CpuCache, MagazineStatistics, NO_CACHE};
 pub use class::{CLASSES, Class, FRAME, MAX_CACHED, MAX_CLASS_SIZE};
 #[cfg(not(loom))]
-pub use heap::MagazineHeap;
+pub use heap::{MagazineHeap, Shortage};
 pub use platform::{FastPath, FramePlatform, FrameSearch, SearchFn};
 #[cfg(target_arch = "x86_64")]
 pub use restart::resume;

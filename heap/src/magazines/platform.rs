@@ -193,7 +193,7 @@ pub unsafe trait FramePlatform: Sync {
     /// Override this where CPUs keep frames to themselves: until `relieve` returns, a CPU must take no more frames than it hands
     /// out, and once it has drained, keep none that are freed. Otherwise frames that are free all the time may be
     /// out of reach each time that the heap looks for them, and a request is refused. With `muster-frames` that is
-    /// `FrameAllocator::begin_shortage`.
+    /// `FrameAllocator::begin_shortage`. A CPU that isn't asked to drain, as it has nothing, may keep what is freed from then on.
     ///
     /// Called as [`drain_others`](Self::drain_others) is, but without a [`NoPreempt`](Self::NoPreempt).
     fn in_shortage(&self, relieve: &mut dyn FnMut()) {

@@ -137,11 +137,35 @@ impl<'a, P: FramePlatform> Spares<'a, P> {
         true
     }
 
-    /// Takes an allocated frame out, the `index`-th place's, and puts another one in.
-    pub(super) fn exchange(&mut self, index: usize, frame: NonNull<u8>) -> Option<NonNull<u8>> {
-        let place = self.allocated.get_mut(index)?.as_mut()?;
-        clear(frame);
-        Some(mem::replace(place, frame))
+    /// Exchanges `count` frames, taken for a slab, for others that are free, the `index`-th choice. `None`: there is none, and
+    /// the frames are still the caller's.
+    pub(super) fn exchange(
+        &mut self,
+        index: usize,
+        start: NonNull<u8>,
+        count: usize,
+    ) -> Option<NonNull<u8>> {
+        if count == 1 {
+            let place = self.allocated.get_mut(index)?.as_mut()?;
+            clear(start);
+            return Some(mem::replace(place, start));
+        }
+        if index > 0 {
+            // Of a third place the tables would have been made.
+            return None;
+        }
+        self.free_allocated();
+        let other = self.frames.allocate(count, count, Use::Slab)?;
+        // SAFETY: taken for a slab that was not made.
+        unsafe { self.frames.free(start, count, Use::Slab) };
+        Some(other)
+    }
+
+    fn free_allocated(&mut self) {
+        for table in self.allocated.iter_mut().filter_map(Option::take) {
+            // SAFETY: a frame of the heap's own that did not become a table.
+            unsafe { self.frames.free(table, 1, Use::Own) };
+        }
     }
 
     fn take(&mut self) -> Option<NonNull<u8>> {
@@ -158,10 +182,7 @@ impl<'a, P: FramePlatform> Spares<'a, P> {
 
 impl<P: FramePlatform> Drop for Spares<'_, P> {
     fn drop(&mut self) {
-        for table in self.allocated.into_iter().flatten() {
-            // SAFETY: a frame of the heap's own that did not become a table.
-            unsafe { self.frames.free(table, 1, Use::Own) };
-        }
+        self.free_allocated();
     }
 }
 

@@ -182,12 +182,11 @@ impl Slabs {
         for index in 0.. {
             match (context.map).insert(context, start, count as u8, class, &mut spares) {
                 Ok(slab) => return self.add(context, class, slab, live).then_some(start),
-                // All frames that are free are here now. Where another one of them is, the description may need fewer.
-                Err(_) if count == 1 => match spares.exchange(index, start) {
+                // All frames that are free were here just now. Where others of them are, the description may need fewer.
+                Err(_) => match spares.exchange(index, start, count) {
                     Some(other) => start = other,
                     None => break,
                 },
-                Err(_) => break,
             }
         }
         // SAFETY: just allocated, and no slab was made of them.

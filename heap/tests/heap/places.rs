@@ -2,15 +2,17 @@
 
 use core::alloc::GlobalAlloc;
 use core::ptr::{self, NonNull};
-use std::alloc;
 use std::sync::Mutex;
 
 use muster_heap::{CpuCache, FRAME, FramePlatform, MagazineHeap};
 
 use crate::layout;
 
-/// Bytes that share their last table.
+/// Bytes that share the table above the last ones.
 const NODE: usize = 128 << 20;
+
+/// Bytes that share all of their tables.
+const REGION: usize = 64 << 30;
 
 /// A machine with few frames, far apart.
 struct Scattered {
@@ -39,12 +41,17 @@ unsafe impl FramePlatform for Scattered {
         visit(&self.cache);
     }
 
-    /// The lowest one.
-    fn allocate_frames(&self, count: usize, _align: usize) -> Option<NonNull<u8>> {
+    /// The lowest ones.
+    fn allocate_frames(&self, count: usize, align: usize) -> Option<NonNull<u8>> {
         let mut free = self.free.lock().unwrap();
-        let lowest = (0..free.len()).min_by_key(|&index| free[index])?;
-        let frame = (count == 1).then(|| free.swap_remove(lowest))?;
-        NonNull::new(ptr::with_exposed_provenance_mut(frame))
+        free.sort_unstable();
+        let frames = |start| (0..count).map(move |index| start + index * FRAME);
+        let is_start = |start: usize| {
+            start.is_multiple_of(align * FRAME) && frames(start).all(|frame| free.contains(&frame))
+        };
+        let start = free.iter().copied().find(|&start| is_start(start))?;
+        free.retain(|frame| !frames(start).any(|taken| taken == *frame));
+        NonNull::new(ptr::with_exposed_provenance_mut(start))
     }
 
     unsafe fn free_frames(&self, start: NonNull<u8>, count: usize) {
@@ -53,34 +60,53 @@ unsafe impl FramePlatform for Scattered {
     }
 }
 
-/// Returns the blocks that a heap gets out of the last two frames, the lower one where no tables are.
-fn blocks_of_two_frames() -> usize {
+/// Returns the blocks of `size` bytes that a heap gets out of `count` frames behind a border, of which the tables are there, and
+/// as many before it, of which they are not.
+fn blocks_at_a_border(unit: usize, size: usize, count: usize) -> usize {
     // Only what the heap gets is touched.
-    // SAFETY: of more than zero bytes.
-    let memory = unsafe { alloc::alloc(layout(3 * NODE, FRAME)) };
-    let start = memory.expose_provenance();
-    let border = start.next_multiple_of(NODE) + NODE;
-    let (below, above) = (border - FRAME, border);
+    // SAFETY: new memory.
+    let memory = unsafe {
+        libc::mmap(
+            ptr::null_mut(),
+            3 * unit,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+            -1,
+            0,
+        )
+    };
+    assert_ne!(memory, libc::MAP_FAILED);
+    let border = memory.expose_provenance().next_multiple_of(unit) + unit;
+    let frames = |start: usize, count: usize| (0..count).map(move |index| start + index * FRAME);
     let heap = MagazineHeap::new(Scattered {
         cache: CpuCache::new(),
-        free: Mutex::new((1..=5).map(|index| above + index * FRAME).collect()),
+        free: Mutex::new(frames(border + count * FRAME, 3 + count).collect()),
     });
     let blocks = || {
         // SAFETY: of more than zero bytes.
-        std::iter::from_fn(|| NonNull::new(unsafe { heap.alloc(layout(64, 8)) })).count()
+        std::iter::from_fn(|| NonNull::new(unsafe { heap.alloc(layout(size, 8)) })).count()
     };
     assert!(blocks() > 0);
-    heap.platform().free.lock().unwrap().extend([below, above]);
+    let below = border - count * FRAME;
+    (heap.platform().free.lock().unwrap()).extend(frames(below, 2 * count));
     let blocks = blocks();
-    let left = heap.platform().free.lock().unwrap().clone();
-    assert_eq!(left, [below]);
-    // SAFETY: allocated above, and the heap is gone.
-    unsafe { alloc::dealloc(memory, layout(3 * NODE, FRAME)) };
+    let mut left = heap.platform().free.lock().unwrap().clone();
+    left.sort_unstable();
+    assert_eq!(left, frames(below, count).collect::<Vec<_>>());
+    drop(heap);
+    // SAFETY: mapped above, and the heap is gone.
+    assert_eq!(unsafe { libc::munmap(memory, 3 * unit) }, 0);
     blocks
 }
 
 #[test]
 fn a_slab_is_where_its_description_fits() {
     // The lowest frame would take a leaf and the table above it: with the other one that is one frame too few.
-    assert!(blocks_of_two_frames() > 0);
+    assert!(blocks_at_a_border(NODE, 64, 1) > 0);
+}
+
+#[test]
+fn a_slab_of_several_frames_is_where_its_description_fits() {
+    // The lowest frames would take three tables.
+    assert_eq!(blocks_at_a_border(REGION, 8192, 2), 1);
 }

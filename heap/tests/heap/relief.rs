@@ -180,6 +180,28 @@ fn relief_that_did_not_help_is_repeated_only_when_something_may_have_come_back()
 }
 
 #[test]
+fn a_drained_cpu_keeps_nothing_in_a_shortage() {
+    let heap = heap(256);
+    for size in [16, 32, 64, 512, 8192, 3 * FRAME] {
+        let layout = layout(size, 8);
+        let blocks: Vec<_> = (0..10).map(|_| alloc(&heap, layout).unwrap()).collect();
+        let shortage = heap.begin_shortage();
+        assert!(heap.drain());
+        for block in blocks {
+            free(&heap, block, layout);
+            // What a slow path does for a block must not make room for others.
+            let block = alloc(&heap, layout).unwrap();
+            free(&heap, block, layout);
+            assert_eq!(heap.totals().cached_bytes, 0, "of {size} bytes");
+        }
+        drop(shortage);
+        let block = alloc(&heap, layout).unwrap();
+        free(&heap, block, layout);
+        assert!(heap.totals().cached_bytes > 0, "of {size} bytes");
+    }
+}
+
+#[test]
 fn the_last_tries_are_in_the_shortage() {
     let heap = heap(64);
     let all = layout(64 * FRAME, 8);

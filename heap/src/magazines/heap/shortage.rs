@@ -1,7 +1,9 @@
 //! What an allocation does about a shortage of memory.
 
 use core::cell::Cell;
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::sync::atomic::Ordering;
+
+use muster_sync::{AtomicUsize, fence};
 
 use super::{MagazineHeap, Shared};
 use crate::magazines::cache::Block;
@@ -9,8 +11,10 @@ use crate::magazines::context::Context;
 use crate::magazines::transit::Refused;
 use crate::magazines::{FramePlatform, FrameSearch};
 
-/// A CPU is short of memory, until this is dropped.
-struct Shortage<'a>(&'a AtomicUsize);
+/// A CPU is short of memory, until this is dropped: see [`MagazineHeap::begin_shortage`].
+#[must_use = "the shortage is over when it is dropped"]
+#[derive(Debug)]
+pub struct Shortage<'a>(&'a AtomicUsize);
 
 impl Drop for Shortage<'_> {
     fn drop(&mut self) {
@@ -42,7 +46,8 @@ impl<P: FramePlatform> MagazineHeap<P> {
         let mut found = None;
         self.platform()
             .search_frames(count, align, &mut |take_step| {
-                let mut is_over = false;
+                // Whoever takes a step again has no use of what it would find.
+                let mut is_over = found.is_some();
                 while !is_over {
                     let made = self.step(|_| {
                         // Also of one that finds nothing, as the platform may move memory in it.
@@ -90,6 +95,9 @@ impl<P: FramePlatform> MagazineHeap<P> {
         }
         let mut block = None;
         self.platform().in_shortage(&mut || {
+            if block.is_some() {
+                return;
+            }
             block = self.relieve(
                 || attempt_all(Attempt::Again),
                 || attempt(Attempt::Last),
@@ -106,17 +114,18 @@ impl<P: FramePlatform> MagazineHeap<P> {
         last_attempt: impl Fn() -> Result<Block, Refused>,
         search: impl Fn(&Cell<u64>) -> Option<Block>,
     ) -> Option<Block> {
-        // Relaxed: see `is_short`.
-        self.shared.short.fetch_add(1, Ordering::Relaxed);
-        let _shortage = Shortage(&self.shared.short);
+        let _shortage = self.begin_shortage();
         // Acquire, with the Release below: the counts that a relief has seen are seen here, so an equal sum is one of equal
         // counts. A CPU that does not see the last value asks once more, in vain.
         let is_barren = self.gains() == Some(self.shared.barren.load(Ordering::Acquire))
             && self.platform().reclaimable() == 0;
         if is_barren {
             // That relief may not have reached this CPU, whose own blocks are out of nobody's reach.
-            if self.has_blocks_here() {
-                self.drain();
+            let is_drained = {
+                let _preemption = self.platform().disable_preemption();
+                self.platform().cache().may_have_blocks() && self.drain()
+            };
+            if is_drained {
                 self.trim();
             }
             return self.seek(last_attempt, search);
@@ -145,9 +154,22 @@ impl<P: FramePlatform> MagazineHeap<P> {
         found
     }
 
-    fn has_blocks_here(&self) -> bool {
-        let _preemption = self.platform().disable_preemption();
-        self.platform().cache().may_have_blocks()
+    /// Begins a shortage, as the heap itself does for a block, for a CPU that needs frames for something else and will have the
+    /// others [drain](Self::drain): until the result is dropped, CPUs take no more blocks and frames than they hand out, and once
+    /// drained they keep none that are freed.
+    pub fn begin_shortage(&self) -> Shortage<'_> {
+        // Relaxed: see `is_short`.
+        self.shared.short.fetch_add(1, Ordering::Relaxed);
+        // With the one in `may_fill`.
+        fence(Ordering::SeqCst);
+        Shortage(&self.shared.short)
+    }
+
+    /// Returns whether this CPU, which is on a slow path, may fill its cache: none is short of memory.
+    pub(super) fn may_fill(&self) -> bool {
+        // Either this finds the shortage of a CPU, or that one finds this one on a slow path, where it may have blocks.
+        fence(Ordering::SeqCst);
+        !self.is_short()
     }
 
     /// Returns whether a CPU is short of memory. Memory that this CPU would take beside what it needs

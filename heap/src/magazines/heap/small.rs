@@ -121,10 +121,10 @@ impl<P: FramePlatform> MagazineHeap<P> {
         let _preemption = self.platform().disable_preemption();
         let (block, freed) = {
             let _interrupts = self.platform().disable_interrupts();
-            // Not before: an interrupt that asks this CPU to drain comes before the look, or after all of this.
-            let fills = kind == Attempt::First && !self.is_short();
             let context = self.context_of(kind);
             let mut entry = self.platform().cache().enter();
+            // Not before: an interrupt that asks this CPU to drain comes before the look, or after all of this.
+            let fills = kind == Attempt::First && self.may_fill();
             let (refused, mut freed) = self.begin_attempt(kind, &context, &mut entry);
             // Until a misfit is home: see `pop_aligned`.
             let _transit = self.may_misfit(layout).then(|| context.announce());

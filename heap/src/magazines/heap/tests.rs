@@ -158,6 +158,7 @@ struct Observed {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Event {
+    Cache,
     DisableInterrupts,
     DisablePreemption,
     Extend,
@@ -216,6 +217,7 @@ unsafe impl FramePlatform for Observed {
     }
 
     fn cache(&self) -> &crate::CpuCache {
+        self.observe(Event::Cache);
         self.machine.cache()
     }
 
@@ -410,6 +412,27 @@ fn a_handler_does_not_wait_for_what_it_has_interrupted() {
         HEAP.set(None);
         assert!(block.addr().is_multiple_of(align));
     }
+}
+
+#[test]
+fn a_cpu_that_is_not_seen_on_its_slow_path_yet_does_not_fill_its_cache() {
+    // Another CPU is short, and finds nothing here, just before this one enters its cache.
+    let heap = Observed::heap(16, |heap, event| {
+        match event {
+            Event::DisableInterrupts => CALLS.set(1),
+            Event::Cache if CALLS.take() == 1 => {
+                assert!(!heap.platform().machine.cache().may_have_blocks());
+                core::mem::forget(heap.begin_shortage());
+            }
+            _ => {}
+        }
+        true
+    });
+    HEAP.set(Some(heap));
+    // SAFETY: of more than zero bytes.
+    assert!(!unsafe { heap.alloc(layout(64, 8)) }.is_null());
+    HEAP.set(None);
+    assert_eq!(heap.totals().cached_bytes, 0);
 }
 
 #[test]
