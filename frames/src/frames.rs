@@ -324,7 +324,8 @@ impl<O: Owner> FrameAllocator<O> {
     ///
     /// Where there can be no such run is remembered, for each 2 MiB and for each 128 MiB, until frames come back there: a
     /// run that is not there is missed after a look at a word for 128 MiB, and at what has changed since the last look.
-    /// Runs of 512 frames that are aligned to a power of two of them are found by a summary of a word for 128 MiB.
+    /// Runs of 512 frames that are aligned to a power of two of them are found by a summary of a word for 128 MiB. For a longer
+    /// one the eight words of each 2 MiB that may be free are read.
     ///
     /// # Panics
     ///

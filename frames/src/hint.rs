@@ -69,6 +69,11 @@ impl Request {
         self.is_limited
     }
 
+    /// Returns whether such a run has a chunk in its midst, or all but.
+    pub(crate) const fn spans_chunks(&self) -> bool {
+        self.count > CHUNK_FRAMES
+    }
+
     pub(crate) const fn align(&self) -> u64 {
         self.align
     }
@@ -196,9 +201,14 @@ impl Bounds {
         }
     }
 
+    /// Returns whether all of its frames, as many as these, may be free.
+    pub(crate) const fn may_be_whole(self, frames: u64) -> bool {
+        self.trailing >= frames
+    }
+
     /// Returns how many frames at its end may be free, with `before` that are free in front of it.
     pub(crate) fn after(self, before: u64, frames: u64) -> u64 {
-        if self.trailing >= frames {
+        if self.may_be_whole(frames) {
             before + frames
         } else {
             self.trailing
@@ -328,7 +338,7 @@ impl Hint {
     }
 
     /// Returns whether no such run ends in a part of memory of this many frames, with `before` that are free in front of it. Then
-    /// `before` is how many at its end are.
+    /// `before` is how many at its end are. A part that may be in the midst of a run is not ruled out.
     #[inline]
     pub(crate) fn rules_out(&self, request: &Request, before: &mut u64, frames: u64) -> bool {
         if request.is_natural {
@@ -336,7 +346,8 @@ impl Hint {
             return !self.may_hold(request);
         }
         let bounds = self.read(frames);
-        let is_out = !request.may_fit(*before, bounds);
+        let is_amid = request.spans_chunks() && bounds.may_be_whole(frames);
+        let is_out = !is_amid && !request.may_fit(*before, bounds);
         if is_out {
             *before = bounds.after(*before, frames);
         }

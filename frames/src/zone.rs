@@ -564,7 +564,7 @@ impl Zone {
             let looking = group.hint.begin();
             let mut all = None;
             for chunk in chunks {
-                match self.claim_run_in(chunk, request, &mut before) {
+                match self.claim_run_in(chunk, request, &mut before, &mut 0) {
                     // What was known before stays so.
                     Ok(first) => return Some(first),
                     Err(bounds) => all = Some(join(all, bounds)),
@@ -592,11 +592,7 @@ impl Zone {
                 at.chunk = chunks.end;
                 continue;
             }
-            let known = self.hint(at.chunk).read(CHUNK_FRAMES);
-            if request.may_fit(at.before, known) {
-                effort += LOOK_EFFORT;
-            }
-            if let Ok(first) = self.claim_run_in(at.chunk, request, &mut at.before) {
+            if let Ok(first) = self.claim_run_in(at.chunk, request, &mut at.before, &mut effort) {
                 return SearchStep::Found(first);
             }
             at.chunk += 1;
@@ -629,19 +625,26 @@ impl Zone {
     }
 
     /// Claims the lowest run that ends in a chunk, if `before` frames in front of it are free. `Err`: there is
-    /// none, and `before` is how many frames at the chunk's end are free.
+    /// none, and `before` is how many frames at the chunk's end are free. Adds to the effort of the step.
     fn claim_run_in(
         &self,
         chunk: usize,
         request: &Request,
         before: &mut u64,
+        effort: &mut usize,
     ) -> Result<u64, Bounds> {
         let hint = self.hint(chunk);
         let bounds = hint.read(CHUNK_FRAMES);
-        if !request.may_fit(*before, bounds) {
+        // Not to be found out by a look at all of a long run, at the end of which it seems to be there.
+        let is_cut = request.spans_chunks() && bounds.may_be_whole(CHUNK_FRAMES) && {
+            *effort += 1;
+            !self.chunks[chunk].fill().whole
+        };
+        if !is_cut && !request.may_fit(*before, bounds) {
             *before = bounds.after(*before, CHUNK_FRAMES);
             return Err(bounds);
         }
+        *effort += LOOK_EFFORT;
         let looking = hint.begin();
         let start = self.first_of(chunk);
         loop {
