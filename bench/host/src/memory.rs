@@ -5,6 +5,8 @@
 //! - the resident memory that a process has more of after that, by the same, where there is plenty;
 //! - after 400 000 in an arena of half more than is live, the largest block that can be had of the
 //!   bytes that nobody uses: how little they are in pieces.
+//!
+//! And for Muster, what each byte of its least arena is for.
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::fmt;
@@ -14,7 +16,7 @@ use std::process::Command;
 
 use muster_bench::figures::Fixed;
 use muster_bench::{Format, Options, Random};
-use muster_heap::FRAME;
+use muster_heap::{Class, FRAME, FramePlatform};
 
 use crate::contenders;
 
@@ -25,6 +27,7 @@ const REPLACED_FOR_LONG: usize = 400_000;
 /// Tells all figures of the allocators that are asked for.
 pub fn compare(options: &Options) {
     let peak = peak(REPLACED);
+    let mut uses = None;
     if options.format == Format::Table {
         println!(
             "{BLOCKS} blocks of mixed sizes, at most {} KiB live",
@@ -39,6 +42,9 @@ pub fn compare(options: &Options) {
         let least = least(peak, |bytes| {
             with_arena(name, bytes, |heap| run(heap, REPLACED).is_some())
         });
+        if name == "muster" {
+            uses = least.and_then(uses_of);
+        }
         let share = |part: usize, whole: usize| Fixed::<3>((part * 1000 / whole) as u64);
         let least = Figure(least.map(|least| share(least, peak)));
         let resident = Figure(resident_in_child(name).map(|bytes| share(bytes, peak)));
@@ -56,6 +62,70 @@ pub fn compare(options: &Options) {
             ),
         }
     }
+    if let Some(uses) = uses {
+        uses.print(options.format);
+    }
+}
+
+/// What the bytes of an arena are for.
+struct Uses {
+    arena: usize,
+    parts: [(&'static str, usize); 7],
+}
+
+impl Uses {
+    fn print(&self, format: Format) {
+        match format {
+            Format::Table => println!(
+                "muster's least arena, {} KiB, with all blocks live:",
+                self.arena >> 10
+            ),
+            Format::Json => {}
+        }
+        for (name, bytes) in self.parts {
+            match format {
+                Format::Table => {
+                    let percent = Fixed::<1>((bytes * 1000 / self.arena) as u64);
+                    println!("{name:<24} {:>8} KiB {percent:>6} %", bytes >> 10);
+                }
+                Format::Json => println!(
+                    "{{\"bench\":\"memory\",\"allocator\":\"muster\",\"use\":\"{name}\",\"bytes\":{bytes}}}"
+                ),
+            }
+        }
+    }
+}
+
+/// Says what each byte of an arena is for when the workload is done, and all blocks are live.
+fn uses_of(arena: usize) -> Option<Uses> {
+    let heap = contenders::muster_for_this_thread(arena);
+    let blocks = run(heap, REPLACED)?;
+    let sum = |of: &dyn Fn(Layout) -> usize| blocks.iter().map(|&(_, layout)| of(layout)).sum();
+    let live: usize = sum(&|layout| layout.size());
+    let rounded: usize = sum(&|layout| match Class::of(layout) {
+        Some(class) => class.size(),
+        None => layout.size().next_multiple_of(FRAME),
+    });
+    let cpu = heap.platform().cache().cached_bytes();
+    let of_class = |of: &dyn Fn(Class) -> usize| Class::all().map(of).sum();
+    let depots: usize = of_class(&|class| heap.class_statistics(class).depot_blocks * class.size());
+    let free_in_slabs = of_class(&|class| {
+        let statistics = heap.class_statistics(class);
+        statistics.slab_frames * FRAME - statistics.used_blocks * class.size()
+    });
+    let totals = heap.totals();
+    let parts = [
+        ("blocks, as asked for", live),
+        ("rounding up to classes", rounded - live),
+        ("cached by the CPU", cpu),
+        ("in depots", depots),
+        ("free in slabs, at ends", free_in_slabs),
+        ("tables and depots", totals.own_frames * FRAME),
+        ("frames, free", arena - totals.frames() * FRAME),
+    ];
+    let all: usize = parts.iter().map(|(_, bytes)| bytes).sum();
+    assert_eq!(all, arena, "each byte has a use");
+    Some(Uses { arena, parts })
 }
 
 /// A figure, if there is one.
