@@ -8,7 +8,7 @@ use core::sync::atomic::Ordering::{Relaxed, SeqCst};
 
 use muster_sync::{AtomicU8, AtomicU64};
 
-use crate::hint::{Request, beginnings};
+use crate::hint::beginnings;
 use crate::owner::FREE;
 use crate::request::RunRequest;
 
@@ -108,20 +108,7 @@ impl Fit {
         if request.is_limited() {
             return None;
         }
-        Self::of_run(request.count as u64, request.align.order())
-    }
-
-    /// Does what [`new`](Self::new) does.
-    pub(crate) const fn of(request: &Request) -> Option<Self> {
-        if request.is_limited() {
-            return None;
-        }
-        Self::of_run(request.count(), request.align().trailing_zeros())
-    }
-
-    /// Creates a fit of runs aligned to 2 to the power of `order`.
-    #[inline]
-    const fn of_run(count: u64, order: u32) -> Option<Self> {
+        let (count, order) = (request.count as u64, request.align.order());
         if count == 0 || count > ROW_FRAMES || order >= Self::ORDERS as u32 {
             return None;
         }

@@ -18,10 +18,9 @@ const ORDERS: u64 = (1 << (MAX_ORDER + 1)) - 1;
 /// A request for frames that follow each other, as the search needs it.
 #[derive(Debug)]
 pub(crate) struct Request {
+    pub(crate) run: RunRequest,
     count: u64,
     align: u64,
-    /// Whether the next two say anything.
-    is_limited: bool,
     /// One past the number of the last frame that will do.
     end: u64,
     /// The first and the last frame's numbers differ by bits below this one, a power of two, alone.
@@ -45,9 +44,9 @@ impl Request {
         let order = count.ilog2();
         let has_order = order <= MAX_ORDER && align.is_multiple_of(1 << order);
         Some(Self {
+            run: *request,
             count,
             align,
-            is_limited: request.is_limited(),
             end: request.below.get() / FRAME_SIZE,
             boundary,
             order_bit: if has_order { 1 << order } else { 0 },
@@ -57,16 +56,6 @@ impl Request {
                 && count.is_power_of_two()
                 && !request.is_limited(),
         })
-    }
-
-    /// Returns whether any single frame will do.
-    pub(crate) const fn is_for_any_frame(&self) -> bool {
-        self.count == 1 && self.align == 1 && !self.is_limited
-    }
-
-    /// Returns whether it asks for a place in memory, and not just for a number of frames and an alignment.
-    pub(crate) const fn is_limited(&self) -> bool {
-        self.is_limited
     }
 
     /// Returns whether such a run has a chunk in its midst, or all but.
@@ -100,7 +89,7 @@ impl Request {
     /// Returns where the lowest such run begins in `frames` free frames from `start` on.
     #[inline]
     fn place(&self, start: u64, frames: u64) -> Option<u64> {
-        if self.is_limited {
+        if self.run.is_limited() {
             return self.place_within_limits(start, frames);
         }
         if self.align == 1 {
@@ -139,7 +128,7 @@ impl Request {
         let mut begins = begins & aligned(start, self.align);
         while begins != 0 {
             let first = start + u64::from(begins.trailing_zeros());
-            if !self.is_limited || self.is_well_placed(first) {
+            if !self.run.is_limited() || self.is_well_placed(first) {
                 return Ok(first);
             }
             begins &= begins - 1;
@@ -338,7 +327,7 @@ impl Hint {
     }
 
     /// Returns whether no such run ends in a part of memory of this many frames, with `before` that are free in front of it. Then
-    /// `before` is how many at its end are. A part that may be in the midst of a run is not ruled out.
+    /// `before` is how many at its end are, if the request may reach over from there. A part that may be in the midst of a run is not ruled out.
     #[inline]
     pub(crate) fn rules_out(&self, request: &Request, before: &mut u64, frames: u64) -> bool {
         if request.is_natural {

@@ -68,12 +68,12 @@ impl<O: Owner> FrameAllocator<O> {
         home: Option<&mut Option<Spot>>,
         looks_left: &Cell<usize>,
     ) -> Option<u64> {
-        let fit = Fit::of(request);
+        let fit = Fit::new(&request.run);
         let count = request.count();
-        if request.is_limited() {
+        if request.run.is_limited() {
             // The lowest that there is, of which there may be few.
             None
-        } else if let Some(fit) = fit.filter(|_| request.is_for_any_frame()) {
+        } else if let Some(fit) = fit.filter(|_| request.run.is_for_any_frame()) {
             self.claim_near(home, &ANYWHERE, |zone, chunk| zone.chunk(chunk)?.claim(fit))
         } else if count < CHUNK_FRAMES && request.align() <= CHUNK_FRAMES {
             self.claim_near(home, &NEARBY, |zone, chunk| {
@@ -163,7 +163,7 @@ impl<O: Owner> FrameAllocator<O> {
     /// Claims the lowest run, but of single frames the lowest that the summary knows.
     fn claim_known(&self, request: &Request) -> Option<u64> {
         self.zones.iter().find_map(|zone| {
-            if request.is_for_any_frame() {
+            if request.run.is_for_any_frame() {
                 zone.claim_known()
             } else {
                 zone.claim_run(request)
@@ -189,7 +189,7 @@ impl<O: Owner> FrameAllocator<O> {
         };
         let is_undecided = || self.zones.iter().any(Zone::is_undecided);
         let mut polls = MAX_POLLS;
-        let searches = if request.is_for_any_frame() {
+        let searches = if request.run.is_for_any_frame() {
             MAX_SEARCHES
         } else {
             MAX_RUN_SEARCHES
