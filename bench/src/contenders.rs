@@ -132,7 +132,8 @@ impl Single for Buddy {
     }
 
     unsafe fn free(&mut self, block: NonNull<u8>, layout: Layout) {
-        self.dealloc(block, layout);
+        // SAFETY: the caller's promise, handed on.
+        unsafe { self.dealloc(block, layout) };
     }
 }
 
