@@ -75,7 +75,7 @@ fn view_against_mapping() {
         let (levels, features) = (Levels::Four, Features::default());
         let mut tables = Tables::new(memory, levels, features, memory).unwrap();
         let mapped = Frame::from_number(9).unwrap();
-        // SAFETY: no table is given back.
+        // SAFETY: the root of these tables, as many levels as they were made with, and no table is given back.
         let view = unsafe { TableView::new(memory, levels, features, tables.root()) };
         // The reader is the CPU that loom runs last: it tries each value that a load may yield then, but no
         // order in which a load comes before a store whose CPU has loaded the entry in between.

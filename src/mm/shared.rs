@@ -267,8 +267,9 @@ impl SharedMemory {
     /// No table is freed while the result lives: nothing is unmapped, or the run is over.
     pub unsafe fn published_tables(&self) -> TableView<Hhdm> {
         let features = self.features.of_tables();
-        // SAFETY: `hhdm` reaches every table, and each entry changes by one store of an aligned word,
-        // so a reader sees it as it was or as it is. No table is freed, as the caller promises.
+        // SAFETY: `hhdm` reaches every table, they were built with the plan's levels, and each entry
+        // changes by one store of an aligned word, so a reader sees it as it was or as it is. No table
+        // is freed, as the caller promises.
         unsafe { TableView::new(self.hhdm, self.levels(), features, self.root) }
     }
 

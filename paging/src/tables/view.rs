@@ -25,11 +25,16 @@ impl<M: PhysicalMemory> TableView<M> {
     ///
     /// # Safety
     ///
-    /// As long as the view is used, `root` is the root of page tables, that is, of such memory as
-    /// [`PhysicalMemory`] asks of a table. Entries in them may be any garbage as long as they point to
-    /// no other frames that `memory` reaches. If the tables change concurrently, no table is given back
-    /// during a walk: the lock under which they change is held, or something keeps a flush from being
-    /// completed, such as disabled interrupts on a CPU that every flush asks.
+    /// As long as the view is used:
+    ///
+    /// 1. `root` is the root of page tables, that is, of such memory as [`PhysicalMemory`] asks of a table.
+    /// 2. `levels` is the number of levels that these tables have: with one more, the view would read
+    ///    pages as tables.
+    /// 3. Entries in them may be any garbage as long as they lead to no other frames that `memory`
+    ///    reaches, as to tables.
+    /// 4. If the tables change concurrently, no table is given back during a walk: the lock under which
+    ///    they change is held, or something keeps a flush from being completed, such as disabled
+    ///    interrupts on a CPU that every flush asks.
     pub const unsafe fn new(memory: M, levels: Levels, features: Features, root: Frame) -> Self {
         Self {
             memory,

@@ -1076,7 +1076,7 @@ fn a_second_root_has_nothing_of_pages_that_are_being_unmapped() {
     let second = tables.root_without(window, &ram).unwrap();
     let completed = tables.complete(unmapping.flush(&Alone), &ram, &mut |_| ());
     completed.unwrap();
-    // SAFETY: tables, which nobody changes.
+    // SAFETY: tables of four levels, which nobody changes.
     let view = unsafe {
         muster_paging::TableView::new(&ram, Levels::Four, Features::default(), second.root)
     };

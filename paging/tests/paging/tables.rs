@@ -408,7 +408,7 @@ proptest! {
         prop_assume!(!plan.regions().is_empty());
         let ram = Ram::new(TABLES_FROM);
         let tables = build(&ram, &plan, machine.features);
-        // SAFETY: the same tables, and none is given back.
+        // SAFETY: the same tables with as many levels, and none is given back.
         let found =
             unsafe { TableView::new(&ram, machine.levels, machine.features, tables.root()) };
         let census = tables.verify(&plan);
