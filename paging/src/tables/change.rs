@@ -254,6 +254,13 @@ impl<M: PhysicalMemory> Tables<M> {
         Ok(())
     }
 
+    /// Returns whether nothing is mapped in the range, and no CPU has anything cached that was mapped
+    /// there by these tables. It is so until something is mapped there.
+    pub fn is_vacant(&self, range: VirtRange) -> bool {
+        self.view
+            .has_nothing(range, |entry, level| Entry::decode_any(entry, level).0)
+    }
+
     /// Changes the rights of all pages in the range. CPUs that have cached the old rights may go by
     /// until they have flushed. That is so even where they gain rights: a CPU may then fault by what it
     /// has cached (Intel SDM vol. 3, 5.10.4.3 "Optional Invalidation"), which no handler here expects.
@@ -395,11 +402,14 @@ impl Run {
 }
 
 impl<M: PhysicalMemory> TableView<M> {
-    /// Returns whether nothing is mapped in the range, and no CPU has anything cached that was mapped
-    /// there by these tables. It is so until something is mapped there.
+    /// Returns whether nothing is mapped in the range, by the entries that are present. A CPU may still
+    /// have cached what was mapped there before: [`Tables::is_vacant`] excludes that as well. A view
+    /// cannot: in tables that are another's, the bits of an entry that is not present mean nothing; in
+    /// [`Tables`] that change concurrently, the table behind it may be given back during the walk.
+    ///
+    /// The range is not vacant if the tables on the way are malformed or cannot be reached.
     pub fn is_vacant(&self, range: VirtRange) -> bool {
-        let (first, last) = (range.start(), range.last());
-        self.has_nothing(self.root, self.levels.count(), first, last)
+        self.has_nothing(range, Entry::decode)
     }
 
     /// Checks that all of the range can change.
@@ -516,16 +526,29 @@ impl<M: PhysicalMemory> TableView<M> {
         }
     }
 
-    fn has_nothing(&self, frame: Frame, level: u8, first: VirtAddr, last: VirtAddr) -> bool {
+    /// Returns whether the range has nothing but absent entries, as `decode` reads them.
+    fn has_nothing(&self, range: VirtRange, decode: fn(u64, u8) -> Entry) -> bool {
+        let (first, last) = (range.start(), range.last());
+        self.has_nothing_in(self.root, self.levels.count(), first, last, decode)
+    }
+
+    fn has_nothing_in(
+        &self,
+        frame: Frame,
+        level: u8,
+        first: VirtAddr,
+        last: VirtAddr,
+        decode: fn(u64, u8) -> Entry,
+    ) -> bool {
         let Some(table) = table(&self.memory, frame) else {
             return false;
         };
         pieces(first, last, level).all(|piece| {
             let entry = follow(&table[piece.index]);
-            match Entry::decode_any(entry, level) {
-                (Entry::Absent, _) => true,
-                (Entry::Table(Some(below)), _) => {
-                    self.has_nothing(below, level - 1, piece.first, piece.last)
+            match decode(entry, level) {
+                Entry::Absent => true,
+                Entry::Table(Some(below)) => {
+                    self.has_nothing_in(below, level - 1, piece.first, piece.last, decode)
                 }
                 _ => false,
             }

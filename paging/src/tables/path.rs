@@ -14,7 +14,8 @@ use super::{Entry, Leaf, PhysicalMemory, Rights, TableView, follow, index, leaf,
 pub enum Target {
     /// Nothing: the entry is not present.
     Nothing,
-    /// Nothing any more; but a CPU may still have cached what was there.
+    /// Nothing any more; but a CPU may still have cached what was there. So it is in [`Tables`](super::Tables),
+    /// which mark such an entry by bit 9; in tables that are another's, the bit may mean anything.
     Withdrawn,
     /// The table of the next level, at this physical address.
     Table(PhysAddr),

@@ -3,12 +3,13 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::ptr::NonNull;
 
 use muster_frames::{FRAME_SIZE, PhysAddr};
 use muster_paging::{
-    Access, Cache, ChangeError, FLUSH_LIMIT, Features, Flush, FlushSet, FreedPage, Levels,
-    PageSize, PartlyMapped, PhysicalMemory, Plan, Region, Shootdown, TableError, Tables, Target,
-    Unmapped, Unmapping, VirtAddr, VirtRange,
+    Access, Cache, ChangeError, FLUSH_LIMIT, Features, Flush, FlushSet, FrameSource, FreedPage,
+    Levels, PageSize, PartlyMapped, PhysicalMemory, Plan, Region, Shootdown, TableError, TableView,
+    Tables, Target, Unmapped, Unmapping, VirtAddr, VirtRange,
 };
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -1062,6 +1063,76 @@ fn pages_come_back_to_the_tables_they_were_in() {
         .unwrap();
 }
 
+/// Memory that records which tables are read.
+struct Recorder<'a> {
+    ram: &'a Ram,
+    reached: RefCell<Vec<u64>>,
+}
+
+// SAFETY: as `Ram`.
+unsafe impl PhysicalMemory for &Recorder<'_> {
+    fn pointer(&self, phys: PhysAddr) -> Option<NonNull<u8>> {
+        self.reached.borrow_mut().push(phys.get());
+        self.ram.pointer(phys)
+    }
+}
+
+/// A withdrawn table may be given back during the walk: no CPU reaches it that would have to flush.
+#[test]
+fn a_view_follows_no_withdrawn_entry() {
+    let ram = Ram::new(TABLES_FROM);
+    let mut world = World::new(&ram);
+    let tables = &mut world.tables;
+    let pages = [BASE, BASE + 0x1000].map(|page| range(page, 0x1000));
+    let recorder = Recorder {
+        ram: &ram,
+        reached: RefCell::default(),
+    };
+    // SAFETY: tables of four levels, none of which is given back during a walk.
+    let view =
+        unsafe { TableView::new(&recorder, Levels::Four, Features::default(), tables.root()) };
+    let is_vacant = |page| {
+        let is_vacant = view.is_vacant(page);
+        (is_vacant, recorder.reached.take().len())
+    };
+    map(tables, &ram, BASE, 0x2000, PageSize::Size4KiB);
+    assert_eq!(pages.map(is_vacant), [(false, 4); 2]);
+
+    let unmappings = pages.map(|page| {
+        // SAFETY: nobody uses what these tables map.
+        let unmapping = unsafe { tables.unmap(page) }.unwrap();
+        let seen = (is_vacant(page), tables.is_vacant(page));
+        (seen, unmapping.flush(&Alone))
+    });
+    let seen = unmappings.map(|(seen, unmapped)| {
+        tables.complete(unmapped, &ram, &mut |_| ()).unwrap();
+        seen
+    });
+    // The last page has taken the tables along, all but the root.
+    assert_eq!(seen, [((true, 4), false), ((true, 1), false)]);
+    assert!(pages.into_iter().all(|page| tables.is_vacant(page)));
+}
+
+#[test]
+fn bits_of_an_absent_entry_say_nothing_in_tables_of_others() {
+    let ram = Ram::new(TABLES_FROM);
+    let world = World::new(&ram);
+    let root = world.tables.root();
+    // Memory that is no table.
+    let data = ram.take().unwrap().into_raw();
+    let entry = data.start().get() | 1 << 9;
+    ram.set_entry(root.start().get(), 256, entry);
+    let recorder = Recorder {
+        ram: &ram,
+        reached: RefCell::default(),
+    };
+    // SAFETY: tables of four levels, which nobody changes, and in which nothing is present.
+    let view = unsafe { TableView::new(&recorder, Levels::Four, Features::default(), root) };
+    let is_vacant = view.is_vacant(range(HALF_4, 0x1000));
+    assert_eq!(recorder.reached.take(), [root.start().get()]);
+    assert!(is_vacant);
+}
+
 /// Their tables may go back, and nobody would tell the second root.
 #[test]
 fn a_second_root_has_nothing_of_pages_that_are_being_unmapped() {
@@ -1077,9 +1148,7 @@ fn a_second_root_has_nothing_of_pages_that_are_being_unmapped() {
     let completed = tables.complete(unmapping.flush(&Alone), &ram, &mut |_| ());
     completed.unwrap();
     // SAFETY: tables of four levels, which nobody changes.
-    let view = unsafe {
-        muster_paging::TableView::new(&ram, Levels::Four, Features::default(), second.root)
-    };
+    let view = unsafe { TableView::new(&ram, Levels::Four, Features::default(), second.root) };
     assert!(view.is_vacant(page));
 }
 
