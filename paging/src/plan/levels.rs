@@ -43,6 +43,18 @@ impl Levels {
         self.is_canonical(start) && self.is_canonical(last) && start.get() >> 63 == last.get() >> 63
     }
 
+    /// Returns the parts of the range whose addresses the CPU accepts: that in the lower half of the
+    /// address space, and that in the upper half, if there is any.
+    pub(crate) fn accepted(self, range: VirtRange) -> impl Iterator<Item = VirtRange> {
+        let upper = u64::MAX << (self.bits() - 1);
+        let halves = [(0, !upper), (upper, u64::MAX)];
+        halves.into_iter().filter_map(move |(first, last)| {
+            let first = first.max(range.start().get());
+            let last = last.min(range.last().get());
+            VirtRange::new(VirtAddr::new(first), last.checked_sub(first)? + 1)
+        })
+    }
+
     /// Returns whether the CPU accepts the address.
     pub const fn is_canonical(self, virt: VirtAddr) -> bool {
         self.canonical(virt).get() == virt.get()

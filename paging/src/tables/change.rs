@@ -45,8 +45,8 @@ use super::aliases::{Alias, Aliases, Counted, Refusal, Use};
 use super::flush::{Flush, Unmapped, Unmapping};
 use super::frame_source::FrameSource;
 use super::{
-    ENTRIES, Entry, Leaf, PhysicalMemory, Rights, TableView, Tables, WITHDRAWN, fmt_full, follow,
-    index, leaf, rights_bits, shift, table,
+    Entry, Leaf, PhysicalMemory, Rights, TableView, Tables, WITHDRAWN, fmt_full, follow, index,
+    leaf, rights_bits, shift, table,
 };
 use crate::plan::{Access, Cache, PageSize, pat_index};
 use crate::virt_range::VirtRange;
@@ -255,7 +255,8 @@ impl<M: PhysicalMemory> Tables<M> {
     }
 
     /// Returns whether nothing is mapped in the range, and no CPU has anything cached that was mapped
-    /// there by these tables. It is so until something is mapped there.
+    /// there by these tables. It is so until something is mapped there; so addresses that do not exist are
+    /// vacant.
     pub fn is_vacant(&self, range: VirtRange) -> bool {
         self.view
             .has_nothing(range, |entry, level| Entry::decode_any(entry, level).0)
@@ -407,7 +408,8 @@ impl<M: PhysicalMemory> TableView<M> {
     /// cannot: in tables that are another's, the bits of an entry that is not present mean nothing; in
     /// [`Tables`] that change concurrently, the table behind it may be given back during the walk.
     ///
-    /// The range is not vacant if the tables on the way are malformed or cannot be reached.
+    /// The range is not vacant if the tables on the way are malformed or cannot be reached. Addresses that
+    /// do not exist are vacant.
     pub fn is_vacant(&self, range: VirtRange) -> bool {
         self.has_nothing(range, Entry::decode)
     }
@@ -528,8 +530,10 @@ impl<M: PhysicalMemory> TableView<M> {
 
     /// Returns whether the range has nothing but absent entries, as `decode` reads them.
     fn has_nothing(&self, range: VirtRange, decode: fn(u64, u8) -> Entry) -> bool {
-        let (first, last) = (range.start(), range.last());
-        self.has_nothing_in(self.root, self.levels.count(), first, last, decode)
+        let level = self.levels.count();
+        self.levels
+            .accepted(range)
+            .all(|range| self.has_nothing_in(self.root, level, range.start(), range.last(), decode))
     }
 
     fn has_nothing_in(
@@ -632,7 +636,8 @@ struct Piece {
     last: VirtAddr,
 }
 
-/// Splits a range into parts, one for each entry of the table of this level that it lies in.
+/// Splits a range into parts, one for each entry of the table of this level that it lies in. All of it
+/// exists, in one half of the address space: each entry is met once.
 fn pieces(first: VirtAddr, last: VirtAddr, level: u8) -> impl Iterator<Item = Piece> {
     let mut next = Some(first);
     core::iter::from_fn(move || {
@@ -646,9 +651,6 @@ fn pieces(first: VirtAddr, last: VirtAddr, level: u8) -> impl Iterator<Item = Pi
         next = end.checked_add(1).filter(|&next| next <= last);
         Some(piece)
     })
-    // A range lies in one table, whatever a caller says. One more, for what lies beyond the root: it
-    // may come back to the entry in which it began, before its start.
-    .take(ENTRIES + 1)
 }
 
 const fn withdrawn(entry: u64) -> u64 {

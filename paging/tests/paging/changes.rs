@@ -1133,6 +1133,48 @@ fn bits_of_an_absent_entry_say_nothing_in_tables_of_others() {
     assert!(is_vacant);
 }
 
+/// Their entries would be those of addresses that exist.
+#[test]
+fn addresses_that_do_not_exist_are_vacant() {
+    for levels in [Levels::Four, Levels::Five] {
+        let ram = Ram::new(TABLES_FROM);
+        let mut world = World::with_levels(&ram, levels);
+        let tables = &mut world.tables;
+        let (lower, upper) = (
+            1_u64 << (levels.bits() - 1),
+            u64::MAX << (levels.bits() - 1),
+        );
+        let is_vacant = |tables: &Tables<&Ram>, (start, last): (u64, u64)| {
+            let range = range(start, last - start + 1);
+            assert_eq!((**tables).is_vacant(range), tables.is_vacant(range));
+            tables.is_vacant(range)
+        };
+        // The last page of the lower half, and the first of the upper one.
+        map(tables, &ram, lower - 0x1000, 0x1000, PageSize::Size4KiB);
+        map(tables, &ram, upper, 0x1000, PageSize::Size4KiB);
+        for vacant in [
+            (lower, lower + 0xfff),
+            (lower, upper - 1),
+            (upper - 0x1000, upper - 1),
+            (lower << 2, (lower << 2) + 0xfff),
+            (0, lower - 0x1001),
+            (upper + 0x1000, u64::MAX),
+        ] {
+            assert!(is_vacant(tables, vacant), "{levels:?}: {vacant:#x?}");
+        }
+        for used in [
+            (lower - 0x1000, lower + 0xfff),
+            (lower - 0x1000, upper - 1),
+            (upper - 0x1000, upper + 0xfff),
+            (lower, upper + 0xfff),
+            (lower - 0x1000, upper + 0xfff),
+            (0, u64::MAX - 0x1000),
+        ] {
+            assert!(!is_vacant(tables, used), "{levels:?}: {used:#x?}");
+        }
+    }
+}
+
 /// Their tables may go back, and nobody would tell the second root.
 #[test]
 fn a_second_root_has_nothing_of_pages_that_are_being_unmapped() {
