@@ -266,6 +266,10 @@ impl<M: PhysicalMemory> Tables<M> {
     /// until they have flushed. That is so even where they gain rights: a CPU may then fault by what it
     /// has cached (Intel SDM vol. 3, 5.10.4.3 "Optional Invalidation"), which no handler here expects.
     ///
+    /// All pages of the range are flushed, also those that have the rights already: the flush of an
+    /// earlier change may not be over yet, and may never be. So all CPUs go by the new rights when this
+    /// flush is over, and a change that changes nothing costs a shootdown as well.
+    ///
     /// # Errors
     ///
     /// See [`ChangeError`]. Nothing has changed then.
@@ -303,8 +307,8 @@ impl<M: PhysicalMemory> Tables<M> {
             let changed = kept | rights_bits(access) | counted.bits();
             if changed != entry {
                 slot.store(changed, Ordering::Relaxed);
-                flush.add(virt);
             }
+            flush.add(virt);
         })?;
         Ok(flush)
     }

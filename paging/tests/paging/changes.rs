@@ -2,7 +2,8 @@
 //! CPUs that cache all they can.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::NonNull;
 
 use muster_frames::{FRAME_SIZE, PhysAddr};
@@ -164,6 +165,10 @@ struct World<'a> {
     model: BTreeMap<u64, Page>,
     /// Withdrawn, and not yet completed: what the model had there.
     withdrawn: Vec<(Withdrawal, BTreeMap<u64, Page>)>,
+    /// Of changed rights, not yet run.
+    flushes: Vec<(VirtRange, Flush)>,
+    /// Pages whose rights have changed, and for which no flush has been run since.
+    stale: BTreeSet<u64>,
     next_phys: u64,
 }
 
@@ -174,6 +179,9 @@ impl Drop for World<'_> {
             if let Withdrawal::Pending(unmapping) = state {
                 let _ = unmapping.flush(&Alone);
             }
+        }
+        for (_, flush) in self.flushes.drain(..) {
+            flush.run(&Alone);
         }
     }
 }
@@ -204,13 +212,25 @@ enum Step {
         first: u64,
         count: u64,
         access: Access,
+        /// Whether it is left to another step to flush.
+        is_deferred: bool,
     },
     /// Of what is mapped.
     ProtectRun {
         which: Index,
         count: u64,
         access: Access,
+        is_deferred: bool,
     },
+    /// Of what is mapped and used by a CPU: twice to the same, and only the second flush is run.
+    ProtectTwice {
+        cpu: Index,
+        which: Index,
+        count: u64,
+        access: Access,
+    },
+    /// Of changed rights.
+    FlushRights(Index),
     Touch {
         cpu: Index,
         page: u64,
@@ -263,14 +283,26 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(which, (_, count))| Step::UnmapRun { which, count }),
         2 => any::<Index>().prop_map(Step::Flush),
         3 => any::<Index>().prop_map(Step::Complete),
-        1 => (place(), access()).prop_map(|((first, count), access)| Step::Protect {
-            first,
-            count,
-            access,
-        }),
-        3 => (any::<Index>(), place(), access()).prop_map(|(which, (_, count), access)| {
-            Step::ProtectRun { which, count, access }
-        }),
+        1 => (place(), access(), any::<bool>()).prop_map(
+            |((first, count), access, is_deferred)| Step::Protect {
+                first,
+                count,
+                access,
+                is_deferred,
+            }
+        ),
+        4 => (any::<Index>(), place(), access(), any::<bool>()).prop_map(
+            |(which, (_, count), access, is_deferred)| Step::ProtectRun {
+                which,
+                count,
+                access,
+                is_deferred,
+            }
+        ),
+        2 => (any::<Index>(), any::<Index>(), 1..40u64, access()).prop_map(
+            |(cpu, which, count, access)| Step::ProtectTwice { cpu, which, count, access }
+        ),
+        1 => any::<Index>().prop_map(Step::FlushRights),
         2 => (any::<Index>(), any::<Index>(), 1..40u64)
             .prop_map(|(cpu, which, count)| Step::TouchRun { cpu, which, count }),
         1 => any::<Index>().prop_map(Step::Turn),
@@ -295,6 +327,8 @@ impl<'a> World<'a> {
             cpus: Cpus(RefCell::new(vec![Cpu::default(), Cpu::default()])),
             model: BTreeMap::new(),
             withdrawn: Vec::new(),
+            flushes: Vec::new(),
+            stale: BTreeSet::new(),
             next_phys: LARGE,
         }
     }
@@ -349,9 +383,7 @@ impl<'a> World<'a> {
                 let place = which.index(self.withdrawn.len());
                 let (state, pages) = self.withdrawn.swap_remove(place);
                 let state = match state {
-                    Withdrawal::Pending(unmapping) => {
-                        Withdrawal::Flushed(unmapping.flush(&self.cpus))
-                    }
+                    Withdrawal::Pending(unmapping) => Withdrawal::Flushed(self.flush(*unmapping)),
                     flushed => flushed,
                 };
                 self.withdrawn.push((state, pages));
@@ -365,7 +397,28 @@ impl<'a> World<'a> {
                 which,
                 count,
                 access,
-            } if !self.model.is_empty() => self.protect(self.run(which, count), access)?,
+                is_deferred,
+            } if !self.model.is_empty() => {
+                self.protect(self.run(which, count), access, is_deferred)?;
+            }
+            Step::ProtectTwice {
+                cpu,
+                which,
+                count,
+                access,
+            } if !self.model.is_empty() => {
+                let run = self.run(which, count);
+                for page in pages_of(run) {
+                    self.touch(cpu, page, true);
+                }
+                self.protect(run, access, true)?;
+                self.protect(run, access, false)?;
+            }
+            Step::FlushRights(which) if !self.flushes.is_empty() => {
+                let place = which.index(self.flushes.len());
+                let (range, flush) = self.flushes.swap_remove(place);
+                self.run_flush(range, flush);
+            }
             Step::TouchRun { cpu, which, count } if !self.model.is_empty() => {
                 let run = self.run(which, count);
                 for page in pages_of(run) {
@@ -376,14 +429,17 @@ impl<'a> World<'a> {
             | Step::Flush(_)
             | Step::Complete(_)
             | Step::ProtectRun { .. }
+            | Step::ProtectTwice { .. }
+            | Step::FlushRights(_)
             | Step::TouchRun { .. } => {}
             Step::Protect {
                 first,
                 count,
                 access,
+                is_deferred,
             } => {
                 let range = range(self.base + first * FRAME_SIZE, count * FRAME_SIZE);
-                self.protect(range, access)?;
+                self.protect(range, access, is_deferred)?;
             }
             Step::Touch {
                 cpu,
@@ -549,7 +605,7 @@ impl<'a> World<'a> {
         pages: BTreeMap<u64, Page>,
     ) -> Result<(), TestCaseError> {
         let unmapped = match state {
-            Withdrawal::Pending(unmapping) => unmapping.flush(&self.cpus),
+            Withdrawal::Pending(unmapping) => self.flush(*unmapping),
             Withdrawal::Flushed(unmapped) => unmapped,
         };
         let mut freed = BTreeMap::new();
@@ -599,7 +655,25 @@ impl<'a> World<'a> {
         Ok(())
     }
 
-    fn protect(&mut self, range: VirtRange, access: Access) -> Result<(), TestCaseError> {
+    fn flush(&mut self, unmapping: Unmapping) -> Unmapped {
+        let range = unmapping.range();
+        self.stale
+            .retain(|&page| !range.contains(VirtAddr::new(page)));
+        unmapping.flush(&self.cpus)
+    }
+
+    fn run_flush(&mut self, range: VirtRange, flush: Flush) {
+        self.stale
+            .retain(|&page| !range.contains(VirtAddr::new(page)));
+        flush.run(&self.cpus);
+    }
+
+    fn protect(
+        &mut self,
+        range: VirtRange,
+        access: Access,
+        is_deferred: bool,
+    ) -> Result<(), TestCaseError> {
         // SAFETY: nobody uses what these tables map.
         let flush = unsafe { self.tables.protect(range, access) };
         let all = || pages_of(range);
@@ -620,7 +694,12 @@ impl<'a> World<'a> {
                 return Ok(());
             }
         };
-        flush.run(&self.cpus);
+        if is_deferred {
+            self.stale.extend(all());
+            self.flushes.push((range, flush));
+        } else {
+            self.run_flush(range, flush);
+        }
         prop_assert!(is_whole && !excluded);
         for page in all() {
             let page = self.model.get_mut(&page).unwrap();
@@ -688,6 +767,7 @@ impl<'a> World<'a> {
                 let is_pending = self.withdrawn.iter().any(|(state, pages)| {
                     matches!(state, Withdrawal::Pending(_)) && pages.contains_key(&start)
                 });
+                let is_pending = is_pending || self.stale.contains(&start);
                 prop_assert!(is_current || is_pending, "a CPU has {:#x} as it was", start);
             }
         }
@@ -708,6 +788,9 @@ fn check_history(levels: Levels, steps: Vec<Step>) -> Result<usize, TestCaseErro
     prop_assert_eq!(verified.map(|census| census.tables), Ok(tables));
     while let Some((state, pages)) = world.withdrawn.pop() {
         world.complete(state, pages)?;
+    }
+    while let Some((range, flush)) = world.flushes.pop() {
+        world.run_flush(range, flush);
     }
     world.check()?;
 
@@ -848,6 +931,40 @@ fn only_the_last_page_of_a_table_takes_it_along() {
     flush.run(&Alone);
 }
 
+/// Nobody else has to run an earlier flush first: its CPU may not have come to that yet, or never will.
+#[test]
+fn all_cpus_have_the_rights_when_a_change_to_the_same_is_flushed() {
+    for (before, after) in [
+        (Access::ReadOnly, Access::ReadWrite),
+        (Access::ReadWrite, Access::ReadOnly),
+    ] {
+        for panics in [false, true] {
+            let ram = Ram::new(TABLES_FROM);
+            let mut world = World::new(&ram);
+            let page = range(BASE, 0x1000);
+            let region = Region {
+                name: "page",
+                virt: page.start(),
+                phys: PhysAddr::new(LARGE),
+                length: page.len(),
+                access: before,
+                cache: Cache::WriteBack,
+                largest: PageSize::Size4KiB,
+            };
+            world.map(region).unwrap();
+            let root = world.tables.root().start().get();
+            world.cpus.0.borrow_mut()[0].touch(&ram, root, Levels::Four, BASE, true);
+            world.protect(page, after, true).unwrap();
+            if panics {
+                let (_, flush) = world.flushes.pop().unwrap();
+                catch_unwind(AssertUnwindSafe(|| flush.run(&Nobody))).unwrap_err();
+            }
+            world.protect(page, after, false).unwrap();
+            world.check().unwrap();
+        }
+    }
+}
+
 #[test]
 fn many_pages_are_flushed_as_one() {
     let ram = Ram::new(TABLES_FROM);
@@ -911,9 +1028,9 @@ fn a_large_page_changes_as_a_whole() {
     let level_3 = *ram.frames().last().unwrap();
     assert_eq!(ram.entry(level_3, 1) & 0x42, 0);
     // SAFETY: as above.
-    let nothing = unsafe { tables.protect(range(start, gib), Access::ReadOnly) }.unwrap();
-    assert!(nothing.pages().is_empty());
-    nothing.run(&Nobody);
+    let again = unsafe { tables.protect(range(start, gib), Access::ReadOnly) }.unwrap();
+    assert_eq!(again.pages().pages().unwrap(), [VirtAddr::new(start)]);
+    again.run(&Alone);
     // SAFETY: as above.
     let hole = unsafe { tables.protect(range(start, gib + 0x1000), Access::ReadOnly) };
     let hole = hole.unwrap_err();
