@@ -24,12 +24,12 @@ pub enum TableError {
     Region(PlanError),
     /// Something is mapped there already.
     AlreadyMapped {
-        /// The virtual address.
+        /// The first such address.
         virt: VirtAddr,
     },
     /// The CPUs have not yet flushed what was mapped there before.
     Unflushed {
-        /// The virtual address.
+        /// The first such address.
         virt: VirtAddr,
     },
     /// A table lies where the given memory cannot be reached.

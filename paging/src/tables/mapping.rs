@@ -13,7 +13,7 @@ use muster_frames::{OwnedFrame, PhysAddr};
 use super::aliases::{Counted, Refusal, Use};
 use super::{
     Entry, FrameSource, MAX_LEVELS_BELOW, PartlyMapped, PhysicalMemory, TABLE, TableError, Tables,
-    WITHDRAWN, empty_table, index, leaf_bits, level_of, link,
+    WITHDRAWN, empty_table, index, leaf_bits, level_of, link, shift,
 };
 
 impl<M: PhysicalMemory> Tables<M> {
@@ -178,8 +178,19 @@ impl<M: PhysicalMemory> Tables<M> {
                         phys: PhysAddr::default(),
                     });
                 }
-                _ if is_withdrawn => return Err(TableError::Unflushed { virt }),
-                _ => return Err(TableError::AlreadyMapped { virt }),
+                decoded => {
+                    // A large page may meet a table, whose pages may lie anywhere in it.
+                    let virt = match decoded {
+                        Entry::Table(Some(below)) => self
+                            .first_page(below, level - 1, virt, is_withdrawn)
+                            .unwrap_or(virt),
+                        _ => virt,
+                    };
+                    return Err(match is_withdrawn {
+                        true => TableError::Unflushed { virt },
+                        false => TableError::AlreadyMapped { virt },
+                    });
+                }
             }
         };
         let top = self.new_tables(virt, level, leaf_level, entry, frames)?;
@@ -192,6 +203,29 @@ impl<M: PhysicalMemory> Tables<M> {
         self.withdrawn -= linked;
         self.built += usize::from(level - leaf_level);
         Ok(())
+    }
+
+    /// Returns the first address at which a table has a page that is mapped, or one that is withdrawn.
+    /// `virt` is the first address that the table is for.
+    fn first_page(
+        &self,
+        frame: Frame,
+        level: u8,
+        virt: VirtAddr,
+        is_withdrawn: bool,
+    ) -> Option<VirtAddr> {
+        let mut slots = (0..).zip(self.table(frame).ok()?);
+        slots.find_map(|(index, slot)| {
+            let virt = virt + (index << shift(level));
+            match Entry::decode_any(slot.load(Ordering::Relaxed), level) {
+                (Entry::Leaf { .. }, is) if is == is_withdrawn => Some(virt),
+                // A table has a page that is mapped if it is present, and only then.
+                (Entry::Table(Some(below)), is) if is == is_withdrawn => {
+                    self.first_page(below, level - 1, virt, is_withdrawn)
+                }
+                _ => None,
+            }
+        })
     }
 
     /// Makes the tables for one page below a slot of this level, and returns the entry for the slot:

@@ -524,15 +524,15 @@ impl<'a> World<'a> {
                 .find(|&size| fits(size))
                 .unwrap();
             let pages = || (virt..virt + size.bytes()).step_by(FRAME_SIZE as usize);
-            if pages().any(|page| self.model.contains_key(&page) || self.is_withdrawn(page)) {
-                let expected = matches!(
-                    mapped,
-                    Err((
-                        TableError::AlreadyMapped { virt: at } | TableError::Unflushed { virt: at },
-                        mapped_to
-                    )) if at.get() == virt && mapped_to == virt
-                );
-                prop_assert!(expected, "{:?} at {:#x}", mapped, virt);
+            let in_use = pages().find(|page| self.model.contains_key(page));
+            let unflushed = pages().find(|&page| self.is_withdrawn(page));
+            let error = match (in_use.map(VirtAddr::new), unflushed.map(VirtAddr::new)) {
+                (Some(virt), _) => Some(TableError::AlreadyMapped { virt }),
+                (None, Some(virt)) => Some(TableError::Unflushed { virt }),
+                (None, None) => None,
+            };
+            if let Some(error) = error {
+                prop_assert_eq!(mapped, Err((error, virt)));
                 return Ok(());
             }
             let missing = self.missing_tables(virt, size);

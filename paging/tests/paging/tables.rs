@@ -649,6 +649,50 @@ fn nothing_present_is_overwritten() {
 }
 
 #[test]
+fn the_first_address_in_use_is_named() {
+    let ram = Ram::new(TABLES_FROM);
+    let mut tables = new_tables(&ram, Levels::Four, GIB);
+    let at = |offset| VirtAddr::new(HALF_4 + offset);
+    let page = |offset| Region {
+        virt: at(offset),
+        length: FRAME_SIZE,
+        ..REGION
+    };
+    let pages = [0x20_5000, 0x20_9000, 0x60_0000];
+    for offset in pages {
+        map(&mut tables, &page(offset), &ram).unwrap();
+    }
+    // Over the table of the first two pages, and over the one that leads to all tables of pages.
+    let [small, large] = [PageSize::Size2MiB, PageSize::Size1GiB].map(|size| Region {
+        virt: VirtAddr::new(at(0x20_5000).get() & !(size.bytes() - 1)),
+        length: size.bytes(),
+        ..REGION
+    });
+    let refused = |tables: &mut Tables<_>, region| map(tables, region, &ram).unwrap_err();
+    let (mut by_small, mut by_large) = (Vec::new(), Vec::new());
+    let unmappings = pages.map(|offset| {
+        by_small.push(refused(&mut tables, &small));
+        by_large.push(refused(&mut tables, &large));
+        let range = VirtRange::new(at(offset), FRAME_SIZE).unwrap();
+        // SAFETY: nobody uses what these tables map.
+        unsafe { tables.unmap(range) }.unwrap()
+    });
+    for unmapping in unmappings {
+        by_large.push(refused(&mut tables, &large));
+        let unmapped = unmapping.flush(&Alone);
+        tables.complete(unmapped, &ram, &mut |_| ()).unwrap();
+    }
+    // Only now, as a forgotten flush would hide why it failed.
+    let in_use = pages.map(|offset| TableError::AlreadyMapped { virt: at(offset) });
+    let unflushed = pages.map(|offset| TableError::Unflushed { virt: at(offset) });
+    let expected = [in_use[0], in_use[1], unflushed[0]].map(PartlyMapped::from);
+    assert_eq!(by_small, expected);
+    let expected = [in_use, unflushed].map(|errors| errors.map(PartlyMapped::from));
+    assert_eq!(by_large, expected.concat());
+    map(&mut tables, &large, &ram).unwrap();
+}
+
+#[test]
 fn running_out_of_frames_is_an_answer() {
     let ram = Ram::new(TABLES_FROM);
     ram.left.set(0);
