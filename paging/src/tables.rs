@@ -128,7 +128,8 @@ pub struct Tables<M> {
     permanent: Vec<VirtRange>,
     /// The addresses that allocators give out; no two overlap.
     windows: [Option<VirtRange>; MAX_WINDOWS],
-    /// The windows that second roots lack, one for each: the tables for all else are theirs, too.
+    /// The windows that second roots lack, one for each: the tables for all else are theirs, too. Only
+    /// what lies in all of them can change.
     lacking: Vec<VirtRange>,
 }
 

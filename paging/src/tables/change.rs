@@ -83,7 +83,8 @@ pub enum ChangeError {
     /// Some of it lies where a second root has the same tables ([`Tables::root_without`]): the CPU that goes
     /// by that is not asked to flush.
     Shared {
-        /// The window that the second root lacks: the addresses where there can be changes.
+        /// The window that the second root lacks: for its sake, only addresses in it can change. With several
+        /// second roots, it is the first window that does not have all of the range.
         window: VirtRange,
     },
     /// The rights exclude how the same physical memory is mapped, or was since it is: what could be

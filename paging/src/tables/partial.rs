@@ -4,6 +4,7 @@ use crate::virt_addr::VirtAddr;
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
+use crate::plan::PlanError;
 use crate::virt_range::VirtRange;
 use muster_frames::Frame;
 use muster_frames::OwnedFrame;
@@ -32,9 +33,15 @@ impl<M: PhysicalMemory> Tables<M> {
     /// from now on ([`ChangeError::Shared`](super::ChangeError::Shared)). It may lack mappings that are
     /// made later. It stays as it is, for good.
     ///
+    /// With several second roots, only what lies in the windows of all of them can change: if two windows
+    /// have nothing in common, nothing can.
+    ///
+    /// May allocate memory, to record the window: for when the kernel starts.
+    ///
     /// # Errors
     ///
-    /// [`TableError::OutOfFrames`], [`TableError::WrongOwner`], [`TableError::Unreachable`],
+    /// [`TableError::Region`] with [`PlanError::NotCanonical`] if some of the window's addresses do not
+    /// exist. [`TableError::OutOfFrames`], [`TableError::WrongOwner`], [`TableError::Unreachable`],
     /// [`TableError::OutOfMemory`], or [`TableError::AlreadyMapped`] if a large page reaches across a
     /// border of the window. Nothing was taken then.
     pub fn root_without(
@@ -42,6 +49,15 @@ impl<M: PhysicalMemory> Tables<M> {
         window: VirtRange,
         frames: &impl FrameSource,
     ) -> Result<PartialRoot, TableError> {
+        if !self.levels.have(window) {
+            let error = PlanError::NotCanonical {
+                name: "window",
+                virt: window.start(),
+                length: window.len(),
+                bits: self.levels.bits(),
+            };
+            return Err(error.into());
+        }
         let bytes = size_of::<VirtRange>();
         let reserved = self.lacking.try_reserve(1);
         reserved.map_err(|_| TableError::OutOfMemory { bytes })?;

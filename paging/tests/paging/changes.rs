@@ -9,8 +9,8 @@ use std::ptr::NonNull;
 use muster_frames::{FRAME_SIZE, PhysAddr};
 use muster_paging::{
     Access, Cache, ChangeError, FLUSH_LIMIT, Features, Flush, FlushSet, FrameSource, FreedPage,
-    Levels, PageSize, PartlyMapped, PhysicalMemory, Plan, Region, Shootdown, TableError, TableView,
-    Tables, Target, Unmapped, Unmapping, VirtAddr, VirtRange,
+    Levels, PageSize, PartlyMapped, PhysicalMemory, Plan, PlanError, Region, Shootdown, TableError,
+    TableView, Tables, Target, Unmapped, Unmapping, VirtAddr, VirtRange,
 };
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -1348,6 +1348,66 @@ fn what_a_second_root_shares_stays() {
         walk(&ram, second.root.start().get(), Levels::Four.count()),
         shared
     );
+}
+
+#[test]
+fn only_the_windows_of_all_second_roots_can_change() {
+    let ram = Ram::new(TABLES_FROM);
+    let mut world = World::new(&ram);
+    let tables = &mut world.tables;
+    let windows = [(1_u64 << 40, 3_u64), (2 << 40, 2), (1 << 40, 1)];
+    let windows = windows.map(|(at, length)| range(HALF_4 + at, length << 40));
+    let page = range(HALF_4 + (2 << 40), 0x1000);
+    map(tables, &ram, page.start().get(), 0x1000, PageSize::Size4KiB);
+    let changed = windows.map(|window| {
+        let before = ram.frames().len();
+        let second = tables.root_without(window, &ram).unwrap();
+        assert_eq!(ram.frames().len() - before, second.tables);
+        // SAFETY: nobody uses what these tables map.
+        unsafe { tables.protect(page, Access::ReadOnly) }.map(|flush| flush.run(&Alone))
+    });
+    // The last two are disjoint.
+    let window = windows[2];
+    assert_eq!(
+        changed,
+        [Ok(()), Ok(()), Err(ChangeError::Shared { window })]
+    );
+}
+
+/// Nothing in them can ever change, and so nothing at all could.
+#[test]
+fn a_second_root_lacks_no_window_of_addresses_that_do_not_exist() {
+    for levels in [Levels::Four, Levels::Five] {
+        let ram = Ram::new(TABLES_FROM);
+        let mut world = World::with_levels(&ram, levels);
+        let tables = &mut world.tables;
+        let (lower, upper) = (
+            1_u64 << (levels.bits() - 1),
+            u64::MAX << (levels.bits() - 1),
+        );
+        map(tables, &ram, upper, 0x1000, PageSize::Size4KiB);
+        let before = ram.frames();
+        for (start, end) in [
+            (lower, lower + LARGE),
+            (lower - LARGE, lower + 0x1000),
+            (upper - 0x1000, upper + LARGE),
+            (lower - 0x1000, upper + 0x1000),
+        ] {
+            let window = range(start, end - start);
+            let refused = TableError::Region(PlanError::NotCanonical {
+                name: "window",
+                virt: window.start(),
+                length: window.len(),
+                bits: levels.bits(),
+            });
+            assert_eq!(tables.root_without(window, &ram), Err(refused));
+        }
+        assert_eq!(ram.frames(), before);
+        // SAFETY: nobody uses what these tables map.
+        let unmapping = unsafe { tables.unmap(range(upper, 0x1000)) }.unwrap();
+        let unmapped = unmapping.flush(&Alone);
+        tables.complete(unmapped, &ram, &mut |_| ()).unwrap();
+    }
 }
 
 /// Tables that are withdrawn are of no page that is mapped: only those that are not have to be there.
