@@ -91,7 +91,9 @@ const HOOKS: Hooks = Hooks {
     read_word: peek::read_word,
     name_of: peek::name_of,
     cache_use: heap_platform::cache_use,
-    drain_caches: heap_platform::age,
+    drain_caches: || {
+        heap_platform::drain_here();
+    },
 };
 
 /// Starts the BSP. The loader enters here: on the loader's stack, tables and GDT, with interrupts

@@ -192,20 +192,15 @@ pub fn drain_here() -> bool {
 /// Returns a number that changes when this CPU's caches are used: what was allocated and freed here, and how many frames are
 /// cached.
 pub fn cache_use() -> u64 {
-    let bytes = cpu::try_with(|here| {
+    cpu::try_with(|here| {
         let traffic = here.head().traffic();
-        traffic.allocated_bytes.wrapping_add(traffic.freed_bytes)
-    });
-    // One more or less is no use of as many bytes that end with zeroes.
-    let frames = frames::with_cache(|cache| cache.len() as u64);
-    bytes
-        .unwrap_or(0)
-        .wrapping_add(frames.unwrap_or(0).rotate_right(16))
-}
-
-/// Drains this CPU's caches, which nothing has used for a while.
-pub fn age() {
-    drain_here();
+        let bytes = traffic.allocated_bytes.wrapping_add(traffic.freed_bytes);
+        let frames = shared::get().share_of(here.index());
+        let frames = frames.map_or(0, |share| share.cached());
+        // In the bits that the bytes reach only after 256 TiB.
+        bytes.wrapping_add((frames as u64) << 48)
+    })
+    .unwrap_or(0)
 }
 
 /// Begins a shortage in which the heap keeps nothing: of frames for something else.
