@@ -338,7 +338,8 @@ impl<O: Owner> FrameAllocator<O> {
     }
 
     /// Takes a step of a search for a run. The first one looks where a run does the least harm, and others then look
-    /// everywhere, from the lowest frame on. Each looks at no more than 28 MiB of which nothing is remembered; the first one
+    /// everywhere, from the lowest frame on. Each looks at no more than 28 MiB of which nothing is remembered, and, for a run of
+    /// more than 2 MiB, at eight words for each 2 MiB of 560 that may be in its midst; the first one
     /// also reads two words for each 128 MiB.
     ///
     /// What is free from the first step to the last is found. What comes back in between may be.
