@@ -19,7 +19,7 @@ use crate::range::Frame;
 use crate::records::Owners;
 use crate::request::RunRequest;
 use crate::run_cache::{Part, RunCache};
-use crate::search::{At, RunSearch, SearchStep};
+use crate::search::{At, MAX_DRAINS, RunSearch, SearchStep};
 use crate::zone::Zone;
 
 /// Frames that go back at once when a cache is full.
@@ -48,7 +48,7 @@ pub(crate) struct Slot {
     /// Taken with Acquire and given up with Release: a new cache of the slot goes on from the last one's
     /// counts, to which it adds without a read-modify-write.
     taken: AtomicBool,
-    /// Single frames in the cache. Written by its CPU alone; others read it for reports, so `Relaxed` will do.
+    /// Single frames in the cache. Written by its CPU alone, for which `Relaxed` will do, as for reports of others.
     singles: AtomicU32,
     /// Frames in the cache for runs; as above.
     in_runs: AtomicU32,
@@ -69,8 +69,9 @@ impl Slot {
 
     /// Returns whether there are frames in the cache, or may be soon.
     pub(crate) fn may_have_frames(&self) -> bool {
-        // Acquire, with the Release of `end_fill`: the counts below are of what came in.
-        self.fills.load(Acquire) || self.cached() > 0
+        // Acquire, with the Release of `end_fill`: the counts below are of what came in. And with that of the counts: what
+        // has gone out is found.
+        self.fills.load(Acquire) || self.singles.load(Acquire) + self.in_runs.load(Acquire) > 0
     }
 
     /// Announces that frames are about to come in.
@@ -99,7 +100,8 @@ impl Slot {
     /// Sets the number of single frames, at most [`CAPACITY`].
     #[inline]
     fn set_singles(&self, frames: usize) {
-        self.singles.store(frames as u32, Relaxed);
+        // Release: see `may_have_frames`.
+        self.singles.store(frames as u32, Release);
     }
 
     #[inline]
@@ -110,7 +112,8 @@ impl Slot {
     /// Sets the number of frames for runs, at most what all parts of rows together have.
     #[inline]
     fn set_in_runs(&self, frames: usize) {
-        self.in_runs.store(frames as u32, Relaxed);
+        // Release: see `may_have_frames`.
+        self.in_runs.store(frames as u32, Release);
     }
 }
 
@@ -330,16 +333,16 @@ impl<'a, O: Owner> FrameCache<'a, O> {
         }
         let looks_left = Cell::new(STEP_LOOKS);
         if matches!(search.at, At::Near) {
-            search.has_drained = false;
+            search.drains_left = MAX_DRAINS;
             if let Some(run) = self.take_cached(&request, owner, &looks_left) {
                 return SearchStep::Found(run);
             }
         }
         let step = (self.frames).step(search, Some(&mut self.home), &looks_left);
         if step == SearchStep::NotFree {
-            // Once, as handlers may fill the cache again and again.
-            if !search.has_drained && self.drain() > 0 {
-                search.has_drained = true;
+            // Not again and again, as handlers may fill the cache; but the search may have come from another CPU.
+            if search.drains_left > 0 && self.drain() > 0 {
+                search.drains_left -= 1;
                 search.begin_pass(search.undone);
                 return SearchStep::Unfinished;
             }
@@ -597,8 +600,9 @@ impl<'a, O: Owner> FrameCache<'a, O> {
 
     /// Returns frames to the allocator that have left the cache.
     fn release_part(&mut self, part: Part<'_>) {
-        self.slot.set_in_runs(self.slot.in_runs() - part.count());
         part.zone.release_row(part.start, part.mask);
+        // Not before: see `may_have_frames`.
+        self.slot.set_in_runs(self.slot.in_runs() - part.count());
     }
 
     /// Returns the zone of the frame, if it has one.

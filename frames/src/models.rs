@@ -269,6 +269,29 @@ fn shortage_against_fill() {
     });
 }
 
+/// The same, while the other one drains a cache of frames for runs.
+#[test]
+fn shortage_against_drain() {
+    model("shortage against drain", None, || {
+        let frames = allocator(8..12, 0..0);
+        let mut cache = frames.cache().unwrap();
+        let run = cache.allocate_run(request(2, 2), Owner::Heap).unwrap();
+        cache.free_run(run).unwrap();
+        assert_eq!(frames.cached_frames(), 4);
+        let other = cpu(move || {
+            let shortage = frames.begin_shortage();
+            if !frames.may_have_cached_frames() {
+                let run = frames.allocate_run(request(2, 1), Owner::Stacks);
+                assert!(run.is_some(), "all frames are free all the time");
+            }
+            drop(shortage);
+        });
+        cache.drain();
+        mem::forget(cache);
+        other.join().unwrap();
+    });
+}
+
 /// Two CPUs that have the cache of one number, one after the other by chance, and count a frame there.
 #[test]
 fn cache_after_cache() {

@@ -21,12 +21,15 @@ pub enum SearchStep<T> {
 pub struct RunSearch {
     pub(crate) request: RunRequest,
     pub(crate) at: At,
-    /// Whether a cache has given its frames back for it.
-    pub(crate) has_drained: bool,
+    /// How often caches may still give their frames back for it.
+    pub(crate) drains_left: usize,
     /// The number of claims that were undone when the pass began, and of passes that may follow it.
     pub(crate) undone: u64,
     pub(crate) passes_left: usize,
 }
+
+/// The number of times that caches give their frames back for one search.
+pub(crate) const MAX_DRAINS: usize = 4;
 
 /// Where a search goes on.
 #[derive(Clone, Copy, Debug)]
@@ -43,7 +46,7 @@ impl RunSearch {
         Self {
             request,
             at: At::Near,
-            has_drained: false,
+            drains_left: MAX_DRAINS,
             undone: 0,
             passes_left: 0,
         }

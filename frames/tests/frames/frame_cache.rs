@@ -208,6 +208,31 @@ fn search(cache: &mut FrameCache, request: RunRequest, owner: Owner) -> Option<O
     }
 }
 
+#[test]
+fn a_search_empties_the_cache_of_each_cpu_that_it_comes_to() {
+    let frames = allocator(&[bounds(0x20_0000, 0x28_0000)], &[])
+        .with_caches(2)
+        .unwrap();
+    let mut caches = [(); 2].map(|()| frames.cache().unwrap());
+    // Each has a row.
+    for cache in &mut caches {
+        let run = cache.allocate_run(request(64, 64), Owner::Heap).unwrap();
+        cache.free_run(run).unwrap();
+    }
+    assert_eq!(frames.cached_frames(), 128);
+    let mut search = RunSearch::new(request(128, 1));
+    let mut step = |cpu: usize| caches[cpu].search_run(&mut search, Owner::Heap);
+    while step(0) == SearchStep::Unfinished && frames.cached_frames() == 128 {}
+    // The rest on the other one.
+    let found = loop {
+        match step(1) {
+            SearchStep::Unfinished => {}
+            step => break step,
+        }
+    };
+    assert!(matches!(found, SearchStep::Found(_)), "{found:?}");
+}
+
 /// Frees frames by their name.
 fn free_run(
     frames: &FrameAllocator,
