@@ -26,7 +26,11 @@ pub fn reclaim<T>(retry: impl FnOnce() -> T) -> T {
     retry()
 }
 
-/// Has the other CPUs drain their caches, and waits until they have, or until the timeout. `false`: this CPU can't ask now.
+/// Whether a CPU has not answered the last time. Relaxed: it only says how long to wait.
+static IS_LATE: AtomicBool = AtomicBool::new(false);
+
+/// Has the other CPUs drain their caches, and waits until they have, or until the timeout. `false`: this CPU can't ask now, or
+/// some have not.
 pub fn ask_others() -> bool {
     let Some(own) = cpu::try_with(|here| here.index()) else {
         return false;
@@ -43,18 +47,26 @@ pub fn ask_others() -> bool {
     {
         return true;
     }
-    let deadline = Deadline::after_millis(TIMEOUT);
+    // A CPU that has stopped for good must not keep each request that is refused for so long.
+    let timeout = if IS_LATE.load(Ordering::Relaxed) {
+        ASK_AGAIN
+    } else {
+        TIMEOUT
+    };
+    let deadline = Deadline::after_millis(timeout);
     loop {
         // Relaxed below: the end of the call publishes it.
         let kept = AtomicBool::new(false);
-        let answered = call::insist(Uses::Heap, Targets::Others, TIMEOUT, &|_| {
+        let answered = call::insist(Uses::Heap, Targets::Others, timeout, &|_| {
             if !heap_platform::drain_here() {
                 kept.store(true, Ordering::Relaxed);
             }
         });
-        // A CPU that does not answer frees nothing.
-        if answered.is_err() || !kept.into_inner() || deadline.passed() {
-            return true;
+        IS_LATE.store(answered.is_err(), Ordering::Relaxed);
+        let has_drained = answered.is_ok() && !kept.into_inner();
+        // A CPU that does not answer now may have memory later.
+        if has_drained || answered.is_err() || deadline.passed() {
+            return has_drained;
         }
         let ask_again = Deadline::after_millis(ASK_AGAIN);
         while !ask_again.passed() {

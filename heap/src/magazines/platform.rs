@@ -136,7 +136,7 @@ pub unsafe trait FramePlatform: Sync {
     /// `None` after as much as a step.
     ///
     /// `search` takes steps until one has [found](FrameSearch::Found) frames or says that there are none, and may take fewer,
-    /// or none. Unless overridden, this does not call it: `allocate_frames` looks everywhere.
+    /// or none. If the frames are of no use, it keeps them, and goes on: the next step begins again. Unless overridden, this does not call it: `allocate_frames` looks everywhere.
     ///
     /// ```
     /// # use muster_heap::{FrameSearch, SearchFn};
@@ -175,8 +175,9 @@ pub unsafe trait FramePlatform: Sync {
     unsafe fn free_frames(&self, start: NonNull<u8>, count: usize);
 
     /// Makes the other CPUs call [`MagazineHeap::drain`](super::MagazineHeap::drain), and returns
-    /// when they have, or when waiting for them is of no use. `false`: this CPU can't ask them now, though another one could;
-    /// the heap doesn't conclude then that no memory is available.
+    /// when they have, or when waiting for them is of no use. `false`: this CPU can't ask them now, though another one could, or
+    /// one of them has not drained in time; the heap doesn't conclude then that no memory is available, and asks again for the
+    /// next request.
     ///
     /// Called when memory has run out, with no lock held and interrupts as the caller of the heap
     /// has them; several CPUs may call it at the same time, and a CPU that waits here must still

@@ -148,26 +148,32 @@ impl Slabs {
         // end.
         let _transit = context.announce();
         class.slab_counts().any(|count| {
-            (frames.allocate(count, count, Use::Slab))
-                .is_some_and(|start| self.add_slab(context, class, start, count, 0).is_some())
+            (frames.allocate(count, count, Use::Slab)).is_some_and(|start| {
+                let added = self.add_slab(context, class, start, count, 0);
+                if let Err(start) = added {
+                    // SAFETY: allocated for it, and no slab was made of them.
+                    unsafe { frames.free(start, count, Use::Slab) };
+                }
+                added.is_ok()
+            })
         })
     }
 
-    /// Makes frames that the platform has given a slab, and takes its first block. `None`: there are no frames for its
-    /// description, and these have gone back.
+    /// Makes frames that the platform has given a slab, and takes its first block. `Err`: there are no frames for its
+    /// description, and these, or others in their place, are still the caller's, counted as for a slab.
     pub(super) fn add_frames<P: FramePlatform>(
         &self,
         context: &Context<'_, P>,
         class: Class,
         start: Block,
         count: usize,
-    ) -> Option<Block> {
+    ) -> Result<Block, Block> {
         context.frames.count(count, Use::Slab);
         self.add_slab(context, class, start, count, 1)
     }
 
-    /// Makes frames, taken for it, a slab, of which the first `live` blocks are in use, and returns where it is. `None`: there
-    /// are no frames for its description, and these have gone back.
+    /// Makes frames, taken for it, a slab, of which the first `live` blocks are in use, and returns where it is. `Err`: there
+    /// are no frames for its description, and these, or others in their place, are still the caller's.
     fn add_slab<P: FramePlatform>(
         &self,
         context: &Context<'_, P>,
@@ -175,13 +181,16 @@ impl Slabs {
         start: Block,
         count: usize,
         live: usize,
-    ) -> Option<Block> {
-        let frames = context.frames;
-        let mut spares = Spares::none(frames);
+    ) -> Result<Block, Block> {
+        let mut spares = Spares::none(context.frames);
         let mut start = start;
         for index in 0.. {
             match (context.map).insert(context, start, count as u8, class, &mut spares) {
-                Ok(slab) => return self.add(context, class, slab, live).then_some(start),
+                Ok(slab) => {
+                    let is_listed = self.add(context, class, slab, live);
+                    debug_assert!(is_listed, "this CPU holds no lock");
+                    return Ok(start);
+                }
                 // All frames that are free were here just now. Where others of them are, the description may need fewer.
                 Err(_) => match spares.exchange(index, start, count) {
                     Some(other) => start = other,
@@ -189,9 +198,7 @@ impl Slabs {
                 },
             }
         }
-        // SAFETY: just allocated, and no slab was made of them.
-        unsafe { frames.free(start, count, Use::Slab) };
-        None
+        Err(start)
     }
 
     /// Adds a slab that is new, of which the first `live` blocks are in use. `false`: this CPU holds

@@ -4,7 +4,7 @@ use core::alloc::GlobalAlloc;
 use core::ptr::{self, NonNull};
 use std::sync::Mutex;
 
-use muster_heap::{CpuCache, FRAME, FramePlatform, MagazineHeap};
+use muster_heap::{CpuCache, FRAME, FramePlatform, FrameSearch, MagazineHeap, SearchFn};
 
 use crate::layout;
 
@@ -18,6 +18,23 @@ const REGION: usize = 64 << 30;
 struct Scattered {
     cache: CpuCache,
     free: Mutex<Vec<usize>>,
+    /// Whether several frames are found by a search alone.
+    searches: bool,
+}
+
+impl Scattered {
+    /// Takes the lowest frames.
+    fn take(&self, count: usize, align: usize) -> Option<NonNull<u8>> {
+        let mut free = self.free.lock().unwrap();
+        free.sort_unstable();
+        let frames = |start| (0..count).map(move |index| start + index * FRAME);
+        let is_start = |start: usize| {
+            start.is_multiple_of(align * FRAME) && frames(start).all(|frame| free.contains(&frame))
+        };
+        let start = free.iter().copied().find(|&start| is_start(start))?;
+        free.retain(|frame| !frames(start).any(|taken| taken == *frame));
+        NonNull::new(ptr::with_exposed_provenance_mut(start))
+    }
 }
 
 // SAFETY: the frames are ones of an allocation that is kept, each given once until it is freed; there is one CPU.
@@ -41,17 +58,17 @@ unsafe impl FramePlatform for Scattered {
         visit(&self.cache);
     }
 
-    /// The lowest ones.
     fn allocate_frames(&self, count: usize, align: usize) -> Option<NonNull<u8>> {
-        let mut free = self.free.lock().unwrap();
-        free.sort_unstable();
-        let frames = |start| (0..count).map(move |index| start + index * FRAME);
-        let is_start = |start: usize| {
-            start.is_multiple_of(align * FRAME) && frames(start).all(|frame| free.contains(&frame))
-        };
-        let start = free.iter().copied().find(|&start| is_start(start))?;
-        free.retain(|frame| !frames(start).any(|taken| taken == *frame));
-        NonNull::new(ptr::with_exposed_provenance_mut(start))
+        let is_found = !self.searches || count == 1;
+        is_found.then(|| self.take(count, align))?
+    }
+
+    fn search_frames(&self, count: usize, align: usize, search: &mut SearchFn<'_>) {
+        if self.searches {
+            search(&mut || {
+                (self.take(count, align)).map_or(FrameSearch::NotFree, FrameSearch::Found)
+            });
+        }
     }
 
     unsafe fn free_frames(&self, start: NonNull<u8>, count: usize) {
@@ -62,7 +79,7 @@ unsafe impl FramePlatform for Scattered {
 
 /// Returns the blocks of `size` bytes that a heap gets out of `count` frames behind a border, of which the tables are there, and
 /// as many before it, of which they are not.
-fn blocks_at_a_border(unit: usize, size: usize, count: usize) -> usize {
+fn blocks_at_a_border(unit: usize, size: usize, count: usize, searches: bool) -> usize {
     // Only what the heap gets is touched.
     // SAFETY: new memory.
     let memory = unsafe {
@@ -81,6 +98,7 @@ fn blocks_at_a_border(unit: usize, size: usize, count: usize) -> usize {
     let heap = MagazineHeap::new(Scattered {
         cache: CpuCache::new(),
         free: Mutex::new(frames(border + count * FRAME, 3 + count).collect()),
+        searches,
     });
     let blocks = || {
         // SAFETY: of more than zero bytes.
@@ -102,11 +120,16 @@ fn blocks_at_a_border(unit: usize, size: usize, count: usize) -> usize {
 #[test]
 fn a_slab_is_where_its_description_fits() {
     // The lowest frame would take a leaf and the table above it: with the other one that is one frame too few.
-    assert!(blocks_at_a_border(NODE, 64, 1) > 0);
+    assert!(blocks_at_a_border(NODE, 64, 1, false) > 0);
 }
 
 #[test]
 fn a_slab_of_several_frames_is_where_its_description_fits() {
     // The lowest frames would take three tables.
-    assert_eq!(blocks_at_a_border(REGION, 8192, 2), 1);
+    assert_eq!(blocks_at_a_border(REGION, 8192, 2, false), 1);
+}
+
+#[test]
+fn a_slab_is_searched_for_where_its_description_fits() {
+    assert_eq!(blocks_at_a_border(REGION, 8192, 2, true), 1);
 }

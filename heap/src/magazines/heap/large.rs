@@ -88,7 +88,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
                 let block = self.search(count, align, steps, |_, start| {
                     self.frames.count(count, Use::Large);
                     self.shared.large_blocks.fetch_add(1, Ordering::Relaxed);
-                    Some(start)
+                    Ok(start)
                 })?;
                 self.count_resized(0, layout.size());
                 Some(block)

@@ -8,6 +8,7 @@ use muster_sync::{AtomicUsize, fence};
 use super::{MagazineHeap, Shared};
 use crate::magazines::cache::Block;
 use crate::magazines::context::Context;
+use crate::magazines::frames::Use;
 use crate::magazines::transit::Refused;
 use crate::magazines::{FramePlatform, FrameSearch};
 
@@ -35,15 +36,18 @@ pub(super) enum Attempt {
 }
 
 impl<P: FramePlatform> MagazineHeap<P> {
-    /// Searches for frames, in steps, of which it counts those taken, and makes a block of them.
+    /// Searches for frames, in steps, of which it counts those taken, and makes a block of them. If it can't, which is `Err`
+    /// with the frames, it searches once more, for others.
     pub(super) fn search(
         &self,
         count: usize,
         align: usize,
         steps: &Cell<u64>,
-        make: impl Fn(&Context<'_, P>, Block) -> Option<Block>,
+        make: impl Fn(&Context<'_, P>, Block) -> Result<Block, Block>,
     ) -> Option<Block> {
         let mut found = None;
+        // Frames of which no block can be made, for a slab, and that they are out of other CPUs' reach.
+        let mut useless = None;
         self.platform()
             .search_frames(count, align, &mut |take_step| {
                 // Whoever takes a step again has no use of what it would find.
@@ -58,7 +62,20 @@ impl<P: FramePlatform> MagazineHeap<P> {
                         let FrameSearch::Found(start) = step else {
                             return (None, Ok(()));
                         };
-                        (make(&self.context_of(Attempt::Last), start), Ok(()))
+                        match make(&self.context_of(Attempt::Last), start) {
+                            Ok(block) => (Some(block), Ok(())),
+                            Err(start) if useless.is_none() => {
+                                steps.set(steps.get() + 1);
+                                useless = Some((start, self.transit.begin()));
+                                is_over = false;
+                                (None, Ok(()))
+                            }
+                            Err(start) => {
+                                // SAFETY: found just now, and nothing was made of them.
+                                unsafe { self.frames.free(start, count, Use::Slab) };
+                                (None, Ok(()))
+                            }
+                        }
                     });
                     match made {
                         Some(block) => found = found.or(block),
@@ -67,6 +84,12 @@ impl<P: FramePlatform> MagazineHeap<P> {
                     }
                 }
             });
+        if let Some((start, _transit)) = useless {
+            let _preemption = self.platform().disable_preemption();
+            let _interrupts = self.platform().disable_interrupts();
+            // SAFETY: found above, and nothing was made of them.
+            unsafe { self.frames.free(start, count, Use::Slab) };
+        }
         found
     }
 
