@@ -1,4 +1,4 @@
-//! `models`: what CPUs share, under loom. Then each mistake of `mistakes/`, in a copy of the sources: the
+//! `models`: what CPUs share, under loom, in a copy of the sources. Then each mistake of `mistakes/` there: the
 //! models that it names must find it.
 
 mod copy;
@@ -31,16 +31,18 @@ const TEST_FAILED: i32 = 101;
 pub fn command(words: &[String]) -> Result<ExitCode> {
     let mistakes = mistake::read_all(workspace::root())?;
     let mistakes = chosen(mistakes, words)?;
+    let copy = workspace::target().join("mistakes");
+    copy::bring_up_to_date(workspace::root(), &copy)?;
     if words.is_empty() {
-        let mut models = cargo(workspace::root(), &LIBRARIES);
+        // In the copy, too: by the times of the workspace's files Cargo would take what it has built with the last mistake
+        // for what is there.
+        let mut models = cargo(&copy, &LIBRARIES);
         models.args(["--", "--nocapture", "--test-threads", "2"]);
         let status = models.status().context("cannot start Cargo")?;
         if !status.success() {
             return Ok(ExitCode::FAILURE);
         }
     }
-    let copy = workspace::target().join("mistakes");
-    copy::bring_up_to_date(workspace::root(), &copy)?;
     let mut problems = Vec::new();
     for mistake in &mistakes {
         let path = mistake.path();
