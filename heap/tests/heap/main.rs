@@ -51,6 +51,31 @@ macro_rules! hosted_frames {
     };
 }
 
+/// The one CPU of a machine, which nothing interrupts.
+#[cfg(target_os = "linux")]
+macro_rules! one_cpu {
+    () => {
+        type NoPreempt = ();
+        type InterruptGuard = ();
+
+        fn disable_preemption(&self) {}
+
+        fn disable_interrupts(&self) {}
+
+        fn cpu(&self) -> Option<usize> {
+            Some(0)
+        }
+
+        fn cache(&self) -> &CpuCache {
+            &self.cache
+        }
+
+        fn each_cache(&self, visit: &mut dyn FnMut(&CpuCache)) {
+            visit(&self.cache);
+        }
+    };
+}
+
 mod checked;
 mod hands;
 mod histories;
@@ -60,6 +85,7 @@ mod magazines;
 #[path = "../../../frames/tests/frames/oracle.rs"]
 mod oracle;
 mod oracles;
+#[cfg(target_os = "linux")]
 mod places;
 #[cfg(target_os = "linux")]
 mod regions;

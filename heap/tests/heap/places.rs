@@ -18,7 +18,7 @@ const REGION: usize = 64 << 30;
 struct Scattered {
     cache: CpuCache,
     free: Mutex<Vec<usize>>,
-    /// Whether several frames are found by a search alone.
+    /// Whether only a search finds several frames.
     searches: bool,
 }
 
@@ -37,26 +37,9 @@ impl Scattered {
     }
 }
 
-// SAFETY: the frames are ones of an allocation that is kept, each given once until it is freed; there is one CPU.
+// SAFETY: one thread, which nothing interrupts; the frames are memory that stays mapped, and each is given once at a time.
 unsafe impl FramePlatform for Scattered {
-    type NoPreempt = ();
-    type InterruptGuard = ();
-
-    fn disable_preemption(&self) {}
-
-    fn disable_interrupts(&self) {}
-
-    fn cpu(&self) -> Option<usize> {
-        Some(0)
-    }
-
-    fn cache(&self) -> &CpuCache {
-        &self.cache
-    }
-
-    fn each_cache(&self, visit: &mut dyn FnMut(&CpuCache)) {
-        visit(&self.cache);
-    }
+    one_cpu!();
 
     fn allocate_frames(&self, count: usize, align: usize) -> Option<NonNull<u8>> {
         let is_found = !self.searches || count == 1;

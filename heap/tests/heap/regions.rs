@@ -74,30 +74,6 @@ impl Drop for Places {
     }
 }
 
-/// The one CPU of a machine, which nothing interrupts.
-macro_rules! one_cpu {
-    () => {
-        type NoPreempt = ();
-        type InterruptGuard = ();
-
-        fn disable_preemption(&self) {}
-
-        fn disable_interrupts(&self) {}
-
-        fn cpu(&self) -> Option<usize> {
-            Some(0)
-        }
-
-        fn cache(&self) -> &CpuCache {
-            &self.cache
-        }
-
-        fn each_cache(&self, visit: &mut dyn FnMut(&CpuCache)) {
-            visit(&self.cache);
-        }
-    };
-}
-
 // SAFETY: one thread, which nothing interrupts; each frame is given once at a time.
 unsafe impl FramePlatform for Places {
     one_cpu!();

@@ -1250,6 +1250,12 @@ fn bits_of_an_absent_entry_say_nothing_in_tables_of_others() {
     assert!(is_vacant);
 }
 
+/// Returns the first address that does not exist, and the first one behind those that do not.
+fn hole(levels: Levels) -> (u64, u64) {
+    let half = levels.bits() - 1;
+    (1 << half, u64::MAX << half)
+}
+
 /// Their entries would be those of addresses that exist.
 #[test]
 fn addresses_that_do_not_exist_are_vacant() {
@@ -1257,10 +1263,7 @@ fn addresses_that_do_not_exist_are_vacant() {
         let ram = Ram::new(TABLES_FROM);
         let mut world = World::with_levels(&ram, levels);
         let tables = &mut world.tables;
-        let (lower, upper) = (
-            1_u64 << (levels.bits() - 1),
-            u64::MAX << (levels.bits() - 1),
-        );
+        let (lower, upper) = hole(levels);
         let is_vacant = |tables: &Tables<&Ram>, (start, last): (u64, u64)| {
             let range = range(start, last - start + 1);
             assert_eq!((**tables).is_vacant(range), tables.is_vacant(range));
@@ -1381,10 +1384,7 @@ fn a_second_root_lacks_no_window_of_addresses_that_do_not_exist() {
         let ram = Ram::new(TABLES_FROM);
         let mut world = World::with_levels(&ram, levels);
         let tables = &mut world.tables;
-        let (lower, upper) = (
-            1_u64 << (levels.bits() - 1),
-            u64::MAX << (levels.bits() - 1),
-        );
+        let (lower, upper) = hole(levels);
         map(tables, &ram, upper, 0x1000, PageSize::Size4KiB);
         let before = ram.frames();
         for (start, end) in [
