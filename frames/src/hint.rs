@@ -327,7 +327,8 @@ impl Hint {
     }
 
     /// Returns whether no such run ends in a part of memory of this many frames, with `before` that are free in front of it. Then
-    /// `before` is how many at its end are, if the request may reach over from there. A part that may be in the midst of a run is not ruled out.
+    /// `before` is how many at its end are, if the run may reach over from there. A part that may be in the midst of a run is not
+    /// ruled out.
     #[inline]
     pub(crate) fn rules_out(&self, request: &Request, before: &mut u64, frames: u64) -> bool {
         if request.is_natural {

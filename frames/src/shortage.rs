@@ -17,7 +17,8 @@ impl<'a> Shortage<'a> {
     pub(crate) fn new(shortages: &'a AtomicUsize) -> Self {
         // Relaxed, here and below: see `FrameAllocator::is_short`.
         shortages.fetch_add(1, Relaxed);
-        // With the one of a cache that is about to take frames in: either it finds the shortage, or who asks for it finds it filling.
+        // With the one of a cache that is about to take frames in: either it finds the shortage, or the CPU that is short
+        // finds that it fills.
         fence(SeqCst);
         Self { shortages }
     }

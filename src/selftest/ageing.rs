@@ -11,6 +11,7 @@ use muster::internals::boot::bytes::Bytes;
 use muster::internals::mm::shared;
 use muster::internals::smp::{cpu, jobs, online};
 use muster::time;
+use muster_frames::FRAME_SIZE;
 
 /// How long the CPUs may take for the work before, and to give their caches back, in milliseconds.
 const TIMEOUT: u64 = 60_000;
@@ -22,7 +23,7 @@ const BLOCKS: usize = 256;
 ///
 /// # Errors
 ///
-/// How much the others still have after a time in which they should have.
+/// What the others have kept for much longer than they should, in words.
 pub fn check() -> Result<(), String> {
     if online::count() == 1 || !time::has_timers() {
         return Ok(());
@@ -60,7 +61,7 @@ fn cached_elsewhere() -> u64 {
         let frames = shared::get()
             .share_of(index)
             .map_or(0, |share| share.cached());
-        block.head().cached_bytes() as u64 + (frames as u64) * 4096
+        block.head().cached_bytes() as u64 + frames as u64 * FRAME_SIZE
     });
     cached.sum()
 }

@@ -163,8 +163,8 @@ pub fn fired() {
     });
 }
 
-/// Ends a halt of this CPU after that many ticks of the TSC, if nothing else does, and unless its timer is in use or is to end a halt
-/// already. To be called with interrupts disabled.
+/// Has the timer end this CPU's halt after that many ticks of the TSC, unless it is in use, or is to end a halt already. To be
+/// called with interrupts disabled.
 pub fn end_halt_after(ticks: u64) {
     cpu::try_with(|here| {
         let timer = here.get(&TIMER);

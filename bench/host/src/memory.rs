@@ -75,12 +75,11 @@ struct Uses {
 
 impl Uses {
     fn print(&self, format: Format) {
-        match format {
-            Format::Table => println!(
+        if format == Format::Table {
+            println!(
                 "muster's least arena, {} KiB, with all blocks live:",
                 self.arena >> 10
-            ),
-            Format::Json => {}
+            );
         }
         for (name, bytes) in self.parts {
             match format {

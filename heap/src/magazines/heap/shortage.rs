@@ -46,7 +46,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
         make: impl Fn(&Context<'_, P>, Block) -> Result<Block, Block>,
     ) -> Option<Block> {
         let mut found = None;
-        // Frames of which no block can be made, for a slab, and that they are out of other CPUs' reach.
+        // Frames that can't become a slab, kept so that the search finds others, and the announcement that they are in transit.
         let mut useless = None;
         self.platform()
             .search_frames(count, align, &mut |take_step| {
