@@ -170,8 +170,8 @@ impl core::error::Error for AddressesNotFreed {}
 /// }
 /// ```
 ///
-/// If it is dropped, the addresses stay allocated for good.
-#[must_use = "addresses that are dropped stay allocated for good: free them"]
+/// If it is dropped, the addresses stay allocated, unless the right to them is [recovered](AddressAllocator::recover).
+#[must_use = "addresses that are dropped stay allocated: free them"]
 #[derive(Debug, PartialEq, Eq)]
 pub struct OwnedAddresses {
     range: VirtRange,
@@ -282,6 +282,19 @@ impl AddressAllocator {
             .map_err(|_| AddressError::OutOfMemory { ranges: allocated })
     }
 
+    /// Gives back the room for the records of more ranges than `ranges`, if it is free and there is memory to move them to. Returns
+    /// whether there was any.
+    pub fn shrink_to(&mut self, ranges: usize) -> bool {
+        let room = ranges.max(self.taken.len());
+        let mut taken = Vec::new();
+        let is_less = self.taken.capacity() > room && taken.try_reserve_exact(room).is_ok();
+        if is_less {
+            taken.extend_from_slice(&self.taken);
+            self.taken = taken;
+        }
+        is_less
+    }
+
     /// Returns the window.
     pub const fn window(&self) -> VirtRange {
         self.window
@@ -338,6 +351,27 @@ impl AddressAllocator {
         None
     }
 
+    /// Returns the right to allocated addresses that begin at `start`, for one whose right was dropped: where only the address
+    /// is kept, as of a block of memory. `None`: none that begin there are allocated.
+    ///
+    /// # Safety
+    ///
+    /// Nobody has the right to these addresses, and nobody else who knows that it was dropped takes it again.
+    pub unsafe fn recover(&self, start: VirtAddr) -> Option<OwnedAddresses> {
+        let index = self.index_of(start)?;
+        Some(OwnedAddresses {
+            range: *self.taken.get(index)?,
+            allocator: self.id,
+        })
+    }
+
+    /// Returns the index of the record of the range that begins here.
+    fn index_of(&self, start: VirtAddr) -> Option<usize> {
+        (self.taken)
+            .binary_search_by_key(&start, |taken| taken.start())
+            .ok()
+    }
+
     /// Takes addresses back, as these tables, which the allocator is for, show that nothing is mapped
     /// there nor cached. Allocates nothing.
     ///
@@ -357,9 +391,8 @@ impl AddressAllocator {
         } else if !tables.is_vacant(range) {
             AddressFreeError::InUse
         } else {
-            let start = |taken: &VirtRange| taken.start();
             // Always found: the holder of the addresses got them from here, and has not freed them.
-            if let Ok(index) = self.taken.binary_search_by_key(&range.start(), start) {
+            if let Some(index) = self.index_of(range.start()) {
                 self.taken.remove(index);
                 self.bytes -= range.len();
             }

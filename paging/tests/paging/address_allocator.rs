@@ -198,6 +198,53 @@ fn no_memory_for_a_range_is_an_error() {
 }
 
 #[test]
+fn room_for_records_comes_back() {
+    let ram = Ram::new(1 << 36);
+    let mut tables = tables(&ram);
+    let window = VirtRange::new(VirtAddr::new(WINDOW), 0x10_0000).unwrap();
+    let mut addresses = AddressAllocator::new(&mut tables, window).unwrap();
+    addresses.reserve(64).unwrap();
+    let mut held: Vec<_> = (0..4)
+        .map(|_| addresses.allocate(0x1000, 1).unwrap())
+        .collect();
+    assert!(!scarce::with_blocks_up_to(0, || addresses.shrink_to(8)));
+    assert!(addresses.shrink_to(8));
+    assert!(!addresses.shrink_to(8));
+    held.extend((4..8).map(|_| addresses.allocate(0x1000, 1).unwrap()));
+    let refused = scarce::with_blocks_up_to(0, || addresses.allocate(0x1000, 1).is_err());
+    assert!(refused && !addresses.shrink_to(2));
+    let starts: Vec<_> = held.iter().map(|owned| owned.range().start()).collect();
+    assert!(starts.is_sorted_by(|one, next| one < next));
+    for owned in held {
+        assert_eq!(addresses.free(owned, &tables), Ok(()));
+    }
+}
+
+/// Where only the address of what is mapped is kept.
+#[test]
+fn the_right_to_addresses_is_recovered_by_where_they_begin() {
+    let ram = Ram::new(1 << 36);
+    let mut tables = tables(&ram);
+    let window = VirtRange::new(VirtAddr::new(WINDOW), 0x10_0000).unwrap();
+    let mut addresses = AddressAllocator::new(&mut tables, window).unwrap();
+    let ranges: Vec<_> = (1..4)
+        .map(|pages| addresses.allocate(pages * 0x1000, 1).unwrap().range())
+        .collect();
+    for range in [ranges[1], ranges[0], ranges[2]] {
+        // SAFETY: its right was dropped, and is recovered once.
+        let owned = unsafe { addresses.recover(range.start()) }.unwrap();
+        assert_eq!(owned.range(), range);
+        assert_eq!(addresses.free(owned, &tables), Ok(()));
+        // SAFETY: nothing is recovered.
+        unsafe {
+            assert_eq!(addresses.recover(range.start()), None);
+            assert_eq!(addresses.recover(range.start() + 0x1000), None);
+        }
+    }
+    assert_eq!(addresses.allocated_ranges(), 0);
+}
+
+#[test]
 fn impossible_wishes_are_refused() {
     let ram = Ram::new(1 << 36);
     let mut tables = tables(&ram);
