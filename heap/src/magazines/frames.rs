@@ -6,6 +6,7 @@ use core::sync::atomic::Ordering;
 use muster_sync::{AtomicUsize, atomics, const_unless_modelled};
 
 use super::FramePlatform;
+use super::deferred::{Batch, DeferredList, Kind};
 
 /// The use of frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +28,8 @@ pub(super) struct Frames<P> {
     held: [AtomicUsize; USES],
     total: AtomicUsize,
     peak: AtomicUsize,
+    /// Scattered frames that nobody uses, until they can be unmapped; counted as for large blocks.
+    mapped: DeferredList,
 }
 
 impl<P: FramePlatform> Frames<P> {
@@ -37,6 +40,7 @@ impl<P: FramePlatform> Frames<P> {
                 held: atomics![AtomicUsize::new(0); USES],
                 total: AtomicUsize::new(0),
                 peak: AtomicUsize::new(0),
+                mapped: DeferredList::new(),
             }
         }
     }
@@ -62,7 +66,19 @@ impl<P: FramePlatform> Frames<P> {
         }
     }
 
-    /// Does what [`FramePlatform::extend_frames`] does.
+    /// Does what [`FramePlatform::allocate_scattered`] does.
+    pub(super) fn allocate_scattered(
+        &self,
+        count: usize,
+        align: usize,
+        to: Use,
+    ) -> Option<NonNull<u8>> {
+        let start = self.platform.allocate_scattered(count, align)?;
+        self.count(count, to);
+        Some(start)
+    }
+
+    /// Does what [`FramePlatform::extend_frames`] does, unless the frames are scattered.
     ///
     /// # Safety
     ///
@@ -74,26 +90,67 @@ impl<P: FramePlatform> Frames<P> {
         more: usize,
         to: Use,
     ) -> bool {
-        // SAFETY: the caller's promise is the platform's condition.
-        let is_longer = unsafe { self.platform.extend_frames(start, count, more) };
+        // SAFETY: the caller's promise is the platform's condition, as the frames are not scattered.
+        let is_longer = !self.platform.is_scattered(start)
+            && unsafe { self.platform.extend_frames(start, count, more) };
         if is_longer {
             self.count(more, to);
         }
         is_longer
     }
 
-    /// Does what [`FramePlatform::free_frames`] does.
+    /// Does what [`FramePlatform::free_frames`] does, or has scattered frames wait until they can be unmapped.
     ///
     /// # Safety
     ///
     /// [`allocate`](Self::allocate) gave these frames, among others or alone, or [`extend`](Self::extend) added them, for this use, and
-    /// nothing uses them now.
+    /// nothing uses them now. Or [`allocate_scattered`](Self::allocate_scattered) gave them all at once.
     pub(super) unsafe fn free(&self, start: NonNull<u8>, count: usize, from: Use) {
+        if self.platform.is_scattered(start) {
+            // SAFETY: the caller's promise.
+            return unsafe { self.free_later(start, count, from) };
+        }
         // First, as another CPU may be given the frames at once, and would count them once more for the peak.
         self.held[from as usize].fetch_sub(count, Ordering::Relaxed);
         self.total.fetch_sub(count, Ordering::Relaxed);
         // SAFETY: the caller's promise is the platform's condition.
         unsafe { self.platform.free_frames(start, count) };
+    }
+
+    /// Has scattered frames wait until they can be unmapped.
+    ///
+    /// # Safety
+    ///
+    /// As for [`free`](Self::free).
+    #[cold]
+    unsafe fn free_later(&self, start: NonNull<u8>, count: usize, from: Use) {
+        self.convert(count, from, Use::Large);
+        // Exact: no block has more.
+        let frames = count as u32;
+        // SAFETY: memory of the heap's that nobody uses, as the caller promises.
+        unsafe { self.mapped.push(start, Kind::Large { frames }) };
+    }
+
+    /// Returns whether scattered frames wait to be unmapped.
+    pub(super) fn has_mapped(&self) -> bool {
+        !self.mapped.is_empty()
+    }
+
+    /// Takes some of those out that wait to be unmapped.
+    pub(super) fn take_mapped(&self, cpu: Option<usize>) -> Batch {
+        self.mapped.take(cpu)
+    }
+
+    /// Does what [`FramePlatform::free_scattered`] does.
+    ///
+    /// # Safety
+    ///
+    /// As for that; and the frames are counted as for large blocks.
+    pub(super) unsafe fn free_scattered(&self, start: NonNull<u8>, count: usize) {
+        self.held[Use::Large as usize].fetch_sub(count, Ordering::Relaxed);
+        self.total.fetch_sub(count, Ordering::Relaxed);
+        // SAFETY: the caller's promise is the platform's condition.
+        unsafe { self.platform.free_scattered(start, count) };
     }
 
     /// Counts frames that the heap keeps as taken for something else.

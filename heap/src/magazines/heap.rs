@@ -3,6 +3,7 @@
 mod defer;
 mod large;
 mod misuse;
+mod scattered;
 mod shortage;
 mod small;
 #[cfg(all(test, feature = "hosted"))]
@@ -58,6 +59,9 @@ pub use shortage::Shortage;
 /// It does so only if that can help: not for more than the machine [has](FramePlatform::capacity),
 /// and not again as long as nothing has been freed or brought back since it last did not help.
 ///
+/// Where no contiguous frames are left, it asks the platform for
+/// [scattered ones](FramePlatform::allocate_scattered), if that has any.
+///
 /// Contention is not "out of memory": an allocation waits for memory that another CPU has in transit,
 /// for an attempt that fails or on its way back, and CPUs that would keep the last frames from each
 /// other try one after the other. [`FramePlatform::wait_for_memory`] decides how long they wait.
@@ -65,8 +69,9 @@ pub use shortage::Shortage;
 /// A `realloc` that makes a block smaller needs no memory: where none is left, the block stays where it
 /// is, and is then a larger one than its size asks for. Only a block larger than
 /// [`MAX_CLASS_SIZE`](super::MAX_CLASS_SIZE) can be refused: if no slab is near, it shrinks below that
-/// size, and the frames it frees are fewer than the three that its own description takes; and in code
-/// that interrupted a slow path, if it has whole frames to give back.
+/// size, and the frames it frees are fewer than the three that its own description takes; in code
+/// that interrupted a slow path, if it has whole frames to give back; and in scattered frames, if it shrinks below that size,
+/// or they [can't be unmapped](FramePlatform::can_unmap).
 ///
 /// A CPU that waits for a lock of the heap answers others, and its wait has a bound: see
 /// [`FramePlatform::wait_for_lock`].
@@ -152,6 +157,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
     pub fn drain(&self) -> bool {
         let _preemption = self.platform().disable_preemption();
         self.free_deferred();
+        self.unmap_freed();
         for bin in (0..BINS).filter_map(Bin::from_index) {
             let drained = {
                 let _interrupts = self.platform().disable_interrupts();
@@ -199,6 +205,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
                 ((), Ok(()))
             });
         }
+        self.unmap_freed();
     }
 
     /// Runs a step past this CPU's cache, with interrupts disabled. `None`: this code interrupted the

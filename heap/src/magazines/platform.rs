@@ -75,6 +75,8 @@ pub type SearchFn<'a> = dyn FnMut(&mut dyn FnMut() -> FrameSearch) + 'a;
 ///    mapped, readable and writable on all CPUs, aligned and contiguous as asked, and used by nothing else until it
 ///    is freed. What was done to it before it was freed comes before what is done by the CPU that it is given next. What is
 ///    added is reached by the pointer to the frames in front of it: it belongs to the same allocation, in the language's sense.
+///    [`allocate_scattered`](Self::allocate_scattered) returns such memory, too, but that its frames need not be
+///    contiguous; [`is_scattered`](Self::is_scattered) returns `true` for each of these and for no others.
 /// 6. If [`FAST_PATH`](Self::FAST_PATH) is [`FastPath::Uninterrupted`], nothing that interrupts a CPU
 ///    uses the heap there.
 /// 7. If it is [`FastPath::Restarted`]: (a) at that offset from GS base lies what
@@ -173,6 +175,47 @@ pub unsafe trait FramePlatform: Sync {
     /// [`allocate_frames`](Self::allocate_frames) gave these frames, at once, or
     /// [`extend_frames`](Self::extend_frames) added them, and nothing uses them any more.
     unsafe fn free_frames(&self, start: NonNull<u8>, count: usize);
+
+    /// Allocates `count` frames that need not be contiguous, and maps them at contiguous addresses, the first one a multiple of
+    /// `align` frames: *scattered* frames, for a block of which the heap finds no contiguous ones, after all else. `None` if
+    /// there are too few, if they can't be mapped now, or unless overridden: the request is refused then.
+    ///
+    /// Called with no lock held, and interrupts and preemption as the caller of the heap has them. `count` is at least 2. It may
+    /// use the heap, but what the heap has no contiguous frames for ends up here again.
+    fn allocate_scattered(&self, count: usize, align: usize) -> Option<NonNull<u8>> {
+        let _ = (count, align);
+        None
+    }
+
+    /// Returns whether the frame at this address is a scattered one. It is asked about each frame, or run of them, that the heap
+    /// gives back: make it a comparison with the beginning of a range of addresses.
+    fn is_scattered(&self, start: NonNull<u8>) -> bool {
+        let _ = start;
+        false
+    }
+
+    /// Returns whether scattered frames can be unmapped now: whether this code may wait until all CPUs have flushed their TLBs,
+    /// as it can't with interrupts disabled or while it holds a lock. Called as [`allocate_scattered`](Self::allocate_scattered)
+    /// is.
+    ///
+    /// A free never asks: what is freed is unmapped before the heap takes memory from others, when a CPU
+    /// [drains](super::MagazineHeap::drain) its cache or the heap is [trimmed](super::MagazineHeap::trim), and when a block
+    /// shrinks.
+    fn can_unmap(&self) -> bool {
+        false
+    }
+
+    /// Unmaps scattered frames and takes them back: all that [`allocate_scattered`](Self::allocate_scattered) gave at once, or
+    /// the last of them, as when a block shrinks. Then the others come back later. Called as `allocate_scattered` is, after
+    /// [`can_unmap`](Self::can_unmap) has returned `true`; it may use the heap.
+    ///
+    /// # Safety
+    ///
+    /// [`allocate_scattered`](Self::allocate_scattered) gave these frames, at once, and nothing uses them, or what came back of
+    /// them before, any more.
+    unsafe fn free_scattered(&self, start: NonNull<u8>, count: usize) {
+        let _ = (start, count);
+    }
 
     /// Makes the other CPUs call [`MagazineHeap::drain`](super::MagazineHeap::drain), and returns
     /// when they have, or when waiting for them is of no use. `false`: this CPU can't ask them now, though another one could, or

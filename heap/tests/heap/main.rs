@@ -90,6 +90,8 @@ mod places;
 #[cfg(target_os = "linux")]
 mod regions;
 mod relief;
+#[cfg(target_os = "linux")]
+mod scattered;
 mod shadow;
 mod shrinking;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]

@@ -19,6 +19,7 @@ const STEP_FRAMES: u32 = 4096;
 impl<P: FramePlatform> MagazineHeap<P> {
     pub(super) fn allocate_large(&self, layout: Layout) -> Option<Block> {
         self.obtain_large(layout, |_| None)
+            .or_else(|| self.allocate_scattered_large(layout))
     }
 
     /// Makes a large block larger, as `realloc` does when memory is short: by a new block, or where it is, if what comes back
@@ -34,14 +35,15 @@ impl<P: FramePlatform> MagazineHeap<P> {
         new: Layout,
     ) -> Option<Block> {
         let before = frames_of(old)? as usize;
-        self.obtain_large(new, |after| {
+        let grown = self.obtain_large(new, |after| {
             // SAFETY: a large block's frames; the caller's promise.
             let is_longer = unsafe {
                 self.frames
                     .extend(block, before, after - before, Use::Large)
             };
             is_longer.then_some(block)
-        })
+        });
+        grown.or_else(|| self.allocate_scattered_large(new))
     }
 
     /// Takes frames for a large block, or the one that `instead` gives where there are none.
@@ -131,8 +133,8 @@ impl<P: FramePlatform> MagazineHeap<P> {
         let Some(mut frames) = frames_of(layout) else {
             return;
         };
-        // The tail first, in steps, as each takes longer the more frames it gives back.
-        while frames > STEP_FRAMES {
+        // The tail first, in steps, as each takes longer the more frames it gives back. The platform does so with scattered ones.
+        while frames > STEP_FRAMES && !self.platform().is_scattered(block) {
             let left = frames - STEP_FRAMES;
             // SAFETY: the block's last frames, which nobody uses any more.
             if !unsafe { self.give_back_tail(block, frames as usize, left as usize) } {
@@ -229,6 +231,8 @@ impl<P: FramePlatform> MagazineHeap<P> {
                 self.note_misfit();
                 true
             }
+            // What is left of scattered frames could not be unmapped with the slab.
+            (None, Some(_)) if self.platform().is_scattered(block) => false,
             // SAFETY: as the caller promises.
             (None, Some(class)) => unsafe { self.split(block, frames(old), class) },
         }
@@ -248,6 +252,10 @@ impl<P: FramePlatform> MagazineHeap<P> {
     /// `block` is a large one of `before` frames, of which nobody uses those from `after` on, of which
     /// there are some.
     unsafe fn give_back_tail(&self, block: Block, before: usize, after: usize) -> bool {
+        if self.platform().is_scattered(block) {
+            // SAFETY: the caller's promise.
+            return unsafe { self.give_back_scattered(block, before, after) };
+        }
         self.step(|_| {
             // SAFETY: the caller's promise; the tail lies within the block.
             unsafe {

@@ -138,6 +138,8 @@ impl<P: FramePlatform> MagazineHeap<P> {
         search: impl Fn(&Cell<u64>) -> Option<Block>,
     ) -> Option<Block> {
         let _shortage = self.begin_shortage();
+        // What comes back by it is a gain.
+        self.unmap_freed();
         // Acquire, with the Release below: the counts that a relief has seen are seen here, so an equal sum is one of equal
         // counts. A CPU that does not see the last value asks once more, in vain.
         let is_barren = self.gains() == Some(self.shared.barren.load(Ordering::Acquire))
@@ -237,6 +239,8 @@ impl<P: FramePlatform> MagazineHeap<P> {
             (platform.cpu(), guards)
         };
         let wait = |state: &mut u64| platform.wait_for_memory(state);
-        self.transit.seek(enter, wait, attempt, search)
+        let seek = || self.transit.seek(enter, wait, &attempt, &search);
+        // A try may have freed slabs in scattered frames.
+        seek().or_else(|| self.unmap_freed().then(seek)?)
     }
 }

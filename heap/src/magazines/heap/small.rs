@@ -20,12 +20,14 @@ use crate::magazines::{FastPath, FramePlatform};
 
 impl<P: FramePlatform> MagazineHeap<P> {
     pub(super) fn allocate_small(&self, class: Class, layout: Layout) -> Option<Block> {
-        self.pop_aligned(class, layout).or_else(|| {
-            self.until_short(
-                |kind| self.attempt(class, layout, kind),
-                |steps| self.search_small(class, layout.size(), steps),
-            )
-        })
+        self.pop_aligned(class, layout)
+            .or_else(|| {
+                self.until_short(
+                    |kind| self.attempt(class, layout, kind),
+                    |steps| self.search_small(class, layout.size(), steps),
+                )
+            })
+            .or_else(|| self.allocate_scattered_small(class, layout.size()))
     }
 
     /// Searches for frames, makes them a slab, and takes its first block.

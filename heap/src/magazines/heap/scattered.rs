@@ -1,0 +1,104 @@
+//! Blocks in scattered frames, which the platform maps at contiguous addresses.
+
+use core::alloc::Layout;
+use core::sync::atomic::Ordering;
+
+use super::MagazineHeap;
+use super::large::frames_of;
+use super::misuse::{Misuse, settle};
+use crate::magazines::FramePlatform;
+use crate::magazines::cache::Block;
+use crate::magazines::class::{Class, FRAME};
+use crate::magazines::deferred::{Kind, Written};
+use crate::magazines::frames::Use;
+
+impl<P: FramePlatform> MagazineHeap<P> {
+    /// Serves a large allocation for which there are no contiguous frames.
+    pub(super) fn allocate_scattered_large(&self, layout: Layout) -> Option<Block> {
+        let count = frames_of(layout)? as usize;
+        let align = layout.align().div_ceil(FRAME);
+        let block = (self.frames).allocate_scattered(count, align, Use::Large)?;
+        self.shared.large_blocks.fetch_add(1, Ordering::Relaxed);
+        self.count_resized(0, layout.size());
+        Some(block)
+    }
+
+    /// Makes scattered frames a slab, and takes its first block. Only for a class whose slabs all take several frames: another
+    /// one's need no contiguous ones.
+    pub(super) fn allocate_scattered_small(&self, class: Class, size: usize) -> Option<Block> {
+        let count = class.slab_counts().last().filter(|&count| count > 1)?;
+        let start = self.platform().allocate_scattered(count, count)?;
+        let block = self.step(|context| {
+            let block = self.slabs[class].add_scattered(context, class, start, count);
+            (block, Ok(()))
+        });
+        match block {
+            Some(Some(block)) => {
+                self.count_resized(0, size);
+                return Some(block);
+            }
+            Some(None) => {}
+            // This code interrupted its own CPU inside the heap.
+            None => {
+                self.frames.count(count, Use::Slab);
+                // SAFETY: allocated just now, and nobody uses them.
+                unsafe { self.frames.free(start, count, Use::Slab) };
+            }
+        }
+        self.unmap_freed();
+        None
+    }
+
+    /// Frees the frames of a block in scattered ones from `after` on. `false`: not now, as they can't be unmapped.
+    ///
+    /// # Safety
+    ///
+    /// As for [`give_back_tail`](Self::give_back_tail).
+    pub(super) unsafe fn give_back_scattered(
+        &self,
+        block: Block,
+        before: usize,
+        after: usize,
+    ) -> bool {
+        let is_unmapped = self.platform().can_unmap();
+        if is_unmapped {
+            let _transit = self.transit.begin();
+            // SAFETY: the caller's promise; the tail lies within the block.
+            unsafe {
+                (self.frames).free_scattered(block.add(after * FRAME), before - after);
+            }
+            self.count_returned(1);
+        }
+        is_unmapped
+    }
+
+    /// Unmaps the scattered frames that nobody uses any more, if that can be done now. Returns whether there were any.
+    pub(super) fn unmap_freed(&self) -> bool {
+        let mut any = false;
+        while self.frames.has_mapped() && self.platform().can_unmap() {
+            // Until the frames are back.
+            let _transit = self.transit.begin();
+            let batch = self.step(|context| (self.frames.take_mapped(context.cpu), Ok(())));
+            let batch = batch.unwrap_or_default();
+            if batch.is_empty() {
+                break;
+            }
+            any = true;
+            let mut freed = Ok(());
+            for unmapped in batch {
+                match unmapped {
+                    // SAFETY: scattered frames, allocated at once, which nobody uses.
+                    Ok((start, Kind::Large { frames })) => unsafe {
+                        self.frames.free_scattered(start, frames as usize);
+                    },
+                    Ok((block, Kind::Small(_))) | Err(Written(block)) => {
+                        freed = Err(Misuse::Written(block));
+                    }
+                }
+                self.count_returned(1);
+            }
+            settle(freed);
+        }
+        any
+    }
+}
