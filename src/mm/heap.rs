@@ -3,8 +3,8 @@
 //!
 //! The address of a block determines its heap: the boot arena lies in the image and the linked
 //! list's memory in a window of its own, both above every block of the magazines, which lie in the
-//! HHDM. While the heap is checked, all of the magazines' blocks are, but for those that are never
-//! freed.
+//! HHDM, but for those in scattered frames, which are in the window of mappings. While the heap is checked, all of the
+//! magazines' blocks are, but for those that are never freed, and none is scattered.
 
 use alloc::alloc::{GlobalAlloc, Layout};
 use core::cell::UnsafeCell;
@@ -17,11 +17,12 @@ use muster_frames::FRAME_SIZE;
 #[cfg(feature = "bench")]
 use muster_heap::MagazineHeap;
 use muster_heap::{Class, MagazineStatistics, Traffic, resume};
+use muster_paging::VirtAddr;
 
 #[cfg(feature = "bench")]
 use super::heap_platform::Kernel;
 use super::heap_platform::{LIST, MAGAZINES, drain_here};
-use super::{checked, frames, shared};
+use super::{checked, frames, mapping, shared};
 use crate::arch::trap;
 use crate::boot::bytes::Bytes;
 use crate::boot::window;
@@ -56,12 +57,18 @@ struct Global;
 
 /// Returns whether a block lies in the list's memory, the boot arena included.
 fn is_of_list(block: *mut u8) -> bool {
-    block.addr() as u64 >= window::ALL.start.get()
+    block.addr() as u64 >= window::ALL.start.get() && !is_scattered(block)
+}
+
+/// Returns whether a block is one of the magazines' in scattered frames.
+#[cold]
+fn is_scattered(block: *mut u8) -> bool {
+    window::MAPPINGS.contains(VirtAddr::from_ptr(block))
 }
 
 // SAFETY: every block goes back to the heap it came from: the list's memory lies in the
 // kernel's windows or the image, the magazines' in the HHDM, which is kept from
-// reaching into either (`SharedMemory::build`); and of these, all are checked or none. Each is an
+// reaching into either (`SharedMemory::build`), or in the window of mappings; and of these, all are checked or none. Each is an
 // allocator itself.
 //
 // Never inlined: each copy would add restartable sequences, and each interrupt has to search the
@@ -92,7 +99,7 @@ unsafe impl GlobalAlloc for Global {
     }
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
-        if block.addr() < MAGAZINES_END.load(Ordering::Relaxed) {
+        if block.addr() < MAGAZINES_END.load(Ordering::Relaxed) || is_scattered(block) {
             // SAFETY: as for `dealloc`.
             return unsafe { MAGAZINES.realloc(block, layout, new_size) };
         }
@@ -139,6 +146,10 @@ unsafe fn free_otherwise(block: *mut u8, layout: Layout) {
     if is_of_list(block) {
         // SAFETY: the caller's promise, handed on to the heap the block is of.
         return unsafe { LIST.dealloc(block, layout) };
+    }
+    if is_scattered(block) {
+        // SAFETY: as above.
+        return unsafe { MAGAZINES.dealloc(block, layout) };
     }
     let itself: unsafe fn(*mut u8, Layout) = free_otherwise;
     let callers = checked::callers(trap::frame_pointer(), itself as *const ());
@@ -237,6 +248,11 @@ pub fn drain() {
         debug_assert!(drained);
     });
     MAGAZINES.trim();
+    if mapping::trim() {
+        checked::flush();
+        drain_here();
+        MAGAZINES.trim();
+    }
     // Trimming has given frames to this CPU's cache.
     frames::drain();
 }

@@ -8,7 +8,7 @@ use muster_heap::{
 };
 use x86_64::instructions::interrupts;
 
-use super::{checked, frames, heap_memory, relief, shared};
+use super::{checked, frames, heap_memory, relief, scattered, shared};
 use crate::arch::{clock, failpoint};
 use crate::smp::{call, cpu, lock};
 
@@ -99,7 +99,8 @@ unsafe impl Platform for Kernel {
 // SAFETY: (1) Muster has no tasks: only interrupts come in between on a CPU, and each runs to its
 // end; (2) the cache is part of the CPU's own memory, found through its block, which it registers
 // once; only this heap uses it; (3) and (4) as for `Platform`; (5) frames come from the frame
-// allocator, as asked, and are seen through the HHDM, which every CPU's tables map; (7) GS base is
+// allocator, as asked, and are seen through the HHDM, which every CPU's tables map, or where the shared tables map them for
+// the heap, in the window of mappings, which is apart from it; (7) GS base is
 // the address of a block, or of the sentinel's like, whose head is the cache, so far from it; and
 // all that interrupts a CPU returns by `exceptions`, which asks `resume`.
 unsafe impl FramePlatform for Kernel {
@@ -144,6 +145,28 @@ unsafe impl FramePlatform for Kernel {
     unsafe fn free_frames(&self, start: NonNull<u8>, count: usize) {
         // SAFETY: the caller's promise, handed on.
         unsafe { heap_memory::free(start, count) };
+    }
+
+    fn allocate_scattered(&self, count: usize, align: usize) -> Option<NonNull<u8>> {
+        // The checked heap's checks read blocks in the HHDM only.
+        if failpoint::refuses_frames() || checked::is_on() {
+            return None;
+        }
+        scattered::allocate(count, align)
+    }
+
+    #[inline]
+    fn is_scattered(&self, start: NonNull<u8>) -> bool {
+        scattered::contain(start)
+    }
+
+    fn can_unmap(&self) -> bool {
+        scattered::can_unmap()
+    }
+
+    unsafe fn free_scattered(&self, start: NonNull<u8>, count: usize) {
+        // SAFETY: the caller's promise, handed on.
+        unsafe { scattered::free(start, count) };
     }
 
     fn drain_others(&self) -> bool {

@@ -1,13 +1,13 @@
 //! Mappings that come and go: large memory out of scattered frames, and physical memory
 //! such as device registers, each with a page on both sides that is never mapped.
 
-use core::fmt;
+use core::{fmt, mem};
 
 use conquer_once::spin::OnceCell;
 use muster_frames::{FRAME_SIZE, FrameAlign, FrameRun, PhysRange, RunRequest};
 use muster_paging::{
     Access, AddressAllocator, AddressError, Cache, ChangeError, OwnedAddresses, PageSize,
-    PartlyMapped, Region, TableError, VirtRange,
+    PartlyMapped, Region, TableError, VirtAddr, VirtRange,
 };
 
 use super::tlb::AllCpus;
@@ -24,10 +24,11 @@ const LARGE: u64 = PageSize::Size2MiB.bytes();
 /// in advance.
 const RANGES_PER_CPU: usize = 8;
 
+static ADDRESSES: OnceCell<Lock<AddressAllocator>> = OnceCell::uninit();
+
 /// Returns the allocator of the window's addresses. It has a lock of its own, taken before that of
 /// the heap's growth and of the tables: its records are on the heap.
 fn addresses() -> &'static Lock<AddressAllocator> {
-    static ADDRESSES: OnceCell<Lock<AddressAllocator>> = OnceCell::uninit();
     ADDRESSES.get_or_init(|| {
         let all =
             shared::get().with_tables(|tables, _| AddressAllocator::new(tables, MAPPINGS_RANGE));
@@ -45,6 +46,16 @@ fn addresses() -> &'static Lock<AddressAllocator> {
 /// [`AddressError`]: there is no memory for them.
 pub fn start() -> Result<(), AddressError> {
     addresses().lock().reserve(online::count() * RANGES_PER_CPU)
+}
+
+/// Gives back what has been added to that room. Returns whether anything was.
+pub fn trim() -> bool {
+    is_started() && (addresses().lock()).shrink_to(online::count() * RANGES_PER_CPU)
+}
+
+/// Returns whether [`start`] has made that room.
+pub fn is_started() -> bool {
+    ADDRESSES.is_initialized()
 }
 
 /// Why something can't be mapped.
@@ -72,6 +83,14 @@ impl fmt::Display for MappingError {
             Self::Change(error) => error.fmt(f),
         }
     }
+}
+
+/// Returns whether there may be frames for a mapping of this length: a request that can't be met must not take some that others
+/// could use.
+fn may_have(length: u64) -> bool {
+    let are_free = || length <= shared::get().frames_free_bytes();
+    // Free blocks that CPUs have cached are not among them.
+    are_free() || relief::reclaim(are_free)
 }
 
 /// Maps a region. If no frame is left for a table, this CPU and the others drain their caches, and the
@@ -111,8 +130,8 @@ unsafe fn map(region: Region) -> Result<(), PartlyMapped> {
 /// The owner of a mapping's frames.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum FrameOwnership {
-    /// The mapping's: they are free when it is gone.
-    Own,
+    /// The mapping's, and recorded as this owner's: they are free when it is gone.
+    Own(Owner),
     /// Another owner's.
     Foreign,
 }
@@ -146,12 +165,11 @@ impl Mapping {
         let length = bytes
             .checked_next_multiple_of(FRAME_SIZE)
             .ok_or(MappingError::OutOfMemory)?;
-        // A request that can't be met must not take frames that others could use.
-        if length > shared::get().frames_free_bytes() {
+        if !may_have(length) {
             return Err(MappingError::OutOfMemory);
         }
         let align = if length < LARGE { FRAME_SIZE } else { LARGE };
-        let mut mapping = Self::reserve(length, align, FrameOwnership::Own)?;
+        let mut mapping = Self::reserve(length, align, FrameOwnership::Own(Owner::Mappings))?;
         while mapping.mapped < length {
             mapping.extend()?;
         }
@@ -170,11 +188,10 @@ impl Mapping {
         let length = (request.frames() as u64)
             .checked_mul(FRAME_SIZE)
             .ok_or(MappingError::OutOfMemory)?;
-        // As for `memory`.
-        if length > shared::get().frames_free_bytes() {
+        if !may_have(length) {
             return Err(MappingError::OutOfMemory);
         }
-        let mut mapping = Self::reserve(length, FRAME_SIZE, FrameOwnership::Own)?;
+        let mut mapping = Self::reserve(length, FRAME_SIZE, FrameOwnership::Own(Owner::Mappings))?;
         let take = || frames::take_run(request, Owner::Mappings);
         let run = take()
             .or_else(|| relief::reclaim(take))
@@ -226,6 +243,33 @@ impl Mapping {
                 Err(MappingError::Tables(failure.error))
             }
         }
+    }
+
+    /// Maps frames of the heap's that need not be contiguous, for a block. In small pages only, so that the last of them can be
+    /// unmapped before the others.
+    ///
+    /// # Errors
+    ///
+    /// [`MappingError`]; nothing is mapped then.
+    pub fn scattered(frames: u64, align: u64) -> Result<Self, MappingError> {
+        let length = (frames.checked_mul(FRAME_SIZE)).ok_or(MappingError::OutOfMemory)?;
+        // The heap has just reclaimed what there is.
+        if length > shared::get().frames_free_bytes() {
+            return Err(MappingError::OutOfMemory);
+        }
+        let mut mapping = Self::reserve(length, align, FrameOwnership::Own(Owner::Heap))?;
+        while mapping.mapped < length {
+            let run = frames::take_run(RunRequest::new(1), Owner::Heap);
+            mapping.map_next(run.ok_or(MappingError::OutOfMemory)?, PageSize::Size4KiB)?;
+        }
+        Ok(mapping)
+    }
+
+    /// Returns where the memory begins, which stays mapped, for [`unmap_scattered`].
+    pub fn leak(self) -> *mut u8 {
+        let start = self.start();
+        mem::forget(self);
+        start
     }
 
     /// Allocates addresses, at which nothing is mapped yet.
@@ -282,6 +326,7 @@ impl Mapping {
             cache: Cache::WriteBack,
             largest,
         };
+        let owner = run.owner();
         // SAFETY: the addresses are this mapping's, and the run is memory.
         let result = unsafe { map(region) };
         // The mapped pages own their part of it from here on.
@@ -291,7 +336,7 @@ impl Mapping {
         let rest = PhysRange::new(region.phys + mapped, region.length - mapped);
         if let Some(rest) = rest.and_then(FrameRun::from_range) {
             // SAFETY: this part of the run was given up just now, and is mapped nowhere.
-            give_back(unsafe { OwnedRun::from_raw(rest, Owner::Mappings) });
+            give_back(unsafe { OwnedRun::from_raw(rest, owner) });
         }
         result.map_err(|failure| MappingError::Tables(failure.error))
     }
@@ -331,50 +376,86 @@ impl Mapping {
         flush.run(&AllCpus);
         Ok(())
     }
+}
 
-    fn unmap(&self, mapped: VirtRange) -> Result<(), ChangeError> {
-        let shared = shared::get();
-        let unmapping = shared.with_tables(|tables, _| {
-            // SAFETY: the addresses are this mapping's alone, and it is being dropped: code that
-            // still uses a pointer into it has broken the promise by which it made a reference of
-            // it.
-            unsafe { tables.unmap(mapped) }
-        })?;
-        // Without the tables' lock: a CPU may be waiting for it.
-        let unmapped = unmapping.flush(&AllCpus);
-        let completed = shared.with_tables(|tables, frames| {
-            tables.complete(unmapped, frames, &mut |page| {
-                let run = PhysRange::new(page.phys, page.size.bytes());
-                if let (FrameOwnership::Own, Some(run)) =
-                    (self.frames, run.and_then(FrameRun::from_range))
-                {
-                    // SAFETY: `map_next` gave the right up for the page, which no CPU can reach any more.
-                    give_back(unsafe { OwnedRun::from_raw(run, Owner::Mappings) });
-                }
-            })
-        });
+/// Unmaps pages of a mapping.
+fn unmap(pages: VirtRange, ownership: FrameOwnership) -> Result<(), ChangeError> {
+    let shared = shared::get();
+    let unmapping = shared.with_tables(|tables, _| {
+        // SAFETY: the addresses are the mapping's alone, and it is being dropped, or these pages of it are: code that
+        // still uses a pointer into them has broken the promise by which it made a reference of it.
+        unsafe { tables.unmap(pages) }
+    })?;
+    // Without the tables' lock: a CPU may be waiting for it.
+    let unmapped = unmapping.flush(&AllCpus);
+    let completed = shared.with_tables(|tables, frames| {
+        tables.complete(unmapped, frames, &mut |page| {
+            let run = PhysRange::new(page.phys, page.size.bytes());
+            if let (FrameOwnership::Own(owner), Some(run)) =
+                (ownership, run.and_then(FrameRun::from_range))
+            {
+                // SAFETY: `map_next` gave the right up for the page, which no CPU can reach any more.
+                give_back(unsafe { OwnedRun::from_raw(run, owner) });
+            }
+        })
+    });
+    assert!(
+        completed.is_ok(),
+        "a mapping was in other tables: {completed:?}"
+    );
+    Ok(())
+}
+
+/// Gives the addresses of a mapping back, of which nothing is mapped any more.
+fn free_addresses(owned: OwnedAddresses, addresses: &mut AddressAllocator) {
+    let freed = shared::get().with_tables(|tables, _| addresses.free(owned, tables));
+    assert!(
+        freed.is_ok(),
+        "a mapping's addresses don't come back: {freed:?}"
+    );
+}
+
+/// Pages that are unmapped at once, with interrupts disabled for each half of it.
+const UNMAP_STEP: u64 = 128;
+
+/// Unmaps the last `frames` pages that are mapped of a mapping for the heap, and frees their frames; with the addresses, if these
+/// are all. As for dropping a [`Mapping`], not on a CPU that holds a lock, nor in an interrupt handler.
+///
+/// # Panics
+///
+/// If they are not mapped so.
+///
+/// # Safety
+///
+/// The mapping was [leaked](Mapping::leak), and nothing uses these pages of it, nor those behind, which this has unmapped.
+pub unsafe fn unmap_scattered(start: VirtAddr, frames: u64) {
+    let mut left = frames;
+    while left > 0 {
+        let step = left.min(UNMAP_STEP);
+        left -= step;
+        let pages = VirtRange::new(start + left * FRAME_SIZE, step * FRAME_SIZE);
+        let unmapped = pages.map(|pages| unmap(pages, FrameOwnership::Own(Owner::Heap)));
         assert!(
-            completed.is_ok(),
-            "a mapping was in other tables: {completed:?}"
+            unmapped == Some(Ok(())),
+            "the heap's memory at {start} is not mapped as it was: {unmapped:?}"
         );
-        Ok(())
+    }
+    let mut addresses = addresses().lock();
+    // SAFETY: `leak` gave the right to them up, and the caller has it now, if they begin here.
+    if let Some(owned) = unsafe { addresses.recover(start) } {
+        free_addresses(owned, &mut addresses);
     }
 }
 
 impl Drop for Mapping {
     fn drop(&mut self) {
         if let Some(mapped) = VirtRange::new(self.range.start(), self.mapped)
-            && let Err(error) = self.unmap(mapped)
+            && let Err(error) = unmap(mapped, self.frames)
         {
             panic!("a mapping is not as it was made: {error}");
         }
         if let Some(owned) = self.addresses.take() {
-            let mut addresses = addresses().lock();
-            let freed = shared::get().with_tables(|tables, _| addresses.free(owned, tables));
-            assert!(
-                freed.is_ok(),
-                "a mapping's addresses don't come back: {freed:?}"
-            );
+            free_addresses(owned, &mut addresses().lock());
         }
     }
 }

@@ -4,8 +4,9 @@
 //!
 //! # Circles
 //!
-//! - `checked`, `heap_platform`, `relief`: when memory runs out, the heaps ask all CPUs for what they cache and
-//!   the checked heap for what waits in quarantine, both of which go back to these heaps.
+//! - `checked`, `heap_platform`, `mapping`, `relief`, `scattered`: when memory runs out, the heaps ask all CPUs for what they
+//!   cache and the checked heap for what waits in quarantine, both of which go back to these heaps; and map frames that are not
+//!   contiguous, for which a mapping may need a table's frame, and asks for it as they do.
 
 pub mod blocks;
 pub mod build_error;
@@ -22,6 +23,7 @@ pub mod mapping;
 pub mod peek;
 pub mod physical;
 pub mod relief;
+pub mod scattered;
 pub mod shared;
 pub mod stack;
 pub mod table_frames;

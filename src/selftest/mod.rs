@@ -14,6 +14,7 @@ pub mod ageing;
 pub mod bench;
 pub mod devices;
 pub mod fault;
+pub mod fragmentation;
 pub mod measure;
 pub mod median;
 pub mod misuse;
@@ -50,5 +51,6 @@ fn work(arguments: &Arguments, roll: &RollCall) -> Result<(), String> {
         return bench::run(options);
     }
     stress::run(arguments)?;
+    fragmentation::check()?;
     ageing::check()
 }
