@@ -102,13 +102,15 @@ pub struct CpuCache {
     tallies: [Tally; CLASSES],
     /// The number of times that a magazine was refilled, from [`FILLED`] up, and whether one [is](IS_FILLING) just now.
     fills: AtomicU64,
-    /// Frames of large blocks that the magazines have room for now. Each of these three is used by this CPU alone, on a slow
+    /// Frames of large blocks that the magazines have room for now. Each of these four is used by this CPU alone, on a slow
     /// path, so `Relaxed`.
     large_frames: AtomicU32,
     /// A bit for each bin of large blocks: whether there is room for any.
     grown: AtomicU64,
     /// The number, among these, of the bin that gives up its room next, if it has some.
     victim: AtomicU8,
+    /// The bins of large blocks for which there was no room the last few times, a byte each.
+    recent: AtomicU32,
 }
 
 /// The free blocks of one class, or large ones: those in the slots above the magazine's bottom, up to `top`. The
@@ -185,6 +187,7 @@ impl CpuCache {
             large_frames: AtomicU32::new(0),
             grown: AtomicU64::new(0),
             victim: AtomicU8::new(0),
+            recent: AtomicU32::new(0),
         }
     }
 
@@ -506,6 +509,17 @@ impl Owner<'_> {
             .checked_sub(1)?;
         self.cache().undrained.store(left, Ordering::Relaxed);
         Bin::from_index(left.into())
+    }
+
+    /// Notes that there was no room for a large block. Returns whether it is worth while to make some: whether one of the last few
+    /// that found none had as many frames. Otherwise the next request is likely to be for another number.
+    pub(super) fn note_full(&mut self, bin: Bin) -> bool {
+        let recent = &self.cache().recent;
+        let before = recent.load(Ordering::Relaxed);
+        // Not 0, which is none.
+        let number = bin.large_bit().trailing_zeros() as u8 + 1;
+        recent.store(before << u8::BITS | u32::from(number), Ordering::Relaxed);
+        before.to_le_bytes().contains(&number)
     }
 
     /// Makes room in a magazine for one more large block. The blocks that leave the cache for it go to `empty`, with the

@@ -33,6 +33,10 @@ fn a_cpu_keeps_a_large_block_for_the_next_one_of_as_many_frames() {
     let left = heap.platform().frames_left();
     for frames in 3..=64 {
         let size = frames * FRAME;
+        let before = kept(&heap);
+        let block = alloc(&heap, layout(size, 4096)).unwrap();
+        free(&heap, block, layout(size, 4096));
+        assert_eq!(kept(&heap), before, "kept before there was a second one");
         let block = alloc(&heap, layout(size, 4096)).unwrap();
         free(&heap, block, layout(size, 4096));
         let without = heap.platform().frames_left();

@@ -178,6 +178,9 @@ impl<P: FramePlatform> MagazineHeap<P> {
 
     /// Puts a large block that was freed into the CPU's cache, if that has room for it or can make some.
     fn keep(&self, owner: &mut Owner<'_>, bin: Bin, block: Block, size: usize) -> bool {
+        if !owner.note_full(bin) {
+            return false;
+        }
         let _transit = self.transit.begin();
         let has_room = owner.make_room(bin, |blocks, frames| {
             // SAFETY: blocks of the cache, of this many frames each, which have left it.
