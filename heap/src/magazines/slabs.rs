@@ -248,6 +248,16 @@ impl Slabs {
         true
     }
 
+    /// Returns whether the slab of a block of this class gave its last blocks to another CPU.
+    pub(super) fn gave_elsewhere<P: FramePlatform>(
+        &self,
+        context: &Context<'_, P>,
+        block: Block,
+    ) -> bool {
+        let slab = context.map.find(block.addr().get());
+        slab.is_some_and(|slab| !slab.was_given_to(context.cpu))
+    }
+
     /// Takes blocks back.
     ///
     /// # Errors

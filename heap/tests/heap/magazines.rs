@@ -829,3 +829,38 @@ fn no_block_has_two_owners_after_the_platform_has_panicked() {
     blocks.dedup();
     assert_eq!(blocks.len(), 2000);
 }
+
+/// A block that another thread is given.
+struct Sent(NonNull<u8>);
+
+// SAFETY: a block is memory that its holder alone may touch, whichever thread that is.
+unsafe impl Send for Sent {}
+
+/// False sharing: a CPU that is handed a block, and begins with it, would share its line for ever.
+#[test]
+fn a_block_that_shares_its_line_goes_back_to_its_slab_from_another_cpu() {
+    for size in [8, 16, 32, 48] {
+        let (heap, layout) = (MagazineHeap::new(HostedFrames::new(64)), layout(size, 8));
+        let line = |block: NonNull<u8>| block.addr().get() / 64;
+        let mut kept: Vec<_> = (0..16).map(|_| alloc(&heap, layout).unwrap()).collect();
+        let shares = |&place: &usize| {
+            let other = |other: usize| other != place && line(kept[other]) == line(kept[place]);
+            (0..16).any(other)
+        };
+        let place = (0..16).find(shares).unwrap();
+        let passed = Sent(kept.swap_remove(place));
+        let lines: Vec<_> = kept.iter().map(|&block| line(block)).collect();
+        let heap = &heap;
+        let own = thread::scope(|scope| {
+            let other = scope.spawn(move || {
+                let Sent(block) = { passed };
+                free(heap, block, layout);
+                Sent(alloc(heap, layout).unwrap())
+            });
+            other.join().unwrap()
+        });
+        assert!(!lines.contains(&line(own.0)), "{size} bytes");
+        free(heap, own.0, layout);
+        kept.iter().for_each(|&block| free(heap, block, layout));
+    }
+}

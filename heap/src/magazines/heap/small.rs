@@ -18,6 +18,9 @@ use crate::magazines::slab::Wrong;
 use crate::magazines::transit::Refused;
 use crate::magazines::{FastPath, FramePlatform};
 
+/// Bytes of a cache line (Intel SDM, volume 3, section 13.1). Smaller blocks share it with others.
+const LINE: usize = 64;
+
 impl<P: FramePlatform> MagazineHeap<P> {
     pub(super) fn allocate_small(&self, class: Class, layout: Layout) -> Option<Block> {
         self.pop_aligned(class, layout)
@@ -258,6 +261,11 @@ impl<P: FramePlatform> MagazineHeap<P> {
         settle(freed);
     }
 
+    /// Frees a block, if nothing better, into the magazine.
+    ///
+    /// One that shares its cache line, and that another CPU was given, goes to its slab: where it is what this CPU begins with,
+    /// as when it was handed a few blocks, it would use it again and again beside the other's. That is all that can be done
+    /// about such *false sharing* at no cost: a fast path does not know whose block it has.
     fn free_inside(
         &self,
         context: &Context<'_, P>,
@@ -272,14 +280,22 @@ impl<P: FramePlatform> MagazineHeap<P> {
             owner.count_freed(size);
             return freed;
         }
+        let goes_home = class.size() < LINE && self.slabs[class].gave_elsewhere(context, block);
         let mut magazine = owner.close(class);
-        if !magazine.push(block, size) {
-            magazine.flush(|blocks| {
-                // A depot may need frames.
-                if !self.depots[class].put(context, class, blocks) {
-                    freed = freed.and(self.free_to_slabs(context, class, blocks));
-                }
-            });
+        if !goes_home && magazine.push(block, size) {
+            return freed;
+        }
+        magazine.flush(|blocks| {
+            // A depot may need frames.
+            if !self.depots[class].put(context, class, blocks) {
+                freed = freed.and(self.free_to_slabs(context, class, blocks));
+            }
+        });
+        if goes_home {
+            drop(magazine);
+            freed = freed.and(self.free_to_slabs(context, class, &[block]));
+            owner.count_freed(size);
+        } else {
             magazine.push(block, size);
         }
         freed
