@@ -97,6 +97,8 @@ pub struct CpuCache {
     pub(super) freed: AtomicU64,
     pub(super) magazines: [Magazine; BINS],
     pub(super) slots: UnsafeCell<[*mut u8; SLOTS]>,
+    /// Operations of this CPU that have memory in transit with interrupts enabled. Relaxed: only code on this CPU uses it.
+    long_transits: AtomicU32,
     /// A block of each class for code that interrupts this CPU on a slow path, or null.
     reserve: [AtomicPtr<u8>; CLASSES],
     tallies: [Tally; CLASSES],
@@ -176,6 +178,7 @@ impl CpuCache {
                 }
             }; BINS],
             slots: UnsafeCell::new([ptr::null_mut(); SLOTS]),
+            long_transits: AtomicU32::new(0),
             reserve: [const { AtomicPtr::new(ptr::null_mut()) }; CLASSES],
             tallies: [const {
                 Tally {
@@ -407,6 +410,20 @@ impl CpuCache {
         NonNull::new(self.reserve[class].swap(ptr::null_mut(), Ordering::Relaxed))
     }
 
+    /// Marks that code of this CPU has memory in transit with interrupts enabled, until the result is dropped. It stays on the CPU.
+    pub(super) fn mark_transit(&self) -> TransitMark<'_> {
+        let marked = self.exists().then_some(self);
+        if let Some(cache) = marked {
+            cache.long_transits.fetch_add(1, Ordering::Relaxed);
+        }
+        TransitMark(marked)
+    }
+
+    /// Returns whether this code interrupted such code, and must not wait for it.
+    pub(super) fn is_in_transit(&self) -> bool {
+        self.long_transits.load(Ordering::Relaxed) > 0
+    }
+
     /// Asks the CPU to drain on its next slow paths, a magazine on each.
     pub(super) fn request_drain(&self) {
         self.undrained.store(BINS as u8, Ordering::Relaxed);
@@ -425,6 +442,17 @@ impl fmt::Debug for CpuCache {
             .field("traffic", &self.traffic())
             .field("cached_bytes", &self.cached_bytes())
             .finish_non_exhaustive()
+    }
+}
+
+/// Code of a CPU, unless that has no cache, has memory in transit with interrupts enabled.
+pub(super) struct TransitMark<'a>(Option<&'a CpuCache>);
+
+impl Drop for TransitMark<'_> {
+    fn drop(&mut self) {
+        if let Some(cache) = self.0 {
+            cache.long_transits.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
 

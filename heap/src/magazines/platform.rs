@@ -57,6 +57,9 @@ pub type SearchFn<'a> = dyn FnMut(&mut dyn FnMut() -> FrameSearch) + 'a;
 /// inside already, and answers as to an NMI. A CPU without a cache it can't know of: there the platform
 /// must not, or the heap asks it for frames again, and so on.
 ///
+/// The other methods must not use the heap, unless they say that they may: it would ask them again, and so on. That goes for
+/// [`search_frames`](Self::search_frames) and [`in_shortage`](Self::in_shortage), too, outside of what they call.
+///
 /// # Safety
 ///
 /// 1. While a [`NoPreempt`](Self::NoPreempt) is alive, the code that holds it is neither preempted nor
@@ -206,8 +209,8 @@ pub unsafe trait FramePlatform: Sync {
     }
 
     /// Unmaps scattered frames and takes them back: all that [`allocate_scattered`](Self::allocate_scattered) gave at once, or
-    /// the last of them, as when a block shrinks. Then the others come back later. Called as `allocate_scattered` is, after
-    /// [`can_unmap`](Self::can_unmap) has returned `true`; it may use the heap.
+    /// the last of them, as when a block shrinks. Then the others come back later. Called as `allocate_scattered` is, but with a
+    /// [`NoPreempt`](Self::NoPreempt) alive, after [`can_unmap`](Self::can_unmap) has returned `true`; it may use the heap.
     ///
     /// # Safety
     ///

@@ -57,7 +57,8 @@ pub struct Totals {
     pub peak_frames: usize,
     /// Allocations answered with null, whatever the reason, and no others.
     pub refusals: u64,
-    /// Operations that interrupted their own CPU inside the heap, or had no cache.
+    /// Attempts to allocate, and frees, of code that interrupted its own CPU inside the heap, or had no cache. An allocation makes
+    /// several where memory is short; a block that is resized where it is counts for nothing.
     pub reentries: u64,
 }
 

@@ -96,6 +96,7 @@ mod shadow;
 mod shrinking;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod steps;
+mod stretches;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 mod tasks;
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]

@@ -14,7 +14,7 @@ use crate::magazines::slab_map::Spares;
 use crate::magazines::transit::Refused;
 
 /// The most frames that are given back with interrupts disabled: 16 MiB of them, in some 14,000 instructions.
-const STEP_FRAMES: u32 = 4096;
+pub(super) const STEP_FRAMES: u32 = 4096;
 
 impl<P: FramePlatform> MagazineHeap<P> {
     pub(super) fn allocate_large(&self, layout: Layout) -> Option<Block> {
@@ -63,8 +63,10 @@ impl<P: FramePlatform> MagazineHeap<P> {
                 let (block, freed) = {
                     let _interrupts = self.platform().disable_interrupts();
                     let mut entry = self.platform().cache().enter();
-                    if matches!(entry, Entry::Nested) {
+                    if !matches!(entry, Entry::Owner(_)) {
                         self.count_reentry();
+                    }
+                    if matches!(entry, Entry::Nested) {
                         return Err(Refused::Nested);
                     }
                     let (refused, freed) =
@@ -73,10 +75,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
                     if block.is_some() {
                         match &entry {
                             Entry::Owner(owner) => owner.count_allocated(layout.size()),
-                            _ => {
-                                self.count_reentry();
-                                self.count_allocated(layout.size());
-                            }
+                            _ => self.count_allocated(layout.size()),
                         }
                         self.shared.large_blocks.fetch_add(1, Ordering::Relaxed);
                     }
@@ -134,13 +133,12 @@ impl<P: FramePlatform> MagazineHeap<P> {
             return;
         };
         // The tail first, in steps, as each takes longer the more frames it gives back. The platform does so with scattered ones.
-        while frames > STEP_FRAMES && !self.platform().is_scattered(block) {
-            let left = frames - STEP_FRAMES;
+        if frames > STEP_FRAMES
+            && !self.platform().is_scattered(block)
             // SAFETY: the block's last frames, which nobody uses any more.
-            if !unsafe { self.give_back_tail(block, frames as usize, left as usize) } {
-                break;
-            }
-            frames = left;
+            && unsafe { self.give_back_tail(block, frames as usize, STEP_FRAMES as usize) }
+        {
+            frames = STEP_FRAMES;
         }
         let _preemption = self.platform().disable_preemption();
         let freed = {
@@ -247,8 +245,8 @@ impl<P: FramePlatform> MagazineHeap<P> {
         self.shared.has_misfits.store(true, Ordering::Relaxed);
     }
 
-    /// Frees the frames of a large block from `after` on. `false`: not now, as this code interrupted
-    /// its CPU inside the heap.
+    /// Frees the frames of a large block from `after` on, in steps from the end. `false`: not now, as this code interrupted
+    /// its CPU inside the heap; nothing has changed then.
     ///
     /// # Safety
     ///
@@ -259,15 +257,23 @@ impl<P: FramePlatform> MagazineHeap<P> {
             // SAFETY: the caller's promise.
             return unsafe { self.give_back_scattered(block, before, after) };
         }
-        self.step(|_| {
-            // SAFETY: the caller's promise; the tail lies within the block.
-            unsafe {
-                let tail = block.add(after * FRAME);
-                self.frames.free(tail, before - after, Use::Large);
+        let mut left = before;
+        while left > after {
+            let frames = (left - after).min(STEP_FRAMES as usize);
+            let freed = self.step(|_| {
+                // SAFETY: the caller's promise; this part of the tail lies within the block.
+                unsafe {
+                    let tail = block.add((left - frames) * FRAME);
+                    self.frames.free(tail, frames, Use::Large);
+                }
+                ((), Ok(()))
+            });
+            if freed.is_none() {
+                return false;
             }
-            ((), Ok(()))
-        })
-        .is_some()
+            left -= frames;
+        }
+        true
     }
 
     /// Makes the beginning of a large block a slab, of which it is the first block, and frees the rest.
@@ -279,17 +285,16 @@ impl<P: FramePlatform> MagazineHeap<P> {
     /// `class.size()` bytes.
     unsafe fn split(&self, block: Block, before: usize, class: Class) -> bool {
         let kept = class.size().div_ceil(FRAME);
-        let split = self.step(|context| {
+        let _transit = self.announce_long();
+        let left = self.step(|context| {
             let frames = &self.frames;
             let tail = before - kept;
-            // Frames for a description that the tail is too small for may go back.
-            let _transit = context.announce();
             // The slab's description can lie in what the block gives back, wherever memory is.
             // SAFETY: the block's last frames, which nobody uses, and which are ours until below.
             let mut spares = unsafe { Spares::lent(frames, block.add(kept * FRAME), tail) };
             let slab = (self.map).insert(context, block, kept as u8, class, &mut spares);
             let Ok(slab) = slab else {
-                return (false, Ok(()));
+                return (None, Ok(()));
             };
             let left = spares.lent_count();
             frames.convert(tail - left, Use::Large, Use::Own);
@@ -299,14 +304,16 @@ impl<P: FramePlatform> MagazineHeap<P> {
             }
             let is_listed = self.slabs[class].add(context, class, slab, 1);
             debug_assert!(is_listed, "this CPU holds no lock");
-            if left > 0 {
-                // SAFETY: what lies between the slab and the tables, of which the same is true.
-                unsafe { frames.free(block.add(kept * FRAME), left, Use::Large) };
-            }
             self.shared.large_blocks.fetch_sub(1, Ordering::Relaxed);
-            (true, Ok(()))
+            (Some(left), Ok(()))
         });
-        split == Some(true)
+        let Some(Some(left)) = left else {
+            return false;
+        };
+        // SAFETY: what lies between the slab and the tables, which nobody uses.
+        let given_back = unsafe { self.give_back_tail(block, kept + left, kept) };
+        debug_assert!(given_back, "this code has just taken a step");
+        true
     }
 }
 

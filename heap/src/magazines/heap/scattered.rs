@@ -62,7 +62,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
     ) -> bool {
         let is_unmapped = self.platform().can_unmap();
         if is_unmapped {
-            let _transit = self.transit.begin();
+            let _transit = self.announce_long();
             // SAFETY: the caller's promise; the tail lies within the block.
             unsafe {
                 (self.frames).free_scattered(block.add(after * FRAME), before - after);
@@ -77,7 +77,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
         let mut any = false;
         while self.frames.has_mapped() && self.platform().can_unmap() {
             // Until the frames are back.
-            let _transit = self.transit.begin();
+            let _transit = self.announce_long();
             let batch = self.step(|context| (self.frames.take_mapped(context.cpu), Ok(())));
             let batch = batch.unwrap_or_default();
             if batch.is_empty() {

@@ -6,10 +6,10 @@ use core::sync::atomic::Ordering;
 use muster_sync::{AtomicUsize, fence};
 
 use super::{MagazineHeap, Shared};
-use crate::magazines::cache::Block;
+use crate::magazines::cache::{Block, TransitMark};
 use crate::magazines::context::Context;
 use crate::magazines::frames::Use;
-use crate::magazines::transit::Refused;
+use crate::magazines::transit::{InTransit, Refused};
 use crate::magazines::{FramePlatform, FrameSearch};
 
 /// A CPU is short of memory, until this is dropped: see [`MagazineHeap::begin_shortage`].
@@ -22,6 +22,14 @@ impl Drop for Shortage<'_> {
         // Relaxed: see `is_short`.
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
+}
+
+/// Memory is in transit while interrupts are enabled, until this is dropped.
+pub(super) struct LongTransit<'a, P: FramePlatform> {
+    // Dropped in this order: an interrupt in between finds nothing to wait for.
+    _transit: InTransit<'a>,
+    _mark: TransitMark<'a>,
+    _preemption: P::NoPreempt,
 }
 
 /// The kind of an attempt: what it may do, and how it is announced to other CPUs.
@@ -66,7 +74,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
                             Ok(block) => (Some(block), Ok(())),
                             Err(start) if useless.is_none() => {
                                 steps.set(steps.get() + 1);
-                                useless = Some((start, self.transit.begin()));
+                                useless = Some((start, self.announce_long()));
                                 is_over = false;
                                 (None, Ok(()))
                             }
@@ -85,12 +93,26 @@ impl<P: FramePlatform> MagazineHeap<P> {
                 }
             });
         if let Some((start, _transit)) = useless {
-            let _preemption = self.platform().disable_preemption();
-            let _interrupts = self.platform().disable_interrupts();
-            // SAFETY: found above, and nothing was made of them.
-            unsafe { self.frames.free(start, count, Use::Slab) };
+            let freed = self.step(|_| {
+                // SAFETY: found above, and nothing was made of them.
+                unsafe { self.frames.free(start, count, Use::Slab) };
+                ((), Ok(()))
+            });
+            debug_assert!(freed.is_some(), "a step has found them");
         }
         found
+    }
+
+    /// Announces memory in transit for longer than interrupts may be disabled for, until the result is dropped. This code stays
+    /// on its CPU, and other code that interrupts it there waits for no memory.
+    pub(super) fn announce_long(&self) -> LongTransit<'_, P> {
+        let preemption = self.platform().disable_preemption();
+        let mark = self.platform().cache().mark_transit();
+        LongTransit {
+            _transit: self.transit.begin(),
+            _mark: mark,
+            _preemption: preemption,
+        }
     }
 
     /// Retries after each thing that can be done about a shortage.
@@ -238,7 +260,13 @@ impl<P: FramePlatform> MagazineHeap<P> {
             let guards = (platform.disable_interrupts(), preemption);
             (platform.cpu(), guards)
         };
-        let wait = |state: &mut u64| platform.wait_for_memory(state);
+        let wait = |state: &mut u64| {
+            let has_interrupted = {
+                let _preemption = platform.disable_preemption();
+                platform.cache().is_in_transit()
+            };
+            !has_interrupted && platform.wait_for_memory(state)
+        };
         let seek = || self.transit.seek(enter, wait, &attempt, &search);
         // A try may have freed slabs in scattered frames.
         seek().or_else(|| self.unmap_freed().then(seek)?)
