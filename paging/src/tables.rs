@@ -218,7 +218,8 @@ impl<M: PhysicalMemory> Tables<M> {
     /// Frames that are mapped permanently, as by a direct map, and by a mapping that allows no more
     /// need none; a kernel without a direct map needs one for each frame that follows no other.
     ///
-    /// Memory that is mapped alike and in one piece is one range. [`Self::map`] and [`Self::protect`] need
+    /// Memory that is mapped alike and in one piece is one range, whatever the names of its regions; but what
+    /// regions of different names map permanently are ranges of their own. [`Self::map`] and [`Self::protect`] need
     /// as many records as they make before ranges that have become alike are one again:
     ///
     /// - To map memory takes one for each part of it between the ranges that are there, but none for one

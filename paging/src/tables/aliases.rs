@@ -112,7 +112,10 @@ pub struct Alias {
     pub access: Access,
     /// The cache type that was asked for.
     pub cache: Cache,
-    /// The region that is mapped: the one that was first, or that got the rights.
+    /// A region that is mapped so. Of those that are mapped permanently, it is the one that was first, or
+    /// that added rights. For others it is a hint: all memory that is mapped alike and in one piece has one
+    /// name, which stays until none of that is mapped any more. So the region may map only memory beside
+    /// this, or be unmapped by now.
     pub with: &'static str,
     /// The rights that all addresses together allow of the memory, or have allowed since they were
     /// mapped.
@@ -142,8 +145,8 @@ impl fmt::Display for Alias {
         let it = if *is_partly { "a part of it" } else { "it" };
         write!(
             f,
-            "\"{name}\" can't map {memory} as {access} {cache}, for \"{with}\" maps {it} as {rights} \
-             {cached}: "
+            "\"{name}\" can't map {memory} as {access} {cache}, for {it} is mapped as {rights} {cached} \
+             (\"{with}\"): "
         )?;
         f.write_str(if *is_partly {
             "unmap all of that, or reserve more records when the tables are made"
@@ -183,7 +186,8 @@ struct Record {
     end: PhysAddr,
     cache: Cache,
     permanent: Option<Permanent>,
-    /// The name of the counted region that was first, or that got the rights; empty if there is none.
+    /// The name of a counted region that is mapped so, or was, here or in memory that continues this; empty
+    /// if there is none.
     name: &'static str,
     /// Counted mappings, how many of them can be written, and how many executed; if the record is coarse,
     /// how many bytes all of them together have in this memory.
@@ -302,12 +306,13 @@ impl Record {
         });
     }
 
-    /// Returns whether the two are alike in all but their bounds, and follow each other. Equal counts
-    /// of bytes are no likeness.
+    /// Returns whether the two are alike in all but their bounds and names, and follow each other. Equal
+    /// counts of bytes are no likeness.
     fn continues(&self, next: &Self) -> bool {
         let moved = Self {
             start: self.start,
             end: self.end,
+            name: self.name,
             ..*next
         };
         self.end == next.start && *self == moved && !self.is_coarse

@@ -455,7 +455,7 @@ fn a_device_is_not_mapped_as_memory_nor_memory_as_a_device() {
     assert_eq!(error.error, TableError::Alias(alias));
     assert_eq!(
         error.to_string(),
-        "\"region\" can't map 0x40007000..0x40009000 as r-- UC, for \"HHDM\" maps it as rw- WB: map \
+        "\"region\" can't map 0x40007000..0x40009000 as r-- UC, for it is mapped as rw- WB (\"HHDM\"): map \
          both with one cache type"
     );
     let as_memory = region(4, 599, 3, Access::ReadOnly, Cache::WriteBack);
@@ -463,7 +463,7 @@ fn a_device_is_not_mapped_as_memory_nor_memory_as_a_device() {
     assert!(
         error
             .to_string()
-            .contains("\"local APIC\" maps it as rw- UC")
+            .contains("for it is mapped as rw- UC (\"local APIC\")")
     );
     // The registers once more, and for as long.
     let again = region(5, 600, 1, Access::ReadOnly, Cache::Uncached);
@@ -482,7 +482,7 @@ fn what_was_writable_is_executable_only_after_it_was_unmapped() {
     let error = protect(&mut tables, range(&code), Access::ReadExecute).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "\"page\" can't map 0x40000000..0x40001000 as r-x WB, for \"region\" maps it as rw- WB: unmap \
+        "\"page\" can't map 0x40000000..0x40001000 as r-x WB, for it is mapped as rw- WB (\"region\"): unmap \
          that first, or map this read-only"
     );
     protect(&mut tables, range(&code), Access::ReadWrite).unwrap();
@@ -747,7 +747,7 @@ fn a_refusal_for_a_record_that_can_t_be_cut_names_all_of_it() {
     assert!(alias.memory.len() > 2 * FRAME_SIZE, "{}", alias.memory);
     assert!(
         error.to_string().ends_with(
-            "for \"region\" maps a part of it as r-x WB: unmap all of that, or reserve more records \
+            "for a part of it is mapped as r-x WB (\"region\"): unmap all of that, or reserve more records \
              when the tables are made"
         ),
         "{error}"
@@ -964,4 +964,29 @@ fn a_change_of_rights_is_refused_unless_all_that_it_cuts_can_be_recorded() {
     vacate(&mut tables, &ram, all);
     let code = region(3, 0, PAGES, Access::ReadExecute, Cache::WriteBack);
     map(&mut tables, &code, &ram).unwrap();
+}
+
+#[test]
+fn memory_mapped_alike_is_one_range_whatever_the_names_of_its_regions() {
+    let ram = Ram::new(1 << 36);
+    let mut tables = new_tables(&ram);
+    let page = |first, name| Region {
+        name,
+        ..region(0, first, 1, Access::ReadWrite, Cache::WriteBack)
+    };
+    let (stack, buffer) = (page(0, "stack"), page(1, "buffer"));
+    map(&mut tables, &stack, &ram).unwrap();
+    let others = fill_records(&mut tables, &ram, 50);
+    map(&mut tables, &buffer, &ram).unwrap();
+
+    // The range keeps its name.
+    vacate(&mut tables, &ram, range(&apart(others.start)));
+    vacate(&mut tables, &ram, range(&stack));
+    let code = region(1, 1, 1, Access::ReadExecute, Cache::WriteBack);
+    let error = map(&mut tables, &code, &ram).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "\"region\" can't map 0x40001000..0x40002000 as r-x WB, for it is mapped as rw- WB (\"stack\"): \
+         unmap that first, or map this read-only"
+    );
 }
