@@ -106,7 +106,8 @@ impl Counted {
 /// (Intel SDM vol. 3, 13.12.4 "Programming the PAT").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Alias {
-    /// The region that was to be mapped, or to get other rights.
+    /// The region that was to be mapped. If pages were to get other rights, it is "page": the tables do not
+    /// record of which region a page is.
     pub name: &'static str,
     /// The rights that were asked for.
     pub access: Access,
@@ -122,8 +123,8 @@ pub struct Alias {
     pub rights: Rights,
     /// The cache type of the memory.
     pub cached: Cache,
-    /// The memory that is mapped so, as far as it was asked for. If only a part [is](Self::is_partly), all
-    /// of which that is a part.
+    /// The memory that is mapped so, as far as it was asked for, and in one piece. If only a part
+    /// [is](Self::is_partly), all of which that is a part.
     pub memory: PhysRange,
     /// Only a part of the memory is mapped so, and it is not known which: when the rest was unmapped,
     /// there was no record left ([`Tables::reserve`](super::Tables::reserve)).
@@ -168,6 +169,34 @@ pub(super) enum Refusal {
     Full(usize),
     /// There is no memory for this many bytes of records.
     OutOfMemory(usize),
+}
+
+impl Refusal {
+    /// Joins the next page's refusal to this, if it is the same one for memory that is in one piece with
+    /// this one's.
+    pub(super) fn join(&mut self, next: Self) {
+        if let (Self::Alias(alias), Self::Alias(next)) = (self, next)
+            && let Some(memory) = joined(alias.memory, next.memory)
+            && *alias
+                == (Alias {
+                    memory: alias.memory,
+                    ..next
+                })
+        {
+            alias.memory = memory;
+        }
+    }
+}
+
+/// Returns two ranges as one, whichever is first; `None` if they are apart.
+pub(super) fn joined(one: PhysRange, other: PhysRange) -> Option<PhysRange> {
+    if one.end() == other.start() {
+        PhysRange::from_bounds(one.start(), other.end())
+    } else if other.end() == one.start() {
+        PhysRange::from_bounds(other.start(), one.end())
+    } else {
+        None
+    }
 }
 
 /// The rights that the permanent mappings of some memory allow together.
@@ -272,7 +301,8 @@ impl Record {
             Access::ReadWrite => !rights.writable,
             Access::ReadExecute => !rights.executable,
         };
-        if self.mapped == 0 || is_new {
+        // A page that only gets other rights is of the region that has the name, or of one that is mapped alike.
+        if self.mapped == 0 || is_new && from == Counted::Not {
             self.name = wanted.name;
         }
         self.mapped += weight * u64::from(from == Counted::Not);

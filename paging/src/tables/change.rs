@@ -41,7 +41,7 @@ use core::sync::atomic::Ordering;
 use muster_sync::AtomicU64;
 use x86_64::structures::paging::PageTableFlags as Flags;
 
-use super::aliases::{Alias, Aliases, Counted, Refusal, Use};
+use super::aliases::{Alias, Aliases, Counted, Refusal, Use, joined};
 use super::flush::{Flush, Unmapped, Unmapping};
 use super::frame_source::FrameSource;
 use super::{
@@ -343,8 +343,10 @@ impl<M: PhysicalMemory> Tables<M> {
                 }
                 run = joined.or(Some(page));
             }
-            Err(refusal) if checked.is_ok() => checked = Err(refusal),
-            Err(_) => {}
+            Err(refusal) => match &mut checked {
+                Ok(()) => checked = Err(refusal),
+                Err(first) => first.join(refusal),
+            },
         })?;
         checked?;
         if let Some(run) = run {
@@ -381,14 +383,7 @@ struct Run {
 impl Run {
     /// Returns this and the next one as one, whichever is first in memory; `None` if they are apart or not alike.
     fn joined(self, next: Self) -> Option<Self> {
-        let (one, other) = (self.memory, next.memory);
-        let memory = if one.end() == other.start() {
-            PhysRange::from_bounds(one.start(), other.end())
-        } else if other.end() == one.start() {
-            PhysRange::from_bounds(other.start(), one.end())
-        } else {
-            None
-        }?;
+        let memory = joined(self.memory, next.memory)?;
         let is_alike = (self.cache, self.counted) == (next.cache, next.counted);
         is_alike.then_some(Self { memory, ..self })
     }

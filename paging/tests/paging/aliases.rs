@@ -482,7 +482,7 @@ fn what_was_writable_is_executable_only_after_it_was_unmapped() {
     let error = protect(&mut tables, range(&code), Access::ReadExecute).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "\"page\" can't map 0x40000000..0x40001000 as r-x WB, for it is mapped as rw- WB (\"region\"): unmap \
+        "\"page\" can't map 0x40000000..0x40002000 as r-x WB, for it is mapped as rw- WB (\"region\"): unmap \
          that first, or map this read-only"
     );
     protect(&mut tables, range(&code), Access::ReadWrite).unwrap();
@@ -989,4 +989,38 @@ fn memory_mapped_alike_is_one_range_whatever_the_names_of_its_regions() {
         "\"region\" can't map 0x40001000..0x40002000 as r-x WB, for it is mapped as rw- WB (\"stack\"): \
          unmap that first, or map this read-only"
     );
+}
+
+#[test]
+fn a_change_of_rights_leaves_memory_its_name() {
+    let ram = Ram::new(1 << 36);
+    let mut tables = new_tables(&ram);
+    let data = region(1, 0, 4, Access::ReadOnly, Cache::WriteBack);
+    map(&mut tables, &data, &ram).unwrap();
+    protect(&mut tables, range(&data), Access::ReadWrite).unwrap();
+    let code = region(2, 0, 4, Access::ReadExecute, Cache::WriteBack);
+    let error = map(&mut tables, &code, &ram).unwrap_err();
+    assert!(matches!(error.error, TableError::Alias(alias) if alias.with == data.name));
+}
+
+/// Mapped at addresses that go up or down: those below excluded memory and above it are not refused.
+#[test]
+fn the_refusal_of_a_change_of_rights_names_all_memory_in_one_piece() {
+    let ram = Ram::new(1 << 36);
+    for memory in [[1, 2, 3, 4, 5], [5, 4, 3, 2, 1]] {
+        let mut tables = new_tables(&ram);
+        let code = region(1, 2, 3, Access::ReadExecute, Cache::WriteBack);
+        map(&mut tables, &code, &ram).unwrap();
+        for (number, first) in (0..).zip(memory) {
+            let page = Region {
+                virt: VirtAddr::new(HALF_4 + number * FRAME_SIZE),
+                ..region(0, first, 1, Access::ReadOnly, Cache::WriteBack)
+            };
+            map(&mut tables, &page, &ram).unwrap();
+        }
+        let pages = VirtRange::new(VirtAddr::new(HALF_4), 5 * FRAME_SIZE).unwrap();
+        let error = protect(&mut tables, pages, Access::ReadWrite).unwrap_err();
+        let code = PhysRange::new(code.phys, code.length).unwrap();
+        assert!(matches!(error, ChangeError::Alias(alias) if alias.memory == code));
+    }
 }
