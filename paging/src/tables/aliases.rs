@@ -27,7 +27,7 @@ use x86_64::structures::paging::PageTableFlags as Flags;
 
 use super::Rights;
 use crate::plan::{Access, Cache};
-use muster_frames::{FRAME_SIZE, PhysAddr, PhysRange};
+use muster_frames::{PhysAddr, PhysRange};
 
 /// Ranges of physical memory for whose records the tables have room, unless more are
 /// [reserved](super::Tables::reserve), beside those that are mapped permanently.
@@ -385,8 +385,14 @@ impl Aliases {
     }
 
     /// Returns how many records are made where this memory is mapped so, or its first pages alone: one for
-    /// each gap between the records that have some of it, and for each of those that is cut.
-    pub(super) fn needed(&self, memory: PhysRange, wanted: Use) -> usize {
+    /// each gap between the records that have some of it, and for each of those that is cut. `page_end`
+    /// returns the end of the page that has an address.
+    pub(super) fn needed(
+        &self,
+        memory: PhysRange,
+        wanted: Use,
+        page_end: impl Fn(PhysAddr) -> PhysAddr,
+    ) -> usize {
         let overlapping = self.overlapping(memory);
         let before = self.records[..overlapping.start].last();
         let records = &self.records[overlapping];
@@ -407,7 +413,7 @@ impl Aliases {
         needed -= usize::from(is_continued);
         // The end is cut, or that of the first pages, in whichever record that may lie.
         let can_be_cut = |record: &Record| {
-            !record.is_coarse && record.end - record.start.max(memory.start()) > FRAME_SIZE
+            !record.is_coarse && page_end(record.start.max(memory.start())) < record.end
         };
         needed + usize::from(records.iter().any(can_be_cut))
     }
@@ -614,6 +620,7 @@ impl Aliases {
 #[allow(clippy::unwrap_used, reason = "helpers of tests, not only tests")]
 mod tests {
     use super::*;
+    use muster_frames::FRAME_SIZE;
 
     const WRITABLE: Use = Use {
         name: "test",

@@ -68,8 +68,12 @@ impl<M: PhysicalMemory> Tables<M> {
         let (memory, wanted) = self.describe(region)?;
         let counted = self.aliases.check(memory, wanted, Counted::Not)?;
         if counted != Counted::Not {
-            self.aliases
-                .check_room(self.aliases.needed(memory, wanted))?;
+            let page_end = |at: PhysAddr| {
+                let size = self.page_size(region, at).bytes();
+                PhysAddr::new(at.get() - at.get() % size + size)
+            };
+            let needed = self.aliases.needed(memory, wanted, page_end);
+            self.aliases.check_room(needed)?;
         }
         Mapping {
             tables: self,
@@ -138,14 +142,20 @@ impl<M: PhysicalMemory> Tables<M> {
         Ok((memory, wanted))
     }
 
-    /// Returns the largest page that can begin at the addresses whose bits are `address` and fits into
-    /// `length` bytes.
-    fn largest_page(&self, address: u64, length: u64, largest: PageSize) -> PageSize {
+    /// Returns the size of the page by which a region maps a physical address of its memory: the largest one
+    /// around that, aligned in both address spaces, that fits inside the region.
+    fn page_size(&self, region: &Region, at: PhysAddr) -> PageSize {
+        let offset = at - region.phys;
+        let is_alike = |size: u64| (region.virt.get() ^ region.phys.get()).is_multiple_of(size);
+        let is_inside = |size: u64| {
+            let before = at.get() % size;
+            before <= offset && size - before <= region.length - offset
+        };
         PageSize::ALL
             .into_iter()
             .rev()
-            .filter(|&size| size <= largest && self.features.has(size))
-            .find(|size| size.bytes() <= length && address.is_multiple_of(size.bytes()))
+            .filter(|&size| size <= region.largest && self.features.has(size))
+            .find(|size| is_alike(size.bytes()) && is_inside(size.bytes()))
             .unwrap_or(PageSize::Size4KiB)
     }
 
@@ -289,10 +299,7 @@ impl<M: PhysicalMemory> Mapping<'_, M> {
             let bytes = self.bytes;
             let virt = region.virt + bytes;
             let phys = region.phys + bytes;
-            let left = region.length - bytes;
-            let size = self
-                .tables
-                .largest_page(virt.get() | phys.get(), left, region.largest);
+            let size = self.tables.page_size(region, phys);
             let bits = leaf_bits(size, region.access, region.cache) | counted.bits();
             self.tables
                 .set_leaf(virt, size, phys.get() | bits, frames)

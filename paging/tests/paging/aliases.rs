@@ -664,6 +664,30 @@ fn a_mapping_that_may_fail_halfway_needs_room_for_its_end() {
     map(&mut tables, &data(2), &ram).unwrap();
 }
 
+/// A mapping ends only where a page does.
+#[test]
+fn a_large_page_that_is_a_whole_range_needs_no_room_for_its_end() {
+    let ram = Ram::new(1 << 36);
+    let mut tables = new_tables(&ram);
+    let large = |number| Region {
+        largest: PageSize::Size2MiB,
+        ..region(number, 0, 512, Access::ReadWrite, Cache::WriteBack)
+    };
+    map(&mut tables, &large(0), &ram).unwrap();
+    fill_records(&mut tables, &ram, 512);
+    map(&mut tables, &large(1), &ram).unwrap();
+    // Small pages do, be it that they are asked for, or that the addresses do not allow a large one.
+    let small = region(2, 0, 512, Access::ReadWrite, Cache::WriteBack);
+    let aside = Region {
+        virt: large(3).virt + FRAME_SIZE,
+        ..large(3)
+    };
+    for region in [small, aside] {
+        let error = map(&mut tables, &region, &ram).unwrap_err().error;
+        assert_eq!(error, TableError::RecordsFull { records: 256 });
+    }
+}
+
 /// Returns the pages of a region, unmapped one by one: every other one first, then all between.
 fn by_turns(pages: u64) -> impl Iterator<Item = u64> {
     (0..pages).step_by(2).chain((1..pages).step_by(2))
