@@ -228,7 +228,7 @@ impl<M: PhysicalMemory> Tables<M> {
     /// - To change the rights of pages takes one for each border inside of a range between pages that
     ///   change and memory that does not, or changes otherwise. Pages whose addresses follow each other
     ///   are changed together if their memory does as well, upwards or downwards, and each such run
-    ///   has two borders.
+    ///   has two borders. One that several runs have counts once.
     ///
     /// # Errors
     ///

@@ -573,24 +573,49 @@ impl Aliases {
                 index += 1;
             }
         }
-        // Records that are alike now become one.
-        let mut before = first.saturating_sub(1);
-        while before < index && before + 1 < self.records.len() {
+        self.merge(first.saturating_sub(1), index);
+        is_exact
+    }
+
+    /// Makes one of those records that are alike and follow each other, of all from the first index to the
+    /// last.
+    fn merge(&mut self, first: usize, mut last: usize) {
+        let mut before = first;
+        while before < last && before + 1 < self.records.len() {
             let next = self.records[before + 1];
             if self.records[before].continues(&next) {
                 self.records[before].end = next.end;
                 self.records.remove(before + 1);
-                index -= 1;
+                last -= 1;
             } else {
                 before += 1;
             }
         }
-        is_exact
+    }
+
+    /// Cuts the records at both ends of this memory, so that it can be changed without room for more.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::Full`], and the records may be cut at one end.
+    pub(super) fn cut_out(&mut self, memory: PhysRange) -> Result<(), Refusal> {
+        for border in [memory.start(), memory.end()] {
+            if self.cut_at(border).is_some() {
+                self.check_room(1)?;
+                self.cut(border);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes back all cuts between memory that is mapped alike.
+    pub(super) fn undo_cuts(&mut self) {
+        self.merge(0, self.records.len());
     }
 
     /// Returns the index of the record that has the bytes before and after this address, unless it is
     /// coarse.
-    pub(super) fn cut_at(&self, at: PhysAddr) -> Option<usize> {
+    fn cut_at(&self, at: PhysAddr) -> Option<usize> {
         let index = self.records.partition_point(|record| record.end <= at);
         let record = self.records.get(index)?;
         (record.start < at && !record.is_coarse).then_some(index)

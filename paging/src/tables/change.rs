@@ -285,17 +285,17 @@ impl<M: PhysicalMemory> Tables<M> {
         access: Access,
     ) -> Result<Flush, ChangeError> {
         self.check_change(range)?;
-        let mut needed = 0;
-        // Two runs may have a border in common, which is cut once.
-        let mut last_borders = [None; 2];
-        self.each_run(range, access, &mut |aliases, run| {
-            let borders = [run.memory.start(), run.memory.end()].map(Some);
-            let is_new = |border: &&_| !last_borders.contains(*border);
-            let cuts = borders.iter().filter(is_new).flatten();
-            needed += cuts.filter(|&&at| aliases.cut_at(at).is_some()).count();
-            last_borders = borders;
-        })?;
-        self.aliases.check_room(needed)?;
+        // All cuts first: runs may have borders in common, and how many there are shows only as they are made.
+        let mut cut = Ok(());
+        let checked = self.each_run(range, access, &mut |aliases, run| {
+            if cut.is_ok() {
+                cut = aliases.cut_out(run.memory);
+            }
+        });
+        if let Err(error) = checked.and(cut.map_err(ChangeError::from)) {
+            self.aliases.undo_cuts();
+            return Err(error);
+        }
         self.each_run(range, access, &mut |aliases, run| {
             aliases.add(run.memory, run.wanted(access), run.counted);
         })?;

@@ -1048,3 +1048,39 @@ fn the_refusal_of_a_change_of_rights_names_all_memory_in_one_piece() {
         assert!(matches!(error, ChangeError::Alias(alias) if alias.memory == code));
     }
 }
+
+#[test]
+fn a_border_of_several_runs_is_cut_once() {
+    let ram = Ram::new(1 << 36);
+    let mut tables = new_tables(&ram);
+    // Three pages, of which the first and the last map the same; and all memory three times: one range.
+    let pages = [2, 6, 2];
+    let others = (0..9).flat_map(|page| {
+        let times = pages.iter().filter(|&&mapped| mapped == page).count();
+        std::iter::repeat_n(page, 3 - times)
+    });
+    for (number, page) in (0..).zip(pages.into_iter().chain(others)) {
+        let page = Region {
+            virt: VirtAddr::new(HALF_4 + number * FRAME_SIZE),
+            ..region(0, page, 1, Access::ReadOnly, Cache::WriteBack)
+        };
+        map(&mut tables, &page, &ram).unwrap();
+    }
+    let filling = fill_records(&mut tables, &ram, 50);
+    assert_eq!(filling.end - filling.start, 255);
+
+    // With too little room, nothing is cut.
+    let pages = VirtRange::new(VirtAddr::new(HALF_4), 3 * FRAME_SIZE).unwrap();
+    for number in filling.clone().take(3) {
+        vacate(&mut tables, &ram, range(&apart(number)));
+    }
+    let error = protect(&mut tables, pages, Access::ReadWrite).unwrap_err();
+    assert_eq!(error, ChangeError::RecordsFull { records: 256 });
+    for number in filling.clone().take(3) {
+        map(&mut tables, &apart(number), &ram).unwrap();
+    }
+    for number in filling.take(4) {
+        vacate(&mut tables, &ram, range(&apart(number)));
+    }
+    protect(&mut tables, pages, Access::ReadWrite).unwrap();
+}
