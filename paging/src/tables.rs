@@ -74,7 +74,7 @@ unsafe impl<M: PhysicalMemory> PhysicalMemory for &M {
     }
 }
 
-/// The features of the CPU that tables may use.
+/// The features of the CPU, by which tables are built and read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Features {
     /// It has 1 GiB pages (CPUID 8000_0001h, EDX bit 26).

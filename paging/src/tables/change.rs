@@ -45,8 +45,8 @@ use super::aliases::{Alias, Aliases, Counted, Refusal, Use, joined};
 use super::flush::{Flush, Unmapped, Unmapping};
 use super::frame_source::FrameSource;
 use super::{
-    Entry, Leaf, PhysicalMemory, Rights, TableView, Tables, WITHDRAWN, fmt_full, follow, index,
-    leaf, rights_bits, shift, table,
+    Entry, Features, Leaf, PhysicalMemory, Rights, TableView, Tables, WITHDRAWN, fmt_full, follow,
+    index, leaf, rights_bits, shift, table,
 };
 use crate::plan::{Access, Cache, PageSize, pat_index};
 use crate::virt_range::VirtRange;
@@ -259,8 +259,9 @@ impl<M: PhysicalMemory> Tables<M> {
     /// there by these tables. It is so until something is mapped there; so addresses that do not exist are
     /// vacant.
     pub fn is_vacant(&self, range: VirtRange) -> bool {
-        self.view
-            .has_nothing(range, |entry, level| Entry::decode_any(entry, level).0)
+        self.view.has_nothing(range, |entry, level, features| {
+            Entry::decode_any(entry, level, features).0
+        })
     }
 
     /// Changes the rights of all pages in the range. CPUs that have cached the old rights may go by
@@ -433,7 +434,7 @@ impl<M: PhysicalMemory> TableView<M> {
         for piece in pieces(first, last, level) {
             let Piece { first, last, .. } = piece;
             let entry = table[piece.index].load(Ordering::Relaxed);
-            let (decoded, is_withdrawn) = Entry::decode_any(entry, level);
+            let (decoded, is_withdrawn) = Entry::decode_any(entry, level, self.features);
             match decoded {
                 Entry::Absent => return Err(ChangeError::NotMapped { virt: first }),
                 Entry::Malformed | Entry::Table(None) => {
@@ -475,7 +476,7 @@ impl<M: PhysicalMemory> TableView<M> {
             let slot = &table[piece.index];
             let entry = slot.load(Ordering::Relaxed);
             let withdraw = || slot.store(withdrawn(entry), Ordering::Relaxed);
-            match Entry::decode(entry, level) {
+            match Entry::decode(entry, level, self.features) {
                 Entry::Leaf { .. } => {
                     withdraw();
                     flush.add(piece.first);
@@ -510,7 +511,7 @@ impl<M: PhysicalMemory> TableView<M> {
         for piece in pieces(first, last, level) {
             let slot = &tables[piece.index];
             let entry = slot.load(Ordering::Relaxed);
-            match Entry::decode_any(entry, level) {
+            match Entry::decode_any(entry, level, self.features) {
                 (Entry::Leaf { phys, size }, true) => {
                     slot.store(0, Ordering::Relaxed);
                     let virt = piece.first;
@@ -529,7 +530,7 @@ impl<M: PhysicalMemory> TableView<M> {
     }
 
     /// Returns whether the range has nothing but absent entries, as `decode` reads them.
-    fn has_nothing(&self, range: VirtRange, decode: fn(u64, u8) -> Entry) -> bool {
+    fn has_nothing(&self, range: VirtRange, decode: fn(u64, u8, Features) -> Entry) -> bool {
         let level = self.levels.count();
         self.levels
             .accepted(range)
@@ -542,14 +543,14 @@ impl<M: PhysicalMemory> TableView<M> {
         level: u8,
         first: VirtAddr,
         last: VirtAddr,
-        decode: fn(u64, u8) -> Entry,
+        decode: fn(u64, u8, Features) -> Entry,
     ) -> bool {
         let Some(table) = table(&self.memory, frame) else {
             return false;
         };
         pieces(first, last, level).all(|piece| {
             let entry = follow(&table[piece.index]);
-            match decode(entry, level) {
+            match decode(entry, level, self.features) {
                 Entry::Absent => true,
                 Entry::Table(Some(below)) => {
                     self.has_nothing_in(below, level - 1, piece.first, piece.last, decode)
@@ -597,7 +598,7 @@ impl<M: PhysicalMemory> TableView<M> {
             let slot = &table[piece.index];
             let entry = slot.load(Ordering::Relaxed);
             let virt = piece.first;
-            match Entry::decode(entry, level) {
+            match Entry::decode(entry, level, self.features) {
                 Entry::Leaf { phys, size } => {
                     let memory = PhysRange::new(phys, size.bytes());
                     let cache = Cache::from_pat_index(pat_index(entry, size));

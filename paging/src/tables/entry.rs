@@ -11,7 +11,7 @@ use crate::plan::{Access, Cache, PageSize, pat_index};
 use muster_frames::FRAME_SIZE;
 use muster_frames::{Frame, OwnedFrame, Owner as _, PhysAddr};
 
-use super::{FrameSource, Leaf, PhysicalMemory, Rights, TableError};
+use super::{Features, FrameSource, Leaf, PhysicalMemory, Rights, TableError};
 
 /// Entries in a table of any level. A model has fewer, lest it never ends.
 pub(crate) const ENTRIES: usize = if cfg!(loom) { 2 } else { 512 };
@@ -38,7 +38,7 @@ pub(super) const TABLE_CHECKED: u64 = Flags::PRESENT.bits()
 /// that is not present, the CPU ignores all other bits (Intel SDM vol. 3, 5.5.4).
 pub(super) const WITHDRAWN: u64 = Flags::BIT_9.bits();
 
-/// An entry, as the CPU understands it at its level.
+/// An entry, as a CPU with the given features understands it at its level.
 pub(super) enum Entry {
     Absent,
     Table(Option<Frame>),
@@ -47,7 +47,7 @@ pub(super) enum Entry {
 }
 
 impl Entry {
-    pub(super) fn decode(entry: u64, level: u8) -> Self {
+    pub(super) fn decode(entry: u64, level: u8, features: Features) -> Self {
         if entry & Flags::PRESENT.bits() == 0 {
             return Self::Absent;
         }
@@ -55,7 +55,7 @@ impl Entry {
         let size = match level {
             1 => PageSize::Size4KiB,
             2 if large => PageSize::Size2MiB,
-            3 if large => PageSize::Size1GiB,
+            3 if large && features.gigabyte_pages => PageSize::Size1GiB,
             // Bit 7 is reserved where there are no large pages.
             _ if large => return Self::Malformed,
             _ => return Self::Table(Frame::from_start(PhysAddr::new(entry & ADDRESS))),
@@ -74,12 +74,12 @@ impl Entry {
     }
 
     /// Decodes the entry as it is, or as it was before it was withdrawn, and returns whether it was.
-    pub(super) fn decode_any(entry: u64, level: u8) -> (Self, bool) {
+    pub(super) fn decode_any(entry: u64, level: u8, features: Features) -> (Self, bool) {
         let present = Flags::PRESENT.bits();
         if entry & (present | WITHDRAWN) == WITHDRAWN {
-            (Self::decode(entry | present, level), true)
+            (Self::decode(entry | present, level, features), true)
         } else {
-            (Self::decode(entry, level), false)
+            (Self::decode(entry, level, features), false)
         }
     }
 }

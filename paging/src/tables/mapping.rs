@@ -173,7 +173,8 @@ impl<M: PhysicalMemory> Tables<M> {
         let mut level = self.levels.count();
         let slot = loop {
             let slot = &self.table(frame)?[index(virt, level)];
-            let (decoded, is_withdrawn) = Entry::decode_any(slot.load(Ordering::Relaxed), level);
+            let (decoded, is_withdrawn) =
+                Entry::decode_any(slot.load(Ordering::Relaxed), level, self.features);
             match decoded {
                 Entry::Absent => break slot,
                 Entry::Table(Some(below)) if level > leaf_level => {
@@ -227,7 +228,7 @@ impl<M: PhysicalMemory> Tables<M> {
         let mut slots = (0..).zip(self.table(frame).ok()?);
         slots.find_map(|(index, slot)| {
             let virt = virt + (index << shift(level));
-            match Entry::decode_any(slot.load(Ordering::Relaxed), level) {
+            match Entry::decode_any(slot.load(Ordering::Relaxed), level, self.features) {
                 (Entry::Leaf { .. }, is) if is == is_withdrawn => Some(virt),
                 // A table has a page that is mapped if it is present, and only then.
                 (Entry::Table(Some(below)), is) if is == is_withdrawn => {

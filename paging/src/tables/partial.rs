@@ -107,7 +107,7 @@ impl<M: PhysicalMemory> Tables<M> {
             let entry = slot.load(Ordering::Relaxed);
             let is_outside = last < window.start() || window.last() < virt;
             let is_inside = window.contains(virt) && window.contains(last);
-            let entry = match Entry::decode(entry, level) {
+            let entry = match Entry::decode(entry, level, self.features) {
                 // A withdrawn one too: its table may go back, and nobody would tell this root.
                 Entry::Absent => continue,
                 _ if is_outside => entry,

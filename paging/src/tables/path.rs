@@ -94,7 +94,7 @@ impl<M: PhysicalMemory> TableView<M> {
             let index = index(virt, level);
             let entry = follow(&table(&self.memory, frame)?[index]);
             let rights = rights.below(entry);
-            let target = match Entry::decode_any(entry, level) {
+            let target = match Entry::decode_any(entry, level, self.features) {
                 (_, true) => Target::Withdrawn,
                 (Entry::Absent, false) => Target::Nothing,
                 (Entry::Malformed, false) => Target::Malformed,

@@ -7,9 +7,9 @@ use muster_frames::PhysAddr;
 
 use crate::plan::{Levels, PageSize, Region};
 
+use super::Leaf;
 use super::entry::{TABLE, TABLE_CHECKED};
 use super::view::Visitor;
-use super::{Features, Leaf};
 
 /// The number of pages and tables, by a walk of finished tables.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -78,7 +78,8 @@ pub enum Mismatch {
         /// The table's physical address.
         phys: PhysAddr,
     },
-    /// An entry has bits that the CPU rejects (Intel SDM vol. 3, 5.5.4: reserved bits).
+    /// An entry has bits that the CPU rejects (Intel SDM vol. 3, 5.5.4: reserved bits), as that for a page
+    /// larger than it has.
     Malformed {
         /// The first virtual address that the entry is for.
         virt: VirtAddr,
@@ -109,8 +110,7 @@ pub enum Mismatch {
         /// The first virtual address that is not mapped.
         virt: VirtAddr,
     },
-    /// A page reaches beyond the region it begins in, or is larger than the region allows or the CPU
-    /// has.
+    /// A page reaches beyond the region it begins in, or is larger than the region allows.
     TooLarge {
         /// The region.
         region: Region,
@@ -215,7 +215,6 @@ impl core::error::Error for Mismatch {}
 
 /// Compares the entries of a walk with the regions of a plan, both in the order of their addresses.
 pub(super) struct Audit<'a> {
-    pub(super) features: Features,
     /// The number of tables, if it is known.
     pub(super) built: Option<usize>,
     /// The regions not yet mapped to their ends.
@@ -272,7 +271,7 @@ impl Visitor for Audit<'_> {
         }
         let size = leaf.size;
         let left = region.length - self.mapped;
-        if size.bytes() > left || size > region.largest || !self.features.has(size) {
+        if size.bytes() > left || size > region.largest {
             return Err(Mismatch::TooLarge { region, leaf });
         }
         let expected = region.phys + self.mapped;

@@ -21,7 +21,7 @@ pub(super) trait Visitor {
 }
 
 impl<M: PhysicalMemory> TableView<M> {
-    /// Makes a view of the tables with this root.
+    /// Makes a view of the tables with this root, as a CPU with these features reads them.
     ///
     /// # Safety
     ///
@@ -122,7 +122,6 @@ impl<M: PhysicalMemory> TableView<M> {
             });
         }
         let mut audit = Audit {
-            features: self.features,
             built,
             regions: plan.regions(),
             mapped: 0,
@@ -166,7 +165,7 @@ impl<M: PhysicalMemory> TableView<M> {
                 .canonical(VirtAddr::new(virt.get() | index << shift(level)));
             let entry = follow(entry);
             let rights = rights.below(entry);
-            match Entry::decode(entry, level) {
+            match Entry::decode(entry, level, self.features) {
                 Entry::Absent => {}
                 Entry::Malformed => return Err(Mismatch::Malformed { virt, level, entry }),
                 Entry::Table(None) => {

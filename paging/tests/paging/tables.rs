@@ -1037,6 +1037,30 @@ fn entries_the_cpu_rejects_are_malformed() {
     assert_eq!(leaf.access(), Some(Access::ReadOnly));
 }
 
+/// Bit 7 is reserved at that level then.
+#[test]
+fn a_page_of_1_gib_is_malformed_where_the_cpu_has_none() {
+    let large = Region {
+        length: PageSize::Size1GiB.bytes(),
+        ..REGION
+    };
+    let plan = plan_of(&[large]);
+    let ram = Ram::new(TABLES_FROM);
+    let root = build(&ram, &plan, GIB).root();
+    // SAFETY: the root of tables with four levels, which do not change.
+    let view = |features| unsafe { TableView::new(&ram, Levels::Four, features, root) };
+    assert_eq!(view(GIB).verify(&plan).unwrap().pages_1gib, 1);
+
+    let rejecting = view(NO_GIB);
+    assert_eq!(rejecting.translate(large.virt), None);
+    let target = rejecting.path(large.virt).last().map(|step| step.target);
+    assert_eq!(target, Some(Target::Malformed));
+    let walked = rejecting.walk(&mut |_| ()).map(|_| Census::default());
+    for found in [walked, rejecting.verify(&plan)] {
+        assert!(matches!(found, Err(Mismatch::Malformed { level: 3, .. })));
+    }
+}
+
 #[test]
 fn rights_are_what_every_level_grants() {
     let ram = Ram::new(TABLES_FROM);
