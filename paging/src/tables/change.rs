@@ -204,7 +204,7 @@ impl<M: PhysicalMemory> Tables<M> {
     /// a cache type that exclude that ([`Alias::is_partly`]).
     ///
     /// If `freed` or `frames` panics, the pages that have not been released yet stay withdrawn for
-    /// good, and tables may stay until something is unmapped there again.
+    /// good, and tables may stay until something is unmapped there again, or a large page is mapped there.
     ///
     /// # Errors
     ///
@@ -218,7 +218,18 @@ impl<M: PhysicalMemory> Tables<M> {
         if unmapped.tables != self.id {
             return Err(unmapped);
         }
-        let range = unmapped.range;
+        self.release(unmapped.range, frames, freed);
+        Ok(())
+    }
+
+    /// Releases the pages in a range that are withdrawn, which all CPUs have flushed, and the withdrawn tables
+    /// that have nothing in them.
+    pub(super) fn release(
+        &mut self,
+        range: VirtRange,
+        frames: &impl FrameSource,
+        freed: &mut impl FnMut(FreedPage),
+    ) {
         let Self {
             view,
             aliases,
@@ -252,7 +263,6 @@ impl<M: PhysicalMemory> Tables<M> {
             &mut free,
             &mut give_back,
         );
-        Ok(())
     }
 
     /// Returns whether nothing is mapped in the range, and no CPU has anything cached that was mapped

@@ -302,9 +302,17 @@ impl<M: PhysicalMemory> Mapping<'_, M> {
             let phys = region.phys + bytes;
             let size = self.tables.page_size(region, phys);
             let bits = leaf_bits(size, region.access, region.cache) | counted.bits();
-            self.tables
-                .set_leaf(virt, size, phys.get() | bits, frames)
-                .map_err(|error| PartlyMapped { error, bytes })?;
+            let entry = phys.get() | bits;
+            let mut set = self.tables.set_leaf(virt, size, entry, frames);
+            if matches!(set, Err(TableError::Unflushed { .. }))
+                && let Some(place) = VirtRange::new(virt, size.bytes())
+                && self.tables.is_vacant(place)
+            {
+                // A panic in `complete` left tables there, which have nothing in them, but keep a large page out.
+                self.tables.release(place, frames, &mut |_| ());
+                set = self.tables.set_leaf(virt, size, entry, frames);
+            }
+            set.map_err(|error| PartlyMapped { error, bytes })?;
             self.bytes += size.bytes();
         }
         Ok(())

@@ -946,6 +946,49 @@ fn pages_that_a_panic_left_behind_stay_withdrawn_and_recorded() {
     map(&mut tables, &text(2), &ram).unwrap();
 }
 
+/// They are released with a delay then, but do not keep large pages out.
+#[test]
+fn a_large_page_takes_the_place_of_tables_that_a_panic_left_behind() {
+    let ram = Ram::new(1 << 36);
+    let features = Features {
+        gigabyte_pages: true,
+    };
+    let mut tables = Tables::new(&ram, Levels::Four, features, &ram).unwrap();
+    let page = region(0, 0, 1, Access::ReadWrite, Cache::WriteBack);
+    let beside = region(0, 1, 1, Access::ReadWrite, Cache::WriteBack);
+    for largest in [PageSize::Size2MiB, PageSize::Size1GiB] {
+        map(&mut tables, &page, &ram).unwrap();
+        let unmapped = unmap(&mut tables, range(&page)).unwrap().flush(&Alone);
+        // Not while others are not flushed yet.
+        map(&mut tables, &beside, &ram).unwrap();
+        let unmapping = unmap(&mut tables, range(&beside)).unwrap();
+        let large = Region {
+            length: largest.bytes(),
+            largest,
+            ..page
+        };
+        let error = map(&mut tables, &large, &ram).unwrap_err().error;
+        assert!(matches!(error, TableError::Unflushed { .. }), "{error}");
+        tables.complete(unmapped, &ram, &mut |_| ()).unwrap();
+        let error = map(&mut tables, &large, &ram).unwrap_err().error;
+        let virt = beside.virt;
+        assert_eq!(error, TableError::Unflushed { virt });
+        let unmapped = unmapping.flush(&Alone);
+        let completing = panic::catch_unwind(AssertUnwindSafe(|| {
+            let _ = tables.complete(unmapped, &ram, &mut |_| panic!("a callback may panic"));
+        }));
+        assert!(completing.is_err() && tables.table_count() == 4);
+
+        assert!(tables.is_vacant(range(&large)));
+        map(&mut tables, &large, &ram).unwrap();
+        let leaf = tables.translate(large.virt).unwrap().leaf;
+        assert_eq!(leaf.size, largest);
+        assert_eq!(ram.frames().len(), tables.table_count());
+        vacate(&mut tables, &ram, range(&large));
+        assert_eq!((ram.frames().len(), tables.table_count()), (1, 1));
+    }
+}
+
 /// Pages that follow each other in memory, and in one record, may be counted otherwise from one to the
 /// next: then a change of their rights cuts that into one record for each.
 #[test]
