@@ -23,7 +23,9 @@ impl<M: PhysicalMemory> TableView<M> {
     /// Checks, by walking them, that what can be executed can be written nowhere, whatever the plan
     /// said. If tables change concurrently, it is true of each page at the moment it was visited.
     ///
-    /// It takes 16 bytes of memory for each stretch of physical memory that can be executed.
+    /// It takes 16 bytes of memory for each run of pages that can be executed: those whose memory follows each
+    /// other upwards in the order of their addresses, as a region's does. They are one block, which doubles as
+    /// it grows.
     ///
     /// # Errors
     ///
