@@ -76,7 +76,8 @@
 //! let features = Features { gigabyte_pages: false };
 //! let mut tables = Tables::new(direct_map, Levels::Four, features, &frames)?;
 //! for region in plan.regions() {
-//!     // SAFETY: nothing uses these addresses yet, and the memory is such as the map says.
+//!     // SAFETY: nothing uses these addresses yet, the memory is such as the map says, and there are no other
+//!     // tables.
 //!     unsafe { tables.map_permanently(region, &frames)? };
 //! }
 //! let census = tables.verify(&plan)?;

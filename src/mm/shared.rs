@@ -116,7 +116,8 @@ impl SharedMemory {
         let mut tables = Tables::new(hhdm, levels, features.of_tables(), &source)?;
         for region in plan.regions() {
             // SAFETY: no CPU has the tables yet, and the plan has each address once; it maps as
-            // memory what the loader's map calls so, and the local APIC as a device.
+            // memory what the loader's map calls so, and the local APIC as a device. So do the loader's tables,
+            // by which CPUs go until they have these; nobody writes code by either.
             unsafe { tables.map_permanently(region, &source) }.map_err(|failure| failure.error)?;
         }
         // After all that is mapped for good.

@@ -288,8 +288,9 @@ impl<M: PhysicalMemory> Tables<M> {
     ///
     /// # Safety
     ///
-    /// From now on nothing uses the addresses in a way that the new rights do not allow; and memory
-    /// that becomes writable has no references that rely on it not to change.
+    /// From now on nothing uses the addresses in a way that the new rights do not allow; memory that becomes
+    /// writable has no references that rely on it not to change; and with the new rights it is as
+    /// [`Self::map`] asks of other tables.
     pub unsafe fn protect(
         &mut self,
         range: VirtRange,

@@ -60,6 +60,9 @@ impl<M: PhysicalMemory> Tables<M> {
     ///    stack on its guard.
     /// 2. CPUs may read the memory at any time in the way that its cache type lets them, whatever the
     ///    code does: it is there, and it is no device's if the type is write-back.
+    /// 3. Other tables by which a CPU goes, and of which these know nothing ([`Tables`]), do not map the memory
+    ///    with another cache type; and as long as it is mapped by both, it is not written by the one and executed
+    ///    by the other.
     pub unsafe fn map(
         &mut self,
         region: &Region,
