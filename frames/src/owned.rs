@@ -43,7 +43,7 @@ pub struct OwnedFrame<O = SoleOwner> {
     _of: PhantomData<fn() -> O>,
 }
 
-const _: () = assert!(size_of::<Option<OwnedFrame<()>>>() == 16);
+const _: () = assert!(size_of::<Option<OwnedFrame<()>>>() == size_of::<OwnedFrame<()>>());
 
 impl<O: Owner> OwnedFrame<O> {
     /// Makes the right to a frame again that [`Self::into_raw`] has given up.

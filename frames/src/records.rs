@@ -39,7 +39,7 @@ impl<'a> Owners<'a> {
     /// Returns the record of the frame with this number, if there is one.
     #[inline]
     pub(crate) fn get(self, number: u64) -> Option<&'a AtomicU8> {
-        self.records.get(number.wrapping_sub(self.base) as usize)
+        self.records.get(self.index(number)?)
     }
 
     /// Records whose frames these are, for one who has claimed them or is taking them back.
@@ -67,10 +67,17 @@ impl<'a> Owners<'a> {
     }
 
     fn part(self, numbers: Range<u64>) -> &'a [AtomicU8] {
-        let index = |number: u64| number.wrapping_sub(self.base) as usize;
-        self.records
-            .get(index(numbers.start)..index(numbers.end))
+        let within = || Some(self.index(numbers.start)?..self.index(numbers.end)?);
+        within()
+            .and_then(|within| self.records.get(within))
             .unwrap_or_default()
+    }
+
+    /// Returns the place at which the record of the frame with this number would be, whether there is one or not. `None`: it
+    /// is further away than memory reaches, where `usize` has 32 bits.
+    #[inline]
+    fn index(self, number: u64) -> Option<usize> {
+        usize::try_from(number.wrapping_sub(self.base)).ok()
     }
 }
 

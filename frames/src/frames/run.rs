@@ -14,10 +14,11 @@ pub struct FrameRun {
 }
 
 impl FrameRun {
-    /// Returns the frames that `range` consists of, or `None` if it does not consist of whole frames or
-    /// contains frame 0.
+    /// Returns the frames that `range` consists of, or `None` if it does not consist of whole frames,
+    /// contains frame 0, or has more frames than a `usize` can count.
     pub fn from_range(range: PhysRange) -> Option<Self> {
         let first = Frame::from_start(range.start())?;
+        usize::try_from(range.len() / FRAME_SIZE).ok()?;
         (range.whole_frames() == Some(range)).then_some(Self { range, first })
     }
 
@@ -46,6 +47,7 @@ impl FrameRun {
 
     /// Returns the number of frames; never 0.
     pub const fn count(self) -> usize {
+        // It fits: see `from_range`. Runs that are handed out have a record in memory for each frame.
         (self.range.len() / FRAME_SIZE) as usize
     }
 
