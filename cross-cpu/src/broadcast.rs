@@ -131,12 +131,16 @@ impl<W: Copy> Broadcast<W> {
     /// If `run` does. The job counts as done at this slot then, as no CPU will ever run the rest of it
     /// there.
     pub fn run(&self, slot: usize, run: impl FnOnce(W)) -> bool {
-        let Some((slot, number)) = self.waiting(slot) else {
-            return false;
+        let (slot, number) = loop {
+            let Some((slot, number)) = self.waiting(slot) else {
+                return false;
+            };
+            // If a handler, or another CPU, has taken the job, the next one may wait by now. This ends with the jobs that others
+            // take here.
+            if slot.take(number) {
+                break (slot, number);
+            }
         };
-        if !slot.take(number) {
-            return false;
-        }
         // SAFETY: the count was read with Acquire and is ahead of this slot's, so the job was
         // written before, and is not written again until this slot has done it.
         let job = self.job.with(|job| unsafe { (*job).assume_init_read() });
@@ -171,11 +175,13 @@ impl<W: Copy> Broadcast<W> {
     /// Returns the job that waits at a slot, by its number.
     fn waiting(&self, slot: usize) -> Option<(&Slot, u64)> {
         let slot = &**self.slots.get(slot)?;
+        // Acquire: this comes first. The other way round, a handler in between could take the job of the number read, and
+        // the next one that was submitted would not be seen. If the count is out of date, `take` refuses.
+        let taken = slot.taken.load(Ordering::Acquire);
         // Acquire, with the Release of `submit`: the job is read after this.
         let number = self.submitted.load(Ordering::Acquire);
-        // Relaxed: if the count is out of date, `take` refuses. It may be ahead, too, if a handler has taken a job here that
-        // was submitted in between.
-        let is_waiting = number & WRITING == 0 && slot.taken.load(Ordering::Relaxed) < number;
+        // `taken` may be ahead if another CPU at this slot has taken a job that this one does not see yet.
+        let is_waiting = number & WRITING == 0 && taken < number;
         is_waiting.then_some((slot, number))
     }
 }
@@ -184,7 +190,7 @@ impl<W: Copy> Broadcast<W> {
 mod tests {
     use super::*;
 
-    /// What code sees that has read the number of jobs submitted, and is then interrupted by a handler that runs the next.
+    /// What a CPU sees where another one at the same slot has run a job that this one does not see yet.
     #[test]
     fn a_slot_that_is_ahead_has_no_job() {
         let broadcast = Broadcast::<()>::new(1);
