@@ -18,9 +18,9 @@ use muster_sync::{AtomicUsize, const_unless_modelled};
 ///
 /// let barrier = Barrier::new(2);
 /// let first = barrier.arrive();
-/// assert!(!barrier.is_released(&first));
+/// assert!(!first.is_released());
 /// let second = barrier.arrive();
-/// assert!(barrier.is_released(&first) && barrier.is_released(&second));
+/// assert!(first.is_released() && second.is_released());
 /// ```
 pub struct Barrier {
     cpus: usize,
@@ -31,8 +31,17 @@ pub struct Barrier {
 /// A CPU's arrival at a barrier, with which it asks for the release.
 #[must_use = "the CPU has arrived, but not all have until the barrier is released"]
 #[derive(Debug)]
-pub struct Arrival {
+pub struct Arrival<'a> {
+    barrier: &'a Barrier,
     round: usize,
+}
+
+impl Arrival<'_> {
+    /// Returns whether all CPUs have arrived since this arrival, so that the barrier is released.
+    pub fn is_released(&self) -> bool {
+        // Acquire, with the Release of the last arrival: what all CPUs did before is visible.
+        self.barrier.round.load(Ordering::Acquire) != self.round
+    }
 }
 
 impl Barrier {
@@ -59,7 +68,7 @@ impl Barrier {
 
     /// Arrives at the barrier. Each of its CPUs, which are always the same, arrives once before the barrier is released; one
     /// that gives up has arrived as well.
-    pub fn arrive(&self) -> Arrival {
+    pub fn arrive(&self) -> Arrival<'_> {
         // Acquire, with the Release of the last arrival: the count below starts from its 0.
         let round = self.round.load(Ordering::Acquire);
         // Release: the last arrival, and all that it releases, see what this CPU did before. Acquire: the
@@ -69,16 +78,13 @@ impl Barrier {
             let round = round.wrapping_add(1);
             // Relaxed: the Release of the new round publishes it.
             self.waiting.store(0, Ordering::Relaxed);
-            // Release: with `is_released`.
+            // Release: with `Arrival::is_released`.
             self.round.store(round, Ordering::Release);
         }
-        Arrival { round }
-    }
-
-    /// Returns whether all CPUs have arrived since `arrival`, so that the barrier is released.
-    pub fn is_released(&self, arrival: &Arrival) -> bool {
-        // Acquire, with the Release of the last arrival: what all CPUs did before is visible.
-        self.round.load(Ordering::Acquire) != arrival.round
+        Arrival {
+            barrier: self,
+            round,
+        }
     }
 
     /// Returns the number of CPUs that have arrived and wait.

@@ -239,7 +239,7 @@ fn a_barrier_releases_all_together_and_shows_what_each_did() {
                 for round in 1..=ROUNDS {
                     steps[own].store(round, Ordering::Relaxed);
                     let arrival = barrier.arrive();
-                    while !barrier.is_released(&arrival) {
+                    while !arrival.is_released() {
                         thread::yield_now();
                     }
                     for step in steps {
@@ -251,6 +251,16 @@ fn a_barrier_releases_all_together_and_shows_what_each_did() {
         }
     });
     assert_eq!((barrier.cpus(), barrier.waiting()), (CPUS, 0));
+}
+
+#[test]
+fn an_arrival_is_released_by_its_own_barrier() {
+    let (alone, with_another) = (Barrier::new(1), Barrier::new(2));
+    let _ = alone.arrive();
+    let (there, here) = (alone.arrive(), with_another.arrive());
+    assert!(there.is_released() && !here.is_released());
+    let _ = with_another.arrive();
+    assert!(here.is_released());
 }
 
 #[test]

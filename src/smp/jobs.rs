@@ -40,7 +40,7 @@ impl TimedBarrier {
     pub fn wait(&self) {
         let arrival = self.barrier.arrive();
         let deadline = Deadline::after_millis(self.timeout_millis);
-        while !self.barrier.is_released(&arrival) {
+        while !arrival.is_released() {
             assert!(
                 !deadline.passed(),
                 "only {} of {} CPUs arrived at the barrier within {} ms",
