@@ -273,8 +273,8 @@ impl<W: Copy> Call<'_, W> {
         self.slot.pending.iter(Ordering::Acquire)
     }
 
-    /// Cancels the call on CPU `target`. `false`: the CPU has taken it already, and is done with it or
-    /// will be.
+    /// Cancels the call on CPU `target`, and returns whether the call waited there. If not, the CPU has taken it, and
+    /// is done with it or will be; or it was not sent there, or is cancelled already; or there is no such CPU.
     pub fn cancel(&self, target: usize) -> bool {
         let Some(cpu) = self.queue.cpus.get(target) else {
             return false;

@@ -87,6 +87,8 @@ fn a_cpu_is_called_until_it_takes_the_call_or_the_caller_cancels_it() {
     call.send(1).unwrap();
     assert_eq!(is_called(), [false, true, false]);
     assert!(call.cancel(1));
+    assert!(!call.cancel(1), "twice");
+    assert!(!call.cancel(0), "it was not sent there");
     assert_eq!(is_called(), [false; 3]);
 }
 
