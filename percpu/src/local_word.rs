@@ -29,7 +29,8 @@ use crate::InterruptSafe;
 pub struct LocalWord<T>(UnsafeCell<T>);
 
 /// A type that one instruction reads or writes: a `bool`, a `char`, an integer up to the size of a pointer, or a
-/// pointer or reference to a sized type, which may be optional if it isn't null.
+/// pointer or reference to a sized type, which may be optional if it isn't null. A [`LocalWord`] of one of these is
+/// [`InterruptSafe`] and [`Send`], unless it is a reference to what is not `Sync`; one of another type is neither.
 ///
 /// # Safety
 ///
@@ -94,6 +95,8 @@ macro_rules! words {
             }
             // SAFETY: each access is one instruction, and any value that was set is one of the type.
             unsafe impl InterruptSafe for LocalWord<$word> {}
+            // SAFETY: the value is `Send`.
+            unsafe impl Send for LocalWord<$word> {}
         )*
     };
 }
@@ -112,6 +115,8 @@ macro_rules! pointers {
             }
             // SAFETY: each access is one instruction. Code that uses what it points to is `unsafe`.
             unsafe impl<T: 'static> InterruptSafe for LocalWord<$pointer> {}
+            // SAFETY: as above, on whichever CPU; an `AtomicPtr` is `Send` as well.
+            unsafe impl<T> Send for LocalWord<$pointer> {}
         )*
     };
 }
@@ -131,3 +136,7 @@ unsafe impl<T> Word for Option<&'static T> {
 unsafe impl<T: Sync + 'static> InterruptSafe for LocalWord<&'static T> {}
 // SAFETY: as above.
 unsafe impl<T: Sync + 'static> InterruptSafe for LocalWord<Option<&'static T>> {}
+// SAFETY: the value is `Send`.
+unsafe impl<T: Sync> Send for LocalWord<&'static T> {}
+// SAFETY: as above.
+unsafe impl<T: Sync> Send for LocalWord<Option<&'static T>> {}

@@ -13,7 +13,7 @@
 use std::cell::Cell;
 use std::mem::MaybeUninit;
 use std::panic;
-use std::ptr;
+use std::ptr::{self, NonNull};
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::thread;
@@ -321,6 +321,30 @@ fn initial_values_may_refer_to_what_never_changes_and_to_statics() {
 }
 
 #[test]
+fn a_pointer_is_a_word_of_each_cpu() {
+    cpu_local! {
+        static NEXT: LocalWord<*mut u8> = LocalWord::new(ptr::null_mut());
+        static LAST: LocalWord<Option<NonNull<u8>>> = LocalWord::new(None);
+    }
+    thread::scope(|scope| {
+        for index in 0..2 {
+            scope.spawn(move || {
+                Threads::register(block(index)).unwrap();
+                let mut byte = 0;
+                let place = NonNull::from(&mut byte);
+                Cpu::with(|here| {
+                    let (next, last) = (here.get(&NEXT), here.get(&LAST));
+                    assert_eq!((next.get(), last.get()), (ptr::null_mut(), None));
+                    next.set(place.as_ptr());
+                    last.set(Some(place));
+                    assert_eq!((next.get(), last.get()), (place.as_ptr(), Some(place)));
+                });
+            });
+        }
+    });
+}
+
+#[test]
 fn no_variable_is_dropped() {
     struct Loud;
     impl Drop for Loud {
@@ -440,9 +464,9 @@ fn a_word_keeps_what_it_is_set_to_whatever_its_type() {
     let places: [&'static u64; 2] = [&PAIR[0], &PAIR[1]];
     check(places);
     check([None, Some(places[1])]);
-    check(places.map(std::ptr::from_ref));
-    check(places.map(|place| std::ptr::from_ref(place).cast_mut()));
-    let pointers = places.map(std::ptr::NonNull::from);
+    check(places.map(ptr::from_ref));
+    check(places.map(|place| ptr::from_ref(place).cast_mut()));
+    let pointers = places.map(NonNull::from);
     check(pointers);
     check([Some(pointers[0]), None]);
 }
