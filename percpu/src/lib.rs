@@ -1,7 +1,7 @@
 //! CPU-local storage for kernels.
 //!
 //! Each CPU has a [`Block`] of its own with a [head](Block#the-head) and variables of two kinds: *local* ones,
-//! which only that CPU reaches and which therefore need neither locks nor atomics, and *shared* ones,
+//! of which each CPU reaches its own alone and which therefore need neither locks nor atomics, and *shared* ones,
 //! which all CPUs may read. [`cpu_local!`] declares them where they are used, in any module of any crate.
 //! The types rule out:
 //!

@@ -274,7 +274,8 @@ impl<H> Here<'_, H> {
 
     /// Returns this CPU's own of a variable.
     ///
-    /// It can't leave the closure, nor go to another CPU:
+    /// The reference can't leave the closure. In the closure, another CPU can be lent it only if the variable's type is
+    /// `Sync`:
     ///
     /// ```compile_fail
     /// # use muster_percpu::LocalWord;

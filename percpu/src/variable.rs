@@ -11,9 +11,12 @@ use crate::{Header, WriteOnce, template};
 /// The largest alignment of a CPU-local variable, in bytes: that of a block, two cache lines.
 pub const MAX_ALIGNMENT: usize = 128;
 
-/// A variable of which each CPU has its own, reached by that CPU alone. Declared by
+/// A variable of which each CPU has its own, and by which each reaches its own alone. Declared by
 /// [`cpu_local!`](crate::cpu_local); used by [`Storage::with_own`](crate::Storage::with_own) and
 /// [`Here::get`](crate::Here::get).
+///
+/// A reference to a value does not outlive the closure that has got it. In the closure, another CPU can be lent it only if
+/// the value is `Sync`.
 ///
 /// Two CPUs never share a cache line by their local variables.
 pub struct LocalKey<T: 'static>(*const Initial<T>);
@@ -187,7 +190,7 @@ pub(crate) unsafe fn at<'a, K: Key>(variable: &K, base: *const u8) -> &'a K::Val
     // section was copied to this place of the block: so there is a value of this type. (2) It is aligned, as
     // the copy is for alignments up to `MAX_ALIGNMENT`, which that of a key's type does not exceed.
     // (3) It lives for good, as blocks do, and there is no mutable reference to it, as no function
-    // returns one. (4) A local one is reached on this CPU alone, and a shared one is `Sync`.
+    // returns one. (4) A local one is reached on this CPU alone, unless it is `Sync`, as a shared one is.
     unsafe { &*copy.cast() }
 }
 
@@ -223,7 +226,7 @@ impl<T> fmt::Debug for SharedKey<T> {
 /// the interrupted code is in the middle of using it.
 ///
 /// The type of a local variable is one, as any code of the program may run in a handler, and a
-/// non-maskable interrupt's can't be disabled. It need not be `Sync`, as other CPUs never use the value: a
+/// non-maskable interrupt's can't be disabled. It need not be `Sync`: if it isn't, no other CPU uses the value. A
 /// [`LocalWord`](crate::LocalWord) will do for a word, and a [`LocalCell`](crate::LocalCell) for any other type. A
 /// [`Cell`](core::cell::Cell) will not, even for a byte: the compiler may access it in parts, or once for many.
 ///

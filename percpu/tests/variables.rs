@@ -345,6 +345,22 @@ fn a_pointer_is_a_word_of_each_cpu() {
 }
 
 #[test]
+fn a_local_variable_that_is_sync_may_be_lent_in_the_closure() {
+    cpu_local! { static COUNT: AtomicU64 = AtomicU64::new(0); }
+    thread::spawn(|| {
+        Threads::register(block(0)).unwrap();
+        Cpu::with_own(&COUNT, |count| {
+            thread::scope(|scope| {
+                scope.spawn(|| count.fetch_add(1, Ordering::Relaxed));
+            });
+            assert_eq!(count.load(Ordering::Relaxed), 1);
+        });
+    })
+    .join()
+    .unwrap();
+}
+
+#[test]
 fn no_variable_is_dropped() {
     struct Loud;
     impl Drop for Loud {
