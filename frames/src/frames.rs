@@ -480,7 +480,8 @@ impl<O: Owner> FrameAllocator<O> {
     ///
     /// # Errors
     ///
-    /// If `range` is none of those, or was adopted before.
+    /// If the frames that lie wholly in `range`, without frame 0, are not those of one of the `later` ranges, or were adopted
+    /// before. Parts of frames at its ends make no difference, as they are never handed out.
     ///
     /// # Safety
     ///

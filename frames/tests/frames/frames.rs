@@ -467,6 +467,16 @@ fn messages_name_the_frame() {
 }
 
 #[test]
+fn a_range_is_adopted_by_its_whole_frames() {
+    let frames = allocator(&[], &[bounds(0x2000, 0x4000)]);
+    for range in [(0x2000, 0x3fff), (0x1000, 0x4000), (0x2000, 0x5000)] {
+        let range = bounds(range.0, range.1);
+        assert_eq!(adopt(&frames, range), Err(AdoptError { range }));
+    }
+    assert_eq!(adopt(&frames, bounds(0x1800, 0x4800)), Ok(2));
+}
+
+#[test]
 #[should_panic(expected = "to nobody")]
 fn a_frame_for_nobody_is_a_mistake() {
     let _ = allocator(&[bounds(0x1000, 0x3000)], &[]).allocate(Owner::Free);
