@@ -26,9 +26,10 @@ crate::owners! {
         Kernel = "kernel",
         Heap = "heap",
         Stacks = "stacks",
+        Later = "free later",
         Reserved = "reserved",
     }
-    free: Free, later: Reserved, rest: Reserved, null_frame: Reserved
+    free: Free, later: Later, rest: Reserved, null_frame: Reserved
 }
 
 type FrameAllocator = crate::FrameAllocator<Owner>;

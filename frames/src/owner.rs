@@ -12,7 +12,8 @@ pub trait Owner: Copy + Eq + fmt::Debug + fmt::Display + 'static {
     const ALL: &'static [Self];
     /// Nobody: free to be handed out. Its number is 0.
     const FREE: Self;
-    /// The owner of what becomes free later, as a boot loader's memory does.
+    /// The owner of what becomes free later, as a boot loader's memory does: whole frames without frame 0. So it is neither
+    /// [`Self::REST`] nor [`Self::NULL_FRAME`], or a [`PhysicalMap`](crate::PhysicalMap) gives it parts of frames, or frame 0.
     const LATER: Self;
     /// The owner of what is left of a frame of which not all is free, or becomes so.
     const REST: Self;
@@ -69,15 +70,15 @@ pub const MAX_OWNERS: usize = 32;
 ///
 /// ```compile_fail,E0080
 /// muster_frames::owners! {
-///     enum Whose { Heap = "heap", Free = "free", Rest = "rest" }
-///     free: Free, later: Rest, rest: Rest, null_frame: Rest
+///     enum Whose { Heap = "heap", Free = "free", Later = "later", Rest = "rest" }
+///     free: Free, later: Later, rest: Rest, null_frame: Rest
 /// }
 /// ```
 ///
 /// ```compile_fail,E0080
 /// muster_frames::owners! {
-///     enum Whose { FREE = "heap", Free = "free", Rest = "rest" }
-///     free: Free, later: Rest, rest: Rest, null_frame: Rest
+///     enum Whose { FREE = "heap", Free = "free", Later = "later", Rest = "rest" }
+///     free: Free, later: Later, rest: Rest, null_frame: Rest
 /// }
 /// ```
 ///
@@ -87,6 +88,22 @@ pub const MAX_OWNERS: usize = 32;
 /// muster_frames::owners! {
 ///     enum Whose { Free = "free", Rest = "rest" }
 ///     free: Free, later: Free, rest: Rest, null_frame: Rest
+/// }
+/// ```
+///
+/// What becomes free later consists of whole frames, without frame 0:
+///
+/// ```compile_fail,E0080
+/// muster_frames::owners! {
+///     enum Whose { Free = "free", Rest = "rest", NullFrame = "null frame" }
+///     free: Free, later: Rest, rest: Rest, null_frame: NullFrame
+/// }
+/// ```
+///
+/// ```compile_fail,E0080
+/// muster_frames::owners! {
+///     enum Whose { Free = "free", Later = "later", Rest = "rest" }
+///     free: Free, later: Later, rest: Rest, null_frame: Later
 /// }
 /// ```
 #[macro_export]
@@ -132,6 +149,10 @@ macro_rules! owners {
             ::core::assert!(
                 later as u8 != 0 && rest as u8 != 0 && null_frame as u8 != 0,
                 "the owner of free memory owns nothing else"
+            );
+            ::core::assert!(
+                later as u8 != rest as u8 && later as u8 != null_frame as u8,
+                "the owner of what becomes free later owns no rests of frames, nor frame 0"
             );
         };
 
