@@ -399,7 +399,8 @@ impl<O: Owner> FrameAllocator<O> {
     }
 
     /// Adds the next `frames` frames to a run, if they are free, and returns whether they were. Nothing has changed if not.
-    /// What CPUs have in their caches counts as used here.
+    /// What CPUs have in their caches counts as used here. No run is extended beyond the range that it lies in, though another
+    /// of the allocator's may begin there.
     ///
     /// ```
     /// # use muster_frames::{FrameAllocator, PhysAddr, PhysRange, RunRequest, SoleOwner};

@@ -467,6 +467,16 @@ fn messages_name_the_frame() {
 }
 
 #[test]
+fn no_run_is_extended_beyond_its_range() {
+    let frames = allocator(&[bounds(0x2000, 0x4000), bounds(0x4000, 0x6000)], &[]);
+    let mut run = (frames.allocate_run(request(1, 1), Owner::Heap)).unwrap();
+    assert!(!frames.extend_run(&mut run, 2));
+    assert!(frames.extend_run(&mut run, 1));
+    assert!(!frames.extend_run(&mut run, 1));
+    assert!(frames.allocate_run(request(3, 1), Owner::Heap).is_none());
+}
+
+#[test]
 fn a_range_is_adopted_by_its_whole_frames() {
     let frames = allocator(&[], &[bounds(0x2000, 0x4000)]);
     for range in [(0x2000, 0x3fff), (0x1000, 0x4000), (0x2000, 0x5000)] {
