@@ -114,7 +114,7 @@ impl FrameInfo {
         let (chunks, groups) = chunks.fold((0, 0), |(all, groups), chunks| {
             (all + chunks, groups + Zone::groups_needed(chunks))
         });
-        // Where `usize` has 32 bits, so many records have no room anyway, the summaries or not.
+        // Where `usize` has 32 bits, the records of more than that have no room anyway, the summaries or not.
         let bytes = groups.saturating_mul(size_of::<Group>());
         chunks + bytes.div_ceil(size_of::<FrameInfo>())
     }
