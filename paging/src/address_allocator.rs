@@ -282,6 +282,22 @@ impl AddressAllocator {
             .map_err(|_| AddressError::OutOfMemory { ranges: allocated })
     }
 
+    /// Returns for how many more ranges there is room.
+    pub fn room(&self) -> usize {
+        self.taken.capacity() - self.taken.len()
+    }
+
+    /// Moves the records to another vector, of which the contents are lost, if that has more room. Returns the vector that is not
+    /// in use. So room can be made without what guards the allocator, such as a lock under which nothing can be allocated.
+    pub fn move_records(&mut self, mut to: Vec<VirtRange>) -> Vec<VirtRange> {
+        if to.capacity() <= self.taken.capacity() {
+            return to;
+        }
+        to.clear();
+        to.extend_from_slice(&self.taken);
+        core::mem::replace(&mut self.taken, to)
+    }
+
     /// Gives back the room for the records of more ranges than `ranges`, if it is free and there is memory to move them to. Returns
     /// whether there was any.
     pub fn shrink_to(&mut self, ranges: usize) -> bool {

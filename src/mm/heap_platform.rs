@@ -212,6 +212,11 @@ pub fn drain_here() -> bool {
     MAGAZINES.drain() && frames::drain()
 }
 
+/// Returns the frames of what no CPU keeps for itself, and unmaps scattered ones that were freed.
+pub fn trim() {
+    MAGAZINES.trim();
+}
+
 /// Returns a number that changes when this CPU's caches are used: what was allocated and freed here, and how many frames are
 /// cached.
 pub fn cache_use() -> u64 {

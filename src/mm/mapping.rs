@@ -1,6 +1,8 @@
 //! Mappings that come and go: large memory out of scattered frames, and physical memory
 //! such as device registers, each with a page on both sides that is never mapped.
 
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, Ordering};
 use core::{fmt, mem};
 
 use conquer_once::spin::OnceCell;
@@ -46,6 +48,30 @@ fn addresses() -> &'static Lock<AddressAllocator> {
 /// [`AddressError`]: there is no memory for them.
 pub fn start() -> Result<(), AddressError> {
     addresses().lock().reserve(online::count() * RANGES_PER_CPU)
+}
+
+/// Makes more room for records before the last of it is needed. Without the lock, where memory that is in pieces could not be
+/// mapped for it; a mapping for that takes some of what is left.
+fn make_room() {
+    static IS_MAKING: AtomicBool = AtomicBool::new(false);
+
+    let ranges = {
+        let addresses = addresses().lock();
+        if addresses.room() > RANGES_PER_CPU / 2 + online::count() {
+            return;
+        }
+        addresses.allocated_ranges() + RANGES_PER_CPU + online::count()
+    };
+    // Relaxed, here and below: the lock orders the rest.
+    if IS_MAKING.swap(true, Ordering::Relaxed) {
+        return;
+    }
+    let mut records = Vec::new();
+    if records.try_reserve_exact(2 * ranges).is_ok() {
+        let unused = addresses().lock().move_records(records);
+        drop(unused);
+    }
+    IS_MAKING.store(false, Ordering::Relaxed);
 }
 
 /// Gives back what has been added to that room. Returns whether anything was.
@@ -274,6 +300,7 @@ impl Mapping {
 
     /// Allocates addresses, at which nothing is mapped yet.
     fn reserve(length: u64, align: u64, frames: FrameOwnership) -> Result<Self, MappingError> {
+        make_room();
         let allocate = || addresses().lock().allocate(length, align);
         let owned = allocate()
             .or_else(|error| match error {

@@ -26,6 +26,9 @@ const TIMEOUT: u64 = 60_000;
 /// The sizes of each CPU's blocks, in bytes: of classes that need more than a frame, and larger.
 const SIZES: [usize; 6] = [5000, 8192, 8193, 40_000, 300_000, 1_000_000];
 
+/// Blocks that one CPU has at once.
+const MANY: usize = 600;
+
 /// Free memory that each CPU needs for them, and for what it caches.
 const PER_CPU: u64 = 8 << 20;
 
@@ -61,11 +64,16 @@ pub fn check() -> Result<(), String> {
             }
         }
     });
+    if let Err(count) = many() {
+        failed.store(count, Ordering::Relaxed);
+    }
     let left = shared::get().free_bytes();
     for run in held {
         let freed = shared::get().frames().free_run(run);
         debug_assert!(freed.is_ok());
     }
+    // What was freed is unmapped here, and not by the CPU that idles first.
+    heap::drain();
     let (blocks, scattered, failed) = (
         blocks.into_inner(),
         scattered.into_inner(),
@@ -103,6 +111,22 @@ fn take_every_other() -> Option<Vec<OwnedRun>> {
         debug_assert!(freed.is_ok());
     }
     Some(held)
+}
+
+/// Allocates many blocks at once: the records of their mappings need more than a frame, too.
+///
+/// # Errors
+///
+/// The size of a block that is refused.
+fn many() -> Result<(), usize> {
+    let mut blocks: Vec<Vec<u8>> = Vec::new();
+    blocks.try_reserve_exact(MANY).map_err(|_| MANY)?;
+    for _ in 0..MANY {
+        let mut block = Vec::new();
+        block.try_reserve_exact(SIZES[2]).map_err(|_| SIZES[2])?;
+        blocks.push(block);
+    }
+    Ok(())
 }
 
 /// Allocates a block, makes it larger and smaller, and frees it, with interrupts disabled or enabled. Returns whether it was in

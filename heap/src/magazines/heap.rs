@@ -103,6 +103,8 @@ struct Shared {
     barren: AtomicU64,
     /// Blocks in the deferred list.
     waiting: AtomicUsize,
+    /// Whether a CPU tries to get scattered frames.
+    is_scattering: AtomicBool,
     large_blocks: AtomicUsize,
     /// The number of CPUs that are short of memory: while there are any, no CPU takes more than it
     /// needs.
@@ -129,6 +131,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
                 returned: AtomicU64::new(0),
                 barren: AtomicU64::new(u64::MAX),
                 waiting: AtomicUsize::new(0),
+                is_scattering: AtomicBool::new(false),
                 large_blocks: AtomicUsize::new(0),
                 short: AtomicUsize::new(0),
                 has_misfits: AtomicBool::new(false),
@@ -157,7 +160,6 @@ impl<P: FramePlatform> MagazineHeap<P> {
     pub fn drain(&self) -> bool {
         let _preemption = self.platform().disable_preemption();
         self.free_deferred();
-        self.unmap_freed();
         for bin in (0..BINS).filter_map(Bin::from_index) {
             let drained = {
                 let _interrupts = self.platform().disable_interrupts();
@@ -177,6 +179,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
             };
             settle(drained);
         }
+        self.unmap_freed();
         true
     }
 

@@ -183,8 +183,9 @@ pub unsafe trait FramePlatform: Sync {
     /// `align` frames: *scattered* frames, for a block of which the heap finds no contiguous ones, after all else. `None` if
     /// there are too few, if they can't be mapped now, or unless overridden: the request is refused then.
     ///
-    /// Called with no lock held, and interrupts and preemption as the caller of the heap has them. `count` is at least 2. It may
-    /// use the heap, but what the heap has no contiguous frames for ends up here again.
+    /// Called with no lock held, interrupts as the caller of the heap has them, and a [`NoPreempt`](Self::NoPreempt) alive, as a
+    /// rule on one CPU at a time. `count` is at least 2. It may use the heap, but what the heap has no contiguous frames for ends
+    /// up here again. Code that interrupted the heap on its own CPU calls it, too: it should return `None` there.
     fn allocate_scattered(&self, count: usize, align: usize) -> Option<NonNull<u8>> {
         let _ = (count, align);
         None
@@ -198,8 +199,10 @@ pub unsafe trait FramePlatform: Sync {
     }
 
     /// Returns whether scattered frames can be unmapped now: whether this code may wait until all CPUs have flushed their TLBs,
-    /// as it can't with interrupts disabled or while it holds a lock. Called as [`allocate_scattered`](Self::allocate_scattered)
-    /// is.
+    /// as it can't with interrupts disabled or while it holds a lock. CPUs that wait for this one in between, in
+    /// [`wait_for_memory`](Self::wait_for_memory) or [`wait_for_lock`](Self::wait_for_lock), with interrupts disabled, must flush
+    /// if asked to, or they wait for each other. Called as [`allocate_scattered`](Self::allocate_scattered) is, but without a
+    /// [`NoPreempt`](Self::NoPreempt).
     ///
     /// A free never asks: what is freed is unmapped before the heap takes memory from others, when a CPU
     /// [drains](super::MagazineHeap::drain) its cache or the heap is [trimmed](super::MagazineHeap::trim), and when a block
@@ -262,7 +265,8 @@ pub unsafe trait FramePlatform: Sync {
 
     /// Waits a moment while another CPU has memory in transit, of which it may give something back, or tries
     /// for the last of it. Called again and again when memory has run out, with no lock held, and
-    /// interrupts as the caller of the heap has them. It must not use the heap.
+    /// interrupts as the caller of the heap has them. It must not use the heap. Where scattered frames
+    /// [are unmapped](Self::can_unmap), a CPU answers requests to flush here, if its interrupts are disabled.
     ///
     /// `state` is 0 when the wait begins, and then what the last call left there. `false`: the wait has
     /// lasted longer than any such operation takes, as if a CPU had stopped in it, and the heap goes on

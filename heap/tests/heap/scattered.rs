@@ -32,6 +32,10 @@ struct Machine {
     window: NonNull<u8>,
     frames: Mutex<Frames>,
     can_unmap: AtomicBool,
+    waits: std::sync::atomic::AtomicUsize,
+    one_by_one: AtomicBool,
+    /// Called once where there is no single frame.
+    without_frame: Mutex<Option<Box<dyn FnOnce() + Send>>>,
 }
 
 // SAFETY: the addresses are those of memory that threads share.
@@ -78,6 +82,9 @@ impl Machine {
                 mappings: BTreeMap::new(),
             }),
             can_unmap: AtomicBool::new(true),
+            waits: Default::default(),
+            one_by_one: Default::default(),
+            without_frame: Mutex::new(None),
         }
     }
 
@@ -92,6 +99,23 @@ impl Machine {
         for (number, is_free) in frames.is_free.iter_mut().enumerate() {
             *is_free &= !is_taken(number);
         }
+    }
+
+    fn take_some(&self, count: usize, taken: &mut Vec<usize>) {
+        let mut frames = self.frames.lock().unwrap();
+        for (number, is_free) in frames.is_free.iter_mut().enumerate() {
+            if *is_free && taken.len() < count {
+                *is_free = false;
+                taken.push(number);
+            }
+        }
+    }
+
+    fn give(&self, taken: &[usize]) {
+        let mut frames = self.frames.lock().unwrap();
+        taken
+            .iter()
+            .for_each(|&number| frames.is_free[number] = true);
     }
 
     fn page(&self, start: NonNull<u8>, base: NonNull<u8>) -> usize {
@@ -123,18 +147,27 @@ unsafe impl FramePlatform for Machine {
     hosted_cpus!(cpus);
 
     fn allocate_frames(&self, count: usize, align: usize) -> Option<NonNull<u8>> {
-        let mut frames = self.frames.lock().unwrap();
-        let base = self.row.addr().get() / FRAME;
-        let mut starts = 0..(frames.is_free.len() + 1).saturating_sub(count);
-        let first = starts.find(|&first| {
-            (base + first).is_multiple_of(align)
-                && frames.is_free[first..][..count]
-                    .iter()
-                    .all(|is_free| *is_free)
-        })?;
-        frames.is_free[first..][..count].fill(false);
-        // SAFETY: within the row.
-        Some(unsafe { self.row.add(first * FRAME) })
+        let found = (|| {
+            let mut frames = self.frames.lock().unwrap();
+            let base = self.row.addr().get() / FRAME;
+            let mut starts = 0..(frames.is_free.len() + 1).saturating_sub(count);
+            let first = starts.find(|&first| {
+                (base + first).is_multiple_of(align)
+                    && frames.is_free[first..][..count]
+                        .iter()
+                        .all(|is_free| *is_free)
+            })?;
+            frames.is_free[first..][..count].fill(false);
+            // SAFETY: within the row.
+            Some(unsafe { self.row.add(first * FRAME) })
+        })();
+        if found.is_none() && count == 1 {
+            let hook = self.without_frame.lock().unwrap().take();
+            if let Some(hook) = hook {
+                hook();
+            }
+        }
+        found
     }
 
     unsafe fn free_frames(&self, start: NonNull<u8>, count: usize) {
@@ -147,6 +180,24 @@ unsafe impl FramePlatform for Machine {
 
     fn allocate_scattered(&self, count: usize, align: usize) -> Option<NonNull<u8>> {
         assert!(count > 1);
+        if self.one_by_one.load(Ordering::Relaxed) {
+            // Where they don't suffice, those that it has are unmapped first.
+            if self.frames_left() < count {
+                return None;
+            }
+            let mut taken = Vec::new();
+            while taken.len() < count {
+                let before = taken.len();
+                self.take_some(before + 1, &mut taken);
+                thread::sleep(std::time::Duration::from_millis(1));
+                if taken.len() == before {
+                    thread::sleep(std::time::Duration::from_millis(5));
+                    self.give(&taken);
+                    return None;
+                }
+            }
+            self.give(&taken);
+        }
         let mut frames = self.frames.lock().unwrap();
         let free = frames
             .is_free
@@ -179,6 +230,13 @@ unsafe impl FramePlatform for Machine {
 
     fn is_scattered(&self, start: NonNull<u8>) -> bool {
         self.page(start, self.window) < WINDOW
+    }
+
+    fn wait_for_memory(&self, state: &mut u64) -> bool {
+        self.waits.fetch_add(1, Ordering::Relaxed);
+        *state += 1;
+        thread::yield_now();
+        *state < 1 << 16
     }
 
     fn can_unmap(&self) -> bool {
@@ -340,4 +398,87 @@ fn histories_of_two_cpus_leave_nothing_behind() {
         });
         assert_empty(heap, left);
     }
+}
+
+#[test]
+fn a_drain_unmaps_what_it_frees() {
+    let heap = fragmented(256);
+    let layout = layout(10 * FRAME, 8);
+    let blocks = [(); 2].map(|()| alloc(&heap, layout).unwrap());
+    for block in blocks {
+        free(&heap, block, layout);
+    }
+    assert_eq!(heap.totals().live_blocks, 0);
+    assert!(heap.drain());
+    assert_eq!(heap.platform().frames_left(), 128);
+}
+
+#[test]
+fn a_cpu_waits_for_the_frames_of_another_ones_attempt_that_fails() {
+    let heap: &'static MagazineHeap<Machine> = Box::leak(Box::new(fragmented(64)));
+    // So that the row's frames have a description: a later slab needs one frame alone.
+    let _live: Vec<_> = (0..3)
+        .map(|_| alloc(heap, layout(3000, 8)).unwrap())
+        .collect();
+    // Somebody else takes all but two.
+    let mut left = heap.platform().frames_left();
+    heap.platform()
+        .frames
+        .lock()
+        .unwrap()
+        .is_free
+        .iter_mut()
+        .for_each(|free| {
+            if *free && left > 2 {
+                *free = false;
+                left -= 1;
+            }
+        });
+    assert_eq!(heap.platform().frames_left(), 2);
+    let (send, receive) = std::sync::mpsc::channel();
+    let hook = move || {
+        let other = thread::spawn(move || alloc(heap, layout(1024, 8)).is_some());
+        let before = heap.platform().waits.load(Ordering::Relaxed);
+        while !other.is_finished() && heap.platform().waits.load(Ordering::Relaxed) == before {
+            thread::yield_now();
+        }
+        send.send(other).unwrap();
+    };
+    *heap.platform().without_frame.lock().unwrap() = Some(Box::new(hook));
+    assert_eq!(alloc(heap, layout(8192, 8)), None);
+    let got = receive.recv().unwrap().join().unwrap();
+    assert!(alloc(heap, layout(1024, 8)).is_some(), "a frame is there");
+    assert!(
+        got,
+        "the other CPU was refused, though nobody else got these frames"
+    );
+}
+
+/// Each wants more than half of those that are free, on a platform that takes them one by one.
+#[test]
+fn two_cpus_do_not_keep_the_last_scattered_frames_from_each_other() {
+    let heap: &'static MagazineHeap<Machine> = Box::leak(Box::new(fragmented(64)));
+    heap.platform().one_by_one.store(true, Ordering::Relaxed);
+    let refused: usize = (0..5)
+        .map(|_| {
+            let start = std::sync::Barrier::new(2);
+            let got = AtomicBool::new(false);
+            thread::scope(|scope| {
+                for _ in 0..2 {
+                    scope.spawn(|| {
+                        start.wait();
+                        if let Some(block) = alloc(heap, layout(20 * FRAME, 8)) {
+                            got.store(true, Ordering::Relaxed);
+                            free(heap, block, layout(20 * FRAME, 8));
+                        }
+                        start.wait();
+                        heap.drain();
+                        heap.trim();
+                    });
+                }
+            });
+            usize::from(!got.into_inner())
+        })
+        .sum();
+    assert_eq!(refused, 0);
 }

@@ -198,6 +198,30 @@ fn no_memory_for_a_range_is_an_error() {
 }
 
 #[test]
+fn records_move_to_where_there_is_more_room() {
+    let ram = Ram::new(1 << 36);
+    let mut tables = tables(&ram);
+    let window = VirtRange::new(VirtAddr::new(WINDOW), 0x10_0000).unwrap();
+    let mut addresses = AddressAllocator::new(&mut tables, window).unwrap();
+    addresses.reserve(4).unwrap();
+    let mut held: Vec<_> = (0..4)
+        .map(|_| addresses.allocate(0x1000, 1).unwrap())
+        .collect();
+    assert_eq!(addresses.room(), 0);
+    assert_eq!(addresses.move_records(Vec::with_capacity(4)).capacity(), 4);
+    // What was in it is lost.
+    let mut room = Vec::with_capacity(16);
+    room.push(window);
+    assert_eq!(addresses.move_records(room).capacity(), 4);
+    assert_eq!((addresses.room(), addresses.allocated_ranges()), (12, 4));
+    let more = scarce::with_blocks_up_to(0, || addresses.allocate(0x1000, 1));
+    held.push(more.unwrap());
+    for owned in held {
+        assert_eq!(addresses.free(owned, &tables), Ok(()));
+    }
+}
+
+#[test]
 fn room_for_records_comes_back() {
     let ram = Ram::new(1 << 36);
     let mut tables = tables(&ram);

@@ -1,22 +1,37 @@
 //! Blocks in scattered frames, which the platform maps at contiguous addresses.
 
 use core::alloc::Layout;
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use super::MagazineHeap;
 use super::large::frames_of;
 use super::misuse::{Misuse, settle};
+use super::shortage::LongTransit;
 use crate::magazines::FramePlatform;
 use crate::magazines::cache::Block;
 use crate::magazines::class::{Class, FRAME};
 use crate::magazines::deferred::{Kind, Written};
 use crate::magazines::frames::Use;
 
+/// An attempt to get scattered frames, until this is dropped.
+struct Scattering<'a, P: FramePlatform> {
+    is_scattering: &'a AtomicBool,
+    _transit: LongTransit<'a, P>,
+}
+
+impl<P: FramePlatform> Drop for Scattering<'_, P> {
+    fn drop(&mut self) {
+        // Release: see `begin_scattering`.
+        self.is_scattering.store(false, Ordering::Release);
+    }
+}
+
 impl<P: FramePlatform> MagazineHeap<P> {
     /// Serves a large allocation for which there are no contiguous frames.
     pub(super) fn allocate_scattered_large(&self, layout: Layout) -> Option<Block> {
         let count = frames_of(layout)? as usize;
         let align = layout.align().div_ceil(FRAME);
+        let _attempt = self.begin_scattering();
         let block = (self.frames).allocate_scattered(count, align, Use::Large)?;
         self.shared.large_blocks.fetch_add(1, Ordering::Relaxed);
         self.count_resized(0, layout.size());
@@ -27,6 +42,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
     /// one's need no contiguous ones.
     pub(super) fn allocate_scattered_small(&self, class: Class, size: usize) -> Option<Block> {
         let count = class.slab_counts().last().filter(|&count| count > 1)?;
+        let _attempt = self.begin_scattering();
         let start = self.platform().allocate_scattered(count, count)?;
         let block = self.step(|context| {
             let block = self.slabs[class].add_scattered(context, class, start, count);
@@ -47,6 +63,20 @@ impl<P: FramePlatform> MagazineHeap<P> {
         }
         self.unmap_freed();
         None
+    }
+
+    /// Begins an attempt to get scattered frames, which other CPUs wait for, and only one makes at a time: each takes frames one
+    /// by one, and two would keep the last ones from each other. Within a bound, as the other may have stopped.
+    fn begin_scattering(&self) -> Scattering<'_, P> {
+        let mut state = 0;
+        // Acquire, with the Release of the end: what the last attempt gave back is there.
+        while (self.shared.is_scattering).swap(true, Ordering::Acquire)
+            && self.wait_for_memory(&mut state)
+        {}
+        Scattering {
+            is_scattering: &self.shared.is_scattering,
+            _transit: self.announce_long(),
+        }
     }
 
     /// Frees the frames of a block in scattered ones from `after` on. `false`: not now, as they can't be unmapped.

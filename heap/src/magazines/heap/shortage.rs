@@ -246,6 +246,16 @@ impl<P: FramePlatform> MagazineHeap<P> {
         gains
     }
 
+    /// Waits a moment for memory that another CPU has in transit. `false`: for too long, or this code has interrupted one on its
+    /// own CPU that has.
+    pub(super) fn wait_for_memory(&self, state: &mut u64) -> bool {
+        let has_interrupted = {
+            let _preemption = self.platform().disable_preemption();
+            self.platform().cache().is_in_transit()
+        };
+        !has_interrupted && self.platform().wait_for_memory(state)
+    }
+
     /// Tries for the last time, and again as long as memory is in transit on other CPUs: contention
     /// must not count as out of memory. Within bounds, as others may do so forever.
     fn seek(
@@ -260,13 +270,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
             let guards = (platform.disable_interrupts(), preemption);
             (platform.cpu(), guards)
         };
-        let wait = |state: &mut u64| {
-            let has_interrupted = {
-                let _preemption = platform.disable_preemption();
-                platform.cache().is_in_transit()
-            };
-            !has_interrupted && platform.wait_for_memory(state)
-        };
+        let wait = |state: &mut u64| self.wait_for_memory(state);
         let seek = || self.transit.seek(enter, wait, &attempt, &search);
         // A try may have freed slabs in scattered frames.
         seek().or_else(|| self.unmap_freed().then(seek)?)
