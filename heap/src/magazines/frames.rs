@@ -66,6 +66,12 @@ impl<P: FramePlatform> Frames<P> {
         }
     }
 
+    /// Counts frames no more that go back to the platform.
+    fn uncount(&self, frames: usize, from: Use) {
+        self.held[from as usize].fetch_sub(frames, Ordering::Relaxed);
+        self.total.fetch_sub(frames, Ordering::Relaxed);
+    }
+
     /// Does what [`FramePlatform::allocate_scattered`] does.
     pub(super) fn allocate_scattered(
         &self,
@@ -111,8 +117,7 @@ impl<P: FramePlatform> Frames<P> {
             return unsafe { self.free_later(start, count, from) };
         }
         // First, as another CPU may be given the frames at once, and would count them once more for the peak.
-        self.held[from as usize].fetch_sub(count, Ordering::Relaxed);
-        self.total.fetch_sub(count, Ordering::Relaxed);
+        self.uncount(count, from);
         // SAFETY: the caller's promise is the platform's condition.
         unsafe { self.platform.free_frames(start, count) };
     }
@@ -147,8 +152,7 @@ impl<P: FramePlatform> Frames<P> {
     ///
     /// As for that; and the frames are counted as for large blocks.
     pub(super) unsafe fn free_scattered(&self, start: NonNull<u8>, count: usize) {
-        self.held[Use::Large as usize].fetch_sub(count, Ordering::Relaxed);
-        self.total.fetch_sub(count, Ordering::Relaxed);
+        self.uncount(count, Use::Large);
         // SAFETY: the caller's promise is the platform's condition.
         unsafe { self.platform.free_scattered(start, count) };
     }

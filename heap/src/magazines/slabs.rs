@@ -172,31 +172,9 @@ impl Slabs {
         self.add_slab(context, class, start, count, 1)
     }
 
-    /// Makes scattered frames that the platform has given a slab, and takes its first block. `None`: there are no frames for its
-    /// description, and these wait to be unmapped.
-    pub(super) fn add_scattered<P: FramePlatform>(
-        &self,
-        context: &Context<'_, P>,
-        class: Class,
-        start: Block,
-        count: usize,
-    ) -> Option<Block> {
-        let frames = context.frames;
-        frames.count(count, Use::Slab);
-        let mut spares = Spares::none(frames);
-        let Ok(slab) = (context.map).insert(context, start, count as u8, class, &mut spares) else {
-            // SAFETY: the caller's, for it, and no slab was made of them.
-            unsafe { frames.free(start, count, Use::Slab) };
-            return None;
-        };
-        let is_listed = self.add(context, class, slab, 1);
-        debug_assert!(is_listed, "this CPU holds no lock");
-        Some(start)
-    }
-
     /// Makes frames, taken for it, a slab, of which the first `live` blocks are in use, and returns where it is. `Err`: there
     /// are no frames for its description, and these, or others in their place, are still the caller's.
-    fn add_slab<P: FramePlatform>(
+    pub(super) fn add_slab<P: FramePlatform>(
         &self,
         context: &Context<'_, P>,
         class: Class,

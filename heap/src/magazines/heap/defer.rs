@@ -43,7 +43,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
                         true => frames,
                         false => frames.min(budget),
                     };
-                    budget -= freed.min(budget);
+                    budget = budget.saturating_sub(freed);
                     // SAFETY: a large block that was freed, of this many frames, or what is left of it.
                     unsafe { self.free_deferred_frames(block, frames, freed) };
                     if freed < frames {

@@ -19,7 +19,6 @@ pub(super) const STEP_FRAMES: u32 = 4096;
 impl<P: FramePlatform> MagazineHeap<P> {
     pub(super) fn allocate_large(&self, layout: Layout) -> Option<Block> {
         self.obtain_large(layout, |_| None)
-            .or_else(|| self.allocate_scattered_large(layout))
     }
 
     /// Makes a large block larger, as `realloc` does when memory is short: by a new block, or where it is, if what comes back
@@ -35,15 +34,14 @@ impl<P: FramePlatform> MagazineHeap<P> {
         new: Layout,
     ) -> Option<Block> {
         let before = frames_of(old)? as usize;
-        let grown = self.obtain_large(new, |after| {
+        self.obtain_large(new, |after| {
             // SAFETY: a large block's frames; the caller's promise.
             let is_longer = unsafe {
                 self.frames
                     .extend(block, before, after - before, Use::Large)
             };
             is_longer.then_some(block)
-        });
-        grown.or_else(|| self.allocate_scattered_large(new))
+        })
     }
 
     /// Takes frames for a large block, or the one that `instead` gives where there are none.
@@ -57,7 +55,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
         if count > self.platform().capacity() {
             return None;
         }
-        self.until_short(
+        let contiguous = self.until_short(
             |kind| {
                 let _preemption = self.platform().disable_preemption();
                 let (block, freed) = {
@@ -94,7 +92,8 @@ impl<P: FramePlatform> MagazineHeap<P> {
                 self.count_resized(0, layout.size());
                 Some(block)
             },
-        )
+        );
+        contiguous.or_else(|| self.allocate_scattered_large(count, align, layout.size()))
     }
 
     /// Makes a large block larger where it is, if the frames behind it are free. `false`: nothing has changed.
@@ -250,8 +249,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
     ///
     /// # Safety
     ///
-    /// `block` is a large one of `before` frames, of which nobody uses those from `after` on, of which
-    /// there are some.
+    /// `block` is a large one of `before` frames, of which nobody uses those from `after` on.
     unsafe fn give_back_tail(&self, block: Block, before: usize, after: usize) -> bool {
         if self.platform().is_scattered(block) {
             // SAFETY: the caller's promise.

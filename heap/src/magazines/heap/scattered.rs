@@ -1,10 +1,8 @@
 //! Blocks in scattered frames, which the platform maps at contiguous addresses.
 
-use core::alloc::Layout;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use super::MagazineHeap;
-use super::large::frames_of;
 use super::misuse::{Misuse, settle};
 use super::shortage::LongTransit;
 use crate::magazines::FramePlatform;
@@ -27,14 +25,17 @@ impl<P: FramePlatform> Drop for Scattering<'_, P> {
 }
 
 impl<P: FramePlatform> MagazineHeap<P> {
-    /// Serves a large allocation for which there are no contiguous frames.
-    pub(super) fn allocate_scattered_large(&self, layout: Layout) -> Option<Block> {
-        let count = frames_of(layout)? as usize;
-        let align = layout.align().div_ceil(FRAME);
+    /// Serves a large allocation of `size` bytes for which there are no contiguous frames.
+    pub(super) fn allocate_scattered_large(
+        &self,
+        count: usize,
+        align: usize,
+        size: usize,
+    ) -> Option<Block> {
         let _attempt = self.begin_scattering();
         let block = (self.frames).allocate_scattered(count, align, Use::Large)?;
         self.shared.large_blocks.fetch_add(1, Ordering::Relaxed);
-        self.count_resized(0, layout.size());
+        self.count_resized(0, size);
         Some(block)
     }
 
@@ -43,10 +44,14 @@ impl<P: FramePlatform> MagazineHeap<P> {
     pub(super) fn allocate_scattered_small(&self, class: Class, size: usize) -> Option<Block> {
         let count = class.slab_counts().last().filter(|&count| count > 1)?;
         let _attempt = self.begin_scattering();
-        let start = self.platform().allocate_scattered(count, count)?;
+        let start = (self.frames).allocate_scattered(count, count, Use::Slab)?;
+        let free = |start| {
+            // SAFETY: allocated for a slab, and none was made of them.
+            unsafe { self.frames.free(start, count, Use::Slab) };
+        };
         let block = self.step(|context| {
-            let block = self.slabs[class].add_scattered(context, class, start, count);
-            (block, Ok(()))
+            let made = self.slabs[class].add_slab(context, class, start, count, 1);
+            (made.map_err(free).ok(), Ok(()))
         });
         match block {
             Some(Some(block)) => {
@@ -55,11 +60,7 @@ impl<P: FramePlatform> MagazineHeap<P> {
             }
             Some(None) => {}
             // This code interrupted its own CPU inside the heap.
-            None => {
-                self.frames.count(count, Use::Slab);
-                // SAFETY: allocated just now, and nobody uses them.
-                unsafe { self.frames.free(start, count, Use::Slab) };
-            }
+            None => free(start),
         }
         self.unmap_freed();
         None
