@@ -469,12 +469,7 @@ impl Yielding {
 
 // SAFETY: everything is `HostedFrames`'.
 unsafe impl FramePlatform for Yielding {
-    type NoPreempt = ();
-    type InterruptGuard = ();
-
-    fn disable_preemption(&self) {}
-
-    fn disable_interrupts(&self) {}
+    nothing_interrupts!();
 
     hosted_cpus!(0);
 

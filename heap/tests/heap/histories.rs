@@ -63,12 +63,7 @@ impl Machine {
 // the heap as an interrupt handler does. (2), (3) Each CPU with a cache has its own; they have numbers,
 // and so has the one without. (5) `HostedFrames`'.
 unsafe impl FramePlatform for Machine {
-    type NoPreempt = ();
-    type InterruptGuard = ();
-
-    fn disable_preemption(&self) {}
-
-    fn disable_interrupts(&self) {}
+    nothing_interrupts!();
 
     fn cpu(&self) -> Option<usize> {
         Some(self.is_on())

@@ -638,12 +638,7 @@ struct Scripted<F, D> {
 // SAFETY: everything is `HostedFrames`', except that a CPU may say that it has no cache, which it
 // has or hasn't for as long as it uses the heap.
 unsafe impl<F: Fn() + Sync, D: Fn() + Sync> FramePlatform for Scripted<F, D> {
-    type NoPreempt = ();
-    type InterruptGuard = ();
-
-    fn disable_preemption(&self) {}
-
-    fn disable_interrupts(&self) {}
+    nothing_interrupts!();
 
     fn cpu(&self) -> Option<usize> {
         self.machine.cpu()

@@ -18,6 +18,18 @@ use std::thread;
 use muster_heap::hosted::{Growth, Hosted};
 use muster_heap::{Heap, MAX_REGIONS, Platform, StartError};
 
+/// The guards of a machine whose CPUs nothing interrupts, and where nothing is preempted.
+macro_rules! nothing_interrupts {
+    () => {
+        type NoPreempt = ();
+        type InterruptGuard = ();
+
+        fn disable_preemption(&self) {}
+
+        fn disable_interrupts(&self) {}
+    };
+}
+
 /// The methods that a machine around `HostedFrames` leaves to that field: its CPUs and their caches.
 macro_rules! hosted_cpus {
     ($machine:tt) => {
@@ -55,12 +67,7 @@ macro_rules! hosted_frames {
 #[cfg(target_os = "linux")]
 macro_rules! one_cpu {
     () => {
-        type NoPreempt = ();
-        type InterruptGuard = ();
-
-        fn disable_preemption(&self) {}
-
-        fn disable_interrupts(&self) {}
+        nothing_interrupts!();
 
         fn cpu(&self) -> Option<usize> {
             Some(0)

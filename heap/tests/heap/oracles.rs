@@ -384,12 +384,7 @@ unsafe impl<const FLAGGED: bool> FramePlatform for Turns<FLAGGED> {
         FastPath::Uninterrupted
     };
 
-    type NoPreempt = ();
-    type InterruptGuard = ();
-
-    fn disable_preemption(&self) {}
-
-    fn disable_interrupts(&self) {}
+    nothing_interrupts!();
 
     fn cpu(&self) -> Option<usize> {
         Some(self.turn.load(Ordering::Relaxed)).filter(|cpu| *cpu < CPUS)

@@ -137,12 +137,7 @@ impl Drop for Machine {
 
 // SAFETY: frames have one owner each, and are mapped where it is said; CPUs are threads, as in `HostedFrames`.
 unsafe impl FramePlatform for Machine {
-    type NoPreempt = ();
-    type InterruptGuard = ();
-
-    fn disable_preemption(&self) {}
-
-    fn disable_interrupts(&self) {}
+    nothing_interrupts!();
 
     hosted_cpus!(cpus);
 

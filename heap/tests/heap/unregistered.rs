@@ -96,12 +96,7 @@ unsafe impl FramePlatform for Machine {
         cache_from_gs: head_offset::<CpuCache>(),
     };
 
-    type NoPreempt = ();
-    type InterruptGuard = ();
-
-    fn disable_preemption(&self) {}
-
-    fn disable_interrupts(&self) {}
+    nothing_interrupts!();
 
     fn cpu(&self) -> Option<usize> {
         Cpu::try_with(|here| here.index() as usize)

@@ -37,12 +37,7 @@ impl Stopping {
 
 // SAFETY: everything is `HostedFrames`'.
 unsafe impl FramePlatform for Stopping {
-    type NoPreempt = ();
-    type InterruptGuard = ();
-
-    fn disable_preemption(&self) {}
-
-    fn disable_interrupts(&self) {}
+    nothing_interrupts!();
 
     hosted_cpus!(machine);
 

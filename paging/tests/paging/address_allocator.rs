@@ -20,6 +20,14 @@ fn tables(ram: &Ram) -> Tables<&Ram> {
     Tables::new(ram, Levels::Four, Features::default(), ram).unwrap()
 }
 
+/// Returns new tables, and an allocator of 256 pages of them.
+fn allocator(ram: &Ram) -> (Tables<&Ram>, AddressAllocator) {
+    let mut tables = tables(ram);
+    let window = VirtRange::new(VirtAddr::new(WINDOW), 0x10_0000).unwrap();
+    let addresses = AddressAllocator::new(&mut tables, window).unwrap();
+    (tables, addresses)
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Allocate { pages: u64, align: u32 },
@@ -178,9 +186,7 @@ fn a_window_of_addresses_that_do_not_exist_is_refused() {
 #[test]
 fn no_memory_for_a_range_is_an_error() {
     let ram = Ram::new(1 << 36);
-    let mut tables = tables(&ram);
-    let window = VirtRange::new(VirtAddr::new(WINDOW), 0x10_0000).unwrap();
-    let mut addresses = AddressAllocator::new(&mut tables, window).unwrap();
+    let (tables, mut addresses) = allocator(&ram);
     let error = scarce::with_blocks_up_to(0, || addresses.allocate(0x1000, 0x1000).err());
     let error = error.unwrap();
     assert_eq!(error, AddressError::OutOfMemory { ranges: 0 });
@@ -200,9 +206,8 @@ fn no_memory_for_a_range_is_an_error() {
 #[test]
 fn records_move_to_where_there_is_more_room() {
     let ram = Ram::new(1 << 36);
-    let mut tables = tables(&ram);
-    let window = VirtRange::new(VirtAddr::new(WINDOW), 0x10_0000).unwrap();
-    let mut addresses = AddressAllocator::new(&mut tables, window).unwrap();
+    let (tables, mut addresses) = allocator(&ram);
+    let window = addresses.window();
     addresses.reserve(4).unwrap();
     let mut held: Vec<_> = (0..4)
         .map(|_| addresses.allocate(0x1000, 1).unwrap())
@@ -224,9 +229,7 @@ fn records_move_to_where_there_is_more_room() {
 #[test]
 fn room_for_records_comes_back() {
     let ram = Ram::new(1 << 36);
-    let mut tables = tables(&ram);
-    let window = VirtRange::new(VirtAddr::new(WINDOW), 0x10_0000).unwrap();
-    let mut addresses = AddressAllocator::new(&mut tables, window).unwrap();
+    let (tables, mut addresses) = allocator(&ram);
     addresses.reserve(64).unwrap();
     let mut held: Vec<_> = (0..4)
         .map(|_| addresses.allocate(0x1000, 1).unwrap())
@@ -248,9 +251,7 @@ fn room_for_records_comes_back() {
 #[test]
 fn the_right_to_addresses_is_recovered_by_where_they_begin() {
     let ram = Ram::new(1 << 36);
-    let mut tables = tables(&ram);
-    let window = VirtRange::new(VirtAddr::new(WINDOW), 0x10_0000).unwrap();
-    let mut addresses = AddressAllocator::new(&mut tables, window).unwrap();
+    let (tables, mut addresses) = allocator(&ram);
     let ranges: Vec<_> = (1..4)
         .map(|pages| addresses.allocate(pages * 0x1000, 1).unwrap().range())
         .collect();
@@ -271,9 +272,7 @@ fn the_right_to_addresses_is_recovered_by_where_they_begin() {
 #[test]
 fn impossible_wishes_are_refused() {
     let ram = Ram::new(1 << 36);
-    let mut tables = tables(&ram);
-    let window = VirtRange::new(VirtAddr::new(WINDOW), 0x10_0000).unwrap();
-    let mut addresses = AddressAllocator::new(&mut tables, window).unwrap();
+    let (mut tables, mut addresses) = allocator(&ram);
     for (length, align) in [(0, 0x1000), (0x1800, 0x1000), (0x1000, 0), (0x1000, 0x3000)] {
         let error = addresses.allocate(length, align).unwrap_err();
         assert_eq!(error, AddressError::Malformed { length, align });
