@@ -17,12 +17,11 @@ use muster_frames::FRAME_SIZE;
 #[cfg(feature = "bench")]
 use muster_heap::MagazineHeap;
 use muster_heap::{Class, MagazineStatistics, Traffic, resume};
-use muster_paging::VirtAddr;
 
 #[cfg(feature = "bench")]
 use super::heap_platform::Kernel;
 use super::heap_platform::{LIST, MAGAZINES, drain_here};
-use super::{checked, frames, mapping, shared};
+use super::{checked, frames, mapping, scattered, shared};
 use crate::arch::trap;
 use crate::boot::bytes::Bytes;
 use crate::boot::window;
@@ -57,13 +56,7 @@ struct Global;
 
 /// Returns whether a block lies in the list's memory, the boot arena included.
 fn is_of_list(block: *mut u8) -> bool {
-    block.addr() as u64 >= window::ALL.start.get() && !is_scattered(block)
-}
-
-/// Returns whether a block is one of the magazines' in scattered frames.
-#[cold]
-fn is_scattered(block: *mut u8) -> bool {
-    window::MAPPINGS.contains(VirtAddr::from_ptr(block))
+    block.addr() as u64 >= window::ALL.start.get() && !scattered::contains(block)
 }
 
 // SAFETY: every block goes back to the heap it came from: the list's memory lies in the
@@ -99,7 +92,7 @@ unsafe impl GlobalAlloc for Global {
     }
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
-        if block.addr() < MAGAZINES_END.load(Ordering::Relaxed) || is_scattered(block) {
+        if block.addr() < MAGAZINES_END.load(Ordering::Relaxed) || scattered::contains(block) {
             // SAFETY: as for `dealloc`.
             return unsafe { MAGAZINES.realloc(block, layout, new_size) };
         }
@@ -147,7 +140,7 @@ unsafe fn free_otherwise(block: *mut u8, layout: Layout) {
         // SAFETY: the caller's promise, handed on to the heap the block is of.
         return unsafe { LIST.dealloc(block, layout) };
     }
-    if is_scattered(block) {
+    if scattered::contains(block) {
         // SAFETY: as above.
         return unsafe { MAGAZINES.dealloc(block, layout) };
     }

@@ -157,7 +157,7 @@ unsafe impl FramePlatform for Kernel {
 
     #[inline]
     fn is_scattered(&self, start: NonNull<u8>) -> bool {
-        scattered::contain(start)
+        scattered::contains(start.as_ptr())
     }
 
     fn can_unmap(&self) -> bool {
@@ -210,11 +210,6 @@ fn is_overdue(state: &mut u64, timeout: u64) -> bool {
 /// their use.
 pub fn drain_here() -> bool {
     MAGAZINES.drain() && frames::drain()
-}
-
-/// Returns the frames of what no CPU keeps for itself, and unmaps scattered ones that were freed.
-pub fn trim() {
-    MAGAZINES.trim();
 }
 
 /// Returns a number that changes when this CPU's caches are used: what was allocated and freed here, and how many frames are

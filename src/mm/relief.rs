@@ -24,7 +24,7 @@ pub fn reclaim<T>(retry: impl FnOnce() -> T) -> T {
     heap_platform::drain_here();
     ask_others();
     // The others could not unmap what they freed.
-    heap_platform::trim();
+    heap_platform::MAGAZINES.trim();
     retry()
 }
 

@@ -21,9 +21,10 @@ pub fn allocate(count: usize, align: usize) -> Option<NonNull<u8>> {
     NonNull::new(mapping.leak())
 }
 
-/// Returns whether a block of the heap's lies in scattered frames, and not in the HHDM.
-pub fn contain(start: NonNull<u8>) -> bool {
-    VirtAddr::from_ptr(start.as_ptr()) >= MAPPINGS.start
+/// Returns whether a block of any heap lies in scattered frames: in the window of mappings, where no other blocks are.
+#[inline]
+pub fn contains(block: *mut u8) -> bool {
+    MAPPINGS.contains(VirtAddr::from_ptr(block))
 }
 
 /// Returns whether this CPU can wait for others to flush: it handles no interrupt and holds no lock.

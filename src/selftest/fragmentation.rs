@@ -12,8 +12,7 @@ use muster::cpus;
 use muster::internals::boot::bytes::Bytes;
 use muster::internals::boot::owner::{OwnedRun, Owner};
 use muster::internals::boot::window::MAPPINGS;
-use muster::internals::mm::heap;
-use muster::internals::mm::shared;
+use muster::internals::mm::{frames, heap, shared};
 use muster::internals::smp::{jobs, online};
 use muster_arguments::HeapKind;
 use muster_frames::{FRAME_SIZE, RunRequest};
@@ -44,14 +43,16 @@ const MAX_MEMORY: u64 = 1 << 30;
 pub fn check() -> Result<(), String> {
     heap::drain();
     let free = shared::get().free_bytes();
+    // Half of it is taken.
     let need = PER_CPU * 2 * online::count() as u64;
-    // Only the magazines take frames one by one, and the checked heap reads its blocks in the HHDM.
+    // No other heap has blocks in scattered frames.
     if heap::kind() != HeapKind::Magazines || !(need..MAX_MEMORY).contains(&free) {
         return Ok(());
     }
     let held = take_every_other().ok_or("there is no memory for a list of all frames")?;
     let (blocks, scattered) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let failed = AtomicUsize::new(0);
+    // Relaxed, all of them: the job's end publishes them.
     jobs::all(TIMEOUT, &|_| {
         for size in SIZES {
             match block(size) {
@@ -59,17 +60,16 @@ pub fn check() -> Result<(), String> {
                     blocks.fetch_add(1, Ordering::Relaxed);
                     scattered.fetch_add(usize::from(is_scattered), Ordering::Relaxed);
                 }
-                // Relaxed: the job's end publishes it.
                 None => failed.store(size, Ordering::Relaxed),
             }
         }
     });
-    if let Err(count) = many() {
-        failed.store(count, Ordering::Relaxed);
+    if let Err(size) = many() {
+        failed.store(size, Ordering::Relaxed);
     }
     let left = shared::get().free_bytes();
     for run in held {
-        let freed = shared::get().frames().free_run(run);
+        let freed = frames::give_run_back(run);
         debug_assert!(freed.is_ok());
     }
     // What was freed is unmapped here, and not by the CPU that idles first.
@@ -96,18 +96,17 @@ pub fn check() -> Result<(), String> {
 
 /// Takes all frames, and frees every other of them.
 fn take_every_other() -> Option<Vec<OwnedRun>> {
-    let frames = shared::get().frames();
     let mut held = Vec::new();
     held.try_reserve_exact((shared::get().free_bytes() / FRAME_SIZE) as usize)
         .ok()?;
     while held.len() < held.capacity()
-        && let Some(run) = frames.allocate_run(RunRequest::new(1), Owner::Mappings)
+        && let Some(run) = frames::take_run(RunRequest::new(1), Owner::Mappings)
     {
         held.push(run);
     }
     let is_even = |run: &mut OwnedRun| run.run().first().number().is_multiple_of(2);
     for run in held.extract_if(.., is_even) {
-        let freed = frames.free_run(run);
+        let freed = frames::give_run_back(run);
         debug_assert!(freed.is_ok());
     }
     Some(held)
@@ -120,7 +119,8 @@ fn take_every_other() -> Option<Vec<OwnedRun>> {
 /// The size of a block that is refused.
 fn many() -> Result<(), usize> {
     let mut blocks: Vec<Vec<u8>> = Vec::new();
-    blocks.try_reserve_exact(MANY).map_err(|_| MANY)?;
+    let list = MANY * size_of::<Vec<u8>>();
+    blocks.try_reserve_exact(MANY).map_err(|_| list)?;
     for _ in 0..MANY {
         let mut block = Vec::new();
         block.try_reserve_exact(SIZES[2]).map_err(|_| SIZES[2])?;
